@@ -175,7 +175,8 @@ def extra_of(module: str) -> str | None:
 
 def name_error(error: UnicodeEncodeError) -> DataError:
     """Error for the name of a file or folder that is not UTF-8 and cannot be written as text."""
-    start, end = max(0, error.start - _NAME_SHOWN), error.end + _NAME_SHOWN
+    start = max(0, error.start - _NAME_SHOWN)
+    end = error.end + _NAME_SHOWN
     return DataError(
         f"a name that is not UTF-8, in {error.object[start:end]!r}",
         hint="rename that file or folder: records and data hold names as text",

@@ -99,7 +99,8 @@ class FindingCodes:
         self, code: str, path: PurePath | str, *parts: object, hint: str = "", **details: Any
     ) -> DataError:
         """Returns the error `PATH: PART: PART` of a code of this table, with its action as hint."""
-        reason, hint = ": ".join(map(str, filter(None, parts))), hint or self.codes[code].action
+        reason = ": ".join(map(str, filter(None, parts)))
+        hint = hint or self.codes[code].action
         return DataError.at(path, reason, hint=hint, code=f"data.{code}", **details)
 
     def from_error(self, error: DataError, code: str = "", **place: Any) -> Finding:

@@ -51,7 +51,8 @@ def document_of(value: Any) -> dict[str, Any]:
     """Fields of a dataclass as JSON values, by their metadata."""
     document: dict[str, Any] = {}
     for declared in fields(value):
-        content, kind = getattr(value, declared.name), declared.metadata.get("document")
+        content = getattr(value, declared.name)
+        kind = declared.metadata.get("document")
         if kind == "never" or (kind == "given" and content in (None, _default(declared))):
             continue
         plain = _plain(content)

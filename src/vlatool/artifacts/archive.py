@@ -75,7 +75,9 @@ class ArchiveReader:
     """
 
     def __init__(self, where: object, prefix: str, size: int) -> None:
-        self._where, self._prefix, self._size = where, tuple(prefix.split("/")), size
+        self._where = where
+        self._prefix = tuple(prefix.split("/"))
+        self._size = size
         self.position = 0  # number of bytes read
         self.member: Member | None = None  # member in which the position is; None between members
         self.files: set[str] = set()  # names of the files so far

@@ -20,10 +20,12 @@ TOKENIZER = "tokenizer.json"
 PROCESSOR = "preprocessor_config.json"
 WEIGHTS = "model.safetensors"
 PICKLE_SUFFIX = ".bin"
-_SAFE, _TORCH = "model*.safetensors", f"pytorch_model*{PICKLE_SUFFIX}"
+_SAFE = "model*.safetensors"
+_TORCH = f"pytorch_model*{PICKLE_SUFFIX}"
 _INDEX = ".index.json"
 # Keys of the processor config of CLIP.
-_MEAN, _STD = "image_mean", "image_std"
+_MEAN = "image_mean"
+_STD = "image_std"
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,8 @@ def copy_clip(clip: Clip, count: int, rate: Fraction) -> EncodedClip | None:
 
 
 # Codecs that browsers decode in an mp4, and their pixel format.
-_PLAYED, _PLAYED_PIXELS = ("h264", "av1", "libdav1d", "vp9"), "yuv420p"
+_PLAYED = ("h264", "av1", "libdav1d", "vp9")
+_PLAYED_PIXELS = "yuv420p"
 
 
 def browser_clip(source: FrameSource, rate: Fraction) -> bytes:
@@ -167,7 +168,8 @@ class ClipWriter:
         self._stream = self._container.add_stream_from_template(template, opaque=True)
         self._tick = 1 / rate
         self._stream.time_base = self._tick
-        self._delay, self._frames = delay, 0
+        self._delay = delay
+        self._frames = 0
 
     def __enter__(self) -> "ClipWriter":
         return self

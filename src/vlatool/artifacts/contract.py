@@ -10,7 +10,8 @@ from vlatool.errors import DataError
 from vlatool.pages.text import number_text
 from vlatool.transforms.geometry import ResizeFilter, ResizeMethod
 
-_RATE, _SCALE = 0.01, 0.05  # shares by which rates and scales may differ
+_RATE = 0.01
+_SCALE = 0.05
 Size = tuple[int, int]
 # Key that `--allow` takes, value of training, other value.
 Difference = tuple[str, str, str]
@@ -85,7 +86,8 @@ def _meanings(trained: Convention, other: Convention) -> Iterator[Difference]:
     """First attribute without a common value, or else the scale."""
     key = f"conventions.{trained.name.replace(' ', '.')}"
     for name in ("relation", "frame", "rotation"):
-        values, others = getattr(trained, name), getattr(other, name)
+        values = getattr(trained, name)
+        others = getattr(other, name)
         if values and others and not {*values} & {*others}:
             yield f"{key}.{name}", " or ".join(values), " or ".join(others)
             return

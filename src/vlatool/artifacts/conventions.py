@@ -203,7 +203,8 @@ def _attributes(group: Convention) -> Iterator[str]:
 
 
 def _scale_texts(group: Convention) -> Iterator[str]:
-    least, greatest = min(group.scale), max(group.scale)
+    least = min(group.scale)
+    greatest = max(group.scale)
     if greatest - least > _ONE * max(abs(least), abs(greatest)):
         yield f"scale {_numbers(group.scale)}"
     elif abs(least - 1) > _ONE:

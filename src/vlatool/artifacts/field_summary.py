@@ -265,7 +265,8 @@ def pose_tracks(
     """
     tracks: list[EndEffectorTrack] = []
     for position, rotation in pairs.items():
-        xyz, rot6d = fields.get(position), fields.get(rotation)
+        xyz = fields.get(position)
+        rot6d = fields.get(rotation)
         if xyz is None or xyz.shape[1:] != (3,) or xyz.dtype.kind != "f":
             continue
         has_rotation = rot6d is not None and rot6d.shape == (len(xyz), 6)

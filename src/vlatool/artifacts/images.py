@@ -46,13 +46,17 @@ _PNG_START = b"\x89PNG\r\n\x1a\n"
 _HEADER = struct.Struct(">2I5B")
 _CHUNK = struct.Struct(">I4s")
 _CHECKSUM_BYTES = 4
-_RGB, _BITS = 2, 8
+_RGB = 2
+_BITS = 8
 # Transparent color, animation, palette: readers decode them differently.
 _NOT_PLAIN = {b"tRNS", b"acTL", b"PLTE"}
 _CRITICAL = {b"IHDR", b"IDAT", b"IEND", b"PLTE"}
-PNG, JPEG = "png", "jpeg"
+PNG = "png"
+JPEG = "jpeg"
 # Least width of an image under a label, height of the label, distances; in pixels.
-_LABELED_WIDTH, _LABEL_HEIGHT, _GAP = 160, 18, 4
+_LABELED_WIDTH = 160
+_LABEL_HEIGHT = 18
+_GAP = 4
 # Pillow's gray modes with more than 8 bits; converted to RGB they would be white.
 _NUMERIC_MODES = ("I", "F")
 
@@ -81,7 +85,8 @@ def labeled_png(images: Mapping[str, UInt8Array]) -> bytes:
     """
     height, width = next(iter(images.values())).shape[:2]
     scale = -(-_LABELED_WIDTH // width)
-    size, step = (width * scale, height * scale), width * scale + _GAP
+    size = (width * scale, height * scale)
+    step = width * scale + _GAP
     sheet = Image.new("RGB", (step * len(images) - _GAP, size[1] + _LABEL_HEIGHT), "white")
     draw = ImageDraw.Draw(sheet)
     for column, (label, pixels) in enumerate(images.items()):
@@ -143,7 +148,8 @@ def _decode_valid_jpeg(data: bytes, buffer: UInt8Array | None = None) -> UInt8Ar
     _check_scans(data)
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
-        height, width = int(height), int(width)
+        height = int(height)
+        width = int(width)
         _check_size(width, height)
         if colors not in ("YCbCr", "Gray"):
             return None
@@ -175,13 +181,16 @@ def _has_one_scan(data: bytes) -> bool:
 
     Reads the headers before it: counting the scans takes a tenth of the time of decoding.
     """
-    at, is_progressive, colors = 2, True, -1
+    at = 2
+    is_progressive = True
+    colors = -1
     while at + 9 < len(data):
         marker, length = _JPEG_HEADER.unpack_from(data, at)
         if marker == _JPEG_SCAN:
             return not is_progressive and data[at + 4] == colors
         if marker in _JPEG_FRAMES:
-            is_progressive, colors = marker not in _JPEG_SEQUENTIAL, data[at + 9]
+            is_progressive = marker not in _JPEG_SEQUENTIAL
+            colors = data[at + 9]
         elif marker < _JPEG_MARKERS:
             return False
         at += 2 + length
@@ -224,7 +233,9 @@ def png_info(data: bytes) -> PngInfo:
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
     """(type, content) of each chunk, up to the end of the file."""
-    view, at, kind = memoryview(data), len(_PNG_START), b""
+    view = memoryview(data)
+    at = len(_PNG_START)
+    kind = b""
     if not is_png(data):
         raise ValueError(f"not a PNG: {data[:8].hex(' ') or 'empty'}")
     while kind != b"IEND":
@@ -332,7 +343,8 @@ def visible_image(data: bytes) -> Image.Image:
             positive = values[values > 0]
             if not positive.size:
                 return Image.new("RGB", image.size)
-            low, high = positive.min(), positive.max()
+            low = positive.min()
+            high = positive.max()
             gray = 60 + 195 * (values - low) / max(high - low, 1)
             return Image.fromarray(np.where(values > 0, gray, 0).astype(np.uint8)).convert("RGB")
     return Image.fromarray(decode_rgb(data))

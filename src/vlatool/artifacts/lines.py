@@ -52,7 +52,8 @@ def write_lines(output: Path, name: str, lines: Iterable[bytes]) -> tuple[FileEn
         writer = LinesWriter(file)
         for line in lines:
             writer.append(line)
-    entry, index = writer.entry(name), writer.index().content()
+    entry = writer.entry(name)
+    index = writer.index().content()
     index_file = lines_index_path(path)
     write_bytes(index_file, index, synced=False)  # can be derived from the lines
     index_name = index_file.relative_to(output).as_posix()

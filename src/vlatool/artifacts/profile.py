@@ -214,7 +214,8 @@ def compute_profile(
         raise ValueError("there are no actions")
     if not np.isfinite(rows).all():
         raise ValueError("an action is not finite")
-    mean, std = rows.mean(axis=0), rows.std(axis=0)
+    mean = rows.mean(axis=0)
+    std = rows.std(axis=0)
     width = rows.max(axis=0) - rows.min(axis=0)
     std = np.where(width <= _CONSTANT_WIDTH * np.maximum(1.0, np.abs(mean)), 1.0, std)
     return NormalizationProfile(

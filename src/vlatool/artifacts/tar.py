@@ -259,7 +259,8 @@ def _scan(file: IO[bytes]) -> TarScan:
         other = first.setdefault(sample.key, sample)
         if other is sample:
             continue
-        code, message = "duplicate_sample", f"sample {sample.key} occurs twice"
+        code = "duplicate_sample"
+        message = f"sample {sample.key} occurs twice"
         if not set(other.members) & set(sample.members):
             code = "scattered_sample"
             message = f"the members of sample {sample.key} are not contiguous"
@@ -358,7 +359,8 @@ def parse_index(content: bytes) -> ShardIndex | None:
         arrays = tar_sample.read_arrays(content, ("offsets", "lengths", "shard_bytes"))
     except (KeyError, ValueError):
         return None
-    offsets, lengths = arrays["offsets"], arrays["lengths"]
+    offsets = arrays["offsets"]
+    lengths = arrays["lengths"]
     shapes = (offsets.ndim, lengths.shape, arrays["shard_bytes"].ndim)
     if shapes != (1, offsets.shape, 0) or any(array.dtype.kind != "i" for array in arrays.values()):
         return None

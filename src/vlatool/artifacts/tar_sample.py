@@ -28,7 +28,8 @@ from vlatool.episode import Array, Sample
 
 _END = b"PK\x05\x06"
 _ENTRY = struct.Struct("<4s4B4HL2L5H2L")
-_STORED, _DEFLATED = 0, 8
+_STORED = 0
+_DEFLATED = 8
 _LOCAL_HEADER_BYTES = 30
 _MAGIC = b"\x93NUMPY"
 _LOCAL = struct.Struct("<4s5H3L2H")
@@ -126,8 +127,14 @@ def _directory(data: bytes) -> dict[str, tuple[int, int, int, int, int]]:
     entries: dict[str, tuple[int, int, int, int, int]] = {}
     for _ in range(count):
         fields = _ENTRY.unpack_from(data, position)
-        method, checksum, packed, size = fields[6], fields[9], fields[10], fields[11]
-        name_bytes, extra, comment, offset = fields[12], fields[13], fields[14], fields[18]
+        method = fields[6]
+        checksum = fields[9]
+        packed = fields[10]
+        size = fields[11]
+        name_bytes = fields[12]
+        extra = fields[13]
+        comment = fields[14]
+        offset = fields[18]
         start = position + _ENTRY.size
         name = data[start : start + name_bytes].decode()
         entries[name] = (method, checksum, packed, size, offset)

@@ -31,7 +31,8 @@ class TfRecordError(ValueError):
 def record_spans(path: Path) -> Iterator[ByteRange]:
     """Span of the content of each record; only headers are read, their checksums compared."""
     with open_file(path) as file:
-        size, start = file.seek(0, 2), 0
+        size = file.seek(0, 2)
+        start = 0
         while start < size:
             file.seek(start)
             header = file.read(_HEADER.size)
@@ -112,7 +113,8 @@ def parse_example(data: memoryview) -> dict[str, list[memoryview] | Array]:
             if isinstance(entry, int):
                 raise TfRecordError("a feature is a number")
             parts = dict(_fields(entry))
-            name, feature = parts.get(1), parts.get(2, memoryview(b""))
+            name = parts.get(1)
+            feature = parts.get(2, memoryview(b""))
             if not isinstance(name, memoryview) or not isinstance(feature, memoryview):
                 raise TfRecordError("a feature has no name")
             features[bytes(name).decode(errors="replace")] = _list_of(feature)

@@ -315,7 +315,8 @@ class ConfigCommand(VlatoolCommand):
         options = _config_options(is_flat=self.spec.is_flat)
         values = {option.name: ctx.params.pop(option.name) for option in options}
         typed: TypedConfig = ctx.meta[TYPED_CONFIG]
-        typed.presets, typed.files = values["preset"] or (), values["config"] or ()
+        typed.presets = values["preset"] or ()
+        typed.files = values["config"] or ()
         typed.read_options = ReadOptions(self.spec.presets, compat=values.get("compat", False))
         if not values["keys"]:
             return super().invoke(ctx)
@@ -384,7 +385,8 @@ class ConfigCommand(VlatoolCommand):
         from vlatool.cli.keys import known_values, values_to_type
         from vlatool.config.presets import list_presets
 
-        spec, keys = self.spec, self.keys(typed)
+        spec = self.spec
+        keys = self.keys(typed)
         schema = self.chosen_schema(typed, ctx)
         presets = [preset.name for preset in list_presets() if preset.kind in spec.presets]
         registered = {**spec.values, **spec.suggestions}

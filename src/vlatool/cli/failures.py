@@ -100,7 +100,8 @@ def _line_with_warmup(argv: Sequence[str]) -> str:
     """The command line with a warm-up that fits every run, in place of the typed one if any."""
     from vlatool.training.plan import WARMUP
 
-    words, texts = [], iter(argv)
+    words = []
+    texts = iter(argv)
     for word in texts:
         name, equals, _ = word.partition("=")
         if name.lstrip("-").replace("-", "_") not in ("warmup_steps", "hparams.warmup"):

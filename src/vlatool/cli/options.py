@@ -113,7 +113,8 @@ class _ArgvWalker:
             self._pass_on("--" + name.replace("_", "-"), option, value)
 
     def _short(self, word: str) -> None:
-        short, value = word[:2], word[2:].removeprefix("=")
+        short = word[:2]
+        value = word[2:].removeprefix("=")
         if short in self.spec.short:
             self._key(self.spec.short[short], short, value or None, is_flat=True)
         elif short in self.spec.options:

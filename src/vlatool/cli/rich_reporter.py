@@ -27,8 +27,10 @@ from vlatool.events import NullReporter
 if TYPE_CHECKING:
     pass
 
-_MIN_BAR_WIDTH, _MAX_BAR_WIDTH = 10, 40
-_MIN_CURVE_WIDTH, _MAX_CURVE_WIDTH = 8, 60
+_MIN_BAR_WIDTH = 10
+_MAX_BAR_WIDTH = 40
+_MIN_CURVE_WIDTH = 8
+_MAX_CURVE_WIDTH = 60
 _MAX_POINTS = 128
 _METRIC_FIELDS = {"loss", "samples/s"}  # fields of a bar that the line of metrics shows
 
@@ -158,7 +160,8 @@ class _MetricsLine:
         parts = [f"{format_number(values['samples_per_second'])} samples/s"]
         parts += [f"{values['memory_gb']:.3g} GB"] if values.get("memory_gb") else []
         parts += [f"mfu {100 * values['mfu']:.3g} %"] if "mfu" in values else []
-        before, after = f"loss {format_number(values['loss'])}", "  ".join(parts)
+        before = f"loss {format_number(values['loss'])}"
+        after = "  ".join(parts)
         left = width - len(before) - len(after) - 2
         points = max(_MIN_CURVE_WIDTH, min(_MAX_CURVE_WIDTH, left))
         return f"{before} {spark_text(self._curve.points(), points)} {after}"

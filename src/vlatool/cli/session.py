@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from vlatool.config.resolve import Resolved
 
 # Secrets in a URI: user and password before the host, and the query.
-_USER, _QUERY = re.compile(r"(?<=://)[^/\s]+@"), re.compile(r"(https?://[^\s?#]*[?#])\S+")
+_USER = re.compile(r"(?<=://)[^/\s]+@")
+_QUERY = re.compile(r"(https?://[^\s?#]*[?#])\S+")
 _RETRIES = "vlatool.storage.retry"  # log of retries
 
 Schema = TypeVar("Schema", bound="ConfigModel")
@@ -59,13 +60,15 @@ class Invocation:
                 read_options=typed.read_options,
             )
         except ConfigError as error:
-            command_path, form = self._ctx.command_path, getattr(self._ctx.command, "arguments", "")
+            command_path = self._ctx.command_path
+            form = getattr(self._ctx.command, "arguments", "")
             keys = f"{command_path} --keys"
             error.hint = error.hint.replace("vlatool resolve-config --keys", keys)
             if form and error.code == "config.missing_key":
                 error.hint = f"{command_path} {form}; {error.hint}"
             raise
-        self._config, self._arguments = resolved.config, frozenset(positionals)
+        self._config = resolved.config
+        self._arguments = frozenset(positionals)
         if resolved.unknown_keys:
             message = f"{counted(len(resolved.unknown_keys), 'key')} without a meaning here: "
             self.reporter.warn("keys_left_out", message + ", ".join(resolved.unknown_keys))

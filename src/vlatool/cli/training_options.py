@@ -116,7 +116,9 @@ def _train(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
 
         run.finish(resolve_config(resolved, reporter=run.reporter))
         return
-    nproc, config, typed = values["nproc"], resolved.config, resolved.typed
+    nproc = values["nproc"]
+    config = resolved.config
+    typed = resolved.typed
     if config.dry_run and nproc is not None:
         config, typed = _for_processes(resolved, nproc)
     elif run_on_ranks(run, nproc):

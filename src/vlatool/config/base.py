@@ -124,7 +124,8 @@ def _nest_flat_keys(data: dict[str, Any], model: type[ConfigModel]) -> dict[str,
         flat = {key: value for key, value in data.items() if sections.get(key) == section}
         value = data.get(section)
         if isinstance(value, str):
-            flat, value = {"type": value, **flat}, {}
+            flat = {"type": value, **flat}
+            value = {}
         if flat and (value is None or isinstance(value, dict)):
             rest = {key: value for key, value in data.items() if key not in flat}
             data = {**rest, section: {**flat, **(value or {})}}

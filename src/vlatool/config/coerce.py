@@ -66,7 +66,8 @@ def merge(base: Node, over: Node) -> Node:
 
 
 def _switches_type(base: Node, over: Node) -> bool:
-    old, new = base.value.get("type"), over.value.get("type")
+    old = base.value.get("type")
+    new = over.value.get("type")
     return old is not None and new is not None and str(plain(old)) != str(plain(new))
 
 

@@ -154,7 +154,8 @@ def nearest_keys(key: str, schema: type[BaseModel]) -> tuple[str, ...]:
     for pattern in known:
         name = _concrete(pattern, key)
         # From 0 to 1; the last part of a key counts most, as sections are often omitted.
-        leaf, other_leaf = key.rpartition(".")[2], name.rpartition(".")[2]
+        leaf = key.rpartition(".")[2]
+        other_leaf = name.rpartition(".")[2]
         score = 0.75 * _ratio(leaf, other_leaf) + 0.25 * _ratio(key, name)
         if ANY_NAME not in name.split(".") and name != key and score >= _NEAR_KEY:
             scored[name] = score
@@ -173,7 +174,8 @@ def _ratio(left: str, right: str) -> float:
 
 def _concrete(pattern: str, key: str) -> str:
     """Replaces free names of `pattern` by those of `key`, as far as both have the same parts."""
-    parts, typed = pattern.split("."), key.split(".")
+    parts = pattern.split(".")
+    typed = key.split(".")
     for index, part in enumerate(parts):
         if part == ANY_NAME and index < len(typed) and parts[:index] == typed[:index]:
             parts[index] = typed[index]
@@ -181,7 +183,8 @@ def _concrete(pattern: str, key: str) -> str:
 
 
 def _translate(detail: Mapping[str, Any], tree: coerce.Node, schema: type[BaseModel]) -> Problem:
-    kind, rejected = detail["type"], isinstance(detail["input"], coerce.InvalidValue)
+    kind = detail["type"]
+    rejected = isinstance(detail["input"], coerce.InvalidValue)
     parts = _key_parts(detail["loc"], tree, kind)
     if kind.startswith("union_tag") and not rejected:
         parts.append(detail["ctx"]["discriminator"].strip("'"))

@@ -62,7 +62,8 @@ def overrides_tree(overrides: Sequence[Override], budget: Budget | None = None) 
 
 
 def _value(override: Override, budget: Budget) -> coerce.Node:
-    text, origin = override.value, override.origin
+    text = override.value
+    origin = override.origin
     if not isinstance(text, str):
         return coerce.from_value(text, origin)
     if text.startswith(_INCLUDE_WORD):

@@ -200,7 +200,8 @@ def _type_text(annotation: Any) -> str:
 
 
 def _member_text(member: Any) -> str:
-    origin, arguments = get_origin(member), get_args(member)
+    origin = get_origin(member)
+    arguments = get_args(member)
     if member is type(None):
         return "null"
     if member is Ellipsis:

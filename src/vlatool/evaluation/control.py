@@ -68,7 +68,8 @@ def grippers_of(configs: Sequence[GripperConfig], policy: Policy) -> tuple[Gripp
 
 
 def _gripper(config: GripperConfig, policy: Policy) -> Gripper:
-    name, dimension = config.field, config.dimension
+    name = config.field
+    dimension = config.dimension
     if dimension >= policy.actions.get(name, 0):
         known = ", ".join(f"{field} ({width} wide)" for field, width in policy.actions.items())
         raise DataError(
@@ -77,7 +78,8 @@ def _gripper(config: GripperConfig, policy: Policy) -> Gripper:
             code="data.unknown_field",
             details={"field": name, "dimension": dimension},
         )
-    closed, opened = config.closed, config.opened
+    closed = config.closed
+    opened = config.opened
     if closed is None or opened is None:
         known = policy.action_range(name)
         if known is None:
@@ -135,7 +137,8 @@ class ChunkJoiner:
         self._start += executed
         blended = chunk if self._decay is None else self._ensemble(chunk, self._decay)
         carried = slice(executed, executed + delay)
-        before, self.planned = self.commands, _joined(self.planned, blended, carried)
+        before = self.commands
+        self.planned = _joined(self.planned, blended, carried)
         self.commands = _joined(before, self.planned, carried)
         for number, gripper in enumerate(self._grippers):
             if executed:
@@ -145,7 +148,8 @@ class ChunkJoiner:
 
     def _move(self, gripper: Gripper, delay: int, *, is_open: bool | None) -> None:
         """Gives a gripper its two values from step `delay` on; the steps before have them."""
-        field, dimension = gripper.field, gripper.dimension
+        field = gripper.field
+        dimension = gripper.dimension
         commands = self.commands[field].copy()
         if delay:
             is_open = bool(commands[delay - 1, dimension] == gripper.opened)
@@ -160,7 +164,8 @@ class ChunkJoiner:
         self._chunks.append((self._start, chunk))
         steps = len(next(iter(chunk.values())))
         sums = {name: np.zeros_like(values) for name, values in chunk.items()}
-        weights, rank = np.zeros((steps, 1)), np.zeros((steps, 1))
+        weights = np.zeros((steps, 1))
+        rank = np.zeros((steps, 1))
         reaching = [row for row in self._chunks if row[0] + steps > self._start]
         for start, older in reaching:
             count = start + steps - self._start
@@ -199,7 +204,8 @@ _RESIZE: Mapping[ImageFit, ResizeMethod] = {
     "crop": "center_crop",
 }
 # Part of a side, or pixels, by which images of one aspect ratio may differ.
-_RATIO, _PIXELS = 0.01, 0.5
+_RATIO = 0.01
+_PIXELS = 0.5
 
 
 class ImageSizes:
@@ -233,7 +239,8 @@ class ImageSizes:
         is_turned: bool = False,
     ) -> Array:
         """The image uint8 [H, W, 3], or one that `declared` has resized to that of a recording."""
-        view, size = self._sees.cameras[camera], (image.shape[0], image.shape[1])
+        view = self._sees.cameras[camera]
+        size = (image.shape[0], image.shape[1])
         if view.size is None:
             return image
         height, width = view.size
@@ -244,7 +251,8 @@ class ImageSizes:
             return image
         how = "as the training data were"
         if declared is not None:
-            how, image = declared, resize(image, known[0], _RESIZE[declared], "lanczos")
+            how = declared
+            image = resize(image, known[0], _RESIZE[declared], "lanczos")
         elif view.recorded and not any(_is_alike(size, each) for each in known):
             texts = " or ".join(map(size_text, dict.fromkeys(known)))
             unequal = [(f"cameras.{camera}.size", texts, size_text(size))]
@@ -308,7 +316,8 @@ class EpisodeControl:
         self._sees = policy.sees
         self._actions = tuple(policy.actions)
         self._seed = seed
-        self._sizes, self._resize = sizes, options.resize
+        self._sizes = sizes
+        self._resize = options.resize
         self._lookahead = lookahead
         offsets = [0, *(step for view in self._sees.cameras.values() for step in view.offsets)]
         if (last := max(offsets)) > lookahead:
@@ -454,7 +463,8 @@ def begin_chunks(
         episode.observation(instruction)
         for episode, instruction in zip(episodes, instructions, strict=True)
     ]
-    observations, seeds = [row[0] for row in inputs], [row[1] for row in inputs]
+    observations = [row[0] for row in inputs]
+    seeds = [row[1] for row in inputs]
     chunks = in_batches(policy.act, observations, seeds, batch_size)
     check_finite(chunks)
     for row, episode in enumerate(episodes):

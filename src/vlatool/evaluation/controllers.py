@@ -142,7 +142,8 @@ class KeyMap:
         return rotate(image, turns) if image.ndim > 1 else image
 
     def _field(self, observation: Mapping[str, Any], name: str) -> Array:
-        source, width = self._fields[name], self._sees.fields[name]
+        source = self._fields[name]
+        width = self._sees.fields[name]
         if source.constant is not None:
             values = np.asarray(source.constant, np.float64)
         else:
@@ -177,7 +178,8 @@ def _keys_of(
     policy: Policy, config: RolloutConfig, posed: Collection[str]
 ) -> tuple[dict[str, str], dict[str, FieldMap]]:
     """Observation key of each camera and field but those of poses; DataError for one without."""
-    sees, typed = policy.sees, config.map
+    sees = policy.sees
+    typed = config.map
     if unused := typed.unmatched(sees.cameras, sees.fields):
         names = [*sees.cameras, *sees.fields]
         raise DataError(
@@ -304,7 +306,8 @@ class RandomController:
     """Controller that samples actions from the action space."""
 
     def __init__(self, action_space: Any, seed: int) -> None:
-        self._space, self._seed = action_space, seed
+        self._space = action_space
+        self._seed = seed
         self._spaces: dict[int, Any] = {}  # by episode: others do not change its actions
 
     def act(
@@ -414,7 +417,8 @@ class PolicyController:
 
 
 def control_options(config: RolloutConfig, policy: Policy) -> control.ControlOptions:
-    resize, cameras = config.resize or {}, policy.sees.cameras
+    resize = config.resize or {}
+    cameras = policy.sees.cameras
     for name in () if isinstance(resize, str) else resize:
         if name not in cameras:
             raise DataError(
@@ -434,7 +438,8 @@ def control_options(config: RolloutConfig, policy: Policy) -> control.ControlOpt
 
 def steps_per_chunk(config: RolloutConfig, horizon: int) -> int:
     """Steps between plans; the last has `delay_steps` more. Source: reference/policy 4.1."""
-    delay, steps = config.delay_steps, config.execute_steps
+    delay = config.delay_steps
+    steps = config.execute_steps
     # The default is for every policy, also for one with shorter chunks.
     if config.compat or steps == type(config).model_fields["execute_steps"].default:
         steps = min(steps, horizon - delay)

@@ -61,7 +61,8 @@ class FutureScores:
             real = prepared_images(tokenizer, camera, recorded.images[camera][at])
             present = prepared_images(tokenizer, camera, observation.images[camera][-1:])
             shown = recorded.codes[camera][at] if recorded.codes else _codes_of(tokenizer, real)
-            predicted, now = values[at], _codes_of(tokenizer, present)
+            predicted = values[at]
+            now = _codes_of(tokenizer, present)
             images = {
                 "psnr": decoded_images(tokenizer, predicted),
                 "copy_present_psnr": present,
@@ -146,7 +147,8 @@ def evaluate_futures(
             hint="leave --tokenizer out",
             code="data.no_futures",
         )
-    scores, ask = FutureScores(tokenizer), predicts.future_codes
+    scores = FutureScores(tokenizer)
+    ask = predicts.future_codes
     count = min(len(pairs), config.future_samples)
     chosen = [number * len(pairs) // count for number in range(count)]
     for start in range(0, count, config.batch_size):

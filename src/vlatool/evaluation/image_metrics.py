@@ -23,8 +23,10 @@ from vlatool.models.images import PEAK, psnr_of_error
 Reduce = Callable[[Tensor], Tensor]
 
 # Source: Wang et al. 2004, section III.C.
-_WINDOW, _SIGMA = 11, 1.5
-_C1, _C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
+_WINDOW = 11
+_SIGMA = 1.5
+_C1 = (0.01 * PEAK) ** 2
+_C2 = (0.03 * PEAK) ** 2
 _EPSILON = 1e-8
 # Difference of two frames in a channel, of 255, above which a pixel moves; the noise of cameras is
 # less.
@@ -48,7 +50,8 @@ def ssim(original: Tensor, other: Tensor) -> Tensor:
             hint="compare larger images",
             code="data.picture_too_small",
         )
-    x, y = original.float(), other.float()
+    x = original.float()
+    y = other.float()
     mean_x, mean_y, xx, yy, xy = _window_means(torch.stack([x, y, x * x, y * y, x * y]))
     variance = (xx - mean_x.square()) + (yy - mean_y.square()) + _C2
     covariance = 2 * (xy - mean_x * mean_y) + _C2
@@ -133,7 +136,8 @@ def extremes(rows: Sequence[ImageScore], metric: str, count: int) -> BestMedianW
     """
     ranked = sorted(rows, key=lambda row: (-row.metrics[metric], row.key))
     count = min(count, max(1, len(ranked) // 3)) if ranked else 0
-    best, rest = ranked[:count], ranked[count:]
+    best = ranked[:count]
+    rest = ranked[count:]
     worst = rest[max(0, len(rest) - count) :]
     between = rest[: len(rest) - len(worst)]
     start = (len(between) - count) // 2 if len(between) > count else 0
@@ -209,7 +213,8 @@ class MovingPixels:
 
     def metrics(self, reduce: Reduce) -> dict[str, float]:
         """`psnr_of_moving_pixels` over all ranks, in dB; empty if no pixel moves."""
-        error, count = reduce(self.error), reduce(self.count)
+        error = reduce(self.error)
+        count = reduce(self.count)
         return {"psnr_of_moving_pixels": float(psnr_of_error(error / count))} if count else {}
 
 

@@ -138,13 +138,16 @@ class ControlLoop:
             executed=self._unreported,
             delay=self._delay,
         )
-        self._reported, self._unreported = self._unreported, 0
+        self._reported = self._unreported
+        self._unreported = 0
 
     def _join(self, pending: "Future[dict[str, Array]]") -> None:
         """Begins the plan that is due, and adds the observations since its own."""
         self.num_late += not pending.done()
-        self._pending, self._chunk = None, {}
-        unseen, self._unseen = self._unseen, []
+        self._pending = None
+        self._chunk = {}
+        unseen = self._unseen
+        self._unseen = []
         try:
             chunk = pending.result()
         except BaseException:
@@ -156,7 +159,8 @@ class ControlLoop:
             self._unreported -= 1
 
     def _begin(self, chunk: Mapping[str, Array], row: int) -> None:
-        self._chunk, self._row = chunk, row
+        self._chunk = chunk
+        self._row = row
 
 
 def _copied(observation: Mapping[str, Any]) -> dict[str, Any]:

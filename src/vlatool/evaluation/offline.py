@@ -381,14 +381,16 @@ class AbsoluteErrors:
 
 def field_report(errors: Mapping[str, AbsoluteErrors], field: ActionField) -> dict[str, Any]:
     """Errors for one field; its means leave out constant dimensions, None if all are."""
-    std, varying = field.std, ~field.is_constant
+    std = field.std
+    varying = ~field.is_constant
     report: dict[str, Any] = {
         "names": list(field.names),
         "dimensions": len(varying),
         "constant_dimensions": np.flatnonzero(~varying).tolist(),
     }
     for name, error in errors.items():
-        values, steps = error.mean[varying], error.by_step[:, varying] / std[varying]
+        values = error.mean[varying]
+        steps = error.by_step[:, varying] / std[varying]
         report[name] = {
             "mae": float(values.mean()) if varying.any() else None,
             "normalised_mae": float((values / std[varying]).mean()) if varying.any() else None,

@@ -34,7 +34,8 @@ _TILE_PX = 128
 _LABEL_PX = 18
 _BACKGROUND = (250, 250, 248)
 _INK = (40, 40, 40)
-_GOOD, _BAD = (46, 125, 50), (198, 40, 40)
+_GOOD = (46, 125, 50)
+_BAD = (198, 40, 40)
 _BASELINES = {"policy": "policy", "mean_action": "mean action", "copy_last": "copy last"}
 _FRAME_PX = 160
 
@@ -45,7 +46,8 @@ def command_section(command: str) -> layout.Section:
 
 def action_charts(curves: Mapping[str, tuple[Array, Array]], seconds: Array) -> str:
     """Chart per dimension of recorded [F] and predicted [F] actions at ascending times [F]."""
-    first, last = float(seconds[0]), float(seconds[-1])
+    first = float(seconds[0])
+    last = float(seconds[-1])
     axis = Axis(first, last if last > first else first + 1.0)
     dots = len(seconds) <= _MAX_DOTS
     return chart_screens(

@@ -94,7 +94,8 @@ class ReconstructionSums:
         self._networks = networks
         names = ["psnr", "ssim", "error", "block_error"]
         self.scores = ImageScores([*names, *(["lpips"] if networks.lpips else [])], device)
-        size, codes = tokenizer.image_size, tokenizer.codebook_size
+        size = tokenizer.image_size
+        codes = tokenizer.codebook_size
         self._mean = MeanImageBaseline.of_size(size, size, device)
         self._motion = MovingPixels.of(device)
         self._codes = CodebookUsage.of(codes, tokenizer.codes_per_image, device) if codes else None

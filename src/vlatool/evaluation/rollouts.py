@@ -44,7 +44,8 @@ from vlatool.pages.layout import page
 from vlatool.results import MERGED, Result
 from vlatool.storage.atomic import write_bytes, write_json, write_text
 
-_VIDEO_CRF, _VIDEO_KEYFRAME_INTERVAL = 23, 20
+_VIDEO_CRF = 23
+_VIDEO_KEYFRAME_INTERVAL = 20
 _DEFAULT_FPS = 10.0
 
 _log = logging.getLogger(__name__)
@@ -108,7 +109,8 @@ class Rollouts:
     @property
     def groups(self) -> list[range]:
         """For each group, indices of its episodes in the plan."""
-        size, count = self._plan.parallel, len(self._plan.seeds)
+        size = self._plan.parallel
+        count = len(self._plan.seeds)
         return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
     def run(self, group: range) -> list[Rollout]:
@@ -129,7 +131,8 @@ class RolloutProgress:
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
-        self._num_reported, self._successes = 0, 0
+        self._num_reported = 0
+        self._successes = 0
 
     def add(self, rollout: Rollout) -> None:
         """Advances the bar by an episode that has ended."""
@@ -189,7 +192,8 @@ class _Lockstep:
             [replace(call, is_rendered=self._is_rendered(seed)) for seed, call in calls.items()]
         )
         for seed, call in calls.items():
-            reply, rollout = replies.get(call.slot), self._running[seed]
+            reply = replies.get(call.slot)
+            rollout = self._running[seed]
             if reply is None or self._is_over(rollout, call, reply):
                 self._observations.pop(seed, None)
                 del self._running[seed]
@@ -204,7 +208,8 @@ class _Lockstep:
             message = "%s: the episode with seed %s ends at %s: %s\n%s"
             name = getattr(self._env.make_env, "name", "environment")
             _log.warning(message, name, rollout.seed, step, reply.error, reply.traceback)
-            rollout.error, rollout.success = reply.error, False
+            rollout.error = reply.error
+            rollout.success = False
             return True
         self._observations[rollout.seed] = reply.observation
         if reply.frame is not None:
@@ -254,7 +259,9 @@ class _Lockstep:
         return number < max(self._plan.num_rendered, self._plan.num_videos)
 
 
-REPORT, SHEET, TIMING = "report.json", "episodes.png", "timing.json"
+REPORT = "report.json"
+SHEET = "episodes.png"
+TIMING = "timing.json"
 _VIDEOS = "videos"
 _SHEET_FRAMES = 7
 _PERCENTILES = (50, 90, 99, 100)
@@ -380,7 +387,8 @@ class RolloutJob:
         return entries
 
     def _write_page(self, rows: Sequence[SheetRow]) -> None:
-        report, output = self.report(), self.spec.output
+        report = self.report()
+        output = self.spec.output
         clips = videos(output, {name: f"seed {Path(name).stem}" for name in self._videos})
         sections = [*rollout_sections(report, rows, clips), command_section(self._setup.command)]
         title = f"Rollouts in {report['env']}"

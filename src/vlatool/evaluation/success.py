@@ -19,7 +19,8 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     center = rate + _Z_95**2 / (2 * trials)
     half = _Z_95 * math.sqrt(rate * (1 - rate) / trials + _Z_95**2 / (4 * trials**2))
     scale = 1 + _Z_95**2 / trials
-    low, high = (center - half) / scale, (center + half) / scale
+    low = (center - half) / scale
+    high = (center + half) / scale
     return max(low, 0.0), min(high, 1.0)
 
 
@@ -64,7 +65,8 @@ class PairCounts:
         """95 % confidence interval of the difference; the whole range without any start."""
         if not self.total:
             return -1.0, 1.0
-        rate_a, rate_b = self._rate(self.only_a), self._rate(self.only_b)
+        rate_a = self._rate(self.only_a)
+        rate_b = self._rate(self.only_b)
         low_a, high_a = wilson_interval(self.both + self.only_a, self.total)
         low_b, high_b = wilson_interval(self.both + self.only_b, self.total)
         correlation = self._correlation()
@@ -76,7 +78,8 @@ class PairCounts:
         """Two-sided exact test of McNemar: the chance of such a difference of equally good
         policies.
         """
-        trials, fewer = self.only_a + self.only_b, min(self.only_a, self.only_b)
+        trials = self.only_a + self.only_b
+        fewer = min(self.only_a, self.only_b)
         tail = sum(math.comb(trials, number) for number in range(fewer + 1)) / 2**trials
         return min(2 * tail, 1.0)
 

@@ -121,7 +121,9 @@ class OutputResult(Result):
 
     def lines(self) -> list[str]:
         """Summary and details, then the failed items."""
-        done, failing, verb = "", "", "failed"
+        done = ""
+        failing = ""
+        verb = "failed"
         resumed: int = getattr(self, "resumed", 0)
         if self.is_planned:
             done = f", {resumed} are done" if resumed else ""

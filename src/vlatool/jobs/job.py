@@ -63,7 +63,8 @@ def input_state(paths: Sequence[Path], extra: Any = None) -> InputState:
 def inputs_of(states: Iterable[tuple[str, str, int]], item_name: str) -> dict[str, Any]:
     """Inputs of a run, for its record."""
     digest = hashlib.blake2b(digest_size=8)
-    count, changed_ns = 0, 0
+    count = 0
+    changed_ns = 0
     for name, sizes, changed in states:
         digest.update(f"{name} {sizes}\n".encode())
         count += 1
@@ -183,8 +184,14 @@ class JobRun:
 
     def reset_counts(self) -> None:
         """Sets all counts to zero. Codes that were warned of are not warned of again."""
-        self.failures, self.empty, self.resumed, self.new_bytes = [], [], 0, 0
-        self.sums, self.dropped, self.new_counts, self.reasons = {}, {}, {}, {}
+        self.failures = []
+        self.empty = []
+        self.resumed = 0
+        self.new_bytes = 0
+        self.sums = {}
+        self.dropped = {}
+        self.new_counts = {}
+        self.reasons = {}
         self.warnings = dict.fromkeys(self.warnings, 0)
 
     def progress_fields(
@@ -301,13 +308,15 @@ class Items:
     """Runner of the items of a job, with its journal and executor."""
 
     def __init__(self, job: Job[Any], journal: Journal, executor: Executor) -> None:
-        self._spec, self._name = job.spec, job.name
+        self._spec = job.spec
+        self._name = job.name
         self._journal = journal
         self._executor = executor
 
     def outcomes(self, items: Sequence[Any]) -> Iterator[Outcome[Any, Receipt]]:
         """Outcomes with complete receipts; arrays of a remote journal are prefetched."""
-        spec, name = self._spec, self._name
+        spec = self._spec
+        name = self._name
         has_stored = spec.has_arrays and self._journal.folder.is_dir()
         task = _Task(spec.work, spec.state, spec.plan, self._journal, spec.has_arrays, has_stored)
         logged = {} if spec.has_arrays else self._journal.logged()

@@ -27,7 +27,8 @@ from vlatool.storage.atomic import remove_tree, write_bytes
 from vlatool.storage.byte_ranges import read_file
 
 _INFO = "__receipt__"
-_LOGS_READ_EVERY_S, _PAUSE_PER_READ = 2.0, 20
+_LOGS_READ_EVERY_S = 2.0
+_PAUSE_PER_READ = 20
 # Level 6 makes receipts a fifth smaller and takes twice the time (measured).
 _LEVEL = 1
 

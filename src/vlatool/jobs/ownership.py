@@ -123,7 +123,8 @@ def plan_output(
     check_versions(before.options, record.options, hint)
     check_no_differences(folder, "with other options", differences, hint)
     if before.complete and inputs is not None:
-        old, new = _as_json(before.inputs), _as_json(inputs())
+        old = _as_json(before.inputs)
+        new = _as_json(inputs())
         keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
         counts = [
             f"{old.get(key, 0)} {key} (now {new.get(key, 0)})"
@@ -271,7 +272,8 @@ def differing_keys(
     # Common keys come first: the others are the keys of another reader or sink.
     common = old.keys() & new.keys()
     for key in (*sorted(common), *sorted((old.keys() | new.keys()) - common)):
-        before, now = old.get(key), new.get(key)
+        before = old.get(key)
+        now = new.get(key)
         if isinstance(before, dict) and isinstance(now, dict):
             yield from differing_keys(before, now, f"{prefix}{key}.")
         elif before != now and not (key not in old and _is_unset(now)):
@@ -329,7 +331,8 @@ def without_versions(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def changed_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Locations whose version differs between two records, sorted."""
-    old, new = before.get(_VERSIONS) or {}, now.get(_VERSIONS) or {}
+    old = before.get(_VERSIONS) or {}
+    new = now.get(_VERSIONS) or {}
     return sorted(path for path in old.keys() & new.keys() if old[path] != new[path])
 
 
@@ -420,7 +423,8 @@ def _command(request: Mapping[str, Any], folder: Path) -> str:
 
 def _shown(folder: Path) -> Path:
     """Path relative to the current folder, if it is below it."""
-    current, folder = Path.cwd(), folder.absolute()
+    current = Path.cwd()
+    folder = folder.absolute()
     return folder.relative_to(current) if folder.is_relative_to(current) else folder
 
 

@@ -390,7 +390,8 @@ class _Window:
 def _submitter(ray: Any, function: Callable[[Item], object]) -> Callable[[Item], Any]:
     """Function that starts a task for an item; `function` is sent to each node only once."""
     remote = ray.remote(num_cpus=1, max_retries=_RETRIES)(_attempt_on_worker)
-    stored, driver = ray.put(function), _Driver(__version__, Path.cwd())
+    stored = ray.put(function)
+    driver = _Driver(__version__, Path.cwd())
     return lambda item: remote.remote(driver, stored, item)
 
 
@@ -428,7 +429,8 @@ def _outcome(ray: Any, submit: Callable[[Item], Any], item: Item, task: Any) -> 
         try:
             return ray.get(task)
         except errors.ObjectLostError as error:
-            reason, task = str(error), submit(item)
+            reason = str(error)
+            task = submit(item)
         except errors.RayTaskError as error:
             return _broken_task(item, error.cause)
         except (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError) as error:

@@ -60,7 +60,8 @@ def failure_of(run: JobRun, spec: JobSpec[Any], done: int) -> VlatoolError | Non
     """Error of a finished run with failed items; None if nothing failed."""
     if not run.failures:
         return None
-    count, item_name = len(run.failures), spec.item_name
+    count = len(run.failures)
+    item_name = spec.item_name
     record = record_file(spec.output)
     bugs = [failure for failure in run.failures if failure["code"] == BugError.unexpected]
     names = ", ".join(str(failure[item_name]) for failure in run.failures[:_NAMED])
@@ -151,7 +152,8 @@ class _Loop:
         ranks: Ranks,
     ) -> None:
         spec = job.spec
-        self._job, self._spec = job, spec
+        self._job = job
+        self._spec = spec
         self._options = options
         self._ranks = ranks
         self._journal = Journal(spec.output)
@@ -215,7 +217,8 @@ class _Loop:
 
     def _check(self, check: Callable[[Any], Receipt]) -> None:
         """Reads all items without writing: counts those that would fail or be dropped."""
-        spec, items = self._spec, self._job.items
+        spec = self._spec
+        items = self._job.items
         with self._run.reporter.progress("checks", len(items), f"{spec.item_name}s") as bar:
             for outcome in self._run.executor.map(check, items):
                 if outcome.error is not None:
@@ -239,10 +242,13 @@ class _Loop:
         return inputs_of(states, self._spec.item_name) if has_files or self._spec.grows else {}
 
     def _report_complete(self, before: OutputRecord) -> None:
-        self._run.status, self._run.record = "already complete", before
+        self._run.status = "already complete"
+        self._run.record = before
 
     def _execute(self, before: OutputRecord | None, lock: Lock) -> None:
-        job, spec, run = self._job, self._spec, self._run
+        job = self._job
+        spec = self._spec
+        run = self._run
         if (
             before is not None
             and (not before.complete or self._has_all_items(before))
@@ -266,7 +272,9 @@ class _Loop:
 
     def _finish(self, lock: Lock) -> None:
         """Processes the items, writes the shared files and the file list and, last, the record."""
-        job, spec, run = self._job, self._spec, self._run
+        job = self._job
+        spec = self._spec
+        run = self._run
         clock = time.monotonic()
         # Closed even if `finish` fails, so that the log is closed.
         with closing(self._locked_receipts(lock)) as receipts:
@@ -357,7 +365,9 @@ class _Loop:
 
     def _receipts(self, items: Sequence[Any]) -> Iterator[Receipt]:
         """Receipts of the finished items in order; collects failures and findings."""
-        spec, run, clock = self._spec, self._run, time.monotonic()
+        spec = self._spec
+        run = self._run
+        clock = time.monotonic()
         unit = f"{spec.item_name}s"
         reporter = NULL if spec.has_own_progress else run.reporter
         is_first = self._ranks.rank == 0  # the only one that shows progress
@@ -396,7 +406,9 @@ class _Loop:
             skipped |= StorageError
         if self._options.on_error == "stop" or not isinstance(error, skipped):
             raise error
-        failures, item_name, name = self._run.failures, self._spec.item_name, self._job.name(item)
+        failures = self._run.failures
+        item_name = self._spec.item_name
+        name = self._job.name(item)
         path = getattr(item, "path", None)
         location = {} if path is None else {"path": str(path)}
         body = {"code": error.code, "message": error.message, "hint": error.hint}

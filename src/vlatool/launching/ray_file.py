@@ -68,7 +68,8 @@ def with_program(text: str, folder: Path) -> str:
     records where a package came from (PEP 610).
     """
     origin = _origin()
-    url, source = str(origin.get("url", "")), _local_source(origin)
+    url = str(origin.get("url", ""))
+    source = _local_source(origin)
     if source is not None:
         is_wheel = source.suffix == ".whl"
         wheel = source if is_wheel else folder / f"vlatool-{__version__}-py3-none-any.whl"

@@ -106,7 +106,8 @@ def _mapped(request: Callable[[], Mapping[str, Any]], label: str) -> Mapping[str
 
 def _client_error(error: Any, label: str) -> VlatoolError:
     answer = error.response.get("Error", {})
-    code, message = str(answer.get("Code", "")), str(answer.get("Message", "")).strip()
+    code = str(answer.get("Code", ""))
+    message = str(answer.get("Message", "")).strip()
     details = {"operation": label, "reason": code}
     if code in _DENIED:
         return EnvironmentProblem(
@@ -364,7 +365,9 @@ class FollowingInterrupted(VlatoolError):
 
 def follow_job(account: Account, name: str, reporter: Reporter) -> str:
     """Passes the log of a job to a reporter until the job ends; returns its last status."""
-    log, clock, before = _Log(account, name), ProcessClock(), ""
+    log = _Log(account, name)
+    clock = ProcessClock()
+    before = ""
     is_readable = True
     try:
         while True:
@@ -397,7 +400,8 @@ def follow_job(account: Account, name: str, reporter: Reporter) -> str:
 
 def job_error(name: str, job: Mapping[str, Any]) -> VlatoolError:
     """Error of a job that did not complete, with the exit code of its command if it is known."""
-    status, reason = str(job["TrainingJobStatus"]), str(job.get("FailureReason", "")).strip()
+    status = str(job["TrainingJobStatus"])
+    reason = str(job.get("FailureReason", "")).strip()
     match = _EXIT_CODE.search(reason)
     error = _ERRORS.get(int(match[1]) if match else 6, EnvironmentProblem)
     return error(
@@ -413,7 +417,8 @@ class _Log:
     """Log of a job; each machine of the job has its stream."""
 
     def __init__(self, account: Account, name: str) -> None:
-        self._account, self._name = account, name
+        self._account = account
+        self._name = name
         self._tokens: dict[str, str] = {}
 
     def new_lines(self) -> Iterator[str]:

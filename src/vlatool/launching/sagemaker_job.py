@@ -203,7 +203,8 @@ def check_request(request: Mapping[str, Any]) -> None:
 
 def _problems(value: Any, name: str, path: str) -> Iterator[str]:
     shape = _shapes()[name]
-    low, high = shape.get("min", 0), shape.get("max", float("inf"))
+    low = shape.get("min", 0)
+    high = shape.get("max", float("inf"))
     if isinstance(value, Mapping):
         items: Mapping[str, Any] = value
         for key, item in items.items():

@@ -91,7 +91,8 @@ class LoadingConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _equal_lengths(self) -> Self:
-        key, weights = self.weighted_key, len(self.dataset_weighting)
+        key = self.weighted_key
+        weights = len(self.dataset_weighting)
         if key and weights and weights != (count := len(getattr(self, key))):
             raise ValueError(f"dataset_weighting has {weights} entries, {key} has {count}")
         return self

@@ -287,7 +287,8 @@ class BatchStream(IterableDataset[_Item]):
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         pool = None if info is None else SharedPool(self._plan.prefetch_factor)
         allocate = partial(np.empty, dtype=np.uint8) if pool is None else pool.allocate
-        number, end = self._plan.first + worker, self._plan.batches
+        number = self._plan.first + worker
+        end = self._plan.batches
         prefetched: deque[tuple[list[int], list[base.SampleRef]]] = deque()
         try:
             while end is None or number < end:

@@ -248,16 +248,15 @@ class _Stream:
         numbers = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
         offsets = numbers * longest
         sizes = np.minimum(lengths[rows] - offsets, longest)
-        self._owners, self._shards, self._offsets, self._lengths = (
-            owners[rows].astype(np.int64),
-            shards[rows].astype(np.int64),
-            offsets,
-            sizes,
-        )
+        self._owners = owners[rows].astype(np.int64)
+        self._shards = shards[rows].astype(np.int64)
+        self._offsets = offsets
+        self._lengths = sizes
 
     def ref(self, g: int) -> SampleRef:
         """Reference of the g-th sample of the endless order."""
-        number, lane = g // self.size, g % self._lanes
+        number = g // self.size
+        lane = g % self._lanes
         epoch = self._tables.get(("epoch", self._id, number), lambda: self._build_epoch(number))
         at = g // self._lanes - epoch.firsts[lane]
         if self._options.shuffle:

@@ -45,14 +45,16 @@ def episode_named(episodes: Mapping[int, str], text: str) -> str:
 
 def _known(episodes: Mapping[int, str], text: str) -> str:
     if text.isdigit() or not text:
-        low, high = min(episodes, default=0), max(episodes, default=0)
+        low = min(episodes, default=0)
+        high = max(episodes, default=0)
         return f"give a number from {low} to {high}, or the id of an episode"
     return did_you_mean(text, list(episodes.values()))
 
 
 def check_frame(frame: int, frames: range | Mapping[int, int], episode: str) -> None:
     if frame not in frames:
-        low, high = min(frames), max(frames)
+        low = min(frames)
+        high = max(frames)
         inside = low < frame < high
         raise DataError(
             f"{episode}: there is no frame {frame}; "
@@ -103,7 +105,8 @@ class ShardCache:
         """Cache of a section `data`."""
         order = SampleOrder(datasets, OrderOptions.of(config, seed=0))
         num_shards = sum(len(dataset.shards) for dataset in datasets)
-        section, files = config.dataset_cache, file_cache(config.dataset_cache)
+        section = config.dataset_cache
+        files = file_cache(config.dataset_cache)
         is_default = section.enabled is None and section.cache_size_gb is None
         limit = _DEFAULT_RUN_BYTES if is_default else files.limit
         return cls(files, order.shards_in_use(), num_shards, section.enabled, limit)

@@ -91,7 +91,8 @@ class VectorQuantizer(nn.Module):
         [B, K, D].
         """
         with true_float32(features.device):
-            vectors, table = self._scaled(features.float()), self._scaled(self.embedding.weight)
+            vectors = self._scaled(features.float())
+            table = self._scaled(self.embedding.weight)
             codes = nearest(vectors.detach(), table.detach())
             quantized = functional.embedding(codes, table)
             commitment = self.commitment_cost * functional.mse_loss(quantized.detach(), vectors)
@@ -160,8 +161,11 @@ class CodeRevival(nn.Module):
         """Returns the sum of the candidates of each code and their number, float64 [N, D + 1];
         `vectors`: vectors of a micro-batch, [B, K, D].
         """
-        size, number, width = len(self.idle), vectors.shape[1], vectors.shape[2]
-        chosen, codes = rng.integers(number), rng.integers(size)
+        size = len(self.idle)
+        number = vectors.shape[1]
+        width = vectors.shape[2]
+        chosen = rng.integers(number)
+        codes = rng.integers(size)
         rows = vectors[torch.arange(len(vectors), device=vectors.device), chosen].double()
         counted = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
         total = torch.zeros(size, width + 1, dtype=torch.float64, device=vectors.device)
@@ -184,7 +188,8 @@ class CodeRevival(nn.Module):
         rows = candidates[:, :-1].to(table.dtype)
         mask = is_replaced.to(table.dtype)[:, None].expand_as(rows).contiguous()
         if isinstance(table, DTensor):
-            mesh, placements = table.device_mesh, table.placements
+            mesh = table.device_mesh
+            placements = table.placements
             rows, mask = (distribute_tensor(x, mesh, placements).to_local() for x in (rows, mask))
             table = table.to_local()
         table.copy_(torch.where(mask > 0, rows, table))
@@ -210,7 +215,8 @@ class CodebookTokenizer:
         self.image_size = image_size  # S
         self.codes_per_image = codes_per_image  # K
         self.codebook_size = 0 if network.quantize is None else network.quantize.size
-        self._options, self._weights = code_options, code_weights
+        self._options = code_options
+        self._weights = code_weights
 
     @property
     def digest(self) -> str:
@@ -307,7 +313,8 @@ def entropy_penalty(vectors: Tensor, table: Tensor, mean: Tensor | None = None) 
     """
     rows = vectors.reshape(-1, vectors.shape[-1])
     logits = distances(rows, table) / -_TEMPERATURE
-    probabilities, logs = logits.softmax(1), logits.log_softmax(1)
+    probabilities = logits.softmax(1)
+    logs = logits.log_softmax(1)
     own = probabilities.mean(0)
     reference = own if mean is None else mean.to(own.dtype)
     return -(probabilities * logs).sum(1).mean() + (own * reference.clamp(min=1e-12).log()).sum()

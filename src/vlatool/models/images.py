@@ -97,7 +97,8 @@ def comparison(original: Tensor, reconstruction: Tensor) -> UInt8Array:
     """Original, reconstruction and absolute difference side by side: uint8 [B, H, 3 W, 3];
     `original`: pixels [B, 3, H, W] in [0, 1]; the first 4 are used.
     """
-    first, second = original[:_SHOWN].float(), reconstruction[:_SHOWN].float().clamp(0, 1)
+    first = original[:_SHOWN].float()
+    second = reconstruction[:_SHOWN].float().clamp(0, 1)
     sides = torch.cat([first, second, (first - second).abs()], dim=3)
     return to_uint8(sides).permute(0, 2, 3, 1).cpu().numpy()
 
@@ -120,7 +121,8 @@ def psnr_of_error(error: Tensor, peak: float = PEAK) -> Tensor:
 def example_images(size: int, number: int) -> Batch:
     """Returns a made-up batch: different images of smooth colors with a bright bar."""
     axis = torch.linspace(0, 1, size)
-    rows, columns = axis[None, :, None], axis[None, None, :]
+    rows = axis[None, :, None]
+    columns = axis[None, None, :]
     phase = torch.arange(number)[:, None, None] / max(number, 1)
     waves = [rows + phase, columns - phase, rows * columns + phase]
     pixels = torch.stack([0.5 + 0.4 * torch.sin(6 * wave).expand(-1, size, size) for wave in waves])

@@ -94,7 +94,8 @@ class Lpips(nn.Module):
         return [x / (x.square().sum(1, keepdim=True).sqrt() + _LPIPS_EPSILON) for x in layers]
 
 
-_WIDTHS, _DEPTHS = (96, 192, 384, 768), (3, 3, 27, 3)
+_WIDTHS = (96, 192, 384, 768)
+_DEPTHS = (3, 3, 27, 3)
 _CONVNEXT_CLASSES = 1000
 _NORM_EPSILON = 1e-6
 
@@ -396,7 +397,8 @@ def _halved(x_BDHW: Tensor) -> Tensor:
     return functional.max_pool2d(x_BDHW, 3, 2)
 
 
-_CONVNEXT, _LPIPS = "convnext_s", "lpips"
+_CONVNEXT = "convnext_s"
+_LPIPS = "lpips"
 NAMES = (_CONVNEXT, _LPIPS)
 
 _CONVNEXT_EDGE = 224
@@ -456,7 +458,8 @@ class PerceptualDistance(nn.Module):
 
     def distances(self, original: Tensor, reconstruction: Tensor) -> Tensor:
         """Distance of each pair: float32 [B]."""
-        first, second = original.float(), reconstruction.float()
+        first = original.float()
+        second = reconstruction.float()
         with torch.autocast(reconstruction.device.type, enabled=False):
             pairs = zip(self.networks.values(), self._weights, strict=True)
             terms = [weight * network.distances(first, second) for network, weight in pairs]  # pyright: ignore[reportCallIssue] - a ModuleDict forgets types

@@ -103,7 +103,8 @@ class ActionUnits:
     """
 
     def __init__(self, data: RoboticsDataConfig, normalizer: Normalizer) -> None:
-        past, future = data.lowdim_past_timesteps, data.lowdim_future_timesteps
+        past = data.lowdim_past_timesteps
+        future = data.lowdim_future_timesteps
         assert past is not None
         assert future is not None
         self._steps = {"first": past, "middle": past + (future + 1) // 2, "last": past + future}
@@ -172,7 +173,8 @@ class RoboticsPolicy(Policy):
         # Names have no suffix `_relative`.
         self.actions = {name.removesuffix(SUFFIX): self._width(name) for name in data.action_fields}
         self.contract = assets.contract
-        offsets, size = tuple(data.image_indices), self._images.size
+        offsets = tuple(data.image_indices)
+        size = self._images.size
         seen_cameras = assets.contract.cameras
         views = {
             name: CameraView(offsets, size, seen.recorded, seen.quarter_turns)
@@ -264,7 +266,8 @@ class RoboticsPolicy(Policy):
 
     def _sample(self, observation: Observation) -> DecodedSample:
         """Converts an observation to a sample; unknown actions are 0."""
-        names, past = self._data.action_fields, observation.past_actions
+        names = self._data.action_fields
+        past = observation.past_actions
         fields = self._inputs(observation)
         if past is not None and not observation.is_preprocessed:
             measured = {name: _newest(name, [observation])[0] for name, _ in self._references()}
@@ -299,7 +302,8 @@ class RoboticsPolicy(Policy):
 
     def _stacked_images(self, observation: Observation) -> tuple[Array, Array | None]:
         """Images uint8 [N, H, W, 3], time outer, camera inner, and mask bool [N] of real ones."""
-        is_turned, masks = observation.is_preprocessed, observation.image_masks
+        is_turned = observation.is_preprocessed
+        masks = observation.image_masks
         images: list[Array] = []
         is_real: list[bool] = []
         for number in range(len(self._data.image_indices)):

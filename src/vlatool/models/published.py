@@ -124,7 +124,8 @@ def published_at(location: Path) -> tuple[Any, PublishedFiles] | None:
     return None
 
 
-_MODEL, _CHECKPOINTS = "model", "checkpoints"
+_MODEL = "model"
+_CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,8 @@ class WeightsOrigin:
         """Local path of the file; a copy in the cache if it is remote."""
         if self.opened is not None or not is_remote(self.file):
             return self.opened or self.file
-        folder, paths = self.file.parent, [self.file]
+        folder = self.file.parent
+        paths = [self.file]
         if self.checkpoint is not None:
             folder = self.checkpoint.parent
             manifest = CheckpointManifest.read(self.checkpoint)

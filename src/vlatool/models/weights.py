@@ -33,7 +33,8 @@ _MAX_SHARING = 4
 # Bytes of the description of all tensors: some 100 for each, and up to 0.8 GB in memory.
 _MAX_PICKLE = 3 * 2**20
 # First bytes of a plain pickle, and of a zip archive.
-_PICKLE, _ARCHIVE = b"\x80", b"PK\x03\x04"
+_PICKLE = b"\x80"
+_ARCHIVE = b"PK\x03\x04"
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -208,7 +209,8 @@ def check_shapes(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -
     """Compares the sizes of a configuration with those of a file, before they take memory."""
     matching_shapes(module, weights, path)
     sizes = {(w.data_ptr(), w.shape, w.stride()): w.numel() * w.itemsize for w in weights.values()}
-    stored, end = 0, 0
+    stored = 0
+    end = 0
     for start, length in sorted(
         (storage.data_ptr(), storage.nbytes())
         for storage in (weight.untyped_storage() for weight in weights.values())

@@ -45,7 +45,8 @@ def ticks_below(low: float, high: float, *, whole: bool = False, signed: bool = 
     """Ticks from `low` to `high` with labels under a plot."""
     ticks = Ticks((), ())
     for step in _steps((high - low) / _MAX_TICKS_BELOW, whole=whole):
-        first, last = -_floor(-low, step), _floor(high, step)
+        first = -_floor(-low, step)
+        last = _floor(high, step)
         if last - first >= _MAX_TICKS_BELOW:
             continue
         ticks = _ticks(range(first, last + 1), step, MAX_BELOW, signed=signed)
@@ -123,7 +124,8 @@ MAX_LINES = 8
 PER_SCREEN = 10
 
 # Size of a drawing in its own units.
-WIDTH, HEIGHT = 300.0, 100.0
+WIDTH = 300.0
+HEIGHT = 100.0
 _MAX_POINTS = 240
 # Changes below this share of the largest value are rounding errors.
 _ROUNDING = 1e-9
@@ -279,7 +281,8 @@ def left_labels(ticks: Ticks) -> list[tuple[float, str]]:
     """Labels at the left of a chart whose ends are the first and the last tick."""
     if not ticks.values:
         return []
-    bottom, top = ticks.values[0], ticks.values[-1]
+    bottom = ticks.values[0]
+    top = ticks.values[-1]
     shares = [(top - value) / (top - bottom) for value in ticks.values]
     return list(zip(shares, ticks.texts, strict=True))
 
@@ -310,7 +313,8 @@ def _equal_parts(members: Sequence[int], most: int) -> list[list[int]]:
 
 
 def _range_text(names: Sequence[str], part: Sequence[int]) -> str:
-    first, last = names[part[0]], names[part[-1]]
+    first = names[part[0]]
+    last = names[part[-1]]
     return first if first == last else f"{first} to {last}"
 
 
@@ -335,10 +339,12 @@ def _field_chart(
 ) -> str:
     shown = _drawable(field.values[:, list(indices)])
     finite = shown[np.isfinite(shown)]
-    low, high = float(finite.min()), float(finite.max())
+    low = float(finite.min())
+    high = float(finite.max())
     ticks = ticks_beside(low, high)
     bottom, top = (ticks.values[0], ticks.values[-1]) if ticks.values else (low, high)
-    x, y = axis.to_x(positions), (top - shown) / (top - bottom) * HEIGHT
+    x = axis.to_x(positions)
+    y = (top - shown) / (top - bottom) * HEIGHT
     lines = "".join(line(x, y[:, order], order, dots=dots) for order in range(y.shape[1]))
     left = left_labels(ticks)
     base = f' <span class="quiet">+ {ticks.base}</span>' if ticks.base else ""
@@ -385,7 +391,8 @@ def background(axis: Axis, heights: Sequence[float]) -> str:
 def line(xs: Array, ys: Array, order: int, *, dots: bool = False) -> str:
     """Line in the color `order`, in segments between gaps; a single position is a dot."""
     indices = _downsampled(ys)
-    xs, ys = xs[indices], ys[indices]
+    xs = xs[indices]
+    ys = ys[indices]
     finite = np.isfinite(ys)
     points = [f"{x:.1f} {y:.1f}" for x, y in zip(xs, ys, strict=True)]
     padded = np.concatenate([[False], finite, [False]]).astype(np.int8)
@@ -417,7 +424,8 @@ def _downsampled(values: Array) -> Array:
         finite = np.isfinite(values[part])
         indices |= {int(index) for index in part[~finite][:1]}
         if finite.any():
-            numbers, indices_of_part = values[part][finite], part[finite]
+            numbers = values[part][finite]
+            indices_of_part = part[finite]
             indices |= {
                 int(indices_of_part[numbers.argmin()]),
                 int(indices_of_part[numbers.argmax()]),

@@ -91,7 +91,8 @@ def draw_poses(
 def _draw(
     track: EndEffectorTrack, position: int, camera: CameraModel, reach: int, unit: float
 ) -> str:
-    first, last = max(position - reach, 0), min(position + reach, len(track.xyz) - 1)
+    first = max(position - reach, 0)
+    last = min(position + reach, len(track.xyz) - 1)
     points = _image_points(track.xyz[first : last + 1], camera)
     color = f"var(--arm{track.color})"
     before = _trail(points[: position - first + 1][::-1], color, unit, dotted=False)
@@ -115,7 +116,8 @@ def _trail(points: Array, color: str, unit: float, *, dotted: bool) -> str:
     steps = len(points) - 1
     segments: list[str] = []
     for fade in range(_FADES):
-        start, stop = fade * steps // _FADES, (fade + 1) * steps // _FADES
+        start = fade * steps // _FADES
+        stop = (fade + 1) * steps // _FADES
         text = _svg_points(points[start : stop + 1])
         if text:
             segments.append(
@@ -418,7 +420,8 @@ def episode_section(view: EpisodeView, *, is_under: bool = True, anchor: str = "
 
 def _time_axis(view: EpisodeView) -> Axis:
     """Time axis with a mark for each image of the strips."""
-    first, last = float(view.seconds[0]), float(view.seconds[-1])
+    first = float(view.seconds[0])
+    last = float(view.seconds[-1])
     if first == last:
         last = first + 1 / view.fps
     return Axis(first, last, marks=tuple(view.seconds[list(view.shown)].tolist()))

@@ -34,12 +34,15 @@ _BINS = 24
 def sparkline(mean: Array, std: Array) -> str:
     """Small line of a mean over the steps of a window [S] with a band of one std [S]."""
     width, height = _SPARK
-    low, high = mean - std, mean + std
+    low = mean - std
+    high = mean + std
     if not np.isfinite([low, high]).all() or len(mean) < 2:
         return ""
-    bottom, span = float(low.min()), float(high.max() - low.min())
+    bottom = float(low.min())
+    span = float(high.max() - low.min())
     if span <= 1e-9 * max(1.0, abs(bottom)):
-        bottom, span = bottom - 0.5, 1.0
+        bottom = bottom - 0.5
+        span = 1.0
     xs = np.linspace(1, width - 1, len(mean))
 
     def points(values: Array) -> list[str]:
@@ -59,7 +62,8 @@ def histogram(values: Sequence[float], unit: str, counted_name: str = "episode")
     numbers = np.asarray(values, np.int64)
     if not numbers.size:
         return ""
-    low, high = int(numbers.min()), int(numbers.max())
+    low = int(numbers.min())
+    high = int(numbers.max())
     step = -(-(high - low + 1) // _BINS)
     counts = np.bincount((numbers - low) // step)
     return bars(counts, low, step, unit, counted_name)
@@ -121,7 +125,8 @@ def curve_charts(
     if not shown:
         return ""
     steps = np.concatenate([curve.steps for curve in shown])
-    low, high = float(steps.min()), float(steps.max())
+    low = float(steps.min())
+    high = float(steps.max())
     margin = 0.5 if low == high else 0.0
     steps_axis = Axis(low - margin, high + margin, "step", whole=True)
     parts = [shown[start : start + MAX_LINES] for start in range(0, len(shown), MAX_LINES)]
@@ -146,10 +151,12 @@ def chart_screens(charts: Iterable[str]) -> str:
 
 def _chart(label: str, axis: Axis, curves: Sequence[Curve], *, wide: bool, dots: bool) -> str:
     values = np.concatenate([curve.values[_is_drawable(curve.values)] for curve in curves])
-    low, high = float(values.min()), float(values.max())
+    low = float(values.min())
+    high = float(values.max())
     is_wide = wide and low > 0 and high / low >= _WIDE_RATIO
     ticks = _decades(low, high) if is_wide else _linear(low, high)
-    bottom, top = ticks.values[0], ticks.values[-1]
+    bottom = ticks.values[0]
+    top = ticks.values[-1]
     drawn = legend = ""
     for position, curve in enumerate(curves):
         color = position if curve.color is None else curve.color
@@ -168,7 +175,8 @@ def _chart(label: str, axis: Axis, curves: Sequence[Curve], *, wide: bool, dots:
 
 def _decades(low: float, high: float) -> Ticks:
     """Exponents of ten that enclose two positive numbers, with the powers as labels."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    first = math.floor(math.log10(low))
+    last = math.ceil(math.log10(high))
     step = -(-(last - first) // _MOST_DECADES)
     exponents = range(first, last + step, step)
     return Ticks(tuple(map(float, exponents)), tuple(f"{10.0**power:g}" for power in exponents))

@@ -61,7 +61,8 @@ def spark_text(values: Sequence[float], width: int = 16) -> str:
     count = min(width, len(finite))
     edges = [index * len(finite) // count for index in range(count + 1)]
     means = [sum(finite[a:b]) / (b - a) for a, b in pairwise(edges)]
-    low, span = min(means), max(means) - min(means)
+    low = min(means)
+    span = max(means) - min(means)
     top = len(_BLOCKS) - 1
     return "".join(_BLOCKS[round(top * (mean - low) / span) if span else 0] for mean in means)
 
@@ -77,7 +78,8 @@ def range_text(values: Sequence[float | None]) -> str:
     numbers = [value for value in values if value is not None]
     if not numbers:
         return "-"
-    low, high = number_text(min(numbers)), number_text(max(numbers))
+    low = number_text(min(numbers))
+    high = number_text(max(numbers))
     return low if low == high else f"{low} .. {high}"
 
 

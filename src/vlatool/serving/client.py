@@ -29,7 +29,8 @@ Value = TypeVar("Value")
 
 _log = logging.getLogger(__name__)
 
-_UNAUTHORIZED, _BUSY = 401, 503
+_UNAUTHORIZED = 401
+_BUSY = 503
 _CLOSE_S = 2.0
 
 
@@ -101,7 +102,8 @@ class RemotePolicy:
         """
         steps = {"executed": _count(executed), "delay": _count(delay)}
         reply = self._request(observation, steps)
-        chunk, start = reply["actions"], 0
+        chunk = reply["actions"]
+        start = 0
         fields: dict[str, Array] = {}
         for name, width in self.actions.items():
             fields[name] = chunk[:, start : start + width].copy()

@@ -25,17 +25,23 @@ PROTOCOL = 1
 CONTROL = "vlatool"
 # Code of failures of a server that are no fault of the client.
 SERVER_FAILED = "environment.server_failed"
-_ARRAY, _SCALAR = b"__ndarray__", b"__npgeneric__"
-_DATA, _DTYPE, _SHAPE = b"data", b"dtype", b"shape"
+_ARRAY = b"__ndarray__"
+_SCALAR = b"__npgeneric__"
+_DATA = b"data"
+_DTYPE = b"dtype"
+_SHAPE = b"shape"
 # Booleans, integers, floats, bytes and texts; objects would need pickle.
 _KINDS = "biufSU"
 # Values, keys and elements of a message besides those of its arrays, and lists and maps in another.
-MAX_OBJECTS, _MAX_DEPTH = 4096, 16
+MAX_OBJECTS = 4096
+_MAX_DEPTH = 16
 # Longest texts, maps, names of dtypes, and shapes. The time of some steps grows with the square of
 # these lengths, and all clients wait meanwhile.
 _LIMITS = {"max_str_len": 65_536, "max_map_len": 256}
-_MAX_DTYPE, _MAX_DIMENSIONS = 16, 64
-_HINT, _CODE = "\nhint: ", "\ncode: "
+_MAX_DTYPE = 16
+_MAX_DIMENSIONS = 64
+_HINT = "\nhint: "
+_CODE = "\ncode: "
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
@@ -105,7 +111,9 @@ def error_of(text: str) -> VlatoolError:
     message, _, hint = rest.partition(_HINT)
     kinds = {kind.kind: kind for kind in (DataError, UsageError, StorageError)}
     if not message or "\n" in code:
-        message, hint, code = text, "", SERVER_FAILED
+        message = text
+        hint = ""
+        code = SERVER_FAILED
     return kinds.get(code.partition(".")[0], EnvironmentProblem)(message, hint=hint, code=code)
 
 
@@ -130,7 +138,9 @@ def _lengths(shape: Any) -> tuple[int, ...] | None:
 
 
 def _array(value: Mapping[Any, Any]) -> Array:
-    dtype, data, shape = _dtype(value), value.get(_DATA), _lengths(value.get(_SHAPE))
+    dtype = _dtype(value)
+    data = value.get(_DATA)
+    shape = _lengths(value.get(_SHAPE))
     if shape is None or not isinstance(data, bytes):
         raise _bad_message("an array has no data or no valid shape")
     # An array without values may have lengths that no copy of it can have.
@@ -145,7 +155,8 @@ def _array(value: Mapping[Any, Any]) -> Array:
 
 
 def _scalar(value: Mapping[Any, Any]) -> Any:
-    data, dtype = value.get(_DATA), _dtype(value)
+    data = value.get(_DATA)
+    dtype = _dtype(value)
     # The types of texts make as many zero bytes as a number says.
     if not isinstance(data, {"S": bytes, "U": str}.get(dtype.kind, bool | int | float)):
         raise _bad_message("a numpy scalar has no data of its type")

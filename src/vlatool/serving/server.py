@@ -112,7 +112,8 @@ def _head(name: str, kind: str, text: str) -> Iterator[str]:
 
 _MB = 1_000_000
 # Images of a policy that takes any size; bytes of a request besides its arrays.
-_LARGEST_IMAGE, _ROOM = (1080, 1920), 64_000
+_LARGEST_IMAGE = (1080, 1920)
+_ROOM = 64_000
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,8 @@ class Session:
     @property
     def warnings(self) -> list[str]:
         """Warnings for the client, without those that it has had."""
-        texts, self._runner.sizes.messages = self._runner.sizes.messages, []
+        texts = self._runner.sizes.messages
+        self._runner.sizes.messages = []
         return texts
 
     def observe(self, request: Mapping[str, Any]) -> str | None:
@@ -263,7 +265,8 @@ class Session:
         if is_reset or (control.get("reset") and not observation):
             self._runner.reset(control.get("seed"))
             return None
-        limit, now = self._config.episode_idle_s, time.monotonic()
+        limit = self._config.episode_idle_s
+        now = time.monotonic()
         is_late = limit is not None and now - self._used_at > limit
         self._used_at = now
         key = self._config.episode_key
@@ -323,12 +326,15 @@ def _bad_control(reason: str, hint: str = "") -> DataError:
 
 # A client that holds a connection without a request, or does not answer pings, is disconnected.
 # An opening lasts as long as clients wait by default, so that a stalled machine drops none of them.
-_OPEN_S, _PING_S, _CLOSE_S = 60, 20, 2
+_OPEN_S = 60
+_PING_S = 20
+_CLOSE_S = 2
 # Wait between reads of the rest of a message that is too large, which is thrown away.
 _DISCARD_S = 0.1
 # For some seconds after an invalid request, connections are opened one by one, each after a pause:
 # clients that send such requests and connect again do not hold up others.
-_WARY_S, _PAUSE_S = 5.0, 0.02
+_WARY_S = 5.0
+_PAUSE_S = 0.02
 _SHUTDOWN = "the server is shutting down"
 
 _log = logging.getLogger(__name__)

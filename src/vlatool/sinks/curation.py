@@ -41,7 +41,8 @@ from vlatool.transforms.relative import stored_from
 
 _TIMES = 32  # of a path
 _MOMENTS = 16  # at which actions are compared
-_SHOWN, _SHOWN_SIZE = 5, 96
+_SHOWN = 5
+_SHOWN_SIZE = 96
 _MOST_BLANK = 0.5  # share of the episodes in which a camera that counts has no image
 
 
@@ -86,7 +87,8 @@ class EpisodeFigures:
             rows.append(np.hstack([_small(image) for image in shown]))
         files: tuple[FileEntry, ...] = ()
         if rows:
-            name, width = f"{STRIPS}/{ref.id}.jpg", max(row.shape[1] for row in rows)
+            name = f"{STRIPS}/{ref.id}.jpg"
+            width = max(row.shape[1] for row in rows)
             padded = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]
             write_bytes(self.output / name, encode_jpeg(np.vstack(padded), 85), synced=False)
             files = (file_entry(self.output, name),)
@@ -122,7 +124,8 @@ def _read(
         grids.append(grid(read))
         repeated.append(repeats([*last, *read], [*last_grid, *grids[-1]]))
         shown += [image for frame, image in zip(frames, read, strict=True) if frame in at]
-        last, last_grid = (read[-1],), (grids[-1][-1],)
+        last = (read[-1],)
+        last_grid = (grids[-1][-1],)
     return np.concatenate(grids), np.concatenate(repeated), shown
 
 

@@ -59,7 +59,8 @@ class FramesConfig(StoredImagesConfig, WindowsConfig):
 
     def sampler(self, episode: Episode) -> EpisodeSampler:
         """Windows of an episode, without images, that training cuts unless it has other keys."""
-        method, still = self.image_resizing_method, self.stillness()
+        method = self.image_resizing_method
+        still = self.stillness()
         return EpisodeSampler(
             episode, (), SampleSpec(self.window_spec(), (0,), None, method, still=still)
         )
@@ -73,10 +74,12 @@ class FramesEpisodeWriter:
     config: FramesConfig
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
-        config, stored = self.config, self.stored(episode)
+        config = self.config
+        stored = self.stored(episode)
         asked = {"depth": config.depth, "labels": config.labels}
         stored = replace(stored, **{name: {} for name, is_asked in asked.items() if not is_asked})
-        size, turns = base.height_and_width(config.resize_images_size), config.camera_rotations
+        size = base.height_and_width(config.resize_images_size)
+        turns = config.camera_rotations
         streams = image_streams(
             stored,
             config,
@@ -89,7 +92,8 @@ class FramesEpisodeWriter:
             ),
             copies_jpeg=config.copy_jpeg,
         )
-        name, frames = frames_format.tar_name(ref.id), range(stored.num_frames)
+        name = frames_format.tar_name(ref.id)
+        frames = range(stored.num_frames)
         ranges: list[tuple[int, int]] = []
         with (
             open_atomic(self.output / name) as file,
@@ -106,7 +110,8 @@ class FramesEpisodeWriter:
             tar.finish()
         index = write_index(self.output, name, ranges, tar.position)
         sizes = {camera: list(source.size) for camera, source in stored.cameras.items()}
-        count, sampler = stored.num_frames, config.sampler(stored)
+        count = stored.num_frames
+        sampler = config.sampler(stored)
         return Receipt(
             ref.id,
             counts={"frames": count, "samples": len(sampler)},
@@ -134,7 +139,8 @@ class FramesSink(base.Sink):
 
     def __init__(self, config: FramesConfig, setup: base.SinkSetup) -> None:
         check_names(setup.survey.fields)
-        self._config, self._setup = config, setup
+        self._config = config
+        self._setup = setup
         self.stored_roles: Collection[str] = stored_roles(config)
         self._writer = FramesEpisodeWriter(setup.output, config)
         self.work: base.Work = self._writer
@@ -158,12 +164,14 @@ class FramesSink(base.Sink):
         output = self._setup.output
         episodes: list[frames_format.FramesEpisode] = []
         files: list[FileEntry] = []
-        samples, sizes = 0, dict[str, set[tuple[int, ...]]]()
+        samples = 0
+        sizes = dict[str, set[tuple[int, ...]]]()
         for receipt in receipts:
             samples += receipt.counts.get("samples", 0)
             files += receipt.files
             if receipt.files:
-                tar, count = receipt.files[0], receipt.counts["frames"]
+                tar = receipt.files[0]
+                count = receipt.counts["frames"]
                 episodes.append(frames_format.FramesEpisode(receipt.item, tar.sha256, count))
             for camera, size in receipt.facts.get(base.SIZES, {}).items():
                 sizes.setdefault(camera, set()).add(tuple(size))
@@ -183,7 +191,8 @@ class FramesSink(base.Sink):
 
     def _options(self) -> dict[str, Any]:
         """Content of preprocessing_config.yaml."""
-        config, survey = self._config, self._setup.survey
+        config = self._config
+        survey = self._setup.survey
         groups = [group.model_dump() for group in config.pose_groups or ()]
         return {
             **self._setup.origin,

@@ -155,7 +155,8 @@ class JsonlEpisodeWriter:
     def _lines(
         self, names: "EpisodeNames", seed: str, tasks: Sequence[str], chunks: Sequence[Array]
     ) -> Iterator[bytes]:
-        config, frames = self.config, len(chunks)
+        config = self.config
+        frames = len(chunks)
         for frame in range(frames):
             images = names.paths(action_tokenizer.past_frames(frame, config.past_steps))
             future = names.paths(action_tokenizer.future_frames(frame, config.future_steps, frames))
@@ -167,7 +168,8 @@ class JsonlEpisodeWriter:
 
     def _chunks(self, episode: Episode) -> Sequence[Array]:
         """Actions [T, A] of each window."""
-        actions, steps = self._actions(episode), self.config.future_steps
+        actions = self._actions(episode)
+        steps = self.config.future_steps
         if not self.groups:
             padded = action_tokenizer.with_padding(actions, steps)
             return [padded[frame : frame + steps] for frame in range(len(actions))]
@@ -274,7 +276,8 @@ class JsonlSink(base.Sink):
 
     def __init__(self, config: JsonlConfig, setup: base.SinkSetup) -> None:
         survey = setup.survey
-        self._config, self._setup = config, setup
+        self._config = config
+        self._setup = setup
         possible = _possible_fields(survey)
         self.action_fields: tuple[str, ...] = setup.policy_actions(possible, survey.action_fields)
         self.fields: Mapping[str, int] = {name: possible[name] for name in self.action_fields}
@@ -336,7 +339,8 @@ class JsonlSink(base.Sink):
         return base.Estimate(frames * lines, {"pictures": frames * len(self._work.cameras)})
 
     def _manifest(self, episodes: int, run: JobRun) -> windows_format.WindowManifest:
-        survey, config = self._setup.survey, self._config
+        survey = self._setup.survey
+        config = self._config
         fields = [survey.fields[stored_from(name, survey.fields)] for name in self.action_fields]
         names = [name for field in fields for name in field.names]
         relative = [

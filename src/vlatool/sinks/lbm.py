@@ -344,7 +344,8 @@ class LbmEpisodeWriter:
 
     def stored(self, episode: Episode) -> tuple[Episode, RateError | None]:
         """The episode with the stored fields at the stored rate, and the errors of another rate."""
-        stored, fps = stored_episode(episode, self.config), self.config.target.fps
+        stored = stored_episode(episode, self.config)
+        fps = self.config.target.fps
         return (stored, None) if fps is None else at_rate(stored, fps, self.commands)
 
     def _write(self, tar: TarWriter, sampler: EpisodeSampler, spec: SampleSpec) -> Array:
@@ -422,7 +423,8 @@ class SampleIndex:
         samples: list[tuple[str, int, int]] = []
         for sample in chosen:
             episode = self.files[bisect_right(self._ends, sample)]
-            offset, length = self._offsets[sample], self._lengths[sample]
+            offset = self._offsets[sample]
+            length = self._lengths[sample]
             samples.append((episode.path, offset, length))
             digest.update(f"{episode.sha256} {offset} {length}\n".encode())
         return ShardPlan(path, tuple(samples), digest.hexdigest())
@@ -472,7 +474,8 @@ def write_shards(
     """Writes all shards; returns the (tar, index) entries of each."""
     entries: list[tuple[FileEntry, FileEntry]] = []
     plans = index.plans(seed, samples_per_shard)
-    start, megabytes = time.monotonic(), 0.0
+    start = time.monotonic()
+    megabytes = 0.0
     with reporter.progress("shards", index.shards(samples_per_shard), "shards") as bar:
         for outcome in executor.map(ShardWriter(output), plans):
             if outcome.error is not None:
@@ -637,8 +640,10 @@ class LbmSink(base.Sink):
         )
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> base.SinkSummary:
-        output, config = self._setup.output, self._config
-        index, total = SampleIndex(), StatisticsAccumulator()
+        output = self._setup.output
+        config = self._config
+        index = SampleIndex()
+        total = StatisticsAccumulator()
         sizes: dict[str, set[tuple[int, ...]]] = {}
         errors = [[0.0] * 3]
         for receipt in receipts:

@@ -27,7 +27,8 @@ class AppendLog:
     """
 
     def __init__(self, path: Path, sync_s: float = _SYNC_S) -> None:
-        self.path, self._sync_s = path, sync_s
+        self.path = path
+        self._sync_s = sync_s
         self._file: IO[bytes] | None = None
         self._pending: list[bytes] = []
         self._batches: int | None = None

@@ -376,7 +376,8 @@ def bulk_folder(path: Path) -> Generator[FolderWriter]:
 class _LocalFolder:
     def __init__(self, partial_path: Path, path: Path) -> None:
         self.files: dict[str, tuple[int, str]] = {}
-        self._partial, self._path = partial_path, path
+        self._partial = partial_path
+        self._path = path
 
     def write(self, name: str, data: bytes) -> None:
         file = self._partial / name

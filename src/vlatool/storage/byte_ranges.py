@@ -124,7 +124,8 @@ class _ForwardFile(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         """Moves to a position; a forward move reads the bytes between."""
         if whence == io.SEEK_CUR:
-            offset, whence = self._file.tell() + offset, io.SEEK_SET
+            offset = self._file.tell() + offset
+            whence = io.SEEK_SET
         if whence == io.SEEK_END or offset < self._file.tell():
             return self._file.seek(offset, whence)
         while (missing := offset - self._file.tell()) and self._file.read(min(missing, _SKIP_SIZE)):

@@ -51,7 +51,8 @@ class _BlockFile(RemoteReader):
 
     def _read(self, number: int) -> bytes:
         """A block; while reading is sequential, the next one is requested meanwhile."""
-        following, read = self._following, partial(_block, self._address, self._info)
+        following = self._following
+        read = partial(_block, self._address, self._info)
         data = (
             following[1].result()
             if following is not None and following[0] == number

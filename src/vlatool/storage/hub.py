@@ -292,7 +292,9 @@ def _files(page: object) -> Iterator[tuple[str, remote.ObjectInfo]]:
         if row.get("type") == "directory":
             continue
         large = row.get("lfs")
-        name, size, etag = row.get("path"), row.get("size"), row.get("oid")
+        name = row.get("path")
+        size = row.get("size")
+        etag = row.get("oid")
         digest = f"git-sha1:{etag}"
         if isinstance(large, dict):
             etag = cast("dict[str, Any]", large).get("oid")
@@ -309,7 +311,8 @@ _MAX_FILES = 256
 _MAX_COMMIT_BYTES = 20 * 10**9
 _MAX_STEP_BYTES = 10**9
 # Small files are part of the request of a commit, which is in memory.
-_SMALL_BYTES, _MAX_SMALL_BYTES = 10 * 2**20, 64 * 2**20
+_SMALL_BYTES = 10 * 2**20
+_MAX_SMALL_BYTES = 64 * 2**20
 _BLOCK_BYTES = 2**20
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 _NO_ACCESS = frozenset({401, 403, 404})
@@ -508,9 +511,12 @@ def _parts(files: Sequence[UploadFile], max_bytes: int) -> Iterator[list[UploadF
         is_full = size + file.size > max_bytes or small + own > _MAX_SMALL_BYTES
         if part and (is_full or len(part) == _MAX_FILES):
             yield part
-            part, size, small = [], 0, 0
+            part = []
+            size = 0
+            small = 0
         part.append(file)
-        size, small = size + file.size, small + own
+        size = size + file.size
+        small = small + own
     if part:
         yield part
 

@@ -120,14 +120,18 @@ class RemoteLock:
 
         A killed owner looks alive until then: this polls until it renews (an error) or is stale.
         """
-        clock, first, deadline, misses = ProcessClock(), None, math.inf, 0
+        clock = ProcessClock()
+        first = None
+        deadline = math.inf
+        misses = 0
         etag: str | None = ""  # version to replace: empty for none, None while the owner may live
         while etag is None or not self._put(etag):
             if etag is None:
                 clock.sleep(_POLL_S)
             holder = self._read()
             if holder is None:  # released meanwhile
-                etag, misses = "", misses + 1
+                etag = ""
+                misses = misses + 1
                 if misses == _ATTEMPTS:
                     raise self._locked_error(None)
                 continue
@@ -136,7 +140,8 @@ class RemoteLock:
                 return
             is_stale = holder.age_s > stale_after_s or clock.now() > deadline
             if first is None:
-                first, deadline = holder, clock.now() + stale_after_s
+                first = holder
+                deadline = clock.now() + stale_after_s
                 if not is_stale:
                     message = "%s; waiting %d s at most to see if it lives"
                     _LOGGER.warning(message, self._locked_error(holder).message, stale_after_s)

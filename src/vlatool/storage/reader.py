@@ -65,7 +65,8 @@ class RangeDownload:
         except RangeNotSatisfiable:
             if self.info is not None:
                 raise ConditionFailed from None  # the earlier version had these bytes
-            self.info, self.start = ObjectInfo(), max(0, self.start)
+            self.info = ObjectInfo()
+            self.start = max(0, self.start)
             self.stop = self.start  # the object has no bytes from there on
             return
         try:
@@ -79,7 +80,8 @@ class RangeDownload:
         if self.info is not None and _version(self.info) != _version(body.info):
             raise ConditionFailed
         if self.start < 0:
-            self.stop, self.start = body.info.size, max(0, body.info.size + self.start)
+            self.stop = body.info.size
+            self.start = max(0, body.info.size + self.start)
         if body.start != self.start + self.count:
             raise StorageError.at(
                 self.address,
@@ -257,14 +259,16 @@ class _RangedFile(RemoteReader):
 
     def readall(self) -> bytes:
         """Reads the rest of the object, in parallel ranges."""
-        start, self._position = self._position, max(self._position, self._size)
+        start = self._position
+        self._position = max(self._position, self._size)
         if start < (cached := self._ranges[-1]).stop and start >= cached.start:
             rest = _read_range(self._address, self._info, cached.stop, self._size)
             return cached.data[start - cached.start :] + rest
         return _read_range(self._address, self._info, start, self._size)
 
     def close(self) -> None:
-        self._ranges, self._prefetch = [], None
+        self._ranges = []
+        self._prefetch = None
         super().close()
 
     def _range(self, size: int) -> _Range:
@@ -272,7 +276,8 @@ class _RangedFile(RemoteReader):
         for cached in self._ranges:
             if cached.start <= self._position < cached.stop:
                 return cached
-        prefetch, self._prefetch = self._prefetch, None
+        prefetch = self._prefetch
+        self._prefetch = None
         if prefetch is not None and prefetch.start <= self._position < prefetch.stop:
             result = _Range(prefetch.start, prefetch.data.result())
             self._ranges = [result]

@@ -57,7 +57,9 @@ class RemotePath(_Path):
     @classmethod
     def _new(cls, root: str, key: PurePosixPath, info: ObjectInfo | None = None) -> "RemotePath":
         path = object.__new__(cls)
-        path._root, path._key, path._info = root, key, info
+        path._root = root
+        path._key = key
+        path._info = info
         return path
 
     def __getattr__(self, name: str) -> Any:

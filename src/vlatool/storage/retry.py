@@ -22,7 +22,8 @@ _DEFAULT_TIMEOUT_S = 180.0  # much longer than a restart or an outage of a minut
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 10.0
 _LONGEST_REQUESTED_WAIT_S = 60.0  # limit of the wait that a server requests
-_INTERVAL_S, _LONGEST_INTERVAL_S = 10.0, 60.0  # between warnings of one reason
+_INTERVAL_S = 10.0
+_LONGEST_INTERVAL_S = 60.0
 _PIPE_BYTES = 4000  # less than PIPE_BUF, up to which writes are atomic
 
 _LOGGER = logging.getLogger(__name__)

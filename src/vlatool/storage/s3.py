@@ -313,7 +313,8 @@ def error_code(error: BaseException) -> str:
 def s3_retry_advice(error: Exception) -> RetryAdvice | None:
     """Advice on retrying after an error; None if a retry is useless."""
     aws = _exceptions()
-    status, code = _status(error), error_code(error)
+    status = _status(error)
+    code = error_code(error)
     if status in _BUSY_STATUS or code in _BUSY_CODES:
         reason = f"the server returns status {status} {code}".rstrip()
         metadata = _response(error).get("ResponseMetadata", {})
@@ -357,7 +358,8 @@ def map_s3_error(error: Exception, location: str) -> Exception:
 
 
 def _from_response(error: Exception, location: str) -> Exception:
-    status, code = _status(error), error_code(error)
+    status = _status(error)
+    code = error_code(error)
     if code in _MISSING_CODES:
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location)
     if status == 412 or code == "PreconditionFailed":
@@ -374,9 +376,11 @@ def _response_error(location: str, status: int, code: str) -> StorageError:
         hint = "ask for permission to read, write and list here, or choose other credentials"
         return _storage_error(location, f"access is denied ({code})", "forbidden", hint)
     if status == 501 or code == "NotImplemented":
-        reason, hint = "the server does not support this operation", "choose another storage"
+        reason = "the server does not support this operation"
+        hint = "choose another storage"
         return _storage_error(location, reason, "unsupported", hint)
-    reason, hint = f"the server returns {status} {code}", "check the location and the endpoint"
+    reason = f"the server returns {status} {code}"
+    hint = "check the location and the endpoint"
     return _storage_error(location, reason, "refused", hint)
 
 

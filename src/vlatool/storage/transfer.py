@@ -70,7 +70,8 @@ class PartialFile:
     """
 
     def __init__(self, path: Path, address: Address, info: ObjectInfo, chunk_bytes: int) -> None:
-        self._path, self._size = path, info.size
+        self._path = path
+        self._size = info.size
         self._chunk_bytes = chunk_bytes
         version = info.etag or info.digest
         self._identity = {"location": str(address), "etag": version, "size": info.size}
@@ -132,7 +133,8 @@ class PartialFile:
             self._check_open()
             while view:
                 count = os.pwrite(self._data, view, position)
-                view, position = view[count:], position + count
+                view = view[count:]
+                position = position + count
 
     def add_chunk(self, number: int, crc: int) -> None:
         """Records a chunk that is written."""
@@ -174,7 +176,8 @@ class PartialFile:
         """Syncs the chunks so far; others are written meanwhile."""
         with self._lock:
             self._check_open()
-            data, num_rows = os.dup(self._data), self._num_rows
+            data = os.dup(self._data)
+            num_rows = self._num_rows
         try:
             with as_storage_error(self._path), crash_point("sync", self._path):
                 os.fsync(data)
@@ -183,7 +186,8 @@ class PartialFile:
         with self._lock, as_storage_error(self._path):
             self._check_open()
             self._log.append({"synced": num_rows})
-            self._synced_at, self._is_syncing = time.monotonic(), False
+            self._synced_at = time.monotonic()
+            self._is_syncing = False
 
     def _intact(self, rows: Sequence[Mapping[str, Any]]) -> set[int]:
         """Chunks that the file holds."""
@@ -218,7 +222,8 @@ class ChunkWriter:
     """Writer of a chunk, which gets its bytes in order."""
 
     def __init__(self, file: PartialFile, number: int) -> None:
-        self._file, self._number = file, number
+        self._file = file
+        self._number = number
         self._position = file.start_of(number)
         self._crc = 0
 
@@ -334,7 +339,8 @@ class TransferPool:
         in_flight = f"{len(self._in_flight)}: {names}{more}" if names else "0"
         fields = {"in flight": in_flight, "files": self._finished}
         self.bar.advance(self._not_shown, **fields)
-        self._shown_at, self._not_shown = now, 0
+        self._shown_at = now
+        self._not_shown = 0
 
     def _check(self) -> None:
         if self._cancelled.is_set():
@@ -427,7 +433,10 @@ class _LargeDownload:
     def __init__(
         self, address: Address, info: ObjectInfo, target: Path, path: Path, pool: TransferPool
     ) -> None:
-        self._address, self._info, self._target, self._pool = address, info, target, pool
+        self._address = address
+        self._info = info
+        self._target = target
+        self._pool = pool
         self._partial = PartialFile(path, address, info, CHUNK)
 
     def run(self) -> Downloaded:

@@ -12,7 +12,8 @@ from vlatool.storage.digests import open_blocks
 from vlatool.storage.remote import is_listable, remote_class
 from vlatool.storage.remote_path import RemotePath
 
-_LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes, in common file systems
+_LONGEST_NAME = 255
+_LONGEST_PATH = 4000
 _MAX_SHOWN = 100  # characters
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -58,7 +59,8 @@ def location(text: str | Path) -> Path:
 
 def check_no_credentials(text: str) -> None:
     """Raises if a location contains credentials, which would get into logs and records."""
-    scheme, rest = _scheme(text), text.partition("://")[2]
+    scheme = _scheme(text)
+    rest = text.partition("://")[2]
     if scheme in SCHEMES.names() and remote_class(scheme).form.secret.match(rest):
         host = rest.partition("/")[0]
         raise UsageError(

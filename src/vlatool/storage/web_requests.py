@@ -258,7 +258,8 @@ def _redirected(url: str, target: str, headers: Mapping[str, str]) -> tuple[str,
     """Location and headers of the request after a redirect."""
     try:
         new = urljoin(url, target)
-        before, after = urlsplit(url), urlsplit(new)
+        before = urlsplit(url)
+        after = urlsplit(new)
         is_same = (before.scheme, before.netloc) == (after.scheme, after.netloc)
     except ValueError as error:
         raise UnusableAnswer("the server redirects to an invalid location") from error
@@ -316,7 +317,8 @@ class _Deadlines:
     @contextmanager
     def limit(self, sock: Any, seconds: float) -> Generator[None]:
         """Shuts the socket down if the block takes longer."""
-        key, deadline = object(), time.monotonic() + seconds
+        key = object()
+        deadline = time.monotonic() + seconds
         with self._changed:
             self._sockets[key] = (deadline, sock)
             if deadline < self._wakes_at:

@@ -107,7 +107,8 @@ class RemoteWriter(io.BufferedIOBase):
                 self._upload = call(
                     self._address, lambda remote: remote.multipart(self._address.key)
                 )
-        upload, number = self._upload, len(self._parts) + 1
+        upload = self._upload
+        number = len(self._parts) + 1
         self._parts.append(
             in_background(lambda: call(self._address, lambda _: upload.send(number, data)))
         )

@@ -214,7 +214,8 @@ def check_same_columns(example: Mapping[str, Any], batch: Mapping[str, Any]) -> 
         f"`example` has the keys {names[0]}, the batcher returns {names[1]}"
     )
     for name, value in batch.items():
-        example_column, batch_column = _column(example[name]), _column(value)
+        example_column = _column(example[name])
+        batch_column = _column(value)
         assert example_column == batch_column, (
             f"`example` has {name!r} as {example_column}, the batcher returns {batch_column}"
         )
@@ -227,7 +228,8 @@ def _column(value: Any) -> str:
 def check_equal_batches(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
     """Checks that loaded assets give the same batch as new assets."""
     for name in sorted({*first, *second}):
-        value, other = first.get(name), second.get(name)
+        value = first.get(name)
+        other = second.get(name)
         is_equal = (
             torch.equal(value, other)
             if isinstance(value, Tensor) and isinstance(other, Tensor)
@@ -273,7 +275,8 @@ def check_gradients(label: str, name: str, part: Part) -> None:
 def check_images(images: Mapping[str, Any]) -> None:
     """Checks that images are uint8 [N, H, W, 3]."""
     for name, value in images.items():
-        shape, dtype = getattr(value, "shape", ()), str(getattr(value, "dtype", type(value)))
+        shape = getattr(value, "shape", ())
+        dtype = str(getattr(value, "dtype", type(value)))
         is_image = dtype == "uint8" and len(shape) == 4 and shape[-1] == 3
         assert is_image, (
             f"`images` returns {name!r} as {dtype} {tuple(shape)}, not uint8 [N, H, W, 3]"

@@ -81,8 +81,12 @@ class _Run:
             batches: Micro-batches from the step of the state on.
             example: Micro-batch that stands for the validation data.
         """
-        placed, objective, state = self.setup.placed, self.setup.objective, self.setup.state
-        runtime, plan, contexts = self.runtime, self.plan, self.contexts
+        placed = self.setup.placed
+        objective = self.setup.objective
+        state = self.setup.state
+        runtime = self.runtime
+        plan = self.plan
+        contexts = self.contexts
         metrics = MetricsFile(self.dir.metrics, NULL)
         logger = MetricsLogger(metrics, NULL, NullProgress(), runtime, 1, plan.total_steps)
 
@@ -192,7 +196,8 @@ class ModelChecks:
 
     def _check_kind(self, root: Path, order: SampleOrder) -> None:
         """Checks that reader and batcher can be pickled, and that loaded assets work."""
-        kind, data = self.config.data_kind, self.config.data
+        kind = self.config.data_kind
+        data = self.config.data
         reader = kind.reader(data, self.info)
         model_rules.check_pickles("the reader", reader)
         rngs = [np.random.default_rng(row) for row in range(_FEWER)]
@@ -237,15 +242,20 @@ class ModelChecks:
 
     def _check_step(self, run: _Run, step: int, size: int) -> dict[str, dict[str, tuple[int, ...]]]:
         """Checks the losses at a step; returns the shapes of the sums by optimizer."""
-        objective, placed = run.setup.objective, run.setup.placed
-        micro_batch, contexts, before = self._device_batch(run, size), run.contexts, run.buffers()
+        objective = run.setup.objective
+        placed = run.setup.placed
+        micro_batch = self._device_batch(run, size)
+        contexts = run.contexts
+        before = run.buffers()
         contexts.seed_step(step)
         with torch.no_grad():
             batch = objective.prepare(micro_batch.batch, contexts.of(step, micro_batch, "prepare"))
         shapes: dict[str, dict[str, tuple[int, ...]]] = {}
         specs = objective.optimizers()
         for name in objective.optimizers_at(step):
-            spec, rng_key, sums = specs[name], [*specs].index(name), LossSums(run.runtime.device)
+            spec = specs[name]
+            rng_key = [*specs].index(name)
+            sums = LossSums(run.runtime.device)
             run.setup.state.optimizers[name].zero_grad(set_to_none=True)
             with placed.only_trains(spec.parts):
                 with run.runtime.autocast():
@@ -271,7 +281,8 @@ class ModelChecks:
 
     def _check_eval(self, run: _Run) -> None:
         """Checks `validate` and `images` in eval mode."""
-        objective, micro_batch = run.setup.objective, self._device_batch(run, model_rules.SAMPLES)
+        objective = run.setup.objective
+        micro_batch = self._device_batch(run, model_rules.SAMPLES)
         ctx = run.contexts.of(0, micro_batch, "images", training=False)
         run.setup.placed.eval()
         with torch.no_grad():
@@ -297,7 +308,8 @@ class ModelChecks:
 
     def check_policy(self, trained: _Run) -> None:
         """Checks the policy with the weights of a checkpoint and the assets, as in evaluation."""
-        config, root = self.config, trained.dir.root
+        config = self.config
+        root = trained.dir.root
         checkpoint = trained.dir.checkpoint(_LEARNING.total_steps)
         assets = config.data_kind.load_assets(config.data, root)
         parts: dict[str, nn.Module] = {}
@@ -331,7 +343,8 @@ class ModelChecks:
 
     def check_empty_step(self) -> None:
         """Checks that a step without counted elements changes nothing."""
-        run, before = self._start("empty"), State()
+        run = self._start("empty")
+        before = State()
 
         def batches() -> Iterator[base.MicroBatch]:
             for index, micro_batch in enumerate(self._batches(0)):

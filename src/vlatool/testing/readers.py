@@ -85,7 +85,9 @@ def _check_refs(refs: list[EpisodeRef]) -> None:
 
 
 def _check_episode(episode: Episode) -> None:
-    label, frames, lowdim = f"episode {episode.id}", episode.num_frames, episode.lowdim
+    label = f"episode {episode.id}"
+    frames = episode.num_frames
+    lowdim = episode.lowdim
     assert min(frames, episode.fps) > 0, f"{label}: num_frames or fps is not positive"
     for name, values in lowdim.items():
         _check_field(f"{label}, field {name!r}", values, frames)
@@ -174,7 +176,8 @@ def _check_field(label: str, values: Any, frames: int) -> None:
 
 def _check_camera(label: str, camera: FrameSource, frames: int) -> None:
     assert len(camera) == frames, f"{label} has {len(camera)} images, the episode {frames} frames"
-    last, first = camera.read([frames - 1]), camera.read([0])
+    last = camera.read([frames - 1])
+    first = camera.read([0])
     for images in (first, last):
         assert images.dtype == np.uint8, f"{label} returns dtype {images.dtype}, not uint8"
         expected = (1, *camera.size, 3)

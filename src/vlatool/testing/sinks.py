@@ -33,7 +33,8 @@ from vlatool.transforms.relative import stored_from
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessJob, preprocess
 from vlatool.workflows.sample import Layout, SampleConfig, sample
 
-_EPISODES, _FRAMES = 3, 6
+_EPISODES = 3
+_FRAMES = 6
 
 
 def check_sink(
@@ -73,7 +74,8 @@ class _KillingExecutor:
     """An executor that kills the run after a number of outcomes; -1: never."""
 
     def __init__(self, executor: Executor, outcomes: int = -1) -> None:
-        self._executor, self._last = executor, outcomes
+        self._executor = executor
+        self._last = outcomes
         self.count = 0
 
     def __enter__(self) -> Self:
@@ -220,13 +222,15 @@ class SinkChecks:
 
     def contents(self, name: str) -> dict[str, bytes]:
         """Content of the files that must be equal after kills and with any executor."""
-        output, volatile = self.folder / name, self.job(name).spec.volatile
+        output = self.folder / name
+        volatile = self.job(name).spec.volatile
         names = [file.name for file in output_files(output) if belongs_in_list(file.name, volatile)]
         return {file_name: (output / file_name).read_bytes() for file_name in (*names, LIST)}
 
     def check_quiet_run(self) -> int:
         """Checks an undisturbed run and its repetition; returns the number of outcomes."""
-        job, executor = self.job("quiet"), _KillingExecutor(SerialExecutor())
+        job = self.job("quiet")
+        executor = _KillingExecutor(SerialExecutor())
         try:
             pickle.dumps(job.spec.work)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -236,7 +240,8 @@ class SinkChecks:
         assert not job.spec.output.exists(), "estimate writes files"
         run = run_job(job, executor)
         assert not run.failures, f"an episode fails: {run.failures}"
-        counts, samples = run.sums, job.result(run).samples
+        counts = run.sums
+        samples = job.result(run).samples
         expected = {"frames": _EPISODES * _FRAMES, "samples": samples}
         assert counts == {**counts, **expected}, f"receipts count {counts}, expected {expected}"
         self._check_files(job)
@@ -343,7 +348,8 @@ class SinkChecks:
         )
 
     def _check_equal(self, name: str) -> None:
-        files, expected = self.contents(name), self.contents("quiet")
+        files = self.contents(name)
+        expected = self.contents("quiet")
         different = [key for key in files | expected if files.get(key) != expected.get(key)]
         assert not different, f"{name}: files differ from those of an undisturbed run: {different}"
 

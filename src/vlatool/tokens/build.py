@@ -145,7 +145,8 @@ def select_codes(tree: Path, named: Path | None = None) -> CodesFolder:
             )
     # Raises DataError if the images were written again after the codes.
     codes = opened[0]
-    record, above = read_record(codes.path), read_record(codes.path.parent)
+    record = read_record(codes.path)
+    above = read_record(codes.path.parent)
     if record and above and record.parent and record.parent != above.fingerprint:
         raise DataError.at(
             codes.path,
@@ -308,7 +309,8 @@ class EpisodeBuilder:
             return write_lines(
                 self.output, windows_format.lines_name(item.episode), samples.lines(self.prefix)
             )
-        content, name = samples.content(), samples_format.packed_name(item.episode)
+        content = samples.content()
+        name = samples_format.packed_name(item.episode)
         write_bytes(self.output / name, content)
         return (FileEntry(name, len(content), hashlib.sha256(content).hexdigest(), len(samples)),)
 

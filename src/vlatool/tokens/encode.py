@@ -86,7 +86,8 @@ class _ReadDataset(Dataset[_Read]):
     """Dataset that reads and decodes batches; runs in the reader processes."""
 
     def __init__(self, open_episode: EpisodeOpener, rule: ImageRule) -> None:
-        self._open, self._rule = open_episode, rule
+        self._open = open_episode
+        self._rule = rule
         self._opened: tuple[int, EpisodeImages] | None = None
 
     def __getitem__(self, index: Any) -> _Read:
@@ -102,7 +103,8 @@ class _ReadDataset(Dataset[_Read]):
             self._opened = task.number, self._open(task.item)
         stored = list(self._opened[1].read(task.indices))
         size = self._rule.size
-        path, resize = task.item.path, self._rule.apply
+        path = task.item.path
+        resize = self._rule.apply
         images = np.stack([resize(image.pixels, f"{path}: {image.stem}") for image in stored])
         resized = sum(image.pixels.shape[:2] != (size, size) for image in stored)
         stems = tuple(image.stem for image in stored)
@@ -129,7 +131,9 @@ class EncodePipeline:
     def __init__(
         self, open_episode: EpisodeOpener, tokenizer: OpenTokenizer, rule: EncodeRule
     ) -> None:
-        self._open, self._tokenizer, self._rule = open_episode, tokenizer, rule
+        self._open = open_episode
+        self._tokenizer = tokenizer
+        self._rule = rule
         # map from stage to the time that the other stages waited for it
         self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
         self.images = 0  # number of encoded images
@@ -271,7 +275,8 @@ class EncodePipeline:
 
     def _write(self, episode: _Episode) -> Receipt:
         """Writes the codes of an episode and its check images."""
-        rule, name = self._rule, str(episode.item.id)
+        rule = self._rule
+        name = str(episode.item.id)
         check_unique_names(episode.item.path, episode.stems)
         codes = EpisodeCodes.of(name, dict(zip(episode.stems, episode.codes, strict=True)))
         checks = [
@@ -298,7 +303,8 @@ class _Device:
     def __init__(
         self, tokenizer: OpenTokenizer, precision: Precision, seconds: dict[str, float]
     ) -> None:
-        self._tokenizer, self._seconds = tokenizer, seconds
+        self._tokenizer = tokenizer
+        self._seconds = seconds
         self._precision: Precision = precision
         self._running = deque[tuple[_Read, Tensor, Any]]()
         self._copies = (

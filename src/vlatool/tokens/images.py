@@ -95,11 +95,13 @@ def _decoded(data: bytes, name: str) -> UInt8Array:
     try:
         return decode_plain(data)
     except NotRgbError as error:
-        hint, code = "convert the image to RGB first", "data.not_rgb"
+        hint = "convert the image to RGB first"
+        code = "data.not_rgb"
         hint += ": the tokenizer was trained on RGB only"
         problem = str(error)
     except ValueError as error:
-        hint, code = "copy or record the image again", "data.picture_unreadable"
+        hint = "copy or record the image again"
+        code = "data.picture_unreadable"
         problem = f"not a readable image: {error}"
     raise DataError(f"{name}: {problem}", hint=hint, code=code, details={"picture": name})
 

@@ -47,7 +47,8 @@ from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState, is_source, scatter
 
 # Bytes of a float32 parameter; one that is trained has an average and two moments too.
-_SIZE_FROZEN, _SIZE_TRAINED = 4, 4 * 4
+_SIZE_FROZEN = 4
+_SIZE_TRAINED = 4 * 4
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -95,7 +96,8 @@ def save_checkpoint(
 def _part_weights(name: str, state: TrainState, *, keep_result: bool) -> _PartWeights:
     """Weights of a part and their average. Collective; empty without `keep_result`."""
     part = state.parts[name]
-    shared, frozen = shared_names(part.module), _frozen_names(part)
+    shared = shared_names(part.module)
+    frozen = _frozen_names(part)
     weights = saved_once(_gathered(part.module.state_dict(), keep_result=keep_result), shared)
     files = {checkpoint.part_weights(name): weights}
     if name in state.averages:
@@ -237,7 +239,8 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
     manifest = checkpoint.CheckpointManifest.read(folder)
     trainer = read_pickled_weights(folder / checkpoint.TRAINER)
     try:
-        state.step, state.samples = index(trainer["step"]), index(trainer["samples"])
+        state.step = index(trainer["step"])
+        state.samples = index(trainer["samples"])
         if (state.step, state.samples) != (manifest.step, manifest.samples):
             raise ValueError(f"step is {state.step}, the manifest has {manifest.step}")
         for name, optimizer in state.optimizers.items():

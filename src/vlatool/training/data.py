@@ -23,7 +23,8 @@ from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
 
 # (shards, samples per shard) that `check_samples` reads first, and before it reports an error.
-_FIRST_READ, _LAST_READ = (4, 4), (16, 8)
+_FIRST_READ = (4, 4)
+_LAST_READ = (16, 8)
 # Fewer samples may be equal by chance.
 _MIN_COMPARED = 4
 # Effect of a content that is the same in all samples, by its name in `DataKind.contents`.
@@ -236,7 +237,8 @@ class DataStreams:
         """The batcher; validation data are normalized with the statistics of the training data."""
         config = self.config
         assets = config.data_kind.make_assets(config.data, self.info)
-        model_type, folder = config.model_type, self.folder
+        model_type = config.model_type
+        folder = self.folder
         return model_type.batcher(config.model, section, assets, folder, training=training)
 
     def _dummy(self) -> partial[base.Batch]:

@@ -34,7 +34,8 @@ from vlatool.training.state import TrainState
 from vlatool.training.step import TrainStep
 
 # Steps that `measure` runs before it measures, and measures.
-_FIRST_STEPS, _MEASURED_STEPS = 1, 3
+_FIRST_STEPS = 1
+_MEASURED_STEPS = 3
 _MOST_DOUBLINGS = 10
 
 
@@ -117,7 +118,9 @@ def num_parameters(config: TrainConfig) -> int:
 
 
 def forecast(setup: RunSetup, assets: Path | None, reporter: Reporter) -> Forecast:
-    config, plan, device = setup.config, setup.plan, setup.runtime.device
+    config = setup.config
+    plan = setup.plan
+    device = setup.runtime.device
     batch = partial(sample_batch, config, setup.info, assets)
     for_gpu = config.device_memory is not None
     last = plan.total_steps - 1
@@ -131,7 +134,8 @@ def forecast(setup: RunSetup, assets: Path | None, reporter: Reporter) -> Foreca
         fsdp=config.distributed.fsdp,
         reshard=config.distributed.fsdp_reshard_after_forward,
     )
-    memory, own = estimator.estimate(settings), _device_memory(device)
+    memory = estimator.estimate(settings)
+    own = _device_memory(device)
     # Processes on a CPU share its memory.
     is_shared = device.type == "cpu" and config.device_memory is None
     available = parse_size(config.device_memory) if config.device_memory else own
@@ -212,7 +216,8 @@ def _fitting(
 ) -> list[tuple[Mapping[str, Any], int]]:
     """Keys that would make a run fit, and the bytes of each device with them."""
     settings = planned.settings
-    recompute, shard = Changes(), Changes()
+    recompute = Changes()
+    shard = Changes()
     if estimator.has_blocks and not settings.grad_checkpointing:
         recompute = {"grad_checkpointing": True}
     if settings.devices > 1 and not (settings.fsdp and settings.reshard):
@@ -262,7 +267,8 @@ def _device_memory(device: torch.device) -> int:
 def checkpoint_bytes(config: TrainConfig, info: DatasetInfo, plan: TrainPlan) -> int:
     """Bytes of the checkpoints that are on disk at once."""
     batch = partial(sample_batch, config, info, None)
-    device, last = torch.device("cpu"), plan.total_steps - 1
+    device = torch.device("cpu")
+    last = plan.total_steps - 1
     step = FakeStep(config, info, device, plan.micro_batch, last, batch, for_gpu=True)
     return _disk(config, plan, MemoryEstimator(config, step))[1]
 
@@ -270,11 +276,9 @@ def checkpoint_bytes(config: TrainConfig, info: DatasetInfo, plan: TrainPlan) ->
 def _disk(config: TrainConfig, plan: TrainPlan, estimator: MemoryEstimator) -> tuple[int, int]:
     """Most checkpoints that are on disk at once, and their bytes."""
     size, frozen = estimator.checkpoint_bytes()
-    steps, latest, every = (
-        plan.checkpoint_steps,
-        config.max_checkpoint_limit,
-        config.keep_every_n_steps,
-    )
+    steps = plan.checkpoint_steps
+    latest = config.max_checkpoint_limit
+    every = config.keep_every_n_steps
     count = len(steps)
     if latest is not None:
         older = sum(every is not None and step % every == 0 for step in steps[:-latest])
@@ -295,9 +299,12 @@ def _free(folder: Path) -> int | None:
 
 def _measured_rate(run_setup: RunSetup, batch: Batch) -> float:
     """Samples per second on this device, without reading data. Collective."""
-    config, plan, runtime = run_setup.config, run_setup.plan, run_setup.runtime
+    config = run_setup.config
+    plan = run_setup.plan
+    runtime = run_setup.runtime
     setup = set_up(config, run_setup.info, runtime, None)
-    state, objective = setup.state, setup.objective
+    state = setup.state
+    objective = setup.objective
     train_step = TrainStep(config.hparams, plan, runtime, setup.placed)
     positions = tuple(range(plan.micro_batch))
     fetched = MicroBatch(

@@ -219,7 +219,8 @@ def _workspace(func: Any, args: Any, result: Any) -> int:
     if func is _ATEN.convolution.default:
         return max(args[0].nbytes, result.nbytes)
     if func is _ATEN.convolution_backward.default:
-        gradient, inputs = args[0].nbytes, args[1].nbytes
+        gradient = args[0].nbytes
+        inputs = args[1].nbytes
         return max(inputs, gradient) + (0 if result[0] is None else inputs)
     return 0
 
@@ -254,8 +255,10 @@ class FakeStep:
 
     def run(self, size: int, gradients: Gradients, *, checkpointing: bool) -> StepBytes:
         """Runs loss and backward pass of all optimizers."""
-        config, model_type = self.config, self.config.model_type
-        meter, batch = AllocationMeter(self.device, for_gpu=self.for_gpu), self.batch(size)
+        config = self.config
+        model_type = self.config.model_type
+        meter = AllocationMeter(self.device, for_gpu=self.for_gpu)
+        batch = self.batch(size)
         with torch.device("meta"):
             parts = model_type.build(config.model)
         for part in parts.values():
@@ -422,7 +425,8 @@ class MemoryEstimator:
 
     def with_adapters(self) -> tuple[dict[str, Any], "MemoryEstimator"] | None:
         """Keys with which adapters are trained, and the estimator with them; None: none, or set."""
-        config, keys = self._config, self._config.model_type.adapters
+        config = self._config
+        keys = self._config.model_type.adapters
         for key, value in keys.items():
             config = with_value(config, f"model.{key}", value)
         changed = {f"model.{key}": value for key, value in keys.items()}
@@ -460,7 +464,8 @@ class MemoryEstimator:
     def _gathered(self, settings: StepSettings) -> int:
         if not settings.is_sharded:
             return 0
-        everything, in_flight = sum(self._units), _IN_FLIGHT * max(self._units, default=0)
+        everything = sum(self._units)
+        in_flight = _IN_FLIGHT * max(self._units, default=0)
         roots = sum(self._units[len(self._units) - len(self._trained) :])
         weights = min(everything, in_flight + roots) if settings.reshard else everything
         return weights + min(everything, in_flight)
@@ -489,7 +494,8 @@ class MemoryEstimator:
 
         Only one sample and the micro-batch of the run are computed; others lie on the line.
         """
-        first, last = 1, self._step.micro_batch
+        first = 1
+        last = self._step.micro_batch
         if size in (first, last) or first == last:
             key = size, checkpointing, mode
             if key not in self._sizes:

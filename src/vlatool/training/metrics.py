@@ -222,7 +222,8 @@ class MetricsLogger:
 
     def flush(self, state: TrainState, objective: Objective) -> None:
         """Logs the stored step."""
-        record, self._pending = self._pending, None
+        record = self._pending
+        self._pending = None
         if record is None:
             return
         first = next(iter(objective.optimizers()))

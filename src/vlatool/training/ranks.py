@@ -25,7 +25,8 @@ HOSTS = "VLATOOL_HOSTS"
 # Environment variables of a job to names of secrets in its store, as JSON.
 SECRETS = "VLATOOL_SECRETS"
 THREADS = "OMP_NUM_THREADS"
-_CTRL_C, _SIGTERM = 128 + signal.SIGINT, 128 + signal.SIGTERM
+_CTRL_C = 128 + signal.SIGINT
+_SIGTERM = 128 + signal.SIGTERM
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SLURM_TASKS = "SLURM_STEP_NUM_TASKS"  # set by srun, unlike SLURM_NTASKS, which a batch script has
 _PORTS = range(10_000, 30_000)  # below those that Linux gives to connections

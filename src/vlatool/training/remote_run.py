@@ -67,7 +67,8 @@ def held_remote_run(
             record = job_record.read_record(choice.root)
             if choice.run_id == ("" if record is None else record.run_id):
                 local = RunDir(_local_folder(config, choice.name))
-                remote, replaces = RunDir(choice.root), choice.replaces
+                remote = RunDir(choice.root)
+                replaces = choice.replaces
                 remote.check_no_files()
                 step = _step_ahead(remote, local, replaces=replaces)
                 if step is not None and not config.fresh:
@@ -180,7 +181,8 @@ def _is_similar(options: Mapping[str, Any], config: TrainConfig) -> bool:
 
     Spares a look at the data for each run of a sweep.
     """
-    now, model = identity_keys(config), options.get("model")
+    now = identity_keys(config)
+    model = options.get("model")
     if not isinstance(model, dict) or model.get("type") != now["model"]["type"]:
         return False
     sections = [(options.get(name), now[name]) for name in _TYPED_SECTIONS]
@@ -319,10 +321,12 @@ class _Copier:
                 )
 
         def copied(file: FileInfo) -> None:
-            path, local = source / file.name, target / file.name
+            path = source / file.name
+            local = target / file.name
             if isinstance(path, RemotePath):
                 local.parent.mkdir(parents=True, exist_ok=True)
-                info, partial = ObjectInfo(file.bytes), self.partials / digest_of(file.name)
+                info = ObjectInfo(file.bytes)
+                partial = self.partials / digest_of(file.name)
                 with self._pool.file(file.name):
                     download(path.address, info, local, partial, self._pool)
             else:

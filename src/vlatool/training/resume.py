@@ -60,7 +60,8 @@ def run_differences(
     if not config.overwrite:
         ownership.check_versions(before, now)
     versions = ownership.changed_versions(before, now)
-    before, now = ownership.without_versions(before), ownership.without_versions(now)
+    before = ownership.without_versions(before)
+    now = ownership.without_versions(now)
     known = {*type(config).model_fields}
     data_keys = sorted(key for key in {**before, **now} if key not in known)
     data_differences = [
@@ -219,7 +220,8 @@ def has_trained(run: RunDir) -> bool:
 
 def _earlier_budget(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """The budget keys of an existing run; empty if other options differ too."""
-    before, now = _plain(before), _plain(now)
+    before = _plain(before)
+    now = _plain(now)
     changed = {key for key in {**before, **now} if before.get(key) != now.get(key)}
     return {key: before.get(key) for key in BUDGET} if changed <= set(BUDGET) else {}
 

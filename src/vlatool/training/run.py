@@ -47,7 +47,10 @@ def train_run(setup: RunSetup, reporter: Reporter) -> tuple[TrainState, str]:
     """Trains a run to the end of its plan, from its newest checkpoint if it has one. Collective;
     returns the state, and what was done: `trained` or `already complete`.
     """
-    config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
+    config = setup.config
+    plan = setup.plan
+    runtime = setup.runtime
+    run = setup.run
     # Files may appear late on other machines: all ranks start from the checkpoint of rank 0.
     latest = runtime.broadcast(run.latest())
     train_setup = set_up(config, setup.info, runtime, None if latest is None else latest[1])
@@ -89,7 +92,8 @@ def _loss_of_a_kill(config: TrainConfig) -> str:
 
 def _check_optimizers(setup: RunSetup, train_setup: TrainSetup, reporter: Reporter) -> None:
     """Reports keys without an effect on an optimizer, and schedules that it does not complete."""
-    h, total_steps = setup.config.hparams, setup.plan.total_steps
+    h = setup.config.hparams
+    total_steps = setup.plan.total_steps
     for name, spec in train_setup.objective.optimizers().items():
         if h.decay_by_name and spec.groups is not None:
             reporter.note(f"hparams.decay_by_name has no effect on {name}, which has its own rule")
@@ -101,7 +105,8 @@ def _check_optimizers(setup: RunSetup, train_setup: TrainSetup, reporter: Report
 
 
 def _policy(setup: RunSetup, state: TrainState) -> Policy:
-    config, folder = setup.config, setup.run.root
+    config = setup.config
+    folder = setup.run.root
     assets = config.data_kind.load_assets(config.data, folder)
     policy = config.model_type.policy(config.model, state.modules, assets, folder)
     assert policy is not None, "a rule of the configuration excludes rollouts of such a model type"
@@ -112,11 +117,13 @@ def _fit(
     setup: RunSetup, train_setup: TrainSetup, reporter: Reporter, *, is_rolled_out: bool
 ) -> None:
     """Trains to the end of the plan; a requested stop ends the process."""
-    plan, state = setup.plan, train_setup.state
+    plan = setup.plan
+    state = train_setup.state
     with StopRequest() as stop, reporter.progress("training", plan.total_steps, "steps") as bar:
         bar.advance(state.step)
         checkpoints = _Checkpoints(setup)
-        config, runtime = setup.config, setup.runtime
+        config = setup.config
+        runtime = setup.runtime
         reports = MetricsLogger(
             metrics=MetricsFile(setup.run.metrics if runtime.is_main else None, reporter),
             reporter=reporter,
@@ -156,7 +163,10 @@ def _trainer(
     checkpoints: "_Checkpoints",
     stop: StopRequest,
 ) -> Trainer:
-    config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
+    config = setup.config
+    plan = setup.plan
+    runtime = setup.runtime
+    run = setup.run
     success = validation.SuccessRate(
         run, runtime, setup.roll_out, reports, stop, _resume_hint(setup)
     )
@@ -210,7 +220,8 @@ class _Checkpoints:
 
     def save(self, state: TrainState) -> None:
         """Writes a checkpoint. Collective."""
-        setup, started = self.setup, time.monotonic()
+        setup = self.setup
+        started = time.monotonic()
         save_checkpoint(
             setup.run,
             state,
@@ -243,7 +254,8 @@ class _Checkpoints:
 
 def _ideal_rate(setup: RunSetup, reporter: Reporter) -> float | None:
     """Samples per second at the peak arithmetic of all devices, for the MFU; None if unknown."""
-    config, runtime = setup.config, setup.runtime
+    config = setup.config
+    runtime = setup.runtime
     mixed = config.hparams.precision.startswith("amp")
     peak = config.distributed.device_tflops or peak_tflops(runtime.device, mixed=mixed)
     if peak is None or not runtime.is_main:

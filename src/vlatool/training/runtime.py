@@ -26,7 +26,9 @@ from vlatool.training.placement import Placement
 # Ranks time out within moments of each other; a slow one may be a few seconds late.
 _GRACE_S = 5.0
 _POLL_S = 0.05
-_FAILED, _HERE, _DONE = "failed", "here", "done"
+_FAILED = "failed"
+_HERE = "here"
+_DONE = "done"
 
 
 T = TypeVar("T")
@@ -42,7 +44,8 @@ class RollCall:
     """
 
     def __init__(self, rank: int, world_size: int, broadcast: Callable[[Any], Any]) -> None:
-        self._rank, self._world_size = rank, world_size
+        self._rank = rank
+        self._world_size = world_size
         timeout = timedelta(seconds=_GRACE_S)
         host = os.environ.get("MASTER_ADDR", "127.0.0.1")
         port = 0 if rank == 0 else broadcast(None)

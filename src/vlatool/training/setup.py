@@ -76,7 +76,8 @@ def report_differences(
         return
     before = record.options
     equal = {key: before.get(key) for key in _OF_EACH_RUN}
-    before, now = {**before, **equal}, {**identity_keys(config), **fingerprint, **equal}
+    before = {**before, **equal}
+    now = {**identity_keys(config), **fingerprint, **equal}
     unversioned = config.model_copy(update={"overwrite": True})
     if differences := run_differences(before, now, unversioned):
         reporter.warn(
@@ -202,7 +203,8 @@ def set_up(
     config: TrainConfig, info: DatasetInfo, runtime: Runtime, checkpoint: Path | None
 ) -> TrainSetup:
     """Sets up a new run, or a run at a checkpoint. Collective."""
-    model_type, h = config.model_type, config.hparams
+    model_type = config.model_type
+    h = config.hparams
     origin = None
     if checkpoint is None and config.init_from is not None and not config.init_weights_only:
         origin = locate_progress(config.init_from, averaged=config.ema.enabled)

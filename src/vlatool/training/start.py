@@ -27,7 +27,8 @@ from vlatool.training.ranks import THREADS, Launch, Machine, RankExit, cause, ra
 
 OPTION = "--nproc"
 # Below the folder for temporary files. The kernel releases the lock when the command ends.
-_FOLDER_PREFIX, _LOCK = "vlatool-ranks-", "lock"
+_FOLDER_PREFIX = "vlatool-ranks-"
+_LOCK = "lock"
 # A newer folder may not be locked yet.
 _MIN_AGE_S = 60.0
 _ONLY = Machine(0, 1, "localhost")

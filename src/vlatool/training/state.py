@@ -175,7 +175,8 @@ def _chunks(names: Sequence[str], weights: Mapping[str, Tensor]) -> Iterator[lis
         size += local(weights[name]).nbytes
         if size >= AVERAGED_AT_ONCE:
             yield chunk
-            chunk, size = [], 0
+            chunk = []
+            size = 0
     if chunk:
         yield chunk
 

@@ -150,7 +150,8 @@ class LossSums:
         """Sums over all ranks. Collective; `extra` must have the same length on all ranks."""
         names = sorted(self._sums)
         shapes = {name: tuple(self._sums[name].shape) for name in names}
-        totals, counts = torch.stack(self.totals), torch.stack(self._counts)
+        totals = torch.stack(self.totals)
+        counts = torch.stack(self._counts)
         bad = ~(totals.isfinite() & counts.isfinite())
         head = torch.stack([totals.sum(), counts.sum(), bad.sum().double()])
         more = torch.tensor(extra, dtype=torch.float64).to(self.device, non_blocking=True)
@@ -186,7 +187,8 @@ class ReducedLoss:
 
     def read(self, packed: Tensor) -> dict[str, Tensor]:
         """The sums of the objective, from a copy of `packed`."""
-        start, sums = 3 + self.extra, dict[str, Tensor]()
+        start = 3 + self.extra
+        sums = dict[str, Tensor]()
         for name, shape in self.shapes.items():
             end = start + prod(shape)
             sums[name] = packed[start:end].reshape(shape)
@@ -306,8 +308,10 @@ class TrainStep:
         self, objective: base.Objective, step: int, fetched: Sequence[MicroBatch]
     ) -> list[MicroBatch]:
         """Prepared micro-batches of a step of this rank, with the global sums. Collective."""
-        runtime, contexts = self._runtime, self.contexts
-        local, zero = LossSums(runtime.device), torch.zeros((), device=runtime.device)
+        runtime = self._runtime
+        contexts = self.contexts
+        local = LossSums(runtime.device)
+        zero = torch.zeros((), device=runtime.device)
         micro_batches: list[MicroBatch] = []
         with torch.no_grad():
             for micro_batch in fetched:
@@ -336,18 +340,21 @@ class TrainStep:
         extra: Sequence[float],
     ) -> OptimizerStep:
         """Runs loss, backward pass, reduction, clipping and update. Collective."""
-        spec, optimizer = objective.optimizers()[name], state.optimizers[name]
+        spec = objective.optimizers()[name]
+        optimizer = state.optimizers[name]
         steps_left = self._plan.total_steps - spec.starts_at
         rate = learning_rate(self._h, state.step - spec.starts_at, steps_left, spec.lr)
         set_rate(optimizer, rate)
         optimizer.zero_grad(set_to_none=True)
         with self._placed.only_trains(spec.parts):
             optimizers = objective.optimizers()
-            parts, rng_key = optimizers[name].parts, list(optimizers).index(name)
+            parts = optimizers[name].parts
+            rng_key = list(optimizers).index(name)
             local = LossSums(self._runtime.device)
             for index, micro_batch in enumerate(micro_batches):
                 ctx = self.contexts.of(state.step, micro_batch, rng_key)
-                is_last, is_dummy = index == len(micro_batches) - 1, micro_batch.is_dummy
+                is_last = index == len(micro_batches) - 1
+                is_dummy = micro_batch.is_dummy
                 with self._placed.gradient_sync(parts, last=is_last):
                     cast = self._runtime.autocast()
                     loss = backward(

@@ -46,7 +46,8 @@ _GROWING = (METRICS, DROPS)
 _FILES_AT_ONCE = 3
 # A checkpoint by the clock is sent if the last one was sent this long ago, and this many times the
 # duration of its sending.
-_TIMED_APART_S, _SENDINGS_APART = 900.0, 10
+_TIMED_APART_S = 900.0
+_SENDINGS_APART = 10
 
 
 class RunMirror:
@@ -62,12 +63,15 @@ class RunMirror:
     ) -> None:
         self.root = root  # location of the copy
         self.sent_bytes = 0  # number of bytes that were sent
-        self._run, self._there = run, RunDir(root)
-        self._check, self._retention = check, retention
+        self._run = run
+        self._there = RunDir(root)
+        self._check = check
+        self._retention = retention
         self._stamps: dict[str, tuple[int, int]] = {}
         self._manifests: dict[int, CheckpointManifest] | None = None
         self._sent: set[int] = set()
-        self._sent_at, self._sending_s = -inf, 0.0
+        self._sent_at = -inf
+        self._sending_s = 0.0
         self._is_last = False
         self._named: int | None = None
         self._named_best: BestCheckpoint | None = None
@@ -150,7 +154,9 @@ class RunMirror:
 
     def _send_checkpoint(self, step: int) -> None:
         """Sends a checkpoint: frozen weights, its files, files of the run, then the manifest."""
-        there, folder, started = self._complete(), self._run.checkpoint(step), time.monotonic()
+        there = self._complete()
+        folder = self._run.checkpoint(step)
+        started = time.monotonic()
         manifest = CheckpointManifest.read(folder)
         present = {name for other in there.values() for name in other.beside}
         name = f"{CHECKPOINTS}/{folder.name}"
@@ -209,7 +215,8 @@ class RunMirror:
     def _send(self, name: str) -> None:
         """Sends a file; a growing one up to its last complete line."""
         self._check()
-        source, target = self._run.root / name, self.root / name
+        source = self._run.root / name
+        target = self.root / name
         with atomic.as_storage_error(source, "sent"):
             if name in _GROWING:
                 lines = source.read_bytes()
@@ -235,7 +242,8 @@ def _files(run: Path) -> Iterator[FileInfo]:
 # Growing files, such as the metrics, are sent this often between checkpoints; failures of the
 # storage that outlast its retries are tried again after the same time.
 _EVERY_S = 60.0
-_QUIET_S, _POLL_S = 1.0, 0.5
+_QUIET_S = 1.0
+_POLL_S = 0.5
 _LOST = "storage.lock_lost"
 
 _LOGGER = logging.getLogger(__name__)
@@ -256,7 +264,8 @@ class RunSync:
         retention: Retention,  # rule for the checkpoints there
         reporter: Reporter,  # receives warnings, and the progress at the end
     ) -> None:
-        self._run, self._reporter = run, reporter
+        self._run = run
+        self._reporter = reporter
         self._is_flushed = False
         self._senders = [
             _Sender(RunMirror(run, root, check, retention)) for root, check in locations
@@ -334,7 +343,8 @@ class RunSync:
         with self._reporter.progress("sending", left, "checkpoints") as bar:
             for sender, ticket in tickets:
                 while not sender.wait(ticket, _POLL_S):
-                    before, left = left, len(self.needed())
+                    before = left
+                    left = len(self.needed())
                     bar.advance(before - left, sent=size_text(sender.mirror.sent_bytes))
             bar.advance(left - len(self.needed()))
 
@@ -412,7 +422,8 @@ class _Sender:
                 )
                 if self._has_ended:
                     return
-                ticket, is_last = self._asked, self._is_last
+                ticket = self._asked
+                is_last = self._is_last
             self.error = self._attempt(is_last=is_last)
             with self._changed:
                 self._done = ticket

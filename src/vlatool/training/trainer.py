@@ -62,7 +62,8 @@ class StopRequest:
         if self.signal is not None:
             self._restore()
             signal.raise_signal(number)
-        self.signal, self._since = number, time.monotonic()
+        self.signal = number
+        self._since = time.monotonic()
         if self._interrupts:
             raise KeyboardInterrupt
 

@@ -75,7 +75,8 @@ def future_actions(padded: Array, at: int, steps: int) -> Sequence[Sequence[floa
 
 
 _LAST_CODE_POINT = 0x10FFFF
-_FIRST_SURROGATE, _LAST_SURROGATE = 0xD800, 0xDFFF  # not valid in text
+_FIRST_SURROGATE = 0xD800
+_LAST_SURROGATE = 0xDFFF
 _BYTES = 256
 _LEAST_FREQUENT = 2
 _LONGEST_TOKEN = 10_000  # characters
@@ -328,8 +329,10 @@ class ActionQuality:
 def action_quality(tokenizer: ActionTokenizer, chunks: Array) -> ActionQuality:
     """Encodes and decodes chunks [N, H, D] of normalized actions and compares them."""
     lengths: list[int] = []
-    exact, clamped = 0, 0
-    squares, largest = np.zeros(chunks.shape[2]), np.zeros(chunks.shape[2])
+    exact = 0
+    clamped = 0
+    squares = np.zeros(chunks.shape[2])
+    largest = np.zeros(chunks.shape[2])
     for start in range(0, len(chunks), _AT_ONCE):
         part = chunks[start : start + _AT_ONCE]
         encoded = tokenizer.encode_counted(part)

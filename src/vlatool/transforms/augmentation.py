@@ -51,7 +51,8 @@ def random_box(size: tuple[int, int], shape: Sequence[float], rng: np.random.Gen
 def _box_size(size: tuple[int, int], shape: Sequence[float]) -> tuple[int, int]:
     if max(shape) <= 1:
         return max(int(size[0] * shape[0]), 1), max(int(size[1] * shape[1]), 1)
-    height, width = int(shape[0]), int(shape[1])
+    height = int(shape[0])
+    width = int(shape[1])
     if height > size[0] or width > size[1]:
         raise DataError(
             f"an image of {size[0]} x {size[1]} (height x width) is smaller than the crop "
@@ -139,9 +140,11 @@ def _hue(planes: Array) -> tuple[Array, Array, Array]:
     """
     red, green, blue = planes
     first = (green < blue).astype(np.float32)
-    high, rest = np.maximum(green, blue), np.minimum(green, blue)
+    high = np.maximum(green, blue)
+    rest = np.minimum(green, blue)
     second = (red < high).astype(np.float32)
-    top, middle = np.maximum(red, high), np.minimum(red, high)
+    top = np.maximum(red, high)
+    middle = np.minimum(red, high)
     low = np.minimum(middle, rest)
     top -= low
     # -6 after the first swap only; after the second -2 minus that.

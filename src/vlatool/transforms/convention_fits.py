@@ -38,7 +38,8 @@ _CLEAR_SHARE = 0.25  # of the variance, by which a hypothesis is worse whatever 
 _EXACT = 1e-4  # residual of numbers that are equal but for rounding
 LARGEST_RESIDUAL = 0.7
 # Smooth signals of few episodes follow each other by chance.
-_FEW_EPISODES, _LARGEST_OF_FEW = 5, 0.05
+_FEW_EPISODES = 5
+_LARGEST_OF_FEW = 0.05
 SMALLEST = 1e-18
 _LARGEST = 1e12
 _SCREENED_ROWS = 1000
@@ -77,7 +78,8 @@ class Tracks:
             blocks.append(block + usable // _BLOCK)
             first += len(action)
             block += len(action) // _BLOCK + 1
-        index, numbers = np.concatenate(rows), np.concatenate(blocks)
+        index = np.concatenate(rows)
+        numbers = np.concatenate(blocks)
         every = np.concatenate(actions), np.concatenate(states)
         missing = [_is_usual(each).sum(axis=0) < len(each) / 2 for each in every]
         for each, is_missing in zip(every, missing, strict=True):
@@ -255,7 +257,9 @@ def _rotation_hypotheses(tracks: Tracks, width: int, pose: PoseColumns) -> Itera
 
 
 def _rotation_fit(tracks: Tracks, columns: slice, pose: PoseColumns, hypothesis: Hypothesis) -> Fit:
-    form, state_form, lag = hypothesis.rotation, hypothesis.state_rotation, hypothesis.lag
+    form = hypothesis.rotation
+    state_form = hypothesis.state_rotation
+    lag = hypothesis.lag
     if form is None or state_form is None:
         return _numbers(tracks, columns, hypothesis, pose)
     target = tracks.rotation(pose.rotation, state_form, lag)
@@ -311,7 +315,8 @@ def _linear(
     center = expected.mean(axis=0) if is_absolute else 0.0
     origin = actions.mean(axis=0) if is_absolute else 0.0
     moved = expected - center
-    products, power = ((actions - origin) * moved).sum(axis=0), (moved**2).sum(axis=0)
+    products = ((actions - origin) * moved).sum(axis=0)
+    power = (moved**2).sum(axis=0)
     if is_form:
         scale = np.ones(expected.shape[1])
     elif has_one_scale:

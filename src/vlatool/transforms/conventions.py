@@ -32,7 +32,8 @@ _BETTER = 2.0  # ratio of residuals
 _EQUAL_SHARE = 0.05  # of the variance, within which the next dimension of the states is preferred
 _FEWEST_ROWS = 20
 _OTHER_SCALE = 2.0  # ratio of scales of dimensions that are other quantities
-_END, _RESTING = 0.05, 0.5  # share of the range at each end, and of the rows that are there
+_END = 0.05
+_RESTING = 0.5
 _THREE: tuple[RotationForm, ...] = ("axis_angle", *EULER_FORMS)
 _STRUCTURES: Mapping[int, tuple[RotationForm, ...]] = {
     9: ("matrix",),
@@ -340,7 +341,8 @@ def _is_end(group: Group, actions: Sequence[Column]) -> bool:
 def _rests_at_ends(tracks: Tracks, group: Group) -> bool:
     """True for a dimension that is at one of its ends in most rows, as a gripper is."""
     values = tracks.action(group.columns)[:, 0]
-    low, high = values.min(), values.max()
+    low = values.min()
+    high = values.max()
     margin = _END * (high - low)
     return bool(((values < low + margin) | (values > high - margin)).mean() > _RESTING)
 
@@ -373,10 +375,12 @@ def _matches(
                 share[before + 1] for (kind, _), share in of_column.items() if kind == starts[-1][2]
             ]
             if max(same) >= best - _EQUAL_SHARE:
-                state, relation = before + 1, starts[-1][2]
+                state = before + 1
+                relation = starts[-1][2]
         starts.append((column, state, relation))
     for run in _consecutive(starts, states):
-        columns, first = slice(run[0][0], run[-1][0] + 1), run[0][1]
+        columns = slice(run[0][0], run[-1][0] + 1)
+        first = run[0][1]
         yield columns, None if first is None else slice(first, first + len(run))
 
 

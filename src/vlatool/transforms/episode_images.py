@@ -12,7 +12,8 @@ from vlatool.episode import Array, UInt8Array
 from vlatool.transforms.image_lag import clear_lag, lag_correlations
 from vlatool.transforms.motion import is_moving, speeds
 
-GRID, SIDE = 32, 8
+GRID = 32
+SIDE = 8
 _EQUAL = 2  # levels of 255 that a repeated image may differ by
 _BLANK = 2.0  # levels of the deviation of an image of one color
 _PEAK = 0.6

@@ -33,7 +33,8 @@ def resampled(
     """
     if scaled[0] < target[0] or scaled[1] < target[1]:
         canvas = np.zeros((*target, *image.shape[2:]), image.dtype)
-        top, left = -offset[0], -offset[1]
+        top = -offset[0]
+        left = -offset[1]
         canvas[top : top + scaled[0], left : left + scaled[1]] = resampled(
             image, scaled, (0, 0), scaled, resize_filter
         )
@@ -53,7 +54,8 @@ def _by_pillow(
     target: tuple[int, int],
     resample: Image.Resampling,
 ) -> Array:
-    scale_y, scale_x = scaled[0] / image.shape[0], scaled[1] / image.shape[1]
+    scale_y = scaled[0] / image.shape[0]
+    scale_x = scaled[1] / image.shape[1]
     top, left = offset
     box = (
         left / scale_x,
@@ -221,11 +223,13 @@ def published_intrinsics(matrix: Array, geometry: ImageGeometry, method: ResizeM
     Source: formats/lbm-preprocessing 2.5.
     """
     (height0, width0), (height, width) = geometry.original, geometry.target
-    ratio_x, ratio_y = width / width0, height / height0
+    ratio_x = width / width0
+    ratio_y = height / height0
     shift_x = shift_y = 0.0
     if method != "resize_no_crop":
         ratio_x = ratio_y = (max if method == "center_crop" else min)(ratio_x, ratio_y)
-        shift_x, shift_y = (width0 * ratio_x - width) / 2, (height0 * ratio_y - height) / 2
+        shift_x = (width0 * ratio_x - width) / 2
+        shift_y = (height0 * ratio_y - height) / 2
     result = np.zeros(matrix.shape, np.float64)
     result[..., 0, 0] = matrix[..., 0, 0] * ratio_x
     result[..., 1, 1] = matrix[..., 1, 1] * ratio_y
@@ -257,7 +261,8 @@ def project(points: Array, intrinsics: Array, base_T_camera: Array) -> tuple[Arr
     Integers are pixel centers. Pixels may be outside the image; those of points that are not
     visible are NaN.
     """
-    rotation, center = base_T_camera[:3, :3], base_T_camera[:3, 3]
+    rotation = base_T_camera[:3, :3]
+    center = base_T_camera[:3, 3]
     finite = np.all(np.abs(points) < _FAR, axis=1)
     offsets = np.where(finite[:, None], points.astype(np.float64), 0.0) - center
     # The inverse of a rotation is its transpose, and rows times R are columns times R transposed.

@@ -26,7 +26,8 @@ def lag_correlations(pixels: Array, states: Array) -> Array | None:
     deviation = steps.std(axis=0)
     speed = np.linalg.norm(steps[:, deviation > 0] / deviation[deviation > 0], axis=1)
     motion = np.abs(np.diff(pixels, axis=0)).mean(axis=(1, 2))
-    first, second = np.diff(speed), np.diff(motion)
+    first = np.diff(speed)
+    second = np.diff(motion)
     if len(pixels) < _FEWEST or not (first.any() and second.any()):
         return None
     first, second = (values / values.std() for values in (first, second))
@@ -43,5 +44,6 @@ def clear_lag(correlations: Array, peak: float) -> int | None:
 def _mean_product(first: Array, second: Array, lag: int) -> float:
     """Mean product of `first` [N] and the values of `second` [N] that come `lag` later."""
     length = len(first) - abs(lag)
-    earlier, later = max(-lag, 0), max(lag, 0)
+    earlier = max(-lag, 0)
+    later = max(lag, 0)
     return float((first[earlier:][:length] * second[later:][:length]).mean())

@@ -10,11 +10,13 @@ from vlatool.episode import Array
 
 _STILL = 0.05  # of the top speed
 _END_S = 0.3  # of which the speed at the end is the mean
-_EDGE, _TWO_VALUED = 0.1, 0.9  # share of the range near a limit; share of frames there
+_EDGE = 0.1
+_TWO_VALUED = 0.9
 _MOST_LAG = 4  # frames
 _CLEAR = 0.7  # of the residual at the usual lag, below which another one is clear
 _FEWEST_FRAMES = 8
-_CUTOFF_HZ, _SMALLEST_AMPLITUDE = 10.0, 0.05
+_CUTOFF_HZ = 10.0
+_SMALLEST_AMPLITUDE = 0.05
 
 
 def motion_figures(states: Array, actions: Array, fps: float) -> dict[str, float]:
@@ -51,7 +53,8 @@ def speeds(states: Array) -> Array:
 
 def two_valued(values: Array) -> Array:
     """Dimensions that are at one of two ends in nine of ten frames: bool of the last axis."""
-    low, high = values.min(axis=0), values.max(axis=0)
+    low = values.min(axis=0)
+    high = values.max(axis=0)
     edge = _EDGE * (high - low)
     return ((values <= low + edge) | (values >= high - edge)).mean(axis=0) >= _TWO_VALUED
 

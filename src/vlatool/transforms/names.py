@@ -290,7 +290,8 @@ def _part(new: str, part: FieldMap, values: Array) -> Array:
 def _declarations(declaration: Declaration, names: NameMap) -> Iterator[Declaration]:
     for new in names.parts_of(declaration.field):
         part = names.fields.get(new, WHOLE)
-        first, last = max(declaration.first, part.start), declaration.last
+        first = max(declaration.first, part.start)
+        last = declaration.last
         last = last if part.stop is None else min(last, part.stop - 1)
         if first <= last:
             yield replace(declaration, field=new, first=first - part.start, last=last - part.start)

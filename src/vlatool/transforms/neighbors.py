@@ -73,7 +73,8 @@ def distances(features: Array, groups: Sequence[str], count: int = _NEAREST) -> 
     """Mean distance [N] of the features [N, D], each by its deviation, to the nearest `count` of
     the same group; NaN for an episode alone in its group.
     """
-    scaled, names = _scaled(features), np.array(groups)
+    scaled = _scaled(features)
+    names = np.array(groups)
     of_all = [
         _distance(scaled, index, names == names[index], count) for index in range(len(scaled))
     ]
@@ -97,7 +98,8 @@ def other_group_ratios(last: Array, groups: Sequence[str]) -> Array:
     """Mean distance [N] of the features of ends [N, D] to the five nearest of the same group, by
     that to those of another group: above 1 where another group is nearer. NaN with one group.
     """
-    points, names = whitened(last, groups), np.array(groups)
+    points = whitened(last, groups)
+    names = np.array(groups)
     ratios = np.full(len(points), np.nan)
     for index, group in enumerate(names):
         same = _distance(points, index, names == group)

@@ -20,7 +20,8 @@ from vlatool.transforms import rotations
 Pose = tuple[Array, Array]  # position [..., 3] and rotation [..., C]
 
 SUFFIX = "_relative"
-POSITION, ROTATION = "__xyz", "__rot_6d"
+POSITION = "__xyz"
+ROTATION = "__rot_6d"
 _SLICE = re.compile(r"^(.+)\[(\d+):(\d+)\]$")
 
 
@@ -63,7 +64,8 @@ class PoseGroupConfig(ConfigModel):
     @property
     def stored_keys(self) -> tuple[str, str]:
         """Fields of the stored position and rotation; complete fields are stored as they are."""
-        position, rotation = self.position_key, self.rotation_key
+        position = self.position_key
+        rotation = self.rotation_key
         is_delta = self.relation == "delta"
         if _SLICE.match(position) or is_delta or self.scale != 1:
             position = self.name + POSITION

@@ -37,7 +37,8 @@ ROTATION_WIDTH: dict[RotationForm, int] = {
 
 def matrix_from_rot6d(rot6d: Array) -> Array:
     """Rotation matrices [..., 3, 3] from 6D rotations [..., 6], orthonormalized."""
-    first, second = rot6d[..., :3], rot6d[..., 3:6]
+    first = rot6d[..., :3]
+    second = rot6d[..., 3:6]
     row1 = _unit(first)
     row2 = _unit(second - np.sum(row1 * second, axis=-1, keepdims=True) * row1)
     return np.stack([row1, row2, np.cross(row1, row2)], axis=-2)

@@ -264,7 +264,8 @@ def _exact_quantile(means: Array, q: float) -> Array:
     low = np.floor(position).astype(np.int64)
     high = np.minimum(low + 1, np.maximum(counts - 1, 0))
     rows = np.arange(len(means))
-    below, above = means[rows, low], means[rows, high]
+    below = means[rows, low]
+    above = means[rows, high]
     with np.errstate(invalid="ignore"):  # inf - inf in empty cells
         values = below + (above - below) * (position - low)
     return np.where(counts == 0, np.nan, values)
@@ -272,7 +273,8 @@ def _exact_quantile(means: Array, q: float) -> Array:
 
 def _cell_quantile(means: Array, weights: Array, q: float) -> float:
     used = weights > 0
-    means, weights = means[used], weights[used]
+    means = means[used]
+    weights = weights[used]
     if len(means) == 0:
         return float("nan")
     # With weights of one these are the order statistics, so the rule is numpy's.

@@ -428,8 +428,10 @@ class EpisodeSampler:
     def _metadata(
         self, index: int, anchor: int, key: str, image_timesteps: list[int]
     ) -> dict[str, Any]:
-        spec, windows = self.spec.windows, self.windows
-        past, future = int(windows.pad_left[index]), int(windows.pad_right[index])
+        spec = self.spec.windows
+        windows = self.windows
+        past = int(windows.pad_left[index])
+        future = int(windows.pad_right[index])
         spans = self.episode.spans_at(anchor)
         return {
             "episode_id": self.episode.id,

@@ -167,7 +167,8 @@ class BuildDatasetJob:
         check_required(config, "vlatool build-dataset DATA --fast DIR")
         self._config = config
         require_input(config.data)
-        tree, fast = pinned(config.data), pinned(config.fast)
+        tree = pinned(config.data)
+        fast = pinned(config.fast)
         named = (
             str(location(config.data) / SAMPLES_NAME) if config.output is None else config.output
         )
@@ -211,7 +212,8 @@ class BuildDatasetJob:
         )
         self._text_tokenizer = build.read_text_tokenizer(config.tokenizer, work.sizes)
         self._log_inputs(reporter, fast)
-        self._totals, self._num_colliding = build.DatasetTotals(), 0
+        self._totals = build.DatasetTotals()
+        self._num_colliding = 0
 
     def name(self, item: build.WindowFile) -> str:
         return item.episode
@@ -221,7 +223,8 @@ class BuildDatasetJob:
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         """Writes files of `lines_per_file` lines, if set, then the manifest."""
-        output, limit = self.spec.output, self._config.lines_per_file
+        output = self.spec.output
+        limit = self._config.lines_per_file
         for receipt in receipts:
             self._totals.add(receipt)
         files = self._totals.files
@@ -237,7 +240,8 @@ class BuildDatasetJob:
             packed_files = files if run.failures else []
             files = list(build.write_shards(self._work, files, limit))
         # Number of samples whose instruction may be read as codes.
-        tokenizer, tasks = self._text_tokenizer, [*self._totals.tasks]
+        tokenizer = self._text_tokenizer
+        tasks = [*self._totals.tasks]
         colliding = build.instructions_with_code_ids(tasks, tokenizer, self._work.sizes)
         count = sum(self._totals.tasks[task] for task in colliding)
         if colliding:
@@ -289,7 +293,8 @@ class BuildDatasetJob:
 
     def _record_options(self, tree: Path, codes: CodesManifest) -> dict[str, Any]:
         """Options for the record; inputs are given by their names and digests."""
-        config, work = self._config, self._work
+        config = self._config
+        work = self._work
         return {
             **config.recorded_options(),
             "gripper": config.gripper or "raw",
@@ -301,7 +306,9 @@ class BuildDatasetJob:
         }
 
     def _manifest(self, files: Sequence[FileEntry]) -> dict[str, Any]:
-        config, work, tokenizer = self._config, self._work, self._tokenizer
+        config = self._config
+        work = self._work
+        tokenizer = self._tokenizer
         return {
             "layout": "packed" if config.packed else "jsonl",
             **self._totals.document(),

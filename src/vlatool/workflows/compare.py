@@ -70,7 +70,8 @@ class CompareResult(Result):
         yield f"B: {self.b.location} ({self.b.checkpoint})"
         yield text_table(title, _HEADER, [("all", *_cells(self.overall)), *rows])
         for row in self.differences:
-            a, b = value_text(row["a"]), value_text(row["b"])
+            a = value_text(row["a"])
+            b = value_text(row["b"])
             yield f"differs: {row['key']} {a} in A, {b} in B"
         if self.errors:
             starts = counted(self.errors, "start")
@@ -93,7 +94,8 @@ def compare(config: CompareConfig, *, reporter: Reporter = NULL) -> CompareResul
     target = None if config.html is None else local_path(config.html)
     if target is not None:
         check_target(target, _GENERATOR)
-    a, b = read_rollouts(config.a), read_rollouts(config.b)
+    a = read_rollouts(config.a)
+    b = read_rollouts(config.b)
     differences = _differences(a, b)
     starts = [start for start in a.rows if start in b.rows]
     if not starts:

@@ -22,7 +22,8 @@ from vlatool.storage.tree import size_text
 from vlatool.storage.uri import location
 
 _USAGE = "vlatool compose --qwen DIR --dino DIR --output DIR"
-_TINY, _LIBERO = "future-vla-tiny", "future-vla-libero"
+_TINY = "future-vla-tiny"
+_LIBERO = "future-vla-libero"
 _SECTION = ("views", "compress", "patch_order")
 
 

@@ -159,7 +159,8 @@ def curate(config: CurateConfig, *, reporter: Reporter = NULL) -> CurateResult:
         except VlatoolError as error:  # only some episodes failed, if there is a result
             if not isinstance(error.result, PreprocessResult):
                 raise
-            done, failure = error.result, error
+            done = error.result
+            failure = error
     curation = Curation((), {})
     if not config.dry_run:
         measured = read_curation(location(config.output) / FIGURES_NAME)
@@ -229,7 +230,8 @@ def with_reasons(
     for episode in episodes:
         reasons: list[str] = []
         for name, rule in ((name, rules[name]) for name in rules if name in episode.figures):
-            value, score = episode.figures[name], badness(name, episode.at_length[name])
+            value = episode.figures[name]
+            score = badness(name, episode.at_length[name])
             limits = {
                 f"> {rule.above}": rule.above is not None and value > rule.above,
                 f"< {rule.below}": rule.below is not None and value < rule.below,

@@ -142,7 +142,9 @@ def _demo(config: DemoConfig, paths: "_Paths", reporter: Reporter) -> DemoResult
 class _Paths:
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.raw, self.data, self.run = root / "raw", root / "data", root / "run"
+        self.raw = root / "raw"
+        self.data = root / "data"
+        self.run = root / "run"
         self.report = root / _REPORT
 
 
@@ -176,7 +178,8 @@ def _log_command(reporter: Reporter, *words: object) -> None:
 
 
 def _record(config: DemoConfig, paths: _Paths, reporter: Reporter) -> None:
-    count, seed = config.episodes, config.seed
+    count = config.episodes
+    seed = config.seed
     _log_command(reporter, "sample", "spartan", paths.raw, "--episodes", count, "--seed", seed)
     sample(
         SampleConfig(layout="spartan", output=str(paths.raw), episodes=count, seed=seed),
@@ -250,7 +253,8 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
             reporter.progress(name, len(plan.seeds), "episodes") as bar,
             LocalEnvironments() as environments,
         ):
-            env, progress = environments.info(environment_maker(task)), RolloutProgress(bar)
+            env = environments.info(environment_maker(task))
+            progress = RolloutProgress(bar)
             return run_rollouts(Rollouts(environments, env, make_controller, plan, progress))
 
     def policy_controller(_: Any) -> "Controller":

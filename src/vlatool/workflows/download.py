@@ -232,7 +232,8 @@ def download(
     _check_keys(config)
     check_required(config, "vlatool download hf://datasets/OWNER/NAME --output DIR")
     if config.annotations:
-        table, registry = task_table(config.task_table), _registry(config)
+        table = task_table(config.task_table)
+        registry = _registry(config)
         target = local_path(config.output)
         try:
             return download_annotations(table, registry, target, dry_run=config.dry_run)

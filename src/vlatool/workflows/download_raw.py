@@ -112,7 +112,8 @@ class _State:
         files = [_File.of(values) for values in row.get("files", ())]
         if number is not None:
             ArchiveReader("", "", 0).restore(row["reader"])
-            self.reader, self.opened = row["reader"], str(row["opened"])
+            self.reader = row["reader"]
+            self.opened = str(row["opened"])
             self.chunks[number] = str(row["sha256"])
         self.files.update({file.entry.path: file for file in files})
         self.unsynced.update(file.entry.path for file in files)
@@ -139,7 +140,9 @@ class Extraction:
         self, archive: Archive, output: Path, partials: Path, log: Path, chunk_bytes: int
     ) -> None:
         self.archive = archive
-        self._output, self._partials, self._log_path = output, partials, log
+        self._output = output
+        self._partials = partials
+        self._log_path = log
         self._open: _Open | None = None
         self._new: list[_File] = []
         self._new_folders: list[str] = []
@@ -236,7 +239,8 @@ class Extraction:
 
     def _restore_reader(self) -> None:
         """Moves the reader to the position of the log; to the start of a file that is damaged."""
-        state, reader = self._state, self._reader
+        state = self._state
+        reader = self._reader
         if not state.reader:
             return
         reader.restore(state.reader)
@@ -262,7 +266,8 @@ class Extraction:
         member = self._reader.member
         if member is None or self._reader.position == member.start:
             return
-        partial_file, target = self._partial(member), self._output / member.name
+        partial_file = self._partial(member)
+        target = self._output / member.name
         with atomic.as_storage_error(target):
             if not partial_file.is_file():
                 partial_file.parent.mkdir(parents=True, exist_ok=True)
@@ -285,7 +290,8 @@ class Extraction:
             base = number * self.chunk_bytes
             while members and members[0].start < base + len(data):
                 member = members[0]
-                first, stop = max(member.start, base), min(member.stop, base + len(data))
+                first = max(member.start, base)
+                stop = min(member.stop, base + len(data))
                 is_last = stop == member.stop
                 self._write(Piece(member, memoryview(data)[first - base : stop - base], is_last))
                 if not is_last:
@@ -334,7 +340,8 @@ class Extraction:
         with atomic.as_storage_error(self._log_path):
             self._log.append(row)
         self._state.add(row)
-        self._new, self._new_folders = [], []
+        self._new = []
+        self._new_folders = []
 
     def _sync(self) -> None:
         """Syncs all files so far, then the log says so."""
@@ -347,7 +354,8 @@ class Extraction:
             atomic.sync_folder(folder)
         self._append({"synced": True})
         self._log.sync()
-        self._to_sync, self._synced_at = [], time.monotonic()
+        self._to_sync = []
+        self._synced_at = time.monotonic()
 
     def _write(self, piece: Piece) -> None:
         """Writes bytes of a member; a complete file gets its name."""
@@ -378,7 +386,8 @@ class Extraction:
                 data = data[opened.file.write(data) :]
 
     def _name(self, opened: _Open) -> None:
-        member, target = opened.member, self._output / opened.member.name
+        member = opened.member
+        target = self._output / opened.member.name
         if target.is_dir():
             raise DataError.at(
                 self.archive.location,
@@ -389,7 +398,8 @@ class Extraction:
         target.parent.mkdir(parents=True, exist_ok=True)
         with crash_point("rename", target):
             self._partial(member).replace(target)
-        digest, modified_ns = opened.digest.hexdigest(), target.stat().st_mtime_ns
+        digest = opened.digest.hexdigest()
+        modified_ns = target.stat().st_mtime_ns
         entry = FileEntry(member.name, member.size, digest, modified_ns=modified_ns)
         self._new.append(_File(entry, member.start))
         self._to_sync.append(target)

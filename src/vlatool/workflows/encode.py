@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DecodeConfig", "EncodeConfig", "decode", "encode"]
 
-_IMAGES, _SHARDS = "images", "image-shards"
+_IMAGES = "images"
+_SHARDS = "image-shards"
 _NAMES = {"json": codes_format.JSON_NAME, "packed": codes_format.PACKED_NAME}
 
 
@@ -160,7 +161,8 @@ class EncodeJob:
     ) -> None:
         from vlatool.tokens.encode import EncodePipeline, EncodeRule  # imports torch
 
-        self._config, self._processes = config, processes
+        self._config = config
+        self._processes = processes
         source, images, self.items, output = inputs or _EncodeInputs.of(config)
         self._tokenizer = tokenizer = open_tokenizer(config.tokenizer, rank_device())
         tokenizer.check_codebook()
@@ -225,15 +227,18 @@ class EncodeJob:
 
     def log_tokenizer(self, reporter: Reporter) -> None:
         """Logs the tokenizer and an option without effect."""
-        config, tokenizer = self._config, self._tokenizer
-        size, rule = tokenizer.rule.size, tokenizer.rule.resize
+        config = self._config
+        tokenizer = self._tokenizer
+        size = tokenizer.rule.size
+        rule = tokenizer.rule.resize
         others = "rejected" if rule is None else f"resized ({rule.resize})"
         reporter.note(f"tokenizer: {tokenizer.name}, {size}x{size}; other sizes are {others}")
         if config.check_every and not tokenizer.network.has_decoder:
             reporter.note("check_every has no effect: a stage-1 tokenizer has no pixel decoder")
 
     def result(self, run: JobRun) -> EncodeResult:
-        pipeline, tokenizer = self.pipeline, self._tokenizer
+        pipeline = self.pipeline
+        tokenizer = self._tokenizer
         return EncodeResult(
             layout=self._config.layout,
             tokenizer=tokenizer.name,
@@ -278,7 +283,8 @@ def _record_options(
     """Options for the record that determine the codes; the tokenizer is given by its digest."""
     excluded = {*config.no_effect_on_output, "exclude"}  # it changes no episode that is encoded
     options = config.model_dump(mode="json", exclude=excluded)
-    size, resize = tokenizer.rule.size, tokenizer.rule.resize
+    size = tokenizer.rule.size
+    resize = tokenizer.rule.resize
     resizing = {} if resize is None else resize.model_dump(mode="json")
     options |= {
         "tokenizer digest": tokenizer.network.digest,
@@ -336,7 +342,8 @@ class DecodeJob:
         require_weights(config.tokenizer)
         from vlatool.tokens.decode import EpisodeDecoder, select_codes_of  # imports torch
 
-        source, output = pinned(config.codes), location(config.output)
+        source = pinned(config.codes)
+        output = location(config.output)
         self._tokenizer = tokenizer = open_tokenizer(config.tokenizer, rank_device())
         tokenizer.check_codebook()
         tokenizer.check_decoder()

@@ -55,7 +55,8 @@ Allowed = dict[str, dict[str, str]]
 REPORT = "report.json"
 _NUM_WORST = 3
 # Episodes with curves on a page from each end, and images of each.
-_NUM_SHOWN, _NUM_IMAGES = 2, 6
+_NUM_SHOWN = 2
+_NUM_IMAGES = 6
 # Label and decimals of the errors of predicted images.
 _FUTURE_METRICS: Mapping[str, tuple[str, int]] = {
     "code_accuracy": ("accuracy of codes", 4),
@@ -137,7 +138,8 @@ def _field_text(metrics: Mapping[str, Any], predictors: Sequence[str]) -> str:
 
 def _details(metrics: Mapping[str, Any]) -> Iterator[str]:
     """Yields the dimensions left out, and the named dimensions with the largest errors."""
-    names, constant = metrics["names"], metrics["constant_dimensions"]
+    names = metrics["names"]
+    constant = metrics["constant_dimensions"]
     if constant and metrics["moving_dimensions"]:
         yield f"constant: {', '.join(names[index] for index in constant)}"
     errors = metrics["policy"]["mae_per_dimension"]
@@ -456,7 +458,8 @@ def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResul
     tokenizer = tokenizer_for(policy, config.tokenizer)
     seeds = [chunk_seed(config.seed, chosen.seed)]
     decision = policy.decide([chosen.observation], seeds=seeds, look=tokenizer is not None)
-    chunk, tokens = decision.actions, decision.tokens[0] if decision.tokens else None
+    chunk = decision.actions
+    tokens = decision.tokens[0] if decision.tokens else None
     check_finite(chunk)
     # The first call also initializes the device. In the second one the lowest bit of all pixels is
     # changed, so that no image is in a cache.

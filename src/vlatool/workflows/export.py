@@ -144,7 +144,8 @@ def check_equal(trained: Trained, path: Path) -> None:
     kind = written.origin.weights
     is_other = kind in ("raw", "ema") and kind != trained.origin.weights
     source = with_weights(trained, "raw" if kind == "raw" else "ema") if is_other else trained
-    expected, outputs = example_outputs(source), example_outputs(written)
+    expected = example_outputs(source)
+    outputs = example_outputs(written)
     for name, values in expected.items():
         limit = _TOLERANCE * float(np.abs(values).max(initial=0))
         is_equal = name in outputs and outputs[name].shape == values.shape
@@ -335,10 +336,8 @@ class _SamplesExport:
         return dict(self.source.files)
 
     def __call__(self, item: str) -> Receipt:
-        path, expected = (
-            self.source.path / samples_format.packed_name(item),
-            self._counts[samples_format.packed_name(item)],
-        )
+        path = self.source.path / samples_format.packed_name(item)
+        expected = self._counts[samples_format.packed_name(item)]
         samples = samples_format.read_packed(path, self.source.sizes)
         if len(samples) != expected:
             raise DataError.at(
@@ -369,7 +368,8 @@ _Export = _CodesExport | _SamplesExport
 
 def _make_export(config: ExportConfig) -> _Export:
     require_input(config.source)
-    source, output = pinned(config.source), location(config.output)
+    source = pinned(config.source)
+    output = location(config.output)
     if samples_format.is_inside(output, source):
         raise UsageError(
             f"{output}: belongs to the input, which is never changed",
@@ -416,7 +416,8 @@ class ExportJob:
         self._config = config
         self._work = work = _make_export(config)
         self.items: Sequence[str] = work.items
-        source, output = pinned(config.source), location(config.output)
+        source = pinned(config.source)
+        output = location(config.output)
         options = {"source": source.name, "exported": work.exported, "layout": work.layout}
         digest = {"source digest": work.source_digest} if work.source_digest else {}
         self.spec = JobSpec(

@@ -223,7 +223,8 @@ def _started(
         UsageError: The same job has completed, or is about to stop.
     """
     last = _last_job(plan, account)
-    name, status = last.get("TrainingJobName", ""), last.get("TrainingJobStatus", "")
+    name = last.get("TrainingJobName", "")
+    status = last.get("TrainingJobStatus", "")
     if status == "InProgress":
         reporter.note(f"the same job runs already: {name}")
         location = plan.config_location.replace(plan.job, name)

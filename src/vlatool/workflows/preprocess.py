@@ -367,7 +367,8 @@ class PreprocessJob:
             reporter.warn(finding.code, finding.message)
         for message in _ignored_options(self._config):
             reporter.warn("option_without_effect", message)
-        actions, observed = self._sink.action_fields, self._sink.proprioception_fields
+        actions = self._sink.action_fields
+        observed = self._sink.proprioception_fields
         reporter.note(f"cameras: {', '.join(self._chosen.survey.cameras) or 'none'}")
         if self._sink.fields:
             reporter.note(
@@ -382,13 +383,15 @@ class PreprocessJob:
     @property
     def _left_out(self) -> tuple[str, ...]:
         """Numeric fields of the source that the sink does not store, as relative poses neither."""
-        stored, known = self._sink.fields, self._chosen.survey.fields
+        stored = self._sink.fields
+        known = self._chosen.survey.fields
         sources = {*stored, *(stored_from(name, known) for name in stored)}
         return tuple(name for name, field in known.items() if field.width and name not in sources)
 
     def _left_out_parts(self) -> list[dict[str, str]]:
         """Stored things that the output lacks, other than fields, each with the reason."""
-        kind, stored_roles = self._config.sink.type, self._sink.stored_roles
+        kind = self._config.sink.type
+        stored_roles = self._sink.stored_roles
         parts: list[dict[str, str]] = []
         for part in self._chosen.stored.parts:
             reason = part.note

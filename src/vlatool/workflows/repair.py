@@ -99,7 +99,8 @@ class _RepairJob:
     """Job with one item per file; see `jobs.job.Job`."""
 
     def __init__(self, config: RepairConfig) -> None:
-        source, output = require_input(config.source), location(config.output)
+        source = require_input(config.source)
+        output = location(config.output)
         if is_remote(source) or is_remote(output):
             raise UsageError(
                 "repair reads and writes on this machine",
@@ -201,7 +202,8 @@ class _Repair:
     output: Path
 
     def __call__(self, file: _File) -> Receipt:
-        module, target = _container(file), self.output / file.name
+        module = _container(file)
+        target = self.output / file.name
         if module is None:
             copy_file(file.path, target)
             entry = file_entry(self.output, file.name)

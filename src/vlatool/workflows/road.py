@@ -103,10 +103,12 @@ def after_samples(samples: str) -> str:
     """Makes weights to start from, and trains; measures a model that is there."""
     if location("runs/vla").exists():
         return f"vlatool eval open-loop runs/vla {shlex.quote(samples)}"
-    base, preset = _BASE_MODELS, "future-vla-libero"
+    base = _BASE_MODELS
+    preset = "future-vla-libero"
     with suppress(VlatoolError):
         if SamplesFolder.open(location(samples)).sizes.codes_per_image != _PUBLISHED_CODES:
-            base, preset = "--tiny", "future-vla-tiny"
+            base = "--tiny"
+            preset = "future-vla-tiny"
     return (
         f"vlatool compose {base} --output composed && vlatool train --preset {preset} "
         f"--init-from composed --data {shlex.quote(samples)} --output runs/vla"

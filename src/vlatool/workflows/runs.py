@@ -210,7 +210,8 @@ def compared(first: RunSummary, second: RunSummary) -> Comparison:
     for name, curve in first.curves.items():
         if (other := second.curves.get(name)) is None:
             continue
-        points, others = curve.finite(), other.finite()
+        points = curve.finite()
+        others = other.finite()
         if steps := points.keys() & others.keys():
             last = max(steps)
             metrics[name] = {"step": last, "values": [points[last], others[last]]}

@@ -222,7 +222,8 @@ class SampleJob:
         files = self._recorder.finish(self._noted(receipts), run)
         if not self._config.defects:
             return files
-        shares, seed = shares_of(self._config.defects), self._config.seed
+        shares = shares_of(self._config.defects)
+        seed = self._config.seed
         numbers = [episode.index for episode in self._recorded]
         planted = {number: defect_of(shares, seed, number) for number in numbers}
         write_json(self.spec.output / TRUTH_FILE, {"shares": shares, "episodes": planted})

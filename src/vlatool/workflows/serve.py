@@ -33,7 +33,8 @@ class ServeResult(Result):
     errors: int
 
     def lines(self) -> list[str]:
-        requests, clients = counted(self.requests, "request"), counted(self.clients, "client")
+        requests = counted(self.requests, "request")
+        clients = counted(self.clients, "client")
         return [f"{requests} of {clients} answered, {counted(self.errors, 'error')}"]
 
 

@@ -69,7 +69,8 @@ class StatsComputeResult(Result):
     next: str = field(metadata=UNLISTED)
 
     def lines(self) -> list[str]:
-        fields, samples = counted(len(self.fields), "field"), counted(self.samples, "sample")
+        fields = counted(len(self.fields), "field")
+        samples = counted(self.samples, "sample")
         content = f"{fields} of {samples}, windows of {counted(self.steps, 'step')}"
         lines = [outcome(self.output, self.status, content, f"would describe {content}")]
         if self.status != "written":
@@ -271,7 +272,8 @@ class _ShardStatistics:
                 present = sample.array_headers()
                 masks = [name for name in MASKS if name in present]
                 arrays = sample.arrays([*self.schema.widths, *masks])
-            steps, widths = self.schema.steps, self.schema.widths
+            steps = self.schema.steps
+            widths = self.schema.widths
             for name, array in arrays.items():
                 shape = (steps,) if name in MASKS else (steps, widths[name])
                 if array.shape[:1] != shape[:1] or array.size != np.prod(shape):
@@ -316,7 +318,8 @@ class StatsMergeResult(Result):
     def lines(self) -> list[str]:
         if self.status == "printed":
             return [json.dumps(self.statistics, allow_nan=False)]
-        fields, sources = counted(self.fields, "field"), counted(len(self.sources), "data set")
+        fields = counted(self.fields, "field")
+        sources = counted(len(self.sources), "data set")
         summary = f"{fields} of {sources}, windows of {counted(self.steps, 'step')}"
         line = f"would print {summary}; nothing was written"
         if self.output is not None:

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     )
     from vlatool.models.tokenizer import OpenTokenizer
 
-REPORT, PAGE = "report.json", "report.html"
+REPORT = "report.json"
+PAGE = "report.html"
 _SHOWN = 8
 _COLLAPSED_ABOVE = 0.99  # share of codes equal to the commonest at their position
 # Label, unit and decimals of each metric, in the order of the table.
@@ -132,7 +133,8 @@ def tokenizer_eval(
         DataError: Tokenizer or data are missing or broken.
     """
     check_required(config, "vlatool tokenizer eval CHECKPOINT DATA")
-    checkpoint, data = pinned(require_weights(config.checkpoint)), pinned(config.data)
+    checkpoint = pinned(require_weights(config.checkpoint))
+    data = pinned(config.data)
     find_shards(str(data), config.split)  # before the imports below, which take seconds
     from vlatool.evaluation import reconstruction
     from vlatool.evaluation.image_metrics import extremes

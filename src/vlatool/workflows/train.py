@@ -256,7 +256,9 @@ def _claim(
     from vlatool.training.setup import report_differences, report_launcher, report_precision
     from vlatool.training.sync import RunSync
 
-    config, info, run = setup.config, setup.info, setup.run
+    config = setup.config
+    info = setup.info
+    run = setup.run
     resume.earlier_run(run, config)  # raises before the lock creates a file there
     stack.enter_context(output_lock(run.root, "vlatool train"))
 
@@ -372,7 +374,9 @@ def _planned(
     """Result of a dry run; raises the errors of `plan_run` and of `forecast`."""
     from vlatool.training.forecast import forecast, num_parameters
 
-    config, plan, order = setup.config, setup.plan, setup.streams.order
+    config = setup.config
+    plan = setup.plan
+    order = setup.streams.order
     identity = resume.run_identity(config, setup.info, plan, setup.run.root, reporter)
     start, _ = resume.plan_run(setup.run, config, *identity)
     continues = remote is not None and remote.step is not None
@@ -399,10 +403,12 @@ def _planned(
 
 
 def _result(setup: "RunSetup", state: "TrainState", status: str, started: float) -> TrainResult:
-    run, plan = setup.run, setup.plan
+    run = setup.run
+    plan = setup.plan
     rows = read_metrics(run.metrics) if run.metrics.is_file() else []
     losses = [row["loss"] for row in rows if isinstance(row.get("loss"), float)]
-    latest, best = run.latest(), run.read_best()
+    latest = run.latest()
+    best = run.read_best()
     return TrainResult(
         output=str(run.root),
         status=status,

@@ -140,7 +140,8 @@ def _is_text(file: UploadFile, code: str) -> bool:
 
 def _matches(file: UploadFile, pattern: re.Pattern[bytes]) -> Iterator[TextMatch]:
     """Yields the lines of a text file that match, each once."""
-    number, last = 1, 0
+    number = 1
+    last = 0
     for block in _text_blocks(file):
         start = 0
         for match in pattern.finditer(block):
@@ -158,7 +159,8 @@ def _text_blocks(file: UploadFile) -> Iterator[bytes]:
         yield file.content
         return
     with file.content.open("rb") as opened:
-        start, rest = opened.read(2), b""
+        start = opened.read(2)
+        rest = b""
         is_utf16 = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in start
         opened.seek(0)
         while block := opened.read(_BLOCK_BYTES):
@@ -464,7 +466,8 @@ def _warn_of_images(folder: Path, kind: str, reporter: Reporter) -> None:
     """Warns that the images of samples are beside their folder: a copy of it lacks them."""
     if kind != "samples":
         return
-    place, root = folder.resolve(), SamplesFolder.open(folder).images_root
+    place = folder.resolve()
+    root = SamplesFolder.open(folder).images_root
     if is_remote(root) or root.is_relative_to(place):
         return
     message = f"{folder}: its images are in {root}, and are not uploaded with it"
@@ -521,7 +524,8 @@ def _send(
     reporter: Reporter,
 ) -> None:
     total = sum(file.size for file in missing)
-    lock, ended = threading.Lock(), threading.Event()
+    lock = threading.Lock()
+    ended = threading.Event()
     with reporter.progress("upload", total, "bytes") as bar:
 
         def advance(sent: int) -> None:

@@ -269,7 +269,8 @@ class VerifyResult(Result):
         return ["\n\n".join([*map(self._group, groups), self._last_line()])]
 
     def _group(self, findings: Sequence[Finding]) -> str:
-        first, count = findings[0], self.codes[findings[0].code]
+        first = findings[0]
+        count = self.codes[findings[0].code]
         lines = [f"{first.severity} {first.code}" + (f", {count} times" if count > 1 else "")]
         lines += [f"  {finding.message}" for finding in findings[:_MAX_SHOWN]]
         if count > _MAX_SHOWN:
@@ -329,7 +330,8 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
         episodes=config.episodes,
         names=config.rename,
     )
-    counts, severities = Counter[str](), Counter[str]()
+    counts = Counter[str]()
+    severities = Counter[str]()
     shown: list[Finding] = []
     for finding in _each_once(verification.findings):
         counts[finding.code] += 1

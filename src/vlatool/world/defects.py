@@ -25,11 +25,14 @@ DEFECTS: Mapping[str, str] = {
     "swapped-cameras": "the images of two cameras are exchanged",
     "frozen-camera": "from some frame on, a camera repeats its image",
 }
-_CHOICE, DETAIL = 11, 12  # third numbers of seeds
-_SHARE_OF_PAUSE, SHARE_OF_END = 0.2, 0.25
+_CHOICE = 11
+DETAIL = 12
+_SHARE_OF_PAUSE = 0.2
+SHARE_OF_END = 0.25
 MOST_LATE = 3
 _TREMOR_M = 0.012
-_TRIES, _OTHER_START = 8, 3_000_000  # a multiple of the number of targets
+_TRIES = 8
+_OTHER_START = 3_000_000
 
 
 def shares_of(defects: Sequence[str]) -> dict[str, float]:
@@ -64,7 +67,8 @@ def world_episode(
 ) -> WorldEpisode:
     """Episode of the built-in world, with the defect that its number has, if any."""
     make = partial(expert_episode, seed, frames=frames, shared_scenes=shared_scenes)
-    clean, defect = make(index), defect_of(shares, seed, index)
+    clean = make(index)
+    defect = defect_of(shares, seed, index)
     if not defect:
         return clean
     rng = np.random.default_rng([seed, index, DETAIL])
@@ -91,7 +95,8 @@ def _released(episode: WorldEpisode, rng: np.random.Generator) -> WorldEpisode:
     target = episode.target
     held = [number for number, each in enumerate(episode.scenes) if each.held == target]
     first = held[len(held) // 2]
-    scenes, actions = [*episode.scenes], episode.actions.copy()
+    scenes = [*episode.scenes]
+    actions = episode.actions.copy()
     actions[first - 1 :, 3] = world_scene.OPEN
     fallen = episode.scenes[first].blocks.copy()
     fallen[target, 2] = world_scene.BLOCK_HALF
@@ -107,7 +112,8 @@ def _shaken(episode: WorldEpisode, rng: np.random.Generator) -> WorldEpisode:
     offsets[0] = 0.0
     scenes: list[world_scene.Scene] = []
     for each, offset in zip(episode.scenes, offsets, strict=False):
-        gripper, blocks = each.gripper.copy(), each.blocks.copy()
+        gripper = each.gripper.copy()
+        blocks = each.blocks.copy()
         gripper[:3] += offset
         if each.held is not None:
             blocks[each.held, :2] += offset[:2]

@@ -79,7 +79,8 @@ class ZarrWriter(EpisodeFileWriter):
     owned: ClassVar[Sequence[str]] = ("episode_*.zarr/**/*",)
 
     def write_files(self, episode: WorldEpisode, name: str) -> Sequence[str]:
-        zarr, codecs = installed("zarr"), installed("numcodecs")
+        zarr = installed("zarr")
+        codecs = installed("numcodecs")
         arrays = {
             "data/action": np.asarray(episode.actions, np.float32),
             "data/state": np.asarray(episode.states, np.float32),
@@ -119,7 +120,8 @@ class McapWriter(EpisodeFileWriter):
             data = bytes(store.serialize_cdr(store.types[kind](*values), kind))
             writer.add_message(channels[topic], time, data, time)
 
-        numbers, image = "std_msgs/msg/Float64MultiArray", "sensor_msgs/msg/CompressedImage"
+        numbers = "std_msgs/msg/Float64MultiArray"
+        image = "sensor_msgs/msg/CompressedImage"
         layout = store.types["std_msgs/msg/MultiArrayLayout"]([], 0)
         add("/instruction", "std_msgs/msg/String", 0, episode.instruction)
         images = [(view.camera.name, episode.images(view)) for view in self.setup.views]

@@ -21,7 +21,8 @@ from vlatool.world.recording import RecordedEpisode, RecordingSetup, WorldEpisod
 from vlatool.world.render import View
 
 PUBLISHED_SIZE = (256, 256)
-STATE, ACTION = "observation.state", "action"
+STATE = "observation.state"
+ACTION = "action"
 _STATE_NAMES = ("x", "y", "z", "opening")
 ROBOT_TYPE = "vlatool_world"
 

@@ -117,7 +117,8 @@ def _actions(episode: WorldEpisode) -> list[Member]:
 def _write_camera_files(folder: Path, episode: WorldEpisode, view: View) -> None:
     folder.mkdir()
     height, width = view.size
-    focal, center = view.intrinsics[0, 0], view.intrinsics[:2, 2]
+    focal = view.intrinsics[0, 0]
+    center = view.intrinsics[:2, 2]
     info = {
         "camera_matrix": {"rows": 3, "cols": 3, "data": view.intrinsics.ravel().tolist()},
         "focal_length": float(focal),

@@ -97,7 +97,8 @@ def expert_episode(
     else:
         start = world_scene.random_scene(rng)
     disturbance = Disturbance(rng)
-    scenes, actions = [start], [expert_action(start, target)]
+    scenes = [start]
+    actions = [expert_action(start, target)]
     limit = world_scene.MAX_STEPS if frames is None else min(frames - 1, world_scene.MAX_STEPS)
     while len(scenes) <= limit and not scenes[-1].is_in_bin(target):
         scenes.append(world_scene.step(scenes[-1], actions[-1], disturbance.sample()))

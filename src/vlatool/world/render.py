@@ -138,7 +138,8 @@ def _unit_faces() -> FloatArray:
     faces: list[FloatArray] = []
     for normal in _FACE_NORMALS:
         axis = int(np.abs(normal).argmax())
-        across, along = np.roll(np.eye(3), 1, axis=0)[axis], np.roll(np.eye(3), 2, axis=0)[axis]
+        across = np.roll(np.eye(3), 1, axis=0)[axis]
+        along = np.roll(np.eye(3), 2, axis=0)[axis]
         faces.append(
             normal + np.array([across + along, across - along, -across - along, along - across])
         )
@@ -191,8 +192,11 @@ def _blocks(scene: Scene) -> list[_Box]:
 
 def _bin_walls(scene: Scene) -> list[_Box]:
     x, y = scene.bin
-    reach, thin, tall = BIN_HALF - BIN_WALL / 2, BIN_WALL / 2, _BIN_HEIGHT / 2
-    beside, before = np.array([thin, BIN_HALF, tall]), np.array([BIN_HALF - BIN_WALL, thin, tall])
+    reach = BIN_HALF - BIN_WALL / 2
+    thin = BIN_WALL / 2
+    tall = _BIN_HEIGHT / 2
+    beside = np.array([thin, BIN_HALF, tall])
+    before = np.array([BIN_HALF - BIN_WALL, thin, tall])
     walls = [
         (x - reach, y, beside),
         (x + reach, y, beside),
@@ -269,7 +273,8 @@ class View:
         depth = np.where(rays[..., 2] < 0, center[2] / np.maximum(-rays[..., 2], 1e-6), _FAR)
         labels = np.zeros(self.size, np.int16)
         for patch in self._patches(scene):
-            face, window = patch.face, patch.window
+            face = patch.face
+            window = patch.window
             if face.opacity == 1.0:
                 covered = patch.coverage() > 0.5
                 # Depth [N] at which rays [N, 3] from `center` meet the plane of a face.
@@ -393,7 +398,8 @@ def _texture(shrink: int) -> UInt8Array:
     """Table and floor from above, uint8 [S, S, 3], averaged over `shrink` x `shrink` texels."""
     # Planks with a soft grain on a tiled floor [S, S, 3]; row and column grow with y and x.
     span = np.arange(-_TEXTURE_MARGIN, 1 + _TEXTURE_MARGIN, 1 / _TEXELS_PER_METER)
-    y, x = span[:, None], span[None, :]
+    y = span[:, None]
+    x = span[None, :]
     plank = np.floor(y * 8)
     grain = np.sin(34 * y + 2.5 * np.sin(5 * x + 2.1 * plank)) + 0.6 * np.sin(11 * x + 4.3 * plank)
     tone = 1 + 0.035 * grain + 0.05 * np.sin(12.9 * plank) - 0.12 * _seam(y * 8)

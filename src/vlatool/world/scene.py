@@ -63,7 +63,8 @@ def random_scene(rng: np.random.Generator) -> Scene:
     """Start scene: blocks and bin apart from each other, open hand above the table."""
     while True:
         positions = rng.uniform(0.12, 0.88, size=(4, 2))
-        blocks, bin_center = positions[:3], positions[3]
+        blocks = positions[:3]
+        bin_center = positions[3]
         gaps = np.linalg.norm(blocks - np.roll(blocks, 1, axis=0), axis=1)
         bin_gaps = np.linalg.norm(blocks - bin_center, axis=1)
         if gaps.min() >= _BLOCK_DISTANCE and bin_gaps.min() >= _BIN_DISTANCE:
@@ -80,7 +81,8 @@ def shared_scene(rng: np.random.Generator, number: int) -> Scene:
     """Start scene near the shared one of a number, as all episodes of a task of LIBERO have it."""
     scene = random_scene(np.random.default_rng([_SHARED_SEED, number]))
     moves = rng.uniform(-_SHARED_RANGE, _SHARED_RANGE, size=(5, 2))
-    blocks, gripper = scene.blocks.copy(), scene.gripper.copy()
+    blocks = scene.blocks.copy()
+    gripper = scene.gripper.copy()
     blocks[:, :2] += moves[:3]
     gripper[:2] += moves[4]
     return Scene(gripper, blocks, scene.bin + moves[3])
@@ -142,7 +144,8 @@ def _move_blocks(scene: Scene, dropped: int | None) -> FloatArray:
 
 
 IMAGE_COLUMNS = ("image", "wrist_image")
-STATE_WIDTH, ACTION_WIDTH = 8, 7
+STATE_WIDTH = 8
+ACTION_WIDTH = 7
 # An action of 1 moves the target of the real arm by this many meters (robosuite's default scale).
 _METERS_PER_UNIT = 0.05
 # Axis-angle of a hand that points down.

@@ -59,7 +59,8 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
 
 class _FolderCheck:
     def __init__(self, folder: codes_format.CodesFolder, check: CheckOptions) -> None:
-        self._folder, self._check = folder, check
+        self._folder = folder
+        self._check = check
         self._digests: dict[str, str] = {}
         self._images = 0
 

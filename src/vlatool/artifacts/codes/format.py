@@ -36,17 +36,21 @@ from vlatool.storage.uri import can_list, is_file_name, is_remote
 CodesLayout = Literal["json", "packed"]
 LAYOUTS: tuple[CodesLayout, ...] = get_args(CodesLayout)
 
-JSON_NAME, PACKED_NAME, MANIFEST_NAME = "TiToken", "tokens", "manifest.json"
+JSON_NAME = "TiToken"
+PACKED_NAME = "tokens"
+MANIFEST_NAME = "manifest.json"
 IMAGES_NAME = "images"  # folder of the images, beside the folders of their codes
 CHECKS_NAME = "checks"  # images side by side with their reconstructions
-CODES_PER_IMAGE, CODEBOOK_SIZE = 32, 4096
+CODES_PER_IMAGE = 32
+CODEBOOK_SIZE = 4096
 # Patterns of all files of each layout.
 OWNED_FILES: Mapping[CodesLayout, tuple[str, ...]] = {
     "json": ("*/*.json", MANIFEST_NAME),
     "packed": ("*.npz", MANIFEST_NAME),
 }
 
-PACKED_SUFFIX, JSON_SUFFIX = ".npz", ".json"
+PACKED_SUFFIX = ".npz"
+JSON_SUFFIX = ".json"
 CODES_CHANGED = "data.codes_changed"  # error of codes that differ from their manifest
 
 _MAX_FILE_BYTES = 2**16  # of one image
@@ -424,7 +428,8 @@ COLLAPSED = "data.collapsed_codes"
 # Episodes that are read, evenly spaced: enough to see a collapse, cheap for any folder.
 _MAX_READ = 8
 # A robot that stands still has equal codes too, but not in most images of several episodes.
-_MAX_EQUAL, _MIN_IMAGES = 0.9, 8
+_MAX_EQUAL = 0.9
+_MIN_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -459,7 +464,8 @@ class CodesUsage:
 
 def usage_of(folder: CodesFolder) -> CodesUsage:
     """Use of the codebook in at most 8 episodes; those that cannot be read are left out."""
-    names, rows = folder.episodes(), list[Any]()
+    names = folder.episodes()
+    rows = list[Any]()
     for index in np.unique(np.linspace(0, len(names) - 1, _MAX_READ).round().astype(int)):
         try:
             rows.append(folder.read(names[index]).codes)

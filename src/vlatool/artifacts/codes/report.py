@@ -41,8 +41,10 @@ _CHECK_SIZE = 520
 
 def inspect(location: Path) -> Report:
     """Reads the manifest and the codes of the first episode; counts images without a manifest."""
-    folder, findings = CodesFolder.open(location), Problems()
-    episodes, manifest = folder.episodes(), folder.manifest
+    folder = CodesFolder.open(location)
+    findings = Problems()
+    episodes = folder.episodes()
+    manifest = folder.manifest
     first = 0
     if episodes:
         codes = findings.read(folder.read, episodes[0])
@@ -100,14 +102,18 @@ class _Usage:
 
 def _page(folder: CodesFolder, images: int, request: PageRequest) -> ReportPage:
     """Page with the use of the codes of at most 100 episodes."""
-    names, manifest, problems = folder.episodes(), folder.manifest, Problems()
-    size, per_image = manifest.codebook_size, manifest.codes_per_picture
+    names = folder.episodes()
+    manifest = folder.manifest
+    problems = Problems()
+    size = manifest.codebook_size
+    per_image = manifest.codes_per_picture
     usage = _Usage(np.zeros(size, np.int64), np.zeros((per_image, size), bool))
     for index in evenly_spaced(len(names), _MAX_READ):
         codes = problems.read(folder.read, names[index])
         if codes is not None:
             usage.add(codes)
-    total, used = int(usage.counts.sum()), int((usage.counts > 0).sum())
+    total = int(usage.counts.sum())
+    used = int((usage.counts > 0).sum())
     info = {
         "images": f"{images:,}",
         "episodes": f"{len(names):,}",
@@ -145,7 +151,8 @@ def _perplexity(counts: Array) -> float:
 
 
 def _usage_html(usage: _Usage, used: int) -> str:
-    size, total = len(usage.counts), int(usage.counts.sum())
+    size = len(usage.counts)
+    total = int(usage.counts.sum())
     step = -(-size // _BARS)
     uses = np.pad(usage.counts, (0, -size % step)).reshape(-1, step).sum(axis=1)
     unused = np.flatnonzero(usage.counts == 0).tolist()

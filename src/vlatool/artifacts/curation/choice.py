@@ -73,7 +73,8 @@ def _parse_part(part: str, known: Collection[int], option: str) -> Iterable[int]
         )
     start, colon, stop = match.groups()
     if colon:
-        low, high = int(start or 0), int(stop) if stop else float("inf")
+        low = int(start or 0)
+        high = int(stop) if stop else float("inf")
         return [number for number in known if low <= number < high]
     if int(start) not in known:
         raise DataError(

@@ -17,9 +17,13 @@ from vlatool.jobs.record import read_record
 from vlatool.storage.uri import pinned
 from vlatool.transforms.neighbors import at_like_length
 
-NAME, FIGURES_NAME, PAGE, STRIPS = "curation.json", "figures.json", "curation.html", "strips"
+NAME = "curation.json"
+FIGURES_NAME = "figures.json"
+PAGE = "curation.html"
+STRIPS = "strips"
 OWNED_FILES = (FIGURES_NAME, f"{STRIPS}/*.jpg")  # and those of `vlatool curate`, outside its job
-MODEL_ERROR, FOLDS = "model_error", "folds"  # the folder has the policies behind the figure
+MODEL_ERROR = "model_error"
+FOLDS = "folds"
 CURATION = "vlatool.curation", 1  # format and version
 
 FIGURES: Mapping[str, str] = {

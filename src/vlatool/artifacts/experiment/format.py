@@ -23,17 +23,22 @@ from vlatool.storage.atomic import write_text
 from vlatool.storage.documents import DocumentError, read_yaml, write_checksummed
 from vlatool.storage.uri import can_list, is_remote
 
-CONFIG, MODEL = "config.yaml", "config_model.yaml"
-NORMALIZER, PROCESSOR = "config_normalizer.yaml", "config_processor.yaml"
+CONFIG = "config.yaml"
+MODEL = "config_model.yaml"
+NORMALIZER = "config_normalizer.yaml"
+PROCESSOR = "config_processor.yaml"
 # Keys of this program that the published one does not have; only exports have the file.
 OWN = "vlatool.yaml"
 # Suffix of the files of checkpoints.
 PICKLED_SUFFIX = ".pt"
 _CHECKPOINTS = "checkpoints"
 # Names of earlier versions of the published program.
-_OLD_OPTIONS, _OLD_STATS = "preprocessing_configs.yaml", "stats_normalizer.json"
+_OLD_OPTIONS = "preprocessing_configs.yaml"
+_OLD_STATS = "stats_normalizer.json"
 _CHECKPOINT = re.compile(rf"(checkpoint|ema)_(\d+){re.escape(PICKLED_SUFFIX)}")
-_RAW, _AVERAGED, _OPTIMIZER = "checkpoint", "ema", "optimizer"
+_RAW = "checkpoint"
+_AVERAGED = "ema"
+_OPTIMIZER = "optimizer"
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ class CheckpointFiles:
 # Number of the only checkpoint of an export, its files, and all files of an export.
 EXPORT_NUMBER = 1
 _EXPORTED = CheckpointFiles.of(Path(_CHECKPOINTS), EXPORT_NUMBER)
-WEIGHTS, AVERAGE = str(_EXPORTED.raw), str(_EXPORTED.averaged)
+WEIGHTS = str(_EXPORTED.raw)
+AVERAGE = str(_EXPORTED.averaged)
 FILES = (
     *(CONFIG, MODEL, NORMALIZER, PROCESSOR, OWN),
     *(STATS_NAME, OPTIONS_NAME, METADATA_NAME, TOKENIZER, CONTRACT.name),

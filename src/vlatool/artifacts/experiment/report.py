@@ -17,9 +17,11 @@ def inspect(location: Path) -> Report:
     """
     if location.is_file():
         return _file(location)
-    experiment, findings = Experiment(location), Problems()
+    experiment = Experiment(location)
+    findings = Problems()
     config = findings.read(experiment.tree) or {}
-    model, data = branch(config, "model"), branch(config, "data")
+    model = branch(config, "model")
+    data = branch(config, "data")
     kind = str(model.get("type") or "")
     backbone = str(branch(model, "vision_language_backbone").get("type") or "")
     checkpoints = [(files.number, _sizes(files)) for files in experiment.checkpoints()]

@@ -241,7 +241,8 @@ def _check_bytes_level(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _check_vocabulary(path: Path, model: Mapping[str, Any], size: int) -> None:
-    vocabulary, merges = model.get("vocab"), model.get("merges")
+    vocabulary = model.get("vocab")
+    merges = model.get("merges")
     if not isinstance(vocabulary, Mapping) or not vocabulary or not isinstance(merges, list):
         raise _fast_error(path, "model.vocab or model.merges is missing")
     ids = list(vocabulary.values())
@@ -395,7 +396,8 @@ def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
 
 
 def _of_windows(folder: Path, lines: Sequence[Path], fields: Sequence[str]) -> ChunkSource:
-    manifest, record = windows_format.read_manifest(folder), read_valid_record(folder)
+    manifest = windows_format.read_manifest(folder)
+    record = read_valid_record(folder)
     if manifest is None and record is not None and not record.is_download:
         raise record.no_manifest_error(folder)
     recorded = () if manifest is None else manifest.action_fields

@@ -20,7 +20,8 @@ def inspect(location: Path) -> Report:
     """
     findings = Problems()
     tokenizer = findings.read(fast_format.read_fast, location)
-    profile, fitted = None, None
+    profile = None
+    fitted = None
     if (location / PROFILE_NAME).is_file():
         profile = findings.read(read_profile, str(location / PROFILE_NAME))
     if (location / fast_format.REPORT_NAME).is_file():

@@ -40,7 +40,8 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
         folder.options()
     except DataError as error:
         yield FRAMES("no_config", error.message, path=str(location))
-    total, before = sum(each.frames for each in episodes), 0
+    total = sum(each.frames for each in episodes)
+    before = 0
     with options.reporter.progress("episodes", len(episodes), "episodes") as bar:
         for episode in episodes:
             selected = [n for n in range(episode.frames) if options.selects(before + n, total)]

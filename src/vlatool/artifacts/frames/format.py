@@ -38,10 +38,13 @@ from vlatool.errors import DataError
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.cache import FileCache, FileVersion, default_cache_folder
 
-NAME, CONFIG_NAME, TARS = "frames.json", "preprocessing_config.yaml", "frames"
+NAME = "frames.json"
+CONFIG_NAME = "preprocessing_config.yaml"
+TARS = "frames"
 OWNED_FILES = (f"{TARS}/episode_*.tar", f"{TARS}/episode_*{INDEX_SUFFIX}", NAME, CONFIG_NAME)
 # Members of the arrays that are not fields.
-_INTRINSICS, _EXTRINSICS = "original_intrinsics.", "extrinsics."
+_INTRINSICS = "original_intrinsics."
+_EXTRINSICS = "extrinsics."
 # Values of an episode that are written as they are; those of lists of objects, with their type.
 _PLAIN = ("task", "fps", "num_frames", "dimension_names", "language", "success")
 _PLAIN_LISTS = ("action_fields", "proprioception_fields", "frame_metadata", "extras")
@@ -117,7 +120,8 @@ class FramesTar:
     """Tar of an episode with its index; `copy` is a local file with its content, closed with it."""
 
     def __init__(self, path: Path, copy: IO[bytes] | None = None) -> None:
-        self.path, self.copy = path, copy
+        self.path = path
+        self.copy = copy
         if copy is not None:
             weakref.finalize(self, copy.close)
         self.episode_id = path.name.removeprefix("episode_").removesuffix(".tar")
@@ -143,7 +147,8 @@ class FramesTar:
 
     def _range(self, first: int, last: int) -> FrameRange:
         rows = slice(first + 1, last + 2)
-        offsets, lengths = self.index.offsets[rows].tolist(), self.index.lengths[rows].tolist()
+        offsets = self.index.offsets[rows].tolist()
+        lengths = self.index.lengths[rows].tolist()
         if len(offsets) <= last - first:
             raise self.error(f"has no frame {last}")
         part = ByteRange(self.path, offsets[0], offsets[-1] + lengths[-1])
@@ -170,7 +175,8 @@ class FramesTar:
         """The episode; its images stay in the tar. DataError if the numbers are damaged."""
         try:
             sample = StoredSample(episode_id, self.members(-1))
-            document, arrays = sample.metadata(), dict(sample.arrays())
+            document = sample.metadata()
+            arrays = dict(sample.arrays())
             calibration = {
                 name.removeprefix(prefix): Calibration()
                 for prefix in (_INTRINSICS, _EXTRINSICS)
@@ -205,7 +211,9 @@ class FrameImages(FrameSource):
     is_prepared = True
 
     def __init__(self, tar: FramesTar, suffix: str, size: Sequence[int], frames: int) -> None:
-        self._tar, self._suffix, self._frames = tar, suffix.lower(), frames
+        self._tar = tar
+        self._suffix = suffix.lower()
+        self._frames = frames
         self._size = (int(size[0]), int(size[1]))
 
     def __len__(self) -> int:

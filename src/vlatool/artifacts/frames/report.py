@@ -9,8 +9,10 @@ from vlatool.pages.report import Problems, Report
 
 def inspect(location: Path) -> Report:
     """Reads the manifest and the options."""
-    folder, findings = FramesFolder(location), Problems()
-    episodes, options = folder.episodes, findings.read(folder.options) or {}
+    folder = FramesFolder(location)
+    findings = Problems()
+    episodes = folder.episodes
+    options = findings.read(folder.options) or {}
     frames = sum(each.frames for each in episodes)
     size = options.get("resize_images_size")
     sources = options.get("source_episodes") or []

@@ -37,7 +37,8 @@ Split = Literal["train", "val"]
 # Lists in a folder of shards.
 LISTS: Mapping[Split, str] = {"train": "train_files.txt", "val": "val_files.txt"}
 TRAIN_LIST, VAL_LIST = LISTS.values()
-METADATA_SUFFIX, LABEL_SUFFIX = "json", "cls"
+METADATA_SUFFIX = "json"
+LABEL_SUFFIX = "cls"
 SUFFIXES = {"png": "png", "jpeg": "jpg"}
 # Suffixes that published readers accept as the image of a sample, the first that exists.
 IMAGE_SUFFIXES = ("jpg", "png", "jpeg", "webp")
@@ -47,7 +48,8 @@ PUBLISHED_NAME = r"^train-episode_(\d+)\.tar$"
 _FIRST_MEMBER = re.compile(rb"^\d{8}\.(jpe?g|png|webp)\0")
 _HEADER_BYTES = 512
 _SHOWN = 100
-SHARD_SUFFIX, LIST_SUFFIX = ".tar", ".txt"
+SHARD_SUFFIX = ".tar"
+LIST_SUFFIX = ".txt"
 _MAX_SHARDS = 1_000_000
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.([1-9]\d*))?\Z")
@@ -313,7 +315,8 @@ def expand_braces(pattern: str) -> Iterator[str]:
     for match in _BRACES.finditer(pattern):
         values = _values(match[1])
         if values is not None:
-            head, tail = pattern[: match.start()], pattern[match.end() :]
+            head = pattern[: match.start()]
+            tail = pattern[match.end() :]
             for value in values:
                 yield from expand_braces(f"{head}{value}{tail}")
             return
@@ -326,7 +329,9 @@ def _values(inside: str) -> Iterator[str] | None:
     if match is None:
         return iter(inside.split(",")) if "," in inside else None
     bounds = match[1], match[2]
-    first, last, step = int(match[1]), int(match[2]), int(match[3] or 1)
+    first = int(match[1])
+    last = int(match[2])
+    step = int(match[3] or 1)
     is_padded = any(_PADDED.match(end) for end in bounds)
     width = max(map(len, bounds)) if is_padded else 0
     numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)

@@ -66,12 +66,11 @@ def inspect(location: Path) -> report.Report:
     record = read_record(location)
     if record is not None and record.result is None:
         raise record.no_manifest_error(location)
-    manifest, tars = (
-        image_shards_format.read_manifest(location),
-        image_shards_format.image_tars(location),
-    )
+    manifest = image_shards_format.read_manifest(location)
+    tars = image_shards_format.image_tars(location)
     findings = report.Problems()
-    first, metadata = None, dict[str, Any]()
+    first = None
+    metadata = dict[str, Any]()
     if tars:
         with findings.collecting(), open_shard(tars[0]) as tar:
             first, metadata = _first(tar)
@@ -99,7 +98,8 @@ def _report(
 ) -> report.Report:
     images = "images" if facts.pictures is None else counted(facts.pictures, "image")
     status = "broken" if findings else "whole"
-    first, options = facts.first, facts.options or {}
+    first = facts.first
+    options = facts.options or {}
     summary = {
         "status": report.status_text(status),
         "on disk": size_text(facts.bytes),

@@ -38,7 +38,8 @@ from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.storage.uri import can_list
 
-_LONGEST_NAME, _LONGEST_PATH = 255, 1024  # of common file systems, and of S3
+_LONGEST_NAME = 255
+_LONGEST_PATH = 1024
 _INT_SPEC = re.compile(r"^0?\d{0,2}d?$")
 
 
@@ -228,7 +229,8 @@ def clip_defects(lines: Sequence[EpisodeLine], fps: float) -> Mapping[int, Mappi
                 problem = f"its clip is {clip.start:g} s to {clip.stop:g} s"
                 add(line.number, camera, problem, "clip_outside")
     for camera, clips in _clips_of_files(lines):
-        last_stop, last_number = 0.0, -1
+        last_stop = 0.0
+        last_number = -1
         for clip, line in clips:
             if last_number >= 0 and clip.start < last_stop - 0.5 / fps:
                 for number, other in ((last_number, line.number), (line.number, last_number)):
@@ -236,7 +238,8 @@ def clip_defects(lines: Sequence[EpisodeLine], fps: float) -> Mapping[int, Mappi
                     add(number, camera, problem, "clips_overlap")
             stop = clip.stop if line.length is None else clip.start + line.length / fps
             if stop > last_stop:
-                last_stop, last_number = stop, line.number
+                last_stop = stop
+                last_number = line.number
     return dict(defects)
 
 
@@ -280,7 +283,8 @@ def _row_problems(lines: Sequence[EpisodeLine]) -> Iterator[Problem]:
         rows = line.rows
         if rows is None:
             continue
-        start, stop = int(rows.start), int(rows.stop)
+        start = int(rows.start)
+        stop = int(rows.stop)
         if line.length is not None and stop - start != line.length:
             problem = f"dataset_from_index {start} and dataset_to_index {stop} are not"
             yield "row_offsets", f"{problem} {line.length} rows apart", line.number

@@ -48,7 +48,8 @@ VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_inde
 SHARED_DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 SHARED_VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 
-FRAME_INDEX, EPISODE_INDEX = "frame_index", "episode_index"
+FRAME_INDEX = "frame_index"
+EPISODE_INDEX = "episode_index"
 # Columns of every data set.
 AUTOMATIC = ("timestamp", FRAME_INDEX, EPISODE_INDEX, "index", "task_index")
 

@@ -50,7 +50,8 @@ from vlatool.storage.uri import can_list
 _LARGEST_LIST = 2**28  # bytes; millions of episodes
 _LARGEST_LINE = 2**22  # characters
 LARGEST_COUNT = 2**63 - 1
-_SLOWEST_FPS, _FASTEST_FPS = 1e-3, 1e5
+_SLOWEST_FPS = 1e-3
+_FASTEST_FPS = 1e5
 _LONGEST_NAME = 200  # bytes; file names add a prefix and a suffix to it
 _NUMERIC = re.compile(r"^(float|int|uint)\d*$")
 # Keys of the 12-bit codes of depth videos. Source: formats/lerobot 4.1
@@ -394,7 +395,8 @@ def with_known_names(info: Info, known: Mapping[str, tuple[str, ...]]) -> Info:
 
 
 def _with_names(feature: Feature, names: Mapping[int, str]) -> Feature:
-    own_names, width = feature.dimension_names, feature.width
+    own_names = feature.dimension_names
+    width = feature.width
     if width is None or _are_informative(own_names):
         return feature
     default_names = own_names or [str(index) for index in range(width)]
@@ -457,7 +459,8 @@ def _groups(
         for name, value in _mapping(groups).items():
             group = _mapping(value)
             column = str(group.get("original_key") or _SECTIONS.get(section, ""))
-            start, end = group.get("start"), group.get("end")
+            start = group.get("start")
+            end = group.get("end")
             width = info.features[column].width if column in info.features else None
             problem = ""
             if column and column not in (*info.features, *AUTOMATIC):
@@ -510,7 +513,8 @@ def _lines_of_text(root: Path) -> Iterator[tuple[Path, int, EpisodeLine]]:
     """(file, number of the line, its content) of `meta/episodes.jsonl`."""
     path = root / EPISODES_FILE
     for position, line in read_lines(path):
-        number, length = optional_int(line.get(EPISODE_INDEX)), optional_int(line.get("length"))
+        number = optional_int(line.get(EPISODE_INDEX))
+        length = optional_int(line.get("length"))
         sentences = texts(line.get("tasks"))
         number = -1 if number is None else number
         entry = EpisodeLine(number, sentences, length, further=_further(line))
@@ -626,7 +630,8 @@ def _texts(path: Path, name: str, changed: int) -> Mapping[int, str]:
         return _texts_of_table(path, name)
     found: dict[int, str] = {}
     for position, line in read_lines(path):
-        number, text = optional_int(line.get(f"{name}_index")), line.get(name)
+        number = optional_int(line.get(f"{name}_index"))
+        text = line.get(name)
         if number is None or not isinstance(text, str):
             problem = "are not a number and a sentence"
             raise metadata_error(path, f"{name}_index, {name}", problem, position)

@@ -233,7 +233,8 @@ def video_path(version: Version, camera: str, values: Mapping[str, int]) -> str:
 
 def arrow_type(declared: Mapping[str, Any]) -> pa.DataType | None:
     """Type of the column of a feature; None if its declaration does not say it."""
-    dtype, shape = str(declared.get("dtype")), declared.get("shape")
+    dtype = str(declared.get("dtype"))
+    shape = declared.get("shape")
     if dtype == "image":
         return IMAGE_CELL
     if dtype == "string":
@@ -269,7 +270,8 @@ def write_texts(output: Path, version: Version, name: str, texts: Mapping[int, s
     """Writes the table of the texts that numbers `NAME_index` stand for, such as `meta/tasks`;
     returns the name of the file.
     """
-    key, path = f"{name}_index", f"meta/{name}s"
+    key = f"{name}_index"
+    path = f"meta/{name}s"
     if version == "v2.1":
         path = f"{path}.jsonl"
         write_lines(output / path, [{key: number, name: text} for number, text in texts.items()])
@@ -324,13 +326,16 @@ def _tables(episodes: Iterable[WrittenEpisode], fps: float, limit: int) -> Itera
     for episode in episodes:
         rows.append(_episode_row(episode, fps))
         row_size = len(json.dumps(rows[-1]))
-        size, part_size = size + row_size, part_size + row_size
+        size = size + row_size
+        part_size = part_size + row_size
         if part_size >= _PART_BYTES or size >= limit:
             parts.append(_table(rows))
-            rows, part_size = [], 0
+            rows = []
+            part_size = 0
         if size >= limit:
             yield _joined(parts)
-            parts, size = [], 0
+            parts = []
+            size = 0
     if rows:
         parts.append(_table(rows))
     if parts:
@@ -354,7 +359,8 @@ def _column(name: str, values: list[Any]) -> pa.Array:
     dtype = pa.int64() if name.endswith("/count") else pa.float64()
     level = next(value for value in values if value is not None)
     while isinstance(level, list):
-        dtype, level = pa.list_(dtype), level[0] if level else None
+        dtype = pa.list_(dtype)
+        level = level[0] if level else None
     return pa.array(values, dtype)
 
 
@@ -382,7 +388,8 @@ def _episode_row(episode: WrittenEpisode, fps: float) -> dict[str, Any]:
 
 
 def _write_episode_lines(output: Path, episodes: Iterable[WrittenEpisode]) -> list[str]:
-    stats_path, list_path = output / EPISODE_STATS_FILE, output / EPISODES_FILE
+    stats_path = output / EPISODE_STATS_FILE
+    list_path = output / EPISODES_FILE
     with open_atomic(stats_path) as stats_file, open_atomic(list_path) as list_file:
         for episode in episodes:
             number = {"episode_index": episode.number}
@@ -457,7 +464,8 @@ def write_statistics(output: Path, entries: Mapping[str, Stats]) -> str:
 
 def numeric_width(declared: Mapping[str, Any]) -> int | None:
     """Number of values per row of a numeric feature; None for others."""
-    dtype, shape = str(declared.get("dtype")), declared.get("shape")
+    dtype = str(declared.get("dtype"))
+    shape = declared.get("shape")
     if dtype in ("image", "video", "string", "language") or not isinstance(shape, list):
         return None
     try:

@@ -17,7 +17,8 @@ from vlatool.errors import DataError
 from vlatool.storage.uri import is_remote
 
 # Files before and after the stated one that are tried; in storage each takes a request or more.
-_FARTHEST, _FARTHEST_REMOTE = 64, 4
+_FARTHEST = 64
+_FARTHEST_REMOTE = 4
 _SHARED_FILE = re.compile(r"chunk-(\d+)/file-(\d+)\.parquet")
 
 
@@ -67,7 +68,8 @@ def _nearby_files(path: Path) -> Iterator[Path]:
     match = _SHARED_FILE.search(path.as_posix())
     if match is None:
         return
-    chunk, file = int(match[1]), int(match[2])
+    chunk = int(match[1])
+    file = int(match[2])
     for distance in range(1, (_FARTHEST_REMOTE if is_remote(path) else _FARTHEST) + 1):
         yield path.with_name(f"file-{file + distance:03d}.parquet")
         if distance <= file:

@@ -66,7 +66,8 @@ def _file(path: Path) -> _File:
 def _footer(file: _File) -> _Footer:
     metadata = pq.read_metadata(as_native_file(file.path))
     groups = map(metadata.row_group, range(metadata.num_row_groups))
-    types, schema = pa.types, metadata.schema.to_arrow_schema()
+    types = pa.types
+    schema = metadata.schema.to_arrow_schema()
     repeated = [name for name, number in Counter(schema.names).items() if number > 1]
     if repeated:
         raise pa.ArrowInvalid(f"it has several columns named {repeated[0]!r}")
@@ -124,7 +125,8 @@ def read_segment(segment: RowSegment, columns: Sequence[str] | None = None) -> p
         start = footer.stops[begin - 1] if begin else 0
         part = _row_group(file, begin, selected)
         parts.append(part.slice(first - start, stop - first))
-        first, begin = min(stop, footer.stops[begin]), begin + 1
+        first = min(stop, footer.stops[begin])
+        begin = begin + 1
     return pa.concat_tables(parts) if parts else _row_group(file, 0, selected).slice(0, 0)
 
 
@@ -140,7 +142,8 @@ def _check_size(
     metadata: pq.FileMetaData, groups: Sequence[int], columns: Sequence[str], limit: int
 ) -> None:
     """Raises ArrowInvalid if the columns are too large for memory; reads metadata only."""
-    prefixes, size = tuple(f"{name}." for name in columns), 0  # lists have name.list.element
+    prefixes = tuple(f"{name}." for name in columns)
+    size = 0
     for group in map(metadata.row_group, groups):
         for chunk in map(group.column, range(group.num_columns)):
             if f"{chunk.path_in_schema}.".startswith(prefixes):

@@ -102,7 +102,8 @@ def _check_run(location: Path, check: CheckOptions) -> Iterator[Finding]:
     if not can_list(location):
         problem = "cannot be listed; only the latest checkpoint is checked"
         yield RUN.at("not_listed", location, problem)
-    folders, newest = run.checkpoint_folders(), run.newest_folder()
+    folders = run.checkpoint_folders()
+    newest = run.newest_folder()
     checked: set[Path] = set()
     with check.reporter.progress("checkpoints", len(folders), "checkpoints") as bar:
         for folder in folders:

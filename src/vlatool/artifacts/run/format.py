@@ -38,7 +38,8 @@ BEST = "best.json"
 # Last part of the location of the best checkpoint of a run, `RUN/best`.
 BEST_NAME = "best"
 # Prefixes of the metrics of a validation, and of rollouts.
-VALIDATION, EVALUATION = "val/", "eval/"
+VALIDATION = "val/"
+EVALUATION = "eval/"
 SUCCESS = f"{EVALUATION}success_rate"
 # Losses of a validation, the best one for inference first.
 VALIDATION_LOSSES = (f"{VALIDATION}ema/loss", f"{VALIDATION}loss")
@@ -88,7 +89,8 @@ LATEST = "latest.json"
 CHECKPOINTS = "checkpoints"
 IMAGES = "images"
 # Limits of a row of metrics: numbers of steps that are equal as floats, characters of a line.
-_MAX_STEP, _LONGEST_LINE = 2**53, 2**20
+_MAX_STEP = 2**53
+_LONGEST_LINE = 2**20
 # Number of manifests that are read at once.
 _READ_AT_ONCE = 8
 # Folders of trackers: event files of TensorBoard, and what W&B has on disk.

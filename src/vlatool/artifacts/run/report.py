@@ -50,7 +50,8 @@ def _checkpoint(location: Path) -> Report:
 
 def _run(location: Path) -> Report:
     """Report of a run; None and empty values are not in its files."""
-    run, findings = RunDir(location), Problems()
+    run = RunDir(location)
+    findings = Problems()
     config = findings.read(run.config_tree) or {}
     findings.read(run.read_latest)
     best = findings.read(run.read_best)
@@ -158,7 +159,8 @@ def _metrics(run: RunDir) -> tuple[dict[str, Any], ...]:
     measured: dict[str, dict[str, Any]] = {VALIDATION: {}, EVALUATION: {}}
     for row in read_metrics(run.metrics) if run.metrics.is_file() else ():
         if "loss" in row:
-            first, last = first or row, row
+            first = first or row
+            last = row
         else:
             for prefix in measured:
                 if any(name.startswith(prefix) for name in row):

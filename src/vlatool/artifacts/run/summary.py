@@ -119,7 +119,8 @@ def find_runs(folder: Path, levels: int = _LEVELS) -> list[Path]:
 
 def read_summary(root: Path, name: str) -> RunSummary:
     """Summary of a run; what is damaged is a finding."""
-    run, findings = run_format.RunDir(root), Problems()
+    run = run_format.RunDir(root)
+    findings = Problems()
     record = findings.read(read_valid_record, root)
     config = findings.read(run.config_tree) or {}
     newest = findings.read(run.newest_folder)

@@ -35,7 +35,8 @@ def salvage(path: Path, target: Path, others: Iterable[Path]) -> Salvaged:
         reader = installed("mcap.stream_reader").StreamReader(
             file, emit_chunks=True, record_size_limit=_LARGEST
         )
-        whole, size = 0, path.stat().st_size
+        whole = 0
+        size = path.stat().st_size
         try:
             for record in reader.records:
                 if type(record).__name__ == "DataEnd":
@@ -67,7 +68,8 @@ class _Copy:
         self.lost.append(f"{place}: {str(error) or type(error).__name__}")
 
     def add(self, record: Any, position: int) -> None:
-        kind, writer = type(record).__name__, self.writer
+        kind = type(record).__name__
+        writer = self.writer
         key = kind, getattr(record, "id", 0)
         if kind == "Chunk":
             parts = installed("mcap.stream_reader").breakup_chunk

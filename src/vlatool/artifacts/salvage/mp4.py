@@ -92,10 +92,12 @@ def _media(path: Path) -> memoryview:
     data = memoryview(read_file(path))
     start = 0
     while start + 8 <= len(data):
-        size, header = int.from_bytes(data[start : start + 4], "big"), 8
+        size = int.from_bytes(data[start : start + 4], "big")
+        header = 8
         kind = bytes(data[start + 4 : start + 8])
         if size == 1:
-            size, header = int.from_bytes(data[start + 8 : start + 16], "big"), 16
+            size = int.from_bytes(data[start + 8 : start + 16], "big")
+            header = 16
         if kind == b"mdat":
             is_open = size < header or start + size > len(data)  # never closed, or cut off
             return data[start + header : len(data) if is_open else start + size]
@@ -129,8 +131,11 @@ def _samples(data: memoryview, codec: str) -> Iterator[tuple[bytes, bool]]:
         is_image, is_first, is_key = _unit(unit, codec)
         if has_image and (is_first or not is_image):
             yield bytes(data[begin:start]), has_key
-            begin, has_image, has_key = start, False, False
-        has_image, has_key = has_image or is_image, has_key or (is_image and is_key)
+            begin = start
+            has_image = False
+            has_key = False
+        has_image = has_image or is_image
+        has_key = has_key or (is_image and is_key)
         start += 4 + size
     # The last one may lack units: it is left out unless the data end with it.
     if has_image and start == len(data):

@@ -7,9 +7,15 @@ from typing import Any
 
 from vlatool.artifacts.tfrecord import varint
 
-I64, STRUCT = 6, 12
-_FLAGS, _INTEGERS, _DOUBLE, _BINARY, _LIST = (1, 2), (4, 5, I64), 7, 8, 9
-_MAX_DEPTH, _LONGEST = 16, 2**24
+I64 = 6
+STRUCT = 12
+_FLAGS = (1, 2)
+_INTEGERS = (4, 5, I64)
+_DOUBLE = 7
+_BINARY = 8
+_LIST = 9
+_MAX_DEPTH = 16
+_LONGEST = 2**24
 
 # From the number of a field to its type and value; a list has the type of its items and these.
 Struct = dict[int, tuple[int, Any]]
@@ -19,13 +25,15 @@ class StructReader:
     """Reader at a position of some bytes; raises ValueError where they are no struct."""
 
     def __init__(self, data: memoryview, position: int = 0) -> None:
-        self._data, self.position = data, position
+        self._data = data
+        self.position = position
 
     def struct(self, depth: int = 0) -> Struct:
         fields: Struct = {}
         number = 0
         while head := self._bytes(1)[0]:
-            kind, delta = head & 15, head >> 4
+            kind = head & 15
+            delta = head >> 4
             number = number + delta if delta else self._value(I64, depth)
             fields[number] = kind, None if kind in _FLAGS else self._value(kind, depth + 1)
         return fields

@@ -104,7 +104,8 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
 
 class _FolderCheck:
     def __init__(self, folder: samples_format.SamplesFolder, check: CheckOptions) -> None:
-        self._folder, self._check = folder, check
+        self._folder = folder
+        self._check = check
         self._kinds: Counter[str] = Counter()
         self._tasks: Counter[str] = Counter()
         self._known: dict[PurePosixPath, frozenset[str]] = {}
@@ -247,7 +248,8 @@ class _InputsCheck:
         self._fast: tuple[ActionTokenizer, NormalizationProfile] | None = None
         self._codes: CodesFolder | None = None
         self._is_open = False
-        self._episode, self._inputs = "", None
+        self._episode = ""
+        self._inputs = None
         self._missing: dict[str, None] = {}
 
     def open(self) -> Iterator[Finding]:
@@ -274,7 +276,8 @@ class _InputsCheck:
         images = [image.removeprefix(self._folder.prefix) for image in sample.images]
         episode = PurePosixPath(images[-1]).parent.name if images else ""
         if episode != self._episode:
-            self._episode, self._inputs = episode, None
+            self._episode = episode
+            self._inputs = None
             yield from self._read(episode)
         problem = self._inputs and self._inputs.problem(sample.conversation, images)
         if problem:

@@ -46,7 +46,9 @@ _ANSWERS: Mapping[Kind, str] = {
     "vla": "The robot should execute<Act>{ids}</Act>, which will lead to the next state",
     "wm": "After executing<Act>{ids}</Act>, the system will transition to the state",
 }
-_OPEN, _CLOSE, _END = "<Rec>", "</Rec>", "."
+_OPEN = "<Rec>"
+_CLOSE = "</Rec>"
+_END = "."
 _ANSWER = re.compile(r"([^<]*)<Act>([0-9 ]*)</Act>([^<]*)((?:<Rec>[0-9 ]*</Rec>)+)\.")
 _PROMPT = re.compile(rf"((?:{IMAGE})*){_TASK.rstrip()}")
 _KEYS = ("messages", "images")
@@ -172,7 +174,8 @@ def _task(kind: Kind, question_text: str, ids: str) -> tuple[str, int]:
 def _codes(segments: str, sizes: SampleSizes) -> Array:
     """The codes, uint16 [Q, K]."""
     parts = segments[len(_OPEN) : -len(_CLOSE)].split(_CLOSE + _OPEN)
-    count, limit = sizes.codes_per_image, sizes.codebook_size
+    count = sizes.codes_per_image
+    limit = sizes.codebook_size
     rows = [_numbers(part, f"codes of image {n}", limit) for n, part in enumerate(parts)]
     for number, row in enumerate(rows):
         if len(row) != count:
@@ -288,11 +291,13 @@ class EpisodeSamples:
 
     def lines(self, prefix: str = "") -> Iterator[bytes]:
         """Lines of all samples; parts that samples of one window share are rendered once."""
-        previous, shared = -1, ("", "", "")
+        previous = -1
+        shared = ("", "", "")
         paths = {index: _path_text(prefix, name) for index, name in enumerate(self.pictures)}
         for number, window in enumerate(self.windows.tolist()):
             if window != previous:
-                previous, shared = window, self._window_text(window, paths)
+                previous = window
+                shared = self._window_text(window, paths)
             yield self._line(number, *shared)
 
     def _line(self, number: int, ids: str, segments: str, images: str) -> bytes:

@@ -37,7 +37,9 @@ from vlatool.storage.uri import can_list, location
 
 T = TypeVar("T")
 
-MANIFEST_NAME, PACKED_NAME, FAST_NAME = "manifest.json", "packed", "fast"
+MANIFEST_NAME = "manifest.json"
+PACKED_NAME = "packed"
+FAST_NAME = "fast"
 OWNED_FILES = (
     f"{DATA_NAME}/*{LINES_SUFFIX}",
     f"{DATA_NAME}/*{INDEX_SUFFIX}",
@@ -76,7 +78,8 @@ def images_prefix(tree: Path, folder: Path, *, is_absolute: bool) -> str:
     """
     if is_absolute:
         return f"{tree.absolute()}/"
-    tree_parts, folder_parts = tree.resolve().parts, folder.resolve().parts
+    tree_parts = tree.resolve().parts
+    folder_parts = folder.resolve().parts
     if tree_parts[0] != folder_parts[0]:
         raise UsageError(
             f"{folder}: has no relative path to the images in {tree}",
@@ -91,7 +94,8 @@ def images_prefix(tree: Path, folder: Path, *, is_absolute: bool) -> str:
 
 def is_inside(path: Path, folder: Path) -> bool:
     """True if a location is the folder or inside it, on any storage."""
-    path_parts, folder_parts = path.resolve().parts, folder.resolve().parts
+    path_parts = path.resolve().parts
+    folder_parts = folder.resolve().parts
     return path_parts[: len(folder_parts)] == folder_parts
 
 
@@ -307,7 +311,8 @@ def _lines_files(folder: Path) -> Sequence[Path]:
 def _scanned(folder: Path) -> Mapping[str, Any]:
     """Contents of a folder without a manifest, with the keys of one."""
     files: list[tuple[str, int]] = []
-    kinds, tasks = Counter[str](), Counter[str]()
+    kinds = Counter[str]()
+    tasks = Counter[str]()
     id_counts: dict[str, Counter[int]] = {}
     shape: dict[str, int] = {}
     for path in _lines_files(folder):

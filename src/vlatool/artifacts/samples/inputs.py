@@ -60,8 +60,10 @@ def read_tokenizer(
     folder: SamplesFolder,
 ) -> tuple[ActionTokenizer, profiles.NormalizationProfile] | None:
     """Action tokenizer beside the samples and profile of the manifest; None if there is none."""
-    path, document = folder.path / FAST_NAME, folder.document
-    recorded, fast = dict(document.get("profile") or {}), document.get("fast") or {}
+    path = folder.path / FAST_NAME
+    document = folder.document
+    recorded = dict(document.get("profile") or {})
+    fast = document.get("fast") or {}
     if not recorded or not is_fast(path):
         return None
     digest = recorded.pop("digest", "")

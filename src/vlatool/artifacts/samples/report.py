@@ -73,7 +73,8 @@ class SamplesFacts:
 
 def inspect(location: Path) -> report.Report:
     """Reads the manifest, and the sizes of the files."""
-    folder, findings = SamplesFolder.open(location), report.Problems()
+    folder = SamplesFolder.open(location)
+    findings = report.Problems()
     facts = _read_facts(folder)
     if not folder.images_root.is_dir():
         message = f"the images of the samples are missing: {folder.images_root} is not a folder"
@@ -202,11 +203,13 @@ def _sample_card(
 ) -> Section:
     """Card of a sample, with its window if there is one; without `decode`, no reconstructions."""
     sample = folder.sample(number)
-    root, talk = folder.images_root, sample.conversation
+    root = folder.images_root
+    talk = sample.conversation
     images = [image.removeprefix(folder.prefix) for image in sample.images]
     episode = PurePosixPath(images[-1]).parent.name if images else ""
     window = _window(root / DATA_NAME / f"{episode}{LINES_SUFFIX}", sample, images)
-    past, future = _strips(root, images), _strips(root, window.future if window else ())
+    past = _strips(root, images)
+    future = _strips(root, window.future if window else ())
     info = {
         "kind": f"{talk.kind} ({_KINDS[talk.kind]})",
         "task": talk.task,
@@ -228,7 +231,8 @@ def _sample_card(
 
 def _text(talk: Conversation) -> str:
     """Messages of a sample; the codes of all future images but the first are collapsed."""
-    answer, end = talk.answer(), ""
+    answer = talk.answer()
+    end = ""
     if len(talk.codes):
         first = answer.index(segment(talk.codes[0].tolist())) + len(segment(talk.codes[0].tolist()))
         answer, end = answer[:first], answer[first:]

@@ -109,7 +109,8 @@ def _check_folders(location: Path, check: CheckOptions) -> Iterator[Finding]:
 
 def _compare_folders(shards: ShardList, episodes: ShardList) -> Iterator[Finding]:
     """Yields a finding for every sample that is not in both folders with the same bytes."""
-    shards_path, episodes_path = shards.folder.path, episodes.folder.path
+    shards_path = shards.folder.path
+    episodes_path = episodes.folder.path
     for key, digest in shards.digests.items():
         other = episodes.digests.get(key)
         if other is None:

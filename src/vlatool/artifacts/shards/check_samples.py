@@ -116,7 +116,8 @@ class ExpectedSample:
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "ExpectedSample":
         """Creates the expectation from options; values of a wrong type count as not given."""
-        cameras, offsets = options.get("camera_names"), options.get("image_indices")
+        cameras = options.get("camera_names")
+        offsets = options.get("image_indices")
         size = options.get("resize_images_size")
         return cls(
             tuple(map(str, cameras)) if isinstance(cameras, list) and cameras else None,
@@ -195,7 +196,8 @@ class SampleCheck:
         if metadata is None:
             yield context.finding("bad_metadata", f"{METADATA} is not a JSON object")
             return
-        anchor, past = metadata.get("anchor_relative_idx"), self.expected.past
+        anchor = metadata.get("anchor_relative_idx")
+        past = self.expected.past
         if _integer(anchor) is None or (past is not None and anchor != past):
             required = "an integer" if past is None else past
             message = f"anchor_relative_idx is {anchor!r}, expected {required}"
@@ -256,7 +258,8 @@ class SampleCheck:
     def _check_fields(
         self, context: SampleContext, arrays: Mapping[str, Array]
     ) -> Iterator[Finding]:
-        past, future = self.expected.past, self.expected.future
+        past = self.expected.past
+        future = self.expected.future
         length = None if past is None or future is None else past + 1 + future
         specs = {name: (values.shape, _kind(values)) for name, values in arrays.items()}
         for name, (shape, _) in specs.items():
@@ -406,7 +409,8 @@ class StatsCheck:
     def _check_entry(
         self, name: str, entry: Mapping[str, Any], shape: Sequence[int]
     ) -> Iterator[Finding]:
-        steps, width = shape[0], int(np.prod(shape[1:]))
+        steps = shape[0]
+        width = int(np.prod(shape[1:]))
         missing = [key for key in _NEEDED if entry.get(key) is None]
         if missing:
             yield self._finding("broken", f"{name!r} lacks {', '.join(missing)}", name)
@@ -469,8 +473,10 @@ class _FieldMoments:
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._count = np.zeros((shape[0], 1))
-        self._mean, self._m2 = np.zeros(shape), np.zeros(shape)
-        self._low, self._high = np.full(shape, np.inf), np.full(shape, -np.inf)
+        self._mean = np.zeros(shape)
+        self._m2 = np.zeros(shape)
+        self._low = np.full(shape, np.inf)
+        self._high = np.full(shape, -np.inf)
 
     def add(self, values: Array, valid: Array) -> None:
         """Adds one sample's values [T, C] where `valid` [T] is true."""

@@ -39,7 +39,8 @@ from vlatool.storage.uri import is_file_name
 MANIFEST_NAME = "manifest.jsonl"
 CONFIG_NAME = "preprocessing_config.yaml"
 METADATA_NAME = "processing_metadata.json"
-SHARDS_NAME, EPISODES_NAME = "shards", "episodes"
+SHARDS_NAME = "shards"
+EPISODES_NAME = "episodes"
 _COMPACT_NAME = "stats_compact.json"
 # Key of the options: map from camera to the sizes [height, width] of its recordings.
 RECORDED_SIZES = "recorded_sizes"
@@ -123,7 +124,8 @@ def read_manifest(path: Path) -> list[Shard]:
         ) from None
     except documents.DocumentError as error:
         raise _manifest_error(path, error.reason) from None
-    rows, folder = _WRITTEN.findall(text), path.parent
+    rows = _WRITTEN.findall(text)
+    folder = path.parent
     if len(rows) == text.rstrip().count("\n") + 1:  # all lines are as vlatool writes them
         return [Shard(folder / f"{stem}.tar", int(count)) for stem, count in rows]
     lines = enumerate(text.split("\n"), 1)
@@ -347,7 +349,8 @@ class ShardFolder:
         return self._find_file(CONFIG_NAME)
 
     def _find_file(self, name: str) -> Path:
-        own_path, shards_path = self.path / name, self.path.parent / SHARDS_NAME / name
+        own_path = self.path / name
+        shards_path = self.path.parent / SHARDS_NAME / name
         return shards_path if not own_path.is_file() and shards_path.is_file() else own_path
 
     def shards(self) -> list[Shard]:

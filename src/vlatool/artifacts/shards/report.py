@@ -98,8 +98,10 @@ def inspect(location: Path) -> report.Report:
     """
     if is_shard(location):
         return tar_report.inspect_shard(location)
-    folder, findings = _open(location), report.Problems()
-    shards, whole = folder.shards(), list[Shard]()
+    folder = _open(location)
+    findings = report.Problems()
+    shards = folder.shards()
+    whole = list[Shard]()
     for shard in shards:
         with findings.collecting():
             check_shards(folder.manifest, [shard])
@@ -128,7 +130,8 @@ def inspect(location: Path) -> report.Report:
     fields = {info.name: info.document() for info in facts.fields}
     conventions = folder.conventions()
     measured = {} if conventions is None else {"conventions": asdict(conventions)}
-    window, share = "unknown", facts.padding_share
+    window = "unknown"
+    share = facts.padding_share
     if facts.window is not None:
         window = f"{facts.window[0]} past + anchor + {facts.window[1]} future"
     return report.Report(
@@ -216,7 +219,8 @@ def _first_sample(path: Path) -> tar_report.SampleSummary | None:
 
 
 def _window(options: Mapping[str, Any]) -> tuple[int, int] | None:
-    past, future = options.get("past_lowdim_steps"), options.get("future_lowdim_steps")
+    past = options.get("past_lowdim_steps")
+    future = options.get("future_lowdim_steps")
     return (past, future) if isinstance(past, int) and isinstance(future, int) else None
 
 
@@ -229,7 +233,9 @@ def _padding_share(statistics: Statistics, samples: int) -> float | None:
 
 
 def _provenance_text(provenance: Provenance) -> str:
-    options, episodes, failures = (provenance.options, provenance.episodes, provenance.failures)
+    options = provenance.options
+    episodes = provenance.episodes
+    failures = provenance.failures
     sources = ", ".join(provenance.sources) or "unknown"
     rows = pairs(
         {
@@ -286,7 +292,8 @@ def _crops(shards: Sequence[Shard], options: Mapping[str, Any]) -> str:
 
 
 def _tiles(facts: ShardsFacts, status: str) -> dict[str, object]:
-    share, window = facts.padding_share, facts.window
+    share = facts.padding_share
+    window = facts.window
     return {
         "samples": f"{facts.samples:,}",
         "shards": f"{facts.shards:,}",

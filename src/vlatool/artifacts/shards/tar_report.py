@@ -149,7 +149,9 @@ def stored_view(
 def _section(shard: OpenShard, key: str, options: Mapping[str, Any]) -> layout.Section:
     """Card of a sample; raises DataError if the sample is broken."""
     with shard.reading(key) as sample:
-        arrays, metadata, language = sample.arrays(), sample.metadata(), sample.language()
+        arrays = sample.arrays()
+        metadata = sample.metadata()
+        language = sample.language()
         window = _read_window(arrays, metadata)
         images = {
             view: stored_view(sample, view, arrays, window.anchor + view[1])
@@ -191,7 +193,8 @@ def _section(shard: OpenShard, key: str, options: Mapping[str, Any]) -> layout.S
 
 def _name(metadata: Mapping[str, Any], key: str) -> str:
     """Episode and anchor of a sample, else its key."""
-    episode, anchor = metadata.get("episode_id"), metadata.get("anchor_timestep")
+    episode = metadata.get("episode_id")
+    anchor = metadata.get("anchor_timestep")
     return key if episode is None or anchor is None else f"{episode}, frame {anchor}"
 
 
@@ -207,13 +210,16 @@ def _read_window(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> Sa
     """Window of a sample; without masks no step is padding."""
     anchor = metadata.get("anchor_relative_idx")
     anchor = anchor if isinstance(anchor, int) else 0
-    past, future = arrays.get("past_mask"), arrays.get("future_mask")
+    past = arrays.get("past_mask")
+    future = arrays.get("future_mask")
     if past is not None and future is not None and past.ndim == 1 and past.shape == future.shape:
         length = len(past)
-        past, future = past.astype(bool), future.astype(bool)
+        past = past.astype(bool)
+        future = future.astype(bool)
     else:
         length = max((len(values) for values in arrays.values() if values.ndim), default=0)
-        past, future = np.arange(length) < anchor, np.arange(length) >= anchor
+        past = np.arange(length) < anchor
+        future = np.arange(length) >= anchor
     if not length:
         raise DataError("the sample has no rows", code="data.broken_sample")
     return SampleWindow(min(max(anchor, 0), length - 1), past, future)
@@ -464,7 +470,8 @@ def _episode_view(tar: OpenShard, options: Mapping[str, Any]) -> EpisodeView | N
     keys = [keys_by_anchor[anchor] for anchor in anchors]
     numbers = _columns([rows[anchor] for anchor in anchors])
     with tar.reading(keys[0]) as first:
-        metadata, language = first.metadata(), first.language()
+        metadata = first.metadata()
+        language = first.language()
     actions, proprioception = field_summary.policy_fields(
         numbers,
         _absolute(report.listed(options, "action_fields"), numbers),
@@ -505,7 +512,8 @@ def _one_episode(tar: OpenShard) -> dict[int, str] | None:
                 metadata = sample.metadata()
         except DataError:
             continue
-        anchor, episode = metadata.get("anchor_timestep"), metadata.get("episode_id")
+        anchor = metadata.get("anchor_timestep")
+        episode = metadata.get("episode_id")
         if not isinstance(anchor, int) or not isinstance(episode, str) or anchor in anchors:
             return None
         episodes.add(episode)
@@ -523,7 +531,8 @@ def _anchor_rows(
     for frame, key in keys.items():
         try:
             with tar.reading(key) as sample:
-                step, arrays = (sample.metadata().get("anchor_relative_idx", 0), sample.arrays())
+                step = sample.metadata().get("anchor_relative_idx", 0)
+                arrays = sample.arrays()
         except DataError as error:
             problems.append(error.message)
             continue

@@ -60,7 +60,8 @@ def read_stats(path: Path) -> Statistics:
             code="data.no_statistics",
         ) from None
     except documents.DocumentError as error:
-        content, problem = None, error.reason
+        content = None
+        problem = error.reason
     if not isinstance(content, dict):
         raise DataError.at(
             path,
@@ -328,7 +329,8 @@ def digests_bytes(stats: Mapping[str, Mapping[str, Any]]) -> bytes:
     arrays: dict[str, Array] = {}
     for name, entry in stats.items():
         if (state := entry.get(_STATE)) is not None:
-            digest, shape = from_state(state), tuple(state["shape"])
+            digest = from_state(state)
+            shape = tuple(state["shape"])
             arrays[f"{name}.means"] = digest.means.reshape(*shape, -1)
             if digest.weights is not None:
                 arrays[f"{name}.weights"] = digest.weights.reshape(*shape, -1)

@@ -97,14 +97,16 @@ def _check_episodes(
     location: Path, manifest: WindowManifest | None, check: CheckOptions
 ) -> Iterator[Finding]:
     paths = lines_files(location)
-    lines, images = 0, 0
+    lines = 0
+    images = 0
     folders = {folder.name for folder in image_folders(location)}
     with check.reporter.progress("episodes", len(paths), "episodes") as bar:
         for path in paths:
             episode = _EpisodeCheck(location, path, _Rules.of(manifest), check)
             yield from episode.findings()
             folders.discard(path.stem)
-            lines, images = lines + episode.lines, images + len(episode.images)
+            lines = lines + episode.lines
+            images = images + len(episode.images)
             bar.advance(samples=lines)
     check.counts.add(episodes=len(paths), files=len(paths), samples=lines, pictures=images)
     for index in unpaired_indexes(location / DATA_NAME) if manifest is None else ():
@@ -225,7 +227,8 @@ class _EpisodeCheck:
 
     def _frame_of(self, window: Window) -> int:
         """Frame of a line: that of its last past image."""
-        episode, camera = re.escape(self.path.stem), re.escape(self.rules.cameras[-1])
+        episode = re.escape(self.path.stem)
+        camera = re.escape(self.rules.cameras[-1])
         last = window.images[-1] if window.images else ""
         pattern = rf"{re.escape(self.folder)}/(.+)_{camera}_{episode}_frame_(\d{{6,12}})\.png"
         match = re.fullmatch(pattern, last)

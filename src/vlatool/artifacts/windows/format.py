@@ -42,7 +42,9 @@ OWNED_FILES = (
     MANIFEST_NAME,
 )
 
-IMAGE, ACTION, FUTURE_IMAGE = "<image>", "<action>", "<Recimage>"
+IMAGE = "<image>"
+ACTION = "<action>"
+FUTURE_IMAGE = "<Recimage>"
 # Tags that later stages search for; an instruction must not contain them.
 RESERVED = (IMAGE, ACTION, FUTURE_IMAGE, "<Act>", "</Act>", "<Rec>", "</Rec>")
 
@@ -107,14 +109,16 @@ def parse_window(line: bytes) -> Window:
     row = parse_json(line)
     if not isinstance(row, Mapping) or tuple(row) != _KEYS:
         raise ValueError(f"expected an object with the keys {', '.join(_KEYS)}, in this order")
-    images, future = _paths(row, "images"), _paths(row, "Recimage")
+    images = _paths(row, "images")
+    future = _paths(row, "Recimage")
     kind, task = _parse_conversation(row["messages"], len(images), len(future))
     return Window(kind, task, images, future, _actions(row["actions"]))
 
 
 def parse_windows(lines: Iterable[bytes]) -> Iterator[Window]:
     """Window in each line; images and actions that equal those of the line before are reused."""
-    previous, previous_rest = None, b""
+    previous = None
+    previous_rest = b""
     for line in lines:
         messages_text, separator, rest = line.partition(
             _IMAGES_MARK
@@ -128,7 +132,8 @@ def parse_windows(lines: Iterable[bytes]) -> Iterator[Window]:
             )
             yield replace(previous, kind=kind, task=task)
         else:
-            previous, previous_rest = parse_window(line), rest
+            previous = parse_window(line)
+            previous_rest = rest
             yield previous
 
 
@@ -167,7 +172,8 @@ def _parse_conversation(messages: Any, images: int, future: int) -> tuple[Kind, 
         raise ValueError("a message has no text")
     question_text, answer_text = texts
     kind = _kind(answer_text, future)
-    prefix, suffix = f"{IMAGE * images}{_TASK}", _QUESTIONS[kind]
+    prefix = f"{IMAGE * images}{_TASK}"
+    suffix = _QUESTIONS[kind]
     if not (question_text.startswith(prefix) and question_text.endswith(suffix)):
         raise ValueError(f"the question does not match its answer and {counted(images, 'image')}")
     return kind, question_text[len(prefix) : -len(suffix)]
@@ -274,7 +280,8 @@ MANIFEST = ManifestType(
     optional=("relative_dimensions", "recorded_sizes", "resize_method", "resize_filter"),
 )
 # Values of the published converter. Source: reference/future-vla 1.3
-PUBLISHED_CAMERAS, PUBLISHED_STEPS = ("image", "wrist_image"), 16
+PUBLISHED_CAMERAS = ("image", "wrist_image")
+PUBLISHED_STEPS = 16
 
 
 def write_manifest(folder: Path, manifest: WindowManifest) -> None:

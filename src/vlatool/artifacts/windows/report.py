@@ -79,9 +79,11 @@ def _read_facts(location: Path, findings: report.Problems) -> WindowsFacts:
         status = "incomplete" if record.result is None else "partial"
     chosen = files[:: max(1, len(files) // _SHOWN_TASKS)][:_SHOWN_TASKS]
     tasks = [findings.read(lambda path: _window_at(path, 0).task, path) for path in chosen]
-    past, future = windows_format.PUBLISHED_STEPS, windows_format.PUBLISHED_STEPS
+    past = windows_format.PUBLISHED_STEPS
+    future = windows_format.PUBLISHED_STEPS
     if manifest is not None:
-        past, future = manifest.past_steps, manifest.future_steps
+        past = manifest.past_steps
+        future = manifest.future_steps
     return WindowsFacts(
         folder=str(location),
         status="broken" if findings else status,
@@ -104,7 +106,8 @@ def _summary(facts: WindowsFacts) -> dict[str, object]:
         "cameras": facts.cameras,
     }
     if (manifest := facts.manifest) is not None:
-        size, fps = manifest.image_size, manifest.fps
+        size = manifest.image_size
+        fps = manifest.fps
         fields = ", ".join(manifest.action_fields)
         info |= {
             "images": f"{manifest.pictures}, {manifest.untouched} of them as recorded",

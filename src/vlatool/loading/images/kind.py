@@ -129,7 +129,9 @@ def _missing_as_data_error(path: Path) -> Generator[None]:
         ) from None
 
 
-NO_IMAGE, BROKEN_IMAGE, NOT_RGB = "no_image", "broken_image", "not_rgb"
+NO_IMAGE = "no_image"
+BROKEN_IMAGE = "broken_image"
+NOT_RGB = "not_rgb"
 DROP_REASONS = (shard_reader.BROKEN_SAMPLE, NO_IMAGE, BROKEN_IMAGE, NOT_RGB)
 
 

@@ -43,7 +43,8 @@ from vlatool.transforms.rates import NearestFrames, at_rate, command_fields
 from vlatool.transforms.statistics import StatisticsAccumulator, field_entries
 from vlatool.transforms.windows import EpisodeSampler, SampleSpec, WindowsConfig
 
-_COUNTS, _SUFFIX = "windows.json", ".windows"
+_COUNTS = "windows.json"
+_SUFFIX = ".windows"
 _MAX_REQUESTS = 32
 _MAX_PREFETCHED = 128
 _MAX_COPIES = 192  # open files of remote episodes
@@ -138,7 +139,8 @@ class FrameWindows:
         place = self.cache / f"{digest_of([rows, self.options(), names])}{_SUFFIX}"
         if (place / _COUNTS).is_file():
             return place
-        total, counts = StatisticsAccumulator(), list[int]()
+        total = StatisticsAccumulator()
+        counts = list[int]()
         widths: dict[str, int] = {}
         for sampler in self._samplers():
             counts.append(len(sampler))
@@ -227,8 +229,10 @@ class WindowReader:
     ) -> None:
         self._arguments = (windows, shards, cameras, offsets, cache)
         self._cache = cache
-        self._windows, self._shards = windows, shards
-        self._cameras, self._offsets = tuple(cameras), tuple(offsets)
+        self._windows = windows
+        self._shards = shards
+        self._cameras = tuple(cameras)
+        self._offsets = tuple(offsets)
         self._open: OrderedDict[int, tuple[FramesTar, EpisodeSampler]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
@@ -342,6 +346,7 @@ def _stored_frames(sampler: EpisodeSampler, index: int, offsets: Sequence[int]) 
 
 def _size_of(sampler: EpisodeSampler) -> int:
     """Bytes of the numbers of an episode, of its windows and of their relative poses."""
-    rows, groups = sampler.windows.rows, len(sampler.episode.pose_groups)
+    rows = sampler.windows.rows
+    groups = len(sampler.episode.pose_groups)
     lowdim = sum(values.nbytes for values in sampler.episode.lowdim.values())
     return lowdim + rows.nbytes + rows.size * groups * _POSE_BYTES

@@ -308,7 +308,8 @@ def derive_data(config: RoboticsDataConfig, info: RoboticsInfo) -> RoboticsDataC
     agreed = _first if config.pad_missing_fields else _agreed
     actions = config.action_fields or agreed(info, "action_fields")
     observed = config.proprioception_fields or agreed(info, "proprioception_fields")
-    past, future = config.lowdim_past_timesteps, config.lowdim_future_timesteps
+    past = config.lowdim_past_timesteps
+    future = config.lowdim_future_timesteps
     cut = [windows.keys.model_dump() for windows in info.windows if windows is not None]
     first = cut[0] if cut else {}
     same = {key: value for key, value in first.items() if all(w[key] == value for w in cut)}

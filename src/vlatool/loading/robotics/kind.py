@@ -380,7 +380,8 @@ def _image_transform(options: Mapping[str, Any]) -> ImageTransform:
         if value not in known:
             raise ValueError(f"{key} is {value!r}, expected one of {', '.join(known)}")
     turns = {str(name): int(n) for name, n in (options.get("camera_rotations") or {}).items()}
-    method, resample = cast(ResizeMethod, method), cast(ResizeFilter, resample)
+    method = cast(ResizeMethod, method)
+    resample = cast(ResizeFilter, resample)
     return ImageTransform(_recorded_size(options), method, resample, turns)
 
 
@@ -416,7 +417,9 @@ class RoboticsPairs(base.RecordedPairs):
         self.fps = info.fps
         self.contract = contract_of(config, info.options[0], info.statistics)
         sees = options.sees
-        self._sees, self._horizon, self._anchor = sees, options.horizon, info.past
+        self._sees = sees
+        self._horizon = options.horizon
+        self._anchor = info.past
         self._offsets = sorted({step for view in sees.cameras.values() for step in view.offsets})
         # Of a relative pose a policy sees the absolute one, from which data have it computed.
         self._observed = [
@@ -443,7 +446,8 @@ class RoboticsPairs(base.RecordedPairs):
         self._reader = RoboticsReader(whole, info)
         self._samples = SampleDataset(whole, info, self._order, self._reader)
         self._datasets = info.datasets
-        self._actions, self._normalizer = config.action_fields, assets.normalizer
+        self._actions = config.action_fields
+        self._normalizer = assets.normalizer
         self.fields = {
             name: _action_field(name, assets)
             for name in config.action_fields
@@ -530,7 +534,8 @@ class RoboticsPairs(base.RecordedPairs):
 
 
 def _action_field(name: str, assets: "RoboticsAssets") -> base.ActionField:
-    statistics, is_constant = assets.statistics[name], assets.normalizer.constant([name])
+    statistics = assets.statistics[name]
+    is_constant = assets.normalizer.constant([name])
     return base.ActionField(
         names=dimension_names(name, len(is_constant), assets.names),
         mean=np.asarray(statistics["mean"]),
@@ -543,7 +548,8 @@ def pairs_info(
     location: str, config: RoboticsDataConfig, options: base.PairOptions, statistics: Statistics
 ) -> RoboticsInfo:
     """Loads the info of the data, with whole episodes in frame order if the data contain them."""
-    place, windows = pinned(location), config.windows
+    place = pinned(location)
+    windows = config.windows
     if is_frames := FramesFolder.find(place) is not None:
         steps = {"past_lowdim_steps": max(options.sees.past, config.lowdim_past_timesteps or 0)}
         steps |= {"future_lowdim_steps": options.horizon - 1}

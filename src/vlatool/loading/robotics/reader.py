@@ -132,7 +132,8 @@ class ImageDecoder:
         return pixels
 
     def _sample(self, size: _Size, rng: np.random.Generator) -> _Augmentation:
-        crop, jitter = self._section.crop, self._section.color_jitter
+        crop = self._section.crop
+        jitter = self._section.color_jitter
         box = None
         if crop.enabled and crop.mode == "random":
             box = random_box(size, crop.shape, rng)

@@ -47,7 +47,8 @@ class Normalizer:
         statistics: Mapping[str, Mapping[str, Any]],  # map from field name to statistics entry
         statistics_past: int,  # index of the anchor in statistics per time step
     ) -> None:
-        past, future = config.lowdim_past_timesteps, config.lowdim_future_timesteps
+        past = config.lowdim_past_timesteps
+        future = config.lowdim_future_timesteps
         if past is None or future is None:  # a damaged run; loading derives both
             raise DataError(
                 "data.lowdim_past_timesteps or data.lowdim_future_timesteps is not set",

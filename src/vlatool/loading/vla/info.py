@@ -91,7 +91,8 @@ class VlaFolder:
 
     @property
     def contract(self) -> Contract:
-        shape, windows = self.shape, self.windows
+        shape = self.shape
+        windows = self.windows
         sizes = windows.recorded_sizes if windows else {}
         digests = {"codes": self.codes_digest, "actions": self.fast_digest}
         return Contract(
@@ -291,7 +292,8 @@ def _shape(
     """Sizes of a sample, from manifests; for published lines from the first one."""
     cameras = windows.cameras if windows is not None else _cameras(first.images)
     recorded: Any = samples.document.get("shape") or {}
-    past, future = len(first.images), len(first.conversation.codes)
+    past = len(first.images)
+    future = len(first.conversation.codes)
     if past % len(cameras) or future % len(cameras):
         raise DataError.at(
             samples.path,

@@ -35,8 +35,11 @@ from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.tree import file_names
 from vlatool.storage.uri import is_remote
 
-OTHER_SHAPE, MISSING_IMAGE, BROKEN_IMAGE = "other_shape", "missing_image", "broken_image"
-NOT_RGB, OTHER_SIZE = "not_rgb", "other_image_size"
+OTHER_SHAPE = "other_shape"
+MISSING_IMAGE = "missing_image"
+BROKEN_IMAGE = "broken_image"
+NOT_RGB = "not_rgb"
+OTHER_SIZE = "other_image_size"
 DROP_REASONS = (BROKEN_SAMPLE, OTHER_SHAPE, MISSING_IMAGE, BROKEN_IMAGE, NOT_RGB, OTHER_SIZE)
 
 _MAX_REQUESTS = 32
@@ -296,7 +299,8 @@ class VlaPairs(base.RecordedPairs):
 
     def futures(self, index: int) -> base.RecordedFutures:
         entry, at = self._place(index)
-        cameras, steps = self._assets.shape.cameras, self._assets.shape.future_steps
+        cameras = self._assets.shape.cameras
+        steps = self._assets.shape.future_steps
         codes = self._sample(entry, at).conversation.codes.reshape(steps, len(cameras), -1)
         after = [min(at + 1 + step, entry.frames - 1) for step in range(steps)]
         names = [self._sample(entry, step).images[-len(cameras) :] for step in after]
@@ -364,7 +368,8 @@ class VlaPairs(base.RecordedPairs):
         )
 
     def _target(self, entry: _Episode, at: int, sample: VlaSample) -> base.Target:
-        steps, field = self._assets.shape.action_steps, self._assets.shape.action_field
+        steps = self._assets.shape.action_steps
+        field = self._assets.shape.action_field
         before = {}
         if at:
             before = {field: self._actions(self._sample(entry, at - 1).conversation.action_ids)[0]}
@@ -378,7 +383,9 @@ class VlaPairs(base.RecordedPairs):
 
     def _actions(self, action_ids: Sequence[int]) -> Array:
         """Actions [T, A] of action ids."""
-        shape, fast, profile = self._assets.shape, self._assets.fast, self._assets.profile
+        shape = self._assets.shape
+        fast = self._assets.fast
+        profile = self._assets.profile
         assert fast is not None
         assert profile is not None
         chunks, problems = fast.decode([action_ids], shape.action_steps, shape.action_width)

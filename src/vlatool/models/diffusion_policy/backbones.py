@@ -157,7 +157,8 @@ class QuickGelu(nn.Module):
 
 def _first_token(layer: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
     """Forward pass of a vision layer for its first token only: [K, S, D] to [K, 1, D]."""
-    attention, normed = layer.self_attn, layer.layer_norm1(hidden_states)
+    attention = layer.self_attn
+    normed = layer.layer_norm1(hidden_states)
     projected = (
         attention.q_proj(normed[:, :1]),
         attention.k_proj(normed),
@@ -282,7 +283,8 @@ def _patches(pixels: Tensor, ids: Tensor, network: Any) -> dict[str, Tensor]:
     image counts as a video of `temporal_patch_size` equal frames.
     """
     vision = network.config.vision_config
-    side, merged = vision.patch_size, vision.spatial_merge_size
+    side = vision.patch_size
+    merged = vision.spatial_merge_size
     flat = pixels.flatten(0, 1)
     across = flat.shape[-1] // (side * merged)
     split = flat.unflatten(2, (across, merged, side)).unflatten(5, (across, merged, side))

@@ -40,9 +40,12 @@ _TEXT_BUCKET = 32
 # Lengths are multiples of it, up to the maximum of the model, so that few shapes occur.
 _TOKEN_BUCKET = 16
 # Values of CLIP if its config.json lacks them: maximum length, begin and end of text.
-_CLIP_LENGTH, _CLIP_BOS, _CLIP_EOS = 77, 49406, 49407
+_CLIP_LENGTH = 77
+_CLIP_BOS = 49406
+_CLIP_EOS = 49407
 # Vision-language models: maximum length, and tokens for the prompt and the instruction.
-_MAX_TOKENS, _TEXT_TOKENS = 1 << 15, 64
+_MAX_TOKENS = 1 << 15
+_TEXT_TOKENS = 64
 _IMAGE_WORD = "<image> "
 
 TextTokenizer = Callable[[Sequence[str]], Tensor]
@@ -152,7 +155,8 @@ def _clip_text(section: ClipBackboneConfig) -> Mapping[str, Any]:
 def _vlm(section: VlmBackboneConfig, max_length: int | None, folder: Path | None) -> TextTokenizer:
     """Images and instruction in the prompt of the model; `max_length` counts both."""
     assert section.architecture is not None
-    images, tokens = section.num_images or 0, _tokens(section)
+    images = section.num_images or 0
+    tokens = _tokens(section)
     prefix, suffix = vlm_prompt_of(section.architecture).prompt(images, tokens)
     needed = images * tokens + _TEXT_TOKENS
     if max_length is not None and max_length < needed:
@@ -305,7 +309,8 @@ class PolicyBatcher:
 
 def example_batch(config: DiffusionPolicyConfig, data: RoboticsDataConfig, size: int) -> Batch:
     """Example batch: gray images, slow waves as actions, no padded steps, empty instructions."""
-    past, future = data.lowdim_past_timesteps, data.lowdim_future_timesteps
+    past = data.lowdim_past_timesteps
+    future = data.lowdim_future_timesteps
     assert past is not None
     assert future is not None
     backbone = config.vision_language_backbone

@@ -85,7 +85,8 @@ def image_side(architecture: Mapping[str, Any]) -> int:
 
 
 def image_tokens(architecture: Mapping[str, Any], side: int) -> int:
-    family, vision = vlm_prompt_of(architecture), architecture["vision_config"]
+    family = vlm_prompt_of(architecture)
+    vision = architecture["vision_config"]
     merged = {**vision, **architecture}.get(family.merge, 1) if family.merge else 1
     return (side // (int(vision["patch_size"]) * int(merged))) ** 2
 

@@ -73,7 +73,8 @@ def find_published(location: Path) -> PublishedFiles | None:
     checkpoints = Experiment(location).checkpoints() if is_experiment(location) else []
     if not checkpoints:
         return None
-    files, config = checkpoints[-1], Experiment(location).config
+    files = checkpoints[-1]
+    config = Experiment(location).config
     if not files.raw.is_file():
         return PublishedFiles(files.averaged, config, "ema")
     averaged = files.averaged if files.averaged.is_file() else None
@@ -121,7 +122,8 @@ def read_experiment(files: PublishedFiles) -> OpenedExperiment:
     lenient = ReadOptions(compat=True)
     files_read = experiment.config_files
     config = load_config(TrainedConfig, files=files_read, read_options=lenient).config
-    options, statistics = experiment.options(), experiment.statistics()
+    options = experiment.options()
+    statistics = experiment.statistics()
     data: Any = config.data
     data = _with_recorded(data, options, statistics)
     # Published options have no pose groups; those of the configuration count, or the names.
@@ -141,7 +143,8 @@ def _with_recorded(
     data: RoboticsDataConfig, options: Mapping[str, Any], statistics: Statistics
 ) -> RoboticsDataConfig:
     """The section with unset values filled in from the other files, as training derives them."""
-    past, future = options.get("past_lowdim_steps"), options.get("future_lowdim_steps")
+    past = options.get("past_lowdim_steps")
+    future = options.get("future_lowdim_steps")
     steps = {"lowdim_past_timesteps": past, "lowdim_future_timesteps": future}
     scaled = data.normalization
     scaled = scaled.model_copy(update=_unset(scaled, steps))
@@ -265,7 +268,8 @@ def published_tree(
     tree: Mapping[str, Any], model: DiffusionPolicyConfig, assets: RoboticsAssets
 ) -> dict[str, Any]:
     published, _ = split_keys(tree)
-    data, hparams = published["data"], published["hparams"]
+    data = published["data"]
+    hparams = published["hparams"]
     manifests = data["dataset_manifest"]
     published["model"] = _without_init(published["model"])
     data |= {

@@ -36,7 +36,8 @@ from vlatool.models.rng import InputNoise
 
 # Constants of the cosine schedule.
 # Source: Nichol and Dhariwal, Improved Denoising Diffusion, 2021, eq. 17.
-_COSINE_OFFSET, _LARGEST_BETA = 0.008, 0.999
+_COSINE_OFFSET = 0.008
+_LARGEST_BETA = 0.999
 
 Clamp = tuple[float, float] | None
 
@@ -165,7 +166,8 @@ def heun(network: Network, start: Tensor, schedule: SamplingSchedule, _: ConfigM
     intervals = -(-schedule.steps // 2)
     x = schedule.with_known_actions(start)
     for index in range(intervals):
-        before, after = 1 - index / intervals, 1 - (index + 1) / intervals
+        before = 1 - index / intervals
+        after = 1 - (index + 1) / intervals
         first = network(schedule.with_known_actions(schedule.clamped(x)), schedule.time_at(before))
         end = schedule.with_known_actions(schedule.clamped(x - first / intervals))
         if 2 * (index + 1) > schedule.steps:
@@ -295,7 +297,8 @@ class DenoiserAttention(nn.Module):
         query, key, value = self.in_proj(x_BSD).chunk(3, dim=-1)
         query, key, value = map(self._heads, (self.q_norm(query), self.k_norm(key), value))
         if self.pos_embed is not None and cos_sin is not None:
-            query, key = self.pos_embed(query, cos_sin), self.pos_embed(key, cos_sin)
+            query = self.pos_embed(query, cos_sin)
+            key = self.pos_embed(key, cos_sin)
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=self.is_causal)
         return self.out_proj(mixed.transpose(1, 2).reshape(x_BSD.shape))
 

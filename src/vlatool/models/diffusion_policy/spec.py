@@ -80,7 +80,8 @@ class ExperimentLayout(published.Layout):
         )
         from vlatool.models.weights import read_pickled_weights
 
-        model_type, opened = DiffusionPolicyType(), read_experiment(files)
+        model_type = DiffusionPolicyType()
+        opened = read_experiment(files)
         config = model_type.restore_base_config(opened.model, files.before)
         config, _ = model_type.derive(config, opened.data, None)
         state = state_of(read_pickled_weights(path), files.weights)

@@ -37,12 +37,14 @@ from vlatool.models.weights import (
     write_pickled_weights,
 )
 
-_STATE, _EMA_STATE = "state_dict", "ema_state_dict"
+_STATE = "state_dict"
+_EMA_STATE = "ema_state_dict"
 _WRAPPERS = ("_orig_mod.", "module.")
 SECTIONS = ("vision_language_backbone", "transformer")
 # Weights of the published module that get no gradient in a policy.
 _DEAD = ("transformer.embeddings.", "transformer.output.", "transformer.norm.")
-_EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
+_EMBEDDING = "embed_tokens.weight"
+_HEAD = "lm_head.weight"
 _VLM = "vision_language_backbone._model.model."
 # Buffers that follow from the configuration; only some versions store them in files.
 _COMPUTED = (".pos_embed.inv_freq", "sinusoidal_position_embeddings.emb", ".position_ids")
@@ -238,8 +240,10 @@ def state_of(content: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
     return state
 
 
-_PART, _OPTIMIZER = "model", "main"
-_BACKBONE, _DENOISER = "vision_language_backbone.", "transformer."
+_PART = "model"
+_OPTIMIZER = "main"
+_BACKBONE = "vision_language_backbone."
+_DENOISER = "transformer."
 _CLIP = f"{_BACKBONE}_model.model."
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -293,7 +297,8 @@ def _moments(
     config: DiffusionPolicyConfig, state: Mapping[str, Tensor], saved: Any, path: Path
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     try:
-        rows, groups = saved["state"], saved["param_groups"]
+        rows = saved["state"]
+        groups = saved["param_groups"]
         if all(isinstance(key, str) for key in rows):  # gathered from several processes
             by_name: dict[str, Any] = dict(without_wrappers(rows))
             yield from by_name.items()

@@ -33,7 +33,8 @@ _PAD_POSITION = 1
 # Lengths of batches are multiples of it, so that few shapes occur.
 _BUCKET = 16
 _CACHED_TEXTS = 1024
-_ACTIONS, _FUTURES = "<Act></Act>", "<Rec></Rec>"
+_ACTIONS = "<Act></Act>"
+_FUTURES = "<Rec></Rec>"
 _TAGS = re.compile(f"({_ACTIONS}|{_FUTURES})")
 _EXAMPLE_ACTIONS = 8
 
@@ -83,7 +84,8 @@ class SequenceEncoder:
     def encode(self, conversation: Conversation) -> TokenSequence:
         """Token ids of a whole conversation."""
         # The numbers of a conversation must fit the model.
-        tokens, width = self.tokens, conversation.codes.shape[1]
+        tokens = self.tokens
+        width = conversation.codes.shape[1]
         if conversation.images not in (0, len(self.sides)):
             raise ValueError(
                 f"has {counted(conversation.images, 'past image')}, the model expects "
@@ -137,7 +139,8 @@ class SequenceEncoder:
 
     def _question(self, conversation: Conversation) -> TokenSequence:
         """Token ids up to the first token of the answer; no token has a label."""
-        kind, task = conversation.kind, conversation.task
+        kind = conversation.kind
+        task = conversation.task
         parts = list(self._parts(question(kind, task, 0, ""), conversation))
         self._check_text(parts)
         begin = [self.tokens.im_start, *self.text("user\n")]
@@ -145,7 +148,8 @@ class SequenceEncoder:
         rest = np.concatenate([*(np.asarray(piece.ids, np.int64) for piece in parts), opening])
         images = self._images if conversation.images else _Images.of(self.tokens, ())
         ids = np.concatenate([begin, images.ids, rest]).astype(np.int64)
-        first, second = len(begin), len(begin) + images.span
+        first = len(begin)
+        second = len(begin) + images.span
         positions = np.concatenate(
             [
                 np.tile(np.arange(first), (3, 1)),
@@ -211,7 +215,9 @@ class _Images(NamedTuple):
     @classmethod
     def of(cls, tokens: TokenIds, sides: Sequence[int]) -> "_Images":
         """Each image is at one time and takes as many positions as it has rows."""
-        ids, columns, start = [np.zeros(0, np.int64)], [np.zeros((3, 0), np.int64)], 0
+        ids = [np.zeros(0, np.int64)]
+        columns = [np.zeros((3, 0), np.int64)]
+        start = 0
         for side in sides:
             inside = start + 1 + np.stack(np.meshgrid([0], range(side), range(side), indexing="ij"))
             edges = np.full((3, 1), start), np.full((3, 1), start + 1 + side)
@@ -303,7 +309,8 @@ def moving_codes(batch: Batch, per_step: int) -> Tensor:
     """Segments of a batch, where codes that change at their place of a camera are `MOVING`;
     `per_step`: tokens of the images of a step.
     """
-    ids, segments = batch["input_ids"], batch["segments"]
+    ids = batch["input_ids"]
+    segments = batch["segments"]
     is_future = segments == FUTURE
     offset = (is_future.cumsum(dim=1) - 1) % per_step
     first = is_future.int().argmax(dim=1, keepdim=True) + offset

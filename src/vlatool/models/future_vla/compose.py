@@ -111,7 +111,8 @@ def compose(qwen: Path, dino: Path, keys: Mapping[str, Any], seed: int) -> Compo
     with torch.device("meta"):
         network = build_network(config)
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    language, vision = StoredTensors(qwen), StoredTensors(dino)
+    language = StoredTensors(qwen)
+    vision = StoredTensors(dino)
     read = _joined(shapes, language, vision, seed)
     tokenizer = parse_tokenizer(read_tokenizer(qwen))
     ids = special_ids(tokenizer)

@@ -61,7 +61,8 @@ class AdaptedLinear(nn.Linear):
 
     def __init__(self, layer: nn.Linear, rank: int, scale: float) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
-        self.weight, self.bias = layer.weight, layer.bias
+        self.weight = layer.weight
+        self.bias = layer.bias
         self.adapter = Adapter(layer.in_features, layer.out_features, rank, scale)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in nn.Linear
@@ -91,7 +92,8 @@ def merged_weights(state: Mapping[str, Tensor], rank: int, alpha: float) -> dict
     for name in state:
         layer, is_adapter, _ = name.partition(f".{_ADAPTER}.up.")
         if is_adapter:
-            up, down = state[name], state[f"{layer}.{_ADAPTER}.down.weight"]
+            up = state[name]
+            down = state[f"{layer}.{_ADAPTER}.down.weight"]
             merged[f"{layer}.weight"] = merged[f"{layer}.weight"] + alpha / rank * (up @ down)
     return merged
 
@@ -226,10 +228,8 @@ class FutureVla(nn.Module):
                 for level in features.unbind(1)
             ]
             is_image = is_image[..., None]
-            hidden, deepstack = (
-                torch.where(is_image, placed[0], hidden),
-                [level * is_image for level in placed[1:]],
-            )
+            hidden = torch.where(is_image, placed[0], hidden)
+            deepstack = [level * is_image for level in placed[1:]]
         elif cache is None:
             hidden = hidden + 0 * self._dummy_features().sum()
         mask = _mask(attention_mask, input_ids, 0 if cache is None else cache.get_seq_length())
@@ -262,7 +262,8 @@ class FutureVla(nn.Module):
         # Not `self(...)`: within a method of a sharded module its weights are gathered already.
         hidden = self.forward(input_ids, position_ids, images=images)
         is_labelled = labels[:, 1:] != NO_LABEL
-        chosen, targets = hidden[:, :-1][is_labelled], labels[:, 1:][is_labelled]
+        chosen = hidden[:, :-1][is_labelled]
+        targets = labels[:, 1:][is_labelled]
         size = max(1, _LOGITS // self.vocabulary)
         chunks = [
             checkpoint(self._chunk_losses, h, t, use_reentrant=False)
@@ -306,7 +307,8 @@ class FutureVla(nn.Module):
 
     def _freeze(self) -> None:
         """Freezes what the config says, and parameters that no result depends on."""
-        tower, config = self.visual, self.config
+        tower = self.visual
+        config = self.config
         for part in (tower.pos_embed, tower.blocks, *tower.grids):
             part.requires_grad_(requires_grad=not config.freeze_vision)
         for part in (tower.merger, tower.deepstack_merger_list):
@@ -378,7 +380,8 @@ class AnswerObjective(Objective):
         """Marks the codes that move, and keeps a share of the future images, drawn anew for each
         sample of a step.
         """
-        share, tokens = self._config.future_share, self._config.tokens
+        share = self._config.future_share
+        tokens = self._config.tokens
         if self._config.segment_weights.moving != 1:
             assert tokens is not None
             per_step = self._config.views * (tokens.codes_per_image + 2)

@@ -282,7 +282,8 @@ class AnswerDecoder:
     def _read(
         self, prompts: Sequence[TokenSequence], begins: Sequence[Sequence[int]]
     ) -> "_Reading":
-        ids, positions = [], []
+        ids = []
+        positions = []
         for prompt, begin in zip(prompts, begins, strict=True):
             ids.append(np.concatenate([prompt.ids, np.asarray(begin, np.int64)]))
             steps = prompt.next_position + np.arange(len(begin))
@@ -296,7 +297,8 @@ class AnswerDecoder:
         temperature: float,
         noise: Sequence[np.random.Generator],  # of each row, for a temperature above 0
     ) -> list[_Answer]:
-        tokens, grammar = self._tokens, self._grammar
+        tokens = self._tokens
+        grammar = self._grammar
         choices = [*range(tokens.first_action, tokens.first_action + tokens.num_actions)]
         choices.append(tokens.action_end)
         weight = self._network.head_weight[torch.tensor(choices, device=reading.device)]
@@ -314,7 +316,8 @@ class AnswerDecoder:
                 drawn = np.stack([rng.gumbel(size=len(choices)) for rng in noise])
                 scores = scores + torch.from_numpy(temperature * drawn).to(scores)
             index = scores.argmax(dim=-1, keepdim=True)
-            chosen, likely = index[:, 0].tolist(), logs.gather(1, index)[:, 0].tolist()
+            chosen = index[:, 0].tolist()
+            likely = logs.gather(1, index)[:, 0].tolist()
             for row, number in enumerate(chosen):
                 sums[row] += likely[row] if is_open[row] else 0.0
                 is_open[row] = is_open[row] and number < tokens.num_actions
@@ -329,7 +332,8 @@ class AnswerDecoder:
     def _codes(self, reading: "_Reading", images: UInt8Array, count: int) -> tuple[Array, Array]:
         """Codes [B, Q, K] of rows with prompts of equal length; see `codes`."""
         tokens = self._tokens
-        first, width = tokens.first_code, tokens.codes_per_image
+        first = tokens.first_code
+        width = tokens.codes_per_image
         weight = self._network.head_weight[first : first + tokens.num_codes]
         between = torch.tensor([tokens.future_end, tokens.future_start], device=reading.device)
         hidden = reading.begin(self._frames.features(images))
@@ -410,7 +414,8 @@ class FutureVlaPolicy(Policy):
         self.sees = ObservationSpec(
             {name: CameraView(offsets, shape.image_size, seen[name].recorded) for name in seen}
         )
-        self._fast, self._profile = assets.fast, assets.profile
+        self._fast = assets.fast
+        self._profile = assets.profile
         self._shape = shape
         self._encoder = encoder
         self._codes_digest = assets.codes_digest
@@ -438,12 +443,14 @@ class FutureVlaPolicy(Policy):
         self, observations: Sequence[Observation], *, seeds: Sequence[int], look: bool = False
     ) -> Decision:
         """Draws the answers of each observation and chooses one by the rule."""
-        count, rule = self._sampling.samples, self._sampling.selection
+        count = self._sampling.samples
+        rule = self._sampling.selection
         prompts, images = self._inputs(observations)
         prompts = [prompt for prompt in prompts for _ in range(count)]
         images = images.repeat(count, axis=0)
         noise = [(seed, number) for seed in seeds for number in range(count)]
-        num_futures, cameras = self._shape.future_images, self._shape.cameras
+        num_futures = self._shape.future_images
+        cameras = self._shape.cameras
         with torch.no_grad(), true_float32(self._device):
             answers = self._decoder.actions(prompts, images, self._sampling.temperature, noise)
             ids = [answer.ids for answer in answers]
@@ -512,7 +519,8 @@ class FutureVlaPolicy(Policy):
                 code="usage.needs_tokenizer",
             )
         codes = self.future_codes(observations, seeds=seeds)
-        decode, size = self._tokenizer.decode, self._tokenizer.image_size
+        decode = self._tokenizer.decode
+        size = self._tokenizer.image_size
         images: dict[str, UInt8Array] = {}
         for name, values in codes.items():
             flat = decode(torch.from_numpy(values).flatten(0, 1).to(self._device))

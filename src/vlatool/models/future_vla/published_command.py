@@ -76,7 +76,8 @@ def translate(tree: Node, below: Node) -> ConvertedConfig | None:
     if not published:
         return None
     _check_values(published)
-    converted, rest = Node({}, tree.origin), tree
+    converted = Node({}, tree.origin)
+    rest = tree
     for key, node in sorted(published.items(), key=lambda item: _ORDER.get(item[0], 1)):
         rest = without(rest, [key])
         for name, value in _converted(key, node).items():

@@ -28,7 +28,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 from vlatool.models.future_vla.fit import REDUCTIONS
 
 # Mean and standard deviation of the colors of ImageNet, RGB in [0, 1].
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
 
 
 class Dino(nn.Module):
@@ -235,7 +236,8 @@ class VisionTower(nn.Module):
 
     def _patches(self, images: Tensor) -> Tensor:
         """Maps [K, C, S, S] to patches with positions [K * S * S, C]."""
-        side, merge = images.shape[-1], self.config.spatial_merge_size
+        side = images.shape[-1]
+        merge = self.config.spatial_merge_size
         grid = images.permute(0, 2, 3, 1)
         patches = _squares(grid, merge) if self.in_blocks else grid.flatten(1, 2)
         # Positions have the order of squares even where patches have that of rows, as published.

@@ -132,7 +132,8 @@ def _groups(shapes: Mapping[str, Sequence[int]], itemsize: int) -> Iterator[list
         added = itemsize * _count(shape)
         if group and size + added > _MAX_FILE:
             yield group
-            group, size = [], 0
+            group = []
+            size = 0
         group.append(name)
         size += added
     yield group
@@ -231,7 +232,8 @@ class _Export:
 
 
 def prepare_export(trained: Trained) -> Exported:
-    config, network = trained.config.model, trained.parts["model"]
+    config = trained.config.model
+    network = trained.parts["model"]
     assert isinstance(config, FutureVlaConfig)
     data = trained.config.data
     # Locations of the training data mean nothing where the export is used.

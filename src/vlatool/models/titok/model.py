@@ -26,7 +26,8 @@ from vlatool.models.vqgan.model import VqganDecoder as PixelDecoder
 
 # Standard deviation of initial weights. Narrow networks need a larger one: with the published value
 # their codes are the same for all images.
-_STD, _STD_NARROW = 0.02, 0.45
+_STD = 0.02
+_STD_NARROW = 0.45
 _LOG_VARIANCES = (-30.0, 20.0)
 
 
@@ -54,7 +55,8 @@ class TitokAttention(nn.Module):
     def forward(self, x: Tensor, queries: slice) -> Tensor:
         """Maps [B, L, W] to [B, Q, W], the outputs of the tokens in `queries`."""
         width = x.shape[-1]
-        weight, bias = self.in_proj_weight, self.in_proj_bias
+        weight = self.in_proj_weight
+        bias = self.in_proj_bias
         if queries == slice(None):
             query, key, value = functional.linear(x, weight, bias).chunk(3, dim=-1)
         else:
@@ -132,7 +134,8 @@ class TitokEncoder(_Transformer):
 
     def __init__(self, config: TitokConfig) -> None:
         super().__init__(config.encoder, config.grid**2, config.num_latent_tokens)
-        width, quantizer = config.encoder.hidden_dim, config.quantizer
+        width = config.encoder.hidden_dim
+        quantizer = config.quantizer
         channels = quantizer.token_size * (2 if isinstance(quantizer, KlConfig) else 1)
         self.is_legacy = config.latent_layout == "legacy"
         self.patch_embed = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size)
@@ -152,8 +155,10 @@ class TitokDecoder(_Transformer):
 
     def __init__(self, config: TitokConfig) -> None:
         super().__init__(config.decoder, config.grid**2, config.num_latent_tokens)
-        width, side = config.decoder.hidden_dim, config.patch_size
-        self.grid, self.patch_size = config.grid, side
+        width = config.decoder.hidden_dim
+        side = config.patch_size
+        self.grid = config.grid
+        self.patch_size = side
         self.mask_token = _table(1, 1, width)
         self.decoder_embed = nn.Linear(config.quantizer.token_size, width)
         if config.decoder_head == "proxy":
@@ -250,7 +255,8 @@ class Titok(nn.Module):
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Decodes codes int [B, K] or [B, 1, K]; see `decode`."""
         assert self.quantize is not None, "continuous tokens have no codes"
-        rows, expected = codes.flatten(1), self.config.num_latent_tokens
+        rows = codes.flatten(1)
+        expected = self.config.num_latent_tokens
         if rows.shape[1] != expected:
             raise DataError(
                 f"an image has {counted(rows.shape[1], 'code')}, the tokenizer expects {expected}",

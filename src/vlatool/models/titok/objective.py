@@ -19,7 +19,8 @@ from vlatool.models.titok.model import TitokOutput
 from vlatool.models.vqgan import objective
 
 # Metric of a teacher in bfloat16, and the share of its codes below which a warning is given.
-_AGREEMENT, _MIN_AGREEMENT = "teacher_agreement", 0.9
+_AGREEMENT = "teacher_agreement"
+_MIN_AGREEMENT = 0.9
 
 
 def make_objective(config: TitokConfig, parts: Mapping[str, Part]) -> Objective:
@@ -58,7 +59,8 @@ class CodesObjective(Objective):
     def prepare(self, batch: Batch, ctx: StepContext) -> Batch:
         """Adds pixels and the teacher codes int64 [B, P] to the batch."""
         pixels = to_float(batch["images"])
-        teacher, digests = ctx.parts["teacher"].codes, batch.get("digests")
+        teacher = ctx.parts["teacher"].codes
+        digests = batch.get("digests")
         with torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=self._half):
             targets = self._cache.codes(digests, pixels, teacher) if digests else teacher(pixels)
         extended = {**batch, "pixels": pixels, "targets": targets}

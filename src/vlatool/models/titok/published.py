@@ -23,13 +23,15 @@ from vlatool.models.titok.config import KlConfig, TitokConfig, VitConfig, VqConf
 from vlatool.storage.atomic import write_text
 from vlatool.storage.documents import read_json, read_yaml
 
-CONFIG, WEIGHTS = "config.yaml", "pytorch_model.bin"
+CONFIG = "config.yaml"
+WEIGHTS = "pytorch_model.bin"
 MODEL = "model.vq_model"
 _CROP = "dataset.preprocessing.crop_size"
 # Our key of a head that does not follow from `is_legacy`, and the heads that do.
 _HEAD = "decoder_head"
 _HEADS = {True: "proxy", False: "pixel"}
-_ENCODER_PATCH, _DECODER_PATCH = f"{MODEL}.vit_enc_patch_size", f"{MODEL}.vit_dec_patch_size"
+_ENCODER_PATCH = f"{MODEL}.vit_enc_patch_size"
+_DECODER_PATCH = f"{MODEL}.vit_dec_patch_size"
 _MODE = f"{MODEL}.quantize_mode"
 _MODES = ("vq", "vae")
 # Published key to our key of a model, for values that stay the same.
@@ -236,7 +238,8 @@ _FIXED: Mapping[str, tuple[Any, str]] = {
     "optimizer.name": ("adamw", "AdamW is the only optimizer"),
     "training.enable_tf32": (True, "products in float32 use TF32"),
 }
-_RATE, _SCHEDULED_RATE = "optimizer.params.learning_rate", "lr_scheduler.params.learning_rate"
+_RATE = "optimizer.params.learning_rate"
+_SCHEDULED_RATE = "lr_scheduler.params.learning_rate"
 _END_RATE = "lr_scheduler.params.end_lr"
 # Without a key here, because they are checked.
 _CHECKED = (f"{MODEL}.vit_dec_patch_size", *_FIXED)
@@ -400,7 +403,8 @@ def _batch_sizes(lookup: Lookup) -> Mapping[str, Any]:
 
 def _end_rate(lookup: Lookup) -> Mapping[str, Any]:
     """The published end rate is scaled like the peak rate, if the schedule has another one."""
-    end, rates = lookup(_END_RATE), (lookup(_RATE), lookup(_SCHEDULED_RATE))
+    end = lookup(_END_RATE)
+    rates = (lookup(_RATE), lookup(_SCHEDULED_RATE))
     if isinstance(end, float) and all(isinstance(rate, float) and rate for rate in rates):
         end *= rates[0] / rates[1]  # exactly 1 where they are equal
     return {} if end is None or is_reference(end) else {"hparams.lr_cooldown_end": end}

@@ -131,7 +131,8 @@ def check_sizes(module: nn.Module, weights: Mapping[str, Tensor], path: Path) ->
     """Raises a DataError if sizes of weights and module differ. `matching_state_dict` reports all
     other differences, by the names of tensors.
     """
-    actual, expected = sizes_of(weights), sizes_of(module.state_dict())
+    actual = sizes_of(weights)
+    expected = sizes_of(module.state_dict())
     problems = [
         f"{name} is {actual[name]}, expected {expected[name]}"
         for name in expected

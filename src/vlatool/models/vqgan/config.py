@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 # Levels of a network, each of which halves the resolution.
 MAX_LEVELS = 16
 # Perceptual losses without weights of their own; the weights of all others are configured.
-GRADIENTS, FEATURES, NOTHING = "gradients", "vqgan", "none"
+GRADIENTS = "gradients"
+FEATURES = "vqgan"
+NOTHING = "none"
 
 
 WEIGHTLESS = (GRADIENTS, FEATURES, NOTHING)

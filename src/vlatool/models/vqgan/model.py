@@ -86,7 +86,8 @@ class VqganEncoder(nn.Module):
         super().__init__()
         widths = [config.hidden_channels * factor for factor in config.channel_mult]
         inputs = [config.hidden_channels, *widths[:-1]]
-        last, kernel = widths[-1], config.code_kernel
+        last = widths[-1]
+        kernel = config.code_kernel
         kernels = [3] * (len(widths) - 1) + [kernel]
         self.conv_in = nn.Conv2d(3, config.hidden_channels, 3, padding=1, bias=False)
         self.down = nn.ModuleList(
@@ -119,7 +120,8 @@ class VqganDecoder(nn.Module):
         super().__init__()
         widths = [config.hidden_channels * factor for factor in config.channel_mult]
         inputs = [*widths[1:], widths[-1]]
-        first, last = widths[-1], widths[0]
+        first = widths[-1]
+        last = widths[0]
         self.conv_in = nn.Conv2d(config.z_channels, first, 3, padding=1)
         self.mid = nn.ModuleList(ResidualBlock(first, first, config.norm_groups) for _ in range(2))
         self.up = nn.ModuleList(

@@ -137,7 +137,9 @@ def hinge(real: Tensor, fake: Tensor) -> Tensor:
 
 _SCALES = 4
 # Name of the part of the mean image, and of its sums.
-_BACKGROUND, _SUM, _COUNT = "background", "image_sum", "image_count"
+_BACKGROUND = "background"
+_SUM = "image_sum"
+_COUNT = "image_count"
 
 
 class MeanImage(nn.Module):
@@ -279,7 +281,8 @@ _UNDECAYED = (
 )  # fmt: skip
 _RECONSTRUCTION = "reconstruction"
 # Name of the part of `CodeRevival`, and of its sums.
-REVIVAL, _CANDIDATES = "revival", "candidates"
+REVIVAL = "revival"
+_CANDIDATES = "candidates"
 
 
 class PixelObjective(Objective):
@@ -389,7 +392,8 @@ class PixelObjective(Objective):
         self, pixels: Tensor, output: VqganOutput, ctx: StepContext
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over images without the discriminator, and the sums of its terms."""
-        losses, reconstruction = self._losses, output.pixels.float()
+        losses = self._losses
+        reconstruction = output.pixels.float()
         weights = self._foreground.weights(pixels)
         if weights is None:
             error = functional.mse_loss(reconstruction, pixels)
@@ -427,7 +431,8 @@ class PixelObjective(Objective):
         return Loss(total * count, count, {**sums, "pictures": count})
 
     def _adversarial_weight(self, step: int) -> float:
-        losses, since = self._losses, step - self._losses.discriminator_start
+        losses = self._losses
+        since = step - self._losses.discriminator_start
         if self._means is None or since < 0:
             return 0.0
         ramp = losses.discriminator_ramp
@@ -506,7 +511,8 @@ class CodebookMonitor:
 
 
 # Sums of the mean logits of the discriminator before its own step.
-_REAL, _FAKE = "real_before", "fake_before"
+_REAL = "real_before"
+_FAKE = "fake_before"
 _NOT_REPORTED = ("pictures", "codes_differing", "codes_compared", _REAL, _FAKE)
 
 

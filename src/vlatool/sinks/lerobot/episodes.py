@@ -92,7 +92,9 @@ class LeRobotSinkConfig(base.SinkConfig):
     )
 
 
-_STATE, _ACTION, _CAMERAS = "observation.state", "action", "observation.images."
+_STATE = "observation.state"
+_ACTION = "action"
+_CAMERAS = "observation.images."
 _CAMERA_TYPES = ("video", "image")
 _LONGEST_VALUE = 60  # characters
 # Frame rates with a fraction, such as 29.97, are 30000/1001.
@@ -262,7 +264,8 @@ def _copied_layout(
     if config.use_videos is not None:
         videos = {*(cameras if config.use_videos else ()), *(videos & {*depth})}
     features |= automatic_features()
-    widths, texts = _widths(setup), _merged_texts(sets, tuple(features))
+    widths = _widths(setup)
+    texts = _merged_texts(sets, tuple(features))
     return SetLayout(rate, features, {}, cameras, depth, labels, frozenset(videos), widths, texts)
 
 
@@ -298,7 +301,8 @@ def _stored_schema(recording: EpisodeFiles) -> pa.Schema | None:
 
 def _declared(dtype: pa.DataType) -> dict[str, Any]:
     """Declaration of a column that the source does not declare."""
-    types, shape = pa.types, [1]
+    types = pa.types
+    shape = [1]
     while types.is_list(dtype) or types.is_large_list(dtype) or types.is_fixed_size_list(dtype):
         shape = [dtype.list_size] if types.is_fixed_size_list(dtype) else [-1]
         dtype = dtype.value_type
@@ -347,10 +351,13 @@ def _difference(name: str, here: Mapping[str, Any] | None, there: Mapping[str, A
     if here is None or there is None:
         return f"it lacks {name!r}" if here is None else f"it has {name!r}, too"
     key = next(key for key in here if here.get(key) != there.get(key))
-    value, expected = here[key], there[key]
+    value = here[key]
+    expected = there[key]
     if isinstance(value, list) and isinstance(expected, list) and len(value) == len(expected) > 3:
         index = next(i for i, item in enumerate(value) if item != expected[i])
-        key, value, expected = f"{key}[{index}]", value[index], expected[index]
+        key = f"{key}[{index}]"
+        value = value[index]
+        expected = expected[index]
     shown = [shorten(str(item), _LONGEST_VALUE) for item in (value, expected)]
     return f"{name!r} has the {key} {shown[0]}, not {shown[1]}"
 
@@ -371,7 +378,8 @@ LEROBOT_SINK = FindingCodes(
         "none if the policy does not use them; else write shards with --sink lbm",
     ),
 )
-TASK_INDEX, _ORIGINAL = "task_index", "original"
+TASK_INDEX = "task_index"
+_ORIGINAL = "original"
 _ANNOTATION = "annotation."
 # Bytes of images after which a row group ends; a reader holds one in memory.
 _GROUP_BYTES = 64 << 20
@@ -554,7 +562,8 @@ def copied_rows(
 def _cast(table: pa.Table, name: str, declared: Mapping[str, Any], path: Path) -> pa.ChunkedArray:
     if name not in table.column_names:
         raise _column_error(path, name, "is missing")
-    column, dtype = table.column(name), arrow_type(declared)
+    column = table.column(name)
+    dtype = arrow_type(declared)
     if dtype is None:
         return column
     try:
@@ -682,7 +691,8 @@ def _with_images(table: pa.Table, images: Mapping[str, Iterator[bytes]]) -> Iter
     if not images:
         yield table
         return
-    start, size = 0, 0
+    start = 0
+    size = 0
     cells: dict[str, list[dict[str, Any]]] = {name: [] for name in images}
     for row in range(len(table)):
         for name, source in images.items():
@@ -695,7 +705,8 @@ def _with_images(table: pa.Table, images: Mapping[str, Iterator[bytes]]) -> Iter
                 group = group.append_column(name, pa.array(values, IMAGE_CELL))
                 values.clear()
             yield group
-            start, size = row + 1, 0
+            start = row + 1
+            size = 0
     for source in images.values():  # ends the generators, which then have their statistics
         next(source, None)
 

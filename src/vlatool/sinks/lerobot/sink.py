@@ -228,9 +228,12 @@ class Rolling:
         """Chunk and file of the next part, and True if it is the first one in the file."""
         is_full = self.size + size >= self.limit or kind != self.kind
         if self.is_started and is_full:
-            self.position, self.size = self.position + 1, 0
+            self.position = self.position + 1
+            self.size = 0
         is_first = not self.is_started or self.size == 0
-        self.size, self.kind, self.is_started = self.size + size, kind, True
+        self.size = self.size + size
+        self.kind = kind
+        self.is_started = True
         chunk, number = divmod(self.position, self.chunks_size)
         return chunk, number, is_first
 
@@ -254,13 +257,15 @@ class Numbering:
         """`has_own_files`: no two episodes are in one file."""
         self.episodes = 0
         self.frames = 0  # number of rows of all episodes
-        self._config, self._layout = config, layout
+        self._config = config
+        self._layout = layout
         tasks: dict[str, int] = {}
         for table in task_tables:
             for _, text in sorted(table.items()):
                 tasks.setdefault(text, len(tasks))
         self._tasks = tasks
-        self._columns, self._automatic = StatisticsAccumulator(), StatisticsAccumulator()
+        self._columns = StatisticsAccumulator()
+        self._automatic = StatisticsAccumulator()
         self._images: dict[str, list[Array]] = {}
         self._cameras: dict[str, tuple[str, dict[str, Any]]] = {}
         self._rows: dict[str, list[SetPart]] = {}
@@ -288,8 +293,11 @@ class Numbering:
         """The episode with its number; None for an episode that was dropped."""
         if not receipt.files:
             return None
-        number, first_row, length = self.episodes, self.frames, receipt.facts["rows"]
-        self.episodes, self.frames = number + 1, first_row + length
+        number = self.episodes
+        first_row = self.frames
+        length = receipt.facts["rows"]
+        self.episodes = number + 1
+        self.frames = first_row + length
         tasks = {int(index): text for index, text in receipt.facts["tasks"].items()}
         numbers = {index: self._task_number(text) for index, text in tasks.items()}
         is_same = all(index == number for index, number in numbers.items())
@@ -329,7 +337,8 @@ class Numbering:
     def set_statistics(self) -> dict[str, Stats]:
         """Statistics of the whole set by feature: columns from all rows, cameras merged."""
         stats: dict[str, Stats] = {}
-        columns, automatic = self._columns.total(), self._automatic.total()
+        columns = self._columns.total()
+        automatic = self._automatic.total()
         if columns is not None:
             stats |= column_entries(columns, self._layout.widths)
         stats |= {camera: merged_images(parts) for camera, parts in self._images.items()}
@@ -390,7 +399,8 @@ class Numbering:
 
     def _camera_feature(self, camera: str, facts: Mapping[str, Any]) -> dict[str, Any]:
         declared = self._layout.features[camera]
-        height, width = facts["height"], facts["width"]
+        height = facts["height"]
+        width = facts["width"]
         known = next(
             (declared[key] for key in _VIDEO_KEYS if isinstance(declared.get(key), Mapping)),
             {},
@@ -485,7 +495,8 @@ class LeRobotSink(Sink):
     has_own_files: ClassVar[bool] = False  # True: no two episodes are in one file
 
     def __init__(self, config: LeRobotSinkConfig, setup: SinkSetup) -> None:
-        self._config, self._setup = config, setup
+        self._config = config
+        self._setup = setup
         survey = setup.survey
         self._sets = copied_sets(setup)
         self.fields: Mapping[str, int] = {name: spec.width for name, spec in survey.fields.items()}
@@ -506,7 +517,9 @@ class LeRobotSink(Sink):
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
         """Numbers the episodes, writes tables and videos and, last, `meta/info.json`."""
-        output, config, layout = self._setup.output, self._config, self._layout
+        output = self._setup.output
+        config = self._config
+        layout = self._layout
         tables = [*map(known_texts, self._sets)]
         numbering = Numbering(config, layout, tables, has_own_files=self.has_own_files)
         parts: list[FileEntry] = []
@@ -562,8 +575,11 @@ class LeRobotSink(Sink):
 
     def _write_meta(self, numbering: Numbering, lists: Sequence[str]) -> list[str]:
         """Writes the meta files besides the lists of episodes; returns the names of all."""
-        output, config, layout = self._setup.output, self._config, self._layout
-        version, fps = config.layout_version, float(layout.rate)
+        output = self._setup.output
+        config = self._config
+        layout = self._layout
+        version = config.layout_version
+        fps = float(layout.rate)
         names = [write_statistics(output, numbering.set_statistics())]
         tables = {"task": dict(enumerate(numbering.tasks))}
         tables |= {text_kind(column): texts for column, texts in layout.texts.items()}

@@ -89,7 +89,8 @@ class SpartanReader(base.FormatReader):
             return
         yield first
         others = list(refs)  # after the first one
-        known_cameras, cameras_of = set(first.cameras), repeat(None)
+        known_cameras = set(first.cameras)
+        cameras_of = repeat(None)
         if others and is_remote(others[0].path):
             cameras_of = _remote_cameras(others)
         for ref, names in zip(others, cameras_of, strict=False):
@@ -147,9 +148,11 @@ class SpartanReader(base.FormatReader):
             return ref.language
         own = lowdim.get(_INSTRUCTION)
         if own is not None and len(own) and str(own[0]):
-            sentence, origin = str(own[0]), "its own language_instruction"
+            sentence = str(own[0])
+            origin = "its own language_instruction"
         else:
-            sentence, origin = task_to_sentence(ref.task), "the task name"
+            sentence = task_to_sentence(ref.task)
+            origin = "the task name"
         if not sentence:
             message = "no instruction: no annotation, no language_instruction, no task in the path"
             report.add(SOURCE, "no_language", message)

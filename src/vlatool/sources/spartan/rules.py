@@ -293,10 +293,12 @@ def _open_cameras(episode: OpenedEpisode, archive: NpzArchive, report: Collector
 
 def _field_header(archive: NpzArchive, name: str) -> ArrayHeader:
     header = archive.readable_header(name)
-    shape, kind = header.shape, header.dtype.kind
+    shape = header.shape
+    kind = header.dtype.kind
     if shape and (kind in "US" or (kind in "biuf" and not (shape[0] and 0 in shape))):
         return header
-    problem, code = "is a single value, expected one per frame", "data.length_mismatch"
+    problem = "is a single value, expected one per frame"
+    code = "data.length_mismatch"
     if shape:
         problem = f"is {header.dtype}{list(shape)}, expected numbers or text"
         code = "data.bad_field"
@@ -415,7 +417,8 @@ def _read_success(episode: OpenedEpisode, report: Collector) -> bool | None:
         value = NpzArchive(path).read("episode_success").reshape(-1)
         problem = "it is empty" if not len(value) else f"it is {value.dtype}, not bool"
     except DataError as error:
-        value, problem = np.empty(0), error.message
+        value = np.empty(0)
+        problem = error.message
     if not len(value) or value.dtype.kind not in "biu":
         message = f"{path}: episode_success is unknown: {problem}"
         report.note("success_unreadable", message, **location)
@@ -588,7 +591,8 @@ class EpisodeLint:
         broken = ~np.isfinite(values)
         bad = np.asarray(broken.any(axis=1))
         if bad.any():
-            width, channel = values.shape[1], int(broken[bad.argmax()].argmax())
+            width = values.shape[1]
+            channel = int(broken[bad.argmax()].argmax())
             dimension = dimension_label(name, channel, width, {}).removeprefix(name).strip(": ")
             problem = f"is not finite{f' ({dimension})' if dimension else ''}"
             self._note_frames("not_finite", file, name, bad, problem)
@@ -603,7 +607,8 @@ class EpisodeLint:
 
     def _check_rotation(self, file: str, name: str, values: Array) -> None:
         """Checks the two rows of each rotation in values [F, 6]."""
-        first, second = values[:, :3], values[:, 3:]
+        first = values[:, :3]
+        second = values[:, 3:]
         lengths = np.linalg.norm(values.reshape(-1, 2, 3), axis=2)
         area = np.linalg.norm(np.cross(first, second), axis=1)
         degenerate = (lengths < _ZERO_LENGTH).any(axis=1) | (
@@ -620,7 +625,8 @@ class EpisodeLint:
     def _note_frames(self, code: str, file: str, name: str, frames: Array, problem: str) -> None:
         """Reports the number of True values in a mask [F] and the first one, if there are any."""
         if frames.any():
-            frame, count = int(frames.argmax()), int(frames.sum())
+            frame = int(frames.argmax())
+            count = int(frames.sum())
             message = f"{name!r} {problem} in {counted(count, 'frame')}, first at frame {frame}"
             self._note(code, file, message, field=name, frame=frame, count=count)
 

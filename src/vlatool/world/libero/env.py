@@ -59,12 +59,14 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
                 f"{suite} has the tasks 0 to {self._suite.n_tasks - 1}, not {task}",
                 code="usage.unknown_task",
             )
-        self._only, self._size = task, size
+        self._only = task
+        self._size = size
         self._task = -1
         self._simulator: Any = None
         self._initial_states: Any = None
         self._seen: Observation = {}
-        self._steps, self._info = 0, {}
+        self._steps = 0
+        self._info = {}
         image = spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.observation_space = spaces.Dict(
             {

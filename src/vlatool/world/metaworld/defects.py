@@ -74,7 +74,8 @@ def _faulty_images(
     if defect == "swapped-cameras":
         return dict(zip(images, [*images.values()][::-1], strict=True))
     if defect == "frozen-camera":
-        last, first = [*images][-1], start_of_still(frames, rng)
+        last = [*images][-1]
+        first = start_of_still(frames, rng)
         return {**images, last: [images[last][min(number, first)] for number in range(frames)]}
     return dict(images)
 

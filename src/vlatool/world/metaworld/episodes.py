@@ -26,7 +26,8 @@ _NAMES = ("x", "y", "z", "gripper")
 _RECORDING = 1
 _TRIES = 10
 _AFTER_SUCCESS = 50
-_NOISE_MEMORY, _NOISE_SCALE = 0.9, 0.15
+_NOISE_MEMORY = 0.9
+_NOISE_SCALE = 0.15
 
 
 # Function from an action [4] of the expert and the number of its step to the one that is taken.
@@ -119,7 +120,9 @@ def _attempt(
     images: dict[str, list[UInt8Array]] = {name: [] for name in VIEWS}
     states: list[FloatArray] = []
     actions: list[FloatArray] = []
-    disturbance, left, is_success = np.zeros(3), frames, False
+    disturbance = np.zeros(3)
+    left = frames
+    is_success = False
     while left:
         for name, image in simulator.images().items() if is_drawn else ():
             images[name].append(image)
@@ -130,9 +133,11 @@ def _attempt(
         disturbance = _NOISE_MEMORY * disturbance + rng.normal(0.0, _NOISE_SCALE, 3)
         executed = np.clip([*(action[:3] + disturbance), action[3]], -1.0, 1.0)
         step = simulator.step(executed)
-        state, left = step.proprio, left - 1
+        state = step.proprio
+        left = left - 1
         if step.success and not is_success:
-            is_success, left = True, min(left, _AFTER_SUCCESS)
+            is_success = True
+            left = min(left, _AFTER_SUCCESS)
     return images, np.array(states), np.array(actions), is_success
 
 

@@ -130,7 +130,8 @@ VIEWS: Mapping[str, ViewPoint | str] = {
     "side": ViewPoint(180, -15),
     "wrist": "gripperPOV",
 }
-_MIDDLE, _DISTANCE = (0.0, 0.7, 0.12), 1.0
+_MIDDLE = (0.0, 0.7, 0.12)
+_DISTANCE = 1.0
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,8 @@ def _camera(view: ViewPoint) -> Any:
     camera = _mujoco().MjvCamera()
     camera.lookat[:] = _MIDDLE
     camera.distance = _DISTANCE
-    camera.azimuth, camera.elevation = view.azimuth, view.elevation
+    camera.azimuth = view.azimuth
+    camera.elevation = view.elevation
     return camera
 
 
@@ -222,7 +224,8 @@ class Simulator:
             mujoco = _mujoco()
             quality = self._env.model.vis.quality
             # Shadows and samples per pixel take most of the time of a renderer without a GPU.
-            quality.shadowsize, quality.offsamples = 0, 0
+            quality.shadowsize = 0
+            quality.offsamples = 0
             try:
                 renderer = mujoco.Renderer(self._env.model, *self._size)
             except Exception as error:  # drivers of OpenGL raise anything
