@@ -24,7 +24,9 @@ from vlatool.errors import DataError
 from vlatool.sources.detection import detect_source
 from vlatool.sources.folder.reader import FolderConfig, FolderReader
 from vlatool.sources.folder.tables import read_table
+from vlatool.testing import check_reader
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
+from vlatool.workflows.sample import SampleConfig, sample
 
 
 def episodes(source: Path, **keys: object) -> list[Episode]:
@@ -146,6 +148,19 @@ def test_a_text_file_is_the_instruction(tmp_path: Path) -> None:
     (tmp_path / "e0/task.txt").write_text("open the door\n")
 
     assert episodes(tmp_path)[0].language == {"original": ["open the door"]}
+
+
+def test_the_built_in_world_as_a_folder_keeps_all_rules_of_readers(tmp_path: Path) -> None:
+    output = str(tmp_path / "raw")
+    sample(SampleConfig(layout="folder", output=output, episodes=2, frames=6, workers=1))
+
+    first = check_reader(FolderReader, tmp_path / "raw")[0]
+
+    assert (first.fps, first.action_fields, first.proprioception_fields) == (
+        10.0,
+        ("action",),
+        ("state",),
+    )
 
 
 # Tables
