@@ -27,6 +27,7 @@ _OTHERS = re.compile(r"env_state|actor|object", re.I)  # of which a robot measur
 _TIME = re.compile(r"time|stamp", re.I)
 _UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _RATES = (0.5, 1000.0)  # of recordings, frames per second
+_ROUNDED = 1.1  # rounding of times may show a higher rate
 _TASK = re.compile(r"task|goal|instruction", re.I)
 _VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm")
 _MOST_FILES = 20
@@ -181,7 +182,9 @@ def rate_of_times(times: Array) -> float | None:
     unit = unit_of_times(times)
     if unit is None:
         return None
-    return float(f"{unit / float(np.median(np.diff(times.astype(np.float64)))):.3g}")
+    intervals = np.diff(times).astype(np.float64)
+    middle = float(np.median(intervals)) or float(np.mean(intervals))
+    return float(f"{unit / middle:.3g}")
 
 
 def unit_of_times(times: Array) -> float | None:
@@ -189,12 +192,14 @@ def unit_of_times(times: Array) -> float | None:
 
     None if they do not ascend, or no unit gives a rate that recordings have.
     """
-    intervals = np.diff(times.astype(np.float64))
-    if not len(intervals) or not np.isfinite(intervals).all() or (intervals <= 0).any():
+    intervals = np.diff(times).astype(np.float64)  # of integers without rounding
+    if not len(intervals) or not np.isfinite(intervals).all() or (intervals < 0).any():
         return None
+    # Of times that are rounded so that they repeat, the mean interval counts.
+    middle = float(np.median(intervals)) or float(np.mean(intervals))
     fitting: list[float] = []
-    for factor in _UNITS.values():
-        if not _RATES[0] <= factor / float(np.median(intervals)) <= _RATES[1]:
+    for factor in _UNITS.values() if middle > 0 else ():
+        if not _RATES[0] <= factor / middle <= _ROUNDED * _RATES[1]:
             continue
         if _EPOCH[0] < times[0] / factor < _EPOCH[1]:
             fitting.insert(0, factor)  # the unit in which the clock shows today

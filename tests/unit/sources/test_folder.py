@@ -323,6 +323,34 @@ def test_the_times_of_a_video_may_be_uneven(tmp_path: Path) -> None:
     assert episodes(tmp_path)[0].num_frames == 8
 
 
+def test_tables_with_one_clock_keep_their_distance(tmp_path: Path) -> None:
+    write_video(tmp_path / "e0/front.mp4", 60)
+    for name, start in (("left", 0.0), ("right", 0.1)):
+        rows = [f"{1.7e9 + start + step / 100:.3f},{step},{step}" for step in range(205)]
+        (tmp_path / f"e0/{name}.csv").write_text("time,q0,q1\n" + "\n".join(rows) + "\n")
+
+    fields = episodes(tmp_path)[0].lowdim
+
+    difference = fields["left.csv.q"][:, 0] - fields["right.csv.q"][:, 0]
+    assert set(difference[1:].tolist()) == {10.0}
+
+
+def test_the_rate_is_that_of_the_frames_not_of_a_faster_table(tmp_path: Path) -> None:
+    write_set(tmp_path, clip=60, text=table(400, rate=200.0))
+    for number in range(2):
+        facts = {"control_freq": 200, "camera_fps": 30}
+        (tmp_path / f"episode_{number}/meta.json").write_text(json.dumps(facts))
+
+    assert episodes(tmp_path)[0].fps == 30.0
+
+
+def test_times_of_a_kilohertz_table_are_read_with_their_rounding(tmp_path: Path) -> None:
+    lines = ["time_ms,q0,q1"] + [f"{step},{step},{step}" for step in range(1000)]
+    write_set(tmp_path, clip=30, text="\n".join(lines) + "\n")
+
+    assert episodes(tmp_path)[0].num_frames == 30
+
+
 def test_times_that_run_backwards_are_said_and_not_used(tmp_path: Path) -> None:
     text = table(8).replace("\n0.233333", "\n0.000001")
     first = episodes(write_set(tmp_path, text=text))[0]
@@ -441,10 +469,27 @@ def placed(root: Path, names: list[str]) -> list[str]:
         (["clip_0.mp4", "clip_1.mp4", "traj_0.csv", "traj_1.csv"], ["0", "1"]),
         (["pick.mp4", "pick.csv", "place.mp4", "place.csv"], ["pick", "place"]),
         (["pick/pick.mp4", "pick/pick.csv", "put/put.mp4", "put/put.csv"], ["pick", "put"]),
-        (["e_01.mp4", "e_1.csv", "e_02.mp4", "e_2.csv"], ["e_1", "e_2"]),
+        (["e_01.mp4", "e_1.csv", "e_02.mp4", "e_2.csv"], ["e_01", "e_02"]),
         (["videos/e0/a.mp4", "data/e0/a.csv", "videos/e1/a.mp4", "data/e1/a.csv"], ["e0", "e1"]),
         (["e0/front.mp4", "e0/kuka1.csv", "e0/kuka2.csv"], ["e0"]),
         (["e0/cam_1.mp4", "e0/cam_10.mp4", "e0/data.csv"], ["e0"]),
+        (["p.mp4", "p.csv", "p_2.mp4", "p_2.csv"], ["p", "p_2"]),
+        (
+            ["a/data/e0/f.mp4", "a/data/e0/f.csv", "b/data/e0/f.mp4", "b/data/e0/f.csv"],
+            ["a_data_e0", "b_data_e0"],
+        ),
+        (
+            ["a/videos/e0.mp4", "a/data/e0.csv", "a/videos/e1.mp4", "a/data/e1.csv"],
+            ["a_e0", "a_e1"],
+        ),
+        (
+            [f"e_{e}_cam_{n}.mp4" for e in (0, 1) for n in (0, 1)] + ["e_0.csv", "e_1.csv"],
+            ["e_0", "e_1"],
+        ),
+        (
+            ["t/ep0/f.mp4", "t/ep0/f.csv", "t/ep1/f.mp4", "t/ep1/f.csv", "t/all.csv"],
+            ["t_ep0", "t_ep1"],
+        ),
     ],
 )
 def test_episodes_are_told_from_their_parts(

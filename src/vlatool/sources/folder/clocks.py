@@ -13,6 +13,7 @@ from vlatool.sources.propose import unit_of_times
 
 _GAP = 1.8  # periods
 _LARGEST_GAP = 3.0  # periods of the slower part
+_EPOCH = 1e8  # seconds; greater times are since 1970
 _COMMON = 0.5  # share of the shorter span that two clocks have in common if they are one clock
 
 
@@ -64,9 +65,13 @@ def frame_rows(parts: Mapping[str, TimedPart], most_cut: int) -> dict[str, Array
         if name == reference:
             paired[name] = np.arange(part.rows)
             continue
+        if part.seconds is None and part.rows == parts[reference].rows:
+            paired[name] = np.arange(part.rows)
+            continue
         if frames is None or part.seconds is None:
             raise ValueError(f"{name} has {part.rows} rows, {reference} {parts[reference].rows}")
-        nearest, distance = _nearest(part, parts[reference])
+        origin = _origin(part, parts)
+        nearest, distance = _nearest(part, parts[reference], origin)
         reach = max(_period(part.seconds), _period(frames))
         near = np.flatnonzero(distance <= reach)
         if not len(near):
@@ -107,7 +112,21 @@ def _agree(parts: Mapping[str, TimedPart]) -> bool:
     return bool(np.ptp(rows, axis=0).max(initial=0) <= _period(seconds[0]) / 2)
 
 
-def _nearest(part: TimedPart, reference: TimedPart) -> tuple[Array, Array]:
+def _origin(part: TimedPart, parts: Mapping[str, TimedPart]) -> float:
+    """Start of the measured times that overlap those of a part, its own among them."""
+    own = part.seconds
+    assert own is not None, "the caller has checked it"
+    starts = [float(own[0])]
+    for other in parts.values():
+        times = other.seconds
+        if not (part.is_measured and other.is_measured) or times is None:
+            continue
+        if min(own[-1], times[-1]) > max(own[0], times[0]):
+            starts.append(float(times[0]))
+    return min(starts)
+
+
+def _nearest(part: TimedPart, reference: TimedPart, origin: float) -> tuple[Array, Array]:
     """Row of a part nearest in time to each frame, and the distance in seconds."""
     times = part.seconds
     frames = reference.seconds
@@ -115,9 +134,11 @@ def _nearest(part: TimedPart, reference: TimedPart) -> tuple[Array, Array]:
     assert frames is not None, "the caller has checked it"
     common = min(times[-1], frames[-1]) - max(times[0], frames[0])
     shorter = min(times[-1] - times[0], frames[-1] - frames[0])
-    is_one_clock = part.is_measured and reference.is_measured and common >= _COMMON * shorter
-    if not is_one_clock:  # each counts from its own start
-        times = times - times[0]
+    is_measured = part.is_measured and reference.is_measured
+    is_epoch = min(times[0], frames[0]) > _EPOCH
+    is_one_clock = is_measured and (common >= _COMMON * shorter or (is_epoch and common > 0))
+    if not is_one_clock:  # each counts from its own start, or from that of its clock
+        times = times - origin
         frames = frames - frames[0]
     after = np.searchsorted(times, frames).clip(1, len(times) - 1)
     before = after - 1

@@ -32,8 +32,11 @@ from vlatool.storage.documents import DocumentError, read_yaml
 
 RATE = re.compile(r"(.*[._])?(fps|hz|rate|frequency|freq|control_freq)", re.I)
 _HEAD = 2**16  # bytes of an image that have its size
-_COUNTER = re.compile(r"(\w*[._])?(frame|index|idx|step|frame_index|row|id|i|n|count|c0)", re.I)
+_COUNTER = re.compile(
+    r"([\w.]*[._])?(seq|frame|index|idx|step|frame_index|row|id|i|n|count|c0)", re.I
+)
 _COUNTERS = ("frame", "frame_index", "frame_id", "step", "index", "idx")
+_PART_OF_TIME = re.compile(r"(?P<base>.*[._])(?P<part>secs?|nanosecs?|nsecs?)", re.I)
 _CLOCKS = ("timestamp", "timestamps", "time", "time_stamp", "stamp", "t", "ts")
 _SUCCESS = re.compile(r"(.*[._])?(is_)?success(ful)?", re.I)
 _TASK = re.compile(r"(.*[._])?(task|goal|instruction|description|prompt|sentence|text)", re.I)
@@ -94,7 +97,7 @@ class Contents:
                 except (DocumentError, OSError) as error:
                     things.append(Stored(key, "other", note=str(error), role="left_out"))
             elif suffix in TEXTS:
-                is_task = _TASK.fullmatch(stem_of(key)) is not None
+                is_task = _TASK.fullmatch(stem_of(key)) is not None or not stem_of(key)
                 things.append(Stored(key, "text", role="language" if is_task else None))
             else:
                 is_pickle = suffix in _PICKLES
@@ -141,6 +144,9 @@ class Contents:
 
     def _columns(self, key: str, table: Table, used: set[Path]) -> Iterator[Stored]:
         """Columns of a table; those with names of image files are cameras."""
+        clocks = _joined_clocks(table)
+        for name, times in clocks.items():
+            self._add_clock(key, name, times)
         for name, values in table.columns.items():
             path = f"{key}/{name}" if name else key
             last = name.rpartition("/")[2]
@@ -156,7 +162,8 @@ class Contents:
                 self.images[path] = images
                 yield replace(self._first_image(path, images), name=name.rpartition(".")[2])
             elif values.ndim == 1 and self._is_time(last or stem_of(key), np.asarray(values)):
-                self._add_clock(key, last, np.asarray(values))
+                if not clocks:
+                    self._add_clock(key, last, np.asarray(values))
                 yield Stored(path, "array", (), values.dtype.name, rows, role="time")
             elif values.ndim == 1 and self._counts_rows(key, last, np.asarray(values)):
                 yield Stored(path, "array", (), values.dtype.name, rows, role="time")
@@ -185,6 +192,8 @@ class Contents:
 
     def _is_time(self, name: str, values: Array) -> bool:
         """True for a column with the name of times; one that does not ascend needs a plain name."""
+        if _PART_OF_TIME.fullmatch(name):
+            return True
         name = name.rpartition(".")[2]
         if values.dtype.kind not in "fiu" or TIME.fullmatch(name) is None:
             return False
@@ -193,8 +202,17 @@ class Contents:
 
     def _add_clock(self, key: str, column: str, times: Array) -> None:
         """Adds times of a table, or of the video beside it whose name they have."""
+        if unit := re.search(r"_(ms|us|ns)$", column.lower()):
+            times = times / {"ms": 1e3, "us": 1e6, "ns": 1e9}[unit[1]]
         folder = key.rpartition("/")[0]
         name = f"{stem_of(key)}_{column}".lower()
+        for place in self.files.images:
+            last = place.rpartition("/")[2].lower()
+            is_alone = place == folder and len(self.tables[key].columns) == 1
+            is_named = last and re.search(rf"(?<![a-z0-9]){re.escape(last)}(?![a-z0-9])", name)
+            if is_alone or (is_named and place.rpartition("/")[0] == folder):
+                self.clocks[f"{place}/"] = times
+                return
         longest = ""
         for video in self.files.files:
             stem = stem_of(video).lower()
@@ -291,7 +309,10 @@ class Contents:
                     raise FOLDER.error(
                         "missing_frames", path / pattern, f"number {first} is missing"
                     )
-                if times is not None and not is_counted:
+                stored = self.clocks.get(f"{folder}/")
+                if stored is not None and len(stored) == len(frames):
+                    self.clocks[key] = stored
+                elif times is not None and not is_counted:
                     self.clocks[key] = numbers
                 self.starts[key] = float(numbers[0])
                 self.images[key] = [by_name[name] for _, name in frames]
@@ -307,6 +328,20 @@ class Contents:
         except ValueError as error:
             raise FOLDER.error("unreadable", images[0], str(error)) from error
         return replace(thing, shape=(*size, 3))
+
+
+def _joined_clocks(table: Table) -> dict[str, Array]:
+    """Times that are stored as seconds and nanoseconds, by the name before both."""
+    clocks: dict[str, Array] = {}
+    for name, values in table.columns.items():
+        match = _PART_OF_TIME.fullmatch(name)
+        if match is None or match["part"].startswith("n"):
+            continue
+        for nanoseconds in ("nanosec", "nanosecs", "nsec", "nsecs"):
+            other = table.columns.get(f"{match['base']}{nanoseconds}")
+            if other is not None:
+                clocks[f"{match['base']}stamp"] = np.asarray(values) + np.asarray(other) / 1e9
+    return clocks
 
 
 def key_of(path: str) -> str:
@@ -325,7 +360,10 @@ def stem_of(key: str) -> str:
 
 def series_name(key: str) -> str:
     """Name of a camera with a file or pattern such as `front/*.png` or `*_color_0.jpg`."""
-    own = stem_of(key).replace("*", "").strip("_-. ").lower()
+    whole = stem_of(key).replace("*", "").strip("_-. ").lower()
+    own = re.sub(r"\d{6,}([_-]\d+)*", "", whole).strip("_-. ")  # without a date
+    if whole.isdecimal() and len(whole) > 4:  # the serial number of a camera
+        return whole
     for name in (own, *reversed(key.lower().split("/")[:-1])):
         if not _SAYS_NOTHING.fullmatch(name) and name != EPISODE:
             return name

@@ -37,10 +37,11 @@ _DATA_WORD = re.compile(
     r"data|states?|actions?|proprio|dim|lowdim|robot|obs|observations?|qpos|qvel|q|eef?|tcp|poses?"
     r"|numbers|values|tables?|csv|json|np[yz]|parquet|time(stamp)?s?"
 )
+_EPISODE_WORD = re.compile(r"ep\d|episode|demo|traj|take|trial|rollout|recording", re.I)
 # Tables that describe a data set or an episode, and have no rows of frames.
 FACTS = re.compile(
     r"(.*[_.-])?(meta|metadata|info|config|args|settings|stats|statistics|readme|tasks?|dataset"
-    r"|calib\w*|intrinsics|extrinsics|instructions?|annotations?|language|success|description)",
+    r"|metadata[_.+-].*|calib\w*|intrinsics|extrinsics|instructions?|annotations?|language|success|description)",
     re.I,
 )
 
@@ -111,9 +112,9 @@ def find_episodes(source: Path) -> tuple[list[FilesOfEpisode], list[str]]:
     folders = _folders(source)
     roots = _roots(folders)
     episodes: list[FilesOfEpisode] = []
-    parallel = _parallel(roots)
-    for name, several in parallel.items():
-        episodes.append(_joined(source, name, several, folders))
+    for several in _parallel(roots):
+        joined = _joined(source, several, folders)
+        episodes += _by_stem(joined) or [joined]
         roots -= set(several)
     for root in sorted(roots, key=lambda parts: natural_key("/".join(parts))):
         inside = [folder for folder in folders if folder.parts[: len(root)] == root]
@@ -133,24 +134,25 @@ def find_episodes(source: Path) -> tuple[list[FilesOfEpisode], list[str]]:
     return episodes, stray
 
 
-def _parallel(roots: set[tuple[str, ...]]) -> dict[str, list[tuple[str, ...]]]:
-    """Name to the folders of that name in several folders of parts, as `videos/ep0`, `data/ep0`."""
-    by_name: dict[str, list[tuple[str, ...]]] = {}
+def _parallel(roots: set[tuple[str, ...]]) -> list[list[tuple[str, ...]]]:
+    """Folders of one name in several folders of parts, such as `videos/ep0` and `data/ep0`."""
+    by_name: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for root in sorted(roots, key=lambda parts: natural_key("/".join(parts))):
         if len(root) > 1 and is_part(root[-2]):
-            by_name.setdefault(root[-1], []).append(root)
-    return {name: several for name, several in by_name.items() if len(several) > 1}
+            by_name.setdefault((*root[:-2], root[-1]), []).append(root)
+    return [several for several in by_name.values() if len(several) > 1]
 
 
 def _joined(
-    source: Path, name: str, roots: Sequence[tuple[str, ...]], folders: Sequence[_Folder]
+    source: Path, roots: Sequence[tuple[str, ...]], folders: Sequence[_Folder]
 ) -> FilesOfEpisode:
     """The episode that several folders of one name are together."""
-    joined = FilesOfEpisode(source, name, is_stem=True)
+    above = roots[0][:-2]
+    joined = FilesOfEpisode(source.joinpath(*above), roots[0][-1], is_stem=True)
     for root in roots:
         inside = [folder for folder in folders if folder.parts[: len(root)] == root]
         whole = _whole(source, root, inside)
-        place = "/".join((*root[:-1], EPISODE))
+        place = f"{root[-2]}/{EPISODE}"
         joined.files |= {f"{place}/{key}": path for key, path in whole.files.items()}
         joined.images |= {f"{place}/{key}".rstrip("/"): path for key, path in whole.images.items()}
         joined.outside |= whole.outside
@@ -193,9 +195,13 @@ def _roots(folders: Sequence[_Folder]) -> set[tuple[str, ...]]:
     for folder in with_rows:
         roots.add(_root_of(folder, twins))
     outer = {root for root in roots if not any(_is_below(root, other) for other in roots)}
-    # A table of the whole data set makes no episode of the folder that has all others.
-    if () in outer and (inner := roots - {()}):
-        outer = {root for root in inner if not any(_is_below(root, other) for other in inner)}
+    # A table of a data set or a task makes no episode of the folder that has all episodes.
+    for root in [*outer]:
+        inner = {other for other in roots if _is_below(other, root)}
+        is_named = [_EPISODE_WORD.search(other[-1]) is not None for other in inner]
+        if inner and (not root or (all(is_named) and not _EPISODE_WORD.search(root[-1]))):
+            outer.remove(root)
+            outer |= {one for one in inner if not any(_is_below(one, other) for other in inner)}
     for folder in folders:
         if folder.has_images() and not any(folder.parts[: len(root)] == root for root in outer):
             outer.add(_root_of(folder, twins))
@@ -203,12 +209,12 @@ def _roots(folders: Sequence[_Folder]) -> set[tuple[str, ...]]:
 
 
 def _root_of(folder: _Folder, twins: Counter[tuple[tuple[str, ...], str]]) -> tuple[str, ...]:
-    """The folder itself, or the next above it whose name does not say that it is a part."""
+    """The folder itself, or the next above it whose name is not that of a part."""
     parts = folder.parts
     has_twin = any(twins[parts[:-1], name] > 1 for name in folder.row_names())
     if parts and has_twin and not is_part(parts[-1]):
         return parts
-    while parts and not is_numbered(parts[-1]):
+    while parts and is_part(parts[-1]):
         parts = parts[:-1]
     return parts
 
@@ -259,26 +265,46 @@ def _whole(source: Path, root: tuple[str, ...], folders: Sequence[_Folder]) -> F
 def _by_stem(whole: FilesOfEpisode) -> list[FilesOfEpisode]:
     """The episodes of a folder whose files share stems; none if it is one episode."""
     stems = _stems(whole)
-    episodes: list[FilesOfEpisode] = []
-    for stem in sorted(set(stems.values()), key=natural_key):
-        episode = FilesOfEpisode(whole.root, stem, is_stem=True, outside=whole.outside)
-        for name, path in whole.files.items():
-            own = _stem_of(path.name)
-            if stems.get(name) == stem or _starts_with(path.stem, stem):
-                folder, _, last = name.rpartition("/")
-                key = last.replace(own or stem, EPISODE, 1)
-                episode.files[f"{folder}/{key}".lstrip("/")] = path
-        for at, path in whole.images.items():
-            parts = at.split("/")
-            if stem in parts:
-                key = "/".join(EPISODE if part == stem else part for part in parts)
-                episode.images[key] = path
-        episodes.append(episode)
-    return episodes
+    known = set(stems.values())
+    episodes: dict[str, FilesOfEpisode] = {}
+    for stem in sorted(known, key=natural_key):
+        episodes[stem] = FilesOfEpisode(whole.root, "", is_stem=True, outside=whole.outside)
+    for name, path in whole.files.items():
+        stem = stems.get(name) or _longest(path.stem, known)
+        if not stem:
+            continue
+        own = _prefix(path.stem, stem) or stem
+        episodes[stem].name = episodes[stem].name or own
+        folder, _, last = name.rpartition("/")
+        key = last.replace(own, EPISODE, 1)
+        episodes[stem].files[f"{folder}/{key}".lstrip("/")] = path
+    for at, path in whole.images.items():
+        parts = at.split("/")
+        for number, part in enumerate(parts):
+            if (stem := _normal(part)) in known:
+                key = "/".join([*parts[:number], EPISODE, *parts[number + 1 :]])
+                episodes[stem].images[key] = path
+    return [*episodes.values()]
 
 
-def _starts_with(name: str, stem: str) -> bool:
-    return name == stem or (name.startswith(stem) and name[len(stem)] in "_-. ")
+def _normal(stem: str) -> str:
+    """A stem without the zeros that fill its numbers up: `ep_01` is `ep_1`."""
+    return re.sub(r"(?<!\d)0+(?=\d)", "", stem)
+
+
+def _prefix(text: str, stem: str) -> str:
+    """The start of a text that is a stem, with its zeros; empty if it does not start with it."""
+    for end in range(len(text), 0, -1):
+        is_end = end == len(text) or text[end] in "_-. "
+        if is_end and _normal(text[:end]) == stem:
+            return text[:end]
+    return ""
+
+
+def _longest(text: str, stems: set[str]) -> str:
+    """The longest of some stems that a text starts with; empty if there is none."""
+    fitting = [stem for stem in stems if _prefix(text, stem)]
+    return max(fitting, key=len, default="")
 
 
 def _stems(whole: FilesOfEpisode) -> dict[str, str]:
@@ -290,8 +316,8 @@ def _stems(whole: FilesOfEpisode) -> dict[str, str]:
     rows = {name: path for name, path in whole.files.items() if is_rows(path)}
     stems: dict[str, str] = {}
     for name, path in rows.items():
-        if stem := _stem_of(path.name):  # `ep_01` is `ep_1`
-            stems[name] = re.sub(r"(?<!\d)0+(?=\d)", "", stem)
+        if stem := _stem_of(path.name):
+            stems[name] = _normal(stem)
     kinds = _kinds(stems, rows)
     numbers = {name: re.sub(r"\D", "", stem) for name, stem in stems.items()}
     by_number = _kinds(numbers, rows)
@@ -326,14 +352,19 @@ def _stem_of(name: str) -> str:
     """
     stem = Path(name).stem
     words = [word for word in re.split(r"[_\-. ]+", stem) if word]
-    while len(words) > 1 and is_part(words[-1]) and not words[-1].isdecimal():
-        words.pop()
+    while len(words) > 1:
+        is_counted = words[-1].isdecimal() and len(words) > 2 and is_part(words[-2])
+        if not is_counted and not is_part(words[-1]):
+            break
+        words = words[: -2 if is_counted else -1]
     while len(words) > 1 and is_part(words[0]):
         words.pop(0)
     if not words or is_part("_".join(words)):
         return ""
-    start = stem.find(words[0])
-    return stem[start : stem.rfind(words[-1]) + len(words[-1])]
+    start = end = stem.find(words[0])
+    for word in words:
+        end = stem.index(word, end) + len(word)
+    return stem[start:end]
 
 
 def image_series(names: Sequence[str]) -> Iterator[tuple[str, list[tuple[float, str]]]]:
@@ -348,9 +379,10 @@ def image_series(names: Sequence[str]) -> Iterator[tuple[str, list[tuple[float, 
         if path.suffix.lower() not in IMAGES:
             continue
         moment = _DATED.search(path.stem) or _PARTED.search(path.stem)
-        if re.fullmatch(r"\d+\.\d+", path.stem):  # seconds
-            texts = ["", path.suffix]
-            numbers = [path.stem]
+        decimal = None if moment is not None else _DECIMAL.search(path.stem)
+        if decimal is not None:
+            texts = [name[: decimal.start()], name[decimal.end() :]]
+            numbers = [decimal[0]]
         elif moment is not None:
             texts = [name[: moment.start()], name[moment.end() :]]
             numbers = [f"{_seconds(moment):.9f}"]
@@ -377,6 +409,10 @@ def _series_of(
     for numbers, name in members:
         others = tuple("*" if index == position else n for index, n in enumerate(numbers))
         series.setdefault(others, []).append((float(numbers[position]), name))
+    if 2 * len(series) > len(members):  # each number changes from file to file: one counts time
+        last = max(range(len(values)), key=lambda index: max(map(int, values[index])))
+        yield "*" + texts[-1], sorted((float(numbers[last]), name) for numbers, name in members)
+        return
     for others, frames in series.items():
         pieces = [piece for pair in zip(texts, [*others, ""], strict=True) for piece in pair]
         yield "".join(pieces), sorted(frames)
@@ -386,6 +422,7 @@ _DATED = re.compile(
     r"(?<!\d)(?P<date>(19|20)\d\d-?[01]\d-?[0-3]\d)[T_ -]+(?P<time>\d\d[-:_]?\d\d[-:_]?\d\d)"
     r"(?:[._](?P<part>\d+))?"
 )
+_DECIMAL = re.compile(r"(?<![\d.])\d{6,}\.\d+(?=\D*$)|^\d+\.\d+$")  # seconds or milliseconds
 _PARTED = re.compile(r"(?P<seconds>\d{9,10})[_-](?P<nanoseconds>\d{1,9})")
 
 

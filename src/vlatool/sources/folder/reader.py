@@ -210,9 +210,11 @@ class FolderEpisode(PlannedEpisode):
         except ValueError as error:
             raise self.error("length_mismatch", str(error)) from error
         starts = {key: self.contents.starts[key] for key in parts if key in self.contents.starts}
-        if not rows and max(counts) > min(counts) and len({*starts.values()} - {0.0, 1.0}) > 0:
-            firsts = ", ".join(f"{key} {number:g}" for key, number in starts.items())
-            if len({*starts.values()}) > 1:
+        if not rows and len({*starts.values()}) > 1:
+            ends = {starts[key] + parts[key].rows for key in starts}
+            is_far = len({*starts.values()} - {0.0, 1.0}) > 0
+            if max(counts) > min(counts) and (is_far or len(ends) == 1):
+                firsts = ", ".join(f"{key} {number:g}" for key, number in starts.items())
                 raise self.error("length_mismatch", f"the first rows have the numbers {firsts}")
         if not rows:
             return
@@ -245,9 +247,13 @@ class FolderEpisode(PlannedEpisode):
         written: float | None = None
         for reference, value in self.contents.facts.items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if is_number and RATE.fullmatch(reference.rpartition("@")[2]) and value > 0:
-                written = written or float(value)
+            name = reference.rpartition("@")[2]
+            if is_number and RATE.fullmatch(name) and value > 0:
+                is_better = written is None or name.lower().endswith("fps")
+                written = float(value) if is_better else written
         measured = self._measured_rate()
+        if measured is None and self.frame_rows:  # the written one may be that of a table
+            return self._video_rate() or written
         if measured is None:
             return written or self._video_rate()
         if written is not None and abs(measured - written) > _RATES_DIFFER * written:
@@ -378,7 +384,7 @@ class FolderReader(base.FormatReader):
         self, found: Sequence[tuple[FilesOfEpisode, Path]], *, is_only: bool
     ) -> list[EpisodeRef]:
         counts = Counter(name for files, _ in found for name in files.parts)
-        expected = [name for name, count in counts.items() if count >= len(found) / 2]
+        expected = [name for name, count in counts.items() if count >= max(len(found) / 2, 2)]
         used: dict[str, int] = {}
         refs: list[EpisodeRef] = []
         for number, (files, source) in enumerate(found):

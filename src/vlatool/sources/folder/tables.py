@@ -80,7 +80,7 @@ _STEPS = re.compile(r"data|steps|frames|rows|trajectory|observations|samples", r
 _VALUE = re.compile(r"\s*(na|n/a|none|null|true|false)\s*", re.I)
 # Names of times: a word of its own such as `t`, or an end such as `cam_timestamp_ns`.
 TIME = re.compile(
-    r"(time|t|ts|secs?|seconds|(.*[_./])?(time_?stamps?|stamps?|times?))(_?(s|secs?|ms|us|ns))?",
+    r"%?(time|t|ts|secs?|seconds|(.*[_./])?(time_?stamps?|stamps?|times?))(_?(s|secs?|ms|us|ns))?",
     re.I,
 )
 _NUMBERED = re.compile(r"(?P<base>.*?[^\d_.\[])[_.]?\[?(?P<number>\d+)\]?")
@@ -242,8 +242,10 @@ def _form_of(path: Path) -> _Form:
     if header_lines:
         names = _distinct([cell.strip() for cell in cells[0]])
     skipped = rows[header_lines][0] if header_lines < len(rows) else rows[-1][0] + 1
-    first = cells[min(header_lines, len(cells) - 1)]
-    commas = delimiter != "," and any(_DECIMAL_COMMA.fullmatch(cell) for cell in first)
+    commas = False
+    for row in cells[header_lines:]:
+        commas = commas or any(_DECIMAL_COMMA.fullmatch(cell) for cell in row)
+    commas = commas and delimiter != ","
     return _Form(encoding, delimiter, names, skipped, commas)
 
 
@@ -294,7 +296,8 @@ def _cells(line: str, delimiter: str) -> list[str]:
 def _is_counted(cells: Sequence[str]) -> bool:
     """True for the header of a table of pandas without names: 0, 1, 2, ..."""
     numbers = cells[1:] if cells and not cells[0].strip() else cells
-    return len(numbers) > 1 and list(numbers) == [str(n) for n in range(len(numbers))]
+    counts = [[str(n + first) for n in range(len(numbers))] for first in (0, 1)]
+    return len(numbers) > 1 and list(numbers) in counts
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -347,6 +350,11 @@ def _rows_of_document(document: Any) -> tuple[list[Any] | None, Any]:
             continue
         if not found or _STEPS.fullmatch(key) or len(value) > len(document[found]):
             found = key
+    if not found:
+        for key, value in document.items():
+            rows, rest = _rows_of_document(value) if isinstance(value, dict) else (None, None)
+            if rows is not None:
+                return rows, {**document, key: rest}
     if not found or not all(isinstance(row, dict) for row in document[found]):
         return None, document
     return document[found], {key: value for key, value in document.items() if key != found}
