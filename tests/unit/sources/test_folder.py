@@ -473,6 +473,8 @@ def placed(root: Path, names: list[str]) -> list[str]:
         (["videos/e0/a.mp4", "data/e0/a.csv", "videos/e1/a.mp4", "data/e1/a.csv"], ["e0", "e1"]),
         (["e0/front.mp4", "e0/kuka1.csv", "e0/kuka2.csv"], ["e0"]),
         (["e0/cam_1.mp4", "e0/cam_10.mp4", "e0/data.csv"], ["e0"]),
+        (["Épisode 1/Caméra Haut.mp4", "Épisode 1/Données.csv"], ["pisode_1"]),
+        (["e0/overview.mp4", "e0/robot_log.csv"], ["e0"]),
         (["p.mp4", "p.csv", "p_2.mp4", "p_2.csv"], ["p", "p_2"]),
         (
             ["a/data/e0/f.mp4", "a/data/e0/f.csv", "b/data/e0/f.mp4", "b/data/e0/f.csv"],

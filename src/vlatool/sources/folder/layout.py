@@ -321,7 +321,7 @@ def _stems(whole: FilesOfEpisode) -> dict[str, str]:
     kinds = _kinds(stems, rows)
     numbers = {name: re.sub(r"\D", "", stem) for name, stem in stems.items()}
     by_number = _kinds(numbers, rows)
-    is_counted = 2 * len(by_number) == len(stems)
+    is_counted = 2 * len(by_number) == len(stems) and all(by_number)
     is_counted = is_counted and all(len(found) == 2 for found in by_number.values())
     if is_counted and not any(len(found) == 2 for found in kinds.values()):
         return numbers  # clip_1.mp4 beside traj_1.csv
