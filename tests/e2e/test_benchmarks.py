@@ -44,6 +44,7 @@ SMALLEST = {
     "preprocess": "--raw RAW --workers 1 --repeat 1",
     "resume_across_commits": "--before HERE/src --only split*",
     "pusht": "--help",  # needs the published demonstrations
+    "record": "--seconds 1",
     "recordings": "--help",  # needs recordings of others
     "run_sync": "DATA --preset diffusion-policy-tiny --steps 12 --every 6 --delay 0.01 --runs 1",
     "scale": "--episodes 2",

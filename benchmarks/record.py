@@ -1,18 +1,20 @@
-"""Time that `vlatool.record` takes of a loop: `python benchmarks/bench_record.py [frames|lerobot]`."""
+"""Time that `vlatool.record` takes of a loop with two cameras: `python benchmarks/record.py`."""
 
+import argparse
 import sys
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
 
 import vlatool
 
-RATE, SECONDS = 30, 60
+RATE = 30
 
 
-def main(form: str) -> None:
+def main(form: Any, seconds: int) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (540, 700, 3), dtype=np.uint8)
     scene = np.asarray(Image.fromarray(noise).filter(ImageFilter.GaussianBlur(2)))
     taken: list[float] = []
@@ -21,7 +23,7 @@ def main(form: str) -> None:
         vlatool.record(f"{folder}/demos", fps=RATE, form=form) as recorder,
     ):
         start = time.perf_counter()
-        for step in range(RATE * SECONDS):
+        for step in range(RATE * seconds):
             front = np.ascontiguousarray(scene[step % 60 :][:480, step % 50 :][:, :640])
             wrist = np.ascontiguousarray(front[:, ::-1])
             joints = np.sin(np.arange(6) + step / 9)
@@ -37,4 +39,8 @@ def main(form: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "frames")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--form", default="frames", choices=("frames", "lerobot"))
+    parser.add_argument("--seconds", type=int, default=60)
+    arguments = parser.parse_args()
+    main(arguments.form, arguments.seconds)
