@@ -73,7 +73,7 @@ def test_actions_that_are_not_finite_are_an_error_with_their_fields(
         return usual(self, *arguments) * np.inf
 
     monkeypatch.setattr(RoboticsPolicy, "_sample_chunks", overflowing)
-    with pytest.raises(VlatoolError, match="not finite: .*panda__xyz") as caught:
+    with pytest.raises(VlatoolError, match=r"not finite: .*panda__xyz") as caught:
         predicted(run, data.parent / "raw", tmp_path)
     assert caught.value.code == "data.action_not_finite"
 
