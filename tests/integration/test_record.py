@@ -216,6 +216,28 @@ def test_images_that_cannot_be_written_are_an_error_at_a_later_step(
         fill()
 
 
+@pytest.mark.parametrize("form", ["frames", "lerobot"])
+def test_an_episode_whose_lists_cannot_be_written_is_kept_once(
+    form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise StorageError("No space left on device")
+
+    with vlatool.record(tmp_path / "demos", fps=30, form=form) as recorder:
+        step(recorder, 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(recorder_module, "write_file_list", full)
+            with pytest.raises(StorageError, match="No space left"):
+                recorder.end_episode()
+        assert recorder.episodes == 1
+        step(recorder, 1)
+        recorder.end_episode()
+
+    source = detect_source(tmp_path / "demos", None)
+    assert [source.reader.read(ref).num_frames for ref in source.refs] == [1, 1]
+    assert errors_of(tmp_path / "demos") == []
+
+
 def test_no_image_is_dropped_when_encoding_falls_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -194,6 +194,8 @@ class EpisodeRecorder:
         Raises:
             UsageError: No step was added.
             StorageError: It cannot be written. The episode stays open: free space, and call again.
+                If only the lists of the output cannot be written, `episodes` counts it already:
+                the next episode, or opening the folder again, writes them.
         """
         self._check_is_open()
         if self._open is None or not self._open.frames:
@@ -211,9 +213,9 @@ class EpisodeRecorder:
         receipt = replace(receipt, facts={**receipt.facts, **facts})
         self._journal.store(receipt)
         self._receipts.append(receipt)
-        self._finish()
         self._open.close()
-        self._open = None
+        self._open = None  # it is written; what may still fail are the lists of the output
+        self._finish()
 
     def drop_episode(self) -> None:
         """Forgets the open episode, such as one that failed."""

@@ -235,11 +235,6 @@ def is_part(name: str) -> bool:
     return bool(words)
 
 
-def is_numbered(name: str) -> bool:
-    """True for a name such as `episode_12` or `2024-05-01_10-30`."""
-    return re.search(r"\d", name) is not None and not is_part(name)
-
-
 def _whole(source: Path, root: tuple[str, ...], folders: Sequence[_Folder]) -> FilesOfEpisode:
     """A folder with all that is in it as one episode."""
     path = source.joinpath(*root)
