@@ -8,10 +8,10 @@ if TYPE_CHECKING:
     from vlatool.episode import Episode as Episode
     from vlatool.episode import EpisodeRef as EpisodeRef
     from vlatool.errors import VlatoolError as VlatoolError
-    from vlatool.evaluation.loop import ControlLoop as ControlLoop
     from vlatool.evaluation.policy_runner import load_policy as load_policy
     from vlatool.loading.dataset import open_dataset as open_dataset
     from vlatool.serving.client import connect as connect
+    from vlatool.serving.loop import ControlLoop as ControlLoop
     from vlatool.workflows.build_dataset import build_dataset as build_dataset
     from vlatool.workflows.catalog import plugins as list_plugins  # noqa: F401 - a public name
     from vlatool.workflows.catalog import presets as presets
@@ -64,7 +64,7 @@ _WORKFLOWS = "vlatool.workflows"
 # Every command has an entry under its name with underscores; `vlatool.plugins` is the registries.
 _PUBLIC = {
     "EpisodeRecorder": f"{_WORKFLOWS}.recorder:EpisodeRecorder",
-    "ControlLoop": "vlatool.evaluation.loop:ControlLoop",
+    "ControlLoop": "vlatool.serving.loop:ControlLoop",
     "Episode": "vlatool.episode:Episode",
     "EpisodeRef": "vlatool.episode:EpisodeRef",
     "VlatoolError": "vlatool.errors:VlatoolError",

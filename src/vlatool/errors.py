@@ -1,12 +1,20 @@
-"""Expected errors: a message with a location, a hint, a stable code and the exit code."""
+"""Expected errors: a message with a location, a hint, a stable code and the exit code.
+
+Part of the client package, too: nothing newer than Python 3.8.
+"""
+
+from __future__ import annotations
 
 import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Self
 
 # Environment variable with the path of the single file that runs (binary/start.py).
 SINGLE_FILE = "VLATOOL_BINARY"
@@ -64,7 +72,9 @@ class VlatoolError(Exception):
             **details: Further details; JSON-serializable.
         """
         place = f"{path}:{line}" if line else str(path)
-        known = {"path": str(path)} | ({"line": line} if line else {})
+        known: dict[str, Any] = {"path": str(path)}
+        if line:
+            known["line"] = line
         return cls(f"{place}: {reason}", hint=hint, code=code, details={**known, **details})
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -154,14 +164,15 @@ def _requirement_lines() -> list[tuple[str, str]]:
     from importlib.metadata import PackageNotFoundError, requires
 
     try:
-        lines = [line.partition(";") for line in requires("vlatool") or ()]
+        lines = requires("vlatool") or ()
     except PackageNotFoundError:
         return []
-    extras = [re.search(r"extra\s*==\s*['\"]([\w.-]+)", marker) for _, _, marker in lines]
-    return [
-        (extra[1] if extra else "", line.strip())
-        for (line, _, _), extra in zip(lines, extras, strict=True)
-    ]
+    result: list[tuple[str, str]] = []
+    for line in lines:
+        requirement, _, marker = line.partition(";")
+        extra = re.search(r"extra\s*==\s*['\"]([\w.-]+)", marker)
+        result.append((extra[1] if extra else "", requirement.strip()))
+    return result
 
 
 def extra_of(module: str) -> str | None:

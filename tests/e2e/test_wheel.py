@@ -1,5 +1,6 @@
 """The built wheel: it contains the presets and finds them when installed."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -40,3 +41,25 @@ def test_installed_wheel_resolves_a_preset(wheel: Path, tmp_path: Path) -> None:
         command, check=True, capture_output=True, text=True, env=environment, cwd=tmp_path
     )
     assert "type: diffusion_policy" in done.stdout
+
+
+def test_the_client_package_needs_neither_the_main_package_nor_a_new_python(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "wheel"]
+    subprocess.run([*command, str(ROOT / "clients/python")], check=True, cwd=tmp_path)
+    (wheel,) = (tmp_path / "wheel").glob("*.whl")
+    names = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".py")]
+    for name in names:
+        ast.parse(zipfile.ZipFile(wheel).read(name), name, feature_version=(3, 8))
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = (
+        "import sys, vlatool_client\n"
+        "known = {name.partition('.')[0] for name in sys.modules}\n"
+        "assert not known & {'vlatool', 'torch', 'pydantic'}, known\n"
+        "try: vlatool_client.connect('ws://127.0.0.1:9')\n"
+        "except vlatool_client.EnvironmentProblem as error: print(error.code)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
+    )
+    assert done.stdout.strip() == "environment.server_unreachable"

@@ -1,6 +1,7 @@
 """Control loop: what a policy is shown, and which commands of its plans are executed."""
 
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -431,6 +432,114 @@ def test_after_the_error_of_a_plan_the_loop_goes_on_without_a_reset() -> None:
 def test_a_loop_needs_chunks_that_are_long_enough(steps: int, delay: int) -> None:
     with fails("usage.delay_steps"):
         vlatool.ControlLoop(local(LookPolicy()), execute_steps=steps, delay_steps=delay)
+
+
+def test_commands_stay_within_the_range_and_the_speed_and_are_counted() -> None:
+    limits = {"move": {"low": [-1.0, -np.inf], "high": 1.0, "speed": [np.inf, 2.0]}}
+    free: list[Array] = []
+    limited: list[Array] = []
+    for commands, given in ((free, {}), (limited, limits)):
+        with vlatool.ControlLoop(local(LookPolicy()), execute_steps=3, limits=given) as loop:
+            for number in range(9):
+                commands.append(loop.step(look(number))["move"])
+            counts = dict(loop.num_limited)
+    within = np.clip(np.stack(free)[:, 0], -1, 1)
+    np.testing.assert_array_equal(np.stack(limited)[:, 0], within)
+    steps = np.abs(np.diff(np.stack(limited)[:, 1]))
+    assert steps.max() == pytest.approx(2.0 / LookPolicy.fps)
+    assert counts["move.0 range"] == int((within != np.stack(free)[:, 0]).sum())
+    assert counts["move.1 speed"] > 0
+
+
+def test_the_first_command_moves_at_the_speed_from_where_the_robot_is() -> None:
+    limits = {"grip": {"speed": 1.0}}
+    with vlatool.ControlLoop(local(LookPolicy()), limits=limits) as loop:
+        loop.reset(command={"grip": [500.0]})
+        assert abs(loop.step(look(0))["grip"][0] - 500.0) == pytest.approx(1 / LookPolicy.fps)
+
+
+@pytest.mark.parametrize(
+    ("field", "limit", "problem"),
+    [
+        ("mov", {"low": 0}, "no action 'mov'"),
+        ("move", {"low": [0, 1, 2]}, "not 2 numbers"),
+        ("move", {"high": [0, np.nan]}, "has NaN"),
+        ("move", {"low": 2, "high": 1}, "low is above high"),
+        ("move", {"speed": 0}, "not positive"),
+        ("move", {"speed": "fast"}, "not a number"),
+        ("move", {"max": 1}, "no limit 'max'"),
+    ],
+)
+def test_a_limit_that_cannot_be_used_is_named(
+    field: str, limit: dict[str, Any], problem: str
+) -> None:
+    with fails("usage.bad_limits") as caught:
+        vlatool.ControlLoop(local(LookPolicy()), limits={field: limit})
+    assert problem in caught.value.message
+
+
+@pytest.mark.parametrize("delay", [0, 1])
+def test_a_plan_that_is_late_is_an_error_and_a_reset_goes_on(delay: int) -> None:
+    policy = LookPolicy()
+    keys = {"execute_steps": 2, "delay_steps": delay, "max_plan_s": 0.05}
+    with vlatool.ControlLoop(local(policy), **keys) as loop:
+        first = loop.step(look(0))
+        policy.hold.clear()
+        with fails("environment.plan_late"):
+            for number in range(1, 5):
+                loop.step(look(number))
+        policy.hold.set()
+        loop.reset()
+        np.testing.assert_array_equal(loop.step(look(0))["move"], first["move"])
+
+
+def test_a_command_from_an_old_observation_is_an_error() -> None:
+    with vlatool.ControlLoop(local(LookPolicy()), max_age_s=0.05) as loop:
+        loop.step(look(0))
+        time.sleep(0.06)
+        with fails("environment.observation_old"):
+            loop.step(look(1))
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan")])
+def test_a_deadline_is_above_0(seconds: float) -> None:
+    with fails("usage.bad_value"):
+        vlatool.ControlLoop(local(LookPolicy()), max_age_s=seconds)
+
+
+# seams
+
+
+class SeamPolicy(LookPolicy):
+    """Notes the commands that it is told to continue."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.committed: list[tuple[int, Mapping[str, Array] | None]] = []
+
+    def act(self, observations: Sequence[Observation], *, seeds: Sequence[int]) -> dict[str, Array]:
+        self.committed += [(row.delay, row.committed) for row in observations]
+        return super().act(observations, seeds=seeds)
+
+
+def test_a_policy_is_told_the_commands_that_the_robot_executes_meanwhile() -> None:
+    policy = SeamPolicy()
+    with vlatool.ControlLoop(local(policy), execute_steps=2, delay_steps=1) as loop:
+        commands = [loop.step(look(number)) for number in range(4)]
+    assert policy.committed[0] == (0, None)
+    delay, committed = policy.committed[1]
+    assert delay == 1
+    assert committed is not None
+    assert committed["move"].shape == (LookPolicy.horizon - 2, 2)
+    np.testing.assert_array_equal(committed["move"][0], commands[2]["move"])
+
+
+def test_without_a_delay_a_policy_is_told_no_command() -> None:
+    policy = SeamPolicy()
+    with vlatool.ControlLoop(local(policy), execute_steps=2) as loop:
+        for number in range(4):
+            loop.step(look(number))
+    assert policy.committed == [(0, None), (0, None)]
 
 
 def test_a_file_without_a_mapping_sets_the_control_of_a_server(tmp_path: Path) -> None:

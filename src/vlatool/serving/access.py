@@ -3,33 +3,14 @@
 import errno
 import hmac
 import ipaddress
-import logging
 import socket
 import ssl
 from pathlib import Path
-from typing import Any
 
 from vlatool.credentials import hide
 from vlatool.errors import UsageError
+from vlatool.serving.client import KEY_SCHEME, is_usable_key
 from vlatool.storage.byte_ranges import read_file
-
-_SCHEME = "Api-Key "
-
-
-class SocketLog(logging.LoggerAdapter[logging.Logger]):
-    """Log of connections at the level DEBUG: an invalid request is a fault of a client.
-
-    The library logs headers, with the key, and messages only if DEBUG is enabled, so it is not.
-    """
-
-    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - logging's name
-        """True for all levels above DEBUG."""
-        return level > logging.DEBUG
-
-    def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
-        """Logs at the level DEBUG, whatever `level` above it is."""
-        if self.isEnabledFor(level):
-            self.logger.debug(msg, *args, **kwargs)
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -95,7 +76,7 @@ def read_key(key_file: str | None, host: str) -> str | None:
             details={"host": host},
         )
     key = _text_of(key_file, "--key-file").strip()
-    if not _is_usable(key):
+    if not is_usable_key(key):
         raise UsageError.at(
             key_file,
             "has no usable key",
@@ -108,22 +89,7 @@ def read_key(key_file: str | None, host: str) -> str | None:
 
 def has_key(header: str | None, key: str) -> bool:
     """True if the header `Authorization` of a request has the key."""
-    return hmac.compare_digest((header or "").encode(), f"{_SCHEME}{key}".encode())
-
-
-def authorization(key: str) -> str:
-    """Header `Authorization` of a client with a key."""
-    if not _is_usable(key):
-        raise UsageError(
-            "the key cannot be sent",
-            hint="give one line of printable ASCII characters, without the line break of its file",
-            code="usage.no_key",
-        )
-    return f"{_SCHEME}{key}"
-
-
-def _is_usable(key: str) -> bool:
-    return bool(key) and key.isascii() and key.isprintable()
+    return hmac.compare_digest((header or "").encode(), f"{KEY_SCHEME}{key}".encode())
 
 
 def tls_context(certificate: str | None, private_key: str | None) -> ssl.SSLContext | None:

@@ -1,14 +1,22 @@
-"""Client of a policy server, with the methods of `load_policy`. Does not import torch."""
+"""Client of a policy server, with the methods of `load_policy`.
+
+Part of the client package, too: no torch, nothing newer than Python 3.8, relative imports.
+"""
+
+from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import operator
 import ssl
 import threading
-from collections.abc import Coroutine, Generator, Mapping
+import time
+from collections.abc import Mapping
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from websockets.asyncio.client import ClientConnection
@@ -20,18 +28,64 @@ from websockets.exceptions import (
     WebSocketException,
 )
 
-from vlatool.episode import Array
-from vlatool.errors import DataError, EnvironmentProblem, UsageError, VlatoolError
-from vlatool.serving.access import SocketLog, authorization
-from vlatool.serving.messages import CONTROL, PROTOCOL, error_of, pack, unpack
+from ..errors import DataError, EnvironmentProblem, UsageError, VlatoolError
+from .messages import CONTROL, PROTOCOL, error_of, pack, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Generator
+    from typing import Self
+
+    from numpy.typing import NDArray
 
 Value = TypeVar("Value")
 
 _log = logging.getLogger(__name__)
 
+# `LoggerAdapter` takes a type parameter from Python 3.11 on.
+if TYPE_CHECKING:
+    _LoggerAdapter = logging.LoggerAdapter[logging.Logger]
+else:
+    _LoggerAdapter = logging.LoggerAdapter
+
+KEY_SCHEME = "Api-Key "
+# Pause between two attempts to connect.
+_RETRY_S = 0.5
+# Errors after which it may succeed soon.
+_PASSING = ("environment.server_unreachable", "environment.server_busy")
 _UNAUTHORIZED = 401
 _BUSY = 503
 _CLOSE_S = 2.0
+
+
+class SocketLog(_LoggerAdapter):
+    """Log of connections at the level DEBUG: an invalid request is a fault of a client.
+
+    The library logs headers, with the key, and messages only if DEBUG is enabled, so it is not.
+    """
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - logging's name
+        """True for all levels above DEBUG."""
+        return level > logging.DEBUG
+
+    def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
+        """Logs at the level DEBUG, whatever `level` above it is."""
+        if self.isEnabledFor(level):
+            self.logger.debug(msg, *args, **kwargs)
+
+
+def authorization(key: str) -> str:
+    """Header `Authorization` of a client with a key."""
+    if not is_usable_key(key):
+        raise UsageError(
+            "the key cannot be sent",
+            hint="give one line of printable ASCII characters, without the line break of its file",
+            code="usage.no_key",
+        )
+    return f"{KEY_SCHEME}{key}"
+
+
+def is_usable_key(key: str) -> bool:
+    return bool(key) and key.isascii() and key.isprintable()
 
 
 class RemotePolicy:
@@ -53,10 +107,19 @@ class RemotePolicy:
             `prev_total_ms`, of the whole request before.
     """
 
-    def __init__(self, url: str, headers: Mapping[str, str], options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        tls: ssl.SSLContext | None,
+        timeout: float,  # longest wait for a connection and for a reply, in seconds
+        wait: float,  # how long a server that is not there is tried again, in seconds
+    ) -> None:
         self._url = url
         self._headers = headers
-        self._options = options
+        self._tls = tls
+        self._timeout = timeout
+        self._wait = wait
         self._control: dict[str, Any] = {}
         self._open = ExitStack()
         self._connection: ClientConnection | None = None
@@ -84,7 +147,7 @@ class RemotePolicy:
 
     def act(
         self, observation: Mapping[str, Any], *, executed: int = 1, delay: int = 0
-    ) -> dict[str, Array]:
+    ) -> dict[str, NDArray[Any]]:
         """Returns the action chunk for an observation, as the method of `load_policy` does.
 
         Args:
@@ -104,7 +167,7 @@ class RemotePolicy:
         reply = self._request(observation, steps)
         chunk = reply["actions"]
         start = 0
-        fields: dict[str, Array] = {}
+        fields: dict[str, NDArray[Any]] = {}
         for name, width in self.actions.items():
             fields[name] = chunk[:, start : start + width].copy()
             start += width
@@ -132,12 +195,13 @@ class RemotePolicy:
                 code="data.request_too_large",
             )
         try:
-            reply = self._run(_reply(self._connection, data, self._options["open_timeout"]))
+            reply = self._run(_reply(self._connection, data, self._timeout))
         except BaseException as error:  # Ctrl-C, too: a later request would get this reply
             self.close()
-            if isinstance(error, TimeoutError):
+            # Python has three of them before 3.11.
+            if isinstance(error, (TimeoutError, asyncio.TimeoutError, FutureTimeoutError)):
                 raise _lost(self._url, "no reply in time") from None
-            if isinstance(error, ConnectionClosed | OSError):
+            if isinstance(error, (ConnectionClosed, OSError)):
                 raise _lost(self._url, str(error)) from error
             raise
         if isinstance(reply, str):
@@ -151,6 +215,21 @@ class RemotePolicy:
         return message
 
     def _connect(self) -> None:
+        """Connects; tries again for a while if the server is not there or has too many clients."""
+        end = time.monotonic() + self._wait
+        while True:
+            try:
+                self._connect_once()
+            except EnvironmentProblem as error:
+                left = end - time.monotonic()
+                if left <= 0 or error.code not in _PASSING:
+                    raise
+                _log.info("%s: %s; trying again", self._url, error.message)
+                time.sleep(min(_RETRY_S, left))
+            else:
+                return
+
+    def _connect_once(self) -> None:
         """Opens the connection and reads the metadata: the server may have another policy now."""
         try:
             connection, first = self._opened()
@@ -188,12 +267,28 @@ class RemotePolicy:
         """A new connection, and the first message on it."""
         self._loop = self._open.enter_context(_event_loop())
         try:
-            connection = self._run(_connection(self._url, self._headers, self._options))
+            connection = self._run(self._open_connection())
             self._open.callback(lambda: self._run(connection.close()))
-            return connection, self._run(_reply(connection, b"", self._options["open_timeout"]))
+            return connection, self._run(_reply(connection, b"", self._timeout))
         except BaseException:  # Ctrl-C, too: the thread ends
             self.close()
             raise
+
+    async def _open_connection(self) -> ClientConnection:
+        options: dict[str, Any] = {} if self._tls is None else {"ssl": self._tls}
+        # Before version 15, websockets knows no proxies.
+        if "proxy" in inspect.signature(open_connection).parameters:
+            options["proxy"] = None
+        return await open_connection(
+            self._url,
+            additional_headers=self._headers,
+            compression=None,
+            max_size=None,
+            open_timeout=self._timeout,
+            close_timeout=_CLOSE_S,
+            logger=SocketLog(_log, {}),
+            **options,
+        )
 
     def _run(self, work: Coroutine[Any, Any, Value]) -> Value:
         """Runs a coroutine in the thread of the connection."""
@@ -244,27 +339,15 @@ def _event_loop() -> Generator[asyncio.AbstractEventLoop]:
         thread.join(_CLOSE_S)
 
 
-async def _connection(
-    url: str, headers: Mapping[str, str], options: Mapping[str, Any]
-) -> ClientConnection:
-    return await open_connection(
-        url,
-        additional_headers=headers,
-        compression=None,
-        max_size=None,
-        proxy=None,
-        close_timeout=_CLOSE_S,
-        logger=SocketLog(_log),
-        **options,
-    )
-
-
 async def _reply(connection: ClientConnection, data: bytes, timeout: float | None) -> str | bytes:
     """The next message, after a request has been sent unless it is empty."""
-    async with asyncio.timeout(timeout):
+
+    async def exchange() -> str | bytes:
         if data:
             await connection.send(data)
         return await connection.recv()
+
+    return await asyncio.wait_for(exchange(), timeout)
 
 
 def _arrays(observation: Mapping[str, Any]) -> dict[str, Any]:
@@ -334,6 +417,7 @@ def connect(
     *,
     api_key: str | None = None,
     timeout: float = 60.0,
+    wait: float = 0.0,
     certificate: str | None = None,
 ) -> RemotePolicy:
     """Connects to a server of `vlatool serve`, for one robot.
@@ -347,6 +431,8 @@ def connect(
         url: Address, `ws://HOST:PORT`, or `wss://HOST:PORT` for a server with TLS.
         api_key: Key of the server, if it has one.
         timeout: Longest wait for the connection and for a reply, in seconds.
+        wait: How long to try again while the server is not there or has too many clients, in
+            seconds: start robot and server in any order with `wait=30`.
         certificate: File with the certificates to trust, in PEM form; None: those of the system.
 
     Raises:
@@ -355,14 +441,14 @@ def connect(
             or is of another version.
     """
     headers = {} if api_key is None else {"Authorization": authorization(api_key)}
-    options: dict[str, Any] = {"open_timeout": timeout}
+    tls = None
     if certificate is not None:
         try:
-            options["ssl"] = ssl.create_default_context(cafile=certificate)
+            tls = ssl.create_default_context(cafile=certificate)
         except OSError as error:
             raise UsageError(
                 f"{certificate}: no certificates: {error}",
                 hint="give a file in PEM form",
                 code="usage.bad_certificate",
             ) from error
-    return RemotePolicy(url, headers, options)
+    return RemotePolicy(url, headers, tls, timeout, wait)

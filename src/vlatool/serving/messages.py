@@ -1,23 +1,22 @@
 """Messages between clients and a policy server: msgpack maps with arrays, and texts of errors.
 
-The protocol is in docs/serving.md.
+The protocol is in docs/serving.md. Part of the client package, too: nothing newer than Python 3.8,
+relative imports.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgpack
 import numpy as np
 
-from vlatool.episode import Array
-from vlatool.errors import (
-    DataError,
-    EnvironmentProblem,
-    StorageError,
-    UsageError,
-    VlatoolError,
-)
+from ..errors import DataError, EnvironmentProblem, StorageError, UsageError, VlatoolError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # Version of the metadata and of the map below `CONTROL`.
 PROTOCOL = 1
@@ -95,7 +94,7 @@ def unpack(data: bytes, max_objects: int = MAX_OBJECTS) -> dict[str, Any]:
 
 def _depth(value: Any) -> int:
     values = value.values() if isinstance(value, dict) else value
-    is_nested = isinstance(value, dict | list)
+    is_nested = isinstance(value, (dict, list))
     return 1 + max(map(_depth, values), default=0) if is_nested else 0
 
 
@@ -118,7 +117,7 @@ def error_of(text: str) -> VlatoolError:
 
 
 def _packed_array(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
+    if isinstance(value, (np.ndarray, np.generic)):
         if value.dtype.kind not in _KINDS:
             raise TypeError(f"numpy values of type {value.dtype}")
         dtype = value.dtype.str
@@ -130,14 +129,14 @@ def _packed_array(value: Any) -> Any:
 
 def _lengths(shape: Any) -> tuple[int, ...] | None:
     """Lengths of the dimensions; None if they are not numbers from 0, or too many."""
-    if not isinstance(shape, Sequence) or len(cast(Sequence[object], shape)) > _MAX_DIMENSIONS:
+    if not isinstance(shape, Sequence) or len(cast("Sequence[object]", shape)) > _MAX_DIMENSIONS:
         return None
-    lengths = tuple(cast(Sequence[object], shape))
+    lengths = tuple(cast("Sequence[object]", shape))
     are_numbers = all(type(length) is int and length >= 0 for length in lengths)
-    return cast(tuple[int, ...], lengths) if are_numbers else None
+    return cast("tuple[int, ...]", lengths) if are_numbers else None
 
 
-def _array(value: Mapping[Any, Any]) -> Array:
+def _array(value: Mapping[Any, Any]) -> NDArray[Any]:
     dtype = _dtype(value)
     data = value.get(_DATA)
     shape = _lengths(value.get(_SHAPE))
@@ -158,7 +157,7 @@ def _scalar(value: Mapping[Any, Any]) -> Any:
     data = value.get(_DATA)
     dtype = _dtype(value)
     # The types of texts make as many zero bytes as a number says.
-    if not isinstance(data, {"S": bytes, "U": str}.get(dtype.kind, bool | int | float)):
+    if not isinstance(data, {"S": bytes, "U": str}.get(dtype.kind, (bool, int, float))):
         raise _bad_message("a numpy scalar has no data of its type")
     try:
         return dtype.type(data)
@@ -166,7 +165,7 @@ def _scalar(value: Mapping[Any, Any]) -> Any:
         raise _bad_message(f"a numpy scalar cannot be read: {error}") from error
 
 
-def _dtype(value: Mapping[Any, Any]) -> "np.dtype[Any]":
+def _dtype(value: Mapping[Any, Any]) -> np.dtype[Any]:
     name = value.get(_DTYPE)
     try:
         dtype = np.dtype(name) if isinstance(name, str) and len(name) <= _MAX_DTYPE else None

@@ -37,7 +37,8 @@ from vlatool.models.base import Policy
 from vlatool.models.published import WeightsOrigin
 from vlatool.plugins import did_you_mean
 from vlatool.serving import messages
-from vlatool.serving.access import SocketLog, has_key, listen
+from vlatool.serving.access import has_key, listen
+from vlatool.serving.client import SocketLog
 from vlatool.serving.config import ServeConfig, ServeMap
 from vlatool.serving.planner import ChunkBatcher
 from vlatool.transforms.names import FieldMap, NameMap
