@@ -431,6 +431,9 @@ class Observation:
         instruction: Instruction for the robot.
         past_actions: Map from action field to the last commands [P - 1, C]; None: unknown.
         past_mask: bool [P - 1], False for padded commands; None: no command is padded.
+        committed: Map from action field to the commands [L, C] that are left of the chunk before,
+            from the current step on; None: the robot waits for the new chunk.
+        delay: Number of these commands that the robot executes before the new chunk takes effect.
         image_masks: Map from camera to bool [K], False for padded images; a camera without an entry
             has no padded image.
         is_preprocessed: True for the observation of a training sample: its images are rotated
@@ -443,6 +446,8 @@ class Observation:
     instruction: str = ""
     past_actions: Mapping[str, Array] | None = None
     past_mask: Array | None = None
+    committed: Mapping[str, Array] | None = None
+    delay: int = 0
     image_masks: Mapping[str, Array] = field(default_factory=dict[str, Array])
     is_preprocessed: bool = False
 

@@ -8,7 +8,7 @@ Legend of shapes: D action dimensions.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -34,7 +34,7 @@ Gripper = Literal["raw", "normalised"]
 _FOLDER = Path(__file__).resolve().parent / "profiles"
 _CONSTANT_WIDTH = 1e-6
 _MAX_NUMBER = 1e38  # fits float32
-_KEYS = ("name", "dimensions", "mean", "std", "factors", "raw")
+_KEYS = ("name", "dimensions", "mean", "std", "factors", "raw", "held")
 _HINT = "`vlatool tokenizer fit-fast` writes one; the form is in docs/action-tokens.md"
 
 
@@ -48,6 +48,8 @@ class NormalizationProfile:
     factors: tuple[float, ...] = ()  # factor of each `std`; default 1
     raw: tuple[str, ...] = ()  # names of the dimensions that are not normalized
     dimensions: tuple[str, ...] = ()  # unique names; default: numbers from 0
+    # Dimension that never moved in the data of a run, to its value.
+    held: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def __post_init__(self) -> None:
         width = len(self.mean)
@@ -85,11 +87,22 @@ class NormalizationProfile:
             return (array - self.center) / self.scale
 
     def denormalize(self, values: Any) -> Array:
-        """Inverse of `normalize`; raises as it does."""
-        return self._as_values(values) * self.scale + self.center
+        """Inverse of `normalize`, float64 [..., D]; raises as it does. Dimensions of `held` have
+        their value.
+        """
+        actions = (self._as_values(values) * self.scale + self.center).astype(np.float64)
+        for name, value in self.held.items():
+            actions[..., self.dimensions.index(name)] = value
+        return actions
+
+    @property
+    def is_held(self) -> Array:
+        """Bool [D], True for dimensions of `held`."""
+        return np.array([name in self.held for name in self.dimensions])
 
     def document(self) -> dict[str, Any]:
         """JSON-serializable form that `parse_profile` reads."""
+        held = {"held": dict(self.held)} if self.held else {}
         return {
             "name": self.name,
             "dimensions": list(self.dimensions),
@@ -97,6 +110,7 @@ class NormalizationProfile:
             "std": list(self.std),
             "factors": list(self.factors),
             "raw": list(self.raw),
+            **held,
         }
 
     def _check(self) -> None:
@@ -105,8 +119,9 @@ class NormalizationProfile:
             count = len(getattr(self, key))
             _require(count == self.width, f"{key} has {count} entries, mean has {self.width}")
         _require(len(set(self.dimensions)) == self.width, "dimensions has a duplicate name")
-        for name in self.raw:
-            _require(name in self.dimensions, f"raw has {name!r}, which is not in dimensions")
+        for key, listed in (("raw", self.raw), ("held", self.held)):
+            for name in listed:
+                _require(name in self.dimensions, f"{key} has {name!r}, which is not in dimensions")
         with np.errstate(over="ignore", under="ignore"):
             numbers = [self.center, self.scale]
         _require(bool(np.isfinite(numbers).all()), "a number is not finite, or too large")
@@ -177,6 +192,7 @@ def parse_profile(document: object, where: str) -> NormalizationProfile:
             _numbers(content, "factors") if content.get("factors") else (),
             _names(content, "raw"),
             _names(content, "dimensions"),
+            _held(content.get("held") or {}),
         )
     except ValueError as error:
         raise DataError(
@@ -277,6 +293,31 @@ def _numbers(content: Mapping[str, Any], key: str) -> tuple[float, ...]:
     _require(is_list and bool(values), f"{key} is not a list of numbers")
     assert isinstance(values, list)
     return tuple(map(float, values))
+
+
+def _held(content: object) -> dict[str, float]:
+    is_map = isinstance(content, Mapping) and all(map(_is_number, content.values()))
+    _require(is_map, "held is not a map from dimensions to numbers")
+    assert isinstance(content, Mapping)
+    return {str(name): float(value) for name, value in content.items()}
+
+
+def held_dimensions(
+    dimensions: Sequence[str], ranges: Sequence[tuple[Sequence[float], Sequence[float]]]
+) -> dict[str, float]:
+    """Dimension that never moved to its value, from (smallest, largest) values [D] of data sets.
+
+    It has one value if `max - min <= 1e-6 * max(1, |middle|)` over all of them; the value is exact
+    if it never changed at all, else the middle.
+    """
+    held: dict[str, float] = {}
+    for index, name in enumerate(dimensions):
+        low = min(smallest[index] for smallest, _ in ranges)
+        high = max(largest[index] for _, largest in ranges)
+        middle = low if low == high else (low + high) / 2
+        if high - low <= _CONSTANT_WIDTH * max(1.0, abs(middle)):
+            held[name] = middle
+    return held
 
 
 def _is_number(value: object) -> bool:

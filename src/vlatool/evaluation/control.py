@@ -373,6 +373,11 @@ class EpisodeControl:
         states = list(self._states)
         now = len(states) - 1 - self._lookahead
         past, mask = self._past_commands()
+        delay = min(self.delay, self.num_left)
+        committed = None
+        if delay:
+            rows = slice(self.num_executed, None)
+            committed = {name: values[rows] for name, values in self._known().items()}
         observation = Observation(
             images={
                 name: np.stack([states[now + step].images[name] for step in view.offsets])
@@ -387,6 +392,8 @@ class EpisodeControl:
             instruction=instruction,
             past_actions=past,
             past_mask=mask,
+            committed=committed,
+            delay=delay,
         )
         return observation, chunk_seed(self._seed, self._num_chunks)
 
@@ -427,7 +434,7 @@ class EpisodeControl:
 
     def execute(self, steps: int = 1) -> None:
         """Counts the next steps of the chunk as executed."""
-        known = self._chunks.planned if self._remembers_planned else self.chunk
+        known = self._known()
         for step in range(self.num_executed, self.num_executed + steps):
             self.remember({name: values[step] for name, values in known.items()})
         self.num_executed += steps
@@ -435,6 +442,10 @@ class EpisodeControl:
     def remember(self, commands: Mapping[str, Array]) -> None:
         """Adds the commands [C] of a step to the history."""
         self._commands.append(commands)
+
+    def _known(self) -> Mapping[str, Array]:
+        """Commands [T, C] of the chunk as the policy is told of them."""
+        return self._chunks.planned if self._remembers_planned else self.chunk
 
     def _join(self, chunk: Mapping[str, Array], delay: int) -> None:
         if not self.chunk:

@@ -169,8 +169,8 @@ class Point:
     frame: int
     recorded: Mapping[str, Array]
     predicted: Mapping[str, Array]
-    # Mean error of the chunk over its steps and all dimensions that are not constant, in standard
-    # deviations; NaN if it has none.
+    # Mean error of the chunk over its steps and all dimensions, in standard deviations; NaN if the
+    # chunk has values that are not finite.
     error: float
 
 
@@ -201,10 +201,11 @@ class OpenLoopReport:
     """Errors of an open-loop evaluation."""
 
     fields: Mapping[str, Mapping[str, Any]]  # map from field name to errors of policy and baselines
-    # Mean error over all dimensions that are not constant, in standard deviations; None if all are.
+    # Mean error over all dimensions, in standard deviations; those of dimensions that never changed
+    # in training, which the policy holds, in their own unit.
     overall: Mapping[str, float | None]
     # The same for each step of a chunk, from the current one on [T]; None for a step that no sample
-    # has, [None] if all dimensions are constant.
+    # has.
     overall_by_step: Mapping[str, Sequence[float | None]]
     samples: int  # number of chunks compared
     invalid: int  # number of these with values that are not finite, for which no command exists
@@ -285,15 +286,15 @@ class _Recorder:
         fields = {
             name: field_report(errors, self._fields[name]) for name, errors in self._errors.items()
         }
-        varying = {name: int((~field.is_constant).sum()) for name, field in self._fields.items()}
+        widths = {name: len(field.is_constant) for name, field in self._fields.items()}
         predictors = dict.fromkeys(name for errors in self._errors.values() for name in errors)
         return OpenLoopReport(
             fields=fields,
             overall={
-                name: nan_to_none(_mean_over(fields, varying, name, ""))[0] for name in predictors
+                name: nan_to_none(_mean_over(fields, widths, name, ""))[0] for name in predictors
             },
             overall_by_step={
-                name: nan_to_none(_mean_over(fields, varying, name, "_by_step"))
+                name: nan_to_none(_mean_over(fields, widths, name, "_by_step"))
                 for name in predictors
             },
             samples=self._samples,
@@ -306,10 +307,7 @@ class _Recorder:
     ) -> None:
         for row, (index, target) in enumerate(zip(indices, targets, strict=True)):
             errors = [
-                np.abs(predicted[name][row] - target.actions[name])[target.mask][
-                    :, ~action.is_constant
-                ]
-                / action.std[~action.is_constant]
+                np.abs(predicted[name][row] - target.actions[name])[target.mask] / unit_of(action)
                 for name, action in self._fields.items()
             ]
             numbers = np.concatenate(errors, axis=1)
@@ -336,18 +334,18 @@ def _worst_first(errors: EpisodeErrors) -> float:
 
 def _mean_over(
     fields: Mapping[str, Mapping[str, Any]],
-    varying: Mapping[str, int],
+    widths: Mapping[str, int],
     predictor: str,
     suffix: str,
 ) -> Array:
-    """Mean normalized error over all dimensions that vary, with equal weights; NaN without any."""
+    """Mean normalized error over all dimensions, with equal weights."""
     rows = {
         name: np.asarray(errors[predictor][f"normalised_mae{suffix}"], np.float64)
         for name, errors in fields.items()
-        if predictor in errors and varying[name]
+        if predictor in errors
     }
-    total = sum((varying[name] * row for name, row in rows.items()), start=np.zeros(()))
-    return np.atleast_1d(total / (sum(varying[name] for name in rows) or np.nan))
+    total = sum((widths[name] * row for name, row in rows.items()), start=np.zeros(()))
+    return np.atleast_1d(total / sum(widths[name] for name in rows))
 
 
 @dataclass
@@ -380,8 +378,8 @@ class AbsoluteErrors:
 
 
 def field_report(errors: Mapping[str, AbsoluteErrors], field: ActionField) -> dict[str, Any]:
-    """Errors for one field; its means leave out constant dimensions, None if all are."""
-    std = field.std
+    """Errors for one field; its means are over all dimensions."""
+    units = unit_of(field)
     varying = ~field.is_constant
     report: dict[str, Any] = {
         "names": list(field.names),
@@ -389,12 +387,10 @@ def field_report(errors: Mapping[str, AbsoluteErrors], field: ActionField) -> di
         "constant_dimensions": np.flatnonzero(~varying).tolist(),
     }
     for name, error in errors.items():
-        values = error.mean[varying]
-        steps = error.by_step[:, varying] / std[varying]
         report[name] = {
-            "mae": float(values.mean()) if varying.any() else None,
-            "normalised_mae": float((values / std[varying]).mean()) if varying.any() else None,
-            "normalised_mae_by_step": nan_to_none(steps.mean(axis=1)) if varying.any() else [],
+            "mae": float(error.mean.mean()),
+            "normalised_mae": float((error.mean / units).mean()),
+            "normalised_mae_by_step": nan_to_none((error.by_step / units).mean(axis=1)),
             "mae_per_dimension": error.mean.tolist(),
         }
     if "mean_action" in errors:
@@ -402,6 +398,11 @@ def field_report(errors: Mapping[str, AbsoluteErrors], field: ActionField) -> di
         report["dimensions_better_than_mean"] = int(better.sum())
         report["moving_dimensions"] = int(varying.sum())
     return report
+
+
+def unit_of(field: ActionField) -> Array:
+    """Unit [D] of an error: the standard deviation, 1 for dimensions that never change."""
+    return np.where(field.is_constant, 1.0, field.std)
 
 
 def nan_to_none(values: Array) -> list[float | None]:

@@ -111,6 +111,7 @@ class ShardInfo:
 
     location: Path  # Path or URI of any scheme
     size: int  # number of samples
+    identity: str = ""  # equal for the same samples in another place; empty: the location
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ the protocol gets the default. Legend of shapes: B samples of a micro-batch, N i
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from vlatool.errors import UsageError
@@ -370,6 +371,8 @@ class Policy(Protocol):
         horizon: Number of steps in a chunk of commands, T.
         predicts_images: True if it also predicts images, as codes of a visual tokenizer.
         contract: What training saw; None: unknown.
+        held: Dimensions that never moved in the training data, as `FIELD: NAME`, to the value that
+            they are commanded with.
     """
 
     sees: "ObservationSpec"
@@ -378,6 +381,7 @@ class Policy(Protocol):
     horizon: int
     predicts_images: ClassVar[bool] = False
     contract: "Contract | None" = None
+    held: Mapping[str, float] = MappingProxyType({})
 
     def act(
         self, observations: "Sequence[Observation]", *, seeds: Sequence[int]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vlatool.artifacts.contract import SeenCamera
+from vlatool.artifacts.field_summary import Names, dimension_label
 from vlatool.episode import Array, CameraView, Observation, ObservationSpec, UInt8Array
 from vlatool.errors import DataError
 from vlatool.loading.base import Batcher
@@ -173,6 +174,7 @@ class RoboticsPolicy(Policy):
         # Names have no suffix `_relative`.
         self.actions = {name.removesuffix(SUFFIX): self._width(name) for name in data.action_fields}
         self.contract = assets.contract
+        self.held = dict(self._held(assets.names))
         offsets = tuple(data.image_indices)
         size = self._images.size
         seen_cameras = assets.contract.cameras
@@ -200,6 +202,14 @@ class RoboticsPolicy(Policy):
             )
         return value_range(self._statistics[field], field)
 
+    def _held(self, names: Names) -> Iterator[tuple[str, float]]:
+        """Label and value of each dimension that never moved."""
+        for field in self._data.action_fields:
+            scale = self._normalizer.scale(field, 1)
+            width = len(scale.constant)
+            for index in np.flatnonzero(scale.constant).tolist():
+                yield dimension_label(field, index, width, names), float(scale.held[index])
+
     def _references(self) -> Iterator[tuple[str, int]]:
         for group in self._groups:
             yield from zip(reference_keys(group), (3, 6), strict=True)
@@ -218,7 +228,9 @@ class RoboticsPolicy(Policy):
         are absolute; for preprocessed observations they are relative as the training data.
         """
         samples = [self._sample(observation) for observation in observations]
-        actions = {name: chunk[:, self._past :] for name, chunk in self._predict(samples, seeds)}
+        guidance = [self._guidance(observation) for observation in observations]
+        chunks = self._predict(samples, guidance, seeds)
+        actions = {name: chunk[:, self._past :] for name, chunk in chunks}
         if observations[0].is_preprocessed:
             return actions
         measured = {name: _newest(name, observations) for name, _ in self._references()}
@@ -234,18 +246,23 @@ class RoboticsPolicy(Policy):
         return actions
 
     def _predict(
-        self, samples: Sequence[DecodedSample], seeds: Sequence[int]
+        self,
+        samples: Sequence[DecodedSample],
+        guidance: Sequence[Array | None],  # of each sample; see `_guidance`
+        seeds: Sequence[int],
     ) -> Iterator[tuple[str, Array]]:
         """Yields each action field with its chunks, float64 [B, past + T, C], in physical units."""
         rows = np.zeros((len(samples), 0))
-        for group, filled in equal_groups(
-            [
-                tuple(getattr(value, "shape", None) for value in self._batcher([sample]).values())
-                for sample in samples
-            ]
-        ):
+        kinds: list[Hashable] = []
+        for sample, weights in zip(samples, guidance, strict=True):
+            batch = self._batcher([sample])
+            shapes = [getattr(value, "shape", None) for value in batch.values()]
+            kinds.append((None if weights is None else weights.dtype, *shapes))
+        for group, filled in equal_groups(kinds):
             rng = SeededRng([seeds[index] for index in filled], self._device)
-            chunks = self._sample_chunks([samples[index] for index in filled], rng)
+            chosen = [samples[index] for index in filled]
+            weights = [row for index in filled if (row := guidance[index]) is not None]
+            chunks = self._sample_chunks(chosen, weights, rng)
             if not rows.size:
                 rows = np.zeros((len(samples), *chunks.shape[1:]), chunks.dtype)
             rows[group] = chunks[: len(group)]
@@ -254,12 +271,20 @@ class RoboticsPolicy(Policy):
         for name, part in zip(self._data.action_fields, parts, strict=True):
             yield name, self._normalizer.denormalize(name, part)
 
-    def _sample_chunks(self, samples: Sequence[DecodedSample], rng: Rng) -> Array:
-        """Normalized actions of samples with equal shapes [B, past + T, C of all fields]."""
+    def _sample_chunks(
+        self, samples: Sequence[DecodedSample], guidance: Sequence[Array], rng: Rng
+    ) -> Array:
+        """Normalized actions of samples with equal shapes [B, past + T, C of all fields].
+
+        `guidance`: weights [past + T] of each sample, or empty.
+        """
         batch = {
             name: value.to(self._device) if isinstance(value, Tensor) else value
             for name, value in self._batcher(samples).items()
         }
+        if guidance:
+            name = "given" if guidance[0].dtype == np.bool_ else "guidance"
+            batch[name] = torch.from_numpy(np.stack(guidance)).to(self._device)
         # Equal chunks on all devices, to rounding errors of float32.
         with torch.no_grad(), true_float32(self._device):
             return self._sampler(batch, steps=self._steps, rng=rng).detach().cpu().numpy()
@@ -267,15 +292,16 @@ class RoboticsPolicy(Policy):
     def _sample(self, observation: Observation) -> DecodedSample:
         """Converts an observation to a sample; unknown actions are 0."""
         names = self._data.action_fields
-        past = observation.past_actions
+        past = self._as_trained(observation.past_actions, observation)
+        committed = self._as_trained(observation.committed, observation)
         fields = self._inputs(observation)
-        if past is not None and not observation.is_preprocessed:
-            measured = {name: _newest(name, [observation])[0] for name, _ in self._references()}
-            past = relative_actions(past, measured, self._groups)
         for name in names:
             fields[name] = np.zeros((self._length, self._width(name)))
             if past is not None:
                 fields[name][: self._past] = past[name]
+            if committed is not None:
+                values = self._within_data(name, committed[name])
+                fields[name][self._past : self._past + len(values)] = values
         mask = np.zeros(self._length, bool)
         if past is not None:
             mask[: self._past] = True if observation.past_mask is None else observation.past_mask
@@ -290,6 +316,47 @@ class RoboticsPolicy(Policy):
             metadata={},
             image_mask=image_mask,
         )
+
+    def _as_trained(
+        self, actions: Mapping[str, Array] | None, observation: Observation
+    ) -> Mapping[str, Array] | None:
+        """Commands [S, C] with the relative poses that the policy was trained on."""
+        if actions is None or observation.is_preprocessed:
+            return actions
+        measured = {name: _newest(name, [observation])[0] for name, _ in self._references()}
+        return relative_actions(actions, measured, self._groups)
+
+    def _within_data(self, field: str, values: Array) -> Array:
+        """Committed commands, limited to the range of the training data: they guide a chunk, and
+        a network knows nothing of other values.
+        """
+        stats = self._statistics[field]
+        if "min" not in stats or "max" not in stats:
+            return values
+        return np.clip(values, *value_range(stats, field))
+
+    def _guidance(self, observation: Observation) -> Array | None:
+        """The commands that a chunk continues: bool [past + T], those that will be executed, if the
+        policy was trained with such a delay; else weights float32 [past + T]. None: of no command.
+
+        Commands that will be executed weigh 1. The others are of an older observation: the new
+        chunk is blended with them at its end only, weighted by the cube of their share of what is
+        left of the chunk before. With the weights of arXiv 2506.07339, which guide at all noise
+        levels, a robot lags more: its success is lower at equal seams (docs/results.md).
+        """
+        delay = observation.delay
+        if observation.committed is None:
+            return None
+        if delay <= self._data.max_delay:
+            step = np.arange(self._length) - self._past
+            return (step >= 0) & (step < delay)
+        count = len(next(iter(observation.committed.values())))
+        weights = np.zeros(self._length, np.float32)
+        for step in range(count):
+            left = min(1.0, (count - step) / (count - delay + 1))
+            weights[self._past + step] = left**3
+        weights[self._past : self._past + delay] = 1
+        return weights
 
     def _inputs(self, observation: Observation) -> dict[str, Array]:
         """Proprioception fields [P, C]; relative poses refer to the newest measured one."""

@@ -280,6 +280,7 @@ class EpisodeBuilder:
         ids, findings = self._action_ids(item, distinct)
         samples = assemble(windows, ids, codes_by_path(self.codes, distinct))
         kinds = Counter(window.kind for window in windows)
+        actions = np.array([window.actions for window in distinct], np.float64)
         return Receipt(
             item.episode,
             counts={"samples": len(windows), "windows": len(distinct), **kinds},
@@ -287,6 +288,8 @@ class EpisodeBuilder:
             findings=findings,
             facts={
                 "shape": list(shape),
+                "smallest": actions.min(axis=(0, 1)).tolist(),
+                "largest": actions.max(axis=(0, 1)).tolist(),
                 "ids": sorted(Counter(map(len, ids)).items()),
                 "tasks": dict(Counter(window.task for window in windows)),
             },
@@ -456,6 +459,9 @@ class DatasetTotals:
     # number of action ids of a window to number of such windows
     id_counts: Counter[int] = field(default_factory=Counter[int])
     shape: WindowShape | None = None  # shape that all windows share
+    # Smallest and largest action [D] of each episode.
+    smallest: list[list[float]] = field(default_factory=list[list[float]])
+    largest: list[list[float]] = field(default_factory=list[list[float]])
 
     @property
     def samples(self) -> int:
@@ -476,6 +482,8 @@ class DatasetTotals:
         self.shape = shape
         self.episodes += 1
         self.files += receipt.files
+        self.smallest.append(receipt.facts["smallest"])
+        self.largest.append(receipt.facts["largest"])
         self.tasks.update(receipt.facts["tasks"])
         self.id_counts.update(dict(receipt.facts["ids"]))
         samples_by_kind = {
@@ -499,6 +507,10 @@ class DatasetTotals:
             "samples": self.samples,
             "kinds": dict(sorted(self.kinds.items())),
             "shape": self.shape._asdict(),
+            "action_range": {
+                "min": np.min(self.smallest, axis=0).tolist(),
+                "max": np.max(self.largest, axis=0).tolist(),
+            },
             "action_ids": {
                 **self.action_ids(),
                 "counts": {

@@ -73,6 +73,29 @@ def validation_data(config: TrainConfig, reporter: Reporter = NULL) -> Validatio
     )
 
 
+def report_shared(info: base.DatasetInfo, validation: base.DatasetInfo, reporter: Reporter) -> None:
+    """Warns if validation data are among the training data."""
+    trained = {shard.identity or str(shard.location) for shard in _shards(info)}
+    shared = 0
+    total = 0
+    for shard in _shards(validation):
+        total += shard.size
+        if (shard.identity or str(shard.location)) in trained:
+            shared += shard.size
+    if shared:
+        reporter.warn(
+            "data.validation_is_trained_on",
+            f"{shared:,} of {counted(total, 'validation sample')} are trained on, too: the "
+            "validation loss, and best.json, do not say how the policy does on other data; "
+            "choose other episodes for one of them (data.episodes, preprocess --episodes)",
+        )
+
+
+def _shards(info: base.DatasetInfo) -> Iterator[base.ShardInfo]:
+    for dataset in info.datasets:
+        yield from dataset.shards
+
+
 def check_samples(
     config: TrainConfig, info: base.DatasetInfo, assets: Path | None, reporter: Reporter = NULL
 ) -> None:

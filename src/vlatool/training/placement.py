@@ -90,9 +90,15 @@ class PlacedParts:
         return _DdpPart(part.module, methods, placement.device)
 
     def train(self) -> None:
-        """Sets trained parts to training mode and all others to eval mode."""
+        """Sets trained parts to training mode, all others and frozen modules to eval mode: without
+        dropout, because nothing adapts to it.
+        """
         for part in self._parts.values():
             part.module.train(part.trained)
+            for module in part.module.modules():
+                parameters = list(module.parameters())
+                if parameters and not any(parameter.requires_grad for parameter in parameters):
+                    module.eval()
 
     def eval(self) -> None:
         """Sets all parts to eval mode."""

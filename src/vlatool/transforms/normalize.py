@@ -123,6 +123,34 @@ def normalized_range(
     ).max(0)
 
 
+# Percentiles of statistics, ascending.
+_PERCENTS = (1, 2, 5, 95, 98, 99)
+
+
+def share_beyond(
+    stats: Mapping[str, Any], field: str, scale: FieldScale, index: int, limit: float
+) -> str:
+    """Share of rows whose normalized value of a dimension exceeds a limit, as far as percentiles
+    tell, such as `at most 1 %`.
+    """
+    center = np.reshape(scale.center, (-1, scale.center.shape[-1]))[0, index]
+    width = np.reshape(scale.scale, (-1, scale.scale.shape[-1]))[0, index]
+    below = 0
+    above = 0
+    for percent in _PERCENTS:
+        key = f"percentile_{percent}"
+        if key not in stats:
+            continue
+        value = (_numbers(stats, field, key)[index] - center) / width
+        if value < -limit:
+            below = percent
+        if value > limit:
+            above = max(above, 100 - percent)
+    if below or above:
+        return f"at least {below + above} %"
+    return "at most 1 %"
+
+
 def field_width(field: str, stats: Mapping[str, Any]) -> int:
     """Number of dimensions of a field; raises DataError if its statistics have no mean."""
     return len(_numbers(stats, field, "mean"))

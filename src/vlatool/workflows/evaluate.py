@@ -130,14 +130,13 @@ def _figure(value: float | None) -> str:
 def _field_text(metrics: Mapping[str, Any], predictors: Sequence[str]) -> str:
     """Mean errors of a field; `constant` if no dimension changes, because nothing is to predict."""
     varying = metrics["moving_dimensions"]
-    if not varying:
-        return f"{'constant':>14}"
     errors = "".join(_figure(metrics[name]["mae"]) for name in predictors)
-    return f"{errors}  {metrics['dimensions_better_than_mean']} of {varying}"
+    better = f"{metrics['dimensions_better_than_mean']} of {varying}" if varying else "constant"
+    return f"{errors}  {better}"
 
 
 def _details(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the dimensions left out, and the named dimensions with the largest errors."""
+    """Yields the dimensions that never change, and the named dimensions with the largest errors."""
     names = metrics["names"]
     constant = metrics["constant_dimensions"]
     if constant and metrics["moving_dimensions"]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vlatool.config.base import check_required
 from vlatool.errors import missing_package
 from vlatool.events import NULL, Reporter, counted
+from vlatool.pages.text import few_text
 from vlatool.results import Result
 from vlatool.serving.config import ServeConfig
 
@@ -59,6 +60,11 @@ def serve(config: ServeConfig, *, reporter: Reporter = NULL) -> ServeResult:
     tls = tls_context(config.certificate, config.private_key)
     with bound_socket(config.host, config.port) as bound:
         policy, trained = open_policy(config.checkpoint, config.weights, config, reporter)
+        if policy.held:
+            listed = [f"{name} = {value:g}" for name, value in policy.held.items()]
+            reporter.note(
+                f"commanded as recorded, because they never moved in the data: {few_text(listed)}"
+            )
         server = PolicyServer(service_of(config, policy, trained.origin, key, tls))
         url = url_of(bound, has_tls=tls is not None)
         with _stopped_by_signals(server):

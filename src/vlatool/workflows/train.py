@@ -211,7 +211,7 @@ def _prepare(
     """Resolves configuration, data and plan; returns the setup and the folder of model assets."""
     before = None if config.name is None else RunDir(_output(config))
     config, info, rules = resume.resolved(config, before, reporter)
-    from vlatool.training.data import DataStreams, check_samples, validation_data
+    from vlatool.training.data import DataStreams, check_samples, report_shared, validation_data
     from vlatool.training.run import RunSetup  # imports torch, slow: errors of locations come first
     from vlatool.training.runtime import Runtime
 
@@ -224,6 +224,8 @@ def _prepare(
         check_single_epoch(order, plan.total_steps * plan.global_batch)
     check_rules(schedule_violations(config.hparams, plan.total_steps), typed, reporter)
     validation_set = validation_data(config, reporter)
+    if validation_set is not None:
+        report_shared(info, validation_set.info, reporter)
     assets = _model_assets(config, before)
     check_samples(config, info, assets, reporter)
     roll_out = None

@@ -1,17 +1,21 @@
 """Dimensions whose ranges a policy cannot learn well are named before training."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.builders.errors import fails
 from tests.builders.recording import Recorder
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.statistics import report_ranges
 
 GOOD = np.sin(np.arange(1000.0))
 RARE = np.where(np.arange(1000) % 200, 0.0, 1.0) + 1e-3 * GOOD
+
+HUGE = 1e4 * (RARE - 1e-3 * GOOD) + GOOD
 
 
 def statistics(*columns: Any) -> dict[str, Any]:
@@ -22,18 +26,20 @@ def statistics(*columns: Any) -> dict[str, Any]:
     return {name: value.tolist() for name, value in entry.items()}
 
 
-def messages(*columns: Any, **normalization: Any) -> dict[str, str]:
+def messages(*columns: Any, allow: Sequence[str] = (), **normalization: Any) -> dict[str, str]:
     config = RoboticsDataConfig.model_validate(
         {
             "action_fields": ["action"],
             "proprioception_fields": ["state"],
             "normalization": {"method": "percentile_1_99", "scope": "global", **normalization},
+            "allow": list(allow),
         }
     )
     names = {"action": [f"arm.joint_{number}" for number in range(len(columns))]}
     info: Any = SimpleNamespace(
         statistics={"action": statistics(*columns), "state": statistics(GOOD)},
         options=({"dimension_names": names},),
+        fixed_in_some=(),
     )
     reporter = Recorder()
     report_ranges(config, info, reporter)
@@ -62,7 +68,18 @@ def test_dimension_is_named_by_its_joint(
 
 
 def test_field_that_is_constant_as_a_whole_is_named_once() -> None:
-    assert messages(0 * GOOD, 0 * GOOD)["note"].endswith("in the data: action")
+    assert messages(0 * GOOD, 0 * GOOD)["note"].endswith("holds them: action")
+
+
+def test_values_over_1000_after_normalization_are_refused_with_their_share() -> None:
+    with fails("data.wide_range") as caught:
+        messages(GOOD, HUGE)
+    assert caught.value.message.startswith("action: arm.joint_1 is up to")
+    assert "at most 1 % of the rows" in caught.value.message
+
+
+def test_values_over_1000_are_a_warning_if_they_are_allowed() -> None:
+    assert "data.narrow_ranges" in messages(GOOD, HUGE, allow=["action"])
 
 
 def test_steps_have_their_own_ranges() -> None:
@@ -73,7 +90,9 @@ def test_steps_have_their_own_ranges() -> None:
     config = RoboticsDataConfig.model_validate(
         {"action_fields": ["action"], "normalization": {"scope": "per_timestep"}}
     )
-    info: Any = SimpleNamespace(statistics={"action": statistics(GOOD) | stats}, options=({},))
+    info: Any = SimpleNamespace(
+        statistics={"action": statistics(GOOD) | stats}, options=({},), fixed_in_some=()
+    )
     reporter = Recorder()
     report_ranges(config, info, reporter)
     assert (reporter.warnings, reporter.notes) == ([], [])

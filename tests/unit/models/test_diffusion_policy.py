@@ -14,7 +14,7 @@ from vlatool.models.diffusion_policy.config import (
     TransformerConfig,
     ViTBackboneConfig,
 )
-from vlatool.models.diffusion_policy.model import DiffusionPolicy
+from vlatool.models.diffusion_policy.model import Condition, DiffusionPolicy
 from vlatool.models.diffusion_policy.objective import DenoisingObjective, observation_of
 from vlatool.models.rng import PerSampleRng
 
@@ -282,3 +282,57 @@ def test_repeats_give_the_loss_of_separate_draws() -> None:
     separate = loss_of(model, doubled, config())
     torch.testing.assert_close(repeated.total, separate.total)
     assert int(repeated.count) == int(separate.count)
+
+
+# delay in training
+
+
+def delayed_loss(batch: dict[str, Tensor], *, training: bool = True) -> tuple[Loss, Tensor]:
+    """Loss with a delay of up to 2 steps, and the mask of the given actions [B, T]."""
+    seen: list[Tensor] = []
+
+    class RecordingNetwork(nn.Module):
+        def forward(
+            self, observation: Any, x: Tensor, time: Any, rng: Any, given: Tensor | None = None
+        ) -> Tensor:
+            del observation, time, rng
+            seen.append(torch.zeros(x.shape[:2], dtype=torch.bool) if given is None else given)
+            torch.testing.assert_close(x[seen[0]], batch["actions"][seen[0]])
+            return torch.zeros_like(x)
+
+    ctx = StepContext(0, rng_of(range(B)), {"model": RecordingNetwork()}, training=training)
+    objective = DenoisingObjective(config(), max_delay=2, past_steps=1)
+    return objective.loss("main", batch, ctx), seen[0]
+
+
+def test_the_first_actions_of_a_random_delay_are_given_and_not_counted() -> None:
+    batch = make_batch()
+    loss, given = delayed_loss(batch)
+    assert int(loss.count) == int((batch["future_mask"] & ~given).sum()) * A
+    delays = given.sum(dim=1)
+    assert 0 < delays.max() <= 2
+    for row, delay in enumerate(delays.tolist()):
+        assert given[row, 1 : 1 + delay].all()
+
+
+def test_validation_gives_no_action() -> None:
+    batch = make_batch()
+    assert int(delayed_loss(batch, training=False)[0].count) == int(batch["future_mask"].sum()) * A
+
+
+def test_a_given_action_reaches_the_network_as_clean() -> None:
+    model = policy()
+    model.eval()
+    batch = make_batch()
+    context = model.encode(batch["images"], batch["text"])
+    time = torch.full((B,), 40)
+
+    def predicted(given: Tensor | None) -> Tensor:
+        condition = Condition(context, batch["proprioception"], given)
+        return model.denoise(condition, batch["actions"], time)
+
+    none = torch.zeros(B, T, dtype=torch.bool)
+    torch.testing.assert_close(predicted(none), predicted(None))
+    some = none.clone()
+    some[:, 1] = True
+    assert not torch.allclose(predicted(some), predicted(None))

@@ -98,6 +98,7 @@ class Shard:
 
     path: Path  # the file
     num_sequences: int  # number of samples
+    digest: str = ""  # of its content; empty: unknown
 
 
 @dataclass(frozen=True)

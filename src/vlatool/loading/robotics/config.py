@@ -189,6 +189,8 @@ class RoboticsDataConfig(LoadingConfig):
         LoadingConfig.no_effect_on_output
         # Locations of the data. The fingerprint of a run covers their content.
         | {"dataset_manifest", "dataset_statistics", "val_dataset_manifest"}
+        # Only what is refused.
+        | {"allow"}
         # Follows from camera_names and image_indices.
         | {"image_names"}
     )
@@ -268,11 +270,20 @@ class RoboticsDataConfig(LoadingConfig):
         "action fields of preprocessing_config.yaml", "Predicted fields.", default=[]
     )
     normalization: NormalizeConfig = option(NormalizeConfig(), "Normalization of fields.")
+    allow: list[str] = option(
+        [], "Fields whose normalized values may exceed 1,000, which is an error otherwise."
+    )
     lowdim_past_timesteps: int | None = base.derived_field(
         "past steps of preprocessing_config.yaml", "Steps before the anchor.", ge=0
     )
     lowdim_future_timesteps: int | None = base.derived_field(
         "future steps of preprocessing_config.yaml", "Steps after the anchor.", ge=0
+    )
+    max_delay: int = option(
+        0,
+        "Steps of a chunk that a robot may execute while the policy plans the next one: training "
+        "gives it up to as many of the first actions.",
+        ge=0,
     )
     action_dim: int | None = base.derived_field(
         "sum of the widths of action_fields", "Number of dimensions of an action."
@@ -329,7 +340,13 @@ class RoboticsDataConfig(LoadingConfig):
         return self.model_copy(update=update), rules
 
     def violations(self) -> Iterator[base.Violation]:
-        """Yields a violation if `image_names` contradicts `camera_names` and `image_indices`."""
+        """Yields a violation if `image_names` contradicts `camera_names` and `image_indices`, or if
+        `max_delay` is as long as a chunk.
+        """
+        future = self.lowdim_future_timesteps
+        if future is not None and self.max_delay > future:
+            message = f"data.max_delay is {self.max_delay}, a chunk has {future + 1} steps"
+            yield base.Violation(("max_delay", "lowdim_future_timesteps"), message)
         names = image_names(self.cameras, self.image_indices)
         if names and self.image_names and self.image_names != names:
             message = "data.image_names differs from data.camera_names at data.image_indices"

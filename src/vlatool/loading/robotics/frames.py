@@ -191,7 +191,11 @@ class FrameWindows:
         """The tars with windows, and how many."""
         counts: Any = read_json(self.computed() / _COUNTS)
         pairs = zip(self.chosen, counts, strict=True)
-        return [Shard(self.folder.tar(each.id).path, count) for each, count in pairs if count]
+        return [
+            Shard(self.folder.tar(episode.id).path, count, episode.sha256)
+            for episode, count in pairs
+            if count
+        ]
 
 
 @dataclass(frozen=True)

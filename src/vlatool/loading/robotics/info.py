@@ -1,11 +1,14 @@
 """Metadata of robotics data sets: sizes, fields, cameras, statistics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from vlatool.artifacts.conventions import check_rate
+from vlatool.artifacts.field_summary import dimension_label, recorded_names
 from vlatool.artifacts.frames.format import FramesFolder
 from vlatool.artifacts.shards.format import Shard, ShardFolder, check_shards
 from vlatool.artifacts.stats import format as stats_format
@@ -28,7 +31,7 @@ from vlatool.plugins import did_you_mean
 from vlatool.storage.uri import is_remote, location
 from vlatool.transforms.augmentation import central_box
 from vlatool.transforms.names import NameMap, name_end
-from vlatool.transforms.normalize import field_width
+from vlatool.transforms.normalize import constant_dimensions, field_width
 
 # Number of fields that a message lists.
 _MAX_LISTED = 40
@@ -56,6 +59,8 @@ class RoboticsInfo:
     renames: tuple[NameMap, ...] = ()
     # fields of other data sets that each data set lacks, with `pad_missing_fields`
     padded: tuple[frozenset[str], ...] = ()
+    # dimensions that never change in one data set, but in all together, with the data set
+    fixed_in_some: tuple[str, ...] = ()
     # windows of each data set that has frames; None for shards
     windows: tuple[FrameWindows | None, ...] = ()
 
@@ -63,7 +68,10 @@ class RoboticsInfo:
     def datasets(self) -> tuple[DataSet, ...]:
         names = self.names or tuple(f"data set {number}" for number, _ in enumerate(self.shards, 1))
         return tuple(
-            DataSet(name, tuple(ShardInfo(shard.path, shard.num_sequences) for shard in shards))
+            DataSet(
+                name,
+                tuple(ShardInfo(shard.path, shard.num_sequences, shard.digest) for shard in shards),
+            )
             for name, shards in zip(names, self.shards, strict=True)
         )
 
@@ -184,6 +192,7 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
         else (),
         names=tuple(config.dataset_manifest),
         left_out=merged.left_out,
+        fixed_in_some=tuple(_fixed_in_some(config, options[0], parts, known)),
         renames=tuple(renames),
         windows=windows,
     )
@@ -263,6 +272,25 @@ def _merged(
         leave_out_unequal=True,
         of_some=config.pad_missing_fields,
     )
+
+
+def _fixed_in_some(
+    config: RoboticsDataConfig,
+    options: Mapping[str, Any],
+    parts: Sequence[stats_format.Statistics],
+    merged: Mapping[str, Any],
+) -> Iterator[str]:
+    """Labels of dimensions that never change in one data set, but in all together."""
+    names = recorded_names(options)
+    for location_text, part in zip(config.dataset_manifest, parts, strict=False):
+        for field_name in _fields(config, options):
+            if len(parts) == 1 or field_name not in part or field_name not in merged:
+                continue
+            fixed = constant_dimensions(part[field_name], field_name)
+            moves = ~constant_dimensions(merged[field_name], field_name)
+            for index in np.flatnonzero(fixed & moves).tolist():
+                label = dimension_label(field_name, index, len(fixed), names)
+                yield f"{label} (in {location_text})"
 
 
 def _of_training(config: RoboticsDataConfig) -> stats_format.Statistics:

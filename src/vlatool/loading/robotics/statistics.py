@@ -33,6 +33,7 @@ from vlatool.transforms.normalize import (
     field_scale,
     field_width,
     normalized_range,
+    share_beyond,
     unscaled,
 )
 from vlatool.transforms.relative import SUFFIX
@@ -120,6 +121,8 @@ def scale_of(name: str, stats: Mapping[str, Any] | None, section: NormalizeConfi
 _log = logging.getLogger(__name__)
 
 _MAX_REACH = 20.0
+# Larger ones drown what the network could learn of all other dimensions.
+_REFUSED_REACH = 1000.0
 _ORDERS = 100.0
 # Number of dimensions that a message lists.
 _MAX_LISTED = 40
@@ -129,17 +132,34 @@ _MAX_LISTED = 40
 class _Dimension:
     """Range of one dimension that moves, after normalization."""
 
+    field: str
+    index: int
     label: str  # its name, such as `action: left_arm.3`
     reach: float  # largest absolute value; 0 without normalization
     deviation: float  # standard deviation
 
 
 def report_ranges(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Reporter) -> None:
-    """Names the dimensions that are constant, have too narrow a range, or an uneven scale."""
+    """Names the dimensions that are constant, have too narrow a range, or an uneven scale.
+
+    Raises:
+        DataError: Normalized values of a dimension exceed 1,000, and `data.allow` does not name it.
+    """
     if constant := list(_constant_labels(config, info)):
         _log.info("never change in the data: %s", _listed(constant))
-        reporter.note(f"never change in the data: {few_text(constant, 3)}")
+        reporter.note(
+            f"never change in the data, so the policy holds them: {few_text(constant, 3)}"
+        )
+    if info.fixed_in_some:
+        reporter.note(
+            "fixed in one data set, but not in all, so the policy does not hold them: "
+            f"{few_text(info.fixed_in_some, 3)}"
+        )
     varying = list(_moving(config, info))
+    for dimension in varying:
+        is_allowed = {dimension.field, dimension.label} & {*config.allow}
+        if dimension.reach > _REFUSED_REACH and not is_allowed:
+            raise _reach_error(dimension, config, info)
     narrow = [dimension for dimension in varying if dimension.reach > _MAX_REACH]
     if narrow:
         labels = [f"{dimension.label} (up to {dimension.reach:.3g})" for dimension in narrow]
@@ -165,6 +185,25 @@ def report_ranges(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Repo
             f"orders of magnitude from the median {median:.3g}: {_listed(uneven)}; check "
             "data.normalization and its epsilon",
         )
+
+
+def _reach_error(
+    dimension: _Dimension, config: RoboticsDataConfig, info: RoboticsInfo
+) -> DataError:
+    field = dimension.field
+    method = config.normalization.for_field(field).method
+    stats = info.statistics[field]
+    scale = scale_of(field, stats, config.normalization)
+    share = share_beyond(stats, field, scale, dimension.index, _REFUSED_REACH)
+    return DataError(
+        f"{dimension.label} is up to {dimension.reach:.3g} when it is normalized with {method}: "
+        f"almost all its values are equal, and {share} of the rows are over {_REFUSED_REACH:,.0f}",
+        hint="normalize it by its standard deviation, --set 'data.normalization.field_configs="
+        f"{{{field}: {{method: std}}}}', or leave it out of data.action_fields and "
+        f"data.proprioception_fields; --data.allow {field} takes it",
+        code="data.wide_range",
+        details={"field": field, "dimension": dimension.index, "largest": dimension.reach},
+    )
 
 
 def _listed(labels: Sequence[str]) -> str:
@@ -194,9 +233,8 @@ def _moving(config: RoboticsDataConfig, info: RoboticsInfo) -> Iterator[_Dimensi
             reach, deviation = normalized_range(stats, field, scale)
             for index in np.flatnonzero(~constant_dimensions(stats, field)).tolist():
                 label = dimension_label(field, index, len(reach), names)
-                yield _Dimension(
-                    label, is_normalized * float(reach[index]), float(deviation[index])
-                )
+                largest = float(reach[index]) if is_normalized else 0.0
+                yield _Dimension(field, index, label, largest, float(deviation[index]))
 
 
 def _fields(config: RoboticsDataConfig) -> Sequence[str]:
@@ -340,6 +378,7 @@ def _replaced(info: RoboticsInfo, known: Statistics, folder: Path) -> RoboticsIn
     past = read_preprocessing_config(_run_of(folder).root).get("past_lowdim_steps")
     if not isinstance(past, int):
         raise _not_usable(f"{folder}: preprocessing_config.yaml has no past_lowdim_steps")
+        _check_held(name, known[name], info)
     used = {name: known[name] for name in info.fields}
     return replace(
         info,
@@ -347,6 +386,20 @@ def _replaced(info: RoboticsInfo, known: Statistics, folder: Path) -> RoboticsIn
         statistics_past=past,
         data_statistics={name: info.statistics.get(name) for name in info.fields},
     )
+
+
+def _check_held(name: str, known: Mapping[str, Any], info: RoboticsInfo) -> None:
+    """Raises DataError if a dimension moves that never did in the data of the weights."""
+    if name not in info.statistics:
+        return
+    moves = ~constant_dimensions(info.statistics[name], name)
+    index = np.flatnonzero(constant_dimensions(known, name) & moves)
+    if len(index):
+        label = dimension_label(name, int(index[0]), len(moves), recorded_names(info.options[0]))
+        raise _not_usable(
+            f"{label} never moved in the data of the initial weights, and moves in these data: "
+            "their statistics would hold it still"
+        )
 
 
 def _changed_ranges(

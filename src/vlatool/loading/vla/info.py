@@ -5,7 +5,7 @@ Source: formats/samples 5.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, takewhile
 from pathlib import Path, PurePosixPath
@@ -22,6 +22,7 @@ from vlatool.artifacts.profile import (
     NormalizationProfile,
     check_same_profile,
     has_profile,
+    held_dimensions,
     parse_profile,
     read_profile,
 )
@@ -78,6 +79,12 @@ class VlaFolder:
     def num_samples(self) -> int:
         return sum(span.size for span in self.spans)
 
+    def shards(self) -> Iterator[ShardInfo]:
+        """The spans, each with its place in the file, of which others may be in another split."""
+        for span in self.spans:
+            path = self.samples.path / span.name
+            yield ShardInfo(path, span.size, f"{path}:{span.first}")
+
     @property
     def agreed(self) -> Mapping[str, Any]:
         return {
@@ -127,7 +134,7 @@ class VlaInfo:
         return tuple(
             DataSet(
                 name,
-                tuple(ShardInfo(folder.samples.path / s.name, s.size) for s in folder.spans),
+                tuple(folder.shards()),
             )
             for name, folder in zip(self.names, self.folders, strict=True)
         )
@@ -150,6 +157,20 @@ class VlaInfo:
     @property
     def num_samples(self) -> int:
         return sum(folder.num_samples for folder in self.folders)
+
+    @cached_property
+    def profile(self) -> NormalizationProfile:
+        """Normalization of the actions, with the dimensions that never moved in any data set.
+
+        Samples that do not record the range of their actions, such as published ones, hold none.
+        """
+        profile = self.first.profile
+        documents: list[Any] = [folder.samples.document for folder in self.folders]
+        known = [document.get("action_range") for document in documents]
+        ranges = [(row["min"], row["max"]) for row in known if row]
+        if len(ranges) < len(known):
+            return profile
+        return replace(profile, held=held_dimensions(profile.dimensions, ranges))
 
     @property
     def tasks(self) -> Sequence[str]:

@@ -260,7 +260,7 @@ class VlaPairs(base.RecordedPairs):
                 names=profile.dimensions,
                 mean=np.asarray(profile.mean, np.float64),
                 std=std,
-                is_constant=np.zeros(len(std), np.bool_),
+                is_constant=profile.is_held,
             )
         }
 
@@ -385,9 +385,8 @@ class VlaPairs(base.RecordedPairs):
         """Actions [T, A] of action ids."""
         shape = self._assets.shape
         fast = self._assets.fast
-        profile = self._assets.profile
+        profile = self._info.profile
         assert fast is not None
-        assert profile is not None
         chunks, problems = fast.decode([action_ids], shape.action_steps, shape.action_width)
         if problems[0] is not None:
             raise DataError.at(
@@ -396,7 +395,7 @@ class VlaPairs(base.RecordedPairs):
                 hint="build the samples again",
                 code="data.broken_samples",
             )
-        return profile.denormalize(chunks[0]).astype(np.float64)
+        return profile.denormalize(chunks[0])
 
 
 class VlaKind(base.DataKind):
@@ -439,6 +438,8 @@ class VlaKind(base.DataKind):
         self, config: VlaDataConfig, info: VlaInfo, reporter: Reporter = NULL
     ) -> None:
         """Checks lines and names of images, unless samples may be dropped."""
+        if info.profile.held:
+            reporter.note(f"never change in the data: {', '.join(info.profile.held)}")
         if not config.max_dropped_share:
             check_samples(info, reporter)
 
@@ -457,13 +458,13 @@ class VlaKind(base.DataKind):
     def make_assets(self, config: VlaDataConfig, info: VlaInfo) -> VlaAssets:
         first = info.first
         return VlaAssets(
-            *(first.sizes, first.shape, first.fps, first.fast, first.profile),
+            *(first.sizes, first.shape, first.fps, first.fast, info.profile),
             *(first.codes_digest, first.contract),
         )
 
     def save_assets(self, config: VlaDataConfig, info: VlaInfo, folder: Path) -> None:
         """Writes the action tokenizer, if there is one, and the profile to fast/."""
-        write_profile(folder / FAST_NAME / PROFILE_NAME, info.first.profile)
+        write_profile(folder / FAST_NAME / PROFILE_NAME, info.profile)
         if info.first.fast is not None:
             write_fast(folder / FAST_NAME, info.first.fast)
         CONTRACT.write(folder, asdict(info.first.contract))

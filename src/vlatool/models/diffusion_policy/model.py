@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,18 @@ class ForwardProcess(Protocol):
         """Target of the network, [B, T, A]."""
         ...
 
+    def shares(self, time: int) -> tuple[float, float]:
+        """Shares (s, n) of actions and noise at a noise level: `x = s x_0 + n noise`."""
+        ...
+
+    def denoised(self, x: Tensor, predicted: Tensor, time: int) -> Tensor:
+        """Actions [B, T, A] that a prediction of the network stands for."""
+        ...
+
+    def prediction(self, x: Tensor, denoised: Tensor, time: int) -> Tensor:
+        """Inverse of `denoised`; not at a noise level whose share of noise is 0."""
+        ...
+
 
 class FlowMatching:
     """Straight lines from data to noise; the network predicts the velocity."""
@@ -69,6 +81,16 @@ class FlowMatching:
     def target(self, actions: Tensor, noise: Tensor) -> Tensor:
         """`noise - x_0`."""
         return noise - actions
+
+    def shares(self, time: int) -> tuple[float, float]:
+        share = time / self._num_timesteps
+        return 1 - share, share
+
+    def denoised(self, x: Tensor, predicted: Tensor, time: int) -> Tensor:
+        return x - self.shares(time)[1] * predicted
+
+    def prediction(self, x: Tensor, denoised: Tensor, time: int) -> Tensor:
+        return (x - denoised) / self.shares(time)[1]
 
 
 class Diffusion:
@@ -87,6 +109,18 @@ class Diffusion:
 
     def target(self, actions: Tensor, noise: Tensor) -> Tensor:
         return noise
+
+    def shares(self, time: int) -> tuple[float, float]:
+        share = float(self._alphas_cumprod[time])
+        return share**0.5, (1 - share) ** 0.5
+
+    def denoised(self, x: Tensor, predicted: Tensor, time: int) -> Tensor:
+        of_actions, of_noise = self.shares(time)
+        return (x - of_noise * predicted) / of_actions
+
+    def prediction(self, x: Tensor, denoised: Tensor, time: int) -> Tensor:
+        of_actions, of_noise = self.shares(time)
+        return (x - of_actions * denoised) / of_noise
 
 
 def forward_process(config: NoiseConfig, *, flow: bool) -> ForwardProcess:
@@ -206,6 +240,45 @@ def ddim(
 def ddpm(network: Network, start: Tensor, schedule: SamplingSchedule, _: DdpmConfig) -> Tensor:
     """DDPM solver for diffusion, which adds the noise of the exact posterior at every step."""
     return ddim(network, start, schedule, DdimConfig(eta=1.0))
+
+
+# Largest step that guidance takes, in units of the noise that is left.
+_MAX_GUIDANCE = 5.0
+
+
+def guided(
+    network: Network, process: ForwardProcess, actions: Tensor, committed: Tensor
+) -> Network:
+    """A network whose chunks begin with actions that a robot executes meanwhile.
+
+    At each noise level the denoised actions move toward the committed ones, along the gradient of
+    the squared error with respect to the noised actions, so that the later actions follow. Rows do
+    not influence each other.
+    Source: Black et al., Real-Time Execution of Action Chunking Flow Policies, 2025 (arXiv
+    2506.07339), eq. 2 and 3, written for denoised actions, so that it serves diffusion too. Later
+    actions of the chunk before do not guide: see `RoboticsPolicy`.
+
+    Args:
+        network: Network to guide; differentiable.
+        process: Forward process that it was trained with.
+        actions: Normalized actions [B, T, A]; any where none is committed.
+        committed: bool [B, T], true for committed actions.
+    """
+
+    def guided_network(x: Tensor, time: int) -> Tensor:
+        of_actions, of_noise = process.shares(time)
+        if of_noise == 0:
+            return network(x, time)
+        with torch.enable_grad():
+            noised = x.detach().requires_grad_()
+            denoised = process.denoised(noised, network(noised, time), time)
+            error = committed[..., None] * (actions - denoised.detach())
+            (toward,) = torch.autograd.grad(denoised, noised, error)
+        largest = _MAX_GUIDANCE * of_noise
+        strength = min(largest, (of_actions**2 + of_noise**2) / max(of_actions, 1e-6))
+        return process.prediction(x, denoised.detach() + strength * toward, time)
+
+    return guided_network
 
 
 SOLVERS: Mapping[str, Any] = {"euler": euler, "heun": heun, "ddim": ddim, "ddpm": ddpm}
@@ -433,6 +506,15 @@ class CausalLM(nn.Module):
 DENOISERS: Mapping[str, Any] = {"transformer": NativeTransformer, "transformer_hf": CausalLM}
 
 
+class Condition(NamedTuple):
+    """What a chunk follows from."""
+
+    context: Tensor  # conditioning tokens [B, M, C]
+    proprioception: Tensor  # normalized [B, P, d]
+    # bool [B, T], true for the first actions of a chunk that are given, and clean; None: none
+    given: Tensor | None = None
+
+
 class DiffusionPolicy(nn.Module):
     """Diffusion policy network; module names as published. Token order: time, text, images,
     proprioception, actions.
@@ -485,8 +567,7 @@ class DiffusionPolicy(nn.Module):
 
     def denoise(
         self,
-        context: Tensor,  # conditioning tokens [B, M, C]
-        proprioception: Tensor,  # normalized [B, P, d]
+        condition: Condition,
         actions: Tensor,  # noised actions [B, T, A]; known past actions are clean
         time: Tensor,  # noise level int64 [B] in [0, num_timesteps)
         # random numbers of input noise, B / repeats rows; None: outside of training
@@ -494,6 +575,7 @@ class DiffusionPolicy(nn.Module):
         repeats: int = 1,  # number of successive rows of the same sample
     ) -> Tensor:
         """Predicts the velocity (flow matching) or the noise (diffusion), [B, T, A]."""
+        context, proprioception, given = condition
         encoded_time = self.time_encoding(time)[:, None]
         if self.config.diffusion_step_conditioning == "concat":
             context = torch.cat([encoded_time, context], dim=1)
@@ -503,7 +585,12 @@ class DiffusionPolicy(nn.Module):
         if self.proprioception_encode is not None:
             encoded = self.proprioception_encode(proprioception)
             tokens.append(self.input_noise(encoded, rng, repeats))
-        tokens.append(self.action_encode(self.input_noise(actions, rng, repeats)))
+        encoded_actions = self.action_encode(self.input_noise(actions, rng, repeats))
+        if given is not None:
+            # Their noise level is 0, whatever that of the others is.
+            clean = self.condition_encode(self.time_encoding(torch.zeros_like(time)))
+            encoded_actions = encoded_actions + given[..., None] * clean[:, None]
+        tokens.append(encoded_actions)
         hidden = self.transformer(torch.cat(tokens, dim=1))
         return self.output_layer(hidden[:, -actions.shape[1] :])
 
@@ -514,6 +601,7 @@ class DiffusionPolicy(nn.Module):
         actions: Tensor,  # [B * R, T, A]
         time: Tensor,  # int64 [B * R]
         rng: Rng | None = None,
+        given: Tensor | None = None,  # bool [B * R, T]
     ) -> Tensor:
         """Like `denoise`, for R noised chunks per observation."""
         seen = dict(observation)
@@ -521,25 +609,37 @@ class DiffusionPolicy(nn.Module):
         repeats = len(actions) // len(proprioception)
         context = self.encode(**seen, rng=rng).repeat_interleave(repeats, dim=0)
         observed = proprioception.repeat_interleave(repeats, dim=0)
-        return self.denoise(context, observed, actions, time, rng, repeats)
+        return self.denoise(Condition(context, observed, given), actions, time, rng, repeats)
 
     @torch.no_grad()
     def sample(self, batch: Mapping[str, Any], *, steps: int, rng: Rng) -> Tensor:
         """Samples normalized actions [B, T, A]; past actions that are not padding stay
-        unchanged.
+        unchanged. The batch may have `given`, bool [B, T], true for the first actions of the chunk
+        that are given, or `guidance`, weights [B, T] of actions to continue: 1 for committed ones,
+        which guide the chunk, less for those that the end result is blended with.
         """
         actions: Tensor = batch["actions"]
+        given = batch.get("given")
         context = self.encode(batch["images"], batch["text"], batch.get("image_mask"))
+        condition = Condition(context, batch["proprioception"], given)
 
         def network(x: Tensor, time: int) -> Tensor:
             times = torch.full((len(x),), time, dtype=torch.int64, device=x.device)
-            return self.denoise(context, batch["proprioception"], x, times)
+            return self.denoise(condition, x, times)
 
+        is_known = batch["past_mask"] if given is None else batch["past_mask"] | given
+        chosen = network
+        if "guidance" in batch:
+            process = forward_process(self.config.noise_scheduler, flow=self.config.is_flow)
+            chosen = guided(network, process, actions, batch["guidance"] == 1)
         noise = rng.normal(*actions.shape[1:]).to(actions)
         schedule = SamplingSchedule(
-            self.config.noise_scheduler, steps, known=(actions, batch["past_mask"]), rng=rng
+            self.config.noise_scheduler, steps, known=(actions, is_known), rng=rng
         )
-        return solve(network, noise, schedule, self.config.chosen_solver)
+        chunk = solve(chosen, noise, schedule, self.config.chosen_solver)
+        if "guidance" in batch:
+            chunk = torch.lerp(chunk, actions, batch["guidance"][..., None])
+        return chunk
 
 
 class SinusoidalFrequencies(nn.Module):

@@ -109,9 +109,16 @@ class DenoisingObjective(Objective):
         config: DiffusionPolicyConfig,
         breakdown: LossBreakdown | None = None,
         units: ActionUnits | None = None,
+        max_delay: int = 0,  # first actions that may be given in training
+        past_steps: int = 0,  # steps before the current one
+        # bool [A], False for dimensions that never move; None: all move
+        varies: Tensor | None = None,
     ) -> None:
         self._breakdown = breakdown or LossBreakdown()
         self._units = units
+        self._max_delay = max_delay
+        self._past_steps = past_steps
+        self._varies = varies
         self._rates = {f"{name}.": factor for name, factor in config.lr_factors.items()}
         self._repeats = config.num_action_head_repeats or 1
         self._cleans_padding = config.clean_padded_steps
@@ -123,6 +130,8 @@ class DenoisingObjective(Objective):
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
         """The squared error, summed over future steps that are not padding and over dimensions.
+        With a delay in training the first actions are given, and not counted. Dimensions that never
+        move are not counted, because the policy commands them as recorded.
 
         Only past actions that are not padding are clean inputs. With `clean_padded_steps` padded
         actions are too, as published. These are copies of the nearest real action: a policy then
@@ -136,18 +145,36 @@ class DenoisingObjective(Objective):
         is_known = ~mask if self._cleans_padding else past
         time = ctx.rng.integers(self._num_timesteps, self._repeats).flatten()
         noise = ctx.rng.normal(self._repeats, *batch_actions.shape[1:]).flatten(0, 1)
+        conditions: dict[str, Tensor] = {}
+        if self._max_delay and ctx.training:
+            given = mask[..., 0] & self._given(ctx, actions.shape[1])
+            conditions["given"] = given
+            is_known = is_known | given[..., None]
+            mask = mask & ~given[..., None]
         inputs = torch.where(is_known, actions, self._process.noised(actions, noise, time))
-        predicted = ctx.parts["model"](observation_of(batch), inputs, time, ctx.rng)
+        predicted = ctx.parts["model"](observation_of(batch), inputs, time, ctx.rng, **conditions)
         error = (predicted.float() - self._process.target(actions, noise)) ** 2
         if "action_mask" in batch:
             real: Tensor = batch["action_mask"].repeat_interleave(self._repeats, dim=0)
             mask = mask & real[:, None]
+        if self._varies is not None:
+            mask = mask & self._varies.to(mask.device)
         counted = torch.where(mask, error, torch.zeros_like(error))
         return Loss(
             total=counted.sum(),
             count=mask.sum() * (actions.shape[-1] // mask.shape[-1]),
             sums=self._breakdown.sums(counted, mask, batch.get("dataset"), training=ctx.training),
         )
+
+    def _given(self, ctx: StepContext, steps: int) -> Tensor:
+        """Mask bool [B * R, T] of the first actions, as many as a random delay has steps.
+
+        Source: Black et al., Training-Time Action Conditioning for Efficient Real-Time Chunking,
+        2025 (arXiv 2512.05964).
+        """
+        delay = ctx.rng.integers(self._max_delay + 1, self._repeats).flatten()
+        step = torch.arange(steps, device=delay.device) - self._past_steps
+        return (step >= 0) & (step < delay[:, None])
 
     def metrics(self, phase: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
         return self._breakdown.metrics(sums, count, training=phase in self.optimizers())

@@ -247,6 +247,8 @@ class DiffusionPolicyType(ModelType):
         parts: Mapping[str, Part],
     ) -> "DenoisingObjective":
         """Squared error of the prediction, and errors of sampled chunks."""
+        import torch
+
         from vlatool.loading.robotics.statistics import Normalizer
         from vlatool.models.diffusion_policy.objective import DenoisingObjective, LossBreakdown
         from vlatool.models.policy import ActionUnits
@@ -254,7 +256,13 @@ class DiffusionPolicyType(ModelType):
         widths = dict(zip(data.action_fields, info.widths(data.action_fields), strict=True))
         breakdown = LossBreakdown(widths, data.dataset_manifest, data.val_dataset_manifest)
         normalizer = Normalizer(data, info.statistics, info.statistics_past)
-        return DenoisingObjective(config, breakdown, ActionUnits(data, normalizer))
+        units = ActionUnits(data, normalizer)
+        past = data.lowdim_past_timesteps or 0
+        constant = normalizer.constant(data.action_fields)
+        varies = None
+        if constant.any() and not constant.all():
+            varies = torch.from_numpy(~constant)
+        return DenoisingObjective(config, breakdown, units, data.max_delay, past, varies)
 
     def batcher(
         self,

@@ -409,6 +409,9 @@ class FutureVlaPolicy(Policy):
         self.horizon = shape.action_steps
         self.actions = {shape.action_field: shape.action_width}
         self.contract = assets.contract
+        self.held = {
+            f"{shape.action_field}: {name}": value for name, value in assets.profile.held.items()
+        }
         offsets = tuple(range(1 - shape.past_steps, 1))
         seen = {name: assets.contract.cameras.get(name, SeenCamera()) for name in shape.cameras}
         self.sees = ObservationSpec(
@@ -475,7 +478,7 @@ class FutureVlaPolicy(Policy):
             chosen = int(scores[rule].argmax()) if count > 1 else 0
             candidates.append(Candidates(chosen, scores, codes))
         picked = [row * count + each.chosen for row, each in enumerate(candidates)]
-        actions = self._profile.denormalize(chunks[picked]).astype(np.float64)
+        actions = self._profile.denormalize(chunks[picked])
         # The end is decoded too
         tokens = [
             sum(len(each) + 1 for each in ids[i : i + count]) for i in range(0, len(ids), count)
