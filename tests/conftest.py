@@ -16,6 +16,7 @@ import pytest
 
 from tests.builders.forks import LIGHT, Forks, forks
 from tests.builders.s3_server import Proxy, S3Server, faulty_proxy, s3_server
+from tests.builders.shared import shared_folder
 
 _MEMORY = Path("/dev/shm")
 _MOST_BYTES = 6 * 2**30  # of temporary files: thrice what was seen
@@ -104,11 +105,25 @@ def s3_proxy(s3: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Parent folder of the shards of four small episodes, which tests only read."""
     from tests.builders.training import world_shards  # imports much, which few tests need
 
-    return world_shards(tmp_path_factory.mktemp("world"))
+    with shared_folder(tmp_path_factory, "world", world_shards) as folder:
+        yield folder / "data"
+
+
+@pytest.fixture(scope="session")
+def trained_policy(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run of three steps on `data`, which tests only read."""
+    from tests.builders.training import tiny_config
+    from vlatool.workflows.train import train
+
+    def make(folder: Path) -> None:
+        train(tiny_config(data, folder / "policy", total_train_steps=3))
+
+    with shared_folder(tmp_path_factory, "policy", make) as folder:
+        yield folder / "policy"
 
 
 @pytest.fixture

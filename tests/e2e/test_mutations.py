@@ -25,14 +25,6 @@ OURS_TO_TELL = {0, 2, 3, 4, 5, 6}
 WINDOW = ("--past-lowdim-steps", "1", "--future-lowdim-steps", "2")
 
 
-@pytest.fixture(scope="module")
-def trained(warm: Forks, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "run"
-    done = warm.run([*tiny_arguments(data, run, total_train_steps=2), "--json", "-q"])
-    assert done.code == 0, done.stderr
-    return run
-
-
 def preprocess(source: Path, output: Path) -> list[str]:
     words = ["preprocess", source.name, source, "-o", output, *WINDOW, "--workers", "1"]
     return [str(word) for word in words]
@@ -146,10 +138,12 @@ def test_damaged_export_and_codes_are_reported(warm: Forks, tmp_path: Path) -> N
 
 
 @pytest.mark.slow  # test_verify_run has each defect
-def test_damaged_run_is_reported(trained: Path, data: Path, warm: Forks, tmp_path: Path) -> None:
+def test_damaged_run_is_reported(
+    trained_policy: Path, data: Path, warm: Forks, tmp_path: Path
+) -> None:
     def commands(copy: Path) -> list[list[str]]:
-        on = tiny_arguments(data, copy, total_train_steps=3)
+        on = tiny_arguments(data, copy, total_train_steps=4)
         evaluate = ["eval", "open-loop", str(copy), str(data), "--max-samples", "2"]
         return [["verify", str(copy)], ["inspect", str(copy)], evaluate, on]
 
-    assert problems(trained, warm, tmp_path, commands) == []
+    assert problems(trained_policy, warm, tmp_path, commands) == []

@@ -23,7 +23,6 @@ from tests.builders.training import (
     ROT,
     XYZ,
     XYZ_COMMAND,
-    tiny_config,
 )
 from vlatool.artifacts.contract import CONTRACT
 from vlatool.artifacts.shards.format import (
@@ -51,17 +50,14 @@ from vlatool.transforms.rotations import matrix_from_rot6d
 from vlatool.workflows.evaluate import OpenLoopResult, open_loop, recorded_pairs
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.rollout import rollout
-from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT
 
 RELATIVE = f"{XYZ_COMMAND}_relative"
 
 
 @pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "policy"
-    train(tiny_config(data, folder, total_train_steps=3))
-    return folder
+def run(trained_policy: Path) -> Path:
+    return trained_policy
 
 
 def decoded(data: Path, run: Path) -> list[DecodedSample]:

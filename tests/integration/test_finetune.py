@@ -26,10 +26,8 @@ STILL = {"total_train_steps": 1, "hparams__lr": 0, "hparams__lr_cooldown_end": 0
 
 
 @pytest.fixture(scope="module")
-def base(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "base"
-    train(tiny_config(data, run, total_train_steps=2))
-    return run
+def base(trained_policy: Path) -> Path:
+    return trained_policy
 
 
 def finetuned(
@@ -114,7 +112,7 @@ def test_checkpoint_file_in_the_working_folder_is_found(
     data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copy(RunDir(base).checkpoint(2) / "ema.safetensors", "mine.safetensors")
+    shutil.copy(RunDir(base).checkpoint(3) / "ema.safetensors", "mine.safetensors")
 
     assert finetuned(data, tmp_path / "run", "mine.safetensors")
 
@@ -155,7 +153,7 @@ def test_statistics_of_a_published_file_lie_above_its_folder(
 ) -> None:
     weights = tmp_path / "experiment" / "checkpoints" / "weights.safetensors"
     weights.parent.mkdir(parents=True)
-    shutil.copy(RunDir(base).checkpoint(2) / "model.safetensors", weights)
+    shutil.copy(RunDir(base).checkpoint(3) / "model.safetensors", weights)
     for name in ("stats.json", "preprocessing_config.yaml"):
         shutil.copy(base / name, tmp_path / "experiment")
 
@@ -178,7 +176,7 @@ def test_field_that_the_initial_weights_lack_cannot_use_their_statistics(
 def test_run_starts_with_the_averaged_weights_of_the_checkpoint_except_excluded_networks(
     data: Path, base: Path, tmp_path: Path
 ) -> None:
-    base_weights = load_file(RunDir(base).checkpoint(2) / "ema.safetensors")
+    base_weights = load_file(RunDir(base).checkpoint(3) / "ema.safetensors")
 
     def changed(run: str, **keys: Any) -> set[str]:
         weights = finetuned(data, tmp_path / run, base, **keys)

@@ -19,7 +19,6 @@ from tests.builders.training import (
     ROT,
     XYZ,
     XYZ_COMMAND,
-    tiny_config,
 )
 from vlatool.artifacts.shards.format import (
     read_preprocessing_config,
@@ -34,7 +33,6 @@ from vlatool.evaluation.environments import with_mapping
 from vlatool.evaluation.policy_runner import PolicyRunner
 from vlatool.models.base import Policy
 from vlatool.models.trained import open_trained
-from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT, register_environments
 
 Recorded = tuple[PolicyRunner, list[Observation]]
@@ -43,10 +41,8 @@ SEED = 7
 
 
 @pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "policy"
-    train(tiny_config(data, folder, total_train_steps=3))
-    return folder
+def run(trained_policy: Path) -> Path:
+    return trained_policy
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from tests.builders.jobs import ToyJob, Write, run_toy
 from tests.builders.jsonl_sink import ToySink
 from tests.builders.preprocessing import FRAMES, contents, options_for, run
 from tests.builders.spartan import spartan_task
-from tests.builders.training import tiny_config, world_shards
+from tests.builders.training import tiny_config
 from vlatool.artifacts.run.format import RunDir
 from vlatool.config.resolve import load_config
 from vlatool.errors import BugError, DataError, StorageError, UsageError
@@ -49,16 +49,9 @@ class Interrupting(NullReporter, NullProgress):
         raise KeyboardInterrupt
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world_shards(tmp_path_factory.mktemp("world"), episodes=2)
-
-
-@pytest.fixture(scope="module")
-def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "policy"
-    train(tiny_config(data, folder, total_train_steps=1))
-    return folder
+@pytest.fixture
+def trained(trained_policy: Path) -> Path:
+    return trained_policy
 
 
 def is_replaced(output: Path, command: Callable[[], object]) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import vlatool
-from tests.builders.training import HAND_COMMAND, XYZ_COMMAND, tiny_config, world_shards
+from tests.builders.training import HAND_COMMAND, XYZ_COMMAND
 from vlatool.errors import VlatoolError
 from vlatool.evaluation.config import SamplingOptions
 from vlatool.evaluation.control import chunk_seed
@@ -16,22 +16,14 @@ from vlatool.evaluation.policy_runner import open_policy
 from vlatool.models.policy import RoboticsPolicy, in_batches
 from vlatool.sources.detection import detect_source
 from vlatool.workflows.evaluate import PredictConfig, PredictResult, predict, recorded_pairs
-from vlatool.workflows.train import train
 
 FRAMES = 12
 RELATIVE = f"{XYZ_COMMAND}_relative"
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world_shards(tmp_path_factory.mktemp("world"), episodes=2, frames=FRAMES)
-
-
-@pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "policy"
-    train(tiny_config(data, folder, total_train_steps=3))
-    return folder
+def run(trained_policy: Path) -> Path:
+    return trained_policy
 
 
 def predicted(run: Path, source: Path | str, output: Path, **keys: Any) -> PredictResult:
@@ -124,11 +116,11 @@ def test_recorded_steps_end_with_the_episode_and_errors_are_over_them(
 @pytest.mark.parametrize(
     ("source", "keys", "code"),
     [
-        ("raw", {"episode": "2"}, "data.unknown_episode"),
+        ("raw", {"episode": "4"}, "data.unknown_episode"),
         ("raw", {"episode": "nine"}, "data.unknown_episode"),
         ("raw", {"frame": FRAMES}, "data.unknown_frame"),
         ("raw", {"format": "lerobot"}, "data.no_episodes"),
-        ("data", {"episode": "2"}, "data.unknown_episode"),
+        ("data", {"episode": "4"}, "data.unknown_episode"),
         ("data", {"frame": 99}, "data.unknown_frame"),
         ("data/shards", {"frame": 99}, "data.unknown_frame"),
         ("none", {}, "data.no_source"),

@@ -1,5 +1,6 @@
 """Commands on every scheme: their results equal those on local folders."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import yaml
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.memory_remote import MemoryRemote
 from tests.builders.preprocessing import contents
-from tests.builders.training import tiny_config, world_shards
+from tests.builders.training import tiny_config
 from tests.builders.web_server import COMMIT, WebServer, web_server
 from vlatool.cli import app
 from vlatool.errors import DataError, UsageError
@@ -28,11 +29,11 @@ SCHEMES_READ = ["s3", "http", "hf", "memory"]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def world(data: Path, trained_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Repository `lab/world`: `raw`, its `data`, a `run`, and the same episodes as `lerobot`."""
     root = tmp_path_factory.mktemp("site") / "lab/world"
-    data = world_shards(root)
-    train(tiny_config(data, root / "run", total_train_steps=2))
+    shutil.copytree(data.parent, root)
+    shutil.copytree(trained_policy, root / "run")
     sample(
         SampleConfig(
             layout="lerobot", output=str(root / "lerobot"), episodes=2, frames=12, workers=1
@@ -150,7 +151,7 @@ def test_remote_artifacts_are_inspected_and_verified(remote: str) -> None:
         "data": "shards",
         "data/shards/shard_000000.tar": "shard",
         "run": "run",
-        "run/checkpoints/step_00000002": "checkpoint",
+        "run/checkpoints/step_00000003": "checkpoint",
     }
 
     for name, kind in kinds.items():
@@ -165,7 +166,7 @@ def test_remote_artifacts_are_inspected_and_verified(remote: str) -> None:
 def test_training_and_evaluation_give_the_numbers_of_local_data(
     remote: str, world: Path, tmp_path: Path
 ) -> None:
-    keys = {"total_train_steps": 2, "data__dataset_manifest": f"{remote}/data"}
+    keys = {"total_train_steps": 3, "data__dataset_manifest": f"{remote}/data"}
     trained = train(tiny_config(world / "data", tmp_path / "run", **keys))
     evaluated = [
         open_loop(
@@ -180,9 +181,9 @@ def test_training_and_evaluation_give_the_numbers_of_local_data(
     ]
 
     assert contents(tmp_path / "run")["stats.json"] == (world / "run/stats.json").read_bytes()
-    weights = "checkpoints/step_00000002/model.safetensors"
+    weights = "checkpoints/step_00000003/model.safetensors"
     assert (tmp_path / "run" / weights).read_bytes() == (world / "run" / weights).read_bytes()
-    assert trained.steps == 2
+    assert trained.steps == 3
     assert evaluated[0] == evaluated[1]
 
 
@@ -202,7 +203,7 @@ class TestWeb:
         self, server: WebServer, tmp_path: Path, memory: str, world: Path
     ) -> None:
         run = uploaded(world / "run", f"{memory}/run")
-        weights = location(f"{run}/checkpoints/step_00000002/ema.safetensors")
+        weights = location(f"{run}/checkpoints/step_00000003/ema.safetensors")
         write_bytes(weights, weights.read_bytes()[:-1] + b"!")
 
         with pytest.raises(DataError) as caught:

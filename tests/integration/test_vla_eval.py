@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import vlatool
-from tests.builders.training import CAMERAS, HAND, ROT, XYZ, tiny_config
-from vlatool.workflows.train import train
+from tests.builders.training import CAMERAS, HAND, ROT, XYZ
 
 anyio = pytest.importorskip("anyio")
 connection = pytest.importorskip("vla_eval.connection")
@@ -60,10 +59,9 @@ async def episodes(server: Any) -> list[list[np.ndarray]]:
     return actions
 
 
-def test_actions_over_the_socket_are_those_of_load_policy(data: Path, tmp_path: Path) -> None:
-    train(tiny_config(data, tmp_path / "run", total_train_steps=3))
+def test_actions_over_the_socket_are_those_of_load_policy(trained_policy: Path) -> None:
     script = runpy.run_path(str(SCRIPT))
-    arguments = [str(tmp_path / "run"), "--execute-steps", "3"]
+    arguments = [str(trained_policy), "--execute-steps", "3"]
     arguments += [word for name in CAMERAS for word in ("--camera", f"{name}=view_{name}")]
     for name, part in ((XYZ, "state[0:3]"), (HAND, "state[3:4]"), (ROT, "state[4:]")):
         arguments += ["--field", f"{name}={part}"]
@@ -78,7 +76,7 @@ def test_actions_over_the_socket_are_those_of_load_policy(data: Path, tmp_path: 
     sent = anyio.run(episodes, server)
 
     for episode, actions in enumerate(sent):
-        loop = vlatool.ControlLoop(vlatool.load_policy(tmp_path / "run"), execute_steps=3)
+        loop = vlatool.ControlLoop(vlatool.load_policy(trained_policy), execute_steps=3)
         loop.reset(episode)
         for step, action in enumerate(actions):
             commands = loop.step(as_policy_sees(observation(episode * STEPS + step)))
