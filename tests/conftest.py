@@ -115,12 +115,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def trained_policy(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run of three steps on `data`, which tests only read."""
+    """A run of six steps on `data` with a checkpoint at three, which tests only read."""
     from tests.builders.training import tiny_config
     from vlatool.workflows.train import train
 
     def make(folder: Path) -> None:
-        train(tiny_config(data, folder / "policy", total_train_steps=3))
+        train(tiny_config(data, folder / "policy", save_every_n_steps=3))
 
     with shared_folder(tmp_path_factory, "policy", make) as folder:
         yield folder / "policy"

@@ -142,7 +142,7 @@ def test_damaged_run_is_reported(
     trained_policy: Path, data: Path, warm: Forks, tmp_path: Path
 ) -> None:
     def commands(copy: Path) -> list[list[str]]:
-        on = tiny_arguments(data, copy, total_train_steps=4)
+        on = tiny_arguments(data, copy, total_train_steps=7)
         evaluate = ["eval", "open-loop", str(copy), str(data), "--max-samples", "2"]
         return [["verify", str(copy)], ["inspect", str(copy)], evaluate, on]
 

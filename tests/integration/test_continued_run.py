@@ -22,12 +22,10 @@ FILES = ("model.safetensors", "ema.safetensors", "trainer.pt")
 DEAD = ("transformer.embeddings.weight", "transformer.norm.weight", "transformer.output.weight")
 
 
-@pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+@pytest.fixture
+def whole(trained_policy: Path) -> RunDir:
     """Undisturbed run of six steps, with a checkpoint after three."""
-    run = tmp_path_factory.mktemp("runs") / "whole"
-    train(tiny_config(data, run, save_every_n_steps=3))
-    return RunDir(run)
+    return RunDir(trained_policy)
 
 
 def config(data: Path, run: Path, checkpoint: Path | str, **changes: Any) -> TrainConfig:

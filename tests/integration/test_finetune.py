@@ -112,7 +112,7 @@ def test_checkpoint_file_in_the_working_folder_is_found(
     data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copy(RunDir(base).checkpoint(3) / "ema.safetensors", "mine.safetensors")
+    shutil.copy(RunDir(base).checkpoint(6) / "ema.safetensors", "mine.safetensors")
 
     assert finetuned(data, tmp_path / "run", "mine.safetensors")
 
@@ -153,7 +153,7 @@ def test_statistics_of_a_published_file_lie_above_its_folder(
 ) -> None:
     weights = tmp_path / "experiment" / "checkpoints" / "weights.safetensors"
     weights.parent.mkdir(parents=True)
-    shutil.copy(RunDir(base).checkpoint(3) / "model.safetensors", weights)
+    shutil.copy(RunDir(base).checkpoint(6) / "model.safetensors", weights)
     for name in ("stats.json", "preprocessing_config.yaml"):
         shutil.copy(base / name, tmp_path / "experiment")
 
@@ -176,7 +176,7 @@ def test_field_that_the_initial_weights_lack_cannot_use_their_statistics(
 def test_run_starts_with_the_averaged_weights_of_the_checkpoint_except_excluded_networks(
     data: Path, base: Path, tmp_path: Path
 ) -> None:
-    base_weights = load_file(RunDir(base).checkpoint(3) / "ema.safetensors")
+    base_weights = load_file(RunDir(base).checkpoint(6) / "ema.safetensors")
 
     def changed(run: str, **keys: Any) -> set[str]:
         weights = finetuned(data, tmp_path / run, base, **keys)

@@ -151,7 +151,7 @@ def test_remote_artifacts_are_inspected_and_verified(remote: str) -> None:
         "data": "shards",
         "data/shards/shard_000000.tar": "shard",
         "run": "run",
-        "run/checkpoints/step_00000003": "checkpoint",
+        "run/checkpoints/step_00000006": "checkpoint",
     }
 
     for name, kind in kinds.items():
@@ -166,7 +166,7 @@ def test_remote_artifacts_are_inspected_and_verified(remote: str) -> None:
 def test_training_and_evaluation_give_the_numbers_of_local_data(
     remote: str, world: Path, tmp_path: Path
 ) -> None:
-    keys = {"total_train_steps": 3, "data__dataset_manifest": f"{remote}/data"}
+    keys = {"save_every_n_steps": 3, "data__dataset_manifest": f"{remote}/data"}
     trained = train(tiny_config(world / "data", tmp_path / "run", **keys))
     evaluated = [
         open_loop(
@@ -181,9 +181,9 @@ def test_training_and_evaluation_give_the_numbers_of_local_data(
     ]
 
     assert contents(tmp_path / "run")["stats.json"] == (world / "run/stats.json").read_bytes()
-    weights = "checkpoints/step_00000003/model.safetensors"
+    weights = "checkpoints/step_00000006/model.safetensors"
     assert (tmp_path / "run" / weights).read_bytes() == (world / "run" / weights).read_bytes()
-    assert trained.steps == 3
+    assert trained.steps == 6
     assert evaluated[0] == evaluated[1]
 
 
@@ -203,7 +203,7 @@ class TestWeb:
         self, server: WebServer, tmp_path: Path, memory: str, world: Path
     ) -> None:
         run = uploaded(world / "run", f"{memory}/run")
-        weights = location(f"{run}/checkpoints/step_00000003/ema.safetensors")
+        weights = location(f"{run}/checkpoints/step_00000006/ema.safetensors")
         write_bytes(weights, weights.read_bytes()[:-1] + b"!")
 
         with pytest.raises(DataError) as caught:

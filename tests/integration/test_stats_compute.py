@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.builders.shards import Members, arrays, npz, shard_output
-from tests.builders.training import tiny_config, world_shards
+from tests.builders.training import tiny_config
 from vlatool.artifacts.shards.format import ShardFolder, read_preprocessing_config
 from vlatool.artifacts.stats.format import Statistics, number_array, read_stats, write_stats
 from vlatool.cli.app import run
@@ -26,8 +26,8 @@ from vlatool.workflows.verify import VerifyConfig, verify
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world_shards(tmp_path_factory.mktemp("world"))
+def world(data: Path) -> Path:
+    return data
 
 
 @pytest.fixture

@@ -45,11 +45,6 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return training.world_shards(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete run of six steps with a checkpoint at three."""
     run = tmp_path_factory.mktemp("runs") / "whole"

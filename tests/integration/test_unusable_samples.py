@@ -6,14 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders.training import CAMERAS, tiny_config, world_shards
+from tests.builders.training import CAMERAS, tiny_config
 from vlatool.errors import DataError
 from vlatool.workflows.train import train
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world_shards(tmp_path_factory.mktemp("world"), episodes=2)
 
 
 def without_camera(data: Path, target: Path) -> Path:
