@@ -7,10 +7,12 @@ requests.
 import json
 import multiprocessing.util
 import os
+import runpy
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -74,9 +76,11 @@ class Forks:
         environment: Mapping[str, str] | None = None,  # variables that are set in addition
         # Current folder of the command; None for the root of the repository.
         folder: Path | None = None,
+        script: Path | None = None,
     ) -> Outcome:
-        """Runs `vlatool WORDS` in a new session."""
-        return self.start(words, environment=environment, folder=folder).finish(seconds)
+        """Runs `vlatool WORDS`, or `python SCRIPT WORDS`, in a new session."""
+        started = self.start(words, environment=environment, folder=folder, script=script)
+        return started.finish(seconds)
 
     def start(
         self,
@@ -84,12 +88,14 @@ class Forks:
         *,
         environment: Mapping[str, str] | None = None,
         folder: Path | None = None,
+        script: Path | None = None,
     ) -> "Started":
-        """Starts `vlatool WORDS` in a new session."""
+        """Starts `vlatool WORDS`, or `python SCRIPT WORDS`, in a new session."""
         request = {
             "words": [str(word) for word in words],
             "environment": dict(environment or {}),
             "folder": str(folder or "."),
+            "script": str(script or ""),
         }
         return Started(int(self.ask("start", request)), self)
 
@@ -142,14 +148,14 @@ class _Server:
     def __init__(self) -> None:
         self._streams: dict[int, tuple[int, int]] = {}
 
-    def start(self, words: list[str], environment: dict[str, str], folder: str) -> int:
+    def start(self, words: list[str], environment: dict[str, str], folder: str, script: str) -> int:
         """Process id of a started command."""
         streams = os.memfd_create("stdout"), os.memfd_create("stderr")
         pid = os.fork()
         if pid == 0:
             os.environ.update(environment)
             os.chdir(folder)
-            _run_command(words, *streams)
+            _run_command(words, script, *streams)
         self._streams[pid] = streams
         return pid
 
@@ -181,7 +187,7 @@ def _serve() -> None:
     server.close()
 
 
-def _run_command(words: list[str], out: int, err: int) -> None:
+def _run_command(words: list[str], script: str, out: int, err: int) -> None:
     code = 99
     try:
         os.setsid()
@@ -193,11 +199,19 @@ def _run_command(words: list[str], out: int, err: int) -> None:
 
         if interrupt.VARIABLE in os.environ:
             interrupt.install()
-        sys.argv = ["vlatool", *words]
+        sys.argv = [script or "vlatool", *words]
         try:
-            code = run(words)
-        except SystemExit as error:  # of a completion
-            code = int(error.code or 0)
+            if script:
+                sys.path.insert(0, str(Path(script).parent))
+                runpy.run_path(script, run_name="__main__")
+                code = 0
+            else:
+                code = run(words)
+        except SystemExit as error:  # of a completion or of a script
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        except Exception:
+            traceback.print_exc()
+            raise
         _end_as_an_interpreter()
         sys.stdout.flush()
         sys.stderr.flush()

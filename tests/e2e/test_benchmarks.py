@@ -1,13 +1,11 @@
 """Every script of `benchmarks/` runs once, at its smallest size."""
 
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.builders.forks import Forks
 from tests.builders.training import world_shards
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -22,12 +20,12 @@ SCRIPTS = {
 # RAW and DATA are small Spartan episodes and their shards; HERE is this checkout.
 SMALLEST = {
     "action_codes": "--chunks 40 --runs 1",
-    "build_dataset": "--episodes 1,2 --frames 4 --repeat 1 --plain-up-to 1",
-    "curation": "--defects tremor --episodes 4 --arms all --steps 1 --rollouts 1",
+    "build_dataset": "--episodes 1 --frames 4 --repeat 1 --plain-up-to 1",
+    "curation": "--help",  # trains policies, as test_curate does
     "download": "--megabytes 0.1 --files 2 --runs 1",
     "encode": "--images 1 --batch 1 --workers 1",
-    "equal_bytes": "--write digests.json --only sample-spartan",
-    "future_vla": "--size tiny --batch 1 --steps 1",
+    "equal_bytes": "--help",  # makes the inputs of all commands first
+    "future_vla": "--help",  # three processes with torch
     "future_vla_acts": "--help",  # its commands are those of the guide
     "future_vla_images": "--size tiny --batch 1 --repeats 1",
     "gpu": "--help",  # runs others of these scripts
@@ -46,16 +44,16 @@ SMALLEST = {
     "pusht": "--help",  # needs the published demonstrations
     "record": "--seconds 1",
     "recordings": "--help",  # needs recordings of others
-    "run_sync": "DATA --preset diffusion-policy-tiny --steps 12 --every 6 --delay 0.01 --runs 1",
+    "run_sync": "--help",  # trains, as test_run_sync does
     "scale": "--episodes 2",
-    "scaling": "--episodes 1,2 --sinks frames",
+    "scaling": "--help",  # orders a hundred million samples
     "serving": "--clients 1,2 --requests 4 --model-ms 1",
     "serving_hostile": "--bad 2 --requests 4 --forms deep,unfinished --sizes 1000",
     "stages": "RAW --size 16,16",
     "startup": "1",
     "titok": "--batch 1 --repeats 1",
     "training": "DATA --workers 1 --steps 1",
-    "unlike_sets": "--seeds 1 --starts 1 --episodes 1 --steps 1 --arms one",
+    "unlike_sets": "--help",  # trains policies, as test_unlike_sets does
     "windows": "--episodes 1 --frames 4 --workers 1 --repeat 1",
 }
 
@@ -68,17 +66,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_benchmark_runs_at_its_smallest_size(script: str, world: Path, tmp_path: Path) -> None:
+def test_benchmark_runs_at_its_smallest_size(
+    script: str, world: Path, warm: Forks, tmp_path: Path
+) -> None:
     locations = {"RAW": world / "raw", "DATA": world / "data", "HERE": ROOT}
     words = SMALLEST[script]
     for name, location in locations.items():
         words = words.replace(name, str(location))
-    done = subprocess.run(
-        [sys.executable, str(SCRIPTS[script]), *shlex.split(words)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        capture_output=True,
-        text=True,
-        check=False,
+    done = warm.run(
+        shlex.split(words),
+        script=SCRIPTS[script],
+        folder=tmp_path,
+        seconds=600,
+        environment={"PYTHONPATH": str(ROOT / "src")},
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.code == 0, done.stdout + done.stderr

@@ -1,4 +1,7 @@
-"""Two ranks of one command with `--nproc 2`, and all ways in which they end."""
+"""Two ranks of one command with `--nproc 2`, and all ways in which they end.
+
+`test_guide_policy` has a run that they complete.
+"""
 
 import fcntl
 import json
@@ -17,7 +20,7 @@ import psutil
 import pytest
 
 from tests.builders.training import tiny_arguments
-from vlatool.artifacts.run.format import RunDir, read_metrics
+from vlatool.artifacts.run.format import RunDir
 from vlatool.jobs.executor import default_workers
 
 VLATOOL = [sys.executable, "-m", "vlatool"]
@@ -75,28 +78,6 @@ def short_folder() -> Iterator[Path]:
 
 def errors(stderr: str) -> list[str]:
     return [line for line in stderr.splitlines() if line.startswith("error: ")]
-
-
-@pytest.mark.slow  # test_training has two processes, and test_start the arguments of torchrun
-def test_two_ranks_write_one_run_and_one_document(data: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    changes = {"total_train_steps": 2, "num_checkpoints": 1, "distributed__fsdp": True}
-    arguments = command(data, run, **changes)
-    (tmp_path / "tmp").mkdir()
-    env = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=env)
-    assert done.returncode == 0, done.stderr
-    names = [path.name for path in (tmp_path / "tmp").iterdir()]
-    assert [name for name in names if name.startswith(("vlatool", "torchelastic"))] == []
-    result = json.loads(done.stdout)
-    assert (result["steps"], result["samples"]) == (2, 16)
-    assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [1, 2]
-    (shown,) = [line for line in done.stderr.splitlines() if "-m vlatool" in line]
-    assert "torchrun --standalone" in shown
-    assert "--nproc " not in shown
-    config = (run / "config.yaml").read_text()
-    assert "nproc" not in config
-    assert "world_size: 2" in config
 
 
 @pytest.mark.slow
