@@ -38,8 +38,8 @@ from vlatool.workflows.train import save_model_assets
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted(path.stem for path in (ROOT / "presets/runs").glob("*.yaml"))
-STEPS, GLOBAL_BATCH = 12, 8
-SHARDS, IMAGES, GROUPS = "data/shards", "images", "groups.json"
+STEPS, GLOBAL_BATCH = 8, 8
+SHARDS, IMAGES, TRAINED = "data/shards", "images", "trained.json"
 _BACKBONE = "model.vision_language_backbone"
 _DENOISER = {"hidden_dim": 16, "n_layers": 1, "n_heads": 2}
 _KEYPOINTS = {"hidden_dim": 16, "channels": (4, 8), "num_keypoints": 4}
@@ -140,7 +140,7 @@ def _tokenizer(root: Path, model: Mapping[str, Any]) -> dict[str, Any]:
     }
     if model["losses"]["discriminator_weight"]:
         # It starts within the run.
-        losses = {"start": 8, "channels": 32}
+        losses = {"start": 5, "channels": 32}
         keys |= {f"model.losses.discriminator_{key}": value for key, value in losses.items()}
     if model["type"] == "vqgan":
         return keys | {f"model.{key}": value for key, value in NETWORK.items()}
@@ -234,8 +234,8 @@ def _whole(value: Tensor) -> Tensor:
 
 
 def train_all(root: Path, ranks: int) -> None:
-    """Trains all groups with all splits for a number of ranks; rank 0 writes the weights."""
-    for preset in json.loads((root / GROUPS).read_text()):
+    """Trains the chosen presets with the splits for a number of ranks; rank 0 writes weights."""
+    for preset in json.loads((root / TRAINED).read_text()):
         for split in (split for split in SPLITS if split.ranks == ranks):
             results = train_preset(root, preset, split)
             if os.environ.get("RANK", "0") == "0":

@@ -1,4 +1,7 @@
-"""`encode` by several processes writes what one process writes, and reports each failure once."""
+"""`encode` by several processes writes what one process writes, and reports each failure once.
+
+`tests/unit/training/test_ranks.py` has ranks whose peer ended.
+"""
 
 import json
 import subprocess
@@ -12,7 +15,6 @@ from tests.builders.images import write
 from tests.builders.jobs import contents
 
 VLATOOL = ("-m", "vlatool")
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *VLATOOL)
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +50,3 @@ def test_two_processes_write_what_one_writes_except_a_broken_episode(
     single = contents(tmp_path / "one")
     assert two == {name: data for name, data in single.items() if name in two}
     assert len({Path(name).parts[0] for name in two} - {"checks"}) == 2
-
-
-@pytest.mark.slow  # test_ranks has ends of which one caused the others
-def test_rank_of_torchrun_whose_peer_ended_reports_no_bug(tokenizer: str, tmp_path: Path) -> None:
-    tree = image_tree(tmp_path / "A", episodes=2)
-    for episode in range(2):
-        write(tree, image_name(episode), b"broken")
-
-    done = encode(TORCHRUN, tree, tokenizer, tmp_path / "two")
-
-    assert "error: all episodes failed" in done.stderr
-    assert "bug" not in done.stderr

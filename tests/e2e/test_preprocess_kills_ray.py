@@ -123,7 +123,7 @@ def test_repeatedly_killed_run_ends_with_the_bytes_of_a_local_run(
     words = command(raw, output, *RAY)
     left: dict[str, dict[int, str]] = {}
 
-    for whom in ("session at its start", "session", "driver", "session again"):
+    for whom in ("session at its start", "session", "driver"):
         mark = f"{os.getpid()} {whom}"
         run = start(words, mark)
         if "start" not in whom:
@@ -139,7 +139,7 @@ def test_repeatedly_killed_run_ends_with_the_bytes_of_a_local_run(
     assert contents(output) == undisturbed
     assert not (output / ".vlatool/journal").exists()
     assert {whom: some for whom, some in left.items() if some} == {}
-    assert hits >= 3
+    assert hits >= 2
 
 
 @pytest.mark.slow
@@ -164,7 +164,7 @@ def test_process_of_ray_that_dies_at_the_start_is_exit_6(raw: Path, tmp_path: Pa
     """Runs several at once, because Ray itself gives up after half a minute."""
     victims: dict[str, list[int]] = {}
     runs: dict[str, subprocess.Popen[bytes]] = {}
-    for title in ("gcs/gcs_server", "raylet/raylet", "agent.py", "agent/main.py"):
+    for title in ("gcs/gcs_server", "raylet/raylet", "agent/main.py"):
         mark = f"{os.getpid()} {title}"
         words = command(raw, tmp_path / title.replace("/", "-"), *RAY, "--json")
         runs[title] = start(words, mark)

@@ -180,15 +180,3 @@ def test_published_command_on_two_sharded_processes_is_the_run_of_one(
     )
     assert len(plain) == 3  # 30 samples in global batches of 8
     assert sharded == pytest.approx(plain, rel=1e-4)
-
-
-@pytest.mark.slow
-def test_killed_run_of_two_processes_equals_the_undisturbed_one(root: Path, two: RunDir) -> None:
-    shutil.copytree(two.root, root / "killed_two")
-    killed = RunDir(root / "killed_two")
-    for step in (2, 3):
-        shutil.rmtree(killed.checkpoint(step))
-    killed.write_latest(1)
-    assert on_two_processes(root, "killed_two") == "trained"
-    for path in two.checkpoint(3).iterdir():
-        assert path.read_bytes() == (killed.checkpoint(3) / path.name).read_bytes(), path.name

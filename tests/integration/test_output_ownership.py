@@ -311,16 +311,6 @@ def test_demo_data_and_samples_do_not_touch_foreign_files(tmp_path: Path) -> Non
     assert contents(mine) == before
 
 
-@pytest.mark.slow  # two demos
-def test_demo_reuses_the_outputs_of_its_earlier_options(tmp_path: Path) -> None:
-    small = DemoConfig(output=str(tmp_path), episodes=2, steps=1, rollouts=1)
-    demo(small)
-    before = contents(tmp_path / "data")
-
-    assert demo(small.model_copy(update={"rollouts": 2})).rollouts == 2
-    assert contents(tmp_path / "data") == before
-
-
 def test_merged_statistics_do_not_replace_a_foreign_file_or_those_of_a_run(
     data: Path, trained: Path, tmp_path: Path
 ) -> None:
