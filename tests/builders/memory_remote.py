@@ -27,6 +27,7 @@ class MemoryRemote:
     stores: ClassVar[dict[str, dict[str, tuple[bytes, ObjectInfo]]]] = {}
 
     def __init__(self, root: str) -> None:
+        self._root = root
         self.objects = self.stores.setdefault(root, {})
 
     def head(self, key: str) -> ObjectInfo:
@@ -80,7 +81,7 @@ class MemoryRemote:
 
     def _object(self, key: str) -> tuple[bytes, ObjectInfo]:
         if key not in self.objects:
-            raise FileNotFoundError(2, "no such object", key)
+            raise FileNotFoundError(2, "no such object", f"{self._root}/{key}")
         return self.objects[key]
 
 

@@ -104,18 +104,6 @@ class TestReading:
                 file.read()
         assert caught.value.code == "storage.changed"
 
-    def test_small_objects_and_text(self, root: RemotePath) -> None:
-        for content in (b"", b"x"):
-            write_bytes(root / "file", content)
-            assert (root / "file").read_bytes() == content
-            with (root / "file").open("rb") as file:
-                assert file.read() == content
-                assert file.read(1) == b""
-        write_text(root / "file", "\u00e4\nb\n")
-        with (root / "file").open() as file:
-            assert list(file) == ["\u00e4\n", "b\n"]
-        assert (root / "file").read_text(encoding="utf-8") == "\u00e4\nb\n"
-
     def test_one_member_of_a_large_zip_does_not_cost_the_archive(
         self, root: RemotePath, s3_proxy: Proxy
     ) -> None:
@@ -188,15 +176,6 @@ class TestReading:
                 file.seek(0)
                 assert file.read() == BIG[:size]
 
-    def test_missing_file_does_not_exist(self, root: RemotePath) -> None:
-        path = root / "missing"
-
-        assert [path.exists(), path.is_file(), path.is_dir()] == [False] * 3
-        for method in (path.read_bytes, path.read_text, path.open, path.stat):
-            with pytest.raises(FileNotFoundError) as caught:
-                method()
-            assert caught.value.filename == str(path)
-
 
 class TestListing:
     @pytest.fixture(autouse=True)
@@ -204,39 +183,6 @@ class TestListing:
         for name in ("a.tar", "b/c.tar", "b/d/e.json", "b/d/.f.7.partial", "g/meta/info.json"):
             write_text(root / name, name)
         write_text(root.parent / "data2/x", "another folder whose name has the same prefix")
-
-    def test_files_and_folders_are_found_as_pathlib_would(
-        self, root: RemotePath, tmp_path: Path
-    ) -> None:
-        folders = {path.name: path.is_dir() for path in root.iterdir()}
-        assert folders == {"a.tar": False, "b": True, "g": True}
-        assert (root / "b").is_dir()
-        assert not (root / "b").is_file()
-        assert (root / "a.tar").is_file()
-        with pytest.raises(FileNotFoundError):
-            list((root / "missing").iterdir())
-        assert list((root / "missing").rglob("*")) == []
-
-        assert names(root.rglob(".*.partial")) == ["b/d/.f.7.partial"]
-        assert names(root.rglob("d")) == ["b/d"]
-        assert len(names(root.rglob("*"))) == 9
-        for path in root.rglob("*"):
-            if path.is_file():
-                copy = tmp_path / "data" / path.relative_to(root)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                copy.touch()
-        for pattern, expected in {
-            "*": ["a.tar", "b", "g"],
-            "*.tar": ["a.tar"],
-            "*/*.tar": ["b/c.tar"],
-            "b/d": ["b/d"],
-            "*/meta/info.json": ["g/meta/info.json"],
-            "*/*/*.json": ["b/d/e.json", "g/meta/info.json"],
-            "b/**/*.json": ["b/d/e.json"],
-            "missing/*": [],
-        }.items():
-            assert names(root.glob(pattern)) == expected
-            assert names((tmp_path / "data").glob(pattern)) == expected
 
     def test_listings_have_sizes_and_take_one_request_each(
         self, root: RemotePath, s3: S3Server, s3_proxy: Proxy

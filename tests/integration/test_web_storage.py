@@ -13,7 +13,6 @@ from vlatool.storage import http, web_requests
 from vlatool.storage.atomic import remove_file, write_bytes
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.remote_path import RemotePath
-from vlatool.storage.tree import files_below
 from vlatool.storage.uri import location, pinned
 
 BIG = np.random.default_rng(0).bytes(3 * 2**20)
@@ -36,19 +35,6 @@ def big(server: WebServer) -> RemotePath:
 
 
 class TestWeb:
-    def test_files_are_read_completely_and_in_ranges(
-        self, server: WebServer, big: RemotePath
-    ) -> None:
-        small = location(f"{server.endpoint}/some folder/small.json")
-
-        assert (small.read_text(), small.stat().st_size) == ('{"a": 1}', 8)
-        assert big.read_bytes() == BIG
-        assert read_byte_range(ByteRange(big, 5, 10)) == BIG[5:10]
-        with big.open("rb") as file:
-            file.seek(-7, 2)
-            assert file.read() == BIG[-7:]
-        assert RemotePath(f"{server.endpoint}/empty.bin").read_bytes() == b""
-
     def test_missing_file_does_not_exist_and_folders_are_neither_listed_nor_written(
         self, server: WebServer
     ) -> None:
@@ -151,15 +137,6 @@ def hub(server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> W
 
 class TestHub:
     root = RemotePath("hf://datasets/lab/blocks")
-
-    def test_repository_is_a_folder(self, hub: WebServer) -> None:
-        assert hub.endpoint
-        assert sorted(path.name for path in self.root.iterdir()) == ["big.bin", "meta", "meta-old"]
-        assert [path.name for path in (self.root / "meta").iterdir()] == ["info.json"]
-        assert len(files_below(self.root)) == 3
-        assert (self.root / "meta").is_dir()
-        assert not (self.root / "missing").exists()
-        assert (self.root / "big.bin").read_bytes() == BIG
 
     @pytest.mark.parametrize(
         ("text", "error", "code"),
