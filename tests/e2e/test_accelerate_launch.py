@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.builders.training import tiny_arguments, world_shards
+from tests.builders.training import tiny_arguments
 
 
 @pytest.mark.slow
-def test_configuration_file_of_accelerate_starts_the_ranks_of_a_run(tmp_path: Path) -> None:
-    data, run = world_shards(tmp_path), tmp_path / "run"
+def test_configuration_file_of_accelerate_starts_the_ranks_of_a_run(
+    data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
     file = tmp_path / "accelerate.yaml"
     machine = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_CPU"}
     ranks = {"num_machines": 1, "num_processes": 2, "machine_rank": 0, "use_cpu": True}

@@ -3,8 +3,6 @@
 import json
 import runpy
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.builders.codes import plain_fast
 from tests.builders.errors import fails
+from tests.builders.forks import Forks
 from tests.builders.stock_models import stock_dino, stock_qwen
 from vlatool.artifacts.profile import NAME, read_profile, write_profile
 from vlatool.config.resolve import load_config
@@ -71,12 +70,13 @@ def test_weights_are_those_of_both_models_and_new_convolutions(bases: Path, fold
     assert not weights["model.visual.cnn2.conv.bias"].any()
 
 
-def test_the_example_trains_what_comes_before_the_last_layer(tmp_path: Path) -> None:
+def test_the_example_trains_what_comes_before_the_last_layer(warm: Forks, tmp_path: Path) -> None:
     fast = plain_fast(tmp_path / "fast")
     write_profile(fast / NAME, read_profile("libero"))
     smallest = ["--scenes", "4", "--steps", "1", "1", "1", "--batch-size", "2"]
-    words = [str(START), str(tmp_path / "start"), "--fast", str(fast), *smallest]
-    subprocess.run([sys.executable, *words], check=True)
+    words = [tmp_path / "start", "--fast", fast, *smallest]
+    done = warm.run(words, script=START, seconds=300)
+    assert done.code == 0, done.stderr
     sizes = runpy.run_path(str(START))["SIZES"]
     tokenizer: Any = load_config(TrainConfig, presets=["future-vla-tiny-tokenizer"]).config
     assert sizes.codebook_size == tokenizer.model.codebook_size
