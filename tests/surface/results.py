@@ -46,7 +46,6 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "verify-source": ("verify", "broken"),
     "verify-codes": ("verify", "--codes"),
     "stats-merge": ("stats", "merge", "data", "data", "--output", "merged.json"),
-    "resolve-config": ("resolve-config", "--preset", "world-pick"),
     "resolve-config-explain": ("resolve-config", "--preset", "world-pick", "--explain"),
 }
 # Written files: name to output and pattern of tars, of which one is read.
