@@ -20,21 +20,26 @@ from typing import Any
 
 import numpy as np
 from machine import describe
+from planted_defects import DEFECTS, record
 from seeds import run
 
 from vlatool.artifacts.curation.format import FIGURES, badness
-from vlatool.world.defects import DEFECTS
+from vlatool.workflows.sample import SampleConfig
 
-# Layout and words of `sample`, presets of `preprocess` and `train`, and environments.
-World = tuple[str, list[str], str, str, list[str]]
+# Layout and options of `sample`, presets of `preprocess` and `train`, and environments.
+World = tuple[str, dict[str, Any], str, str, list[str]]
 
 
 def world_of(tasks: list[str]) -> World:
     if not tasks:
-        return "spartan", [], "world-windows", "world-pick", ["vlatool/PickPlace-v0"]
-    words = ["--world", "metaworld", "--size", "large"]
-    words += [word for task in tasks for word in ("--task", task)]
-    return "lerobot", words, "metaworld-windows", "metaworld", [f"metaworld/{t}" for t in tasks]
+        return "spartan", {}, "world-windows", "world-pick", ["vlatool/PickPlace-v0"]
+    options = {"world": "metaworld", "size": "large", "task": tasks}
+    return "lerobot", options, "metaworld-windows", "metaworld", [f"metaworld/{t}" for t in tasks]
+
+
+def record_once(layout: str, output: Path, options: dict[str, Any], defects: list[str]) -> None:
+    keys = {"layout": layout, "output": str(output), **options}
+    record(SampleConfig.model_validate(keys), defects)
 
 
 def auroc(bad: np.ndarray, good: np.ndarray) -> float:
@@ -64,12 +69,14 @@ def detection(truth: list[bool], episodes: list[dict[str, Any]]) -> dict[str, An
     return table
 
 
-def grades(name: str, program: str, root: Path, words: list[str]) -> list[float]:
+def grades(
+    name: str, program: str, root: Path, options: dict[str, Any], defects: list[str]
+) -> list[float]:
     """Score of each episode by another program, high for good ones."""
     report = root / f"{name}.json"
     if not report.exists():
         dataset = str(root / "lerobot")
-        run("sample", "lerobot", dataset, *words)
+        record_once("lerobot", root / "lerobot", options, defects)
         words = (
             ["quality", dataset, "--export"]
             if name == "forge"
@@ -110,10 +117,10 @@ def main() -> None:
     for defect in arguments.defects.split(","):
         root: Path = arguments.output / f"{defect}-{arguments.share:g}"
         raw, curated = str(root / "raw"), str(root / "curated")
-        layout, words, *_ = world_of(arguments.task)
-        planted = f"{defect}:{arguments.share}"
-        words += ["--episodes", str(arguments.episodes), "--defects", planted]
-        run("sample", layout, raw, *words)
+        layout, options, *_ = world_of(arguments.task)
+        options["episodes"] = arguments.episodes
+        planted = [f"{defect}:{arguments.share}"]
+        record_once(layout, root / "raw", options, planted)
         run("curate", raw, "--preset", "curation-default", "--output", curated)
         truth = [*json.loads((root / "raw/defects.json").read_text())["episodes"].values()]
         episodes = json.loads((root / "curated/curation.json").read_text())["episodes"]
@@ -121,7 +128,7 @@ def main() -> None:
         table = detection(is_bad, episodes)
         scores: dict[str, list[float]] = {}
         for name, program in (each.split("=", 1) for each in arguments.graders):
-            scores[name] = grades(name, program, root, words)
+            scores[name] = grades(name, program, root, options, planted)
             negated = [-score for score in scores[name]]
             table[name] = auroc(*split(negated, np.array(is_bad)))
         print(defect, json.dumps(table), flush=True)

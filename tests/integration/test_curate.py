@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.planted_defects import DEFECTS, record, shares_of
 from tests.builders.metaworld import skip_without_metaworld
 from vlatool.artifacts.curation.format import CuratedEpisode, badness, read_curation
 from vlatool.config.resolve import Override, load_config
-from vlatool.errors import ConfigError, DataError, UsageError
+from vlatool.errors import ConfigError, DataError
 from vlatool.sinks.curation import CurationSink
 from vlatool.sources.detection import detect_source
 from vlatool.testing.sinks import check_sink
@@ -21,7 +22,6 @@ from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.train import train
 from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
-from vlatool.world.defects import DEFECTS
 
 # The figure that has to be worst, or above its limit, for each defect.
 FOUND_BY = {
@@ -42,11 +42,8 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Recordings of which half have one of the defects."""
     folder = tmp_path_factory.mktemp("planted") / "raw"
     shares = [f"{name}:0.05" for name in DEFECTS]
-    sample(
-        SampleConfig(
-            layout="libero", output=str(folder), episodes=90, seed=3, defects=shares, size="small"
-        )
-    )
+    config = SampleConfig(layout="libero", output=str(folder), episodes=90, seed=3, size="small")
+    record(config, shares)
     return folder
 
 
@@ -205,10 +202,7 @@ def test_what_the_data_lack_is_absent_and_named(raw: Path, tmp_path: Path) -> No
     assert not (tmp_path / "one/strips").exists()
 
 
-def test_defects_of_a_sample_are_checked(tmp_path: Path) -> None:
-    def planted(**keys: Any) -> None:
-        sample(SampleConfig.model_validate({"layout": "lerobot", "output": str(tmp_path), **keys}))
-
+def test_shares_of_defects_are_checked() -> None:
     for defects, message in {
         "tremr:0.1": "known: early-release, .*tremor",
         "tremor": "tremor:0.2",
@@ -217,11 +211,7 @@ def test_defects_of_a_sample_are_checked(tmp_path: Path) -> None:
         "tremor:0.7,pause:0.7": "sum to at most 1",
     }.items():
         with pytest.raises(ValueError, match=message):
-            planted(defects=defects.split(","))
-    with pytest.raises(UsageError, match="length that the expert takes"):
-        planted(defects=["tremor:0.1"], frames=5)
-    with pytest.raises(UsageError, match="one object each"):
-        planted(world="metaworld", task=["reach-v3"], defects=["wrong-object:0.1"])
+            shares_of(defects.split(","))
 
 
 @pytest.mark.slow  # trains two policies
@@ -256,11 +246,10 @@ def test_defects_of_meta_world_have_the_length_of_the_episode_without(tmp_path: 
     def recorded(name: str, *defects: str) -> dict[str, np.ndarray]:
         keys = {"layout": "lerobot", "world": "metaworld", "task": ["reach-v3", "drawer-open-v3"]}
         folder = tmp_path / name
-        sample(
-            SampleConfig.model_validate(
-                {**keys, "output": str(folder), "episodes": 1, "defects": defects, "workers": 1}
-            )
+        config = SampleConfig.model_validate(
+            {**keys, "output": str(folder), "episodes": 1, "workers": 1}
         )
+        record(config, defects)
         source = detect_source(folder, None)
         episode = source.reader.read(source.refs[0])
         images = {

@@ -6,23 +6,21 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from vlatool.config.base import ConfigModel, execution_field, option
 from vlatool.errors import UsageError, missing_package
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import DRY_RUN_HELP, JobConfig, JobResult, make_executor
 from vlatool.jobs.executor import default_workers
-from vlatool.jobs.files import FileEntry, file_entry
+from vlatool.jobs.files import FileEntry
 from vlatool.jobs.job import InputState, JobRun, JobSpec, plan_digest
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
-from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import local_path
 from vlatool.workflows.road import after_recordings
 from vlatool.world import recording
-from vlatool.world.defects import TRUTH_FILE, defect_of, shares_of, world_episode
 from vlatool.world.metaworld.simulator import VIEWS, check_tasks, load_simulator
 from vlatool.world.render import SQUARE_SIZES, CameraCount, SizeName, View, cameras_for
 
@@ -64,9 +62,6 @@ class SampleConfig(ConfigModel):
     size: SizeName = option(
         "small", "Image size: 64 x 64, 96 x 96, 128 x 128, or that of the published data."
     )
-    defects: list[str] = option(
-        [], "Defects to plant, each with its share of episodes, such as tremor:0.2."
-    )
     depth: bool = option(False, "Write depth and label maps, too (spartan only).")
     layout_version: Literal["v3.0", "v2.1"] = option(
         "v3.0", "Version of the data set (lerobot only)."
@@ -75,12 +70,6 @@ class SampleConfig(ConfigModel):
         None, "Number of processes; default: one per processor. Does not change the output.", ge=1
     )
     dry_run: bool = execution_field(default=False, description=DRY_RUN_HELP)
-
-    @field_validator("defects")
-    @classmethod
-    def _check_shares(cls, value: list[str]) -> list[str]:
-        shares_of(value)
-        return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,12 +132,6 @@ def sample(config: SampleConfig, *, reporter: Reporter = NULL) -> SampleResult:
             hint="leave --depth out, or use the layout spartan",
             code="usage.depth",
         )
-    if config.defects and config.frames is not None:
-        raise UsageError(
-            "--frames: defects need episodes of the length that the expert takes",
-            hint="leave --frames out",
-            code="usage.defect",
-        )
     job = SampleJob(config)
     # vlatool generates the episodes: a failure is never bad data.
     options = JobConfig(on_error="stop", dry_run=config.dry_run)
@@ -166,8 +149,6 @@ class SampleJob:
             excluded.add("scenes")
         if config.world == "builtin":
             excluded |= {"world", "task"}
-        if not config.defects:
-            excluded.add("defects")
         options = config.model_dump(mode="json", exclude=excluded)
         output = local_path(config.output)
         self._config = config
@@ -182,7 +163,7 @@ class SampleJob:
             plan=plan_digest(options),
             work=ExpertWriter(self._recorder.write, self._expert),
             state=_state,
-            owned=(*self._recorder.owned, TRUTH_FILE),
+            owned=self._recorder.owned,
             temporary=self._recorder.temporary,
             has_arrays=bool(self._recorder.temporary),
             locations=(output,),
@@ -219,15 +200,7 @@ class SampleJob:
         self._recorder.begin()
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
-        files = self._recorder.finish(self._noted(receipts), run)
-        if not self._config.defects:
-            return files
-        shares = shares_of(self._config.defects)
-        seed = self._config.seed
-        numbers = [episode.index for episode in self._recorded]
-        planted = {number: defect_of(shares, seed, number) for number in numbers}
-        write_json(self.spec.output / TRUTH_FILE, {"shares": shares, "episodes": planted})
-        return [*files, file_entry(self.spec.output, TRUTH_FILE)]
+        return self._recorder.finish(self._noted(receipts), run)
 
     def _noted(self, receipts: Iterator[Receipt]) -> Iterator[Receipt]:
         for receipt in receipts:
@@ -281,15 +254,16 @@ def _state(item: tuple[int, int]) -> InputState:
 
 def _expert(config: SampleConfig) -> Callable[[int], recording.RecordableEpisode]:
     """Picklable function from the number of an episode to the episode."""
-    shares = shares_of(config.defects)
     if config.world == "builtin":
-        cameras = [camera.name for camera in cameras_for(config.cameras)]
-        options = {"frames": config.frames, "shared_scenes": config.scenes}
-        return partial(world_episode, config.seed, shares=shares, cameras=cameras, **options)
-    from vlatool.world.metaworld.defects import simulated_episode_with
+        return partial(
+            recording.expert_episode,
+            config.seed,
+            frames=config.frames,
+            shared_scenes=config.scenes,
+        )
+    from vlatool.world.metaworld.episodes import simulated_episode
 
-    size = SQUARE_SIZES[config.size]
-    return partial(simulated_episode_with, config.task, size, config.seed, shares=shares)
+    return partial(simulated_episode, config.task, SQUARE_SIZES[config.size], config.seed)
 
 
 def _recorder(config: SampleConfig) -> recording.Recorder:
@@ -359,13 +333,6 @@ def _check_world(config: SampleConfig) -> None:
             code="usage.no_task",
         )
     check_tasks(config.task)
-    shares = shares_of(config.defects)
-    if "wrong-object" in shares or ("wrong-instruction" in shares and len(config.task) < 2):
-        raise UsageError(
-            "tasks of Meta-World have one object each, and one text",
-            hint="plant wrong-instruction in episodes of several tasks",
-            code="usage.defect",
-        )
     try:
         load_simulator()
     except ModuleNotFoundError as error:

@@ -65,7 +65,7 @@ def as_episode(episode: WorldEpisode, views: Sequence[View]) -> Episode:
         task=episode.instruction,
         fps=scene.FPS,
         num_frames=len(episode),
-        cameras={view.camera.name: DrawnFrames(*episode.drawn(view)) for view in views},
+        cameras={view.camera.name: DrawnFrames(view, episode.scenes) for view in views},
         lowdim={STATE: episode.states, ACTION: episode.actions},
         language={"original": [episode.instruction]},
         action_fields=(ACTION,),
@@ -90,7 +90,7 @@ class LiberoWriter:
             **images,
             "state": lerobot_format.vector_column(scene.libero_states(episode.states)),
             "actions": lerobot_format.vector_column(
-                scene.libero_actions(episode.actions, episode.states_of_actions)
+                scene.libero_actions(episode.actions, episode.states)
             ),
             **lerobot_format.automatic_columns(
                 np.arange(len(episode)), scene.FPS, episode.index, first_row

@@ -1,6 +1,6 @@
 """Shared types of the recorders of raw layouts."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -13,7 +13,7 @@ from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.storage.atomic import remove_file
 from vlatool.world import scene as world_scene
-from vlatool.world.render import CAMERAS, Measurement, View
+from vlatool.world.render import Measurement, View
 
 _HOVER = 0.16
 _GRASP = 0.03
@@ -41,10 +41,6 @@ class WorldEpisode:
         world_scene.FloatArray
     )  # target pose for each frame [L, 4]: `desired[t + 1]` is `actions[t]`
     success: bool  # True if the named block is in the bin at the last frame
-    late: int = 0  # frames by which the stored actions come after those that were executed
-    # Camera to the one that it shows, and to the frame that it repeats; others show their own.
-    shown_as: Mapping[str, str] = field(default_factory=dict[str, str])
-    frozen_from: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property
     def instruction(self) -> str:
@@ -55,30 +51,16 @@ class WorldEpisode:
         """x, y, z, opening of the hand at each frame, float64 [L, 4]."""
         return np.array([scene.gripper for scene in self.scenes])
 
-    @property
-    def states_of_actions(self) -> world_scene.FloatArray:
-        """States [L, 4] at which the stored actions were executed."""
-        return self.states[np.maximum(np.arange(len(self)) - self.late, 0)]
-
     def __len__(self) -> int:
         return len(self.scenes)
 
     def images(self, view: View) -> Iterator[UInt8Array]:
         """One image uint8 [H, W, 3] per frame."""
-        shown, scenes = self.drawn(view)
-        return (shown.draw(scene) for scene in scenes)
+        return (view.draw(scene) for scene in self.scenes)
 
     def measurements(self, view: View) -> Iterator[Measurement]:
         """Depth and labels per frame."""
-        shown, scenes = self.drawn(view)
-        return (shown.measure(scene) for scene in scenes)
-
-    def drawn(self, view: View) -> tuple[View, Sequence[world_scene.Scene]]:
-        """View and scene of each frame that the images of a view show."""
-        name = view.camera.name
-        shown = View(CAMERAS[self.shown_as[name]], view.size) if name in self.shown_as else view
-        last = self.frozen_from.get(name, len(self))
-        return shown, [self.scenes[min(number, last)] for number in range(len(self))]
+        return (view.measure(scene) for scene in self.scenes)
 
 
 def expert_episode(

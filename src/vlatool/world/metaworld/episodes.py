@@ -3,7 +3,7 @@
 Legend of shapes: L frames. Source: reference/environments 1.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,10 +28,6 @@ _TRIES = 10
 _AFTER_SUCCESS = 50
 _NOISE_MEMORY = 0.9
 _NOISE_SCALE = 0.15
-
-
-# Function from an action [4] of the expert and the number of its step to the one that is taken.
-Alter = Callable[[FloatArray, int], FloatArray]
 
 
 @dataclass(frozen=True)
@@ -71,47 +67,38 @@ class SimulatedEpisode:
         return len(self.states)
 
 
+def start_rng(seed: int, index: int) -> np.random.Generator:
+    """Random numbers of episode number `index` of `seed`."""
+    return np.random.default_rng([seed, index, _RECORDING])
+
+
 def simulated_episode(
-    tasks: Sequence[str],
-    size: tuple[int, int],
-    seed: int,
-    index: int,
-    *,
-    alter: Alter | None = None,
-    frames: int = MAX_STEPS,
+    tasks: Sequence[str], size: tuple[int, int], seed: int, index: int
 ) -> SimulatedEpisode:
     """Episode number `index` of `seed`, independent of other episodes; tasks take turns.
 
     The actions are those of the expert. Those that are executed differ by a disturbance, so
-    episodes show how to recover. If the expert fails, the next start is tried, 10 at most; one that
-    `alter` disturbs need not succeed. `frames` is the largest number of frames. Images take most of
-    the time, so an attempt is drawn only once it is known to be kept.
+    episodes show how to recover. If the expert fails, the next start is tried, 10 at most. Images
+    take most of the time, so an attempt is drawn only once it is known to be kept.
     """
-    rng = np.random.default_rng([seed, index, _RECORDING])
+    rng = start_rng(seed, index)
     task = tasks[index % len(tasks)]
     simulator = Simulator(task, size)
     try:
         start = rng.bit_generator.state
-        for _ in range(0 if alter else _TRIES):
+        for _ in range(_TRIES):
             start = rng.bit_generator.state
-            *_, is_success = _attempt(simulator, rng, alter, frames, is_drawn=False)
+            *_, is_success = attempt(simulator, rng, is_drawn=False)
             if is_success:
                 break
         rng.bit_generator.state = start
-        return SimulatedEpisode(
-            index, task, *_attempt(simulator, rng, alter, frames, is_drawn=True)
-        )
+        return SimulatedEpisode(index, task, *attempt(simulator, rng, is_drawn=True))
     finally:
         simulator.close()
 
 
-def _attempt(
-    simulator: Simulator,
-    rng: np.random.Generator,
-    alter: Alter | None,
-    frames: int,
-    *,
-    is_drawn: bool,
+def attempt(
+    simulator: Simulator, rng: np.random.Generator, *, is_drawn: bool
 ) -> tuple[dict[str, list[UInt8Array]], FloatArray, FloatArray, bool]:
     """Images, states, actions and success of the expert until some frames after the first success;
     without images unless drawn.
@@ -121,13 +108,12 @@ def _attempt(
     states: list[FloatArray] = []
     actions: list[FloatArray] = []
     disturbance = np.zeros(3)
-    left = frames
+    left = MAX_STEPS
     is_success = False
     while left:
         for name, image in simulator.images().items() if is_drawn else ():
             images[name].append(image)
         action = simulator.expert_action()
-        action = action if alter is None else alter(action, len(states))
         states.append(state)
         actions.append(action)
         disturbance = _NOISE_MEMORY * disturbance + rng.normal(0.0, _NOISE_SCALE, 3)
