@@ -1,10 +1,7 @@
 """Checks of this installation and machine."""
 
 import importlib.metadata
-import os
-import platform
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
@@ -17,7 +14,6 @@ from vlatool import __version__
 from vlatool.config.base import ConfigModel, option
 from vlatool.errors import EnvironmentProblem, VlatoolError, install_line, requirements
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.executor import default_workers
 from vlatool.results import Result
 from vlatool.storage.background import in_background
 from vlatool.storage.hub import Repository
@@ -68,13 +64,13 @@ class DoctorResult(Result):
 
 
 def doctor(config: DoctorConfig | None = None, *, reporter: Reporter = NULL) -> DoctorResult:
-    """Checks Python, packages, devices, presets, plugins, the machine and the network.
+    """Checks the extras, the GPUs, plugins, the disk and the network.
 
     Raises:
         EnvironmentProblem: The core does not work; `error.result` holds the checks.
     """
     makers: tuple[Callable[[], Iterator[DoctorCheck]], ...] = (
-        _python, _packages, _devices, _presets, _registries, _machine,
+        _packages, _devices, _plugins, _machine,
     )  # fmt: skip
     checks = [check for maker in makers for check in maker()]
     checks += _network(() if config is None else config.locations)
@@ -93,17 +89,6 @@ def doctor(config: DoctorConfig | None = None, *, reporter: Reporter = NULL) -> 
     raise problem
 
 
-def _python() -> Iterator[DoctorCheck]:
-    version = platform.python_version()
-    is_new = sys.version_info >= (3, 11)
-    yield DoctorCheck(
-        "python",
-        "ok" if is_new else "error",
-        f"{version} on {platform.system()} {platform.machine()}, in {sys.prefix}",
-        "" if is_new else "vlatool needs Python 3.11 or newer",
-    )
-
-
 def _packages() -> Iterator[DoctorCheck]:
     extras = requirements()
     if not extras:
@@ -112,19 +97,17 @@ def _packages() -> Iterator[DoctorCheck]:
             "core packages", "warning", "vlatool is on the path but not installed", hint
         )
     for extra, packages in extras.items():
-        versions = {name: _version(name) for name in packages}
-        missing = [name for name, version in versions.items() if not version]
+        missing = [name for name in packages if not _is_installed(name)]
         name = f"extra {extra}" if extra else "core packages"
         if missing:
             status = "note" if extra else "error"
             yield DoctorCheck(name, status, f"missing: {', '.join(missing)}", install_line(extra))
         else:
-            listed = ", ".join(f"{name} {version}" for name, version in versions.items())
-            yield DoctorCheck(name, "ok", listed)
+            yield DoctorCheck(name, "ok", "installed")
 
 
 def _devices() -> Iterator[DoctorCheck]:
-    if not _version("torch"):
+    if not _is_installed("torch"):
         return
     try:
         import torch
@@ -141,26 +124,13 @@ def _devices() -> Iterator[DoctorCheck]:
         yield DoctorCheck("devices", "note", "no GPU: training runs on the CPU")
 
 
-def _presets() -> Iterator[DoctorCheck]:
-    from vlatool.config.presets import list_presets
-
-    count = len(list_presets())
-    if count:
-        yield DoctorCheck("presets", "ok", f"{count} found")
-    else:
-        yield DoctorCheck("presets", "warning", "none found", "reinstall vlatool")
-
-
-def _registries() -> Iterator[DoctorCheck]:
+def _plugins() -> Iterator[DoctorCheck]:
     from vlatool.workflows.catalog import plugins
 
-    rows = plugins().plugins
-    for row in rows:
+    for row in plugins().plugins:
         if row["error"]:
             hint = f"reinstall or remove the distribution {row['origin']!r}"
             yield DoctorCheck(f"plugin {row['name']}", "warning", row["error"], hint)
-    names = ", ".join(row["name"] for row in rows if not row["error"])
-    yield DoctorCheck("registries", "ok", names)
 
 
 def _machine() -> Iterator[DoctorCheck]:
@@ -177,9 +147,6 @@ def _machine() -> Iterator[DoctorCheck]:
     yield DoctorCheck(
         "free disk", "warning" if is_low else "ok", f"{_gib(free)} in this folder", hint
     )
-    yield DoctorCheck("processors", "ok", f"{default_workers()} usable of {os.cpu_count() or 1}")
-    if memory := _memory_bytes():
-        yield DoctorCheck("memory", "ok", _gib(memory))
     if _SHARED_MEMORY.is_dir():
         size = shutil.disk_usage(_SHARED_MEMORY).total
         is_low = size < SHARED_MEMORY_LOW_BYTES
@@ -215,7 +182,7 @@ def _proxies() -> DoctorCheck:
 
 
 def _hub() -> DoctorCheck:
-    if not _version("huggingface_hub"):
+    if not _is_installed("huggingface_hub"):
         return DoctorCheck("hub", "note", "hf:// locations cannot be read", install_line("hub"))
     repository = Repository("hf://models/any/name")
     if repository.is_off:
@@ -248,19 +215,13 @@ def _location(text: str) -> DoctorCheck:
     return DoctorCheck(name, "ok", "its server answers; there is no file of this name")
 
 
-def _memory_bytes() -> int:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 0
-
-
 def _gib(count: int) -> str:
     return f"{count / 2**30:.1f} GiB"
 
 
-def _version(distribution: str) -> str:
+def _is_installed(distribution: str) -> bool:
     try:
-        return importlib.metadata.version(distribution)
+        importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        return ""
+        return False
+    return True
