@@ -15,7 +15,7 @@ import typer
 import typer.core
 
 from vlatool.cli.commands import COMMANDS, GROUPS
-from vlatool.cli.completion import Completion, complete_first_tab_of_zsh
+from vlatool.cli.completion import Completion
 from vlatool.cli.help import SHARED_HELP, help_text, write_rows
 from vlatool.cli.options import (
     CONTEXT,
@@ -241,7 +241,6 @@ def _invoke(argv: list[str], options: OutputOptions) -> None:
             group.invoke(ctx)
     finally:
         if "--install-completion" in argv:
-            complete_first_tab_of_zsh()
             _fill_completion_cache()
 
 

@@ -16,13 +16,6 @@ from pathlib import Path
 
 from vlatool import __version__
 
-# The script of Typer is loaded by the first Tab of a session, and then only registers a function.
-_ZSH_SCRIPT = ".zfunc/_vlatool"
-_ZSH_FIRST_TAB = """
-if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
-  _vlatool_completion "$@"
-fi
-"""
 _MAX_AGE_S = 24 * 3600.0  # code of a plugin may change without a change of the installed state
 
 
@@ -185,15 +178,6 @@ def cached(command: str, make: Callable[[], CompletionWords]) -> CompletionWords
         temporary.write_text(json.dumps({"state": state, "words": asdict(words)}))
         temporary.replace(file)
     return words
-
-
-def complete_first_tab_of_zsh() -> None:
-    """Adds to an installed script of zsh that it also completes when it is loaded."""
-    file = Path.home() / _ZSH_SCRIPT
-    with suppress(OSError):
-        script = file.read_text(encoding="utf-8")
-        if not script.endswith(_ZSH_FIRST_TAB):
-            file.write_text(script + _ZSH_FIRST_TAB, encoding="utf-8")
 
 
 def _cache() -> Path:
