@@ -39,15 +39,6 @@ def hide_environment() -> None:
             hide(value)
 
 
-def credentials_pattern() -> re.Pattern[bytes]:
-    """All forms of credentials, and those of this process and its environment."""
-    hide_environment()
-    values = sorted(_HIDDEN, key=len, reverse=True)
-    return re.compile(
-        b"|".join([*(re.escape(os.fsencode(value)) for value in values), _FORMS.pattern])
-    )
-
-
 def without_credentials(text: str) -> str:
     """Text with `...` in place of credentials."""
     content = text.encode(errors="surrogatepass")

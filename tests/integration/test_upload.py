@@ -1,6 +1,5 @@
 """Uploads to the hub of the tests, which takes commits as the real one does."""
 
-import json
 import os
 import shutil
 import signal
@@ -144,13 +143,6 @@ def test_other_files_there_stay_unless_they_are_to_be_replaced(hub: WebServer, d
     assert hub.written.tags == {"v2.1": hub.written.commit}
 
 
-def edit(name: str, content: str | bytes) -> Callable[[Path], None]:
-    def write(data: Path) -> None:
-        (data / name).write_bytes(content.encode() if isinstance(content, str) else content)
-
-    return write
-
-
 def without_rows(data: Path) -> None:
     next(data.glob("data/*/*.parquet")).unlink()
 
@@ -162,27 +154,10 @@ def checkpoint(data: Path) -> None:
         (data / name).write_text("{}")
 
 
-def task_with(text: str) -> Callable[[Path], None]:
-    def append(data: Path) -> None:
-        with (data / "meta/tasks.jsonl").open("a") as file:
-            file.write(json.dumps({"task_index": 2, "task": text}) + "\n")
-
-    return append
-
-
-SECRET = "hf_" + "a1" * 17
-
-
 @pytest.mark.parametrize(
     ("change", "options", "code"),
     [
         (without_rows, {}, "data.verification_failed"),
-        (edit("meta/log.txt", f"ok\ntoken {SECRET}\n"), {}, "data.secret"),
-        (edit("meta/notes.rst", f"token {SECRET}"), {}, "data.secret"),
-        (edit("meta/log.txt", f"token {SECRET}\n".encode("utf-16")), {}, "data.secret"),
-        (edit("meta/log.txt", "hf-of-my-own-hub"), {"HF_TOKEN": "hf-of-my-own-hub"}, "data.secret"),
-        (edit("meta/log.txt", "https://ada:hunter22@host/data"), {}, "data.secret"),
-        (task_with("see /home/ada/tasks.txt"), {}, "data.absolute_path"),
         (None, {"location": "s3://lab/pick"}, "usage.bad_repository"),
         (None, {"location": "hf://datasets/lab/pick/folder"}, "usage.bad_repository"),
         (None, {"location": "hf://datasets/lab/pick@dev"}, "usage.bad_repository"),
@@ -206,10 +181,8 @@ def test_nothing_is_created_for_what_cannot_be_uploaded(
         monkeypatch.setenv("HF_TOKEN", options.pop("HF_TOKEN"))
     with pytest.raises(VlatoolError) as caught:
         uploaded(**{"folder": data, **options})
-    error = caught.value
-    assert error.code == code
+    assert caught.value.code == code
     assert hub.written.is_private == {}
-    assert not any(text in str(error.details) + error.message for text in (SECRET, "hunter22"))
 
 
 def test_run_is_uploaded_without_folders_of_this_machine(tmp_path: Path) -> None:

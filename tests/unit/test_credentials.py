@@ -68,5 +68,5 @@ def test_values_of_variables_are_hidden(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("LAB_KEY", str(tmp_path))
     text = f"at {tmp_path} with of-my-own-hub-17"
 
-    assert credentials.credentials_pattern().findall(text.encode()) == [b"of-my-own-hub-17"]
+    credentials.hide_environment()
     assert without_credentials(text) == f"at {tmp_path} with ..."

@@ -1,17 +1,16 @@
 """Upload of a folder to a repository of a model hub: its files, and a card from the records."""
 
-import codecs
 import json
 import os
 import re
 import shlex
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import yaml
 
@@ -21,7 +20,7 @@ from vlatool.artifacts.run.format import CONFIG, ORIGINS, TRACKERS
 from vlatool.artifacts.samples.format import SamplesFolder
 from vlatool.artifacts.shards.format import CONFIG_NAME as OPTIONS_NAME
 from vlatool.config.base import ConfigModel, check_required, execution_field, option, required_field
-from vlatool.credentials import credentials_pattern, without_credentials
+from vlatool.credentials import hide_environment, without_credentials
 from vlatool.errors import DataError, EnvironmentProblem, StorageError, UsageError, name_error
 from vlatool.events import NULL, Reporter, counted
 from vlatool.inspection import inspect_location
@@ -48,17 +47,6 @@ _WITH_LOCATIONS: Mapping[str, Sequence[str]] = {
     "export": ("*.json", "*.yaml"),
     "experiment": ("*.json", "*.yaml"),
 }
-_TEXT_SUFFIXES = frozenset(
-    {"", ".json", ".jsonl", ".yaml", ".yml", ".txt", ".md", ".csv", ".toml", ".ini", ".cfg"}
-    | {".xml", ".html", ".log", ".py", ".sh"}
-)
-# Files whose content has no text: all others are searched for credentials.
-_BINARY_SUFFIXES = frozenset(
-    {".arrow", ".bin", ".gz", ".jpeg", ".jpg", ".mp4", ".npy", ".npz", ".parquet", ".png", ".pt"}
-    | {".safetensors", ".tar", ".webp", ".zip", ".zst"}
-)
-_BLOCK_BYTES = 4 * 2**20
-_MAX_SHOWN = 5
 # First folders of absolute paths: those with data of users, besides those of this machine.
 _USER_FOLDERS = {"Users", "Volumes", "data", "home", "media", "mnt", "root", "scratch", "workspace"}
 # Folders of the system say nothing on a user; robots have topics such as /sys or /dev/video0.
@@ -66,14 +54,6 @@ _SYSTEM_FOLDERS = {
     *("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "run", "sbin"),
     *("sys", "usr"),
 }
-
-
-class TextMatch(NamedTuple):
-    """Place of a text that must not be uploaded."""
-
-    path: str
-    line: int
-    text: str
 
 
 def chosen_files(folder: Path, kind: str, unlisted: Collection[str]) -> list[UploadFile]:
@@ -103,106 +83,34 @@ def chosen_files(folder: Path, kind: str, unlisted: Collection[str]) -> list[Upl
     return sorted(files, key=lambda file: file.name)
 
 
-def check_texts(files: Sequence[UploadFile], folder: Path) -> None:
-    """Raises DataError for a secret, or an absolute path of a machine, in a text (not in data)."""
-    for code, pattern, advice in (
-        ("data.secret", credentials_pattern(), "a secret (a token, a key, or a signed address)"),
-        ("data.absolute_path", _path_pattern(), "an absolute path of a machine"),
-    ):
-        texts = [file for file in files if _is_text(file, code)]
-        problems = [problem for file in texts for problem in _matches(file, pattern)]
-        if not problems:
-            continue
-        first = problems[0]
-        shown = "" if code == "data.secret" else f": {first.text}"
-        more = f"; {len(problems) - 1} more lines hold one" if len(problems) > 1 else ""
-        raise DataError.at(
-            folder / first.path,
-            f"holds {advice}{shown}{more}",
-            line=first.line,
-            hint=_HINTS[code],
-            code=code,
-            places=[{"path": place.path, "line": place.line} for place in problems[:_MAX_SHOWN]],
-        )
-
-
-_HINTS = {
-    "data.secret": "remove it from the file, and make it invalid where it was issued",
-    "data.absolute_path": "write the folder again with relative locations (samples without "
-    "--absolute), or change the file",
-}
-
-
-def _is_text(file: UploadFile, code: str) -> bool:
-    suffix = PurePosixPath(file.name).suffix.lower()
-    return suffix not in _BINARY_SUFFIXES if code == "data.secret" else suffix in _TEXT_SUFFIXES
-
-
-def _matches(file: UploadFile, pattern: re.Pattern[bytes]) -> Iterator[TextMatch]:
-    """Yields the lines of a text file that match, each once."""
-    number = 1
-    last = 0
-    for block in _text_blocks(file):
-        start = 0
-        for match in pattern.finditer(block):
-            number += block.count(b"\n", start, match.start())
-            start = match.start()
-            if number != last:
-                last = number
-                yield TextMatch(file.name, number, match[0].decode(errors="replace"))
-        number += block.count(b"\n", start)
-
-
-def _text_blocks(file: UploadFile) -> Iterator[bytes]:
-    """Yields the content in blocks that end with a line; nothing for a file that is no text."""
-    if isinstance(file.content, bytes):
-        yield file.content
-        return
-    with file.content.open("rb") as opened:
-        start = opened.read(2)
-        rest = b""
-        is_utf16 = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in start
-        opened.seek(0)
-        while block := opened.read(_BLOCK_BYTES):
-            if is_utf16:  # what a pattern can match is ASCII
-                block = block.replace(b"\0", b"")
-            if b"\0" in block:
-                return
-            head, end, tail = (rest + block).rpartition(b"\n")
-            rest = tail
-            if end:
-                yield head + end
-        yield rest
-
-
 @cache
-def _path_pattern() -> re.Pattern[bytes]:
+def _path_pattern() -> re.Pattern[str]:
     """Absolute path with a first folder of this machine, or of users of others."""
     own = {entry.name for entry in os.scandir("/") if entry.is_dir()} - _SYSTEM_FOLDERS
     names = "|".join(re.escape(name) for name in sorted(own | _USER_FOLDERS))
     unix = rf"(?<![\w.@~+%/-])(?:file://)?/(?:{names})/[^\s\"'<>,;:)\]}}]+"
-    return re.compile(rf"{unix}|\b[A-Z]:\\+Users\\+[^\s\"']+".encode())
+    return re.compile(rf"{unix}|\b[A-Z]:\\+Users\\+[^\s\"']+")
 
 
 def without_locations(text: str) -> str:
     """Text in which absolute paths have only their last part."""
-    return _path_pattern().sub(_last_part, text.encode()).decode()
+    return _path_pattern().sub(_last_part, text)
 
 
-def _last_part(match: re.Match[bytes]) -> bytes:
-    return re.split(rb"[/\\]", match[0].rstrip(rb"/\\"))[-1]
+def _last_part(match: re.Match[str]) -> str:
+    return re.split(r"[/\\]", match[0].rstrip("/\\"))[-1]
 
 
 def _without_locations(path: Path) -> bytes:
     """Content of a YAML or JSON file in which absolute paths have only their last part."""
-    content = path.read_bytes()
-    if not _path_pattern().search(content):
-        return content
-    load: Callable[[bytes], Any] = json.loads if path.suffix == ".json" else yaml.safe_load
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if not _path_pattern().search(text):
+        return path.read_bytes()
+    load: Callable[[str], Any] = json.loads if path.suffix == ".json" else yaml.safe_load
     try:
-        tree = _shortened(load(content))
+        tree = _shortened(load(text))
     except (ValueError, yaml.YAMLError):  # `verify` has read it
-        return without_locations(content.decode(errors="replace")).encode()
+        return without_locations(text).encode()
     if path.suffix == ".json":
         return (json.dumps(tree, indent=2, ensure_ascii=False) + "\n").encode()
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode()
@@ -215,7 +123,7 @@ def _shortened(value: Any) -> Any:
         return [_shortened(item) for item in value]
     if not isinstance(value, str):
         return value
-    match = _path_pattern().match(value.encode())
+    match = _path_pattern().match(value)
     is_location = match is not None and "\n" not in value
     return PurePosixPath(value).name if is_location else without_locations(value)
 
@@ -249,6 +157,7 @@ def card_text(
     ]
     text = "\n\n".join(blocks) + "\n"
     # A report may name the folder itself, or locations that it was made from.
+    hide_environment()
     text = without_credentials(text)
     return without_locations(text.replace(f"{folder.absolute()}/", "").replace(f"{folder}/", ""))
 
@@ -357,7 +266,7 @@ def upload(config: UploadConfig, *, reporter: Reporter = NULL) -> UploadResult:
     Raises:
         UsageError: A location is no folder or no repository, the folder is being written, or other
             files are there.
-        DataError: The folder is not whole, or a file holds a secret or an absolute path.
+        DataError: The folder is not whole.
         EnvironmentProblem: There is no token, or it gives no access.
         StorageError: The hub does not respond, or rejects the upload.
     """
@@ -451,7 +360,6 @@ def _files(
     if unlisted:
         names = few_text(sorted(unlisted))
         reporter.warn("unlisted_files", f"not uploaded, as they are not part of it: {names}")
-    check_texts(files, folder)
     cards = [file for file in files if file.name == CARD]
     if cards:
         reporter.note(f"{CARD} of the folder is the card")
