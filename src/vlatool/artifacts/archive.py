@@ -1,4 +1,4 @@
-"""Members of a tar of unknown origin, from bytes that arrive in order.
+"""Members of a tar of unknown origin, in order, from a stream.
 
 Plain files and folders below one folder are accepted, each name once. Everything else that a tar
 can hold (links, devices, sparse files, names that lead elsewhere) ends the reading with an error
@@ -7,24 +7,17 @@ before it has any effect. Modes, owners and times of members are not used.
 
 import io
 import tarfile
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, NoReturn
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any, NoReturn, Self, cast
 
-from vlatool.artifacts.tar_sample import MAX_EXTENDED
 from vlatool.errors import DataError
 from vlatool.jobs.files import FOLDER
 from vlatool.storage.uri import is_file_name
 
-_BLOCK = tarfile.BLOCKSIZE
-_BROKEN = (tarfile.TarError, EOFError, ValueError, OverflowError, IndexError, KeyError)
-_EXTENDED = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
+_BROKEN = (
+    tarfile.TarError, EOFError, ValueError, OverflowError, IndexError, KeyError, RecursionError,
+)  # fmt: skip
 _KINDS = {
     tarfile.SYMTYPE: "a symbolic link",
     tarfile.LNKTYPE: "a hard link",
@@ -43,32 +36,24 @@ _SHOWN = 100
 _NOT_GLOBAL = ("path", "linkpath", "size")  # in a global header they would change all members
 
 
+_BUFFER_BYTES = 2**18
+_BLOCK_BYTES = 2**20
+
+Stream = IO[bytes] | io.RawIOBase
+
+
 @dataclass(frozen=True)
 class Member:
     """File or folder of an archive."""
 
     name: str  # Path below the folder of the archive that is read
-    start: int  # position of its content in the archive
+    next: int  # position in the archive behind it, at which the reading can continue
     size: int  # size of its content in bytes
     is_folder: bool = False  # True for a folder
 
-    @property
-    def stop(self) -> int:
-        """Position after its content."""
-        return self.start + self.size
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Bytes of a member, in order; `is_last` with its last ones."""
-
-    member: Member
-    data: memoryview
-    is_last: bool
-
 
 class ArchiveReader:
-    """Reader of a tar; its state can be saved between two calls of `feed`.
+    """Reader of a tar.
 
     `prefix`: folder of the archive that is read, such as `tasks/NAME`; nothing else may be there;
     `size`: size of the archive in bytes.
@@ -78,109 +63,70 @@ class ArchiveReader:
         self._where = where
         self._prefix = tuple(prefix.split("/"))
         self._size = size
-        self.position = 0  # number of bytes read
-        self.member: Member | None = None  # member in which the position is; None between members
         self.files: set[str] = set()  # names of the files so far
         # names of the folders so far, also of those that only occur in names of files
         self.folders: set[str] = set()
-        self._head = bytearray()  # header of the next member, with the extended ones before it
-        self._is_ended = False
 
-    def state(self) -> dict[str, Any]:
-        """Position in the archive, JSON; names so far are not part of it."""
-        return {
-            "position": self.position,
-            "member": None if self.member is None else asdict(self.member),
-            "head": self._head.hex(),
-            "is_ended": self._is_ended,
-        }
+    def add(self, name: str, *, is_folder: bool) -> None:
+        """Adds the name of a member that was read before."""
+        self.folders.update(_above(name))
+        (self.folders if is_folder else self.files).add(name)
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continues from a saved state."""
-        member = state["member"]
-        self.position = int(state["position"])
-        self.member = None if member is None else Member(**member)
-        self._head = bytearray.fromhex(state["head"])
-        self._is_ended = bool(state["is_ended"])
+    def members(self, file: Stream, position: int) -> Iterator[tuple[Member, Iterator[bytes]]]:
+        """Yields members with their content, which must be read before the next one.
 
-    def feed(self, data: memoryview) -> Iterator[Piece]:
-        """Yields what the next bytes hold."""
-        while data:
-            if self._is_ended:
-                if bytes(data).strip(b"\0"):
-                    self._break("has content after its end marker")
-                count = len(data)
-            elif self.member is not None:
-                count = min(len(data), self.member.stop - self.position)
-                is_last = self.position + count == self.member.stop
-                yield Piece(self.member, data[:count], is_last)
-                if is_last:
-                    self.member = None
-            elif not self._head and self.position % _BLOCK:  # padding of the last member
-                count = min(len(data), -self.position % _BLOCK)
-            else:
-                count = min(len(data), _BLOCK - len(self._head) % _BLOCK)
-                self._head += data[:count]
-            self.position += count
-            data = data[count:]
-            if self._head and len(self._head) % _BLOCK == 0 and self.member is None:
-                yield from self._open_next()
-
-    def finish(self) -> None:
-        """Checks that the archive is complete."""
-        if not self._is_ended:
-            self._break("ends early: the end marker is missing")
+        `file`: the archive from `position` on, the start or the `next` of a member.
+        """
+        stream: Any = _LimitedStream(file)  # `tarfile` uses `read` only
+        at = position
+        try:
+            with tarfile.open(
+                fileobj=stream,
+                mode="r|",
+                bufsize=_BUFFER_BYTES,
+                tarinfo=_Header,
+                encoding="utf-8",
+            ) as tar:
+                while True:
+                    stream.left = _MAX_HEADER_BYTES
+                    info = tar.next()
+                    cast("Any", tar).members = []  # it would keep all of them
+                    if info is None:
+                        break
+                    self._check_global(tar)
+                    member = self._accepted(info, position)
+                    at = position + tar.offset
+                    if member is not None:
+                        stream.left = member.size + _MAX_HEADER_BYTES
+                        yield member, self._content(tar.extractfile(info), member)
+                stream.left = self._size
+                while rest := tar.fileobj.read(_BUFFER_BYTES):  # pyright: ignore[reportOptionalMemberAccess]
+                    if rest.strip(b"\0"):
+                        self._break("has content after its end marker")
+        except _BROKEN as error:
+            self._break(f"is damaged, ends early, or is no tar, at byte {at}: {error}")
         if not self.files:
             self._break("holds no files")
 
-    def _open_next(self) -> Iterator[Piece]:
-        """Adopts the next member once its header is complete; yields it if it has no content."""
-        try:
-            info = self._next_header()
-        except _BROKEN as error:
-            self._break(
-                f"is damaged, or no tar, at byte {self.position - len(self._head)}: {error}"
-            )
-        if info is None:
-            return
-        self._head.clear()
-        member = self._accepted(info)
-        if member is None:
-            return
-        if member.is_folder or member.size == 0:
-            yield Piece(member, memoryview(b""), is_last=True)
-        else:
-            self.member = member
+    def _content(self, file: IO[bytes] | None, member: Member) -> Iterator[bytes]:
+        """Content of a member, in blocks."""
+        left = member.size
+        while left and file is not None:
+            try:
+                block = file.read(min(left, _BLOCK_BYTES))
+            except _BROKEN:
+                block = b""
+            if not block:
+                self._break(f"ends early, in {member.name!a}")
+            left -= len(block)
+            yield block
 
-    def _next_header(self) -> tarfile.TarInfo | None:
-        """Header of a member with the extended ones before it; None until it is complete."""
-        at = 0
-        for _ in range(MAX_EXTENDED + 1):
-            block = bytes(self._head[at : at + _BLOCK])
-            if not any(block) and block:
-                self._is_ended = at == 0
-                self._head.clear()
-                if self._is_ended:
-                    return None
-                raise ValueError("an extended header without a member")
-            header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-            if header.type not in _EXTENDED:
-                break
-            if not 0 <= header.size <= _MAX_HEADER_BYTES - at:
-                raise ValueError(f"a header of {header.size} bytes")
-            at += _BLOCK + header.size + -header.size % _BLOCK
-            if at >= len(self._head):
-                return None
-        else:
-            raise ValueError(f"more than {MAX_EXTENDED} extended headers of a member")
-        with tarfile.open(fileobj=io.BytesIO(self._head), mode="r:", encoding="utf-8") as tar:
-            info = tar.next()
-            names = [key for key in tar.pax_headers if key in _NOT_GLOBAL or "sparse" in key]
-        if info is None or names:
+    def _check_global(self, tar: tarfile.TarFile) -> None:
+        names = [key for key in tar.pax_headers if key in _NOT_GLOBAL or "sparse" in key]
+        if names:
             raise ValueError(f"a global header that sets {', '.join(names)}")
-        return info
 
-    def _accepted(self, info: tarfile.TarInfo) -> Member | None:
+    def _accepted(self, info: tarfile.TarInfo, base: int) -> Member | None:
         """Member of a header; None for the folders that contain all others."""
         self._check_kind(info)
         parts = self._parts(info)
@@ -192,20 +138,19 @@ class ArchiveReader:
         if not below:
             return None if info.isdir() else self._refuse(info, "is a file instead of a folder")
         name = "/".join(below)
-        # Remembers a name and the folders that it needs.
-        names = name.split("/")
-        above = {"/".join(names[:count]) for count in range(1, len(names))}
+        above = _above(name)
         if name in self.files or (name in self.folders and not info.isdir()):
             self._refuse(info, "occurs twice")
         if above & self.files:
             self._refuse(info, "is below a file")
-        self.folders |= above
-        (self.folders if info.isdir() else self.files).add(name)
-        if info.size < 0 or self.position + info.size > self._size:
+        self.add(name, is_folder=info.isdir())
+        content = base + info.offset_data
+        if info.size < 0 or content + info.size > self._size:
             self._break(
                 f"ends early, or claims a wrong size: {self._shown(info)} has {info.size:,} bytes"
             )
-        return Member(name, self.position, info.size, info.isdir())
+        after = content + info.size + -info.size % tarfile.BLOCKSIZE
+        return Member(name, after, info.size, info.isdir())
 
     def _check_kind(self, info: tarfile.TarInfo) -> None:
         if info.issparse() or any("sparse" in key for key in info.pax_headers):
@@ -250,3 +195,37 @@ class ArchiveReader:
             hint="the archive there is damaged or not complete; ask its publisher",
             code="data.broken_archive",
         )
+
+
+class _Header(tarfile.TarInfo):
+    """Header whose damage is an error everywhere; `tarfile` takes it for the end of an archive."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # pyright: ignore[reportAttributeAccessIssue]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from None
+
+
+class _LimitedStream:
+    """Stream of which only `left` bytes can be read: a header may claim any size."""
+
+    def __init__(self, file: Stream) -> None:
+        self._file = file
+        self.left = _MAX_HEADER_BYTES
+
+    def read(self, size: int) -> bytes:
+        if self.left <= 0:
+            raise ValueError(f"headers of more than {_MAX_HEADER_BYTES:,} bytes")
+        data = self._file.read(size) or b""
+        self.left -= len(data)
+        return data
+
+
+def _above(name: str) -> set[str]:
+    """Names of the folders that contain a member."""
+    parts = name.split("/")
+    return {"/".join(parts[:count]) for count in range(1, len(parts))}

@@ -34,9 +34,6 @@ from vlatool.storage.remote import Address, Body, ConditionFailed, ObjectInfo, R
 # Chunks in memory: requested or received, up to the one that is being consumed.
 RUN_AHEAD = 16
 
-# Gets the number of a chunk and its bytes; chunks come in order, each once.
-Consumer = Callable[[int, bytes], None]
-
 
 class Cancelled(BaseException):
     """End of a download because its command ends; no retry and no item error catches it."""
@@ -522,27 +519,27 @@ class ChunkStream:
     chunk_bytes: int  # size of a chunk; the last one may be smaller
     pool: TransferPool  # streams and limits
 
-    def read(self, numbers: Sequence[int], consume: Consumer) -> None:
-        """Hands chunks to a consumer, up to one per stream and `RUN_AHEAD` ahead of it; `numbers`:
-        numbers of the chunks, from 0, ascending.
-        """
-        remaining = iter(numbers)
-        for number in islice(remaining, 1):
-            first = self._fetch_first(number)
-            if first is None:
-                self._read_whole(numbers, consume)
-                return
-            consume(number, first)
+    def read(self, position: int) -> Iterator[bytes]:
+        """Yields the object from a position on, in chunks that are fetched ahead in parallel."""
+        if position >= self.info.size:
+            return
+        number = position // self.chunk_bytes
+        skipped = position % self.chunk_bytes
+        count = -(-self.info.size // self.chunk_bytes)
+        first = self._fetch_first(number)
+        if first is None:
+            yield from self._read_whole(position)
+            return
+        yield first[skipped:]
+        remaining = iter(range(number + 1, count))
         limit = min(self.pool.streams, RUN_AHEAD)
-        running: deque[tuple[int, Future[_Chunk]]] = deque()
+        running: deque[Future[_Chunk]] = deque()
         while True:
-            for number in islice(remaining, limit - len(running)):
-                running.append((number, in_background(partial(self._fetch, number))))
+            for following in islice(remaining, limit - len(running)):
+                running.append(in_background(partial(self._fetch, following)))
             if not running:
                 return
-            number, chunk = running[0]
-            consume(number, chunk.result().data)
-            running.popleft()
+            yield running.popleft().result().data
 
     def _fetch_first(self, number: int) -> bytes | None:
         """Fetches a chunk; None if the server has no ranges."""
@@ -569,33 +566,43 @@ class ChunkStream:
             raise changed_error(self.address)
         return _Chunk(b"".join(blocks), part.is_range)
 
-    def _read_whole(self, numbers: Sequence[int], consume: Consumer) -> None:
+    def _read_whole(self, position: int) -> Iterator[bytes]:
         """Reads the object with one request; a retry reads from its start and skips."""
         self.pool.on_note(
             f"{self.address}: the server has no byte ranges; an interrupted download reads it from"
             " the start again"
         )
-        remaining = deque(numbers)
+        body: Body | None = None
 
-        def receive(remote: Remote) -> None:
-            body = remote.get(self.address.key, 0, self.info.size, self.info.etag)
+        def receive(remote: Remote) -> bytes:
+            nonlocal body
+            skipped = 0
+            if body is None:
+                body = remote.get(self.address.key, 0, self.info.size, self.info.etag)
+                skipped = position
             try:
                 if body.info.size != self.info.size:
                     raise ConditionFailed
-                for number in range(numbers[-1] + 1):
-                    size = min(self.chunk_bytes, self.info.size - number * self.chunk_bytes)
-                    data = b"".join(body_blocks(body, size, self.address, self.pool))
-                    if remaining and number == remaining[0]:
-                        consume(number, data)
-                        remaining.popleft()
-            finally:
+                for _ in body_blocks(body, skipped, self.address, self.pool):
+                    pass
+                size = min(self.chunk_bytes, self.info.size - position)
+                return b"".join(body_blocks(body, size, self.address, self.pool))
+            except Exception:
                 body.close()
+                body = None
+                raise
 
         with self.pool.stream():
             try:
-                call(self.address, receive)
+                while position < self.info.size:
+                    chunk = call(self.address, receive)
+                    position += len(chunk)
+                    yield chunk
             except ConditionFailed:
                 raise changed_error(self.address) from None
+            finally:
+                if body is not None:
+                    body.close()
 
 
 class _Chunk(NamedTuple):

@@ -1,15 +1,13 @@
-"""Download of a raw archive of a task, which is extracted meanwhile; it resumes inside members.
+"""Download of a raw archive of a task, which is extracted meanwhile; it resumes at a member.
 
-After each chunk, the log gets a row with the files that the chunk completed, the digest of the
-chunk and the position. A killed run continues after the last row, and files that were removed or
-damaged since are fetched again, without the rest of the archive.
+After each member, the log gets a row with its file and the position behind it. A killed run
+continues there, or at the first file that was removed or damaged since.
 """
 
 import hashlib
+import io
 import math
-import os
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -17,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from vlatool.artifacts.archive import ArchiveReader, Member, Piece
+from vlatool.artifacts.archive import ArchiveReader, Member, Stream
 from vlatool.errors import DataError, StorageError
 from vlatool.events import Reporter, counted
 from vlatool.jobs.command import JobConfig, OutputResult
@@ -30,20 +28,19 @@ from vlatool.jobs.run import run_command
 from vlatool.results import OPTIONAL
 from vlatool.storage import atomic, transfer
 from vlatool.storage.append_log import AppendLog, read_log
-from vlatool.storage.background import in_background
 from vlatool.storage.crash_points import crash_point
 from vlatool.storage.reader import changed_error
 from vlatool.storage.remote import ObjectInfo, call
 from vlatool.storage.remote_path import RemotePath
-from vlatool.storage.transfer import ChunkStream, Consumer, TransferPool, partial_bytes
+from vlatool.storage.transfer import ChunkStream, TransferPool, partial_bytes
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import local_path
 from vlatool.workflows import download_files as downloads
 
 _SYNC_S = 2.0
 
-# Hands the chunks with these numbers to a consumer, in order.
-ReadChunks = Callable[[Sequence[int], Consumer], None]
+# The archive from a position on.
+OpenArchive = Callable[[int], Stream]
 
 
 @dataclass(frozen=True)
@@ -61,40 +58,44 @@ class Archive:
         return {"location": self.location, "etag": self.etag, "size": self.size}
 
 
-@dataclass(frozen=True)
-class _File:
-    """File that was extracted: its entry in the file list, and where its content starts."""
+@dataclass
+class _Done:
+    """Member that was extracted."""
 
-    entry: FileEntry
-    start: int
+    start: int  # position in the archive
+    next: int  # position behind it
+    folder: str = ""  # its name; empty for a file
+    entry: FileEntry | None = None  # the file; None for a folder
+    is_synced: bool = False  # False if a power cut may have damaged the file
 
-    @property
-    def member(self) -> Member:
-        return Member(self.entry.path, self.start, self.entry.bytes)
+    def is_intact(self, output: Path) -> bool:
+        if self.entry is None:
+            return True
+        # A power cut may have taken content, but not the time: then the digest is compared.
+        entry = self.entry if self.is_synced else replace(self.entry, modified_ns=None)
+        return is_intact(output, entry)
 
     def row(self) -> dict[str, Any]:
-        return {**row_of(self.entry), "start": self.start}
+        row: dict[str, Any] = {"start": self.start, "next": self.next}
+        if self.entry is None:
+            return {**row, "folder": self.folder}
+        return {**row, "file": row_of(self.entry)}
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> "_File":
-        """File of a JSON object; raises ValueError if it names none of the output."""
-        return cls(entry_of(row), int(row["start"]))
+    def of(cls, row: Mapping[str, Any]) -> "_Done":
+        """Member of a row; raises ValueError, KeyError or TypeError if it names none."""
+        start, after = int(row["start"]), int(row["next"])
+        if "folder" in row:
+            return cls(start, after, folder=str(row["folder"]))
+        return cls(start, after, entry=entry_of(row["file"]))
 
 
-@dataclass
 class _State:
     """State of an extraction, from its log."""
 
-    files: dict[str, _File] = field(default_factory=dict[str, _File])
-    folders: set[str] = field(default_factory=set[str])  # names of folders that are members
-    # SHA-256 of each chunk by number.
-    chunks: dict[int, str] = field(default_factory=dict[int, str])
-    # Names of the files that a power cut may have damaged.
-    unsynced: set[str] = field(default_factory=set[str])
-    # State of the reader; empty at the start.
-    reader: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    opened: str = ""  # SHA-256 of the content so far of the member in which the position is
-    archive: FileEntry | None = None  # the archive itself, if it is part of the output
+    def __init__(self) -> None:
+        self.members: list[_Done] = []  # in order, each where the one before it ends
+        self.archive: FileEntry | None = None  # the archive itself, if it is part of the output
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]]) -> "_State":
@@ -105,84 +106,69 @@ class _State:
                 state.add(row)
         return state
 
+    @property
+    def position(self) -> int:
+        """Position in the archive behind the last member."""
+        return self.members[-1].next if self.members else 0
+
+    @property
+    def entries(self) -> list[FileEntry]:
+        return [member.entry for member in self.members if member.entry is not None]
+
     def add(self, row: Mapping[str, Any]) -> None:
-        number = row.get("chunk")
-        if number is not None and number > len(self.chunks):
-            raise ValueError(f"no row of the chunk before {number}")
-        files = [_File.of(values) for values in row.get("files", ())]
-        if number is not None:
-            ArchiveReader("", "", 0).restore(row["reader"])
-            self.reader = row["reader"]
-            self.opened = str(row["opened"])
-            self.chunks[number] = str(row["sha256"])
-        self.files.update({file.entry.path: file for file in files})
-        self.unsynced.update(file.entry.path for file in files)
-        self.folders.update(row.get("folders", ()))
         if "archive" in row:
             self.archive = entry_of(row["archive"])
-        if "synced" in row:
-            self.unsynced.clear()
+        elif "synced" in row:
+            for member in self.members:
+                member.is_synced = True
+        else:
+            member = _Done.of(row)
+            # A run that found a damaged file has continued at its start.
+            while self.members and self.members[-1].start >= member.start:
+                self.members.pop()
+            if member.start == self.position:
+                self.members.append(member)
 
-
-@dataclass
-class _Open:
-    """File that is being written."""
-
-    member: Member
-    file: IO[bytes]
-    digest: Any
+    def keep_intact(self, output: Path) -> None:
+        """Forgets the first member that is removed or damaged, and all after it."""
+        for count, member in enumerate(self.members):
+            if not member.is_intact(output):
+                del self.members[count:]
+                return
 
 
 class Extraction:
     """Extraction of one archive to an output; used by one thread."""
 
-    def __init__(
-        self, archive: Archive, output: Path, partials: Path, log: Path, chunk_bytes: int
-    ) -> None:
+    def __init__(self, archive: Archive, output: Path, partials: Path, log: Path) -> None:
         self.archive = archive
         self._output = output
         self._partials = partials
         self._log_path = log
-        self._open: _Open | None = None
-        self._new: list[_File] = []
-        self._new_folders: list[str] = []
         self._to_sync: list[Path] = []
         self._synced_at = time.monotonic()
         rows = list(read_log(log))
-        before = rows[0] if rows else {}
-        # Size of a chunk; an extraction that is continued has that of its start.
-        self.chunk_bytes = before.get("chunk_bytes", chunk_bytes)
         # Without a version, what is there may be of another archive of the same size.
-        is_known = bool(archive.etag)
-        self._is_same = is_known and before == {**archive.identity, "chunk_bytes": self.chunk_bytes}
+        self._is_same = bool(archive.etag) and rows[:1] == [archive.identity]
         self._before = _State.of(rows[1:])
         self._state = self._before if self._is_same else _State()
-        state = self._state
-        damaged: list[_File] = []
-        for name, file in state.files.items():
-            # A power cut may have taken content, but not the time: then the digest is compared.
-            entry = replace(file.entry, modified_ns=None) if name in state.unsynced else file.entry
-            damaged += [] if is_intact(self._output, entry) else [file]
-        self._damaged = sorted(damaged, key=lambda file: file.start)
+        self._state.keep_intact(output)
         self._reader = ArchiveReader(archive.location, archive.prefix, archive.size)
-        self._restore_reader()
+        for member in self._state.members:
+            if member.entry is None:
+                self._reader.add(member.folder, is_folder=True)
+            else:
+                self._reader.add(member.entry.path, is_folder=False)
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes of the chunks that are read from now on."""
-        numbers = [*self._chunks_of(file.member for file in self._damaged), *self._rest()]
-        size = self.chunk_bytes
-        return sum(min(size, self.archive.size - number * size) for number in numbers)
+        """Bytes of the archive that are read from now on."""
+        return self.archive.size - self._state.position
 
     @property
     def replaces_other(self) -> bool:
         """True if the output holds files of another version of the archive."""
-        return not self._is_same and bool(self._before.files)
-
-    @property
-    def chunk_digests(self) -> list[str]:
-        """SHA-256 of each chunk, in order."""
-        return [digest for _, digest in sorted(self._state.chunks.items())]
+        return not self._is_same and bool(self._before.entries)
 
     @property
     def folders(self) -> int:
@@ -190,7 +176,7 @@ class Extraction:
         return len(self._reader.folders)
 
     def entries(self) -> list[FileEntry]:
-        return [file.entry for file in self._state.files.values()]
+        return self._state.entries
 
     @property
     def archive_entry(self) -> FileEntry | None:
@@ -202,32 +188,37 @@ class Extraction:
         """Starts the log, after the files of another version of the archive are removed."""
         if self._is_same:
             return
-        for name in self._before.files:
+        names = [entry.path for entry in self._before.entries]
+        for name in names:
             atomic.remove_file(self._output / name)
         atomic.remove_tree(self._partials)
         atomic.remove_file(self._log_path)
-        for folder in {name.partition("/")[0] for name in self._before.files if "/" in name}:
+        for folder in {name.partition("/")[0] for name in names if "/" in name}:
             atomic.remove_empty(self._output / folder)
         with self._logging():
-            self._log.append({**self.archive.identity, "chunk_bytes": self.chunk_bytes})
+            self._log.append(self.archive.identity)
         self._is_same = True
 
     def add_archive(self, entry: FileEntry) -> None:
         with self._logging():
             self._append({"archive": row_of(entry)})
 
-    def run(self, read: ReadChunks) -> None:
-        """Extracts the missing files; after `begin`."""
-        with self._logging():
-            try:
-                self._repair(read)
-                self._reopen()
-                read(self._rest(), self._consume)
-                self._reader.finish()
-                self._sync()
-            finally:
-                if self._open is not None:
-                    self._open.file.close()
+    def run(self, open_archive: OpenArchive) -> None:
+        """Extracts the missing members; after `begin`."""
+        position = self._state.position
+        with self._logging(), open_archive(position) as file:
+            for member, content in self._reader.members(file, position):
+                done = _Done(self._state.position, member.next)
+                if member.is_folder:
+                    with atomic.as_storage_error(self._output / member.name):
+                        (self._output / member.name).mkdir(parents=True, exist_ok=True)
+                    done.folder = member.name
+                else:
+                    done.entry = self._write(member, content)
+                self._append(done.row())
+                if time.monotonic() - self._synced_at >= _SYNC_S:
+                    self._sync()
+            self._sync()
 
     @contextmanager
     def _logging(self) -> Generator[None]:
@@ -237,117 +228,14 @@ class Extraction:
         ):
             yield
 
-    def _restore_reader(self) -> None:
-        """Moves the reader to the position of the log; to the start of a file that is damaged."""
-        state = self._state
-        reader = self._reader
-        if not state.reader:
-            return
-        reader.restore(state.reader)
-        reader.files = set(state.files)
-        reader.folders = {parent for name in state.files for parent in _parents(name)}
-        reader.folders |= state.folders
-        if reader.member is not None:
-            reader.files.add(reader.member.name)
-            reader.folders |= set(_parents(reader.member.name))
-            if not self._recover_open(reader.member, reader.position - reader.member.start):
-                reader.position = reader.member.start
-
-    def _recover_open(self, member: Member, size: int) -> bool:
-        """True if the first bytes of an unfinished file are those that the log names."""
-        for path in (self._partial(member), self._output / member.name):
-            with atomic.as_storage_error(path):
-                if path.is_file() and _sha256_of_first(path, size) == self._state.opened:
-                    return True
-        return False
-
-    def _reopen(self) -> None:
-        """Opens the unfinished file again, also one that got its name after the last row."""
-        member = self._reader.member
-        if member is None or self._reader.position == member.start:
-            return
-        partial_file = self._partial(member)
-        target = self._output / member.name
-        with atomic.as_storage_error(target):
-            if not partial_file.is_file():
-                partial_file.parent.mkdir(parents=True, exist_ok=True)
-                with crash_point("rename", partial_file):
-                    target.replace(partial_file)
-            file = partial_file.open("r+b", buffering=0)
-            size = self._reader.position - member.start
-            file.truncate(size)
-            self._open = _Open(member, file, hashlib.file_digest(file, "sha256"))
-
-    def _repair(self, read: ReadChunks) -> None:
-        """Fetches damaged files again, by their positions in the archive."""
-        expected = {file.entry.path: file.entry.sha256 for file in self._damaged}
-        members = deque(file.member for file in self._damaged if file.entry.bytes)
-        for file in self._damaged:
-            if not file.entry.bytes:
-                self._write(Piece(file.member, memoryview(b""), is_last=True))
-
-        def consume(number: int, data: bytes | bytearray) -> None:
-            base = number * self.chunk_bytes
-            while members and members[0].start < base + len(data):
-                member = members[0]
-                first = max(member.start, base)
-                stop = min(member.stop, base + len(data))
-                is_last = stop == member.stop
-                self._write(Piece(member, memoryview(data)[first - base : stop - base], is_last))
-                if not is_last:
-                    return
-                members.popleft()
-
-        read(self._chunks_of(members), consume)
-        for file in self._new:
-            if file.entry.sha256 != expected[file.entry.path]:
-                raise DataError.at(
-                    self.archive.location,
-                    f"{file.entry.path} does not have the content that it had before",
-                    hint="run the same command again; if it fails again, remove the output",
-                    code="data.wrong_digest",
-                )
-        if self._new:
-            self._append({})
-
-    def _rest(self) -> range:
-        count = -(-self.archive.size // self.chunk_bytes)
-        return range(self._reader.position // self.chunk_bytes, count)
-
-    def _chunks_of(self, members: Iterable[Member]) -> list[int]:
-        size = self.chunk_bytes
-        numbers = (range(m.start // size, (m.stop - 1) // size + 1) for m in members)
-        return sorted({number for span in numbers for number in span})
-
-    def _consume(self, number: int, data: bytes | bytearray) -> None:
-        digest = in_background(lambda: hashlib.sha256(data).hexdigest())
-        skipped = self._reader.position - number * self.chunk_bytes
-        for piece in self._reader.feed(memoryview(data)[skipped:]):
-            self._write(piece)
-        opened = ""
-        if self._open is not None:
-            opened = self._open.digest.hexdigest()
-        chunk = {"chunk": number, "sha256": digest.result(), "opened": opened}
-        self._append({**chunk, "reader": self._reader.state()})
-        if time.monotonic() - self._synced_at >= _SYNC_S:
-            self._sync()
-
     def _append(self, row: Mapping[str, Any]) -> None:
-        """Logs a row with the files and folders since the last one."""
-        files = {"files": [file.row() for file in self._new]} if self._new else {}
-        folders = {"folders": self._new_folders} if self._new_folders else {}
-        row = {**row, **files, **folders}
         with atomic.as_storage_error(self._log_path):
             self._log.append(row)
         self._state.add(row)
-        self._new = []
-        self._new_folders = []
 
     def _sync(self) -> None:
         """Syncs all files so far, then the log says so."""
         with atomic.as_storage_error(self._output), crash_point("sync", self._output):
-            if self._open is not None:
-                os.fsync(self._open.file.fileno())
             for path in self._to_sync:
                 atomic.sync_path(path)
         for folder in sorted({path.parent for path in self._to_sync}):
@@ -357,37 +245,33 @@ class Extraction:
         self._to_sync = []
         self._synced_at = time.monotonic()
 
-    def _write(self, piece: Piece) -> None:
-        """Writes bytes of a member; a complete file gets its name."""
-        member = piece.member
+    def _write(self, member: Member, content: Iterable[bytes]) -> FileEntry:
+        """Writes a file, which gets its name when it is complete."""
         target = self._output / member.name
-        if member.is_folder:
-            with atomic.as_storage_error(target):
-                target.mkdir(parents=True, exist_ok=True)
-            self._new_folders.append(member.name)
-            return
+        partial_file = self._partials / "member"
+        digest = hashlib.sha256()
         with atomic.as_storage_error(target):
-            if self._open is None:
-                path = self._partial(member)
-                with crash_point("create", path):
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    self._open = _Open(member, path.open("wb", buffering=0), hashlib.sha256())
-            self._write_bytes(self._open, piece.data)
-            if piece.is_last:
-                self._open.file.close()
-                self._name(self._open)
-                self._open = None
+            with crash_point("create", target):
+                partial_file.parent.mkdir(parents=True, exist_ok=True)
+                file = partial_file.open("wb", buffering=0)
+            with file:
+                for block in content:
+                    digest.update(block)
+                    half = partial(file.write, block[: len(block) // 2])
+                    with crash_point("write", target, half):
+                        rest = memoryview(block)
+                        while rest:
+                            rest = rest[file.write(rest) :]
+            self._check_no_folder(member, target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with crash_point("rename", target):
+                partial_file.replace(target)
+            modified_ns = target.stat().st_mtime_ns
+        self._to_sync.append(target)
+        sha256 = digest.hexdigest()
+        return FileEntry(member.name, member.size, sha256, modified_ns=modified_ns)
 
-    def _write_bytes(self, opened: _Open, data: memoryview) -> None:
-        half = partial(opened.file.write, data[: len(data) // 2])
-        with crash_point("write", self._output / opened.member.name, half):
-            opened.digest.update(data)
-            while data:
-                data = data[opened.file.write(data) :]
-
-    def _name(self, opened: _Open) -> None:
-        member = opened.member
-        target = self._output / opened.member.name
+    def _check_no_folder(self, member: Member, target: Path) -> None:
         if target.is_dir():
             raise DataError.at(
                 self.archive.location,
@@ -395,37 +279,30 @@ class Extraction:
                 hint="use another --output",
                 code="data.name_conflict",
             )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with crash_point("rename", target):
-            self._partial(member).replace(target)
-        digest = opened.digest.hexdigest()
-        modified_ns = target.stat().st_mtime_ns
-        entry = FileEntry(member.name, member.size, digest, modified_ns=modified_ns)
-        self._new.append(_File(entry, member.start))
-        self._to_sync.append(target)
-
-    def _partial(self, member: Member) -> Path:
-        return self._partials / hashlib.sha256(member.name.encode()).hexdigest()[:24]
 
 
-def _parents(name: str) -> Iterator[str]:
-    parts = name.split("/")
-    return ("/".join(parts[:count]) for count in range(1, len(parts)))
+class _ArchiveStream(io.RawIOBase):
+    """File over chunks that come in order."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Copies bytes of one chunk to the buffer; returns their number, 0 at the end."""
+        if not self._rest:
+            self._rest = memoryview(next(self._chunks, b""))
+        view = memoryview(buffer).cast("B")
+        count = min(len(view), len(self._rest))
+        view[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
 
 
-def _sha256_of_first(path: Path, size: int) -> str:
-    """SHA-256 of the first bytes of a file; empty if it has fewer."""
-    if path.stat().st_size < size:
-        return ""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while size and (data := file.read(min(size, 2**20))):
-            digest.update(data)
-            size -= len(data)
-    return digest.hexdigest()
-
-
-_PLAN = "extract 1"  # as in `download_files`
+_PLAN = "extract 2"  # as in `download_files`
 _RESTARTS = 2  # of an archive that changes
 _LOG = "members"
 _ARCHIVE = "archive"  # the unfinished archive, if it is kept
@@ -456,9 +333,7 @@ class RawResult(OutputResult):
     files: int = 0  # that were extracted
     folders: int = 0
     extracted_bytes: int = 0
-    chunk_bytes: int = 0  # size of the chunks of the archive that have a digest
-    chunks_sha256: str = ""  # of the concatenated hexadecimal SHA-256 of all chunks
-    # Of the whole archive; None unless it is kept, as chunks are digested one by one.
+    # Of the whole archive; None unless it is kept.
     archive_sha256: str | None = None
     next: str = field(default="", metadata=OPTIONAL)  # empty after a dry run
 
@@ -472,7 +347,7 @@ class RawResult(OutputResult):
 def download_raw(
     task: RawTask, options: downloads.TransferOptions, reporter: Reporter
 ) -> RawResult:
-    """Extracts the archive of a task while it is downloaded; resumes inside members."""
+    """Extracts the archive of a task while it is downloaded; resumes at a member."""
     with ExitStack() as stack:
         job = RawJob(task, options, (reporter, stack))
         executor = ThreadExecutor(1, job.pool.cancel)
@@ -548,7 +423,7 @@ class RawJob:
         prefix = f"tasks/{self._task.name}"
         archive = Archive(self._file.path, info.etag or info.digest, info.size, prefix)
         log = Journal(self._output, _LOG).log()
-        return Extraction(archive, self._output, self._partials, log, transfer.CHUNK)
+        return Extraction(archive, self._output, self._partials, log)
 
     def _needs_archive(self, extraction: Extraction) -> bool:
         return self._task.keep_archive and extraction.archive_entry is None
@@ -563,13 +438,10 @@ class RawJob:
                 with self.pool.file(file.name):
                     self._extract_version(extraction, info)
                 entries = extraction.entries()
-                digests = extraction.chunk_digests
                 archive = extraction.archive_entry
                 facts = {
                     "files": len(entries),
                     "folders": extraction.folders,
-                    "chunk_bytes": extraction.chunk_bytes,
-                    "chunks_sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
                     "archive_sha256": archive.sha256 if archive else None,
                 }
                 counts = {"bytes": sum(entry.bytes for entry in entries)}
@@ -591,12 +463,11 @@ class RawJob:
         extraction.begin()
         if self._needs_archive(extraction):
             self._download_archive(extraction, info)
-        stream = ChunkStream(file.address, info, extraction.chunk_bytes, self.pool)
-        local = self._output / file.name
-        is_here = extraction.archive_entry is not None
-        extraction.run(
-            partial(_read_local, local, extraction.chunk_bytes) if is_here else stream.read
-        )
+        if extraction.archive_entry is not None:
+            extraction.run(partial(_open_at, self._output / file.name))
+            return
+        stream = ChunkStream(file.address, info, transfer.CHUNK, self.pool)
+        extraction.run(lambda position: _ArchiveStream(stream.read(position)))
 
     def _download_archive(self, extraction: Extraction, info: ObjectInfo) -> None:
         file = self._file
@@ -627,8 +498,7 @@ class RawJob:
         )
 
 
-def _read_local(path: Path, chunk_bytes: int, numbers: Sequence[int], consume: Consumer) -> None:
-    with path.open("rb") as file:
-        for number in numbers:
-            file.seek(number * chunk_bytes)
-            consume(number, file.read(chunk_bytes))
+def _open_at(path: Path, position: int) -> IO[bytes]:
+    file = path.open("rb")
+    file.seek(position)
+    return file

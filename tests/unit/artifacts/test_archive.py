@@ -1,11 +1,11 @@
-"""Members of tars of unknown origin: what is accepted, in any pieces, and what is not."""
+"""Members of tars of unknown origin: what is accepted, and what is not."""
 
 import io
 import tarfile
 
 import pytest
 
-from vlatool.artifacts.archive import ArchiveReader, Member
+from vlatool.artifacts.archive import ArchiveReader
 from vlatool.errors import DataError
 
 T = "tasks/T"
@@ -32,32 +32,31 @@ GOOD = (
 END = bytes(1024)
 
 
-def read(data: bytes, step: int = 0) -> dict[str, bytes | None]:
-    """Content by name, None for folders; the reader is replaced by a restored one at each step."""
-    members: dict[str, bytes | None] = {}
+def read(data: bytes, position: int = 0) -> dict[str, bytes | None]:
+    """Content by name, None for folders, of what is in an archive from a position on."""
     reader = ArchiveReader("x.tar", T, len(data))
-    for start in range(0, len(data), step or len(data)):
-        state, names = reader.state(), (reader.files, reader.folders)
-        reader = ArchiveReader("x.tar", T, len(data))
-        reader.restore(state)
-        reader.files, reader.folders = names
-        for piece in reader.feed(memoryview(data[start : start + (step or len(data))])):
-            name = piece.member.name
-            members[name] = (
-                None if piece.member.is_folder else (members.get(name) or b"") + piece.data
-            )
-    reader.finish()
+    if position:
+        reader.add("before", is_folder=False)
+    members: dict[str, bytes | None] = {}
+    for member, content in reader.members(io.BytesIO(data[position:]), position):
+        members[member.name] = None if member.is_folder else b"".join(content)
     return members
 
 
-@pytest.mark.parametrize("step", [0, 1, 511, 512, 1000])
-def test_archive_is_read_in_pieces_of_any_size(step: int) -> None:
-    assert read(GOOD + END, step) == {
-        f"a/{'long' * 50}.txt": b"1" * 700,
-        "empty": b"",
-        f"b/gnu{'long' * 50}": b"2" * 512,
-        "c": None,
-    }
+def test_archive_is_read_from_its_start_and_from_each_member() -> None:
+    data = GOOD + END
+    expected: list[tuple[str, bytes | None]] = [
+        (f"a/{'long' * 50}.txt", b"1" * 700),
+        ("empty", b""),
+        (f"b/gnu{'long' * 50}", b"2" * 512),
+        ("c", None),
+    ]
+    positions = [0]
+    for member, content in ArchiveReader("x.tar", T, len(data)).members(io.BytesIO(data), 0):
+        b"".join(content)
+        positions.append(member.next)
+    for number, position in enumerate(positions):
+        assert list(read(data, position).items()) == expected[number:]
 
 
 def pax(name: str, headers: dict[str, str], *, is_global: bool = False) -> bytes:
@@ -117,7 +116,6 @@ DAMAGED: dict[str, bytes] = {
     "no tar": b"\x1f\x8b" * 512,
     "extended header without a member": pax(f"{T}/a", {"comment": "x"})[:1024],
     "content after the end": entry(f"{T}/a") + END + entry(f"{T}/b"),
-    "many extended headers": pax(f"{T}/a", {"comment": "x"})[:1024] * 9 + entry(f"{T}/a"),
     "many long names": entry("././@LongLink", b"a", type=b"L") * 500 + entry(f"{T}/a"),
     "no files": entry(f"{T}/a", b"", type=tarfile.DIRTYPE),
 }
@@ -150,9 +148,9 @@ def test_number_of_members_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
         read(b"".join(entry(f"{T}/{index}") for index in range(3)) + END)
 
 
-def test_member_is_where_tarfile_says() -> None:
-    with tarfile.open(fileobj=io.BytesIO(GOOD + END)) as tar:
-        expected = [(info.offset_data, info.size) for info in tar if info.isfile()]
-    reader = ArchiveReader("x.tar", T, len(GOOD + END))
-    members: list[Member] = [piece.member for piece in reader.feed(memoryview(GOOD + END))]
-    assert [(m.start, m.size) for m in members if not m.is_folder] == expected
+def test_content_that_ends_early_is_an_error() -> None:
+    data = entry(f"{T}/a", b"1" * 9000)
+    reader = ArchiveReader("x.tar", T, len(data))
+    _, content = next(reader.members(io.BytesIO(data[:4000]), 0))
+    with pytest.raises(DataError, match="ends early, in 'a'"):
+        b"".join(content)
