@@ -18,6 +18,8 @@ class Result:
 
     # Key of the list whose objects are printed one by one; empty for a result that is no list.
     rows_key: ClassVar[str] = ""
+    # Page of the documentation on the next step, where its command needs paths of other commands.
+    guide: ClassVar[str] = ""
 
     def document(self) -> dict[str, Any]:
         """JSON document for programs."""
@@ -29,8 +31,12 @@ class Result:
 
     def text(self) -> str:
         """Short text for people."""
-        has_next = self.next_command and not self.is_planned
-        return "\n".join([*self.lines(), *([f"next: {self.next_command}"] if has_next else [])])
+        lines = [*self.lines()]
+        if self.next_command and not self.is_planned:
+            lines.append(f"next: {self.next_command}")
+        elif self.guide and not self.is_planned:
+            lines.append(f"guide: {self.guide}")
+        return "\n".join(lines)
 
     def lines(self) -> Iterable[str]:
         """Lines of the text, besides the command for the next step."""

@@ -142,7 +142,7 @@ def test_pipeline_runs_as_one_script_and_its_next_lines_are_accepted(
 
 
 @pytest.mark.slow
-def test_each_next_line_can_be_typed_to_the_end_of_the_road(
+def test_each_next_line_can_be_typed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -13,7 +13,6 @@ from tests.builders.codes import plain_fast, published_windows
 from tests.builders.errors import fails
 from tests.builders.images import window_tree
 from tests.builders.lerobot import lerobot_dataset
-from tests.builders.libero import libero_dataset
 from tests.builders.preprocessing import run as preprocessed
 from tests.builders.spartan import spartan_task
 from tests.builders.toy_images import write_image_shards
@@ -169,18 +168,16 @@ def _text_of(*words: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("write", "start"),
+    "write",
     [
-        (lambda folder: spartan_task(folder, 2, 8), "vlatool preprocess spartan out"),
-        (lambda folder: libero_dataset(folder), "vlatool preprocess libero out --preset"),
-        (lambda folder: lerobot_dataset(folder, [20]), "vlatool preprocess lerobot out"),
-        (lambda folder: (folder / "x.bin").write_bytes(b"x"), "vlatool verify out"),
-        (plain_fast, "vlatool inspect out"),
-        (window_tree, "vlatool verify out"),
+        lambda folder: spartan_task(folder, 2, 8),
+        lambda folder: (folder / "x.bin").write_bytes(b"x"),
+        plain_fast,
+        window_tree,
     ],
 )
 def test_next_command_works_as_printed(
-    server: WebServer, tmp_path: Path, write: Callable[[Path], object], start: str
+    server: WebServer, tmp_path: Path, write: Callable[[Path], object]
 ) -> None:
     (server.folder / "lab/set").mkdir()
     write(server.folder / "lab/set")
@@ -188,7 +185,7 @@ def test_next_command_works_as_printed(
     text = _text_of("download", "hf://datasets/lab/set", "--output", "out")
 
     command = text.partition("next: ")[2].strip()
-    assert command.startswith(start)
+    assert command == "vlatool verify out"
     _text_of(*shlex.split(command)[1:])
 
 

@@ -11,10 +11,7 @@ from tests.builders.hostile import OBJECT
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.recording import Recorder
 from tests.builders.verifying import verified
-from tests.builders.web_server import web_server
 from vlatool.errors import VlatoolError
-from vlatool.workflows.download import DownloadConfig, download
-from vlatool.workflows.download_files import DownloadResult
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 from vlatool.workflows.verify import InspectConfig, inspect
 
@@ -23,19 +20,6 @@ def preprocessed(root: Path, output: Path, reporter: Recorder, **keys: Any) -> P
     tree = {"format": "lerobot", "sources": [str(root)], "output": str(output), "workers": 1}
     config = PreprocessConfig.specialize(tree | keys).model_validate(tree | keys)
     return preprocess(config, reporter=reporter)
-
-
-def test_command_after_a_download_without_videos_reads_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _lose(lerobot_dataset(tmp_path / "site/lab/set"), "folders")
-    with web_server(tmp_path / "site") as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
-        output = str(tmp_path / "raw")
-        result = download(DownloadConfig(source="hf://datasets/lab/set", output=output))
-
-    assert isinstance(result, DownloadResult)
-    assert result.next.endswith("--camera-names '[]'")
 
 
 def _lose(root: Path, loss: str) -> Path:

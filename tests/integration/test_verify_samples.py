@@ -18,7 +18,6 @@ from vlatool.artifacts.profile import read_profile, write_profile
 from vlatool.artifacts.samples.episode import EpisodeSamples, parse_sample, render_sample
 from vlatool.jobs.files import NAME
 from vlatool.jobs.record import OutputRecord
-from vlatool.workflows import road
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.verify import InspectConfig, inspect
 
@@ -311,16 +310,3 @@ def test_a_page_shows_images_actions_and_ids(outputs: Path, tmp_path: Path, name
     assert labels
     assert not [label for label in labels if "episode_" in label]
     assert "gripper" in text
-
-
-def test_next_lines_of_a_second_data_set_use_what_is_there(
-    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    codes, samples = str(outputs / "A/TiToken"), str(outputs / "lines")
-    before = road.after_codes(codes), road.after_samples(samples)
-    assert [line.split()[1] for line in before] == ["tokenizer", "compose"]
-    (tmp_path / "fast").mkdir()
-    (tmp_path / "runs/vla").mkdir(parents=True)
-    after = road.after_codes(codes), road.after_samples(samples)
-    assert [line.split()[1] for line in after] == ["build-dataset", "eval"]

@@ -181,7 +181,10 @@ class ImageShardsSink(base.Sink):
     has_arrays: ClassVar[bool] = False
     needs_rate: ClassVar[bool] = False
     stored_roles: Collection[str] = ("camera",)
-    next_step: ClassVar[str] = "vlatool verify {output}"
+    next_step: ClassVar[str] = (
+        "vlatool tokenizer train --preset future-vla-tiny-tokenizer --data {output} "
+        "--output runs/tokenizer"
+    )
 
     def __init__(self, config: ImageShardsConfig, setup: base.SinkSetup) -> None:
         self._config = config

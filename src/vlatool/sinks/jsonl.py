@@ -271,7 +271,9 @@ class JsonlSink(base.Sink):
 
     Config: ClassVar[type[base.SinkConfig]] = JsonlConfig
     owned: ClassVar[Sequence[str]] = windows_format.OWNED_FILES
-    next_step: ClassVar[str] = "vlatool verify {output}"
+    next_step: ClassVar[str] = (
+        "vlatool preprocess images {output} --val-ratio 0.05 --output {output}-images"
+    )
     has_arrays: ClassVar[bool] = False
 
     def __init__(self, config: JsonlConfig, setup: base.SinkSetup) -> None:

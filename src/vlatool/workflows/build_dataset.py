@@ -27,7 +27,6 @@ from vlatool.jobs.run import run_command
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned
 from vlatool.tokens import build
-from vlatool.workflows.road import after_samples
 
 # Names of options for messages; their values are digests.
 _OPTION_WORDS = {
@@ -115,6 +114,8 @@ class BuildDatasetConfig(EngineConfig):
 class BuildDatasetResult(JobResult):
     """Result of a run; `failures` lists the episodes that are not in the output."""
 
+    guide: ClassVar[str] = "docs/guides/future-vla.md"
+
     samples: int
     kinds: Mapping[str, int]
     bytes: int
@@ -138,10 +139,6 @@ class BuildDatasetResult(JobResult):
             low, mean, high = (self.action_ids[key] for key in ("min", "mean", "max"))
             lines.append(f"action ids: {low:.0f} to {high:.0f}, {mean:.1f} on average")
         return [*lines, *(f"episode without samples: {name}" for name in self.empty_episodes)]
-
-    @property
-    def next_command(self) -> str:
-        return after_samples(self.output)
 
 
 def build_dataset(config: BuildDatasetConfig, *, reporter: Reporter = NULL) -> BuildDatasetResult:

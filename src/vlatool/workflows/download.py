@@ -328,14 +328,15 @@ def _download_tasks(config: DownloadConfig, reporter: Reporter) -> TasksResult:
         {"task": name, "code": error.code, "message": error.message, "hint": error.hint}
         for name, error in errors.items()
     ]
-    commands = {} if errors else {result.output: result.next for result in results.values()}
+    outputs = [result.output for result in results.values()]
+    is_done = not errors and not config.dry_run
     result = TasksResult(
         config.output,
         results,
         sum(result.bytes for result in results.values()),
         failures,
         annotations,
-        downloads.tasks_command(commands, config.output) if commands else "",
+        _tasks_command(config, outputs, annotations) if is_done else "",
     )
     if not errors:
         return _unless(not_annotated, result)
@@ -348,6 +349,17 @@ def _download_tasks(config: DownloadConfig, reporter: Reporter) -> TasksResult:
     )
     problem.result = result
     raise problem
+
+
+def _tasks_command(config: DownloadConfig, outputs: Sequence[str], annotations: str) -> str:
+    """Command for the next step after all tasks."""
+    if config.raw:
+        folders = outputs if len(outputs) == 1 else [config.output]
+        name = local_path(folders[0]).name or "tasks"
+        return downloads.raw_command(outputs, annotations, name)
+    if config.view == "shards":
+        return downloads.shards_command(outputs)
+    return downloads.next_command(outputs[0])
 
 
 def _unless(error: VlatoolError | None, result: TasksResult) -> TasksResult:

@@ -4,12 +4,11 @@ import hashlib
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from vlatool.artifacts.base import recognize
 from vlatool.artifacts.lerobot.format import INFO_FILE
 from vlatool.artifacts.shards.format import (
     CONFIG_NAME,
@@ -17,11 +16,10 @@ from vlatool.artifacts.shards.format import (
     MANIFEST_NAME,
     METADATA_NAME,
     SHARDS_NAME,
-    ShardFolder,
     read_manifest,
 )
 from vlatool.artifacts.stats.format import DIGESTS_NAME, STATS_NAME
-from vlatool.errors import DataError, StorageError, VlatoolError
+from vlatool.errors import DataError, StorageError
 from vlatool.events import Reporter, counted
 from vlatool.jobs.command import JobConfig, OutputResult
 from vlatool.jobs.executor import ThreadExecutor
@@ -32,7 +30,6 @@ from vlatool.jobs.ownership import pending_commands, versions_of
 from vlatool.jobs.record import OutputRecord, partial_folder, read_record
 from vlatool.jobs.run import run_command
 from vlatool.results import OPTIONAL
-from vlatool.sources.detection import detect_source
 from vlatool.storage.atomic import remove_tree
 from vlatool.storage.background import in_parallel
 from vlatool.storage.listing import tree
@@ -175,71 +172,30 @@ def _infos(folder: Path, names: Sequence[tuple[str, bool]]) -> list[RemoteObject
     return list(files.values())
 
 
-# Formats that a download may hold, and the rest of the command that reads them.
-_FORMATS = {
-    "libero": "--preset future-vla --output {output}-windows",
-    "lerobot": "--output {output}-shards",
-    "spartan": "--output {output}-shards",
-}
-# Published shards name no action fields; this preset has those of the public tasks.
-_PUBLISHED_FIELDS = "--preset lbm-data-params"
-_RAW_TASK = "--preset lbm-1past-14future --output {name}-shards"
-
-
 def next_command(output: str) -> str:
     """Command for the next step after a download to `output`: its own, if it is not complete."""
     folder = local_path(output)
     record = read_record(folder)
     if record is not None and record.pending_downloads:
         return pending_commands(record, folder)[0]
-    with suppress(VlatoolError):  # files of any other kind
-        return _next_command(folder).format(output=shlex.quote(output.rstrip("/")))
     return f"vlatool verify {shlex.quote(output)}"
 
 
-def raw_task_command(output: str, annotations: str) -> str:
-    """Command for the next step after a raw task; `annotations` may be empty."""
-    command = next_command(output)
-    if not command.startswith("vlatool preprocess spartan "):
-        return command
-    path = f" --language-annotations-path {shlex.quote(annotations)}" if annotations else ""
-    rest = _RAW_TASK.format(name=shlex.quote(local_path(output).name))
-    return f"vlatool preprocess spartan {shlex.quote(output)}{path} {rest}"
+def raw_command(outputs: Sequence[str], annotations: str, name: str) -> str:
+    """Command for the next step after raw tasks; `annotations` may be empty; `name`: of shards."""
+    words = ["vlatool", "preprocess", "spartan", *outputs]
+    if annotations:
+        words += ["--language-annotations-path", annotations]
+    return shlex.join([*words, "--preset", "lbm-1past-14future", "--output", f"{name}-shards"])
 
 
-def tasks_command(commands: Mapping[str, str], output: str) -> str:
-    """Command that continues with several tasks; one of them if their commands differ."""
-    first, *others = commands
-    command = commands[first]
-    if not others or not command:
-        return command
-    for option in ("--data ", ""):
-        start, separator, rest = command.partition(f" {option}{shlex.quote(first)} ")
-        if separator:
-            folders = " ".join(f"{option}{shlex.quote(folder)}" for folder in commands)
-            name = local_path(first).name
-            shards = local_path(output).name or "tasks"
-            rest = rest.replace(f"{name}-shards", f"{shards}-shards")
-            return f"{start} {folders} {rest}"
-    return command
-
-
-def _next_command(folder: Path) -> str:
-    artifact = recognize(folder)
-    if artifact is None:
-        # Command that reads raw episodes; raises VlatoolError if there are none.
-        for name, rest in _FORMATS.items():
-            with suppress(VlatoolError):
-                findings = detect_source(folder, name).reader.source_findings
-                is_lost = any(finding.code == "lerobot.no_videos" for finding in findings)
-                chosen = " --camera-names '[]'" if is_lost else ""
-                return f"vlatool preprocess {name} {{output}} {rest}{chosen}"
-        return "vlatool verify {output}"
-    if artifact.kind != "output":
-        return "vlatool inspect {output}"
-    options = ShardFolder.open(folder).options()
-    fields = "" if options.get("action_fields") else f" {_PUBLISHED_FIELDS}"
-    return f"vlatool train --preset diffusion-policy-tiny{fields} --data {{output}} --num-epochs 20"
+def shards_command(outputs: Sequence[str]) -> str:
+    """Command for the next step after the shards of tasks."""
+    # Published shards name no action fields; the second preset has those of the public tasks.
+    words = ["vlatool", "train", "--preset", "diffusion-policy-tiny", "--preset", "lbm-data-params"]
+    for output in outputs:
+        words += ["--data", output]
+    return shlex.join([*words, "--num-epochs", "20"])
 
 
 # Part of the journal: raise it when the same object would give another file, not with a release.

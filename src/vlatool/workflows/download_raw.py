@@ -355,7 +355,8 @@ def download_raw(
         result = run_command(job, RawResult, job_options, executor, reporter=reporter)
     if result.status == "planned":
         return result
-    return replace(result, next=downloads.raw_task_command(task.output, task.annotations))
+    command = downloads.raw_command([task.output], task.annotations, task.name)
+    return replace(result, next=command)
 
 
 class RawJob:

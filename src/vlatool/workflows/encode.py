@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from vlatool.artifacts.codes import format as codes_format
 from vlatool.artifacts.curation.choice import select
@@ -30,7 +30,6 @@ from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned
 from vlatool.tokens.config import DecodeConfig, EncodeConfig
 from vlatool.tokens.images import EpisodeOpener
-from vlatool.workflows.road import after_codes
 
 if TYPE_CHECKING:
     from vlatool.tokens.encode import EncodeRule
@@ -45,6 +44,8 @@ _NAMES = {"json": codes_format.JSON_NAME, "packed": codes_format.PACKED_NAME}
 @dataclass(frozen=True, kw_only=True)
 class EncodeResult(JobResult):
     """Result of a run; `failures` lists the episodes that are not in the output."""
+
+    guide: ClassVar[str] = "docs/action-tokens.md"
 
     layout: str
     tokenizer: str  # name of the visual tokenizer
@@ -85,10 +86,6 @@ class EncodeResult(JobResult):
             )
         if self.resized:
             yield f"{counted(self.resized, 'image')} of another size were resized as in training"
-
-    @property
-    def next_command(self) -> str:
-        return after_codes(self.output)
 
 
 def encode(config: EncodeConfig, *, reporter: Reporter = NULL) -> EncodeResult:

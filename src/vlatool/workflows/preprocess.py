@@ -41,7 +41,6 @@ from vlatool.sources.selection import (
 )
 from vlatool.storage.uri import location, pinned
 from vlatool.transforms.relative import declarations, stored_from
-from vlatool.workflows import road
 
 _log = logging.getLogger(__name__)
 
@@ -219,9 +218,6 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
         return run_command(job, PreprocessResult, config, executor, reporter=reporter)
 
 
-_ROAD = {"jsonl": road.after_windows, "image-shards": road.after_images}
-
-
 class PreprocessJob:
     """Job that writes the episodes of sources with a sink; see `jobs.job.Job`."""
 
@@ -255,9 +251,6 @@ class PreprocessJob:
         self._conflicts = list(self._check_declarations())
         has_images = bool(setup.survey.cameras)
         next_step = self._sink.next_step if has_images else self._sink.next_without_images
-        if has_images and config.sink.type in _ROAD:
-            size = getattr(config.sink, "resize_images_size", None)
-            next_step = _ROAD[config.sink.type]("{output}", size)
         self.spec = JobSpec(
             output=output,
             record=OutputRecord("preprocess", record_options(config, section) | versions),

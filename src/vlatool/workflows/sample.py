@@ -19,7 +19,6 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
 from vlatool.storage.uri import local_path
-from vlatool.workflows.road import after_recordings
 from vlatool.world import recording
 from vlatool.world.metaworld.simulator import VIEWS, check_tasks, load_simulator
 from vlatool.world.render import SQUARE_SIZES, CameraCount, SizeName, View, cameras_for
@@ -102,7 +101,7 @@ class SampleResult(JobResult):
     def next_command(self) -> str:
         command = f"vlatool preprocess {self.layout} {self.output}"
         if self.layout == "libero":
-            return after_recordings(self.output)
+            return f"{command} --preset future-vla-tiny-data --output {self.output}-windows"
         if self.world == "metaworld":
             return f"{command} --preset metaworld-windows --output {self.output}-shards"
         return f"{command} --output {self.output}-shards"

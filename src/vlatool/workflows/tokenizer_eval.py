@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vlatool.artifacts.codes.format import COLLAPSED, CodesUsage
 from vlatool.artifacts.image_shards.format import find_shards
@@ -21,10 +21,9 @@ from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.ownership import check_owner, single_output, versions_of
 from vlatool.jobs.record import OutputRecord
-from vlatool.results import OPTIONAL, Result
+from vlatool.results import Result
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import is_remote, location, pinned
-from vlatool.workflows.road import after_tokenizer_eval
 
 if TYPE_CHECKING:
     from vlatool.evaluation.reconstruction import (
@@ -89,6 +88,8 @@ class TokenizerEvalConfig(ConfigModel):
 class TokenizerEvalResult(Result):
     """Measured quality of a visual tokenizer."""
 
+    guide: ClassVar[str] = "docs/tokenizer.md"
+
     checkpoint: str  # the weights file
     data: str  # location, as given
     pictures: int  # that were measured
@@ -101,7 +102,6 @@ class TokenizerEvalResult(Result):
     extremes: Mapping[str, Mapping[str, float]]  # best, median and worst images: name to PSNR
     page: str  # HTML page with these images
     report: str  # JSON file with this result
-    next: str = field(default="", metadata=OPTIONAL)
 
     def table(self) -> list[tuple[str, str]]:
         """Label and value of each metric, as text."""
@@ -217,7 +217,6 @@ def _result(
         extremes={},
         page=str(output / PAGE),
         report=str(output / REPORT),
-        next=after_tokenizer_eval(config.checkpoint, config.data),
     )
 
 

@@ -1,6 +1,7 @@
 """Training of any registered model type on any data kind that it accepts, and finetuning."""
 
 import logging
+import shlex
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vlatool.artifacts.run.checkpoint import CheckpointManifest
 from vlatool.artifacts.run.format import BEST_NAME, BestCheckpoint, Retention, RunDir, read_metrics
+from vlatool.artifacts.shards.format import MANIFEST_NAME, SHARDS_NAME
 from vlatool.config.rules import (
     check_rules,
     derivations,
@@ -31,7 +33,6 @@ from vlatool.training import resume
 from vlatool.training.config import TrainConfig
 from vlatool.training.plan import make_plan, schedule_violations
 from vlatool.training.trackers import check_trackers
-from vlatool.workflows.road import after_training
 
 if TYPE_CHECKING:
     from vlatool.training.forecast import Forecast
@@ -434,11 +435,14 @@ def _result(setup: "RunSetup", state: "TrainState", status: str, started: float)
 
 
 def _next_command(config: TrainConfig, output: str) -> str:
-    """Command that measures a model or trains its next stage; empty for other models."""
+    """Command that measures a model on its data; empty for other models."""
     is_tokenizer = type(config.model_type).tokenizer is not ModelType.tokenizer
     if not is_tokenizer and not _has_policy(config):
         return ""
-    return after_training(config, output, is_tokenizer=is_tokenizer)
+    first = getattr(config.data, config.data_kind.folders_keys[0])[0]
+    data = str(first).removesuffix(f"/{SHARDS_NAME}/{MANIFEST_NAME}")
+    kind = ("tokenizer", "eval") if is_tokenizer else ("eval", "open-loop")
+    return shlex.join(["vlatool", *kind, output, data])
 
 
 def _has_policy(config: TrainConfig) -> bool:
