@@ -302,7 +302,7 @@ class _ArchiveStream(io.RawIOBase):
         return count
 
 
-_PLAN = "extract 2"  # as in `download_files`
+_PLAN = "extract 1"  # as in `download_files`
 _RESTARTS = 2  # of an archive that changes
 _LOG = "members"
 _ARCHIVE = "archive"  # the unfinished archive, if it is kept
