@@ -4,7 +4,7 @@ python benchmarks/seams.py RUN... [--delays 0,2,4] [--episodes 20] [--steps 8]
 
 Each RUN is trained on the built-in world (`world-pick`), with a seed of its own; the interval is
 over the runs. Prints the mean largest change of the commanded position from one step to the next,
-in millimetres, the share of episodes that succeed, and the milliseconds of a plan.
+in millimeters, the share of episodes that succeed, and the milliseconds of a plan.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,16 @@ from gymnasium import spaces
 import vlatool
 from tests.builders.errors import fails
 from tests.builders.serving import LookPolicy, local, look, served
-from tests.builders.training import ARM, CAMERAS, HAND, ROT, XYZ, XYZ_COMMAND, tiny_config
+from tests.builders.training import (
+    ARM,
+    CAMERAS,
+    HAND,
+    HAND_COMMAND,
+    ROT,
+    XYZ,
+    XYZ_COMMAND,
+    tiny_config,
+)
 from vlatool.artifacts.images import decode_rgb, encode_jpeg
 from vlatool.episode import Array, CameraView, Episode, Observation, ObservationSpec
 from vlatool.errors import ConfigError
@@ -29,7 +39,7 @@ from vlatool.events import NullProgress
 from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.models.base import Policy
 from vlatool.models.diffusion_policy.batch import PolicyBatcher
-from vlatool.models.policy import RoboticsPolicy
+from vlatool.models.policy import RoboticsPolicy, example_observation
 from vlatool.sources.detection import detect_source
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
@@ -109,9 +119,11 @@ def policy_and_samples(
 ) -> tuple[RoboticsPolicy, dict[tuple[str, int], Mapping[str, Any]]]:
     """A policy that adds its batches to `shown`; batches of training by episode and frame."""
     tree = {"format": "spartan", "sources": [str(raw)], "output": str(root / "data"), "workers": 1}
-    tree |= {"future_lowdim_steps": 2, "max_padding_left": 3, "max_padding_right": 2, **options}
+    stored = {key: value for key, value in options.items() if key != "max_delay"}
+    tree |= {"future_lowdim_steps": 2, "max_padding_left": 3, "max_padding_right": 2, **stored}
     preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
     keys = {"data__image_indices": options["image_indices"]}
+    keys["data__max_delay"] = options.get("max_delay", 0)
     if "pose_groups" in options:
         keys["data__proprioception_fields"] = f"{HAND},{XYZ}_relative,{ROT}_relative"
     config: Any = tiny_config(root / "data", root / "run", **keys)
@@ -540,6 +552,31 @@ def test_without_a_delay_a_policy_is_told_no_command() -> None:
         for number in range(4):
             loop.step(look(number))
     assert policy.committed == [(0, None), (0, None)]
+
+
+def delayed(observation: Observation, delay: int) -> Observation:
+    """The observation with commands of a chunk that is being executed."""
+    committed = {XYZ_COMMAND: np.full((3, 3), 0.1), HAND_COMMAND: np.full((3, 1), 0.05)}
+    return replace(observation, committed=committed, delay=delay)
+
+
+@pytest.mark.parametrize(("max_delay", "key"), [(0, "guidance"), (2, "given")])
+def test_a_network_gets_the_commands_to_continue_and_other_rows_stay_as_they_are(
+    max_delay: int, key: str, raw: Path, tmp_path: Path
+) -> None:
+    shown: list[Mapping[str, Any]] = []
+    options = {"past_lowdim_steps": 1, "image_indices": [0], "max_delay": max_delay}
+    policy, _ = policy_and_samples(raw, tmp_path, options, shown)
+    plain = example_observation(policy.sees, np.random.default_rng(0))
+    shown.clear()
+    policy.act([plain, delayed(plain, 2)], seeds=[1, 2])
+    alone, continued = shown
+    assert key not in alone
+    assert alone["past_mask"].sum() == 0
+    steps = continued[key][0].float()
+    assert steps[:3].tolist() == [0, 1, 1]
+    assert bool(0 < steps[3] < 1) == (key == "guidance")
+    assert torch.equal(continued["past_mask"], alone["past_mask"])
 
 
 def test_a_file_without_a_mapping_sets_the_control_of_a_server(tmp_path: Path) -> None:

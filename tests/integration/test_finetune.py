@@ -148,6 +148,23 @@ def test_run_keeps_the_statistics_of_the_initial_weights_and_resumes_without_the
     assert (run / "stats.json").read_bytes() == (base / "stats.json").read_bytes()
 
 
+def test_statistics_that_would_hold_what_moves_in_the_data_are_refused(
+    data: Path, base: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights.safetensors"
+    shutil.copy(RunDir(base).checkpoint(6) / "model.safetensors", weights)
+    shutil.copy(base / "preprocessing_config.yaml", tmp_path)
+    statistics = json.loads((base / "stats.json").read_text())
+    entry = statistics[f"{XYZ_COMMAND}_relative"]
+    for key in [key for key in entry if key.startswith(("min", "max"))]:
+        entry[key] = entry[key.replace("max", "mean").replace("min", "mean")]
+    (tmp_path / "stats.json").write_text(json.dumps(statistics))
+    with fails("data.missing_statistics") as caught:
+        finetuned(data, tmp_path / "run", weights, data__statistics_from="init")
+    assert f"{XYZ_COMMAND}_relative" in caught.value.message
+    assert "never moved in the data of the initial weights" in caught.value.message
+
+
 def test_statistics_of_a_published_file_lie_above_its_folder(
     wider: Path, base: Path, tmp_path: Path
 ) -> None:

@@ -817,3 +817,23 @@ def test_images_of_full_size_are_answered_if_requests_may_be_as_large() -> None:
         with pytest.raises(VlatoolError) as caught:
             client.act({**observation, "pose": np.zeros(1_000_000)})
         assert caught.value.code == "data.request_too_large"
+
+
+def test_a_client_waits_for_a_server_that_starts_later() -> None:
+    with bound_socket("127.0.0.1", 0) as reserved:
+        port = reserved.getsockname()[1]
+    started: list[Any] = []
+
+    def start() -> None:
+        server = served(LookPolicy(), port=port)
+        started.append((server, server.__enter__()))
+
+    timer = threading.Timer(0.7, start)
+    timer.start()
+    try:
+        with vlatool.connect(f"ws://127.0.0.1:{port}", wait=30) as client:
+            assert client.horizon == LookPolicy.horizon
+    finally:
+        timer.join()
+        for server, _ in started:
+            server.__exit__(None, None, None)

@@ -49,7 +49,9 @@ class NormalizationProfile:
     raw: tuple[str, ...] = ()  # names of the dimensions that are not normalized
     dimensions: tuple[str, ...] = ()  # unique names; default: numbers from 0
     # Dimension that never moved in the data of a run, to its value.
-    held: Mapping[str, float] = field(default_factory=dict[str, float])
+    held: Mapping[str, float] = field(
+        default_factory=dict[str, float], metadata={"in_digest": False}
+    )
 
     def __post_init__(self) -> None:
         width = len(self.mean)

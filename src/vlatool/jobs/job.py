@@ -96,7 +96,9 @@ def plan_digest(*parts: Any) -> str:
 
 
 def digest_of(value: Any) -> str:
-    """Digest of nested plain values, dataclasses and configurations, without class names."""
+    """Digest of nested plain values, dataclasses and configurations, without class names, and
+    without fields whose metadata say `in_digest: False`.
+    """
     text = json.dumps(_plain(value), sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -106,7 +108,8 @@ def _plain(value: Any) -> Any:
         private = value.__pydantic_private__ or {}
         return {**value.model_dump(mode="json"), **{k: _plain(v) for k, v in private.items()}}
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        kept = [field for field in fields(value) if field.metadata.get("in_digest", True)]
+        return {field.name: _plain(getattr(value, field.name)) for field in kept}
     if isinstance(value, Mapping):
         return [[str(key), _plain(item)] for key, item in value.items()]
     if isinstance(value, list | tuple):

@@ -37,6 +37,9 @@ from vlatool.transforms.relative import (
 
 # Evaluations of the network per sampled chunk.
 DEFAULT_STEPS = 8
+# Weight of the first command that is left after the committed ones, and the ratio of each next one.
+_FIRST_BLEND = 0.48
+_NEXT_BLEND = 0.4
 # Side of example images if the policy sees images of any size.
 _EXAMPLE_SIDE = 64
 
@@ -340,9 +343,9 @@ class RoboticsPolicy(Policy):
         policy was trained with such a delay; else weights float32 [past + T]. None: of no command.
 
         Commands that will be executed weigh 1. The others are of an older observation: the new
-        chunk is blended with them at its end only, weighted by the cube of their share of what is
-        left of the chunk before. With the weights of arXiv 2506.07339, which guide at all noise
-        levels, a robot lags more: its success is lower at equal seams (docs/results.md).
+        chunk is blended with the first of them, and at its end only. With the weights of arXiv
+        2506.07339, eq. 5, which guide over the whole chunk, a robot lags more: success is lower at
+        equal seams (docs/results.md).
         """
         delay = observation.delay
         if observation.committed is None:
@@ -352,9 +355,8 @@ class RoboticsPolicy(Policy):
             return (step >= 0) & (step < delay)
         count = len(next(iter(observation.committed.values())))
         weights = np.zeros(self._length, np.float32)
-        for step in range(count):
-            left = min(1.0, (count - step) / (count - delay + 1))
-            weights[self._past + step] = left**3
+        for step in range(delay, count):
+            weights[self._past + step] = _FIRST_BLEND * _NEXT_BLEND ** (step - delay)
         weights[self._past : self._past + delay] = 1
         return weights
 

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from vlatool.artifacts.profile import (
     NormalizationProfile,
     check_same_profile,
     compute_profile,
+    held_dimensions,
     parse_profile,
     profile_names,
     read_profile,
@@ -150,3 +152,17 @@ def test_a_computed_profile_has_mean_and_deviation_of_the_rows_or_one_if_nothing
     np.testing.assert_allclose(profile.std, rows.astype(np.float64).std(axis=0))
     still = np.array([[1000.0, 0.0], [1000.0005, 1.0]])
     assert compute_profile("mine", still).std == (1.0, 0.5)
+
+
+def test_a_dimension_that_never_moved_in_any_data_set_is_held_at_its_value() -> None:
+    ranges = [([0.1, 1.0, 2.0], [0.1, 1.0 + 1e-9, 2.0]), ([0.1, 1.0, 2.5], [0.1, 1.0, 2.5])]
+    held = held_dimensions(["fixed", "rounded", "elsewhere"], ranges)
+    assert held == {"fixed": 0.1, "rounded": pytest.approx(1.0, abs=1e-8)}
+
+
+def test_a_held_dimension_is_commanded_exactly_and_survives_a_file(tmp_path: Path) -> None:
+    profile = replace(PLAIN, dimensions=("x", "gripper"), held={"gripper": 0.1})
+    assert profile.digest == PLAIN.digest
+    write_profile(tmp_path / NAME, profile)
+    actions = read_profile(str(tmp_path)).denormalize([[0.5, 9.0]])
+    assert actions.tolist() == [[2.0, 0.1]]

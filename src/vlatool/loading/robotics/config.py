@@ -340,13 +340,7 @@ class RoboticsDataConfig(LoadingConfig):
         return self.model_copy(update=update), rules
 
     def violations(self) -> Iterator[base.Violation]:
-        """Yields a violation if `image_names` contradicts `camera_names` and `image_indices`, or if
-        `max_delay` is as long as a chunk.
-        """
-        future = self.lowdim_future_timesteps
-        if future is not None and self.max_delay > future:
-            message = f"data.max_delay is {self.max_delay}, a chunk has {future + 1} steps"
-            yield base.Violation(("max_delay", "lowdim_future_timesteps"), message)
+        """Yields a violation if `image_names` contradicts `camera_names` and `image_indices`."""
         names = image_names(self.cameras, self.image_indices)
         if names and self.image_names and self.image_names != names:
             message = "data.image_names differs from data.camera_names at data.image_indices"

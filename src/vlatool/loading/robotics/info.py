@@ -383,6 +383,13 @@ def _check_renames(config: RoboticsDataConfig, info: RoboticsInfo) -> None:
 
 
 def _check(derived: RoboticsDataConfig, config: RoboticsDataConfig, info: RoboticsInfo) -> None:
+    chunk = (derived.lowdim_future_timesteps or 0) + 1
+    if derived.max_delay >= chunk:
+        raise UsageError(
+            f"data.max_delay is {derived.max_delay}, a chunk has {counted(chunk, 'step')}",
+            hint="give at most half of a chunk: a robot executes as many steps of one that is old",
+            code="usage.max_delay",
+        )
     if not derived.action_fields:
         known = {name: field_width(name, entry) for name, entry in info.statistics.items()}
         listed = [f"{name} ({width})" for name, width in known.items()]

@@ -32,6 +32,7 @@ from vlatool.transforms.normalize import (
     constant_dimensions,
     field_scale,
     field_width,
+    held_values,
     normalized_range,
     share_beyond,
     unscaled,
@@ -375,10 +376,10 @@ def _replaced(info: RoboticsInfo, known: Statistics, folder: Path) -> RoboticsIn
                 f"{counted(widths[0], 'dimension')}, the data "
                 f"have {widths[1]}"
             )
+        _check_held(name, known[name], info)
     past = read_preprocessing_config(_run_of(folder).root).get("past_lowdim_steps")
     if not isinstance(past, int):
         raise _not_usable(f"{folder}: preprocessing_config.yaml has no past_lowdim_steps")
-        _check_held(name, known[name], info)
     used = {name: known[name] for name in info.fields}
     return replace(
         info,
@@ -389,16 +390,21 @@ def _replaced(info: RoboticsInfo, known: Statistics, folder: Path) -> RoboticsIn
 
 
 def _check_held(name: str, known: Mapping[str, Any], info: RoboticsInfo) -> None:
-    """Raises DataError if a dimension moves that never did in the data of the weights."""
+    """Raises DataError if a dimension that never moved in the data of the weights moves, or has
+    another value.
+    """
     if name not in info.statistics:
         return
     moves = ~constant_dimensions(info.statistics[name], name)
-    index = np.flatnonzero(constant_dimensions(known, name) & moves)
+    values = held_values(known, name)
+    is_other = ~np.isclose(values, held_values(info.statistics[name], name), rtol=1e-6, atol=1e-6)
+    index = np.flatnonzero(constant_dimensions(known, name) & (moves | is_other))
     if len(index):
-        label = dimension_label(name, int(index[0]), len(moves), recorded_names(info.options[0]))
+        first = int(index[0])
+        label = dimension_label(name, first, len(moves), recorded_names(info.options[0]))
         raise _not_usable(
-            f"{label} never moved in the data of the initial weights, and moves in these data: "
-            "their statistics would hold it still"
+            f"{label} never moved in the data of the initial weights, and moves or has another "
+            f"value in these data: their statistics would hold it at {values[first]:g}"
         )
 
 

@@ -111,14 +111,11 @@ class DenoisingObjective(Objective):
         units: ActionUnits | None = None,
         max_delay: int = 0,  # first actions that may be given in training
         past_steps: int = 0,  # steps before the current one
-        # bool [A], False for dimensions that never move; None: all move
-        varies: Tensor | None = None,
     ) -> None:
         self._breakdown = breakdown or LossBreakdown()
         self._units = units
         self._max_delay = max_delay
         self._past_steps = past_steps
-        self._varies = varies
         self._rates = {f"{name}.": factor for name, factor in config.lr_factors.items()}
         self._repeats = config.num_action_head_repeats or 1
         self._cleans_padding = config.clean_padded_steps
@@ -131,7 +128,8 @@ class DenoisingObjective(Objective):
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
         """The squared error, summed over future steps that are not padding and over dimensions.
         With a delay in training the first actions are given, and not counted. Dimensions that never
-        move are not counted, because the policy commands them as recorded.
+        move are counted, though the policy commands them as recorded: in sampling the network gets
+        what it predicted for them, which must stay as in training.
 
         Only past actions that are not padding are clean inputs. With `clean_padded_steps` padded
         actions are too, as published. These are copies of the nearest real action: a policy then
@@ -157,8 +155,6 @@ class DenoisingObjective(Objective):
         if "action_mask" in batch:
             real: Tensor = batch["action_mask"].repeat_interleave(self._repeats, dim=0)
             mask = mask & real[:, None]
-        if self._varies is not None:
-            mask = mask & self._varies.to(mask.device)
         counted = torch.where(mask, error, torch.zeros_like(error))
         return Loss(
             total=counted.sum(),
@@ -170,7 +166,7 @@ class DenoisingObjective(Objective):
         """Mask bool [B * R, T] of the first actions, as many as a random delay has steps.
 
         Source: Black et al., Training-Time Action Conditioning for Efficient Real-Time Chunking,
-        2025 (arXiv 2512.05964).
+        2025 (arXiv 2512.05964), section III.
         """
         delay = ctx.rng.integers(self._max_delay + 1, self._repeats).flatten()
         step = torch.arange(steps, device=delay.device) - self._past_steps

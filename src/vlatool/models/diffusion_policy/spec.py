@@ -247,8 +247,6 @@ class DiffusionPolicyType(ModelType):
         parts: Mapping[str, Part],
     ) -> "DenoisingObjective":
         """Squared error of the prediction, and errors of sampled chunks."""
-        import torch
-
         from vlatool.loading.robotics.statistics import Normalizer
         from vlatool.models.diffusion_policy.objective import DenoisingObjective, LossBreakdown
         from vlatool.models.policy import ActionUnits
@@ -258,11 +256,7 @@ class DiffusionPolicyType(ModelType):
         normalizer = Normalizer(data, info.statistics, info.statistics_past)
         units = ActionUnits(data, normalizer)
         past = data.lowdim_past_timesteps or 0
-        constant = normalizer.constant(data.action_fields)
-        varies = None
-        if constant.any() and not constant.all():
-            varies = torch.from_numpy(~constant)
-        return DenoisingObjective(config, breakdown, units, data.max_delay, past, varies)
+        return DenoisingObjective(config, breakdown, units, data.max_delay, past)
 
     def batcher(
         self,
