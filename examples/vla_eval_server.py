@@ -11,6 +11,7 @@ each. Episodes run one after the other: start a server for each shard of an eval
 """
 
 import argparse
+import math
 import sys
 
 import numpy as np
@@ -43,7 +44,10 @@ class VlatoolServer(PredictModelServer):
         ):
             if unknown := [name for name in given or () if name not in known]:
                 raise ValueError(f"the policy has no {unknown[0]!r}; it has {', '.join(known)}")
-        self.loop = ControlLoop(self.policy, execute_steps=execute_steps)
+        # The simulator waits for each command, however long it takes.
+        self.loop = ControlLoop(
+            self.policy, execute_steps=execute_steps, max_plan_s=math.inf, max_age_s=math.inf
+        )
         self.cameras = {name: (cameras or {}).get(name, name) for name in self.policy.cameras}
         self.fields = {name: (fields or {}).get(name, name) for name in self.policy.fields}
         self.actions = list(actions) or list(self.policy.actions)

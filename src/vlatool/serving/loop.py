@@ -218,10 +218,11 @@ class ControlLoop:
         try:
             self._chunk = pending.result()
         except BaseException:
-            self._unreported += self._reported  # a failed plan is undone
+            if pending.done():  # else Ctrl-C, and `reset` waits for the plan
+                self._pending = None
+                self._unreported += self._reported  # a failed plan is undone
             raise
-        finally:
-            self._pending = None
+        self._pending = None
         self._observed_at = self._pending_at if self._is_started else time.monotonic()
         self._is_started = True
         self._row = row
