@@ -47,6 +47,7 @@ SMALLEST = {
     "run_sync": "--help",  # trains, as test_run_sync does
     "scale": "--episodes 2",
     "scaling": "--help",  # orders a hundred million samples
+    "seams": "--help",  # needs trained runs
     "serving": "--clients 1,2 --requests 4 --model-ms 1",
     "serving_hostile": "--bad 2 --requests 4 --forms deep,unfinished --sizes 1000",
     "stages": "RAW --size 16,16",
