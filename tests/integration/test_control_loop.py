@@ -479,7 +479,7 @@ def test_the_first_command_moves_at_the_speed_from_where_the_robot_is() -> None:
         ("move", {"low": 2, "high": 1}, "low is above high"),
         ("move", {"speed": 0}, "not positive"),
         ("move", {"speed": "fast"}, "not a number"),
-        ("move", {"max": 1}, "no limit 'max'"),
+        ("move", {"max": 1}, "no key 'max'"),
     ],
 )
 def test_a_limit_that_cannot_be_used_is_named(
@@ -488,6 +488,16 @@ def test_a_limit_that_cannot_be_used_is_named(
     with fails("usage.bad_limits") as caught:
         vlatool.ControlLoop(local(LookPolicy()), limits={field: limit})
     assert problem in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "command", [{"mov": 0}, {"move": [1, 2, 3]}, {"move": [0, np.nan]}, {"grip": "open"}]
+)
+def test_a_place_of_the_robot_that_cannot_be_used_is_an_error(command: dict[str, Any]) -> None:
+    with vlatool.ControlLoop(local(LookPolicy()), limits={"move": {"speed": 1}}) as loop:
+        with fails("usage.bad_limits"):
+            loop.reset(command=command)
+        assert np.isfinite(loop.step(look(0))["move"]).all()
 
 
 @pytest.mark.parametrize("delay", [0, 1])

@@ -137,6 +137,21 @@ def test_validation_has_its_own_episodes(made: Path, form: str) -> None:
     assert len(read_all(config)) + len(read_all(held)) == EPISODES * FRAMES * 2
 
 
+FIRST_SIX = ("x", "y", "z", "roll", "pitch", "yaw")
+
+
+def with_action_range(made: Path, copy: Path, recorded: Any) -> Path:
+    """A copy of samples whose manifest has this range, or none."""
+    shutil.copytree(made, copy)
+    path = copy / "lines" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["action_range"]
+    if recorded is not None:
+        manifest["action_range"] = recorded
+    path.write_text(json.dumps(manifest))
+    return copy / "lines"
+
+
 def test_assets_of_a_run_are_those_of_its_data(made: Path, tmp_path: Path) -> None:
     config = section(made / "lines")
     info = KIND.load_info(config)
@@ -149,6 +164,27 @@ def test_assets_of_a_run_are_those_of_its_data(made: Path, tmp_path: Path) -> No
     profile = KIND.make_assets(config, info).profile
     assert replace(profile, held={}) == read_profile("libero")
     assert profile.held == {"gripper": -1.0}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "held"),
+    [
+        (None, {}),
+        ({"min": [0.0] * 7, "max": [0.0] * 6 + [1.0]}, dict.fromkeys(FIRST_SIX, 0.0)),
+    ],
+)
+def test_what_never_moved_is_held_if_the_samples_record_it(
+    recorded: Any, held: dict[str, float], made: Path, tmp_path: Path
+) -> None:
+    config = section(with_action_range(made, tmp_path / "made", recorded))
+    assert KIND.load_info(config).profile.held == held
+
+
+@pytest.mark.parametrize("recorded", [[], {"min": [0.0]}, {"min": [0.0], "max": [1.0]}, 3])
+def test_a_broken_range_of_actions_is_an_error(recorded: Any, made: Path, tmp_path: Path) -> None:
+    config = section(with_action_range(made, tmp_path / "made", recorded))
+    with pytest.raises(DataError, match="action_range of the manifest"):
+        _ = KIND.load_info(config).profile
 
 
 def in_line(old: str, new: str) -> Break:

@@ -24,6 +24,7 @@ from vlatool.plugins import did_you_mean
 from vlatool.storage.atomic import write_text
 from vlatool.storage.documents import DocumentError, read_yaml
 from vlatool.storage.uri import is_remote, location
+from vlatool.transforms.normalize import constant_dimensions, held_values
 
 NAME = "profile.yaml"
 GRIPPER = "gripper"
@@ -305,20 +306,19 @@ def _held(content: object) -> dict[str, float]:
 
 
 def held_dimensions(
-    dimensions: Sequence[str], ranges: Sequence[tuple[Sequence[float], Sequence[float]]]
+    dimensions: Sequence[str], ranges: Sequence[tuple[Array, Array]]
 ) -> dict[str, float]:
     """Dimension that never moved to its value, from (smallest, largest) values [D] of data sets.
 
-    It has one value if `max - min <= 1e-6 * max(1, |middle|)` over all of them; the value is exact
-    if it never changed at all, else the middle.
+    The value is exact if it never changed at all, else the middle of its range.
     """
+    low = np.min([smallest for smallest, _ in ranges], axis=0)
+    high = np.max([largest for _, largest in ranges], axis=0)
+    stats = {"min": low, "max": high, "mean": (low + high) / 2}
+    values = held_values(stats, "actions")
     held: dict[str, float] = {}
-    for index, name in enumerate(dimensions):
-        low = min(smallest[index] for smallest, _ in ranges)
-        high = max(largest[index] for _, largest in ranges)
-        middle = low if low == high else (low + high) / 2
-        if high - low <= _CONSTANT_WIDTH * max(1.0, abs(middle)):
-            held[name] = middle
+    for index in np.flatnonzero(constant_dimensions(stats, "actions")).tolist():
+        held[dimensions[index]] = float(values[index])
     return held
 
 

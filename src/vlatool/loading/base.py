@@ -111,7 +111,8 @@ class ShardInfo:
 
     location: Path  # Path or URI of any scheme
     size: int  # number of samples
-    identity: str = ""  # equal for the same samples in another place; empty: the location
+    digest: str = ""  # digest of the file; empty: unknown
+    first: int = 0  # number in the data set of its first sample, if a file has several parts
 
 
 @dataclass(frozen=True)

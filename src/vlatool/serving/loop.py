@@ -133,8 +133,10 @@ class ControlLoop:
                 is limited from them; of a field without them it is not.
 
         Raises:
+            UsageError: `command` names no action, or does not have its finite values.
             EnvironmentProblem: The plan that is being computed does not end in time.
         """
+        last = _checked_command(command or {}, self._policy)
         if self._pending is not None:
             self._wait(self._pending, time.monotonic())
             self._pending = None
@@ -149,9 +151,7 @@ class ControlLoop:
         self._reported = 0  # with the plan that is being computed
         self._observed_at = 0.0  # of the chunk that is executed
         self._pending_at = 0.0  # of the plan that is being computed
-        self._last: dict[str, NDArray[Any]] = {
-            name: np.asarray(values, np.float64) for name, values in (command or {}).items()
-        }
+        self._last = last
         self.num_late = 0
         self.num_limited = {}
 
@@ -293,48 +293,60 @@ class _Limit:
 _NO_LIMIT = {"low": -math.inf, "high": math.inf, "speed": math.inf}
 
 
+def _checked_command(command: Mapping[str, Any], policy: PolicyClient) -> dict[str, NDArray[Any]]:
+    checked: dict[str, NDArray[Any]] = {}
+    for field, values in command.items():
+        width = _width_of("command", field, policy)
+        checked[field] = _numbers(f"command[{field!r}]", values, width)
+        if not np.isfinite(checked[field]).all():
+            raise _number_error(f"command[{field!r}] is not finite")
+    return checked
+
+
 def _checked_limits(
     limits: Mapping[str, Mapping[str, Any]], policy: PolicyClient
 ) -> dict[str, _Limit]:
     checked: dict[str, _Limit] = {}
     for field, given in limits.items():
-        if field not in policy.actions:
-            raise _limit_error(field, f"the policy has no action {field!r}", list(policy.actions))
-        width = policy.actions[field]
-        values: dict[str, NDArray[Any]] = {}
-        for key, default in _NO_LIMIT.items():
-            values[key] = _numbers(field, key, given.get(key, default), width)
+        name = f"limits[{field!r}]"
+        width = _width_of("limits", field, policy)
         unknown = [key for key in given if key not in _NO_LIMIT]
         if unknown:
-            raise _limit_error(field, f"there is no limit {unknown[0]!r}", list(_NO_LIMIT))
+            raise _number_error(f"{name} has no key {unknown[0]!r}", list(_NO_LIMIT))
+        values: dict[str, NDArray[Any]] = {}
+        for key, default in _NO_LIMIT.items():
+            values[key] = _numbers(f"{name}[{key!r}]", given.get(key, default), width)
         if (values["low"] > values["high"]).any():
-            raise _limit_error(field, "low is above high")
+            raise _number_error(f"{name}: low is above high")
         if (values["speed"] <= 0).any():
-            raise _limit_error(field, "a speed is not positive")
+            raise _number_error(f"{name}: a speed is not positive")
         checked[field] = _Limit(values["low"], values["high"], values["speed"] / policy.fps)
     return checked
 
 
-def _numbers(field: str, key: str, value: Any, width: int) -> NDArray[Any]:
+def _width_of(argument: str, field: str, policy: PolicyClient) -> int:
+    if field not in policy.actions:
+        problem = f"{argument}: the policy has no action {field!r}"
+        raise _number_error(problem, list(policy.actions))
+    return policy.actions[field]
+
+
+def _numbers(name: str, value: Any, width: int) -> NDArray[Any]:
     """A number per dimension, float64 [width]."""
     try:
         numbers = np.asarray(value, np.float64)
     except (TypeError, ValueError):
-        raise _limit_error(field, f"{key} is not a number, nor one per dimension") from None
+        raise _number_error(f"{name} is not a number, nor one per dimension") from None
     if numbers.shape not in ((), (width,)):
-        raise _limit_error(field, f"{key} has the shape {list(numbers.shape)}, not {width} numbers")
+        raise _number_error(f"{name} has the shape {list(numbers.shape)}, not {width} numbers")
     if np.isnan(numbers).any():
-        raise _limit_error(field, f"{key} has NaN")
+        raise _number_error(f"{name} has NaN")
     return np.broadcast_to(numbers, (width,))
 
 
-def _limit_error(field: str, problem: str, known: list[str] | None = None) -> UsageError:
-    return UsageError(
-        f"limits[{field!r}]: {problem}",
-        hint=f"known are {', '.join(known)}" if known else "see help(vlatool.ControlLoop)",
-        code="usage.bad_limits",
-        details={"field": field},
-    )
+def _number_error(problem: str, known: list[str] | None = None) -> UsageError:
+    hint = f"known are {', '.join(known)}" if known else "see help(vlatool.ControlLoop)"
+    return UsageError(problem, hint=hint, code="usage.bad_limits")
 
 
 def _checked_deadline(name: str, value: float | None, default: float) -> float:

@@ -288,8 +288,10 @@ class EpisodeBuilder:
             findings=findings,
             facts={
                 "shape": list(shape),
-                "smallest": actions.min(axis=(0, 1)).tolist(),
-                "largest": actions.max(axis=(0, 1)).tolist(),
+                "action_range": [
+                    actions.min(axis=(0, 1)).tolist(),
+                    actions.max(axis=(0, 1)).tolist(),
+                ],
                 "ids": sorted(Counter(map(len, ids)).items()),
                 "tasks": dict(Counter(window.task for window in windows)),
             },
@@ -459,9 +461,8 @@ class DatasetTotals:
     # number of action ids of a window to number of such windows
     id_counts: Counter[int] = field(default_factory=Counter[int])
     shape: WindowShape | None = None  # shape that all windows share
-    # Smallest and largest action [D] of each episode.
-    smallest: list[list[float]] = field(default_factory=list[list[float]])
-    largest: list[list[float]] = field(default_factory=list[list[float]])
+    # Smallest and largest action of each episode, [2, D]; those of older versions have none.
+    ranges: list[Any] = field(default_factory=list[Any])
 
     @property
     def samples(self) -> int:
@@ -482,8 +483,8 @@ class DatasetTotals:
         self.shape = shape
         self.episodes += 1
         self.files += receipt.files
-        self.smallest.append(receipt.facts["smallest"])
-        self.largest.append(receipt.facts["largest"])
+        if "action_range" in receipt.facts:
+            self.ranges.append(receipt.facts["action_range"])
         self.tasks.update(receipt.facts["tasks"])
         self.id_counts.update(dict(receipt.facts["ids"]))
         samples_by_kind = {
@@ -500,6 +501,12 @@ class DatasetTotals:
         lengths = (min(self.id_counts), max(self.id_counts))
         return {"min": lengths[0], "mean": round(total / windows, 3), "max": lengths[1]}
 
+    def _action_range(self) -> dict[str, Any]:
+        if len(self.ranges) < self.episodes:
+            return {}
+        low, high = np.transpose(self.ranges, (1, 0, 2))
+        return {"action_range": {"min": low.min(0).tolist(), "max": high.max(0).tolist()}}
+
     def document(self) -> dict[str, Any]:
         assert self.shape is not None
         return {
@@ -507,10 +514,7 @@ class DatasetTotals:
             "samples": self.samples,
             "kinds": dict(sorted(self.kinds.items())),
             "shape": self.shape._asdict(),
-            "action_range": {
-                "min": np.min(self.smallest, axis=0).tolist(),
-                "max": np.max(self.largest, axis=0).tolist(),
-            },
+            **self._action_range(),
             "action_ids": {
                 **self.action_ids(),
                 "counts": {

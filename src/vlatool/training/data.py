@@ -18,6 +18,7 @@ from vlatool.events import NULL, Reporter, counted
 from vlatool.loading import base
 from vlatool.loading.loader import LoaderPlan, build_loader, loader_exited
 from vlatool.loading.order import OrderOptions, SampleOrder
+from vlatool.storage.uri import is_remote
 from vlatool.training.config import TrainConfig
 from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
@@ -75,13 +76,14 @@ def validation_data(config: TrainConfig, reporter: Reporter = NULL) -> Validatio
 
 def report_shared(info: base.DatasetInfo, validation: base.DatasetInfo, reporter: Reporter) -> None:
     """Warns if validation data are among the training data."""
-    trained = {shard.identity or str(shard.location) for shard in _shards(info)}
+    trained = {_identity(shard) for dataset in info.datasets for shard in dataset.shards}
     shared = 0
     total = 0
-    for shard in _shards(validation):
-        total += shard.size
-        if (shard.identity or str(shard.location)) in trained:
-            shared += shard.size
+    for dataset in validation.datasets:
+        for shard in dataset.shards:
+            total += shard.size
+            if _identity(shard) in trained:
+                shared += shard.size
     if shared:
         reporter.warn(
             "data.validation_is_trained_on",
@@ -91,9 +93,10 @@ def report_shared(info: base.DatasetInfo, validation: base.DatasetInfo, reporter
         )
 
 
-def _shards(info: base.DatasetInfo) -> Iterator[base.ShardInfo]:
-    for dataset in info.datasets:
-        yield from dataset.shards
+def _identity(shard: base.ShardInfo) -> tuple[str, int]:
+    """What tells samples apart: the content of a file where it is known, else its place."""
+    place = shard.location
+    return shard.digest or str(place if is_remote(place) else place.resolve()), shard.first
 
 
 def check_samples(

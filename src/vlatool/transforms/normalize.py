@@ -131,16 +131,15 @@ def share_beyond(
     stats: Mapping[str, Any], field: str, scale: FieldScale, index: int, limit: float
 ) -> str:
     """Share of rows whose normalized value of a dimension exceeds a limit, as far as percentiles
-    tell, such as `at most 1 %`.
+    tell, such as `at most 2 %`.
     """
     center = np.reshape(scale.center, (-1, scale.center.shape[-1]))[0, index]
     width = np.reshape(scale.scale, (-1, scale.scale.shape[-1]))[0, index]
     below = 0
     above = 0
-    for percent in _PERCENTS:
+    known = [percent for percent in _PERCENTS if f"percentile_{percent}" in stats]
+    for percent in known:
         key = f"percentile_{percent}"
-        if key not in stats:
-            continue
         value = (_numbers(stats, field, key)[index] - center) / width
         if value < -limit:
             below = percent
@@ -148,7 +147,7 @@ def share_beyond(
             above = max(above, 100 - percent)
     if below or above:
         return f"at least {below + above} %"
-    return "at most 1 %"
+    return "at most 2 %" if {1, 99} <= {*known} else "an unknown share"
 
 
 def field_width(field: str, stats: Mapping[str, Any]) -> int:

@@ -155,7 +155,9 @@ def test_a_computed_profile_has_mean_and_deviation_of_the_rows_or_one_if_nothing
 
 
 def test_a_dimension_that_never_moved_in_any_data_set_is_held_at_its_value() -> None:
-    ranges = [([0.1, 1.0, 2.0], [0.1, 1.0 + 1e-9, 2.0]), ([0.1, 1.0, 2.5], [0.1, 1.0, 2.5])]
+    one = np.array([[0.1, 1.0, 2.0], [0.1, 1.0 + 1e-9, 2.0]])
+    other = np.array([[0.1, 1.0, 2.5], [0.1, 1.0, 2.5]])
+    ranges = [(one[0], one[1]), (other[0], other[1])]
     held = held_dimensions(["fixed", "rounded", "elsewhere"], ranges)
     assert held == {"fixed": 0.1, "rounded": pytest.approx(1.0, abs=1e-8)}
 

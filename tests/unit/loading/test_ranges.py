@@ -26,7 +26,9 @@ def statistics(*columns: Any) -> dict[str, Any]:
     return {name: value.tolist() for name, value in entry.items()}
 
 
-def messages(*columns: Any, allow: Sequence[str] = (), **normalization: Any) -> dict[str, str]:
+def messages(
+    *columns: Any, allow: Sequence[str] = (), data: Any = None, **normalization: Any
+) -> dict[str, str]:
     config = RoboticsDataConfig.model_validate(
         {
             "action_fields": ["action"],
@@ -40,6 +42,7 @@ def messages(*columns: Any, allow: Sequence[str] = (), **normalization: Any) -> 
         statistics={"action": statistics(*columns), "state": statistics(GOOD)},
         options=({"dimension_names": names},),
         fixed_in_some=(),
+        data_statistics=data,
     )
     reporter = Recorder()
     report_ranges(config, info, reporter)
@@ -75,7 +78,12 @@ def test_values_over_1000_after_normalization_are_refused_with_their_share() -> 
     with fails("data.wide_range") as caught:
         messages(GOOD, HUGE)
     assert caught.value.message.startswith("action: arm.joint_1 is up to")
-    assert "at most 1 % of the rows" in caught.value.message
+    assert "at most 2 % of the rows" in caught.value.message
+
+
+def test_values_of_the_data_count_if_the_weights_bring_the_scale() -> None:
+    with fails("data.wide_range"):
+        messages(GOOD, data={"action": statistics(1e4 * GOOD)})
 
 
 def test_values_over_1000_are_a_warning_if_they_are_allowed() -> None:
@@ -91,7 +99,10 @@ def test_steps_have_their_own_ranges() -> None:
         {"action_fields": ["action"], "normalization": {"scope": "per_timestep"}}
     )
     info: Any = SimpleNamespace(
-        statistics={"action": statistics(GOOD) | stats}, options=({},), fixed_in_some=()
+        statistics={"action": statistics(GOOD) | stats},
+        options=({},),
+        fixed_in_some=(),
+        data_statistics=None,
     )
     reporter = Recorder()
     report_ranges(config, info, reporter)

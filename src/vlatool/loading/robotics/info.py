@@ -387,7 +387,7 @@ def _check(derived: RoboticsDataConfig, config: RoboticsDataConfig, info: Roboti
     if derived.max_delay >= chunk:
         raise UsageError(
             f"data.max_delay is {derived.max_delay}, a chunk has {counted(chunk, 'step')}",
-            hint="give at most half of a chunk: a robot executes as many steps of one that is old",
+            hint="a delay is at most half of a chunk: the chunk before has as many steps left",
             code="usage.max_delay",
         )
     if not derived.action_fields:

@@ -152,6 +152,7 @@ def report_ranges(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Repo
             f"never change in the data, so the policy holds them: {few_text(constant, 3)}"
         )
     if info.fixed_in_some:
+        _log.info("fixed in one data set, but not in all: %s", _listed(info.fixed_in_some))
         reporter.note(
             "fixed in one data set, but not in all, so the policy does not hold them: "
             f"{few_text(info.fixed_in_some, 3)}"
@@ -195,10 +196,10 @@ def _reach_error(
     method = config.normalization.for_field(field).method
     stats = info.statistics[field]
     scale = scale_of(field, stats, config.normalization)
-    share = share_beyond(stats, field, scale, dimension.index, _REFUSED_REACH)
+    share = share_beyond(_of_data(info, field), field, scale, dimension.index, _REFUSED_REACH)
     return DataError(
         f"{dimension.label} is up to {dimension.reach:.3g} when it is normalized with {method}: "
-        f"almost all its values are equal, and {share} of the rows are over {_REFUSED_REACH:,.0f}",
+        f"{share} of the rows are over {_REFUSED_REACH:,.0f}",
         hint="normalize it by its standard deviation, --set 'data.normalization.field_configs="
         f"{{{field}: {{method: std}}}}', or leave it out of data.action_fields and "
         f"data.proprioception_fields; --data.allow {field} takes it",
@@ -231,11 +232,19 @@ def _moving(config: RoboticsDataConfig, info: RoboticsInfo) -> Iterator[_Dimensi
         scale = scale_of(field, stats, config.normalization)
         is_normalized = config.normalization.for_field(field).enabled
         with suppress(DataError):  # statistics without what only this check needs
-            reach, deviation = normalized_range(stats, field, scale)
+            reach, deviation = normalized_range(_of_data(info, field), field, scale)
             for index in np.flatnonzero(~constant_dimensions(stats, field)).tolist():
                 label = dimension_label(field, index, len(reach), names)
                 largest = float(reach[index]) if is_normalized else 0.0
                 yield _Dimension(field, index, label, largest, float(deviation[index]))
+
+
+def _of_data(info: RoboticsInfo, field: str) -> Mapping[str, Any]:
+    """Statistics of a field over the data, if those of other weights normalize it."""
+    own = (info.data_statistics or {}).get(field) or info.statistics[field]
+    stats = info.statistics[field]
+    shapes = [np.shape(entry.get("mean_per_timestep", ())) for entry in (own, stats)]
+    return own if shapes[0] == shapes[1] else stats
 
 
 def _fields(config: RoboticsDataConfig) -> Sequence[str]:

@@ -5,11 +5,14 @@ Source: formats/samples 5.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from vlatool.artifacts.codes.format import IMAGES_NAME
 from vlatool.artifacts.contract import Contract, SeenCamera
@@ -30,6 +33,7 @@ from vlatool.artifacts.samples.episode import KINDS, SampleSizes, TokenSample
 from vlatool.artifacts.samples.format import FAST_NAME, SamplesFolder, is_samples
 from vlatool.artifacts.windows.format import DATA_NAME, MANIFEST, SAMPLES_NAME, Kind, WindowManifest
 from vlatool.config.coerce import value_text
+from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.job import digest_of
@@ -79,11 +83,10 @@ class VlaFolder:
     def num_samples(self) -> int:
         return sum(span.size for span in self.spans)
 
-    def shards(self) -> Iterator[ShardInfo]:
-        """The spans, each with its place in the file, of which others may be in another split."""
-        for span in self.spans:
-            path = self.samples.path / span.name
-            yield ShardInfo(path, span.size, f"{path}:{span.first}")
+    @property
+    def shards(self) -> tuple[ShardInfo, ...]:
+        path = self.samples.path
+        return tuple(ShardInfo(path / s.name, s.size, first=s.first) for s in self.spans)
 
     @property
     def agreed(self) -> Mapping[str, Any]:
@@ -131,13 +134,8 @@ class VlaInfo:
     @cached_property
     def datasets(self) -> tuple[DataSet, ...]:
         """The data sets; a shard is a file, or the samples of an episode in it."""
-        return tuple(
-            DataSet(
-                name,
-                tuple(folder.shards()),
-            )
-            for name, folder in zip(self.names, self.folders, strict=True)
-        )
+        rows = zip(self.names, self.folders, strict=True)
+        return tuple(DataSet(name, folder.shards) for name, folder in rows)
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
@@ -165,11 +163,12 @@ class VlaInfo:
         Samples that do not record the range of their actions, such as published ones, hold none.
         """
         profile = self.first.profile
-        documents: list[Any] = [folder.samples.document for folder in self.folders]
-        known = [document.get("action_range") for document in documents]
-        ranges = [(row["min"], row["max"]) for row in known if row]
-        if len(ranges) < len(known):
-            return profile
+        ranges: list[tuple[Array, Array]] = []
+        for folder in self.folders:
+            document: Any = folder.samples.document
+            if "action_range" not in document:
+                return profile
+            ranges.append(_action_range(folder.samples.path, document, profile.width))
         return replace(profile, held=held_dimensions(profile.dimensions, ranges))
 
     @property
@@ -249,6 +248,21 @@ def _folder(text: str, config: VlaDataConfig, reporter: Reporter) -> VlaFolder:
         fast_digest=fast_digest,
         windows=windows,
         conventions=conventions.groups if conventions else (),
+    )
+
+
+def _action_range(path: Path, document: Mapping[str, Any], width: int) -> tuple[Array, Array]:
+    """Smallest and largest actions [D] that a manifest records."""
+    with suppress(TypeError, ValueError, KeyError):
+        recorded = document["action_range"]
+        low, high = np.array([recorded["min"], recorded["max"]], np.float64)
+        if low.shape == (width,) and np.isfinite([low, high]).all():
+            return low, high
+    raise DataError.at(
+        path,
+        f"action_range of the manifest is not `min` and `max` with {width} numbers each",
+        hint="copy the folder again, or build it again",
+        code="data.broken_samples",
     )
 
 

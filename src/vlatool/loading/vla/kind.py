@@ -30,6 +30,7 @@ from vlatool.loading import base
 from vlatool.loading.shard_reader import BROKEN_SAMPLE, check_frame, episode_named
 from vlatool.loading.vla.config import VlaAssets, VlaDataConfig, VlaSample
 from vlatool.loading.vla.info import VlaFolder, VlaInfo, episode_spans, load_info
+from vlatool.pages.text import few_text
 from vlatool.storage.background import in_parallel
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.tree import file_names
@@ -439,7 +440,8 @@ class VlaKind(base.DataKind):
     ) -> None:
         """Checks lines and names of images, unless samples may be dropped."""
         if info.profile.held:
-            reporter.note(f"never change in the data: {', '.join(info.profile.held)}")
+            listed = few_text(list(info.profile.held))
+            reporter.note(f"never change in the data, so the policy holds them: {listed}")
         if not config.max_dropped_share:
             check_samples(info, reporter)
 

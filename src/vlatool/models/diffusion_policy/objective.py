@@ -166,7 +166,7 @@ class DenoisingObjective(Objective):
         """Mask bool [B * R, T] of the first actions, as many as a random delay has steps.
 
         Source: Black et al., Training-Time Action Conditioning for Efficient Real-Time Chunking,
-        2025 (arXiv 2512.05964), section III.
+        2025 (arXiv 2512.05964), figure 1.
         """
         delay = ctx.rng.integers(self._max_delay + 1, self._repeats).flatten()
         step = torch.arange(steps, device=delay.device) - self._past_steps
