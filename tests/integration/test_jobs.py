@@ -110,33 +110,33 @@ def test_finished_items_survive_a_job_that_cannot_finish(
 
 
 def test_grown_job_processes_only_new_items(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    run_toy(ToyJob(tmp_path, "ant bird", grows=True))
-    again = run_toy(ToyJob(tmp_path, "ant bird", grows=True))
+    run_toy(ToyJob(tmp_path, "ant bird", is_download=True))
+    again = run_toy(ToyJob(tmp_path, "ant bird", is_download=True))
     assert (again.status, again.record.complete) == ("already complete", True)
     work = Write(tmp_path, bad={"ant": ValueError("worked on twice")})
 
-    run = run_toy(ToyJob(tmp_path, "ant bird cat", work, grows=True))
+    run = run_toy(ToyJob(tmp_path, "ant bird cat", work, is_download=True))
 
     assert (run.resumed, run.new_counts, run.failures) == (2, {"letters": 3}, [])
     assert listed(tmp_path) == [ALL, "words/ant", "words/bird", "words/cat"]
     with fails("usage.output_differs"):
         run_toy(ToyJob(tmp_path, "ant bird cat dog"))  # a job that does not grow
-    run_toy(ToyJob(tmp_path, WORDS, grows=True))
+    run_toy(ToyJob(tmp_path, WORDS, is_download=True))
     assert contents(tmp_path) == undisturbed
 
 
 def test_growing_job_without_input_files_records_its_items(tmp_path: Path) -> None:
     for words, status in (("ant", "written"), ("ant bird", "written"), ("ant bird", "already")):
-        run = run_toy(ToyJob(tmp_path, words, grows=True, state=InputState))
+        run = run_toy(ToyJob(tmp_path, words, is_download=True, state=InputState))
         assert run.status.startswith(status)
 
 
 def test_grown_job_that_is_killed_resumes(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    run_toy(ToyJob(tmp_path, "ant bird", grows=True))
+    run_toy(ToyJob(tmp_path, "ant bird", is_download=True))
     with pytest.raises(Killed):
-        run_toy(ToyJob(tmp_path, WORDS, grows=True), KillingExecutor(3))
+        run_toy(ToyJob(tmp_path, WORDS, is_download=True), KillingExecutor(3))
 
-    run = run_toy(ToyJob(tmp_path, WORDS, grows=True))
+    run = run_toy(ToyJob(tmp_path, WORDS, is_download=True))
 
     assert (run.resumed, contents(tmp_path)) == (3, undisturbed)
 
@@ -212,9 +212,9 @@ def test_item_that_failed_on_another_rank_earlier_counts_as_done(
 ) -> None:
     """`cat` failed on rank 1; with one more word before it, it is an item of rank 0."""
     bad = {"cat": DataError("no cats")}
-    TwoRanks("bird cat dog eel", Write(tmp_path, bad=bad), grows=True).answers()
+    TwoRanks("bird cat dog eel", Write(tmp_path, bad=bad), is_download=True).answers()
 
-    first, _ = TwoRanks(WORDS, Write(tmp_path), grows=True).answers()
+    first, _ = TwoRanks(WORDS, Write(tmp_path), is_download=True).answers()
 
     assert (first["failures"], contents(tmp_path)) == ([], undisturbed)
 
@@ -389,12 +389,12 @@ def test_folder_that_lost_a_file_after_a_kill_is_written_again(tmp_path: Path) -
 
 
 def test_nested_output_in_a_listed_folder_does_not_change_the_folder(tmp_path: Path) -> None:
-    run_toy(folders(tmp_path, grows=True))
+    run_toy(folders(tmp_path, is_download=True))
     run_toy(ToyJob(tmp_path / "words/bird/deep", "fox"))
 
     assert changed_files(tmp_path) == []
     assert list(check_files(tmp_path, CheckOptions())) == []
-    words = ToyJob(tmp_path, f"{WORDS} fly", Write(tmp_path, is_folder=True), grows=True)
+    words = ToyJob(tmp_path, f"{WORDS} fly", Write(tmp_path, is_folder=True), is_download=True)
     assert run_toy(words).resumed == 5
     assert (tmp_path / "words/bird/deep" / ALL).read_text() == "fox"
 

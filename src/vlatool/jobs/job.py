@@ -248,16 +248,14 @@ class JobSpec(Generic[Item]):
     locations: Sequence[Path] = ()  # inputs and output. Records do not hold their parent folders
     progress_count: str = ""  # count of receipts that progress shows, such as `samples`
     has_arrays: bool = False  # receipts carry arrays. Names of items must be valid file names then
-    # A later run may have more items. Their set is not compared as an option then, and receipts are
-    # kept when the output is complete
-    grows: bool = False
+    # The items are files of a storage: a later run may have more, so that their set is not compared
+    # as an option and receipts are kept when the output is complete; one that the storage fails to
+    # send does not end the others; `work` reports its bytes itself
+    is_download: bool = False
     can_overwrite: bool = True  # the command has `--overwrite`
     is_replaced_last: bool = False  # files of an earlier run stay until `finish` replaces them
     # `map` of the executor gets `work` unchanged and only the items to do
     is_pipelined: bool = False
-    # an item that fails because of a storage does not end the others
-    skips_storage_errors: bool = False
-    has_own_progress: bool = False  # `work` reports progress itself
     # values of the result for this call, such as `output` as it was given
     shown: Mapping[str, Any] = field(default_factory=dict[str, Any])
     # reads an item as `work` does and writes nothing, for a dry run: the item fails, or the receipt

@@ -198,7 +198,7 @@ class _Loop:
         return plan_output(
             self._spec.output,
             self._run.record,
-            None if self._spec.grows else self._inputs,
+            None if self._spec.is_download else self._inputs,
             overwrite=self._options.overwrite,
             # A command without --overwrite never replaces files that happen to match.
             owned=self._spec.owned if self._spec.can_overwrite else (),
@@ -229,8 +229,8 @@ class _Loop:
         self._check_any_is_good()
 
     def _has_all_items(self, before: OutputRecord) -> bool:
-        """True if a complete output has all items. Only a job that grows can lack some."""
-        return not self._spec.grows or before.inputs == self._inputs()
+        """True if a complete output has all items. Only a download can lack some."""
+        return not self._spec.is_download or before.inputs == self._inputs()
 
     def _inputs(self) -> dict[str, Any]:
         """Inputs from the current state of every item."""
@@ -239,7 +239,9 @@ class _Loop:
     def _inputs_of(self, states: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
         """Inputs for the record: empty if no item has input files."""
         has_files = any(sizes for _, sizes, _ in states)
-        return inputs_of(states, self._spec.item_name) if has_files or self._spec.grows else {}
+        return (
+            inputs_of(states, self._spec.item_name) if has_files or self._spec.is_download else {}
+        )
 
     def _report_complete(self, before: OutputRecord) -> None:
         self._run.status = "already complete"
@@ -283,7 +285,7 @@ class _Loop:
         states = {state[0]: state for state in self._input_states}
         names = map(job.name, job.items)
         inputs = self._inputs_of([states[name] for name in names if name in states])
-        if inputs and not (run.is_fresh or spec.grows):  # the input may have lost items since
+        if inputs and not (run.is_fresh or spec.is_download):  # the input may have lost items since
             files.remove_stale_files(spec.output, spec.owned, spec.unlisted, entries)
         lock.check()
         run.seconds = round(time.monotonic() - clock, 2)
@@ -312,7 +314,7 @@ class _Loop:
             PurePosixPath(pattern).parent.as_posix() for pattern in self._spec.temporary
         }:
             remove_empty(self._spec.output / folder)
-        if not self._spec.grows:
+        if not self._spec.is_download:
             remove_journal(self._spec.output)
 
     def _locked_receipts(self, lock: Lock) -> Generator[Receipt]:
@@ -369,7 +371,7 @@ class _Loop:
         run = self._run
         clock = time.monotonic()
         unit = f"{spec.item_name}s"
-        reporter = NULL if spec.has_own_progress else run.reporter
+        reporter = NULL if spec.is_download else run.reporter
         is_first = self._ranks.rank == 0  # the only one that shows progress
         others = OtherRanks(self._journal, range(1, self._ranks.size) if is_first else ())
         seen = 0
@@ -402,7 +404,7 @@ class _Loop:
 
     def _fail(self, item: Any, error: VlatoolError, log: AppendLog | None = None) -> None:
         skipped = DataError | BugError
-        if self._spec.skips_storage_errors:
+        if self._spec.is_download:
             skipped |= StorageError
         if self._options.on_error == "stop" or not isinstance(error, skipped):
             raise error

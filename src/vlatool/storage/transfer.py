@@ -11,13 +11,10 @@ import os
 import threading
 import time
 import zlib
-from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -25,7 +22,7 @@ from vlatool.errors import DataError, StorageError, VlatoolError
 from vlatool.events import NullProgress, Progress
 from vlatool.storage.append_log import AppendLog, read_log
 from vlatool.storage.atomic import as_storage_error, remove_file, sync_folder, write_bytes
-from vlatool.storage.background import in_background, in_parallel
+from vlatool.storage.background import in_parallel
 from vlatool.storage.crash_points import crash_point
 from vlatool.storage.digests import verified_sha256
 from vlatool.storage.reader import LARGEST_RANGE, RangeDownload, changed_error
@@ -413,17 +410,6 @@ def _download_small(
     return Downloaded(part.info.size, sha256, is_synced=False)
 
 
-def body_blocks(body: Body, size: int, address: Address, pool: TransferPool) -> Iterator[bytes]:
-    """The next `size` bytes of a body, as they come; they are counted."""
-    while size:
-        block = body.read(min(size, _READ_SIZE))
-        if not block:
-            raise ConnectionResetError(f"{address}: the response ends early")
-        pool.count(len(block))
-        size -= len(block)
-        yield block
-
-
 class _LargeDownload:
     """Download of an object in chunks."""
 
@@ -434,6 +420,7 @@ class _LargeDownload:
         self._info = info
         self._target = target
         self._pool = pool
+        self._reader = ChunkReader(address, info, CHUNK, pool)
         self._partial = PartialFile(path, address, info, CHUNK)
 
     def run(self) -> Downloaded:
@@ -443,75 +430,46 @@ class _LargeDownload:
             return Downloaded(self._info.size, finished, is_synced=True)
         with self._partial as file:
             missing = file.missing()
-            # The first request shows if the server has ranges, and the digest that it vouches for.
-            first = self._fetch_first(file, missing[0]) if missing else None
+            digest = self._info.digest
             later: Sequence[int] = ()
-            if first is not None and first.is_range:
-                later = missing[1:]
-            elif first is not None:
-                self._stream(file, first.info)
+            if missing:
+                # The first response shows if the server has ranges, and the digest it vouches for.
+                chunk = file.chunk(missing[0])
+                first = self._reader.fetch_first(missing[0], chunk.write)
+                digest = first.info.digest or digest
+                if first.is_range:
+                    chunk.finish()
+                    later = missing[1:]
+                else:
+                    self._write_whole(file, first.info)
             fetched = in_parallel(partial(self._fetch, file), later, self._pool.streams)
-            digest = (first.info.digest if first and first.info else "") or self._info.digest
             # Chunks are read again for the digest while those after them are being downloaded.
             content = file.content(fetched, frozenset(later))
             sha256 = verified_sha256(self._address, digest, self._info.size, content)
             file.publish(self._target, sha256)
         return Downloaded(self._info.size, sha256, is_synced=True)
 
-    def _fetch_first(self, file: PartialFile, number: int) -> RangeDownload:
-        """Downloads the first missing chunk; only asks for it if the server has no ranges."""
-        try:
-            return self._fetch(file, number)
-        except StorageError as error:
-            if error.code != "storage.unsupported" or number == 0:
-                raise
-            return RangeDownload(self._address, 0, 0, self._info, is_range=False)
-
-    def _fetch(self, file: PartialFile, number: int) -> RangeDownload:
+    def _fetch(self, file: PartialFile, number: int) -> None:
         chunk = file.chunk(number)
-        write = self._pool.counted(chunk.write)
-        start = file.start_of(number)
-        stop = start + file.size_of(number)
-        # Version to read; None if the listing does not name one, as the first chunk checks it.
-        part = RangeDownload(
-            self._address, start, stop, self._info if self._info.etag else None, sink=write
-        )
-        with self._pool.stream():
-            part.fill()
-        if part.is_range and part.info and part.info.size != self._info.size:
-            raise changed_error(self._address)
-        if part.is_range:
+        if self._reader.fetch(number, chunk.write).is_range:
             chunk.finish()
-        return part
 
-    def _stream(self, file: PartialFile, info: ObjectInfo | None) -> None:
-        self._pool.on_note(
-            f"{self._address}: the server has no byte ranges; an interrupted download of this file"
-            " starts again"
-        )
-        etag = info.etag if info else ""
-        with self._pool.stream():
-            try:
-                call(self._address, partial(self._receive, file, etag))
-            except ConditionFailed:
-                raise changed_error(self._address) from None
+    def _write_whole(self, file: PartialFile, info: ObjectInfo) -> None:
+        for number, content in enumerate(self._reader.read_whole(0, info)):
+            chunk = file.chunk(number)
+            chunk.write(content)
+            chunk.finish()
 
-    def _receive(self, file: PartialFile, etag: str, remote: Remote) -> None:
-        body: Body = remote.get(self._address.key, 0, self._info.size, etag)
-        try:
-            if body.info.size != self._info.size:
-                raise ConditionFailed
-            for number in range(file.chunks):
-                chunk = file.chunk(number)
-                for block in body_blocks(body, file.size_of(number), self._address, self._pool):
-                    chunk.write(block)
-                chunk.finish()
-        finally:
-            body.close()
+
+class Response(NamedTuple):
+    """What the response to the request for a chunk shows."""
+
+    info: ObjectInfo  # the version that the server has
+    is_range: bool  # False if the server ignored the range and sends the whole object
 
 
 @dataclass(frozen=True)
-class ChunkStream:
+class ChunkReader:
     """Chunks of one version of an object."""
 
     address: Address  # the object
@@ -519,58 +477,60 @@ class ChunkStream:
     chunk_bytes: int  # size of a chunk; the last one may be smaller
     pool: TransferPool  # streams and limits
 
-    def read(self, position: int) -> Iterator[bytes]:
-        """Yields the object from a position on, in chunks that are fetched ahead in parallel."""
-        if position >= self.info.size:
-            return
-        number = position // self.chunk_bytes
-        skipped = position % self.chunk_bytes
-        count = -(-self.info.size // self.chunk_bytes)
-        first = self._fetch_first(number)
-        if first is None:
-            yield from self._read_whole(position)
-            return
-        yield first[skipped:]
-        remaining = iter(range(number + 1, count))
-        limit = min(self.pool.streams, RUN_AHEAD)
-        running: deque[Future[_Chunk]] = deque()
-        while True:
-            for following in islice(remaining, limit - len(running)):
-                running.append(in_background(partial(self._fetch, following)))
-            if not running:
-                return
-            yield running.popleft().result().data
+    def fetch(self, number: int, sink: Callable[[bytes], object]) -> Response:
+        """Downloads a chunk; `sink` is called with its bytes, in order.
 
-    def _fetch_first(self, number: int) -> bytes | None:
-        """Fetches a chunk; None if the server has no ranges."""
-        try:
-            chunk = self._fetch(number)
-            return chunk.data if chunk.is_range else None
-        except StorageError as error:
-            if error.code != "storage.unsupported" or number == 0:
-                raise
-            return None
-
-    def _fetch(self, number: int) -> "_Chunk":
+        Raises:
+            StorageError: `storage.changed` if the object is another version.
+        """
         start = number * self.chunk_bytes
         stop = min(start + self.chunk_bytes, self.info.size)
+        # Version to read; None if the listing does not name one, as the first chunk checks it.
         version = self.info if self.info.etag else None
-        blocks: list[bytes] = []
-        part = RangeDownload(
-            self.address, start, stop, version, sink=self.pool.counted(blocks.append)
-        )
+        part = RangeDownload(self.address, start, stop, version, sink=self.pool.counted(sink))
         with self.pool.stream():
             part.fill()
         assert part.info is not None
         if part.info.size != self.info.size:
             raise changed_error(self.address)
-        return _Chunk(b"".join(blocks), part.is_range)
+        return Response(part.info, part.is_range)
 
-    def _read_whole(self, position: int) -> Iterator[bytes]:
-        """Reads the object with one request; a retry reads from its start and skips."""
+    def fetch_first(self, number: int, sink: Callable[[bytes], object]) -> Response:
+        """Downloads a chunk, if the server has byte ranges."""
+        try:
+            return self.fetch(number, sink)
+        except StorageError as error:
+            if error.code != "storage.unsupported" or number == 0:
+                raise
+            return Response(self.info, is_range=False)
+
+    def read(self, position: int) -> Iterator[bytes]:
+        """Yields the object from a position on, in chunks that are fetched ahead in parallel."""
+        if position >= self.info.size:
+            return
+        number = position // self.chunk_bytes
+        blocks: list[bytes] = []
+        first = self.fetch_first(number, blocks.append)
+        if not first.is_range:
+            yield from self.read_whole(position, first.info)
+            return
+        yield b"".join(blocks)[position % self.chunk_bytes :]
+        num_chunks = -(-self.info.size // self.chunk_bytes)
+        later = range(number + 1, num_chunks)
+        yield from in_parallel(self._content, later, min(self.pool.streams, RUN_AHEAD))
+
+    def _content(self, number: int) -> bytes:
+        blocks: list[bytes] = []
+        self.fetch(number, blocks.append)
+        return b"".join(blocks)
+
+    def read_whole(self, position: int, info: ObjectInfo) -> Iterator[bytes]:
+        """Yields the object from a position on, in chunks from one request for the version `info`;
+        a retry reads from the start of the object and skips.
+        """
         self.pool.on_note(
-            f"{self.address}: the server has no byte ranges; an interrupted download reads it from"
-            " the start again"
+            f"{self.address}: the server has no byte ranges; an interrupted download of this file"
+            " starts again"
         )
         body: Body | None = None
 
@@ -578,15 +538,15 @@ class ChunkStream:
             nonlocal body
             skipped = 0
             if body is None:
-                body = remote.get(self.address.key, 0, self.info.size, self.info.etag)
+                body = remote.get(self.address.key, 0, self.info.size, info.etag)
                 skipped = position
             try:
                 if body.info.size != self.info.size:
                     raise ConditionFailed
-                for _ in body_blocks(body, skipped, self.address, self.pool):
+                for _ in self._blocks(body, skipped):
                     pass
                 size = min(self.chunk_bytes, self.info.size - position)
-                return b"".join(body_blocks(body, size, self.address, self.pool))
+                return b"".join(self._blocks(body, size))
             except Exception:
                 body.close()
                 body = None
@@ -595,21 +555,24 @@ class ChunkStream:
         with self.pool.stream():
             try:
                 while position < self.info.size:
-                    chunk = call(self.address, receive)
-                    position += len(chunk)
-                    yield chunk
+                    content = call(self.address, receive)
+                    position += len(content)
+                    yield content
             except ConditionFailed:
                 raise changed_error(self.address) from None
             finally:
                 if body is not None:
                     body.close()
 
-
-class _Chunk(NamedTuple):
-    """Bytes of a chunk; `is_range` is False if the server sent the whole object."""
-
-    data: bytes
-    is_range: bool
+    def _blocks(self, body: Body, size: int) -> Iterator[bytes]:
+        """The next `size` bytes of a body, as they come; they are counted."""
+        while size:
+            block = body.read(min(size, _READ_SIZE))
+            if not block:
+                raise ConnectionResetError(f"{self.address}: the response ends early")
+            self.pool.count(len(block))
+            size -= len(block)
+            yield block
 
 
 _SYNC_S = 2.0

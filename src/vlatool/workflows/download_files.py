@@ -291,10 +291,8 @@ class DownloadJob:
             state=object_state,
             owned=("*",),
             locations=(output,),
-            grows=True,
+            is_download=True,
             can_overwrite=False,
-            skips_storage_errors=True,
-            has_own_progress=True,
             shown={"output": output_text},
         )
 

@@ -32,7 +32,7 @@ from vlatool.storage.crash_points import crash_point
 from vlatool.storage.reader import changed_error
 from vlatool.storage.remote import ObjectInfo, call
 from vlatool.storage.remote_path import RemotePath
-from vlatool.storage.transfer import ChunkStream, TransferPool, partial_bytes
+from vlatool.storage.transfer import ChunkReader, TransferPool, partial_bytes
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import local_path
 from vlatool.workflows import download_files as downloads
@@ -388,10 +388,8 @@ class RawJob:
             state=self._state,
             owned=("*",),
             locations=(output,),
-            grows=True,
+            is_download=True,
             can_overwrite=False,
-            skips_storage_errors=True,
-            has_own_progress=True,
             shown={"output": task.output},
         )
 
@@ -467,7 +465,7 @@ class RawJob:
         if extraction.archive_entry is not None:
             extraction.run(partial(_open_at, self._output / file.name))
             return
-        stream = ChunkStream(file.address, info, transfer.CHUNK, self.pool)
+        stream = ChunkReader(file.address, info, transfer.CHUNK, self.pool)
         extraction.run(lambda position: _ArchiveStream(stream.read(position)))
 
     def _download_archive(self, extraction: Extraction, info: ObjectInfo) -> None:
