@@ -481,6 +481,6 @@ def as_array(name: str, values: Any) -> Array:
         raise DataError(
             f"{name!r} is a {kind} that cannot become an array: {reason}",
             hint="give a numpy array, or a tensor as tensor.detach().cpu().numpy()",
-            code="data.no_array",
+            code="data.missing",
             details={"name": name},
         ) from None

@@ -68,7 +68,7 @@ class VlatoolError(Exception):
             reason: Description of the error, or the exception with one.
             line: Line of the file, from 1; 0 if unknown.
             hint: Action that solves the problem.
-            code: Stable identifier such as `data.broken_manifest`.
+            code: Stable identifier such as `data.broken`.
             **details: Further details; JSON-serializable.
         """
         place = f"{path}:{line}" if line else str(path)

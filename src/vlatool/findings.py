@@ -61,8 +61,8 @@ class FindingCodes:
     Attributes:
         name: Part of the codes before the dot.
         codes: Part behind the dot to severity, meaning and action.
-        error_codes: Code of a `DataError` without `data.` to the code of this table with the same
-            meaning; errors with a code of the same name need no entry.
+        error_codes: `finding` in the details of a `DataError` to the code of this table with the
+            same meaning; those with the same name need no entry.
     """
 
     def __init__(
@@ -98,15 +98,18 @@ class FindingCodes:
     def error(
         self, code: str, path: PurePath | str, *parts: object, hint: str = "", **details: Any
     ) -> DataError:
-        """Returns the error `PATH: PART: PART` of a code of this table, with its action as hint."""
+        """Returns the error `PATH: PART: PART` with the action of a code of this table as hint.
+
+        Its details name the code as `finding`.
+        """
         reason = ": ".join(map(str, filter(None, parts)))
         hint = hint or self.codes[code].action
-        return DataError.at(path, reason, hint=hint, code=f"data.{code}", **details)
+        return DataError.at(path, reason, hint=hint, code="data.broken", finding=code, **details)
 
     def from_error(self, error: DataError, code: str = "", **place: Any) -> Finding:
         """Converts the error of a reader to a finding, with a code of this table if it has one."""
         finding = finding_of_error(error, **place)
-        name = error.code.removeprefix("data.")
+        name = str(error.details.get("finding", ""))
         name = code or self.error_codes.get(name, name)
         return self(name, error.message, **finding.place) if name in self.codes else finding
 

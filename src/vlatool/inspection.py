@@ -79,7 +79,7 @@ def inspect_names(locations: Sequence[Path], keys: SourceKeys, episodes: str | N
             raise UsageError(
                 f"{location}: has no table of cameras and fields",
                 hint="give raw episodes and folders of training shards, or one location",
-                code="usage.no_names",
+                code="usage.unsupported",
             )
         sets.append(set_of_shards(str(location), facts))
     return names_report(sets)
@@ -97,7 +97,7 @@ def _check_raw_options(location: Path, episodes: str | None, names: NameMap) -> 
         raise UsageError(
             f"{location}: is not a source of raw episodes",
             hint=f"leave {option} out: it is for raw episodes",
-            code="usage.no_raw_source",
+            code="usage.unsupported",
         )
 
 
@@ -110,7 +110,7 @@ def _with_names(source: DetectedSource, episodes: str | None, names: NameMap) ->
 
 def check_target(path: Path, generator: str = GENERATOR) -> None:
     """Raises an error if a path cannot be the file of a page; called before anything is read."""
-    target_error = partial(UsageError, code="usage.bad_target", details={"path": str(path)})
+    target_error = partial(UsageError, code="usage.bad_value", details={"path": str(path)})
     if not path.name or path.is_dir():
         raise target_error(
             f"--html {path}: is a folder",

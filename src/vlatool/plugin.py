@@ -72,7 +72,7 @@ def read_table(path: Path) -> dict[str, Array]:
             path,
             f"is no table: {error}",
             hint="a table is CSV with a header line, or parquet",
-            code="data.unreadable",
+            code="data.broken",
         ) from error
     columns: dict[str, Array] = {}
     for name in table.column_names:

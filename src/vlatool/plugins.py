@@ -79,8 +79,8 @@ class Registry(Generic[T]):
         raise UsageError(
             f"unknown {self.label} {name!r}",
             hint=did_you_mean(name, self.names()),
-            code=f"usage.unknown_{self.label.replace(' ', '_')}",
-            details={"known": self.names()},
+            code="usage.unknown_name",
+            details={"kind": self.label, "known": self.names()},
         )
 
     def names_with_key(self, key: str) -> list[str]:
@@ -132,7 +132,7 @@ class Registry(Generic[T]):
             raise EnvironmentProblem(
                 f"{self.label} {point.name!r} of {distribution} cannot be imported: {error}",
                 hint=f"reinstall or remove the distribution {distribution!r}",
-                code="environment.broken_plugin",
+                code="environment.missing_dependency",
                 details={"plugin": point.name, "distribution": distribution},
             ) from error
 
@@ -162,7 +162,7 @@ def _load_file(name: str) -> object:
                 f"{match['file']}: no such file",
                 hint="give the path of a Python file and the name of a reader in it, such as "
                 "./reader.py:Reader",
-                code="usage.no_reader_file",
+                code="usage.unknown_name",
             )
         module = importlib.util.module_from_spec(spec)
         _loaded.add(module_name)
@@ -175,14 +175,14 @@ def _load_file(name: str) -> object:
             raise EnvironmentProblem(
                 f"{match['file']} cannot be imported: {type(error).__name__}: {error} ({place})",
                 hint="correct the file, then run the same command again",
-                code="environment.broken_plugin",
+                code="environment.missing_dependency",
             ) from error
     known = [key for key, value in vars(module).items() if isinstance(value, type)]
     if not isinstance(getattr(module, match["name"], None), type):
         raise UsageError(
             f"{match['file']}: has no class {match['name']!r}",
             hint=did_you_mean(match["name"], known),
-            code="usage.no_reader_file",
+            code="usage.unknown_name",
         )
     return getattr(module, match["name"])
 
@@ -212,7 +212,7 @@ def load_data_kind(target: str) -> Any:
         raise EnvironmentProblem(
             f"the kind of data {target!r} cannot be imported: {error}",
             hint="reinstall or remove its distribution",
-            code="environment.broken_plugin",
+            code="environment.missing_dependency",
         ) from error
 
 

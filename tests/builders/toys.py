@@ -117,7 +117,7 @@ class NumbersKind(DataKind):
 
     def load_info(self, config: NumbersConfig, reporter: Reporter = NULL) -> NumbersInfo:
         if not config.folders:
-            raise DataError("folders is empty", code="data.no_dataset")
+            raise DataError("folders is empty", code="data.no_source")
         digest, datasets = hashlib.sha256(), list[DataSet]()
         for name in config.folders:
             paths = sorted(Path(name).glob("*.npy"))

@@ -43,13 +43,13 @@ def test_help_and_keys_list_the_keys_of_a_command_and_its_format(light: Forks) -
 @pytest.mark.parametrize(
     ("line", "exit_code", "code", "hint"),
     [
-        ("preprocess sprtan raw", 2, "usage.unknown_format", "spartan"),
+        ("preprocess sprtan raw", 2, "usage.unknown_name", "spartan"),
         ("preprocess spartan raw --workrs 1", 2, "usage.unknown_option", "--workers"),
         ("preprocess spartan nowhere -o out", 3, "data.no_source", ""),
-        ("sample spartan a --output b", 2, "usage.given_twice", ""),
-        ("sample spartan a --episodes", 2, "usage.missing_value", "--episodes"),
-        ("sample spartan a --preset nothing-like-it", 2, "usage.unknown_preset", ""),
-        ("sample --episodes two", 2, "config.invalid", ""),
+        ("sample spartan a --output b", 2, "usage.conflict", ""),
+        ("sample spartan a --episodes", 2, "usage.missing_key", "--episodes"),
+        ("sample spartan a --preset nothing-like-it", 2, "usage.unknown_name", ""),
+        ("sample --episodes two", 2, "config.invalid_value", ""),
     ],
 )
 def test_errors(
@@ -60,6 +60,6 @@ def test_errors(
     assert (done.code, error["code"]) == (exit_code, code)
     assert hint in error["hint"]
     assert list(tmp_path.iterdir()) == []
-    if code == "config.invalid":  # reported together with missing keys
+    if code == "config.invalid_value":  # reported together with missing keys
         keys = {problem["key"] for problem in error["details"]["problems"]}
         assert {"layout", "output", "episodes"} <= keys

@@ -45,13 +45,13 @@ def test_json_result_is_the_only_thing_on_stdout(light: Forks, argv: list[str]) 
 @pytest.mark.parametrize(
     ("argv", "code", "named"),
     [
-        (["prepocess", "spartan"], "usage.unknown_command", "preprocess"),
-        (["eval", "rolout"], "usage.unknown_command", "rollout"),
+        (["prepocess", "spartan"], "usage.unknown_option", "preprocess"),
+        (["eval", "rolout"], "usage.unknown_option", "rollout"),
         (["doctor", "--jsno"], "usage.unknown_option", "--json"),
         (["--vresion"], "usage.unknown_option", "--version"),
-        (["presets", "--progress", "fancy"], "usage.unknown_value", "plain"),
-        (["presets", "--log-file"], "usage.missing_value", "--log-file"),
-        (["--json"], "usage.missing_command", "--help"),
+        (["presets", "--progress", "fancy"], "usage.bad_value", "plain"),
+        (["presets", "--log-file"], "usage.missing_key", "--log-file"),
+        (["--json"], "usage.missing_key", "--help"),
     ],
 )
 def test_usage_error_is_exit_2_and_one_document(

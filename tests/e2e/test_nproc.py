@@ -155,6 +155,6 @@ def test_killed_command_leaves_no_rank_and_a_killed_rank_ends_the_next_run_with_
     assert list(short_folder.glob("vlatool-ranks-*")) == [alive]
     assert process.returncode == 128 + signal.SIGKILL, stderr
     error = json.loads(stdout)["error"]
-    assert (error["code"], error["details"]["rank"]) == ("rank.ended", 1)
+    assert (error["code"], error["details"]["rank"]) == ("environment.process_failed", 1)
     assert len(errors(stderr)) == 1
     assert "Traceback" not in stderr

@@ -116,7 +116,7 @@ def test_format_is_used_with_its_own_keys(site: Site, data: Path) -> None:
     ("words", "status", "code", "named"),
     [
         ("preprocess acme raw -o none", 3, "data", "front"),
-        ("preprocess broken raw -o none", 6, "environment.broken_plugin", "hostile_vla"),
+        ("preprocess broken raw -o none", 6, "environment.missing_dependency", "hostile_vla"),
         ("preprocess spartan raw -o none", 3, "data.no_episodes", ""),  # not shadowed
         ("train --preset acme-rows --model.widht 3", 2, "config.unknown_key", "width"),
         (

@@ -56,7 +56,7 @@ sent["observation/image"] = np.zeros((3, 4), np.float32)
 try:
     policy.infer(sent)
 except RuntimeError as error:
-    assert "data.no_picture" in str(error), error
+    assert "data.bad_request" in str(error), error
 else:
     raise AssertionError("no error")
 """

@@ -122,7 +122,7 @@ def test_policy_with_another_tokenizer_is_an_error(whole: Path, tmp_path: Path) 
     path = run / "tokenizer.json"
     path.write_text(path.read_text().replace("green", "grey"))
 
-    with fails("data.broken_run", 3):
+    with fails("data.broken", 3):
         load_policy(run)
 
 

@@ -159,12 +159,12 @@ def test_only_what_changes_the_samples_makes_another_output(workspace: Path) -> 
 def test_samples_are_rejected_as_input(workspace: Path) -> None:
     build(workspace)
     error = build_error(workspace, workspace / "Z", data=str(workspace / "OUT"))
-    assert error.code == "data.already_built"
+    assert error.code == "data.broken"
     for name in ("episode_000000", "episode_000001", "episode_000002"):
         shutil.copy(workspace / f"OUT/data/{name}.jsonl", workspace / f"A/data/{name}.jsonl")
     error = build_error(workspace, workspace / "Z")
-    assert (error.code, error.exit_code) == ("data.all_failed", 3)
-    assert {value["code"] for value in error.details["failures"]} == {"data.already_built"}
+    assert (error.code, error.exit_code) == ("data.broken", 3)
+    assert {value["code"] for value in error.details["failures"]} == {"data.broken"}
 
 
 def test_sizes_of_samples_are_those_of_the_codes(inputs: Path, tmp_path: Path) -> None:
@@ -220,9 +220,9 @@ def test_codes_are_exported_there_and_back(inputs: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("source", "options", "code"),
     [
-        ("A", {}, "data.nothing_to_export"),
-        ("A/tokens", {"layout": "jsonl"}, "usage.bad_layout"),
-        ("A/tokens", {"output": "A/tokens/x"}, "usage.output_is_input"),
+        ("A", {}, "data.broken"),
+        ("A/tokens", {"layout": "jsonl"}, "usage.unsupported"),
+        ("A/tokens", {"output": "A/tokens/x"}, "usage.output_exists"),
         ("nowhere", {}, "data.no_source"),
     ],
 )
@@ -239,7 +239,7 @@ def test_invalid_exports_are_rejected(
 def test_export_of_a_run_that_ended_before_its_first_checkpoint_says_so(tmp_path: Path) -> None:
     OutputRecord("train", {}).save(tmp_path / "run")
     tree = {"source": str(tmp_path / "run"), "output": str(tmp_path / "x")}
-    with fails("data.no_checkpoint") as caught:
+    with fails("data.broken") as caught:
         export(ExportConfig.model_validate(tree))
     assert "again" in caught.value.hint
 
@@ -250,7 +250,7 @@ def test_a_removed_file_fails_its_episode_until_it_is_repaired(workspace: Path) 
     error = build_error(workspace, tokens=str(workspace / "A/TiToken"))
     assert isinstance(error, PartialFailure)
     (failure,) = error.details["failures"]
-    assert (failure["episode"], failure["code"]) == ("episode_000001", "data.missing_codes")
+    assert (failure["episode"], failure["code"]) == ("episode_000001", "data.broken")
     assert failure["details"]["pictures"] == [code_file(workspace).stem]
     files = [("data/episode_000000.jsonl", 8), ("data/episode_000002.jsonl", 8)]
     assert [*SamplesFolder.open(workspace / "OUT").files] == files
@@ -267,7 +267,7 @@ def test_a_broken_file_fails_its_episode(workspace: Path, value: object) -> None
     code_file(workspace).write_text(json.dumps(value))
     error = build_error(workspace, tokens=str(workspace / "A/TiToken"))
     (failure,) = error.details["failures"]
-    assert (error.exit_code, failure["code"]) == (4, "data.broken_codes")
+    assert (error.exit_code, failure["code"]) == (4, "data.broken")
     assert code_file(workspace).stem in failure["message"]
 
 
@@ -278,7 +278,7 @@ def test_replaced_codes_fail_their_episode_and_are_not_exported(workspace: Path)
         exported(tokens, workspace / "codes")
     for error in (build_error(workspace, tokens=str(tokens)), caught.value):
         (failure,) = error.details["failures"]
-        assert (failure["episode"], failure["code"]) == ("episode_000001", "data.codes_changed")
+        assert (failure["episode"], failure["code"]) == ("episode_000001", "data.wrong_digest")
 
 
 def test_codes_of_another_number_or_tokenizer_fail_their_episodes(workspace: Path) -> None:
@@ -287,20 +287,20 @@ def test_codes_of_another_number_or_tokenizer_fail_their_episodes(workspace: Pat
     manifest = (tokens / "manifest.json").read_bytes()
     CodesManifest(16, 4096, "builder", tokenizer_digest("builder"), layout="packed").save(tokens)
     error = build_error(workspace, tokens=str(tokens))
-    assert {value["code"] for value in error.details["failures"]} == {"data.broken_codes"}
+    assert {value["code"] for value in error.details["failures"]} == {"data.broken"}
     (tokens / "manifest.json").write_bytes(manifest)
     (other / "episode_000002.npz").replace(tokens / "episode_000002.npz")
     error = build_error(workspace)
-    assert [value["code"] for value in error.details["failures"]] == ["data.other_tokenizer"]
+    assert [value["code"] for value in error.details["failures"]] == ["data.mismatch"]
 
 
 def test_codes_and_windows_that_are_still_being_written_are_rejected(workspace: Path) -> None:
     (workspace / "A/tokens/manifest.json").unlink()
     OutputRecord("encode", {}).save(workspace / "A/tokens")
     error = build_error(workspace, tokens=str(workspace / "A/tokens"))
-    assert error.code == "data.incomplete_codes"
+    assert error.code == "data.broken"
     OutputRecord("preprocess", {}).save(workspace / "A")
-    assert build_error(workspace).code == "data.incomplete_output"
+    assert build_error(workspace).code == "data.broken"
 
 
 def test_an_export_from_the_same_codes_in_another_layout_is_complete(workspace: Path) -> None:
@@ -328,7 +328,7 @@ def test_samples_are_an_output_of_their_own_beside_the_windows(tmp_path: Path) -
     assert preprocess(config.model_copy(update={"overwrite": True})).status == "written"
     assert contents(tree / "samples") == before
     OutputRecord("encode", {}, parent="of earlier images").save(tree / "tokens")
-    assert build_error(tmp_path).code == "data.stale_codes"
+    assert build_error(tmp_path).code == "data.broken"
 
 
 @pytest.mark.parametrize("is_empty", [True, False])
@@ -339,7 +339,7 @@ def test_an_episode_fails_and_can_be_excluded(workspace: Path, is_empty: bool) -
         image.touch()
     error = build_error(workspace)
     (failure,) = error.details["failures"]
-    assert (error.exit_code, failure["code"]) == (4, "data.missing_picture")
+    assert (error.exit_code, failure["code"]) == (4, "data.broken")
     assert failure["details"]["pictures"] == [f"images/episode_000001/{image.name}"]
     result = build(workspace, exclude="1")
     assert (result.episodes, result.resumed, result.failures) == (2, 2, ())
@@ -356,11 +356,11 @@ def test_an_image_that_only_future_steps_have_needs_codes_alone(workspace: Path)
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        (lambda data: data[:-1], "data.broken_window"),
-        (lambda data: data.replace(b"Recimage", b"Recimages"), "data.broken_window"),
-        (lambda data: data.replace(b"Task: put", b"Task: <Rec> put"), "data.bad_instruction"),
-        (lambda data: data.replace(b"-1.0]", b"-1.0, 0.0]"), "data.action_width"),
-        (lambda data: data.replace(b"-1.0]", b"-1e300]"), "data.action_not_finite"),
+        (lambda data: data[:-1], "data.broken"),
+        (lambda data: data.replace(b"Recimage", b"Recimages"), "data.broken"),
+        (lambda data: data.replace(b"Task: put", b"Task: <Rec> put"), "data.broken"),
+        (lambda data: data.replace(b"-1.0]", b"-1.0, 0.0]"), "data.mismatch"),
+        (lambda data: data.replace(b"-1.0]", b"-1e300]"), "data.not_finite"),
     ],
     ids=["cut off", "other keys", "a tag", "too wide", "too large"],
 )
@@ -384,8 +384,8 @@ def test_windows_of_another_length_than_the_action_tokenizer_fail(
     path = workspace / "fast" / name
     path.write_text(text or json.dumps({**json.loads(path.read_text()), "time_horizon": 8}))
     error = build_error(workspace)
-    assert (error.code, error.exit_code) == ("data.all_failed", 3)
-    assert {value["code"] for value in error.details["failures"]} == {"data.chunk_shape"}
+    assert (error.code, error.exit_code) == ("data.broken", 3)
+    assert {value["code"] for value in error.details["failures"]} == {"data.mismatch"}
 
 
 def test_blank_lines_change_nothing_and_published_options_are_accepted(workspace: Path) -> None:
@@ -403,19 +403,19 @@ def test_blank_lines_change_nothing_and_published_options_are_accepted(workspace
 @pytest.mark.parametrize(
     ("output", "options", "code", "exit_code"),
     [
-        ("A", {}, "usage.output_is_input", 2),
-        ("A/data/x", {}, "usage.output_is_input", 2),
-        ("A/images", {}, "usage.output_is_input", 2),
-        ("A/TiToken/x", {}, "usage.output_is_input", 2),
-        ("x", {"fast": "A"}, "data.no_fast_tokenizer", 3),
-        ("x", {"fast": "nowhere"}, "data.no_fast_tokenizer", 3),
-        ("x", {"data": "fast"}, "data.no_windows", 3),
+        ("A", {}, "usage.output_exists", 2),
+        ("A/data/x", {}, "usage.output_exists", 2),
+        ("A/images", {}, "usage.output_exists", 2),
+        ("A/TiToken/x", {}, "usage.output_exists", 2),
+        ("x", {"fast": "A"}, "data.no_source", 3),
+        ("x", {"fast": "nowhere"}, "data.no_source", 3),
+        ("x", {"data": "fast"}, "data.no_samples", 3),
         ("x", {"data": "nowhere"}, "data.no_source", 3),
-        ("x", {"tokens": "fast"}, "data.no_codes", 3),
-        ("x", {"profile": "libro"}, "usage.unknown_profile", 2),
-        ("x", {"rpy_std_mult": 4}, "usage.profile_factor", 2),
-        ("x", {"pattern": "data/x*.jsonl"}, "data.no_windows", 3),
-        ("x", {"tokenizer": "A"}, "data.broken_tokenizer", 3),
+        ("x", {"tokens": "fast"}, "data.broken", 3),
+        ("x", {"profile": "libro"}, "usage.unknown_name", 2),
+        ("x", {"rpy_std_mult": 4}, "usage.bad_value", 2),
+        ("x", {"pattern": "data/x*.jsonl"}, "data.no_samples", 3),
+        ("x", {"tokenizer": "A"}, "data.broken", 3),
     ],
 )
 def test_invalid_inputs_are_rejected(
@@ -468,7 +468,7 @@ def test_another_profile_than_that_of_the_action_tokenizer_is_refused(
     write_profile(workspace / "fast/profile.yaml", own)
     if is_refused:
         error = build_error(workspace, dry_run=True, **options)
-        assert (error.code, error.exit_code) == ("data.profile_mismatch", 3)
+        assert (error.code, error.exit_code) == ("data.mismatch", 3)
     else:
         assert build(workspace, dry_run=True, **options).status == "planned"
     assert not (workspace / "OUT").exists()
@@ -505,7 +505,7 @@ def test_an_output_in_a_bucket_has_the_same_lines(
     assert contents(bucket / "out/packed") == contents(tmp_path / "here/packed")
     assert SamplesFolder.open(bucket / "out").prefix == "../made/A/"
     error = build_error(inputs, tmp_path / "far", data=options["data"])
-    assert error.code == "usage.no_relative_path"
+    assert error.code == "usage.unsupported"
 
 
 # folders with foreign or malicious content
@@ -536,17 +536,17 @@ def change_arrays(path: Path, **arrays: Any) -> None:
 FOREIGN: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
     "path_upwards": (
         lambda lines: [line.replace("images/", "images/../") for line in lines],
-        "data.foreign_picture",
+        "data.mismatch",
     ),
     "whole_path": (
         lambda lines: [line.replace('"images/', '"/images/') for line in lines],
-        "data.foreign_picture",
+        "data.mismatch",
     ),
     "another_episode": (
         lambda lines: [line.replace(FIRST, SECOND) for line in lines],
-        "data.foreign_picture",
+        "data.mismatch",
     ),
-    "line_twice": (lambda lines: [*lines, lines[-1]], "data.duplicate_window"),
+    "line_twice": (lambda lines: [*lines, lines[-1]], "data.broken"),
 }
 
 
@@ -562,7 +562,7 @@ def test_codes_named_like_the_parent_folder_do_not_touch_it(workspace: Path) -> 
     tokens = workspace / "A/tokens"
     (tokens / f"{FIRST}.npz").rename(tokens / "...npz")
 
-    with fails("data.codes_changed"):
+    with fails("data.wrong_digest"):
         exported(tokens, workspace / "OUT")
     assert (workspace / "fast").is_dir()
 
@@ -572,15 +572,13 @@ def test_codes_of_an_image_with_a_path_are_rejected(workspace: Path) -> None:
     with np.load(path) as archive:
         change_arrays(path, stems=np.array([f"../../{stem}" for stem in archive["stems"]]))
 
-    assert failed(lambda: exported(workspace / "A/tokens", workspace / "OUT")) == [
-        "data.broken_codes"
-    ]
+    assert failed(lambda: exported(workspace / "A/tokens", workspace / "OUT")) == ["data.broken"]
 
 
 def test_missing_codes_of_a_counted_episode_are_reported(workspace: Path) -> None:
     (workspace / "A/tokens" / f"{FIRST}.npz").unlink()
 
-    with fails("data.codes_changed"):
+    with fails("data.wrong_digest"):
         exported(workspace / "A/tokens", workspace / "OUT")
 
 
@@ -592,9 +590,7 @@ def test_packed_samples_of_another_number_fail_their_episode(workspace: Path) ->
             path, **{name: archive[name][:-1] for name in ("kinds", "windows", "task_of")}
         )
 
-    assert failed(lambda: exported(workspace / "OUT", workspace / "lines")) == [
-        "data.broken_samples"
-    ]
+    assert failed(lambda: exported(workspace / "OUT", workspace / "lines")) == ["data.broken"]
 
 
 @pytest.mark.parametrize("packed", [False, True])

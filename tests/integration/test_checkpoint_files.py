@@ -50,7 +50,7 @@ def test_damaged_file_stops_training_with_its_name(
     damage: Callable[[Path], None], name: str, run: RunDir, data: Path
 ) -> None:
     damage(run.checkpoint(2) / name)
-    with fails("data.broken_checkpoint") as caught:
+    with fails("data.broken") as caught:
         train(tiny_config(data, run.root, **STEPS))
     assert name in caught.value.message
 
@@ -70,7 +70,7 @@ def test_damaged_file_that_evaluation_reads_is_an_error_with_its_name(
 ) -> None:
     damage(run.checkpoint(2) / name)
     for location in (run.root, run.checkpoint(2)):
-        with fails("data.broken_checkpoint") as caught:
+        with fails("data.broken") as caught:
             open_trained(str(location), weights=weights)
         assert name in caught.value.message
 

@@ -197,33 +197,33 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     ),
     "config.json describes no network": (
         lambda at: _edit(at / "dino/config.json", num_attention_heads=0),
-        "data.base_model",
+        "data.broken",
         "no network",
     ),
     "the folders are swapped": (
         lambda at: (at / "dino").rename(at / "x") and (at / "qwen").rename(at / "dino")
         and (at / "x").rename(at / "qwen"),
-        "data.base_model",
+        "data.broken",
         "model_type is 'dinov3_vit'",
     ),
     "a file is truncated": (
         lambda at: (at / "qwen/model.safetensors").write_bytes(b"1234567890"),
-        "data.broken_checkpoint",
+        "data.broken",
         "model.safetensors",
     ),
     "the tokenizer is missing": (
         lambda at: (at / "qwen/tokenizer.json").unlink(),
-        "data.base_model",
+        "data.broken",
         "tokenizer.json",
     ),
     "the tokenizer is of another model": (
         lambda at: _edit(at / "qwen/config.json", image_token_id=3),
-        "data.tokenizer_mismatch",
+        "data.mismatch",
         "image_pad",
     ),
     "a model has no weights": (
         lambda at: (at / "dino/model.safetensors").unlink(),
-        "data.base_model",
+        "data.broken",
         "no weights",
     ),
     "a model does not exist": (lambda at: shutil.rmtree(at / "dino"), "data.no_source", "dino"),
@@ -259,7 +259,7 @@ def test_wrong_options(tmp_path: Path, keys: dict[str, Any], code: str) -> None:
 
 @pytest.mark.parametrize("text", ["qwen", "qwen/model.safetensors"])
 def test_a_stock_model_is_refused_with_the_command_that_composes(bases: Path, text: str) -> None:
-    with fails("data.stock_model") as caught:
+    with fails("data.mismatch") as caught:
         derived(bases / text)
     assert f"vlatool compose --qwen {bases / 'qwen'}" in caught.value.hint
     with pytest.raises(VlatoolError, match="stock Qwen3-VL"):

@@ -127,7 +127,7 @@ def test_missing_published_file_is_named_before_anything_is_written(
 ) -> None:
     (published / name).unlink()
 
-    with fails("data.no_training_state") as caught:
+    with fails("data.broken") as caught:
         train(config(data, tmp_path / "run", published / "checkpoint_3.pt"))
     assert str(published / name) in caught.value.message
     assert not (tmp_path / "run").exists()
@@ -136,7 +136,7 @@ def test_missing_published_file_is_named_before_anything_is_written(
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        (lambda saved: saved["param_groups"][0]["params"].pop(), "data.broken_checkpoint"),
+        (lambda saved: saved["param_groups"][0]["params"].pop(), "data.broken"),
         (lambda saved: saved["state"].update({0: torch.ones(3)}), "data.checkpoint_mismatch"),
         (lambda saved: saved["state"][0].update(step=torch.ones(3)), "data.checkpoint_mismatch"),
         (lambda saved: saved["state"][0].update(exp_avg=1.0), "data.checkpoint_mismatch"),
@@ -157,10 +157,10 @@ def test_optimizer_that_does_not_fit_is_an_error(
 @pytest.mark.parametrize(
     ("run_function", "keys", "code"),
     [
-        (train, {"total_train_steps": 3}, "usage.budget_too_small"),
-        (train, {"hparams__global_batch_size": 16}, "usage.batch_size"),
+        (train, {"total_train_steps": 3}, "usage.bad_value"),
+        (train, {"hparams__global_batch_size": 16}, "usage.bad_value"),
         (train, {"init_except": ["output_layer"]}, "config.contradiction"),
-        (finetune, {}, "usage.resume_weights_only"),
+        (finetune, {}, "usage.conflict"),
     ],
 )
 def test_run_that_cannot_continue_is_an_error(

@@ -340,14 +340,17 @@ def test_the_state_of_a_gripper_lasts_from_plan_to_plan(delay: int) -> None:
 
 
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"execute_steps": 6, "delay_steps": 4}, "usage.delay_steps"),  # more than a chunk
-    ({"execute_steps": 1, "delay_steps": 2}, "usage.delay_steps"),
-    ({"delay_steps": HORIZON}, "usage.delay_steps"),
-    ({"execute_steps": HORIZON + 1}, "usage.delay_steps"),
+    ({"execute_steps": 6, "delay_steps": 4}, "usage.bad_value"),  # more than a chunk
+    ({"execute_steps": 1, "delay_steps": 2}, "usage.bad_value"),
+    ({"delay_steps": HORIZON}, "usage.bad_value"),
+    ({"execute_steps": HORIZON + 1}, "usage.bad_value"),
     ({"grippers": [GripperConfig(field="robot")]}, "data.unknown_field"),
     ({"grippers": [GripperConfig(field=MOVE, dimension=1)]}, "data.unknown_field"),
-    ({"grippers": [GripperConfig(field=MOVE, closed=0)]}, "data.unknown_range"),
-    ({"grippers": [GripperConfig(field=MOVE, closed=1, opened=1)]}, "data.constant_gripper"),
+    ({"grippers": [GripperConfig(field=MOVE, closed=0)]}, "data.unknown_field"),
+    (
+        {"grippers": [GripperConfig(field=MOVE, closed=1, opened=1)]},
+        "data.contradicted_declaration",
+    ),
 ]
 
 
@@ -364,7 +367,7 @@ class Unmeasured(CountingPolicy):
 
 
 def test_the_published_schedule_needs_measured_values_and_has_no_delay() -> None:
-    with fails("data.missing_field"):
+    with fails("data.unknown_field"):
         executed(1, policy=Unmeasured(), compat=True, action=[ActionMap(field="push")])
     with pytest.raises((ConfigError, ValueError), match="published schedule"):
         config_of(compat=True, delay_steps=1)
@@ -442,7 +445,7 @@ def test_after_the_error_of_a_plan_the_loop_goes_on_without_a_reset() -> None:
 
 @pytest.mark.parametrize(("steps", "delay"), [(0, 0), (6, 0), (2, 3), (4, 2), (2, -1)])
 def test_a_loop_needs_chunks_that_are_long_enough(steps: int, delay: int) -> None:
-    with fails("usage.delay_steps"):
+    with fails("usage.bad_value"):
         vlatool.ControlLoop(local(LookPolicy()), execute_steps=steps, delay_steps=delay)
 
 
@@ -485,7 +488,7 @@ def test_the_first_command_moves_at_the_speed_from_where_the_robot_is() -> None:
 def test_a_limit_that_cannot_be_used_is_named(
     field: str, limit: dict[str, Any], problem: str
 ) -> None:
-    with fails("usage.bad_limits") as caught:
+    with fails("usage.bad_value") as caught:
         vlatool.ControlLoop(local(LookPolicy()), limits={field: limit})
     assert problem in caught.value.message
 
@@ -495,7 +498,7 @@ def test_a_limit_that_cannot_be_used_is_named(
 )
 def test_a_place_of_the_robot_that_cannot_be_used_is_an_error(command: dict[str, Any]) -> None:
     with vlatool.ControlLoop(local(LookPolicy()), limits={"move": {"speed": 1}}) as loop:
-        with fails("usage.bad_limits"):
+        with fails("usage.bad_value"):
             loop.reset(command=command)
         assert np.isfinite(loop.step(look(0))["move"]).all()
 
@@ -507,7 +510,7 @@ def test_a_plan_that_is_late_is_an_error_and_a_reset_goes_on(delay: int) -> None
     with vlatool.ControlLoop(local(policy), **keys) as loop:
         first = loop.step(look(0))
         policy.hold.clear()
-        with fails("environment.plan_late"):
+        with fails("environment.policy_failed"):
             for number in range(1, 5):
                 loop.step(look(number))
         policy.hold.set()
@@ -519,7 +522,7 @@ def test_a_command_from_an_old_observation_is_an_error() -> None:
     with vlatool.ControlLoop(local(LookPolicy()), max_age_s=0.05) as loop:
         loop.step(look(0))
         time.sleep(0.06)
-        with fails("environment.observation_old"):
+        with fails("environment.policy_failed"):
             loop.step(look(1))
 
 

@@ -142,7 +142,7 @@ def test_differences_between_frames_are_refused_at_another_rate(
         if fps is None:
             assert RoboticsKind().load_info(config).num_samples
             continue
-        with fails("data.rate_of_differences") as caught:
+        with fails("data.mismatch") as caught:
             RoboticsKind().load_info(config)
         assert caught.value.details == {"field": "actions"}
 

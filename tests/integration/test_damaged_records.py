@@ -87,7 +87,7 @@ def test_flipped_bit_is_an_error_of_verify_inspect_and_a_resumed_run(
     assert str(path) in findings[0]["message"]
 
     if name == ".vlatool/run.json":
-        with fails("data.broken_record", 3) as caught:
+        with fails("data.broken", 3) as caught:
             run(source, damaged)
         assert str(path) in caught.value.message
 

@@ -172,7 +172,7 @@ def test_file_that_fails_does_not_end_the_others(server: WebServer, tmp_path: Pa
     with pytest.raises(PartialFailure) as caught:
         get_set(tmp_path / "out")
 
-    assert caught.value.details["failures"][0]["code"] == "data.name_conflict"
+    assert caught.value.details["failures"][0]["code"] == "data.bad_name"
     assert len(content(tmp_path / "out")) == len(expected(server)) - 1
 
 
@@ -192,11 +192,11 @@ def test_damaged_content_is_not_accepted(
 @pytest.mark.parametrize(
     ("keys", "code"),
     [
-        ({"source": "raw"}, "usage.local_source"),
-        ({"include": ["nothing*"]}, "usage.nothing_selected"),
-        ({"source": "hf://datasets/lab/set/nothing"}, "data.no_files"),
-        ({"source": "ftp://host/x"}, "usage.unsupported_scheme"),
-        ({"output": "s3://lab/out"}, "usage.unsupported_scheme"),
+        ({"source": "raw"}, "usage.bad_value"),
+        ({"include": ["nothing*"]}, "usage.missing_file"),
+        ({"source": "hf://datasets/lab/set/nothing"}, "data.no_source"),
+        ({"source": "ftp://host/x"}, "usage.unsupported"),
+        ({"output": "s3://lab/out"}, "usage.unsupported"),
     ],
 )
 def test_bad_input_is_refused(
@@ -293,10 +293,10 @@ LISTED = {"path": "a.bin", "bytes": 9, "sha256": hashlib.sha256(b"a" * 9).hexdig
 @pytest.mark.parametrize(
     ("rows", "code"),
     [
-        ([LISTED, LISTED], "data.doubled_name"),
+        ([LISTED, LISTED], "data.broken"),
         ([LISTED, {**LISTED, "path": "./a.bin"}], "data.bad_name"),
-        ([{**LISTED, "bytes": 10**400}], "data.broken_file_list"),
-        ([{**LISTED, "bytes": -1}], "data.broken_file_list"),
+        ([{**LISTED, "bytes": 10**400}], "data.broken"),
+        ([{**LISTED, "bytes": -1}], "data.broken"),
         ([{**LISTED, "bytes": 2**62}], "storage.no_space"),
         ([{**LISTED, "sha256": "0" * 64}], "data.wrong_digest"),
     ],
@@ -369,12 +369,12 @@ FATAL: dict[str, tuple[Fault, type[VlatoolError], str]] = {
     "too long": (fault(longer_by=7), StorageError, "storage.changed"),
     "too short": (fault(longer_by=-7), StorageError, "storage.unreachable"),
     "other versions": (fault(changes_every=2), StorageError, "storage.changed"),
-    "a web page": (fault(page=True), DataError, "data.web_page"),
+    "a web page": (fault(page=True), DataError, "data.broken"),
     "endless": (fault(endless=True, no_ranges=True), StorageError, "storage.unsupported"),
     "to ftp": (fault(redirect_to="ftp://127.0.0.1"), StorageError, "storage.refused"),
     "to a file": (fault(redirect_to="file:///etc"), StorageError, "storage.refused"),
     "nowhere": (fault(redirect_to="http://[bad"), StorageError, "storage.refused"),
-    "nothing behind HEAD": (fault(status_of_get=404), DataError, "data.unreadable"),
+    "nothing behind HEAD": (fault(status_of_get=404), DataError, "data.broken"),
     "no bytes behind HEAD": (fault(status_of_get=416), StorageError, "storage.changed"),
     "no bytes and no version": (
         fault(status_of_get=416, no_versions=True),
@@ -408,7 +408,7 @@ def test_fault_is_named(
 @pytest.mark.parametrize(
     ("set_faults", "code"),
     [
-        (fault(status_of_get=404), "data.unreadable"),
+        (fault(status_of_get=404), "data.broken"),
         (fault(status_of_get=416), "storage.changed"),
         (fault(no_length_of_get=True, no_ranges=True, cut_after=5), "storage.changed"),
     ],
@@ -457,7 +457,7 @@ def test_server_that_redirects_to_itself_is_named(server: WebServer, tmp_path: P
 def test_page_in_place_of_a_manifest_is_named(server: WebServer, tmp_path: Path) -> None:
     server.faults.page = True
     source = f"{server.endpoint}/task/manifest.jsonl"
-    with fails("data.web_page"):
+    with fails("data.broken"):
         download(DownloadConfig(source=source, output=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
 

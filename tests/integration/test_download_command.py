@@ -97,22 +97,22 @@ def _rows(*shards: str) -> str:
 @pytest.mark.parametrize(
     ("options", "text", "code"),
     [
-        ("--task PushBocks -o out", None, "usage.unknown_task"),
-        ("--task PushBox -o out --version v9", None, "data.no_task"),
+        ("--task PushBocks -o out", None, "usage.unknown_name"),
+        ("--task PushBox -o out --version v9", None, "data.no_source"),
         ("--task PushBox", None, "usage.missing_key"),
         ("-o out", None, "usage.missing_key"),
         ("--task PushBox -o file", None, "storage.write"),
         ("--task PushBox -o file/below", None, "storage.write"),
-        ("--task PushBox -o s3://lab/out", None, "usage.unsupported_scheme"),
-        ("--task PushBox -o out", _rows("../shards"), "data.broken_manifest"),
-        ("--task PushBox -o out", _rows("a/../../b"), "data.broken_manifest"),
-        ("--task PushBox -o out", _rows("shards", "shards"), "data.doubled_name"),
-        ("--task PushBox -o out", _rows("shards", "missing"), "data.missing_shard"),
-        ("--task PushBox -o out", "", "data.empty_manifest"),
-        ("--task PushBox -o out", '{"shard": 3}', "data.broken_manifest"),
+        ("--task PushBox -o s3://lab/out", None, "usage.unsupported"),
+        ("--task PushBox -o out", _rows("../shards"), "data.broken"),
+        ("--task PushBox -o out", _rows("a/../../b"), "data.broken"),
+        ("--task PushBox -o out", _rows("shards", "shards"), "data.broken"),
+        ("--task PushBox -o out", _rows("shards", "missing"), "data.broken"),
+        ("--task PushBox -o out", "", "data.no_samples"),
+        ("--task PushBox -o out", '{"shard": 3}', "data.broken"),
         ("--task PushBox -o out --view raw", None, "config.invalid_value"),
         ("--task PushBox -o out --limit-rate 1X", None, "config.invalid_value"),
-        ("--list --task-table none.yaml", None, "data.bad_task_table"),
+        ("--list --task-table none.yaml", None, "data.broken"),
     ],
 )
 def test_bad_input_is_an_error_that_writes_nothing(
@@ -175,7 +175,7 @@ def test_interrupted_download_prints_the_command_and_resumes_beside_no_other(
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate()
 
-    assert (second, code) == (2, "usage.output_locked")
+    assert (second, code) == (2, "usage.output_in_use")
     assert process.returncode == 130
     assert "vlatool download --task PushBox -o out --limit-rate 400k" in errors
     assert run(["-q", "download", "--task", TASK, "-o", "out"]) == 0

@@ -287,7 +287,7 @@ def test_unsafe_archive_is_an_error_in_every_run(server: WebServer, out: Path) -
     for _ in range(2):
         with pytest.raises(DataError, match="leads out") as caught:
             get(out)
-        assert caught.value.details["failures"][0]["code"] == "data.unsafe_archive"
+        assert caught.value.details["failures"][0]["code"] == "data.unsafe"
         assert "all archives" not in caught.value.message
     assert not (out.parents[2] / "b").exists()
     assert not (out.parents[1] / "b").exists()
@@ -320,14 +320,14 @@ def test_file_in_place_of_a_folder_and_a_folder_of_a_file_are_named(
 @pytest.mark.parametrize(
     ("keys", "code"),
     [
-        ({"task": ["PushBox"]}, "usage.no_such_view"),
-        ({"view": "episodes"}, "usage.conflicting_options"),
-        ({"version": "v1"}, "usage.conflicting_options"),
-        ({"include": ["*.npz"]}, "usage.conflicting_options"),
-        ({"raw": False, "keep_archive": True}, "usage.conflicting_options"),
-        ({"annotations": True}, "usage.conflicting_options"),
-        ({"task": [], "source": "s3://a/b"}, "usage.conflicting_options"),
-        ({"task": ["PutKiwiOnSaucerr"]}, "usage.unknown_task"),
+        ({"task": ["PushBox"]}, "usage.unknown_name"),
+        ({"view": "episodes"}, "usage.conflict"),
+        ({"version": "v1"}, "usage.conflict"),
+        ({"include": ["*.npz"]}, "usage.conflict"),
+        ({"raw": False, "keep_archive": True}, "usage.conflict"),
+        ({"annotations": True}, "usage.conflict"),
+        ({"task": [], "source": "s3://a/b"}, "usage.conflict"),
+        ({"task": ["PutKiwiOnSaucerr"]}, "usage.unknown_name"),
         ({"task": ["PickAndPlaceBox"]}, "data.no_source"),
     ],
 )

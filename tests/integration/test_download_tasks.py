@@ -105,12 +105,12 @@ def test_statistics_are_needed(server: WebServer, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "code"),
     [
-        ({"task": ["PushBocks"]}, "usage.unknown_task"),
-        ({"task": ["PutMugInCenterOfTable"]}, "usage.no_such_view"),
-        ({"task": ["PushBox"], "all": True}, "usage.conflicting_options"),
-        ({"task": ["PushBox"], "source": "s3://a/b"}, "usage.conflicting_options"),
+        ({"task": ["PushBocks"]}, "usage.unknown_name"),
+        ({"task": ["PutMugInCenterOfTable"]}, "usage.unknown_name"),
+        ({"task": ["PushBox"], "all": True}, "usage.conflict"),
+        ({"task": ["PushBox"], "source": "s3://a/b"}, "usage.conflict"),
         ({"task": [], "source": ""}, "usage.missing_key"),
-        ({"registry": "folder"}, "usage.local_source"),
+        ({"registry": "folder"}, "usage.bad_value"),
     ],
 )
 def test_bad_input_is_refused(

@@ -197,7 +197,7 @@ def test_other_tokenizer_is_refused_and_another_name_is_not(
     with fails("usage.output_differs"):
         encoded(tree, write_tokenizer(tmp_path / "other", seed=4))
     assert CodesFolder.open(whole).manifest.tokenizer == "tiny"
-    with fails("data.other_tokenizer"):
+    with fails("data.mismatch"):
         _decoded(whole, str(tmp_path / "other"), tmp_path / "out")
 
 
@@ -205,7 +205,7 @@ def test_first_stage_makes_codes_and_cannot_decode(whole: Path, tree: Path, tmp_
     first = write_tokenizer(tmp_path / "first", stage=1)
     encoded(tree, first, tmp_path / "out")
     assert not (tmp_path / "out/checks").exists()
-    with fails("data.no_pixels"):
+    with fails("data.broken"):
         _decoded(tmp_path / "out", first, tmp_path / "decoded")
 
 
@@ -237,11 +237,11 @@ GRAY = saved(IMAGE.convert("L"))
 @pytest.mark.parametrize(
     ("content", "code"),
     [
-        (SMALL, "data.picture_size"),
-        (GRAY, "data.not_rgb"),
-        (saved(IMAGE.convert("RGBA")), "data.not_rgb"),
-        (saved(IMAGE)[:-30], "data.picture_unreadable"),
-        (b"", "data.picture_unreadable"),
+        (SMALL, "data.mismatch"),
+        (GRAY, "data.mismatch"),
+        (saved(IMAGE.convert("RGBA")), "data.mismatch"),
+        (saved(IMAGE)[:-30], "data.broken"),
+        (b"", "data.broken"),
     ],
     ids=["other-size", "gray", "alpha", "cut-off", "empty"],
 )
@@ -350,7 +350,7 @@ def test_codes_out_of_range_fail_their_episode(whole: Path, tokenizer: str, tmp_
     with pytest.raises(PartialFailure) as caught:
         _decoded(codes, tokenizer, tmp_path / "out")
     failed = [(failure["episode"], failure["code"]) for failure in caught.value.details["failures"]]
-    assert failed == [("episode_000001", "data.broken_codes")]
+    assert failed == [("episode_000001", "data.broken")]
 
 
 def test_page_of_samples_shows_images_decoded_from_the_codes(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_environment_that_hangs_is_killed_and_started_again(at: int) -> None:
 def test_process_that_makes_no_environment_is_killed() -> None:
     with EnvProcesses(2, TIMEOUT_S) as environments, pytest.raises(EnvironmentProblem) as caught:
         environments.info(_hanging_env)
-    assert caught.value.code == "environment.env_process_ended"
+    assert caught.value.code == "environment.process_failed"
 
 
 def _hanging_env() -> SleepingEnv:

@@ -208,7 +208,7 @@ def test_data_without_a_field_of_the_policy_are_an_error(
     assert caught.value.details["field"] == RELATIVE
     with fails("data.no_manifest"):
         open_loop(OpenLoopConfig(checkpoint=str(run), data="nowhere"))
-    with fails("data.no_checkpoint"):
+    with fails("data.broken"):
         open_loop(OpenLoopConfig(checkpoint="nowhere", data=str(data)))
 
 
@@ -248,7 +248,7 @@ def test_data_of_another_aspect_ratio_are_refused_unless_they_are_allowed(
     with pytest.raises(DataError) as caught:
         open_loop(config)
     key = "cameras.scene_right_0.size"
-    assert caught.value.code == "data.contract"
+    assert caught.value.code == "data.mismatch"
     assert caught.value.details == {"key": key, "trained": "64 x 64", "given": "48 x 32"}
     result = open_loop(config.model_copy(update={"allow": [key, "cameras.wrist_right_minus.size"]}))
     assert result.allowed is not None
@@ -346,9 +346,9 @@ def test_killed_rollouts_resume_with_the_next_group(run: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("keys", "code"),
     [
-        ({"env": "vlatool/Nothing-v0"}, "usage.unknown_env"),
-        ({"env_options": {"cameras": 3}}, "usage.env_options"),
-        ({"env_options": {"kameras": 2}}, "usage.env_options"),
+        ({"env": "vlatool/Nothing-v0"}, "usage.unknown_name"),
+        ({"env_options": {"cameras": 3}}, "usage.unsupported"),
+        ({"env_options": {"kameras": 2}}, "usage.unsupported"),
         ({}, "usage.output_exists"),  # the folder has other files
     ],
 )
@@ -379,13 +379,13 @@ ACTION = [ActionMap(field=XYZ_COMMAND), ActionMap(field=HAND_COMMAND)]
 @pytest.mark.parametrize(
     ("keys", "code"),
     [
-        ({"action": []}, "data.unmapped_action"),
+        ({"action": []}, "data.unknown_field"),
         ({"action": [ActionMap(field=HAND)]}, "data.unknown_field"),
-        ({"cameras": {CAMERAS[0]: "front"}}, "data.unknown_observation"),
-        ({"fields": {**FIELDS, XYZ: FieldMap(key="propio")}}, "data.unknown_observation"),
-        ({"fields": {**FIELDS, XYZ: FieldMap()}}, "data.unmapped_field"),
+        ({"cameras": {CAMERAS[0]: "front"}}, "data.bad_request"),
+        ({"fields": {**FIELDS, XYZ: FieldMap(key="propio")}}, "data.bad_request"),
+        ({"fields": {**FIELDS, XYZ: FieldMap()}}, "data.unknown_field"),
         *(
-            ({"fields": {key: FIELDS[key] for key in FIELDS if key != lost}}, "data.unmapped_field")
+            ({"fields": {key: FIELDS[key] for key in FIELDS if key != lost}}, "data.unknown_field")
             for lost in (XYZ, HAND, ROT)
         ),
     ],
@@ -470,7 +470,7 @@ def test_missing_reference_pose_is_an_error(run: Path) -> None:
     )
     with pytest.raises(DataError) as caught:
         trained.policy().act([observation], seeds=[0])
-    assert (caught.value.code, caught.value.details["field"]) == ("data.missing_field", ROT)
+    assert (caught.value.code, caught.value.details["field"]) == ("data.unknown_field", ROT)
 
 
 # metrics

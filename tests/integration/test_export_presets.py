@@ -79,5 +79,5 @@ def test_export_with_other_outputs_is_an_error(root: Path) -> None:
     tree["model"]["vq_model"]["is_legacy"] = False
     tree["model"]["vq_model"]["decoder_head"] = "proxy"
     (output / "config.yaml").write_text(yaml.safe_dump(tree))
-    with fails("bug.export_differs"):
+    with fails("bug.differs"):
         check_equal(open_trained(str(run), device="cpu"), output / "pytorch_model.bin")

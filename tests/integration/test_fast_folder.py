@@ -90,4 +90,4 @@ def test_inspection_of_a_broken_tokenizer_reports_the_problem(folder: Path) -> N
 
     report = json.loads(run_vlatool("inspect", str(folder), "--json")[1])
 
-    assert [finding["code"] for finding in report["findings"]] == ["data.broken_fast_tokenizer"]
+    assert [finding["code"] for finding in report["findings"]] == ["data.broken"]

@@ -103,7 +103,7 @@ def test_an_equal_run_is_already_complete_and_others_need_overwrite(tmp_path: Pa
     fit(data, tmp_path / "new", profile="libero")
     assert contents(output) == contents(tmp_path / "new")
     OutputRecord("preprocess", {}).save(data)
-    with fails("data.incomplete_output"):
+    with fails("data.broken"):
         fit(data, tmp_path / "newest")
 
 
@@ -112,7 +112,7 @@ def test_a_folder_with_other_content_is_not_changed(windows: Path, tmp_path: Pat
     with fails("usage.output_exists"):
         fit(windows, tmp_path, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-    with fails("data.no_chunks"):
+    with fails("data.no_samples"):
         fit(tmp_path, tmp_path / "fast")
 
 
@@ -157,7 +157,7 @@ def test_a_named_gripper_is_raw_by_default(
 
 def test_a_tokenizer_is_fitted_on_shards(tmp_path: Path) -> None:
     data = world_shards(tmp_path / "world", episodes=2, frames=20)
-    with fails("data.profile_mismatch", 3):  # of another width
+    with fails("data.mismatch", 3):  # of another width
         fit(data, tmp_path / "fast", profile="libero")
 
     result = fit(data, tmp_path / "fast", raw=["19"])
@@ -166,7 +166,7 @@ def test_a_tokenizer_is_fitted_on_shards(tmp_path: Path) -> None:
     assert result.quality["exact"] == 1
     assert read_profile(str(tmp_path / "fast")).raw == ("19",)
     plain = shard_output(tmp_path / "data")
-    with fails("usage.action_fields", 2):
+    with fails("usage.unsupported", 2):
         fit(plain, tmp_path / "plain")
     fit(plain, tmp_path / "plain", action_fields=["action"])
 
@@ -189,7 +189,7 @@ def test_a_broken_line_is_reported(
     first = path.read_bytes().partition(b"\n")[0] + b"\n"
     path.write_bytes(first + line)
 
-    with fails("data.broken_window", 3) as caught:
+    with fails("data.broken", 3) as caught:
         fit(tmp_path / "windows", tmp_path / "fast")
     assert str(path) in caught.value.message
     assert message in caught.value.message
@@ -199,12 +199,12 @@ def test_a_broken_line_is_reported(
 @pytest.mark.parametrize(
     ("keys", "code"),
     [
-        ({"raw": ["9"]}, "usage.unknown_dimension"),
+        ({"raw": ["9"]}, "usage.unknown_name"),
         ({"raw": ["6"], "profile": "libero"}, "usage.conflict"),
-        ({"profile": "nothing"}, "usage.unknown_profile"),
-        ({"action_fields": ["a"]}, "usage.action_fields"),
-        ({"gripper": "normalised"}, "usage.no_gripper"),
-        ({"alphabet": "published", "scale": 500}, "usage.vocab_size"),
+        ({"profile": "nothing"}, "usage.unknown_name"),
+        ({"action_fields": ["a"]}, "usage.unsupported"),
+        ({"gripper": "normalised"}, "usage.unsupported"),
+        ({"alphabet": "published", "scale": 500}, "usage.bad_value"),
     ],
 )
 def test_inconsistent_options_are_rejected(

@@ -76,7 +76,7 @@ def test_run_that_does_not_fit_names_keys_with_which_it_fits(data: Path, tmp_pat
     keys = {"hparams__per_gpu_batch_size": 8, "device_memory": "1TB"}
     whole = forecast_of(data, tmp_path / "run", **keys)
     limit = sum(whole.memory.values()) - 1
-    with fails("usage.device_memory") as raised:
+    with fails("usage.bad_value") as raised:
         forecast_of(data, tmp_path / "run", **{**keys, "device_memory": f"{limit}"})
     for change in raised.value.details["fits_with"]:
         named = {key.replace(".", "__"): value for key, value in change.items()}
@@ -178,7 +178,7 @@ def test_unknown_activations_are_reported_and_refused_only_for_a_given_memory(
     assert forecast is not None
     assert forecast.unknown
     assert forecast.memory["activations"] is None
-    with fails("usage.unknown_memory"):
+    with fails("usage.bad_value"):
         planned(device_memory="80GB")
 
 
@@ -226,7 +226,7 @@ def test_adapters_or_more_devices_make_a_language_model_fit(
     limit = sum(memory.values()) - memory["activations"]  # below the smallest batch
     assert run_command([*words, "--device-memory", str(limit)]) == 2
     error = json.loads(capsys.readouterr().out)["error"]
-    assert error["code"] == "usage.device_memory"
+    assert error["code"] == "usage.bad_value"
     adapters, devices = error["details"]["fits_with"]
     assert adapters["model.lora.rank"] > 0
     assert (devices["distributed.fsdp"], devices["nproc"] > 1) == (True, True)

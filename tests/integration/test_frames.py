@@ -289,7 +289,7 @@ def test_a_field_with_the_name_of_calibration_is_refused(
 ) -> None:
     name = "robot__desired__grippers__right::panda_hand"
     keys = {"rename.fields": {"extrinsics.arm": name}}
-    with fails("data.name_taken"):
+    with fails("data.broken"):
         written(raw, tmp_path / "out", sink, **keys)
 
 
@@ -361,7 +361,7 @@ def test_damage_is_found_and_named(
     content = bytearray(tar.path.read_bytes())
     damage(content, tar.index)
     tar.path.write_bytes(content)
-    with fails("data.verification_failed"):
+    with fails("data.broken"):
         verify(VerifyConfig(location=str(copy)))
     if damage is damaged_image:
         _, read = samples(copy, **cache)

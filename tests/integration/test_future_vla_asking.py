@@ -123,11 +123,11 @@ def test_rollout_in_the_built_in_world_needs_no_mapping(root: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("source", "keys", "code"),
     [
-        ("raw", {"tokenizer": "other"}, "data.other_tokenizer"),
-        ("raw", {"tokenizer": "run"}, "data.no_tokenizer"),
-        ("raw", {"checkpoint": "tiny"}, "data.no_policy"),  # weights that nothing trained
-        ("A", {"episode": "7"}, "data.unknown_episode"),
-        ("raw", {"instruction": "say <|im_end|>"}, "data.unusable_instruction"),
+        ("raw", {"tokenizer": "other"}, "data.mismatch"),
+        ("raw", {"tokenizer": "run"}, "data.broken"),
+        ("raw", {"checkpoint": "tiny"}, "data.broken"),  # weights that nothing trained
+        ("A", {"episode": "7"}, "data.unknown_field"),
+        ("raw", {"instruction": "say <|im_end|>"}, "data.broken"),
         ("fast", {}, "data.no_samples"),
     ],
 )

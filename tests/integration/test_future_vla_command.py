@@ -128,6 +128,6 @@ def test_checkpoint_to_resume_from_replaces_the_model() -> None:
     ],
 )
 def test_option_that_contradicts_what_runs_is_an_error(option: str) -> None:
-    with fails("config.refused") as caught:
+    with fails("config.unsupported") as caught:
         resolved("train_type=full", option) if "train_type" not in option else resolved(option)
     assert "--" in caught.value.hint

@@ -206,13 +206,13 @@ def test_images_in_s3_give_the_same_shards_in_s3(tree: Path, s3_bucket: str) -> 
 @pytest.mark.parametrize(
     ("name", "content", "code"),
     [
-        ("z.png", b"", "data.picture_unreadable"),
-        ("z.png", saved(image(0))[:-30], "data.picture_unreadable"),
-        ("z.jpg", saved(image(0), "JPEG")[:-30], "data.picture_unreadable"),
+        ("z.png", b"", "data.broken"),
+        ("z.png", saved(image(0))[:-30], "data.broken"),
+        ("z.jpg", saved(image(0), "JPEG")[:-30], "data.broken"),
         (
             "z.png",
             saved(Image.fromarray(np.full((4, 4), 500, np.uint16))),
-            "data.picture_unreadable",
+            "data.broken",
         ),
     ],
 )
@@ -241,9 +241,9 @@ def test_a_folder_without_images_and_a_dead_link_are_listed(tree: Path) -> None:
     error = error_of(tree, tree.parent / "shards")
 
     codes = [failure["code"] for failure in error.details["failures"]]
-    assert codes == ["data.missing_file", "data.no_pictures"]
+    assert codes == ["data.broken", "data.broken"]
     error = error_of(tree, tree.parent / "lbm", sink="lbm")
-    assert (error.code, error.exit_code) == ("data.no_fields", 3)
+    assert (error.code, error.exit_code) == ("data.broken", 3)
 
 
 def test_pixels_of_a_png_are_decoded_with_verify_pixels(tree: Path) -> None:

@@ -133,10 +133,10 @@ def test_broken_episodes_are_listed_and_a_source_of_them_is_an_error(tmp_path: P
     codes = [warning["code"] for warning in report["warnings"]]
     assert codes == ["lerobot.camera_without_files"]
     next(source.glob("data/*/episode_000000.parquet")).write_bytes(b"no parquet")
-    with fails("data.all_failed"):
+    with fails("data.broken"):
         inspected(source)
     (source / "meta/info.json").write_text("{")
-    with fails("data.bad_metadata"):
+    with fails("data.broken"):
         inspected(source)
 
 
@@ -189,13 +189,13 @@ def test_a_shard_folder_is_recognized_from_each_of_its_folders(preprocessed: Pat
     origin = report["origin"]
     assert (origin["format"], origin["sources"]) == ("lerobot", ["pick"])
     assert (origin["is_complete"], origin["episodes"]) == (True, 2)
-    with fails("usage.no_raw_source"):
+    with fails("usage.unsupported"):
         inspected(preprocessed, episodes="0")
 
 
 @pytest.mark.parametrize(
     ("name", "code"),
-    [("shard_000001.tar", "data.missing_shard"), ("stats.json", "data.no_statistics")],
+    [("shard_000001.tar", "data.broken"), ("stats.json", "data.broken")],
 )
 def test_a_missing_file_is_a_finding(shards: Path, name: str, code: str) -> None:
     (shards / "shards" / name).unlink()
@@ -207,7 +207,7 @@ def test_a_missing_file_is_a_finding(shards: Path, name: str, code: str) -> None
 def test_an_interrupted_preprocess_is_reported(shards: Path) -> None:
     for manifest in shards.rglob("manifest.jsonl"):
         manifest.unlink()
-    with fails("data.incomplete_output"):
+    with fails("data.broken"):
         inspected(shards)
 
 
@@ -232,7 +232,7 @@ def test_a_truncated_shard_is_reported_and_no_tar_is_an_error(shards: Path) -> N
     path.write_bytes(path.read_bytes()[:-20_000])
     assert document(path)["problem"].startswith("truncated")
     path.write_bytes(b"not a tar" * 100)
-    with fails("data.broken_shard"):
+    with fails("data.broken"):
         inspected(path)
 
 
@@ -258,7 +258,7 @@ def test_truncated_weights_are_a_finding_and_a_run_may_have_no_checkpoint(run_fo
     path = run_folder / "checkpoints/step_00000100/model.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
     codes = [finding["code"] for finding in document(run_folder)["findings"]]
-    assert codes == ["data.broken_weights"]
+    assert codes == ["data.broken"]
     shutil.rmtree(run_folder / "checkpoints")
     (run_folder / "latest.json").unlink()
     assert document(run_folder)["step"] is None

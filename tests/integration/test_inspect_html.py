@@ -280,7 +280,7 @@ def test_videos_beyond_the_limit_are_files_beside_the_page(tmp_path: Path) -> No
 def test_videos_need_raw_episodes_and_a_page(lerobot: Path, data: Path, tmp_path: Path) -> None:
     for location, page in ((lerobot, None), (data, str(tmp_path / "page.html"))):
         config = InspectConfig(location=str(location), html=page, video=True)
-        with fails("usage.nothing_to_draw", 2):
+        with fails("usage.bad_value", 2):
             inspect(config)
 
 
@@ -470,7 +470,7 @@ def test_a_run_has_no_page(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("model: {type: diffusion_policy}\n")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     (tmp_path / "checkpoints").mkdir()
-    with fails("usage.no_page"):
+    with fails("usage.unknown_name"):
         inspected(tmp_path, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
@@ -484,7 +484,7 @@ def test_the_command_writes_the_page_and_keeps_stdout_pure(lerobot: Path, tmp_pa
     assert "html" not in json.loads(run_vlatool("inspect", str(lerobot), "--json")[1])
     for bad, exit_code, error in (
         (target / "page.html", 5, "storage.write"),
-        (tmp_path, 2, "usage.bad_target"),
+        (tmp_path, 2, "usage.bad_value"),
     ):
         code, text = run_vlatool(*words, str(bad))
         assert (code, json.loads(text)["error"]["code"]) == (exit_code, error)

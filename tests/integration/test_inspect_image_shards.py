@@ -97,7 +97,7 @@ def test_changed_bytes_and_lost_files_are_reported(shards: Path) -> None:
     assert codes(shards)["output.digest_mismatch"] == 1
     (shards / FIRST).unlink()
     findings = inspected(shards).document()["findings"]
-    assert {finding["code"] for finding in findings} == {"data.broken_shard", "data.missing_shard"}
+    assert {finding["code"] for finding in findings} == {"data.broken"}
     (shards / "manifest.json").unlink()  # as in an interrupted run
     assert kind(shards) == "image-shards"
     assert "output.missing_file" in codes(shards)
@@ -167,7 +167,7 @@ def test_counts_and_sizes_of_the_manifest_are_compared(shards: Path) -> None:
 def test_an_unreadable_manifest_is_reported(shards: Path, text: str) -> None:
     (shards / "manifest.json").write_text(text)
     assert codes(shards)["image_shards.broken_manifest"] == 1
-    with fails("data.broken_manifest"):
+    with fails("data.broken"):
         inspected(shards)
 
 

@@ -238,7 +238,7 @@ def test_item_of_a_batch_that_fails_or_cannot_be_read_fails_alone(tmp_path: Path
     run = run_toy(job, BatchExecutor(3))
 
     failed = [(failure["word"], failure["code"]) for failure in run.failures]
-    assert sorted(failed) == [("bird", "data.unreadable"), ("dog", "data.dog")]
+    assert sorted(failed) == [("bird", "data.broken"), ("dog", "data.dog")]
     assert (tmp_path / ALL).read_text() == "ant cat eel"
     assert isinstance(failure_of(run, job.spec, 3), PartialFailure)
 

@@ -62,7 +62,7 @@ def test_new_cluster_gets_its_file_and_the_command_of_its_head(
 
 def test_placeholders_are_an_error_until_the_file_has_none(launch: Launch, tmp_path: Path) -> None:
     code, result = launch(*SOURCE, *VALUES[:4])
-    assert (code, result["error"]["code"]) == (2, "usage.placeholders")
+    assert (code, result["error"]["code"]) == (2, "usage.bad_value")
     assert (tmp_path / "ray-cluster.yaml").exists()
     assert not (tmp_path / "ray-cluster-preprocess.yaml").exists()
     assert launch(*SOURCE, *VALUES[4:])[0] == 0
@@ -80,11 +80,11 @@ def test_dry_run_writes_nothing_and_lists_the_placeholders(launch: Launch, tmp_p
 @pytest.mark.parametrize(
     ("words", "code", "exit_code"),
     [
-        (["raw/", "-o", "s3://lab/d"], "launch.local_path", 2),
+        (["raw/", "-o", "s3://lab/d"], "config.invalid_value", 2),
         (["s3://lab/raw"], "usage.missing_key", 2),
         ([*SOURCE, "--engine", "local"], "config.invalid_value", 2),
         ([*SOURCE, "--ray.image", "a b"], "config.invalid_value", 2),
-        ([*SOURCE, "--ray.cluster", "odd"], "usage.cluster_file", 2),
+        ([*SOURCE, "--ray.cluster", "odd"], "usage.bad_value", 2),
         ([*SOURCE, "--ray.cluster", "odd/x"], "storage.write", 5),
     ],
 )

@@ -192,7 +192,7 @@ def test_network_key_and_warm_pool_are_in_the_request(kind: str, resources: dict
 )
 def test_dry_run_rejects_what_the_service_would(words: list[str], problem: str) -> None:
     code, document = launched("train", *RUN, *JOB, "--dry-run", *words)
-    assert (code, document["error"]["code"]) == (2, "usage.rejected_request")
+    assert (code, document["error"]["code"]) == (2, "usage.bad_value")
     assert problem in document["error"]["message"]
 
 
@@ -228,24 +228,24 @@ def test_commit_and_difference_of_the_checkout_go_with_the_job(
 @pytest.mark.parametrize(
     ("words", "exit_code", "code"),
     [
-        (("--data", "data"), 2, "config.local_path"),
-        (("--remote-sync", "runs"), 2, "config.local_path"),
-        (("--init-from", "runs/first"), 2, "config.local_path"),
-        (("--sagemaker.instance_type", "p9"), 2, "usage.instance_type"),
+        (("--data", "data"), 2, "config.invalid_value"),
+        (("--remote-sync", "runs"), 2, "config.invalid_value"),
+        (("--init-from", "runs/first"), 2, "config.invalid_value"),
+        (("--sagemaker.instance_type", "p9"), 2, "usage.bad_value"),
         (("--sagemaker.environment.HF_TOKEN", "hf_x"), 2, "usage.secret"),
         (("--sagemaker.environment.DB", "postgres://ada:hunter22@db/robots"), 2, "usage.secret"),
         (("--sagemaker.image", ""), 2, "config.invalid_value"),
         (("--sagemaker.secrets.HF_TOKEN", ""), 2, "config.invalid_value"),
-        (("--sagemaker.local", "true"), 2, "config.refused"),
+        (("--sagemaker.local", "true"), 2, "config.unsupported"),
         (("--sagemaker.usr", "ada"), 2, "config.unknown_key"),
         (("--hparams.lr", "fast"), 2, "config.invalid_value"),
         (("--sagemaker.subnets", "subnet-1"), 2, "config.contradiction"),
-        (("--sagemaker.pip=--extra-index-url=x",), 2, "usage.invalid_package"),
-        (("--sagemaker.package", "tests"), 2, "usage.invalid_package"),
-        (("--sagemaker.package", "missing.whl"), 2, "usage.invalid_package"),
+        (("--sagemaker.pip=--extra-index-url=x",), 2, "usage.bad_value"),
+        (("--sagemaker.package", "tests"), 2, "usage.bad_value"),
+        (("--sagemaker.package", "missing.whl"), 2, "usage.bad_value"),
         (("--sagemaker.pip", "einops", "--sagemaker.image", "a:1"), 2, "config.contradiction"),
         (("--tracker", "wandb"), 2, "usage.missing_key"),
-        (("--sagemaker.profile", "no-such-profile"), 6, "environment.aws_profile"),
+        (("--sagemaker.profile", "no-such-profile"), 6, "environment.credentials"),
         ((), 2, "usage.missing_key"),  # `finetune` without a checkpoint
     ],
 )
@@ -284,7 +284,7 @@ def test_gpus_of_an_instance_type(name: str, gpus: int | None) -> None:
 )
 def test_failed_job_has_the_exit_code_of_its_command(reason: str, exit_code: int) -> None:
     error = job_error("job", {"TrainingJobStatus": "Failed", "FailureReason": reason})
-    assert (error.exit_code, error.code) == (exit_code, "environment.job_failed")
+    assert (error.exit_code, error.code) == (exit_code, "environment.process_failed")
 
 
 @pytest.fixture
@@ -344,7 +344,7 @@ def test_job_has_what_was_asked_for_and_reads_the_same_run(
     assert config.config.total_train_steps == 2
 
     code, document = launched("train", *run, *image)
-    assert (code, document["error"]["code"]) == (2, "usage.job_completed")
+    assert (code, document["error"]["code"]) == (2, "usage.output_in_use")
     assert document["error"]["details"]["job"] == name
     code, document = launched("train", *run, *image, "--again")
     assert (code, document["status"]) == (0, "InProgress")
@@ -383,14 +383,14 @@ def test_state_log_and_end_of_a_job_by_its_name(run: tuple[str, ...]) -> None:
     assert job("status", name)["status"] in ("Completed", "Stopped")
 
     code, text = run_vlatool("launch", "status", "no-such-job", "--json")
-    assert (code, json.loads(text)["error"]["code"]) == (2, "usage.no_job")
+    assert (code, json.loads(text)["error"]["code"]) == (2, "usage.unknown_name")
 
 
 def test_image_that_is_not_in_the_registry_is_an_error_of_a_dry_run(run: tuple[str, ...]) -> None:
     image = "123456789012.dkr.ecr.us-east-1.amazonaws.com/lab/policy:1"
     words = ("train", *run, "--sagemaker.image", image, "--dry-run")
     code, document = launched(*words)
-    assert (code, document["error"]["code"]) == (2, "usage.no_image")
+    assert (code, document["error"]["code"]) == (2, "usage.unknown_name")
     client("ecr").create_repository(repositoryName="lab/policy")
     manifest = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json"}
     client("ecr").put_image(
@@ -403,7 +403,7 @@ def test_image_that_is_not_in_the_registry_is_an_error_of_a_dry_run(run: tuple[s
 @pytest.mark.parametrize(
     ("key", "code", "reason"),
     [
-        ("denied", "environment.forbidden", "iam:ListRoles"),
+        ("denied", "environment.credentials", "iam:ListRoles"),
         ("unknown", "environment.credentials", "security token"),
     ],
 )
@@ -549,7 +549,7 @@ def test_without_docker_the_hint_has_the_three_commands(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     code, document = launched("train", *run)
-    assert (code, document["error"]["code"]) == (6, "environment.docker")
+    assert (code, document["error"]["code"]) == (6, "environment.process_failed")
     commands = document["error"]["details"]["commands"]
     assert [command.split("docker ")[1].split()[0] for command in commands] == [
         *("login", "build", "push"),
@@ -562,11 +562,11 @@ def test_without_docker_the_hint_has_the_three_commands(
         (
             ("--sagemaker.instance_type", "p5", "--sagemaker.instance_count", "3"),
             2,
-            "usage.batch_size",
+            "usage.bad_value",
         ),
-        (("--sagemaker.arn", "x", "--sagemaker.image", "a:1"), 2, "usage.rejected_request"),
+        (("--sagemaker.arn", "x", "--sagemaker.image", "a:1"), 2, "usage.bad_value"),
         (("--data", "s3://no-data"), 3, "data.no_manifest"),
-        ((), 2, "usage.no_role"),
+        ((), 2, "usage.missing_key"),
     ],
 )
 def test_errors_before_the_job(
@@ -580,7 +580,7 @@ def test_errors_before_the_job(
         run, words = tuple(word.replace("/data/", "/no-data/") for word in run), ()
     elif not words:
         monkeypatch.delenv("SAGEMAKER_ARN")
-    elif code == "usage.batch_size":
+    elif code == "usage.bad_value":
         run = run[:-2]
     done, document = launched("train", *run, *words)
     assert (done, document["error"]["code"]) == (exit_code, code)

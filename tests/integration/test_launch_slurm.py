@@ -74,7 +74,7 @@ def test_dry_run_needs_no_data_and_gives_the_loader_workers_processors(
     assert (code, result["status"]) == (0, "planned")
     assert f"#SBATCH --cpus-per-task={cpus}\n" in result["script_text"]
     code, result = launch("--dry-run", "--slurm.nodes", "3", data__dataset_manifest=bucket)
-    assert (code, result["error"]["code"]) == (2, "usage.batch_size")
+    assert (code, result["error"]["code"]) == (2, "usage.bad_value")
 
 
 def test_submitted_job_does_not_get_variables_that_hold_credentials(
@@ -104,18 +104,18 @@ def test_sbatch_that_gives_no_number_is_an_environment_problem(
     monkeypatch.setenv("PATH", slurm_programs(tmp_path / "bin")["PATH"])
     (tmp_path / "bin" / "sbatch").write_text(text)
     code, result = launch("--submit")
-    assert (code, result["error"]["code"]) == (6, "environment.sbatch")
+    assert (code, result["error"]["code"]) == (6, "environment.process_failed")
 
 
 @pytest.mark.parametrize(
     ("options", "changes", "code", "exit_code"),
     [
-        (["--submit"], {}, "environment.no_sbatch", 6),
-        (["--submit", "--slurm.partition", "missing"], {}, "environment.sbatch", 6),
-        (["--slurm.nodes", "3"], {}, "usage.batch_size", 2),
-        (["--fresh"], {}, "usage.fresh", 2),
-        ([], {"name": "'my run'"}, "usage.job_name", 2),
-        ([], {"save_path": "s3://lab/runs"}, "usage.slurm_folder", 2),
+        (["--submit"], {}, "environment.missing_dependency", 6),
+        (["--submit", "--slurm.partition", "missing"], {}, "environment.process_failed", 6),
+        (["--slurm.nodes", "3"], {}, "usage.bad_value", 2),
+        (["--fresh"], {}, "usage.conflict", 2),
+        ([], {"name": "'my run'"}, "usage.bad_value", 2),
+        ([], {"save_path": "s3://lab/runs"}, "usage.bad_value", 2),
         ([], {"data__dataset_manifest": "gone"}, "data.no_manifest", 3),
         (["--slurm.folder", __file__], {}, "storage.write", 5),
     ],
@@ -129,11 +129,11 @@ def test_bad_input_is_an_error_before_anything_is_written(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if code == "environment.sbatch":
+    if code == "environment.process_failed":
         monkeypatch.setenv("PATH", slurm_programs(tmp_path / "bin")["PATH"])
     result = launch(*options, **changes)
     assert (result[0], result[1]["error"]["code"]) == (exit_code, code)
-    if code != "environment.sbatch":  # the script stays, to be submitted with other options
+    if code != "environment.process_failed":  # the script stays, to be submitted with other options
         assert not (tmp_path / "runs").exists()
 
 

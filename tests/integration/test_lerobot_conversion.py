@@ -172,7 +172,7 @@ def test_features_that_do_not_fit_are_named(
         if root is roots[1]:
             change(info["features"]) if change else info.update(fps=20)
         (root / "meta/info.json").write_text(json.dumps(info))
-    with fails("data.cannot_merge") as caught:
+    with fails("data.mismatch") as caught:
         convert(roots, tmp_path / "out")
     assert sorted(caught.value.details["fields"]) == named
     assert all(name in caught.value.message for name in (*named, *map(str, roots)))

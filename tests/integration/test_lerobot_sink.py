@@ -88,7 +88,7 @@ def test_splits_of_merged_sets_are_kept_and_read(
 
     spans = [span.split(":") for span in expected[read].split(",")]
     assert numbers(read) == [n for start, stop in spans for n in range(int(start), int(stop))]
-    with fails("data.unknown_split") as caught:
+    with fails("data.unknown_field") as caught:
         numbers("test")
     assert caught.value.details["known"] == [*expected]
 

@@ -78,7 +78,7 @@ def test_a_set_without_the_table_of_another_cannot_be_merged(tmp_path: Path) -> 
     one = with_subtasks(tmp_path / "a", [0, 0, 0], {0: "reach"})
     two = with_subtasks(tmp_path / "b", [0, 0, 0], {0: "reach"})
     (two / "meta/subtasks.parquet").unlink()
-    with fails("data.cannot_merge") as caught:
+    with fails("data.mismatch") as caught:
         convert([one, two], tmp_path / "out")
     assert "no texts for subtask_index" in caught.value.message
 
@@ -129,7 +129,7 @@ def test_a_field_that_would_hide_a_column_of_others_is_refused(tmp_path: Path) -
         "arm: observation.state,", "arm: observation.state, action: observation.gripper,"
     )
     (tmp_path / "m.yaml").write_text(text)
-    with fails("data.name_taken"):
+    with fails("data.broken"):
         convert([root], tmp_path / "out", {"mapping": str(tmp_path / "m.yaml")})
 
 
@@ -144,7 +144,7 @@ def test_depth_of_other_codes_cannot_be_merged(tmp_path: Path) -> None:
         document["features"]["observation.images.depth"] = depth
         path.write_text(json.dumps(document))
         roots.append(root)
-    with fails("data.cannot_merge") as caught:
+    with fails("data.mismatch") as caught:
         convert(roots, tmp_path / "out")
     assert "the depth_max 10.0, not 5.0" in caught.value.message
 

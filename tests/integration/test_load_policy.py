@@ -326,7 +326,7 @@ def test_size_of_images_is_that_stored_in_the_run(
 def test_invalid_stored_options_are_an_error(
     options: dict[str, Any], run: Path, tmp_path: Path
 ) -> None:
-    with fails("data.broken_config", 3):
+    with fails("data.broken", 3):
         vlatool.load_policy(changed_options(run, tmp_path / "run", **options))
 
 
@@ -337,7 +337,7 @@ def test_images_of_two_sizes_are_an_error_if_the_size_is_unknown(run: Path, tmp_
         random_observation(1),
         {**random_observation(1, (32, 48)), CAMERAS[1]: random_observation(1)[CAMERAS[1]]},
     ):
-        with fails("data.image_sizes_differ"):
+        with fails("data.mismatch"):
             policy.act(wrong)
     policy.act(random_observation(1, (32, 48)))
 
@@ -345,30 +345,30 @@ def test_images_of_two_sizes_are_an_error_if_the_size_is_unknown(run: Path, tmp_
 @pytest.mark.parametrize(
     ("name", "value", "code"),
     [
-        (CAMERAS[1], LOST, "data.missing_observation"),
-        (ROT, LOST, "data.missing_observation"),
-        ("instruction", LOST, "data.missing_observation"),
-        ("scene_rigth_0", 1, "data.unknown_observation"),
-        (3, 1, "data.unknown_observation"),
-        ("instruction", b"sing", "data.no_instruction"),
-        ("instruction", None, "data.no_instruction"),
-        (CAMERAS[0], np.zeros((64, 64, 3)), "data.no_picture"),
-        (CAMERAS[0], np.zeros((2, 64, 64), np.uint8), "data.no_picture"),
-        (CAMERAS[0], np.zeros((64, 64, 4), np.uint8), "data.no_picture"),
-        (CAMERAS[0], np.zeros((0, 64, 3), np.uint8), "data.no_picture"),
-        (CAMERAS[0], "front.png", "data.no_picture"),
-        (CAMERAS[0], None, "data.no_picture"),
-        (CAMERAS[0], [[1], [2, 3]], "data.no_array"),
-        (XYZ, [1.0, 2.0], "data.field_shape"),
-        (XYZ, [[1.0, 2.0, 3.0]], "data.field_shape"),
-        (XYZ, "up", "data.field_shape"),
-        (XYZ, None, "data.field_shape"),
-        (XYZ, {"x": 1.0}, "data.field_shape"),
-        (XYZ, [True, False, True], "data.field_shape"),
-        (XYZ, [1.0, float("nan"), 3.0], "data.field_not_finite"),
-        (XYZ, [[1.0], [2.0, 3.0]], "data.no_array"),
-        (XYZ, [[b"long" * 1000, b""], [b"", b""]], "data.no_array"),
-        (XYZ, torch.zeros(3, requires_grad=True), "data.no_array"),
+        (CAMERAS[1], LOST, "data.bad_request"),
+        (ROT, LOST, "data.bad_request"),
+        ("instruction", LOST, "data.bad_request"),
+        ("scene_rigth_0", 1, "data.bad_request"),
+        (3, 1, "data.bad_request"),
+        ("instruction", b"sing", "data.bad_request"),
+        ("instruction", None, "data.bad_request"),
+        (CAMERAS[0], np.zeros((64, 64, 3)), "data.bad_request"),
+        (CAMERAS[0], np.zeros((2, 64, 64), np.uint8), "data.bad_request"),
+        (CAMERAS[0], np.zeros((64, 64, 4), np.uint8), "data.bad_request"),
+        (CAMERAS[0], np.zeros((0, 64, 3), np.uint8), "data.bad_request"),
+        (CAMERAS[0], "front.png", "data.bad_request"),
+        (CAMERAS[0], None, "data.bad_request"),
+        (CAMERAS[0], [[1], [2, 3]], "data.broken"),
+        (XYZ, [1.0, 2.0], "data.mismatch"),
+        (XYZ, [[1.0, 2.0, 3.0]], "data.mismatch"),
+        (XYZ, "up", "data.mismatch"),
+        (XYZ, None, "data.mismatch"),
+        (XYZ, {"x": 1.0}, "data.mismatch"),
+        (XYZ, [True, False, True], "data.mismatch"),
+        (XYZ, [1.0, float("nan"), 3.0], "data.not_finite"),
+        (XYZ, [[1.0], [2.0, 3.0]], "data.broken"),
+        (XYZ, [[b"long" * 1000, b""], [b"", b""]], "data.broken"),
+        (XYZ, torch.zeros(3, requires_grad=True), "data.broken"),
     ],
 )
 def test_invalid_observation_is_an_error(
@@ -384,14 +384,14 @@ def test_invalid_observation_is_an_error(
 
 @pytest.mark.parametrize("observation", [None, [("instruction", "sing")], "front"])
 def test_observation_that_is_no_mapping_is_an_error(observation: Any, policy: PolicyRunner) -> None:
-    with fails("data.no_observation", 3):
+    with fails("data.bad_request", 3):
         policy.act(observation)
 
 
 @pytest.mark.parametrize("executed", [0, 8, "1", 1.5, None, True])
 def test_more_steps_than_the_chunk_has_are_an_error(executed: Any, policy: PolicyRunner) -> None:
     policy.act(random_observation(0))
-    with fails("usage.executed_steps", 2):
+    with fails("usage.bad_value", 2):
         policy.act(random_observation(1), executed=executed)
 
 
@@ -408,7 +408,7 @@ def test_more_steps_than_the_chunk_has_are_an_error(executed: Any, policy: Polic
         ({"seed": 2**64}, "usage.bad_value"),
         ({"checkpoint": 5}, "usage.bad_value"),
         ({"checkpoint": None}, "usage.bad_value"),
-        ({"checkpoint": "nowhere"}, "data.no_checkpoint"),
+        ({"checkpoint": "nowhere"}, "data.broken"),
         ({"checkpoint": ""}, "usage.missing_key"),
     ],
 )

@@ -164,12 +164,12 @@ def test_random_crop_depends_on_the_generator_only(tmp_path: Path) -> None:
     ("name", "damage", "code"),
     [
         ("other", None, "data.no_source"),
-        ("train-episode_000009.tar", None, "data.missing_shard"),
-        ("train-episode_000001.tar", lambda path: os.truncate(path, 1500), "data.broken_shard"),
+        ("train-episode_000009.tar", None, "data.broken"),
+        ("train-episode_000001.tar", lambda path: os.truncate(path, 1500), "data.broken"),
         (
             "list.txt",
             lambda path: path.write_text("train-episode_000000.tar\n" * 2),
-            "data.duplicate_shard",
+            "data.broken",
         ),
     ],
 )
@@ -181,7 +181,7 @@ def test_shards_that_cannot_be_read_raise_an_error(
         damage(path)
     with fails(code):
         ImagesKind().load_info(config_of(path))
-    with fails("data.no_dataset"):
+    with fails("data.no_source"):
         ImagesKind().load_info(ImageDataConfig())
 
 
@@ -202,7 +202,7 @@ def test_saved_assets_are_loaded_unchanged(tmp_path: Path) -> None:
     info = ImagesKind().load_info(config)
     ImagesKind().save_assets(config, info, tmp_path)
     assert ImagesKind().load_assets(config, tmp_path) == ImagesKind().make_assets(config, info)
-    with fails("data.broken_config"):
+    with fails("data.broken"):
         ImagesKind().load_assets(config_of(preprocessing={"crop_size": 16}), tmp_path)
 
 

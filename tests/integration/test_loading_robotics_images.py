@@ -162,15 +162,15 @@ def test_crops_and_sizes_that_do_not_fit_the_images_raise_an_error(
     folder: Path, tmp_path: Path
 ) -> None:
     large = image_keys(crop={"enabled": True, "shape": [25, 10]})
-    with fails("data.picture_too_small", 3):
+    with fails("data.mismatch", 3):
         read(folder, augmentation=large)
     copy = shutil.copytree(folder, tmp_path / "copy")
     _set_options(copy, resize_images_size=[32, 24])
-    with fails("data.picture_too_small"):  # at the start
+    with fails("data.mismatch"):  # at the start
         opened(copy, augmentation=large)
     other = shutil.copytree(folder, tmp_path / "other")
     _set_options(other, resize_images_size=[64, 48])
-    with fails("data.image_sizes_differ"):
+    with fails("data.mismatch"):
         opened(copy, other)
 
 
@@ -201,7 +201,7 @@ def test_missing_camera_is_black_and_masked(folder: Path, lone: Path) -> None:
 def test_missing_camera_without_padding_or_with_an_unknown_name_raises_an_error(
     folder: Path, lone: Path, cameras: list[str], pads: bool, hint: str
 ) -> None:
-    with fails("data.unknown_camera_names") as caught:
+    with fails("data.unknown_field") as caught:
         opened(folder, lone, camera_names=cameras, pad_missing_images=pads)
     assert hint in caught.value.hint
     assert pads or str(lone) in caught.value.message
@@ -235,7 +235,7 @@ def test_validation_data_without_any_used_camera_raise_an_error(
     section = RoboticsKind().validation(config)
     assert section is not None
 
-    with fails("data.unknown_camera_names", 3):
+    with fails("data.unknown_field", 3):
         RoboticsKind().derive(section, RoboticsKind().load_info(section))
 
 
@@ -375,7 +375,7 @@ def test_field_that_a_data_set_lacks_raises_an_error_only_if_it_is_used(
     with pytest.raises(DataError) as caught:
         opened(folder, less, proprioception_fields=[OBSERVED])
 
-    assert (caught.value.code, caught.value.details["field"]) == ("data.datasets_differ", OBSERVED)
+    assert (caught.value.code, caught.value.details["field"]) == ("data.mismatch", OBSERVED)
 
 
 def _set_options(folder: Path, **options: Any) -> None:
@@ -407,5 +407,5 @@ def test_data_without_fields_cannot_be_normalized(
     shards = write_image_shards(tmp_path / "shards")
     size = {"crop_size": 8}
 
-    with fails("usage.nothing_to_normalise"):
+    with fails("usage.unsupported"):
         vlatool.open_dataset(shards, kind="images", preprocessing=size, normalize=True)

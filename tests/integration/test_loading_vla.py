@@ -265,24 +265,24 @@ def in_manifest(**values: Any) -> Break:
 @pytest.mark.parametrize(
     ("change", "keys", "code", "message"),
     [
-        (lambda root: None, {"samples": []}, "data.no_dataset", "no samples are configured"),
-        (lambda root: (root / "A").rename(root / "B"), {}, "data.missing_image", "names it in its"),
+        (lambda root: None, {"samples": []}, "data.no_source", "no samples are configured"),
+        (lambda root: (root / "A").rename(root / "B"), {}, "data.broken", "names it in its"),
         (
             lambda root: shutil.rmtree(root / "lines/data"),
             {},
-            "data.broken_samples",
+            "data.broken",
             "episode_000000.jsonl",
         ),
         (
             lambda root: plain_fast(root / "other", scale=5.0),
             {"fast": "other"},
-            "data.fast_mismatch",
+            "data.mismatch",
             "is not the action tokenizer of",
         ),
         (
             in_manifest(profile={"name": "x", "mean": [0], "std": [1]}),
             {},
-            "data.profile_mismatch",
+            "data.mismatch",
             "fitted with other numbers",
         ),
         (
@@ -294,7 +294,7 @@ def in_manifest(**values: Any) -> Break:
         (
             build_with_other_codes,
             {"samples": ["lines", "vla"]},
-            "data.datasets_differ",
+            "data.mismatch",
             "vla: codes_per_image is 3, that of",
         ),
     ],

@@ -55,5 +55,5 @@ def test_old_output_is_valid_and_refused_unless_it_is_overwritten(
 
     error = refusal(source, output)
 
-    assert (error.code, error.exit_code) == ("usage.output_format", 2)
+    assert (error.code, error.exit_code) == ("usage.unsupported", 2)
     assert run(source, output, overwrite=True).status == "written"

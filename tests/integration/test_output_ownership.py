@@ -103,7 +103,7 @@ def test_run_whose_overwrite_was_killed_is_not_resumed_with_its_old_options(
     with pytest.raises(UsageError) as caught:
         train(tiny_config(data, output, total_train_steps=1))
 
-    assert caught.value.code == "usage.unfinished_overwrite"
+    assert caught.value.code == "usage.output_differs"
 
 
 def test_run_killed_during_its_start_writes_its_files_again(data: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def loaded(*folders: Path, **keys: Any) -> tuple[RoboticsDataConfig, RoboticsInf
 
 
 def test_without_the_key_a_field_that_a_set_lacks_is_an_error(sets: tuple[Path, Path]) -> None:
-    with fails("data.datasets_differ", 3) as caught:
+    with fails("data.mismatch", 3) as caught:
         loaded(*sets)
     assert "data.pad_missing_fields" in caught.value.hint
 

@@ -241,7 +241,7 @@ def test_file_without_its_experiment_is_an_error(published: Path, tmp_path: Path
 
     with pytest.raises(DataError) as caught:
         load_policy(tmp_path / "checkpoint_9.pt")
-    assert caught.value.code == "data.broken_config"
+    assert caught.value.code == "data.broken"
     assert "config.yaml" in caught.value.message
 
 
@@ -407,7 +407,7 @@ def test_policy_without_a_published_layout_is_an_error_of_which_a_dry_run_tells(
     train(training.tiny_config(data, tmp_path / "run", total_train_steps=1))
     with pytest.raises(UsageError) as caught:
         export(ExportConfig(source=str(tmp_path / "run"), output=str(tmp_path / "out")))
-    assert (caught.value.code, (tmp_path / "out").exists()) == ("usage.not_exportable", False)
+    assert (caught.value.code, (tmp_path / "out").exists()) == ("usage.unsupported", False)
 
 
 def test_damaged_checkpoint_is_not_exported(run: Path, tmp_path: Path) -> None:
@@ -416,7 +416,7 @@ def test_damaged_checkpoint_is_not_exported(run: Path, tmp_path: Path) -> None:
 
     with pytest.raises(DataError) as caught:
         export(ExportConfig(source=str(copy.root), output=str(tmp_path / "out")))
-    assert caught.value.code == "data.broken_checkpoint"
+    assert caught.value.code == "data.broken"
 
 
 @pytest.mark.parametrize("name", ["checkpoints/ema_1.pt", "stats.json"])
@@ -426,7 +426,7 @@ def test_changed_file_of_an_export_is_not_opened(exported: Path, tmp_path: Path,
     changed.write_bytes(changed.read_bytes() + b" ")
     with pytest.raises(DataError) as caught:
         open_trained(str(tmp_path / "export"), device="cpu")
-    assert (caught.value.code, caught.value.details["path"]) == ("data.broken_export", str(changed))
+    assert (caught.value.code, caught.value.details["path"]) == ("data.broken", str(changed))
 
 
 def test_export_of_another_checkpoint_is_replaced_on_request_only(

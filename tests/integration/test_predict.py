@@ -67,7 +67,7 @@ def test_actions_that_are_not_finite_are_an_error_with_their_fields(
     monkeypatch.setattr(RoboticsPolicy, "_sample_chunks", overflowing)
     with pytest.raises(VlatoolError, match=r"not finite: .*panda__xyz") as caught:
         predicted(run, data.parent / "raw", tmp_path)
-    assert caught.value.code == "data.action_not_finite"
+    assert caught.value.code == "data.not_finite"
 
 
 def test_frame_of_preprocessed_data_gives_the_chunk_of_the_open_loop_evaluation(
@@ -116,13 +116,13 @@ def test_recorded_steps_end_with_the_episode_and_errors_are_over_them(
 @pytest.mark.parametrize(
     ("source", "keys", "code"),
     [
-        ("raw", {"episode": "4"}, "data.unknown_episode"),
-        ("raw", {"episode": "nine"}, "data.unknown_episode"),
-        ("raw", {"frame": FRAMES}, "data.unknown_frame"),
+        ("raw", {"episode": "4"}, "data.unknown_field"),
+        ("raw", {"episode": "nine"}, "data.unknown_field"),
+        ("raw", {"frame": FRAMES}, "data.unknown_field"),
         ("raw", {"format": "lerobot"}, "data.no_episodes"),
-        ("data", {"episode": "4"}, "data.unknown_episode"),
-        ("data", {"frame": 99}, "data.unknown_frame"),
-        ("data/shards", {"frame": 99}, "data.unknown_frame"),
+        ("data", {"episode": "4"}, "data.unknown_field"),
+        ("data", {"frame": 99}, "data.unknown_field"),
+        ("data/shards", {"frame": 99}, "data.unknown_field"),
         ("none", {}, "data.no_source"),
         ("", {}, "usage.missing_key"),
     ],
@@ -144,4 +144,4 @@ def test_episode_of_another_robot_lacks_cameras_and_fields(
 
     with pytest.raises(VlatoolError) as caught:
         predicted(run, lerobot_dataset(tmp_path / "robot"), tmp_path / "out")
-    assert caught.value.code == "data.unknown_camera"
+    assert caught.value.code == "data.unknown_field"

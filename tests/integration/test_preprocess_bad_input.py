@@ -43,7 +43,7 @@ def test_invalid_yaml_metadata_is_reported_in_two_lines(tmp_path: Path, content:
 
     failure = failure_of(refusal(source, tmp_path / "out"))
 
-    assert (failure["code"], has_message_and_hint(failure)) == ("data.broken_yaml", True)
+    assert (failure["code"], has_message_and_hint(failure)) == ("data.broken", True)
 
 
 @pytest.mark.parametrize("name", ["Scene.Right-0", "SCENE_RIGHT_0"])
@@ -101,7 +101,7 @@ def test_unknown_camera_is_reported_with_a_suggestion(
 
     error = refusal(source, tmp_path / "out", **options)
 
-    assert (error.code, error.exit_code) == ("data.unknown_camera", 3)
+    assert (error.code, error.exit_code) == ("data.unknown_field", 3)
     assert error.details["camera"] == "scene_right_o"
     assert "scene_right_0" in error.hint
     assert not (tmp_path / "out").exists()
@@ -126,13 +126,13 @@ def test_task_without_annotation_is_a_warning(tmp_path: Path) -> None:
 DEEP = "[" * 100_000
 # Key and code to contents; None: no file.
 BAD_FILES: dict[tuple[str, str], list[str | None]] = {
-    ("language_annotations_path", "data.broken_annotations"): [
+    ("language_annotations_path", "data.broken"): [
         *(None, "{", DEEP, "a: b", "language_dict: [a]", "language_dict: {T: {original: text}}"),
     ],
-    ("validation_episodes_path", "data.broken_file"): [
+    ("validation_episodes_path", "data.broken"): [
         *(None, "{", DEEP, "[1]", '{"T": 3}', '{"T": "12"}', '{"T": ["x"]}', '{"T": [1e999]}'),
     ],
-    ("action_fields_config_path", "data.broken_file"): [
+    ("action_fields_config_path", "data.broken"): [
         *(None, DEEP, "[1]", "action_key_fields: [a]"),
         "{action_key_fields: [a, b], action_index_fields: [1]}",
         "{action_key_fields: [a, a], action_index_fields: [1, 2]}",
@@ -243,7 +243,7 @@ def test_episode_without_a_declared_video_is_an_error_unless_options_allow_it(
 
     error = refusal(root, tmp_path / "out", format="lerobot")
     assert failure_of(error)["episode"] == f"raw_episode_00000{episode}"
-    assert failure_of(error)["code"] == "data.missing_video"
+    assert failure_of(error)["code"] == "data.broken"
     stored = [metadata(sample)["camera_names"] for sample in samples(tmp_path / "out/shards")]
     assert stored == [[LEFT, RIGHT]] * FRAMES
 

@@ -442,8 +442,8 @@ def test_output_is_that_of_the_format_by_name_and_both_resume_each_other(
 @pytest.mark.parametrize(
     ("words", "code", "exit_code", "word"),
     [
-        (["lerobto", "pick"], "usage.unknown_format", 2, "lerobot"),
-        (["lerobto"], "usage.unknown_format", 2, "lerobot"),
+        (["lerobto", "pick"], "usage.unknown_name", 2, "lerobot"),
+        (["lerobto"], "usage.unknown_name", 2, "lerobot"),
         (["./gone"], "data.no_source", 3, "gone"),
         (["pick", "--observation-keys", "x"], "usage.unknown_option", 2, "--observation-keys"),
         (["pick", "--source.observation-kyes", "x"], "config.unknown_key", 2, "observation_keys"),

@@ -205,7 +205,7 @@ def test_unusable_variable_is_named_without_its_password(
 
     code, error, printed = failure(served[0])
 
-    assert (code, error["code"]) == (2, "usage.bad_environment")
+    assert (code, error["code"]) == (2, "usage.bad_value")
     assert error["message"].startswith(variable)
     assert "sesame" not in printed
 

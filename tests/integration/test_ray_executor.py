@@ -215,7 +215,7 @@ def test_worker_killed_every_time_costs_only_its_item(joined: RayExecutor, tmp_p
     assert [outcome.value for outcome in outcomes] == [0, 1, None, 3, 4, 5]
     error = outcomes[2].error
     assert isinstance(error, DataError)
-    assert error.code == "data.worker_died"
+    assert error.code == "data.broken"
 
 
 def test_package_that_workers_lack_is_named(joined: RayExecutor) -> None:
@@ -223,7 +223,7 @@ def test_package_that_workers_lack_is_named(joined: RayExecutor) -> None:
 
     assert good.value == "1"
     assert isinstance(bad.error, EnvironmentProblem)
-    assert bad.error.code == "environment.ray_worker_packages"
+    assert bad.error.code == "environment.process_failed"
     assert "a_package_of_the_driver" in bad.error.message
 
 
@@ -268,7 +268,7 @@ def test_address_without_a_cluster_fails_in_bounded_time(apart: Any, kind: str) 
             RayExecutor(address=address, connect_s=2).__enter__()
 
     assert time.monotonic() - started < 15
-    assert caught.value.code == "environment.ray_unreachable"
+    assert caught.value.code == "environment.process_failed"
     assert address in caught.value.message
     assert "\n" not in caught.value.message + caught.value.hint
     assert not ray.is_initialized()
@@ -387,7 +387,7 @@ def test_private_cluster_is_own_sends_no_statistics_leaves_nothing_and_may_be_fo
     assert private["variables_left"] == []
     assert private["agents"] == ["ray::DashboardAgent", "ray::RuntimeEnvAgent"]
     assert private["second"] == [0, 1, 4]
-    assert private["joining"] == "environment.ray_one_cluster"
+    assert private["joining"] == "environment.process_failed"
 
 
 @pytest.mark.slow  # the same clusters

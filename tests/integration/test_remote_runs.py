@@ -146,7 +146,7 @@ def test_damaged_remote_checkpoint_is_an_error_that_names_it_and_is_not_copied(
     (checkpoint / "model.safetensors").write_bytes(b"other")
     with pytest.raises(DataError, match=f"{checkpoint}: .* model.safetensors") as caught:
         _train(root, prefix, tmp_path / "run")
-    assert (caught.value.code, caught.value.exit_code) == ("data.broken_checkpoint", 3)
+    assert (caught.value.code, caught.value.exit_code) == ("data.broken", 3)
     assert RunDir(tmp_path / "run").newest_folder() is None
 
 
@@ -268,7 +268,7 @@ def test_run_that_lives_elsewhere_is_an_error_after_one_wait(
     monkeypatch.setenv(SPEED_VARIABLE, "10")
     with output_lock(prefix / "run", "vlatool train"), pytest.raises(UsageError) as caught:
         _train(root, prefix, tmp_path / "run")
-    assert (caught.value.code, caught.value.exit_code) == ("usage.output_locked", 2)
+    assert (caught.value.code, caught.value.exit_code) == ("usage.output_in_use", 2)
     assert f"{prefix}/run" in caught.value.message
     assert caplog.text.count("waiting") == 1
 

@@ -180,7 +180,7 @@ def test_a_set_with_old_names_is_trained_on_as_one_with_the_new(unlike: list[str
 
 
 def test_without_data_rename_the_sets_differ(unlike: list[str]) -> None:
-    with fails("data.datasets_differ", 3):
+    with fails("data.mismatch", 3):
         loaded(unlike)
 
 
@@ -193,7 +193,7 @@ def test_assets_of_a_run_have_the_new_names(unlike: list[str], tmp_path: Path) -
 
 
 def test_a_name_that_no_set_has_is_an_error_with_the_names(unlike: list[str]) -> None:
-    with fails("data.unknown_name", 3) as caught:
+    with fails("data.unknown_field", 3) as caught:
         loaded(unlike[:1], rename={"cameras": {"top": "frnt_image"}})
     assert "front_image" in caught.value.message
     assert "front_image" in caught.value.hint
@@ -208,7 +208,7 @@ def test_a_camera_that_a_set_lacks_is_named_with_the_rename_that_fits(
     recording: Path, tmp_path: Path
 ) -> None:
     written(recording, tmp_path / "a", rename={"cameras": {"images.front": "front_image"}})
-    with fails("data.unknown_camera_names", 3) as caught:
+    with fails("data.unknown_field", 3) as caught:
         loaded([str(tmp_path / "a")], camera_names=["front"])
     assert "['images.front']; asked for are ['front']" in caught.value.message
     assert "--data.rename cameras.front=images.front" in caught.value.hint
@@ -223,7 +223,7 @@ def test_padded_images_are_counted_by_camera(unlike: list[str]) -> None:
 
 
 def test_a_camera_that_only_one_set_has_may_be_padded(unlike: list[str]) -> None:
-    with fails("data.unknown_camera_names", 3) as caught:
+    with fails("data.unknown_field", 3) as caught:
         loaded(unlike, camera_names=["front_image"], proprioception_fields=["obs.object"])
     assert f"is not in {unlike[1]}, which has ['top']" in caught.value.message
     assert "data.pad_missing_images" in caught.value.hint

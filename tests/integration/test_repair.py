@@ -57,7 +57,7 @@ def test_a_file_of_which_nothing_is_whole_is_named_and_the_others_are_written(so
     with pytest.raises(PartialFailure) as raised:
         repaired(source)
     (failure,) = raised.value.details["failures"]
-    assert (failure["file"], failure["code"]) == (TABLE, "data.nothing_whole")
+    assert (failure["file"], failure["code"]) == (TABLE, "data.broken")
     names = {name for name in contents(source.parent / "healthy") if not name.startswith(".")}
     assert names == {name for name in contents(source) if name != TABLE}
 
@@ -72,10 +72,10 @@ def test_a_plan_counts_the_damaged_files_and_writes_nothing(source: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "error", "code"),
     [
-        ({"output": "source/healthy"}, UsageError, "usage.output_is_input"),
-        ({"output": "s3://lab/healthy"}, UsageError, "usage.not_local"),
+        ({"output": "source/healthy"}, UsageError, "usage.output_exists"),
+        ({"output": "s3://lab/healthy"}, UsageError, "usage.bad_value"),
         ({"source": "absent"}, DataError, "data.no_source"),
-        ({"source": "empty"}, DataError, "data.no_files"),
+        ({"source": "empty"}, DataError, "data.no_source"),
     ],
 )
 def test_what_cannot_be_repaired_is_an_error(

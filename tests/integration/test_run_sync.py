@@ -122,7 +122,7 @@ def test_storage_that_is_away_for_a_minute_costs_nothing(
 FAULTS = {
     "away": ({"down_after": 1}, "storage.unreachable"),
     "full": ({"fail_every": 1, "status": 507, "only": ("PUT", "POST")}, "storage.unreachable"),
-    "expired": ({"fail_every": 1, "status": 400}, "environment.no_credentials"),
+    "expired": ({"fail_every": 1, "status": 400}, "environment.credentials"),
 }
 
 
@@ -141,7 +141,7 @@ def test_storage_that_fails_for_ever_ends_a_complete_local_run_with_an_error(
     with pytest.raises(StorageError) as caught:
         trained(root, f"s3://{s3_bucket}", {6: fail}, max_checkpoint_limit=1)
 
-    assert (caught.value.code, caught.value.exit_code) == ("storage.not_sent", 5)
+    assert (caught.value.code, caught.value.exit_code) == ("storage.write", 5)
     assert caught.value.details["reason"] == reason
     assert isinstance(caught.value.result, TrainResult)
     assert RunDir(root / "a").latest() is not None
@@ -201,7 +201,7 @@ def test_location_that_is_only_read_or_has_other_files_is_an_error(
         del keys["remote_sync"]
     with pytest.raises(UsageError) as caught:
         train(toy_config(root, "toy_lm", "a", **keys))
-    assert caught.value.code == "usage.unsupported_scheme"
+    assert caught.value.code == "usage.unsupported"
 
 
 def test_remote_output_is_a_local_folder_with_a_copy(

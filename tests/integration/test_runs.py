@@ -71,17 +71,16 @@ def test_damaged_runs_are_listed_with_their_problems(folder: Path) -> None:
     first = listed(folder).document()["runs"][0]
     assert (first["state"], first["loss"], first["model_type"]) == ("unknown", None, "")
     assert {finding["code"] for finding in first["findings"]} == {
-        "data.broken_config",
-        "data.broken_record",
+        "data.broken",
     }
 
 
 @pytest.mark.parametrize(
     ("keys", "error", "code"),
     [
-        ({"compare": ["first"]}, UsageError, "usage.compare"),
-        ({"compare": ["first", "secnd"]}, UsageError, "usage.unknown_run"),
-        ({"location": "empty"}, DataError, "data.no_run"),
+        ({"compare": ["first"]}, UsageError, "usage.bad_value"),
+        ({"compare": ["first", "secnd"]}, UsageError, "usage.unknown_name"),
+        ({"location": "empty"}, DataError, "data.no_source"),
         ({"location": ""}, UsageError, "usage.missing_key"),
     ],
 )
@@ -116,7 +115,7 @@ def test_pages_of_the_runs_link_to_each_other(folder: Path, tmp_path: Path) -> N
     target.unlink()
     with pytest.raises(UsageError) as caught:
         listed(folder, html=str(target))
-    assert caught.value.code == "usage.bad_target"
+    assert caught.value.code == "usage.bad_value"
     assert not target.exists()
 
 

@@ -340,11 +340,11 @@ class TestFaults:
         for act in (path.exists, (path / "x").read_bytes, lambda: write_bytes(path / "x", b"")):
             with pytest.raises(StorageError) as caught:
                 act()
-            assert caught.value.code == "storage.no_bucket"
+            assert caught.value.code == "storage.refused"
 
     @pytest.mark.parametrize(
         ("is_anonymous", "code", "exit_code"),
-        [(False, "storage.forbidden", 5), (True, "environment.no_credentials", 6)],
+        [(False, "storage.forbidden", 5), (True, "environment.credentials", 6)],
     )
     def test_denied_access_and_missing_credentials_are_reported_immediately(
         self,
@@ -400,7 +400,7 @@ class TestLock:
             content = (root / ".vlatool/lock").read_text()
             raise DataError("broken")
 
-        assert (caught.value.code, caught.value.exit_code) == ("usage.output_locked", 2)
+        assert (caught.value.code, caught.value.exit_code) == ("usage.output_in_use", 2)
         assert "vlatool first" in caught.value.message
         assert str(root) in caught.value.message
         assert os.uname().nodename not in content
@@ -521,7 +521,7 @@ class TestReaders:
     def test_missing_config_file_and_one_that_includes_itself(self, root: RemotePath) -> None:
         write_text(root / "a.yaml", "!include b/../a.yaml\n")
 
-        for name, code in (("a", "config.include_cycle"), ("b", "config.missing_file")):
+        for name, code in (("a", "config.syntax"), ("b", "config.missing_file")):
             with pytest.raises(ConfigError) as caught:
                 read_file(str(root / f"{name}.yaml"))
             assert caught.value.code == code

@@ -202,14 +202,14 @@ def test_libero_row_has_images_state_and_actions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        ({"world": "metaworld"}, "usage.no_task"),
-        ({"world": "metaworld", "task": ["raech-v3"]}, "usage.unknown_task"),
-        ({"world": "metaworld", "task": ["reach-v3"], "layout": "spartan"}, "usage.layout"),
-        ({"world": "metaworld", "task": ["reach-v3"], "size": "published"}, "usage.layout"),
-        ({"world": "metaworld", "task": ["reach-v3"], "frames": 4}, "usage.world_option"),
-        ({"task": ["reach-v3"]}, "usage.world_option"),
-        ({"layout": "libero", "cameras": 4}, "usage.cameras"),
-        ({"depth": True}, "usage.depth"),
+        ({"world": "metaworld"}, "usage.missing_key"),
+        ({"world": "metaworld", "task": ["raech-v3"]}, "usage.unknown_name"),
+        ({"world": "metaworld", "task": ["reach-v3"], "layout": "spartan"}, "usage.unsupported"),
+        ({"world": "metaworld", "task": ["reach-v3"], "size": "published"}, "usage.unsupported"),
+        ({"world": "metaworld", "task": ["reach-v3"], "frames": 4}, "usage.unknown_name"),
+        ({"task": ["reach-v3"]}, "usage.unknown_name"),
+        ({"layout": "libero", "cameras": 4}, "usage.unsupported"),
+        ({"depth": True}, "usage.unsupported"),
     ],
 )
 def test_options_that_a_world_or_layout_does_not_support_are_rejected(

@@ -296,7 +296,7 @@ class TestWeb:
         keys: Any = {"checkpoint": f"{server.endpoint}/lab/world/run", "data": str(world / "data")}
         with pytest.raises(UsageError) as caught:
             open_loop(OpenLoopConfig(**keys))
-        assert caught.value.code == "usage.needs_output"
+        assert caught.value.code == "usage.missing_key"
 
         open_loop(OpenLoopConfig(**keys, output=str(tmp_path / "eval"), max_samples=8))
         assert not [path for _, path, _ in server.faults.requests if path.endswith("trainer.pt")]
@@ -311,7 +311,7 @@ class TestWeb:
         with pytest.raises(DataError) as caught:
             open_loop(OpenLoopConfig(checkpoint=run, data=str(world / "data")))
 
-        assert caught.value.code == "data.broken_checkpoint"
+        assert caught.value.code == "data.broken"
 
     def test_files_of_an_episode_are_requested_only_when_it_is_read_and_a_listing_is_an_error(
         self, server: WebServer, tmp_path: Path
@@ -346,7 +346,7 @@ class TestHub:
             preprocessed(self.lerobot, tmp_path / "out")
         named = preprocessed(f"hf://datasets/lab/world@{COMMIT}/lerobot", tmp_path / "out")
 
-        assert caught.value.code == "usage.source_moved"
+        assert caught.value.code == "usage.missing_file"
         assert COMMIT in caught.value.hint
         assert named.status == "already complete"
 
@@ -362,7 +362,7 @@ class TestHub:
         keys["data__dataset_manifest"] = self.data.replace("world", f"world@{COMMIT}")
         named = train(tiny_config(world, tmp_path / "run", **keys))
 
-        assert caught.value.code == "usage.source_moved"
+        assert caught.value.code == "usage.missing_file"
         assert named.status == "already complete"
 
     def test_opened_data_set_has_one_commit(self, server: WebServer) -> None:
@@ -420,5 +420,5 @@ class TestBadInput:
 
         shown = "".join(capsys.readouterr())
         written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
-        assert "usage.credentials_in_location" in shown
+        assert "usage.secret" in shown
         assert "hunter2" not in "".join([shown, *written])

@@ -66,7 +66,7 @@ def test_the_split_equals_that_of_preprocess_and_needs_every_listed_shard(tmp_pa
         assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()
         (tmp_path / "two" / name).unlink()
     next((tmp_path / "two").glob("*.tar")).unlink()
-    assert split_error(shards=str(tmp_path / "two")).code == "data.missing_shard"
+    assert split_error(shards=str(tmp_path / "two")).code == "data.broken"
     assert not (tmp_path / "two/train_files.txt").exists()
 
 
@@ -110,9 +110,9 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("numbers", "options", "code", "exit_code"),
         [
-            ([7], {}, "data.too_few_shards", 3),
-            ([], {}, "data.no_shards", 3),
-            ([1], {"file_pattern": r"^(train).*\.tar$"}, "data.bad_file_pattern", 3),
+            ([7], {}, "data.no_samples", 3),
+            ([], {}, "data.no_samples", 3),
+            ([1], {"file_pattern": r"^(train).*\.tar$"}, "data.broken", 3),
             ([1, 2], {"train_output": "x.txt", "val_output": "x.txt"}, "usage.conflict", 2),
         ],
     )

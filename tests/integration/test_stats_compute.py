@@ -171,9 +171,9 @@ def test_dry_run_writes_nothing(published: Path) -> None:
 @pytest.mark.parametrize(
     ("action", "code"),
     [
-        (np.zeros((4, 3)), "data.schema_mismatch"),
-        (None, "data.broken_sample"),
-        (b"PK", "data.broken_sample"),
+        (np.zeros((4, 3)), "data.mismatch"),
+        (None, "data.broken"),
+        (b"PK", "data.broken"),
     ],
 )
 def test_inconsistent_samples_are_rejected(action: Any, code: str, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_missing_action_fields_are_reported_with_the_keys_to_set(
     with pytest.raises(VlatoolError) as caught:
         train(tiny_config(published, tmp_path / "runs/policy", **changes))
     error = caught.value
-    assert (error.code, error.exit_code) == ("data.no_action_fields", 3)
+    assert (error.code, error.exit_code) == ("data.broken", 3)
     assert "--data.action_fields robot__action__" in error.hint
     assert set(error.details["known"]) == set(read_stats(published / "stats.json"))
 
@@ -235,8 +235,8 @@ def few_steps(stats: Statistics, field: str) -> None:
 @pytest.mark.parametrize(
     ("change", "scope", "code"),
     [
-        (narrow, "global", "data.no_usable_sample"),
-        (few_steps, "per_timestep", "data.broken_statistics"),
+        (narrow, "global", "data.no_samples"),
+        (few_steps, "per_timestep", "data.broken"),
     ],
 )
 def test_statistics_of_other_data_are_rejected_before_anything_is_written(

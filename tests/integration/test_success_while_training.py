@@ -184,19 +184,19 @@ def test_environment_that_always_fails_does_not_end_the_run(root: Path) -> None:
 
 
 ERRORS: dict[str, tuple[dict[str, Any], type[VlatoolError], str]] = {
-    "unknown environment": ({"eval__env": "toys/None-v0"}, UsageError, "usage.unknown_env"),
-    "no environment": ({"eval__env": ""}, UsageError, "usage.no_env"),
-    "unmapped field": ({"eval__fields": {}}, DataError, "data.unmapped_field"),
-    "unknown key": ({"eval__fields": {"x": {"key": "y"}}}, DataError, "data.unknown_observation"),
+    "unknown environment": ({"eval__env": "toys/None-v0"}, UsageError, "usage.unknown_name"),
+    "no environment": ({"eval__env": ""}, UsageError, "usage.missing_key"),
+    "unmapped field": ({"eval__fields": {}}, DataError, "data.unknown_field"),
+    "unknown key": ({"eval__fields": {"x": {"key": "y"}}}, DataError, "data.bad_request"),
     "width": (
         {"eval__action": [{"field": "push"}, {"field": "push"}]},
         DataError,
-        "data.action_shape",
+        "data.mismatch",
     ),
     "failing reset": (
         {"eval__seed": BROKEN_RESET, "eval__env_options": {"broken": [BROKEN_RESET]}},
         UsageError,
-        "usage.env_failed",
+        "usage.bad_value",
     ),
     "no policy": ({"model": "toy_lm"}, ConfigError, "config.contradiction"),
 }

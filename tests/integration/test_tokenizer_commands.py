@@ -194,7 +194,7 @@ def test_export_is_recognized_and_opened_as_it_was_written(second: str, tmp_path
     assert [finding.code for finding in verified(tmp_path).findings] == ["output.digest_mismatch"]
     with pytest.raises(DataError) as caught:
         tokenizers.open_titok(str(tmp_path))
-    assert caught.value.code == "data.broken_export"
+    assert caught.value.code == "data.broken"
 
 
 def test_exported_first_stage_has_the_weights_of_the_run_and_needs_teacher_and_output(
@@ -210,8 +210,8 @@ def test_exported_first_stage_has_the_weights_of_the_run_and_needs_teacher_and_o
 
     stage_1 = tokenizers.write_stage_1(folder)
     for location, keys, code in (
-        (pair, {"output": str(tmp_path / "out")}, "usage.no_teacher"),
-        (stage_1, {"teacher": sources["teacher"]}, "usage.needs_output"),
+        (pair, {"output": str(tmp_path / "out")}, "usage.unsupported"),
+        (stage_1, {"teacher": sources["teacher"]}, "usage.missing_key"),
     ):
         with pytest.raises(VlatoolError) as error:
             evaluated(location, shards, **keys)
@@ -244,15 +244,15 @@ def test_folder_without_any_network_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         load_metric_networks(str(tmp_path), torch.device("cpu"))
 
-    assert (error.value.code, error.value.exit_code) == ("data.no_network_weights", 3)
+    assert (error.value.code, error.value.exit_code) == ("data.broken", 3)
 
 
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        (["titok-tiny-stage1"], "usage.no_teacher"),
+        (["titok-tiny-stage1"], "usage.unsupported"),
         (["titok-tiny-stage2", "--model.teacher", "TEACHER"], "usage.no_stage_1"),
-        (["titok-tiny-stage2", "experiment.init_weight=x"], "usage.no_teacher"),
+        (["titok-tiny-stage2", "experiment.init_weight=x"], "usage.unsupported"),
     ],
 )
 def test_missing_teacher_or_stage_1_is_an_error_before_training(
@@ -262,7 +262,7 @@ def test_missing_teacher_or_stage_1_is_an_error_before_training(
     target = ["--data", shards, "--output", str(tmp_path / "run")]
     status, text = run_vlatool("--json", "tokenizer", "train", "--preset", *options, *target)
 
-    key = {"usage.no_teacher": "model.teacher", "usage.no_stage_1": "init_from"}[code]
+    key = {"usage.unsupported": "model.teacher", "usage.no_stage_1": "init_from"}[code]
     assert (status, json.loads(text)["error"]["details"]["key"]) == (2, key)
     assert code in text
     assert not (tmp_path / "run").exists()

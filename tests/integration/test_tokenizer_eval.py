@@ -92,4 +92,4 @@ def test_preprocessing_to_another_size_is_an_error(config: ImageDataConfig) -> N
     other = ImageDataConfig(shards=config.shards)
     with pytest.raises(DataError) as caught:
         evaluated(other)
-    assert caught.value.code == "data.picture_size"
+    assert caught.value.code == "data.mismatch"

@@ -273,7 +273,7 @@ def test_published_files_open_like_the_run_unless_the_configuration_has_no_token
     (tmp_path / "config.yaml").write_text("model: {}")
     with pytest.raises(DataError) as error:
         open_titok(str(tmp_path))
-    assert error.value.code == "data.broken_config"
+    assert error.value.code == "data.broken"
 
 
 def test_invalid_configuration_of_a_run_or_another_size_raises_an_error(
@@ -285,14 +285,14 @@ def test_invalid_configuration_of_a_run_or_another_size_raises_an_error(
     preprocessing.write_text(f"crop_size: {2 * SIDE}\n")
     with pytest.raises(DataError) as error:
         open_tokenizer(str(tmp_path / "run"), torch.device("cpu"))
-    assert error.value.code == "data.broken_config"
+    assert error.value.code == "data.broken"
 
     preprocessing.write_text(before)
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("num_latent_tokens", "num_latent_tokenz"))
     with pytest.raises(DataError) as error:
         open_titok(str(tmp_path / "run"))
-    assert (error.value.code, error.value.exit_code) == ("data.broken_config", 3)
+    assert (error.value.code, error.value.exit_code) == ("data.broken", 3)
 
 
 def test_sizes_of_a_file_of_weights_are_inferred(tmp_path: Path) -> None:
@@ -360,15 +360,15 @@ def test_weights_that_do_not_match_raise_an_error(
 @pytest.mark.parametrize(
     ("keys", "code"),
     [
-        ({"teacher": None}, "usage.no_teacher"),
+        ({"teacher": None}, "usage.unsupported"),
         ({"stage": 2}, "usage.no_stage_1"),
-        ({"stage": 2, "teacher": None}, "usage.no_teacher"),
-        ({"patch_size": 8}, "usage.teacher_grid"),
-        ({"image_size": 32}, "usage.picture_size"),
-        ({"patch_size": 3}, "usage.picture_size"),
+        ({"stage": 2, "teacher": None}, "usage.unsupported"),
+        ({"patch_size": 8}, "usage.bad_value"),
+        ({"image_size": 32}, "usage.bad_value"),
+        ({"patch_size": 3}, "usage.bad_value"),
         (
             {"stage": 2, "init_from": "x", "losses": {"perceptual_loss": "convnext_s"}},
-            "usage.no_perceptual_weights",
+            "usage.missing_key",
         ),
     ],
 )

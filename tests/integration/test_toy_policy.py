@@ -76,7 +76,7 @@ def partial(options: RolloutConfig) -> RolloutResult:
     """Result of rollouts of which some episodes end with an error."""
     with pytest.raises(PartialFailure) as caught:
         rollout(options)
-    assert caught.value.code == "partial.rollouts_failed"
+    assert caught.value.code == "partial.failed"
     assert isinstance(caught.value.result, RolloutResult)
     return caught.value.result
 
@@ -103,7 +103,7 @@ def test_rollouts_of_a_policy_without_images_that_keeps_the_contract(
 def test_a_field_of_another_width_is_an_error(source: FieldMap, run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         rollout(config(run, tmp_path, fields={"x": source}))
-    assert caught.value.code == "data.field_shape"
+    assert caught.value.code == "data.mismatch"
 
 
 def test_loaded_policy_acts_as_in_the_rollout_of_its_seed(run: Path, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_loaded_policy_acts_as_in_the_rollout_of_its_seed(run: Path, tmp_path: P
 def test_open_loop_needs_data_with_recorded_actions(run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         open_loop(OpenLoopConfig(checkpoint=str(run), data=str(tmp_path), output=str(tmp_path)))
-    assert caught.value.code == "data.no_actions"
+    assert caught.value.code == "data.broken"
     with pytest.raises(UsageError, match="'data' needs a value"):
         open_loop(OpenLoopConfig(checkpoint=str(run), output=str(tmp_path)))
 
@@ -257,7 +257,7 @@ def test_success_that_is_nan_is_an_error_of_its_episode(
     assert app.run([*words, "--config", str(tmp_path / "map.yaml")]) == 4
     document = json.loads(capsys.readouterr().out)
     assert (document["error"]["code"], document["episodes"], document["errors"]) == (
-        "partial.rollouts_failed",
+        "partial.failed",
         2,
         1,
     )
@@ -303,7 +303,7 @@ class NanPolicy(PushPolicy):
 def test_rollouts_of_actions_that_are_not_finite_end_with_the_field() -> None:
     with pytest.raises(DataError, match="not finite: push") as caught:
         rollouts(NanPolicy(), 3)
-    assert caught.value.code == "data.action_not_finite"
+    assert caught.value.code == "data.not_finite"
 
 
 class LoudEnv(LineEnv):
@@ -369,10 +369,10 @@ def test_suite_has_figures_per_task_and_resumes_at_a_group(run: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("text", "code"),
     [
-        ("tasks: {}", "usage.empty_suite"),
+        ("tasks: {}", "usage.bad_value"),
         ("tasks: {a b: {episodes: 1}}", "config.invalid_value"),
         ("tasks: {a: {episodez: 1}}", "config.unknown_key"),
-        ("tasks: {a: {env: other/Line-v0}}", "usage.unknown_env"),
+        ("tasks: {a: {env: other/Line-v0}}", "usage.unknown_name"),
     ],
 )
 def test_invalid_suite_is_an_error(run: Path, tmp_path: Path, text: str, code: str) -> None:
@@ -426,7 +426,7 @@ def test_page_of_a_comparison_lists_the_starts_with_different_outcomes(
     (tmp_path / "notes.html").write_text("mine")
     with pytest.raises(UsageError) as caught:
         compare(CompareConfig(**paths, html=str(tmp_path / "notes.html")))
-    assert caught.value.code == "usage.bad_target"
+    assert caught.value.code == "usage.bad_value"
 
 
 def test_page_of_rollouts_has_every_start_and_the_command(policies: Path) -> None:
@@ -440,11 +440,11 @@ def test_page_of_rollouts_has_every_start_and_the_command(policies: Path) -> Non
 @pytest.mark.parametrize(
     ("other", "code"),
     [
-        ("other starts", "data.no_common_starts"),
-        ("other env", "data.environments_differ"),
-        ("report alone.json", "data.environments_differ"),
-        ("damaged.json", "data.no_rollouts"),
-        ("nowhere", "data.no_rollouts"),
+        ("other starts", "data.no_samples"),
+        ("other env", "data.mismatch"),
+        ("report alone.json", "data.mismatch"),
+        ("damaged.json", "data.no_source"),
+        ("nowhere", "data.no_source"),
     ],
 )
 def test_outputs_without_common_starts_are_an_error(policies: Path, other: str, code: str) -> None:

@@ -116,7 +116,7 @@ def test_model_without_a_published_layout_is_an_error(folder: Path, run: Path) -
     train(config(folder, "colors", model={"type": "toy_images"}))
     with pytest.raises(UsageError) as caught:
         export(ExportConfig(source=str(folder / "colors"), output=str(folder / "out")))
-    assert caught.value.code == "usage.not_exportable"
+    assert caught.value.code == "usage.unsupported"
 
 
 def test_toy_feeds_samples_for_a_language_model(run: Path, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_only_the_first_rank_has_whole_models_and_a_bad_loss_changes_no_weight_o
     results = [(root / f"halted-{rank}").read_text().split() for rank in (0, 1)]
     assert results[0] == results[1]
     code, samples, changed = results[0]
-    assert code == "data.loss_not_finite"
+    assert code == "data.not_finite"
     assert "block-0-30" in samples
     assert changed == "[]"
 
@@ -179,7 +179,7 @@ def test_teacher_is_not_saved_and_another_one_is_an_error(root: Path) -> None:
             resumed(root, "toy_gan", "toy_gan-other-teacher")
     finally:
         teacher.write_bytes(original)
-    assert caught.value.code == "data.other_weights"
+    assert caught.value.code == "data.mismatch"
 
 
 def test_files_of_a_run_have_one_average_tied_weights_once_and_images(root: Path) -> None:

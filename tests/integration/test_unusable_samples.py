@@ -32,7 +32,7 @@ def test_shards_without_a_camera_are_rejected_unless_padded_or_only_some_lack_it
     for dry_run in (False, True):
         with pytest.raises(DataError) as caught:
             train(tiny_config(lacking, run, dry_run=dry_run))
-        assert (caught.value.code, caught.value.exit_code) == ("data.no_usable_sample", 3)
+        assert (caught.value.code, caught.value.exit_code) == ("data.no_samples", 3)
         assert CAMERAS[1] in caught.value.message
         assert not run.exists()
 

@@ -133,7 +133,7 @@ def test_other_files_there_stay_unless_they_are_to_be_replaced(hub: WebServer, d
     (there / "meta/tasks.jsonl").write_text("{}\n")
     with pytest.raises(VlatoolError) as caught:
         uploaded(data)
-    assert caught.value.code == "usage.other_files"
+    assert caught.value.code == "usage.output_exists"
     assert caught.value.details == {"changed": ["meta/tasks.jsonl"], "others": ["notes.txt"]}
 
     result = uploaded(data, overwrite=True)
@@ -157,14 +157,14 @@ def checkpoint(data: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "options", "code"),
     [
-        (without_rows, {}, "data.verification_failed"),
-        (None, {"location": "s3://lab/pick"}, "usage.bad_repository"),
-        (None, {"location": "hf://datasets/lab/pick/folder"}, "usage.bad_repository"),
-        (None, {"location": "hf://datasets/lab/pick@dev"}, "usage.bad_repository"),
-        (None, {"license": "All rights"}, "usage.bad_license"),
+        (without_rows, {}, "data.broken"),
+        (None, {"location": "s3://lab/pick"}, "usage.bad_value"),
+        (None, {"location": "hf://datasets/lab/pick/folder"}, "usage.bad_value"),
+        (None, {"location": "hf://datasets/lab/pick@dev"}, "usage.bad_value"),
+        (None, {"license": "All rights"}, "usage.bad_value"),
         (None, {"folder": "missing"}, "data.no_source"),
-        (checkpoint, {}, "usage.checkpoint"),
-        (None, {"HF_TOKEN": "hf_of_another"}, "environment.no_credentials"),
+        (checkpoint, {}, "usage.unsupported"),
+        (None, {"HF_TOKEN": "hf_of_another"}, "environment.credentials"),
     ],
 )
 def test_nothing_is_created_for_what_cannot_be_uploaded(

@@ -430,7 +430,7 @@ def test_an_incomplete_run_is_reported(
 
 def test_a_broken_source_is_invalid(tmp_path: Path) -> None:
     broken = lerobot_dataset(tmp_path / "broken", info={"fps": 0})
-    assert verified(broken).codes == {"data.bad_metadata": 1}
+    assert verified(broken).codes == {"data.broken": 1}
     source = lerobot_dataset(tmp_path / "pick")
     assert verified(source, full=True).findings == ()
     (source / "data/chunk-000/episode_000001.parquet").unlink()
@@ -476,14 +476,14 @@ def test_the_command_prints_the_findings_and_exits_with_3(
     shard(output).unlink()
     assert run(["verify", str(output), "--json"]) == 3
     document = json.loads(capsys.readouterr().out)
-    assert document["error"]["code"] == "data.verification_failed"
+    assert document["error"]["code"] == "data.broken"
     assert document["whole"] is False
     assert "shards.missing_shard" in document["codes"]
 
     assert run(["verify", str(output), "--jsonl"]) == 3
     *findings, last = map(json.loads, capsys.readouterr().out.splitlines())
     assert {"code", "severity", "place", "message", "action"} == set(findings[0])
-    assert last["error"]["code"] == "data.verification_failed"
+    assert last["error"]["code"] == "data.broken"
 
 
 def test_a_valid_output_exits_with_0_and_progress_counts_shards_and_episodes_separately(

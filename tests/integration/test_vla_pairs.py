@@ -106,11 +106,11 @@ def test_futures_are_the_images_of_the_next_frames(made: Path, form: str) -> Non
 @pytest.mark.parametrize(
     ("changes", "find", "code"),
     [
-        ({}, ("3", 0), "data.unknown_episode"),
-        ({}, ("0", FRAMES), "data.unknown_frame"),
-        ({"codes_digest": "0"}, ("0", 0), "data.datasets_differ"),
-        ({"past_steps": 8}, ("0", 0), "data.datasets_differ"),
-        ({"num_codes": 60}, ("0", 0), "data.datasets_differ"),
+        ({}, ("3", 0), "data.unknown_field"),
+        ({}, ("0", FRAMES), "data.unknown_field"),
+        ({"codes_digest": "0"}, ("0", 0), "data.mismatch"),
+        ({"past_steps": 8}, ("0", 0), "data.mismatch"),
+        ({"num_codes": 60}, ("0", 0), "data.mismatch"),
     ],
 )
 def test_what_is_not_there_and_data_of_another_form_than_those_of_the_run(

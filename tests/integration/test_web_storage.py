@@ -44,11 +44,11 @@ class TestWeb:
             missing.read_bytes()
         with pytest.raises(StorageError) as caught:
             list(location(server.endpoint).iterdir())
-        assert caught.value.code == "storage.no_list"
+        assert caught.value.code == "storage.unsupported"
         for write in (lambda: write_bytes(missing, b"x"), lambda: remove_file(missing)):
             with pytest.raises(StorageError) as caught:
                 write()
-            assert (caught.value.code, caught.value.exit_code) == ("storage.read_only", 5)
+            assert (caught.value.code, caught.value.exit_code) == ("storage.write", 5)
 
     @pytest.mark.parametrize(
         "faults",
@@ -96,7 +96,7 @@ class TestWeb:
         ("faults", "code", "exit_code"),
         [
             ({"longer_by": 1000}, "storage.changed", 5),
-            ({"page": True}, "data.web_page", 3),
+            ({"page": True}, "data.broken", 3),
             ({"status": 403, "fail_next": 9}, "storage.forbidden", 5),
         ],
     )
@@ -141,8 +141,8 @@ class TestHub:
     @pytest.mark.parametrize(
         ("text", "error", "code"),
         [
-            ("hf://datasets/lab/blocks@gone/x", DataError, "data.no_revision"),
-            ("hf://models/lab/missing/x", EnvironmentProblem, "environment.no_credentials"),
+            ("hf://datasets/lab/blocks@gone/x", DataError, "data.no_source"),
+            ("hf://models/lab/missing/x", EnvironmentProblem, "environment.credentials"),
         ],
     )
     def test_missing_revision_or_repository_is_reported(
@@ -157,13 +157,13 @@ class TestHub:
     @pytest.mark.parametrize(
         ("text", "code"),
         [
-            ("https://user:secret@host/x", "usage.credentials_in_location"),
-            ("https://host/x?token=secret", "usage.credentials_in_location"),
-            ("s3://a:secret@b/x", "usage.credentials_in_location"),
-            ("hf://datasets/lab", "usage.bad_location"),
-            ("hf://spaces/a/b", "usage.bad_location"),
-            ("hf://lab", "usage.bad_location"),
-            ("hf://./blocks", "usage.bad_location"),
+            ("https://user:secret@host/x", "usage.secret"),
+            ("https://host/x?token=secret", "usage.secret"),
+            ("s3://a:secret@b/x", "usage.secret"),
+            ("hf://datasets/lab", "usage.bad_value"),
+            ("hf://spaces/a/b", "usage.bad_value"),
+            ("hf://lab", "usage.bad_value"),
+            ("hf://./blocks", "usage.bad_value"),
         ],
     )
     def test_incomplete_location_is_an_error_as_are_credentials_which_are_not_shown(
@@ -200,7 +200,7 @@ class TestHub:
             monkeypatch.setenv("HF_TOKEN", TOKEN)
             assert path.read_text() == "{}"
 
-        assert (caught.value.code, caught.value.exit_code) == ("environment.no_credentials", 6)
+        assert (caught.value.code, caught.value.exit_code) == ("environment.credentials", 6)
         assert "HF_TOKEN" in caught.value.hint
 
     def test_hub_that_is_switched_off_is_reported_immediately(

@@ -77,13 +77,13 @@ def with_value(value: float) -> list[list[float]]:
     return rows.tolist()
 
 
-UNREADABLE = "data.picture_unreadable"
+UNREADABLE = "data.broken"
 CASES: dict[str, tuple[Make, str]] = {
-    "no actions": (no_column("actions"), "data.missing_column"),
-    "no main view": (no_column("image"), "data.missing_column"),
-    "no wrist view": (no_column("wrist_image"), "data.missing_column"),
-    "no frame numbers": (no_column("frame_index"), "data.missing_column"),
-    "no episode numbers": (no_column("episode_index"), "data.missing_column"),
+    "no actions": (no_column("actions"), "data.broken"),
+    "no main view": (no_column("image"), "data.broken"),
+    "no wrist view": (no_column("wrist_image"), "data.broken"),
+    "no frame numbers": (no_column("frame_index"), "data.broken"),
+    "no episode numbers": (no_column("episode_index"), "data.broken"),
     "no image in a cell": (image(None), UNREADABLE),
     "no wrist image in a cell": (image(None, "wrist_image"), UNREADABLE),
     "text instead of an image": (image(b"hello"), UNREADABLE),
@@ -92,13 +92,13 @@ CASES: dict[str, tuple[Make, str]] = {
     "bytes after an image": (image(libero.png(1) + b"more"), UNREADABLE),
     "image of another size": (image(libero.png(1, size=128)), UNREADABLE),
     "gray image of another size": (image(libero.png(1, size=128, mode="L")), UNREADABLE),
-    "six actions": (column("actions", libero.actions(4)[:, :6].tolist()), "data.ragged_rows"),
+    "six actions": (column("actions", libero.actions(4)[:, :6].tolist()), "data.broken"),
     "NaN": (column("actions", with_value(float("nan"))), "data.not_finite"),
     "infinity": (column("actions", with_value(float("inf"))), "data.not_finite"),
-    "a frame twice": (column("frame_index", np.array([0, 1, 1, 2])), "data.frame_index_gap"),
-    "a frame lost": (column("frame_index", np.array([0, 1, 3, 4])), "data.frame_index_gap"),
-    "no task": (listed([]), "data.no_instruction"),
-    "blank task": (listed([" "]), "data.no_instruction"),
+    "a frame twice": (column("frame_index", np.array([0, 1, 1, 2])), "data.broken"),
+    "a frame lost": (column("frame_index", np.array([0, 1, 3, 4])), "data.broken"),
+    "no task": (listed([]), "data.bad_request"),
+    "blank task": (listed([" "]), "data.bad_request"),
     "tag in the task": (listed(["take <image>"]), "data.reserved_word"),
 }
 
@@ -125,7 +125,7 @@ def test_repaired_episode_completes_the_output(tmp_path: Path) -> None:
     [
         (image(empty_image()), {"verify_pixels": True}, UNREADABLE),
         (CASES["NaN"][0], {"fail_on_nan": False}, "data.not_finite"),
-        (libero.libero_dataset, {"action_width": 8}, "data.action_width"),
+        (libero.libero_dataset, {"action_width": 8}, "data.mismatch"),
     ],
     ids=["pixels", "NaN", "width"],
 )
@@ -150,9 +150,9 @@ def listed_twice(root: Path) -> Path:
         (lambda root: libero.libero_dataset(root, cameras=["image"]), "data.no_episodes"),
         (
             lambda root: libero.libero_dataset(root, change=lambda _, c: c.pop("wrist_image")),
-            "data.all_failed",
+            "data.broken",
         ),
-        (listed_twice, "data.bad_metadata"),
+        (listed_twice, "data.broken"),
     ],
 )
 def test_data_set_that_is_not_libero_is_an_error(tmp_path: Path, make: Make, code: str) -> None:

@@ -23,12 +23,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("words", "code", "holds"),
     [
-        ("build-dataset samples --fast fast -o new", "data.no_windows", "shards of samples"),
-        ("build-dataset raw --fast fast -o new", "data.no_windows", "raw episodes"),
-        ("build-dataset pictures --fast fast -o new", "data.no_windows", "image shards"),
+        ("build-dataset samples --fast fast -o new", "data.no_samples", "shards of samples"),
+        ("build-dataset raw --fast fast -o new", "data.no_samples", "raw episodes"),
+        ("build-dataset pictures --fast fast -o new", "data.no_samples", "image shards"),
         (
             "tokenizer train -p vqgan-tiny --num-epochs 1 --data samples -o new",
-            "data.no_shards",
+            "data.no_samples",
             "shards of samples",
         ),
         (
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "data.no_manifest",
             "image shards",
         ),
-        ("tokenizer fit-fast raw -o new", "data.no_chunks", "raw episodes"),
+        ("tokenizer fit-fast raw -o new", "data.no_samples", "raw episodes"),
         ("preprocess samples -o new", "data.no_episodes", "shards of samples"),
         ("stats compute windows", "data.no_manifest", "windows"),
     ],

@@ -185,7 +185,7 @@ class ArchiveReader:
             f"the member {self._shown(info)} {reason}",
             hint="do not use this archive, unless you know why it holds that; `vlatool download"
             " LOCATION` downloads it as a file",
-            code="data.unsafe_archive",
+            code="data.unsafe",
         )
 
     def _break(self, reason: str) -> NoReturn:
@@ -193,7 +193,7 @@ class ArchiveReader:
             self._where,
             reason,
             hint="the archive there is damaged or not complete; ask its publisher",
-            code="data.broken_archive",
+            code="data.broken",
         )
 
 

@@ -93,7 +93,7 @@ def read_tokenizer_asset(folder: Path) -> str:
         raise DataError(
             error.message,
             hint="copy the run again, with all its files",
-            code="data.broken_run",
+            code="data.broken",
             details=error.details,
         ) from None
 
@@ -119,7 +119,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 _base_model_error = partial(
     DataError.at,
     hint="give a base model on the Hugging Face hub (owner/name), or a folder with its files",
-    code="data.base_model",
+    code="data.missing",
 )
 
 
@@ -156,7 +156,7 @@ def find_network(weights: Path, published: PublishedFile) -> NetworkFile:
             weights,
             f"{published.name} does not exist",
             hint="give that file, or a folder that holds it; weights are not downloaded",
-            code="data.no_network_weights",
+            code="data.missing",
             file=published.name,
         )
     network = NetworkFile(path, sha256_of(path))
@@ -165,7 +165,7 @@ def find_network(weights: Path, published: PublishedFile) -> NetworkFile:
             path,
             "differs from the file published under this name",
             hint="copy or download it again, or rename the file if the weights are your own",
-            code="data.other_network_weights",
+            code="data.mismatch",
             sha256=network.sha256,
         )
     return network

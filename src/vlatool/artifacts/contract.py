@@ -110,7 +110,7 @@ def refuse(
             raise DataError(
                 f"{where}: {key} is {other}, training saw {trained}",
                 hint=f"{hint}; --allow {key} takes it",
-                code="data.contract",
+                code="data.mismatch",
                 details={"key": key, **allowed[key]},
             )
     return allowed

@@ -169,7 +169,7 @@ def check_rate(conventions: Conventions, actions: Sequence[str], hint: str) -> N
                 f"{group.name}: actions that are differences between frames "
                 f"({meaning(group)}) mean something else at another rate",
                 hint=hint,
-                code="data.rate_of_differences",
+                code="data.mismatch",
                 details={"field": group.field},
             )
 

@@ -67,7 +67,7 @@ class ManifestType(Generic[T]):
     content: type[T]  # frozen dataclass of the other values
     hint: str  # action after an error
     optional: tuple[str, ...] = ()  # keys that may be missing; the dataclass has defaults for them
-    code: str = "data.broken_manifest"  # code of errors
+    code: str = "data.broken"  # code of errors
 
     def is_in(self, folder: Path) -> bool:
         """True if a folder has a manifest of this format, possibly broken."""

@@ -172,7 +172,7 @@ def no_gripper_error(name: str, dimensions: Sequence[str]) -> UsageError:
     return UsageError(
         f"the profile {name} has no dimension {GRIPPER}",
         hint=f"leave --gripper out; its dimensions are {', '.join(dimensions)}",
-        code="usage.no_gripper",
+        code="usage.unsupported",
     )
 
 
@@ -201,8 +201,8 @@ def parse_profile(document: object, where: str) -> NormalizationProfile:
         raise DataError(
             f"{where}: {error}",
             hint=_HINT,
-            code="data.broken_profile",
-            details={"where": where},
+            code="data.broken",
+            details={"finding": "broken_profile", "where": where},
         ) from None
 
 
@@ -216,7 +216,7 @@ def check_same_profile(first: NormalizationProfile, second: NormalizationProfile
         f"normalized with ({first.name}): {differences[0]}",
         hint="use one profile for an action tokenizer and all its data: leave out --profile and "
         "--gripper, or fit a tokenizer with this profile",
-        code="data.profile_mismatch",
+        code="data.mismatch",
         details={"differences": differences},
     )
 
@@ -273,7 +273,7 @@ def _file(name_or_location: str) -> Path:
     raise UsageError(
         f"{name_or_location}: no profile and no file has this name",
         hint=did_you_mean(name_or_location, known) or f"known names: {', '.join(known)}",
-        code="usage.unknown_profile",
+        code="usage.unknown_name",
         details={"known": known},
     )
 
@@ -285,8 +285,8 @@ def _read(path: Path) -> NormalizationProfile:
         raise DataError(
             f"{path}: {error.reason}",
             hint=_HINT,
-            code="data.broken_profile",
-            details={"where": str(path)},
+            code="data.broken",
+            details={"finding": "broken_profile", "where": str(path)},
         ) from None
 
 

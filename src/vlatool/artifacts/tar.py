@@ -186,7 +186,7 @@ class OpenShard:
             raise DataError(
                 f"{self.path.name}: sample {key}: {reason}",
                 hint="preprocess or copy the data again",
-                code="data.broken_sample",
+                code="data.broken",
                 details={"path": str(self.path), "sample": key},
             ) from None
 
@@ -211,7 +211,7 @@ def open_shard(path: Path) -> Generator[OpenShard]:
         yield shard
 
 
-_shard_error = partial(DataError.at, hint="copy or write the shard again", code="data.broken_shard")
+_shard_error = partial(DataError.at, hint="copy or write the shard again", code="data.broken")
 
 
 class _Headers(io.BufferedIOBase):
@@ -424,6 +424,6 @@ def shard_index(
             cache.folder,
             f"the cached index of {version.path} is broken",
             hint="delete the content of that folder, then run the same command again",
-            code="data.broken_cache",
+            code="data.broken",
         )
     return index

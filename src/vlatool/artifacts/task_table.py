@@ -52,7 +52,7 @@ class TaskTable:
             raise UsageError(
                 f"{name}: unknown task",
                 hint=listed if similar.startswith("known:") else f"{similar} {listed}",
-                code="usage.unknown_task",
+                code="usage.unknown_name",
             )
         return self.tasks[name]
 
@@ -85,5 +85,5 @@ def _read(path: Path, defaults: Mapping[str, Any]) -> TaskTable:
         return table
     except (OSError, DocumentError, TypeError, ValueError) as error:
         raise DataError.at(
-            path, f"is no table of tasks: {error}", hint=_HINT, code="data.bad_task_table"
+            path, f"is no table of tasks: {error}", hint=_HINT, code="data.broken"
         ) from None

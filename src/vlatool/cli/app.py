@@ -76,7 +76,7 @@ class TableGroup(typer.core.TyperGroup):
         raise UsageError(
             f"unknown command {' '.join([ctx.command_path, args[0]])!r}",
             hint=did_you_mean(args[0], self.list_commands(ctx)),
-            code="usage.unknown_command",
+            code="usage.unknown_option",
             details={"command": args[0], "known": self.list_commands(ctx)},
         )
 
@@ -161,7 +161,7 @@ def root(
         raise UsageError(
             "missing command",
             hint="`vlatool --help` lists the commands",
-            code="usage.missing_command",
+            code="usage.missing_key",
         )
 
 

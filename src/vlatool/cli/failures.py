@@ -135,7 +135,7 @@ def _os_error(error: OSError) -> VlatoolError | None:
         return EnvironmentProblem(
             f"the path of the temporary folder is too long for sockets: {tempfile.gettempdir()}",
             hint="set TMPDIR to a folder with a shorter path, such as /tmp",
-            code="environment.temporary_folder",
+            code="environment.hardware",
         )
     if error.errno not in _STORAGE_ERRNOS:
         return None
@@ -145,7 +145,7 @@ def _os_error(error: OSError) -> VlatoolError | None:
         hint=_STORAGE_HINTS.get(
             error.errno or 0, "free up disk space, or use a location with read and write permission"
         ),
-        code="storage.os",
+        code="storage.unreadable",
         details={"path": str(error.filename or ""), "errno": error.errno},
     )
 
@@ -187,8 +187,7 @@ def _usage_error(error: Any) -> UsageError:
             code="usage.unknown_option",
             details={"option": option},
         )
-    code = "usage." + type(error).__name__.lower().removesuffix("error")
-    return UsageError(message[:1].lower() + message[1:], hint=hint, code=code)
+    return UsageError(message[:1].lower() + message[1:], hint=hint, code="usage.bad_value")
 
 
 def _nearest_option(option: str, ctx: Any) -> str:

@@ -195,7 +195,7 @@ def _given_twice_error(key: str, first: str, second: str) -> UsageError:
     return UsageError(
         f"the key {key!r} is given twice: by {first} and by {second}",
         hint="keep one of them",
-        code="usage.given_twice",
+        code="usage.conflict",
         details={"key": key, "by": [first, second]},
     )
 

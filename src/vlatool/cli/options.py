@@ -131,7 +131,7 @@ class _ArgvWalker:
             raise UsageError(
                 f"--set {text!r} has no '='",
                 hint="write --set key=value",
-                code="usage.malformed_override",
+                code="usage.bad_value",
                 details={"option": "--set", "value": text},
             )
         self.result.typed.append(TypedValue(key.strip(), right, f"--set {key}"))
@@ -161,7 +161,7 @@ class _ArgvWalker:
         raise UsageError(
             f"option {option} needs a value",
             hint=f"write {option} VALUE, or {option}=VALUE for a value that starts with a dash",
-            code="usage.missing_value",
+            code="usage.missing_key",
             details={"option": option},
         )
 
@@ -177,7 +177,7 @@ class _ArgvWalker:
             raise UsageError(
                 f"option {option} is a switch and takes no value (got {value!r})",
                 hint=f"write {option}",
-                code="usage.unexpected_value",
+                code="usage.bad_value",
                 details={"option": option},
             )
 
@@ -266,7 +266,7 @@ def _set_value(name: str, value: str | None, options: OutputOptions) -> None:
         raise UsageError(
             f"option {name} needs a value",
             hint=f"write {name} VALUE",
-            code="usage.missing_value",
+            code="usage.missing_key",
             details={"option": name},
         )
     if name == "--log-file":
@@ -277,7 +277,7 @@ def _set_value(name: str, value: str | None, options: OutputOptions) -> None:
         raise UsageError(
             f"invalid value {value!r} for --progress",
             hint=f"choose one of: {', '.join(PROGRESS_MODES)}",
-            code="usage.unknown_value",
+            code="usage.bad_value",
             details={"option": name, "known": list(PROGRESS_MODES)},
         )
 

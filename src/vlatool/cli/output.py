@@ -59,7 +59,7 @@ def write_stdout(text: str) -> None:
         raise StorageError(
             f"the standard output cannot be written: {error.strerror}",
             hint="free up disk space, or redirect the output to another location",
-            code="storage.stdout",
+            code="storage.write",
         ) from error
 
 

@@ -47,7 +47,7 @@ def _schema(target: str, args: Sequence[str]) -> "type[ConfigModel]":
     except UsageError as error:
         if is_help(args):
             return schema.specialize({})
-        if args and name == args[0] and error.code == "usage.unknown_format":
+        if args and name == args[0] and error.details.get("kind") == "format":
             error.message = f"{name!r} is neither a format nor an existing location"
         raise
 

@@ -81,7 +81,7 @@ class Invocation:
         typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]
         is_named = any(override.key == "model.type" for override in typed.overrides({}))
         if not (typed.presets or typed.files or is_named):
-            raise UsageError("no model is configured", hint=hint, code="usage.no_model")
+            raise UsageError("no model is configured", hint=hint, code="usage.missing_key")
 
     def schema(self, schema: type[Schema]) -> type[Schema]:
         typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]
@@ -113,7 +113,7 @@ def command(ctx: typer.Context, *, jsonl: bool = False) -> Iterator[Invocation]:
         raise UsageError(
             "the current folder has been removed",
             hint="change to an existing folder, then run the same command again",
-            code="usage.no_folder",
+            code="usage.missing_file",
         ) from error
     options = ctx.ensure_object(OutputOptions)
     options.jsonl = jsonl
@@ -250,7 +250,7 @@ def _log_file_error(path: str, error: OSError) -> UsageError:
     return UsageError(
         f"cannot write the log file {path}: {error.strerror}",
         hint="choose a file in an existing folder, on a disk with free space",
-        code="usage.log_file",
+        code="usage.bad_value",
         details={"path": path},
     )
 

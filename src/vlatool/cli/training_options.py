@@ -174,7 +174,7 @@ def expand_run(texts: list[str]) -> Mapping[str, Any]:
         raise UsageError(
             f"--output {texts[-1]!r} is not the name of a folder",
             hint=f"write --output {texts[-1].rstrip('/') if is_bucket else 'runs'}/NAME",
-            code="usage.output",
+            code="usage.bad_value",
             details={"output": texts[-1]},
         )
     root = "/" if texts[-1].startswith("/") else "."

@@ -109,7 +109,7 @@ def _check_kind(name: str, kind: str, kinds: Sequence[str]) -> None:
         raise UsageError(
             f"the preset {name!r} is of kind {kind}, which this command does not accept",
             hint=f"use a preset of kind {' or '.join(kinds)}; `vlatool presets` lists all presets",
-            code="usage.preset_kind",
+            code="usage.conflict",
             details={"preset": name, "kind": kind, "kinds": list(kinds)},
         )
 
@@ -141,7 +141,7 @@ def _unknown(name: str, known: list[str]) -> UsageError:
     return UsageError(
         f"unknown preset {name!r}",
         hint=hint,
-        code="usage.unknown_preset",
+        code="usage.unknown_name",
         details={"preset": name, "known": known},
     )
 

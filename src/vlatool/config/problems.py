@@ -71,7 +71,7 @@ def config_error(problems: Sequence[Problem], *, more: int = 0, hint: str = "") 
     return ConfigError(
         "\n".join(lines),
         hint=hint or "vlatool resolve-config --keys lists every key with its type and default",
-        code=codes.pop() if len(codes) == 1 else "config.invalid",
+        code=codes.pop() if len(codes) == 1 else "config.invalid_value",
         details={"problems": [asdict(problem) for problem in problems]},
     )
 

@@ -45,7 +45,7 @@ def parse_override(text: str, option: str = "") -> Override:
         raise UsageError(
             f"{text!r}: not of the form KEY=VALUE",
             hint="use KEY=VALUE, for example hparams.lr=1e-4",
-            code="usage.override",
+            code="usage.bad_value",
             details={"override": text},
         )
     return Override(key, value, f"{coerce.TYPED_ORIGIN}, {option or f'--set {key}'}")
@@ -308,7 +308,7 @@ def _check_no_code(tree: coerce.Node) -> None:
                 f"{node.origin}: {value}: a reader in a file is run only when it is typed on the "
                 "command line or in Python",
                 hint=f"type it: vlatool preprocess {value} SOURCE",
-                code="usage.reader_in_file",
+                code="usage.unsupported",
             )
 
 
@@ -421,7 +421,7 @@ def _merge_layers(
 
 
 def _conflict(node: coerce.Node, message: str, key: str) -> Problem:
-    return Problem(key, node.origin, message, code="config.conflict")
+    return Problem(key, node.origin, message, code="config.contradiction")
 
 
 def _specialize(schema: type[C], tree: coerce.Node) -> type[C]:

@@ -24,7 +24,7 @@ def violations(config: ConfigModel) -> Iterator[Violation]:
                 message = (
                     f'"{prefix}{key}" is {value_text(value)}, which is not supported: {reason}'
                 )
-                yield Violation((f"{prefix}{key}",), message, "error", "config.refused")
+                yield Violation((f"{prefix}{key}",), message, "error", "config.unsupported")
 
 
 def sections(config: ConfigModel, prefix: str = "") -> Iterator[tuple[str, ConfigModel]]:

@@ -86,7 +86,7 @@ def _gripper(config: GripperConfig, policy: Policy) -> Gripper:
             raise DataError(
                 f"grippers: the range of {name!r} in the training data is unknown",
                 hint="give the commands of the gripper with `closed` and `opened`",
-                code="data.unknown_range",
+                code="data.unknown_field",
                 details={"field": name},
             )
         low, high = known
@@ -96,7 +96,7 @@ def _gripper(config: GripperConfig, policy: Policy) -> Gripper:
         raise DataError(
             f"grippers: {name!r} is {closed:g} both open and closed",
             hint="give different commands with `closed` and `opened`",
-            code="data.constant_gripper",
+            code="data.contradicted_declaration",
             details={"field": name},
         )
     return Gripper(name, dimension, closed, opened, config.close_below, config.open_above)
@@ -324,7 +324,7 @@ class EpisodeControl:
             raise DataError(
                 f"the policy takes images up to {counted(last, 'step')} after the current one",
                 hint="train a policy with data.image_indices of at most 0",
-                code="data.future_pictures",
+                code="data.mismatch",
             )
         # Number of steps before the current one that the policy sees.
         self.history = max(-min(offsets), self._sees.past)
@@ -357,7 +357,7 @@ class EpisodeControl:
                 f"images of different sizes: {value_text(sorted(sizes))}; the run does not record "
                 "the size of its training data",
                 hint="resize all images to the size of the training data",
-                code="data.image_sizes_differ",
+                code="data.mismatch",
             )
         images = {
             name: self._sizes.apply(name, image, self._resize.get(name))
@@ -416,7 +416,7 @@ class EpisodeControl:
                     f"the measured value of {name!r} is unknown, so the robot cannot be held still",
                     hint="leave out `compat`; it is for policies with fields named "
                     "robot__action__... and robot__actual__...",
-                    code="data.missing_field",
+                    code="data.unknown_field",
                     details={"field": name},
                 )
             chunk[name] = np.repeat(values[None], steps, axis=0)
@@ -490,7 +490,7 @@ def check_finite(chunks: Mapping[str, Array]) -> None:
             f"the policy computes actions that are not finite: {', '.join(bad)}",
             hint="compare the observation with the training data (units, scale); if such values "
             "give the same, the weights are damaged: use an earlier checkpoint",
-            code="data.action_not_finite",
+            code="data.not_finite",
             details={"fields": bad},
         )
 
@@ -504,9 +504,9 @@ def _checked_image(camera: str, image: Array) -> UInt8Array:
         raise DataError(
             f"the image of {camera!r} is {image.dtype} {list(shape)}, not uint8 [H, W, 3]",
             hint=hint,
-            code="data.no_picture",
+            code="data.bad_request",
             details={"camera": camera},
         )
     if 0 in shape:
-        raise DataError(f"the image of {camera!r} is empty: {list(shape)}", code="data.no_picture")
+        raise DataError(f"the image of {camera!r} is empty: {list(shape)}", code="data.bad_request")
     return image

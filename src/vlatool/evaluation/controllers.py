@@ -153,7 +153,7 @@ class KeyMap:
                 f"the field {name!r} gets {counted(len(values), 'number')}, the policy takes "
                 f"{width}",
                 hint=f"correct fields.{name}: its start and stop, or its constant",
-                code="data.field_shape",
+                code="data.mismatch",
                 details={"field": name, "width": width},
             )
         return values
@@ -163,7 +163,7 @@ class KeyMap:
         if values.dtype.kind not in _NUMBERS:
             raise DataError(
                 f"{key!r} of the observation is {values.dtype}, not numbers",
-                code="data.field_shape",
+                code="data.mismatch",
                 details={"field": key},
             )
         return values.astype(np.float64)
@@ -185,13 +185,13 @@ def _keys_of(
         raise DataError(
             f"map.{unused[0]}: the policy has no such name; it sees {', '.join(names)}",
             hint=did_you_mean(unused[0].partition(".")[2].partition("=")[0], names),
-            code="data.unknown_name",
+            code="data.unknown_field",
         )
     if twice := [name for name in sees.fields if name in posed and typed.field_of(name)]:
         raise DataError(
             f"map.fields.{twice[0]}: a pose group gives it already",
             hint="leave it out, or change the keys of the group in pose_groups",
-            code="data.name_taken",
+            code="data.broken",
         )
     others = NameMap.model_construct(cameras=config.cameras, fields=config.fields)
     cameras = {
@@ -204,7 +204,7 @@ def _keys_of(
             raise DataError(
                 f"the field {name!r} of the policy is mapped to no observation key",
                 hint=f"give it, such as --map fields.{name}=KEY, or use a rollout preset",
-                code="data.unmapped_field",
+                code="data.unknown_field",
                 details={"field": name},
             )
         if part.constant is None:
@@ -220,7 +220,7 @@ def _check(policy: Policy, config: RolloutConfig) -> None:
         raise DataError(
             "the action of the environment is mapped to no field of the policy",
             hint=f"set action: [{{field: ...}}]; the policy has {', '.join(available)}",
-            code="data.unmapped_action",
+            code="data.unknown_field",
         )
     groups = {group.name: group for group in config.pose_groups}
     for part in config.action:
@@ -230,7 +230,7 @@ def _check(policy: Policy, config: RolloutConfig) -> None:
                 raise DataError(
                     f"action: {part.field!r} is a pose group, which has no scale or offset here",
                     hint="set scale and rotation_scale of the group in pose_groups",
-                    code="data.unmapped_action",
+                    code="data.unknown_field",
                     details={"pose_group": part.field},
                 )
             measured = [
@@ -258,7 +258,7 @@ def _check_reference(
             "and the measured one is needed",
             hint="add a pose group with the measured pose, which `action` does not name, and name "
             "it as `reference`",
-            code="data.unmapped_field",
+            code="data.unknown_field",
             details={"pose_group": group.name},
         )
 
@@ -268,7 +268,7 @@ def _key(source: FieldMap, name: str) -> str:
         raise DataError(
             f"fields.{name} has neither key nor constant",
             hint="give the key of the observation",
-            code="data.unmapped_field",
+            code="data.unknown_field",
         )
     return source.key
 
@@ -282,7 +282,7 @@ def observed_value(observation: Mapping[str, Any], key: str) -> Any:
             raise DataError(
                 f"the observation has no key {key!r}",
                 hint=did_you_mean(part, known),
-                code="data.unknown_observation",
+                code="data.bad_request",
             )
         value = value[part]
     return value
@@ -424,7 +424,7 @@ def control_options(config: RolloutConfig, policy: Policy) -> control.ControlOpt
             raise DataError(
                 f"resize: the policy sees no camera {name!r}",
                 hint=did_you_mean(name, [*cameras]),
-                code="data.unknown_camera",
+                code="data.unknown_field",
                 details={"camera": name, "known": [*cameras]},
             )
     return control.ControlOptions(
@@ -450,7 +450,7 @@ def steps_per_chunk(config: RolloutConfig, horizon: int) -> int:
             f"delay_steps is {delay}, execute_steps {config.execute_steps}, and chunks of the "
             f"policy have {counted(horizon, 'step')}",
             hint="delay_steps is at most execute_steps, and their sum at most a chunk",
-            code="usage.delay_steps",
+            code="usage.bad_value",
             details={"delay_steps": delay, "horizon": horizon},
         )
     return steps
@@ -468,7 +468,7 @@ def check_environment(policy: Policy, config: RolloutConfig, make_env: MakeEnv) 
         raise UsageError(
             f"the environment {config.env!r} cannot be reset: {reply.error}",
             hint="look at its documentation for the options that it needs, and set env_options",
-            code="usage.env_failed",
+            code="usage.bad_value",
         )
     options = control_options(config, policy)
     control.EpisodeControl(policy, config.seed, sizes, options).observe(
@@ -484,5 +484,5 @@ def check_action_shape(env: Any, shape: Sequence[int]) -> None:
             f"the action has shape {tuple(shape)}, the environment takes {env.action_space.shape}",
             hint="correct `action`: its fields, concatenated in order, must have the shape of "
             "the environment's action space",
-            code="data.action_shape",
+            code="data.mismatch",
         )

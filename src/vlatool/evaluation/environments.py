@@ -209,7 +209,7 @@ class EnvProcesses:
                 f"the process that creates the environment {ended}",
                 hint='a script needs `if __name__ == "__main__":`; to see its messages, try '
                 "--env-processes 1",
-                code="environment.env_process_ended",
+                code="environment.process_failed",
             ) from None
         if isinstance(answer, VlatoolError):
             raise answer
@@ -409,7 +409,7 @@ class EnvironmentMaker:
             raise UsageError(
                 f"the environment {self.name!r} cannot be created: {_first_line(error)}",
                 hint=_unknown_hint(self.name),
-                code="usage.unknown_env",
+                code="usage.unknown_name",
             ) from error
         except VlatoolError:
             raise
@@ -420,7 +420,7 @@ class EnvironmentMaker:
                 f"the environment {self.name!r} cannot be created{with_options}: "
                 f"{type(error).__name__}: {_first_line(error)}",
                 hint=hint if self.options else "see the documentation of the environment",
-                code="usage.env_options",
+                code="usage.unsupported",
                 details={"env_options": dict(self.options)},
             ) from error
 
@@ -450,7 +450,7 @@ def environment_maker(task: RolloutTask) -> EnvironmentMaker:
         raise UsageError(
             "no environment is given",
             hint=f"give one, such as --env {environment_ids()[0]}",
-            code="usage.no_env",
+            code="usage.missing_key",
         )
     try:
         import gymnasium

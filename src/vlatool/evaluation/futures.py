@@ -145,7 +145,7 @@ def evaluate_futures(
         raise DataError(
             f"{config.data}: has no images of the steps after a sample",
             hint="leave --tokenizer out",
-            code="data.no_futures",
+            code="data.missing",
         )
     scores = FutureScores(tokenizer)
     ask = predicts.future_codes
@@ -178,7 +178,7 @@ def checked_policy(policy: Policy, tokenizer: OpenTokenizer) -> Policy:
         raise DataError(
             "the policy predicts no images",
             hint="leave --tokenizer out",
-            code="data.no_futures",
+            code="data.missing",
         )
     tokenizer.check_decoder()
     return policy.with_tokenizer(tokenizer.network)

@@ -48,7 +48,7 @@ def ssim(original: Tensor, other: Tensor) -> Tensor:
         raise DataError(
             f"images of {list(original.shape[2:])} pixels; SSIM needs {_WINDOW} x {_WINDOW}",
             hint="compare larger images",
-            code="data.picture_too_small",
+            code="data.mismatch",
         )
     x = original.float()
     y = other.float()
@@ -331,7 +331,7 @@ class FeatureMoments:
                 f"{int(self.count)} images: a Frechet distance needs at least two",
                 hint="compare more images; with fewer than some ten thousand the distance is too "
                 "large",
-                code="data.too_few_pictures",
+                code="data.no_samples",
             )
         mean = self.total / self.count
         centered = self.products - self.count * torch.outer(mean, mean)

@@ -146,7 +146,7 @@ def _field(episode: Episode, name: str, width: int) -> Array:
         raise DataError(
             f"{episode.id}: {name!r} is {list(values.shape[1:])} wide, the policy expects {width}",
             hint="give episodes of the robot that the policy was trained on",
-            code="data.field_shape",
+            code="data.mismatch",
             details={"field": name, "width": width},
         )
     return values.astype(np.float64)
@@ -156,7 +156,7 @@ def _lacks(episode: Episode, kind: str, name: str, known: list[str]) -> DataErro
     return DataError(
         f"{episode.id}: has no {kind} {name!r}, which the policy sees",
         hint=did_you_mean(name, known) or f"the episode has no {kind}s",
-        code=f"data.unknown_{kind}",
+        code="data.unknown_field",
         details={kind: name, "known": known},
     )
 

@@ -147,7 +147,7 @@ class PolicyRunner:
                 f"{episode.num_executed} of them were executed before",
                 hint="give the number of steps executed since the last call of act or observe, as "
                 "an integer",
-                code="usage.executed_steps",
+                code="usage.bad_value",
             )
         episode.observe(state, executed)
         if episode.chunk:
@@ -159,14 +159,14 @@ class PolicyRunner:
             raise DataError(
                 f"the observation is of type {type(observation).__name__}, not a mapping",
                 hint=f"give a dict with {', '.join(self.names)}",
-                code="data.no_observation",
+                code="data.bad_request",
             )
         for name in observation:
             if name not in self.names:
                 raise DataError(
                     f"the policy takes no observation {name!r}",
                     hint=did_you_mean(str(name), self.names),
-                    code="data.unknown_observation",
+                    code="data.bad_request",
                     details={"name": str(name), "known": self.names},
                 )
         missing = [name for name in self.names if name not in observation]
@@ -174,7 +174,7 @@ class PolicyRunner:
             raise DataError(
                 f"the observation lacks {', '.join(map(repr, missing))}",
                 hint=f"the policy needs {', '.join(self.names)}",
-                code="data.missing_observation",
+                code="data.bad_request",
                 details={"missing": missing},
             )
         instruction = observation.get(_INSTRUCTION, "")
@@ -182,7 +182,7 @@ class PolicyRunner:
             raise DataError(
                 f"the instruction is of type {type(instruction).__name__}, not a string",
                 hint="give one sentence; '' for no instruction",
-                code="data.no_instruction",
+                code="data.bad_request",
             )
         images = {name: channels_last(as_array(name, observation[name])) for name in self.cameras}
         fields = {name: _vector(name, observation[name], n) for name, n in self.fields.items()}
@@ -219,14 +219,14 @@ def _vector(name: str, values: Any, width: int) -> Array:
         raise DataError(
             f"the field {name!r} is {array.dtype} {list(array.shape)}, not {width} numbers",
             hint="give only the newest values, in the order and units of the data",
-            code="data.field_shape",
+            code="data.mismatch",
             details={"field": name, "width": width},
         )
     if not np.isfinite(array).all():
         raise DataError(
             f"the field {name!r} has values that are not finite",
             hint="give finite values; a policy cannot use NaN or infinity",
-            code="data.field_not_finite",
+            code="data.not_finite",
             details={"field": name},
         )
     return array.astype(np.float64).reshape(width)

@@ -56,7 +56,7 @@ ImagePair = tuple[UInt8Array, UInt8Array]  # an image and its reconstruction, ui
 # Images uint8 [B, S, S, 3] to their reconstructions.
 Reconstruct = Callable[[Tensor], Reconstruction]
 
-_MISSING = "data.no_network_weights"
+_MISSING = "data.missing"
 # Side in pixels of a block that the baseline fills with one color. Source: reference/titok 5.4.
 BLOCK = 16
 
@@ -236,7 +236,7 @@ def evaluate_reconstruction(
             f"preprocessing.crop_size is {config.preprocessing.crop_size}, the tokenizer takes "
             f"images of {tokenizer.image_size} pixels",
             hint="use the preprocessing that is stored beside the tokenizer",
-            code="data.picture_size",
+            code="data.mismatch",
         )
     config = config.model_copy(update={"preprocessing": config.preprocessing.without_randomness()})
     part = shards_of_rank(load_info(config, reporter), options.rank, options.world_size)

@@ -269,7 +269,7 @@ def attempt(function: Callable[[Item], Value], item: Item) -> Outcome[Item, Valu
         problem = DataError(
             f"{_name(item)}: cannot be read: {error.filename or ''}: {error.strerror or error}",
             hint="check that it exists and is readable, then run the same command again",
-            code="data.unreadable",
+            code="data.broken",
             details={"path": str(error.filename or "")},
         )
         return Outcome(item, error=problem)
@@ -319,7 +319,7 @@ def worker_died(item: object) -> DataError:
         f"{_name(item)}: the worker process died in each attempt on this item",
         hint="it may need more memory than available: try --workers 1; a script that calls vlatool"
         ' needs `if __name__ == "__main__":`',
-        code="data.worker_died",
+        code="data.incomplete",
     )
 
 

@@ -287,6 +287,6 @@ def _broken_list_error(path: Path, number: int) -> DataError:
     return DataError(
         f'{path}:{number}: expected {{"path": ..., "bytes": ..., "sha256": ...}}',
         hint="run the command that wrote the output again; it rewrites the list",
-        code="data.broken_file_list",
+        code="data.broken",
         details={"path": str(path), "line": number},
     )

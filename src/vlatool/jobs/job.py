@@ -385,7 +385,7 @@ class Items:
             raise StorageError(
                 f"{self._journal.folder}: the receipt of {receipt.item} is missing",
                 hint="another program removed it; run the same command again",
-                code="storage.output_changed",
+                code="storage.changed",
             )
         return replace(stored, resumed=receipt.resumed)
 

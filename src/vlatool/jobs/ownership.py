@@ -64,7 +64,7 @@ def owner_of(
             folder,
             "has no readable record, so the run cannot be resumed",
             hint="evaluate it, choose another --output, or replace it with --overwrite",
-            code="usage.no_record",
+            code="usage.unsupported",
         )
     if before is None or is_foreign:
         return None
@@ -77,7 +77,7 @@ def owner_of(
         f"{folder}: was written by {version} in format {before.format}; vlatool {__version__} "
         f"continues outputs of format {FORMAT}",
         hint=hint,
-        code="usage.output_format",
+        code="usage.unsupported",
         details={"format": before.format, "version": before.version},
     )
 
@@ -347,7 +347,7 @@ def check_versions(
         raise UsageError(
             f"{path}: has changed since the run started, which read {old}",
             hint=f"resume with owner/name@{old}, or {hint}",
-            code="usage.source_moved",
+            code="usage.missing_file",
             details={"place": path, "before": old, "now": now[_VERSIONS][path]},
         )
 
@@ -379,7 +379,7 @@ def check_downloaded(path: Path) -> None:
                 _shown(folder),
                 "this download is not complete",
                 hint=completion_hint(record, folder),
-                code="data.incomplete_download",
+                code="data.incomplete",
                 commands=pending_commands(record, folder),
             )
 

@@ -150,7 +150,7 @@ def _joined_cluster(ray: Any, address: str, connect_s: float) -> Generator[None,
             f"{address}: this process already started its own Ray cluster (--engine ray) and "
             "cannot join this one",
             hint="join the cluster in a new process",
-            code="environment.ray_one_cluster",
+            code="environment.process_failed",
             details={"address": address},
         )
     reason = _probe(address, connect_s)
@@ -270,7 +270,7 @@ def _unreachable(address: str, reason: str) -> EnvironmentProblem:
         f"{address}: cannot join this Ray cluster: {first_line(reason)}",
         hint="check that it runs (`ray status` on its head node); use HOST:6379 on a machine of "
         "the cluster, ray://HOST:10001 from any other machine",
-        code="environment.ray_unreachable",
+        code="environment.process_failed",
         details={"address": address},
     )
 
@@ -281,7 +281,7 @@ def ray_failed(reason: str) -> EnvironmentProblem:
         f"Ray failed: {first_line(reason)}",
         hint="run the same command again, or use --engine local; the log files of Ray are in "
         "/tmp/ray/session_latest/logs",
-        code="environment.ray_failed",
+        code="environment.process_failed",
     )
 
 
@@ -412,7 +412,7 @@ def _attempt_on_worker(
             f"a worker of the cluster has vlatool {__version__}, the driver has {driver.version}",
             hint="install the same version on every node:"
             f" pip install 'vlatool[ray]=={driver.version}'",
-            code="environment.ray_worker_version",
+            code="environment.process_failed",
         )
         return Outcome(item, error=problem)
     expect_answers()  # the driver has reached the storage
@@ -450,7 +450,7 @@ def _broken_task(item: Item, cause: Exception) -> Outcome[Item, Any]:
         problem = EnvironmentProblem(
             f"a worker of the cluster lacks a package: {first_line(text)}",
             hint="install vlatool and its plugins on every node, in the same versions",
-            code="environment.ray_worker_packages",
+            code="environment.process_failed",
         )
         return Outcome(item, error=problem)
 

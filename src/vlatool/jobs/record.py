@@ -58,7 +58,7 @@ class OutputRecord:
             folder,
             f"`vlatool {self.command}` has not written a manifest here yet",
             hint="wait until it ends; if it was interrupted, run the same command again",
-            code="data.incomplete_output",
+            code="data.incomplete",
             options=dict(self.options),
         )
 
@@ -151,7 +151,7 @@ def read_valid_record(folder: Path) -> OutputRecord | None:
             path,
             f"cannot be read: {error.strerror or error}",
             hint="grant read permission: this file records which command owns the output",
-            code="storage.read",
+            code="storage.unreadable",
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error.reason if isinstance(error, DocumentError) else "not a record of an output"
@@ -159,7 +159,7 @@ def read_valid_record(folder: Path) -> OutputRecord | None:
             path,
             reason,
             hint="copy the output again, or write it again with --overwrite or to another folder",
-            code="data.broken_record",
+            code="data.broken",
         ) from None
 
 

@@ -39,14 +39,14 @@ def all_failed_error(failures: Sequence[Mapping[str, Any]], item_name: str) -> V
     first = failures[0]
     is_bug = _has_bug(failures)
     error_class = BugError if is_bug else StorageError if _is_storage(failures) else DataError
-    code = {BugError: BugError.unexpected, StorageError: f"storage.{item_name}s_failed"}
+    code = {BugError: BugError.unexpected, StorageError: "storage.failed"}
     message = str(first["message"])
     if len(failures) > 1:
         message = f"all {item_name}s failed; the first: {message}"
     return error_class(
         message,
         hint=str(first["hint"]),
-        code=code.get(error_class, "data.all_failed"),
+        code=code.get(error_class, "data.incomplete"),
         details={"failures": list(failures)},
     )
 
@@ -80,14 +80,14 @@ def failure_of(run: JobRun, spec: JobSpec[Any], done: int) -> VlatoolError | Non
             message,
             hint=f"the others are written; {record} lists the reasons; run the same command again "
             "for the rest",
-            code=f"storage.{item_name}s_failed",
+            code="storage.failed",
             details=details,
         )
     return PartialFailure(
         message,
         hint=f"the others are written; {record} lists the reasons; once they are fixed, run the "
         "same command again",
-        code=f"partial.{item_name}s_failed",
+        code="partial.failed",
         details=details,
     )
 
@@ -428,7 +428,7 @@ class _Loop:
             raise (BugError if is_bug else DataError)(
                 f"{len(failures)} {item_name}s failed, more than --max-failures allows",
                 hint=error.message,
-                code=BugError.unexpected if is_bug else "data.too_many_failures",
+                code=BugError.unexpected if is_bug else "data.incomplete",
                 details={"failures": failures},
             )
 

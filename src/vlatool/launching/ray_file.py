@@ -118,7 +118,7 @@ def build_wheel(folder: Path, text: str) -> None:
             f"no wheel of vlatool could be built from {source}: {reason}",
             hint="install vlatool from a wheel or from Git, or write the install line of the file "
             "yourself",
-            code="environment.no_wheel",
+            code="environment.missing_dependency",
             details={"path": str(source)},
         )
 
@@ -134,7 +134,7 @@ def filled(text: str, config: RayClusterConfig) -> str:
             raise UsageError(
                 f"{config.cluster} has another value than --ray.{key.replace('_', '-')} {value}",
                 hint="change it in the file and leave out the option, or remove the file",
-                code="usage.cluster_value",
+                code="usage.bad_value",
                 details={"key": f"ray.{key}", "path": config.cluster},
             )
     return text
@@ -164,6 +164,6 @@ def placeholder_error(config: RayClusterConfig, left: Mapping[int, list[str]]) -
         hint=f"replace them in the file, or run the same command again with {' '.join(options)}"
         if options
         else "replace them in the file",
-        code="usage.placeholders",
+        code="usage.bad_value",
         details={"path": config.cluster, "placeholders": by_name},
     )

@@ -60,7 +60,7 @@ class Account:
                 f"the AWS configuration has no profile {profile or os.environ.get('AWS_PROFILE')}",
                 hint="`aws configure list-profiles` lists the profiles; give one with "
                 "--sagemaker.profile NAME",
-                code="environment.aws_profile",
+                code="environment.credentials",
             ) from None
         self._clients: dict[str, Any] = {}
         self.region = str(self._session.region_name or DEFAULT_REGION)
@@ -113,7 +113,7 @@ def _client_error(error: Any, label: str) -> VlatoolError:
         return EnvironmentProblem(
             f"{label}: these AWS credentials lack the permission: {message}",
             hint=f"add {label} to the policy of your user or role",
-            code="environment.forbidden",
+            code="environment.credentials",
             details=details,
         )
     if code in _REJECTED:
@@ -132,7 +132,7 @@ def _rejected(label: str, reason: str, details: Mapping[str, Any]) -> UsageError
     return UsageError(
         f"{label}: {reason}",
         hint="change what the message names, then run the command again",
-        code="usage.rejected_request",
+        code="usage.bad_value",
         details=dict(details),
     )
 
@@ -154,7 +154,7 @@ def _secret(account: Account, variable: str, name: str) -> str:
         raise EnvironmentProblem(
             f"the secret {name} for {variable} is not text",
             hint="store it with --secret-string",
-            code="environment.secret",
+            code="environment.credentials",
             details={"secret": name, "variable": variable},
         )
     with suppress(ValueError):
@@ -200,7 +200,7 @@ def ensure_image(account: Account, job: SageMakerConfig, reporter: Reporter) -> 
             "installed here",
             hint="\n  ".join(["on a machine with Docker:", *commands])
             + f"\nthen run this command again, or give --sagemaker.image {image}",
-            code="environment.docker",
+            code="environment.process_failed",
             details={"image": image, "folder": str(folder), "commands": commands},
         )
     try:
@@ -262,7 +262,7 @@ def _requirements() -> list[str]:
         raise EnvironmentProblem(
             "vlatool is not installed, so the packages of its image are not known",
             hint="install it, or give an image with --sagemaker.image URI",
-            code="environment.not_installed",
+            code="environment.missing_dependency",
         ) from None
     chosen: list[str] = []
     for line in lines:
@@ -295,7 +295,7 @@ def check_image(account: Account, image: str) -> None:
             f"--sagemaker.image {image}: the registry has no such image",
             hint="push it, or leave out --sagemaker.image, and the image of this version of "
             "vlatool is built",
-            code="usage.no_image",
+            code="usage.unknown_name",
             details={"image": image},
         )
 
@@ -339,7 +339,7 @@ def _run(command: Sequence[str], content: bytes = b"") -> None:
         raise EnvironmentProblem(
             f"`{shlex.join(['docker', *command[1:]])}` ended with exit code {ended.returncode}",
             hint="see its output above; then run the same command again",
-            code="environment.docker",
+            code="environment.process_failed",
             details={"exit_code": ended.returncode},
         )
 
@@ -408,7 +408,7 @@ def job_error(name: str, job: Mapping[str, Any]) -> VlatoolError:
         f"the job {name} is {status.lower()}: {reason or 'without a reason'}",
         hint="its log has the error; the same command then starts a job that continues the run "
         "from its last checkpoint",
-        code="environment.job_failed" if status == "Failed" else "environment.job_stopped",
+        code="environment.process_failed",
         details={"job": name, "status": status, "reason": reason},
     )
 
@@ -468,6 +468,6 @@ def described_job(account: Account, name: str) -> Mapping[str, Any]:
             f"{account.region} has no training job {name}",
             hint="`vlatool launch sagemaker` prints the name of its job; --region and --profile "
             "choose another region and account",
-            code="usage.no_job",
+            code="usage.unknown_name",
             details={"job": name},
         ) from None

@@ -151,7 +151,7 @@ def instance_type(name: str) -> str:
             f"--sagemaker.instance_type {name}: SageMaker has no such instance type",
             hint=f"{hint}; short names: {', '.join(_INSTANCE_TYPES)}; a new type may need a newer "
             "boto3 (pip install -U boto3)",
-            code="usage.instance_type",
+            code="usage.bad_value",
             details={"instance_type": name},
         )
     if ".trn" in full or "-gb" in full:
@@ -159,7 +159,7 @@ def instance_type(name: str) -> str:
             f"--sagemaker.instance_type {name}: its processors are not those of the image, which "
             "is for NVIDIA GPUs and x86-64",
             hint=f"choose another one; short names: {', '.join(_INSTANCE_TYPES)}",
-            code="usage.instance_type",
+            code="usage.bad_value",
             details={"instance_type": name},
         )
     return full
@@ -196,7 +196,7 @@ def check_request(request: Mapping[str, Any]) -> None:
         raise UsageError(
             f"sagemaker:CreateTrainingJob would reject the request: {'; '.join(problems)}",
             hint="change what the message names, then run the command again",
-            code="usage.rejected_request",
+            code="usage.bad_value",
             details={"problems": problems},
         )
 
@@ -300,7 +300,7 @@ def _check_packages(config: SageMakerConfig) -> None:
                 "sagemaker.pip: options, lines and credentials are no packages",
                 hint="give names, versions and addresses, such as lerobot==0.4.0; for a private "
                 "package give its folder or wheel with --sagemaker.package",
-                code="usage.invalid_package",
+                code="usage.bad_value",
                 details={"key": "sagemaker.pip"},
             )
     for path in config.package:
@@ -309,7 +309,7 @@ def _check_packages(config: SageMakerConfig) -> None:
             raise UsageError(
                 f"--sagemaker.package {path}: is no wheel and no folder with a pyproject.toml",
                 hint="give the folder of a package, or build a wheel with `pip wheel --no-deps`",
-                code="usage.invalid_package",
+                code="usage.bad_value",
                 details={"key": "sagemaker.package", "path": path},
             )
 
@@ -404,7 +404,7 @@ def check_volume(config: SageMakerConfig, size: int) -> None:
         f"{size_text(config.volume_size * 10**9)}",
         hint=f"give --sagemaker.volume_size {-(-size // 10**9) + 10}, or fewer checkpoints with "
         "--max-checkpoint-limit",
-        code="usage.volume_size",
+        code="usage.bad_value",
         details={"key": "sagemaker.volume_size", "needed": size},
     )
 

@@ -217,7 +217,7 @@ def _sbatch_error(message: str, script: Path, exit_code: int | None = None) -> E
         hint="change the --slurm options, then run the same command again"
         if exit_code is not None
         else f"run sbatch yourself: sbatch {script}",
-        code="environment.sbatch",
+        code="environment.process_failed",
         details={"script": str(script), "exit_code": exit_code},
     )
 
@@ -229,5 +229,5 @@ def check_sbatch(script: Path) -> None:
             f"{SBATCH} is not on the path: this machine submits no jobs of Slurm",
             hint=f"run the command on a login node of the cluster; without --submit it writes "
             f"{script}",
-            code="environment.no_sbatch",
+            code="environment.missing_dependency",
         )

@@ -36,19 +36,19 @@ def check_locations(config: TrainConfig) -> None:
         raise UsageError(
             f"no training data are given: {data_key} is empty",
             hint="give their location in a bucket with --data s3://BUCKET/DIR",
-            code="usage.no_data",
+            code="usage.missing_key",
         )
     if config.remote_sync is None:
         raise UsageError(
             "remote_sync is not set: the run would be lost with the machine that trains",
             hint="give a location for the runs with --remote-sync s3://BUCKET/RUNS",
-            code="usage.no_sync",
+            code="usage.missing_key",
             details={"key": "remote_sync"},
         )
     required = {"init_from", "remote_sync", "remote_sync_fixed_path"}
     required |= {f"data.{key}" for key in config.data_kind.folders_keys}
     problems = [
-        Problem(key, "", f'"{key}" is {text}, a path of this machine', code="config.local_path")
+        Problem(key, "", f'"{key}" is {text}, a path of this machine', code="config.invalid_value")
         for key, text in _texts(config)
         if key not in _PATHS_THERE and _is_local(key, text, is_location=key in required)
     ]
@@ -71,7 +71,7 @@ def check_run(
                 hint="for a new run beside an old one choose another --remote-sync"
                 if key == "fresh"
                 else "use it with `vlatool train --dry-run`",
-                code="usage.no_effect",
+                code="usage.bad_value",
                 details={"key": key},
             )
     budget_samples(config, 1)
@@ -155,7 +155,7 @@ def checked_run(
         raise UsageError(
             "--fresh starts a new run each time that the job is started",
             hint="give the new run another name with --output",
-            code="usage.fresh",
+            code="usage.conflict",
         )
     values = config.model_dump(mode="json", include={*TrainConfig.model_fields})
     values["name"] = config.name or new_name(config)
@@ -166,7 +166,7 @@ def checked_run(
         raise UsageError(
             f"{config.name!r} cannot be the name of a job",
             hint="use letters, digits, dots, dashes and underscores in the name of the run",
-            code="usage.job_name",
+            code="usage.bad_value",
             details={"name": config.name},
         )
     if is_dry:

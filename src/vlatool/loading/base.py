@@ -276,7 +276,7 @@ class RecordedPairs(Protocol):
             frame: Frame of the observation.
 
         Raises:
-            DataError: `data.unknown_episode` or `data.unknown_frame`.
+            DataError: `data.unknown_field` or `data.unknown_field`.
         """
         return None
 
@@ -455,7 +455,7 @@ def data_kind(name: str | None, accepted: Sequence[str] = ()) -> DataKind:
     raise UsageError(
         f"data.type {name!r} is not one of the accepted data kinds: {', '.join(known)}",
         hint=did_you_mean(str(name), known),
-        code="usage.unknown_kind_of_data",
+        code="usage.unknown_name",
         details={"key": "data.type", "known": known},
     )
 

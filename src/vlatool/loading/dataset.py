@@ -72,8 +72,8 @@ class SampleDataset(Dataset[Any]):
                 broken.message,
                 hint="`vlatool verify` lists such samples; preprocess the data again, or skip it "
                 "with a custom Sampler",
-                code=f"data.{broken.reason}",
-                details={"sample": broken.sample},
+                code="data.broken",
+                details={"reason": broken.reason, "sample": broken.sample},
             )
         if self.scales is not None:
             samples = [self.scales.normalized(sample) for sample in samples]
@@ -132,7 +132,7 @@ def open_dataset(
         raise UsageError(
             f"open_dataset expects each folder as an argument of its own, got {folders}",
             hint="call open_dataset(first, second)",
-            code="usage.folders",
+            code="usage.bad_value",
         )
     data_kind = find_kind(None, [kind] if kind else ())
     to_plain = None if raw else _plain(data_kind)
@@ -153,7 +153,7 @@ def _plain(kind: DataKind) -> Callable[..., dict[str, Any]]:
         raise UsageError(
             f"the data kind {kind.name} has no method `plain`, which returns dicts",
             hint="pass raw=True and a collate_fn of your own",
-            code="usage.no_plain_samples",
+            code="usage.unsupported",
         )
     return kind.plain
 
@@ -163,6 +163,6 @@ def _scales(kind: DataKind, config: Any, info: Any) -> Any:
         raise UsageError(
             f"normalize is True, but {kind.name} data have no fields to normalize",
             hint="omit normalize",
-            code="usage.nothing_to_normalise",
+            code="usage.unsupported",
         )
     return kind.make_assets(config, info)

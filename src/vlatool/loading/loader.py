@@ -177,7 +177,7 @@ def _shared(size: int) -> Tensor:
             f"cannot allocate {size / 1e6:.1f} MB of shared memory for a batch: {error}",
             hint="raise the limit of the container (`docker run --shm-size 8g`), or lower "
             "data.num_workers, data.prefetch_factor or hparams.per_gpu_batch_size",
-            code="environment.no_shared_memory",
+            code="environment.hardware",
         ) from None
 
 
@@ -327,7 +327,7 @@ class BatchStream(IterableDataset[_Item]):
                 f"a sample was dropped with the reason {unknown.pop()!r}, which is not in "
                 "`drop_reasons` of its data kind",
                 hint="add the reason to `drop_reasons`",
-                code="data.unknown_drop_reason",
+                code="data.unknown_field",
             )
         return base.MicroBatch(
             batch=self._batcher(samples) if samples else self._dummy(),
@@ -466,7 +466,7 @@ def _worker_exited(error: Exception) -> EnvironmentProblem:
         f"a loader worker was killed: {error or type(error).__name__}",
         hint="the machine may be out of memory: lower data.num_workers or data.prefetch_factor; "
         "run the same command to resume from the last checkpoint",
-        code="environment.loader_ended",
+        code="environment.process_failed",
     )
 
 

@@ -322,7 +322,7 @@ def check_single_epoch(order: SampleOrder, positions: int) -> None:
             f"{name}: a second epoch would start after {counted(possible, 'sample')} of the run, "
             f"the budget is {positions}",
             hint="set data.allow_multiple_epochs to true, or lower the budget",
-            code="data.too_few_samples",
+            code="data.no_samples",
             details={"dataset": name, "possible": possible, "wanted": positions},
         )
 

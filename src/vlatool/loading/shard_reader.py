@@ -38,7 +38,7 @@ def episode_named(episodes: Mapping[int, str], text: str) -> str:
     raise DataError(
         f"there is no episode {text!r} among {counted(len(episodes), 'episode')}",
         hint=_known(episodes, text),
-        code="data.unknown_episode",
+        code="data.unknown_field",
         details={"episode": text, "episodes": len(episodes)},
     )
 
@@ -60,7 +60,7 @@ def check_frame(frame: int, frames: range | Mapping[int, int], episode: str) -> 
             f"{episode}: there is no frame {frame}; "
             + (f"near it: {_near(frame, frames)}" if inside else f"frames are {low} to {high}"),
             hint="give one of its frames; preprocessed data have the frames of their windows only",
-            code="data.unknown_frame",
+            code="data.unknown_field",
             details={"episode": episode, "frame": frame},
         )
 
@@ -272,7 +272,7 @@ def _open_shard(
         raise DataError(
             f"{shard.location}: has {counted(count, 'sample')}, expected {shard.size}",
             hint="the shard changed or belongs to another manifest: create it or copy it again",
-            code="data.shard_count",
+            code="data.mismatch",
             details={"shard": str(shard.location), "samples": count, "expected": shard.size},
         )
     return opened
@@ -297,7 +297,7 @@ def _check_length(data: bytes, shard: _OpenShard, ref: base.SampleRef) -> bytes:
         raise DataError(
             f"{shard.path}: sample {ref.sample} has {len(data)} bytes, its index records {length}",
             hint="preprocess or copy the data again",
-            code="data.broken_shard",
+            code="data.broken",
             details={"shard": str(shard.path)},
         )
     return data
@@ -307,7 +307,7 @@ def _missing(error: FileNotFoundError, path: Path | None = None) -> DataError:
     return DataError(
         f"{path or error.filename}: shard is missing, but its manifest or list names it",
         hint="preprocess or copy the data again",
-        code="data.missing_shard",
+        code="data.missing",
         details={"shard": str(path or error.filename)},
     )
 
@@ -317,5 +317,5 @@ def _unreadable(path: Path, error: OSError) -> StorageError:
         path,
         f"cannot be read: {error.strerror or error}",
         hint="check the disk, then run the same command again",
-        code="storage.read",
+        code="storage.unreadable",
     )

@@ -411,7 +411,7 @@ class Policy(Protocol):
                 "the policy writes no tokens, so that temperature, samples and selection mean "
                 "nothing",
                 hint="leave them out; other seeds give other chunks",
-                code="usage.no_tokens",
+                code="usage.unsupported",
             )
         return self
 

@@ -329,7 +329,7 @@ def check_codes(codes: Tensor, size: int) -> None:
         raise DataError(
             f"{actual}, the codebook has codes 0 to {size - 1}",
             hint="decode with the tokenizer that encoded the images",
-            code="data.code_out_of_range",
+            code="data.mismatch",
             details={"low": low, "high": high, "size": size},
         )
 

@@ -60,7 +60,7 @@ def check_image(image: UInt8Array, size: int, name: str) -> None:
             f"{name}: image is {image.dtype} {list(shape)}, the model expects uint8 "
             f"[{size}, {size}, 3]",
             hint="set the image size of the data to that of the model, or set model.image_size",
-            code="data.picture_size",
+            code="data.mismatch",
             details={"sample": name},
         )
 
@@ -72,14 +72,14 @@ def check_pixels(pixels: Tensor, size: int) -> None:
         raise DataError(
             f"pixels are {pixels.dtype} {list(pixels.shape)}, the model expects float "
             f"[B, 3, {size}, {size}]",
-            code="data.picture_size",
+            code="data.mismatch",
         )
     low, high = (float(pixels.min()), float(pixels.max())) if pixels.numel() else (0.0, 1.0)
     if not -_SLACK <= low <= high <= 1 + _SLACK:
         raise DataError(
             f"pixels range from {low:g} to {high:g}, the model expects 0 to 1",
             hint="divide uint8 values by 255, without subtracting a mean",
-            code="data.pixel_range",
+            code="data.mismatch",
         )
 
 

@@ -504,7 +504,7 @@ def _parsed(name: str) -> tuple[list[str], list[float]]:
         raise UsageError(
             f"unknown perceptual network {name!r}",
             hint="use convnext_s, lpips, or both with weights, such as lpips-convnext_s-1.0-0.1",
-            code="usage.unknown_perceptual_network",
+            code="usage.unknown_name",
             details={"known": list(NAMES)},
         )
     return names, shares

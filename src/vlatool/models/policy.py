@@ -200,7 +200,7 @@ class RoboticsPolicy(Policy):
             raise DataError(
                 f"the range of {field!r} in the training data is unknown",
                 hint="give the commands of the gripper with `closed` and `opened`",
-                code="data.unknown_range",
+                code="data.unknown_field",
                 details={"field": field},
             )
         return value_range(self._statistics[field], field)
@@ -243,7 +243,7 @@ class RoboticsPolicy(Policy):
                 raise DataError(
                     f"no pose group contains {name!r}, so its reference is unknown",
                     hint="add pose_groups to preprocessing_config.yaml in the run folder",
-                    code="data.missing_pose_group",
+                    code="data.missing",
                     details={"field": name},
                 )
         return actions
@@ -392,7 +392,7 @@ def _newest(field: str, observations: Sequence[Observation]) -> Array:
             raise DataError(
                 f"actions of the policy are relative to {field!r}, which is not observed",
                 hint="map an observation of the environment to this field",
-                code="data.missing_field",
+                code="data.unknown_field",
                 details={"field": field},
             )
     return np.stack([observation.fields[field][-1:] for observation in observations])

@@ -53,7 +53,7 @@ def base_model(name: str, revision: str | None = None) -> Path:
             "no base model is configured",
             hint="set hf_pretrained to owner/name[@revision] on the Hugging Face hub, or to a "
             "folder",
-            code="data.base_model",
+            code="data.missing",
         )
     is_hub_name = _HUB_NAME.fullmatch(name) and not location(name).exists()
     text = f"{_HUB}{name}" if is_hub_name else str(location(name))
@@ -72,11 +72,11 @@ def read_architecture(folder: Path, kind: str | None = None) -> dict[str, Any]:
             folder,
             f"model_type is {content['model_type']!r}, expected {kind!r}",
             hint=f"use {_OTHER_BASE_MODEL}; as a backbone, the type that fits this one",
-            code="data.base_model",
+            code="data.missing",
             model_type=content["model_type"],
         )
     if problem := architecture_problem(content):
-        raise DataError.at(folder, problem, hint=_OTHER_BASE_MODEL, code="data.base_model")
+        raise DataError.at(folder, problem, hint=_OTHER_BASE_MODEL, code="data.missing")
     return _without(content, _NOT_ARCHITECTURE)
 
 
@@ -111,7 +111,7 @@ def build_network(architecture: Mapping[str, Any], build: Callable[[Any], Any]) 
             hint="set the type of that section to clip_backbone for CLIP, vlm_backbone for another "
             "model of images and text, transformer_hf for a language model as denoiser; if it is, "
             "copy the base model again",
-            code="data.base_model",
+            code="data.missing",
         ) from None
 
 

@@ -53,7 +53,7 @@ class PublishedFiles:
                     path,
                     "is missing, or has changed since it was exported",
                     hint="export or copy it again; `vlatool verify` lists all changed files",
-                    code="data.broken_export",
+                    code="data.broken",
                 )
         return local
 
@@ -217,7 +217,7 @@ class Trained:
         if policy is None:
             raise DataError(
                 f"{self.origin.text}: the model type {model_type.name!r} is not a policy",
-                code="data.no_policy",
+                code="data.missing",
             )
         return policy
 

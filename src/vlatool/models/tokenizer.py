@@ -42,7 +42,7 @@ class ImageRule:
             raise DataError(
                 f"{name}: image is {width}x{height}, the tokenizer expects {self.size}x{self.size}",
                 hint="resize the images first: this tokenizer has no stored preprocessing",
-                code="data.picture_size",
+                code="data.mismatch",
                 details={"picture": name, "size": [height, width], "wanted": self.size},
             )
         return checked
@@ -77,7 +77,7 @@ class OpenTokenizer:
             location,
             reason if size else "the tokenizer makes continuous tokens, not codes",
             hint=f"give a tokenizer with quantizer.type vq and at most {_MAX_CODES} codes",
-            code="data.no_codebook",
+            code="data.missing",
         )
 
     def check_decoder(self) -> None:
@@ -85,7 +85,7 @@ class OpenTokenizer:
             raise DataError(
                 f"{self.name}: is a first stage, which encodes images but cannot decode codes",
                 hint="give the run of its second stage",
-                code="data.no_pixels",
+                code="data.missing",
             )
 
     def check_tokenizer_of(self, location: Path, metadata: Mapping[str, Any]) -> None:
@@ -102,7 +102,7 @@ class OpenTokenizer:
             f"{self.name} "
             f"({counted(own[0], 'code')} per image, codebook of {own[1]})",
             hint="decode with the tokenizer that made the codes",
-            code="data.other_tokenizer",
+            code="data.mismatch",
         )
 
 
@@ -128,7 +128,7 @@ def open_tokenizer(
             location,
             f"the model type {model_type.name!r} is not a visual tokenizer",
             hint="use a run of a visual tokenizer, such as titok",
-            code="data.no_tokenizer",
+            code="data.missing",
         )
     preprocessing: ImagePreprocessing = trained.assets.preprocessing
     if preprocessing.crop_size != network.image_size:
@@ -137,7 +137,7 @@ def open_tokenizer(
             f"broken stored preprocessing: crop_size is {preprocessing.crop_size}, the "
             f"tokenizer takes {network.image_size}",
             hint="copy the preprocessing from the original run or download again",
-            code="data.broken_config",
+            code="data.broken",
         )
     plain = preprocessing.without_randomness()
     resizes = "resize_shorter_edge" in preprocessing.model_fields_set

@@ -142,7 +142,7 @@ def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:
         raise UsageError(
             f"{checkpoint}: has no averaged weights",
             hint="use --weights raw",
-            code="usage.no_ema",
+            code="usage.unsupported",
         )
     chosen = "ema" if has_averaged and weights != "raw" else "raw"
     name = part_weights(_MODEL, averaged=chosen == "ema")
@@ -151,7 +151,7 @@ def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:
             checkpoint,
             f"contains no weights of a part {_MODEL!r}",
             hint="use the checkpoint of another run",
-            code="data.no_checkpoint",
+            code="data.missing",
         )
     return WeightsOrigin(text, checkpoint / name, run, checkpoint, chosen)
 
@@ -170,7 +170,7 @@ def _published_origin(text: str, files: PublishedFiles, weights: Weights) -> Wei
         raise UsageError(
             f"{text}: has no {missing} weights",
             hint=f"use --weights {files.kind}",
-            code="usage.no_ema" if weights == "ema" else "usage.no_raw",
+            code="usage.unsupported",
         )
     return WeightsOrigin(text, files.weights, weights=files.kind)
 
@@ -185,7 +185,7 @@ def _open_run(origin: WeightsOrigin, device: Any, changes: Mapping[str, Any]) ->
             origin.text,
             "is not the weights of a known model type",
             hint="give a run, a checkpoint, or a published folder or file",
-            code="data.no_checkpoint",
+            code="data.missing",
         )
     listed = origin.run.recorded_files()
     run, checkpoint = locations.local_run(
@@ -264,7 +264,7 @@ def _unusable(origin: WeightsOrigin, reason: str) -> DataError:
         origin.text,
         f"invalid configuration: {reason}",
         hint="copy the weights again from their origin, with their configuration",
-        code="data.broken_config",
+        code="data.broken",
     )
 
 
@@ -350,12 +350,12 @@ def _check_present(text: str, missing: Sequence[Path], *, has_state: bool = True
         raise UsageError(
             f"{text}: has weights, but no state of training to continue from",
             hint=hint,
-            code="usage.no_training_state",
+            code="usage.unsupported",
         )
     if missing:
         raise DataError.at(
             missing[0],
             f"is missing, so the training of {text} cannot be continued",
             hint=f"copy it from where the checkpoint was trained; {hint}",
-            code="data.no_training_state",
+            code="data.missing",
         )

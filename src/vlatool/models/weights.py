@@ -64,7 +64,7 @@ def _read_frozen(path: Path, name: str) -> dict[str, Tensor]:
         raise DataError(
             f"{path}: its frozen weights {name} are missing",
             hint=f"copy {name} from the folder `checkpoints` of the run to {path.parent}",
-            code="data.broken_checkpoint",
+            code="data.broken",
             details={"path": str(frozen)},
         )
     return read_weights(frozen)
@@ -138,7 +138,7 @@ def _pickle_error(path: Path, error: pickle.UnpicklingError) -> DataError:
         path,
         f"not loaded, because it refers to {name}, which is not a tensor",
         hint="use a safetensors file, or a file that contains only tensors",
-        code="data.unsafe_checkpoint",
+        code="data.unsafe",
         asks_for=name,
     )
 
@@ -199,7 +199,7 @@ def matching_state_dict(
             path,
             f"values are not finite: {', '.join(bad[:_SHOWN])}",
             hint="use other weights: the outputs of these would not be finite",
-            code="data.weights_not_finite",
+            code="data.not_finite",
             tensors=bad,
         )
     return weights
@@ -307,5 +307,5 @@ def unusable_checkpoint(path: Path, error: object) -> DataError:
         path,
         f"cannot be loaded: {reason}",
         hint="the checkpoint is broken or of another model: use another checkpoint",
-        code="data.broken_checkpoint",
+        code="data.broken",
     )

@@ -24,7 +24,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
         raise UsageError(
             f"the host {host!r} is unknown: {error}",
             hint="use 127.0.0.1 for clients on this machine, 0.0.0.0 for all others",
-            code="usage.bad_host",
+            code="usage.bad_value",
             details={"host": host},
         ) from error
     try:
@@ -53,7 +53,7 @@ def _address_error(host: str, port: int, error: OSError) -> UsageError:
     return UsageError(
         f"cannot listen at {host} port {port}: {error.strerror}",
         hint=hints.get(error.errno or 0, "choose another --host or --port"),
-        code="usage.port_in_use" if error.errno == errno.EADDRINUSE else "usage.bad_host",
+        code="usage.bad_value",
         details={"host": host, "port": port},
     )
 
@@ -72,7 +72,7 @@ def read_key(key_file: str | None, host: str) -> str | None:
         raise UsageError(
             f"a server at {host} needs a key: other machines can reach it",
             hint="write a long random key into a file and give it with --key-file",
-            code="usage.no_key",
+            code="usage.bad_value",
             details={"host": host},
         )
     key = _text_of(key_file, "--key-file").strip()
@@ -81,7 +81,7 @@ def read_key(key_file: str | None, host: str) -> str | None:
             key_file,
             "has no usable key",
             hint="write one line of printable ASCII characters",
-            code="usage.no_key",
+            code="usage.bad_value",
         )
     hide(key)
     return key
@@ -100,7 +100,7 @@ def tls_context(certificate: str | None, private_key: str | None) -> ssl.SSLCont
         raise UsageError(
             "--private-key is without --certificate",
             hint="give both, or neither",
-            code="usage.bad_certificate",
+            code="usage.bad_value",
         )
     for path, option in ((certificate, "--certificate"), (private_key, "--private-key")):
         if path is not None:
@@ -114,7 +114,7 @@ def tls_context(certificate: str | None, private_key: str | None) -> ssl.SSLCont
             certificate,
             f"not a certificate with its private key: {error}",
             hint="give the chain in PEM form and its key, not encrypted, with --private-key",
-            code="usage.bad_certificate",
+            code="usage.bad_value",
         ) from error
     return context
 
@@ -126,7 +126,7 @@ def _text_of(path: str, option: str) -> str:
         raise UsageError(
             f"{option} {path} cannot be read: {error}",
             hint="give the path of a text file on this machine",
-            code="usage.unreadable_file",
+            code="usage.missing_file",
             details={"path": path},
         ) from error
 

@@ -51,7 +51,6 @@ KEY_SCHEME = "Api-Key "
 # Pause between two attempts to connect.
 _RETRY_S = 0.5
 # Errors after which it may succeed soon.
-_PASSING = ("environment.server_unreachable", "environment.server_busy")
 _UNAUTHORIZED = 401
 _BUSY = 503
 _CLOSE_S = 2.0
@@ -79,7 +78,7 @@ def authorization(key: str) -> str:
         raise UsageError(
             "the key cannot be sent",
             hint="give one line of printable ASCII characters, without the line break of its file",
-            code="usage.no_key",
+            code="usage.bad_value",
         )
     return f"{KEY_SCHEME}{key}"
 
@@ -192,7 +191,7 @@ class RemotePolicy:
                 f"the request has {len(data):,} bytes, the server accepts {self._max_bytes:,}",
                 hint="resize the images to the size of the training data, or start the server with "
                 "a larger --max-request-mb",
-                code="data.request_too_large",
+                code="data.bad_request",
             )
         try:
             reply = self._run(_reply(self._connection, data, self._timeout))
@@ -222,7 +221,7 @@ class RemotePolicy:
                 self._connect_once()
             except EnvironmentProblem as error:
                 left = end - time.monotonic()
-                if left <= 0 or error.code not in _PASSING:
+                if left <= 0 or error.code != "environment.server_unreachable":
                     raise
                 _log.info("%s: %s; trying again", self._url, error.message)
                 time.sleep(min(_RETRY_S, left))
@@ -237,7 +236,7 @@ class RemotePolicy:
             raise UsageError(
                 f"{self._url!r} is no address of a server",
                 hint="give ws://HOST:PORT or wss://HOST:PORT",
-                code="usage.bad_url",
+                code="usage.bad_value",
             ) from error
         except InvalidStatus as error:
             raise _status_error(self._url, error) from error
@@ -309,7 +308,7 @@ class RemotePolicy:
                 f"{self._url} is not a server of this version of vlatool",
                 hint="run the same version of vlatool on both machines; for other servers, use "
                 "their own client",
-                code="environment.other_server",
+                code="environment.server_unreachable",
                 details={"url": self._url, "version": metadata.get("version")},
             )
         return dict(metadata)
@@ -356,7 +355,7 @@ def _arrays(observation: Mapping[str, Any]) -> dict[str, Any]:
         raise DataError(
             f"the observation is of type {type(observation).__name__}, not a mapping",
             hint="give a dict with images, fields and the instruction",
-            code="data.no_observation",
+            code="data.bad_request",
         )
     return {str(name): _sendable(str(name), value) for name, value in observation.items()}
 
@@ -372,7 +371,7 @@ def _sendable(name: str, value: Any) -> Any:
         raise DataError(
             f"{name!r} is a {type(value).__name__} that cannot become an array: {error}",
             hint="give a numpy array, or a tensor as tensor.detach().cpu().numpy()",
-            code="data.no_array",
+            code="data.missing",
             details={"name": name},
         ) from None
 
@@ -384,7 +383,7 @@ def _count(executed: Any) -> int:
         raise UsageError(
             f"executed={executed!r} is not an integer",
             hint="give the number of steps executed since the last call of act or observe",
-            code="usage.executed_steps",
+            code="usage.bad_value",
         ) from None
 
 
@@ -392,7 +391,7 @@ def _lost(url: str, reason: str) -> VlatoolError:
     return EnvironmentProblem(
         f"the connection to {url} is lost: {reason}",
         hint="call reset() to connect again and start a new episode",
-        code="environment.connection_lost",
+        code="environment.server_unreachable",
         details={"url": url},
     )
 
@@ -400,8 +399,8 @@ def _lost(url: str, reason: str) -> VlatoolError:
 def _status_error(url: str, error: InvalidStatus) -> VlatoolError:
     status = error.response.status_code
     known = {
-        _UNAUTHORIZED: ("environment.wrong_key", "give its key: connect(url, api_key=...)"),
-        _BUSY: ("environment.server_busy", "wait, or raise --max-clients of the server"),
+        _UNAUTHORIZED: ("environment.credentials", "give its key: connect(url, api_key=...)"),
+        _BUSY: ("environment.server_unreachable", "wait, or raise --max-clients of the server"),
     }
     code, hint = known.get(
         status, ("environment.server_unreachable", "is `vlatool serve` running there?")
@@ -449,6 +448,6 @@ def connect(
             raise UsageError(
                 f"{certificate}: no certificates: {error}",
                 hint="give a file in PEM form",
-                code="usage.bad_certificate",
+                code="usage.bad_value",
             ) from error
     return RemotePolicy(url, headers, tls, timeout, wait)

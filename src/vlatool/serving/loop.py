@@ -103,7 +103,7 @@ class ControlLoop:
                 f"delay_steps={delay_steps}, execute_steps={execute_steps}: a chunk has "
                 f"{policy.horizon} steps",
                 hint="delay_steps is at most execute_steps, and their sum at most a chunk",
-                code="usage.delay_steps",
+                code="usage.bad_value",
                 details={"delay_steps": delay_steps, "horizon": policy.horizon},
             )
         chunk_s = policy.horizon / policy.fps
@@ -163,9 +163,8 @@ class ControlLoop:
 
         Raises:
             VlatoolError: As `act` of the policy; that of a plan comes when the plan is due.
-            EnvironmentProblem: A plan is late (`environment.plan_late`), or the commands come from
-                an observation that is too old (`environment.observation_old`): stop the robot, and
-                call `reset`.
+            EnvironmentProblem: `environment.policy_failed`: a plan is late, or the commands come
+                from an observation that is too old. Stop the robot, and call `reset`.
         """
         if self._pending is not None and self._row == self._steps + self._delay:
             self._begin(self._delay)
@@ -239,7 +238,7 @@ class ControlLoop:
                 f"a plan is not ready after {self._max_plan_s:.2f} s",
                 hint="stop the robot and call reset(); if plans may take so long, give a larger "
                 "max_plan_s (math.inf in a simulator that waits)",
-                code="environment.plan_late",
+                code="environment.policy_failed",
                 details={"max_plan_s": self._max_plan_s},
             )
 
@@ -250,7 +249,7 @@ class ControlLoop:
                 f"the next command comes from an observation {age:.2f} s ago",
                 hint="stop the robot and call reset(); plan more often with a smaller "
                 "execute_steps, or give a larger max_age_s (math.inf in a simulator that waits)",
-                code="environment.observation_old",
+                code="environment.policy_failed",
                 details={"age_s": age, "max_age_s": self._max_age_s},
             )
 
@@ -346,7 +345,7 @@ def _numbers(name: str, value: Any, width: int) -> NDArray[Any]:
 
 def _number_error(problem: str, known: list[str] | None = None) -> UsageError:
     hint = f"known are {', '.join(known)}" if known else "see help(vlatool.ControlLoop)"
-    return UsageError(problem, hint=hint, code="usage.bad_limits")
+    return UsageError(problem, hint=hint, code="usage.bad_value")
 
 
 def _checked_deadline(name: str, value: float | None, default: float) -> float:

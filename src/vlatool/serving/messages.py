@@ -50,7 +50,7 @@ def pack(message: Mapping[str, Any]) -> bytes:
         raise DataError(
             f"a value cannot be sent: {error}",
             hint="give numpy arrays of numbers, numbers and strings",
-            code="data.no_array",
+            code="data.missing",
         ) from error
     assert isinstance(packed, bytes)
     return packed
@@ -180,5 +180,5 @@ def _bad_message(reason: str) -> DataError:
     return DataError(
         reason,
         hint="send one msgpack map per request, as docs/serving.md describes",
-        code="data.bad_message",
+        code="data.broken",
     )

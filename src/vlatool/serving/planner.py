@@ -74,7 +74,7 @@ class ChunkBatcher:
                     request.done.set_exception(
                         EnvironmentProblem(
                             "the client has left before its request was computed",
-                            code="environment.client_left",
+                            code="environment.server_unreachable",
                         )
                     )
             if not requests:

@@ -321,7 +321,7 @@ def _bad_control(reason: str, hint: str = "") -> DataError:
     return DataError(
         reason,
         hint=hint or "docs/serving.md describes the requests; is the client of another version?",
-        code="data.bad_message",
+        code="data.broken",
     )
 
 
@@ -502,7 +502,7 @@ class PolicyServer:
         self, connection: ServerConnection, session: Session, data: str | bytes
     ) -> dict[str, Any]:
         if isinstance(data, str):
-            raise DataError("the request is text, not msgpack", code="data.bad_message")
+            raise DataError("the request is text, not msgpack", code="data.broken")
         instruction = session.observe(messages.unpack(data, self._service.max_objects))
         if instruction is None:
             return {"server_timing": {}}
@@ -516,7 +516,7 @@ class PolicyServer:
                 f"no reply within {self._config.request_timeout_s:g} s",
                 hint="the server has too many clients, or the policy is too slow for "
                 "--request-timeout-s",
-                code="environment.server_timeout",
+                code="environment.server_unreachable",
             ) from None
         self.metrics.inference.add(seconds)
         return {"actions": session.actions(), "server_timing": {"infer_ms": 1000 * seconds}}

@@ -47,7 +47,7 @@ def no_rate(user: str) -> UsageError:
     return UsageError(
         f"the data do not store one number of frames per second, which the {user} needs",
         hint="give the rate at which they were recorded, such as --fps 20",
-        code="usage.no_rate",
+        code="usage.missing_key",
     )
 
 
@@ -238,7 +238,7 @@ def _image_error(camera: str, source: episode.FrameSource, frame: int, reason: s
     return DataError(
         f"{file.get('path', f'camera {camera!r}, frame {frame}')}: {reason}",
         hint="copy or record the image again, or exclude the episode with --exclude",
-        code="data.picture_unreadable",
+        code="data.broken",
         details={"camera": camera, "frame": frame, **file},
     )
 

@@ -126,7 +126,7 @@ class JsonlEpisodeWriter:
             for camera in self.cameras:
                 writer = base.ImageWriter(self.config.encoding())
                 if camera not in episode.cameras:
-                    raise _episode_error(episode, f"has no camera {camera!r}", "missing_camera")
+                    raise _episode_error(episode, f"has no camera {camera!r}", "missing")
                 images = writer.images(camera, episode.cameras[camera], episode.num_frames)
                 for frame, (_, data) in enumerate(images):
                     _check_sizes(writer, camera, frame)
@@ -187,7 +187,7 @@ class JsonlEpisodeWriter:
         expected = (episode.num_frames, self.action_width)
         if actions.shape != expected or not expected[0]:
             problem = f"actions are {list(actions.shape)}, expected {list(expected)}"
-            raise _episode_error(episode, problem, "action_width")
+            raise _episode_error(episode, problem, "mismatch")
         _check_finite(episode, actions)
         return actions if actions.dtype.kind == "f" else actions.astype(np.float64)
 
@@ -239,7 +239,7 @@ def _check_sizes(writer: base.ImageWriter, camera: str, frame: int) -> None:
         raise DataError(
             f"camera {camera!r}, frame {frame}: has {actual} pixels, the first has {first}",
             hint="the images are damaged or of several kinds; record or download the episode again",
-            code="data.picture_unreadable",
+            code="data.broken",
             details={"camera": camera, "frame": frame},
         )
 
@@ -248,9 +248,9 @@ def _instruction(episode: Episode, frame: int) -> str:
     task = episode.instruction_at(frame)
     if not task:
         place = f" at frame {frame}" if episode.language_spans else ""
-        raise _episode_error(episode, f"has no instruction{place}", "no_instruction")
+        raise _episode_error(episode, f"has no instruction{place}", "missing")
     if word := reserved_word(task):
-        raise _episode_error(episode, f"the instruction contains the tag {word}", "reserved_word")
+        raise _episode_error(episode, f"the instruction contains the tag {word}", "broken")
     return task
 
 
@@ -393,16 +393,16 @@ def _possible_fields(survey: Survey) -> dict[str, int]:
 
 def _action_width(config: JsonlConfig, survey: Survey, fields: Mapping[str, int]) -> int:
     if not survey.cameras:
-        raise _source_error("the episodes have no camera", "no_camera", "use another source")
+        raise _source_error("the episodes have no camera", "missing", "use another source")
     width = sum(fields.values())
     if not width:
         problem = "the episodes have no action field"
         hint = "set one with --action-fields or the keys of the format"
-        raise _source_error(problem, "no_actions", hint)
+        raise _source_error(problem, "missing", hint)
     if config.action_width not in (None, width):
         problem = f"an action has {counted(width, 'value')} ({', '.join(fields)}), expected "
         hint = "set other fields with --action-fields, or another --action-width"
-        raise _source_error(f"{problem}{config.action_width}", "action_width", hint)
+        raise _source_error(f"{problem}{config.action_width}", "mismatch", hint)
     return width
 
 

@@ -188,7 +188,7 @@ class ImageStream:
             raise DataError(
                 f"{self.name}: values from {pixels.min()} to {pixels.max()} do not fit 16 bits",
                 hint="leave them out: --depth false, --labels false",
-                code="data.bad_depth",
+                code="data.mismatch",
                 details={"camera": self.name},
             )
         return encode_png(self.geometry.apply_to_values(pixels.astype(np.uint16)))
@@ -504,7 +504,7 @@ def _samples(output: Path, plan: ShardPlan) -> Iterator[bytes]:
                 part.path,
                 "was removed or truncated while shards were written",
                 hint="run the same command again to resume",
-                code="storage.output_changed",
+                code="storage.changed",
             )
         yield data
 
@@ -545,7 +545,7 @@ def check_names(fields: Iterable[str]) -> None:
             raise DataError(
                 f"the episodes have a field {name!r}, which in the output is {content}",
                 hint=f"give it another name: --rename fields.NEW={name}",
-                code="data.name_taken",
+                code="data.broken",
                 details={"field": name},
             )
 
@@ -594,7 +594,7 @@ class LbmSink(base.Sink):
             raise DataError(
                 "the episodes have no field; windows need at least one",
                 hint="write images only with --sink image-shards",
-                code="data.no_fields",
+                code="data.missing",
             )
         check_names(setup.survey.fields)
         self.changes_rate = config.target.fps not in (None, setup.survey.fps)

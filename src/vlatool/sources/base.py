@@ -249,7 +249,7 @@ def field_mismatch(
                 f"in the other episodes {width_text(expected_widths.get(name))}",
                 hint="episodes of one run must have the same fields; leave the field out or "
                 "preprocess these episodes separately",
-                code="data.schema_mismatch",
+                code="data.mismatch",
                 details={"field": name},
             )
     return None
@@ -271,8 +271,8 @@ def camera_name_problem(name: str) -> DataError | None:
         f"the camera name {name[:40]!r} cannot be part of a file name",
         hint="rename it with `preprocess --rename cameras.NEW=OLD`, or choose others with "
         "--camera-names",
-        code="data.bad_camera_name",
-        details={"camera": name},
+        code="data.bad_name",
+        details={"finding": "bad_camera_name", "camera": name},
     )
 
 
@@ -354,7 +354,7 @@ def checked_refs(refs: Sequence[EpisodeRef]) -> Sequence[EpisodeRef]:
         raise DataError(
             f"{ref.path}: {problem}",
             hint="this is a bug of the format's reader: see unique_refs in vlatool.sources.base",
-            code="data.bad_episode_id",
+            code="data.broken",
             details={"episode": ref.id, "path": str(ref.path)},
         )
     return refs

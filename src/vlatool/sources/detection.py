@@ -106,7 +106,7 @@ def detect_source(
         raise UsageError(
             f"{location}: several formats find episodes: {counts}",
             hint=f"choose one with --format, such as --format {detected[0].format}",
-            code="usage.ambiguous_format",
+            code="usage.conflict",
             details={"formats": [source.format for source in detected]},
         )
     if not detected:
@@ -132,7 +132,7 @@ def _formats_with(keys: Mapping[str, Any]) -> list[str]:
         raise UsageError(
             f"no format has the keys {', '.join(keys)}",
             hint="vlatool preprocess FORMAT --help-all lists the keys of a format",
-            code="usage.unknown_format_key",
+            code="usage.unknown_name",
         )
     return names
 
@@ -155,7 +155,7 @@ def _reader(name: str, keys: Mapping[str, Any]) -> FormatReader:
         raise UsageError(
             f"the format {name!r} requires values for: {', '.join(missing)}",
             hint=f"run vlatool preprocess {name} ... --dry-run, which accepts these keys",
-            code="usage.format_needs_keys",
+            code="usage.missing_key",
             details={"format": name, "keys": missing},
         ) from None
 

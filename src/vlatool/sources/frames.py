@@ -198,8 +198,8 @@ def decode_error(path: Path, frame: int | None, reason: str) -> DataError:
     return DataError(
         f"{location} cannot be decoded: {reason}",
         hint="download or record the video again, or save what is whole: vlatool repair",
-        code="data.video_unreadable",
-        details={"path": str(path), "frame": frame},
+        code="data.broken",
+        details={"finding": "video_unreadable", "path": str(path), "frame": frame},
     )
 
 
@@ -480,7 +480,7 @@ class ParquetImages(SingleImages):
                     f"{self.column} row {self._rows[frame]}: the image path "
                     f"{relative!r} leaves the data set {self._root}",
                     hint="do not trust this file; get the data set from its publisher",
-                    code="data.unsafe_path",
+                    code="data.unsafe",
                     field=self.column,
                     picture=relative,
                 )
@@ -513,7 +513,8 @@ class ParquetImages(SingleImages):
             self.path,
             f"{self.column} row {row}: unreadable image: {reason}",
             hint="the file is damaged; download or record the episode again",
-            code="data.picture_unreadable",
+            code="data.broken",
+            finding="picture_unreadable",
             field=self.column,
             frame=index,
             row=row,

@@ -49,7 +49,7 @@ class FramesReader(base.FormatReader):
             raise UsageError(
                 f"--sink {sink.type}: the images of frames are final, and only lbm copies them",
                 hint=f"preprocess the recordings: vlatool preprocess RAW --sink {sink.type}",
-                code="usage.sink_of_frames",
+                code="usage.unsupported",
             )
         for source in sources:
             folder = FramesFolder.find(source)
@@ -65,7 +65,7 @@ class FramesReader(base.FormatReader):
                         f"--{key.replace('_', '-')} is {asked}, but the images in {source} have "
                         f"{has}: they would be encoded again",
                         hint="leave it out, or preprocess the recordings",
-                        code="usage.images_are_final",
+                        code="usage.unsupported",
                     )
             copied = {key: getattr(stored, key) for key in _OF_IMAGES}
             windows = WindowsConfig.model_fields.keys() & options.keys() - sink.model_fields_set

@@ -53,10 +53,10 @@ class ImageShardsReader(FormatReader):
         try:
             version = FileVersion.of(ref.path)
         except FileNotFoundError:
-            raise _shard_error(ref.path, "is missing", "data.missing_shard") from None
+            raise _shard_error(ref.path, "is missing", "data.missing") from None
         images = ShardImages(ref.path, shard_index(FileCache(default_cache_folder()), version))
         if not len(images):
-            raise _shard_error(ref.path, "has no image", "data.no_pictures")
+            raise _shard_error(ref.path, "has no image", "data.missing")
         return Episode(
             id=ref.id,
             task=ref.task,
@@ -133,7 +133,7 @@ class ShardImages(SingleImages):
             reason = (
                 f"sample {members.key} has none of {', '.join(image_shards_format.IMAGE_SUFFIXES)}"
             )
-            raise _shard_error(self._path, reason, "data.no_image", frame=index)
+            raise _shard_error(self._path, reason, "data.mismatch", frame=index)
         return data
 
     def members(self, index: int) -> Members:
@@ -145,14 +145,14 @@ class ShardImages(SingleImages):
                 members = read_members(read_byte_range(ByteRange(self._path, start, stop)))
             except ValueError as error:
                 reason = f"sample {index} is damaged: {error}"
-                raise _shard_error(self._path, reason, "data.broken_shard", frame=index) from None
+                raise _shard_error(self._path, reason, "data.broken", frame=index) from None
             self._last = index, members
         return self._last[1]
 
     def image_error(self, index: int, reason: str) -> DataError:
         key = self.members(index).key
         reason = f"sample {key}: unreadable image: {reason}"
-        return _shard_error(self._path, reason, "data.picture_unreadable", frame=index)
+        return _shard_error(self._path, reason, "data.broken", frame=index)
 
 
 class ShardImageNames(Sequence[str]):

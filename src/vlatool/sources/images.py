@@ -113,23 +113,22 @@ class ImageFiles(SingleImages):
                 except OSError as error:
                     raise self.image_error(position, error.strerror or str(error)) from error
             if index not in self._prefetched:
-                raise self._error(index, "does not exist; the link is broken", "data.missing_file")
+                raise self._error(index, "does not exist; the link is broken", "missing_file")
         data = self._prefetched[index]
         if len(data) > LARGEST_FILE:
-            raise self._error(
-                index, f"has more than {LARGEST_FILE:,} bytes", "data.picture_too_large"
-            )
+            raise self._error(index, f"has more than {LARGEST_FILE:,} bytes", "picture_too_large")
         return data
 
     def image_error(self, index: int, reason: str) -> DataError:
-        return self._error(index, f"unreadable image: {reason}", "data.picture_unreadable")
+        return self._error(index, f"unreadable image: {reason}", "picture_unreadable")
 
-    def _error(self, index: int, problem: str, code: str) -> DataError:
+    def _error(self, index: int, problem: str, finding: str) -> DataError:
         return DataError.at(
             self.paths[index],
             problem,
             hint="get or record the image again, or exclude the episode with --exclude",
-            code=code,
+            code="data.broken",
+            finding=finding,
             frame=index,
         )
 
@@ -190,7 +189,8 @@ class ImagesReader(FormatReader):
                 ref.path,
                 f"has no images ({', '.join(self.config.extensions)})",
                 hint="exclude the episode with --exclude, or name other --extensions",
-                code="data.no_pictures",
+                code="data.missing",
+                finding="no_pictures",
             )
         return Episode(
             id=ref.id,
@@ -291,7 +291,8 @@ def _check_counted(ref: EpisodeRef, names: Sequence[str]) -> None:
             f"{len(images)} are here",
             hint="copy the images again, write the windows again, or leave the episode out with "
             "--exclude",
-            code="data.missing_file",
+            code="data.missing",
+            finding="missing_file",
             pictures=missing[:20],
         )
 

@@ -130,7 +130,7 @@ def broken_mapping(path: Path, reason: str, hint: str = "") -> DataError:
         path,
         reason,
         hint=hint or "vlatool inspect SOURCE --propose mapping.yaml writes one to start from",
-        code="data.bad_mapping",
+        code="data.broken",
     )
 
 

@@ -157,7 +157,8 @@ class NpzArchive:
                 self.path,
                 f"{name!r} holds Python objects, which are never loaded",
                 hint="leave the field out, for example with --data-discard-keys",
-                code="data.object_array",
+                code="data.unsafe",
+                finding="object_array",
                 field=name,
             )
         if header.length > _LARGEST_ARRAY:
@@ -238,7 +239,8 @@ class NpzFrames(FrameSource):
                 byte_range.path,
                 f"{self._name!r} is {header.dtype}{list(header.shape)}, expected {expected}",
                 hint="the file has another layout; convert the images, or record them again",
-                code="data.not_pictures",
+                code="data.bad_request",
+                finding="not_pictures",
                 field=self._name,
             )
         pixels = header.shape[1:]
@@ -304,7 +306,8 @@ def missing_array_error(path: Path, name: str) -> DataError:
         path,
         f"the array {name!r} is missing",
         hint="the episode is incomplete; download or record it again",
-        code="data.missing_array",
+        code="data.missing",
+        finding="missing_array",
         field=name,
     )
 
@@ -327,6 +330,6 @@ def _read_error(path: Path, name: str | None, reason: object) -> DataError:
     return DataError(
         f"{location} cannot be read: {reason}",
         hint=hint,
-        code="data.broken_npz",
-        details={"path": str(path), "field": name},
+        code="data.broken",
+        details={"finding": "broken_npz", "path": str(path), "field": name},
     )

@@ -141,7 +141,7 @@ def report_source(
         raise DataError(
             f"{location}: every episode is broken; the first: {survey.broken[0]['message']}",
             hint=survey.broken[0]["hint"],
-            code="data.all_failed",
+            code="data.incomplete",
             details={"failures": survey.broken},
         )
     files = data_files(location)

@@ -240,7 +240,7 @@ def _check_sources(reader: base.FormatReader, refs: Sequence[EpisodeRef]) -> Non
         hint="preprocess each into its own --output and train on both (--data A --data B, with "
         "--data.pad-missing-fields true where one lacks a field); or give the fields one name and "
         "width with --rename or a mapping (vlatool inspect A B lists them)",
-        code="data.sources_differ",
+        code="data.mismatch",
         details={"sources": [firsts[0], others[0]]},
     )
 
@@ -256,7 +256,7 @@ def _with_cameras(
             raise DataError(
                 f"camera {name!r} is not in the data",
                 hint=did_you_mean(name, others or known),
-                code="data.unknown_camera",
+                code="data.unknown_field",
                 details={"camera": name, "known": known},
             )
     if chosen is None:
@@ -298,7 +298,7 @@ def check_finite(episode: Episode) -> None:
                 f"{episode.id}: {label} is not finite at frame {frame}",
                 hint="repair the recording, or leave the field out",
                 code="data.not_finite",
-                details={"field": name, "frame": frame},
+                details={"finding": "not_finite", "field": name, "frame": frame},
             )
 
 

@@ -118,7 +118,7 @@ class FileCache:
             path,
             "other processes remove this copy before it is opened",
             hint="raise data.dataset_cache.cache_size_gb",
-            code="storage.cache",
+            code="storage.unreadable",
         )
 
     def local_copy(self, folder: Path, names: Sequence[str]) -> Path:

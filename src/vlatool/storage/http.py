@@ -79,7 +79,7 @@ class WebServer:
             f"{self._root}/{below}: the folders of a web server cannot be listed",
             hint="use a manifest, a shard, an output of vlatool or a LeRobot data set; copy other "
             "data to a local folder, s3:// or hf://",
-            code="storage.no_list",
+            code="storage.unsupported",
             details={"path": f"{self._root}/{below}"},
         )
 
@@ -156,7 +156,7 @@ class WebServer:
         return DataError(
             f"{self._root}/{key}: the server returns a web page instead of data",
             hint="open the location in a browser: it may require a login, or have moved",
-            code="data.web_page",
+            code="data.broken",
             details={"path": f"{self._root}/{key}"},
         )
 

@@ -210,7 +210,7 @@ class Repository:
             return DataError(
                 f"{self._root}: the repository has no such revision",
                 hint="name an existing branch, tag or commit, as owner/name@revision",
-                code="data.no_revision",
+                code="data.no_source",
                 details={"path": location},
             )
         if refusal:
@@ -218,14 +218,14 @@ class Repository:
                 f"{location}: there is no such repository, or it is private or gated",
                 hint="check the name; request access on its page, "
                 "then `hf auth login` or set HF_TOKEN",
-                code="environment.no_credentials",
+                code="environment.credentials",
                 details={"path": location},
             )
         if type(error).__name__ == "HFValidationError":
             return DataError(
                 f"{self._root}: invalid name of a repository",
                 hint="write hf://datasets/owner/name, or hf://owner/name for a model",
-                code="data.bad_repository",
+                code="data.broken",
             )
         return self._files.map_error(error, location)
 
@@ -457,7 +457,7 @@ class RepositoryWriter:
                     cause.filename,
                     f"cannot be read: {cause.strerror}",
                     hint="nothing may write the folder during its upload; run the command again",
-                    code="data.unreadable_file",
+                    code="data.broken",
                 )
         if _status(error) in _NO_ACCESS:
             return self._no_access_error("the token gives no access")
@@ -473,7 +473,7 @@ class RepositoryWriter:
         return EnvironmentProblem(
             f"{self._root}: {reason}",
             hint=f"`hf auth login`, or set HF_TOKEN to a token that may write to {owner}",
-            code="environment.no_credentials",
+            code="environment.credentials",
             details={"path": self._root},
         )
 

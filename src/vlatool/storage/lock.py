@@ -196,7 +196,7 @@ class RemoteLock:
         except (ConditionFailed, FileNotFoundError):
             return False
         except StorageError as error:
-            if error.code not in ("storage.unsupported", "storage.request"):
+            if error.code not in ("storage.unsupported", "storage.unsupported"):
                 raise
             # The server or an old client library has no conditional writes.
             holder = self._read()
@@ -242,7 +242,7 @@ def _locked_error(path: Path, owner: str) -> UsageError:
     return UsageError(
         f"{path.parent.parent}: another run is writing here: {owner}",
         hint="wait for it, stop it, or choose another --output",
-        code="usage.output_locked",
+        code="usage.output_in_use",
     )
 
 

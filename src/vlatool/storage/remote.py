@@ -219,7 +219,7 @@ def call(
             address,
             "this location is read-only",
             hint="write to a local folder or an S3 bucket",
-            code="storage.read_only",
+            code="storage.write",
         ) from None
     except Exception as error:
         mapped = remote.map_error(error, str(address))

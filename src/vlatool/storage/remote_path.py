@@ -26,7 +26,7 @@ def needs_local_file(path: object) -> StorageError:
         path,
         "this operation needs a local file or folder",
         hint="copy the data to a local folder and give its path",
-        code="storage.needs_local_file",
+        code="storage.unsupported",
     )
 
 

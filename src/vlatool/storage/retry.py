@@ -157,7 +157,7 @@ def _number(variable: str, default: float) -> float:
         raise UsageError(
             f"{variable}={text}: not a number of at least 0",
             hint=f"unset the variable, or set it to a number, e.g. {variable}={default:g}",
-            code="usage.bad_environment",
+            code="usage.bad_value",
         )
     return number
 

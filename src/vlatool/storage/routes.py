@@ -94,7 +94,7 @@ def _parsed(text: str, name: str) -> Proxy:
         f"{name.upper()}_PROXY: not the URL of an HTTP proxy",
         hint="write http://host:port or http://user:password@host:port, with %40 for @, %3A for :"
         " and so on in the password",
-        code="usage.bad_environment",
+        code="usage.bad_value",
     )
 
 
@@ -114,7 +114,7 @@ def _certificates(_environment: tuple[str | None, ...]) -> ssl.SSLContext:
             raise UsageError(
                 f"{name}={path}: no certificates can be read ({type(error).__name__})",
                 hint="give a file of certificates in PEM format, or unset the variable",
-                code="usage.bad_environment",
+                code="usage.bad_value",
             ) from error
     return context
 

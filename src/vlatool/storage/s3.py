@@ -351,7 +351,7 @@ def map_s3_error(error: Exception, location: str) -> Exception:
         return StorageError(
             f"{location}: the request fails ({type(error).__name__})",
             hint="check the bucket name, the AWS variables and the endpoint",
-            code="storage.request",
+            code="storage.unsupported",
             details={"path": location, "reason": type(error).__name__},
         )
     return error
@@ -371,7 +371,7 @@ def _from_response(error: Exception, location: str) -> Exception:
 
 def _response_error(location: str, status: int, code: str) -> StorageError:
     if code == "NoSuchBucket":
-        return _storage_error(location, "the bucket does not exist", "no_bucket", "check its name")
+        return _storage_error(location, "the bucket does not exist", "refused", "check its name")
     if status == 403:
         hint = "ask for permission to read, write and list here, or choose other credentials"
         return _storage_error(location, f"access is denied ({code})", "forbidden", hint)
@@ -394,7 +394,7 @@ def no_credentials(location: str, reason: str) -> EnvironmentProblem:
     return EnvironmentProblem(
         f"{location}: {reason}",
         hint=_CREDENTIALS_HINT,
-        code="environment.no_credentials",
+        code="environment.credentials",
         details={"path": location},
     )
 

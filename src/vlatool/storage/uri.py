@@ -26,7 +26,7 @@ def local_path(location: str | Path) -> Path:
         raise UsageError(
             f"{text}: must be a local path, not {_scheme(text)}://",
             hint="give a local path; what is written there can be copied afterwards",
-            code="usage.unsupported_scheme",
+            code="usage.unsupported",
         )
     try:
         path = Path(text.removeprefix("file://")).expanduser()
@@ -50,7 +50,7 @@ def location(text: str | Path) -> Path:
         raise UsageError(
             f"{scheme}://: unknown scheme",
             hint=did_you_mean(scheme, known),
-            code="usage.unsupported_scheme",
+            code="usage.unsupported",
             details={"known": known},
         )
     _check(str(text), scheme)
@@ -67,7 +67,7 @@ def check_no_credentials(text: str) -> None:
             f"{scheme}://{host.rpartition('@')[2].partition('?')[0]}: credentials, queries and"
             " fragments cannot be part of a location",
             hint="remove them; set credentials in the environment",
-            code="usage.credentials_in_location",
+            code="usage.secret",
         )
 
 
@@ -81,7 +81,7 @@ def _check(text: str, scheme: str) -> None:
 
 def _bad_location(text: str, reason: str, hint: str = "check the path") -> UsageError:
     shown = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
-    return UsageError(f"{shown!r}: {reason}", hint=hint, code="usage.bad_location")
+    return UsageError(f"{shown!r}: {reason}", hint=hint, code="usage.bad_value")
 
 
 def _scheme(text: str) -> str:

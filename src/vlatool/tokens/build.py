@@ -81,7 +81,7 @@ def check_output_outside_input(output: Path, tree: Path) -> None:
         raise UsageError(
             f"{output}: belongs to the input, which is never modified",
             hint=f"use another --output, such as {tree / 'built'}",
-            code="usage.output_is_input",
+            code="usage.output_exists",
         )
 
 
@@ -93,7 +93,7 @@ def window_files(tree: Path, pattern: str) -> list[WindowFile]:
             tree,
             "holds samples already",
             hint="give the folder that `vlatool preprocess` wrote, not one of `build-dataset`",
-            code="data.already_built",
+            code="data.incomplete",
         )
     is_known = may_be_mixed or windows_format.is_windows(tree)
     if not is_known and (error := _other_contents_error(tree)) is not None:
@@ -108,7 +108,7 @@ def window_files(tree: Path, pattern: str) -> list[WindowFile]:
             tree,
             f"no file of windows matches {pattern}",
             hint="give the folder that `vlatool preprocess libero` wrote, or another --pattern",
-            code="data.no_windows",
+            code="data.no_samples",
         )
     return files
 
@@ -118,7 +118,7 @@ def _other_contents_error(tree: Path) -> DataError | None:
         tree,
         "windows",
         "write windows with `vlatool preprocess SOURCE --sink jsonl --output DIR`",
-        "data.no_windows",
+        "data.no_samples",
     )
 
 
@@ -133,7 +133,7 @@ def select_codes(tree: Path, named: Path | None = None) -> CodesFolder:
             tree,
             f"has no codes: neither {PACKED_NAME}/ nor {JSON_NAME}/ exists",
             hint="encode its images first, or pass the folder as --tokens",
-            code="data.no_codes",
+            code="data.missing",
         )
     opened = [CodesFolder.open(folder) for folder in present]
     for other in opened[1:]:
@@ -141,7 +141,7 @@ def select_codes(tree: Path, named: Path | None = None) -> CodesFolder:
             raise UsageError(
                 f"{tree}: {PACKED_NAME}/ and {JSON_NAME}/ are codes of different tokenizers",
                 hint=f"select one with --tokens {opened[0].path}",
-                code="usage.two_codes",
+                code="usage.conflict",
             )
     # Raises DataError if the images were written again after the codes.
     codes = opened[0]
@@ -152,7 +152,7 @@ def select_codes(tree: Path, named: Path | None = None) -> CodesFolder:
             codes.path,
             f"codes of earlier images; {codes.path.parent} was written again since",
             hint="encode the images again with --overwrite",
-            code="data.stale_codes",
+            code="data.incomplete",
         )
     return opened[0]
 
@@ -166,7 +166,7 @@ def compatible_tokenizer(folder: Path) -> ActionTokenizer:
             folder,
             f"{tokenizer.vocab_size} ids; samples support {_MAX_ACTION_IDS}",
             hint=f"fit a tokenizer with --vocab-size {_MAX_ACTION_IDS} or less",
-            code="data.too_many_ids",
+            code="data.mismatch",
         )
     return tokenizer
 
@@ -189,7 +189,7 @@ def check_factor(profile: profiles.NormalizationProfile, factor: float | None) -
         raise UsageError(
             f"rpy_std_mult {factor:g} is not the factor of the profile {profile.name}",
             hint="write a profile with other factors and pass it as --profile FILE",
-            code="usage.profile_factor",
+            code="usage.bad_value",
         )
 
 
@@ -210,7 +210,7 @@ def read_text_tokenizer(text: str | None, sizes: SampleSizes) -> Any:
         raise DataError(
             f"{folder / _TEXT_TOKENIZER}: not a tokenizer: {error}",
             hint="give the folder of a language model, or leave --tokenizer out",
-            code="data.broken_tokenizer",
+            code="data.broken",
             details={"path": str(folder)},
         ) from None
     TokenIds.of(tokenizer, sizes)
@@ -328,7 +328,7 @@ class EpisodeBuilder:
             f"windows of {steps} actions; the action tokenizer was fitted on chunks of "
             f"{self.fast_steps}",
             hint="fit one on these windows with `vlatool tokenizer fit-fast`",
-            code="data.chunk_shape",
+            code="data.mismatch",
         )
 
     def _check_images(self, item: WindowFile, windows: Sequence[windows_format.Window]) -> None:
@@ -349,7 +349,7 @@ class EpisodeBuilder:
                 f"is missing or empty{more}, which windows name",
                 hint="copy the images again, write them again with `vlatool preprocess`, or leave "
                 "the episode out with --exclude",
-                code="data.missing_picture",
+                code="data.missing",
                 episode=item.episode,
                 pictures=missing[:20],
             )
@@ -361,7 +361,7 @@ class EpisodeBuilder:
             tokenizer = action_tokenizer(self.fast, self.fast_digest)
             encoded = encode_actions(tokenizer, self.profile, windows)
         except ValueError as error:
-            raise _window_error(item.path, str(error), "data.action_width") from None
+            raise _window_error(item.path, str(error), "data.mismatch") from None
         except DataError as error:
             raise _window_error(item.path, f"distinct windows, {error}", error.code) from None
         clamped = int(np.count_nonzero(encoded.clamped))
@@ -375,7 +375,7 @@ def action_tokenizer(folder: Path, digest: str) -> ActionTokenizer:
     """The action tokenizer in a folder, read once per process."""
     tokenizer = read_fast(folder)
     if tokenizer.digest != digest:
-        raise _window_error(folder, "has changed since the run started", "data.fast_changed")
+        raise _window_error(folder, "has changed since the run started", "data.mismatch")
     return tokenizer
 
 
@@ -390,7 +390,7 @@ def _windows(path: Path) -> Iterator[windows_format.Window]:
             path,
             "holds samples: actions and future images are encoded already",
             hint="give the folder that `vlatool preprocess` wrote, not one of `build-dataset`",
-            code="data.already_built",
+            code="data.incomplete",
         ) from None
 
 
@@ -410,15 +410,15 @@ def common_shape(path: Path, windows: Sequence[windows_format.Window]) -> Window
     }
     if len(shapes) > 1:
         listed = " and ".join(str(list(shape)) for shape in shapes)
-        raise _window_error(path, f"windows of different shapes: {listed}", "data.mixed_windows")
+        raise _window_error(path, f"windows of different shapes: {listed}", "data.mismatch")
     shape = next(iter(shapes))
     if not shape.future:
-        raise _window_error(path, "windows without future images", "data.mixed_windows")
+        raise _window_error(path, "windows without future images", "data.mismatch")
     for task in {window.task for window in windows}:
         try:
             question("vla", task, shape.pictures, "")
         except ValueError as error:
-            raise _window_error(path, str(error), "data.bad_instruction") from None
+            raise _window_error(path, str(error), "data.broken") from None
     return shape
 
 
@@ -429,7 +429,7 @@ def _check_no_repeats(item: WindowFile, windows: Sequence[windows_format.Window]
         key = (window.kind, window.task, *window.images[-1:])
         if key in seen:
             reason = f"two {window.kind} windows up to {window.images[-1]} are equal"
-            raise _window_error(item.path, reason, "data.duplicate_window")
+            raise _window_error(item.path, reason, "data.broken")
         seen.add(key)
 
 
@@ -438,11 +438,9 @@ def _check_own_episode(item: WindowFile, windows: Sequence[windows_format.Window
     for path in {path for window in windows for path in (*window.images, *window.future)}:
         if (folder := windows_format.image_folder(path)) is None:
             reason = f"{path[:200]!r} is not a path such as {IMAGES_NAME}/EPISODE/NAME.png"
-            raise _window_error(item.path, reason, "data.foreign_picture")
+            raise _window_error(item.path, reason, "data.mismatch")
         if item.episode.startswith(windows_format.EPISODE_PREFIX) and folder != item.episode:
-            raise _window_error(
-                item.path, f"{path} belongs to another episode", "data.foreign_picture"
-            )
+            raise _window_error(item.path, f"{path} belongs to another episode", "data.mismatch")
 
 
 def _window_error(path: Path, reason: str, code: str) -> DataError:
@@ -477,7 +475,7 @@ class DatasetTotals:
                 f"{receipt.item}: windows of the shape {list(shape)}, those of earlier episodes "
                 f"have {list(self.shape or ())} (images, future images, actions, values)",
                 hint="build data of one shape at a time, selected with --pattern",
-                code="data.mixed_windows",
+                code="data.mismatch",
                 details={"episode": receipt.item},
             )
         self.shape = shape

@@ -41,7 +41,7 @@ def select_codes_of(tokenizer: OpenTokenizer, path: Path) -> SelectedCodes:
         folder = _folder_of(path.parent, CodesManifest(layout="packed"))
         selection = SelectedCodes(folder, [path.stem])
     if not selection.episodes:
-        raise DataError(f"{path}: contains no codes", code="data.no_codes")
+        raise DataError(f"{path}: contains no codes", code="data.missing")
     return replace(selection, folder=_checked(tokenizer, folder))
 
 

@@ -404,5 +404,5 @@ def _barrier() -> None:
         raise VlatoolError(
             f"rank {distributed.get_rank()}: another rank ended before this one",
             hint="see the error of that rank; once it is fixed, run the same command to resume",
-            code="rank.left",
+            code="environment.process_failed",
         ) from None

@@ -56,7 +56,7 @@ class EpisodeImages:
                 ref.path,
                 "the episode has no images",
                 hint="remove the episode, or record it with a camera",
-                code="data.no_pictures",
+                code="data.missing",
             )
 
     def __len__(self) -> int:
@@ -96,12 +96,12 @@ def _decoded(data: bytes, name: str) -> UInt8Array:
         return decode_plain(data)
     except NotRgbError as error:
         hint = "convert the image to RGB first"
-        code = "data.not_rgb"
+        code = "data.mismatch"
         hint += ": the tokenizer was trained on RGB only"
         problem = str(error)
     except ValueError as error:
         hint = "copy or record the image again"
-        code = "data.picture_unreadable"
+        code = "data.broken"
         problem = f"not a readable image: {error}"
     raise DataError(f"{name}: {problem}", hint=hint, code=code, details={"picture": name})
 
@@ -114,6 +114,6 @@ def check_unique_names(location: Path, stems: Sequence[str]) -> None:
             location,
             f"{duplicates[0]} is the name of several images",
             hint="give each image of an episode a unique name",
-            code="data.duplicate_picture",
+            code="data.broken",
             pictures=duplicates[:20],
         )

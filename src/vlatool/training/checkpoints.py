@@ -256,7 +256,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
         raise DataError(
             f"the weights of {changed[0]!r} differ from those at the start of the run",
             hint="use the weights that the run started with, or restart it with --overwrite",
-            code="data.other_weights",
+            code="data.mismatch",
             details={"parts": changed},
         )
 

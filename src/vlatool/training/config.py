@@ -374,7 +374,7 @@ class TrainConfig(base.ConfigModel):
                 f"init_from is {self.init_from!r}, and keys of the model name "
                 f"{keys['init_from']!r}",
                 hint="give the initial weights once, as init_from",
-                code="config.conflict",
+                code="config.contradiction",
             )
         model = self.model.model_copy(update=dict(reset))
         return {**keys, "model": model}, dict.fromkeys(keys, ", ".join(reset))
@@ -447,7 +447,7 @@ class TrainConfig(base.ConfigModel):
                 "no model is configured",
                 hint="start from a preset, such as --preset diffusion-policy-tiny, or set "
                 "model.type; `vlatool presets` lists the presets",
-                code="usage.no_model",
+                code="usage.missing_key",
             )
 
     def check_given(self) -> None:
@@ -458,7 +458,7 @@ class TrainConfig(base.ConfigModel):
             raise UsageError(
                 f"no training data are given: data.{key} is empty",
                 hint="give a folder of training data with --data DIR",
-                code="usage.no_data",
+                code="usage.missing_key",
             )
 
     def derive_from_data(self) -> tuple["TrainConfig", dict[str, str]]:

@@ -57,7 +57,7 @@ def validation_data(config: TrainConfig, reporter: Reporter = NULL) -> Validatio
         raise UsageError(
             f"{key} is set, but there are no validation data",
             hint=f"set data.val_{kind.folders_keys[0]}, or {key}=null",
-            code="usage.no_validation_data",
+            code="usage.missing_key",
         )
     info = kind.load_info(section, reporter)
     section, _ = kind.derive(section, info)
@@ -125,7 +125,7 @@ def check_samples(
                 "can be used: "
                 f"{dropped[0].message}",
                 hint="run `vlatool verify` on this data set to list its defects",
-                code="data.no_usable_sample",
+                code="data.no_samples",
                 details={"data_set": dataset.name, "sample": dropped[0].sample},
             )
         usable = [item for item in samples if not isinstance(item, base.DroppedSample)]

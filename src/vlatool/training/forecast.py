@@ -148,7 +148,7 @@ def forecast(setup: RunSetup, assets: Path | None, reporter: Reporter) -> Foreca
             f"step fits in {config.device_memory}; all else takes {size_text(memory.total)}",
             hint="plan without --device-memory, or measure a few steps on such a device with "
             "--measure",
-            code="usage.unknown_memory",
+            code="usage.bad_value",
             details={"memory": memory.kinds(), "reason": estimator.problem},
         )
     rate = config.rate
@@ -202,7 +202,7 @@ def _check_memory(
         else f"the memory of activations is unknown ({estimator.problem})"
         if estimator.problem
         else "no batch size and no number of devices makes it fit; choose a smaller model",
-        code="usage.device_memory",
+        code="usage.bad_value",
         details={
             "memory": memory.kinds(),
             "device_memory": available,

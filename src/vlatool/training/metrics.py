@@ -270,7 +270,7 @@ class MetricsLogger:
                 f"({_listed(state.dropped)}); the latest: {drops[0].message}",
                 hint=f"{DROPS} lists them, `vlatool verify` the defects of the data; "
                 "data.max_dropped_share sets the fraction above which a run ends",
-                code="data.too_many_dropped",
+                code="data.incomplete",
                 details={"dropped": dict(state.dropped), "samples": record.samples},
             )
 
@@ -344,7 +344,7 @@ class MetricsLogger:
             f"the loss or its gradient is not finite at step {record.step}; the weights were not "
             f"changed, and {last}; samples: {', '.join(keys)}",
             hint="inspect these samples; a lower hparams.lr or hparams.grad_clip_norm may help",
-            code="data.loss_not_finite",
+            code="data.not_finite",
             details={
                 "step": record.step,
                 "samples": keys,

@@ -213,7 +213,7 @@ def _check_shardable(parts: Mapping[str, Part]) -> None:
                     f"{name}.{key} is a scalar, which cannot be sharded",
                     hint="unset distributed.fsdp; the author of the model type can change its "
                     "shape to [1]",
-                    code="usage.scalar_parameter",
+                    code="usage.unsupported",
                     details={"parameter": f"{name}.{key}"},
                 )
 

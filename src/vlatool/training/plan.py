@@ -96,7 +96,7 @@ def make_plan(config: TrainConfig, datasets: Sequence[DataSet], world_size: int)
             f"a budget of {counted(samples, 'sample')} does not fill one step of "
             f"{h.global_batch_size}",
             hint="raise the budget or lower hparams.global_batch_size",
-            code="usage.budget_too_small",
+            code="usage.bad_value",
         )
     checkpoints = _checkpoint_steps(config, steps)
     validated = checkpoints[config.val_every_n_checkpoints - 1 :: config.val_every_n_checkpoints]
@@ -151,7 +151,7 @@ def micro_batch(h: HParams, world_size: int) -> int:
             f"hparams.global_batch_size {h.global_batch_size} is not a multiple of {per_step} "
             f"({world_size} processes x {h.per_gpu_batch_size or 1} samples)",
             hint="change hparams.global_batch_size or hparams.per_gpu_batch_size",
-            code="usage.batch_size",
+            code="usage.bad_value",
         )
     return h.per_gpu_batch_size
 
@@ -167,7 +167,7 @@ def budget_samples(config: TrainConfig, size: int) -> int:
     raise UsageError(
         "no training budget is set",
         hint="set one of --total-train-samples, --num-epochs, --total-train-steps",
-        code="usage.no_budget",
+        code="usage.missing_key",
     )
 
 

@@ -57,7 +57,7 @@ def slurm_variables(environ: Mapping[str, str]) -> dict[str, str]:
         raise EnvironmentProblem(
             f"{_SLURM_TASKS} is {tasks!r}, but another variable of Slurm cannot be used: {error}",
             hint=f"start the ranks with srun, or unset {_SLURM_TASKS}",
-            code="environment.slurm",
+            code="environment.process_failed",
         ) from None
     # An address that the user has chosen stays.
     return {name: environ.get(name, value) for name, value in variables.items()}
@@ -103,7 +103,7 @@ class Machine:
             raise EnvironmentProblem(
                 f"{HOSTS} is {environ[HOSTS]!r}, which does not name machines of a job: {error}",
                 hint=f"unset {HOSTS} to train on this machine",
-                code="environment.hosts",
+                code="environment.hardware",
             ) from None
 
 
@@ -265,7 +265,7 @@ def _unexplained(end: RankExit) -> Mapping[str, Any]:
         hint = "run the same command to resume from the last checkpoint"
         if -end.exit_code == signal.SIGKILL:
             hint = f"a common reason is that the memory ran out; {hint}"
-    return {"kind": "rank", "message": message, "hint": hint, "code": "rank.ended"}
+    return {"kind": "rank", "message": message, "hint": hint, "code": "environment.process_failed"}
 
 
 def _name(number: int) -> str:

@@ -79,7 +79,7 @@ def held_remote_run(
         config.remote_sync,
         "other machines start runs of the same name there at this moment",
         hint="run the command again, or choose another --output",
-        code="usage.output_locked",
+        code="usage.output_in_use",
     )
 
 
@@ -128,7 +128,7 @@ def _check_apart(config: TrainConfig, root: Path, name: str) -> None:
             root,
             "is the run folder itself, not a location for its copy",
             hint="choose another --remote-sync or --output",
-            code="usage.two_locations",
+            code="usage.conflict",
         )
 
 

@@ -96,7 +96,7 @@ def with_local_folder(config: Run) -> Run:
             raise UsageError(
                 f"save_path is {config.save_path} and remote_sync is {config.remote_sync}",
                 hint="give the location once: as --remote-sync, with a local --output",
-                code="usage.two_locations",
+                code="usage.conflict",
             )
         default = TrainConfig.model_fields["save_path"].default
         update = {"save_path": default, "remote_sync": config.save_path}
@@ -112,7 +112,7 @@ def with_local_folder(config: Run) -> Run:
                     path,
                     f"{scheme}:// can only be read, a run cannot be copied there",
                     hint="choose a bucket, such as s3://bucket/runs, or a folder",
-                    code="usage.unsupported_scheme",
+                    code="usage.unsupported",
                 )
     return config
 
@@ -249,7 +249,7 @@ def with_base_config(config: TrainConfig, run: RunDir | None) -> TrainConfig:
                     text,
                     f"is in {run.root}, which --overwrite replaces",
                     hint="choose another --output",
-                    code="usage.overwrites_origin",
+                    code="usage.conflict",
                 )
     record = _earlier_record(config, run)
     if record is None or started_run(config, run) is None:
@@ -323,7 +323,7 @@ def earlier_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:
             run.root,
             "contains the remains of a run; an earlier --overwrite was interrupted",
             hint="run the command with --overwrite again, or choose another --output",
-            code="usage.unfinished_overwrite",
+            code="usage.output_differs",
         )
     run.check_no_files()
     return before

@@ -121,13 +121,13 @@ class Runtime:
             raise EnvironmentProblem(
                 "distributed.dist_backend is gloo, but the run uses GPUs",
                 hint="set distributed.dist_backend=auto",
-                code="environment.backend",
+                code="environment.missing_dependency",
             )
         if on_cpu and config.distributed.dist_backend == "nccl":
             raise EnvironmentProblem(
                 "distributed.dist_backend is nccl, but there is no GPU",
                 hint="set distributed.dist_backend=auto",
-                code="environment.backend",
+                code="environment.missing_dependency",
             )
         torch.backends.cuda.matmul.allow_tf32 = True
         # Without the reset, Accelerate keeps the first precision of a process. The process group
@@ -146,7 +146,7 @@ class Runtime:
                 f"{expected} processes were started, but only {self._accelerator.num_processes} "
                 "joined the process group",
                 hint="start the run with vlatool train --nproc N ..., or torchrun",
-                code="environment.processes",
+                code="environment.hardware",
             )
 
     @property
@@ -247,7 +247,7 @@ class Runtime:
             f"{names} {verb} not answered for {self.timeout_s:g} s (hung, or very slow)",
             hint="run the same command to resume from the last checkpoint; distributed.timeout "
             "is the number of seconds",
-            code="environment.rank_timeout",
+            code="environment.process_failed",
             details={"ranks": list(missing)},
         )
 

@@ -59,7 +59,7 @@ def restore_progress(origin: ProgressOrigin, config: TrainConfig, state: TrainSt
             f"hparams.global_batch_size={batch} per step",
             hint="continue with the global batch of that run, or take only its weights: "
             "init_weights_only: true",
-            code="usage.batch_size",
+            code="usage.bad_value",
         )
     return [*notes, f"continuing after step {state.step} of {origin.text}"]
 
@@ -132,7 +132,7 @@ def check_budget(state: TrainState, total_steps: int, location: str) -> None:
             f"{location}: is at step {state.step}, and the budget is "
             f"{counted(total_steps, 'step')}",
             hint="the budget counts all steps from the first on: raise it",
-            code="usage.budget_too_small",
+            code="usage.bad_value",
         )
 
 

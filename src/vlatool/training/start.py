@@ -79,27 +79,27 @@ def check_processes(processes: int, gpus: int, reporter: Reporter = NULL) -> Non
             f"{os.environ['WORLD_SIZE']!r})",
             hint=f"leave out {OPTION} under torchrun, accelerate launch and srun; otherwise unset "
             "WORLD_SIZE",
-            code="usage.nproc_in_rank",
+            code="usage.bad_value",
         )
     if processes < 1:
         raise UsageError(
             f"{OPTION} {processes}: at least one process is needed",
             hint=f"use {OPTION} {max(gpus, 1)}",
-            code="usage.nproc",
+            code="usage.bad_value",
             details={"nproc": processes},
         )
     if processes > _MAX_PROCESSES:
         raise UsageError(
             f"{OPTION} {processes}: more than {_MAX_PROCESSES} processes",
             hint=f"use {OPTION} {gpus or os.cpu_count()}",
-            code="usage.nproc",
+            code="usage.bad_value",
             details={"nproc": processes},
         )
     if 0 < gpus < processes:
         raise EnvironmentProblem(
             f"{OPTION} {processes} needs a GPU for each process, this machine has {gpus}",
             hint=f"use {OPTION} {gpus}",
-            code="environment.gpus",
+            code="environment.hardware",
             details={"nproc": processes, "gpus": gpus},
         )
     processors = default_workers()
@@ -161,7 +161,7 @@ def _raise(exit_code: int, file: Path, received: Sequence[int]) -> None:
         raise EnvironmentProblem(
             f"torchrun ended with exit code {exit_code}",
             hint="see its output above",
-            code="rank.ended",
+            code="environment.process_failed",
         )
     if first.weight() > 2:
         raise SystemExit(first.code)

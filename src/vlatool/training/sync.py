@@ -409,7 +409,7 @@ class _Sender:
             f"the run could not be sent completely to {self.mirror.root}: {self.state()}, all of "
             f"the run is in {run.root}. {error.message}",
             hint=f"{error.hint}; the same command then sends the rest",
-            code="storage.not_sent",
+            code="storage.write",
             details={**error.details, "location": str(self.mirror.root), "reason": error.code},
         )
 

@@ -76,7 +76,7 @@ class Validation:
         total, count, bad, all_dropped = packed[:4].tolist()
         if bad:
             self.logger.reporter.warn(
-                "data.loss_not_finite", f"{prefix}loss is not finite in {bad:.0f} micro-batches"
+                "data.not_finite", f"{prefix}loss is not finite in {bad:.0f} micro-batches"
             )
         if all_dropped:
             self.logger.warn_validation_drops(step, int(all_dropped), drops)

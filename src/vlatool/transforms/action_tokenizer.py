@@ -232,7 +232,7 @@ class ActionTokenizer:
                 raise DataError(
                     f"chunk {chunk}: a coefficient cannot be encoded with this vocabulary",
                     hint="fit a tokenizer on these data, with an id for every byte",
-                    code="data.action_not_encodable",
+                    code="data.not_finite",
                     details={"chunk": chunk},
                 )
 
@@ -292,7 +292,7 @@ def _check_finite(values: Array, problem: str) -> None:
         raise DataError(
             f"chunk {chunk}: dimension {dimension} {problem} (row {step})",
             hint="check the actions and the normalization",
-            code="data.action_not_finite",
+            code="data.not_finite",
             details={"chunk": chunk, "row": step, "dimension": dimension},
         )
 
@@ -307,7 +307,7 @@ def _check_characters(shifted: Array) -> None:
             f"chunk {chunk}: the coefficient of dimension {dimension}, frequency {row}, is too "
             "large to be encoded",
             hint="check the actions and the normalization",
-            code="data.action_not_encodable",
+            code="data.not_finite",
             details={"chunk": chunk, "row": row, "dimension": dimension},
         )
 

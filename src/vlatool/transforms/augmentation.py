@@ -59,7 +59,7 @@ def _box_size(size: tuple[int, int], shape: Sequence[float]) -> tuple[int, int]:
             f"of {height} x {width}",
             hint="lower data.augmentation.image.crop.shape, or preprocess with a larger "
             "--resize-images-size",
-            code="data.picture_too_small",
+            code="data.mismatch",
         )
     return height, width
 

@@ -234,7 +234,7 @@ def _unknown(kind: str, new: str, old: str, known: Collection[str]) -> DataError
     return DataError(
         f"{kind}.{new}={old}: {old!r} {problem} {_KINDS[kind]} of the data, which have {listed}",
         hint=nearest if nearest.startswith("did you mean") else "give an old name that they have",
-        code=f"data.unknown_{_KINDS[kind]}",
+        code="data.unknown_field",
         details={"name": old, "known": list(known)},
     )
 
@@ -243,7 +243,7 @@ def _taken(message: str) -> DataError:
     return DataError(
         message,
         hint="each new name needs one old name, and one that is not in use",
-        code="data.name_taken",
+        code="data.broken",
     )
 
 
@@ -281,7 +281,7 @@ def _part(new: str, part: FieldMap, values: Array) -> Array:
             f"fields.{new}={part.key}[{part.start}:{part.stop or ''}]: {part.key!r} is "
             f"{f'{width} wide' if width else 'no numbers'}",
             hint="give a slice within the field",
-            code="data.field_shape",
+            code="data.mismatch",
             details={"field": part.key, "width": width},
         )
     return part.of(values)

@@ -180,7 +180,7 @@ def _numbers(stats: Mapping[str, Any], field: str, key: str) -> Array:
         raise DataError(
             f"statistics of field {field!r} have no {key!r}",
             hint="preprocess the data again, or use another normalization method",
-            code="data.missing_statistics",
+            code="data.missing",
             details={"field": field, "key": key},
         )
     try:
@@ -213,7 +213,7 @@ def _unreached_step_error(field: str, key: str, step: int) -> DataError:
         "episodes are shorter",
         hint="use one scale for all steps, data.normalization.scope=global, or preprocess with "
         "shorter windows",
-        code="data.broken_statistics",
+        code="data.broken",
         details={"field": field, "key": key, "step": step},
     )
 
@@ -222,6 +222,6 @@ def _statistics_error(field: str, key: str, problem: str) -> DataError:
     return DataError(
         f"statistics of field {field!r}: {key!r} {problem}",
         hint="compute them with `vlatool stats compute DATA`, or preprocess the data again",
-        code="data.broken_statistics",
+        code="data.broken",
         details={"field": field, "key": key},
     )

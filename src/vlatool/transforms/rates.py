@@ -158,7 +158,7 @@ def _turned(rot6d: Array, times: Array) -> Array:
         raise DataError(
             f"a rotation cannot be interpolated: {str(error).partition(chr(10))[0]}",
             hint="leave the episode out, or repair the recording",
-            code="data.bad_pose",
+            code="data.broken",
         ) from None
     turns = Slerp(np.arange(len(rot6d)), matrices)
     return rot6d_from_matrix(turns(times).as_matrix()).astype(rot6d.dtype)

@@ -178,7 +178,7 @@ def _resolve_fields(
         raise DataError(
             f"{episode}: pose group {group.name!r} has no {group.rotation}: {error}",
             hint="repair the recording, leave the episode out, or correct `rotation`",
-            code="data.bad_pose",
+            code="data.broken",
             details={"field": group.rotation_key, "pose_group": group.name},
         ) from None
     lowdim |= zip(group.stored_keys, pose, strict=True)
@@ -194,7 +194,7 @@ def _pose_group(
         raise DataError(
             f"{episode}: pose group {group.name!r} has the unknown reference {group.reference!r}",
             hint=did_you_mean(group.reference or "", list(resolved)),
-            code="data.unknown_pose_group",
+            code="data.unknown_field",
             details={"pose_group": group.name, "known": list(resolved)},
         )
     return reference
@@ -210,7 +210,7 @@ def _field(
         raise DataError(
             f"{episode}: pose group {group!r}: no numeric field {name!r}",
             hint=did_you_mean(name, list(lowdim)),
-            code="data.missing_field",
+            code="data.unknown_field",
             details={"field": name, "pose_group": group},
         )
     values = lowdim[name]
@@ -221,7 +221,7 @@ def _field(
             f"{episode}: pose group {group!r}: {key!r} is {list(values.shape)}, expected "
             f"[frames, {width}]",
             hint="give the slice that holds the pose, such as state[0:3]",
-            code="data.bad_pose",
+            code="data.broken",
             details={"field": name, "pose_group": group},
         )
     return values
@@ -349,7 +349,7 @@ def _pose(
             raise DataError(
                 f"pose group {group!r}: field {key!r} is not in the episode",
                 hint="correct pose_groups, or leave the group out",
-                code="data.missing_field",
+                code="data.unknown_field",
                 details={"field": key, "pose_group": group},
             )
     return windows[position_key], windows[rotation_key]

@@ -420,7 +420,7 @@ class EpisodeSampler:
                 f"{counted(len(values), 'frame')}, "
                 f"the episode {self.episode.num_frames}",
                 hint="the episode is inconsistent; record or download it again",
-                code="data.length_mismatch",
+                code="data.mismatch",
                 details={"camera": camera},
             )
         return values

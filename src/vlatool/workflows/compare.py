@@ -102,7 +102,7 @@ def compare(config: CompareConfig, *, reporter: Reporter = NULL) -> CompareResul
         raise DataError(
             f"{config.a} and {config.b}: no start is in both",
             hint="evaluate both with the same --seed and --episodes, or the same --suite",
-            code="data.no_common_starts",
+            code="data.no_samples",
         )
     valid = [start for start in starts if _is_valid(a.rows[start]) and _is_valid(b.rows[start])]
     pairs = {start: (a.rows[start]["success"], b.rows[start]["success"]) for start in valid}
@@ -171,7 +171,7 @@ def read_rollouts(location: str) -> RolloutOutput:
             path,
             "no such file" if missing else "is not a report of rollouts",
             hint="give an output of `vlatool eval rollout`, such as RUN/eval/rollout-...",
-            code="data.no_rollouts",
+            code="data.no_source",
         ) from None
     record = read_record(path.parent)
     options = record.options if record is not None and record.command == "eval rollout" else {}
@@ -196,7 +196,7 @@ def _differences(a: RolloutOutput, b: RolloutOutput) -> list[tuple[str, Any, Any
                 f"{a.location} and {b.location}: the environments differ: {key} "
                 f"{value_text(old)} and {value_text(new)}",
                 hint="compare rollouts in the same environment with the same options",
-                code="data.environments_differ",
+                code="data.mismatch",
                 details={"key": key},
             )
     return differences

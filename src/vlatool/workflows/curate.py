@@ -262,7 +262,7 @@ def model_errors(config: CurateConfig, curation: Curation, reporter: Reporter) -
     run = pinned(config.model or "")
     if not (run / CONFIG).is_file():
         hint = "give a folder with a config.yaml"
-        raise DataError.at(run, "is no training run", hint=hint, code="data.no_run")
+        raise DataError.at(run, "is no training run", hint=hint, code="data.no_source")
     trained: Any = load_config(TrainConfig, files=[str(run / CONFIG)]).config
     manifests = getattr(trained.data, "dataset_manifest", ())
     record = read_record(_output_of(pinned(manifests[0]))) if manifests else None
@@ -270,7 +270,7 @@ def model_errors(config: CurateConfig, curation: Curation, reporter: Reporter) -
         raise UsageError(
             f"{config.model}: is no run of a policy on data that are still there",
             hint="train one with vlatool train --data DIR of vlatool preprocess",
-            code="usage.curation_model",
+            code="usage.bad_value",
         )
     root = location(config.output) / FOLDS / f"{run.name}_{config.folds}"
     of_windows = {key: value for key, value in record.options.items() if key not in _OF_SELECTION}

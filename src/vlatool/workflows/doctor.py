@@ -82,7 +82,7 @@ def doctor(config: DoctorConfig | None = None, *, reporter: Reporter = NULL) -> 
     problem = EnvironmentProblem(
         f"the core does not work, failed checks: {', '.join(names)}",
         hint=broken[0].hint,
-        code="environment.broken_core",
+        code="environment.missing_dependency",
         details={"broken": names},
     )
     problem.result = result

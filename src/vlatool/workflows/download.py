@@ -251,7 +251,7 @@ def download(
         raise UsageError(
             f"{config.source}: is a local path",
             hint="give a location such as hf://datasets/OWNER/NAME or s3://BUCKET/FOLDER",
-            code="usage.local_source",
+            code="usage.bad_value",
         )
     files = _selected(config, source, downloads.remote_files(source))
     options = _options(config, {"source": str(source)})
@@ -283,7 +283,7 @@ def _check_keys(config: DownloadConfig) -> None:
 
 
 def _conflict(message: str, hint: str = "give one of them") -> UsageError:
-    return UsageError(message, hint=hint, code="usage.conflicting_options")
+    return UsageError(message, hint=hint, code="usage.conflict")
 
 
 def _options(config: DownloadConfig, request: Mapping[str, Any]) -> downloads.TransferOptions:
@@ -303,7 +303,7 @@ def _download_tasks(config: DownloadConfig, reporter: Reporter) -> TasksResult:
             raise UsageError(
                 f"{name}: is published {'without raw data' if config.raw else 'as raw data only'}",
                 hint="`vlatool download --list` shows what there is of each task",
-                code="usage.no_such_view",
+                code="usage.unknown_name",
             )
     results: dict[str, downloads.DownloadResult | RawResult] = {}
     errors: dict[str, VlatoolError] = {}
@@ -344,7 +344,7 @@ def _download_tasks(config: DownloadConfig, reporter: Reporter) -> TasksResult:
     problem = (StorageError if is_storage else PartialFailure)(
         f"{len(errors)} of {len(errors) + len(results)} tasks failed: {', '.join(errors)}",
         hint="run the same command again for the rest",
-        code=f"{'storage' if is_storage else 'partial'}.tasks_failed",
+        code="storage.failed" if is_storage else "partial.failed",
         details={"failures": failures},
     )
     problem.result = result
@@ -440,7 +440,7 @@ def _remote(location: str) -> RemotePath:
         raise UsageError(
             f"{location}: is a local path",
             hint="give --registry as https://, s3:// or hf://",
-            code="usage.local_source",
+            code="usage.bad_value",
         )
     return source
 
@@ -466,7 +466,7 @@ def _selected(
     files = [file for file in files if FOLDER not in file.name.split("/")]
     if not files:
         raise DataError.at(
-            source, "contains no files", hint="check the location", code="data.no_files"
+            source, "contains no files", hint="check the location", code="data.no_source"
         )
     selected = [
         file
@@ -478,7 +478,7 @@ def _selected(
         raise UsageError(
             f"{source}: the patterns select none of {len(files)} files",
             hint=f"names there are, for example, {', '.join(file.name for file in files[:3])}",
-            code="usage.nothing_selected",
+            code="usage.missing_file",
         )
     return selected
 

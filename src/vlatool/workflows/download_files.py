@@ -133,7 +133,7 @@ def task_files(task: RemotePath, view: str) -> tuple[list[RemoteObject], list[st
             folder,
             "is not there",
             hint="check --version and --registry; `vlatool download --list` shows the tasks",
-            code="data.no_task",
+            code="data.no_source",
         ) from None
     files = {file.name: file for file in _infos(folder, names)}
     other = task / (EPISODES_NAME if view == SHARDS_NAME else SHARDS_NAME)
@@ -147,7 +147,7 @@ def task_files(task: RemotePath, view: str) -> tuple[list[RemoteObject], list[st
 def doubled_error(where: object) -> DataError:
     """Error for a file that occurs twice in a list."""
     return DataError.at(
-        where, "is listed twice", hint="the list there is wrong", code="data.doubled_name"
+        where, "is listed twice", hint="the list there is wrong", code="data.broken"
     )
 
 
@@ -167,7 +167,7 @@ def _infos(folder: Path, names: Sequence[tuple[str, bool]]) -> list[RemoteObject
                 address,
                 "is listed in the manifest, and is missing",
                 hint="the data there is not complete",
-                code="data.missing_shard",
+                code="data.missing",
             )
     return list(files.values())
 
@@ -322,7 +322,7 @@ class DownloadJob:
                 file.path,
                 f"is a file there, and {target} is a folder",
                 hint="leave it out with --leave-out, or use another --output",
-                code="data.name_conflict",
+                code="data.bad_name",
             )
         if not file.info.has_known_size:
             self._reporter.warn(

@@ -277,7 +277,7 @@ class Extraction:
                 self.archive.location,
                 f"{member.name} is a file there, and {target} is a folder",
                 hint="use another --output",
-                code="data.name_conflict",
+                code="data.bad_name",
             )
 
 

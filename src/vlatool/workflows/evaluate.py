@@ -174,7 +174,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
             f"{data}: none of the action fields of the policy is in the data: "
             f"{', '.join(policy.actions)}",
             hint="preprocess the data with these fields, or rename others to them",
-            code="data.no_actions",
+            code="data.missing",
         )
     allowed = compared(policy, pairs.contract, config.allow, data)
     tokenizer = tokenizer_for(policy, config.tokenizer)
@@ -282,7 +282,7 @@ def recorded_pairs(location: str, policy: "Policy", trained: Trained, seed: int)
         raise DataError(
             f"data of the kind {kind.name!r} have no actions that a policy can be compared with",
             hint="evaluate the policy with `vlatool eval rollout`",
-            code="data.no_actions",
+            code="data.missing",
         )
     return pairs
 
@@ -310,7 +310,7 @@ def results_folder(output: str | None, trained: Trained, name: str) -> Path:
         raise UsageError(
             f"{root}: results cannot be written into remote or published files",
             hint="give a local folder with --output",
-            code="usage.needs_output",
+            code="usage.missing_key",
         )
     return local_path(output) if output else root / "eval" / name
 
@@ -596,7 +596,7 @@ def _preprocessed_frame(
         raise DataError(
             f"{location}: episodes and frames of this kind of data cannot be looked up",
             hint="give the raw episodes",
-            code="data.no_lookup",
+            code="data.missing",
         )
     observation, target = pairs.read([index])[0]
     sizes.check_observation(observation)

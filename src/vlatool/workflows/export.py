@@ -111,7 +111,7 @@ def export_model(
         raise UsageError(
             f"{checkpoint}: cannot be exported: {problem}",
             hint="use the run itself; vlatool reads it wherever it reads an export",
-            code="usage.not_exportable",
+            code="usage.unsupported",
         )
     exported = layout.write(trained, _tree(trained), reporter)
     name = str(trained.origin.checkpoint)
@@ -153,7 +153,7 @@ def check_equal(trained: Trained, path: Path) -> None:
             raise BugError(
                 f"{path}: the exported model gives other {name} than {trained.origin.text}",
                 hint="do not use the export; report this with the configuration of the run",
-                code="bug.export_differs",
+                code="bug.differs",
                 details={"path": str(path), "output": name},
             )
 
@@ -256,7 +256,7 @@ def _model(config: ExportConfig, source: Path, reporter: Reporter) -> ModelExpor
         raise UsageError(
             "--layout does not apply to a model",
             hint="leave it out: a model has one published layout",
-            code="usage.bad_layout",
+            code="usage.unsupported",
         )
     output = location(config.output)
     return export_model(str(source), output, reporter, config)
@@ -305,7 +305,7 @@ class _CodesExport:
                 self.source.path,
                 f"the codes do not match the digest in {codes_format.MANIFEST_NAME}",
                 hint="copy the folder again, or encode the images again",
-                code=codes_format.CODES_CHANGED,
+                code="data.wrong_digest",
             )
         manifest.save(output)
         return ()
@@ -344,7 +344,7 @@ class _SamplesExport:
                 path,
                 f"has {counted(len(samples), 'sample')}, {self.manifest} says {expected}",
                 hint="copy the folder again, or build it again",
-                code="data.broken_samples",
+                code="data.broken",
             )
         files = write_lines(self.output, lines_name(item), samples.lines(self.prefix))
         return Receipt(item, counts={"samples": len(samples)}, files=files)
@@ -374,7 +374,7 @@ def _make_export(config: ExportConfig) -> _Export:
         raise UsageError(
             f"{output}: belongs to the input, which is never changed",
             hint="choose another --output",
-            code="usage.output_is_input",
+            code="usage.output_exists",
         )
     if codes_format.is_codes(source):
         folder = codes_format.CodesFolder.open(source)
@@ -396,7 +396,7 @@ def _make_export(config: ExportConfig) -> _Export:
         source,
         "contains neither codes nor samples",
         hint="give a folder of codes, or one that `vlatool build-dataset --packed` wrote",
-        code="data.nothing_to_export",
+        code="data.missing",
     )
 
 
@@ -404,7 +404,7 @@ def _layout_error(source: Path, exported: str, layouts: str) -> UsageError:
     return UsageError(
         f"{source}: {exported} can only be exported as {layouts}",
         hint="choose another --layout, or leave it out",
-        code="usage.bad_layout",
+        code="usage.unsupported",
     )
 
 

@@ -170,7 +170,7 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
             f"--vocab-size {config.vocab_size} is too small for the {span} coefficients from "
             f"{plan.lowest} to {plan.highest}",
             hint="raise it, lower --scale, or use --alphabet bytes",
-            code="usage.vocab_size",
+            code="usage.bad_value",
         )
     if config.vocab_size - count < _FEW_IDS:
         reporter.warn(
@@ -251,14 +251,14 @@ def _all_chunks(
                     outcome.item.path,
                     f"has chunks of {last} values, the first file of {first}",
                     hint="fit one tokenizer for each shape of chunks",
-                    code="data.chunk_shape",
+                    code="data.mismatch",
                 )
             bar.advance(1)
     if not parts:
         raise DataError(
             "the sources contain no chunk",
             hint="check the paths; `vlatool inspect` shows their content",
-            code="data.no_chunks",
+            code="data.no_samples",
         )
     return np.concatenate(parts)
 
@@ -282,7 +282,7 @@ def _profile(
                 f"profile {loaded.name} has {counted(loaded.width, 'dimension')}, the actions "
                 f"have {width}",
                 hint="use --profile compute",
-                code="data.profile_mismatch",
+                code="data.mismatch",
             )
         return loaded
     recorded_names = sources[0].names
@@ -308,7 +308,7 @@ def _dimension(word: str, names: Sequence[str]) -> str:
     raise UsageError(
         f"--raw {word}: no such dimension",
         hint=f"the dimensions are {', '.join(names)}",
-        code="usage.unknown_dimension",
+        code="usage.unknown_name",
     )
 
 

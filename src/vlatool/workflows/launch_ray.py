@@ -70,7 +70,7 @@ def launch_ray_preprocess(
     check_required(config, _USAGE)
     # Nodes of a new cluster cannot see local locations.
     problems = [
-        Problem(key, "", f'"{key}" is {text}, a path of this machine', code="launch.local_path")
+        Problem(key, "", f'"{key}" is {text}, a path of this machine', code="config.invalid_value")
         for key, text in _locations(config)
         if not is_remote(location(text))
     ]
@@ -112,7 +112,7 @@ def _text(cluster: Path) -> str:
         raise UsageError(
             f"{cluster}: {error.reason}, so it is no cluster file",
             hint="give another one with --ray.cluster; a file that does not exist is written",
-            code="usage.cluster_file",
+            code="usage.bad_value",
             details={"path": str(cluster)},
         ) from error
 

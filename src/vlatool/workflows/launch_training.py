@@ -122,7 +122,7 @@ def launch_sagemaker_train(
             "there is no execution role for the job: sagemaker.arn and SAGEMAKER_ARN are not set",
             hint="give the role with --sagemaker.arn ARN; `aws iam list-roles` lists those of the "
             "account",
-            code="usage.no_role",
+            code="usage.missing_key",
             details={"key": "sagemaker.arn"},
         )
     check_volume(job, training_job.check_run_with_data(config, typed, processes, reporter))
@@ -241,7 +241,7 @@ def _started(
             hint="--again starts another one, which continues its run"
             if is_complete
             else "run the same command again when it has stopped",
-            code="usage.job_completed" if is_complete else "usage.job_stopping",
+            code="usage.output_in_use",
             details={"job": name},
         )
     image = config.sagemaker.image
@@ -455,7 +455,7 @@ def _folder(config: SlurmTrainConfig) -> Path:
         raise UsageError(
             f"the run is below {config.save_path}: the script and the logs need a folder here",
             hint="give --slurm.folder, on a disk that all nodes share",
-            code="usage.slurm_folder",
+            code="usage.bad_value",
         )
     return save_path.absolute() / training_job.LAUNCH_FOLDER
 

@@ -208,7 +208,7 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
             raise UsageError(
                 f"{config.format}: nodes of a Ray cluster do not have this file",
                 hint="use --engine local, or install the reader as a package: docs/plugins.md",
-                code="usage.reader_in_file",
+                code="usage.unsupported",
             )
     with ExitStack() as stack:
         pool = make_executor(config.workers) if config.dry_run else executor_of(config, preload)

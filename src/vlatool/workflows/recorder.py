@@ -104,7 +104,7 @@ class EpisodeRecorder:
                 raise UsageError(
                     f"{output}: {damaged[0]} is missing or was changed since it was recorded",
                     hint="record to another folder; vlatool verify shows what is damaged here",
-                    code="usage.output_damaged",
+                    code="usage.output_differs",
                 )
             self._record = record.after(before)
             self._journal = Journal(output)
@@ -492,7 +492,7 @@ def _image(name: Any, value: Any) -> Array:
         raise DataError(
             f"the camera {name!r} is {image.dtype} {list(image.shape)}, not uint8 [H, W, 3]",
             hint="give RGB levels from 0 to 255 as uint8",
-            code="data.not_pictures",
+            code="data.bad_request",
             details={"camera": name},
         )
     return image
@@ -511,7 +511,7 @@ def _fields(kind: str, values: Values | None) -> dict[str, Array]:
             raise DataError(
                 f"the field {field!r} is {row.dtype} {list(row.shape)}, no numbers",
                 hint="give numbers",
-                code="data.field_shape",
+                code="data.mismatch",
                 details={"field": field},
             )
         with np.errstate(over="ignore"):
@@ -520,7 +520,7 @@ def _fields(kind: str, values: Values | None) -> dict[str, Array]:
             raise DataError(
                 f"the field {field!r} has values that are not finite as float32",
                 hint="give finite values; leave the step out if the robot has none",
-                code="data.field_not_finite",
+                code="data.not_finite",
                 details={"field": field},
             )
         rows[field] = row
@@ -543,7 +543,7 @@ def _of(kind: str, fields: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _step_error(step: int, problem: str, hint: str) -> DataError:
-    return DataError(f"step {step}: {problem}", hint=hint, code="data.bad_step")
+    return DataError(f"step {step}: {problem}", hint=hint, code="data.bad_request")
 
 
 def _usage(problem: str, hint: str) -> VlatoolError:

@@ -105,13 +105,13 @@ class _RepairJob:
             raise UsageError(
                 "repair reads and writes on this machine",
                 hint="download the recordings first: vlatool download SOURCE",
-                code="usage.not_local",
+                code="usage.bad_value",
             )
         if is_inside(output, source):
             raise UsageError(
                 f"{output}: is in the source, which is never changed",
                 hint="choose another --output",
-                code="usage.output_is_input",
+                code="usage.output_exists",
             )
         self.items = _files(source)
         options = {"source": source.name}
@@ -160,7 +160,7 @@ def _files(source: Path) -> list[_File]:
     names = {name: path for name, path in names.items() if FOLDER not in Path(name).parts}
     if not names:
         raise DataError.at(
-            source, "contains no files", hint="check the location", code="data.no_files"
+            source, "contains no files", hint="check the location", code="data.no_source"
         )
     kinds: dict[str, list[Path]] = {}
     for name, path in names.items():
@@ -217,7 +217,7 @@ class _Repair:
                 file.path,
                 f"is damaged, and nothing of it can be saved: {error}",
                 hint="record or copy the file again, or leave it out",
-                code="data.nothing_whole",
+                code="data.broken",
             ) from error
         lost = [part.replace(f"{file.path}", file.name) for part in salvaged.lost]
         return Receipt(

@@ -112,7 +112,7 @@ def _target(output: str) -> Path:
         raise UsageError(
             f"--output {output}: is not the name of a YAML file",
             hint=f"give --output {output}.yaml; --save-path and --name set the folder of a run",
-            code="usage.output",
+            code="usage.bad_value",
             details={"output": output},
         )
     return path

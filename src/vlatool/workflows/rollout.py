@@ -128,7 +128,7 @@ def suite_tasks(config: RolloutConfig) -> dict[str, RolloutConfig]:
         raise UsageError(
             f"{config.suite}: has no tasks",
             hint="give some, such as `tasks: {red: {env: vlatool/PickPlace-v0, seed: 7}}`",
-            code="usage.empty_suite",
+            code="usage.bad_value",
         )
     rows = -(-config.contact_sheet_episodes // len(suite.tasks))
     return {
@@ -153,7 +153,7 @@ def _environments(config: RolloutConfig, makers: Sequence[EnvironmentMaker]) -> 
                 f"other processes cannot make the environment {maker.name!r}: its registration or "
                 "its options cannot be pickled",
                 hint="use --env-processes 1",
-                code="usage.env_processes",
+                code="usage.unsupported",
             )
     return EnvProcesses(count, config.env_timeout_s) if count > 1 else LocalEnvironments()
 
@@ -182,7 +182,7 @@ def _episodes_failed(
         f"{report['env']}: an error of the environment ended {ended}; "
         f"the first: {rows[0]['error']}",
         hint=f"all are in {report['report']}; rates are of the other episodes",
-        code="partial.rollouts_failed",
+        code="partial.failed",
         details={"failures": rows},
     )
     error.result = result

@@ -128,7 +128,7 @@ def runs(config: RunsConfig, *, reporter: Reporter = NULL) -> RunList:
         raise DataError(
             f"{folder}: no training run in this folder or two levels below",
             hint="give the folder in which `vlatool train --output FOLDER/NAME` writes its runs",
-            code="data.no_run",
+            code="data.no_source",
             details={"path": str(folder)},
         )
     summaries: list[RunSummary] = []
@@ -186,7 +186,7 @@ def _comparison(config: RunsConfig, summaries: Sequence[RunSummary]) -> Comparis
         raise UsageError(
             f"--compare takes two runs, not {len(names)}",
             hint="give the names of two runs: --compare NAME,NAME",
-            code="usage.compare",
+            code="usage.bad_value",
         )
     by_name = {summary.name: summary for summary in summaries}
     for name in names:
@@ -195,7 +195,7 @@ def _comparison(config: RunsConfig, summaries: Sequence[RunSummary]) -> Comparis
             raise UsageError(
                 f"--compare: there is no run {name!r} in {config.location}",
                 hint=f"runs there are {', '.join(near)}",
-                code="usage.unknown_run",
+                code="usage.unknown_name",
                 details={"name": name},
             )
     return compared(by_name[names[0]], by_name[names[1]])

@@ -123,13 +123,13 @@ def sample(config: SampleConfig, *, reporter: Reporter = NULL) -> SampleResult:
         raise UsageError(
             f"--cameras {config.cameras}: the libero layout has two cameras",
             hint="leave --cameras out, or use the layout spartan or lerobot",
-            code="usage.cameras",
+            code="usage.unsupported",
         )
     if config.depth and config.layout != "spartan":
         raise UsageError(
             f"--depth: the {config.layout} layout has no depth",
             hint="leave --depth out, or use the layout spartan",
-            code="usage.depth",
+            code="usage.unsupported",
         )
     job = SampleJob(config)
     # vlatool generates the episodes: a failure is never bad data.
@@ -309,27 +309,27 @@ def _check_world(config: SampleConfig) -> None:
             raise UsageError(
                 "--task: the built-in world has one task",
                 hint="add --world metaworld",
-                code="usage.world_option",
+                code="usage.unknown_name",
             )
         return
     if config.layout != "lerobot" or config.size == "published":
         raise UsageError(
             "Meta-World is recorded as a LeRobot data set with square images",
             hint="vlatool sample lerobot OUTPUT --world metaworld --task reach-v3 --size large",
-            code="usage.layout",
+            code="usage.unsupported",
         )
     for name in config.builtin_options:
         if getattr(config, name) != SampleConfig.model_fields[name].default:
             raise UsageError(
                 f"--{name}: Meta-World has no such option",
                 hint=f"leave --{name} out",
-                code="usage.world_option",
+                code="usage.unknown_name",
             )
     if not config.task:
         raise UsageError(
             "no task of Meta-World is given",
             hint="give one or several, such as --task reach-v3",
-            code="usage.no_task",
+            code="usage.missing_key",
         )
     check_tasks(config.task)
     try:

@@ -104,7 +104,7 @@ def split(config: SplitConfig, *, reporter: Reporter = NULL) -> SplitResult:
             f"{counted(len(tars), 'shard')} cannot be split by {config.val_ratio}: "
             "none would be left for training",
             hint="write more shards, or lower --val-ratio",
-            code="data.too_few_shards",
+            code="data.no_samples",
             shards=len(tars),
         )
     targets = _targets(config, folder)
@@ -129,7 +129,7 @@ def _tars(folder: Path, pattern: str | None) -> Sequence[Path]:
             folder,
             f"contains no shard whose name matches {pattern or PUBLISHED_NAME}",
             hint="give a folder that `vlatool preprocess images` wrote, or a --file-pattern",
-            code="data.no_shards",
+            code="data.no_samples",
         )
     present = set(file_names(folder)) if can_list(folder) else {tar.name for tar in tars}
     if missing := [tar.name for tar in tars if tar.name not in present]:
@@ -137,7 +137,7 @@ def _tars(folder: Path, pattern: str | None) -> Sequence[Path]:
         raise DataError(
             f"{folder / missing[0]}: is missing{others}",
             hint="copy the shards again, or write them again with --overwrite",
-            code="data.missing_shard",
+            code="data.missing",
             details={"path": str(folder), "shards": missing},
         )
     return tars

@@ -252,7 +252,7 @@ class _ShardStatistics:
                     shard.path,
                     f"{problem}, the manifest says {counted(shard.num_sequences, 'sample')}",
                     hint="copy the shard and its manifest again",
-                    code="data.shard_count",
+                    code="data.mismatch",
                 )
             for start in range(0, len(tar.keys), _SAMPLES_AT_ONCE):
                 samples = list(self._samples(tar, tar.keys[start : start + _SAMPLES_AT_ONCE]))
@@ -282,7 +282,7 @@ class _ShardStatistics:
                         f"sample {key}: {name!r} has the shape {list(array.shape)}, "
                         f"but {list(shape)} in the first sample",
                         hint="copy the shards again: they belong to different data",
-                        code="data.schema_mismatch",
+                        code="data.mismatch",
                         sample=key,
                         field=name,
                     )
@@ -406,7 +406,7 @@ def _weights(config: StatsMergeConfig) -> list[float | None]:
         raise UsageError(
             f"--weights {values} does not fit {len(config.sources)} data sets",
             hint="give one positive number per data set, such as --weights 1,3",
-            code="usage.bad_weights",
+            code="usage.bad_value",
         )
     return list(config.weights)
 
@@ -432,5 +432,5 @@ def _stats_file(path: Path) -> Path:
         path,
         "contains no statistics",
         hint="give a folder that `vlatool preprocess` wrote, or a stats.json file",
-        code="data.no_statistics",
+        code="data.missing",
     )

@@ -257,7 +257,7 @@ def _output(config: TokenizerEvalConfig) -> Path:
         raise UsageError(
             f"{config.checkpoint}: is not a local run into which results can be written",
             hint="give a folder with --output",
-            code="usage.needs_output",
+            code="usage.missing_key",
         )
     name = Path(config.data.rstrip("/")).stem
     return find_checkpoint(path)[0].root / "eval" / f"tokenizer-{name}"

@@ -175,7 +175,7 @@ def _remote_run(
             raise UsageError(
                 "--fresh starts a new run below remote_sync, which is not set",
                 hint="give --remote-sync too; --overwrite replaces the local run",
-                code="usage.fresh",
+                code="usage.conflict",
             )
         yield config, None
         return
@@ -482,6 +482,6 @@ def check_initial_weights(config: TrainConfig) -> TrainConfig:
             "init_weights_only is false",
             hint="to continue the training of that checkpoint use `vlatool train`; to take only "
             "its weights set init_weights_only (model.resume_weights_only) to true",
-            code="usage.resume_weights_only",
+            code="usage.conflict",
         )
     return config

@@ -276,13 +276,13 @@ def upload(config: UploadConfig, *, reporter: Reporter = NULL) -> UploadResult:
         raise UsageError(
             f"{config.location}: is no repository of the hub",
             hint="write hf://datasets/OWNER/NAME for data, or hf://models/OWNER/NAME",
-            code="usage.bad_repository",
+            code="usage.bad_value",
         )
     if config.license is not None and not _LICENSE.fullmatch(config.license):
         raise UsageError(
             f"--license {config.license}: is no license key of the hub",
             hint="write it as the hub does: mit, apache-2.0, cc-by-4.0, other",
-            code="usage.bad_license",
+            code="usage.bad_value",
         )
     writer = RepositoryWriter(config.location)
     folder = _folder(config)
@@ -291,7 +291,7 @@ def upload(config: UploadConfig, *, reporter: Reporter = NULL) -> UploadResult:
         raise UsageError(
             f"{folder}: is a checkpoint, a part of a run",
             hint=f"upload the run, or its weights: vlatool export {folder} --output EXPORT",
-            code="usage.checkpoint",
+            code="usage.unsupported",
         )
     result = verify(VerifyConfig(location=str(folder)), reporter=reporter)
     assert not isinstance(result, CodesResult)
@@ -335,7 +335,7 @@ def _folder(config: UploadConfig) -> Path:
         raise UsageError(
             f"{folder}: is no folder",
             hint="give the folder of the data, the run, the export or the tokenizer",
-            code="usage.not_a_folder",
+            code="usage.missing_file",
         )
     if is_being_written(folder):
         raise UsageError(
@@ -355,7 +355,7 @@ def _files(
     files = chosen_files(folder, result.kind, unlisted)
     if not files:
         raise DataError.at(
-            folder, "has no files to upload", hint="check the folder", code="data.no_files"
+            folder, "has no files to upload", hint="check the folder", code="data.no_source"
         )
     if unlisted:
         names = few_text(sorted(unlisted))
@@ -399,7 +399,7 @@ def _files_there(writer: RepositoryWriter, *, is_planned: bool) -> Mapping[str, 
     try:
         files = writer.files()
     except EnvironmentProblem as error:
-        if not is_planned or error.code != "environment.no_credentials":
+        if not is_planned or error.code != "environment.credentials":
             raise
         return {}
     return {name: info for name, info in files.items() if name != _OF_THE_HUB}
@@ -420,7 +420,7 @@ def _check_others(
         f"{config.location}: other files are there: {names}",
         hint="choose another repository; --overwrite replaces those that differ and removes the "
         "others",
-        code="usage.other_files",
+        code="usage.output_exists",
         details={"changed": changed, "others": list(others)},
     )
 
@@ -464,5 +464,5 @@ def _check_complete(
             config.location,
             f"the hub has not taken {counted(len(missing), 'file')}: {few_text(missing)}",
             hint="run the same command again; look for a .gitignore in the repository",
-            code="storage.not_sent",
+            code="storage.write",
         )

@@ -106,7 +106,7 @@ def _propose(source: Path, target: Path, config: InspectConfig) -> ProposalResul
         source,
         f"the format {detected.format} has no mappings",
         hint="leave --propose out; --rename gives cameras and fields other names",
-        code="data.no_mapping",
+        code="data.missing",
     )
 
 
@@ -163,7 +163,7 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
                 f"{path}: there is no HTML page for a {kind}",
                 hint="leave --html out: it is for raw episodes and training data; `vlatool runs` "
                 "has --html for runs",
-                code="usage.no_page",
+                code="usage.unknown_name",
             )
         _check_page_options(path, kind, config)
         inspection.write_page(report, config.location, target, _page_request(config, target))
@@ -197,7 +197,7 @@ def _check_page_options(path: Path, kind: str, config: InspectConfig) -> None:
             raise UsageError(
                 f"{path}: --{key} only applies to the HTML page of {of}",
                 hint=f"leave --{key} out" if kind else f"add --html PAGE, or leave --{key} out",
-                code="usage.nothing_to_draw",
+                code="usage.bad_value",
                 details={"key": key},
             )
 
@@ -307,7 +307,7 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
     Raises:
         UsageError: No location is given, options contradict each other, or several formats find
             episodes.
-        DataError: The content is unknown; or `data.verification_failed`, whose `result` has the
+        DataError: The content is unknown; or `data.incomplete`, whose `result` has the
             findings, if one of them is an error.
     """
     if config.codes:
@@ -353,7 +353,7 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
     problem = DataError(
         f"{config.location}: verification found {counted(result.counts['error'], 'error')}",
         hint="each finding says what to do",
-        code="data.verification_failed",
+        code="data.incomplete",
         details={"counts": dict(result.counts), "codes": dict(result.codes)},
     )
     problem.result = result

@@ -170,6 +170,6 @@ def _block_index(color: str) -> int:
         raise UsageError(
             f"unknown target {color!r}",
             hint=f"known: {', '.join(world_scene.COLORS)}",
-            code="usage.unknown_target",
+            code="usage.unknown_name",
         )
     return world_scene.COLORS.index(color)

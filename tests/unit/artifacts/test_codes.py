@@ -118,10 +118,10 @@ def test_a_folder_is_read_without_digests_of_episodes_and_without_a_manifest(tre
 def test_an_image_or_episode_without_codes_is_named(tree: Path, layout: CodesLayout) -> None:
     folder = write_tree_codes(tree, layout)
     error = error_of(folder, stems=[STEMS[0], "other"])
-    assert (error.code, error.details["pictures"]) == ("data.missing_codes", ["other"])
+    assert (error.code, error.details["pictures"]) == ("data.broken", ["other"])
     assert "other" in error.message
     error = error_of(folder, "episode_000009")
-    assert (error.code, error.details["episode"]) == ("data.missing_codes", "episode_000009")
+    assert (error.code, error.details["episode"]) == ("data.broken", "episode_000009")
 
 
 @pytest.mark.parametrize("text", ["[[1]]", "", "[[1", json.dumps([*GOOD[:-1], 5000])])
@@ -129,7 +129,7 @@ def test_a_broken_file_is_named(tree: Path, text: str) -> None:
     folder = write_tree_codes(tree, "json")
     file_of(folder).write_text(text)
     error = error_of(folder)
-    assert (error.code, error.details["picture"]) == ("data.broken_codes", STEMS[0])
+    assert (error.code, error.details["picture"]) == ("data.broken", STEMS[0])
 
 
 def test_a_packed_code_out_of_range_names_its_image_and_a_torn_file_is_refused(tree: Path) -> None:
@@ -137,17 +137,17 @@ def test_a_packed_code_out_of_range_names_its_image_and_a_torn_file_is_refused(t
     codes = EpisodeCodes("episode_000000", STEMS, np.array([GOOD, [*GOOD[:-1], 4096]], np.uint16))
     write_codes(folder, "packed", codes, tokenizer_digest("builder"))
     error = error_of(folder)
-    assert (error.code, error.details["picture"]) == ("data.broken_codes", STEMS[1])
+    assert (error.code, error.details["picture"]) == ("data.broken", STEMS[1])
     path = folder / "episode_000000.npz"
     path.write_bytes(path.read_bytes()[:-30])
-    assert error_of(folder).code == "data.broken_codes"
+    assert error_of(folder).code == "data.broken"
 
 
 def test_codes_of_another_tokenizer_than_the_manifest_says_are_refused(tree: Path) -> None:
     folder = write_tree_codes(tree, "packed")
     other = write_tree_codes(tree, "packed", folder=tree / "other", name="another")
     (other / "episode_000000.npz").replace(folder / "episode_000000.npz")
-    assert error_of(folder).code == "data.other_tokenizer"
+    assert error_of(folder).code == "data.mismatch"
     assert CodesFolder.open(folder).read("episode_000001").stems == STEMS
 
 
@@ -159,14 +159,14 @@ def test_codes_of_another_tokenizer_than_the_manifest_says_are_refused(tree: Pat
 def test_an_invalid_manifest_is_refused(tree: Path, change: dict[str, Any]) -> None:
     path = write_tree_codes(tree, "packed") / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    assert error_of(path.parent).code == "data.broken_manifest"
+    assert error_of(path.parent).code == "data.broken"
     assert is_codes(path.parent)
 
 
 def test_packed_codes_are_preferred_if_both_are_of_one_tokenizer(tree: Path) -> None:
     with pytest.raises(DataError) as missing:
         select_codes(tree)
-    assert missing.value.code == "data.no_codes"
+    assert missing.value.code == "data.broken"
 
     path = write_tree_codes(tree, "json") / "manifest.json"
     write_tree_codes(tree, "packed")
@@ -178,7 +178,7 @@ def test_packed_codes_are_preferred_if_both_are_of_one_tokenizer(tree: Path) -> 
     write_tree_codes(tree, "packed", name="another")
     with pytest.raises(UsageError) as caught:
         select_codes(tree)
-    assert caught.value.code == "usage.two_codes"
+    assert caught.value.code == "usage.conflict"
 
 
 def test_saved_manifest_is_read_back(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_replaced_codes_are_an_error_of_their_episode(
     codes = EpisodeCodes("episode_000000", STEMS, np.array([GOOD, GOOD], np.uint16))
     write_codes(folder, layout, codes, tokenizer_digest("builder"))
     error = error_of(folder, stems=stems)
-    assert (error.code, error.details["episode"]) == ("data.codes_changed", "episode_000000")
+    assert (error.code, error.details["episode"]) == ("data.wrong_digest", "episode_000000")
     assert CodesFolder.open(folder).read("episode_000001").stems == STEMS
 
 
@@ -206,4 +206,4 @@ def test_codes_that_the_manifest_does_not_list_are_an_error(tree: Path) -> None:
     folder = write_tree_codes(tree, "packed")
     codes = EpisodeCodes("episode_000002", STEMS, np.array([GOOD, GOOD], np.uint16))
     write_codes(folder, "packed", codes, tokenizer_digest("builder"))
-    assert error_of(folder, "episode_000002").code == "data.codes_changed"
+    assert error_of(folder, "episode_000002").code == "data.wrong_digest"

@@ -65,7 +65,7 @@ def test_a_folder_that_needs_other_code_is_refused(
 ) -> None:
     change(folder / name, **changes)
 
-    assert error_of(folder) == ("data.remote_code", 3)
+    assert error_of(folder) == ("data.unsafe", 3)
 
 
 def test_the_class_may_name_its_repository_and_the_digest_changes_with_the_rounding(
@@ -85,9 +85,9 @@ def test_a_folder_with_a_missing_or_damaged_file_is_refused(folder: Path, name: 
     data = (folder / name).read_bytes()
     for damaged in (data[: len(data) // 2], b"\xff" + data):
         (folder / name).write_bytes(damaged)
-        assert error_of(folder) == ("data.broken_fast_tokenizer", 3)
+        assert error_of(folder) == ("data.broken", 3)
     (folder / name).unlink()
-    assert error_of(folder) == ("data.no_fast_tokenizer", 3)
+    assert error_of(folder) == ("data.no_source", 3)
 
 
 @pytest.mark.parametrize("key", ["scale", "vocab_size", "min_token"])
@@ -98,7 +98,7 @@ def test_a_missing_key_is_named(folder: Path, key: str) -> None:
     with pytest.raises(DataError, match=key) as caught:
         fast.read_fast(folder)
 
-    assert caught.value.code == "data.broken_fast_tokenizer"
+    assert caught.value.code == "data.broken"
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_missing_key_is_named(folder: Path, key: str) -> None:
 def test_a_wrong_value_is_refused(folder: Path, changes: dict[str, Any]) -> None:
     change(folder / fast.PROCESSOR_NAME, **changes)
 
-    assert error_of(folder) == ("data.broken_fast_tokenizer", 3)
+    assert error_of(folder) == ("data.broken", 3)
 
 
 def without(key: str) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def with_level(**changes: Any) -> dict[str, Any]:
 def test_an_unsupported_tokenizer_is_refused(folder: Path, content: Any) -> None:
     (folder / fast.TOKENIZER_NAME).write_text(json.dumps(content))
 
-    assert error_of(folder) == ("data.broken_fast_tokenizer", 3)
+    assert error_of(folder) == ("data.broken", 3)
 
 
 def test_two_files_suffice_to_encode(folder: Path) -> None:

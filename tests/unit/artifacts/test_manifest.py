@@ -71,16 +71,16 @@ def test_broken_line_is_refused_by_number(tmp_path: Path, line: str) -> None:
 
     error = error_of(manifest(tmp_path, good + line))
 
-    assert (error.code, error.details["line"]) == ("data.broken_manifest", 3)
+    assert (error.code, error.details["line"]) == ("data.broken", 3)
 
 
 @pytest.mark.parametrize(
     ("content", "code"),
     [
         (None, "data.no_manifest"),
-        ("", "data.empty_manifest"),
-        ("\n", "data.empty_manifest"),
-        (b"\xff\xfe\x00", "data.broken_manifest"),
+        ("", "data.no_samples"),
+        ("\n", "data.no_samples"),
+        (b"\xff\xfe\x00", "data.broken"),
     ],
 )
 def test_file_without_shards_is_refused(
@@ -115,7 +115,7 @@ def test_cut_off_shard_is_refused_by_name(tmp_path: Path) -> None:
         shard.write_bytes(content[:length])
         with pytest.raises(DataError) as caught:
             check_shards(tmp_path / "manifest.jsonl", [Shard(shard, 1)])
-        assert caught.value.code == "data.short_shard"
+        assert caught.value.code == "data.broken"
         assert caught.value.details["shard"] == str(shard)
 
 
@@ -123,5 +123,5 @@ def test_missing_shard_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         check_shards(tmp_path / "manifest.jsonl", [Shard(tmp_path / "gone.tar", 1)])
 
-    assert caught.value.code == "data.missing_shard"
+    assert caught.value.code == "data.broken"
     assert caught.value.details["shard"] == str(tmp_path / "gone.tar")

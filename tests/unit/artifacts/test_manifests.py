@@ -63,5 +63,5 @@ def test_an_error_names_file_key_and_reason(
     with pytest.raises(DataError) as raised:
         TYPE.read(tmp_path)
     assert raised.value.message.startswith(f"{tmp_path / 'm.json'}: {reason}")
-    assert raised.value.code == "data.broken_manifest"
+    assert raised.value.code == "data.broken"
     assert raised.value.details == {"path": str(tmp_path / "m.json")}

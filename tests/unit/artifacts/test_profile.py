@@ -92,20 +92,20 @@ def test_profiles_that_differ_but_in_name_are_refused_with_the_dimension() -> No
     with pytest.raises(DataError, match="gripper") as caught:
         check_same_profile(read_profile("libero"), read_profile("libero", "normalised"))
 
-    assert (caught.value.code, caught.value.exit_code) == ("data.profile_mismatch", 3)
+    assert (caught.value.code, caught.value.exit_code) == ("data.mismatch", 3)
     assert all("gripper" in difference for difference in caught.value.details["differences"])
     code = error_of(lambda: check_same_profile(PLAIN, read_profile("libero")))
-    assert code == ("data.profile_mismatch", 3)
+    assert code == ("data.mismatch", 3)
 
 
 def test_an_unknown_name_and_a_missing_gripper_are_usage_errors(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         read_profile("liberro")
-    assert caught.value.code == "usage.unknown_profile"
+    assert caught.value.code == "usage.unknown_name"
     assert "libero" in caught.value.hint
     write_profile(tmp_path / NAME, PLAIN)
     code = error_of(lambda: read_profile(str(tmp_path), "normalised"))
-    assert code == ("usage.no_gripper", 2)
+    assert code == ("usage.unsupported", 2)
 
 
 @pytest.mark.parametrize(
@@ -133,14 +133,14 @@ def test_an_unknown_name_and_a_missing_gripper_are_usage_errors(tmp_path: Path) 
 def test_a_broken_profile_is_refused(changes: dict[str, Any]) -> None:
     document = {**PLAIN.document(), **changes}
 
-    assert error_of(lambda: parse_profile(document, "x")) == ("data.broken_profile", 3)
+    assert error_of(lambda: parse_profile(document, "x")) == ("data.broken", 3)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", "name: x\nmean: [1"])
 def test_a_file_without_a_profile_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / NAME).write_text(text)
 
-    assert error_of(lambda: read_profile(str(tmp_path))) == ("data.broken_profile", 3)
+    assert error_of(lambda: read_profile(str(tmp_path))) == ("data.broken", 3)
 
 
 def test_a_computed_profile_has_mean_and_deviation_of_the_rows_or_one_if_nothing_changes() -> None:

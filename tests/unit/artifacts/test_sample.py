@@ -245,7 +245,7 @@ def test_an_open_shard_reads_member_by_member(tmp_path: Path) -> None:
             assert sample.members["front_t0.jpg"] == built.jpeg(3)
         with pytest.raises(DataError) as caught, shard.reading(built.key_of(3)) as sample:
             sample.arrays(["nothing"])
-    assert caught.value.code == "data.broken_sample"
+    assert caught.value.code == "data.broken"
 
 
 def test_the_bytes_of_a_sample_hold_its_members(tmp_path: Path) -> None:
@@ -259,4 +259,4 @@ def test_file_that_is_no_tar_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(b"no tar" * 300)
     with pytest.raises(DataError) as caught, open_shard(tmp_path / "x.tar"):
         pass
-    assert caught.value.code == "data.broken_shard"
+    assert caught.value.code == "data.broken"

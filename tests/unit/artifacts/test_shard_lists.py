@@ -43,7 +43,7 @@ def test_folder_selects_the_tars_of_the_split_or_all_without_lists(tmp_path: Pat
     (folder / "train_files.txt").write_text("s-2.tar\n\ns-0.tar\n")
     with pytest.raises(DataError) as caught:
         find_shards(str(folder), "val")
-    assert caught.value.code == "data.no_shards"
+    assert caught.value.code == "data.no_samples"
     (folder / "val_files.txt").write_text("s-1.tar\n")
     assert names(folder) == ["s-2.tar", "s-0.tar"]
     assert names(folder, "val") == ["s-1.tar"]

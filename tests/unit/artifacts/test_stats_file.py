@@ -45,9 +45,9 @@ def test_nan_and_infinity_literals_become_null(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "code"),
     [
-        (None, "data.no_statistics"),
-        ("{", "data.broken_statistics"),
-        ("[]", "data.broken_statistics"),
+        (None, "data.broken"),
+        ("{", "data.broken"),
+        ("[]", "data.broken"),
     ],
 )
 def test_file_that_holds_no_statistics_is_refused(
@@ -88,4 +88,4 @@ def test_merge_needs_digest_states_unless_the_data_set_is_single() -> None:
     second["action"]["tdigest_state_per_timestep"] = None
     with pytest.raises(DataError) as caught:
         merge_stats([stats_of(windows(1)), second])
-    assert caught.value.code == "data.unmergeable_statistics"
+    assert caught.value.code == "data.mismatch"

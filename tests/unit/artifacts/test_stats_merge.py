@@ -119,7 +119,7 @@ def test_statistics_that_do_not_fit_are_refused(other: StatsPart) -> None:
     with pytest.raises(DataError) as caught:
         merge_parts([StatsPart(stats(NUMBERS)), other])
 
-    assert caught.value.code == "data.unmergeable_statistics"
+    assert caught.value.code == "data.mismatch"
     assert caught.value.hint
 
 
@@ -128,7 +128,7 @@ def test_anchor_that_cannot_be_matched_is_refused(pasts: tuple[int, int | None])
     with pytest.raises(DataError) as caught:
         merge_parts([StatsPart(stats(NUMBERS), past=past) for past in pasts])
 
-    assert caught.value.code == "data.unmergeable_statistics"
+    assert caught.value.code == "data.mismatch"
 
 
 def test_step_without_rows_has_no_weight() -> None:

@@ -76,8 +76,8 @@ def test_completion_of_commands_loads_nothing_heavy() -> None:
         (Terminated(), "terminated", 143),
         (SystemExit(143), "terminated", 143),
         (ValueError("x"), "bug", 1),
-        (OSError(errno.ENOSPC, "full", "out"), "storage.os", 5),
-        (OSError(errno.EFBIG, "too large", "out"), "storage.os", 5),
+        (OSError(errno.ENOSPC, "full", "out"), "storage.unreadable", 5),
+        (OSError(errno.EFBIG, "too large", "out"), "storage.unreadable", 5),
         (FileNotFoundError(errno.ENOENT, "none", "s3://lab/x"), "data.no_source", 3),
         (FileNotFoundError(errno.ENOENT, "none", "/x"), "bug", 1),
         (ModuleNotFoundError("x", name="torch.nn"), "environment.missing_dependency", 6),
@@ -98,7 +98,7 @@ def test_a_temporary_folder_with_a_long_path_is_no_bug() -> None:
         pytest.raises(OSError, match="AF_UNIX") as caught,
     ):
         sockets.bind("x" * 200)  # as Python's own worker processes do
-    assert as_vlatool_error(caught.value).code == "environment.temporary_folder"
+    assert as_vlatool_error(caught.value).code == "environment.hardware"
 
 
 def test_missing_extra_names_the_install_line() -> None:

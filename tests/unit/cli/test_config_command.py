@@ -155,11 +155,11 @@ def test_option_alias_sets_its_keys() -> None:
 @pytest.mark.parametrize(
     ("argv", "code"),
     [
-        (["--hparams.lr"], "usage.missing_value"),
-        (["--hparams.lr", "--output", "a/b"], "usage.missing_value"),
-        (["--config"], "usage.missing_value"),
-        (["--set", "hparams.lr"], "usage.malformed_override"),
-        (["--output", "a/b", "--set", "name=c"], "usage.given_twice"),
+        (["--hparams.lr"], "usage.missing_key"),
+        (["--hparams.lr", "--output", "a/b"], "usage.missing_key"),
+        (["--config"], "usage.missing_key"),
+        (["--set", "hparams.lr"], "usage.bad_value"),
+        (["--output", "a/b", "--set", "name=c"], "usage.conflict"),
         (["--lr", "1"], "usage.unknown_option"),
         (["--outptu", "a/b"], "usage.unknown_option"),
         (["-x"], "usage.unknown_option"),
@@ -215,7 +215,7 @@ def test_wrong_value_is_reported_with_the_name_that_was_typed(option: str) -> No
 def test_argument_and_option_for_one_key_are_an_error() -> None:
     with pytest.raises(VlatoolError) as caught:
         flat("spartan", "--layout", "lerobot")
-    assert caught.value.code == "usage.given_twice"
+    assert caught.value.code == "usage.conflict"
 
 
 def test_help_lists_keys_with_type_default_and_description_by_the_headings_of_their_class(

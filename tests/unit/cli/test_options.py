@@ -31,8 +31,8 @@ def test_output_options_are_taken(
 @pytest.mark.parametrize(
     ("argv", "code"),
     [
-        (["--progress", "fancy"], "usage.unknown_value"),
-        (["--log-file"], "usage.missing_value"),
+        (["--progress", "fancy"], "usage.bad_value"),
+        (["--log-file"], "usage.missing_key"),
     ],
 )
 def test_bad_output_option_is_a_usage_error_that_still_knows_json(

@@ -51,7 +51,7 @@ def test_value_of_a_published_option_is_parsed_like_that_of_a_key(
     [
         (["--eval.env", "toys/Line-v0"], "config.contradiction"),
         (["--eval-every-n-checkpoints", "2"], "config.contradiction"),
-        (["--preset", "rollout-world"], "usage.preset_kind"),
+        (["--preset", "rollout-world"], "usage.conflict"),
     ],
     ids=["section", "interval", "preset"],
 )

@@ -58,7 +58,7 @@ def test_typed_values_stay(load):
 def test_text_without_key_or_value_is_an_error(text):
     with pytest.raises(UsageError) as caught:
         parse_override(text)
-    assert caught.value.code == "usage.override"
+    assert caught.value.code == "usage.bad_value"
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_list_has_folder_and_first_comment(roots):
 def test_unknown_name_suggests_the_nearest(roots, name):
     with pytest.raises(UsageError) as caught:
         preset_path(name, roots)
-    assert caught.value.code == "usage.unknown_preset"
+    assert caught.value.code == "usage.unknown_name"
     assert "lbm-hparams-4cams" in caught.value.hint
 
 
@@ -58,7 +58,7 @@ def test_displayed_path_starts_at_the_preset_folder(roots):
 def test_preset_of_another_kind_is_an_error_and_only_allowed_ones_are_suggested(roots):
     with pytest.raises(UsageError) as caught:
         preset_path("tiny", roots, ["runs"])
-    assert caught.value.code == "usage.preset_kind"
+    assert caught.value.code == "usage.conflict"
     with pytest.raises(UsageError) as caught:
         preset_path("tinny", roots, ["runs"])
     assert caught.value.details["known"] == ["lbm-hparams-4cams", "acme"]

@@ -69,7 +69,7 @@ def test_later_choice_of_an_exclusive_group_removes_the_earlier(write, load, pro
     assert (config.num_epochs, config.total_train_samples) == (None, 50)
     assert load("a.yaml").config.num_epochs == 3
     write("b.yaml", "num_epochs: 3\ntotal_train_samples: 50")
-    assert [problem["code"] for problem in problems("b.yaml")] == ["config.conflict"]
+    assert [problem["code"] for problem in problems("b.yaml")] == ["config.contradiction"]
 
 
 def test_flat_key_moves_into_its_section_and_wins_over_an_earlier_layer(write, load, problems):

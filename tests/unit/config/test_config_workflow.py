@@ -35,7 +35,7 @@ def test_output_that_is_no_yaml_file_is_an_error(tmp_path, load):
     """For `train`, the same argument is the folder of a run."""
     with pytest.raises(UsageError) as caught:
         resolve_config(load(), output="runs/first")
-    assert (caught.value.code, list(tmp_path.glob("runs"))) == ("usage.output", [])
+    assert (caught.value.code, list(tmp_path.glob("runs"))) == ("usage.bad_value", [])
 
 
 def test_document_has_config_unset_and_origins(load):
@@ -59,7 +59,7 @@ def test_derive_opens_the_data_and_returns_the_rule():
 def test_derive_needs_a_model_type():
     with pytest.raises(UsageError) as caught:
         resolve_config(load_config(TrainConfig), derive=True)
-    assert caught.value.code == "usage.no_model"
+    assert caught.value.code == "usage.missing_key"
 
 
 def test_published_resolve_options_are_followed_and_not_written(tmp_path):

@@ -23,7 +23,7 @@ def test_share_of_the_most_frequent_codes_is_one_if_all_images_have_the_same(
     assert "changed_codes" not in values
     if share == 0.5:
         assert values["codebook_entropy"] == pytest.approx(2, abs=1e-6)
-    with fails("data.code_out_of_range"):
+    with fails("data.mismatch"):
         CodebookUsage.of(4, 2).add(torch.tensor([[4, 0]]))
 
 

@@ -26,7 +26,7 @@ def test_images_of_a_turned_camera_are_accepted_as_it_sees_them(shape: tuple[int
 
 @pytest.mark.parametrize("shape", [(64, 48), (128, 96)])
 def test_images_that_are_turned_already_are_refused(shape: tuple[int, int]) -> None:
-    with fails("data.contract"):
+    with fails("data.mismatch"):
         apply(shape)
 
 

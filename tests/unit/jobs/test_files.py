@@ -43,7 +43,7 @@ def test_error_names_the_broken_line(line: str, tmp_path: Path) -> None:
     path.write_text(f"{path.read_text()}{line}\n")
     with pytest.raises(DataError) as caught:
         read_file_list(tmp_path)
-    assert (caught.value.code, caught.value.details["line"]) == ("data.broken_file_list", 2)
+    assert (caught.value.code, caught.value.details["line"]) == ("data.broken", 2)
 
 
 def test_volatile_files_and_records_are_not_listed() -> None:

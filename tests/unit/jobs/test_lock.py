@@ -39,7 +39,7 @@ def test_error_of_further_processes_names_the_first_until_it_is_killed(
     for _ in range(2):
         with pytest.raises(UsageError) as caught, output_lock(tmp_path, "vlatool second"):
             pytest.fail("both hold the folder")
-        assert (caught.value.code, caught.value.exit_code) == ("usage.output_locked", 2)
+        assert (caught.value.code, caught.value.exit_code) == ("usage.output_in_use", 2)
         assert "vlatool first" in caught.value.message
         assert str(holder.pid) in caught.value.message
 

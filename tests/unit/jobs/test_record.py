@@ -58,7 +58,7 @@ def test_broken_record_is_reported(tmp_path: Path, content: str) -> None:
     assert read_record(tmp_path) is None
     with pytest.raises(DataError) as caught:
         read_valid_record(tmp_path)
-    assert caught.value.code == "data.broken_record"
+    assert caught.value.code == "data.broken"
 
 
 def test_output_with_a_damaged_record_is_not_resumed(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_output_with_a_damaged_record_is_not_resumed(tmp_path: Path) -> None:
 
     with pytest.raises(DataError) as caught:
         start_run(folder, record(3))
-    assert (caught.value.code, caught.value.details["path"]) == ("data.broken_record", str(path))
+    assert (caught.value.code, caught.value.details["path"]) == ("data.broken", str(path))
     assert start_run(folder, record(1), overwrite=True) is None
 
 
@@ -146,7 +146,7 @@ def test_output_of_another_format_is_refused_with_both_versions(
 
     error = start_error(folder, record())
 
-    assert (error.code, error.exit_code) == ("usage.output_format", 2)
+    assert (error.code, error.exit_code) == ("usage.unsupported", 2)
     assert "vlatool 0.0.1 in format 0" in error.message
     assert f"vlatool {__version__}" in error.message
     assert "--overwrite" in error.hint

@@ -80,5 +80,5 @@ def test_crop_larger_than_the_image_raises_an_error() -> None:
     ],
 )
 def test_array_that_is_not_an_rgb_image_raises_an_error(image: np.ndarray) -> None:
-    with fails("data.not_an_image"):
+    with fails("data.mismatch"):
         checked_image(image, "frame 3")

@@ -191,4 +191,4 @@ def test_lack_of_shared_memory_is_reported() -> None:
         [sys.executable, "-c", NO_MEMORY], capture_output=True, text=True, check=False
     )
 
-    assert done.stdout.strip() == "environment.no_shared_memory", done.stderr
+    assert done.stdout.strip() == "environment.hardware", done.stderr

@@ -182,7 +182,7 @@ def test_instructions_are_encoded_with_the_stored_tokenizer(base: Path, tmp_path
 
 
 def test_run_without_its_tokenizer_is_an_error(base: Path, tmp_path: Path) -> None:
-    with fails("data.broken_run"):
+    with fails("data.broken"):
         make_text_tokenizer(section(base), None, tmp_path)
 
 
@@ -192,11 +192,11 @@ def test_run_without_its_tokenizer_is_an_error(base: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("spoil", "code"),
     [
-        (lambda folder: (folder / "config.json").unlink(), "data.base_model"),
-        (lambda folder: (folder / "config.json").write_text("{"), "data.base_model"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "data.base_model"),
-        (lambda folder: _write(folder / "config.json", model_type="bert"), "data.base_model"),
-        (lambda folder: _write(folder / COLORS, image_mean=3), "data.base_model"),
+        (lambda folder: (folder / "config.json").unlink(), "data.broken"),
+        (lambda folder: (folder / "config.json").write_text("{"), "data.broken"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "data.broken"),
+        (lambda folder: _write(folder / "config.json", model_type="bert"), "data.broken"),
+        (lambda folder: _write(folder / COLORS, image_mean=3), "data.broken"),
         (lambda folder: folder.rename(folder.with_name("moved")), "data.no_source"),
     ],
 )
@@ -221,10 +221,10 @@ def _pickled(file: Path, content: Any) -> None:
 @pytest.mark.parametrize(
     ("spoil", "code"),
     [
-        (lambda file: file.unlink(), "data.base_model"),
-        (lambda file: file.write_bytes(file.read_bytes()[:1000]), "data.broken_checkpoint"),
-        (lambda file: _pickled(file, os.getcwd), "data.unsafe_checkpoint"),
-        (lambda file: _pickled(file, torch.zeros(()).to_sparse()), "data.broken_checkpoint"),
+        (lambda file: file.unlink(), "data.broken"),
+        (lambda file: file.write_bytes(file.read_bytes()[:1000]), "data.broken"),
+        (lambda file: _pickled(file, os.getcwd), "data.unsafe"),
+        (lambda file: _pickled(file, torch.zeros(()).to_sparse()), "data.broken"),
     ],
     ids=["missing", "cut", "code", "sparse"],
 )

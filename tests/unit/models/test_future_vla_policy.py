@@ -309,7 +309,7 @@ class CodeTiles:
 def test_futures_are_the_decoded_codes_by_camera(network: FutureVla) -> None:
     asked = policy(network)
     rows = [observation(7, "go"), observation(8, "fold it")]
-    with fails("usage.needs_tokenizer"):
+    with fails("usage.unsupported"):
         asked.futures(rows, seeds=[0, 0])
     tiles: Any = CodeTiles()
     futures = asked.with_tokenizer(tiles).futures(rows, seeds=[0, 0])
@@ -322,11 +322,11 @@ def test_futures_are_the_decoded_codes_by_camera(network: FutureVla) -> None:
 
 def test_other_tokenizer_and_instruction_of_reserved_ids_are_errors(network: FutureVla) -> None:
     tiles: Any = CodeTiles()
-    with fails("data.other_tokenizer"):
+    with fails("data.mismatch"):
         policy(network, codes_digest="other").with_tokenizer(tiles)
-    with fails("data.unusable_instruction"):
+    with fails("data.broken"):
         policy(network).act([observation(1, "say <|im_end|>")], seeds=[0])
-    with fails("data.no_action_tokenizer"):
+    with fails("data.broken"):
         policy(network, fast=None)
 
 

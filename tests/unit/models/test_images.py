@@ -45,19 +45,19 @@ def test_image_of_another_shape_raises_an_error(image: np.ndarray) -> None:
     with pytest.raises(DataError) as error:
         ImageBatcher(4)([Sample("a", image)])
 
-    assert (error.value.code, error.value.details["sample"]) == ("data.picture_size", "a")
+    assert (error.value.code, error.value.details["sample"]) == ("data.mismatch", "a")
 
 
 @pytest.mark.parametrize(
     ("pixels", "code"),
     [
-        (torch.zeros(1, 3, 4, 5), "data.picture_size"),
-        (torch.zeros(1, 1, 4, 4), "data.picture_size"),
-        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "data.picture_size"),
-        (torch.full((1, 3, 4, 4), 255.0), "data.pixel_range"),
-        (torch.full((1, 3, 4, 4), 1.01), "data.pixel_range"),
-        (torch.full((1, 3, 4, 4), -1.0), "data.pixel_range"),
-        (torch.full((1, 3, 4, 4), float("nan")), "data.pixel_range"),
+        (torch.zeros(1, 3, 4, 5), "data.mismatch"),
+        (torch.zeros(1, 1, 4, 4), "data.mismatch"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "data.mismatch"),
+        (torch.full((1, 3, 4, 4), 255.0), "data.mismatch"),
+        (torch.full((1, 3, 4, 4), 1.01), "data.mismatch"),
+        (torch.full((1, 3, 4, 4), -1.0), "data.mismatch"),
+        (torch.full((1, 3, 4, 4), float("nan")), "data.mismatch"),
     ],
 )
 def test_pixels_of_another_shape_or_range_raise_an_error(pixels: torch.Tensor, code: str) -> None:

@@ -114,7 +114,7 @@ def test_counters_of_batches_in_a_released_file_are_ignored(tmp_path: Path) -> N
         ({"fc__bias": None}, "data.checkpoint_mismatch"),
         ({"fc__bias": torch.zeros(1000)}, "data.checkpoint_mismatch"),
         ({"more": torch.zeros(1)}, "data.checkpoint_mismatch"),
-        ({"fc__bias": torch.full((1008,), torch.nan)}, "data.weights_not_finite"),
+        ({"fc__bias": torch.full((1008,), torch.nan)}, "data.not_finite"),
     ],
 )
 def test_weights_that_do_not_match_raise_an_error(
@@ -127,13 +127,13 @@ def test_weights_that_do_not_match_raise_an_error(
 
 def test_other_bytes_with_a_released_name_raise_an_error(tmp_path: Path) -> None:
     write_weights(ConvNextSmall, tmp_path / "convnext_small-0c510722.pth")
-    with fails("data.other_network_weights"):
+    with fails("data.mismatch"):
         perceptual_network("convnext_s", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", "nothing.pth"])
 def test_missing_weights_raise_an_error(tmp_path: Path, name: str) -> None:
-    with fails("data.no_network_weights"):
+    with fails("data.broken"):
         perceptual_network("lpips", tmp_path / name)
 
 
@@ -153,7 +153,7 @@ def test_name_contains_networks_and_weights(name: str, shares: list[float]) -> N
 
 @pytest.mark.parametrize("name", ["", "vgg", "lpips-1.0-2.0", "lpips-lpips", "convnext_s-x"])
 def test_unknown_name_raises_an_error(name: str) -> None:
-    with fails("usage.unknown_perceptual_network"):
+    with fails("usage.unknown_name"):
         perceptual_network(name, None)
 
 

@@ -236,7 +236,7 @@ class Code:
 def test_pickle_with_code_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Code()}, "checkpoint_1.pt")
-    with fails("data.unsafe_checkpoint"):
+    with fails("data.unsafe"):
         load_policy(policy(), str(tmp_path / "checkpoint_1.pt"))
     assert not (tmp_path / "opened").exists()
 
@@ -244,12 +244,12 @@ def test_pickle_with_code_is_not_opened(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("write", "code"),
     [
-        (lambda path: path.write_bytes(b"no weights at all"), "data.broken_checkpoint"),
-        (lambda path: path.write_bytes(b""), "data.broken_checkpoint"),
-        (_truncated, "data.broken_checkpoint"),
-        (lambda path: torch.save([1, 2], path), "data.broken_checkpoint"),
-        (lambda path: torch.save({"optimizer": {"state": {}}}, path), "data.no_weights"),
-        (lambda path: torch.save({"state_dict": {}}, path), "data.no_weights"),
+        (lambda path: path.write_bytes(b"no weights at all"), "data.broken"),
+        (lambda path: path.write_bytes(b""), "data.broken"),
+        (_truncated, "data.broken"),
+        (lambda path: torch.save([1, 2], path), "data.broken"),
+        (lambda path: torch.save({"optimizer": {"state": {}}}, path), "data.broken"),
+        (lambda path: torch.save({"state_dict": {}}, path), "data.broken"),
         (lambda path: torch.save({"a": torch.ones(1)}, path), "data.checkpoint_mismatch"),
         (lambda path: None, "data.no_source"),
     ],
@@ -271,5 +271,5 @@ def test_policy_without_a_published_module_is_not_exported() -> None:
         n_layers=0,
         text_encoder=ByteTextConfig(),
     )
-    with fails("usage.not_exportable"):
+    with fails("usage.unsupported"):
         export_published(config(vision_language_backbone=vit), {})

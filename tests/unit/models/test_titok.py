@@ -183,10 +183,10 @@ def test_continuous_tokens_have_their_mean_noise_and_divergence() -> None:
 @pytest.mark.parametrize(
     ("codes", "code"),
     [
-        (torch.full((1, 8), 64), "data.code_out_of_range"),
-        (torch.full((1, 8), -1), "data.code_out_of_range"),
-        (torch.zeros(1, 8), "data.code_out_of_range"),
-        (torch.zeros(1, 7, dtype=torch.int64), "data.number_of_codes"),
+        (torch.full((1, 8), 64), "data.mismatch"),
+        (torch.full((1, 8), -1), "data.mismatch"),
+        (torch.zeros(1, 8), "data.mismatch"),
+        (torch.zeros(1, 7, dtype=torch.int64), "data.mismatch"),
     ],
 )
 def test_invalid_codes_raise_an_error(codes: torch.Tensor, code: str) -> None:

@@ -118,7 +118,7 @@ def test_references_outside_the_section_are_ignored() -> None:
 
 
 def test_configuration_without_a_tokenizer_raises_an_error() -> None:
-    with fails("config.no_tokenizer"):
+    with fails("config.missing_key"):
         published_keys({"model": {"generator": {}}})
 
 
@@ -228,7 +228,7 @@ def test_published_value_without_a_meaning_raises_an_error(tmp_path: Path, overr
 def test_published_value_that_contradicts_what_runs_is_refused_by_name(
     tmp_path: Path, override: str
 ) -> None:
-    with fails("config.refused") as error:
+    with fails("config.unsupported") as error:
         run_of(tmp_path, override)
     (problem,) = error.value.details["problems"]
     assert problem["key"] == override.partition("=")[0]
@@ -248,7 +248,7 @@ def test_all_contradictions_of_a_file_are_reported_with_their_lines(tmp_path: Pa
 
 @pytest.mark.parametrize("key", ["vit_dec_patch_size", "quantize_mode"])
 def test_tokenizer_of_another_kind_is_refused_by_name(key: str) -> None:
-    with fails("config.refused") as error:
+    with fails("config.unsupported") as error:
         titok({"model": {"vq_model": {**VQ_MODEL, key: 8}}})
     assert f"model.vq_model.{key}" in error.value.message
 

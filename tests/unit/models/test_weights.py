@@ -55,7 +55,7 @@ def test_tensors_that_are_not_dense_numbers_are_a_data_error(
     content = {"top": tensor, "mapping": {"inner": tensor}, "list": [0, (tensor,)]}[place]
     torch.save({"weight": content}, tmp_path / "weights.pt")
 
-    with fails("data.broken_checkpoint") as caught:
+    with fails("data.broken") as caught:
         read_pickled_weights(tmp_path / "weights.pt")
     assert "weight" in caught.value.message
 
@@ -84,5 +84,5 @@ def test_tokenizer_without_a_size_is_a_data_error(
 ) -> None:
     weights = {key: torch.zeros(size) for key, size in SIZES.items()}
 
-    with fails("data.no_tokenizer"):
+    with fails("data.broken"):
         inferred_config({**weights, name: torch.zeros(shape)}, tmp_path)

@@ -55,7 +55,7 @@ def test_unrelated_formats_are_ambiguous(
     install(tmp_path / "site", monkeypatch, "twin")
     with pytest.raises(UsageError) as caught:
         detect_source(source, None)
-    assert caught.value.code == "usage.ambiguous_format"
+    assert caught.value.code == "usage.conflict"
     assert caught.value.details["formats"] == ["lerobot", "twin"]
 
 

@@ -121,7 +121,7 @@ def test_encoding_refuses_the_images_that_training_drops(
     (sample,) = kind.reader(config, info).read([SampleRef(0, 0, 0)], [np.random.default_rng(0)])
     ref = next(ImageShardsReader(ConfigModel()).discover([folder]))
     images = EpisodeOpener("image-shards", ConfigModel())(ref)
-    reasons = {"broken_image": "data.picture_unreadable", "not_rgb": "data.not_rgb"}
+    reasons = {"broken_image": "data.broken", "not_rgb": "data.mismatch"}
     if isinstance(sample, DroppedSample):
         with pytest.raises(DataError) as caught:
             list(images.read([0]))
@@ -134,4 +134,4 @@ def test_findings_name_the_tar_that_cannot_be_read(shards: Path) -> None:
     reader = ImageShardsReader(ConfigModel())
     ref = next(reader.discover([shards]))
     ref.path.write_bytes(json.dumps({}).encode())
-    assert [finding.code for finding in reader.check(ref, deep=True)] == ["data.broken_shard"]
+    assert [finding.code for finding in reader.check(ref, deep=True)] == ["data.broken"]

@@ -91,7 +91,7 @@ def test_images_of_other_sizes_are_read_one_at_a_time(tree: Path) -> None:
     assert camera.size == (HEIGHT, WIDTH)
     with pytest.raises(DataError) as caught:
         camera.read([3, 4])
-    assert caught.value.code == "data.picture_unreadable"
+    assert caught.value.code == "data.broken"
 
 
 class TestFindings:
@@ -179,7 +179,7 @@ def test_images_that_the_manifest_of_windows_counts_are_missed(
     *_, last = ImagesReader(ImagesConfig()).discover([tree / subfolder])
     with pytest.raises(DataError) as caught:
         ImagesReader(ImagesConfig()).read(last)
-    assert (last.id[-14:], caught.value.code) == ("episode_000001", "data.missing_file")
+    assert (last.id[-14:], caught.value.code) == ("episode_000001", "data.broken")
 
 
 def test_without_an_index_of_lines_gaps_are_found(tmp_path: Path) -> None:

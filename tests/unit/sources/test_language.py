@@ -18,7 +18,7 @@ def test_missing_file_is_a_data_error_and_an_unreadable_one_a_storage_error(
     assert language_annotations(None) == {}
     with pytest.raises(DataError) as missing:
         language_annotations(str(tmp_path / "missing.yaml"))
-    assert missing.value.code == "data.broken_annotations"
+    assert missing.value.code == "data.broken"
     with pytest.raises(StorageError) as caught:
         language_annotations(str(tmp_path))
     assert caught.value.exit_code == 5
@@ -48,5 +48,5 @@ def test_broken_file_is_rejected_with_its_location(tmp_path: Path, text: str, na
     with pytest.raises(DataError) as caught:
         load(tmp_path, text)
 
-    assert (caught.value.code, caught.value.exit_code) == ("data.broken_annotations", 3)
+    assert (caught.value.code, caught.value.exit_code) == ("data.broken", 3)
     assert named in caught.value.message

@@ -158,7 +158,7 @@ def test_a_camera_without_its_video_is_missing(root: Path) -> None:
     video.unlink()
     episode = mapped(root, f"cameras: {{top: {{path: {FRONT}}}}}\nfields: {{a: action}}")
     assert dict(episode.cameras) == {}
-    assert episode.missing_cameras["top"].code == "data.missing_video"
+    assert episode.missing_cameras["top"].code == "data.broken"
 
 
 def test_a_mapping_reads_a_set_whose_action_is_no_vector(tmp_path: Path) -> None:

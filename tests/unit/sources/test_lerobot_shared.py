@@ -234,10 +234,10 @@ def test_a_defect_of_the_segments_is_one_of_its_episodes(
 @pytest.mark.parametrize(
     ("change", "code", "name"),
     [
-        (edited(("episode_index", 1, 0)), "data.bad_metadata", LIST),
-        (edited(("data/file_index", 1, None)), "data.bad_metadata", LIST),
-        (lambda root: (root / LIST).write_bytes(b"PAR1"), "data.bad_metadata", LIST),
-        (lambda root: shutil.rmtree(root / "meta/episodes"), "data.missing_file", "meta/episodes"),
+        (edited(("episode_index", 1, 0)), "data.broken", LIST),
+        (edited(("data/file_index", 1, None)), "data.broken", LIST),
+        (lambda root: (root / LIST).write_bytes(b"PAR1"), "data.broken", LIST),
+        (lambda root: shutil.rmtree(root / "meta/episodes"), "data.broken", "meta/episodes"),
     ],
 )
 def test_a_broken_list_is_named(change: Break, code: str, name: str, tmp_path: Path) -> None:

@@ -300,7 +300,7 @@ def test_rows_that_were_never_written_break_the_episode(chunks: Any, tmp_path: P
     path = hdf5.robomimic(tmp_path / "a.hdf5", {"demo_0": 3}, change)
     with pytest.raises(DataError, match="were never written") as caught:
         read(path)
-    assert caught.value.code == "data.never_written"
+    assert caught.value.code == "data.broken"
 
 
 @pytest.mark.parametrize(("factor", "rate"), [(1e9, 30.0), (1e6, 30.0), (1e3, 30.0), (1.0, 30.0)])

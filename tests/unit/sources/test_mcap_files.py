@@ -113,7 +113,7 @@ def test_a_file_that_inflates_to_more_than_the_limit_is_named(
     monkeypatch.setattr(files, "_LARGEST_FILE", 100)
     with pytest.raises(DataError, match="inflates to more than 100 bytes") as caught:
         read(path)
-    assert caught.value.code == "data.too_large"
+    assert caught.value.code == "data.broken"
     assert "zstd -d" in caught.value.hint
     assert not [*(tmp_path / "cache").rglob("*.mcap")]
 
@@ -130,7 +130,7 @@ def test_a_message_that_inflates_to_more_than_the_limit_is_named(
         read(path)
     with pytest.raises(DataError, match="more than 10 bytes") as caught:
         read(path, mapping=str(tmp_path / "mapping.yaml"))
-    assert caught.value.code == "data.too_large"
+    assert caught.value.code == "data.broken"
 
 
 def test_a_damaged_file_is_named_with_the_command_that_tests_it(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_damaged_file_is_named_with_the_command_that_tests_it(tmp_path: Path) 
     build.damaged(path, 20, b"\xff" * 30)
     with pytest.raises(DataError) as caught:
         read(path)
-    assert (caught.value.code, "zstd -t" in caught.value.hint) == ("data.unreadable", True)
+    assert (caught.value.code, "zstd -t" in caught.value.hint) == ("data.broken", True)
 
 
 def test_a_compressed_file_that_is_cut_is_read_as_far_as_it_goes(tmp_path: Path) -> None:

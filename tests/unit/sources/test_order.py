@@ -20,7 +20,7 @@ def test_ambiguous_or_invalid_ids_are_rejected(ids: list[str]) -> None:
     with pytest.raises(DataError) as caught:
         checked_refs(refs)
 
-    assert caught.value.code == "data.bad_episode_id"
+    assert caught.value.code == "data.broken"
     assert checked_refs(good) == good
 
 
@@ -55,8 +55,8 @@ def test_numbers_of_the_data_set_are_excluded_not_positions() -> None:
         (None, "9", DataError, "data.no_episodes"),
         (None, ":", DataError, "data.no_episodes"),
         ("1", "1", DataError, "data.no_episodes"),
-        (None, "x", UsageError, "usage.bad_selection"),
-        pytest.param("9" * 5000, None, UsageError, "usage.bad_selection", id="digits"),
+        (None, "x", UsageError, "usage.bad_value"),
+        pytest.param("9" * 5000, None, UsageError, "usage.bad_value", id="digits"),
     ],
 )
 def test_empty_or_invalid_selections_are_rejected(

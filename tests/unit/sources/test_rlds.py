@@ -143,12 +143,12 @@ def test_an_instruction_that_changes_is_a_span_for_each_of_its_sentences(tmp_pat
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        ({"action/world": np.ones(10, np.float32)}, "data.missing_feature"),
-        ({"action/world": np.ones(9, np.float32)}, "data.missing_feature"),
-        ({"action/world": None}, "data.missing_feature"),
-        ({"action/world": [b"text"] * 4}, "data.missing_feature"),
-        ({"language_instruction": [b"once"]}, "data.missing_feature"),
-        ({name: VALUES[name][:0] for name in VALUES}, "data.empty_episode"),
+        ({"action/world": np.ones(10, np.float32)}, "data.broken"),
+        ({"action/world": np.ones(9, np.float32)}, "data.broken"),
+        ({"action/world": None}, "data.broken"),
+        ({"action/world": [b"text"] * 4}, "data.broken"),
+        ({"language_instruction": [b"once"]}, "data.broken"),
+        ({name: VALUES[name][:0] for name in VALUES}, "data.broken"),
     ],
 )
 def test_a_record_that_contradicts_its_features_is_an_error(
@@ -163,12 +163,12 @@ def test_a_record_that_contradicts_its_features_is_an_error(
 @pytest.mark.parametrize(
     ("damage", "code"),
     [
-        (lambda data: data[:-1], "data.unreadable"),
-        (lambda data: data[:10], "data.unreadable"),
-        (lambda data: data[:5] + b"\1" + data[6:], "data.checksum"),
-        (lambda data: data[:50] + b"\1" + data[51:], "data.checksum"),
-        (lambda data: record(b"\xff" * 40), "data.unreadable"),
-        (lambda data: record(b"\x0a\xff\xff\x03ab"), "data.unreadable"),
+        (lambda data: data[:-1], "data.broken"),
+        (lambda data: data[:10], "data.broken"),
+        (lambda data: data[:5] + b"\1" + data[6:], "data.broken"),
+        (lambda data: data[:50] + b"\1" + data[51:], "data.broken"),
+        (lambda data: record(b"\xff" * 40), "data.broken"),
+        (lambda data: record(b"\x0a\xff\xff\x03ab"), "data.broken"),
     ],
 )
 def test_damaged_files_are_errors_with_their_place(
@@ -189,7 +189,7 @@ def test_broken_features_are_an_error(text: str, tmp_path: Path) -> None:
     (folder / "features.json").write_text(text)
     with pytest.raises(DataError) as caught:
         read(folder)
-    assert caught.value.code == "data.broken_features"
+    assert caught.value.code == "data.broken"
 
 
 def test_missing_shards_and_records_are_findings(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_source_without_episodes_is_rejected_with_its_name_and_an_episode_withou
     assert caught.value.details["path"] == str(tmp_path / "empty")
     with pytest.raises(DataError) as caught:
         read(tmp_path / "good")
-    assert caught.value.code == "data.empty_episode"
+    assert caught.value.code == "data.broken"
 
 
 # selection
@@ -153,7 +153,7 @@ def test_selection_supports_numbers_and_half_open_ranges(
 @pytest.mark.parametrize(
     ("selection", "code"),
     [
-        *((text, "usage.bad_selection") for text in ("a", "1-3", "1:2:3", "", "0,,0", "-1")),
+        *((text, "usage.bad_value") for text in ("a", "1-3", "1:2:3", "", "0,,0", "-1")),
         *((text, "data.no_episodes") for text in ("1", "5:9", "0,1")),
     ],
 )
@@ -235,7 +235,7 @@ def test_object_array_among_the_observations_is_rejected_unless_it_is_discarded(
 ) -> None:
     odd = set_value("observations", "odd", np.array([None] * 6, dtype=object))
     error = read_error(tmp_path, odd)
-    assert (error.code, error.details["field"]) == ("data.object_array", "odd")
+    assert (error.code, error.details["field"]) == ("data.unsafe", "odd")
     assert "odd" not in read_changed(tmp_path, odd, data_discard_keys=["odd"]).lowdim
 
 

@@ -139,12 +139,12 @@ def test_source_without_a_readable_episode_raises_the_first_error(
         root = spartan_task(tmp_path, 2, 6)
         for number in range(2):
             (processed(root, number) / "metadata.yaml").write_text("a: [")
-        source, code = spartan(root), "data.broken_yaml"
+        source, code = spartan(root), "data.broken"
     else:
         root = lerobot_dataset(tmp_path / "pick", [3, 3])
         for path in root.glob("data/*/*.parquet"):
             path.write_bytes(b"PAR1")
-        source, code = lerobot(root), "data.bad_parquet"
+        source, code = lerobot(root), "data.broken"
     with pytest.raises(DataError) as caught:
         survey_of(source)
     assert (caught.value.code, caught.value.details["episodes"]) == (code, 2)

@@ -137,7 +137,7 @@ def test_file_that_is_not_a_video_or_of_an_unknown_codec_is_rejected(
     path.write_bytes(path.read_bytes().replace(b"avc1", b"xxxx") if content is None else content)
     with pytest.raises(DataError) as caught:
         probe_video(Clip(path)) if content is None else VideoFrames(Clip(path), 3).read([0])
-    assert caught.value.code == "data.video_unreadable"
+    assert caught.value.code == "data.broken"
     assert caught.value.details["path"] == str(path)
 
 
@@ -148,7 +148,7 @@ def test_a_truncated_video_names_the_frame(tmp_path: Path) -> None:
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError) as caught:
         VideoFrames(Clip(path), 60).read(range(60))
-    assert caught.value.code == "data.video_unreadable"
+    assert caught.value.code == "data.broken"
     assert 0 < caught.value.details["frame"] < 60
 
 
@@ -171,5 +171,5 @@ def test_a_frame_of_another_size_is_named(tmp_path: Path, per_read: int) -> None
     frames = VideoFrames(Clip(path), 8)
     with pytest.raises(DataError) as caught:
         [frames.read(range(start, start + per_read)) for start in range(0, 8, per_read)]
-    assert (caught.value.code, caught.value.details["frame"]) == ("data.video_unreadable", 5)
+    assert (caught.value.code, caught.value.details["frame"]) == ("data.broken", 5)
     assert "32x32" in caught.value.message

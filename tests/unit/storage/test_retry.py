@@ -86,7 +86,7 @@ def test_invalid_timeout_is_a_usage_error(text: str, monkeypatch: pytest.MonkeyP
     with pytest.raises(UsageError) as caught:
         retry.retry_timeout()
 
-    assert caught.value.code == "usage.bad_environment"
+    assert caught.value.code == "usage.bad_value"
 
 
 def test_requested_wait_is_respected() -> None:

@@ -26,13 +26,13 @@ def test_local_locations_are_plain_paths_and_those_in_s3_shown_as_written() -> N
 @pytest.mark.parametrize(
     ("text", "code"),
     [
-        *((f"{scheme}://host/x", "usage.unsupported_scheme") for scheme in ("hfs", "ftp", "gs")),
-        ("s3://", "usage.bad_location"),
-        pytest.param("a" * 256, "usage.bad_location", id="long name"),
-        pytest.param("b/" * 3000, "usage.bad_location", id="long path"),
-        pytest.param("a\0", "usage.bad_location", id="null"),
-        pytest.param("\ud800", "usage.bad_location", id="lone surrogate"),
-        ("~nobody-of-this-name", "usage.bad_location"),
+        *((f"{scheme}://host/x", "usage.unsupported") for scheme in ("hfs", "ftp", "gs")),
+        ("s3://", "usage.bad_value"),
+        pytest.param("a" * 256, "usage.bad_value", id="long name"),
+        pytest.param("b/" * 3000, "usage.bad_value", id="long path"),
+        pytest.param("a\0", "usage.bad_value", id="null"),
+        pytest.param("\ud800", "usage.bad_value", id="lone surrogate"),
+        ("~nobody-of-this-name", "usage.bad_value"),
     ],
 )
 def test_other_schemes_and_invalid_names_are_an_error(text: str, code: str) -> None:
@@ -41,7 +41,7 @@ def test_other_schemes_and_invalid_names_are_an_error(text: str, code: str) -> N
     assert caught.value.code == code
     with pytest.raises(UsageError) as remote:
         local_path(PATH)
-    assert remote.value.code == "usage.unsupported_scheme"
+    assert remote.value.code == "usage.unsupported"
 
 
 @pytest.mark.parametrize(
@@ -108,4 +108,4 @@ def test_operations_of_local_paths_raise_immediately(act: Callable[[Path], objec
     with pytest.raises(StorageError) as caught:
         act(PATH)
 
-    assert (caught.value.code, caught.value.exit_code) == ("storage.needs_local_file", 5)
+    assert (caught.value.code, caught.value.exit_code) == ("storage.unsupported", 5)

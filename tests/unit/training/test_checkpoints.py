@@ -207,7 +207,7 @@ def test_unsaved_part_must_equal_that_of_the_first_start(tmp_path: Path) -> None
     other = new_state()
     nn.init.ones_(other.parts["teacher"].module.weight)
     other.unsaved = unsaved_digests(other.parts)
-    with fails("data.other_weights") as caught:
+    with fails("data.mismatch") as caught:
         load_checkpoint(folder, other)
     assert caught.value.details["parts"] == ["teacher"]
 
@@ -250,7 +250,7 @@ def test_newest_checkpoint_without_its_manifest_is_not_skipped(tmp_path: Path) -
 
 def test_an_artifact_with_another_manifest_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text('{"format": "vlatool.windows"}')
-    with fails("data.no_checkpoint"):
+    with fails("data.broken"):
         find_checkpoint(tmp_path)
 
 
@@ -361,7 +361,7 @@ def test_damaged_file_is_a_data_error(name: str, content: bytes | None, tmp_path
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-20] if content == b"cut" else content)
-    with fails("data.broken_checkpoint"):
+    with fails("data.broken"):
         load_checkpoint(folder, new_state())
 
 
@@ -369,7 +369,7 @@ def test_damaged_file_is_a_data_error(name: str, content: bytes | None, tmp_path
 def test_broken_trainer_state_is_a_short_data_error(name: str, tmp_path: Path) -> None:
     folder = save(RunDir(tmp_path), train(new_state()))
     torch.save(BROKEN[name](torch.load(folder / TRAINER, weights_only=True)), folder / TRAINER)
-    with fails("data.broken_checkpoint") as caught:
+    with fails("data.broken") as caught:
         load_checkpoint(folder, new_state())
     assert caught.value.details["path"] == str(folder / TRAINER)
     assert "\n" not in caught.value.message + caught.value.hint
@@ -380,7 +380,7 @@ def test_weights_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
     for name in (EMA, MODEL):
         whole = load_file(folder / name)
         save_file({**whole, "1.weight": torch.full((2, 2), torch.nan)}, folder / name)
-        with fails("data.weights_not_finite") as caught:
+        with fails("data.not_finite") as caught:
             load_checkpoint(folder, new_state())
         assert caught.value.details["tensors"] == ["1.weight"]
         save_file(whole, folder / name)

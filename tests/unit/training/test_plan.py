@@ -70,10 +70,10 @@ def test_last_checkpoint_is_the_last_step(keys: dict[str, int], expected: tuple[
 @pytest.mark.parametrize(
     ("keys", "code"),
     [
-        ({}, "usage.no_budget"),
-        ({"total_train_samples": 127}, "usage.budget_too_small"),
-        ({"total_train_steps": 1, "per_device": 128, "world_size": 2}, "usage.batch_size"),
-        ({"total_train_steps": 1, "per_device": None, "world_size": 3}, "usage.batch_size"),
+        ({}, "usage.missing_key"),
+        ({"total_train_samples": 127}, "usage.bad_value"),
+        ({"total_train_steps": 1, "per_device": 128, "world_size": 2}, "usage.bad_value"),
+        ({"total_train_steps": 1, "per_device": None, "world_size": 3}, "usage.bad_value"),
     ],
 )
 def test_invalid_budget_is_an_error(keys: dict[str, Any], code: str) -> None:

@@ -130,7 +130,7 @@ def test_variables_of_slurm_are_those_of_torchrun(
 def test_incomplete_variables_of_slurm_are_an_error() -> None:
     batch_script = {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}
     assert slurm_variables(batch_script) == {}
-    with fails("environment.slurm"):
+    with fails("environment.process_failed"):
         slurm_variables({"SLURM_STEP_NUM_TASKS": "8"})
 
 

@@ -120,7 +120,7 @@ def test_overwrite_that_is_killed_anywhere_can_be_repeated(tmp_path: Path) -> No
         run = RunDir(root)
         assert (run.checkpoint_folders(), run.metrics.exists(), _error_code(run)) == ([], False, "")
         assert run.config_tree()["total_train_steps"] == 5
-    assert codes == {"usage.output_differs", "usage.unfinished_overwrite", ""}
+    assert codes == {"usage.output_differs", ""}
 
 
 def _error_code(run: RunDir) -> str:
@@ -179,7 +179,7 @@ def test_overwrite_replaces_no_initial_weights_and_no_output_of_another_command(
 ) -> None:
     run = finished(tmp_path / "run")
     replacing = OLD.model_copy(update={"overwrite": True})
-    with fails("usage.overwrites_origin"):
+    with fails("usage.conflict"):
         with_base_config(replacing.model_copy(update={"init_from": str(run.root)}), run)
     OutputRecord("export", {}).save(run.root)
     with fails("usage.output_exists"):

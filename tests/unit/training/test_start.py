@@ -46,7 +46,7 @@ def test_torchrun_parses_its_options() -> None:
 
 @pytest.mark.parametrize(("processes", "gpus"), [(0, 0), (-1, 4), (10**50, 0)])
 def test_invalid_number_of_processes_is_an_error(processes: int, gpus: int) -> None:
-    with fails("usage.nproc"):
+    with fails("usage.bad_value"):
         check_processes(processes, gpus)
 
 
@@ -59,7 +59,7 @@ def test_more_processes_than_processors_are_a_warning(more: int, gpus: int, warn
 
 def test_more_processes_than_gpus_are_an_error_with_the_number_of_gpus() -> None:
     check_processes(2, 2)
-    with fails("environment.gpus", 6) as caught:
+    with fails("environment.hardware", 6) as caught:
         check_processes(3, 2)
     assert caught.value.hint.endswith("--nproc 2")
 
@@ -67,7 +67,7 @@ def test_more_processes_than_gpus_are_an_error_with_the_number_of_gpus() -> None
 @pytest.mark.parametrize("processes", [1, 2])
 def test_rank_cannot_start_other_ranks(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with fails("usage.nproc_in_rank"):
+    with fails("usage.bad_value"):
         check_processes(processes, 0)
 
 
@@ -84,5 +84,5 @@ def test_machines_of_a_job_are_counted_in_the_order_of_their_numbers(tmp_path: P
 @pytest.mark.parametrize("text", ["", "[]", '{"hosts": ["a"], "current_host": "b"}'])
 def test_file_that_does_not_name_this_machine_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "hosts.json").write_text(text)
-    with fails("environment.hosts"):
+    with fails("environment.hardware"):
         Machine.of_environment({"VLATOOL_HOSTS": str(tmp_path / "hosts.json")})

@@ -76,7 +76,7 @@ def test_loss_that_is_not_finite_stops_before_weights_change(tmp_path: Path) -> 
     run = Fixture(tmp_path / "a", size=8)
     data = samples()
     data["x"][16 + 9] = float("nan")
-    with fails("data.loss_not_finite") as caught:
+    with fails("data.not_finite") as caught:
         run.fit(data)
     assert caught.value.details["samples"] == [f"sample-{index}" for index in range(24, 32)]
     assert caught.value.details["step"] == 2

@@ -36,7 +36,7 @@ def violated_keys(*keys: str) -> set[str]:
 )
 def test_unsupported_value_is_an_error(key: str) -> None:
     resolved = load(key)
-    with fails("config.refused"):
+    with fails("config.unsupported"):
         check_rules(violations(resolved.config), (), Recorder())
 
 

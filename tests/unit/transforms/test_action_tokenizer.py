@@ -178,16 +178,16 @@ def test_values_that_are_not_finite_are_refused(value: float) -> None:
     with pytest.raises(DataError) as caught:
         fast.byte_tokenizer().encode(chunks)
 
-    assert (caught.value.code, caught.value.exit_code) == ("data.action_not_finite", 3)
+    assert (caught.value.code, caught.value.exit_code) == ("data.not_finite", 3)
     assert caught.value.details == {"chunk": 1, "row": 3, "dimension": 2}
 
 
 @pytest.mark.parametrize(
     ("value", "code"),
     [
-        (5_600.0, "data.action_not_encodable"),  # a surrogate
-        (120_000.0, "data.action_not_encodable"),  # above the last character
-        (1e30, "data.action_not_finite"),
+        (5_600.0, "data.not_finite"),  # a surrogate
+        (120_000.0, "data.not_finite"),  # above the last character
+        (1e30, "data.not_finite"),
     ],
 )
 def test_values_without_a_character_are_refused(value: float, code: str) -> None:
@@ -209,7 +209,7 @@ def test_a_coefficient_that_the_vocabulary_cannot_encode_is_refused() -> None:
 
     assert few.encode(np.full((1, 1, 1), 5.0)) == [[50]]
     code = error_of(lambda: few.encode(np.full((1, 1, 1), 6.5)))
-    assert code == ("data.action_not_encodable", 3)
+    assert code == ("data.not_finite", 3)
 
 
 def test_the_digest_is_that_of_the_ids_not_of_the_layout(tokenizer: ActionTokenizer) -> None:

@@ -132,4 +132,4 @@ def test_image_that_is_too_small_is_refused() -> None:
     with pytest.raises(DataError) as caught:
         augmentation.central_box((224, 200), (224, 224))
 
-    assert caught.value.code == "data.picture_too_small"
+    assert caught.value.code == "data.mismatch"

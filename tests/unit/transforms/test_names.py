@@ -82,11 +82,11 @@ def test_names_may_be_exchanged() -> None:
 @pytest.mark.parametrize(
     ("texts", "code"),
     [
-        (["cameras.hand=images.wrist"], "data.unknown_camera"),
+        (["cameras.hand=images.wrist"], "data.unknown_field"),
         (["fields.*=zz*"], "data.unknown_field"),
-        (["cameras.depth_cam=images.front"], "data.name_taken"),
-        (["cameras.a=depth_cam", "cameras.b=depth_cam"], "data.name_taken"),
-        (["fields.x=state", "fields.x*=action*"], "data.name_taken"),
+        (["cameras.depth_cam=images.front"], "data.broken"),
+        (["cameras.a=depth_cam", "cameras.b=depth_cam"], "data.broken"),
+        (["fields.x=state", "fields.x*=action*"], "data.broken"),
     ],
 )
 def test_names_that_do_not_fit_the_data_are_errors(texts: Sequence[str], code: str) -> None:
@@ -96,7 +96,7 @@ def test_names_that_do_not_fit_the_data_are_errors(texts: Sequence[str], code: s
 
 
 def test_an_unknown_name_comes_with_those_that_are_there_and_the_nearest() -> None:
-    with fails("data.unknown_camera") as caught:
+    with fails("data.unknown_field") as caught:
         expanded("cameras.hand=images.wrist")
     assert "images.front, images.wrist_left, depth_cam" in caught.value.message
     assert "images.wrist_left" in caught.value.hint
@@ -174,5 +174,5 @@ def test_the_survey_has_what_the_episode_has() -> None:
 
 
 def test_a_slice_outside_its_field_is_an_error() -> None:
-    with fails("data.field_shape", 3):
+    with fails("data.mismatch", 3):
         renamed_survey(survey_episode(episode()), names("fields.arm=state[2:9]"))

@@ -98,14 +98,14 @@ def test_reference_is_the_pose_of_another_group() -> None:
 @pytest.mark.parametrize(
     ("keys", "code"),
     [
-        ({"position_key": "stat[0:3]"}, "data.missing_field"),
-        ({"rotation_key": "text"}, "data.missing_field"),
-        ({"position_key": "state[0:4]"}, "data.bad_pose"),
-        ({"position_key": "state[7:10]"}, "data.bad_pose"),
-        ({"rotation_key": "state[3:6]"}, "data.bad_pose"),
-        ({"position_key": "state"}, "data.bad_pose"),
-        ({"rotation": "axis_angle"}, "data.bad_pose"),
-        ({"reference": "hnd"}, "data.unknown_pose_group"),
+        ({"position_key": "stat[0:3]"}, "data.unknown_field"),
+        ({"rotation_key": "text"}, "data.unknown_field"),
+        ({"position_key": "state[0:4]"}, "data.broken"),
+        ({"position_key": "state[7:10]"}, "data.broken"),
+        ({"rotation_key": "state[3:6]"}, "data.broken"),
+        ({"position_key": "state"}, "data.broken"),
+        ({"rotation": "axis_angle"}, "data.broken"),
+        ({"reference": "hnd"}, "data.unknown_field"),
     ],
 )
 def test_group_that_does_not_fit_is_refused(keys: dict[str, str], code: str) -> None:

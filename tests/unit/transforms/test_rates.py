@@ -81,7 +81,7 @@ def test_images_integers_and_spans_are_those_of_the_nearest_frame() -> None:
 def test_rotation_that_is_none_is_an_error_of_its_episode(value: float) -> None:
     episode = recording()
     episode.lowdim["rot"][3] = value
-    with fails("data.bad_pose"):
+    with fails("data.broken"):
         at_rate(episode, 20.0)
 
 

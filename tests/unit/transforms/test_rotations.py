@@ -102,5 +102,5 @@ def test_pose_group_without_its_field_is_refused_by_name() -> None:
     with pytest.raises(DataError) as caught:
         relative_fields({}, [PoseGroup("p", "a__b__xyz", "a__b__rot")], anchor=0)
 
-    assert caught.value.code == "data.missing_field"
+    assert caught.value.code == "data.unknown_field"
     assert caught.value.details["field"] == "a__b__xyz"

@@ -54,7 +54,7 @@ def test_reset_options_decide_target_and_instruction() -> None:
     assert (info["target"], observation["instruction"]) == ("green", "fetch it")
     other = env.reset(seed=3, options={"target": "blue"})[0]
     np.testing.assert_array_equal(observation["proprio"], other["proprio"])
-    with fails("usage.unknown_target"):
+    with fails("usage.unknown_name"):
         env.reset(options={"target": "pink"})
 
 

@@ -81,7 +81,7 @@ def test_an_episode_is_cut_at_the_steps_of_its_suite(log: Path) -> None:
 
 
 def test_a_task_that_the_suite_lacks_is_an_error(log: Path) -> None:
-    with fails("usage.unknown_task"):
+    with fails("usage.unknown_name"):
         made(task=TASKS)
 
 

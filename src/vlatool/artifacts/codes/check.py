@@ -102,7 +102,7 @@ class _FolderCheck:
             yield self._folder.read(episode)
         except DataError as error:
             is_packed = self._folder.layout == "packed"
-            if is_packed or error.code == codes_format.CODES_CHANGED:
+            if is_packed or error.code == "data.wrong_digest":
                 yield _finding(error, episode)
             for stem in () if is_packed else self._folder.stems(episode):
                 try:
@@ -149,10 +149,11 @@ class _FolderCheck:
 
 
 def _finding(error: DataError, episode: str) -> Finding:
-    code = {
-        "data.other_tokenizer": "other_tokenizer",
-        "data.missing_codes": "missing",
-        codes_format.CODES_CHANGED: "digest_mismatch",
-    }
-    name = code.get(error.code, "broken")
+    name = "broken"
+    if error.code == "data.missing":
+        name = "missing"
+    elif error.code == "data.wrong_digest":
+        name = "digest_mismatch"
+    elif error.details.get("finding") == "other_tokenizer":
+        name = "other_tokenizer"
     return CODES(name, error.message, episode=episode, path=error.details["path"])

@@ -51,7 +51,6 @@ OWNED_FILES: Mapping[CodesLayout, tuple[str, ...]] = {
 
 PACKED_SUFFIX = ".npz"
 JSON_SUFFIX = ".json"
-CODES_CHANGED = "data.codes_changed"  # error of codes that differ from their manifest
 
 _MAX_FILE_BYTES = 2**16  # of one image
 _MAX_PACKED_BYTES = 2**28
@@ -236,14 +235,14 @@ class CodesFolder:
                 path,
                 "no codes here",
                 hint=f"give a folder such as A/{PACKED_NAME} or A/{JSON_NAME}",
-                code="data.no_codes",
+                code="data.missing",
             )
         if codes.is_unfinished:
             raise DataError.at(
                 path,
                 "the command that writes these codes is running, or was interrupted",
                 hint="wait for it, or run it again to resume",
-                code="data.incomplete_codes",
+                code="data.incomplete",
             )
         return codes
 
@@ -359,7 +358,8 @@ class CodesFolder:
                 f"codes of another tokenizer ({digest[:12] or 'unknown'}) than that of "
                 f"{MANIFEST_NAME} ({self.manifest.tokenizer_digest[:12] or 'unknown'})",
                 hint="codes of different tokenizers cannot be mixed: encode the images again",
-                code="data.other_tokenizer",
+                code="data.mismatch",
+                finding="other_tokenizer",
             )
 
     def _check_digest(self, codes: EpisodeCodes) -> None:
@@ -371,7 +371,7 @@ class CodesFolder:
             self.path_of(codes.episode),
             f"its codes {state} that {MANIFEST_NAME} lists",
             hint=_HINT,
-            code=CODES_CHANGED,
+            code="data.wrong_digest",
             episode=codes.episode,
         )
 
@@ -386,7 +386,7 @@ class CodesFolder:
             path,
             f"no codes of {label}",
             hint=_HINT,
-            code="data.missing_codes",
+            code="data.missing",
             episode=episode,
             pictures=list(stems),
         )
@@ -397,7 +397,7 @@ class CodesFolder:
             path,
             f"{prefix}{reason}",
             hint=_HINT,
-            code="data.broken_codes",
+            code="data.broken",
             episode=episode,
             picture=stem,
         )

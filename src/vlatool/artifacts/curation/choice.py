@@ -69,7 +69,7 @@ def _parse_part(part: str, known: Collection[int], option: str) -> Iterable[int]
         raise UsageError(
             f"{option}: invalid selection {part[:40]!r}",
             hint="write numbers and ranges, such as 0:4,7",
-            code="usage.bad_selection",
+            code="usage.bad_value",
         )
     start, colon, stop = match.groups()
     if colon:

@@ -133,7 +133,7 @@ def read_curation(location: Path) -> Curation:
 
 def _manifest(path: Path) -> ManifestType[Curation]:
     hint = "write it with vlatool curate SOURCE --output DIR"
-    return ManifestType(path.name, *CURATION, Curation, hint, code="data.curation")
+    return ManifestType(path.name, *CURATION, Curation, hint, code="data.broken")
 
 
 def selected_positions(place: str, ids: Sequence[str]) -> list[int]:

@@ -197,4 +197,6 @@ def statistics_beside(manifest: str) -> str:
     return f"{folder}/{STATS_NAME}" if folder else STATS_NAME
 
 
-_config_error = partial(DataError.at, hint="copy the experiment again", code="data.broken_config")
+_config_error = partial(
+    DataError.at, hint="copy the experiment again", code="data.broken", finding="broken_config"
+)

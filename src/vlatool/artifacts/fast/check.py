@@ -46,7 +46,7 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
     try:
         tokenizer = fast_format.read_fast(location)
     except DataError as error:
-        code = "remote_code" if error.code == "data.remote_code" else "broken"
+        code = "remote_code" if error.code == "data.unsafe" else "broken"
         yield FAST(code, error.message, path=error.details["path"])
         return
     yield from _check_tokenizer(location, tokenizer)

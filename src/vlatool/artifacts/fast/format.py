@@ -202,8 +202,8 @@ def _check_code(path: Path, config: Mapping[str, Any], known_class: str) -> None
             raise DataError(
                 f"{path}: requires the class {name!r}; code from a folder is never run",
                 hint=_HINT,
-                code="data.remote_code",
-                details={"path": str(path), "class": str(name)},
+                code="data.unsafe",
+                details={"finding": "remote_code", "path": str(path), "class": str(name)},
             )
 
 
@@ -278,7 +278,7 @@ def _text(path: Path) -> str:
             path,
             "does not exist",
             hint=f"{_HINT}{hub_hint(path.parent)}",
-            code="data.no_fast_tokenizer",
+            code="data.no_source",
         ) from None
     except DocumentError as error:
         raise _fast_error(path, error.reason) from None
@@ -294,7 +294,7 @@ def _mapping(path: Path, text: str) -> Mapping[str, Any]:
     return content
 
 
-_fast_error = partial(DataError.at, hint=_HINT, code="data.broken_fast_tokenizer")
+_fast_error = partial(DataError.at, hint=_HINT, code="data.broken")
 
 
 @dataclass(frozen=True)
@@ -369,12 +369,12 @@ def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
             folder,
             "windows or shards of samples",
             "write them with `vlatool preprocess SOURCE --output DIR`",
-            "data.no_chunks",
+            "data.no_samples",
         ) or DataError.at(
             folder,
             f"no action chunks here: neither {windows_format.DATA_NAME}/*{LINES_SUFFIX} nor shards",
             hint="give a folder that `vlatool preprocess` wrote",
-            code="data.no_chunks",
+            code="data.no_samples",
         )
     options = shards.options()
     chosen = tuple(fields) or _recorded_fields(options)
@@ -382,7 +382,7 @@ def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
         raise UsageError(
             f"{shards.path}: does not record the action fields",
             hint="add --action-fields FIELD,FIELD; `vlatool inspect` shows the fields",
-            code="usage.action_fields",
+            code="usage.unsupported",
         )
     past = options.get("past_lowdim_steps")
     first = past if isinstance(past, int) and past >= 0 else 0
@@ -405,7 +405,7 @@ def _of_windows(folder: Path, lines: Sequence[Path], fields: Sequence[str]) -> C
         raise UsageError(
             f"{folder}: actions of windows are made of {', '.join(recorded) or 'unknown fields'}",
             hint="leave --action-fields out, or choose them with `vlatool preprocess`",
-            code="usage.action_fields",
+            code="usage.unsupported",
         )
     names = () if manifest is None else manifest.action_names
     is_relative = manifest is not None and bool(manifest.relative_dimensions)
@@ -426,5 +426,5 @@ def _recorded_fields(options: Mapping[str, Any]) -> tuple[str, ...]:
 _chunks_error = partial(
     DataError.at,
     hint="write the folder again with `vlatool preprocess`, or copy it again",
-    code="data.broken_window",
+    code="data.broken",
 )

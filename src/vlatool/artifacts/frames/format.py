@@ -169,7 +169,7 @@ class FramesTar:
         return os.pread(self.copy.fileno(), place.stop - place.start, place.start)
 
     def error(self, reason: str) -> DataError:
-        return DataError.at(self.path, reason, hint=_HINT, code="data.broken_shard")
+        return DataError.at(self.path, reason, hint=_HINT, code="data.broken")
 
     def episode(self, episode_id: str) -> Episode:
         """The episode; its images stay in the tar. DataError if the numbers are damaged."""

@@ -171,7 +171,7 @@ def published_tars(folder: Path, pattern: str = PUBLISHED_NAME) -> list[Path]:
                 f"{pattern!r} matches no number in the name",
                 hint="put a group around the number of the episode, such as "
                 r"'^train-episode_(\d+)\.tar$'",
-                code="data.bad_file_pattern",
+                code="data.broken",
             )
         numbered.append((int(number), path.name, path))
     return [path for *_, path in sorted(numbered)]
@@ -261,8 +261,8 @@ def _list_error(path: Path, problem: str, line: int | None = None) -> DataError:
     return DataError(
         f"{path}: {problem}",
         hint="write the lists again with `vlatool split`",
-        code="data.broken_list",
-        details=details,
+        code="data.broken",
+        details={"finding": "broken_list", **details},
     )
 
 
@@ -289,9 +289,9 @@ def find_shards(text: str, split: Split = "train") -> list[Path]:
     """Tars that `text` selects, in the order of the list, else sorted by name."""
     shards = list(islice(_shards(text, split), _MAX_SHARDS + 1))
     if len(shards) > _MAX_SHARDS:
-        raise _shards_error(text, f"selects more than {_MAX_SHARDS:,} shards", "too_many_shards")
+        raise _shards_error(text, f"selects more than {_MAX_SHARDS:,} shards", "mismatch")
     if not shards:
-        error = _shards_error(text, "no shards here", "no_shards")
+        error = _shards_error(text, "no shards here", "no_samples")
         raise (
             other_contents_error(
                 location(text),
@@ -368,7 +368,7 @@ def _in_folder(folder: Path, split: Split) -> Iterator[Path]:
     if LISTS[split] in present:
         yield from _read_shards(folder / LISTS[split])
     elif present:
-        raise _shards_error(folder, f"has {present[0]} but no {LISTS[split]}", "no_shards")
+        raise _shards_error(folder, f"has {present[0]} but no {LISTS[split]}", "no_samples")
     elif folder.is_dir():
         tars = (path for path in folder.iterdir() if path.suffix == SHARD_SUFFIX)
         yield from sorted(path for path in tars if not path.name.startswith("."))
@@ -377,10 +377,10 @@ def _in_folder(folder: Path, split: Split) -> Iterator[Path]:
 def _read_shards(path: Path) -> Iterator[Path]:
     for shard in map(partial(_resolve, path), read_list(path)):
         if shard.suffix != SHARD_SUFFIX:
-            raise _shards_error(path, f"{shard.name[:100]!r} is not a .tar", "broken_list")
+            raise _shards_error(path, f"{shard.name[:100]!r} is not a .tar", "broken")
         if is_remote(path) and not is_remote(shard):
             message = f"a remote list names {str(shard)[:100]!r} on this machine"
-            raise _shards_error(path, message, "broken_list")
+            raise _shards_error(path, message, "broken")
         yield shard
 
 

@@ -61,7 +61,7 @@ def inspect(location: Path) -> report.Report:
                 metadata=metadata,
                 options={},
             )
-            damage = {"code": "data.broken_shard", "message": f"{location}: {tar.damage}"}
+            damage = {"code": "data.broken", "message": f"{location}: {tar.damage}"}
             return _report(facts, [damage] if tar.damage else [], [location])
     record = read_record(location)
     if record is not None and record.result is None:
@@ -89,7 +89,7 @@ def inspect(location: Path) -> report.Report:
         options={} if manifest is None else manifest.options,
     )
     missing = (tar for tar in tars if tar not in present)
-    findings += [{"code": "data.missing_shard", "message": f"{tar}: is missing"} for tar in missing]
+    findings += [{"code": "data.missing", "message": f"{tar}: is missing"} for tar in missing]
     return _report(facts, findings, tars)
 
 

@@ -82,7 +82,7 @@ def _template_error(key: str, problem: str) -> DataError:
         INFO_FILE,
         f"{key} {problem}",
         hint="correct the template; see the LeRobot v2.1 default for its form",
-        code="data.bad_template",
+        code="data.broken",
         field=key,
     )
 
@@ -219,8 +219,8 @@ def clip_defects(lines: Sequence[EpisodeLine], fps: float) -> Mapping[int, Mappi
         defects[number][camera] = DataError(
             f"episode {number}, camera {camera}: {problem}, says the list of episodes",
             hint=LEROBOT.codes[code].action,
-            code=f"data.{code}",
-            details={"episode": number, "camera": camera},
+            code="data.broken",
+            details={"finding": code, "episode": number, "camera": camera},
         )
 
     for line in lines:

@@ -167,7 +167,7 @@ def _check_storage(root: Path, storage: str) -> None:
             root,
             f"is stored as {storage.capitalize()} tables",
             hint="export it with lerobot as parquet and videos, and read the export",
-            code="data.unsupported_storage",
+            code="data.unsupported",
             storage=storage,
         )
 
@@ -219,7 +219,7 @@ def _unsupported_error(path: Path, version: str) -> DataError:
         path,
         f"LeRobot {version} cannot be read; v2.0, v2.1 and v3.0 can",
         hint="convert it with the LeRobot version that wrote it, or take a later revision",
-        code="data.unsupported_version",
+        code="data.unsupported",
         version=version,
     )
 
@@ -361,8 +361,8 @@ def metadata_error(path: Path, key: str, problem: str, line: int | None = None) 
     return DataError(
         f"{location}: {key} {problem}",
         hint=METADATA,
-        code="data.bad_metadata",
-        details={"path": str(path), "field": key, "line": line},
+        code="data.broken",
+        details={"finding": "bad_metadata", "path": str(path), "field": key, "line": line},
     )
 
 

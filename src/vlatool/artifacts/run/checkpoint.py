@@ -170,7 +170,7 @@ def checkpoint_error(path: Path, problem: str) -> DataError:
     )
     if path.name.startswith(f"{FROZEN}_"):
         hint = f"copy {path.name} again; all checkpoints of the run need it"
-    return DataError.at(path, problem, hint=hint, code="data.broken_checkpoint")
+    return DataError.at(path, problem, hint=hint, code="data.broken")
 
 
 def part_weights(part: str, *, averaged: bool = False) -> str:
@@ -259,7 +259,8 @@ def _read_header(path: Path) -> tuple[WeightsInfo, str]:
             path,
             f"weights cannot be read: {error}",
             hint="use another checkpoint of the run",
-            code="data.broken_weights",
+            code="data.broken",
+            finding="broken_weights",
         ) from None
     dtypes = sorted({str(tensor.get("dtype")) for tensor in tensors.values()})
     return WeightsInfo(sum(sizes), len(sizes), tuple(dtypes)), frozen

@@ -216,7 +216,7 @@ class RunDir:
         try:
             return parse_values(BestCheckpoint, content)
         except ValueError as error:
-            raise _run_error(self.best_file, "data.broken_json", error) from None
+            raise _run_error(self.best_file, "data.broken", error) from None
 
     def best_steps(self) -> list[int]:
         """Step of the best checkpoint; empty if it is unknown."""
@@ -312,7 +312,8 @@ class RunDir:
                 self.stats,
                 "differs from the statistics that the run was trained with",
                 hint="copy it again, or run the same `vlatool train` again, which writes it",
-                code="data.broken_statistics",
+                code="data.broken",
+                finding="broken_statistics",
             )
         return content
 
@@ -336,7 +337,7 @@ class RunDir:
                     path,
                     "is missing, or has changed since it was written",
                     hint="copy the run again, or run the command that trained it again",
-                    code="data.broken_run",
+                    code="data.broken",
                 )
 
     def record_assets(self, names: Iterable[str], *, replace: bool = False) -> None:
@@ -354,9 +355,9 @@ class RunDir:
             content = read_yaml(self.config)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise _run_error(self.config, "data.broken_config", reason) from None
+            raise _run_error(self.config, "data.broken", reason) from None
         if not isinstance(content, dict):
-            raise _run_error(self.config, "data.broken_config", "not a mapping")
+            raise _run_error(self.config, "data.broken", "not a mapping")
         return content
 
     def truncate_logs(self, last_step: int, log_every: int) -> str:
@@ -368,7 +369,7 @@ class RunDir:
             if not path.exists():
                 continue
             if not path.is_file():
-                raise _run_error(path, "data.broken_json", "is not a file")
+                raise _run_error(path, "data.broken", "is not a file")
             rows = [row for row in read_metrics(path) if row["step"] <= last_step]
             atomic.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         return lost
@@ -392,9 +393,9 @@ def _json_object(path: Path) -> dict[str, Any]:
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
-        raise _run_error(path, "data.broken_json", error) from None
+        raise _run_error(path, "data.broken", error) from None
     if not isinstance(content, dict):
-        raise _run_error(path, "data.broken_json", "not a JSON object")
+        raise _run_error(path, "data.broken", "not a JSON object")
     return content
 
 

@@ -47,7 +47,7 @@ def _no_best(run: RunDir) -> DataError:
             "follow"
         )
     return DataError.at(
-        run.root, f"has no best checkpoint: {reason}", hint=hint, code="data.no_best"
+        run.root, f"has no best checkpoint: {reason}", hint=hint, code="data.missing"
     )
 
 
@@ -77,7 +77,11 @@ def local_run(run: RunDir, checkpoint: Path, cache: FileCache) -> tuple[RunDir, 
         copy = cache.local_copy(run.root, [*small, *names])
     except FileNotFoundError as error:
         raise DataError.at(
-            error.filename, "is missing", hint="copy the run again", code="data.no_checkpoint"
+            error.filename,
+            "is missing",
+            hint="copy the run again",
+            code="data.missing",
+            finding="no_checkpoint",
         ) from None
     return RunDir(copy), copy / checkpoint.relative_to(run.root)
 
@@ -109,7 +113,8 @@ def find_checkpoint(location: Path) -> tuple[RunDir, Path]:
             hint="run its command of `vlatool train` again: it writes one"
             if started
             else "give a run folder of `vlatool train`, or one of its checkpoints/step_*",
-            code="data.no_checkpoint",
+            code="data.missing",
+            finding="no_checkpoint",
         )
     return RunDir(location), latest[1]
 
@@ -133,5 +138,6 @@ def without_run(run: RunDir, checkpoint: Path) -> DataError:
         checkpoint,
         f"is a checkpoint without its run: {run.config} is missing",
         hint=hint,
-        code="data.broken_config",
+        code="data.broken",
+        finding="broken_config",
     )

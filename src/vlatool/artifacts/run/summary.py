@@ -145,7 +145,9 @@ def _rows(path: Path) -> tuple[Mapping[str, Any], ...]:
     try:
         return tuple(run_format.read_metrics(path))
     except OSError as error:
-        raise DataError.at(path, error.strerror or error, code="data.unreadable_file") from None
+        raise DataError.at(
+            path, error.strerror or error, code="data.broken", finding="unreadable_file"
+        ) from None
 
 
 def _state(root: Path, record: OutputRecord | None, newest: tuple[int, Path] | None) -> str:

@@ -92,7 +92,7 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
     try:
         folder = samples_format.SamplesFolder.open(location)
     except DataError as error:
-        is_line = error.code == "data.broken_samples" and samples_format.is_published(location)
+        is_line = error.code == "data.broken" and samples_format.is_published(location)
         code = "broken_line" if is_line else "broken_manifest"
         yield SAMPLES(code, error.message, path=str(error.details["path"]))
         return

@@ -84,7 +84,7 @@ def images_prefix(tree: Path, folder: Path, *, is_absolute: bool) -> str:
         raise UsageError(
             f"{folder}: has no relative path to the images in {tree}",
             hint="add --absolute, or put both on the same storage",
-            code="usage.no_relative_path",
+            code="usage.unsupported",
         )
     pairs = zip(tree_parts, folder_parts, strict=False)
     shared = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
@@ -132,7 +132,7 @@ _TYPE = ManifestType(
     _Content,
     hint=_HINT,
     optional=("codes", "fast"),
-    code="data.broken_samples",
+    code="data.broken",
 )
 
 
@@ -350,4 +350,4 @@ def _scanned(folder: Path) -> Mapping[str, Any]:
     }
 
 
-_samples_error = partial(DataError.at, hint=_HINT, code="data.broken_samples")
+_samples_error = partial(DataError.at, hint=_HINT, code="data.broken")

@@ -75,7 +75,7 @@ def read_tokenizer(
             path,
             f"the {named} is not the one whose digest the manifest has",
             hint="copy the samples again, or build them again",
-            code="data.fast_changed",
+            code="data.mismatch",
         )
     if profiles.has_profile(path):
         profiles.check_same_profile(profile, profiles.read_profile(str(path)))
@@ -129,7 +129,7 @@ class EpisodeInputs:
         try:
             ids = encode_actions(*fast, distinct).ids if fast and distinct else None
         except ValueError as error:
-            raise DataError.at(path, error, code="data.action_width") from None
+            raise DataError.at(path, error, code="data.mismatch") from None
         return cls(
             dict(zip(keys, indices, strict=True)),
             [window.future for window in distinct],

@@ -78,7 +78,7 @@ def inspect(location: Path) -> report.Report:
     facts = _read_facts(folder)
     if not folder.images_root.is_dir():
         message = f"the images of the samples are missing: {folder.images_root} is not a folder"
-        findings.append({"code": "data.no_pictures", "message": message})
+        findings.append({"code": "data.missing", "message": message})
     ids = facts.action_ids
     return report.Report(
         kind="samples",

@@ -122,6 +122,7 @@ def read_manifest(path: Path) -> list[Shard]:
             f"no manifest here ({error.strerror})",
             hint="give a folder that `vlatool preprocess` wrote",
             code="data.no_manifest",
+            finding="no_manifest",
         ) from None
     except documents.DocumentError as error:
         raise _manifest_error(path, error.reason) from None
@@ -132,9 +133,7 @@ def read_manifest(path: Path) -> list[Shard]:
     lines = enumerate(text.split("\n"), 1)
     shards = [_shard(path, number, line) for number, line in lines if line.strip()]
     if not shards:
-        raise DataError.at(
-            path, "the manifest lists no shard", hint=_HINT, code="data.empty_manifest"
-        )
+        raise DataError.at(path, "the manifest lists no shard", hint=_HINT, code="data.no_samples")
     return shards
 
 
@@ -148,14 +147,14 @@ def check_shards(path: Path, shards: Sequence[Shard]) -> None:
     """Checks that every shard of the manifest at `path` exists and is not truncated."""
     for shard in shards:
         if not shard.path.is_file():
-            raise _shard_error(path, shard, "is missing", "data.missing_shard")
+            raise _shard_error(path, shard, "is missing", "data.missing")
         size = shard.path.stat().st_size
         if size < 1024 or size % 512:
-            raise _shard_error(path, shard, f"is truncated ({size} bytes)", "data.short_shard")
+            raise _shard_error(path, shard, f"is truncated ({size} bytes)", "data.broken")
         with open_file(shard.path) as file:
             file.seek(-1024, 2)
             if any(file.read(1024)):
-                raise _shard_error(path, shard, "is truncated: no end marker", "data.short_shard")
+                raise _shard_error(path, shard, "is truncated: no end marker", "data.broken")
 
 
 def _shard(path: Path, number: int, line: str) -> Shard:
@@ -174,7 +173,9 @@ def _shard(path: Path, number: int, line: str) -> Shard:
 
 
 def _manifest_error(path: Path, reason: object, line: int = 0) -> DataError:
-    return DataError.at(path, reason, line=line, hint=_HINT, code="data.broken_manifest")
+    return DataError.at(
+        path, reason, line=line, hint=_HINT, code="data.broken", finding="broken_manifest"
+    )
 
 
 def _shard_error(path: Path, shard: Shard, problem: str, code: str) -> DataError:
@@ -201,7 +202,7 @@ def read_preprocessing_config(folder: Path, name: str = CONFIG_NAME) -> dict[str
             path,
             f"missing ({error.strerror})",
             hint=f"copy {name} to the folder of the manifest",
-            code="data.no_preprocessing_config",
+            code="data.missing",
         ) from None
     except documents.DocumentError as error:
         raise _config_error(path, error.reason, error.line) from None
@@ -218,7 +219,8 @@ def _config_error(path: Path, reason: str, line: int = 0) -> DataError:
         reason,
         line=line,
         hint="copy it again from the original data",
-        code="data.broken_config",
+        code="data.broken",
+        finding="broken_config",
     )
 
 
@@ -257,7 +259,11 @@ def read_processing_metadata(folder: Path) -> dict[str, Any]:
             return {}
         reason = error.reason if isinstance(error, documents.DocumentError) else error.strerror
         raise DataError.at(
-            path, reason, hint="copy it again from the original data", code="data.broken_metadata"
+            path,
+            reason,
+            hint="copy it again from the original data",
+            code="data.broken",
+            finding="broken_metadata",
         ) from None
 
 
@@ -299,6 +305,7 @@ class ShardFolder:
                 f"{MANIFEST_NAME} or {EPISODES_NAME}/{MANIFEST_NAME} exists",
                 hint="give the --output folder of `vlatool preprocess`, or a manifest",
                 code="data.no_manifest",
+                finding="no_manifest",
             )
         return folder
 

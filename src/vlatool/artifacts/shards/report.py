@@ -203,7 +203,7 @@ def _open(location: Path) -> ShardFolder:
             location,
             "inspect does not support the contents of this output",
             hint="use `vlatool verify` to compare its files with their list",
-            code="data.unknown_output",
+            code="data.unknown_field",
         )
     if not has_data and record is not None:
         raise record.no_manifest_error(location)

@@ -221,7 +221,7 @@ def _read_window(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> Sa
         past = np.arange(length) < anchor
         future = np.arange(length) >= anchor
     if not length:
-        raise DataError("the sample has no rows", code="data.broken_sample")
+        raise DataError("the sample has no rows", code="data.broken")
     return SampleWindow(min(max(anchor, 0), length - 1), past, future)
 
 

@@ -57,7 +57,8 @@ def read_stats(path: Path) -> Statistics:
             path,
             f"no statistics here ({error.strerror})",
             hint="`vlatool stats compute DATA` computes them from the shards",
-            code="data.no_statistics",
+            code="data.missing",
+            finding="no_statistics",
         ) from None
     except documents.DocumentError as error:
         content = None
@@ -67,7 +68,8 @@ def read_stats(path: Path) -> Statistics:
             path,
             problem,
             hint="the file is damaged; preprocess or copy the data again",
-            code="data.broken_statistics",
+            code="data.broken",
+            finding="broken_statistics",
         )
     return {name: entry for name, entry in content.items() if isinstance(entry, dict)}
 
@@ -152,7 +154,7 @@ def merge_parts(
         raise DataError(
             "the statistics have no field in common",
             hint="merge data sets of the same kind of robot",
-            code="data.unmergeable_statistics",
+            code="data.mismatch",
             details={"left_out": left_out},
         )
     steps = max(len(entry["count"]) for entry in merged.values())
@@ -186,7 +188,7 @@ def _merge_field(
             f"statistics of field {name!r} cannot be merged: {error}",
             hint="one of them lacks digests: give a folder of data, not statistics without their "
             "file of digests, nor a weighted merge",
-            code="data.unmergeable_statistics",
+            code="data.mismatch",
         ) from None
     partial = _apply_weights(parts, _align(name, parts, partial, window))
     total = partial[0]
@@ -211,7 +213,7 @@ def _align(
             f"field {name!r}: the windows differ or may differ, and for "
             f"{len(parts) - len(known)} of {len(parts)} data sets the anchor is unknown",
             hint="put the preprocessing_config.yaml of each data set beside its stats.json",
-            code="data.unmergeable_statistics",
+            code="data.mismatch",
             details={"field": name},
         )
     if len({width for _, width in shapes}) > 1:
@@ -219,7 +221,7 @@ def _align(
             f"field {name!r} has different shapes (steps, dimensions) in the data sets: "
             f"{sorted(shapes)}",
             hint="preprocess them with the same options",
-            code="data.unmergeable_statistics",
+            code="data.mismatch",
             details={"field": name},
         )
     past, future = window or (
@@ -230,7 +232,7 @@ def _align(
         raise DataError(
             f"field {name!r} has fewer steps than past_lowdim_steps requires",
             hint="check that preprocessing_config.yaml and stats.json belong to the same data",
-            code="data.unmergeable_statistics",
+            code="data.mismatch",
             details={"field": name},
         )
     return [
@@ -350,7 +352,8 @@ def read_mergeable(path: Path) -> Statistics:
             digests_file,
             str(error),
             hint="the file is damaged; preprocess or copy the data again",
-            code="data.broken_statistics",
+            code="data.broken",
+            finding="broken_statistics",
         ) from None
     return {name: {**entry, **_digest(name, arrays)} for name, entry in stats.items()}
 
@@ -397,7 +400,8 @@ def read_stats_record(stats: Path) -> StatsRecord | None:
             path,
             f"is not a record of statistics ({error})",
             hint="compute the statistics again with --overwrite",
-            code="data.broken_record",
+            code="data.broken",
+            finding="broken_record",
         ) from None
 
 

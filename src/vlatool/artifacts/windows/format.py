@@ -155,7 +155,7 @@ def read_windows(path: Path) -> Iterator[Window]:
             path,
             f"line {number}: {error}" if number else error,
             hint="write the windows again with `vlatool preprocess`, or copy them again",
-            code="data.broken_window",
+            code="data.broken",
             **({"line": number} if number else {}),
         ) from None
 

@@ -72,7 +72,7 @@ def _read_facts(location: Path, findings: report.Problems) -> WindowsFacts:
             location,
             "no episode is written here yet",
             hint="wait until it ends; if it was interrupted, run the same command again",
-            code="data.incomplete_output",
+            code="data.incomplete",
         )
     status = "published" if record is None else "whole"
     if record is not None and not record.complete:
@@ -224,7 +224,7 @@ def _window_at(path: Path, number: int) -> windows_format.Window:
         raise DataError(
             f"{path}:{number + 1}: {error}",
             hint="run `vlatool verify` to list all findings",
-            code="data.broken_window",
+            code="data.broken",
             details={"path": str(path), "line": number + 1},
         ) from None
 

@@ -131,7 +131,7 @@ def checked_image(image: Array, name: str) -> UInt8Array:
     raise DataError(
         f"{name}: image is {image.dtype} {list(image.shape)}, {reason}",
         hint=hint,
-        code="data.not_an_image",
+        code="data.mismatch",
         details={"sample": name},
     )
 

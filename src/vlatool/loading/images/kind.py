@@ -71,7 +71,7 @@ def load_info(config: ImageDataConfig, reporter: Reporter = NULL) -> ImagesInfo:
         raise DataError(
             "no image shards are configured",
             hint="set --data or data.shards",
-            code="data.no_dataset",
+            code="data.no_source",
         )
     cache = shard_reader.file_cache(config.dataset_cache)
     pairs = [_dataset(text, config, cache, reporter) for text in config.shards]
@@ -88,7 +88,7 @@ def _dataset(
         raise DataError(
             f"{text}: lists {twice} twice",
             hint="remove one entry; to weight data sets, use data.dataset_weighting",
-            code="data.duplicate_shard",
+            code="data.broken",
             details={"shard": str(twice)},
         )
     each = partial(in_parallel, max_concurrent=_MAX_REQUESTS) if any(map(is_remote, paths)) else map
@@ -124,7 +124,7 @@ def _missing_as_data_error(path: Path) -> Generator[None]:
         raise DataError(
             f"{path}: shard is missing",
             hint="copy it again, or remove it from the list or pattern that names it",
-            code="data.missing_shard",
+            code="data.missing",
             details={"shard": str(path)},
         ) from None
 
@@ -269,5 +269,5 @@ def _unusable(folder: Path, reason: str) -> DataError:
         folder / CONFIG_NAME,
         reason,
         hint="copy it again from the original run folder",
-        code="data.broken_config",
+        code="data.broken",
     )

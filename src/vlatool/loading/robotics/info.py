@@ -110,7 +110,7 @@ class RoboticsInfo:
                     hint="leave the field out of data.action_fields or "
                     "data.proprioception_fields, rename it (`vlatool inspect A B`), train on one "
                     "of them, or use zeros where it is missing: data.pad_missing_fields true",
-                    code="data.datasets_differ",
+                    code="data.mismatch",
                     details={"field": name},
                 )
             if name not in self.statistics:
@@ -131,7 +131,7 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
         raise DataError(
             "no data set is configured",
             hint="set --data DIR or data.dataset_manifest",
-            code="data.no_dataset",
+            code="data.no_source",
         )
     folders = [data_of(text, config) for text in config.dataset_manifest]
     shards = [folder.shards() for folder in folders]
@@ -148,13 +148,13 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
             f"data.windows is for data of the sink frames; {config.dataset_manifest[0]} has shards",
             hint="take fewer of their steps with data.lowdim_past_timesteps and "
             "data.lowdim_future_timesteps, or preprocess with --sink frames",
-            code="usage.windows_of_shards",
+            code="usage.unsupported",
         )
     if config.episodes is not None and (len(windows) > 1 or not any(windows)):
         raise UsageError(
             "data.episodes is for one data set, of the sink frames",
             hint="choose episodes when preprocessing, with --episodes",
-            code="usage.episodes_of_shards",
+            code="usage.unsupported",
         )
     configured = config.dataset_statistics
     mergeable = len(configured or folders) > 1
@@ -378,7 +378,7 @@ def _check_renames(config: RoboticsDataConfig, info: RoboticsInfo) -> None:
             f"data.rename.{unused[0]}: no data set has this name; their cameras are "
             f"{', '.join(cameras) or 'none'}, their fields {few_text(fields, _MAX_LISTED)}",
             hint=did_you_mean(unused[0].partition("=")[2], [*cameras, *fields]),
-            code="data.unknown_name",
+            code="data.unknown_field",
         )
 
 
@@ -388,7 +388,7 @@ def _check(derived: RoboticsDataConfig, config: RoboticsDataConfig, info: Roboti
         raise UsageError(
             f"data.max_delay is {derived.max_delay}, a chunk has {counted(chunk, 'step')}",
             hint="a delay is at most half of a chunk: the chunk before has as many steps left",
-            code="usage.max_delay",
+            code="usage.bad_value",
         )
     if not derived.action_fields:
         known = {name: field_width(name, entry) for name, entry in info.statistics.items()}
@@ -402,7 +402,7 @@ def _check(derived: RoboticsDataConfig, config: RoboticsDataConfig, info: Roboti
             f"the data name no action fields; their fields (dimensions) are: "
             f"{', '.join(listed[:_MAX_LISTED])}{more}",
             hint=f"select predicted and observed fields, such as {' '.join(options)}",
-            code="data.no_action_fields",
+            code="data.missing",
             details={"known": known},
         )
     _check_images(derived, info)
@@ -415,7 +415,7 @@ def _check(derived: RoboticsDataConfig, config: RoboticsDataConfig, info: Roboti
                 f"data.{key} is {getattr(derived, key)}, but the windows have {available}",
                 hint=f"lower data.{key}, or make larger windows: of frames with data.windows, of "
                 "shards when preprocessing",
-                code="data.window_too_large",
+                code="data.mismatch",
             )
     for key in ("action_dim", "proprioception_dim"):
         value = getattr(config, key)
@@ -423,7 +423,7 @@ def _check(derived: RoboticsDataConfig, config: RoboticsDataConfig, info: Roboti
             raise DataError(
                 f"data.{key} is {value}, but the fields have {getattr(derived, key)} dimensions",
                 hint=f"remove data.{key}",
-                code="data.dimension_mismatch",
+                code="data.mismatch",
             )
 
 
@@ -451,7 +451,7 @@ def _check_images(config: RoboticsDataConfig, info: RoboticsInfo) -> None:
             + ", ".join(value_text(size) for size in sorted(sizes, key=str)),
             hint="preprocess them with the same --resize-images-size, or crop to a size in pixels "
             "with data.augmentation.image.crop",
-            code="data.image_sizes_differ",
+            code="data.mismatch",
         )
 
 
@@ -476,7 +476,7 @@ def _check_names(
             f"data.{key}: {missing[0]!r} is not in {dataset}, which has {known}; asked for are "
             f"{list(values)}",
             hint=hint,
-            code=f"data.unknown_{key}",
+            code="data.unknown_field",
         )
 
 
@@ -531,7 +531,7 @@ def _agreed(info: RoboticsInfo, key: str) -> list[Any]:
             f"the data sets differ in {key}: {values[0]} and "
             f"{next(value for value in values if value != values[0])}",
             hint=f"set data.{key}{names if key != 'image_indices' else ''}",
-            code="data.datasets_differ",
+            code="data.mismatch",
         )
     return values[0]
 
@@ -542,7 +542,7 @@ def _options(folder: ShardFolder | FrameWindows) -> dict[str, Any]:
         if not isinstance(options.get(key), int):
             raise DataError(
                 f"{folder.options_file}: {key} is missing",
-                code="data.broken_config",
+                code="data.broken",
             )
     conventions = folder.conventions()
     return options if conventions is None else {**options, "conventions": asdict(conventions)}

@@ -210,7 +210,7 @@ class RoboticsKind(base.DataKind):
                 run.options,
                 "past_lowdim_steps is missing",
                 hint="copy preprocessing_config.yaml of the training data there",
-                code="data.broken_config",
+                code="data.broken",
             )
         return assets_of(config, statistics, past, options)
 
@@ -310,7 +310,7 @@ def assets_of(
         raise DataError(
             f"{shards_format.CONFIG_NAME} is broken: {error}",
             hint="copy it again from the training data, or train again",
-            code="data.broken_config",
+            code="data.broken",
         ) from None
     normalizer = Normalizer(config, statistics, past)
     names = recorded_names(options)
@@ -577,7 +577,7 @@ def pairs_info(
             raise DataError(
                 f"{location}: windows have {counted(has, 'step')}, {key} of the policy is {needed}",
                 hint="preprocess the data with the window size that the policy was trained on",
-                code="data.window_too_large",
+                code="data.mismatch",
             )
     known = info.options[0].get("camera_names") or []
     for camera in options.sees.cameras:
@@ -587,6 +587,6 @@ def pairs_info(
                 f"{', '.join(known)}",
                 hint="preprocess the data with the cameras that the policy was trained on, such as "
                 f"--rename cameras.{camera}=OLD",
-                code="data.unknown_camera_names",
+                code="data.unknown_field",
             )
     return info

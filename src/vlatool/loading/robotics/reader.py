@@ -149,7 +149,7 @@ def _sizes_differ(key: str, sizes: list[_Size]) -> DataError:
         + ", ".join(map(value_text, sizes)),
         hint="select cameras with data.camera_names, crop with data.augmentation.image.crop, or "
         "preprocess with --resize-images-size",
-        code="data.image_sizes_differ",
+        code="data.mismatch",
         details={"sample": key},
     )
 
@@ -230,7 +230,7 @@ class SampleDecoder:
                     raise DataError(
                         f"sample {key}: a value of {name!r} is not finite",
                         hint="preprocess with --fail-on-nan to find the episode",
-                        code=f"data.{NOT_FINITE}",
+                        code="data.not_finite",
                         details={"sample": key, "field": name},
                     )
             steps = self._past + 1 + self._future
@@ -255,7 +255,7 @@ class SampleDecoder:
             raise DataError(
                 f"sample {key} cannot be decoded: {error}",
                 hint="its shard is broken: preprocess or copy it again",
-                code=f"data.{BROKEN_SAMPLE}",
+                code="data.broken",
                 details={"sample": key},
             ) from None
 
@@ -272,7 +272,7 @@ class SampleDecoder:
                 f"{width}",
                 hint="shard and statistics are of different data: remove data.dataset_statistics, "
                 "or preprocess again",
-                code=f"data.{BROKEN_SAMPLE}",
+                code="data.broken",
                 details={"sample": key, "field": name},
             )
         return columns
@@ -290,7 +290,7 @@ def _missing(key: str, member: str) -> DataError:
         f"sample {key} has no {member!r}",
         hint="remove that camera or field from the config, or preprocess again (for a camera with "
         "--skip-episodes-missing-cameras)",
-        code=f"data.{BROKEN_SAMPLE}",
+        code="data.broken",
         details={"sample": key, "member": member},
     )
 

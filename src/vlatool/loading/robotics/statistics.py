@@ -55,7 +55,7 @@ class Normalizer:
             raise DataError(
                 "data.lowdim_past_timesteps or data.lowdim_future_timesteps is not set",
                 hint="copy the run again, with its config.yaml",
-                code="data.broken_config",
+                code="data.broken",
             )
         self._first = statistics_past - past
         self._length = past + 1 + future
@@ -75,7 +75,7 @@ class Normalizer:
                 f"{self._first} to {self._first + self._length - 1}",
                 hint="compute statistics with `vlatool stats compute DATA`, or use one scale for "
                 "all steps: data.normalization.scope=global",
-                code="data.broken_statistics",
+                code="data.broken",
                 details={"field": field},
             )
 
@@ -103,7 +103,7 @@ def scale_of(name: str, stats: Mapping[str, Any] | None, section: NormalizeConfi
         raise DataError(
             f"the statistics have no field {name!r}",
             hint="preprocess the data again, or remove the field from the config",
-            code="data.missing_statistics",
+            code="data.missing",
             details={"field": name},
         )
     if not config.enabled:
@@ -454,4 +454,4 @@ def _range(name: str, entry: Mapping[str, Any], section: NormalizeConfig) -> Fie
 
 
 def _not_usable(message: str) -> DataError:
-    return DataError(message, hint=_HINT, code="data.missing_statistics")
+    return DataError(message, hint=_HINT, code="data.missing")

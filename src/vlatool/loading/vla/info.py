@@ -195,7 +195,7 @@ def load_info(config: VlaDataConfig, reporter: Reporter = NULL) -> VlaInfo:
         raise DataError(
             "no samples are configured",
             hint="set --data DIR or data.samples, the output of `vlatool build-dataset`",
-            code="data.no_dataset",
+            code="data.no_source",
         )
     folders = tuple(_folder(text, config, reporter) for text in config.samples)
     for name, folder in zip(config.samples[1:], folders[1:], strict=True):
@@ -205,7 +205,7 @@ def load_info(config: VlaDataConfig, reporter: Reporter = NULL) -> VlaInfo:
                     f"{name}: {key} is {value_text(value)}, that of {config.samples[0]} is "
                     f"{value_text(folders[0].agreed[key])}",
                     hint=_DIFFERS,
-                    code="data.datasets_differ",
+                    code="data.mismatch",
                     details={"key": key},
                 )
     return VlaInfo(tuple(config.samples), folders)
@@ -232,7 +232,7 @@ def _folder(text: str, config: VlaDataConfig, reporter: Reporter) -> VlaFolder:
             f"actions have {counted(shape.action_width, 'value')}, the profile {profile.name} has "
             f"{profile.width}",
             hint="set data.profile to the normalization of these actions",
-            code="data.profile_mismatch",
+            code="data.mismatch",
         )
     document: Any = samples.document
     return VlaFolder(
@@ -262,7 +262,7 @@ def _action_range(path: Path, document: Mapping[str, Any], width: int) -> tuple[
         path,
         f"action_range of the manifest is not `min` and `max` with {width} numbers each",
         hint="copy the folder again, or build it again",
-        code="data.broken_samples",
+        code="data.broken",
     )
 
 
@@ -297,7 +297,7 @@ def _first_size(
             samples.path,
             "its samples have no past images",
             hint="build the samples from windows with past steps",
-            code="data.no_images",
+            code="data.missing",
         )
     path = _image_path(samples, images_root, first.images[-1])
     try:
@@ -308,12 +308,10 @@ def _first_size(
             f"is missing, and {samples.path / samples.files[0][0]} names it in its first line",
             hint="copy the images to that place, or set data.images_root to the folder with "
             f"{IMAGES_NAME}/",
-            code="data.missing_image",
+            code="data.missing",
         ) from None
     except ValueError as error:
-        raise DataError.at(
-            path, error, hint="copy the image again", code="data.broken_image"
-        ) from None
+        raise DataError.at(path, error, hint="copy the image again", code="data.broken") from None
     return height, width
 
 
@@ -335,7 +333,7 @@ def _shape(
             f"samples have {past} past and {future} future images, which are not whole steps of "
             f"{counted(len(cameras), 'camera')} ({', '.join(cameras)})",
             hint="build the samples again",
-            code="data.broken_samples",
+            code="data.broken",
         )
     steps = future // len(cameras)
     fields = windows.action_fields if windows is not None else ()
@@ -374,7 +372,7 @@ def _fast(
                 f"{samples.path}: no action tokenizer in {FAST_NAME}/: the model can be trained, "
                 "but actions that it predicts cannot be decoded; set data.fast"
             )
-            reporter.warn("data.no_fast_tokenizer", message)
+            reporter.warn("data.no_source", message)
         return None, recorded
     folder = beside if config.fast is None else location(config.fast)
     tokenizer = read_fast(folder)
@@ -383,7 +381,7 @@ def _fast(
             folder,
             f"is not the action tokenizer of {samples.path}, whose manifest has another digest",
             hint="set data.fast to the folder that `build-dataset --fast` had",
-            code="data.fast_mismatch",
+            code="data.mismatch",
         )
     if has_profile(folder):
         check_same_profile(_profile(samples, config), read_profile(str(folder)))
@@ -402,7 +400,7 @@ def _profile(samples: SamplesFolder, config: VlaDataConfig) -> NormalizationProf
             samples.path,
             "the profile of the manifest does not have the digest beside it",
             hint="copy the samples again, or build them again",
-            code="data.broken_samples",
+            code="data.broken",
         )
     if config.profile:
         check_same_profile(profile, read_profile(config.profile))

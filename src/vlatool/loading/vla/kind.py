@@ -190,8 +190,8 @@ def check_samples(info: VlaInfo, reporter: Reporter = NULL) -> None:
                     f"{key}: {message.removeprefix(f'{key}: ')}",
                     hint="run `vlatool verify` on the samples; to leave out what cannot be used, "
                     "set data.max_dropped_share",
-                    code=f"data.{reason}",
-                    details={"sample": key},
+                    code="data.broken",
+                    details={"reason": reason, "sample": key},
                 ) from None
             bar.advance()
 
@@ -245,7 +245,7 @@ class VlaPairs(base.RecordedPairs):
                     location,
                     f"{key} is {value}, the policy was trained on {expected}",
                     hint="build the samples with the windows and tokenizers of its training data",
-                    code="data.datasets_differ",
+                    code="data.mismatch",
                 )
         kinds = self._folder.samples.document.get("kinds") or {}
         counts = [count for count in kinds.values() if count]
@@ -292,8 +292,8 @@ class VlaPairs(base.RecordedPairs):
                 raise DataError(
                     sample.message,
                     hint="build the samples again, or copy the images again",
-                    code=f"data.{sample.reason}",
-                    details={"sample": sample.sample},
+                    code="data.broken",
+                    details={"reason": sample.reason, "sample": sample.sample},
                 )
             rows.append((self._observation(sample), self._target(entry, at, sample)))
         return rows
@@ -355,7 +355,7 @@ class VlaPairs(base.RecordedPairs):
             return decode_plain(read_file(path))
         except (OSError, ValueError) as error:
             raise DataError.at(
-                path, str(error), hint="copy the image again", code="data.broken_image"
+                path, str(error), hint="copy the image again", code="data.broken"
             ) from None
 
     def _observation(self, sample: VlaSample) -> Observation:
@@ -394,7 +394,7 @@ class VlaPairs(base.RecordedPairs):
                 self._folder.samples.path,
                 problems[0],
                 hint="build the samples again",
-                code="data.broken_samples",
+                code="data.broken",
             )
         return profile.denormalize(chunks[0])
 
@@ -499,5 +499,5 @@ def _unusable(path: Path, reason: str) -> DataError:
         path,
         reason,
         hint="copy it again from the original run folder",
-        code="data.broken_run",
+        code="data.broken",
     )

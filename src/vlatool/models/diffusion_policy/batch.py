@@ -80,7 +80,7 @@ class SubwordTokenizer:
             raise DataError(
                 f"the text tokenizer of the base model cannot be read: {error}",
                 hint="copy the run or the base model again",
-                code="data.base_model",
+                code="data.missing",
             ) from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -163,7 +163,7 @@ def _vlm(section: VlmBackboneConfig, max_length: int | None, folder: Path | None
         raise UsageError(
             f"data.max_text_seq_len {max_length} is too small for the images and an instruction",
             hint=f"set data.max_text_seq_len to at least {needed}, or leave it out",
-            code="usage.no_room_for_text",
+            code="usage.bad_value",
         )
     tokenizer = _tokenizer(section, folder)
     return SubwordTokenizer(tokenizer, max_length or _MAX_TOKENS, prefix, suffix)
@@ -257,7 +257,7 @@ class PolicyBatcher:
             raise DataError(
                 f"images of different sizes in one batch: {sorted(shapes)}",
                 hint="preprocess all data sets with the same --resize-images-size",
-                code="data.image_sizes_differ",
+                code="data.mismatch",
             )
         stacked = stack_rows([sample.images for sample in samples])
         return {

@@ -73,7 +73,7 @@ def vlm_prompt_of(architecture: Mapping[str, Any]) -> VlmPrompt:
         raise DataError(
             f"base models of type {kind!r} are not supported as vision-language backbone",
             hint=f"use a base model of one of the types {', '.join(FAMILIES)}",
-            code="data.base_model",
+            code="data.missing",
             details={"model_type": kind},
         )
     return FAMILIES[kind]

@@ -106,7 +106,7 @@ def read_experiment(files: PublishedFiles) -> OpenedExperiment:
             f"there is no experiment around this checkpoint: {CONFIG} is missing",
             hint="copy the whole folder of the experiment, or start training from the file with "
             "`vlatool finetune --from`",
-            code="data.broken_config",
+            code="data.broken",
         )
     experiment = Experiment(files.config.parent)
     tree = experiment.tree()
@@ -117,7 +117,7 @@ def read_experiment(files: PublishedFiles) -> OpenedExperiment:
             experiment.config,
             f"the model type is {kind!r}, expected 'diffusion_policy'",
             hint="give the experiment of a policy",
-            code="data.no_policy",
+            code="data.missing",
         )
     lenient = ReadOptions(compat=True)
     files_read = experiment.config_files
@@ -156,7 +156,7 @@ def _with_recorded(
             raise DataError(
                 f"data.{key} of the experiment is unknown",
                 hint="copy the experiment again, with its preprocessing_config.yaml",
-                code="data.broken_config",
+                code="data.broken",
             )
     widths = {
         "action_dim": _width(data.action_fields, statistics),
@@ -194,7 +194,7 @@ def prepare_export(trained: "Trained", tree: Mapping[str, Any], reporter: Report
         raise UsageError(
             f"{trained.origin.text}: is in the published layout already",
             hint="give a run of `vlatool train`",
-            code="usage.not_exportable",
+            code="usage.unsupported",
         )
     model: Any = trained.config.model
     raw = trained if trained.origin.weights == "raw" else with_weights(trained, "raw")

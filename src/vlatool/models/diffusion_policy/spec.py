@@ -177,7 +177,7 @@ class DiffusionPolicyType(ModelType):
                 f"the data have no camera, and {kind} encodes images",
                 hint="train with --preset policy-state, whose backbone has no images "
                 f"({_WITHOUT_IMAGES}), or preprocess episodes that have images",
-                code="data.no_cameras",
+                code="data.missing",
             )
         widths = ("action_dim", "proprioception_dim")
         update: dict[str, Any] = {name: getattr(data, name) for name in widths}

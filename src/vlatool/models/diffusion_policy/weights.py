@@ -114,7 +114,7 @@ def export_published(config: DiffusionPolicyConfig, state: Mapping[str, Tensor])
             f"the policy cannot be exported: {problem}",
             hint="export only policies with a CLIP, VLM or plain vision transformer backbone and "
             "the native denoiser",
-            code="usage.not_exportable",
+            code="usage.unsupported",
         )
     denoiser = config.transformer
     assert isinstance(denoiser, TransformerConfig)
@@ -235,7 +235,7 @@ def state_of(content: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
             path,
             "the file holds no weights",
             hint=f"use checkpoint_N{PICKLED_SUFFIX} or ema_N{PICKLED_SUFFIX}; not an optimizer's",
-            code="data.no_weights",
+            code="data.missing",
         )
     return state
 

@@ -255,7 +255,7 @@ class VlaBatcher:
             raise DataError(
                 f"{sample.key}: {error}",
                 hint="use a model for these data, or leave the sample out",
-                code="data.unusable_sample",
+                code="data.broken",
                 details={"sample": sample.key},
             ) from None
         return row

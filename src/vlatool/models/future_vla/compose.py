@@ -89,7 +89,7 @@ class Composition:
                 raise BugError(
                     f"{folder}: {name} differs from the tensor that was written",
                     hint="do not use the folder; check the disk",
-                    code="bug.weights_differ",
+                    code="bug.differs",
                 )
         model = self.config.model_dump(
             mode="json", include={*FROM_WEIGHTS} - {"qwen", "special_ids"}
@@ -289,5 +289,5 @@ def _check_ids(ids: Mapping[str, int], qwen: Mapping[str, Any], folder: Path) ->
             folder / TOKENIZER,
             reason,
             hint="copy all files of the base model again",
-            code="data.tokenizer_mismatch",
+            code="data.mismatch",
         )

@@ -95,7 +95,7 @@ def fit_to_data(
         raise DataError(
             f"the samples have {_sizes_text(data.sizes)}, the weights {_sizes_text(tokens.sizes)}",
             hint=_OTHER_DATA,
-            code="data.other_numbers",
+            code="data.mismatch",
             details={"samples": list(data.sizes), "weights": list(tokens.sizes)},
         )
     assert config.qwen is not None
@@ -104,14 +104,14 @@ def fit_to_data(
         raise DataError(
             f"token ids are up to {tokens.vocabulary - 1}, the embedding has {rows} rows",
             hint="use the tokenizer and the weights of one model",
-            code="data.tokenizer_mismatch",
+            code="data.mismatch",
         )
     layers = int(config.qwen["text_config"]["num_hidden_layers"])
     if config.freeze_layers > layers:
         raise UsageError(
             f"model.freeze_layers is {config.freeze_layers}, the language model has {layers}",
             hint="freeze fewer layers, or all of them with model.freeze_language",
-            code="usage.too_many_layers",
+            code="usage.bad_value",
         )
     before = config.numbers.model_dump()
     for key, digest in data.digests.items():
@@ -119,7 +119,7 @@ def fit_to_data(
             raise DataError(
                 f"the samples have {_NAMES[key]} than the weights were trained on",
                 hint=_OTHER_DATA,
-                code="data.other_numbers",
+                code="data.mismatch",
                 details={"key": key, "samples": digest, "weights": before[key]},
             )
     known = {key: digest or before[key] for key, digest in data.digests.items()}
@@ -164,7 +164,7 @@ def check_grid_of(config: FutureVlaConfig, shape: VlaShape) -> None:
             f"({', '.join(shape.cameras)})",
             hint=f"set model.views={len(shape.cameras)} and three numbers in model.compress whose "
             f"sum is {shape.past_steps}, or write windows with other steps",
-            code="usage.grid_mismatch",
+            code="usage.bad_value",
             details={"key": "model.compress"},
         )
     try:
@@ -173,7 +173,7 @@ def check_grid_of(config: FutureVlaConfig, shape: VlaShape) -> None:
         raise UsageError(
             f"the samples do not fit the grid of the model: {error}",
             hint="write windows with --resize-images-size of another size, or set model.compress",
-            code="usage.grid_mismatch",
+            code="usage.bad_value",
             details={"key": "model.compress"},
         ) from None
 
@@ -196,7 +196,7 @@ def check_texts(encoder: "SequenceEncoder", info: VlaInfo, limit: int) -> None:
                 f"{key}: the instruction {task!r}: {error}",
                 hint="change the instruction in the windows and build the samples again, or leave "
                 "its episodes out with `build-dataset --exclude`",
-                code="data.unusable_instruction",
+                code="data.broken",
                 details={"task": task, "sample": key},
             ) from None
 

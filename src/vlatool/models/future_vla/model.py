@@ -357,7 +357,7 @@ def build_network(config: FutureVlaConfig) -> FutureVla:
         raise DataError(
             f"model.qwen and model.dino describe no network of FUTURE-VLA: {reason}",
             hint="use config.json of Qwen3-VL and of DINOv3 ViT as they are published",
-            code="data.base_model",
+            code="data.missing",
         ) from None
 
 

@@ -402,7 +402,7 @@ class FutureVlaPolicy(Policy):
             raise DataError(
                 "the run has no action tokenizer, so that its action ids mean nothing",
                 hint="train on samples of `vlatool build-dataset`, or set data.fast",
-                code="data.no_action_tokenizer",
+                code="data.missing",
             )
         shape = assets.shape
         self.fps = assets.fps or _DEFAULT_FPS
@@ -493,7 +493,7 @@ class FutureVlaPolicy(Policy):
             raise DataError(
                 "the visual tokenizer is not the one of the data that the policy was trained on",
                 hint="give the tokenizer that encoded their images",
-                code="data.other_tokenizer",
+                code="data.mismatch",
             )
         policy = copy(self)
         policy._tokenizer = tokenizer
@@ -519,7 +519,7 @@ class FutureVlaPolicy(Policy):
             raise UsageError(
                 "the policy predicts codes, and has no visual tokenizer to decode them",
                 hint="give the run of the tokenizer with --tokenizer",
-                code="usage.needs_tokenizer",
+                code="usage.unsupported",
             )
         codes = self.future_codes(observations, seeds=seeds)
         decode = self._tokenizer.decode
@@ -544,7 +544,7 @@ class FutureVlaPolicy(Policy):
             raise DataError(
                 f"{instruction!r}: {error}",
                 hint="give another instruction",
-                code="data.unusable_instruction",
+                code="data.broken",
             ) from None
 
     def _stacked(self, observation: Observation) -> UInt8Array:

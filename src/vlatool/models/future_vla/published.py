@@ -82,7 +82,7 @@ MANIFEST = ManifestType(
     content=FolderManifest,
     hint="compose or export the folder again",
     optional=("sources", "data"),
-    code="data.broken_config",
+    code="data.broken",
 )
 
 
@@ -145,7 +145,7 @@ def check_not_stock(folder: Path) -> None:
             "is a stock Qwen3-VL, without the weights of DINOv3 and of the convolutions",
             hint=f"compose them: vlatool compose --qwen {folder} --dino DINOV3 --output COMPOSED, "
             "then use COMPOSED",
-            code="data.stock_model",
+            code="data.mismatch",
         )
 
 
@@ -175,4 +175,4 @@ def weight_map(index: Path) -> dict[str, str]:
 
 
 def _broken(path: Path, reason: object) -> DataError:
-    return DataError.at(path, reason, hint="copy it again", code="data.broken_checkpoint")
+    return DataError.at(path, reason, hint="copy it again", code="data.broken")

@@ -135,7 +135,7 @@ def _check_values(published: Mapping[str, Node]) -> None:
             key,
             published[key].origin,
             f'"{key}" is {plain(published[key])!r}, which is not supported: {reason}',
-            code="config.refused",
+            code="config.unsupported",
         )
         for key, (values, reason) in _POSSIBLE.items()
         if key in published and str(plain(published[key])) not in values
@@ -143,7 +143,7 @@ def _check_values(published: Mapping[str, Node]) -> None:
     folder = published.get("output_dir")
     if folder is not None and PurePosixPath(str(plain(folder))).name in ("", ".."):
         message = f'"output_dir" is {plain(folder)!r}, which is not the name of a folder'
-        problem = Problem("output_dir", folder.origin, message, code="config.refused")
+        problem = Problem("output_dir", folder.origin, message, code="config.unsupported")
         raise config_error([problem], hint="write --output_dir runs/NAME")
     if problems:
         key = problems[0].key

@@ -248,7 +248,7 @@ class FutureVlaType(ModelType):
             raise DataError(
                 "these weights do not say which actions and codes their tokens stand for",
                 hint="give a run of `vlatool train` that starts from them",
-                code="data.no_policy",
+                code="data.missing",
             )
         network: Any = parts["model"]
         return FutureVlaPolicy(network, encoder_of(config, assets.shape, folder), assets)

@@ -83,7 +83,7 @@ class TokenIds(ConfigModel):
                 f"the text tokenizer has room for {available} codes and action ids, the data have "
                 f"{sizes.codebook_size} codes and {sizes.action_ids} action ids",
                 hint="use a base model with a larger vocabulary, or smaller tokenizers",
-                code="usage.no_room_for_codes",
+                code="usage.bad_value",
             )
         return cls(
             **ids,
@@ -142,7 +142,7 @@ def special_ids(tokenizer: Any) -> dict[str, int]:
         raise DataError(
             f"the text tokenizer has no token {missing[0]}",
             hint="use the tokenizer.json of Qwen3-VL, or of `vlatool compose`",
-            code="data.tokenizer_mismatch",
+            code="data.mismatch",
             details={"missing": missing},
         )
     new = tokenizer.get_vocab_size(with_added_tokens=True)
@@ -174,7 +174,7 @@ def parse_tokenizer(document: str) -> Any:
         raise DataError(
             f"the text tokenizer of the model cannot be read: {error}",
             hint="copy the model or the run again",
-            code="data.broken_tokenizer",
+            code="data.broken",
         ) from None
     tokenizer.no_padding()
     tokenizer.no_truncation()

@@ -78,7 +78,7 @@ class StoredTensors:
                 self.folder,
                 f"values are not finite: {name}",
                 hint="use other weights: the outputs of these would not be finite",
-                code="data.weights_not_finite",
+                code="data.not_finite",
             )
         return value
 
@@ -224,7 +224,7 @@ class _Export:
                 raise BugError(
                     f"{folder}: {name} differs from the tensor that was written",
                     hint="do not use the folder; check the disk",
-                    code="bug.weights_differ",
+                    code="bug.differs",
                 )
         model = self.config.model_dump(mode="json", exclude={"qwen", "special_ids"})
         published.MANIFEST.write(folder, {"model": model, "data": self.data})

@@ -261,7 +261,7 @@ class Titok(nn.Module):
             raise DataError(
                 f"an image has {counted(rows.shape[1], 'code')}, the tokenizer expects {expected}",
                 hint="decode with the tokenizer that encoded the images",
-                code="data.number_of_codes",
+                code="data.mismatch",
             )
         return self.decode(self.quantize.lookup(rows))
 
@@ -371,7 +371,7 @@ def _open_teacher(config: TitokConfig) -> Vqgan:
             "the tokenizer is a first stage, which predicts codes of its teacher and has no "
             "decoder",
             hint="give the teacher with --teacher, or the run of stage 2",
-            code="usage.no_teacher",
+            code="usage.unsupported",
         )
     origin = existing_weights(config.teacher)
     section = origin.section or {}

@@ -89,7 +89,7 @@ def read_published_config(path: Path) -> dict[str, Any]:
 
 
 def _broken(path: Path, reason: object) -> DataError:
-    return DataError.at(path, reason, hint="copy the folder again", code="data.broken_config")
+    return DataError.at(path, reason, hint="copy the folder again", code="data.broken")
 
 
 def write_published_config(folder: Path, tree: Mapping[str, Any]) -> None:
@@ -105,13 +105,13 @@ def published_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             f"the configuration has no {MODEL}",
             hint="use the config.yaml or config.json of a tokenizer",
-            code="config.no_tokenizer",
+            code="config.missing_key",
         )
     for key, reason in model_contradictions(lambda name: _at(tree, name)):
         raise ConfigError(
             f"{key} is {_at(tree, key)!r}, which is not supported: {reason}",
             hint="use a tokenizer of the published sizes",
-            code="config.refused",
+            code="config.unsupported",
         )
     config: dict[str, Any] = {"type": "titok", "encoder": "large", "decoder": "large"}
     for key, our_key in {**MODEL_KEYS, _CROP: "image_size"}.items():
@@ -282,7 +282,7 @@ def translate(tree: coerce.Node, below: coerce.Node) -> ConvertedConfig | None:
             key,
             coerce.nearest_origin(whole, key.split(".")),
             f'"{key}" is {lookup(key)!r}, which is not supported: {reason}',
-            code="config.refused",
+            code="config.unsupported",
         )
         for key, reason in unsupported
     ]

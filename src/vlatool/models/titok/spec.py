@@ -163,7 +163,7 @@ def check_required_weights(config: TitokConfig, *, needs_init: bool) -> None:
             hint="set model.teacher to a VQGAN, a run of `vlatool tokenizer train --preset "
             "vqgan-tiny` or the published file (--model.teacher LOCATION); for stage "
             "2 also set init_from to a run of stage 1",
-            code="usage.no_stage_1" if has_teacher else "usage.no_teacher",
+            code="usage.no_stage_1" if has_teacher else "usage.unsupported",
             details={"key": missing[0], "keys": missing},
         )
 
@@ -175,7 +175,7 @@ def check_grid(config: TitokConfig) -> None:
             f"model.patch_size is {config.patch_size}, the teacher has one code per "
             f"{config.vqgan.patch_size} x {config.vqgan.patch_size} pixels",
             hint=f"set model.patch_size={config.vqgan.patch_size}, or use another teacher",
-            code="usage.teacher_grid",
+            code="usage.bad_value",
             details={"key": "model.patch_size"},
         )
 

@@ -82,7 +82,7 @@ def open_published(files: published.PublishedFiles, path: Path) -> published.Pub
 
 def read_titok(origin: str) -> tuple[published.WeightsOrigin, dict[str, Tensor]]:
     source = existing_weights(origin)
-    source.check_type("titok", "data.no_tokenizer")
+    source.check_type("titok", "data.missing")
     return source, source.read()
 
 
@@ -186,7 +186,7 @@ def inferred_config(weights: Mapping[str, Tensor], path: Path) -> TitokConfig:
             path,
             f"not a tokenizer; its tensors are {', '.join(sorted(weights)[:3])}, ...",
             hint="use a file of weights of TiTok",
-            code="data.no_tokenizer",
+            code="data.missing",
         )
     is_proxy = sizes["head"] == "proxy"
     quantizer: dict[str, Any] = {"type": sizes["bottleneck"], "token_size": sizes["token size"]}

@@ -153,7 +153,7 @@ def with_perceptual(losses: PixelLossConfig, default: str) -> tuple[PixelLossCon
             f"model.losses.perceptual_loss {name!r} requires the weights of that network",
             hint="set model.losses.perceptual_weights=FILE, or use one of "
             f"{', '.join(WEIGHTLESS)}, which need no weights",
-            code="usage.no_perceptual_weights",
+            code="usage.missing_key",
             details={"key": "model.losses.perceptual_weights"},
         )
     return losses, ""
@@ -170,7 +170,7 @@ def derive_image_size(
         raise UsageError(
             f"model.image_size is {size}, but the images of the data are {data_size} x {data_size}",
             hint=f"set data.preprocessing.crop_size={size}",
-            code="usage.picture_size",
+            code="usage.bad_value",
             details={"key": "data.preprocessing.crop_size"},
         )
     if data_size % patch_size:
@@ -178,7 +178,7 @@ def derive_image_size(
             f"data.preprocessing.crop_size is {data_size}, not a multiple of {patch_size}, the "
             "patch size of the model",
             hint=f"set data.preprocessing.crop_size={max(data_size // patch_size, 1) * patch_size}",
-            code="usage.picture_size",
+            code="usage.bad_value",
             details={"key": "data.preprocessing.crop_size"},
         )
     return {"image_size": data_size}, derivation_rules(config, ["image_size"])

@@ -193,7 +193,7 @@ def set_layout(
             raise DataError(
                 f"the field {name!r} and {few_text(sources[column])} would be one column",
                 hint=f"give the field another name, as --rename fields.NEW={name}",
-                code="data.name_taken",
+                code="data.broken",
             )
         if name not in used:
             sources[column] = (name,)
@@ -366,7 +366,7 @@ def _merge_error(problem: str, names: Sequence[str]) -> DataError:
     return DataError(
         f"{problem}; they cannot be in one data set",
         hint="write them to separate outputs; cameras that all have are chosen by --camera-names",
-        code="data.cannot_merge",
+        code="data.mismatch",
         details={"field": names[0], "fields": [*names]},
     )
 
@@ -581,7 +581,7 @@ def _column_error(path: Path, name: str, problem: str) -> DataError:
         path,
         f"the column {name!r} {problem}",
         hint="repair the file, or exclude the episode with --exclude",
-        code="data.column_mismatch",
+        code="data.mismatch",
         field=name,
     )
 
@@ -679,7 +679,7 @@ def _stored_images(
         raise DataError(
             f"{episode.id}, camera {camera}: images have different sizes: {listed}",
             hint="exclude the episode with --exclude",
-            code="data.mixed_sizes",
+            code="data.mismatch",
             details={"camera": camera},
         )
     parts.stats[feature] = sampled.entry()
@@ -722,6 +722,6 @@ def _camera_error(ref: EpisodeRef, camera: str, problem: str) -> DataError:
     return DataError(
         f"{ref.id}: camera {camera} {problem}",
         hint="choose with --camera-names, --exclude or --skip-episodes-missing-cameras",
-        code="data.missing_camera",
+        code="data.missing",
         details={"camera": camera},
     )

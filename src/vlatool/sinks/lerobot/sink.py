@@ -129,7 +129,7 @@ class FileWriter:
                 path,
                 f"cannot be made of the parts of its episodes: {error}",
                 hint=_HINT,
-                code="storage.damaged_parts",
+                code="storage.unreadable",
             ) from error
         entry = file_entry(self.output, plan.path)
         samples = len(plan.parts) if plan.kind == "video" else None
@@ -393,7 +393,7 @@ class Numbering:
                 f"camera {camera!r} is {sizes[0]} in {item}, {sizes[1]} in {first}; a data set has "
                 "one size per camera",
                 hint="write them to separate outputs, or leave the camera out with --camera-names",
-                code="data.cannot_merge",
+                code="data.mismatch",
                 details={"camera": camera, "episode": item},
             )
 

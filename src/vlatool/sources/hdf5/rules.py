@@ -486,7 +486,7 @@ def masked(file: Any, name: str, path: Path) -> frozenset[str]:
             path,
             f"has no mask {name!r}",
             hint=f"choose from: {', '.join(known)}" if known else "leave --mask out",
-            code="data.unknown_mask",
+            code="data.unknown_field",
             known=known,
         )
     with readable(path, f"mask/{name}"):

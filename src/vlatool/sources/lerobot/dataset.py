@@ -332,7 +332,8 @@ def select_fields(
             root / INFO_FILE,
             f"the feature {name!r} {unusable_reason(info.features[name], columns)}",
             hint=f"correct the file, or name the columns to use with {option}",
-            code="data.unusable_feature",
+            code="data.broken",
+            finding="unusable_feature",
             field=name,
         )
     return tuple(selected)
@@ -364,7 +365,12 @@ def _requested_field(root: Path, info: meta.Info, name: str) -> str:
         raise DataError(
             f"{root / INFO_FILE}: the field {name!r} holds {feature.dtype}, expected numbers",
             hint=f"choose from: {', '.join(numeric)}",
-            code="data.not_numeric",
-            details={"field": name, "known": numeric, "path": str(root / INFO_FILE)},
+            code="data.mismatch",
+            details={
+                "finding": "not_numeric",
+                "field": name,
+                "known": numeric,
+                "path": str(root / INFO_FILE),
+            },
         )
     return name

@@ -192,7 +192,7 @@ def _of_split(root: Path, episodes: Sequence[EpisodeFiles], split: str) -> list[
             root / INFO_FILE,
             f"no episode is in the split {split!r}",
             hint=f"choose from: {', '.join(known or ['train'])}",
-            code="data.unknown_split",
+            code="data.unknown_field",
             split=split,
             known=known,
         )

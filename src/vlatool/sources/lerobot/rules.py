@@ -237,7 +237,8 @@ def _instructions(
             rows.path,
             f"{rows.episode}: no instruction in the list of episodes or its rows",
             hint="add its task there, or exclude the episode with `preprocess --exclude`",
-            code="data.no_instruction",
+            code="data.bad_request",
+            finding="no_instruction",
         )
     sentence = name_to_sentence(files.dataset.name)
     message = f"{rows.episode}: no instruction; using {sentence!r}"
@@ -313,7 +314,7 @@ def _instruction_of_list(
         f"{rows.episode} lists {counted(len(sentences), 'task')} ({names}) and its rows do not "
         "select one",
         hint="choose with --task-join ' / ' or --task-column NAME",
-        code="data.ambiguous_task",
+        code="data.unknown_field",
         details={"episode": rows.episode, "tasks": list(sentences)},
     )
 

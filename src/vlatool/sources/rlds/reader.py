@@ -375,7 +375,7 @@ def _shards(folder: Path, split: str | None) -> list[tuple[Path, str, int]]:
             folder,
             f"no shard is in the split {split!r}",
             hint=f"choose from: {', '.join(known)}",
-            code="data.unknown_split",
+            code="data.unknown_field",
             known=known,
         )
     return chosen

@@ -157,7 +157,7 @@ def _form_error(path: str, label: str, reason: object) -> DataError:
     return _file_error(path, problem, f"expected {forms[label]}")
 
 
-def _file_error(path: str, problem: str, hint: str, code: str = "data.broken_file") -> DataError:
+def _file_error(path: str, problem: str, hint: str, code: str = "data.broken") -> DataError:
     return DataError.at(path, problem, hint=hint, code=code)
 
 
@@ -176,7 +176,7 @@ def language_annotations(path: str | None) -> dict[str, dict[str, list[str]]]:
             path,
             f"language annotations cannot be read: {error.strerror or error}",
             hint="check the path and its permissions, or omit the option",
-            code="storage.read",
+            code="storage.unreadable",
         ) from None
     tasks = content.get("language_dict") if isinstance(content, dict) else None
     if not isinstance(tasks, dict):
@@ -203,7 +203,7 @@ def _check_kinds(path: str, task: Any, kinds: Any) -> None:
 
 def _annotations_error(path: str, problem: str) -> DataError:
     hint = "expected language_dict: {Task: {original: [sentence, ...], ...}}; or omit the option"
-    return _file_error(path, f"language annotations {problem}", hint, "data.broken_annotations")
+    return _file_error(path, f"language annotations {problem}", hint, "data.broken")
 
 
 def task_to_sentence(task: str) -> str:

@@ -187,7 +187,8 @@ def open_episode(folder: Path, config: SpartanConfig, report: Collector) -> Open
                     path,
                     "does not exist",
                     hint="the episode is incomplete; download or record it again",
-                    code="data.missing_file",
+                    code="data.missing",
+                    finding="missing_file",
                 )
             )
     if METADATA in episode.present:
@@ -225,7 +226,8 @@ def camera_names(path: Path, report: Collector) -> dict[str, str]:
             path,
             f"{_CAMERA_IDS} is missing or empty",
             hint="it names the cameras, for example 6CD146030E99: scene_right_0",
-            code="data.missing_field",
+            code="data.unknown_field",
+            finding="missing_field",
             field=_CAMERA_IDS,
         )
     original = {str(camera_id): str(name) for camera_id, name in mapping.items()}
@@ -248,7 +250,9 @@ def camera_names(path: Path, report: Collector) -> dict[str, str]:
 
 def _camera_name_error(problem: str, hint: str, location: Mapping[str, str]) -> DataError:
     message = f"{location['path']}: {problem}"
-    return DataError(message, hint=hint, code="data.bad_camera_name", details=location)
+    return DataError(
+        message, hint=hint, code="data.bad_name", details={"finding": "bad_camera_name", **location}
+    )
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
@@ -261,8 +265,8 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         raise DataError(
             f"{location}: cannot be read: {' '.join(str(error).split())}",
             hint="the file is damaged; download or record it again",
-            code="data.broken_yaml",
-            details={"path": str(path)},
+            code="data.broken",
+            details={"finding": "broken_yaml", "path": str(path)},
         ) from None
     return content if isinstance(content, Mapping) else {}
 
@@ -286,7 +290,8 @@ def _open_cameras(episode: OpenedEpisode, archive: NpzArchive, report: Collector
                 archive.path,
                 f"no camera of {_CAMERA_IDS} has images",
                 hint="the ids in metadata.yaml must be names of arrays in this file",
-                code="data.no_cameras",
+                code="data.missing",
+                finding="no_cameras",
             )
         )
 
@@ -298,15 +303,16 @@ def _field_header(archive: NpzArchive, name: str) -> ArrayHeader:
     if shape and (kind in "US" or (kind in "biuf" and not (shape[0] and 0 in shape))):
         return header
     problem = "is a single value, expected one per frame"
-    code = "data.length_mismatch"
+    finding = "length_mismatch"
     if shape:
         problem = f"is {header.dtype}{list(shape)}, expected numbers or text"
-        code = "data.bad_field"
+        finding = "bad_field"
     raise DataError.at(
         archive.path,
         f"{name!r} {problem}",
         hint="leave the field out with --data-discard-keys",
-        code=code,
+        code="data.mismatch",
+        finding=finding,
         field=name,
     )
 
@@ -333,8 +339,8 @@ def _action_header(archive: NpzArchive, config: SpartanConfig, report: Collector
         raise DataError(
             f"{problem} numbers [frames, {expected}]",
             hint="set the fields of the vector with --action-fields-config-path",
-            code="data.narrow_actions",
-            details=location,
+            code="data.mismatch",
+            details={"finding": "narrow_actions", **location},
         )
     if width > expected:
         report.note("wide_actions", f"{problem} [frames, {expected}]", **location)
@@ -361,7 +367,8 @@ def _check_lengths(episode: OpenedEpisode, report: Collector) -> None:
                 episode.folder,
                 "the episode has no frames",
                 hint="exclude it with `preprocess --exclude`, or record it again",
-                code="data.empty_episode",
+                code="data.broken",
+                finding="empty_episode",
             )
         )
 
@@ -376,7 +383,8 @@ def length_error(episode: OpenedEpisode, file: str, name: str, length: int | Non
         path,
         f"{label!r} {problem}, most arrays have {episode.num_frames}",
         hint="the episode is inconsistent; record or download it again",
-        code="data.length_mismatch",
+        code="data.mismatch",
+        finding="length_mismatch",
         field=name,
         camera=camera,
     )
@@ -464,7 +472,8 @@ def _matrices(archive: NpzArchive, camera_id: str, size: int) -> Array:
             f"{camera_id!r} is {problem}, "
             f"expected finite matrices {[size, size]}, one or one per frame",
             hint="repair the calibration of this camera, or remove its line from the file",
-            code="data.bad_calibration",
+            code="data.broken",
+            finding="bad_calibration",
             field=camera_id,
         )
     return values

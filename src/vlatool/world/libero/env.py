@@ -57,7 +57,7 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         if task is not None and not 0 <= task < self._suite.n_tasks:
             raise UsageError(
                 f"{suite} has the tasks 0 to {self._suite.n_tasks - 1}, not {task}",
-                code="usage.unknown_task",
+                code="usage.unknown_name",
             )
         self._only = task
         self._size = size

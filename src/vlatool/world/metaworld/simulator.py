@@ -84,7 +84,7 @@ def check_tasks(tasks: Sequence[str]) -> None:
             raise UsageError(
                 f"--task {task}: Meta-World has no such task",
                 hint=did_you_mean(task, [*INSTRUCTIONS]),
-                code="usage.unknown_task",
+                code="usage.unknown_name",
                 details={"task": task, "known": [*INSTRUCTIONS]},
             )
 
@@ -165,7 +165,7 @@ def _no_rendering(error: Exception) -> EnvironmentProblem:
     return EnvironmentProblem(
         f"MuJoCo cannot render with MUJOCO_GL={kind}: {error}".partition("\n")[0],
         hint="install libEGL and unset MUJOCO_GL, or set osmesa (libOSMesa) or glfw (a display)",
-        code="environment.no_rendering",
+        code="environment.missing_dependency",
     )
 
 
