@@ -83,7 +83,7 @@ def test_flipped_bit_is_an_error_of_verify_inspect_and_a_resumed_run(
     assert caught.value.details["codes"].keys() == {f"output.{RECORDS[name]}"}
 
     findings = inspect(InspectConfig(location=str(damaged))).document()["findings"]
-    assert [finding["code"] for finding in findings] == [f"data.{RECORDS[name]}"]
+    assert [finding["code"] for finding in findings] == ["data.broken"]
     assert str(path) in findings[0]["message"]
 
     if name == ".vlatool/run.json":

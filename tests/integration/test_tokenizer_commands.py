@@ -251,7 +251,7 @@ def test_folder_without_any_network_is_an_error(tmp_path: Path) -> None:
     ("options", "code"),
     [
         (["titok-tiny-stage1"], "usage.unsupported"),
-        (["titok-tiny-stage2", "--model.teacher", "TEACHER"], "usage.no_stage_1"),
+        (["titok-tiny-stage2", "--model.teacher", "TEACHER"], "usage.missing_key"),
         (["titok-tiny-stage2", "experiment.init_weight=x"], "usage.unsupported"),
     ],
 )
@@ -262,7 +262,7 @@ def test_missing_teacher_or_stage_1_is_an_error_before_training(
     target = ["--data", shards, "--output", str(tmp_path / "run")]
     status, text = run_vlatool("--json", "tokenizer", "train", "--preset", *options, *target)
 
-    key = {"usage.unsupported": "model.teacher", "usage.no_stage_1": "init_from"}[code]
+    key = {"usage.unsupported": "model.teacher", "usage.missing_key": "init_from"}[code]
     assert (status, json.loads(text)["error"]["details"]["key"]) == (2, key)
     assert code in text
     assert not (tmp_path / "run").exists()

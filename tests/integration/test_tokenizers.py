@@ -328,7 +328,7 @@ LOST = "encoder.ln_post.bias"
 @pytest.mark.parametrize(
     ("content", "code", "reason"),
     [
-        (stored({"latent_tokens": Code()}), "unsafe_checkpoint", ""),
+        (stored({"latent_tokens": Code()}), "unsafe", ""),
         (stored(state(**CONTINUOUS)), "checkpoint_mismatch", "bottleneck is kl"),
         (
             stored({name: value for name, value in state().items() if name != LOST}),
@@ -336,10 +336,10 @@ LOST = "encoder.ln_post.bias"
             f"missing {LOST}",
         ),
         (stored(state(num_latent_tokens=4)), "checkpoint_mismatch", "latent tokens is 4"),
-        (stored(state())[:5000], "broken_checkpoint", "it is truncated"),
-        (b"", "broken_checkpoint", "it is empty"),
-        (b"hello", "broken_checkpoint", "it is not a file of weights"),
-        (stored({"state_dict": state()}), "broken_checkpoint", ""),
+        (stored(state())[:5000], "broken", "it is truncated"),
+        (b"", "broken", "it is empty"),
+        (b"hello", "broken", "it is not a file of weights"),
+        (stored({"state_dict": state()}), "broken", ""),
     ],
     ids=["code", "continuous", "lost", "width", "truncated", "empty", "text", "nested"],
 )
@@ -361,7 +361,7 @@ def test_weights_that_do_not_match_raise_an_error(
     ("keys", "code"),
     [
         ({"teacher": None}, "usage.unsupported"),
-        ({"stage": 2}, "usage.no_stage_1"),
+        ({"stage": 2}, "usage.missing_key"),
         ({"stage": 2, "teacher": None}, "usage.unsupported"),
         ({"patch_size": 8}, "usage.bad_value"),
         ({"image_size": 32}, "usage.bad_value"),
@@ -402,4 +402,4 @@ def test_teacher_of_another_model_type_raises_an_error(
     with pytest.raises(VlatoolError) as error:
         TitokType().derive(config, section.data, None)
 
-    assert error.value.code == "data.no_vqgan"
+    assert error.value.code == "data.missing"

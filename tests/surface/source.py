@@ -52,39 +52,13 @@ def _lines(rows: set[str] | list[str]) -> str:
 
 
 def _error_codes(trees: Sequence[ast.Module]) -> Iterator[str]:
-    """Strings that look like a code and are not a configuration key, and composed codes."""
+    """Strings that look like a code and are not a configuration key."""
     names = [info.key for info in dotted_keys(TrainConfig)]
     keys = [f"{name}." for name in chain(names, *(row.options for row in COMMANDS.values()))]
     for tree in trees:
         for text in _texts(ast.walk(tree)):
             if _CODE.fullmatch(text) and not any(key.startswith(f"{text}.") for key in keys):
                 yield text
-        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
-            yield from _composed_codes(function, tree)
-        codes = (f"data.{text}" for text in _passed_codes(tree, "error", 0))  # of FindingCodes
-        yield from filter(_CODE.fullmatch, codes)
-
-
-def _composed_codes(function: ast.FunctionDef, tree: ast.Module) -> Iterator[str]:
-    """`data.*` of `code=f"data.{code}"`, with the codes that calls in the file pass for `*`."""
-    for node in ast.walk(function):
-        if not isinstance(node, ast.keyword) or node.arg != "code":
-            continue
-        if not isinstance(node.value, ast.JoinedStr):
-            continue
-        parts = [getattr(part, "value", None) for part in node.value.values]
-        pattern = "".join(part if isinstance(part, str) else "*" for part in parts)
-        names = [argument.arg for argument in function.args.args if argument.arg != "self"]
-        codes = _passed_codes(tree, function.name, names.index("code")) if "code" in names else ()
-        yield from [pattern.replace("*", text) for text in codes] or [pattern]
-
-
-def _passed_codes(tree: ast.Module, function: str, index: int) -> Iterator[str]:
-    """Strings that calls of a function pass at an argument index or as `code`."""
-    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-        if ast.unparse(call.func).rpartition(".")[2] == function:
-            named = [keyword.value for keyword in call.keywords if keyword.arg == "code"]
-            yield from _texts([*named, *call.args[index : index + 1]])
 
 
 def _texts(nodes: Iterable[ast.AST]) -> Iterator[str]:

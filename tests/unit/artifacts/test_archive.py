@@ -124,7 +124,7 @@ DAMAGED: dict[str, bytes] = {
 @pytest.mark.parametrize(
     ("data", "code"),
     [
-        pytest.param(data, f"data.{kind}_archive", id=name)
+        pytest.param(data, f"data.{kind}", id=name)
         for kind, table in (("unsafe", HOSTILE), ("broken", DAMAGED))
         for name, data in table.items()
     ],

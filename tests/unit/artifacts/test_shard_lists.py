@@ -67,7 +67,7 @@ def test_paths_of_a_list_are_relative_to_it_or_to_the_working_directory_as_publi
 
 
 @pytest.mark.parametrize(
-    ("line", "code"), [("s-0.zip", "broken_list"), ("", "no_shards"), ("\udcff", "broken_list")]
+    ("line", "code"), [("s-0.zip", "broken"), ("", "no_samples"), ("\udcff", "broken")]
 )
 def test_list_that_names_no_shards_is_refused(tmp_path: Path, line: str, code: str) -> None:
     path = tmp_path / "list.txt"

@@ -365,26 +365,26 @@ def test_a_broken_line_of_the_list_is_named_and_numbers_of_rows_must_match_it(
     assert (error.code, error.details["line"]) == ("data.broken", 3)
     write_lines(root / "meta/episodes.jsonl", [{"episode_index": 0, "tasks": [], "length": 7}])
     error = read_error(root)
-    assert (error.code, error.details["rows"]) == ("data.mismatch", 6)
+    assert (error.code, error.details["rows"]) == ("data.broken", 6)
 
 
 @pytest.mark.parametrize(
-    ("content", "code"),
+    ("content", "finding"),
     [
-        (None, "data.broken"),
-        (LFS_POINTER.encode(), "data.lfs_pointer"),
-        (b"PAR1 no footer", "data.broken"),
+        (None, "missing_file"),
+        (LFS_POINTER.encode(), "lfs_pointer"),
+        (b"PAR1 no footer", "bad_parquet"),
     ],
 )
 def test_a_missing_or_damaged_parquet_file_fails_that_episode_only(
-    tmp_path: Path, content: bytes | None, code: str
+    tmp_path: Path, content: bytes | None, finding: str
 ) -> None:
     root = lerobot_dataset(tmp_path / "set", cameras={})
     data_file(root, 0).unlink()
     if content is not None:
         data_file(root, 0).write_bytes(content)
     error = read_error(root)
-    assert (error.code, error.details["path"]) == (code, str(data_file(root, 0)))
+    assert (error.details["finding"], error.details["path"]) == (finding, str(data_file(root, 0)))
     assert read(root, 1).num_frames == 4
 
 
@@ -402,8 +402,8 @@ BAD_STATES: list[tuple[Any, str, int | None]] = [
     ([[0.0] * 2] * 6, "data.broken", 0),
     ([[0.0] * 3] * 2 + [None] + [[0.0] * 3] * 3, "data.broken", 2),
     ([[0.0] * 3] * 3 + [[0.0, None, 0.0]] + [[0.0] * 3] * 2, "data.broken", 3),
-    (["text"] * 6, "data.mismatch", None),
-    ([["a", "b", "c"]] * 6, "data.mismatch", None),
+    (["text"] * 6, "data.broken", None),
+    ([["a", "b", "c"]] * 6, "data.broken", None),
     ([[[0.0] * 3] * 2] * 6, "data.broken", None),
 ]
 

@@ -260,7 +260,7 @@ def test_non_finite_value_is_reported_with_field_and_frame(tmp_path: Path, value
     with pytest.raises(DataError) as caught:
         check_finite(episode)
     assert caught.value.code == "data.not_finite"
-    assert caught.value.details == {"field": XYZ, "frame": 4}
+    assert caught.value.details == {"finding": "not_finite", "field": XYZ, "frame": 4}
     assert f"{XYZ}: y" in caught.value.message
 
 
@@ -322,7 +322,7 @@ def test_broken_episode_is_rejected_with_its_code_and_what_is_broken(
 ) -> None:
     error = read_error(tmp_path, change)
 
-    assert error.code == f"data.{code}"
+    assert error.details["finding"] == code
     assert part in error.message
     assert has_message_and_hint(vars(error))
 

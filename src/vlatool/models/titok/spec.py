@@ -163,7 +163,7 @@ def check_required_weights(config: TitokConfig, *, needs_init: bool) -> None:
             hint="set model.teacher to a VQGAN, a run of `vlatool tokenizer train --preset "
             "vqgan-tiny` or the published file (--model.teacher LOCATION); for stage "
             "2 also set init_from to a run of stage 1",
-            code="usage.no_stage_1" if has_teacher else "usage.unsupported",
+            code="usage.missing_key" if has_teacher else "usage.unsupported",
             details={"key": missing[0], "keys": missing},
         )
 
@@ -185,7 +185,7 @@ def teacher_section(config: TitokConfig) -> VqganNetworkConfig | None:
     if config.teacher is None:
         return None
     origin = existing_weights(config.teacher)
-    origin.check_type("vqgan", "data.no_vqgan")
+    origin.check_type("vqgan", "data.missing")
     section = origin.section
     if section is None:
         return None

@@ -211,5 +211,5 @@ def pixel_weights(origin: str) -> dict[str, Tensor]:
 
 def read_vqgan(origin: str) -> tuple[WeightsOrigin, dict[str, Tensor]]:
     source = existing_weights(origin)
-    source.check_type("vqgan", "data.no_vqgan")
+    source.check_type("vqgan", "data.missing")
     return source, source.read()

@@ -427,7 +427,7 @@ class FolderReader(base.FormatReader):
         whole = [ref for ref in refs if ref.extras["files"].has_images_and_tables]
         if errors and len(whole) > len(refs) / 2:
             return ""  # each broken episode says why
-        if errors and errors[0].code == "data.unsafe":
+        if errors and errors[0].details.get("finding") == "pickle":
             raise errors[0]
         reason = f"; {errors[0].message}" if errors else ""
         raise base.no_episodes(source, f"folders with videos or images and tables{reason}")

@@ -276,7 +276,7 @@ def _is_pointer(path: Path) -> bool:
     try:
         check_is_data_file(path, "")
     except DataError as error:
-        return error.code == "data.lfs_pointer"
+        return error.details.get("finding") == "lfs_pointer"
     return False
 
 
