@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from vlatool.config.base import ConfigModel
+from vlatool.config.base import ConfigModel, option
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
 from vlatool.loading.base import (
@@ -66,14 +66,9 @@ def write_numbers(
 class NumbersConfig(LoadingConfig):
     """Rows of numbers in .npy files."""
 
-    no_effect_on_output: ClassVar[frozenset[str]] = LoadingConfig.no_effect_on_output | {
-        "folders",
-        "val_folders",
-    }
-
     type: Literal["numbers"] = Field(default="numbers", description="Data kind.")
-    folders: list[str] = Field(default=[], description="Folders with .npy files.")
-    val_folders: list[str] = Field(default=[], description="Folders with validation data.")
+    folders: list[str] = option([], "Folders with .npy files.", affects_output=False)
+    val_folders: list[str] = option([], "Folders with validation data.", affects_output=False)
 
 
 @dataclass(frozen=True)

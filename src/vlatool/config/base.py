@@ -44,7 +44,8 @@ class ConfigModel(BaseModel):
         flat_sections: Sections whose keys may also be written at the top level.
         help_groups: Heading in `--help` to the keys below it; other keys are listed together.
         registries: Map from section to the registry of its types.
-        no_effect_on_output: Keys that do not change what is produced (workers, verbosity).
+        no_effect_on_output: Keys that do not change what is produced: the output, keys of the
+            execution, and those with `affects_output=False`.
         aliases: Map from published key to the key used here; to `KEY=VALUE` for a published switch
             of the command line.
         virtual_keys: Map from section to names for keys of it: the first key gets the value, the
@@ -86,6 +87,15 @@ class ConfigModel(BaseModel):
     preset_sections: ClassVar[Mapping[str, str]] = {}
     translations: ClassVar[Registry[Any] | None] = None
     published_options: ClassVar[Registry[Mapping[str, bool]] | None] = None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        unused = {"output"}
+        for name, field in cls.model_fields.items():
+            if mark(field, "execution") or mark(field, "affects_output") is False:
+                unused.add(name)
+        cls.no_effect_on_output = frozenset(unused)
 
     def derive_static(self) -> tuple[Self, Mapping[str, str]]:
         """Fills in values that follow from other keys; returns them with dotted key to rule."""
@@ -180,35 +190,29 @@ def derived_field(
 
     With `may_be_null`, some derivations leave it empty.
     """
-    marks: dict[str, Any] = {"derived": rule} | ({"may_be_null": True} if may_be_null else {})
-    return Field(
-        default=default,
-        description=description,
-        json_schema_extra=marks,
-        **constraints,
-    )
+    marks: dict[str, Any] = {"derived": rule}
+    if may_be_null:
+        marks["may_be_null"] = True
+    return _field(default, description, marks, constraints)
 
 
 def option(default: Any, description: str, **constraints: Any) -> Any:
-    """Field with a default."""
-    return Field(default=default, description=description, **constraints)
+    """Field with a default.
+
+    `affects_output=False`: the key does not change what is produced, such as a number of workers;
+    a command may continue with another value. All functions for fields take it.
+    """
+    return _field(default, description, {}, constraints)
 
 
 def required_field(default: Any, description: str, **constraints: Any) -> Any:
     """Field that may be unset while a configuration is resolved, but not when a command runs."""
-    return Field(
-        default=default, description=description, json_schema_extra={"needed": True}, **constraints
-    )
+    return _field(default, description, {"needed": True}, constraints)
 
 
 def nullable_field(default: Any, description: str, **constraints: Any) -> Any:
     """Field with a default that published files write as null."""
-    return Field(
-        default=default,
-        description=description,
-        json_schema_extra={"nullable": True},
-        **constraints,
-    )
+    return _field(default, description, {"nullable": True}, constraints)
 
 
 def execution_field(default: Any, description: str, **constraints: Any) -> Any:
@@ -216,11 +220,16 @@ def execution_field(default: Any, description: str, **constraints: Any) -> Any:
 
     It is listed after the others, and a `config.yaml` does not hold it.
     """
+    return _field(default, description, {"execution": True}, constraints)
+
+
+def _field(
+    default: Any, description: str, marks: dict[str, Any], constraints: dict[str, Any]
+) -> Any:
+    if not constraints.pop("affects_output", True):
+        marks = {**marks, "affects_output": False}
     return Field(
-        default=default,
-        description=description,
-        json_schema_extra={"execution": True},
-        **constraints,
+        default=default, description=description, json_schema_extra=marks or None, **constraints
     )
 
 
@@ -242,7 +251,7 @@ def typed_command(words: str, config: ConfigModel, arguments: Sequence[str] = ()
 
     The output, and keys that do not change what is in it, are left out.
     """
-    unused = {"output", *config.no_effect_on_output}
+    unused = {*config.no_effect_on_output}
     values = config.model_dump(mode="json", exclude_defaults=True, exclude=unused)
     typed = ["vlatool", *words.split(), *(str(values.pop(key)) for key in arguments)]
     for key, value in values.items():

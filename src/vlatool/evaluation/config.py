@@ -1,7 +1,7 @@
 """Options of evaluation, on recorded data or in an environment."""
 
 import re
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -239,10 +239,6 @@ class RolloutOptions(SamplingOptions, RolloutTask):
 
 class RolloutConfig(RolloutOptions):
     """Options of rollouts of trained weights."""
-
-    no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"output", "env_processes", "env_timeout_s"}
-    )
 
     checkpoint: str = required_field("", "Run folder or checkpoint, of any scheme.")
     output: str | None = option(None, "Folder for the results; null: in the run, if that is local.")

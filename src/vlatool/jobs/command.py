@@ -22,7 +22,6 @@ class JobConfig(ConfigModel):
     """Keys that control the execution of a job. None of them changes the output."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {"Output": ("output", *JOB_KEYS)}
-    no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"output", *JOB_KEYS})
 
     on_error: Literal["skip", "stop"] = execution_field(
         "skip", "skip: leave out episodes that fail; stop: end at the first that fails."
@@ -45,7 +44,6 @@ class EngineConfig(JobConfig):
         **JobConfig.help_groups,
         "Engine": ENGINE_KEYS,
     }
-    no_effect_on_output: ClassVar[frozenset[str]] = JobConfig.no_effect_on_output | {*ENGINE_KEYS}
 
     engine: Engine = execution_field(
         "local", "local: processes on this machine; ray: a Ray cluster."

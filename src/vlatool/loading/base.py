@@ -43,17 +43,8 @@ class CacheConfig(ConfigModel):
 class LoadingConfig(ConfigModel):
     """Training data of any kind; the section of each data kind adds its own keys."""
 
-    # These keys change neither a sample nor its position: a run may resume with other values.
-    no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {
-            "num_workers",
-            "prefetch_factor",
-            "dataset_cache",
-            "max_dropped_share",
-            "allow_multiple_epochs",
-            "seed",
-        }
-    )
+    # A key without effect on the output changes neither a sample nor its position, or is the
+    # location of data whose content the fingerprint of a run covers: a run may resume with another.
 
     ignored: ClassVar[Mapping[str, str]] = {"shuffle_initial": "nothing is buffered"}
 
@@ -64,22 +55,35 @@ class LoadingConfig(ConfigModel):
     dataset_weighting: list[float] = option(
         [], "Weight of each data set in the mixture; empty: its size."
     )
-    allow_multiple_epochs: bool = option(False, "Start another epoch after all samples are read.")
+    allow_multiple_epochs: bool = option(
+        False, "Start another epoch after all samples are read.", affects_output=False
+    )
     shuffle: bool = option(True, "Shuffle shards and samples.")
     shuffle_buffer_size: int = option(
         500, "Number of consecutive samples of a lane to shuffle.", ge=0
     )
     lanes: int = option(64, "Number of interleaved streams (lanes); a power of two.", ge=1)
     num_workers: int | None = option(
-        None, "Loader workers per device; null: number of CPUs over number of devices.", ge=0
+        None,
+        "Loader workers per device; null: number of CPUs over number of devices.",
+        ge=0,
+        affects_output=False,
     )
     prefetch_factor: int = nullable_field(
-        4, "Micro-batches that each loader worker loads in advance.", ge=1
+        4, "Micro-batches that each loader worker loads in advance.", ge=1, affects_output=False
     )
-    seed: int | None = derived_field("hparams.seed", "Seed of the order of samples.")
-    dataset_cache: CacheConfig = option(CacheConfig(), "Cache of remote data.")
+    seed: int | None = derived_field(
+        "hparams.seed", "Seed of the order of samples.", affects_output=False
+    )
+    dataset_cache: CacheConfig = option(
+        CacheConfig(), "Cache of remote data.", affects_output=False
+    )
     max_dropped_share: float = option(
-        0.01, "Largest share of dropped samples; a run with more ends with an error.", ge=0, le=1
+        0.01,
+        "Largest share of dropped samples; a run with more ends with an error.",
+        ge=0,
+        le=1,
+        affects_output=False,
     )
 
     @field_validator("lanes")

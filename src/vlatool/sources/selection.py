@@ -47,7 +47,7 @@ class SelectionConfig(ConfigModel):
     }
 
     format: str = option("", "Format of the episodes; empty: detect it.")
-    sources: list[str] = required_field([], "Locations of the episodes.")
+    sources: list[str] = required_field([], "Locations of the episodes.", affects_output=False)
     episodes: str | None = option(
         None,
         "Episodes to use, such as 0:4,7; the end of a range is excluded. @DIR: those that "

@@ -26,35 +26,41 @@ class EncodeConfig(JobConfig):
             "episodes whose codes are complete are always kept; --overwrite encodes them again"
         ),
     }
-    no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"data", "tokenizer", "format", "no_amp", *_DEVICE, *JobConfig.no_effect_on_output}
-    )
 
-    data: str = required_field("", "Folder of windows or images, image shards, or raw episodes.")
-    tokenizer: str = required_field("", "Run, checkpoint or published folder of a tokenizer.")
+    data: str = required_field(
+        "", "Folder of windows or images, image shards, or raw episodes.", affects_output=False
+    )
+    tokenizer: str = required_field(
+        "", "Run, checkpoint or published folder of a tokenizer.", affects_output=False
+    )
     output: str | None = option(
         None, "Folder for the codes; null: TiToken/ or tokens/ next to the images."
     )
     layout: CodesLayout = option(
         "json", "json: a file per image, as published; packed: per episode."
     )
-    format: str | None = option(None, "Format of the raw episodes; null: detect it.")
+    format: str | None = option(
+        None, "Format of the raw episodes; null: detect it.", affects_output=False
+    )
     exclude: str | None = option(None, "Numbers of episodes to exclude, such as 0:4,7.")
     precision: Precision = option(
         "fp32",
         "Precision of the encoder; with bf16 the share of codes equal to those of "
         "fp32 is measured.",
     )
-    batch_size: int = option(64, "Most images on a device at once.", ge=1)
+    batch_size: int = option(64, "Most images on a device at once.", ge=1, affects_output=False)
     num_workers: int = option(
-        8, "Maximum number of processes that read and decode; at most one per CPU.", ge=0
+        8,
+        "Maximum number of processes that read and decode; at most one per CPU.",
+        ge=0,
+        affects_output=False,
     )
     check_every: int = option(
         500,
         "Save the reconstruction of every N-th image of an episode next to the original; 0: none.",
         ge=0,
     )
-    no_amp: bool | None = option(None, "Same as --precision fp32.")
+    no_amp: bool | None = option(None, "Same as --precision fp32.", affects_output=False)
 
     @model_validator(mode="after")
     def _one_precision(self) -> Self:
@@ -67,11 +73,10 @@ class DecodeConfig(JobConfig):
     """Options of `vlatool decode`."""
 
     aliases: ClassVar[Mapping[str, str]] = {"ckpt_dir": "tokenizer"}
-    no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"codes", "tokenizer", *JobConfig.no_effect_on_output}
-    )
 
-    codes: str = required_field("", "Folder of codes, or one of its files.")
-    tokenizer: str = required_field("", "Run, checkpoint or published folder of the tokenizer.")
+    codes: str = required_field("", "Folder of codes, or one of its files.", affects_output=False)
+    tokenizer: str = required_field(
+        "", "Run, checkpoint or published folder of the tokenizer.", affects_output=False
+    )
     output: str = required_field("", "Folder for the images.")
     batch_size: int = option(32, "Most images on a device at once.", ge=1)

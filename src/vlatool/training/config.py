@@ -25,9 +25,6 @@ from vlatool.storage.tree import parse_size
 class HParams(base.ConfigModel):
     """Optimization."""
 
-    no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"per_gpu_batch_size", "grad_checkpointing", "torchcompile", "world_size", "loss_function"}
-    )
     unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
         "precision": (
             ("amp_bfloat16", "amp_bf16", "float32", "fp32"),
@@ -42,7 +39,10 @@ class HParams(base.ConfigModel):
     )
     global_batch_size: int = option(512, "Samples per optimizer step.", ge=1)
     per_gpu_batch_size: int | None = option(
-        8, "Samples per device and micro-batch; null: global batch / world size.", ge=1
+        8,
+        "Samples per device and micro-batch; null: global batch / world size.",
+        ge=1,
+        affects_output=False,
     )
     seed: int = option(42, "Seed of initial weights, data order and noise.", ge=0, lt=2**63)
     lr: float = option(1e-4, "Peak learning rate.", ge=0)
@@ -69,15 +69,17 @@ class HParams(base.ConfigModel):
     beta2: float = option(0.95, "Second beta of AdamW.", ge=0, lt=1)
     eps: float = option(1e-8, "Epsilon of AdamW.", gt=0)
     loss_function: Literal["cross_entropy", "mse"] | None = option(
-        None, "Loss; null: the loss of the model type."
+        None, "Loss; null: the loss of the model type.", affects_output=False
     )
     z_loss_coefficient: float = option(0.0, "Weight of the z-loss of a cross entropy.", ge=0)
     grad_clip_norm: float | None = option(None, "Maximum gradient norm; null: no clipping.", gt=0)
     grad_checkpointing: bool = option(
-        False, "Recompute blocks in the backward pass to save memory."
+        False, "Recompute blocks in the backward pass to save memory.", affects_output=False
     )
-    torchcompile: bool = option(False, "Compile the blocks of the model.")
-    world_size: int | None = base.derived_field("distributed.world_size", "Number of processes.")
+    torchcompile: bool = option(False, "Compile the blocks of the model.", affects_output=False)
+    world_size: int | None = base.derived_field(
+        "distributed.world_size", "Number of processes.", affects_output=False
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -177,52 +179,17 @@ class TrainConfig(base.ConfigModel):
         "db_logging": base.Switch("there is no database; .vlatool/run.json records the run"),
         "log_level": "-v and --log-file show the log",
     }
-    # Keys that may change on resume, because they do not affect the result. Sections declare their
-    # own.
-    no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {
-            "name",
-            "save_path",
-            "num_checkpoints",
-            "save_every_n_steps",
-            "save_every_minutes",
-            "max_checkpoint_limit",
-            "keep_every_n_steps",
-            "log_every_n_steps",
-            "images_every_n_steps",
-            "total_val_samples",
-            "val_every_n_checkpoints",
-            "val_every_n_steps",
-            "num_val_chunks",
-            "eval_every_n_checkpoints",
-            "eval",
-            "overwrite",
-            "fresh",
-            "dry_run",
-            "device_memory",
-            "rate",
-            "measure",
-            "resolve_configs",
-            "resolve_configs_path",
-            "tracker",
-            "wandb",
-            "wandb_project_name",
-            "wandb_entity",
-            "wandb_tags",
-            "remote_sync",
-            "remote_sync_fixed_path",
-            "distributed",
-        }
-    )
 
     name: str | None = base.derived_field(
-        "time, model type and learning rate", "Name of the run folder."
+        "time, model type and learning rate", "Name of the run folder.", affects_output=False
     )
-    resolve_configs: bool = option(False, "Print the configuration and exit.")
+    resolve_configs: bool = option(False, "Print the configuration and exit.", affects_output=False)
     resolve_configs_path: str | None = option(
-        None, "Write resolved_config.yaml to this folder and exit."
+        None, "Write resolved_config.yaml to this folder and exit.", affects_output=False
     )
-    save_path: str = base.nullable_field("runs", "Folder in which run folders are created.")
+    save_path: str = base.nullable_field(
+        "runs", "Folder in which run folders are created.", affects_output=False
+    )
     init_from: str | None = option(
         None, "Initial weights: a run, a checkpoint, a published file or folder; null: none."
     )
@@ -239,9 +206,11 @@ class TrainConfig(base.ConfigModel):
     total_train_samples: int | None = option(None, "Budget in samples.", ge=1)
     num_epochs: int | None = option(None, "Budget in passes over the data.", ge=1)
     total_train_steps: int | None = option(None, "Budget in optimizer steps.", ge=1)
-    num_checkpoints: int = option(5, "Number of checkpoints, evenly spaced over the run.", ge=1)
+    num_checkpoints: int = option(
+        5, "Number of checkpoints, evenly spaced over the run.", ge=1, affects_output=False
+    )
     save_every_n_steps: int | None = option(
-        None, "Save every N steps instead of num_checkpoints.", ge=1
+        None, "Save every N steps instead of num_checkpoints.", ge=1, affects_output=False
     )
     save_every_minutes: float | None = option(
         5.0,
@@ -249,52 +218,66 @@ class TrainConfig(base.ConfigModel):
         "is longer, have passed without a checkpoint; null: never. Such a checkpoint serves to "
         "resume: the next one replaces it.",
         gt=0,
+        affects_output=False,
     )
     max_checkpoint_limit: int | None = option(
-        None, "Keep the latest N checkpoints; null: all.", ge=1
+        None, "Keep the latest N checkpoints; null: all.", ge=1, affects_output=False
     )
     keep_every_n_steps: int | None = option(
-        None, "Keep checkpoints at multiples of N steps, besides the latest.", ge=1
+        None,
+        "Keep checkpoints at multiples of N steps, besides the latest.",
+        ge=1,
+        affects_output=False,
     )
-    log_every_n_steps: int = option(20, "Log metrics every N steps.", ge=1)
+    log_every_n_steps: int = option(20, "Log metrics every N steps.", ge=1, affects_output=False)
     images_every_n_steps: int | None = option(
-        None, "Log images every N steps; null: at every checkpoint.", ge=1
+        None, "Log images every N steps; null: at every checkpoint.", ge=1, affects_output=False
     )
     total_val_samples: int | None = option(
-        None, "Samples per validation; null: no validation, or all with val_every_n_steps.", ge=1
+        None,
+        "Samples per validation; null: no validation, or all with val_every_n_steps.",
+        ge=1,
+        affects_output=False,
     )
-    val_every_n_checkpoints: int = option(1, "Validate at every N-th checkpoint.", ge=1)
+    val_every_n_checkpoints: int = option(
+        1, "Validate at every N-th checkpoint.", ge=1, affects_output=False
+    )
     val_every_n_steps: int | None = option(
-        None, "Validate every N steps instead of at checkpoints.", ge=1
+        None, "Validate every N steps instead of at checkpoints.", ge=1, affects_output=False
     )
     num_val_chunks: int = option(
         32,
         "Action chunks sampled per validation, to measure errors in physical units; 0: none.",
         ge=0,
+        affects_output=False,
     )
     eval_every_n_checkpoints: int = option(
-        1, "Roll out every N-th checkpoint, with the section eval.", ge=1
+        1, "Roll out every N-th checkpoint, with the section eval.", ge=1, affects_output=False
     )
     tracker: list[Literal["tensorboard", "wandb"]] = option(
         [],
         "Programs that also get metrics and images: tensorboard (files in the run), "
         "wandb (Weights & Biases).",
+        affects_output=False,
     )
-    wandb: bool = option(False, "The same as wandb in tracker.")
+    wandb: bool = option(False, "The same as wandb in tracker.", affects_output=False)
     wandb_project_name: str | None = option(
-        None, "Project of W&B; null: WANDB_PROJECT, else vlatool."
+        None, "Project of W&B; null: WANDB_PROJECT, else vlatool.", affects_output=False
     )
     wandb_entity: str | None = option(
-        None, "Team or user of W&B; null: WANDB_ENTITY, else your default."
+        None, "Team or user of W&B; null: WANDB_ENTITY, else your default.", affects_output=False
     )
-    wandb_tags: list[str] = option([], "Tags of the run in W&B.")
+    wandb_tags: list[str] = option([], "Tags of the run in W&B.", affects_output=False)
     remote_sync: str | None = option(
         None,
         "Location, such as s3://bucket/runs, below which the run folder is copied in "
         "the background; null: none.",
+        affects_output=False,
     )
     remote_sync_fixed_path: str | None = option(
-        None, "Second location of remote_sync, with a folder of random name; null: none."
+        None,
+        "Second location of remote_sync, with a folder of random name; null: none.",
+        affects_output=False,
     )
     overwrite: bool = base.execution_field(
         default=False, description="Replace a run made with other options."
@@ -322,10 +305,12 @@ class TrainConfig(base.ConfigModel):
         base.ConfigModel(), "Model to train."
     )
     hparams: HParams = option(HParams(), "Optimization.")
-    distributed: DistributedConfig = option(DistributedConfig(), "Processes.")
+    distributed: DistributedConfig = option(DistributedConfig(), "Processes.", affects_output=False)
     ema: EmaConfig = option(EmaConfig(), "Average of the weights.")
     eval: SerializeAsAny[base.ConfigModel] | None = option(
-        None, "Rollouts of checkpoints while the run trains, which choose the best one."
+        None,
+        "Rollouts of checkpoints while the run trains, which choose the best one.",
+        affects_output=False,
     )
 
     @field_validator("device_memory")

@@ -36,7 +36,6 @@ _OPTION_WORDS = {
     "tokenizer_digest": "tokenizer",
 }
 # Not in a record: inputs, of which it has names and digests, and keys that repeat another.
-_INPUT_KEYS = ("data", "fast", "tokens", "tokenizer", "gripper_raw", "rpy_std_mult", "exclude")
 
 
 class BuildDatasetConfig(EngineConfig):
@@ -52,18 +51,23 @@ class BuildDatasetConfig(EngineConfig):
         "backup_suffix": "inputs are never changed",
         "strict": Switch("an episode with missing codes always fails"),
     }
-    no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {*_INPUT_KEYS, *EngineConfig.no_effect_on_output}
-    )
 
-    data: str = required_field("", "Folder of windows that `vlatool preprocess` wrote.")
-    fast: str = required_field("", "FAST action tokenizer: a folder at any location.")
+    data: str = required_field(
+        "", "Folder of windows that `vlatool preprocess` wrote.", affects_output=False
+    )
+    fast: str = required_field(
+        "", "FAST action tokenizer: a folder at any location.", affects_output=False
+    )
     output: str | None = option(
         None, f"Folder for data/ or packed/; null: {SAMPLES_NAME}/ next to the windows."
     )
-    tokens: str | None = option(None, "Folder of codes; null: tokens/ or TiToken/ next to data/.")
+    tokens: str | None = option(
+        None, "Folder of codes; null: tokens/ or TiToken/ next to data/.", affects_output=False
+    )
     kinds: list[Kind] = option([*KINDS], "Kinds of samples.", min_length=1)
-    exclude: str | None = option(None, "Numbers of episodes to exclude, such as 0:4,7.")
+    exclude: str | None = option(
+        None, "Numbers of episodes to exclude, such as 0:4,7.", affects_output=False
+    )
     limit: int | None = option(None, "Use only the first N episodes.", ge=1)
     pattern: str = option(f"{DATA_NAME}/episode_*.jsonl", "Files of windows to use.")
     profile: str | None = option(
@@ -83,9 +87,12 @@ class BuildDatasetConfig(EngineConfig):
         None,
         "Folder of the text tokenizer, to find instructions whose token ids are "
         "reserved for codes.",
+        affects_output=False,
     )
-    gripper_raw: bool | None = option(None, "Same as --gripper raw.")
-    rpy_std_mult: float | None = option(None, "Expected factor of the profile, which is checked.")
+    gripper_raw: bool | None = option(None, "Same as --gripper raw.", affects_output=False)
+    rpy_std_mult: float | None = option(
+        None, "Expected factor of the profile, which is checked.", affects_output=False
+    )
 
     @field_validator("pattern")
     @classmethod

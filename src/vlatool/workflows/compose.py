@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Self
 
 from pydantic import model_validator
 
@@ -29,8 +29,6 @@ _SECTION = ("views", "compress", "patch_order")
 
 class ComposeConfig(ConfigModel):
     """Options of `vlatool compose`."""
-
-    no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"output", "overwrite", "dry_run"})
 
     qwen: str | None = option(None, "Qwen3-VL: a folder of any scheme, or owner/name on the hub.")
     dino: str | None = option(None, "DINOv3 ViT: a folder of any scheme, or owner/name on the hub.")

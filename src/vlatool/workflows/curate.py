@@ -89,18 +89,20 @@ class CurateConfig(PreprocessConfig):
         "Model": ("model", "folds"),
         **{name: keys for name, keys in PreprocessConfig.help_groups.items() if name != "Actions"},
     }
-    no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"keep", "rules", "model", "folds", *PreprocessConfig.no_effect_on_output}
-    )
 
     model: str | None = option(
         None,
         "Run of a policy. Others are trained like it, each without one fold of the episodes, and "
         "give the model_error of that fold.",
+        affects_output=False,
     )
-    folds: int = option(4, "Number of folds, and of policies that are trained.", ge=2)
-    keep: str | None = option(None, "YAML file with rules by figure, over those of `rules`.")
-    rules: KeepRules = option(KeepRules(), "Rules that leave episodes out.")  # pyright: ignore[reportInvalidTypeForm]
+    folds: int = option(
+        4, "Number of folds, and of policies that are trained.", ge=2, affects_output=False
+    )
+    keep: str | None = option(
+        None, "YAML file with rules by figure, over those of `rules`.", affects_output=False
+    )
+    rules: KeepRules = option(KeepRules(), "Rules that leave episodes out.", affects_output=False)  # pyright: ignore[reportInvalidTypeForm]
     sink: SerializeAsAny[CurationConfig] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default_factory=CurationConfig, description="Keys of the output."
     )

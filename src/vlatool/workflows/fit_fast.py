@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -44,8 +44,6 @@ _FEW_IDS = 100  # with fewer ids for runs of coefficients, chunks stay long
 class FitFastConfig(ConfigModel):
     """Options of `vlatool tokenizer fit-fast`."""
 
-    no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"workers", "overwrite", "dry_run"})
-
     sources: list[str] = required_field([], "Folders of windows or of shards, of any scheme.")
     output: str = required_field("", "Folder for the tokenizer, its profile and the report.")
     scale: float = option(10.0, "Factor before rounding; the rounding step is 1 / scale.", gt=0)
@@ -72,10 +70,12 @@ class FitFastConfig(ConfigModel):
     )
     seed: int = option(0, "Seed of the random choice.", ge=0)
     workers: int | None = option(
-        None, "Number of processes that read; null: one per processor.", ge=1
+        None, "Number of processes that read; null: one per processor.", ge=1, affects_output=False
     )
-    overwrite: bool = option(False, "Replace an existing tokenizer.")
-    dry_run: bool = option(False, "Read the data, report the plan, write nothing.")
+    overwrite: bool = option(False, "Replace an existing tokenizer.", affects_output=False)
+    dry_run: bool = option(
+        False, "Read the data, report the plan, write nothing.", affects_output=False
+    )
 
 
 @dataclass(frozen=True)

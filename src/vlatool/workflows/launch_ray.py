@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from vlatool.config.base import check_required, execution_field, option
 from vlatool.config.problems import Problem, config_error
@@ -25,14 +25,14 @@ _USAGE = "vlatool launch ray preprocess [FORMAT] SOURCE... --output DIR [--ray-a
 class RayPreprocessConfig(PreprocessConfig):
     """Preprocessing on a Ray cluster."""
 
-    no_effect_on_output: ClassVar[frozenset[str]] = PreprocessConfig.no_effect_on_output | {"ray"}
-
     # Configurations are frozen, so a narrower type is sound.
     engine: Literal["ray"] = execution_field(  # pyright: ignore[reportIncompatibleVariableOverride]
         "ray", "ray: a Ray cluster."
     )
     ray_address: str | None = execution_field(None, "Address of a Ray cluster; null: write a file.")
-    ray: ray_file.RayClusterConfig = option(ray_file.RayClusterConfig(), "A new Ray cluster.")
+    ray: ray_file.RayClusterConfig = option(
+        ray_file.RayClusterConfig(), "A new Ray cluster.", affects_output=False
+    )
 
 
 @dataclass(frozen=True)

@@ -127,9 +127,6 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
         "output_dir_fixed_path": "no second copy is written; copy the output yourself",
         "db_logging": base.Switch("there is no database; .vlatool/run.json records the run"),
     }
-    no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"sources", "trust_declared", *EngineConfig.no_effect_on_output}
-    )
 
     # True if the sink was given; else it is the default sink of the format.
     is_sink_explicit: ClassVar[bool] = False
@@ -144,6 +141,7 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
         False,
         "Write the data although the recorded states clearly contradict a declaration "
         "of what the actions are.",
+        affects_output=False,
     )
     sink: SerializeAsAny[LbmConfig] = Field(
         default_factory=LbmConfig, description="Keys of the sink."

@@ -30,8 +30,6 @@ World = Literal["builtin", "metaworld"]
 class SampleConfig(ConfigModel):
     """Options of `vlatool sample`."""
 
-    no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"workers", "dry_run"})
-
     # Options by the layout that has them; records of the other layouts leave them out.
     layout_options: ClassVar[Mapping[str, Layout]] = {"layout_version": "lerobot"}
 
@@ -66,7 +64,10 @@ class SampleConfig(ConfigModel):
         "v3.0", "Version of the data set (lerobot only)."
     )
     workers: int | None = option(
-        None, "Number of processes; default: one per processor. Does not change the output.", ge=1
+        None,
+        "Number of processes; default: one per processor. Does not change the output.",
+        ge=1,
+        affects_output=False,
     )
     dry_run: bool = execution_field(default=False, description=DRY_RUN_HELP)
 

@@ -56,12 +56,6 @@ class ImagePreprocessing(ConfigModel):
 class ImageDataConfig(LoadingConfig):
     """Image shards (tar files)."""
 
-    no_effect_on_output: ClassVar[frozenset[str]] = LoadingConfig.no_effect_on_output | {
-        # Locations of the data. The fingerprint of a run covers their content.
-        "shards",
-        "val_shards",
-    }
-
     weighted_key: ClassVar[str] = "shards"
 
     type: Literal["images"] = option(  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
@@ -71,11 +65,13 @@ class ImageDataConfig(LoadingConfig):
         [],
         "Shards of each data set: a folder, a list of shards (.txt), a pattern such as "
         "a-{000..252}.tar or *.tar, or one .tar file, of any scheme.",
+        affects_output=False,
     )
     val_shards: list[str] = option(
         [],
         "Shards of each validation data set, as for shards; of a folder, its "
         "validation shards are used.",
+        affects_output=False,
     )
     split: Literal["train", "val"] = option(
         "train", "Shard list to read in a folder that has lists of both."

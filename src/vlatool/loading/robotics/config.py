@@ -89,9 +89,6 @@ class NormalizeConfig(base.ConfigModel):
     """Normalization of action and proprioception fields."""
 
     # These values follow from other keys and from the data.
-    no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"include_fields", "lowdim_past_timesteps", "lowdim_future_timesteps"}
-    )
 
     enabled: bool = option(True, "Normalize fields.")
     method: Method = option("std", "Statistics that are used.")
@@ -104,13 +101,22 @@ class NormalizeConfig(base.ConfigModel):
         {}, "Field name to values that differ for this field."
     )
     include_fields: list[str] = base.derived_field(
-        "data.proprioception_fields and data.action_fields", "Normalized fields.", default=[]
+        "data.proprioception_fields and data.action_fields",
+        "Normalized fields.",
+        default=[],
+        affects_output=False,
     )
     lowdim_past_timesteps: int | None = base.derived_field(
-        "past steps of the statistics", "Steps of the statistics before the anchor.", ge=0
+        "past steps of the statistics",
+        "Steps of the statistics before the anchor.",
+        ge=0,
+        affects_output=False,
     )
     lowdim_future_timesteps: int | None = base.derived_field(
-        "future steps of the statistics", "Steps of the statistics after the anchor.", ge=0
+        "future steps of the statistics",
+        "Steps of the statistics after the anchor.",
+        ge=0,
+        affects_output=False,
     )
 
     def for_field(self, name: str) -> "NormalizeConfig":
@@ -185,16 +191,6 @@ class RoboticsDataConfig(LoadingConfig):
         "extrinsics_fields": "no model uses the calibration",
     }
 
-    no_effect_on_output: ClassVar[frozenset[str]] = (
-        LoadingConfig.no_effect_on_output
-        # Locations of the data. The fingerprint of a run covers their content.
-        | {"dataset_manifest", "dataset_statistics", "val_dataset_manifest"}
-        # Only what is refused.
-        | {"allow"}
-        # Follows from camera_names and image_indices.
-        | {"image_names"}
-    )
-
     # True if camera_names are those of other data; these data may lack some of the cameras.
     cameras_are_known: ClassVar[bool] = False
 
@@ -202,10 +198,12 @@ class RoboticsDataConfig(LoadingConfig):
         "robotics", "Data kind."
     )
     dataset_manifest: list[str] = base.required_field(
-        [], "Folder or manifest.jsonl of each data set, of any scheme."
+        [], "Folder or manifest.jsonl of each data set, of any scheme.", affects_output=False
     )
     dataset_statistics: list[str] = option(
-        [], "stats.json of each data set; empty: the one beside each manifest."
+        [],
+        "stats.json of each data set; empty: the one beside each manifest.",
+        affects_output=False,
     )
     statistics_from: Literal["data", "init"] = option(
         "data",
@@ -216,7 +214,7 @@ class RoboticsDataConfig(LoadingConfig):
         [], "Modality of each data set; empty: robotics."
     )
     val_dataset_manifest: list[str] = option(
-        [], "Folder or manifest.jsonl of each validation data set."
+        [], "Folder or manifest.jsonl of each validation data set.", affects_output=False
     )
     windows: FrameWindowsConfig = option(
         FrameWindowsConfig(), "Windows of data of the sink frames; shards have theirs."
@@ -245,7 +243,10 @@ class RoboticsDataConfig(LoadingConfig):
         default=[],
     )
     image_names: list[str] = base.derived_field(
-        "data.camera_names at each of data.image_indices", "Names of the images.", default=[]
+        "data.camera_names at each of data.image_indices",
+        "Names of the images.",
+        default=[],
+        affects_output=False,
     )
     pad_missing_images: bool = option(False, "Use a black image for a camera that a sample lacks.")
     pad_missing_fields: bool = option(
@@ -271,7 +272,9 @@ class RoboticsDataConfig(LoadingConfig):
     )
     normalization: NormalizeConfig = option(NormalizeConfig(), "Normalization of fields.")
     allow: list[str] = option(
-        [], "Fields whose normalized values may exceed 1,000, which is an error otherwise."
+        [],
+        "Fields whose normalized values may exceed 1,000, which is an error otherwise.",
+        affects_output=False,
     )
     lowdim_past_timesteps: int | None = base.derived_field(
         "past steps of preprocessing_config.yaml", "Steps before the anchor.", ge=0

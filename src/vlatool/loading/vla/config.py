@@ -68,14 +68,6 @@ class VlaAssets:
 class VlaDataConfig(LoadingConfig):
     """Samples with instruction, actions and future images as numbers, and past images."""
 
-    no_effect_on_output: ClassVar[frozenset[str]] = LoadingConfig.no_effect_on_output | {
-        # Locations of the data. The fingerprint of a run covers their content.
-        "samples",
-        "val_samples",
-        "images_root",
-        "fast",
-    }
-
     weighted_key: ClassVar[str] = "samples"
 
     type: Literal["vla"] = option(  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
@@ -85,8 +77,9 @@ class VlaDataConfig(LoadingConfig):
         [],
         "Folders of samples: outputs of `vlatool build-dataset`, or published folders with "
         "data/*.jsonl, of any scheme.",
+        affects_output=False,
     )
-    val_samples: list[str] = option([], "Folders of validation samples.")
+    val_samples: list[str] = option([], "Folders of validation samples.", affects_output=False)
     val_ratio: float = option(
         0.0,
         "Share of the episodes of each folder for validation, evenly spaced as those "
@@ -101,15 +94,22 @@ class VlaDataConfig(LoadingConfig):
         None,
         "Folder with images/, if it is not where the samples say; for published lines "
         "with paths of another machine.",
+        affects_output=False,
     )
-    fast: str | None = option(None, "FAST action tokenizer; null: fast/ in the folder of samples.")
+    fast: str | None = option(
+        None, "FAST action tokenizer; null: fast/ in the folder of samples.", affects_output=False
+    )
     profile: str | None = option(
         None,
         "Normalization of the actions of published samples: name or file; null: that "
         "of the samples, or libero.",
     )
     max_dropped_share: float = option(
-        0.0, "Largest share of dropped samples; 0: a run ends at the first one.", ge=0, le=1
+        0.0,
+        "Largest share of dropped samples; 0: a run ends at the first one.",
+        ge=0,
+        le=1,
+        affects_output=False,
     )
     cameras: list[str] = derived_field(
         "the windows, or the names of the images", "Cameras in the order of images.", default=[]

@@ -64,7 +64,6 @@ class NumberDigests(ConfigModel):
 class FutureVlaConfig(ConfigModel):
     """Language model that reads past images and writes actions and future images as tokens."""
 
-    no_effect_on_output: ClassVar[frozenset[str]] = frozenset()
     root_aliases: ClassVar[Mapping[str, str]] = {"path": "init_from"}
     ignored: ClassVar[Mapping[str, str]] = WITHOUT_EFFECT
 

@@ -75,7 +75,6 @@ class TitokConfig(ConfigModel):
 
     # The location of the teacher may change, its content (digest) may not; caching does not change
     # results.
-    no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"teacher", "cache_teacher_ids"})
     root_aliases: ClassVar[Mapping[str, str]] = {"init_weight": "init_from"}
 
     type: Literal["titok"] = option("titok", "Model type.")
@@ -112,6 +111,7 @@ class TitokConfig(ConfigModel):
         None,
         "VQGAN for the target codes and the initial pixel decoder of stage 2: a vqgan "
         "run, or the published file.",
+        affects_output=False,
     )
     teacher_precision: Literal["float32", "bfloat16"] = option(
         "float32", "Precision of the teacher."
@@ -120,6 +120,7 @@ class TitokConfig(ConfigModel):
         False,
         "Cache the teacher codes of each image in memory, 2 bytes per patch, in "
         "every process; useful without random crops and flips.",
+        affects_output=False,
     )
     vqgan: config.VqganNetworkConfig = option(
         config.VqganNetworkConfig(),

@@ -91,7 +91,6 @@ class PixelLossConfig(ConfigModel):
     """Losses of reconstructed images."""
 
     # Location of the weights of a network; their digest must stay the same.
-    no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"perceptual_weights"})
 
     reconstruction_weight: float = option(1.0, "Weight of the squared error.", ge=0)
     foreground_weight: float = option(
@@ -109,7 +108,9 @@ class PixelLossConfig(ConfigModel):
     )
     perceptual_weight: float = option(0.1, "Weight of the perceptual distance.", ge=0)
     perceptual_weights: str | None = option(
-        None, "Weights of the perceptual network: a file, or a folder with all its files."
+        None,
+        "Weights of the perceptual network: a file, or a folder with all its files.",
+        affects_output=False,
     )
     quantizer_weight: float = option(1.0, "Weight of the loss term of the quantizer.", ge=0)
     discriminator_start: int = option(20_000, "First step with the discriminator.", ge=0)
