@@ -280,7 +280,9 @@ class ConfigCommand(VlatoolCommand):
         names |= {name: alias.is_switch for name, alias in option_aliases.items()}
         names |= _published_names(self.spec.schema(ctx.meta.get(_ARGS, [])))
         short = {alias.short: name for name, alias in option_aliases.items() if alias.short}
-        published = self.spec.schema(ctx.meta.get(_ARGS, [])).aliases
+        from vlatool.config.base import new_names
+
+        published = new_names(self.spec.schema(ctx.meta.get(_ARGS, [])))
         aliases = {"config_path": "config", **self.spec.aliases, **published}
         shorts = {**short, **_shorts(keys)}
         has_bare_keys = not self.spec.is_flat
@@ -432,9 +434,9 @@ def _near_spellings(name: str, spellings: Mapping[str, str]) -> list[str]:
 
 def _published_names(schema: "type[ConfigModel]") -> dict[str, bool]:
     """Published keys without a meaning, and published options; True for a switch."""
-    from vlatool.config.base import Switch
+    from vlatool.config.base import unused_keys
 
-    names = {key: isinstance(reason, Switch) for key, reason in schema.ignored.items()}
+    names = {key: row.is_switch for key, row in unused_keys(schema).items()}
     table = schema.published_options
     for name in table.names() if table is not None else ():
         names |= table.get(name)  # pyright: ignore[reportOptionalMemberAccess]

@@ -15,8 +15,17 @@ from vlatool.errors import UsageError
 from vlatool.plugins import Registry
 
 
-class Switch(str):
-    """Reason of an ignored key that is a switch on the command line."""
+@dataclass(frozen=True)
+class Published:
+    """Key of a published program that has another name, no meaning or fewer values here."""
+
+    name: str
+    # The key here that it stands for; `KEY=VALUE` for a switch, `/KEY` for a key at the root. Empty
+    # without one: the key has no meaning, or it is a field of the section
+    to: str = ""
+    values: Sequence[Any] | None = None  # of a field: its supported values, all others are errors
+    reason: str = ""  # why it has no meaning, or no other values
+    is_switch: bool = False  # an option without a value
 
 
 @dataclass(frozen=True)
@@ -46,15 +55,10 @@ class ConfigModel(BaseModel):
         registries: Map from section to the registry of its types.
         no_effect_on_output: Keys that do not change what is produced: the output, keys of the
             execution, and those with `affects_output=False`.
-        aliases: Map from published key to the key used here; to `KEY=VALUE` for a published switch
-            of the command line.
         virtual_keys: Map from section to names for keys of it: the first key gets the value, the
             others, which describe the earlier value, are emptied.
-        root_aliases: Map from key of a section to the key at the root that it stands for.
-        ignored: Published keys without a meaning here, with the reason. They are no fields: their
-            values are dropped, and `Resolved.ignored` lists those that were typed.
-        unsupported: Published keys that are known, but not implemented: the allowed values, and
-            the reason for the error with other values.
+        published: Keys of published programs that are different here. Values of keys without a
+            meaning are dropped, and `Resolved.ignored` lists those that were typed.
         preset_sections: Folder of presets to the section that they fill; empty for the whole tree.
         translations: Converters of configurations of other programs to the keys used here.
         published_options: Options of other programs' commands, which translations convert.
@@ -79,11 +83,8 @@ class ConfigModel(BaseModel):
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset()
     location_keys: ClassVar[frozenset[str]] = frozenset()
     typed_form: ClassVar[str] = ""
-    aliases: ClassVar[Mapping[str, str]] = {}
-    root_aliases: ClassVar[Mapping[str, str]] = {}
+    published: ClassVar[tuple[Published, ...]] = ()
     virtual_keys: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
-    ignored: ClassVar[Mapping[str, str]] = {}
-    unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {}
     preset_sections: ClassVar[Mapping[str, str]] = {}
     translations: ClassVar[Registry[Any] | None] = None
     published_options: ClassVar[Registry[Mapping[str, bool]] | None] = None
@@ -121,10 +122,26 @@ class ConfigModel(BaseModel):
         if not isinstance(data, dict):
             return data
         nested = _nest_flat_keys(data, cls)
-        nested = {key: value for key, value in nested.items() if key not in cls.ignored}
+        unused = unused_keys(cls)
+        nested = {key: value for key, value in nested.items() if key not in unused}
         return {
             key: _coerce_field(value, cls.model_fields.get(key)) for key, value in nested.items()
         }
+
+
+def new_names(schema: type[ConfigModel]) -> dict[str, str]:
+    """Map from published key of a section to the key, or `KEY=VALUE`, that it stands for."""
+    return {row.name: row.to for row in schema.published if row.to and not row.to.startswith("/")}
+
+
+def root_keys(schema: type[ConfigModel]) -> dict[str, str]:
+    """Map from published key of a section to the key at the root that it stands for."""
+    return {row.name: row.to[1:] for row in schema.published if row.to.startswith("/")}
+
+
+def unused_keys(schema: type[ConfigModel]) -> dict[str, Published]:
+    """Published keys without a meaning here."""
+    return {row.name: row for row in schema.published if not row.to and row.values is None}
 
 
 def _nest_flat_keys(data: dict[str, Any], model: type[ConfigModel]) -> dict[str, Any]:

@@ -6,12 +6,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeGuard, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from vlatool.config import coerce
-from vlatool.config.base import ConfigModel
+from vlatool.config.base import ConfigModel, new_names, root_keys, unused_keys
 from vlatool.config.includes import Budget, read_file, read_text
 from vlatool.config.presets import display_path, preset_kind, preset_path
 from vlatool.config.problems import Problem, config_error, unknown_keys, validation_problems
@@ -272,13 +272,13 @@ def load_config(
     for tree in read.trees:
         _check_no_code(tree)
     problems: list[Problem] = []
-    layers = [_apply_aliases(layer, schema.aliases, problems) for layer in read.trees]
+    layers = [_apply_names(layer, new_names(schema), problems) for layer in read.trees]
     layers = [_expand_types(layer, schema) for layer in layers]
     merged = _merge_layers(layers, schema.exclusive, [])
     subclass = _specialize(schema, merged)
     layers = [_without_replaced_types(layer, merged, schema.flat_sections) for layer in layers]
     layers = [_expand_virtual_keys(layer, subclass, problems) for layer in layers]
-    layers = [_apply_root_aliases(layer, subclass, problems) for layer in layers]
+    layers = [_apply_root_keys(layer, subclass, problems) for layer in layers]
     layers = [_nest_flat_keys(layer, subclass, problems) for layer in layers]
     layers = [_expand_texts(layer, subclass) for layer in layers]
     merged = _merge_layers(layers, subclass.exclusive, problems)
@@ -333,12 +333,12 @@ def chosen_schema(
 ) -> type[C]:
     """Class that would validate the same layers; their other values are not validated."""
     read = _reader(schema, read_options).read(presets, files, overrides)
-    layers = [_apply_aliases(layer, schema.aliases, []) for layer in read.trees]
+    layers = [_apply_names(layer, new_names(schema), []) for layer in read.trees]
     layers = [_expand_types(layer, schema) for layer in layers]
     return _specialize(schema, _merge_layers(layers, schema.exclusive, []))
 
 
-def _apply_aliases(
+def _apply_names(
     layer: coerce.Node, names: Mapping[str, str], problems: list[Problem]
 ) -> coerce.Node:
     """Renames published top-level keys of a layer to those used here."""
@@ -353,15 +353,16 @@ def _apply_aliases(
     return replace(layer, value=top)
 
 
-def _apply_root_aliases(
+def _apply_root_keys(
     layer: coerce.Node, schema: type[ConfigModel], problems: list[Problem]
 ) -> coerce.Node:
     """Moves keys of sections to the root, where they stand for a key."""
     top = dict(layer.value)
     for section, info in schema.model_fields.items():
-        names = getattr(info.annotation, "root_aliases", {})
         node = top.get(section)
-        for key, name in names.items() if node is not None and isinstance(node.value, dict) else ():
+        if node is None or not isinstance(node.value, dict) or not _is_section(info.annotation):
+            continue
+        for key, name in root_keys(info.annotation).items():
             value = top[section].value.get(key)
             if value is None:
                 continue
@@ -374,6 +375,10 @@ def _apply_root_aliases(
     return replace(layer, value=top)
 
 
+def _is_section(annotation: Any) -> TypeGuard[type[ConfigModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, ConfigModel)
+
+
 def _expand_virtual_keys(
     layer: coerce.Node, schema: type[ConfigModel], problems: list[Problem]
 ) -> coerce.Node:
@@ -383,7 +388,7 @@ def _expand_virtual_keys(
         node = top.get(section)
         if node is None or not isinstance(node.value, dict):
             continue
-        aliased = _apply_aliases(node, {name: keys[0] for name, keys in names.items()}, problems)
+        aliased = _apply_names(node, {name: keys[0] for name, keys in names.items()}, problems)
         emptied = {
             key: coerce.Node([], node.value[name].origin)
             for name, keys in names.items()
@@ -537,9 +542,9 @@ def _validate(
     typed = frozenset(key for key, origin in origins.items() if layers.is_typed(origin))
     derived = {key: f"derived: {rule}" for key, rule in rules.items()}
     ignored = {
-        f"{prefix}{key}": reason
+        f"{prefix}{key}": row.reason
         for prefix, section in sections(config)
-        for key, reason in section.ignored.items()
+        for key, row in unused_keys(type(section)).items()
         if any(name.startswith(f"{prefix}{key}.") or name == f"{prefix}{key}" for name in typed)
     }
     return Resolved(config, {**origins, **derived}, typed, tuple(dict.fromkeys(unknown)), ignored)

@@ -18,13 +18,14 @@ def violations(config: ConfigModel) -> Iterator[Violation]:
     for prefix, section in sections(config):
         for violation in section.violations():
             yield replace(violation, keys=tuple(f"{prefix}{key}" for key in violation.keys))
-        for key, (allowed, reason) in section.unsupported.items():
-            value = getattr(section, key)
-            if value not in allowed:
-                message = (
-                    f'"{prefix}{key}" is {value_text(value)}, which is not supported: {reason}'
-                )
-                yield Violation((f"{prefix}{key}",), message, "error", "config.unsupported")
+        for row in section.published:
+            if row.values is None:
+                continue
+            key = f"{prefix}{row.name}"
+            value = getattr(section, row.name)
+            if value not in row.values:
+                message = f'"{key}" is {value_text(value)}, which is not supported: {row.reason}'
+                yield Violation((key,), message, "error", "config.unsupported")
 
 
 def sections(config: ConfigModel, prefix: str = "") -> Iterator[tuple[str, ConfigModel]]:

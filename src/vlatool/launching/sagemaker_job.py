@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import StringConstraints
 
-from vlatool.config.base import ConfigModel, option
+from vlatool.config.base import ConfigModel, Published, option
 from vlatool.credentials import is_credential, without_credentials
 from vlatool.errors import UsageError
 from vlatool.launching.training_job import LAUNCH_FOLDER
@@ -27,9 +27,13 @@ Name = Annotated[str, StringConstraints(min_length=1)]
 class SageMakerConfig(ConfigModel):
     """A SageMaker training job."""
 
-    unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
-        "local": ([False], "start the image with `docker run`, or train here with `vlatool train`")
-    }
+    published: ClassVar[tuple[Published, ...]] = (
+        Published(
+            "local",
+            values=[False],
+            reason="start the image with `docker run`, or train here with `vlatool train`",
+        ),
+    )
 
     user: str | None = option(None, "Your name, for the name and the tags of the job.")
     name_prefix: str | None = option(None, "First part of the name of the job.")

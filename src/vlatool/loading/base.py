@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 from pydantic import field_validator, model_validator
 
 from vlatool.artifacts.contract import Contract
-from vlatool.config.base import ConfigModel, derived_field, nullable_field, option
+from vlatool.config.base import ConfigModel, Published, derived_field, nullable_field, option
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.plugins import DATA_KINDS, did_you_mean, load_data_kind
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 class CacheConfig(ConfigModel):
     """Local cache of remote shards."""
 
-    ignored: ClassVar[Mapping[str, str]] = {"cache_verbose": "-v shows the log"}
+    published: ClassVar[tuple[Published, ...]] = (
+        Published("cache_verbose", reason="-v shows the log"),
+    )
 
     enabled: bool | None = option(
         None,
@@ -46,7 +48,9 @@ class LoadingConfig(ConfigModel):
     # A key without effect on the output changes neither a sample nor its position, or is the
     # location of data whose content the fingerprint of a run covers: a run may resume with another.
 
-    ignored: ClassVar[Mapping[str, str]] = {"shuffle_initial": "nothing is buffered"}
+    published: ClassVar[tuple[Published, ...]] = (
+        Published("shuffle_initial", reason="nothing is buffered"),
+    )
 
     # Key with the data sets that `dataset_weighting` is for.
     weighted_key: ClassVar[str] = ""

@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 from pydantic import model_validator
 
 from vlatool.artifacts.codes.format import CodesLayout
-from vlatool.config.base import Switch, option, required_field
+from vlatool.config.base import Published, option, required_field
 from vlatool.jobs.command import JOB_KEYS, JobConfig
 from vlatool.models.base import Precision
 
@@ -20,12 +20,16 @@ class EncodeConfig(JobConfig):
         "Output": ("output", "layout", "check_every", *JOB_KEYS, "skip_existing"),
         "Device": ("precision", *_DEVICE),
     }
-    aliases: ClassVar[Mapping[str, str]] = {"a_dir": "data", "ckpt_dir": "tokenizer"}
-    ignored: ClassVar[Mapping[str, str]] = {
-        "skip_existing": Switch(
-            "episodes whose codes are complete are always kept; --overwrite encodes them again"
+    published: ClassVar[tuple[Published, ...]] = (
+        Published("a_dir", "data"),
+        Published("ckpt_dir", "tokenizer"),
+        Published(
+            "skip_existing",
+            reason="episodes whose codes are complete are always kept; --overwrite encodes them "
+            "again",
+            is_switch=True,
         ),
-    }
+    )
 
     data: str = required_field(
         "", "Folder of windows or images, image shards, or raw episodes.", affects_output=False
@@ -72,7 +76,7 @@ class EncodeConfig(JobConfig):
 class DecodeConfig(JobConfig):
     """Options of `vlatool decode`."""
 
-    aliases: ClassVar[Mapping[str, str]] = {"ckpt_dir": "tokenizer"}
+    published: ClassVar[tuple[Published, ...]] = (Published("ckpt_dir", "tokenizer"),)
 
     codes: str = required_field("", "Folder of codes, or one of its files.", affects_output=False)
     tokenizer: str = required_field(

@@ -3,7 +3,7 @@
 Source: reference/training 1.7.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar, Literal, Self
 
@@ -11,7 +11,7 @@ from pydantic import SerializeAsAny, create_model, field_validator, model_valida
 
 from vlatool.artifacts.run.format import RunDir
 from vlatool.config import base
-from vlatool.config.base import option
+from vlatool.config.base import Published, option
 from vlatool.config.coerce import parse_plain
 from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.events import NULL, Reporter
@@ -25,14 +25,23 @@ from vlatool.storage.tree import parse_size
 class HParams(base.ConfigModel):
     """Optimization."""
 
-    unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
-        "precision": (
-            ("amp_bfloat16", "amp_bf16", "float32", "fp32"),
-            "float16 needs a loss scaler, and bfloat16 weights lose small updates",
+    published: ClassVar[tuple[Published, ...]] = (
+        Published(
+            "precision",
+            values=("amp_bfloat16", "amp_bf16", "float32", "fp32"),
+            reason="float16 needs a loss scaler, and bfloat16 weights lose small updates",
         ),
-        "loss_function": ((None, "mse"), "each model type defines its own loss; leave it out"),
-        "z_loss_coefficient": ((0.0,), "it applies only to a cross entropy over a vocabulary"),
-    }
+        Published(
+            "loss_function",
+            values=(None, "mse"),
+            reason="each model type defines its own loss; leave it out",
+        ),
+        Published(
+            "z_loss_coefficient",
+            values=(0.0,),
+            reason="it applies only to a cross entropy over a vocabulary",
+        ),
+    )
 
     precision: Literal["amp_bfloat16", "amp_bf16", "float32", "fp32", "amp", "pure_bf16"] = option(
         "amp_bfloat16", "bfloat16 autocast with float32 weights, or float32."
@@ -123,16 +132,19 @@ class EmaConfig(base.ConfigModel):
 class DistributedConfig(base.ConfigModel):
     """Processes and devices."""
 
-    ignored: ClassVar[Mapping[str, str]] = {
-        "ddp_static_graph": "not needed: every parameter is used in every step"
-    }
-    unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
-        "dist_url": (
-            ("env://",),
-            "torchrun, accelerate launch and --nproc set the rendezvous address",
+    published: ClassVar[tuple[Published, ...]] = (
+        Published("ddp_static_graph", reason="not needed: every parameter is used in every step"),
+        Published(
+            "dist_url",
+            values=("env://",),
+            reason="torchrun, accelerate launch and --nproc set the rendezvous address",
         ),
-        "fsdp_cpu_offload": ((False,), "weights stay on their devices; shard over more devices"),
-    }
+        Published(
+            "fsdp_cpu_offload",
+            values=(False,),
+            reason="weights stay on their devices; shard over more devices",
+        ),
+    )
 
     world_size: int | None = base.derived_field(
         "number of started processes", "Number of processes."
@@ -175,10 +187,14 @@ class TrainConfig(base.ConfigModel):
     }
     translations: ClassVar[Registry[Any] | None] = TRANSLATIONS
     published_options: ClassVar[Registry[Mapping[str, bool]] | None] = PUBLISHED_OPTIONS
-    ignored: ClassVar[Mapping[str, str]] = {
-        "db_logging": base.Switch("there is no database; .vlatool/run.json records the run"),
-        "log_level": "-v and --log-file show the log",
-    }
+    published: ClassVar[tuple[Published, ...]] = (
+        Published(
+            "db_logging",
+            reason="there is no database; .vlatool/run.json records the run",
+            is_switch=True,
+        ),
+        Published("log_level", reason="-v and --log-file show the log"),
+    )
 
     name: str | None = base.derived_field(
         "time, model type and learning rate", "Name of the run folder.", affects_output=False

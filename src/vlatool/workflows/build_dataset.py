@@ -14,7 +14,7 @@ from vlatool.artifacts.profile import Gripper
 from vlatool.artifacts.samples import format as samples_format
 from vlatool.artifacts.samples.episode import KINDS
 from vlatool.artifacts.windows.format import DATA_NAME, SAMPLES_NAME, Kind
-from vlatool.config.base import Switch, check_required, option, required_field, unique_items
+from vlatool.config.base import Published, check_required, option, required_field, unique_items
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import ENGINE_KEYS, JOB_KEYS, EngineConfig, JobResult, executor_of
@@ -45,12 +45,14 @@ class BuildDatasetConfig(EngineConfig):
         "Output": ("output", "packed", "lines_per_file", "absolute", *JOB_KEYS),
         "Engine": ENGINE_KEYS,
     }
-    aliases: ClassVar[Mapping[str, str]] = {"A": "data", "a_dir": "data", "fast_repo": "fast"}
-    ignored: ClassVar[Mapping[str, str]] = {
-        "batch_size": "all actions of an episode are encoded at once",
-        "backup_suffix": "inputs are never changed",
-        "strict": Switch("an episode with missing codes always fails"),
-    }
+    published: ClassVar[tuple[Published, ...]] = (
+        Published("A", "data"),
+        Published("a_dir", "data"),
+        Published("fast_repo", "fast"),
+        Published("batch_size", reason="all actions of an episode are encoded at once"),
+        Published("backup_suffix", reason="inputs are never changed"),
+        Published("strict", reason="an episode with missing codes always fails", is_switch=True),
+    )
 
     data: str = required_field(
         "", "Folder of windows that `vlatool preprocess` wrote.", affects_output=False

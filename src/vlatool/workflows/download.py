@@ -13,7 +13,7 @@ from pydantic import field_validator
 from vlatool.artifacts.task_table import TaskTable, task_table
 from vlatool.config.base import (
     ConfigModel,
-    Switch,
+    Published,
     check_required,
     execution_field,
     option,
@@ -109,16 +109,18 @@ REGISTRY_VARIABLE = "VLATOOL_REGISTRY"
 class DownloadConfig(ConfigModel):
     """Options of `vlatool download`."""
 
-    aliases: ClassVar[Mapping[str, str]] = {
-        "to": "output",
-        "local_path": "output",
-        "s3_path": "source",
-        "num_workers": "workers",
-        "episodes": "view=episodes",
-    }
-    ignored: ClassVar[Mapping[str, str]] = {
-        "force": Switch("files that differ from those there are downloaded again; remove others"),
-    }
+    published: ClassVar[tuple[Published, ...]] = (
+        Published("to", "output"),
+        Published("local_path", "output"),
+        Published("s3_path", "source"),
+        Published("num_workers", "workers"),
+        Published("episodes", "view=episodes"),
+        Published(
+            "force",
+            reason="files that differ from those there are downloaded again; remove others",
+            is_switch=True,
+        ),
+    )
 
     source: str = option("", "Location of a folder or a file: hf://, s3:// or https://.")
     output: str = required_field("", "Folder for the files.")

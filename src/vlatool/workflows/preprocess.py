@@ -10,7 +10,7 @@ from pydantic import Field, SerializeAsAny, create_model, field_validator
 
 from vlatool.artifacts.conventions import CONVENTIONS, check_rate
 from vlatool.config import base
-from vlatool.config.base import option
+from vlatool.config.base import Published, option
 from vlatool.config.resolve import Override, load_config
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, UsageError
@@ -107,26 +107,40 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
         "Actions": ("action_fields", "trust_declared"),
         **EngineConfig.help_groups,
     }
-    aliases: ClassVar[Mapping[str, str]] = {
-        "type": "format",
-        "source_episodes": "sources",
-        "dataset_root": "sources",
-        "input_dir": "sources",
-        "output_dir": "output",
-        "out_dir": "output",
-        "num_workers": "workers",
-        "max_episodes_to_process": "max_episodes",
-        "limit": "max_episodes",
-        "use_depth_data": "depth",
-        "resize_to": "resize_images_size",
-    }
-    ignored: ClassVar[Mapping[str, str]] = {
-        "overwrite_images": base.Switch("images are always written together with their episode"),
-        "auto_tag": base.Switch("git is never used; the run record has the version"),
-        "skip_git_tagging": base.Switch("git is never used; the run record has the version"),
-        "output_dir_fixed_path": "no second copy is written; copy the output yourself",
-        "db_logging": base.Switch("there is no database; .vlatool/run.json records the run"),
-    }
+    published: ClassVar[tuple[Published, ...]] = (
+        Published("type", "format"),
+        Published("source_episodes", "sources"),
+        Published("dataset_root", "sources"),
+        Published("input_dir", "sources"),
+        Published("output_dir", "output"),
+        Published("out_dir", "output"),
+        Published("num_workers", "workers"),
+        Published("max_episodes_to_process", "max_episodes"),
+        Published("limit", "max_episodes"),
+        Published("use_depth_data", "depth"),
+        Published("resize_to", "resize_images_size"),
+        Published(
+            "overwrite_images",
+            reason="images are always written together with their episode",
+            is_switch=True,
+        ),
+        Published(
+            "auto_tag", reason="git is never used; the run record has the version", is_switch=True
+        ),
+        Published(
+            "skip_git_tagging",
+            reason="git is never used; the run record has the version",
+            is_switch=True,
+        ),
+        Published(
+            "output_dir_fixed_path", reason="no second copy is written; copy the output yourself"
+        ),
+        Published(
+            "db_logging",
+            reason="there is no database; .vlatool/run.json records the run",
+            is_switch=True,
+        ),
+    )
 
     # True if the sink was given; else it is the default sink of the format.
     is_sink_explicit: ClassVar[bool] = False

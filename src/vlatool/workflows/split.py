@@ -1,7 +1,7 @@
 """Training and validation lists of image shards; no image is read."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -18,7 +18,14 @@ from vlatool.artifacts.image_shards.format import (
     validation_positions,
     write_lists,
 )
-from vlatool.config.base import ConfigModel, check_required, execution_field, option, required_field
+from vlatool.config.base import (
+    ConfigModel,
+    Published,
+    check_required,
+    execution_field,
+    option,
+    required_field,
+)
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import DRY_RUN_HELP
@@ -33,7 +40,7 @@ from vlatool.storage.uri import can_list, location
 class SplitConfig(ConfigModel):
     """Options of `vlatool split`."""
 
-    aliases: ClassVar[Mapping[str, str]] = {"data_dir": "shards"}
+    published: ClassVar[tuple[Published, ...]] = (Published("data_dir", "shards"),)
 
     shards: str = required_field("", "Folder of image shards.")
     val_ratio: float = option(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from vlatool.config import base
-from vlatool.config.base import option
+from vlatool.config.base import Published, option
 from vlatool.episode import LanguageKind, listed_cameras
 from vlatool.loading.base import LoadingConfig
 from vlatool.transforms.names import NameMap
@@ -171,25 +171,34 @@ class FrameWindowsConfig(base.ConfigModel):
 class RoboticsDataConfig(LoadingConfig):
     """Robotics data in `lbm` shards, or frames from which windows are cut."""
 
-    ignored: ClassVar[Mapping[str, str]] = {
-        **LoadingConfig.ignored,
-        "val_dataset_weighting": "validation data are read in stored order",
-        "val_dataset_statistics": "validation data are normalized with the training statistics",
-        "processor_kwargs": "images are resized to the input size of the backbone",
-        "image_size": "images are resized to the input size of the backbone",
-        "img_num_tokens": "the base model of the backbone determines it",
-        "seq_len": "texts are padded to the longest text of a batch",
-        "use_hf_fast_tokenizer": "the fast tokenizer is always used",
-        "hf_fast_tokenizers_parallelism": "loader workers provide the parallelism",
-        "hf_fast_tokenizer_rayon_threads": "loader workers provide the parallelism",
-        "dataloader_in_order": "samples are always in order",
-        "tactile_fields": "no model uses them",
-        "use_point_cloud": "no model uses point clouds",
-        "point_cloud_num_points": "no model uses point clouds",
-        "pose_groups": "those of preprocessing_config.yaml are used",
-        "intrinsics_fields": "no model uses the calibration",
-        "extrinsics_fields": "no model uses the calibration",
-    }
+    published: ClassVar[tuple[Published, ...]] = (
+        *LoadingConfig.published,
+        Published("val_dataset_weighting", reason="validation data are read in stored order"),
+        Published(
+            "val_dataset_statistics",
+            reason="validation data are normalized with the training statistics",
+        ),
+        Published(
+            "processor_kwargs", reason="images are resized to the input size of the backbone"
+        ),
+        Published("image_size", reason="images are resized to the input size of the backbone"),
+        Published("img_num_tokens", reason="the base model of the backbone determines it"),
+        Published("seq_len", reason="texts are padded to the longest text of a batch"),
+        Published("use_hf_fast_tokenizer", reason="the fast tokenizer is always used"),
+        Published(
+            "hf_fast_tokenizers_parallelism", reason="loader workers provide the parallelism"
+        ),
+        Published(
+            "hf_fast_tokenizer_rayon_threads", reason="loader workers provide the parallelism"
+        ),
+        Published("dataloader_in_order", reason="samples are always in order"),
+        Published("tactile_fields", reason="no model uses them"),
+        Published("use_point_cloud", reason="no model uses point clouds"),
+        Published("point_cloud_num_points", reason="no model uses point clouds"),
+        Published("pose_groups", reason="those of preprocessing_config.yaml are used"),
+        Published("intrinsics_fields", reason="no model uses the calibration"),
+        Published("extrinsics_fields", reason="no model uses the calibration"),
+    )
 
     # True if camera_names are those of other data; these data may lack some of the cameras.
     cameras_are_known: ClassVar[bool] = False

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from vlatool.artifacts.base_model import ImageMeanStd, copy_tokenizer, read_image_mean_std
-from vlatool.config.base import ConfigModel, derivation_rules, derived_field, option
+from vlatool.config.base import ConfigModel, Published, derivation_rules, derived_field, option
 from vlatool.errors import DataError
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models import pretrained
@@ -238,17 +238,16 @@ class ByteTextConfig(ConfigModel):
 class ViTBackboneConfig(NetworkConfig):
     """A vision transformer trained from scratch; one token per patch."""
 
-    ignored: ClassVar[Mapping[str, str]] = {
-        "pretrained": "the backbone is trained from scratch",
-        "interpolation_mode": "the backbone is trained from scratch",
-    }
-    unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
-        "cls_flag": ((False,), "there is no class token, only patch tokens"),
-        "projector_pixel_shuffle_factor": (
-            (1,),
-            "patches cannot be merged; use a larger patch_size",
+    published: ClassVar[tuple[Published, ...]] = (
+        Published("pretrained", reason="the backbone is trained from scratch"),
+        Published("interpolation_mode", reason="the backbone is trained from scratch"),
+        Published("cls_flag", values=(False,), reason="there is no class token, only patch tokens"),
+        Published(
+            "projector_pixel_shuffle_factor",
+            values=(1,),
+            reason="patches cannot be merged; use a larger patch_size",
         ),
-    }
+    )
 
     type: Literal["vit_backbone"] = option("vit_backbone", "Type of backbone.")
     hidden_dim: int = option(768, "Token width.", ge=2, le=MAX_WIDTH, multiple_of=2)
@@ -374,12 +373,14 @@ class VlmBackboneConfig(BaseBackboneConfig):
 class FoundryBackboneConfig(NetworkConfig):
     """A vision-language model that the published LBM program trained; the section is only read."""
 
-    unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
-        "type": (
-            (),
-            "this backbone is not supported; use a base model from the hub with type vlm_backbone",
+    published: ClassVar[tuple[Published, ...]] = (
+        Published(
+            "type",
+            values=(),
+            reason="this backbone is not supported; use a base model from the hub with type "
+            "vlm_backbone",
         ),
-    }
+    )
 
     type: Literal["vlm_foundry_backbone"] = option("vlm_foundry_backbone", "Type of backbone.")
     num_vlm_layers_to_use: int = option(
@@ -391,12 +392,14 @@ class FoundryBackboneConfig(NetworkConfig):
 class OpenClipConfig(NetworkConfig):
     """A CLIP model of the OpenCLIP library; the section is only read."""
 
-    unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
-        "type": (
-            (),
-            "OpenCLIP is not supported; use a CLIP model from the hub with type clip_backbone",
+    published: ClassVar[tuple[Published, ...]] = (
+        Published(
+            "type",
+            values=(),
+            reason="OpenCLIP is not supported; use a CLIP model from the hub with type "
+            "clip_backbone",
         ),
-    }
+    )
 
     type: Literal["clip_openclip"] = option("clip_openclip", "Type of backbone.")
     architecture: str | None = option(None, "Name of the architecture.")
@@ -426,10 +429,10 @@ Backbone = Annotated[
 class TransformerConfig(NetworkConfig):
     """The native transformer as denoiser."""
 
-    ignored: ClassVar[Mapping[str, str]] = {
-        "cast_output_to_float32": "a policy has no language model head",
-        "max_seq_len": "rotary embeddings are computed for any length",
-    }
+    published: ClassVar[tuple[Published, ...]] = (
+        Published("cast_output_to_float32", reason="a policy has no language model head"),
+        Published("max_seq_len", reason="rotary embeddings are computed for any length"),
+    )
 
     type: Literal["transformer"] = option("transformer", "Type of denoiser.")
     hidden_dim: int = option(96, "Token width.", ge=1, le=MAX_WIDTH)
@@ -552,7 +555,7 @@ class DiffusionPolicyConfig(NetworkConfig):
     `init_from` of the run.
     """
 
-    root_aliases: ClassVar[Mapping[str, str]] = {"resume_except": "init_except"}
+    published: ClassVar[tuple[Published, ...]] = (Published("resume_except", "/init_except"),)
 
     type: Literal["diffusion_policy"] = option("diffusion_policy", "Model type.")
     vision_language_backbone: Backbone = option(

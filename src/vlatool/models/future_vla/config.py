@@ -1,11 +1,10 @@
 """Config of FUTURE-VLA; no torch. Source: reference/future-vla-model 2."""
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
-from vlatool.config.base import ConfigModel, derived_field, option
+from vlatool.config.base import ConfigModel, Published, derived_field, option
 from vlatool.models.base import MAX_WIDTH
 from vlatool.models.future_vla.published_command import WITHOUT_EFFECT
 from vlatool.models.future_vla.token_ids import TokenIds
@@ -64,8 +63,10 @@ class NumberDigests(ConfigModel):
 class FutureVlaConfig(ConfigModel):
     """Language model that reads past images and writes actions and future images as tokens."""
 
-    root_aliases: ClassVar[Mapping[str, str]] = {"path": "init_from"}
-    ignored: ClassVar[Mapping[str, str]] = WITHOUT_EFFECT
+    published: ClassVar[tuple[Published, ...]] = (
+        Published("path", "/init_from"),
+        *(Published(key, reason=reason) for key, reason in WITHOUT_EFFECT.items()),
+    )
 
     type: Literal["future_vla"] = option("future_vla", "Model type.")
     qwen: dict[str, Any] | None = derived_field(

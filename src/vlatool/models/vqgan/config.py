@@ -3,12 +3,11 @@
 Source: reference/titok 1.8, 4.2-4.4.
 """
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vlatool.config.base import ConfigModel, derivation_rules, derived_field, option
+from vlatool.config.base import ConfigModel, Published, derivation_rules, derived_field, option
 from vlatool.errors import UsageError
 from vlatool.models.base import MAX_LAYERS, MAX_ROWS, MAX_SIDE, MAX_WIDTH
 
@@ -188,7 +187,7 @@ def derive_image_size(
 class VqganConfig(VqganNetworkConfig):
     """Training of a MaskGIT-VQGAN, the teacher of TiTok."""
 
-    root_aliases: ClassVar[Mapping[str, str]] = {"init_weight": "init_from"}
+    published: ClassVar[tuple[Published, ...]] = (Published("init_weight", "/init_from"),)
 
     type: Literal["vqgan"] = option("vqgan", "Model type.")
     image_size: int | None = derived_field(
