@@ -284,7 +284,7 @@ class RecordedPairs(Protocol):
             frame: Frame of the observation.
 
         Raises:
-            DataError: `data.unknown_field` or `data.unknown_field`.
+            DataError: `data.unknown_field`.
         """
         return None
 
