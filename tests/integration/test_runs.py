@@ -81,7 +81,6 @@ def test_damaged_runs_are_listed_with_their_problems(folder: Path) -> None:
         ({"compare": ["first"]}, UsageError, "usage.bad_value"),
         ({"compare": ["first", "secnd"]}, UsageError, "usage.unknown_name"),
         ({"location": "empty"}, DataError, "data.no_source"),
-        ({"location": ""}, UsageError, "usage.missing_key"),
     ],
 )
 def test_wrong_names_are_errors(

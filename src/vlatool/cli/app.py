@@ -27,6 +27,14 @@ from vlatool.cli.options import (
 )
 from vlatool.errors import UsageError, VlatoolError
 
+# Words that people type for a command, or for what follows the name of a group.
+_LEADS = {
+    "convert": "vlatool preprocess SOURCE --output DATA converts recordings to training data; "
+    "vlatool export converts what vlatool wrote",
+    "eval": "vlatool eval open-loop RUN compares with recorded actions; vlatool eval rollout RUN "
+    "--env NAME lets the policy act",
+}
+
 
 class TableGroup(typer.core.TyperGroup):
     """Commands of the table with the words `prefix` first; each is built when it is needed."""
@@ -73,9 +81,14 @@ class TableGroup(typer.core.TyperGroup):
             return super().resolve_command(ctx, args)
         from vlatool.plugins import did_you_mean
 
+        known = self.list_commands(ctx)
+        hint = did_you_mean(args[0], known)
+        lead = _LEADS.get(self.prefix or args[0])
+        if lead and (not self.prefix or hint.startswith("known:")):
+            hint = lead
         raise UsageError(
             f"unknown command {' '.join([ctx.command_path, args[0]])!r}",
-            hint=did_you_mean(args[0], self.list_commands(ctx)),
+            hint=hint,
             code="usage.unknown_option",
             details={"command": args[0], "known": self.list_commands(ctx)},
         )

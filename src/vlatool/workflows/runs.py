@@ -11,7 +11,7 @@ from urllib.parse import quote
 from vlatool.artifacts.run.format import VALIDATION_LOSSES
 from vlatool.artifacts.run.page import changed_text, overview, run_page, step_text
 from vlatool.artifacts.run.summary import RunSummary, find_runs, read_summary
-from vlatool.config.base import ConfigModel, check_required, option, required_field
+from vlatool.config.base import ConfigModel, option
 from vlatool.config.coerce import value_text
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
@@ -33,7 +33,7 @@ _VALUE_SHOWN = 48
 class RunsConfig(ConfigModel):
     """Options of `vlatool runs`."""
 
-    location: str = required_field("", "Folder with runs, or one run; any scheme.")
+    location: str = option("runs", "Folder with runs, or one run; any scheme.")
     compare: list[str] = option([], "Two runs to compare, by their names in the list: NAME,NAME.")
     html: str | None = option(
         None,
@@ -114,11 +114,10 @@ def runs(config: RunsConfig, *, reporter: Reporter = NULL) -> RunList:
     """Lists the runs in a folder, up to two levels below it, and compares two of them.
 
     Raises:
-        UsageError: No location is given, or `compare` does not name two runs.
+        UsageError: `compare` does not name two runs.
         DataError: There is no run.
         StorageError: The storage fails.
     """
-    check_required(config, "vlatool runs DIR, the folder of --output of several runs")
     folder = require_input(config.location)
     target = None if config.html is None else location(config.html)
     if target is not None:
