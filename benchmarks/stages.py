@@ -17,9 +17,10 @@ from typing import Any
 from machine import describe
 
 from vlatool.artifacts.images import encode_jpeg
+from vlatool.artifacts.npz import write_arrays
 from vlatool.artifacts.stats.format import compact, write_stats
 from vlatool.artifacts.tar import TarWriter, member_bytes
-from vlatool.artifacts.tar_sample import sample_members, write_arrays
+from vlatool.artifacts.tar_sample import sample_members
 from vlatool.jobs.journal import Journal, Receipt
 from vlatool.sources.spartan.config import SpartanConfig
 from vlatool.sources.spartan.reader import SpartanReader

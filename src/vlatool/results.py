@@ -43,6 +43,11 @@ class Result:
         return ()
 
     @property
+    def exit_code(self) -> int:
+        """Exit code of the command: not 0 if it found what it looks for, such as a difference."""
+        return 0
+
+    @property
     def next_command(self) -> str:
         """Command for the next step: the field `next`, if any. A dry run does not show it."""
         return getattr(self, "next", "")

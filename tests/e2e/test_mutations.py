@@ -36,8 +36,9 @@ def problem(outcome: Outcome) -> str:
         return f"exit {outcome.code}: {outcome.stderr[-600:]}"
     if outcome.left:
         return f"{outcome.left} processes left"
-    if outcome.code and not has_message_and_hint(outcome.document["error"]):
-        return f"not two lines: {outcome.document['error']}"
+    if outcome.code and "whole" not in outcome.document:  # of `verify`
+        error = outcome.document["error"]
+        return "" if has_message_and_hint(error) else f"not two lines: {error}"
     return ""
 
 

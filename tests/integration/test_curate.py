@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.planted_defects import DEFECTS, record, shares_of
 from tests.builders.metaworld import skip_without_metaworld
+from tests.builders.verifying import verified
 from vlatool.artifacts.curation.format import CuratedEpisode, badness, read_curation
 from vlatool.config.resolve import Override, load_config
 from vlatool.errors import ConfigError, DataError
@@ -21,7 +22,7 @@ from vlatool.workflows.curate import CurateConfig, CurateResult, KeepRule, curat
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.train import train
-from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
+from vlatool.workflows.verify import InspectConfig, inspect
 
 # The figure that has to be worst, or above its limit, for each defect.
 FOUND_BY = {
@@ -128,7 +129,7 @@ def expanded(ranges: str) -> list[int]:
 
 def test_pages_and_checks_know_a_curation(output: Path) -> None:
     assert inspect(InspectConfig(location=str(output))).document()["episodes"] == 90
-    verify(VerifyConfig(location=str(output)))  # raises if a file differs
+    assert verified(output).whole
     page = (output / "curation.html").read_text()
     assert "Worst idle_share" in page
     assert page.count("data:image/jpeg") > 20
@@ -150,19 +151,19 @@ def test_worst_are_those_at_the_bad_end_and_ties_keep_their_order() -> None:
             str(number),
             10,
             "",
-            {"log_jerk": value, "idle_share": -value},
-            {"log_jerk": 2 * value, "idle_share": -2 * value},
+            {"duplicate_distance": value, "idle_share": -value},
+            {"duplicate_distance": 2 * value, "idle_share": -2 * value},
         )
         for number, value in enumerate(values)
     ]
-    for name in ("log_jerk", "idle_share"):
+    for name in ("duplicate_distance", "idle_share"):
         judged = with_reasons(episodes, {name: KeepRule(worst=0.5)})
         assert [e.id for e in judged if e.reasons] == ["0", "2"]
     judged = with_reasons(
-        episodes, {"log_jerk": KeepRule(below=-2.5), "idle_share": KeepRule(above=1.5)}
+        episodes, {"duplicate_distance": KeepRule(below=-2.5), "idle_share": KeepRule(above=1.5)}
     )
     assert [len(episode.reasons) for episode in judged] == [2, 0, 1, 1]
-    for name in ("log_jerk", "idle_share"):
+    for name in ("duplicate_distance", "idle_share"):
         judged = with_reasons(episodes, {name: KeepRule(deviations=4)})
         assert [e.id for e in judged if e.reasons] == ["0"]
     # An episode without the figure is kept.
@@ -230,7 +231,7 @@ def test_errors_of_policies_that_were_not_trained_on_an_episode(tmp_path: Path) 
     assert result.reasons == {"model_error": 3}
     episodes = read_curation(output).episodes
     assert all(episode.figures["model_error"] > 0 for episode in episodes)
-    verify(VerifyConfig(location=str(output)))
+    assert verified(output).whole
     with pytest.raises(DataError, match="no training run"):
         curated(Path(raw), output, model=raw)
 

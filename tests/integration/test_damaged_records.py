@@ -11,11 +11,12 @@ import pytest
 from tests.builders.errors import fails
 from tests.builders.preprocessing import FRAMES, run
 from tests.builders.spartan import spartan_task
+from tests.builders.verifying import verified
 from vlatool.artifacts.shards.format import read_processing_metadata
 from vlatool.cli import app
 from vlatool.errors import DataError
 from vlatool.jobs.record import read_valid_record
-from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
+from vlatool.workflows.verify import InspectConfig, inspect
 
 RECORDS = {
     ".vlatool/run.json": "broken_record",
@@ -77,10 +78,7 @@ def test_flipped_bit_is_an_error_of_verify_inspect_and_a_resumed_run(
 ) -> None:
     path = damaged / name
     path.write_text(path.read_text().replace("20", "21", 1))
-    with pytest.raises(DataError) as caught:
-        verify(VerifyConfig(location=str(damaged)))
-    assert caught.value.exit_code == 3
-    assert caught.value.details["codes"].keys() == {f"output.{RECORDS[name]}"}
+    assert verified(damaged).codes.keys() == {f"output.{RECORDS[name]}"}
 
     findings = inspect(InspectConfig(location=str(damaged))).document()["findings"]
     assert [finding["code"] for finding in findings] == ["data.broken"]
@@ -99,7 +97,7 @@ def test_record_without_a_digest_is_accepted(source: Path, damaged: Path, name: 
     (damaged / name).write_text(json.dumps(document))
 
     assert run(source, damaged).status == "already complete"
-    assert verify(VerifyConfig(location=str(damaged))).findings == ()
+    assert verified(damaged).findings == ()
 
 
 HOSTILE = {

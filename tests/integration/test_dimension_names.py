@@ -11,10 +11,10 @@ import pytest
 from tests.builders.lerobot import Columns, lerobot_dataset
 from tests.builders.preprocessing import refusal, run
 from tests.builders.training import tiny_overrides
+from tests.builders.verifying import verified
 from vlatool.artifacts.shards.format import read_preprocessing_config
 from vlatool.artifacts.stats.format import read_stats, write_stats
 from vlatool.config.resolve import load_config, parse_override
-from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.evaluation.control import ImageSizes
 from vlatool.evaluation.offline import evaluate_open_loop
@@ -23,7 +23,7 @@ from vlatool.models.trained import open_trained
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.evaluate import recorded_pairs
 from vlatool.workflows.train import train
-from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
+from vlatool.workflows.verify import InspectConfig, inspect
 
 JOINTS = ["shoulder", "elbow"]
 
@@ -88,9 +88,8 @@ def test_a_run_and_its_evaluation_have_the_names(data: Path, trained: Path) -> N
 
 def findings_of(location: Path, code: str) -> list[str]:
     """Messages of `verify` for a code."""
-    with pytest.raises(DataError) as caught:
-        verify(VerifyConfig(location=str(location)))
-    return [finding.message for finding in caught.value.result.findings if finding.code == code]
+    findings = verified(location).findings
+    return [finding.message for finding in findings if finding.code == code]
 
 
 def nan_in_second_action(number: int, columns: Columns) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.builders.errors import fails
 from tests.builders.s3_runs import upload
+from tests.builders.verifying import verified
 from vlatool.artifacts.curation.format import read_curation
 from vlatool.artifacts.frames.format import FramesFolder
 from vlatool.artifacts.images import encode_jpeg, encode_png
@@ -27,7 +28,7 @@ from vlatool.testing.sinks import check_sink
 from vlatool.workflows.curate import CurateConfig, KeepRule, curate
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
-from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
+from vlatool.workflows.verify import InspectConfig, inspect
 
 IMAGES = {"resize_images_size": [24, 20], "image_resizing_filter": "box"}
 # Keys of windows, some of them at another rate or with other images of the source.
@@ -355,14 +356,13 @@ def test_damage_is_found_and_named(
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(frames, copy)
-    verify(VerifyConfig(location=str(copy)))
+    assert verified(copy).whole
     samples(copy, **cache)  # the statistics are known
     tar = FramesFolder(copy).tar(FramesFolder(copy).episodes[0].id)
     content = bytearray(tar.path.read_bytes())
     damage(content, tar.index)
     tar.path.write_bytes(content)
-    with fails("data.broken"):
-        verify(VerifyConfig(location=str(copy)))
+    assert not verified(copy).whole
     if damage is damaged_image:
         _, read = samples(copy, **cache)
         broken = [each for each in read if isinstance(each, DroppedSample)]

@@ -22,8 +22,8 @@ from tests.builders.lerobot import lerobot_dataset
 from tests.builders.spartan import spartan_task
 from tests.surface.invoke import run_vlatool
 from vlatool.artifacts.clips import copy_clip
+from vlatool.artifacts.npz import write_arrays
 from vlatool.artifacts.tar import TarWriter, member_bytes
-from vlatool.artifacts.tar_sample import write_arrays
 from vlatool.pages.images import MAX_VIDEO_BYTES, PageVideos
 from vlatool.sources.lerobot.dataset import LeRobotConfig
 from vlatool.sources.lerobot.reader import LeRobotReader

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tests.builders import training
 from tests.builders.base_models import clip_base
 from tests.builders.recording import Recorder
+from tests.builders.verifying import verified
 from tests.builders.web_server import web_server
 from vlatool.artifacts.run.format import RunDir
 from vlatool.config.resolve import load_config
@@ -29,7 +30,7 @@ from vlatool.training.config import TrainConfig
 from vlatool.workflows.evaluate import open_loop
 from vlatool.workflows.export import ExportConfig, export
 from vlatool.workflows.train import finetune, train
-from vlatool.workflows.verify import InspectConfig, VerifyConfig, VerifyResult, inspect, verify
+from vlatool.workflows.verify import InspectConfig, inspect
 
 # Keys that records of the published program have. Source: reference/training 1.7.
 RECORDED = {
@@ -283,11 +284,7 @@ def test_verify_finds_damage_of_an_experiment(
 
 def finding_codes(location: Path, kind: str = "experiment") -> set[str]:
     """Codes of the findings."""
-    try:
-        result = verify(VerifyConfig(location=str(location)))
-    except DataError as error:
-        result = error.result
-    assert isinstance(result, VerifyResult)
+    result = verified(location)
     assert (result.kind, result.checked["files"] > 0) == (kind, True)
     return set(result.codes)
 

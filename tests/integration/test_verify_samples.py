@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ import pytest
 from tests.builders.codes import plain_fast, published_windows, tokenizer_digest, write_tree_codes
 from tests.builders.verifying import verified
 from vlatool.artifacts.codes.format import CodesFolder, EpisodeCodes, write_codes
-from vlatool.artifacts.profile import read_profile, write_profile
-from vlatool.artifacts.samples.episode import EpisodeSamples, parse_sample, render_sample
+from vlatool.artifacts.profile import read_profile
 from vlatool.jobs.files import NAME
 from vlatool.jobs.record import OutputRecord
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
@@ -191,76 +189,6 @@ def test_a_defect_of_codes_has_its_code(
 ) -> None:
     change(workspace)
     assert f"codes.{code}" in finding_codes(workspace / "A" / name)
-
-
-def in_sample(**changes: Any) -> Break:
-    """Changes the first sample of both layouts to another valid one."""
-
-    def change(workspace: Path) -> None:
-        path = workspace / f"lines/data/{FIRST}.jsonl"
-        first, rest = path.read_bytes().split(b"\n", 1)
-        sample = parse_sample(first)
-        values = {key: value(getattr(sample.conversation, key)) for key, value in changes.items()}
-        other = replace(sample, conversation=replace(sample.conversation, **values))
-        path.write_bytes(render_sample(other) + rest)
-
-    return change
-
-
-def in_packed(**changes: Any) -> Break:
-    def change(workspace: Path) -> None:
-        path = workspace / f"packed/packed/{FIRST}.npz"
-        samples = EpisodeSamples.parse(path.read_bytes())
-        values = {key: value(getattr(samples, key)) for key, value in changes.items()}
-        path.write_bytes(replace(samples, **values).content())
-
-    return change
-
-
-def other_windows(workspace: Path) -> None:
-    path = workspace / f"A/data/{FIRST}.jsonl"
-    path.write_bytes(path.read_bytes().replace(b"-1.0]", b"1.0]"))
-
-
-def other_codes_everywhere(workspace: Path) -> None:
-    """Replaces the codes of the same images, and the manifest."""
-    other_codes(workspace)
-    folder = CodesFolder.open(workspace / "A/tokens")
-    whole = replace(folder, manifest=replace(folder.manifest, episode_digests={}))
-    digests = {name: whole.read(name).digest for name in whole.episodes()}
-    folder.manifest.of_episodes(digests, folder.manifest.pictures).save(folder.path)
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "code"),
-    [
-        ("lines", in_sample(action_ids=lambda ids: (ids[0] ^ 1, *ids[1:])), "other_action_ids"),
-        ("packed", in_packed(ids=lambda ids: ids ^ 1), "other_action_ids"),
-        ("lines", in_sample(codes=lambda codes: codes[::-1]), "other_codes"),
-        ("packed", in_packed(codes=lambda codes: codes ^ 1), "other_codes"),
-        ("lines", in_sample(task=lambda task: f"{task}0"), "no_window"),
-        ("packed", in_packed(images=lambda images: images[:, ::-1]), "no_window"),
-        ("lines", other_windows, "other_action_ids"),
-        ("lines", other_codes_everywhere, "other_codes"),
-        ("lines", lambda folder: plain_fast(folder / "lines/fast", scale=9.0), "other_fast"),
-        ("lines", lambda folder: write_profile(folder / FAST_PROFILE, OTHER_PROFILE), "other_fast"),
-        ("packed", other_codes, "broken_inputs"),
-    ],
-)
-def test_samples_are_compared_with_their_inputs(
-    workspace: Path, name: str, change: Break, code: str
-) -> None:
-    shutil.rmtree(workspace / name / ".vlatool")
-    change(workspace)
-    assert f"samples.{code}" in finding_codes(workspace / name)
-
-
-def test_samples_without_their_inputs_are_not_compared(workspace: Path) -> None:
-    for path in (workspace / "A/data", workspace / "A/tokens", workspace / "A/TiToken"):
-        shutil.rmtree(path)
-    result = verified(workspace / "lines")
-    assert result.whole
-    assert "samples.not_compared" in result.codes
 
 
 def test_every_broken_file_of_codes_is_reported_and_a_missing_manifest_is_valid(

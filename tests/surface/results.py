@@ -71,7 +71,6 @@ ERRORS: dict[str, tuple[str, ...]] = {
     "unknown key": ("resolve-config", "--set", "hparams.rl=1"),
     "nothing to inspect": ("inspect", "nothing"),
     "nothing to verify": ("verify", "nothing"),
-    "not whole": ("verify", "broken"),
     "nothing to merge": ("stats", "merge", "nothing", "nowhere"),
     "not a file": ("version", "--log-file", "nothing/log"),
 }

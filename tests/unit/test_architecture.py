@@ -55,7 +55,6 @@ FOLDER_IMPORTS = {
     ("artifacts/run", "artifacts/shards"),
     ("artifacts/run", "artifacts/stats"),
     ("artifacts/samples", "artifacts/codes"),
-    ("artifacts/samples", "artifacts/fast"),
     ("artifacts/samples", "artifacts/windows"),
     ("artifacts/shards", "artifacts/lerobot"),
     ("artifacts/shards", "artifacts/stats"),

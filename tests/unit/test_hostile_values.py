@@ -62,16 +62,18 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refusal(read: Callable[[], Any]) -> DataError | None:
-    """The error of a read, whose texts hold no representation of an object; None on success."""
+    """The error of a read; None on success. No text holds a representation of an object."""
+    caught = None
+    texts: list[str] = []
     try:
-        read()
+        result = read()
+        if isinstance(result, VerifyResult):
+            texts = [finding.message for finding in result.findings]
     except DataError as error:
+        caught = error
         texts = [error.message, error.hint]
-        if isinstance(error.result, VerifyResult):
-            texts += [finding.message for finding in error.result.findings]
-        assert not [text for text in texts if OBJECT.search(text)]
-        return error
-    return None
+    assert not [text for text in texts if OBJECT.search(text)]
+    return caught
 
 
 CONFIGS = {

@@ -70,7 +70,7 @@ class CheckCounts:
 @dataclass(frozen=True)
 class CheckOptions:
     samples: int | None = 200  # number of samples that are read; None for all
-    is_full: bool = False  # recompute statistics and decode every image
+    is_full: bool = False  # decode every image
     is_quick: bool = False  # compare no digests
     workers: int = 1  # largest number of processes that check raw episodes
     counts: CheckCounts = field(default_factory=CheckCounts)  # counts of what was checked so far

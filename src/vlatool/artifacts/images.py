@@ -232,7 +232,11 @@ def png_info(data: bytes) -> PngInfo:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """(type, content) of each chunk, up to the end of the file."""
+    """(type, content) of each chunk, up to the end of the file.
+
+    With `verify` of Pillow in its place, copying the images of LIBERO (4,000 of 99 kB) takes 7 to
+    25 % more processor time (five runs in turn).
+    """
     view = memoryview(data)
     at = len(_PNG_START)
     kind = b""
@@ -293,11 +297,6 @@ def decode_plain(data: bytes, *, convert: bool = False) -> UInt8Array:
     if not convert and not info.is_plain:
         raise NotRgbError("is not stored as 8-bit RGB (gray, palette or alpha)")
     return decode_rgb(data)
-
-
-def check_pixels(data: bytes) -> None:
-    """Decodes an image; raises ValueError if that fails."""
-    decoded_size(data)
 
 
 def _png_image_info(data: bytes) -> ImageInfo:

@@ -21,7 +21,7 @@ from typing import IO
 
 import numpy as np
 
-from vlatool.artifacts import tar_sample
+from vlatool.artifacts import npz, tar_sample
 from vlatool.episode import Array
 from vlatool.errors import DataError, StorageError
 from vlatool.storage.byte_ranges import open_file, open_forward, read_file
@@ -331,7 +331,7 @@ class ShardIndex:
 
     def content(self) -> bytes:
         """Bytes of the file; equal indexes give equal bytes."""
-        return tar_sample.write_arrays(
+        return npz.write_arrays(
             {
                 "offsets": np.asarray(self.offsets, np.int64),
                 "lengths": np.asarray(self.lengths, np.int64),
@@ -356,7 +356,7 @@ def read_index(path: Path) -> ShardIndex | None:
 def parse_index(content: bytes) -> ShardIndex | None:
     """The index in the bytes of its file; None if they are not an index."""
     try:
-        arrays = tar_sample.read_arrays(content, ("offsets", "lengths", "shard_bytes"))
+        arrays = npz.read_arrays(content, ("offsets", "lengths", "shard_bytes"))
     except (KeyError, ValueError):
         return None
     offsets = arrays["offsets"]

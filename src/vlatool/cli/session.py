@@ -101,6 +101,8 @@ class Invocation:
 
     def finish(self, result: output.Result) -> None:
         output.write_result(result, self.options)
+        if result.exit_code:
+            raise typer.Exit(result.exit_code)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from vlatool.models.images import psnr_of_error
 from vlatool.models.policy import in_batches
 from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer, rank_device
 from vlatool.storage.atomic import write_bytes
+from vlatool.transforms.neighbors import spread
 
 # Steps after the observation that the report has.
 STEPS = (1, 4, 16)
@@ -195,7 +196,7 @@ def save_futures(
     cameras = list(next(iter(lines.values())))
     for camera in cameras:
         count = len(next(iter(lines.values()))[camera])
-        shown = sorted({*np.linspace(0, count - 1, _SHEET_COLUMNS).round().astype(int)})
+        shown = spread(count, _SHEET_COLUMNS)
         steps = ", ".join(f"+{step + 1}" for step in shown)
         rows = [
             SheetRow(

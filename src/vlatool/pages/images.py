@@ -19,6 +19,7 @@ from vlatool.pages.charts import Axis, FieldValues, field_charts, span_charts
 from vlatool.pages.layout import Section, escape, heading, note, sentences, tags
 from vlatool.storage.atomic import write_bytes
 from vlatool.transforms.geometry import project
+from vlatool.transforms.neighbors import spread
 from vlatool.transforms.rotations import matrix_from_rot6d
 
 # Drawn length of the gripper's axes in meters: about a hand.
@@ -370,8 +371,7 @@ class EpisodeView:
 
 def shown_positions(count: int, *, is_brief: bool = False) -> list[int]:
     """Positions in the strip: the first, the last, and evenly spaced ones between."""
-    most = min(_BRIEF_FRAMES if is_brief else _STRIP_FRAMES, count)
-    return sorted({round(i) for i in np.linspace(0, count - 1, most).tolist()})
+    return spread(count, _BRIEF_FRAMES if is_brief else _STRIP_FRAMES)
 
 
 def episode_tile(view: EpisodeView, number: int, anchor: str) -> str:

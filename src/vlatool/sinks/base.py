@@ -21,8 +21,8 @@ from vlatool.artifacts.images import (
     PNG,
     ImageInfo,
     Subsampling,
-    check_pixels,
     decode_rgb,
+    decoded_size,
     encode_jpeg,
     encode_png,
     image_info,
@@ -218,7 +218,7 @@ def stored_jpeg(
         info = None if data is None else image_info(data)
         if data is None or info is None or not (info.is_plain and info.format == JPEG):
             return None
-        check_pixels(data)  # a JPEG has no checksums
+        decoded_size(data)  # a JPEG has no checksums
     return data if info.size == size else None
 
 
@@ -301,7 +301,7 @@ class ImageWriter:
         info = image_info(data)
         if self.encoding.can_copy(info):
             if info.format == JPEG or self.encoding.verify_pixels:
-                check_pixels(data)  # a JPEG has no checksums
+                decoded_size(data)  # a JPEG has no checksums
             self.copied += 1
             self.sizes[info.size] += 1
             return info.format, data

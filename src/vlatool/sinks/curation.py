@@ -66,7 +66,7 @@ class EpisodeFigures:
         figures = {} if episode.success is None else {"success": float(episode.success)}
         arrays: dict[str, Array] = {}
         if np.isfinite(states).all() and np.isfinite(actions).all() and len(states):
-            figures |= motion_figures(states, actions, episode.fps)
+            figures |= motion_figures(states, episode.fps)
             times = np.linspace(0, len(states) - 1, _MOMENTS + 2).round().astype(int)[1:-1]
             arrays = {
                 "path": neighbors.resampled(states, _TIMES).reshape(-1),
@@ -74,7 +74,8 @@ class EpisodeFigures:
                 "actions": actions[times].astype(np.float32),
             }
             residuals = lag_residuals(states, actions)
-            arrays |= {} if residuals is None else {"lags": residuals}
+            if residuals is not None:
+                arrays["lags"] = residuals
         changing = moving_dimensions(states) if arrays else states[:, :0]
         seen: dict[str, dict[str, float]] = {}
         rows: list[UInt8Array] = []
@@ -112,7 +113,7 @@ def _read(
     """Grids [F, 32, 32, 3], whether each image repeats the one before it [F - 1], and those that
     are shown.
     """
-    at = {*np.linspace(0, num_frames - 1, _SHOWN).round().astype(int).tolist()}
+    at = {*neighbors.spread(num_frames, _SHOWN)}
     grids: list[UInt8Array] = []
     repeated: list[Array] = []
     shown: list[UInt8Array] = []
@@ -210,7 +211,6 @@ def compared(receipts: Sequence[Receipt]) -> Curation:
     paths = stacked("path")
     last = paths[:, (_TIMES - 1) * paths.shape[1] // _TIMES :]
     columns |= {
-        "outlier_distance": among(neighbors.distances, paths),
         "end_distance": among(neighbors.distances, last),
         "disagreement": among(neighbors.disagreements, stacked("states"), stacked("actions")),
         "other_instruction": among(neighbors.other_group_ratios, np.hstack([last, *lasts])),
@@ -228,7 +228,9 @@ def compared(receipts: Sequence[Receipt]) -> Curation:
     usual = np.median(lags[~np.isnan(lags)]) if not np.isnan(lags).all() else 0.0
     columns["camera_lag"] = np.abs(lags - usual)
     has_others = len({*texts.tolist()}) > 1
-    absent = {**_ABSENT, **({} if has_others else {"other_instruction": _ONE_INSTRUCTION})}
+    absent = dict(_ABSENT)
+    if not has_others:
+        absent["other_instruction"] = _ONE_INSTRUCTION
     episodes = [
         CuratedEpisode(each.item, each.counts["frames"], each.facts["instruction"], camera=camera)
         for each, camera in zip(receipts, cameras_of, strict=True)

@@ -5,9 +5,9 @@ Legend: W windows, H actions of a window, D values of an action. Source: referen
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain, count, islice
 from pathlib import Path
@@ -36,9 +36,9 @@ from vlatool.artifacts.samples.episode import (
     parse_sample,
     question,
 )
-from vlatool.artifacts.samples.inputs import codes_by_path, encode_actions, stripped
 from vlatool.artifacts.tar import INDEX_SUFFIX
 from vlatool.artifacts.windows import format as windows_format
+from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.events import counted
 from vlatool.findings import Finding
@@ -52,7 +52,7 @@ from vlatool.storage.atomic import write_bytes
 from vlatool.storage.documents import read_document
 from vlatool.storage.tree import files_below
 from vlatool.storage.uri import location
-from vlatool.transforms.action_tokenizer import ActionTokenizer
+from vlatool.transforms.action_tokenizer import ActionTokenizer, EncodedActions
 
 _ROTATIONS = ("roll", "pitch", "yaw")
 _TEXT_TOKENIZER = "tokenizer.json"
@@ -268,7 +268,7 @@ class EpisodeBuilder:
 
     def __call__(self, item: WindowFile) -> Receipt:
         """Writes the lines with their index, or the packed samples."""
-        windows = [stripped(window) for window in _windows(item.path) if window.kind in self.kinds]
+        windows = [_stripped(window) for window in _windows(item.path) if window.kind in self.kinds]
         if not windows:
             return Receipt(item.episode, counts={"samples": 0})
         shape = common_shape(item.path, windows)
@@ -278,7 +278,7 @@ class EpisodeBuilder:
         _check_own_episode(item, distinct)
         self._check_images(item, distinct)
         ids, findings = self._action_ids(item, distinct)
-        samples = assemble(windows, ids, codes_by_path(self.codes, distinct))
+        samples = assemble(windows, ids, _codes_by_path(self.codes, distinct))
         kinds = Counter(window.kind for window in windows)
         actions = np.array([window.actions for window in distinct], np.float64)
         return Receipt(
@@ -359,7 +359,7 @@ class EpisodeBuilder:
     ) -> tuple[list[list[int]], tuple[Finding, ...]]:
         try:
             tokenizer = action_tokenizer(self.fast, self.fast_digest)
-            encoded = encode_actions(tokenizer, self.profile, windows)
+            encoded = _encode_actions(tokenizer, self.profile, windows)
         except ValueError as error:
             raise _window_error(item.path, str(error), "data.mismatch") from None
         except DataError as error:
@@ -545,3 +545,39 @@ def write_shards(
             return
         rest = islice(lines, limit - 1)
         yield from write_lines(output, samples_format.lines_shard_name(number), chain(first, rest))
+
+
+def _stripped(window: windows_format.Window) -> windows_format.Window:
+    """The window, trailing whitespace of its instruction removed, as in samples."""
+    task = window.task.rstrip()
+    if task == window.task:
+        return window
+    return replace(window, task=task)
+
+
+def _encode_actions(
+    tokenizer: ActionTokenizer,
+    profile: profiles.NormalizationProfile,
+    windows: Sequence[windows_format.Window],
+) -> EncodedActions:
+    """Action ids of each window."""
+    with np.errstate(over="ignore"):  # the tokenizer raises on infinity
+        chunks = profile.normalize(np.array([window.actions for window in windows]))
+    return tokenizer.encode_counted(chunks)
+
+
+def _codes_by_path(
+    codes: CodesFolder, windows: Sequence[windows_format.Window]
+) -> Mapping[str, Array]:
+    """Codes uint16 [K] by the path of each future image; raises DataError if they are unusable."""
+    stems_of: dict[str, dict[str, str]] = {}
+    for window in windows:
+        for path in window.future:
+            folder, _, name = path.removeprefix(f"{IMAGES_NAME}/").rpartition("/")
+            stems_of.setdefault(folder, {})[path] = name.rpartition(".")[0]
+    by_path: dict[str, Array] = {}
+    for folder, stems in stems_of.items():
+        episode = codes.read(folder, stems.values())
+        for path, stem in stems.items():
+            by_path[path] = episode.codes[episode.row_of[stem]]
+    return by_path

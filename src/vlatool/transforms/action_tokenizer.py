@@ -30,17 +30,12 @@ def future_frames(at: int, steps: int, frames: int) -> list[int]:
     return [min(frame, frames - 1) for frame in range(at + 1, at + 1 + steps)]
 
 
-def with_padding(actions: Array, steps: int, *, is_held: bool = False) -> Array:
+def with_padding(actions: Array, steps: int) -> Array:
     """Actions [F, A] padded for windows at the end of the episode: [F + steps, A].
-
-    `actions`: [F, A]; `is_held`: repeat the last action: absolute and relative poses of zeros would
-    be motion.
 
     A padded action does not move and keeps the gripper: zeros, except for the last value, which is
     that of the last real action.
     """
-    if is_held:
-        return np.concatenate([actions, np.repeat(actions[-1:], steps, axis=0)])
     still = np.zeros_like(actions[-1:])
     still[:, -1] = actions[-1, -1]
     return np.concatenate([actions, np.repeat(still, steps, axis=0)])

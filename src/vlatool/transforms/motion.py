@@ -1,4 +1,4 @@
-"""Figures of one recorded motion: stillness, jumps, tremor, saturation, gripper, lag.
+"""Figures of one recorded motion: stillness, jumps, tremor, lag.
 
 Legend of shapes: F frames, S dimensions of the state, A of the action. Dimensions that do not
 change, and those that are open or closed like a gripper, have no speed.
@@ -15,12 +15,10 @@ _TWO_VALUED = 0.9
 _MOST_LAG = 4  # frames
 _CLEAR = 0.7  # of the residual at the usual lag, below which another one is clear
 _FEWEST_FRAMES = 8
-_CUTOFF_HZ = 10.0
-_SMALLEST_AMPLITUDE = 0.05
 
 
-def motion_figures(states: Array, actions: Array, fps: float) -> dict[str, float]:
-    """Figures of states [F, S] and actions [F, A]; those that cannot be computed are left out.
+def motion_figures(states: Array, fps: float) -> dict[str, float]:
+    """Figures of states [F, S]; empty if they are too few or do not change.
 
     Speeds are norms of the steps of the state, each dimension by its standard deviation. `fps` is
     0 if unknown: then seconds are frames.
@@ -31,13 +29,7 @@ def motion_figures(states: Array, actions: Array, fps: float) -> dict[str, float
     if len(states) >= _FEWEST_FRAMES and changing.shape[1]:
         speed = speeds(changing)
         figures |= _pauses(speed, rate) | {"largest_jump": _largest_jump(changing)}
-        figures |= {"spectral_arc_length": sparc(speed, rate), "log_jerk": log_jerk(speed)}
         figures["reversal"] = _reversal(changing)
-    if len(actions) >= _FEWEST_FRAMES and actions.shape[1]:
-        grips = two_valued(actions) & _changes(actions)
-        figures |= _saturation(actions[:, ~two_valued(actions)])
-        if grips.any():
-            figures["gripper_switches"] = float(_switches(actions[:, grips]).max())
     return figures
 
 
@@ -100,32 +92,6 @@ def _reversal(states: Array) -> float:
     return -float((steps[1:] * steps[:-1]).sum() / (steps**2).sum())
 
 
-def sparc(speed: Array, rate: float) -> float:
-    """Spectral arc length of a speed [N], at most 0; far below for tremor.
-
-    Source: Balasubramanian et al., On the analysis of movement smoothness (2015), section on the
-    spectral arc length, with its cutoff of 10 Hz and amplitudes from 0.05 on.
-    """
-    size = 2 ** (int(np.ceil(np.log2(len(speed)))) + 4)
-    spectrum = np.abs(np.fft.rfft(speed, size))
-    frequencies = np.fft.rfftfreq(size, 1 / rate)
-    spectrum = (spectrum / spectrum.max())[frequencies <= _CUTOFF_HZ]
-    last = int(np.flatnonzero(spectrum >= _SMALLEST_AMPLITUDE)[-1])
-    steps = np.diff(spectrum[: last + 1])
-    return -float(np.hypot(1 / max(last, 1), steps).sum())
-
-
-def log_jerk(speed: Array) -> float:
-    """Negative logarithm of the dimensionless jerk of a speed [N]: low for tremor.
-
-    The rate cancels. Source: Balasubramanian et al., A robust and sensitive metric for quantifying
-    movement smoothness (2012), section on the logarithm, after Hogan and Sternad (2009).
-    """
-    jerk = np.diff(speed, 2)
-    total = len(speed) ** 3 * float((jerk**2).sum()) / float(speed.max()) ** 2
-    return -float(np.log(max(total, 1e-12)))
-
-
 def lag_residuals(states: Array, actions: Array) -> Array | None:
     """Residuals [2, 9] of the actions [F, A] by the next state, and by the step to it, of the
     states [F, S]: mean squares of linear fits in which actions come -4 to 4 frames later. None
@@ -167,20 +133,3 @@ def action_lags(residuals: Array) -> Array:
     usual = int(np.median(chosen.argmin(axis=1)))
     is_clear = chosen.min(axis=1) < _CLEAR * chosen[:, usual]
     return np.where(is_clear, chosen.argmin(axis=1) - usual, 0).astype(float)
-
-
-def _saturation(actions: Array) -> dict[str, float]:
-    """Share of the values of actions [F, A] at the smallest or largest one of their dimension that
-    are there in two frames in a row.
-    """
-    if not actions.shape[1]:
-        return {}
-    limits = (actions == actions.min(axis=0)) | (actions == actions.max(axis=0))
-    repeated = limits[1:] & (actions[1:] == actions[:-1])
-    return {"saturation": float((repeated & _changes(actions)).mean())}
-
-
-def _switches(grips: Array) -> Array:
-    """Changes between the halves of the range of each dimension of [F, A]."""
-    is_high = grips > (grips.min(axis=0) + grips.max(axis=0)) / 2
-    return np.diff(is_high.astype(np.int8), axis=0).astype(bool).sum(axis=0)

@@ -87,7 +87,7 @@ def _distance(points: Array, index: int, chosen: Array, count: int = _NEAREST) -
     """
     others = np.flatnonzero(chosen)
     others = others[others != index]
-    others = others[_evenly(len(others), _MOST)]
+    others = others[spread(len(others), _MOST)]
     if not len(others):
         return float("nan")
     squares = ((points[others] - points[index]) ** 2).sum(axis=1)
@@ -123,7 +123,7 @@ def disagreements(states: Array, actions: Array, groups: Sequence[str]) -> Array
     result = np.full(count, np.nan)
     for index in range(count):
         chosen = np.flatnonzero((names == names[index]) & (np.arange(count) != index))
-        chosen = chosen[_evenly(len(chosen), _MOST // 10)]
+        chosen = chosen[spread(len(chosen), _MOST // 10)]
         if not len(chosen):
             continue
         points, targets = (
@@ -156,5 +156,6 @@ def _scaled(values: Array) -> Array:
     return values / np.where(deviation > 0, deviation, 1) / np.sqrt(max(values.shape[1], 1))
 
 
-def _evenly(count: int, most: int) -> Array:
-    return np.linspace(0, count - 1, min(count, most)).round().astype(int)
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` positions in 0..count-1, evenly spaced: the first and the last included."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()

@@ -295,6 +295,14 @@ def upload(config: UploadConfig, *, reporter: Reporter = NULL) -> UploadResult:
         )
     result = verify(VerifyConfig(location=str(folder)), reporter=reporter)
     assert not isinstance(result, CodesResult)
+    if not result.whole:
+        raise DataError.at(
+            folder,
+            f"verification found {counted(result.counts['error'], 'error')}",
+            hint=f"vlatool verify {folder} lists them",
+            code="data.incomplete",
+            codes=dict(result.codes),
+        )
     files = _files(config, folder, result, reporter)
     tag = _lerobot_version(folder) if "/datasets/" in config.location else ""
     if not config.dry_run:

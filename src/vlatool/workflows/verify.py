@@ -225,7 +225,7 @@ class VerifyConfig(SourceKeys):
         None, "Raw episodes to verify, such as 0:4,7; the end of a range is excluded."
     )
     rename: NameMap = option(NameMap(), "New names in raw episodes, as for `preprocess`.")
-    full: bool = option(False, "Decode every image, read every sample, recompute the statistics.")
+    full: bool = option(False, "Decode every image, read every sample.")
     quick: bool = option(False, "Compare sizes and headers, no digests.")
     samples: int = option(200, "Number of samples whose contents are read, evenly spaced.", ge=0)
     workers: int | None = option(
@@ -260,6 +260,12 @@ class VerifyResult(Result):
     codes: Mapping[str, int]  # map from code to number of findings
     checked: Mapping[str, int]  # counts of what was checked
     findings: tuple[Finding, ...]  # the first 100 of each code, in order
+
+    @property
+    def exit_code(self) -> int:
+        if self.whole:
+            return 0
+        return DataError.exit_code
 
     def lines(self) -> list[str]:
         groups = [
@@ -307,8 +313,7 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
     Raises:
         UsageError: No location is given, options contradict each other, or several formats find
             episodes.
-        DataError: The content is unknown; or `data.incomplete`, whose `result` has the
-            findings, if one of them is an error.
+        DataError: The content is unknown.
     """
     if config.codes:
         return CodesResult(list(inspection.code_rows()))
@@ -338,7 +343,7 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
         severities[finding.severity] += 1
         if counts[finding.code] <= _MAX_PER_CODE:
             shown.append(_relative(finding, verification.root))
-    result = VerifyResult(
+    return VerifyResult(
         kind=verification.kind,
         location=config.location,
         format=verification.format,
@@ -348,16 +353,6 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
         checked=asdict(options.counts),
         findings=tuple(shown),
     )
-    if result.whole:
-        return result
-    problem = DataError(
-        f"{config.location}: verification found {counted(result.counts['error'], 'error')}",
-        hint="each finding says what to do",
-        code="data.incomplete",
-        details={"counts": dict(result.counts), "codes": dict(result.codes)},
-    )
-    problem.result = result
-    raise problem
 
 
 def _each_once(findings: Iterable[Finding]) -> Iterator[Finding]:

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from tests.builders import shards as built
+from vlatool.artifacts.npz import array_headers, read_arrays
 from vlatool.artifacts.tar import TarWriter, member_bytes, open_shard, scan_tar
 from vlatool.artifacts.tar_sample import (
     ImageName,
     StoredSample,
-    array_headers,
     image_suffix,
     parse_image,
-    read_arrays,
     read_members,
     sample_members,
 )

@@ -14,11 +14,11 @@ from tests.builders.lerobot import lerobot_dataset
 from tests.builders.preprocessing import FRAMES, processed
 from tests.builders.spartan import spartan_task
 from vlatool.artifacts.lerobot.tables import read_rows
+from vlatool.artifacts.npz import NpzArchive
 from vlatool.episode import RowSegment
 from vlatool.errors import DataError
 from vlatool.sources.lerobot.dataset import LeRobotConfig
 from vlatool.sources.lerobot.reader import LeRobotReader
-from vlatool.sources.npz import NpzArchive
 from vlatool.sources.spartan.config import SpartanConfig
 from vlatool.sources.spartan.reader import SpartanReader
 

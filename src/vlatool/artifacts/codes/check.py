@@ -61,7 +61,6 @@ class _FolderCheck:
     def __init__(self, folder: codes_format.CodesFolder, check: CheckOptions) -> None:
         self._folder = folder
         self._check = check
-        self._digests: dict[str, str] = {}
         self._images = 0
 
     def findings(self) -> Iterator[Finding]:
@@ -82,17 +81,16 @@ class _FolderCheck:
             stems = self._folder.stems(episode)
             self._images += len(stems)
         else:
-            codes: list[codes_format.EpisodeCodes] = []
+            stems: list[str] = []
+            is_known = False
             for entry in self._read(episode):
                 if isinstance(entry, Finding):
                     yield entry
                 else:
-                    codes.append(entry)
-            stems = [stem for entry in codes for stem in entry.stems]
+                    stems += entry.stems
+                    is_known = True
             self._images += len(stems)
-            if len(codes) == 1:
-                self._digests[episode] = codes[0].digest
-            if not (codes or self._files(episode)):
+            if not (is_known or self._files(episode)):
                 return  # no image of the episode is known
         yield from self._against_images(episode, stems)
 
@@ -140,12 +138,6 @@ class _FolderCheck:
             )
             message = f"{location['path']}: lists {message}, found {counts[0]} and {counts[1]}"
             yield CODES("count_mismatch", message, **location)
-        elif (
-            len(self._digests) == episodes
-            and codes_format.combined_digest(self._digests) != manifest.digest
-        ):
-            message = f"{location['path']}: the digest does not match the codes"
-            yield CODES("digest_mismatch", message, **location)
 
 
 def _finding(error: DataError, episode: str) -> Finding:

@@ -11,6 +11,7 @@ Source: reference/future-vla 3; formats/codes 1, 3, 4.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 from pydantic import Field
 
 from vlatool.artifacts.manifest import Count, ManifestType, Number
-from vlatool.artifacts.tar_sample import read_arrays, write_arrays
+from vlatool.artifacts.npz import read_arrays, write_arrays
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import Reporter, counted
@@ -32,6 +33,7 @@ from vlatool.storage.background import in_parallel
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.documents import DocumentError, parse_json, read_document
 from vlatool.storage.uri import can_list, is_file_name, is_remote
+from vlatool.transforms.neighbors import spread
 
 CodesLayout = Literal["json", "packed"]
 LAYOUTS: tuple[CodesLayout, ...] = get_args(CodesLayout)
@@ -466,11 +468,9 @@ def usage_of(folder: CodesFolder) -> CodesUsage:
     """Use of the codebook in at most 8 episodes; those that cannot be read are left out."""
     names = folder.episodes()
     rows = list[Any]()
-    for index in np.unique(np.linspace(0, len(names) - 1, _MAX_READ).round().astype(int)):
-        try:
+    for index in spread(len(names), _MAX_READ):
+        with suppress(DataError):  # reported by verify
             rows.append(folder.read(names[index]).codes)
-        except (DataError, IndexError):  # reported by verify; there are no episodes
-            continue
     if not rows:
         return CodesUsage()
     codes = np.concatenate(rows)

@@ -32,24 +32,19 @@ FIGURES: Mapping[str, str] = {
     "longest_pause": "longest stillness between them, in seconds",
     "end_speed": "speed of the last 0.3 s, by the top speed: cut off in motion",
     "largest_jump": "largest step of a dimension of the state, by its range",
-    "spectral_arc_length": "smoothness of the speed (SPARC, 2015)",
-    "log_jerk": "smoothness of the speed (logarithm of the dimensionless jerk)",
     "reversal": "negative correlation of each step with the next: above 0 for tremor",
-    "saturation": "share of action values that stay at their limit",
-    "gripper_switches": "times that the gripper opens or closes",
     "action_lag": "frames by which actions come after the motion they explain",
     "camera_lag": "frames by which images come after the motion",
     "frozen_share": "share of frames that repeat the image while the robot moves",
     "blank_share": "share of images of one color",
     "swapped_cameras": "distance of a camera's mean image to the usual one, by that to another's",
-    "outlier_distance": "distance of the states to the nearest of the same instruction",
     "end_distance": "distance of the last state to the nearest of the same instruction",
     "duplicate_distance": "distance of states and images to the nearest episode",
     "other_instruction": "distance of the end to ends of its instruction, by that to others",
     "disagreement": "difference of actions from those of others at like states",
     MODEL_ERROR: "error of the actions of a policy that was not trained on it, in deviations",
 }
-_BAD_IF_LOW = frozenset({"success", "spectral_arc_length", "log_jerk", "duplicate_distance"})
+_BAD_IF_LOW = frozenset({"success", "duplicate_distance"})
 
 
 def badness(name: str, value: float) -> float:

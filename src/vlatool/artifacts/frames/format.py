@@ -22,9 +22,10 @@ from pydantic import Field
 
 from vlatool.artifacts.images import decode_rgb, open_image
 from vlatool.artifacts.manifest import FileName, ManifestType
+from vlatool.artifacts.npz import write_arrays
 from vlatool.artifacts.shards.format import read_preprocessing_config
 from vlatool.artifacts.tar import INDEX_SUFFIX, ShardIndex, shard_index
-from vlatool.artifacts.tar_sample import ARRAYS, METADATA, StoredSample, read_members, write_arrays
+from vlatool.artifacts.tar_sample import ARRAYS, METADATA, StoredSample, read_members
 from vlatool.episode import (
     Array,
     Calibration,

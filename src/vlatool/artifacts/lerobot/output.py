@@ -36,6 +36,7 @@ from vlatool.artifacts.lerobot.format import (
 from vlatool.episode import Array, UInt8Array
 from vlatool.storage.atomic import open_atomic, write_json
 from vlatool.transforms import statistics
+from vlatool.transforms.neighbors import spread
 
 Stats = dict[str, Any]
 
@@ -81,8 +82,7 @@ def _entry(stats: statistics.WindowStatistics) -> Stats:
 
 def sampled_frames(num_frames: int) -> list[int]:
     """Evenly spaced frames, at most 100, of which camera statistics are made."""
-    count = min(num_frames, _MOST_IMAGES)
-    return sorted({*np.linspace(0, num_frames - 1, count).round().astype(int).tolist()})
+    return spread(num_frames, _MOST_IMAGES)
 
 
 class ImageStatistics:

@@ -7,29 +7,22 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vlatool.artifacts.check import CheckOptions, check_record_and_files
-from vlatool.artifacts.codes.format import CodesFolder
 from vlatool.artifacts.lines import lines_index_path, read_lines, unpaired_indexes
-from vlatool.artifacts.profile import NormalizationProfile
 from vlatool.artifacts.samples import format as samples_format
 from vlatool.artifacts.samples.episode import TokenSample, parse_sample, render_sample
-from vlatool.artifacts.samples.inputs import EpisodeInputs, find_codes, read_tokenizer
 from vlatool.artifacts.tar import read_index
-from vlatool.artifacts.windows.format import DATA_NAME, lines_name
+from vlatool.artifacts.windows.format import DATA_NAME
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes, error, info, warning
 from vlatool.storage.tree import file_names
 from vlatool.storage.uri import can_list
-from vlatool.transforms.action_tokenizer import ActionTokenizer
 
 _BUILD_AGAIN = "copy the samples again, or build them again with --overwrite"
 
 SAMPLES = FindingCodes(
     "samples",
-    no_manifest=info(
-        "manifest.json is missing, as in published folders: action ids and codes are not "
-        "computed again."
-    ),
+    no_manifest=info("manifest.json is missing, as in published folders."),
     broken_manifest=error("manifest.json cannot be read.", _BUILD_AGAIN),
     missing_file=error("A file of samples is missing.", _BUILD_AGAIN),
     broken_file=error("A file of samples cannot be read.", _BUILD_AGAIN),
@@ -50,25 +43,6 @@ SAMPLES = FindingCodes(
     no_pictures=error(
         "The folder of the images is missing.",
         "move it back to where it was, or build the samples again",
-    ),
-    other_fast=error(
-        "The action tokenizer or the profile in fast/ is broken, or not that of manifest.json.",
-        _BUILD_AGAIN,
-    ),
-    broken_inputs=error(
-        "Windows or codes that samples were made from are damaged.",
-        "run `vlatool verify` on the folder of the windows and on that of the codes",
-    ),
-    no_window=error("No window has the kind, instruction and images of a sample.", _BUILD_AGAIN),
-    other_action_ids=error(
-        "The action ids of a sample are not those of the actions of its window.", _BUILD_AGAIN
-    ),
-    other_codes=error(
-        "The codes of a sample are not those of the future images of its window.", _BUILD_AGAIN
-    ),
-    not_compared=info(
-        "Windows, codes or the action tokenizer are not there: numbers that follow from them "
-        "are not computed again."
     ),
 )
 
@@ -92,13 +66,14 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
     try:
         folder = samples_format.SamplesFolder.open(location)
     except DataError as error:
-        is_line = error.code == "data.broken" and samples_format.is_published(location)
-        code = "broken_line" if is_line else "broken_manifest"
+        code = "broken_manifest"
+        if error.code == "data.broken" and samples_format.is_published(location):
+            code = "broken_line"
         yield SAMPLES(code, error.message, path=str(error.details["path"]))
         return
     if not folder.has_manifest:
         path = location / samples_format.MANIFEST_NAME
-        yield SAMPLES.at("no_manifest", path, "is missing: ids and codes are not computed again")
+        yield SAMPLES.at("no_manifest", path, "is missing")
     yield from _FolderCheck(folder, options).findings()
 
 
@@ -115,7 +90,6 @@ class _FolderCheck:
         self._shape = (shape.get("pictures"), shape.get("future"))
         fast: Any = folder.document.get("fast") or {}
         self._ids = fast.get("vocab_size")
-        self._inputs = _InputsCheck(folder)
 
     def findings(self) -> Iterator[Finding]:
         files = self._folder.files
@@ -126,8 +100,6 @@ class _FolderCheck:
         if self._check.is_quick:
             self._check.counts.add(files=len(files), samples=len(self._folder))
             return
-        if check_images and self._folder.has_manifest:
-            yield from self._inputs.open()
         has_no_error = True
         with self._check.reporter.progress("files", len(files), "files") as bar:
             for name, count in files:
@@ -139,7 +111,6 @@ class _FolderCheck:
         if not self._folder.has_manifest and can_list(self._folder.path):
             for index in unpaired_indexes(self._folder.path / DATA_NAME):
                 yield SAMPLES.at("index_mismatch", index, "its file of lines is missing")
-        yield from self._inputs.missing()
         if has_no_error:
             yield from self._totals()
 
@@ -201,7 +172,6 @@ class _FolderCheck:
             largest = max(conversation.action_ids)
             problem = f"has the action id {largest}, expected at most {self._ids - 1}"
             yield SAMPLES.at("unknown_action_id", path, problem, line=line)
-        yield from self._inputs.compare(path, line, sample)
         for image in sample.images if check_images else ():
             name = PurePosixPath(image.removeprefix(self._folder.prefix))
             if name.name not in self._names(name.parent) and image not in self._reported:
@@ -238,68 +208,6 @@ class _FolderCheck:
             problem = "spaces or escapes differ from the standard form"
             return SAMPLES.at("other_spelling", path, problem, line=number)
         return sample
-
-
-class _InputsCheck:
-    """Compares samples with the windows, codes and action tokenizer that they were made from."""
-
-    def __init__(self, folder: samples_format.SamplesFolder) -> None:
-        self._folder = folder
-        self._fast: tuple[ActionTokenizer, NormalizationProfile] | None = None
-        self._codes: CodesFolder | None = None
-        self._is_open = False
-        self._episode = ""
-        self._inputs = None
-        self._missing: dict[str, None] = {}
-
-    def open(self) -> Iterator[Finding]:
-        """Opens the inputs; yields findings about those that are not the recorded ones."""
-        self._is_open = True
-        try:
-            self._fast = read_tokenizer(self._folder)
-            if self._fast is None:
-                self._missing["action ids: no action tokenizer beside the samples"] = None
-        except DataError as error:
-            path = str(self._folder.path / samples_format.FAST_NAME)
-            yield SAMPLES("other_fast", error.message, path=path)
-        try:
-            self._codes = find_codes(self._folder)
-            if self._codes is None:
-                self._missing["codes: none of their tokenizer beside the images"] = None
-        except DataError as error:
-            yield SAMPLES("broken_inputs", error.message, path=error.details["path"])
-
-    def compare(self, path: Path, line: int, sample: TokenSample) -> Iterator[Finding]:
-        """Yields the first difference of a sample from its window."""
-        if not self._is_open:
-            return
-        images = [image.removeprefix(self._folder.prefix) for image in sample.images]
-        episode = PurePosixPath(images[-1]).parent.name if images else ""
-        if episode != self._episode:
-            self._episode = episode
-            self._inputs = None
-            yield from self._read(episode)
-        problem = self._inputs and self._inputs.problem(sample.conversation, images)
-        if problem:
-            code, reason = problem
-            yield SAMPLES.at(code, path, reason, line=line)
-
-    def missing(self) -> Iterator[Finding]:
-        """Yields a finding about inputs that are not there."""
-        if self._missing:
-            problem = f"not computed again: {'; '.join(self._missing)}"
-            yield SAMPLES.at("not_compared", self._folder.path, problem)
-
-    def _read(self, episode: str) -> Iterator[Finding]:
-        """Reads the windows of an episode; yields a finding if they or their codes are broken."""
-        path = self._folder.images_root / lines_name(episode)
-        if not path.is_file():
-            self._missing["numbers of episodes without a file of windows"] = None
-            return
-        try:
-            self._inputs = EpisodeInputs.read(path, self._fast, self._codes)
-        except DataError as error:
-            yield SAMPLES("broken_inputs", error.message, path=str(path))
 
 
 def _check_index(path: Path) -> Iterator[Finding]:

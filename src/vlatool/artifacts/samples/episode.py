@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlatool.artifacts.codes.format import CODEBOOK_SIZE, CODES_PER_IMAGE
-from vlatool.artifacts.tar_sample import read_arrays, write_arrays
+from vlatool.artifacts.npz import read_arrays, write_arrays
 from vlatool.artifacts.windows.format import IMAGE, RESERVED, Kind, Window, reserved_word
 from vlatool.episode import Array
 from vlatool.events import counted

@@ -1,10 +1,8 @@
 """Checks of training shards: the files of the run, the folders of shards, their samples.
 
-All headers and digests of shards are checked (`--quick`: no digests), and the contents of some
-samples.
+All headers of shards are checked, and the contents of some samples.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -59,8 +57,7 @@ class ShardList:
     shards: Sequence[Shard]
     # True if there is a manifest; counts and statistics are then checked too
     has_manifest: bool = True
-    # maps the key of each checked sample to its digest; to empty bytes if digests are not compared
-    digests: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    keys: set[str] = field(default_factory=set[str])  # keys of the samples that were checked
 
     @property
     def num_samples(self) -> int:
@@ -85,10 +82,7 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
 
 
 def _check_folders(location: Path, check: CheckOptions) -> Iterator[Finding]:
-    """If the output has `shards` and `episodes`, checks and compares them.
-
-    Otherwise checks the folder itself.
-    """
+    """Checks `shards` and `episodes`; the folder itself if it has none of them."""
     lists: dict[str, ShardList] = {}
     for folder in ShardFolder.parts(location):
         for result in _list_shards(folder):
@@ -98,30 +92,11 @@ def _check_folders(location: Path, check: CheckOptions) -> Iterator[Finding]:
                 lists[folder.path.name] = result
     for name, listed in lists.items():
         if name == EPISODES_NAME and len(lists) > 1:
-            # These samples are also in `shards`; both are compared below.
-            yield from _check_shards(listed, replace(check, samples=0, is_full=False), name)
-            check.counts.add(samples=-len(listed.digests), episodes=len(listed.shards))
+            # These samples are also in `shards`: their headers are enough.
+            yield from _check_shards(listed, replace(check, samples=0), name)
+            check.counts.add(samples=-len(listed.keys), episodes=len(listed.shards))
         else:
             yield from _check_shards(listed, check)
-    if len(lists) > 1:
-        yield from _compare_folders(lists[SHARDS_NAME], lists[EPISODES_NAME])
-
-
-def _compare_folders(shards: ShardList, episodes: ShardList) -> Iterator[Finding]:
-    """Yields a finding for every sample that is not in both folders with the same bytes."""
-    shards_path = shards.folder.path
-    episodes_path = episodes.folder.path
-    for key, digest in shards.digests.items():
-        other = episodes.digests.get(key)
-        if other is None:
-            message = f"sample {key} is in {shards_path}, not in {episodes_path}"
-            yield SHARDS("only_in_shards", message, sample=key, path=str(shards_path))
-        elif other != digest:
-            message = f"sample {key} differs between {shards_path} and {episodes_path}"
-            yield SHARDS("digest_mismatch", message, sample=key, path=str(shards_path))
-    for key in (key for key in episodes.digests if key not in shards.digests):
-        message = f"sample {key} is in {episodes_path}, not in {shards_path}"
-        yield SHARDS("only_in_episodes", message, sample=key, path=str(episodes_path))
 
 
 def _list_shards(folder: ShardFolder) -> Iterator[Finding | ShardList]:
@@ -130,12 +105,15 @@ def _list_shards(folder: ShardFolder) -> Iterator[Finding | ShardList]:
     try:
         shards = folder.shards()
     except DataError as error:
-        code = "no_manifest" if error.code == "data.no_manifest" else "broken_manifest"
+        code = "broken_manifest"
+        if error.code == "data.no_manifest":
+            code = "no_manifest"
         yield SHARDS(code, error.message, path=str(manifest), line=error.details.get("line"))
         return
     listed = Counter(shard.path for shard in shards)
-    folders = {path.parent for path in listed if can_list(path)}
-    tars = {tar for parent in folders for tar in parent.glob("*.tar")}
+    tars: set[Path] = set()
+    for folder_of_shards in {path.parent for path in listed if can_list(path)}:
+        tars.update(folder_of_shards.glob("*.tar"))
     for tar in sorted(tars):
         if tar not in listed:
             yield SHARDS.at("unlisted_shard", tar, f"is not in {manifest}")
@@ -147,7 +125,7 @@ def _list_shards(folder: ShardFolder) -> Iterator[Finding | ShardList]:
 def _check_shards(
     listed: ShardList, check: CheckOptions, unit: str = SHARDS_NAME
 ) -> Iterator[Finding]:
-    """Yields the findings of shards, samples and statistics; fills `listed.digests`."""
+    """Yields the findings of shards, samples and statistics; fills `listed.keys`."""
     before = check.counts.samples
     options: dict[str, Any] = {}
     try:
@@ -168,7 +146,7 @@ def _check_shards(
             yield from folder.shard(shard)
             bar.advance(samples=check.counts.samples - before)
     if listed.has_manifest:
-        yield from folder.stats.findings(folder.contents.fields, len(listed.digests))
+        yield from folder.stats.findings(folder.contents.fields, len(listed.keys))
 
 
 class _FolderCheck:
@@ -177,7 +155,7 @@ class _FolderCheck:
     def __init__(self, listed: ShardList, expected: ExpectedSample, check: CheckOptions) -> None:
         self.expected = expected
         self.contents = SampleCheck(expected)
-        self.stats = StatsCheck(listed.folder, expected, recompute=check.is_full)
+        self.stats = StatsCheck(listed.folder, expected)
         self._listed = listed
         self._check = check
         self._positions = count()
@@ -204,7 +182,7 @@ class _FolderCheck:
         images = self.contents.images
         with open_file(path) as file:
             for sample in samples:
-                if sample.key in self._listed.digests and sample.key not in shard_keys:
+                if sample.key in self._listed.keys and sample.key not in shard_keys:
                     message = f"{path}: sample {sample.key} is also in another shard"
                     yield SHARDS("duplicate_sample", message, shard=str(path), sample=sample.key)
                 shard_keys.add(sample.key)
@@ -212,21 +190,19 @@ class _FolderCheck:
         self._check.counts.add(samples=len(samples), pictures=self.contents.images - images)
 
     def _sample(self, file: IO[bytes], path: Path, sample: TarSample) -> Iterator[Finding]:
-        """Checks digest and members of a sample, and its contents if it is selected."""
+        """Checks the members of a sample, and its contents if it is selected."""
+        self._listed.keys.add(sample.key)
         is_selected = self._check.selects(next(self._positions), self._listed.num_samples)
         if sample.end - sample.start > LARGEST_SAMPLE:
-            self._listed.digests[sample.key] = b""
             message = f"has {sample.end - sample.start} bytes; the limit is {LARGEST_SAMPLE}"
             yield SampleContext(str(path), sample.stored(b"")).finding("huge_sample", message)
             return
         missing = missing_members(sample.members, self.expected)
         data = b""
-        if is_selected or missing or not self._check.is_quick:
+        if is_selected or missing:
             file.seek(sample.start)
             data = file.read(sample.end - sample.start)
         context = SampleContext(str(path), sample.stored(data))
-        digest = b"" if self._check.is_quick else hashlib.blake2b(data, digest_size=16).digest()
-        self._listed.digests[sample.key] = digest
         if missing:
             # The metadata of the sample may list fewer cameras.
             names = (context.json(METADATA) or {}).get("camera_names")

@@ -20,7 +20,7 @@ import numpy as np
 
 from vlatool import __version__
 from vlatool.artifacts.check import OUTPUT, CheckOptions, check_file
-from vlatool.artifacts.tar_sample import read_arrays, write_arrays
+from vlatool.artifacts.npz import read_arrays, write_arrays
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding

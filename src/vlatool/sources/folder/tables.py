@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from vlatool.artifacts.npz import NpzArchive, NpzFrames
 from vlatool.episode import Array
 from vlatool.findings import FindingCodes, error, warning
 from vlatool.sources.base import unused_id
-from vlatool.sources.npz import NpzArchive, NpzFrames
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range, read_file
 from vlatool.storage.documents import DocumentError, parse_json, read_document
 from vlatool.storage.uri import as_native_file, is_remote

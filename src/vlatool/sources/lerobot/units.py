@@ -18,6 +18,7 @@ from vlatool.events import counted
 from vlatool.findings import Finding
 from vlatool.pages.text import few_text
 from vlatool.storage.uri import is_remote
+from vlatool.transforms.neighbors import spread
 
 _FACTOR = math.log(180 / math.pi)
 _MEDIAN_WITHIN = math.log(1.4)  # 57.3 is told from 100 of percent, and from 1000 of millimeters
@@ -39,8 +40,7 @@ def unit_findings(episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
             widths[name] = width
     numbers: list[int] = []  # of the episodes that can be read
     sizes: dict[str, list[Array]] = {name: [] for name in widths}  # [2, C] of each episode
-    count = min(len(episodes), _MOST_EPISODES)
-    for index in np.linspace(0, len(episodes) - 1, count).round().astype(int):
+    for index in spread(len(episodes), _MOST_EPISODES):
         episode = episodes[index]
         with suppress(DataError):  # the check of the episode reports it
             rows = read_rows(episode.segment(), f"episode {episode.number}", [*widths])

@@ -23,12 +23,11 @@ import numpy as np
 import yaml
 
 from vlatool.artifacts.field_summary import dimension_label
-from vlatool.artifacts.tar_sample import ArrayHeader
+from vlatool.artifacts.npz import ArrayHeader, NpzArchive, NpzFrames, missing_array_error
 from vlatool.episode import Array, Calibration, EpisodeRef, FieldSpec
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Collector, Finding, FindingCodes, error, info, warning
-from vlatool.sources.npz import NpzArchive, NpzFrames, missing_array_error
 from vlatool.sources.spartan.config import SpartanConfig
 from vlatool.storage.byte_ranges import open_file, read_file
 from vlatool.storage.documents import DocumentError, read_yaml

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vlatool.artifacts import npz as module
+from vlatool.artifacts.npz import NpzArchive, NpzFrames
 from vlatool.errors import DataError
-from vlatool.sources import npz as module
-from vlatool.sources.npz import NpzArchive, NpzFrames
 
 
 class Trap:
