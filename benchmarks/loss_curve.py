@@ -3,8 +3,8 @@
     python benchmarks/loss_curve.py [--before ../vlatool-before] [--steps 200]
 
 Both checkouts train the small policy on the same made-up batches in the same order and print each
-loss and the gradient norm; the order of real data is not compared. `--before` names a checkout of
-the commit before parts and optimizer specs (whose trainer took one model), or of a later one.
+loss and the gradient norm; the order of real data is not compared. `--before` names a checkout,
+whose own copy of this file runs there.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main(before: Path | None, steps: int) -> None:
 def curve(checkout: Path, steps: int) -> list[dict[str, Any]]:
     """Losses of a training with the code of a checkout."""
     env = {**os.environ, "PYTHONPATH": str(checkout / "src")}
-    words = [sys.executable, __file__, "--rows", str(steps)]
+    words = [sys.executable, str(checkout / "benchmarks/loss_curve.py"), "--rows", str(steps)]
     done = subprocess.run(words, check=True, env=env, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -55,15 +55,11 @@ def rows(steps: int) -> list[dict[str, Any]]:
     overrides = [Override(key, value, "benchmark") for key, value in typed.items()]
     config = load_config(TrainConfig, presets=["diffusion-policy-tiny"], overrides=overrides).config
     with tempfile.TemporaryDirectory() as folder:
-        metrics = Path(folder, "metrics.jsonl")
-        try:
-            import vlatool.training.placement  # noqa: F401
-        except ImportError:
-            fit_before(config, metrics, steps)
-        else:
-            fit(config, metrics, steps)
+        fit(config, Path(folder), steps)
         keys = ("step", "loss", "grad_norm", "lr")
-        return [{key: row[key] for key in keys} for row in read_metrics(metrics)]
+        return [
+            {key: row[key] for key in keys} for row in read_metrics(Path(folder, "metrics.jsonl"))
+        ]
 
 
 def batches(steps: int) -> Iterator[dict[str, Any]]:
@@ -85,79 +81,44 @@ def batches(steps: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def fit(config: Any, metrics: Path, steps: int) -> None:
+def fit(config: Any, folder: Path, steps: int) -> None:
     """Trains with the trainer of parts and optimizer specs."""
+    from vlatool.artifacts.run.format import RunDir
     from vlatool.events import NULL, NullProgress
     from vlatool.loading.base import MicroBatch
-    from vlatool.training.metrics import MetricsFile, MetricsLogger
+    from vlatool.training.metrics import MetricsLogger
     from vlatool.training.plan import TrainPlan
     from vlatool.training.runtime import Runtime
-    from vlatool.training.setup import set_up
-    from vlatool.training.step import TrainStep
+    from vlatool.training.setup import Run, set_up
     from vlatool.training.trainer import Trainer
 
-    runtime: Any = Runtime(config)
+    config = config.model_copy(update={"log_every_n_steps": 1})
+    plan = TrainPlan(steps, BATCH, BATCH, 1, (steps,), 0)
     # Made-up batches have no fields.
     info: Any = SimpleNamespace(widths=lambda fields: [], statistics={}, statistics_past=0)
-    begun = set_up(config, info, runtime, None)
+    no_streams: Any = None
+    run = Run(config, info, plan, Runtime(config), RunDir(folder), no_streams)
+    set_up(run, None)
     names = tuple(map(str, range(BATCH)))
+    none_dropped = (0,) * len(config.data_kind.drop_reasons)
     micro_batches = (
-        MicroBatch(batch, names, tuple(range(number * BATCH, (number + 1) * BATCH)))
+        MicroBatch(
+            batch, names, tuple(range(number * BATCH, (number + 1) * BATCH)), dropped=none_dropped
+        )
         for number, batch in enumerate(batches(steps))
     )
-    plan = TrainPlan(steps, BATCH, BATCH, 1, (steps,), 0)
-    file = MetricsFile(metrics, NULL)
-    reports = MetricsLogger(file, NULL, NullProgress(), runtime, 1, steps)
 
     def do_nothing(*_: Any) -> None:
         """Replaces validation, images and checkpoints."""
 
     Trainer(
-        plan=plan,
-        train_step=TrainStep(config.hparams, plan, runtime, begun.placed),
-        placed=begun.placed,
-        logger=reports,
+        run=run,
+        logger=MetricsLogger(run, NULL, NullProgress()),
         validate=do_nothing,
         log_images=do_nothing,
         save=do_nothing,
         stop_signal=lambda: None,
-    ).fit(begun.state, micro_batches, begun.objective)
-
-
-def fit_before(config: Any, metrics: Path, steps: int) -> None:
-    """Trains with the older trainer of one model."""
-    import torch
-
-    from vlatool.events import NULL, NullProgress
-    from vlatool.plugins import MODELS
-    from vlatool.training.metrics import MetricsFile
-    from vlatool.training.plan import TrainPlan
-    from vlatool.training.runtime import Runtime
-    from vlatool.training.state import TrainState, WeightAverage
-    from vlatool.training.step import build_optimizer
-    from vlatool.training.trainer import Trainer
-
-    runtime: Any = Runtime(config)
-    model_type: Any = MODELS.get(config.model.type)()
-    torch.manual_seed(config.hparams.seed)
-    model = model_type.build(config.model)
-    objective = model_type.objective(config.model, model)
-    optimizers: Any = {"main": build_optimizer(model, config.hparams)}
-    any_trainer: Any = Trainer
-    any_trainer(
-        plan=TrainPlan(steps, BATCH, BATCH, 1, (steps,), 0),
-        h=config.hparams,
-        runtime=runtime,
-        metrics=MetricsFile(metrics, NULL),
-        log_every=1,
-        save=lambda state: None,
-        stop_signal=lambda: False,
-    ).fit(
-        TrainState(model, optimizers, WeightAverage(config.ema, model)),
-        batches(steps),
-        objective,
-        NullProgress(),
-    )
+    ).fit(micro_batches)
 
 
 if __name__ == "__main__":

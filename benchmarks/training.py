@@ -9,17 +9,19 @@ import argparse
 import time
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 from machine import describe
 
+from vlatool.artifacts.run.format import RunDir
 from vlatool.config.resolve import Override, load_config
 from vlatool.loading.loader import LoaderPlan, build_loader
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.training.config import TrainConfig
-from vlatool.training.data import prefetch_to_device
+from vlatool.training.data import DataStreams, prefetch_to_device
 from vlatool.training.plan import make_plan
 from vlatool.training.runtime import Runtime
-from vlatool.training.setup import set_up
+from vlatool.training.setup import Run, set_up
 from vlatool.training.step import TrainStep
 
 
@@ -49,17 +51,20 @@ def main(data: str, preset: str, workers: int, steps: int) -> None:
     print(describe())
     print(f"loader alone, {workers} processes: {rate:.0f} samples/s")
 
-    setup = set_up(config, info, runtime, None)
-    train_step = TrainStep(config.hparams, plan, runtime, setup.placed)
+    folder = RunDir(Path(data))  # nothing is written there
+    streams = DataStreams(config, info, order, plan, runtime, folder.root)
+    run = Run(config, info, plan, runtime, folder, streams)
+    set_up(run, None)
+    train_step = TrainStep(config.hparams, plan, runtime, run.placed)
     device_batches = list(prefetch_to_device(iter(batches), runtime.device))
     for index in range(steps + 10):
         if index == 10:
             started = time.perf_counter()
         batch = device_batches[index % len(device_batches)]
-        updates, _ = train_step(setup.state, setup.objective, [batch])
+        updates, _ = train_step(run.state, run.objective, [batch])
     updates[-1].on_host.read(timeout_s=60)
     milliseconds = 1000 * (time.perf_counter() - started) / steps
-    size = f"batch {plan.micro_batch}, {setup.state.num_parameters / 1e6:.2f} M"
+    size = f"batch {plan.micro_batch}, {run.state.num_parameters / 1e6:.2f} M"
     print(f"step alone on {runtime.device}, {size}: {milliseconds:.1f} ms")
 
 

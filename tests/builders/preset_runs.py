@@ -29,8 +29,7 @@ from vlatool.loading.base import MicroBatch
 from vlatool.training.config import TrainConfig
 from vlatool.training.metrics import MetricsFile
 from vlatool.training.resume import identity_keys, resolved
-from vlatool.training.setup import TrainSetup
-from vlatool.training.trainer import Trainer
+from vlatool.training.setup import Run
 from vlatool.workflows.compose import ComposeConfig, compose
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
@@ -187,14 +186,15 @@ def train_preset(root: Path, preset: str, split: Split) -> dict[str, Tensor]:
     folder = root / "runs" / f"{preset}-{split.ranks}-{split.size}-{rank}"
     folder.mkdir(parents=True, exist_ok=True)
     save_model_assets(config, folder)
-    trainer, setup, streams = toy_trainer(config, folder)
+    trainer = toy_trainer(config, folder)
     trainer.logger.metrics = MetricsFile(folder / "metrics.jsonl", NULL)
-    with streams.training(0) as batches:
-        trainer.fit(setup.state, batches, setup.objective)
-    assert setup.state.step == config.total_train_steps
+    run = trainer.run
+    with run.streams.training(0) as batches:
+        trainer.fit(batches)
+    assert run.state.step == config.total_train_steps
     weights = {
         f"weights {name}.{key}": _whole(value.detach()).contiguous()
-        for name, part in setup.state.parts.items()
+        for name, part in run.state.parts.items()
         for key, value in part.module.named_parameters()
         if value.requires_grad
     }
@@ -203,11 +203,11 @@ def train_preset(root: Path, preset: str, split: Split) -> dict[str, Tensor]:
     return {
         **weights,
         **{key: torch.tensor([row[key] for row in rows if key in row]) for key in losses},
-        **_outputs(config, trainer, setup),
+        **_outputs(run),
     }
 
 
-def _outputs(config: TrainConfig, trainer: Trainer, setup: TrainSetup) -> dict[str, Tensor]:
+def _outputs(run: Run) -> dict[str, Tensor]:
     """Floating-point outputs of the part `model` for made-up samples."""
     outputs: list[Tensor] = []
 
@@ -217,13 +217,14 @@ def _outputs(config: TrainConfig, trainer: Trainer, setup: TrainSetup) -> dict[s
         outputs.extend(v for v in values if isinstance(v, Tensor) and v.is_floating_point())
 
     rows = tuple(range(GLOBAL_BATCH))
+    config = run.config
     batch = config.model_type.example(config.model, config.data, GLOBAL_BATCH)
     micro_batch = MicroBatch(batch, samples=("made up",) * GLOBAL_BATCH, positions=rows)
-    ctx = trainer.train_step.contexts.of(0, micro_batch, "outputs", training=False)
-    trainer.placed.eval()
-    setup.state.parts["model"].module.register_forward_hook(collect)
+    ctx = run.contexts.of(0, micro_batch, "outputs", training=False)
+    run.placed.eval()
+    run.state.parts["model"].module.register_forward_hook(collect)
     with torch.no_grad():
-        loss = setup.objective.validate(setup.objective.prepare(batch, ctx), ctx)
+        loss = run.objective.validate(run.objective.prepare(batch, ctx), ctx)
     return {f"output {n}": value.contiguous() for n, value in enumerate([*outputs, loss.total])}
 
 

@@ -2,22 +2,24 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
-from vlatool.artifacts.run.format import read_metrics
+from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.events import NULL, NullProgress
 from vlatool.loading.base import MicroBatch
 from vlatool.models.base import Batch, Loss, ModelType, Objective, OptimizerSpec, Part, StepContext
 from vlatool.training.config import EmaConfig, HParams, TrainConfig
-from vlatool.training.metrics import MetricsFile, MetricsLogger
+from vlatool.training.metrics import MetricsLogger
 from vlatool.training.placement import PlacedParts
 from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
+from vlatool.training.setup import Run
 from vlatool.training.state import TrainState, WeightAverage
-from vlatool.training.step import TrainStep, build_optimizer
+from vlatool.training.step import build_optimizer
 from vlatool.training.trainer import Trainer
 
 GLOBAL_BATCH = 16
@@ -82,6 +84,13 @@ class Fixture:
         h = HParams.model_validate({**defaults, **keys})
         config = TrainConfig(hparams=h)
         runtime = Runtime(config)
+        # The part of a configuration that a trainer reads: there is no model type.
+        self.config: Any = SimpleNamespace(
+            hparams=h,
+            log_every_n_steps=3,
+            data=SimpleNamespace(max_dropped_share=1.0),
+            data_kind=SimpleNamespace(drop_reasons=()),
+        )
         torch.manual_seed(0)
         parts = {"model": Part(nn.Linear(3, 2))}
         placed = PlacedParts(parts, runtime.placement(config), Plain())
@@ -89,21 +98,16 @@ class Fixture:
         self.state = self._state(parts, h)
         accumulation = GLOBAL_BATCH // runtime.world_size // size
         plan = TrainPlan(steps, GLOBAL_BATCH, size, accumulation, (2, steps), 0)
+        no_data: Any = None
+        run = Run(self.config, no_data, plan, runtime, RunDir(folder), no_data)
+        run.state = self.state
+        run.placed = placed
         self.trainer = Trainer(
-            plan=plan,
-            train_step=TrainStep(h, plan, runtime, placed),
-            placed=placed,
-            logger=MetricsLogger(
-                MetricsFile(self.metrics if runtime.is_main else None, NULL),
-                NULL,
-                NullProgress(),
-                runtime,
-                log_every=3,
-                total_steps=steps,
-            ),
-            validate=lambda state: None,
-            log_images=lambda state, micro_batch: None,
-            save=lambda state: self.saved.append(state.step),
+            run=run,
+            logger=MetricsLogger(run, NULL, NullProgress()),
+            validate=lambda: None,
+            log_images=lambda micro_batch: None,
+            save=lambda: self.saved.append(self.state.step),
             stop_signal=lambda: None,
         )
         self.size = size
@@ -125,7 +129,8 @@ class Fixture:
         return self.fit_batches(micro_batches(data, self.size))
 
     def fit_batches(self, batches: Iterator[MicroBatch]) -> "Fixture":
-        self.trainer.fit(self.state, batches, self.objective)
+        self.trainer.run.objective = self.objective
+        self.trainer.fit(batches)
         return self
 
     @property

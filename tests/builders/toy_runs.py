@@ -23,12 +23,10 @@ from vlatool.events import NULL, NullProgress
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.training.config import TrainConfig
 from vlatool.training.data import DataStreams
-from vlatool.training.metrics import MetricsFile, MetricsLogger
+from vlatool.training.metrics import MetricsLogger
 from vlatool.training.plan import make_plan
 from vlatool.training.runtime import Runtime
-from vlatool.training.setup import TrainSetup, set_up
-from vlatool.training.state import TrainState
-from vlatool.training.step import TrainStep
+from vlatool.training.setup import Run, set_up
 from vlatool.training.trainer import Trainer
 from vlatool.workflows.train import TrainResult, train
 
@@ -159,20 +157,21 @@ def halted(root: Path) -> str:
         total_train_steps=24,
         save_every_n_steps=1,
     )
-    trainer, setup, streams = toy_trainer(config, root)
+    trainer = toy_trainer(config, root / "halted")
+    run = trainer.run
     saved: dict[int, dict[str, Any]] = {}
 
     def weights() -> dict[str, Any]:
-        modules = setup.state.modules.items()
+        modules = run.state.modules.items()
         return {f"{p} {n}": t.clone() for p, m in modules for n, t in m.state_dict().items()}
 
-    def save(state: TrainState) -> None:
-        saved[state.step] = weights()
+    def save() -> None:
+        saved[run.state.step] = weights()
 
     trainer.save = save
     try:
-        with streams.training(0) as batches:
-            trainer.fit(setup.state, batches, setup.objective)
+        with run.streams.training(0) as batches:
+            trainer.fit(batches)
     except DataError as error:
         last = max(saved)
         changed = [name for name, value in weights().items() if not value.equal(saved[last][name])]
@@ -180,28 +179,24 @@ def halted(root: Path) -> str:
     return "nothing"
 
 
-def toy_trainer(config: TrainConfig, root: Path) -> tuple[Trainer, TrainSetup, DataStreams]:
-    """The trainer of a run without a run folder, its setup and its data."""
+def toy_trainer(config: TrainConfig, folder: Path) -> Trainer:
+    """The trainer of a run that writes its metrics and nothing else."""
+    folder.mkdir(parents=True, exist_ok=True)
     info = config.data_kind.load_info(config.data, NULL)
     runtime = Runtime(config)
     order = SampleOrder(info.datasets, OrderOptions.of(config.data, config.hparams.seed))
     plan = make_plan(config, info.datasets, runtime.world_size)
-    setup = set_up(config, info, runtime, None)
-    metrics = MetricsFile(None, NULL)
-    logger = MetricsLogger(
-        metrics, NULL, NullProgress(), runtime, 1, plan.total_steps, config.data_kind.drop_reasons
-    )
-    trainer = Trainer(
-        plan=plan,
-        train_step=TrainStep(config.hparams, plan, runtime, setup.placed),
-        placed=setup.placed,
-        logger=logger,
+    streams = DataStreams(config, info, order, plan, runtime, folder)
+    run = Run(config, info, plan, runtime, RunDir(folder), streams)
+    set_up(run, None)
+    return Trainer(
+        run=run,
+        logger=MetricsLogger(run, NULL, NullProgress()),
         validate=_do_nothing,
         log_images=_do_nothing,
         save=_do_nothing,
         stop_signal=lambda: None,
     )
-    return trainer, setup, DataStreams(config, info, order, plan, runtime, root)
 
 
 def _do_nothing(*_: Any) -> None:

@@ -113,7 +113,6 @@ def test_sbatch_that_gives_no_number_is_an_environment_problem(
         (["--submit"], {}, "environment.missing_dependency", 6),
         (["--submit", "--slurm.partition", "missing"], {}, "environment.process_failed", 6),
         (["--slurm.nodes", "3"], {}, "usage.bad_value", 2),
-        (["--fresh"], {}, "usage.conflict", 2),
         ([], {"name": "'my run'"}, "usage.bad_value", 2),
         ([], {"save_path": "s3://lab/runs"}, "usage.bad_value", 2),
         ([], {"data__dataset_manifest": "gone"}, "data.no_manifest", 3),

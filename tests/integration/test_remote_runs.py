@@ -69,11 +69,11 @@ def _content(run: Path) -> dict[str, Any]:
 def test_fresh_machine_continues_the_remote_run_and_ends_with_the_same_bits(
     root: Path, prefix: RemotePath, tmp_path: Path
 ) -> None:
-    upload(root / "half", prefix / "first")
+    upload(root / "half", prefix / "new")
     before = {file.name for file in files_below(prefix)}
     planned = _train(root, prefix, tmp_path / "new", dry_run=True)
     assert (planned.start, planned.status) == ("continue", "planned")
-    assert f"continues the run in {prefix}/first;" in planned.text()
+    assert f"continues the run in {prefix}/new;" in planned.text()
     assert not (tmp_path / "new").exists()
     assert {file.name for file in files_below(prefix)} == before
 
@@ -81,7 +81,7 @@ def test_fresh_machine_continues_the_remote_run_and_ends_with_the_same_bits(
     result = _train(root, prefix, tmp_path / "new", reporter)
     assert (result.status, result.steps) == ("trained", STEPS)
     assert _content(tmp_path / "new") == _content(root / "whole")
-    assert any(f"{prefix}/first" in note and f"step {HALF}" in note for note in reporter.notes)
+    assert any(f"{prefix}/new" in note and f"step {HALF}" in note for note in reporter.notes)
 
 
 def test_list_and_pages_of_remote_runs_are_those_of_the_local_folder(
@@ -107,21 +107,32 @@ def test_machine_that_does_not_share_the_disk_of_rank_0_gets_the_checkpoint(
     assert digests(copy) == digests(RunDir(root / "half").checkpoint(HALF))
 
 
-def test_run_of_another_learning_rate_is_an_error_and_fresh_starts_one_beside_the_remote_one(
+def test_run_of_another_learning_rate_is_an_error_and_another_output_starts_one_beside_it(
     root: Path, prefix: RemotePath, tmp_path: Path
 ) -> None:
     upload(root / "half", prefix / "run")
     with pytest.raises(UsageError, match="lr") as caught:
         _train(root, prefix, tmp_path / "run", hparams__lr=0.5)
     assert (caught.value.code, caught.value.exit_code) == ("usage.output_differs", 2)
-    assert "--fresh" in (caught.value.hint or "")
+    assert "--output" in (caught.value.hint or "")
     assert not (tmp_path / "run").exists()
 
     before = digests(prefix / "run")
-    result = _train(root, prefix, tmp_path / "run", fresh=True)
+    result = _train(root, prefix, tmp_path / "other")
     assert digests(prefix / "run") == before
-    assert result.remote == f"{prefix}/run-2"
-    assert [step for step, _ in RunDir(prefix / "run-2").checkpoints()] == [HALF, STEPS]
+    assert result.remote == f"{prefix}/other"
+    assert [step for step, _ in RunDir(prefix / "other").checkpoints()] == [HALF, STEPS]
+
+
+def test_run_without_a_name_says_how_another_machine_continues_it(
+    root: Path, prefix: RemotePath, tmp_path: Path
+) -> None:
+    reporter = Recorder()
+    result = _train(root, prefix, tmp_path / "run", reporter, name=None)
+    name = Path(result.output).name
+    (note,) = [note for note in reporter.notes if "another machine" in note]
+    assert f"{prefix}/{name}: " in note
+    assert f"--output {result.output} " in note
 
 
 @pytest.mark.parametrize(("sent", "newest"), [(True, HALF), (False, None)])

@@ -1,12 +1,12 @@
 """Training configuration that travels to other machines: its locations, its name, its file."""
 
+import hashlib
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.run.format import RunDir
 from vlatool.config.base import ConfigModel
 from vlatool.config.problems import Problem, config_error
 from vlatool.config.resolve import values_to_yaml
@@ -14,10 +14,17 @@ from vlatool.config.rules import check_rules, sections, violations
 from vlatool.config.schema import execution_keys
 from vlatool.errors import UsageError
 from vlatool.events import Reporter
-from vlatool.storage.uri import is_remote, local_path, location
+from vlatool.storage.uri import is_remote, location
 from vlatool.training.config import TrainConfig
 from vlatool.training.plan import budget_samples, make_plan, micro_batch, schedule_violations
-from vlatool.training.resume import RunStart, new_name, resolved, with_local_folder
+from vlatool.training.resume import (
+    RunStart,
+    local_run,
+    new_name,
+    resolved,
+    start_in,
+    with_local_folder,
+)
 from vlatool.training.trackers import check_trackers
 
 # Folder beside the runs, below remote_sync, with the configurations of launched jobs.
@@ -64,13 +71,11 @@ def check_run(
 ) -> None:
     """Checks a run without its data; `processes` is None if unknown."""
     check_rules(violations(config), typed, reporter)
-    for key in ("fresh", "device_memory", "rate", "measure"):
+    for key in ("device_memory", "rate", "measure"):
         if getattr(config, key):
             raise UsageError(
                 f"--{key.replace('_', '-')} has no effect on a job",
-                hint="for a new run beside an old one choose another --remote-sync"
-                if key == "fresh"
-                else "use it with `vlatool train --dry-run`",
+                hint="use it with `vlatool train --dry-run`",
                 code="usage.bad_value",
                 details={"key": key},
             )
@@ -113,6 +118,14 @@ def _is_local(key: str, text: str, *, is_location: bool) -> bool:
     return bool(_LOCAL_PATH.match(text)) or (may_be_path and Path(text).exists())
 
 
+def run_name(config: TrainConfig, save_path: str) -> str:
+    """Name of the run of a job: its own, else the same for each job with this configuration."""
+    if config.name is not None:
+        return config.name
+    digest = hashlib.sha256(job_yaml(config, save_path, "").encode()).hexdigest()[:8]
+    return f"{config.model_type.name}-{digest}"
+
+
 def job_yaml(config: TrainConfig, save_path: str, name: str) -> str:
     """Complete configuration of a run as YAML, which `vlatool train --config` takes."""
     keys = [key for key in TrainConfig.model_fields if key not in execution_keys(TrainConfig)]
@@ -151,12 +164,6 @@ def checked_run(
     config.check_given()
     check_trackers(config.trackers)
     check_rules(violations(config), typed, reporter)
-    if config.fresh:
-        raise UsageError(
-            "--fresh starts a new run each time that the job is started",
-            hint="give the new run another name with --output",
-            code="usage.conflict",
-        )
     values = config.model_dump(mode="json", include={*TrainConfig.model_fields})
     values["name"] = config.name or new_name(config)
     values |= {key: TrainConfig.model_fields[key].default for key in _HERE}
@@ -173,7 +180,4 @@ def checked_run(
         micro_batch(config.hparams, world_size)
         return CheckedRun(config, None)
     local = with_local_folder(config)
-    run = RunDir(local_path(local.save_path) / values["name"])
-    from vlatool.training.resume import start_in
-
-    return CheckedRun(config, start_in(local, run, world_size=world_size))
+    return CheckedRun(config, start_in(local, local_run(local), world_size=world_size))

@@ -330,7 +330,15 @@ def locate_progress(text: str, *, averaged: bool) -> ProgressOrigin:
     if published is not None:
         model_type, files = published
         paths = model_type.layout.progress_files(files, averaged=averaged)
-        _check_present(text, [path for path in paths if not path.is_file()], has_state=bool(paths))
+        if not paths:
+            raise UsageError(
+                f"{text}: the training of published {model_type.name} weights cannot be continued",
+                hint="start a new run with these weights: add --init-weights-only "
+                "(init_weights_only: true)",
+                code="usage.unsupported",
+                details={"key": "init_weights_only"},
+            )
+        _check_present(text, [path for path in paths if not path.is_file()])
         return ProgressOrigin(text, model_type.name, files=paths)
     run, checkpoint = locations.find_checkpoint(location.parent if location.is_file() else location)
     names = CheckpointManifest.read(checkpoint).files
@@ -343,15 +351,9 @@ def locate_progress(text: str, *, averaged: bool) -> ProgressOrigin:
     return ProgressOrigin(text, str(kind), checkpoint)
 
 
-def _check_present(text: str, missing: Sequence[Path], *, has_state: bool = True) -> None:
+def _check_present(text: str, missing: Sequence[Path]) -> None:
     hint = "to start a new run with the weights alone, set init_weights_only (in published files "
     hint += "model.resume_weights_only) to true"
-    if not has_state:
-        raise UsageError(
-            f"{text}: has weights, but no state of training to continue from",
-            hint=hint,
-            code="usage.unsupported",
-        )
     if missing:
         raise DataError.at(
             missing[0],

@@ -9,7 +9,6 @@ import logging
 import socket
 import ssl
 import time
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -43,32 +42,26 @@ from vlatool.serving.config import ServeConfig, ServeMap
 from vlatool.serving.planner import ChunkBatcher
 from vlatool.transforms.names import FieldMap, NameMap
 
-# Upper limits of the buckets, in seconds.
-_LIMITS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _CODE = "code"
 
 
-class Histogram:
-    """Durations by bucket."""
+class Durations:
+    """Number and sum of durations."""
 
     def __init__(self, name: str, text: str) -> None:
         self._name = name
         self._text = text
-        self._counts = [0] * (len(_LIMITS) + 1)
+        self._count = 0
         self._seconds = 0.0
 
     def add(self, seconds: float) -> None:
-        self._counts[bisect_left(_LIMITS, seconds)] += 1
+        self._count += 1
         self._seconds += seconds
 
     def lines(self) -> Iterator[str]:
-        yield from _head(self._name, "histogram", self._text)
-        total = 0
-        for limit, count in zip((*_LIMITS, "+Inf"), self._counts, strict=True):
-            total += count
-            yield f'{self._name}_bucket{{le="{limit}"}} {total}'
+        yield from _head(self._name, "summary", self._text)
         yield f"{self._name}_sum {self._seconds:.6f}"
-        yield f"{self._name}_count {total}"
+        yield f"{self._name}_count {self._count}"
 
 
 class ServerMetrics:
@@ -79,8 +72,8 @@ class ServerMetrics:
         self.clients = 0
         self.errors: Counter[str] = Counter()
         self.rejections: Counter[str] = Counter()
-        self.inference = Histogram("vlatool_inference_seconds", "Durations of the policy.")
-        self.total = Histogram("vlatool_request_seconds", "Durations from request to reply.")
+        self.inference = Durations("vlatool_inference_seconds", "Durations of the policy.")
+        self.total = Durations("vlatool_request_seconds", "Durations from request to reply.")
 
     def text(self, gauges: Mapping[str, tuple[int, str]]) -> str:
         return "\n".join([*self._lines(gauges), ""])
@@ -330,27 +323,14 @@ def _bad_control(reason: str, hint: str = "") -> DataError:
 _OPEN_S = 60
 _PING_S = 20
 _CLOSE_S = 2
-# Wait between reads of the rest of a message that is too large, which is thrown away.
-_DISCARD_S = 0.1
 # For some seconds after an invalid request, connections are opened one by one, each after a pause:
-# clients that send such requests and connect again do not hold up others.
+# clients that send such requests and connect again do not hold up others. Without it, the p99 of a
+# good client beside 20 that send lists of lists was 349 ms instead of 26 ms.
 _WARY_S = 5.0
 _PAUSE_S = 0.02
 _SHUTDOWN = "the server is shutting down"
 
 _log = logging.getLogger(__name__)
-
-
-class _Connection(ServerConnection):
-    """Connection that slows down and soon ends after a message that is too large."""
-
-    def data_received(self, data: bytes) -> None:
-        """Called by asyncio with the next bytes."""
-        super().data_received(data)
-        if self.protocol.parser_exc is not None:
-            self.transport.pause_reading()
-            self.loop.call_later(_DISCARD_S, self.transport.resume_reading)
-            self.loop.call_later(_CLOSE_S, self.transport.abort)
 
 
 class PolicyServer:
@@ -388,7 +368,9 @@ class PolicyServer:
         async with self._planner:
             if self._is_stopped:  # while it warmed up
                 return
-            gc.freeze()  # else each full collection, of all that is imported, holds up all clients
+            # Else each full collection, of all that is imported, holds up all clients: the p99 of a
+            # good client beside 20 that send garbage was 107 ms instead of 41 ms.
+            gc.freeze()
             listen(bound)
             server = await serve(
                 self._serve_client,
@@ -396,7 +378,6 @@ class PolicyServer:
                 ssl=self._service.tls,
                 compression=None,
                 process_request=self._process_request,
-                create_connection=_Connection,
                 max_size=self._service.max_bytes,
                 # A client waits for its reply, so more than one request is never useful.
                 max_queue=1,

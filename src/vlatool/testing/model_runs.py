@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from signal import SIGTERM
 
@@ -23,11 +23,11 @@ from vlatool.training.checkpoints import save_checkpoint
 from vlatool.training.config import TrainConfig
 from vlatool.training.data import DataStreams, prefetch_to_device
 from vlatool.training.memory import FakeStep, MemoryEstimator, StepSettings
-from vlatool.training.metrics import MetricsFile, MetricsLogger
+from vlatool.training.metrics import MetricsLogger
 from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
-from vlatool.training.setup import TrainSetup, set_up
-from vlatool.training.step import LossSums, StepContexts, TrainStep
+from vlatool.training.setup import Run, set_up
+from vlatool.training.step import LossSums
 from vlatool.training.trainer import Trainer
 from vlatool.training.validation import ImageLogger, Validation
 from vlatool.workflows.train import save_model_assets
@@ -45,34 +45,14 @@ State = dict[str, Tensor]
 
 
 @dataclass
-class _Run:
-    """A short run that is set up.
+class _Run(Run):
+    """A run on made-up batches.
 
     Attributes:
-        config: The configuration.
-        dir: The run folder.
-        plan: The plan.
-        runtime: This rank.
-        setup: State, parts and objective.
         stops_at: Step at which the run is asked to stop; -1: never.
     """
 
-    config: TrainConfig
-    dir: RunDir
-    plan: TrainPlan
-    runtime: Runtime
-    setup: TrainSetup
     stops_at: int = -1
-
-    @cached_property
-    def train_step(self) -> TrainStep:
-        """The step of the run."""
-        return TrainStep(self.config.hparams, self.plan, self.runtime, self.setup.placed)
-
-    @property
-    def contexts(self) -> StepContexts:
-        """The contexts of the objective."""
-        return self.train_step.contexts
 
     def fit(self, batches: Iterator[base.MicroBatch], example: base.MicroBatch) -> None:
         """Trains to the end of the plan, or to the requested stop.
@@ -81,36 +61,26 @@ class _Run:
             batches: Micro-batches from the step of the state on.
             example: Micro-batch that stands for the validation data.
         """
-        placed = self.setup.placed
-        objective = self.setup.objective
-        state = self.setup.state
-        runtime = self.runtime
-        plan = self.plan
-        contexts = self.contexts
-        metrics = MetricsFile(self.dir.metrics, NULL)
-        logger = MetricsLogger(metrics, NULL, NullProgress(), runtime, 1, plan.total_steps)
+        device = self.runtime.device
+        logger = MetricsLogger(self, NULL, NullProgress())
 
         def validation_batches() -> Iterator[base.MicroBatch]:
-            return prefetch_to_device(iter([example]), runtime.device)
+            return prefetch_to_device(iter([example]), device)
 
         trainer = Trainer(
-            plan=plan,
-            train_step=self.train_step,
-            placed=placed,
+            run=self,
             logger=logger,
-            validate=Validation(
-                validation_batches, validation_batches, objective, runtime, contexts, logger
-            ),
-            log_images=ImageLogger(self.dir, objective, runtime, contexts, NULL),
-            save=lambda state: save_checkpoint(self.dir, state, runtime, Retention()),
-            stop_signal=lambda: SIGTERM if state.step == self.stops_at - 1 else None,
+            validate=Validation(self, logger, validation_batches, validation_batches),
+            log_images=ImageLogger(self, NULL),
+            save=lambda: save_checkpoint(self.folder, self.state, self.runtime, Retention()),
+            stop_signal=lambda: SIGTERM if self.state.step == self.stops_at - 1 else None,
         )
-        trainer.fit(state, prefetch_to_device(batches, runtime.device), objective)
+        trainer.fit(prefetch_to_device(batches, device))
 
-    def state(self) -> State:
+    def tensors(self) -> State:
         """Copies of all parameters, buffers and averages."""
         copies = {**self.weights(), **self.buffers()}
-        for name, average in self.setup.state.averages.items():
+        for name, average in self.state.averages.items():
             copies |= {
                 f"average of {name}.{key}": value.clone() for key, value in average.weights.items()
             }
@@ -120,7 +90,7 @@ class _Run:
         """Copies of all parameters."""
         return {
             f"{name}.{key}": value.detach().clone()
-            for name, module in self.setup.state.modules.items()
+            for name, module in self.state.modules.items()
             for key, value in module.named_parameters()
         }
 
@@ -128,7 +98,7 @@ class _Run:
         """Copies of all buffers, including those that checkpoints do not hold."""
         return {
             f"{name}.{key}": value.detach().clone()
-            for name, module in self.setup.state.modules.items()
+            for name, module in self.state.modules.items()
             for key, value in module.named_buffers()
         }
 
@@ -168,12 +138,12 @@ class ModelChecks:
         parts = self.model_type.build(self.config.model)
         objective = self.model_type.objective(self.config.model, self.config.data, self.info, parts)
         model_rules.check_specs(objective, parts)
-        setup = self._start("built").setup
-        specs = setup.objective.optimizers()
-        for name, optimizer in setup.state.optimizers.items():
+        run = self._start("built")
+        specs = run.objective.optimizers()
+        for name, optimizer in run.state.optimizers.items():
             grouped = {id(p) for group in optimizer.param_groups for p in group["params"]}
             for part in specs[name].parts:
-                for key, value in model_rules.trainable_parameters(setup.state.parts[part]):
+                for key, value in model_rules.trainable_parameters(run.state.parts[part]):
                     is_grouped = id(value) in grouped
                     assert is_grouped, f"the groups of optimizer {name!r} leave out {part}.{key}"
 
@@ -181,10 +151,8 @@ class ModelChecks:
         """Checks that `example` and batcher make equal batches and can be pickled."""
         example = self._example_maker(model_rules.SAMPLES)()
         model_rules.check_batch("example", example, model_rules.SAMPLES)
-        run = self._start("batches")
-        order = SampleOrder(self.info.datasets, OrderOptions.of(self.config.data, 0))
-        streams = DataStreams(self.config, self.info, order, _LEARNING, run.runtime, run.dir.root)
-        with streams.training(0) as batches:
+        run = self._start("batches", _LEARNING)
+        with run.streams.training(0) as batches:
             micro_batch = next(batches)
         assert not micro_batch.is_dummy, (
             f"no sample of the data can be used: {micro_batch.drops[0].message}"
@@ -192,7 +160,7 @@ class ModelChecks:
         model_rules.check_batch("the batcher", micro_batch.batch, len(micro_batch.samples))
         model_rules.check_same_columns(example, micro_batch.batch)
         model_rules.check_pickles("example", self._example_maker(1))
-        self._check_kind(run.dir.root, order)
+        self._check_kind(run.folder.root, run.streams.order)
 
     def _check_kind(self, root: Path, order: SampleOrder) -> None:
         """Checks that reader and batcher can be pickled, and that loaded assets work."""
@@ -233,7 +201,7 @@ class ModelChecks:
     def check_losses(self) -> None:
         """Checks losses at the first step of each optimizer, and that they change no buffers."""
         run = self._start("losses", precision="amp_bfloat16")
-        for step in model_rules.first_steps(run.setup.objective):
+        for step in model_rules.first_steps(run.objective):
             shapes = [self._check_step(run, step, size) for size in (model_rules.SAMPLES, _FEWER)]
             assert shapes[0] == shapes[1], (
                 f"the shapes of the sums of a loss differ between micro-batches: {shapes}"
@@ -242,8 +210,8 @@ class ModelChecks:
 
     def _check_step(self, run: _Run, step: int, size: int) -> dict[str, dict[str, tuple[int, ...]]]:
         """Checks the losses at a step; returns the shapes of the sums by optimizer."""
-        objective = run.setup.objective
-        placed = run.setup.placed
+        objective = run.objective
+        placed = run.placed
         micro_batch = self._device_batch(run, size)
         contexts = run.contexts
         before = run.buffers()
@@ -256,7 +224,7 @@ class ModelChecks:
             spec = specs[name]
             rng_key = [*specs].index(name)
             sums = LossSums(run.runtime.device)
-            run.setup.state.optimizers[name].zero_grad(set_to_none=True)
+            run.state.optimizers[name].zero_grad(set_to_none=True)
             with placed.only_trains(spec.parts):
                 with run.runtime.autocast():
                     loss = objective.loss(name, batch, contexts.of(step, micro_batch, rng_key))
@@ -264,7 +232,7 @@ class ModelChecks:
                 loss.total.backward()
                 for part in spec.parts:
                     model_rules.check_gradients(
-                        f"the loss of {name!r}", part, run.setup.state.parts[part]
+                        f"the loss of {name!r}", part, run.state.parts[part]
                     )
             sums.add(loss, is_dummy=False)
             shapes[name] = {key: tuple(value.shape) for key, value in loss.sums.items()}
@@ -281,23 +249,23 @@ class ModelChecks:
 
     def _check_eval(self, run: _Run) -> None:
         """Checks `validate` and `images` in eval mode."""
-        objective = run.setup.objective
+        objective = run.objective
         micro_batch = self._device_batch(run, model_rules.SAMPLES)
         ctx = run.contexts.of(0, micro_batch, "images", training=False)
-        run.setup.placed.eval()
+        run.placed.eval()
         with torch.no_grad():
             batch = objective.prepare(micro_batch.batch, ctx)
         with torch.no_grad(), run.runtime.autocast():
             model_rules.check_loss("validate", objective.validate(batch, ctx))
             model_rules.check_images(objective.images(batch, ctx))
-        run.setup.placed.train()
+        run.placed.train()
 
     def check_learning(self) -> _Run:
         """Checks that the loss falls on one repeated batch; returns the run, with a checkpoint."""
         run = self._start("learning", _LEARNING)
         example = self._example(model_rules.SAMPLES)
         run.fit(iter([example] * _LEARNING.total_steps), example)
-        losses = [row["loss"] for row in read_metrics(run.dir.metrics) if "loss" in row]
+        losses = [row["loss"] for row in read_metrics(run.folder.metrics) if "loss" in row]
         before = float(np.mean(losses[:_AVERAGED_STEPS]))
         after = float(np.mean(losses[-_AVERAGED_STEPS:]))
         assert after < before - _MIN_DECREASE * abs(before), (
@@ -309,8 +277,8 @@ class ModelChecks:
     def check_policy(self, trained: _Run) -> None:
         """Checks the policy with the weights of a checkpoint and the assets, as in evaluation."""
         config = self.config
-        root = trained.dir.root
-        checkpoint = trained.dir.checkpoint(_LEARNING.total_steps)
+        root = trained.folder.root
+        checkpoint = trained.folder.checkpoint(_LEARNING.total_steps)
         assets = config.data_kind.load_assets(config.data, root)
         parts: dict[str, nn.Module] = {}
         for name, part in self.model_type.build(config.model).items():
@@ -335,11 +303,11 @@ class ModelChecks:
         killed = self._start("killed", plan, precision=precision)
         killed.stops_at = _KILLED_AT
         killed.fit(self._batches(0), self._example(_FEWER))
-        checkpoint = killed.dir.checkpoint(_KILLED_AT)
+        checkpoint = killed.folder.checkpoint(_KILLED_AT)
         resumed = self._start("killed", precision=precision, checkpoint=checkpoint)
         resumed.fit(self._batches(_KILLED_AT), self._example(_FEWER))
         message = "{} differs after a resume: it depends on state that is not saved"
-        model_rules.check_unchanged(whole.state(), resumed.state(), message)
+        model_rules.check_unchanged(whole.tensors(), resumed.tensors(), message)
 
     def check_empty_step(self) -> None:
         """Checks that a step without counted elements changes nothing."""
@@ -352,12 +320,12 @@ class ModelChecks:
                     yield micro_batch
                     continue
                 if not before:
-                    before.update(run.state())
+                    before.update(run.tensors())
                 yield self._example(_WHOLE.micro_batch, is_dummy=True)
 
         run.fit(batches(), self._example(_FEWER))
         model_rules.check_unchanged(
-            before, run.state(), "a step without counted elements changes {}"
+            before, run.tensors(), "a step without counted elements changes {}"
         )
 
     def _start(
@@ -369,21 +337,29 @@ class ModelChecks:
         checkpoint: Path | None = None,
     ) -> _Run:
         """A new run, or a run at a checkpoint; it shares nothing with other runs."""
-        run = RunDir(self.folder / name)
-        run.root.mkdir(parents=True, exist_ok=True)
+        folder = RunDir(self.folder / name)
+        folder.root.mkdir(parents=True, exist_ok=True)
         h = self.config.hparams.model_copy(update={"precision": precision})
-        config = self.config.model_copy(update={"hparams": h})
+        config = self.config.model_copy(update={"hparams": h, "log_every_n_steps": 1})
         runtime = Runtime(config)
         if checkpoint is None:
-            config.data_kind.save_assets(config.data, self.info, run.root)
-            save_model_assets(config, run.root)
-        return _Run(config, run, plan, runtime, set_up(config, self.info, runtime, checkpoint))
+            config.data_kind.save_assets(config.data, self.info, folder.root)
+            save_model_assets(config, folder.root)
+        order = SampleOrder(self.info.datasets, OrderOptions.of(config.data, 0))
+        streams = DataStreams(config, self.info, order, plan, runtime, folder.root)
+        run = _Run(config, self.info, plan, runtime, folder, streams)
+        set_up(run, checkpoint)
+        return run
 
     def _example(self, size: int, first: int = 0, *, is_dummy: bool = False) -> base.MicroBatch:
         rows = () if is_dummy else tuple(range(first, first + size))
         names = tuple(f"example-{row}" for row in rows)
         return base.MicroBatch(
-            self._example_maker(size)(), names, positions=rows, is_dummy=is_dummy
+            self._example_maker(size)(),
+            names,
+            positions=rows,
+            dropped=(0,) * len(self.config.data_kind.drop_reasons),
+            is_dummy=is_dummy,
         )
 
     def _example_maker(self, size: int) -> partial[base.Batch]:

@@ -298,11 +298,6 @@ class TrainConfig(base.ConfigModel):
     overwrite: bool = base.execution_field(
         default=False, description="Replace a run made with other options."
     )
-    fresh: bool = base.execution_field(
-        default=False,
-        description="Start a new run below remote_sync although one with equal options and data is "
-        "there.",
-    )
     dry_run: bool = base.execution_field(
         default=False, description="Print the plan and write nothing."
     )

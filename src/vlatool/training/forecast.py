@@ -28,8 +28,7 @@ from vlatool.training.memory import (
     first_full_step,
 )
 from vlatool.training.plan import TrainPlan
-from vlatool.training.run import RunSetup
-from vlatool.training.setup import set_up
+from vlatool.training.setup import Run, set_up
 from vlatool.training.state import TrainState
 from vlatool.training.step import TrainStep
 
@@ -117,14 +116,14 @@ def num_parameters(config: TrainConfig) -> int:
         return TrainState(config.model_type.build(config.model)).num_parameters
 
 
-def forecast(setup: RunSetup, assets: Path | None, reporter: Reporter) -> Forecast:
-    config = setup.config
-    plan = setup.plan
-    device = setup.runtime.device
-    batch = partial(sample_batch, config, setup.info, assets)
+def forecast(run: Run, assets: Path | None, reporter: Reporter) -> Forecast:
+    config = run.config
+    plan = run.plan
+    device = run.runtime.device
+    batch = partial(sample_batch, config, run.info, assets)
     for_gpu = config.device_memory is not None
     last = plan.total_steps - 1
-    step = FakeStep(config, setup.info, device, plan.micro_batch, last, batch, for_gpu)
+    step = FakeStep(config, run.info, device, plan.micro_batch, last, batch, for_gpu)
     estimator = MemoryEstimator(config, step)
     settings = StepSettings(
         devices=plan.global_batch // (plan.micro_batch * plan.accumulation),
@@ -153,16 +152,16 @@ def forecast(setup: RunSetup, assets: Path | None, reporter: Reporter) -> Foreca
         )
     rate = config.rate
     if config.measure:
-        here = replace(planned, settings=replace(settings, devices=setup.runtime.world_size))
+        here = replace(planned, settings=replace(settings, devices=run.runtime.world_size))
         own_estimator = MemoryEstimator(config, replace(step, for_gpu=False))
         _check_memory(own_estimator.estimate(here.settings), own, own_estimator, here)
-        rate = settings.devices * _measured_rate(setup, batch(plan.micro_batch))
+        rate = settings.devices * _measured_rate(run, batch(plan.micro_batch))
     count, size = _disk(config, plan, estimator)
-    free = _free(setup.run.root)
+    free = _free(run.folder.root)
     if free is not None and size > free:
         reporter.warn(
             "storage.no_space",
-            f"{setup.run.root}: {counted(count, 'checkpoint')} would take {size_text(size)}, "
+            f"{run.folder.root}: {counted(count, 'checkpoint')} would take {size_text(size)}, "
             f"{size_text(free)} are free; set max_checkpoint_limit "
             "or a larger save_every_n_steps, or choose another --output",
         )
@@ -297,15 +296,14 @@ def _free(folder: Path) -> int | None:
     return None
 
 
-def _measured_rate(run_setup: RunSetup, batch: Batch) -> float:
+def _measured_rate(run: Run, batch: Batch) -> float:
     """Samples per second on this device, without reading data. Collective."""
-    config = run_setup.config
-    plan = run_setup.plan
-    runtime = run_setup.runtime
-    setup = set_up(config, run_setup.info, runtime, None)
-    state = setup.state
-    objective = setup.objective
-    train_step = TrainStep(config.hparams, plan, runtime, setup.placed)
+    plan = run.plan
+    runtime = run.runtime
+    set_up(run, None)
+    state = run.state
+    objective = run.objective
+    train_step = TrainStep(run.config.hparams, plan, runtime, run.placed)
     positions = tuple(range(plan.micro_batch))
     fetched = MicroBatch(
         to_device(batch, runtime.device), samples=("",) * plan.micro_batch, positions=positions

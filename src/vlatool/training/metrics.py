@@ -6,8 +6,9 @@ Results of a step are logged one step late, so that the host does not wait for t
 import json
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from math import isfinite
 from pathlib import Path
 
@@ -17,11 +18,9 @@ from vlatool.artifacts.run.format import DROPS, read_metrics
 from vlatool.errors import DataError
 from vlatool.events import Progress, Reporter, counted
 from vlatool.loading.base import DroppedSample, MicroBatch
-from vlatool.models.base import Objective
 from vlatool.storage.append_log import AppendLog
 from vlatool.training.placement import peak_memory
-from vlatool.training.runtime import Runtime
-from vlatool.training.state import TrainState
+from vlatool.training.setup import Run
 from vlatool.training.step import OptimizerStep
 
 
@@ -168,27 +167,26 @@ class MetricsLogger:
     All ranks read the same sums, so all of them raise the same errors and stop together.
     """
 
-    metrics: MetricsFile
-    reporter: Reporter  # receives warnings
+    run: Run
+    reporter: Reporter  # receives metrics and warnings
     bar: Progress  # the progress bar, which advances with the steps
-    runtime: Runtime  # the ranks of the run
-    log_every: int  # steps between lines of metrics
-    total_steps: int  # number of steps; the last one is always logged
-    # drop reasons of the data kind, in the order of `MicroBatch.dropped`
-    drop_reasons: Sequence[str] = ()
-    max_dropped_share: float = 1.0  # fraction of dropped samples above which the run ends
-    drops: DropsFile = field(default_factory=DropsFile)  # lists the dropped samples
     # samples per second at the peak arithmetic of all devices; None: unknown
     ideal_rate: float | None = None
-    # returns the newest checkpoint, if there is one; for errors
-    newest_checkpoint: Callable[[], Path | None] = lambda: None
     stopped_by: int | None = None  # signal that asked a rank to stop, if any; equal on all ranks
     save_due: bool = False  # True if a rank asked for a checkpoint; equal on all ranks
 
     def __post_init__(self) -> None:
+        folder = self.run.folder if self.run.runtime.is_main else None
+        self.metrics = MetricsFile(folder and folder.metrics, self.reporter)
+        self.drops = DropsFile(folder and folder.drops)  # lists the dropped samples
         self.meter = Meter(self.ideal_rate)
         self._pending: StepRecord | None = None
         self._warned: set[str] = set()
+
+    @cached_property
+    def _drop_reasons(self) -> Sequence[str]:
+        """Drop reasons of the data kind, in the order of `MicroBatch.dropped`."""
+        return self.run.config.data_kind.drop_reasons
 
     def rank_counters(
         self,
@@ -199,36 +197,36 @@ class MetricsLogger:
         save_due: bool,  # this rank asks for a checkpoint
     ) -> list[float]:
         """Extra numbers of this rank for the first reduction of a step."""
-        dropped = [0] * len(self.drop_reasons)
+        dropped = [0] * len(self._drop_reasons)
         for micro_batch in micro_batches:
             dropped = [a + b for a, b in zip(dropped, micro_batch.dropped, strict=True)]
         signals = [float(stop == number) for number in _SIGNALS]
-        memory = float(peak_memory(self.runtime.device))
+        memory = float(peak_memory(self.run.runtime.device))
         per_rank = (*self._of_this_rank(data_wait_s), *self._of_this_rank(memory))
         return [*signals, float(save_due), *per_rank, *map(float, dropped)]
 
     def _of_this_rank(self, value: float) -> list[float]:
         """A number for each rank: that of this one, 0 for the others, so that sums list all."""
-        return [value if rank == self.runtime.rank else 0.0 for rank in self._ranks]
+        return [value if rank == self.run.runtime.rank else 0.0 for rank in self._ranks]
 
     @property
     def _ranks(self) -> range:
-        return range(self.runtime.world_size)
+        return range(self.run.runtime.world_size)
 
-    def log_step(self, record: StepRecord, state: TrainState, objective: Objective) -> None:
+    def log_step(self, record: StepRecord) -> None:
         """Stores the record of a step and logs the step before it."""
-        self.flush(state, objective)
+        self.flush()
         self._pending = record
 
-    def flush(self, state: TrainState, objective: Objective) -> None:
+    def flush(self) -> None:
         """Logs the stored step."""
         record = self._pending
         self._pending = None
         if record is None:
             return
-        first = next(iter(objective.optimizers()))
+        first = next(iter(self.run.objective.optimizers()))
         for index, update in enumerate(record.updates):
-            host = update.on_host.read(self.runtime.timeout_s)
+            host = update.on_host.read(self.run.runtime.timeout_s)
             norm, ok, total, count, _, *rest = host[: 5 + update.sums.extra].tolist()
             if not ok and not count <= 0:
                 raise self._not_finite(record)
@@ -237,11 +235,11 @@ class MetricsLogger:
             self.meter.add_update(prefix, mean, norm, update.rate)
             self.meter.add(update.optimizer, update.sums.read(host[2:]), count)
             if index == 0:
-                self._add_counters(rest, record, state)
+                self._add_counters(rest, record)
         self.meter.add_step(record.samples // record.step, record.ended_s)
-        self._log(record, state, objective)
+        self._log(record)
 
-    def _add_counters(self, extras: Sequence[float], record: StepRecord, state: TrainState) -> None:
+    def _add_counters(self, extras: Sequence[float], record: StepRecord) -> None:
         numbers = iter(extras)
         signals = [number for number in _SIGNALS if next(numbers)]
         self.save_due = next(numbers) > 0 or self.save_due
@@ -249,16 +247,18 @@ class MetricsLogger:
         self.stopped_by = self.stopped_by or next(iter(signals), None)
         counts = {
             reason: int(count)
-            for reason, count in zip(self.drop_reasons, numbers, strict=True)
+            for reason, count in zip(self._drop_reasons, numbers, strict=True)
             if count
         }
         if not counts:
             return
+        all_dropped = self.run.state.dropped
         for reason, count in counts.items():
-            state.dropped[reason] = state.dropped.get(reason, 0) + count
-        total = sum(state.dropped.values())
+            all_dropped[reason] = all_dropped.get(reason, 0) + count
+        total = sum(all_dropped.values())
         is_new = bool(counts.keys() - self._warned)
-        is_too_much = total > self.max_dropped_share * max(record.samples, _MIN_SHARE_SAMPLES)
+        limit = self.run.config.data.max_dropped_share
+        is_too_much = total > limit * max(record.samples, _MIN_SHARE_SAMPLES)
         drops = self._list_drops(record.step, record.drops)
         if is_new:
             self._warned |= counts.keys()
@@ -267,25 +267,27 @@ class MetricsLogger:
         if is_too_much:
             raise DataError(
                 f"{total} of {counted(record.samples, 'sample')} could not be used "
-                f"({_listed(state.dropped)}); the latest: {drops[0].message}",
+                f"({_listed(all_dropped)}); the latest: {drops[0].message}",
                 hint=f"{DROPS} lists them, `vlatool verify` the defects of the data; "
                 "data.max_dropped_share sets the fraction above which a run ends",
                 code="data.incomplete",
-                details={"dropped": dict(state.dropped), "samples": record.samples},
+                details={"dropped": dict(all_dropped), "samples": record.samples},
             )
 
-    def _log(self, record: StepRecord, state: TrainState, objective: Objective) -> None:
-        if record.step % self.log_every and record.step != self.total_steps:
+    def _log(self, record: StepRecord) -> None:
+        is_last = record.step == self.run.plan.total_steps
+        if record.step % self.run.config.log_every_n_steps and not is_last:
             self.bar.advance(1)
             return
-        metrics = self._metrics(objective)
+        metrics = self._metrics()
         values = self.meter.report(metrics)
         loss = {"loss": values["loss"]} if "loss" in values else {}
         rate = round(values["samples_per_second"], 1)
         self.bar.advance(1, **loss, **{"samples/s": rate})
-        dropped = {"dropped": float(sum(state.dropped.values()))} if state.dropped else {}
+        counts = self.run.state.dropped
+        dropped = {"dropped": float(sum(counts.values()))} if counts else {}
         self.metrics.write(record.step, {"samples": float(record.samples), **values, **dropped})
-        self.check_metrics(objective, metrics)
+        self.check_metrics(metrics)
 
     def warn_validation_drops(
         self, step: int, count: int, dropped: Sequence[DroppedSample]
@@ -301,13 +303,14 @@ class MetricsLogger:
 
     def _list_drops(self, step: int, dropped: Sequence[DroppedSample]) -> list[DroppedSample]:
         """Lists the dropped samples of all ranks, and returns them. Collective."""
-        texts = self.runtime.gather([json.dumps(asdict(drop)) for drop in dropped])
+        texts = self.run.runtime.gather([json.dumps(asdict(drop)) for drop in dropped])
         drops = [DroppedSample(**json.loads(text)) for text in texts]
         self.drops.add(step, drops)
         return drops
 
-    def _metrics(self, objective: Objective) -> dict[str, float]:
+    def _metrics(self) -> dict[str, float]:
         """Metrics of every optimizer that made a step since the last report."""
+        objective = self.run.objective
         metrics: dict[str, float] = {}
         for index, optimizer in enumerate(objective.optimizers()):
             sums, count = self.meter.sums(optimizer)
@@ -316,9 +319,9 @@ class MetricsLogger:
             metrics |= {f"{prefix}{name}": float(value) for name, value in values.items()}
         return metrics
 
-    def check_metrics(self, objective: Objective, metrics: Mapping[str, float]) -> None:
+    def check_metrics(self, metrics: Mapping[str, float]) -> None:
         """Warns once per finding code of the objective; raises DataError for an error."""
-        for finding in objective.check_metrics(metrics):
+        for finding in self.run.objective.check_metrics(metrics):
             if finding.severity == "error":
                 raise DataError(finding.message, hint=finding.action, code=finding.code)
             if finding.code not in self._warned:
@@ -334,11 +337,12 @@ class MetricsLogger:
             if not total.isfinite()
             for name in names
         ]
-        keys = self.runtime.gather(bad) or self.runtime.gather(
+        keys = self.run.runtime.gather(bad) or self.run.runtime.gather(
             [name for names in record.names for name in names]
         )
         keys = list(dict.fromkeys(keys))[:_NAMED_SAMPLES]
-        checkpoint = self.newest_checkpoint()
+        checkpoints = self.run.folder.checkpoints()
+        checkpoint = checkpoints[-1][1] if checkpoints else None
         last = "there is no checkpoint yet" if checkpoint is None else f"the last is {checkpoint}"
         return DataError(
             f"the loss or its gradient is not finite at step {record.step}; the weights were not "

@@ -1,20 +1,18 @@
-"""Run below `remote_sync`: the choice of its folder, its lock, and its copy on a fresh machine.
+"""Run below `remote_sync`: its lock, and its copy on a machine that does not have it.
 
-A local run is copied to a folder below `remote_sync`, where it reads as the same run. A machine
-whose local folder has no run continues the newest one there with equal options and data.
+The run `NAME` is copied to the folder `NAME` below `remote_sync`, where it reads as the same run. A
+machine whose local folder lacks it, or is behind, continues from there.
 """
 
 import shutil
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
-from typing import Any
 
 from vlatool.artifacts.run.checkpoint import CheckpointManifest
 from vlatool.artifacts.run.format import CHECKPOINTS, LATEST, RunDir
-from vlatool.errors import ConfigError, DataError, UsageError
+from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter
 from vlatool.jobs import record as job_record
 from vlatool.jobs.files import NAME as FILE_LIST
@@ -26,17 +24,13 @@ from vlatool.storage.remote import ObjectInfo
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.transfer import TransferPool, download
 from vlatool.storage.tree import FileInfo, files_below
-from vlatool.storage.uri import is_inside, is_remote, local_path, location
+from vlatool.storage.uri import is_inside, is_remote, location
 from vlatool.training.config import TrainConfig
-from vlatool.training.resume import RunStart, has_trained, identity_keys, reset_run
+from vlatool.training.resume import RunStart, local_run, reset_run
 
 _COMMAND = "train"
 _READ_AT_ONCE = 8
 _STREAMS = 8
-# The choice is made again if another machine changed the run before this one held its lock.
-_ATTEMPTS = 3
-# Sections whose values are as typed: runs that differ in them are not looked at further.
-_TYPED_SECTIONS = ("hparams", "ema")
 
 # What a run with a configuration would do in a folder; raises an error if it may not use it.
 StartIn = Callable[[TrainConfig, RunDir], RunStart]
@@ -44,10 +38,9 @@ StartIn = Callable[[TrainConfig, RunDir], RunStart]
 
 @dataclass(frozen=True)
 class RemoteRun:
-    """Folder below `remote_sync` that a run belongs to."""
+    """Copy of a named run below `remote_sync`."""
 
-    name: str  # name of the local run folder
-    root: Path  # the folder; its files have the names of those in the local one
+    root: Path  # its folder; its files have the names of those in the local one
     run_id: str = ""  # random id of the run there; empty if there is none
     replaces: bool = False  # the local run has other options, and is replaced
     # step from which the run there continues here; None if it has no checkpoint, or if the local
@@ -58,72 +51,48 @@ class RemoteRun:
 
 @contextmanager
 def held_remote_run(
-    config: TrainConfig, new_name: str, start_in: StartIn, reporter: Reporter
+    config: TrainConfig, start_in: StartIn, reporter: Reporter
 ) -> Generator[RemoteRun]:
     """Holds the remote folder of a run until the block ends; copies what the local one lacks."""
-    for _ in range(_ATTEMPTS):
-        choice = choose_remote_run(config, new_name, start_in)
-        with job_record.output_lock(choice.root, f"vlatool {_COMMAND}") as lock:
-            record = job_record.read_record(choice.root)
-            if choice.run_id == ("" if record is None else record.run_id):
-                local = RunDir(_local_folder(config, choice.name))
-                remote = RunDir(choice.root)
-                replaces = choice.replaces
-                remote.check_no_files()
-                step = _step_ahead(remote, local, replaces=replaces)
-                if step is not None and not config.fresh:
-                    _copy_to_local(remote, step, local, reporter, replaces=replaces)
-                yield replace(choice, lock=lock)
-                return
-    raise UsageError.at(
-        config.remote_sync,
-        "other machines start runs of the same name there at this moment",
-        hint="run the command again, or choose another --output",
-        code="usage.output_in_use",
-    )
+    run = find_remote_run(config, start_in)  # raises before the lock creates a file there
+    with job_record.output_lock(run.root, f"vlatool {_COMMAND}") as lock:
+        if _run_id(run.root) != run.run_id:  # another machine has started it meanwhile
+            run = find_remote_run(config, start_in)
+        local = local_run(config)
+        remote = RunDir(run.root)
+        remote.check_no_files()
+        step = _step_ahead(remote, local, replaces=run.replaces)
+        if step is not None:
+            _copy_to_local(remote, step, local, reporter, replaces=run.replaces)
+        yield replace(run, lock=lock)
 
 
-def choose_remote_run(config: TrainConfig, new_name: str, start_in: StartIn) -> RemoteRun:
-    """Chooses the folder below `remote_sync` that a run belongs to. Writes nothing.
+def find_remote_run(config: TrainConfig, start_in: StartIn) -> RemoteRun:
+    """The copy of a run below `remote_sync`. Writes nothing.
 
-    That of the local run if it is there. Else the run of the same name, or the newest one, if its
-    options and data are the same. Else a new folder.
+    Raises:
+        UsageError: The local or the remote folder has a run with other options, or other files.
     """
     assert config.remote_sync is not None
-    prefix = location(config.remote_sync)
-    local = None if config.name is None else RunDir(_local_folder(config, config.name))
-    own, replaces = _own_run(config, local, start_in)
-    name = config.name or new_name
-    _check_apart(config, prefix / name, name)
-    if config.fresh:
-        names = (name if number == 1 else f"{name}-{number}" for number in count(1))
-        folder = next(prefix / free for free in names if not (prefix / free).exists())
-        return RemoteRun(name, folder, replaces=replaces)
-    remote_runs = _trained_runs(prefix, config)
-    same = [folder for folder, record in remote_runs if own and record.run_id == own]
-    searched = config.model_copy(update={"overwrite": False})
-    if not same:
-        same = list(_with_equal_options(remote_runs, searched, start_in))[:1]
-    if same:
-        root = same[0]
-        local = local or RunDir(_local_folder(config, root.name))
-        if config.name is None:
-            _, replaces = _own_run(config, local, start_in)
-        step = _step_ahead(RunDir(root), local, replaces=replaces)
-        record = dict(remote_runs)[root]
-        return RemoteRun(local.root.name, root, record.run_id, replaces, step)
-    _check_no_other_run(prefix / name, searched, start_in)
-    record = job_record.read_record(prefix / name)
-    return RemoteRun(name, prefix / name, "" if record is None else record.run_id, replaces)
+    assert config.name is not None
+    local = local_run(config)
+    root = location(config.remote_sync) / config.name
+    _check_apart(root, local.root)
+    replaces = local.root.exists() and start_in(config, local) == "replace"
+    if root.exists():
+        _check_same_run(root, config, start_in)
+    step = _step_ahead(RunDir(root), local, replaces=replaces)
+    return RemoteRun(root, _run_id(root), replaces, step)
 
 
-def _local_folder(config: TrainConfig, name: str) -> Path:
-    return local_path(config.save_path) / name
+def _run_id(root: Path) -> str:
+    record = job_record.read_record(root)
+    return "" if record is None else record.run_id
 
 
-def _check_apart(config: TrainConfig, root: Path, name: str) -> None:
+def _check_apart(root: Path, local: Path) -> None:
     """Raises UsageError if the copy of a run would be the local run itself."""
-    if not is_remote(root) and root.resolve() == _local_folder(config, name).resolve():
+    if not is_remote(root) and root.resolve() == local.resolve():
         raise UsageError.at(
             root,
             "is the run folder itself, not a location for its copy",
@@ -132,86 +101,18 @@ def _check_apart(config: TrainConfig, root: Path, name: str) -> None:
         )
 
 
-def _own_run(config: TrainConfig, local: RunDir | None, start_in: StartIn) -> tuple[str, bool]:
-    """Random id of the local run, empty if none has trained; and if it will be replaced."""
-    if local is None or not local.root.exists():
-        return "", False
-    start = start_in(config, local)
-    if config.fresh and has_trained(local) and not config.overwrite:
-        raise UsageError.at(
-            local.root,
-            "contains a run, which --fresh does not replace",
-            hint="leave out --fresh to continue it, choose another --output, or replace the local "
-            "run with --overwrite",
-            code="usage.output_exists",
-        )
-    record = job_record.read_record(local.root)
-    if start == "replace" or record is None or not has_trained(local):
-        return "", start == "replace"
-    return record.run_id, False
-
-
-def _trained_runs(prefix: Path, config: TrainConfig) -> list[tuple[Path, job_record.OutputRecord]]:
-    """Runs below a prefix that may be the same as this one: that of its name, then the newest."""
-    folders: list[Path] = []
-    with suppress(FileNotFoundError, NotADirectoryError):
-        folders = [path for path in prefix.iterdir() if path.is_dir()]
-    records = zip(folders, in_parallel(_dated_record, folders, _READ_AT_ONCE), strict=True)
-    runs = [
-        (folder, record, changed)
-        for folder, (record, changed) in records
-        if record is not None and record.command == _COMMAND and _is_similar(record.options, config)
-    ]
-    runs.sort(key=lambda run: (run[0].name == config.name, run[2], run[0].name), reverse=True)
-    return [(folder, record) for folder, record, _ in runs]
-
-
-def _dated_record(folder: Path) -> tuple[job_record.OutputRecord | None, float]:
-    """Record of a run, and the time of its last checkpoint."""
-    record = job_record.read_record(folder)
-    if record is not None:
-        for path in (folder / LATEST, job_record.record_file(folder)):
-            with suppress(FileNotFoundError):
-                return record, path.stat().st_mtime
-    return record, 0.0
-
-
-def _is_similar(options: Mapping[str, Any], config: TrainConfig) -> bool:
-    """False if a run differs in model type, learning rate and the like, which data do not decide.
-
-    Spares a look at the data for each run of a sweep.
-    """
-    now = identity_keys(config)
-    model = options.get("model")
-    if not isinstance(model, dict) or model.get("type") != now["model"]["type"]:
-        return False
-    sections = [(options.get(name), now[name]) for name in _TYPED_SECTIONS]
-    return all(
-        isinstance(old, dict) and all(new[key] == old[key] for key in {*old} & {*new})
-        for old, new in sections
-    )
-
-
-def _with_equal_options(
-    runs: list[tuple[Path, job_record.OutputRecord]], config: TrainConfig, start_in: StartIn
-) -> Iterator[Path]:
-    """Folders of the runs that this one continues; of a smaller budget only that of its name."""
-    for folder, _ in runs:
-        starts = ("resume", "extend") if folder.name == config.name else ("resume",)
-        with suppress(UsageError, DataError, ConfigError):
-            if start_in(config, RunDir(folder)) in starts:
-                yield folder
-
-
-def _check_no_other_run(root: Path, config: TrainConfig, start_in: StartIn) -> None:
-    """Raises UsageError if the remote folder of a new run holds something else."""
-    if not root.exists():
-        return
+def _check_same_run(root: Path, config: TrainConfig, start_in: StartIn) -> None:
+    """Raises UsageError if a remote folder holds something else than this run."""
+    kept = config.model_copy(update={"overwrite": False})  # no option replaces a remote run
     try:
-        start_in(config, RunDir(root))
+        start_in(kept, RunDir(root))
     except UsageError as error:
-        hint = "choose another --output, or start a new run beside it with --fresh"
-        raise UsageError(error.message, hint=hint, code=error.code, details=error.details) from None
+        raise UsageError(
+            error.message,
+            hint="choose another --output: a run below remote_sync is never replaced",
+            code=error.code,
+            details=error.details,
+        ) from None
 
 
 def _step_ahead(remote: RunDir, local: RunDir, *, replaces: bool) -> int | None:
@@ -239,10 +140,7 @@ def _copy_to_local(
 
     The record comes first and the checkpoint last: a copy that is interrupted starts again.
     """
-    reporter.note(
-        f"{remote.root}: this run continues in {local.root} after step {step}; --fresh starts a new"
-        " one"
-    )
+    reporter.note(f"{remote.root}: this run continues in {local.root} after step {step}")
     copied = [*_best_before(step, remote, local, replaces=replaces), step]
     beside = {
         f"{CHECKPOINTS}/{name}"

@@ -32,7 +32,7 @@ from vlatool.jobs.record import (
 from vlatool.loading.base import DatasetInfo
 from vlatool.storage.remote import is_writable
 from vlatool.storage.tree import file_names, sha256_of
-from vlatool.storage.uri import is_remote, location, pinned_text
+from vlatool.storage.uri import is_remote, local_path, location, pinned_text
 from vlatool.training.config import TrainConfig
 from vlatool.training.plan import TrainPlan, budget_extension, make_plan
 
@@ -123,6 +123,12 @@ def new_name(config: TrainConfig) -> str:
     return f"{now}-model_{config.model.type}-lr_{config.hparams.lr}"  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def local_run(config: TrainConfig) -> RunDir:
+    """The folder of a named run."""
+    assert config.name is not None
+    return RunDir(local_path(config.save_path) / config.name)
+
+
 def fixed_name(run_id: str) -> str:
     """Name of the second copy of a run: a UUID of version 4 that does not change on resume.
 
@@ -158,15 +164,14 @@ def plan_run(
     if before is None:
         return ("replace" if is_run(run.root) else "new"), record
     differences = run_differences(before.options, options, config)
-    starts_anew = config.fresh and config.overwrite
-    if not differences and not starts_anew and run.latest() is not None:
+    if not differences and run.latest() is not None:
         return "resume", before
     budget = {} if config.overwrite else _earlier_budget(before.options, options)
     if budget and run.latest() is not None and extends_budget(budget):
         return "extend", before
     if has_trained(run) and not config.overwrite:
         ownership.check_no_differences(run.root, "with other options", differences, _OTHER_OUTPUT)
-    return ("replace" if differences or starts_anew else "new"), record
+    return ("replace" if differences else "new"), record
 
 
 def prepare_run(

@@ -1,31 +1,76 @@
-"""Setup of a run, in this order: build, load, place, optimizers, averages, restore."""
+"""A run on one rank, and its setup: build, load, place, optimizers, averages, restore."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vlatool.artifacts.run.format import RunDir
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter, counted
 from vlatool.jobs.ownership import differences_text
 from vlatool.jobs.record import read_record
 from vlatool.loading.base import DatasetInfo
-from vlatool.models.base import Objective, Part
+from vlatool.models.base import Objective, Part, Policy
 from vlatool.models.published import PublishedProgress
 from vlatool.models.trained import ProgressOrigin, existing_weights, locate_progress
 from vlatool.training.checkpoints import load_checkpoint, restore_optimizer, unsaved_digests
 from vlatool.training.config import TrainConfig
+from vlatool.training.data import DataStreams
 from vlatool.training.placement import PlacedParts
+from vlatool.training.plan import TrainPlan
 from vlatool.training.resume import identity_keys, run_differences
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState, WeightAverage, scatter, tensor_facts, with_facts
-from vlatool.training.step import build_optimizer
+from vlatool.training.step import StepContexts, build_optimizer
+from vlatool.training.sync import RunSync
+
+
+class CheckpointRollouts(Protocol):
+    """Rollouts of the checkpoints of a run; evaluation defines them."""
+
+    def check(self, policy: Policy) -> None:
+        """Raises a VlatoolError if a policy cannot act in the environment."""
+        ...
+
+    def __call__(self, checkpoint: Path, output: Path) -> Mapping[str, float]:
+        """Rolls out a checkpoint with its averaged weights, if there are any; returns map from name
+        of a metric to value, `success_rate` among them.
+        """
+        ...
+
+
+@dataclass
+class Run:
+    """A run on this rank. `set_up` adds what it trains."""
+
+    config: TrainConfig  # derived
+    info: DatasetInfo  # of the training data
+    plan: TrainPlan  # steps, batch sizes, steps of checkpoints, validations and images
+    runtime: Runtime
+    folder: RunDir
+    streams: DataStreams
+    typed: Collection[str] = ()  # keys that were given for this run, as for `train`
+    # dotted key of the configuration to its origin, without defaults
+    origins: Mapping[str, str] = field(default_factory=dict[str, str])
+    roll_out: CheckpointRollouts | None = None  # None without the section `eval`
+    # copies of the run at other locations; None without any, and on other ranks
+    sync: RunSync | None = None
+    state: TrainState = field(init=False)
+    placed: PlacedParts = field(init=False)
+    objective: Objective = field(init=False)
+
+    @property
+    def contexts(self) -> StepContexts:
+        """Factory of the contexts of the objective."""
+        return StepContexts(self.runtime, self.placed, self.config.hparams.seed, self.plan)
+
 
 # Options that are expected to differ from those of the earlier run.
 _OF_EACH_RUN = ("init_from", "init_weights_only", "init_except", *TrainConfig.exclusive[0])
@@ -162,16 +207,6 @@ def _saved_form(
     return {"state": {name: dict(moments[name]) for name in used}, "param_groups": groups}
 
 
-@dataclass(frozen=True)
-class TrainSetup:
-    """Training state, placed parts and objective of a run."""
-
-    state: TrainState
-    placed: PlacedParts
-    objective: Objective
-    notes: tuple[str, ...] = ()  # messages of the model type on loaded weights
-
-
 def _loaded_parts(
     config: TrainConfig, runtime: Runtime, *, is_restored: bool
 ) -> tuple[Mapping[str, Part], list[str]]:
@@ -199,10 +234,10 @@ def _loaded_parts(
     return parts, notes
 
 
-def set_up(
-    config: TrainConfig, info: DatasetInfo, runtime: Runtime, checkpoint: Path | None
-) -> TrainSetup:
-    """Sets up a new run, or a run at a checkpoint. Collective."""
+def set_up(run: Run, checkpoint: Path | None) -> list[str]:
+    """Sets up a new run, or a run at a checkpoint. Collective; returns messages for the user."""
+    config = run.config
+    runtime = run.runtime
     model_type = config.model_type
     h = config.hparams
     origin = None
@@ -212,10 +247,10 @@ def set_up(
         config, runtime, is_restored=checkpoint is not None or origin is not None
     )
     unsaved = runtime.broadcast(unsaved_digests(parts) if runtime.is_main else None)
-    placed = PlacedParts(parts, runtime.placement(config), model_type)
-    objective = model_type.objective(config.model, config.data, info, parts)
+    run.placed = PlacedParts(parts, runtime.placement(config), model_type)
+    run.objective = objective = model_type.objective(config.model, config.data, run.info, parts)
     modules = {name: part.module for name, part in parts.items()}
-    state = TrainState(
+    run.state = state = TrainState(
         parts=parts,
         optimizers={
             name: build_optimizer(spec, modules, h) for name, spec in objective.optimizers().items()
@@ -231,4 +266,4 @@ def set_up(
         load_checkpoint(checkpoint, state)
     elif origin is not None:
         notes += restore_progress(origin, config, state)
-    return TrainSetup(state, placed, objective, tuple(notes))
+    return notes

@@ -10,11 +10,8 @@ from types import FrameType
 from typing import NoReturn, Self
 
 from vlatool.loading.base import MicroBatch
-from vlatool.models.base import Objective
 from vlatool.training.metrics import MetricsLogger, StepRecord
-from vlatool.training.placement import PlacedParts
-from vlatool.training.plan import TrainPlan
-from vlatool.training.state import TrainState
+from vlatool.training.setup import Run
 from vlatool.training.step import TrainStep
 
 _SAME_STOP_S = 2.0
@@ -83,32 +80,36 @@ def exit_stopped(number: int | None) -> NoReturn:
 class Trainer:
     """Trains until the plan is complete."""
 
-    plan: TrainPlan  # steps, batch sizes, steps of checkpoints, validations and images
-    train_step: TrainStep
-    placed: PlacedParts
+    run: Run
     logger: MetricsLogger  # logs the results of steps
     # called after validation steps, with the parts in eval mode
-    validate: Callable[[TrainState], None]
+    validate: Callable[[], None]
     # called with a micro-batch after image steps, with the parts in eval mode
-    log_images: Callable[[TrainState, MicroBatch], None]
+    log_images: Callable[[MicroBatch], None]
     # called after checkpoint steps, and when one is due. Collective
-    save: Callable[[TrainState], None]
+    save: Callable[[], None]
     stop_signal: Callable[[], int | None]  # returns the signal that asked this rank to stop, if any
     # True if this rank asks for a checkpoint between those of the plan
     save_due: Callable[[], bool] = lambda: False
     # called after rollout steps, when the checkpoint is written. Collective
-    measure_success: Callable[[TrainState], None] = lambda state: None
+    measure_success: Callable[[], None] = lambda: None
 
-    def fit(self, state: TrainState, batches: Iterator[MicroBatch], objective: Objective) -> None:
-        """Trains from `state.step` to the end of the plan, or until a stop is requested; `batches`:
-        micro-batches of this rank from `state.step` on, on the device.
+    def __post_init__(self) -> None:
+        run = self.run
+        self._step = TrainStep(run.config.hparams, run.plan, run.runtime, run.placed)
+
+    def fit(self, batches: Iterator[MicroBatch]) -> None:
+        """Trains from the present step to the end of the plan, or until a stop is requested;
+        `batches`: micro-batches of this rank from that step on, on the device.
         """
-        while state.step < self.plan.total_steps and self.logger.stopped_by is None:
+        run = self.run
+        state = run.state
+        while state.step < run.plan.total_steps and self.logger.stopped_by is None:
             fetched, waited_s = self._fetch(batches)
             counters = self.logger.rank_counters(
                 fetched, waited_s, self.stop_signal(), save_due=self.save_due()
             )
-            updates, prepared_batches = self.train_step(state, objective, fetched, counters)
+            updates, prepared_batches = self._step(state, run.objective, fetched, counters)
             record = StepRecord(
                 step=state.step,
                 samples=state.samples,
@@ -117,42 +118,40 @@ class Trainer:
                 drops=[drop for micro_batch in fetched for drop in micro_batch.drops],
                 ended_s=time.perf_counter(),
             )
-            self.logger.log_step(record, state, objective)
-            self._run_events(state, objective, prepared_batches)
-        self.logger.flush(state, objective)
+            self.logger.log_step(record)
+            self._run_events(prepared_batches)
+        self.logger.flush()
 
     def _fetch(self, batches: Iterator[MicroBatch]) -> tuple[list[MicroBatch], float]:
         """Micro-batches of a step, and the seconds that this rank waited for them."""
         started = time.perf_counter()
-        fetched = [next(batches) for _ in range(self.plan.accumulation)]
+        fetched = [next(batches) for _ in range(self.run.plan.accumulation)]
         return fetched, time.perf_counter() - started
 
-    def _run_events(
-        self, state: TrainState, objective: Objective, prepared_batches: list[MicroBatch]
-    ) -> None:
+    def _run_events(self, prepared_batches: list[MicroBatch]) -> None:
         """Validates, logs images, saves and rolls out a checkpoint at the steps of the plan.
 
         A checkpoint that a rank asked for is due one step later, when all ranks know it.
         """
-        plan = self.plan
-        if state.step not in plan.event_steps and not self.logger.save_due:
+        plan = self.run.plan
+        step = self.run.state.step
+        if step not in plan.event_steps and not self.logger.save_due:
             return
         # Raises if this step failed: nothing of a failed step is saved or measured.
-        self.logger.flush(state, objective)
-        self.placed.eval()
-        if state.step in plan.validation_steps:
-            self.validate(state)
-        if state.step in plan.image_steps:
+        self.logger.flush()
+        self.run.placed.eval()
+        if step in plan.validation_steps:
+            self.validate()
+        if step in plan.image_steps:
             self.log_images(
-                state,
                 next(
                     (micro_batch for micro_batch in prepared_batches if not micro_batch.is_dummy),
                     prepared_batches[0],
-                ),
+                )
             )
-        self.placed.train()
-        if state.step in plan.checkpoint_steps or self.logger.save_due:
-            self.save(state)
+        self.run.placed.train()
+        if step in plan.checkpoint_steps or self.logger.save_due:
+            self.save()
             self.logger.save_due = False
-        if state.step in plan.rollout_steps:
-            self.measure_success(state)
+        if step in plan.rollout_steps:
+            self.measure_success()

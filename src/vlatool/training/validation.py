@@ -4,8 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -17,12 +16,10 @@ from vlatool.episode import UInt8Array
 from vlatool.errors import BugError, VlatoolError
 from vlatool.events import Reporter
 from vlatool.loading.base import DroppedSample, MicroBatch
-from vlatool.models.base import Objective, Policy
 from vlatool.storage.atomic import open_atomic
 from vlatool.training.metrics import MetricsLogger
-from vlatool.training.runtime import Runtime
-from vlatool.training.state import TrainState
-from vlatool.training.step import LossSums, StepContexts
+from vlatool.training.setup import Run
+from vlatool.training.step import LossSums
 from vlatool.training.trainer import StopRequest, exit_stopped
 
 _PHASE = "validation"
@@ -34,18 +31,17 @@ _AVERAGED = f"{VALIDATION}ema/"
 class Validation:
     """Validation of a run. Collective; expects the parts in eval mode."""
 
+    run: Run
+    logger: MetricsLogger  # logs the metrics
     # starts a pass over the micro-batches of this rank, on the device; their number is equal on all
     # ranks
     open_batches: Callable[[], Iterator[MicroBatch]]
     # the same for the samples whose action chunks are sampled
     open_chunk_batches: Callable[[], Iterator[MicroBatch]]
-    objective: Objective  # computes the loss of a micro-batch
-    runtime: Runtime  # the ranks of the run
-    contexts: StepContexts  # makes the contexts of the objective
-    logger: MetricsLogger  # logs the metrics
 
-    def __call__(self, state: TrainState) -> None:
+    def __call__(self) -> None:
         """Writes the metrics with raw weights, and with averaged weights if there are any."""
+        state = self.run.state
         metrics = self._pass(VALIDATION, state.step)
         if state.averages:
             with ExitStack() as stack:
@@ -53,7 +49,7 @@ class Validation:
                     stack.enter_context(average.average_parameters())
                 metrics |= self._pass(_AVERAGED, state.step)
         self.logger.metrics.write(state.step, {"samples": float(state.samples), **metrics})
-        self.logger.check_metrics(self.objective, metrics)
+        self.logger.check_metrics(metrics)
 
     def _pass(self, prefix: str, step: int) -> dict[str, float]:
         values = self._losses(prefix, step) | self._chunk_errors(step)
@@ -61,17 +57,20 @@ class Validation:
 
     @torch.no_grad()
     def _losses(self, prefix: str, step: int) -> dict[str, float]:
-        local = LossSums(self.runtime.device)
+        objective = self.run.objective
+        runtime = self.run.runtime
+        contexts = self.run.contexts
+        local = LossSums(runtime.device)
         drops: list[DroppedSample] = []
         for micro_batch in self.open_batches():
             drops += micro_batch.drops
-            ctx = self.contexts.of(step, micro_batch, _PHASE, training=False)
-            batch = self.objective.prepare(micro_batch.batch, ctx)
+            ctx = contexts.of(step, micro_batch, _PHASE, training=False)
+            batch = objective.prepare(micro_batch.batch, ctx)
             # `prepare` and the loss have separate streams of randomness.
-            ctx = self.contexts.of(step, micro_batch, f"{_PHASE} loss", training=False)
-            with self.runtime.autocast():
-                local.add(self.objective.validate(batch, ctx), is_dummy=micro_batch.is_dummy)
-        sums = local.reduced(self.runtime, [float(len(drops))])
+            ctx = contexts.of(step, micro_batch, f"{_PHASE} loss", training=False)
+            with runtime.autocast():
+                local.add(objective.validate(batch, ctx), is_dummy=micro_batch.is_dummy)
+        sums = local.reduced(runtime, [float(len(drops))])
         packed = sums.packed.cpu()
         total, count, bad, all_dropped = packed[:4].tolist()
         if bad:
@@ -82,26 +81,28 @@ class Validation:
             self.logger.warn_validation_drops(step, int(all_dropped), drops)
         if count <= 0:
             return {}
-        values = self.objective.metrics(_PHASE, sums.read(packed), count)
+        values = objective.metrics(_PHASE, sums.read(packed), count)
         return {"loss": total / count, **{name: float(value) for name, value in values.items()}}
 
     @torch.no_grad()
     def _chunk_errors(self, step: int) -> dict[str, float]:
         """Mean errors of sampled action chunks; empty if the objective samples none."""
-        if not self.objective.samples_chunks:
+        objective = self.run.objective
+        if not objective.samples_chunks:
             return {}
+        contexts = self.run.contexts
         sums: dict[str, Tensor] = {}
         for micro_batch in self.open_chunk_batches():
-            ctx = self.contexts.of(step, micro_batch, f"{_CHUNKS} batch", training=False)
-            batch = self.objective.prepare(micro_batch.batch, ctx)
-            ctx = self.contexts.of(step, micro_batch, _CHUNKS, training=False)
-            for name, value in self.objective.chunk_errors(batch, ctx).items():
+            ctx = contexts.of(step, micro_batch, f"{_CHUNKS} batch", training=False)
+            batch = objective.prepare(micro_batch.batch, ctx)
+            ctx = contexts.of(step, micro_batch, _CHUNKS, training=False)
+            for name, value in objective.chunk_errors(batch, ctx).items():
                 # All ranks sample equally often; a dummy micro-batch counts nothing.
                 counted = torch.zeros_like(value) if micro_batch.is_dummy else value
                 sums[name] = sums[name] + counted if name in sums else counted
         if not sums:
             return {}
-        totals = self.runtime.sum(torch.stack(list(sums.values()))).tolist()
+        totals = self.run.runtime.sum(torch.stack(list(sums.values()))).tolist()
         rows = zip(sums, totals, strict=True)
         return {name: total / count for name, (total, count) in rows if count > 0}
 
@@ -116,23 +117,22 @@ class ImageLogger:
     They are made with the averaged weights if there are any, because these are used for inference.
     """
 
-    run: RunDir  # the run folder
-    objective: Objective  # makes the images
-    runtime: Runtime  # the ranks of the run; rank 0 writes
-    contexts: StepContexts  # makes the context of a micro-batch
+    run: Run
     reporter: Reporter  # also gets the images, on rank 0
 
     @torch.no_grad()
-    def __call__(self, state: TrainState, micro_batch: MicroBatch) -> None:
+    def __call__(self, micro_batch: MicroBatch) -> None:
         """Writes the images of a micro-batch; expects the parts in eval mode."""
-        ctx = self.contexts.of(state.step, micro_batch, "images")
+        run = self.run
+        state = run.state
+        ctx = run.contexts.of(state.step, micro_batch, "images")
         with ExitStack() as stack:
             for average in state.averages.values():
                 stack.enter_context(average.average_parameters())
-            stack.enter_context(self.runtime.autocast())
-            images = self.objective.images(micro_batch.batch, ctx)
-        if self.runtime.is_main:
-            save_image_grid(self.run, state.step, images)
+            stack.enter_context(run.runtime.autocast())
+            images = run.objective.images(micro_batch.batch, ctx)
+        if run.runtime.is_main:
+            save_image_grid(run.folder, state.step, images)
             self.reporter.images(state.step, images)
 
 
@@ -155,20 +155,6 @@ def _row(images: UInt8Array, width: int) -> UInt8Array:
     return np.concatenate([*images, *padding], axis=1)
 
 
-class CheckpointRollouts(Protocol):
-    """Rollouts of the checkpoints of a run; evaluation defines them."""
-
-    def check(self, policy: Policy) -> None:
-        """Raises a VlatoolError if a policy cannot act in the environment."""
-        ...
-
-    def __call__(self, checkpoint: Path, output: Path) -> Mapping[str, float]:
-        """Rolls out a checkpoint with its averaged weights, if there are any; returns map from name
-        of a metric to value, `success_rate` among them.
-        """
-        ...
-
-
 def is_pending(run: RunDir, step: int, steps: tuple[int, ...]) -> bool:
     """True if the checkpoint of a step is to be rolled out, and no row of the metrics has it."""
     rows = read_metrics(run.metrics) if step in steps and run.metrics.is_file() else []
@@ -180,35 +166,35 @@ def is_pending(run: RunDir, step: int, steps: tuple[int, ...]) -> bool:
 class SuccessRate:
     """Rolls out the checkpoint of the present step on rank 0, while the others wait. Collective."""
 
-    run: RunDir  # the run folder
-    runtime: Runtime  # the ranks of the run
-    roll_out: (
-        CheckpointRollouts | None
-    )  # the rollouts; None on ranks that only wait, and if none are planned
+    run: Run
     logger: MetricsLogger  # logs the metrics, and a warning if the rollouts fail; the run continues
     stop: StopRequest  # A request to stop ends the rollouts at once
     resume_hint: str  # rest of the note on a run that was stopped
 
-    def __call__(self, state: TrainState) -> None:
+    def __call__(self) -> None:
         """Writes the metrics of the rollouts, and the best checkpoint."""
+        state = self.run.state
+        runtime = self.run.runtime
         started = time.perf_counter()
-        metrics = self._measured(state.step) if self.runtime.is_main else {}
-        metrics, signal = self.runtime.broadcast((metrics, self.stop.signal))
+        metrics = self._measured(state.step) if runtime.is_main else {}
+        metrics, signal = runtime.broadcast((metrics, self.stop.signal))
         if signal is not None:
             self._exit(state.step, signal)
         self.logger.meter.leave_out(time.perf_counter() - started)
         if metrics:
             values = {f"{EVALUATION}{name}": value for name, value in metrics.items()}
             self.logger.metrics.write(state.step, {"samples": float(state.samples), **values})
-        if self.runtime.is_main:
-            self.run.update_best()
+        if runtime.is_main:
+            self.run.folder.update_best()
 
     def _measured(self, step: int) -> Mapping[str, float]:
         """Metrics of the rollouts; empty if a request to stop ended them, or if they failed."""
-        assert self.roll_out is not None
+        roll_out = self.run.roll_out
+        assert roll_out is not None
         try:
             with self.stop.interrupting():
-                return self.roll_out(self.run.checkpoint(step), self.run.rollouts(step))
+                folder = self.run.folder
+                return roll_out(folder.checkpoint(step), folder.rollouts(step))
         except KeyboardInterrupt:
             if self.stop.signal is None:
                 raise

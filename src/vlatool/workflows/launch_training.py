@@ -158,7 +158,7 @@ def _plan(config: LaunchSageMakerConfig, job: SageMakerConfig, region: str) -> S
     variables |= {"VLA_GIT_DIFF_FILE": f"{name}.diff"} if difference else {}
     request["Environment"] = variables | request["Environment"]
     check_request(request)
-    run = training_job.job_yaml(config, SAVE_PATH, name)
+    run = training_job.job_yaml(config, SAVE_PATH, training_job.run_name(config, SAVE_PATH))
     return SageMakerResult(
         name, "planned", request, config_location(request), run, tuple(_notes(job))
     )
@@ -228,11 +228,9 @@ def _started(
     if status == "InProgress":
         reporter.note(f"the same job runs already: {name}")
         location = plan.config_location.replace(plan.job, name)
-        text = plan.config.replace(plan.job, name)
         request = json.loads(json.dumps(plan.request).replace(plan.job, name))
         return replace(
-            plan, job=name, status="InProgress", request=request, config=text,
-            config_location=location,
+            plan, job=name, status="InProgress", request=request, config_location=location
         )  # fmt: skip
     if status == "Stopping" or (status == "Completed" and not config.again):
         is_complete = status == "Completed"

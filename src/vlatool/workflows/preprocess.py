@@ -236,16 +236,16 @@ class PreprocessJob:
     def __init__(self, config: PreprocessConfig, make_sink: MakeSink | None = None) -> None:
         """Opens the sources; `make_sink`, if given, replaces the class in SINKS."""
         base.check_required(config, "vlatool preprocess [FORMAT] SOURCE... --output DIR")
-        self._config = config = with_format(config)
+        config = with_format(config)
         section = reader_section(config)
         self._reader = FORMATS.get(config.format)(section)
         resolved = self._reader.config
         sources = [pinned(source) for source in config.sources]
         sink = self._reader.sink_config(config.sink, sources)
-        self._config = config = config.model_copy(update={"sink": sink})
-        named = getattr(config.sink, "camera_rotations", {})
+        named = getattr(sink, "camera_rotations", {})
         self._chosen = selection = select_episodes(self._reader, sources, config, [*named])
-        self._config = config = config.model_copy(update={"episodes": selection.numbers})
+        config = config.model_copy(update={"sink": sink, "episodes": selection.numbers})
+        self._config = config
         names = selection.names
         self._reader = with_names(self._reader, names)
         self.items: Sequence[EpisodeRef] = selection.refs

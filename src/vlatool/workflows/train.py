@@ -5,7 +5,7 @@ import shlex
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ from vlatool.models.base import ModelType
 from vlatool.models.trained import section_of
 from vlatool.pages.text import number_text
 from vlatool.results import Result, outcome
-from vlatool.storage.uri import local_path, location
+from vlatool.storage.uri import location
 from vlatool.training import resume
 from vlatool.training.config import TrainConfig
 from vlatool.training.plan import make_plan, schedule_violations
@@ -37,10 +37,8 @@ from vlatool.training.trackers import check_trackers
 if TYPE_CHECKING:
     from vlatool.training.forecast import Forecast
     from vlatool.training.remote_run import RemoteRun
-    from vlatool.training.run import RunSetup
     from vlatool.training.runtime import Runtime
-    from vlatool.training.state import TrainState
-    from vlatool.training.validation import CheckpointRollouts
+    from vlatool.training.setup import CheckpointRollouts, Run
 
 # Words for `TrainResult.start`.
 _STARTS = {
@@ -121,8 +119,7 @@ def train(
 ) -> TrainResult:
     """Starts or resumes the run in the folder `name` of `save_path`.
 
-    With `remote_sync`, a folder without a run gets the newest remote one with equal options and
-    data, and continues it.
+    With `remote_sync`, a folder without the run gets the copy of that name, and continues it.
 
     Args:
         config: Model, data and hyperparameters.
@@ -143,80 +140,85 @@ def train(
     config = resume.with_local_folder(config)
     typed = explicit_keys(config) if typed is None else typed
     check_rules(violations(config), typed, reporter)
-    with _remote_run(config, typed, reporter) as (config, remote):
-        setup, assets = _prepare(config, typed, origins or {}, reporter)
+    with _remote_run(config, typed, reporter) as (config, runtime, remote):
+        run, assets = _prepare(config, runtime, typed, origins or {}, reporter)
         if config.dry_run:
-            return _planned(setup, assets, remote, reporter)
-        with setup.runtime.waiting(), ExitStack() as stack:
+            return _planned(run, assets, remote, reporter)
+        with run.runtime.waiting(), ExitStack() as stack:
             record = None
-            if setup.runtime.is_main:
-                setup, record = _claim(setup, remote, stack, reporter)
-            setup.runtime.barrier()
+            if run.runtime.is_main:
+                record = _claim(run, remote, stack, reporter)
+            run.runtime.barrier()
             from vlatool.training.run import train_run
 
             started = time.monotonic()
-            state, status = train_run(setup, (NULL if record is None else reporter))
-            result = _result(setup, state, status, started)
+            status = train_run(run, (NULL if record is None else reporter))
+            result = _result(run, status, started)
             if record is not None:
-                _finish(setup, record, result)
+                _finish(run, record, result)
             return result
 
 
 @contextmanager
 def _remote_run(
     config: TrainConfig, typed: Collection[str], reporter: Reporter
-) -> Generator[tuple[TrainConfig, "RemoteRun | None"]]:
+) -> Generator[tuple[TrainConfig, "Runtime | None", "RemoteRun | None"]]:
     """Names the run, and on rank 0 holds its folder below `remote_sync`; copies what it continues.
 
-    Yields the config and the remote run; None without `remote_sync`, and on other ranks.
+    Yields the config, this rank and the remote run. Without `remote_sync` both are None, on other
+    ranks the run.
     """
-    if config.remote_sync is None:
-        if config.fresh:
-            raise UsageError(
-                "--fresh starts a new run below remote_sync, which is not set",
-                hint="give --remote-sync too; --overwrite replaces the local run",
-                code="usage.conflict",
-            )
-        yield config, None
+    prefix = config.remote_sync
+    if prefix is None:
+        yield config, None, None
         return
-    from vlatool.training.remote_run import choose_remote_run, copy_to_machine, held_remote_run
+    from vlatool.training.remote_run import copy_to_machine, find_remote_run, held_remote_run
     from vlatool.training.runtime import Runtime
 
     runtime = Runtime(config)
+    name = runtime.broadcast(config.name or resume.new_name(config))
+    is_unnamed = config.name is None
+    config = config.model_copy(update={"name": name})
     starts = partial(resume.start_in, world_size=_ranks(config, runtime, typed))
     if config.dry_run:
-        remote = choose_remote_run(config, resume.new_name(config), starts)
-        yield config.model_copy(update={"name": remote.name}), remote
+        yield config, runtime, find_remote_run(config, starts)
         return
+    local = resume.local_run(config)
     with ExitStack() as stack:
         remote = latest = None
         if runtime.is_main:
-            remote = stack.enter_context(
-                held_remote_run(config, resume.new_name(config), starts, reporter)
-            )
-            latest = RunDir(local_path(config.save_path) / remote.name).latest()
+            remote = stack.enter_context(held_remote_run(config, starts, reporter))
+            latest = local.latest()
+            if is_unnamed:
+                reporter.note(
+                    f"{remote.root}: copy of this run; on another machine the same command with "
+                    f"--output {local.root} continues it"
+                )
         with runtime.waiting():
-            name, latest, root = runtime.broadcast(
-                ("", None, None) if remote is None else (remote.name, latest, str(remote.root))
-            )
-            named = config.model_copy(update={"name": name})
+            latest = runtime.broadcast(latest)
             if latest is not None and runtime.is_first_of_machine:
-                copy_to_machine(RunDir(location(root)), latest[0], RunDir(_output(named)), reporter)
+                copy = RunDir(location(prefix) / name)
+                copy_to_machine(copy, latest[0], local, reporter)
             runtime.barrier()
-        yield named, remote
+        yield config, runtime, remote
 
 
 def _prepare(
-    config: TrainConfig, typed: Collection[str], origins: Mapping[str, str], reporter: Reporter
-) -> tuple["RunSetup", Path | None]:
-    """Resolves configuration, data and plan; returns the setup and the folder of model assets."""
-    before = None if config.name is None else RunDir(_output(config))
+    config: TrainConfig,
+    runtime: "Runtime | None",
+    typed: Collection[str],
+    origins: Mapping[str, str],
+    reporter: Reporter,
+) -> tuple["Run", Path | None]:
+    """Resolves configuration, data and plan; returns the run and the folder of model assets."""
+    before = None if config.name is None else resume.local_run(config)
     config, info, rules = resume.resolved(config, before, reporter)
+    # They import torch, slow: errors of locations come first.
     from vlatool.training.data import DataStreams, check_samples, report_shared, validation_data
-    from vlatool.training.run import RunSetup  # imports torch, slow: errors of locations come first
     from vlatool.training.runtime import Runtime
+    from vlatool.training.setup import Run
 
-    runtime = Runtime(config)
+    runtime = runtime or Runtime(config)
     config = _machine_defaults(config, runtime, typed)
     runtime.limit_threads(default_workers(), config.data.num_workers or 0)
     order = SampleOrder(info.datasets, OrderOptions.of(config.data, config.hparams.seed))
@@ -233,11 +235,10 @@ def _prepare(
     if runtime.is_main:
         _log_config(config, rules, runtime, reporter)
         roll_out = _rollouts(config, reporter)
-    run = RunDir(_output(config))
-    streams = DataStreams(config, info, order, plan, runtime, run.root, validation_set)
+    folder = resume.local_run(config)
+    streams = DataStreams(config, info, order, plan, runtime, folder.root, validation_set)
     origins = {**origins, **{key: f"derived: {rule}" for key, rule in rules.items()}}
-    setup = RunSetup(config, info, plan, runtime, run, streams, typed, origins, roll_out)
-    return setup, assets
+    return Run(config, info, plan, runtime, folder, streams, typed, origins, roll_out), assets
 
 
 def _rollouts(config: TrainConfig, reporter: Reporter) -> "CheckpointRollouts | None":
@@ -252,61 +253,61 @@ def _rollouts(config: TrainConfig, reporter: Reporter) -> "CheckpointRollouts | 
 
 
 def _claim(
-    setup: "RunSetup", remote: "RemoteRun | None", stack: ExitStack, reporter: Reporter
-) -> tuple["RunSetup", OutputRecord]:
+    run: "Run", remote: "RemoteRun | None", stack: ExitStack, reporter: Reporter
+) -> OutputRecord:
     """Locks and prepares the run folder and starts its copies, until `stack` is closed. Rank 0."""
     from vlatool.training.run import retention_of
     from vlatool.training.setup import report_differences, report_launcher, report_precision
     from vlatool.training.sync import RunSync
 
-    config = setup.config
-    info = setup.info
-    run = setup.run
-    resume.earlier_run(run, config)  # raises before the lock creates a file there
-    stack.enter_context(output_lock(run.root, "vlatool train"))
+    config = run.config
+    info = run.info
+    folder = run.folder
+    resume.earlier_run(folder, config)  # raises before the lock creates a file there
+    stack.enter_context(output_lock(folder.root, "vlatool train"))
 
     def write_assets() -> None:
-        config.data_kind.save_assets(config.data, info, run.root)
-        save_model_assets(config, run.root)
-        run.write_origins(setup.origins)
+        config.data_kind.save_assets(config.data, info, folder.root)
+        save_model_assets(config, folder.root)
+        folder.write_origins(run.origins)
 
-    fingerprint, extends_budget = resume.run_identity(config, info, setup.plan, run.root, reporter)
-    start, record = resume.plan_run(run, config, fingerprint, extends_budget)
-    record = resume.prepare_run(run, config, start, record, write_assets)
-    latest = run.latest()
+    fingerprint, extends_budget = resume.run_identity(config, info, run.plan, folder.root, reporter)
+    start, record = resume.plan_run(folder, config, fingerprint, extends_budget)
+    record = resume.prepare_run(folder, config, start, record, write_assets)
+    latest = folder.latest()
     if latest is not None:  # it may have been changed after it was written
         CheckpointManifest.read(latest[1]).check(latest[1])
-    for name in resume.repair_run(run, config, write_assets):
-        reporter.note(f"{run.root}: {name} was missing or changed and is written again")
+    for name in resume.repair_run(folder, config, write_assets):
+        reporter.note(f"{folder.root}: {name} was missing or changed and is written again")
     report_launcher(config, reporter)
     report_precision(config, reporter)
-    if run.latest() is None:
+    if folder.latest() is None:
         report_differences(config, fingerprint, reporter)
     # Locations of copies, each with the check that this process may write there.
     locations: list[tuple[Path, Callable[[], None]]] = []
     if remote is not None and remote.lock is not None:
         locations.append((remote.root, remote.lock.check))
         if config.remote_sync_fixed_path is not None:
-            folder = location(config.remote_sync_fixed_path) / resume.fixed_name(record.run_id)
-            locations.append((folder, lambda: None))
-    sync = stack.enter_context(RunSync(run, locations, retention_of(config), reporter))
-    run.prune(Retention(), sync.needed())
-    return replace(setup, sync=sync), record
+            second = location(config.remote_sync_fixed_path) / resume.fixed_name(record.run_id)
+            locations.append((second, lambda: None))
+    run.sync = stack.enter_context(RunSync(folder, locations, retention_of(config), reporter))
+    folder.prune(Retention(), run.sync.needed())
+    return record
 
 
-def _finish(setup: "RunSetup", record: OutputRecord, result: TrainResult) -> None:
+def _finish(run: "Run", record: OutputRecord, result: TrainResult) -> None:
     """Completes the record and the copies of a run. Rank 0."""
     from vlatool.training.run import retention_of
 
-    assert setup.sync is not None
-    resume.complete_run(setup.run, record, {"steps": result.steps, "samples": result.samples})
+    assert run.sync is not None
+    resume.complete_run(run.folder, record, {"steps": result.steps, "samples": result.samples})
     try:
-        setup.sync.finish()
+        run.sync.finish()
     except StorageError as error:
         error.result = result
         raise
     # Those that had to be sent first are still there, and the one that was the best before.
-    setup.run.prune(retention_of(setup.config))
+    run.folder.prune(retention_of(run.config))
 
 
 def _model_assets(config: TrainConfig, run: RunDir | None) -> Path | None:
@@ -349,7 +350,7 @@ def _machine_defaults(
     config = config.model_copy(update={"name": runtime.broadcast(name)})
     workers = config.data.num_workers
     if workers is None:
-        stored = (RunDir(_output(config)).read_config() or {}).get("data")
+        stored = (resume.local_run(config).read_config() or {}).get("data")
         stored_workers = stored.get("num_workers") if isinstance(stored, dict) else None
         is_known = isinstance(stored_workers, int) and stored_workers >= 0
         workers = stored_workers if is_known else max(1, default_workers() // runtime.ranks_here)
@@ -366,25 +367,20 @@ def _ranks(config: TrainConfig, runtime: "Runtime", typed: Collection[str]) -> i
     return (is_planned and config.distributed.world_size) or runtime.world_size
 
 
-def _output(config: TrainConfig) -> Path:
-    assert config.name is not None
-    return local_path(config.save_path) / config.name
-
-
 def _planned(
-    setup: "RunSetup", assets: Path | None, remote: "RemoteRun | None", reporter: Reporter
+    run: "Run", assets: Path | None, remote: "RemoteRun | None", reporter: Reporter
 ) -> TrainResult:
     """Result of a dry run; raises the errors of `plan_run` and of `forecast`."""
     from vlatool.training.forecast import forecast, num_parameters
 
-    config = setup.config
-    plan = setup.plan
-    order = setup.streams.order
-    identity = resume.run_identity(config, setup.info, plan, setup.run.root, reporter)
-    start, _ = resume.plan_run(setup.run, config, *identity)
+    config = run.config
+    plan = run.plan
+    order = run.streams.order
+    identity = resume.run_identity(config, run.info, plan, run.folder.root, reporter)
+    start, _ = resume.plan_run(run.folder, config, *identity)
     continues = remote is not None and remote.step is not None
     return TrainResult(
-        output=str(setup.run.root),
+        output=str(run.folder.root),
         status="planned",
         parameters=num_parameters(config),
         steps=plan.total_steps,
@@ -400,20 +396,21 @@ def _planned(
         seconds=0.0,
         start="continue" if continues else start,
         remote=str(remote.root) if remote is not None and continues else None,
-        forecast=forecast(setup, assets, reporter),
+        forecast=forecast(run, assets, reporter),
         export_problem=config.model_type.layout.problem(config.model),
     )
 
 
-def _result(setup: "RunSetup", state: "TrainState", status: str, started: float) -> TrainResult:
-    run = setup.run
-    plan = setup.plan
-    rows = read_metrics(run.metrics) if run.metrics.is_file() else []
+def _result(run: "Run", status: str, started: float) -> TrainResult:
+    folder = run.folder
+    plan = run.plan
+    state = run.state
+    rows = read_metrics(folder.metrics) if folder.metrics.is_file() else []
     losses = [row["loss"] for row in rows if isinstance(row.get("loss"), float)]
-    latest = run.latest()
-    best = run.read_best()
+    latest = folder.latest()
+    best = folder.read_best()
     return TrainResult(
-        output=str(run.root),
+        output=str(folder.root),
         status=status,
         parameters=state.num_parameters,
         steps=state.step,
@@ -422,14 +419,14 @@ def _result(setup: "RunSetup", state: "TrainState", status: str, started: float)
         loss=losses[-1] if losses else None,
         checkpoint=None if latest is None else str(latest[1]),
         checkpoint_steps=plan.checkpoint_steps,
-        dataset_samples=setup.streams.order.size,
-        blocks_in_use=setup.streams.order.shards_in_use(),
+        dataset_samples=run.streams.order.size,
+        blocks_in_use=run.streams.order.shards_in_use(),
         dropped=dict(state.dropped),
-        acts=_has_policy(setup.config),
+        acts=_has_policy(run.config),
         seconds=round(time.monotonic() - started, 2),
-        export_problem=setup.config.model_type.layout.problem(setup.config.model),
-        next=_next_command(setup.config, str(run.root)),
-        remote=None if setup.sync is None else setup.sync.location,
+        export_problem=run.config.model_type.layout.problem(run.config.model),
+        next=_next_command(run.config, str(folder.root)),
+        remote=None if run.sync is None else run.sync.location,
         best=best,
     )
 

@@ -12,8 +12,8 @@ from vlatool.training.run import _Checkpoints
 @pytest.mark.parametrize(("save_s", "is_due"), [(0.0, True), (3600.0, False)])
 def test_slow_saves_are_further_apart(save_s: float, is_due: bool) -> None:
     config = SimpleNamespace(save_every_minutes=1e-9)
-    setup: Any = SimpleNamespace(config=config, runtime=SimpleNamespace(is_main=True))
-    assert _Checkpoints(setup, _save_s=save_s).is_due() == is_due
+    run: Any = SimpleNamespace(config=config, runtime=SimpleNamespace(is_main=True))
+    assert _Checkpoints(run, _save_s=save_s).is_due() == is_due
 
 
 def test_runs_save_every_five_minutes() -> None:

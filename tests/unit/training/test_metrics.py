@@ -33,9 +33,9 @@ class WithFinding(Regression):
 def run_of(folder: Path, steps: int, share: float = 0.01) -> tuple[Fixture, Recorder]:
     run, reporter = Fixture(folder, size=16, steps=steps), Recorder()
     run.trainer.logger.reporter = reporter
-    run.trainer.logger.log_every = 1
-    run.trainer.logger.drop_reasons = ("too_dark", "no_number")
-    run.trainer.logger.max_dropped_share = share
+    run.config.log_every_n_steps = 1
+    run.config.data_kind.drop_reasons = ("too_dark", "no_number")
+    run.config.data.max_dropped_share = share
     return run, reporter
 
 
@@ -120,7 +120,7 @@ def test_metrics_of_alternating_optimizers_are_separate(tmp_path: Path) -> None:
     run, _ = run_of(tmp_path, 2)
     run.objective = Alternating()
     run.state.optimizers["second"] = run.state.optimizers["main"]
-    run.trainer.logger.log_every = 2
+    run.config.log_every_n_steps = 2
     run.fit_batches(dropping((0, 0), (0, 0)))
     (row,) = run.rows
     assert row["second/loss"] > 20 * row["loss"]

@@ -1,0 +1,29 @@
+"""Training that continues from the files of a run or of a published program."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.builders.errors import fails
+from vlatool.artifacts.base_model import WEIGHTS
+from vlatool.models import trained
+from vlatool.models.future_vla import published as future_vla
+from vlatool.models.titok import published as titok
+
+
+@pytest.mark.parametrize(
+    ("names", "config", "model_type"),
+    [
+        ((future_vla.CONFIG, WEIGHTS), f'{{"model_type": "{future_vla.FAMILY}"}}', "future_vla"),
+        ((titok.CONFIG, titok.WEIGHTS), "{}", "titok"),
+    ],
+)
+def test_published_weights_without_a_state_of_training_are_an_error_with_the_key_that_helps(
+    names: tuple[str, str], config: str, model_type: str, tmp_path: Path
+) -> None:
+    (tmp_path / names[0]).write_text(config)
+    (tmp_path / names[1]).touch()
+    with fails("usage.unsupported", 2) as caught:
+        trained.locate_progress(str(tmp_path), averaged=False)
+    assert "--init-weights-only" in str(caught.value.hint)
+    assert model_type in caught.value.message
