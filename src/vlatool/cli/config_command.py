@@ -16,38 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer.core
 
+from vlatool.cli import help as cli_help
+from vlatool.cli import options as cli_options
 from vlatool.cli.commands import COMMANDS
 from vlatool.cli.completion import CompletionWords, cached, completions, unfinished_line
-from vlatool.cli.help import (
-    HELP_ALL,
-    HelpRow,
-    argument_row,
-    declared_rows,
-    help_text,
-    is_help,
-    key_row,
-    listed_rows,
-    option_text,
-    write_examples,
-    write_rows,
-)
-from vlatool.cli.options import (
-    CONTEXT,
-    OUTPUT_HELP,
-    OUTPUT_OPTIONS,
-    OUTPUT_WORDS,
-    ArgvSpec,
-    CompatOpt,
-    ConfigOpt,
-    KeysOpt,
-    OutputOptions,
-    PresetOpt,
-    SetOpt,
-    SplitArgv,
-    UnknownOptionError,
-    command_app,
-    split_argv,
-)
 from vlatool.errors import VlatoolError
 
 if TYPE_CHECKING:
@@ -113,16 +85,16 @@ class VlatoolCommand(typer.core.TyperCommand):
     listed: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **{**named, "context_settings": CONTEXT})
+        super().__init__(*arguments, **{**named, "context_settings": cli_options.CONTEXT})
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta[_ARGS] = list(args)
         if ctx.resilient_parsing:  # completion: `shell_complete` does all the work
             return super().parse_args(ctx, [])
-        lenient = is_help(args)
+        lenient = cli_help.is_help(args)
         try:
             rest = self.split_args(ctx, args, lenient=lenient)
-        except UnknownOptionError as error:
+        except cli_options.UnknownOptionError as error:
             name = error.option.lstrip("-").replace("-", "_")
             error.hint = self.nearest(ctx, name) or f"`{ctx.command_path} --help` lists the options"
             raise
@@ -133,7 +105,9 @@ class VlatoolCommand(typer.core.TyperCommand):
         return [] if ctx.resilient_parsing else super().get_params(ctx)
 
     def split_args(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
-        return split_argv(args, ArgvSpec(self.declared(ctx)), lenient=lenient).rest
+        return cli_options.split_argv(
+            args, cli_options.ArgvSpec(self.declared(ctx)), lenient=lenient
+        ).rest
 
     def declared(self, ctx: Any) -> dict[str, bool]:
         """Options that Typer parses; True if an option takes a value."""
@@ -146,7 +120,7 @@ class VlatoolCommand(typer.core.TyperCommand):
 
     def spellings(self, ctx: Any) -> list[str]:
         """All long options of this command, for suggestions and completion."""
-        return [*ArgvSpec(self.declared(ctx)).spellings(), *OUTPUT_OPTIONS]
+        return [*cli_options.ArgvSpec(self.declared(ctx)).spellings(), *cli_options.OUTPUT_OPTIONS]
 
     def nearest(self, ctx: Any, name: str) -> str:
         """Suggestion for an unknown option: by meaning, else by spelling; empty if none is near."""
@@ -164,22 +138,22 @@ class VlatoolCommand(typer.core.TyperCommand):
         return []
 
     def get_help(self, ctx: Any) -> str:
-        return help_text(super().get_help(ctx), ctx)
+        return cli_help.help_text(super().get_help(ctx), ctx)
 
     def format_usage(self, ctx: Any, formatter: Any) -> None:
         formatter.write_usage(ctx.command_path, f"{self.arguments} [OPTIONS]".strip())
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        declared = declared_rows(super().get_params(ctx), ctx)
-        if HELP_ALL in ctx.meta.get(_ARGS, []):
+        declared = cli_help.declared_rows(super().get_params(ctx), ctx)
+        if cli_help.HELP_ALL in ctx.meta.get(_ARGS, []):
             self.write_keys(ctx, formatter)
-            write_rows(formatter, "Options", list(declared.values()))
-            write_rows(formatter, "Output options", OUTPUT_HELP)
+            cli_help.write_rows(formatter, "Options", list(declared.values()))
+            cli_help.write_rows(formatter, "Output options", cli_options.OUTPUT_HELP)
         else:
-            rows = listed_rows(self.listed, self.write_arguments(ctx, formatter), declared)
-            write_rows(formatter, "Options", rows)
+            rows = cli_help.listed_rows(self.listed, self.write_arguments(ctx, formatter), declared)
+            cli_help.write_rows(formatter, "Options", rows)
 
-    def write_arguments(self, ctx: Any, formatter: Any) -> dict[str, HelpRow]:
+    def write_arguments(self, ctx: Any, formatter: Any) -> dict[str, cli_help.HelpRow]:
         """Writes the arguments; returns the rows of keys by name."""
         return {}
 
@@ -187,7 +161,7 @@ class VlatoolCommand(typer.core.TyperCommand):
         """Writes all keys by group."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        write_examples(formatter, self.examples)
+        cli_help.write_examples(formatter, self.examples)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         line = unfinished_line(ctx.meta.get(_ARGS, []), incomplete)
@@ -204,7 +178,7 @@ class VlatoolCommand(typer.core.TyperCommand):
         }
         start = f"{ctx.command_path.partition(' ')[2]} "
         below = [words.removeprefix(start) for words in COMMANDS if words.startswith(start)]
-        return CompletionWords({**declared, **OUTPUT_WORDS}, [below] if below else ())
+        return CompletionWords({**declared, **cli_options.OUTPUT_WORDS}, [below] if below else ())
 
 
 @cache
@@ -212,14 +186,14 @@ def _config_options(*, is_flat: bool) -> list[Any]:
     """Options of every command with a configuration; `--compat` only for one with sections."""
 
     def declare(
-        preset: PresetOpt = None,
-        config: ConfigOpt = None,
-        set_: SetOpt = None,
-        compat: CompatOpt = False,
-        keys: KeysOpt = False,
+        preset: cli_options.PresetOpt = None,
+        config: cli_options.ConfigOpt = None,
+        set_: cli_options.SetOpt = None,
+        compat: cli_options.CompatOpt = False,
+        keys: cli_options.KeysOpt = False,
     ) -> None: ...
 
-    app = command_app()
+    app = cli_options.command_app()
     app.command()(declare)
     options = typer.main.get_command(app).params
     return [option for option in options if not is_flat or option.name != "compat"]
@@ -236,12 +210,14 @@ class ConfigCommand(VlatoolCommand):
 
     def split_args(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
         keys = self.keys(args)
-        split = split_argv(args, self.argv_spec(ctx, keys), lenient=lenient)
+        split = cli_options.split_argv(args, self.argv_spec(ctx, keys), lenient=lenient)
         if not lenient:
             ctx.meta[TYPED_CONFIG] = self._typed_config(split, keys)
         return split.rest
 
-    def _typed_config(self, split: SplitArgv, keys: "Mapping[str, Key]") -> "TypedConfig":
+    def _typed_config(
+        self, split: cli_options.SplitArgv, keys: "Mapping[str, Key]"
+    ) -> "TypedConfig":
         from vlatool.cli.keys import TypedConfig
 
         expand = {name: alias.expand for name, alias in self.spec.option_aliases.items()}
@@ -253,7 +229,7 @@ class ConfigCommand(VlatoolCommand):
         if self.spec.is_flat:
             return schema
         keys = self.keys(args)
-        split = split_argv(args, self.argv_spec(ctx, keys), lenient=True)
+        split = cli_options.split_argv(args, self.argv_spec(ctx, keys), lenient=True)
         typed = self._typed_config(split, keys)
         pairs = list(pairwise(split.rest))
         typed.presets = [value for option, value in pairs if option in ("--preset", "-p")]
@@ -274,7 +250,7 @@ class ConfigCommand(VlatoolCommand):
         aliases = self.spec.option_aliases
         return {name: key for name, key in keys.items() if "." not in name and name not in aliases}
 
-    def argv_spec(self, ctx: Any, keys: "Mapping[str, Key]") -> ArgvSpec:
+    def argv_spec(self, ctx: Any, keys: "Mapping[str, Key]") -> cli_options.ArgvSpec:
         option_aliases = self.spec.option_aliases
         names = {name: key.is_switch for name, key in keys.items()}
         names |= {name: alias.is_switch for name, alias in option_aliases.items()}
@@ -286,7 +262,9 @@ class ConfigCommand(VlatoolCommand):
         aliases = {"config_path": "config", **self.spec.aliases, **published}
         shorts = {**short, **_shorts(keys)}
         has_bare_keys = not self.spec.is_flat
-        return ArgvSpec(self.declared(ctx), names, shorts, aliases, has_bare_keys=has_bare_keys)
+        return cli_options.ArgvSpec(
+            self.declared(ctx), names, shorts, aliases, has_bare_keys=has_bare_keys
+        )
 
     def spellings(self, ctx: Any) -> list[str]:
         args = ctx.meta.get(_ARGS, [])
@@ -298,7 +276,7 @@ class ConfigCommand(VlatoolCommand):
             infos = dotted_keys(self.chosen_schema(args, ctx))
             keys = [info.key for info in infos if "." in info.key]
             options += [f"--{key}" for key in keys if self.spec.is_used(key)]
-        return [*options, *OUTPUT_OPTIONS]
+        return [*options, *cli_options.OUTPUT_OPTIONS]
 
     def related(self, ctx: Any, name: str) -> list[str] | str:
         from vlatool.config.problems import owners_of_key
@@ -329,13 +307,15 @@ class ConfigCommand(VlatoolCommand):
         if not self.spec.is_flat:
             schema = typed.chosen_schema(schema)
         table = KeyTable.of(schema, self.spec.is_used)
-        return write_result(table, ctx.ensure_object(OutputOptions))
+        return write_result(table, ctx.ensure_object(cli_options.OutputOptions))
 
-    def write_arguments(self, ctx: Any, formatter: Any) -> dict[str, HelpRow]:
+    def write_arguments(self, ctx: Any, formatter: Any) -> dict[str, cli_help.HelpRow]:
         keys = self._all_keys(ctx)
         names = zip(self.spec.positionals, self.arguments.split(), strict=False)
-        arguments = [argument_row(name, keys[key], self._values(key)) for key, name in names]
-        write_rows(formatter, "Arguments", arguments)
+        arguments = [
+            cli_help.argument_row(name, keys[key], self._values(key)) for key, name in names
+        ]
+        cli_help.write_rows(formatter, "Arguments", arguments)
         return self._alias_rows() | {
             name: self._key_row(key, is_short=True)
             for name, key in keys.items()
@@ -351,7 +331,7 @@ class ConfigCommand(VlatoolCommand):
             if name not in self.spec.positionals or name in _shorts(rows):
                 groups.setdefault(key.group, []).append(self._key_row(key, is_short=False))
         for title, group in groups.items():
-            write_rows(formatter, title, group)
+            cli_help.write_rows(formatter, title, group)
 
     def _all_keys(self, ctx: Any) -> "dict[str, Key]":
         from vlatool.cli.keys import declared_keys
@@ -359,16 +339,16 @@ class ConfigCommand(VlatoolCommand):
         keys = declared_keys(self.chosen_schema(ctx.meta.get(_ARGS, []), ctx))
         return {name: key for name, key in keys.items() if self.spec.is_used(name)}
 
-    def _alias_rows(self) -> dict[str, HelpRow]:
+    def _alias_rows(self) -> dict[str, cli_help.HelpRow]:
         aliases = self.spec.option_aliases.items()
         return {
-            name: (option_text(name, alias.short, alias.metavar), alias.help)
+            name: (cli_help.option_text(name, alias.short, alias.metavar), alias.help)
             for name, alias in aliases
         }
 
-    def _key_row(self, key: "Key", *, is_short: bool) -> HelpRow:
+    def _key_row(self, key: "Key", *, is_short: bool) -> cli_help.HelpRow:
         short = "-o" if key.name == "output" else ""
-        return key_row(key, short, self._values(key.name), is_short=is_short)
+        return cli_help.key_row(key, short, self._values(key.name), is_short=is_short)
 
     def _values(self, name: str) -> Sequence[str]:
         """Names of a registry that are the values of a key; empty for other keys."""

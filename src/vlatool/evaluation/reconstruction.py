@@ -19,21 +19,7 @@ from torch import Tensor
 from vlatool.artifacts.base_model import INCEPTION, find_network
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
-from vlatool.evaluation import pages
-from vlatool.evaluation.image_metrics import (
-    CodebookUsage,
-    FeatureMoments,
-    FrameIndex,
-    ImageScore,
-    ImageScores,
-    MeanImageBaseline,
-    MovingPixels,
-    Reduce,
-    block_means,
-    frechet_distance,
-    squared_error,
-    ssim,
-)
+from vlatool.evaluation import image_metrics, pages
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.ownership import require_input
 from vlatool.loading.base import Batch, DroppedSample, MicroBatch
@@ -93,26 +79,36 @@ class ReconstructionSums:
     ) -> None:
         self._networks = networks
         names = ["psnr", "ssim", "error", "block_error"]
-        self.scores = ImageScores([*names, *(["lpips"] if networks.lpips else [])], device)
+        self.scores = image_metrics.ImageScores(
+            [*names, *(["lpips"] if networks.lpips else [])], device
+        )
         size = tokenizer.image_size
         codes = tokenizer.codebook_size
-        self._mean = MeanImageBaseline.of_size(size, size, device)
-        self._motion = MovingPixels.of(device)
-        self._codes = CodebookUsage.of(codes, tokenizer.codes_per_image, device) if codes else None
+        self._mean = image_metrics.MeanImageBaseline.of_size(size, size, device)
+        self._motion = image_metrics.MovingPixels.of(device)
+        self._codes = (
+            image_metrics.CodebookUsage.of(codes, tokenizer.codes_per_image, device)
+            if codes
+            else None
+        )
         width = None if networks.inception is None else networks.inception.width
         self._features = [
-            FeatureMoments.of_width(width, device) for _ in range(2) if width is not None
+            image_metrics.FeatureMoments.of_width(width, device)
+            for _ in range(2)
+            if width is not None
         ]
 
     def add(self, keys: Sequence[str], original: Tensor, reconstruction: Reconstruction) -> None:
         """Adds images uint8 [B, 3, S, S] and their reconstructions."""
         images = to_uint8(reconstruction.pixels)
-        error = squared_error(original, images)
+        error = image_metrics.squared_error(original, images)
         metrics = {
             "psnr": psnr_of_error(error),
-            "ssim": ssim(original, images),
+            "ssim": image_metrics.ssim(original, images),
             "error": error,
-            "block_error": squared_error(original, block_means(original, BLOCK)),
+            "block_error": image_metrics.squared_error(
+                original, image_metrics.block_means(original, BLOCK)
+            ),
         }
         if self._networks.lpips is not None:
             pixels = original.float() / 255, images.float() / 255
@@ -127,7 +123,7 @@ class ReconstructionSums:
             assert self._networks.inception is not None
             moments.add(self._networks.inception(batch))
 
-    def metrics(self, reduce: Reduce) -> dict[str, float]:
+    def metrics(self, reduce: image_metrics.Reduce) -> dict[str, float]:
         """Metrics over all images of all ranks; every rank calls it. Empty without an image.
 
         Returns psnr, ssim and lpips as means over images; psnr_of_mean_error, to compare with the
@@ -150,13 +146,19 @@ class ReconstructionSums:
             "block_psnr": float(psnr_of_error(block_error)),
             **({} if codes is None else codes.metrics()),
         }
-        return {**metrics, "rfid": frechet_distance(*features)} if features else metrics
+        return (
+            {**metrics, "rfid": image_metrics.frechet_distance(*features)} if features else metrics
+        )
 
 
-def frame_index_of(key: str) -> FrameIndex:
+def frame_index_of(key: str) -> image_metrics.FrameIndex:
     """Frame of an image by its name: the number at the end is the frame, the rest the sequence."""
     match = _NUMBERED.match(key)
-    return FrameIndex(match[1], int(match[2])) if match else FrameIndex(key, 0)
+    return (
+        image_metrics.FrameIndex(match[1], int(match[2]))
+        if match
+        else image_metrics.FrameIndex(key, 0)
+    )
 
 
 def load_metric_networks(weights: str | None, device: torch.device) -> MetricNetworks:
@@ -207,7 +209,7 @@ class EvalOptions:
     rank: int = 0  # rank of this process
     world_size: int = 1  # number of ranks
     num_workers: int = 0  # loader workers of this process
-    reduce: Reduce = lambda tensor: tensor  # sum of a tensor over all ranks
+    reduce: image_metrics.Reduce = lambda tensor: tensor  # sum of a tensor over all ranks
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,7 @@ class EvalResult:
     metrics: Mapping[str, float]
     num_images: int  # number of images of all ranks
     dropped: Mapping[str, int]  # map from drop reason to number of images of all ranks
-    rows: Sequence[ImageScore]  # metrics of each image of this rank
+    rows: Sequence[image_metrics.ImageScore]  # metrics of each image of this rank
     drops: Sequence[DroppedSample] = ()  # dropped images of this rank
 
 

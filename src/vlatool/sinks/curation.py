@@ -12,19 +12,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from vlatool.artifacts.curation.format import (
-    FIGURES,
-    FIGURES_NAME,
-    FOLDS,
-    MODEL_ERROR,
-    NAME,
-    OWNED_FILES,
-    PAGE,
-    STRIPS,
-    CuratedEpisode,
-    Curation,
-    write_curation,
-)
+from vlatool.artifacts.curation import format as curation_format
 from vlatool.artifacts.images import encode_jpeg
 from vlatool.config.base import option
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, UInt8Array
@@ -88,7 +76,7 @@ class EpisodeFigures:
             rows.append(np.hstack([_small(image) for image in shown]))
         files: tuple[FileEntry, ...] = ()
         if rows:
-            name = f"{STRIPS}/{ref.id}.jpg"
+            name = f"{curation_format.STRIPS}/{ref.id}.jpg"
             width = max(row.shape[1] for row in rows)
             padded = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]
             write_bytes(self.output / name, encode_jpeg(np.vstack(padded), 85), synced=False)
@@ -142,11 +130,11 @@ class CurationSink(base.Sink):
     """Writes the figures; `vlatool curate` applies rules to them."""
 
     Config: ClassVar[type[base.SinkConfig]] = CurationConfig
-    owned: ClassVar[Sequence[str]] = OWNED_FILES
+    owned: ClassVar[Sequence[str]] = curation_format.OWNED_FILES
     volatile: ClassVar[Sequence[str]] = (
-        NAME,
-        PAGE,
-        f"{FOLDS}/*/*.json",
+        curation_format.NAME,
+        curation_format.PAGE,
+        f"{curation_format.FOLDS}/*/*.json",
     )  # written by `vlatool curate`, not by its job
     needs_rate: ClassVar[bool] = False
     next_step: ClassVar[str] = "vlatool inspect {output}"
@@ -159,7 +147,7 @@ class CurationSink(base.Sink):
         self.proprioception_fields: tuple[str, ...] = ()
 
     def begin(self) -> None:
-        for name in (FIGURES_NAME, NAME, PAGE):
+        for name in (curation_format.FIGURES_NAME, curation_format.NAME, curation_format.PAGE):
             remove_file(self._setup.output / name)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> base.SinkSummary:
@@ -171,16 +159,18 @@ class CurationSink(base.Sink):
                 code="data.no_samples",
                 details={"dropped": dict(run.dropped)},
             )
-        write_curation(self._setup.output / FIGURES_NAME, compared(done))
+        curation_format.write_curation(
+            self._setup.output / curation_format.FIGURES_NAME, compared(done)
+        )
         files = [file for receipt in done for file in receipt.files]
-        files.append(file_entry(self._setup.output, FIGURES_NAME))
+        files.append(file_entry(self._setup.output, curation_format.FIGURES_NAME))
         return base.SinkSummary(len(done), sum(file.bytes for file in files), tuple(files))
 
     def estimate(self) -> base.Estimate:
         return base.Estimate(self._setup.survey.episodes)
 
 
-def compared(receipts: Sequence[Receipt]) -> Curation:
+def compared(receipts: Sequence[Receipt]) -> curation_format.Curation:
     """The episodes with their figures, those that need the others included."""
     facts = [receipt.facts for receipt in receipts]
     texts = np.array([each["instruction"] for each in facts])
@@ -232,11 +222,13 @@ def compared(receipts: Sequence[Receipt]) -> Curation:
     if not has_others:
         absent["other_instruction"] = _ONE_INSTRUCTION
     episodes = [
-        CuratedEpisode(each.item, each.counts["frames"], each.facts["instruction"], camera=camera)
+        curation_format.CuratedEpisode(
+            each.item, each.counts["frames"], each.facts["instruction"], camera=camera
+        )
         for each, camera in zip(receipts, cameras_of, strict=True)
     ]
-    ordered = {name: columns[name] for name in FIGURES if name in columns}
-    return Curation(tuple(episodes), absent).with_figures(ordered)
+    ordered = {name: columns[name] for name in curation_format.FIGURES if name in columns}
+    return curation_format.Curation(tuple(episodes), absent).with_figures(ordered)
 
 
 def _of_cameras(
@@ -269,8 +261,8 @@ _ONE_INSTRUCTION = "all episodes have the same instruction"
 _ABSENT: Mapping[str, str] = {
     **{
         name: "no states or actions that it needs, or too few"
-        for name in FIGURES
-        if name != MODEL_ERROR
+        for name in curation_format.FIGURES
+        if name != curation_format.MODEL_ERROR
     },
     "success": "the recordings do not say whether the task was completed",
     "camera_lag": "no lag is clear",

@@ -19,34 +19,25 @@ from vlatool.findings import FindingCodes
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
-from vlatool.sinks import base
-from vlatool.sinks.lbm import (
-    LBM,
-    EpisodeEncoder,
-    LbmSink,
-    StoredImagesConfig,
-    check_names,
-    estimated_windows,
-    image_streams,
-    missing_findings,
-    no_samples,
-    stored_roles,
-    write_index,
-)
+from vlatool.sinks import base, lbm
 from vlatool.storage.atomic import open_atomic, remove_file
 from vlatool.transforms.geometry import make_geometry
 from vlatool.transforms.relative import with_pose_groups
 from vlatool.transforms.windows import EpisodeSampler, SampleSpec, WindowsConfig
 
 
-class FramesConfig(StoredImagesConfig, WindowsConfig):
+class FramesConfig(lbm.StoredImagesConfig, WindowsConfig):
     """Frames from which windows are cut later; training may change the keys of these."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Output": ("type",),
         "Windows": tuple(WindowsConfig.model_fields),
         "Images": (
-            *(key for key in StoredImagesConfig.model_fields if key not in ("type", "pose_groups")),
+            *(
+                key
+                for key in lbm.StoredImagesConfig.model_fields
+                if key not in ("type", "pose_groups")
+            ),
             "copy_jpeg",
         ),
         "Unlike data sets": ("pose_groups",),
@@ -80,7 +71,7 @@ class FramesEpisodeWriter:
         stored = replace(stored, **{name: {} for name, is_asked in asked.items() if not is_asked})
         size = base.height_and_width(config.resize_images_size)
         turns = config.camera_rotations
-        streams = image_streams(
+        streams = lbm.image_streams(
             stored,
             config,
             lambda camera, recorded: make_geometry(
@@ -97,7 +88,7 @@ class FramesEpisodeWriter:
         ranges: list[tuple[int, int]] = []
         with (
             open_atomic(self.output / name) as file,
-            EpisodeEncoder([*streams], frames, config.jpeg_quality) as encoder,
+            lbm.EpisodeEncoder([*streams], frames, config.jpeg_quality) as encoder,
         ):
             tar = TarWriter(file)
             parts = frames_format.numbers_members(stored)
@@ -108,7 +99,7 @@ class FramesEpisodeWriter:
                 parts = (member_bytes(f"{key}.{name}", data) for name, data in images.items())
                 ranges.append(tar.append(b"".join(parts)))
             tar.finish()
-        index = write_index(self.output, name, ranges, tar.position)
+        index = lbm.write_index(self.output, name, ranges, tar.position)
         sizes = {camera: list(source.size) for camera, source in stored.cameras.items()}
         count = stored.num_frames
         sampler = config.sampler(stored)
@@ -117,7 +108,7 @@ class FramesEpisodeWriter:
             counts={"frames": count, "samples": len(sampler)},
             dropped=sampler.dropped,
             files=(FileEntry(name, tar.position, tar.sha256, count), index),
-            findings=tuple(missing_findings(episode, config)),
+            findings=tuple(lbm.missing_findings(episode, config)),
             facts={base.SIZES: sizes},
         )
 
@@ -131,17 +122,17 @@ class FramesSink(base.Sink):
 
     Config: ClassVar[type[base.SinkConfig]] = FramesConfig
     owned: ClassVar[Sequence[str]] = frames_format.OWNED_FILES
-    findings: ClassVar[FindingCodes | None] = LBM
+    findings: ClassVar[FindingCodes | None] = lbm.LBM
     has_arrays: ClassVar[bool] = False
     may_lack_windows: ClassVar[bool] = False
-    next_step: ClassVar[str] = LbmSink.next_step
-    next_without_images: ClassVar[str] = LbmSink.next_without_images
+    next_step: ClassVar[str] = lbm.LbmSink.next_step
+    next_without_images: ClassVar[str] = lbm.LbmSink.next_without_images
 
     def __init__(self, config: FramesConfig, setup: base.SinkSetup) -> None:
-        check_names(setup.survey.fields)
+        lbm.check_names(setup.survey.fields)
         self._config = config
         self._setup = setup
-        self.stored_roles: Collection[str] = stored_roles(config)
+        self.stored_roles: Collection[str] = lbm.stored_roles(config)
         self._writer = FramesEpisodeWriter(setup.output, config)
         self.work: base.Work = self._writer
         self._example = self.stored(setup.survey.example(config.window_spec().length))
@@ -176,7 +167,7 @@ class FramesSink(base.Sink):
             for camera, size in receipt.facts.get(base.SIZES, {}).items():
                 sizes.setdefault(camera, set()).add(tuple(size))
         if not samples and not self.may_lack_windows:
-            raise no_samples(run.dropped)
+            raise lbm.no_samples(run.dropped)
         recorded = {name: [*map(list, sorted(each))] for name, each in sizes.items()}
         write_preprocessing_config(output, {**self._options(), RECORDED_SIZES: recorded})
         rows = [asdict(episode) for episode in episodes]
@@ -187,7 +178,7 @@ class FramesSink(base.Sink):
         return base.SinkSummary(samples, size, tuple(files))
 
     def estimate(self) -> base.Estimate:
-        return base.Estimate(estimated_windows(self._setup.survey, self._config))
+        return base.Estimate(lbm.estimated_windows(self._setup.survey, self._config))
 
     def _options(self) -> dict[str, Any]:
         """Content of preprocessing_config.yaml."""

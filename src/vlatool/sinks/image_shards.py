@@ -8,26 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from vlatool.artifacts.image_shards import format as image_shards_format
 from vlatool.artifacts.image_shards.check import IMAGE_SHARDS
-from vlatool.artifacts.image_shards.format import (
-    LABEL_SUFFIX,
-    LISTS,
-    MANIFEST,
-    METADATA_SUFFIX,
-    SUFFIXES,
-    TRAIN_LIST,
-    VAL_LIST,
-    ImageManifest,
-    ImageShard,
-    global_key,
-    image_key,
-    metadata_bytes,
-    shard_name,
-    split_patterns,
-    validation_positions,
-    write_lists,
-    write_manifest,
-)
 from vlatool.artifacts.images import JPEG, PNG, Subsampling
 from vlatool.artifacts.tar import TarWriter, member_bytes
 from vlatool.config.base import option
@@ -108,7 +90,7 @@ class ImageEpisodeWriter:
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
         """Writes tar and index; no tar remains if an image is broken."""
         writer = base.ImageWriter(self.config.encoding())
-        name = shard_name(self.config.split_name, ref.id)
+        name = image_shards_format.shard_name(self.config.split_name, ref.id)
         with open_atomic(self.output / name) as file:
             tar = TarWriter(file)
             ranges = [tar.append(data) for data in self._samples(ref, episode, writer)]
@@ -131,13 +113,23 @@ class ImageEpisodeWriter:
         for camera, source in episode.cameras.items():
             images = writer.images(camera, source, episode.num_frames)
             for frame, (image_format, data) in enumerate(images):
-                key = image_key(number)
-                members = [(f"{key}.{SUFFIXES[image_format]}", data)]
+                key = image_shards_format.image_key(number)
+                members = [(f"{key}.{image_shards_format.SUFFIXES[image_format]}", data)]
                 if self.config.label is not None:
-                    members.append((f"{key}.{LABEL_SUFFIX}", str(self.config.label).encode()))
+                    members.append(
+                        (
+                            f"{key}.{image_shards_format.LABEL_SUFFIX}",
+                            str(self.config.label).encode(),
+                        )
+                    )
                 if self.config.image_metadata:
                     metadata = _metadata((dataset, ref.id, camera, frame), episode)
-                    members.append((f"{key}.{METADATA_SUFFIX}", metadata_bytes(metadata)))
+                    members.append(
+                        (
+                            f"{key}.{image_shards_format.METADATA_SUFFIX}",
+                            image_shards_format.metadata_bytes(metadata),
+                        )
+                    )
                 yield b"".join(member_bytes(*member) for member in members)
                 number += 1
 
@@ -146,7 +138,7 @@ def _metadata(parts: tuple[str, str, str, int], episode: Episode) -> Mapping[str
     dataset, episode_id, camera, frame = parts
     files = episode.frame_metadata.get("file", ())
     return {
-        "key": global_key((dataset, episode_id, camera, f"{frame:06d}")),
+        "key": image_shards_format.global_key((dataset, episode_id, camera, f"{frame:06d}")),
         "dataset": dataset,
         "episode": episode_id,
         "camera": camera,
@@ -174,9 +166,13 @@ class ImageShardsSink(base.Sink):
     """Writes training data of visual tokenizers. Source: reference/future-vla 2.1, 2.2."""
 
     Config: ClassVar[type[base.SinkConfig]] = ImageShardsConfig
-    owned: ClassVar[Sequence[str]] = (*split_patterns("*"), *LISTS.values(), MANIFEST)
+    owned: ClassVar[Sequence[str]] = (
+        *image_shards_format.split_patterns("*"),
+        *image_shards_format.LISTS.values(),
+        image_shards_format.MANIFEST,
+    )
     # `vlatool split` may replace them.
-    volatile: ClassVar[Sequence[str]] = tuple(LISTS.values())
+    volatile: ClassVar[Sequence[str]] = tuple(image_shards_format.LISTS.values())
     findings: ClassVar[FindingCodes | None] = IMAGE_SHARDS
     has_arrays: ClassVar[bool] = False
     needs_rate: ClassVar[bool] = False
@@ -190,7 +186,11 @@ class ImageShardsSink(base.Sink):
         self._config = config
         self._setup = setup
         # Tars of other splits in the same folder are not owned by this run.
-        patterns = (*split_patterns(config.split_name), *LISTS.values(), MANIFEST)
+        patterns = (
+            *image_shards_format.split_patterns(config.split_name),
+            *image_shards_format.LISTS.values(),
+            image_shards_format.MANIFEST,
+        )
         self.owned = patterns  # pyright: ignore[reportAttributeAccessIssue] - narrower than the class
         self.work: base.Work = ImageEpisodeWriter(setup.output, config)
         self.fields: Mapping[str, int] = {}
@@ -198,14 +198,14 @@ class ImageShardsSink(base.Sink):
         self.proprioception_fields: tuple[str, ...] = ()
 
     def begin(self) -> None:
-        for name in (*LISTS.values(), MANIFEST):
+        for name in (*image_shards_format.LISTS.values(), image_shards_format.MANIFEST):
             remove_file(self._setup.output / name)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> base.SinkSummary:
         """Writes the lists, if `val_ratio` is set, and the manifest."""
         files = [entry for receipt in receipts for entry in receipt.files]
         shards = tuple(_shard(entry) for entry in files if entry.path.endswith(".tar"))
-        manifest = ImageManifest(shards, self._options())
+        manifest = image_shards_format.ImageManifest(shards, self._options())
         if not manifest.images:
             raise DataError(
                 "no image was written",
@@ -216,8 +216,8 @@ class ImageShardsSink(base.Sink):
         output = self._setup.output
         if self._config.val_ratio is not None:
             self._split(self._config.val_ratio, [output / tar.name for tar in shards], run)
-        write_manifest(output, manifest)
-        files.append(file_entry(output, MANIFEST))
+        image_shards_format.write_manifest(output, manifest)
+        files.append(file_entry(output, image_shards_format.MANIFEST))
         size = sum(shard.bytes for shard in shards)
         return base.SinkSummary(manifest.images, size, tuple(files), {"shards": len(shards)})
 
@@ -227,7 +227,7 @@ class ImageShardsSink(base.Sink):
         return base.Estimate(frames, {"shards": survey.episodes})
 
     def _split(self, ratio: float, tars: Sequence[Path], run: JobRun) -> None:
-        held_out_indices = set(validation_positions(len(tars), ratio))
+        held_out_indices = set(image_shards_format.validation_positions(len(tars), ratio))
         train = [tar for index, tar in enumerate(tars) if index not in held_out_indices]
         val = [tar for index, tar in enumerate(tars) if index in held_out_indices]
         if not train:
@@ -238,7 +238,10 @@ class ImageShardsSink(base.Sink):
             run.reporter.warn("image_shards.not_split", message)
             return
         output = self._setup.output
-        write_lists((output / TRAIN_LIST, train), (output / VAL_LIST, val))
+        image_shards_format.write_lists(
+            (output / image_shards_format.TRAIN_LIST, train),
+            (output / image_shards_format.VAL_LIST, val),
+        )
 
     def _options(self) -> dict[str, Any]:
         options = self._config.model_dump(
@@ -250,5 +253,5 @@ class ImageShardsSink(base.Sink):
         return {**origin, "cameras": list(self._setup.survey.cameras), **options}
 
 
-def _shard(entry: FileEntry) -> ImageShard:
-    return ImageShard(entry.path, entry.samples or 0, entry.bytes)
+def _shard(entry: FileEntry) -> image_shards_format.ImageShard:
+    return image_shards_format.ImageShard(entry.path, entry.samples or 0, entry.bytes)

@@ -29,21 +29,9 @@ from vlatool.episode import (
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import FindingCodes
+from vlatool.sources import inventory
 from vlatool.sources.base import unused_id
 from vlatool.sources.frames import SingleImages, VideoFrames, probe_video
-from vlatool.sources.inventory import (
-    Assignment,
-    Stored,
-    assign,
-    decide,
-    decide_as,
-    depth_image,
-    label_image,
-    left_out_findings,
-    matrix_names,
-    rgb_image,
-    sampled_decisions,
-)
 from vlatool.sources.language import first_text, recorded_language
 from vlatool.sources.mapping import (
     NEXT,
@@ -58,7 +46,7 @@ from vlatool.sources.mapping import (
 from vlatool.sources.rules import SOURCE
 from vlatool.transforms.rates import NearestFrames
 
-_CAMERA = Assignment("camera", "images")
+_CAMERA = inventory.Assignment("camera", "images")
 
 
 @dataclass(frozen=True)
@@ -66,7 +54,7 @@ class PlannedImages:
     """Images that an episode has."""
 
     path: str = ""  # of the stored thing; empty: a video beside the file
-    decision: Assignment = _CAMERA
+    decision: inventory.Assignment = _CAMERA
     bgr: bool = False
     video: str = ""
     optional: bool = False
@@ -76,7 +64,9 @@ class PlannedImages:
 class Known:
     """What the first episodes decide for all: roles by their rows, and names, by path."""
 
-    decisions: Mapping[str, Assignment] = field(default_factory=dict[str, Assignment])
+    decisions: Mapping[str, inventory.Assignment] = field(
+        default_factory=dict[str, inventory.Assignment]
+    )
     names: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
@@ -101,13 +91,13 @@ class EpisodePlan:
         """All fields, those that are made of others last."""
         return (*self.fields, *self.following)
 
-    def dimension_names(self, stored: Mapping[str, Stored]) -> dict[str, tuple[str, ...]]:
+    def dimension_names(self, stored: Mapping[str, inventory.Stored]) -> dict[str, tuple[str, ...]]:
         """Names of the numbers of fields that have some, pose matrices among them."""
         poses = {part.path for part in self.parts if part.note.startswith("pose")}
         names: dict[str, tuple[str, ...]] = {}
         for name, path in self.fields.items():
             if path in poses:
-                names[name] = matrix_names(stored[path].shape)
+                names[name] = inventory.matrix_names(stored[path].shape)
             elif stored[path].names:
                 names[name] = stored[path].names
         for name, source in self.following.items():
@@ -117,7 +107,7 @@ class EpisodePlan:
 
 
 def plan_by_structure(
-    stored: Sequence[Stored],
+    stored: Sequence[inventory.Stored],
     known: "Known | None" = None,
     excluded: Mapping[str, str] | None = None,
 ) -> EpisodePlan:
@@ -130,11 +120,11 @@ def plan_by_structure(
     excluded = excluded or {}
     known = known or Known()
     used = [each for each in stored if each.path not in excluded]
-    decisions, assigned = assign(used, known.decisions, known.names)
+    decisions, assigned = inventory.assign(used, known.decisions, known.names)
     by_path = {part.path: part for part in assigned}
     for each in stored:
         if each.path in excluded:
-            content = decide(each).content
+            content = inventory.decide(each).content
             parts.append(StoredPart(each.path, "left_out", "", content, excluded[each.path]))
         else:
             parts.append(by_path[each.path])
@@ -143,7 +133,7 @@ def plan_by_structure(
     return plan
 
 
-def _add(plan: EpisodePlan, part: StoredPart, decision: Assignment) -> None:
+def _add(plan: EpisodePlan, part: StoredPart, decision: inventory.Assignment) -> None:
     images = {"camera": plan.cameras, "depth": plan.depth, "labels": plan.labels}
     if part.role in images:
         images[part.role][part.name] = PlannedImages(part.path, decision)
@@ -156,9 +146,9 @@ def _add(plan: EpisodePlan, part: StoredPart, decision: Assignment) -> None:
 
 
 def plan_by_mapping(
-    stored: Sequence[Stored],
+    stored: Sequence[inventory.Stored],
     mapping: RecordingMapping,
-    find: Callable[[str], Stored | None],
+    find: Callable[[str], inventory.Stored | None],
     known: "Known | None" = None,
 ) -> EpisodePlan:
     """The plan of a mapping.
@@ -187,7 +177,7 @@ def plan_by_mapping(
             thing = _found(find, images.path)
             decision = decided.get(thing.path)
             if decision is None or decision.role != role:
-                decision = decide_as(role, thing)
+                decision = inventory.decide_as(role, thing)
             planned[name] = PlannedImages(thing.path, decision, images.bgr)
             used.setdefault(thing.path, StoredPart(thing.path, role, name, "images"))
     for name, reference in mapping.fields.items():
@@ -237,7 +227,7 @@ def _texts_of(mapping: RecordingMapping) -> list[tuple[str, str]]:
     return [*texts, *mapping.language.items()]
 
 
-def _found(find: Callable[[str], Stored | None], reference: str) -> Stored:
+def _found(find: Callable[[str], inventory.Stored | None], reference: str) -> inventory.Stored:
     thing = find(reference)
     if thing is None:
         raise ValueError(f"{reference} is a single value, not one for each frame")
@@ -247,13 +237,13 @@ def _found(find: Callable[[str], Stored | None], reference: str) -> Stored:
 def _add_rest(
     plan: EpisodePlan,
     mapping: RecordingMapping,
-    stored: Sequence[Stored],
+    stored: Sequence[inventory.Stored],
     used: Mapping[str, StoredPart],
     known: "Known",
 ) -> None:
     """Adds what the mapping does not name: left out, or used by what it is."""
     others = [thing for thing in stored if thing.path not in used]
-    decisions, parts = assign(others, known.decisions, known.names)
+    decisions, parts = inventory.assign(others, known.decisions, known.names)
     rest: dict[str, StoredPart] = {}
     rows = {thing.path: thing.rows for thing in stored}
     counts = [rows.get(path) for path in plan.fields.values() if rows.get(path)]
@@ -348,13 +338,15 @@ class PlannedFrames(SingleImages):
         try:
             if decision.role == "camera":
                 image = (
-                    decode_rgb(row) if isinstance(row, bytes) else rgb_image(row, decision.scale)
+                    decode_rgb(row)
+                    if isinstance(row, bytes)
+                    else inventory.rgb_image(row, decision.scale)
                 )
                 return image[..., ::-1] if self.planned.bgr else image
             values = decode_values(row) if isinstance(row, bytes) else row
             if decision.role == "depth":
-                return depth_image(values, decision.scale)
-            return label_image(values)
+                return inventory.depth_image(values, decision.scale)
+            return inventory.label_image(values)
         except ValueError as error:
             raise self.image_error(index, str(error)) from error
 
@@ -388,7 +380,7 @@ class PlannedEpisode:
         self.ref = ref
         self.mapping = mapping
         self.config = config
-        self.things: dict[str, Stored] = {}
+        self.things: dict[str, inventory.Stored] = {}
         self.plan = EpisodePlan()
         self.file = ref.path
         self.frame_rows: dict[str, Array] = {}
@@ -402,7 +394,7 @@ class PlannedEpisode:
         """What the first episodes decided."""
         return self.ref.extras.get("known", Known())
 
-    def find_stored(self, name: str) -> Stored:
+    def find_stored(self, name: str) -> inventory.Stored:
         """The thing of a name that is not in `things`; DataError if there is none."""
         try:
             fitting = matching(name, [*self.things])
@@ -439,7 +431,9 @@ class PlannedEpisode:
         """An error of this episode."""
         return self.codes.error(code, self.ref.path, self.ref.id, reason, **details)
 
-    def make_plan(self, stored: Sequence[Stored], by_structure: Callable[[], EpisodePlan]) -> None:
+    def make_plan(
+        self, stored: Sequence[inventory.Stored], by_structure: Callable[[], EpisodePlan]
+    ) -> None:
         """Sets things and plan, by the mapping if there is one."""
         self.things = {each.path: each for each in stored}
         try:
@@ -464,7 +458,7 @@ class PlannedEpisode:
     def _filled(self, reference: str) -> str:
         return self.name_of(filled(reference, self.file, self._episode))
 
-    def find(self, reference: str) -> Stored | None:
+    def find(self, reference: str) -> inventory.Stored | None:
         """The thing that a reference of the mapping names; None for attributes and files beside."""
         name = self._filled(reference)
         if name in self.things:
@@ -678,14 +672,14 @@ class PlannedEpisode:
             action_fields=plan.actions,
             proprioception_fields=plan.observed,
             parts=plan.parts,
-            findings=(*findings, *left_out_findings(episode, plan.parts)),
+            findings=(*findings, *inventory.left_out_findings(episode, plan.parts)),
         )
 
-    def decisions(self) -> dict[str, Assignment]:
+    def decisions(self) -> dict[str, inventory.Assignment]:
         """What rows of this episode decide for other episodes."""
         count = self.count
         things = [each for each in self.things.values() if abs((each.rows or 0) - count) <= 1]
-        return sampled_decisions(things, lambda thing: self.numbers(thing.path))
+        return inventory.sampled_decisions(things, lambda thing: self.numbers(thing.path))
 
 
 def _without_facts(pattern: str) -> str:
@@ -703,7 +697,7 @@ def with_decisions(
     opened: Callable[[EpisodeRef], AbstractContextManager[PlannedEpisode]],
 ) -> Iterator[EpisodeRef]:
     """The refs with what rows and names of the first, middle and last episode decide for all."""
-    decisions: dict[str, list[Assignment]] = {}
+    decisions: dict[str, list[inventory.Assignment]] = {}
     names: dict[str, str] = {}
     taken: set[tuple[Role, str]] = set()
     for number in sorted({0, len(refs) // 2, len(refs) - 1}) if refs else ():
@@ -719,7 +713,7 @@ def with_decisions(
         yield replace(ref, extras={**ref.extras, "known": Known(merged, names)})
 
 
-def _merged(decisions: Sequence[Assignment]) -> Assignment:
+def _merged(decisions: Sequence[inventory.Assignment]) -> inventory.Assignment:
     """The decision that holds for all of some episodes.
 
     A dark episode has no value above 1, a short one few values: what the others show counts.

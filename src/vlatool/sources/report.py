@@ -23,22 +23,8 @@ from vlatool.errors import DataError
 from vlatool.events import Reporter, counted
 from vlatool.findings import Finding
 from vlatool.jobs.ownership import data_files
+from vlatool.pages import images as pages_images
 from vlatool.pages import layout
-from vlatool.pages.images import (
-    EpisodeView,
-    FrameView,
-    PageVideos,
-    brief_card,
-    crop_drawing,
-    episode_section,
-    episode_tile,
-    frame_figure,
-    frame_view,
-    gallery,
-    shown_positions,
-    strip,
-    tile,
-)
 from vlatool.pages.layout import code, group, tiles
 from vlatool.pages.report import PageRequest, Report, ReportPage
 from vlatool.pages.text import number_text, pixels_text, text_table
@@ -472,13 +458,13 @@ class EpisodeCards:
         reader: FormatReader,
         known: Mapping[int, EpisodeRef],
         broken: Mapping[str, str],  # reasons of those that cannot be read, by id
-        videos: PageVideos | None = None,
+        videos: pages_images.PageVideos | None = None,
     ) -> None:
         self._reader = reader
         self._broken = broken
         self._videos = videos
         self._numbers = {ref.id: number for number, ref in known.items()}
-        self._first: EpisodeView | None = None
+        self._first: pages_images.EpisodeView | None = None
 
     def sections(
         self, refs: Sequence[EpisodeRef], full: int, reporter: Reporter
@@ -499,18 +485,20 @@ class EpisodeCards:
                 view = self._view(ref, is_brief=ref.id not in in_full)
                 if isinstance(view, str):
                     listed = ["see the problems"] if ref.id in self._broken else [view]
-                    image = FrameView(None, problem="broken")
-                    tiles.append(tile(image, number, ref.id, listed, PROBLEMS))
+                    image = pages_images.FrameView(None, problem="broken")
+                    tiles.append(pages_images.tile(image, number, ref.id, listed, PROBLEMS))
                 elif ref.id in in_full:
-                    tiles.append(episode_tile(view, number, anchor))
-                    cards.append(episode_section(view, anchor=anchor))
+                    tiles.append(pages_images.episode_tile(view, number, anchor))
+                    cards.append(pages_images.episode_section(view, anchor=anchor))
                 else:
-                    tiles.append(episode_tile(view, number, anchor))
+                    tiles.append(pages_images.episode_tile(view, number, anchor))
                     hint = f"--episodes {number} shows this episode in full"
-                    briefs.append(brief_card(view, anchor, hint))
+                    briefs.append(pages_images.brief_card(view, anchor, hint))
                 bar.advance()
         return [
-            layout.Section("All episodes", _listed_text(len(shown), len(refs)) + gallery(tiles)),
+            layout.Section(
+                "All episodes", _listed_text(len(shown), len(refs)) + pages_images.gallery(tiles)
+            ),
             *group(f"Episodes ({len(cards)} of {len(whole)})", cards),
             layout.Section("Other episodes", "".join(briefs)),
         ]
@@ -525,9 +513,9 @@ class EpisodeCards:
             if view.image is not None and view.image.width != view.image.height
         ]
         text = "Dark: left out by a center crop to a square (image_resizing_method: center_crop)"
-        return layout.heading(text, strip("", figures)) if figures else ""
+        return layout.heading(text, pages_images.strip("", figures)) if figures else ""
 
-    def _view(self, ref: EpisodeRef, *, is_brief: bool) -> EpisodeView | str:
+    def _view(self, ref: EpisodeRef, *, is_brief: bool) -> pages_images.EpisodeView | str:
         """View of an episode, or the reason why there is none."""
         if ref.id in self._broken:
             return self._broken[ref.id]
@@ -550,25 +538,27 @@ def _listed_text(shown: int, total: int) -> str:
     return layout.note(text)
 
 
-def _cropped(camera: str, view: FrameView) -> str:
+def _cropped(camera: str, view: pages_images.FrameView) -> str:
     assert view.image is not None
     width, height = view.image.size
     side = min(width, height)
     geometry = make_geometry((height, width), (side, side), "center_crop")
-    drawing = crop_drawing(view.image.size, geometry.source_box)
+    drawing = pages_images.crop_drawing(view.image.size, geometry.source_box)
     share = 1 - side / max(width, height)
-    return frame_figure(view, f"crop of {camera}", f"{camera}: {share:.0%} left out", drawing)
+    return pages_images.frame_figure(
+        view, f"crop of {camera}", f"{camera}: {share:.0%} left out", drawing
+    )
 
 
-def _episode_view(episode: Episode, *, is_brief: bool) -> EpisodeView:
+def _episode_view(episode: Episode, *, is_brief: bool) -> pages_images.EpisodeView:
     """View of a raw episode; decodes the images of its strip."""
-    shown = shown_positions(episode.num_frames, is_brief=is_brief)
+    shown = pages_images.shown_positions(episode.num_frames, is_brief=is_brief)
     cameras = [*episode.cameras][: 1 if is_brief else None]
     numbers = field_summary.lowdim_columns(episode.lowdim, episode.num_frames)
     actions, proprioception = field_summary.policy_fields(
         numbers, episode.action_fields, episode.proprioception_fields, episode.dimension_names
     )
-    return EpisodeView(
+    return pages_images.EpisodeView(
         name=episode.id,
         info={
             "task": episode.task,
@@ -595,8 +585,8 @@ _FPS = 10.0
 
 
 def _with_videos(
-    view: EpisodeView, episode: Episode, number: int, videos: PageVideos
-) -> EpisodeView:
+    view: pages_images.EpisodeView, episode: Episode, number: int, videos: pages_images.PageVideos
+) -> pages_images.EpisodeView:
     """The view with a video per camera; a camera that cannot be decoded is a problem."""
     fps = episode.fps or _FPS
     figures = [*view.videos]
@@ -620,15 +610,15 @@ def _pose_fields(episode: Episode) -> dict[str, str]:
     return groups or field_summary.position_fields(episode.lowdim)
 
 
-def _strip(episode: Episode, camera: str, shown: Sequence[int]) -> list[FrameView]:
+def _strip(episode: Episode, camera: str, shown: Sequence[int]) -> list[pages_images.FrameView]:
     calibration = episode.calibration.get(camera)
     intrinsics = None if calibration is None else calibration.intrinsics
     extrinsics = None if calibration is None else calibration.extrinsics
     try:
         images = episode.cameras[camera].read(shown)
     except DataError as error:
-        return [FrameView(None, problem=error.message)] * len(shown)
+        return [pages_images.FrameView(None, problem=error.message)] * len(shown)
     return [
-        frame_view(image, intrinsics, extrinsics, frame)
+        pages_images.frame_view(image, intrinsics, extrinsics, frame)
         for frame, image in zip(shown, images, strict=True)
     ]

@@ -14,21 +14,8 @@ from math import inf
 from pathlib import Path
 from typing import Self
 
+from vlatool.artifacts.run import format as run_format
 from vlatool.artifacts.run.checkpoint import MANIFEST, CheckpointManifest
-from vlatool.artifacts.run.format import (
-    BEST,
-    CHECKPOINTS,
-    DROPS,
-    LATEST,
-    METRICS,
-    WANDB,
-    BestCheckpoint,
-    Retention,
-    RunDir,
-    read_manifests,
-    surplus_checkpoints,
-    unnamed_weights,
-)
 from vlatool.errors import DataError, EnvironmentProblem, StorageError, VlatoolError
 from vlatool.events import Reporter
 from vlatool.jobs.files import NAME as FILE_LIST
@@ -41,7 +28,7 @@ from vlatool.storage.retry import ProcessClock
 from vlatool.storage.tree import FileInfo, files_below, size_text
 
 # Files that grow during the run: only their complete lines are sent.
-_GROWING = (METRICS, DROPS)
+_GROWING = (run_format.METRICS, run_format.DROPS)
 # Each large file has up to five parts of 8 MiB in memory.
 _FILES_AT_ONCE = 3
 # A checkpoint by the clock is sent if the last one was sent this long ago, and this many times the
@@ -59,12 +46,16 @@ class RunMirror:
     """
 
     def __init__(
-        self, run: RunDir, root: Path, check: Callable[[], None], retention: Retention
+        self,
+        run: run_format.RunDir,
+        root: Path,
+        check: Callable[[], None],
+        retention: run_format.Retention,
     ) -> None:
         self.root = root  # location of the copy
         self.sent_bytes = 0  # number of bytes that were sent
         self._run = run
-        self._there = RunDir(root)
+        self._there = run_format.RunDir(root)
         self._check = check
         self._retention = retention
         self._stamps: dict[str, tuple[int, int]] = {}
@@ -74,7 +65,7 @@ class RunMirror:
         self._sending_s = 0.0
         self._is_last = False
         self._named: int | None = None
-        self._named_best: BestCheckpoint | None = None
+        self._named_best: run_format.BestCheckpoint | None = None
 
     def send_record(self) -> None:
         """Sends the record of the run: who owns the location, and whether it is complete."""
@@ -125,7 +116,7 @@ class RunMirror:
         pause_s = max(_TIMED_APART_S, _SENDINGS_APART * self._sending_s)
         if self._is_last or time.monotonic() - self._sent_at >= pause_s:
             return [step for step, _ in missing]
-        manifests = read_manifests(folder for _, folder in missing)
+        manifests = run_format.read_manifests(folder for _, folder in missing)
         planned = {
             step for step, manifest in manifests.items() if manifest and not manifest.stopped
         }
@@ -136,8 +127,8 @@ class RunMirror:
         if self._manifests is None:
             self._check()
             remove_partial_files(self.root)
-            local = read_manifests(folder for _, folder in self._run.checkpoints())
-            there = read_manifests(self._there.checkpoint_folders())
+            local = run_format.read_manifests(folder for _, folder in self._run.checkpoints())
+            there = run_format.read_manifests(self._there.checkpoint_folders())
             self._manifests = {
                 step: manifest
                 for step, manifest in there.items()
@@ -145,7 +136,7 @@ class RunMirror:
             }
             with suppress(DataError):  # written again
                 self._named_best = self._there.read_best()
-            surplus = surplus_checkpoints({**local, **self._manifests}, self._retention)
+            surplus = run_format.surplus_checkpoints({**local, **self._manifests}, self._retention)
             newest = self.newest() or 0
             # Those that were pruned there already are not sent again.
             pruned = {step for step in surplus if step < newest} - {*self._run.best_steps()}
@@ -159,9 +150,13 @@ class RunMirror:
         started = time.monotonic()
         manifest = CheckpointManifest.read(folder)
         present = {name for other in there.values() for name in other.beside}
-        name = f"{CHECKPOINTS}/{folder.name}"
+        name = f"{run_format.CHECKPOINTS}/{folder.name}"
         files = [
-            *(f"{CHECKPOINTS}/{beside}" for beside in manifest.beside if beside not in present),
+            *(
+                f"{run_format.CHECKPOINTS}/{beside}"
+                for beside in manifest.beside
+                if beside not in present
+            ),
             *(f"{name}/{file}" for file in manifest.files),
         ]
         self._remove(f"{name}/{MANIFEST}")
@@ -193,16 +188,16 @@ class RunMirror:
         manifests: Mapping[int, CheckpointManifest | None] = there
         named = () if self._named_best is None else (self._named_best.step,)
         best = {*named, *self._run.best_steps()}
-        surplus = {*surplus_checkpoints(manifests, self._retention)} - best
-        unnamed = unnamed_weights(manifests, surplus)
+        surplus = {*run_format.surplus_checkpoints(manifests, self._retention)} - best
+        unnamed = run_format.unnamed_weights(manifests, surplus)
         for step in surplus:
             folder = self._there.checkpoint(step)
             # First, so that a folder of which a part is left does not look complete.
-            self._remove(f"{CHECKPOINTS}/{folder.name}/{MANIFEST}")
+            self._remove(f"{run_format.CHECKPOINTS}/{folder.name}/{MANIFEST}")
             atomic.remove_tree(folder)
             del there[step]
         for name in unnamed:
-            self._remove(f"{CHECKPOINTS}/{name}")
+            self._remove(f"{run_format.CHECKPOINTS}/{name}")
 
     def _remove(self, name: str) -> None:
         self._check()
@@ -235,7 +230,11 @@ def _files(run: Path) -> Iterator[FileInfo]:
         first = file.name.partition("/")[0]
         is_hidden = any(part.startswith(".") for part in file.name.split("/"))
         # W&B removes files of its folder while it sends them itself.
-        if first not in (CHECKPOINTS, LATEST, BEST, WANDB) and not is_hidden:
+        if (
+            first
+            not in (run_format.CHECKPOINTS, run_format.LATEST, run_format.BEST, run_format.WANDB)
+            and not is_hidden
+        ):
             yield file
 
 
@@ -259,9 +258,9 @@ class RunSync:
 
     def __init__(
         self,
-        run: RunDir,  # the local run
+        run: run_format.RunDir,  # the local run
         locations: Sequence[tuple[Path, Callable[[], None]]],
-        retention: Retention,  # rule for the checkpoints there
+        retention: run_format.Retention,  # rule for the checkpoints there
         reporter: Reporter,  # receives warnings, and the progress at the end
     ) -> None:
         self._run = run
@@ -400,7 +399,7 @@ class _Sender:
             "no checkpoint is there" if newest is None else f"step {newest} is the last one there"
         )
 
-    def final_error(self, run: RunDir) -> StorageError | None:
+    def final_error(self, run: run_format.RunDir) -> StorageError | None:
         """Error of a run of which a part could not be sent; None if all of it is there."""
         error = self.error
         if error is None or (isinstance(error, StorageError) and error.code == _LOST):

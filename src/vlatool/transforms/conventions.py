@@ -11,20 +11,7 @@ from typing import Any
 import numpy as np
 
 from vlatool.episode import Array
-from vlatool.transforms.convention_fits import (
-    LARGEST_RESIDUAL,
-    SMALLEST,
-    Fit,
-    PoseColumns,
-    Relation,
-    Tracks,
-    fit_position,
-    fit_rotation,
-    fit_values,
-    pairs,
-    position_residuals,
-    ties,
-)
+from vlatool.transforms import convention_fits
 from vlatool.transforms.rotations import EULER_FORMS, RotationForm
 
 _SMALLEST_RANGE = 1e-6
@@ -73,10 +60,10 @@ class Group:
     kind: str  # position, rotation, joints, gripper, values, constant, missing
     columns: slice
     states: slice | None = None
-    fits: Sequence[Fit] = ()
-    tied: Sequence[Fit] = ()
-    pose: PoseColumns | None = None  # of a rotation
-    largest: float = LARGEST_RESIDUAL  # above it nothing is determined
+    fits: Sequence[convention_fits.Fit] = ()
+    tied: Sequence[convention_fits.Fit] = ()
+    pose: convention_fits.PoseColumns | None = None  # of a rotation
+    largest: float = convention_fits.LARGEST_RESIDUAL  # above it nothing is determined
 
     def values(self, name: str) -> list[Any]:
         """Values of an attribute among the ties; one: it is determined, none: it has none."""
@@ -89,10 +76,10 @@ class Group:
 
 
 def find_groups(
-    tracks: Tracks,
+    tracks: convention_fits.Tracks,
     actions: Sequence[Column],
     states: Sequence[Column],
-    declared: Sequence[tuple[int, int, PoseColumns]] = (),
+    declared: Sequence[tuple[int, int, convention_fits.PoseColumns]] = (),
 ) -> list[Group]:
     """Groups of the action dimensions, in order.
 
@@ -107,8 +94,8 @@ def find_groups(
     # Declared poses come first.
     candidates = [(0.0, *each) for each in declared if is_moving[each[0] : each[0] + 3].any()]
     for pose in poses:
-        residuals = position_residuals(tracks.few, pose)
-        for first in np.flatnonzero(residuals <= LARGEST_RESIDUAL).tolist():
+        residuals = convention_fits.position_residuals(tracks.few, pose)
+        for first in np.flatnonzero(residuals <= convention_fits.LARGEST_RESIDUAL).tolist():
             is_whole = actions[first].field == actions[first + 2].field
             if is_whole and is_moving[first : first + 3].all():
                 candidates.append((float(residuals[first]), first, first + 3, pose))
@@ -128,7 +115,7 @@ def find_groups(
     return [replace(group, largest=tracks.largest_residual) for group in ordered]
 
 
-def _without_part(group: Group, poses: Sequence[PoseColumns]) -> Group:
+def _without_part(group: Group, poses: Sequence[convention_fits.PoseColumns]) -> Group:
     """The group, without fits to some numbers of a quaternion, which resemble other rotations."""
     width = len(_columns(group))
     for rotation in (pose.rotation for pose in poses):
@@ -143,9 +130,9 @@ def _columns(group: Group) -> range:
 
 
 def _poses(
-    tracks: Tracks,
+    tracks: convention_fits.Tracks,
     actions: Sequence[Column],
-    candidates: Sequence[tuple[float, int, int, PoseColumns]],  # by residual
+    candidates: Sequence[tuple[float, int, int, convention_fits.PoseColumns]],  # by residual
 ) -> list[Group]:
     """Groups of the poses in the actions, those that fit best first."""
     groups: list[Group] = []
@@ -159,35 +146,37 @@ def _poses(
 
 
 def _pose_groups(
-    tracks: Tracks,
+    tracks: convention_fits.Tracks,
     actions: Sequence[Column],
     first: int,
     rotation: int,
-    pose: PoseColumns,
+    pose: convention_fits.PoseColumns,
     free: set[int],
 ) -> list[Group]:
     """Groups of a position and the rotation behind it; none if these may be other numbers."""
     columns = slice(first, first + 3)
-    fits = fit_position(tracks, columns, pose)
-    groups = [Group("position", columns, pose.position, fits, ties(fits, tracks.blocks))]
+    fits = convention_fits.fit_position(tracks, columns, pose)
+    groups = [
+        Group("position", columns, pose.position, fits, convention_fits.ties(fits, tracks.blocks))
+    ]
     is_pose = pose.is_known or all(fit.hypothesis.frame == "tool" for fit in groups[0].tied)
-    turned: list[tuple[slice, list[Fit]]] = []
+    turned: list[tuple[slice, list[convention_fits.Fit]]] = []
     # A hand that never turns has the same rotation in all forms.
     is_turning = np.ptp(tracks.state(pose.rotation, 0), axis=0).max() > _SMALLEST_RANGE
     for width in _rotation_widths(tracks, actions, rotation) if is_turning else ():
         span = slice(rotation, rotation + width)
         if {*range(rotation, rotation + width)} <= free:
-            turned.append((span, fit_rotation(tracks, span, pose)))
+            turned.append((span, convention_fits.fit_rotation(tracks, span, pose)))
     if turned:
         span, fits = min(turned, key=lambda pair: pair[1][0].residual)
-        tied = ties(fits, tracks.blocks)
-        if fits[0].residual <= LARGEST_RESIDUAL:
+        tied = convention_fits.ties(fits, tracks.blocks)
+        if fits[0].residual <= convention_fits.LARGEST_RESIDUAL:
             groups.append(Group("rotation", span, pose.rotation, fits, tied, pose))
             is_pose = is_pose or _beats_numbers(fits)
     return groups if is_pose else []
 
 
-def _beats_numbers(fits: Sequence[Fit]) -> bool:
+def _beats_numbers(fits: Sequence[convention_fits.Fit]) -> bool:
     """True if rotations fit much better than bare numbers, whose residual is another measure."""
     numbers = [fit.residual for fit in fits if fit.hypothesis.rotation is None]
     return fits[0].hypothesis.rotation is not None and fits[0].residual * _BETTER < min(
@@ -195,7 +184,9 @@ def _beats_numbers(fits: Sequence[Fit]) -> bool:
     )
 
 
-def _rotation_widths(tracks: Tracks, actions: Sequence[Column], first: int) -> Iterator[int]:
+def _rotation_widths(
+    tracks: convention_fits.Tracks, actions: Sequence[Column], first: int
+) -> Iterator[int]:
     """Widths of the rotations that may begin at a column of the actions."""
     for width in (9, 6, 4, 3):
         columns = actions[first : first + width]
@@ -216,7 +207,9 @@ def _may_be_rotation(values: Array, tolerance: float = 0.2) -> bool:
     return bool(np.median(np.maximum(norms, products)) < tolerance)
 
 
-def _structural_poses(tracks: Tracks, states: Sequence[Column]) -> Iterator[PoseColumns]:
+def _structural_poses(
+    tracks: convention_fits.Tracks, states: Sequence[Column]
+) -> Iterator[convention_fits.PoseColumns]:
     """Poses whose rotation shows by its norm: quaternions and parts of matrices, after three."""
     first = 3
     while first < len(states):
@@ -226,7 +219,7 @@ def _structural_poses(tracks: Tracks, states: Sequence[Column]) -> Iterator[Pose
         if width:
             named = _named_forms(_STRUCTURES[width], states[first])
             spans = slice(first - 3, first), slice(first, first + width)
-            yield PoseColumns(*spans, named or _STRUCTURES[width])
+            yield convention_fits.PoseColumns(*spans, named or _STRUCTURES[width])
         first += width or 1
 
 
@@ -236,14 +229,18 @@ def _named_forms(forms: Sequence[RotationForm], column: Column) -> tuple[Rotatio
     return tuple(named[-1:])  # of two, the longer name is the later one
 
 
-def _is_structure(tracks: Tracks, states: Sequence[Column], first: int, width: int) -> bool:
+def _is_structure(
+    tracks: convention_fits.Tracks, states: Sequence[Column], first: int, width: int
+) -> bool:
     columns = states[first : first + width]
     is_whole = len(columns) == width and columns[0].field == columns[-1].field
     values = tracks.states[tracks.rows, first : first + width]
     return is_whole and _may_be_rotation(values, 0.02)
 
 
-def _named_poses(states: Sequence[Column], others: Sequence[PoseColumns]) -> Iterator[PoseColumns]:
+def _named_poses(
+    states: Sequence[Column], others: Sequence[convention_fits.PoseColumns]
+) -> Iterator[convention_fits.PoseColumns]:
     """Six numbers at the start of a field or of a named group: position and angles, perhaps."""
     taken = {column for pose in others for column in range(pose.position.start, pose.rotation.stop)}
     for first in range(len(states) - 5):
@@ -258,7 +255,7 @@ def _named_poses(states: Sequence[Column], others: Sequence[PoseColumns]) -> Ite
         may_be = is_rotation or not _JOINTS.search(columns[0].words)
         if (is_start or is_after_pose) and is_whole and may_be:
             spans = slice(first, first + 3), slice(first + 3, first + 6)
-            yield PoseColumns(*spans, named or _THREE, is_known=is_rotation)
+            yield convention_fits.PoseColumns(*spans, named or _THREE, is_known=is_rotation)
 
 
 def _spans(columns: Iterable[int], actions: Sequence[Column]) -> Iterator[slice]:
@@ -276,7 +273,7 @@ def _spans(columns: Iterable[int], actions: Sequence[Column]) -> Iterator[slice]
 
 
 def _runs(
-    tracks: Tracks,
+    tracks: convention_fits.Tracks,
     span: slice,
     actions: Sequence[Column],
     states: Sequence[Column],
@@ -293,22 +290,24 @@ def _runs(
             yield replace(group, kind=kind)
 
 
-def _alike(tracks: Tracks, columns: slice, states: slice) -> Iterator[Group]:
+def _alike(tracks: convention_fits.Tracks, columns: slice, states: slice) -> Iterator[Group]:
     """Groups of consecutive dimensions that mean the same, each fitted alone at first."""
     alone: list[Group] = []
     for index in range(columns.stop - columns.start):
         column = slice(columns.start + index, columns.start + index + 1)
         state = slice(states.start + index, states.start + index + 1)
-        fits = fit_values(tracks, column, state)
-        alone.append(Group("values", column, state, fits, ties(fits, tracks.blocks)))
+        fits = convention_fits.fit_values(tracks, column, state)
+        alone.append(
+            Group("values", column, state, fits, convention_fits.ties(fits, tracks.blocks))
+        )
     first = 0
     for index in range(1, len(alone) + 1):
         if index < len(alone) and _is_alike(alone[index - 1], alone[index]):
             continue
         joined = slice(columns.start + first, columns.start + index)
         of_states = slice(states.start + first, states.start + index)
-        fits = fit_values(tracks, joined, of_states)
-        yield Group("values", joined, of_states, fits, ties(fits, tracks.blocks))
+        fits = convention_fits.fit_values(tracks, joined, of_states)
+        yield Group("values", joined, of_states, fits, convention_fits.ties(fits, tracks.blocks))
         first = index
 
 
@@ -325,7 +324,9 @@ def _is_alike(group: Group, other: Group) -> bool:
         return False
     scales = [each.fits[0].scale[0] for each in (group, other)]
     least, greatest = sorted(abs(scale) for scale in scales)
-    return scales[0] * scales[1] >= 0 and greatest <= _OTHER_SCALE * max(least, SMALLEST)
+    return scales[0] * scales[1] >= 0 and greatest <= _OTHER_SCALE * max(
+        least, convention_fits.SMALLEST
+    )
 
 
 def _is_end(group: Group, actions: Sequence[Column]) -> bool:
@@ -338,7 +339,7 @@ def _is_end(group: Group, actions: Sequence[Column]) -> bool:
     )
 
 
-def _rests_at_ends(tracks: Tracks, group: Group) -> bool:
+def _rests_at_ends(tracks: convention_fits.Tracks, group: Group) -> bool:
     """True for a dimension that is at one of its ends in most rows, as a gripper is."""
     values = tracks.action(group.columns)[:, 0]
     low = values.min()
@@ -348,7 +349,7 @@ def _rests_at_ends(tracks: Tracks, group: Group) -> bool:
 
 
 def _matches(
-    tracks: Tracks, span: slice, actions: Sequence[Column], states: Sequence[Column]
+    tracks: convention_fits.Tracks, span: slice, actions: Sequence[Column], states: Sequence[Column]
 ) -> Iterator[tuple[slice, slice | None]]:
     """Columns of the actions, and of the states that have their names or predict them best."""
     if not states:
@@ -361,13 +362,17 @@ def _matches(
         if of_states[first : first + len(names)] == names:
             yield span, slice(first, first + len(names))
             return
-    shares = {pair: _shares(tracks.few, span, *pair) for pair in pairs(tracks)}
-    starts: list[tuple[int, int | None, Relation]] = []  # (column, column of the states, relation)
+    shares = {pair: _shares(tracks.few, span, *pair) for pair in convention_fits.pairs(tracks)}
+    starts: list[
+        tuple[int, int | None, convention_fits.Relation]
+    ] = []  # (column, column of the states, relation)
     for column in range(span.start, span.stop):
         of_column = {pair: table[column - span.start] for pair, table in shares.items()}
         best, pair = max((float(share.max()), pair) for pair, share in of_column.items())
         state: int | None = (
-            int(of_column[pair].argmax()) if best >= 1 - LARGEST_RESIDUAL**2 else None
+            int(of_column[pair].argmax())
+            if best >= 1 - convention_fits.LARGEST_RESIDUAL**2
+            else None
         )
         relation = pair[0]
         if starts and (before := starts[-1][1]) is not None and not _is_last(states, before):
@@ -385,9 +390,9 @@ def _matches(
 
 
 def _consecutive(
-    starts: Iterable[tuple[int, int | None, Relation]], states: Sequence[Column]
-) -> Iterator[list[tuple[int, int | None, Relation]]]:
-    run: list[tuple[int, int | None, Relation]] = []
+    starts: Iterable[tuple[int, int | None, convention_fits.Relation]], states: Sequence[Column]
+) -> Iterator[list[tuple[int, int | None, convention_fits.Relation]]]:
+    run: list[tuple[int, int | None, convention_fits.Relation]] = []
     for entry in starts:
         if run:
             state, relation = run[-1][1:]
@@ -405,7 +410,9 @@ def _is_last(states: Sequence[Column], column: int) -> bool:
     return column + 1 == len(states) or states[column].field != states[column + 1].field
 
 
-def _shares(tracks: Tracks, span: slice, relation: Relation, lag: int) -> Array:
+def _shares(
+    tracks: convention_fits.Tracks, span: slice, relation: convention_fits.Relation, lag: int
+) -> Array:
     """Explained share of the variance [columns of the span, S] of each dimension by each state."""
     values = tracks.moved(slice(0, tracks.states.shape[1]), relation, lag)
     actions = tracks.action(span)
@@ -415,9 +422,15 @@ def _shares(tracks: Tracks, span: slice, relation: Relation, lag: int) -> Array:
         actions = centered
     power = (values**2).sum(axis=0)
     products = actions.T @ values
-    left = (actions**2).sum(axis=0)[:, None] - products**2 / np.maximum(power, SMALLEST)
+    left = (actions**2).sum(axis=0)[:, None] - products**2 / np.maximum(
+        power, convention_fits.SMALLEST
+    )
     variance = (centered**2).sum(axis=0)[:, None]
-    return np.where(power > SMALLEST, 1 - left / np.maximum(variance, SMALLEST), 0.0)
+    return np.where(
+        power > convention_fits.SMALLEST,
+        1 - left / np.maximum(variance, convention_fits.SMALLEST),
+        0.0,
+    )
 
 
 def _kind(

@@ -10,19 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from pydantic import Field, SerializeAsAny, create_model, model_validator
 
-from vlatool.artifacts.curation.format import (
-    FIGURES,
-    FIGURES_NAME,
-    FOLDS,
-    MODEL_ERROR,
-    NAME,
-    PAGE,
-    CuratedEpisode,
-    Curation,
-    badness,
-    read_curation,
-    write_curation,
-)
+from vlatool.artifacts.curation import format as curation_format
 from vlatool.artifacts.curation.report import left_out, reasons, sections
 from vlatool.artifacts.frames.format import FramesFolder
 from vlatool.artifacts.run.format import CONFIG
@@ -76,7 +64,7 @@ class KeepRule(ConfigModel):
 
 _RULES: dict[str, Any] = {
     name: (KeepRule | None, option(None, f"Rule for {name}: {about}."))
-    for name, about in FIGURES.items()
+    for name, about in curation_format.FIGURES.items()
 }
 KeepRules = create_model("KeepRules", __base__=ConfigModel, __doc__="Rules by figure.", **_RULES)
 
@@ -163,9 +151,11 @@ def curate(config: CurateConfig, *, reporter: Reporter = NULL) -> CurateResult:
                 raise
             done = error.result
             failure = error
-    curation = Curation((), {})
+    curation = curation_format.Curation((), {})
     if not config.dry_run:
-        measured = read_curation(location(config.output) / FIGURES_NAME)
+        measured = curation_format.read_curation(
+            location(config.output) / curation_format.FIGURES_NAME
+        )
         if config.model is not None:
             measured = measured.with_figures(model_errors(config, measured, reporter))
         curation = _with_rules(config, measured, rules)
@@ -197,13 +187,16 @@ def _rules(config: CurateConfig) -> dict[str, KeepRule]:
     if config.keep is not None:
         layers.append(load_config(KeepRules, files=[config.keep]).config)
     return {
-        name: rule for each in layers for name in FIGURES if (rule := getattr(each, name, None))
+        name: rule
+        for each in layers
+        for name in curation_format.FIGURES
+        if (rule := getattr(each, name, None))
     }
 
 
 def _with_rules(
-    config: CurateConfig, measured: Curation, rules: Mapping[str, KeepRule]
-) -> Curation:
+    config: CurateConfig, measured: curation_format.Curation, rules: Mapping[str, KeepRule]
+) -> curation_format.Curation:
     """Applies the rules to the figures, and writes both with the page."""
     output = location(config.output)
     curation = replace(
@@ -211,29 +204,31 @@ def _with_rules(
         episodes=tuple(with_reasons(measured.episodes, rules)),
         rules={name: rule.model_dump(exclude_defaults=True) for name, rule in rules.items()},
     )
-    write_curation(output / NAME, curation)
+    curation_format.write_curation(output / curation_format.NAME, curation)
     total = counted(len(curation.episodes), "episode")
     subtitle = f"{total}, {len(curation.selected())} kept"
-    write_text(output / PAGE, layout.page("Curation", subtitle, sections(output, curation)))
+    write_text(
+        output / curation_format.PAGE, layout.page("Curation", subtitle, sections(output, curation))
+    )
     return curation
 
 
 def with_reasons(
-    episodes: Sequence[CuratedEpisode], rules: Mapping[str, KeepRule]
-) -> Iterator[CuratedEpisode]:
+    episodes: Sequence[curation_format.CuratedEpisode], rules: Mapping[str, KeepRule]
+) -> Iterator[curation_format.CuratedEpisode]:
     """The episodes with the reasons for which rules leave them out; one without the figure of a
     rule is kept by it.
     """
     worst: dict[str, set[str]] = {}
     for name, rule in rules.items():
         known = [episode for episode in episodes if name in episode.figures]
-        order = sorted(known, key=lambda each: -badness(name, each.figures[name]))
+        order = sorted(known, key=lambda each: -curation_format.badness(name, each.figures[name]))
         worst[name] = {each.id for each in order[: math.floor((rule.worst or 0) * len(order))]}
     for episode in episodes:
         reasons: list[str] = []
         for name, rule in ((name, rules[name]) for name in rules if name in episode.figures):
             value = episode.figures[name]
-            score = badness(name, episode.at_length[name])
+            score = curation_format.badness(name, episode.at_length[name])
             limits = {
                 f"> {rule.above}": rule.above is not None and value > rule.above,
                 f"< {rule.below}": rule.below is not None and value < rule.below,
@@ -247,7 +242,9 @@ def with_reasons(
         yield replace(episode, reasons=tuple(reasons))
 
 
-def model_errors(config: CurateConfig, curation: Curation, reporter: Reporter) -> dict[str, Array]:
+def model_errors(
+    config: CurateConfig, curation: curation_format.Curation, reporter: Reporter
+) -> dict[str, Array]:
     """The figure `model_error` [N]: error of the actions of each episode, in standard deviations,
     of a policy that is trained like the run `config.model` on the other folds; NaN without.
     Complete parts are not computed again.
@@ -274,7 +271,7 @@ def model_errors(config: CurateConfig, curation: Curation, reporter: Reporter) -
             hint="train one with vlatool train --data DIR of vlatool preprocess",
             code="usage.bad_value",
         )
-    root = location(config.output) / FOLDS / f"{run.name}_{config.folds}"
+    root = location(config.output) / curation_format.FOLDS / f"{run.name}_{config.folds}"
     of_windows = {key: value for key, value in record.options.items() if key not in _OF_SELECTION}
     of_windows["sink.type"] = record.options.get("sink", "lbm")
     folds: list[Path] = []
@@ -284,7 +281,7 @@ def model_errors(config: CurateConfig, curation: Curation, reporter: Reporter) -
             for row, each in enumerate(curation.episodes)
         ]
         chosen = root / f"part_{part}.json"
-        write_curation(chosen, Curation(tuple(episodes), {}, {}))
+        curation_format.write_curation(chosen, curation_format.Curation(tuple(episodes), {}, {}))
         folds.append(root / f"data_{part}")
         of_part = {"sources": config.sources, "episodes": f"@{chosen}", "output": str(folds[-1])}
         of_part |= {
@@ -312,7 +309,11 @@ def model_errors(config: CurateConfig, curation: Curation, reporter: Reporter) -
         )
         done = open_loop(asked, reporter=reporter).episodes
         errors |= {each.episode: each.error for each in done if each.error is not None}
-    return {MODEL_ERROR: np.array([errors.get(each.id, np.nan) for each in curation.episodes])}
+    return {
+        curation_format.MODEL_ERROR: np.array(
+            [errors.get(each.id, np.nan) for each in curation.episodes]
+        )
+    }
 
 
 def _output_of(data: Path) -> Path:

@@ -15,24 +15,9 @@ from pathlib import Path, PurePosixPath
 from string import Formatter
 from typing import Any
 
+from vlatool.artifacts.lerobot import format as lerobot_format
 from vlatool.artifacts.lerobot import meta, places
 from vlatool.artifacts.lerobot.findings import LEROBOT
-from vlatool.artifacts.lerobot.format import (
-    DATA_PATH,
-    EPISODE_STATS_FILE,
-    EPISODES_FILE,
-    INFO_FILE,
-    MODALITY_FILE,
-    SHARED_DATA_PATH,
-    SHARED_VIDEO_PATH,
-    STATS_FILE,
-    TASKS_FILE,
-    TASKS_TABLE,
-    VIDEO_PATH,
-    EpisodeLine,
-    Span,
-    split_spans,
-)
 from vlatool.episode import Clip, Declaration, RowSegment
 from vlatool.errors import DataError
 from vlatool.findings import Finding
@@ -79,7 +64,7 @@ def _formatted(value: int | str, spec: str, key: str) -> str:
 
 def _template_error(key: str, problem: str) -> DataError:
     return DataError.at(
-        INFO_FILE,
+        lerobot_format.INFO_FILE,
         f"{key} {problem}",
         hint="correct the template; see the LeRobot v2.1 default for its form",
         code="data.broken",
@@ -103,23 +88,35 @@ class FileFinder:
         self._reported: set[str] = set()
         self._can_list = can_list(root)
 
-    def data_file(self, line: EpisodeLine) -> Path:
+    def data_file(self, line: lerobot_format.EpisodeLine) -> Path:
         """Path of the parquet file of an episode; it may not exist."""
-        template = self._template("data_path", self._info.data_path, SHARED_DATA_PATH)
+        template = self._template(
+            "data_path", self._info.data_path, lerobot_format.SHARED_DATA_PATH
+        )
         values = self._values(line.number, line.rows)
         relative = fill_template(template, values, "data_path")
-        usual = fill_template(SHARED_DATA_PATH if line.rows else DATA_PATH, values, "data_path")
+        usual = fill_template(
+            lerobot_format.SHARED_DATA_PATH if line.rows else lerobot_format.DATA_PATH,
+            values,
+            "data_path",
+        )
         return self._locate("data_path", relative, usual)
 
-    def video_file(self, line: EpisodeLine, camera: str) -> Path | None:
+    def video_file(self, line: lerobot_format.EpisodeLine, camera: str) -> Path | None:
         """Path of the video of a camera, which may not exist; None if the list names none."""
         span = line.clips.get(camera)
         if self._info.is_shared and span is None:
             return None
-        template = self._template("video_path", self._info.video_path, SHARED_VIDEO_PATH)
+        template = self._template(
+            "video_path", self._info.video_path, lerobot_format.SHARED_VIDEO_PATH
+        )
         values = {**self._values(line.number, span), "video_key": camera}
         relative = fill_template(template, values, "video_path")
-        usual = fill_template(SHARED_VIDEO_PATH if span else VIDEO_PATH, values, "video_path")
+        usual = fill_template(
+            lerobot_format.SHARED_VIDEO_PATH if span else lerobot_format.VIDEO_PATH,
+            values,
+            "video_path",
+        )
         return self._locate("video_path", relative, usual, camera)
 
     def _template(self, key: str, template: str, default: str) -> str:
@@ -169,7 +166,7 @@ class FileFinder:
             self._reported.add(key)
             self._findings.append(LEROBOT.at("template_mismatch", self.root, problem, field=key))
 
-    def _values(self, number: int, span: Span | None) -> dict[str, int | str]:
+    def _values(self, number: int, span: lerobot_format.Span | None) -> dict[str, int | str]:
         if span is not None:
             return {
                 "chunk_index": span.chunk,
@@ -197,7 +194,7 @@ _LONGEST_VIDEO = 1e9  # seconds; times in ticks of a stream have 64 bits
 Problem = tuple[str, str, int | None]  # code, problem, episode
 
 
-def first_rows(lines: Sequence[EpisodeLine]) -> dict[int, int]:
+def first_rows(lines: Sequence[lerobot_format.EpisodeLine]) -> dict[int, int]:
     """Map from episode to its first row in its file, for episodes with stated rows."""
     starts: dict[tuple[int, int], float] = {}
     for line in lines:
@@ -211,7 +208,9 @@ def first_rows(lines: Sequence[EpisodeLine]) -> dict[int, int]:
     }
 
 
-def clip_defects(lines: Sequence[EpisodeLine], fps: float) -> Mapping[int, Mapping[str, DataError]]:
+def clip_defects(
+    lines: Sequence[lerobot_format.EpisodeLine], fps: float
+) -> Mapping[int, Mapping[str, DataError]]:
     """Errors of clips by episode and camera: impossible times, and clips that share frames."""
     defects: defaultdict[int, dict[str, DataError]] = defaultdict(dict)
 
@@ -243,15 +242,17 @@ def clip_defects(lines: Sequence[EpisodeLine], fps: float) -> Mapping[int, Mappi
     return dict(defects)
 
 
-def _is_possible(clip: Span) -> bool:
+def _is_possible(clip: lerobot_format.Span) -> bool:
     return 0 <= clip.start < clip.stop <= _LONGEST_VIDEO
 
 
 def _clips_of_files(
-    lines: Sequence[EpisodeLine],
-) -> Iterator[tuple[str, list[tuple[Span, EpisodeLine]]]]:
+    lines: Sequence[lerobot_format.EpisodeLine],
+) -> Iterator[tuple[str, list[tuple[lerobot_format.Span, lerobot_format.EpisodeLine]]]]:
     """(camera, clips by their start) of each video of v3.0; without impossible times."""
-    files: defaultdict[tuple[str, int, int], list[tuple[Span, EpisodeLine]]] = defaultdict(list)
+    files: defaultdict[
+        tuple[str, int, int], list[tuple[lerobot_format.Span, lerobot_format.EpisodeLine]]
+    ] = defaultdict(list)
     for line in lines:
         for camera, clip in line.clips.items():
             if _is_possible(clip):
@@ -260,7 +261,9 @@ def _clips_of_files(
         yield camera, sorted(clips, key=lambda pair: pair[0].start)
 
 
-def list_problems(lines: Sequence[EpisodeLine], chunks_size: int, fps: float) -> Iterator[Problem]:
+def list_problems(
+    lines: Sequence[lerobot_format.EpisodeLine], chunks_size: int, fps: float
+) -> Iterator[Problem]:
     """(code, problem, episode) of numbers, rows and clips of the list that do not fit together."""
     numbers = [line.number for line in lines]
     missing = next((n for n, number in enumerate(numbers) if n != number), None)
@@ -277,7 +280,7 @@ def list_problems(lines: Sequence[EpisodeLine], chunks_size: int, fps: float) ->
             break
 
 
-def _row_problems(lines: Sequence[EpisodeLine]) -> Iterator[Problem]:
+def _row_problems(lines: Sequence[lerobot_format.EpisodeLine]) -> Iterator[Problem]:
     expected = 0
     for line in lines:
         rows = line.rows
@@ -295,7 +298,7 @@ def _row_problems(lines: Sequence[EpisodeLine]) -> Iterator[Problem]:
         expected = max(stop, start)
 
 
-def _gaps(lines: Sequence[EpisodeLine], fps: float) -> Iterator[Problem]:
+def _gaps(lines: Sequence[lerobot_format.EpisodeLine], fps: float) -> Iterator[Problem]:
     for camera, clips in _clips_of_files(lines):
         end = 0.0
         for clip, line in clips:
@@ -345,7 +348,7 @@ class EpisodeFiles:
     """Parts of files that belong to one episode; files may be missing."""
 
     dataset: Dataset  # the data set of the episode
-    line: EpisodeLine  # its entry in the list of episodes
+    line: lerobot_format.EpisodeLine  # its entry in the list of episodes
     rows: RowSegment
     # map from camera, depth included, to its part of a video; of v3.0 only if the list names one
     clips: Mapping[str, Clip]
@@ -404,7 +407,7 @@ def known_texts(recording: EpisodeFiles, column: str = "task_index") -> Mapping[
 
 def split_names(recording: EpisodeFiles) -> tuple[str, ...]:
     """Splits that have an episode; `train` if those of its data set cannot be read."""
-    spans = split_spans(recording.document)
+    spans = lerobot_format.split_spans(recording.document)
     if not any(spans.values()):
         return ("train",)
     return tuple(
@@ -431,12 +434,22 @@ def named_files(root: Path) -> list[tuple[str, bool]]:
         ]
         paths += videos if videos and videos[0].is_file() else ()
     paths += meta.episode_tables(root) if info.is_shared else ()
-    needed = (INFO_FILE,) if info.is_shared else (INFO_FILE, EPISODES_FILE)
-    tasks = TASKS_TABLE if info.is_shared else TASKS_FILE
+    needed = (
+        (lerobot_format.INFO_FILE,)
+        if info.is_shared
+        else (lerobot_format.INFO_FILE, lerobot_format.EPISODES_FILE)
+    )
+    tasks = lerobot_format.TASKS_TABLE if info.is_shared else lerobot_format.TASKS_FILE
     texts = [
         path.relative_to(root).as_posix() for path in text_tables(root, info.features).values()
     ]
-    optional = (tasks, STATS_FILE, EPISODE_STATS_FILE, MODALITY_FILE, *texts)
+    optional = (
+        tasks,
+        lerobot_format.STATS_FILE,
+        lerobot_format.EPISODE_STATS_FILE,
+        lerobot_format.MODALITY_FILE,
+        *texts,
+    )
     return [
         *((name, True) for name in needed),
         *((name, False) for name in optional),

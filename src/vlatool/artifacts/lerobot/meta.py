@@ -14,26 +14,8 @@ from typing import Any, cast
 
 import pyarrow as pa
 
+from vlatool.artifacts.lerobot import format as lerobot_format
 from vlatool.artifacts.lerobot.findings import LEROBOT, METADATA
-from vlatool.artifacts.lerobot.format import (
-    AUTOMATIC,
-    CHUNKS_SIZE,
-    DATA_PATH,
-    EPISODE_INDEX,
-    EPISODE_STATS_FILE,
-    EPISODES_FILE,
-    EPISODES_FOLDER,
-    EPISODES_TABLES,
-    INFO_FILE,
-    MODALITY_FILE,
-    SHARED_DATA_PATH,
-    SHARED_VIDEO_PATH,
-    TASKS_FILE,
-    TASKS_TABLE,
-    VIDEO_PATH,
-    EpisodeLine,
-    Span,
-)
 from vlatool.artifacts.lerobot.tables import (
     check_is_data_file,
     column_names,
@@ -134,7 +116,7 @@ class Info:
 
 
 def read_info(root: Path) -> Info:
-    path = root / INFO_FILE
+    path = root / lerobot_format.INFO_FILE
     if not path.exists():
         layout_of(root)  # v1 has no such file
     tree = read_object(path)
@@ -153,8 +135,14 @@ def read_info(root: Path) -> Info:
         robot_type=str(tree.get("robot_type") or ""),
         total_frames=optional_int(tree.get("total_frames")),
         chunks_size=_chunks_size(path, tree.get("chunks_size")),
-        data_path=str(tree.get("data_path") or (SHARED_DATA_PATH if is_shared else DATA_PATH)),
-        video_path=str(tree.get("video_path") or (SHARED_VIDEO_PATH if is_shared else VIDEO_PATH)),
+        data_path=str(
+            tree.get("data_path")
+            or (lerobot_format.SHARED_DATA_PATH if is_shared else lerobot_format.DATA_PATH)
+        ),
+        video_path=str(
+            tree.get("video_path")
+            or (lerobot_format.SHARED_VIDEO_PATH if is_shared else lerobot_format.VIDEO_PATH)
+        ),
         features={feature.name: feature for feature in parsed},
         document=tree,
     )
@@ -178,15 +166,17 @@ def layout_of(root: Path, version: str = "") -> str:
     """
     if next(iter(episode_tables(root)), None) is not None:
         return "v3.0"
-    if (root / EPISODE_STATS_FILE).exists():
+    if (root / lerobot_format.EPISODE_STATS_FILE).exists():
         return "v2.1"
-    if (root / EPISODES_FILE).exists() or version.removeprefix("v").startswith("2"):
+    if (root / lerobot_format.EPISODES_FILE).exists() or version.removeprefix("v").startswith("2"):
         return "v2.0"
-    if not (root / INFO_FILE).exists() and (root / "meta_data").is_dir():
+    if not (root / lerobot_format.INFO_FILE).exists() and (root / "meta_data").is_dir():
         raise _unsupported_error(root / "meta_data", "v1")
-    if (root / EPISODES_FOLDER).is_dir() or version.removeprefix("v").startswith("3"):
-        raise missing_list_error(root / EPISODES_FOLDER)
-    raise _unsupported_error(root / INFO_FILE, version or "without a version")
+    if (root / lerobot_format.EPISODES_FOLDER).is_dir() or version.removeprefix("v").startswith(
+        "3"
+    ):
+        raise missing_list_error(root / lerobot_format.EPISODES_FOLDER)
+    raise _unsupported_error(root / lerobot_format.INFO_FILE, version or "without a version")
 
 
 def episode_tables(root: Path) -> Iterator[Path]:
@@ -194,22 +184,27 @@ def episode_tables(root: Path) -> Iterator[Path]:
     are expected to be numbered from 0 without a gap.
     """
     if can_list(root):
-        yield from sorted(root.glob(EPISODES_TABLES), key=natural_key)
+        yield from sorted(root.glob(lerobot_format.EPISODES_TABLES), key=natural_key)
         return
     for chunk in count():
         files = (
-            (root / EPISODES_FOLDER / f"chunk-{chunk:03d}" / f"file-{file:03d}.parquet")
-            for file in range(CHUNKS_SIZE)
+            (
+                root
+                / lerobot_format.EPISODES_FOLDER
+                / f"chunk-{chunk:03d}"
+                / f"file-{file:03d}.parquet"
+            )
+            for file in range(lerobot_format.CHUNKS_SIZE)
         )
         existing = list(takewhile(Path.is_file, files))
         yield from existing
-        if len(existing) < CHUNKS_SIZE:
+        if len(existing) < lerobot_format.CHUNKS_SIZE:
             return
 
 
 def missing_list_error(path: Path) -> DataError:
     """Error for a data set of v3.0 without a list of episodes, which alone names their clips."""
-    tables = EPISODES_TABLES.removeprefix(EPISODES_FOLDER).lstrip("/")
+    tables = lerobot_format.EPISODES_TABLES.removeprefix(lerobot_format.EPISODES_FOLDER).lstrip("/")
     problem = f"has no {tables}, the list of episodes"
     return LEROBOT.error("missing_file", path, problem, hint="complete the download of meta/")
 
@@ -323,7 +318,7 @@ def _fps(path: Path, value: object) -> float:
 
 
 def _chunks_size(path: Path, value: object) -> int:
-    size = _number(value or CHUNKS_SIZE)
+    size = _number(value or lerobot_format.CHUNKS_SIZE)
     if 1 <= size <= LARGEST_COUNT and size == int(size):
         return int(size)
     raise metadata_error(
@@ -434,7 +429,7 @@ def declarations(root: Path, info: Info) -> tuple[Declaration, ...]:
             column,
             start,
             end - 1,
-            f"{MODALITY_FILE}: {name}",
+            f"{lerobot_format.MODALITY_FILE}: {name}",
             _RELATIONS.get(str(group.get("absolute")), ""),
             _ROTATION_TYPES.get(str(group.get("rotation_type")), ()),
         )
@@ -449,7 +444,7 @@ def _groups(
     """(section, column, name, first dimension, end, entry) of the groups in modality.json that fit
     their columns; `findings` gets the others, and cameras and texts that the set does not have.
     """
-    path = root / MODALITY_FILE
+    path = root / lerobot_format.MODALITY_FILE
     try:
         tree = _mapping(read_json(path) if path.exists() else {})
     except (DocumentError, OSError) as error:
@@ -463,8 +458,8 @@ def _groups(
             end = group.get("end")
             width = info.features[column].width if column in info.features else None
             problem = ""
-            if column and column not in (*info.features, *AUTOMATIC):
-                problem = f"is in {column}, which is no feature of {INFO_FILE}"
+            if column and column not in (*info.features, *lerobot_format.AUTOMATIC):
+                problem = f"is in {column}, which is no feature of {lerobot_format.INFO_FILE}"
             elif section not in _SECTIONS:
                 continue
             elif not isinstance(start, int) or not isinstance(end, int) or not 0 <= start < end:
@@ -488,40 +483,46 @@ _Columns = dict[str, list[Any]]
 
 _STATS = "stats/"
 _ROWS = ("data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index")
-_NEEDED = (EPISODE_INDEX, *_ROWS)
+_NEEDED = (lerobot_format.EPISODE_INDEX, *_ROWS)
 _OPTIONAL = ("length", "tasks")
 _CLIP = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
 _PREFIXES = (_STATS, "videos/", "data/", "meta/", "__")
 _UNNAMED_INDEX = "__index_level_0__"  # of a pandas table, written by earlier versions
 
 
-def read_episodes(root: Path, info: Info) -> list[EpisodeLine]:
-    episodes: dict[int, EpisodeLine] = {}
+def read_episodes(root: Path, info: Info) -> list[lerobot_format.EpisodeLine]:
+    episodes: dict[int, lerobot_format.EpisodeLine] = {}
     read = _lines_of_tables(root, info) if info.is_shared else _lines_of_text(root)
     for path, position, line in read:
         if not 0 <= line.number <= LARGEST_COUNT:
-            raise metadata_error(path, EPISODE_INDEX, "is not an episode number", position)
+            raise metadata_error(
+                path, lerobot_format.EPISODE_INDEX, "is not an episode number", position
+            )
         if line.number in episodes:
-            raise metadata_error(path, EPISODE_INDEX, f"{line.number} appears twice", position)
+            raise metadata_error(
+                path, lerobot_format.EPISODE_INDEX, f"{line.number} appears twice", position
+            )
         if line.length is not None and not 0 <= line.length <= LARGEST_COUNT:
             raise metadata_error(path, "length", "is not a number of frames", position)
         episodes[line.number] = line
     return [episodes[number] for number in sorted(episodes)]
 
 
-def _lines_of_text(root: Path) -> Iterator[tuple[Path, int, EpisodeLine]]:
+def _lines_of_text(root: Path) -> Iterator[tuple[Path, int, lerobot_format.EpisodeLine]]:
     """(file, number of the line, its content) of `meta/episodes.jsonl`."""
-    path = root / EPISODES_FILE
+    path = root / lerobot_format.EPISODES_FILE
     for position, line in read_lines(path):
-        number = optional_int(line.get(EPISODE_INDEX))
+        number = optional_int(line.get(lerobot_format.EPISODE_INDEX))
         length = optional_int(line.get("length"))
         sentences = texts(line.get("tasks"))
         number = -1 if number is None else number
-        entry = EpisodeLine(number, sentences, length, further=_further(line))
+        entry = lerobot_format.EpisodeLine(number, sentences, length, further=_further(line))
         yield path, position, entry
 
 
-def _lines_of_tables(root: Path, info: Info) -> Iterator[tuple[Path, int, EpisodeLine]]:
+def _lines_of_tables(
+    root: Path, info: Info
+) -> Iterator[tuple[Path, int, lerobot_format.EpisodeLine]]:
     """(file, number of the row from 1, its content) of the tables in `meta/episodes/`."""
     videos = [feature.name for feature in info.features.values() if feature.dtype == "video"]
     paths = list(episode_tables(root))
@@ -531,14 +532,14 @@ def _lines_of_tables(root: Path, info: Info) -> Iterator[tuple[Path, int, Episod
     for path in paths:
         others = [name for name in column_names(path) or () if _is_further(name)]
         columns = _table(path, _NEEDED, [*names, *others])
-        for row, number in enumerate(columns[EPISODE_INDEX]):
+        for row, number in enumerate(columns[lerobot_format.EPISODE_INDEX]):
             chunk, file, start, stop = (columns[name][row] for name in _ROWS)
             clips = {video: clip for video in videos if (clip := _clip(columns, video, row))}
-            line = EpisodeLine(
+            line = lerobot_format.EpisodeLine(
                 number,
                 texts(_cell(columns, "tasks", row)),
                 optional_int(_cell(columns, "length", row)),
-                Span(chunk, file, start, stop),
+                lerobot_format.Span(chunk, file, start, stop),
                 clips,
                 _further({name: columns[name][row] for name in others}),
             )
@@ -546,7 +547,7 @@ def _lines_of_tables(root: Path, info: Info) -> Iterator[tuple[Path, int, Episod
 
 
 def _is_further(name: str) -> bool:
-    known = (*AUTOMATIC, *_ROWS, *_OPTIONAL)
+    known = (*lerobot_format.AUTOMATIC, *_ROWS, *_OPTIONAL)
     return name not in known and not name.startswith(_PREFIXES)
 
 
@@ -559,14 +560,14 @@ def _further(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _clip(columns: _Columns, video: str, row: int) -> Span | None:
+def _clip(columns: _Columns, video: str, row: int) -> lerobot_format.Span | None:
     """The part of a video; None if the list names none."""
     values = [_cell(columns, f"videos/{video}/{key}", row) for key in _CLIP]
     if not all(isinstance(value, int | float) for value in values):
         return None
     chunk, file, start, stop = values
     is_numbered = isinstance(chunk, int) and isinstance(file, int)
-    return Span(chunk, file, float(start), float(stop)) if is_numbered else None
+    return lerobot_format.Span(chunk, file, float(start), float(stop)) if is_numbered else None
 
 
 def _cell(columns: _Columns, name: str, row: int) -> Any:
@@ -596,7 +597,7 @@ def _is_int(value: object) -> bool:
 
 def read_tasks(root: Path, info: Info) -> Mapping[int, str]:
     """Map from task index to sentence; empty without a list of tasks."""
-    path = root / (TASKS_TABLE if info.is_shared else TASKS_FILE)
+    path = root / (lerobot_format.TASKS_TABLE if info.is_shared else lerobot_format.TASKS_FILE)
     return read_texts(path, "task") if path.exists() else {}
 
 
@@ -605,7 +606,7 @@ def texts_path(root: Path, column: str) -> Path | None:
     `meta/subtasks.parquet`; None if there is none.
     """
     name = text_kind(column)
-    if column in AUTOMATIC or not column.endswith("_index"):
+    if column in lerobot_format.AUTOMATIC or not column.endswith("_index"):
         return None
     for suffix in (".parquet", ".jsonl"):
         path = root / "meta" / f"{name}s{suffix}"
@@ -661,7 +662,7 @@ def episode_statistics(root: Path, info: Info) -> Mapping[int, Statistics]:
     if info.is_shared:
         paths = tuple(episode_tables(root))
     else:
-        paths = tuple(path for path in [root / EPISODE_STATS_FILE] if path.is_file())
+        paths = tuple(path for path in [root / lerobot_format.EPISODE_STATS_FILE] if path.is_file())
     return _episode_statistics(paths, tuple(path.stat().st_mtime_ns for path in paths))
 
 
@@ -673,10 +674,10 @@ def _episode_statistics(
         if any(path.name.endswith(".parquet") for path in paths):
             return {number: stats for path in paths for number, stats in _table_statistics(path)}
         return {
-            tree[EPISODE_INDEX]: feature_statistics(tree.get("stats"))
+            tree[lerobot_format.EPISODE_INDEX]: feature_statistics(tree.get("stats"))
             for path in paths
             for _, tree in read_lines(path)
-            if isinstance(tree.get(EPISODE_INDEX), int)
+            if isinstance(tree.get(lerobot_format.EPISODE_INDEX), int)
         }
     except DataError:
         return {}
@@ -685,8 +686,8 @@ def _episode_statistics(
 def _table_statistics(path: Path) -> Iterator[tuple[int, Statistics]]:
     """(episode, statistics) of each row; a column is named `stats/FEATURE/KEY`."""
     names = [name for name in table_columns(path) if name.startswith(_STATS)]
-    columns = _table(path, [EPISODE_INDEX], names)
-    for row, number in enumerate(columns[EPISODE_INDEX]):
+    columns = _table(path, [lerobot_format.EPISODE_INDEX], names)
+    for row, number in enumerate(columns[lerobot_format.EPISODE_INDEX]):
         stats: dict[str, dict[str, Any]] = {}
         for name in names:
             feature, _, key = name.removeprefix(_STATS).rpartition("/")

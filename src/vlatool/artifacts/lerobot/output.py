@@ -14,25 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlatool.artifacts.lerobot.format import (
-    CHUNKS_SIZE,
-    DATA_PATH,
-    EPISODE_STATS_FILE,
-    EPISODES_FILE,
-    EPISODES_TABLES,
-    INFO_FILE,
-    MODALITY_FILE,
-    SHARED_DATA_PATH,
-    SHARED_VIDEO_PATH,
-    STATS_FILE,
-    TASKS_FILE,
-    TASKS_TABLE,
-    VIDEO_PATH,
-    Version,
-    json_line,
-    spans_text,
-    write_lines,
-)
+from vlatool.artifacts.lerobot import format as lerobot_format
 from vlatool.episode import Array, UInt8Array
 from vlatool.storage.atomic import open_atomic, write_json
 from vlatool.transforms import statistics
@@ -185,19 +167,19 @@ def merged_images(parts: Sequence[Array]) -> Stats:
 PARTS_FOLDER = "episodes"
 PART_FILES = (f"{PARTS_FOLDER}/*.parquet", f"{PARTS_FOLDER}/*.mp4")
 CLOSING_FILES = (
-    INFO_FILE,
-    STATS_FILE,
-    TASKS_FILE,
-    TASKS_TABLE,
-    EPISODES_FILE,
-    EPISODE_STATS_FILE,
-    MODALITY_FILE,
+    lerobot_format.INFO_FILE,
+    lerobot_format.STATS_FILE,
+    lerobot_format.TASKS_FILE,
+    lerobot_format.TASKS_TABLE,
+    lerobot_format.EPISODES_FILE,
+    lerobot_format.EPISODE_STATS_FILE,
+    lerobot_format.MODALITY_FILE,
 )
 WRITTEN_FILES = (
     "data/chunk-*/*.parquet",
     "videos/chunk-*/*/*.mp4",
     "videos/*/chunk-*/*.mp4",
-    EPISODES_TABLES,
+    lerobot_format.EPISODES_TABLES,
     "meta/*s.parquet",
     "meta/*s.jsonl",
     *CLOSING_FILES,
@@ -220,14 +202,16 @@ def part_video(episode: str, camera: int) -> str:
     return f"{PARTS_FOLDER}/{episode}.{camera}.mp4"
 
 
-def data_path(version: Version, values: Mapping[str, int]) -> str:
+def data_path(version: lerobot_format.Version, values: Mapping[str, int]) -> str:
     """Path of a data file; `values` are those of the template."""
-    return (SHARED_DATA_PATH if version == "v3.0" else DATA_PATH).format(**values)
+    return (
+        lerobot_format.SHARED_DATA_PATH if version == "v3.0" else lerobot_format.DATA_PATH
+    ).format(**values)
 
 
-def video_path(version: Version, camera: str, values: Mapping[str, int]) -> str:
+def video_path(version: lerobot_format.Version, camera: str, values: Mapping[str, int]) -> str:
     """Path of a video; `values` are those of the template."""
-    template = SHARED_VIDEO_PATH if version == "v3.0" else VIDEO_PATH
+    template = lerobot_format.SHARED_VIDEO_PATH if version == "v3.0" else lerobot_format.VIDEO_PATH
     return template.format(video_key=camera, **values)
 
 
@@ -266,7 +250,9 @@ class WrittenEpisode:
     )
 
 
-def write_texts(output: Path, version: Version, name: str, texts: Mapping[int, str]) -> str:
+def write_texts(
+    output: Path, version: lerobot_format.Version, name: str, texts: Mapping[int, str]
+) -> str:
     """Writes the table of the texts that numbers `NAME_index` stand for, such as `meta/tasks`;
     returns the name of the file.
     """
@@ -274,7 +260,9 @@ def write_texts(output: Path, version: Version, name: str, texts: Mapping[int, s
     path = f"meta/{name}s"
     if version == "v2.1":
         path = f"{path}.jsonl"
-        write_lines(output / path, [{key: number, name: text} for number, text in texts.items()])
+        lerobot_format.write_lines(
+            output / path, [{key: number, name: text} for number, text in texts.items()]
+        )
         return path
     path = f"{path}.parquet"
     table = pa.table({key: pa.array(texts.keys(), pa.int64()), name: [*texts.values()]})
@@ -299,7 +287,11 @@ def _pandas_column(name: str, kind: str) -> dict[str, Any]:
 
 
 def write_episodes(
-    output: Path, version: Version, episodes: Iterable[WrittenEpisode], fps: float, limit: int
+    output: Path,
+    version: lerobot_format.Version,
+    episodes: Iterable[WrittenEpisode],
+    fps: float,
+    limit: int,
 ) -> list[str]:
     """Writes the list of episodes with their statistics; returns the names of the files; `fps`:
     frames per second; `limit`: bytes of a table as JSON, after which the next file begins (v3.0).
@@ -308,7 +300,10 @@ def write_episodes(
         return _write_episode_lines(output, episodes)
     names: list[str] = []
     for number, table in enumerate(_tables(episodes, fps, limit)):
-        values = {"chunk_index": number // CHUNKS_SIZE, "file_index": number % CHUNKS_SIZE}
+        values = {
+            "chunk_index": number // lerobot_format.CHUNKS_SIZE,
+            "file_index": number % lerobot_format.CHUNKS_SIZE,
+        }
         names.append(_EPISODES_TABLE.format(**values))
         for name, value in values.items():
             column = pa.array(np.full(len(table), value))
@@ -388,25 +383,25 @@ def _episode_row(episode: WrittenEpisode, fps: float) -> dict[str, Any]:
 
 
 def _write_episode_lines(output: Path, episodes: Iterable[WrittenEpisode]) -> list[str]:
-    stats_path = output / EPISODE_STATS_FILE
-    list_path = output / EPISODES_FILE
+    stats_path = output / lerobot_format.EPISODE_STATS_FILE
+    list_path = output / lerobot_format.EPISODES_FILE
     with open_atomic(stats_path) as stats_file, open_atomic(list_path) as list_file:
         for episode in episodes:
             number = {"episode_index": episode.number}
             stats = {
                 name: {key: entry[key] for key in _STATS} for name, entry in episode.stats.items()
             }
-            stats_file.write(json_line({**number, "stats": stats}))
+            stats_file.write(lerobot_format.json_line({**number, "stats": stats}))
             entry = {**number, "tasks": [*episode.tasks], "length": episode.length}
-            list_file.write(json_line(entry))
-    return [EPISODE_STATS_FILE, EPISODES_FILE]
+            list_file.write(lerobot_format.json_line(entry))
+    return [lerobot_format.EPISODE_STATS_FILE, lerobot_format.EPISODES_FILE]
 
 
 @dataclass(frozen=True)
 class WrittenSet:
     """Content of `meta/info.json`."""
 
-    version: Version  # version of the layout
+    version: lerobot_format.Version  # version of the layout
     fps: float  # frames per second
     robot_type: str | None  # free text; None if unknown
     features: Mapping[str, Any]  # declarations of columns and cameras
@@ -437,13 +432,17 @@ def write_info(output: Path, dataset: WrittenSet, episodes: int, frames: int, ta
         "chunks_size": dataset.chunks_size,
         **sizes,
         "fps": int(dataset.fps) if dataset.fps == int(dataset.fps) else dataset.fps,
-        "splits": {name: spans_text(numbers) for name, numbers in dataset.splits.items()},
-        "data_path": SHARED_DATA_PATH if is_shared else DATA_PATH,
-        "video_path": (SHARED_VIDEO_PATH if is_shared else VIDEO_PATH) if cameras else None,
+        "splits": {
+            name: lerobot_format.spans_text(numbers) for name, numbers in dataset.splits.items()
+        },
+        "data_path": lerobot_format.SHARED_DATA_PATH if is_shared else lerobot_format.DATA_PATH,
+        "video_path": (lerobot_format.SHARED_VIDEO_PATH if is_shared else lerobot_format.VIDEO_PATH)
+        if cameras
+        else None,
         "features": dict(dataset.features),
     }
     extra = {key: value for key, value in dataset.extra.items() if key not in (*info, *_REPLACED)}
-    write_json(output / INFO_FILE, info | extra, indent=4)
+    write_json(output / lerobot_format.INFO_FILE, info | extra, indent=4)
 
 
 # Keys of the other version or of the source, which say nothing about the written set.
@@ -458,8 +457,8 @@ _REPLACED = (
 
 def write_statistics(output: Path, entries: Mapping[str, Stats]) -> str:
     """Writes the statistics of the whole set; returns the name of the file."""
-    write_json(output / STATS_FILE, dict(entries), indent=4)
-    return STATS_FILE
+    write_json(output / lerobot_format.STATS_FILE, dict(entries), indent=4)
+    return lerobot_format.STATS_FILE
 
 
 def numeric_width(declared: Mapping[str, Any]) -> int | None:

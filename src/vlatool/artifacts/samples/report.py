@@ -23,21 +23,10 @@ from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.jobs.ownership import data_files
+from vlatool.pages import layout as pages_layout
 from vlatool.pages import report
 from vlatool.pages.charts import Axis, FieldValues, field_charts
 from vlatool.pages.images import FrameView, camera_strips
-from vlatool.pages.layout import (
-    Section,
-    card,
-    details,
-    evenly_spaced,
-    heading,
-    note,
-    table,
-    tags,
-    text_block,
-    tiles,
-)
 from vlatool.pages.plots import histogram
 from vlatool.pages.text import text_table
 from vlatool.storage.tree import size_text
@@ -154,11 +143,11 @@ def _page(
     if request.open_decoder is not None:
         decode = request.open_decoder(folder.path, report.branch(folder.document, "codes"))
     samples = [
-        card(f"Sample {index}", partial(_sample_card, folder, index, names, decode))
+        pages_layout.card(f"Sample {index}", partial(_sample_card, folder, index, names, decode))
         for index in _shown(folder, facts, request.samples)
     ]
     title = f"Samples ({len(samples)} of {len(folder)})"
-    header = Section(title, '<p class="quiet">evenly spaced</p>', is_card=False)
+    header = pages_layout.Section(title, '<p class="quiet">evenly spaced</p>', is_card=False)
     return report.ReportPage([*_overview(facts, findings), header, *samples])
 
 
@@ -166,7 +155,7 @@ def _shown(folder: SamplesFolder, facts: SamplesFacts, count: int) -> list[int]:
     """Evenly spaced samples, of each kind in turn where one is near."""
     kinds = [kind for kind in KINDS if facts.kinds.get(kind)]
     shown: list[int] = []
-    for order, index in enumerate(evenly_spaced(len(folder), count)):
+    for order, index in enumerate(pages_layout.evenly_spaced(len(folder), count)):
         near = [index, *range(max(index - _NEAR, 0), min(index + _NEAR, len(folder)))]
         kind_shown = kinds[order % len(kinds)] if kinds else ""
         with suppress(DataError):
@@ -179,7 +168,7 @@ def _kind(folder: SamplesFolder, number: int) -> str:
     return folder.sample(number).conversation.kind
 
 
-def _overview(facts: SamplesFacts, findings: report.Problems) -> list[Section]:
+def _overview(facts: SamplesFacts, findings: report.Problems) -> list[pages_layout.Section]:
     ids = facts.action_ids
     info = {
         "samples": f"{facts.samples:,}",
@@ -189,18 +178,26 @@ def _overview(facts: SamplesFacts, findings: report.Problems) -> list[Section]:
         "action ids per window": f"{ids['mean']:.1f}" if "mean" in ids else "",
         "on disk": size_text(facts.bytes),
     }
-    shown = tiles(info) + report.finding_notes(findings) + tags({**facts.origin, **facts.shape})
+    shown = (
+        pages_layout.tiles(info)
+        + report.finding_notes(findings)
+        + pages_layout.tags({**facts.origin, **facts.shape})
+    )
     lengths = [int(n) for n, count in facts.id_counts.items() for _ in range(count)]
     return [
-        Section("Overview", shown),
-        Section("Action ids", histogram(lengths, "action ids of a window", counted_name="window")),
-        Section("Tasks", table(("task", "samples"), facts.tasks.items(), numbers=(1,))),
+        pages_layout.Section("Overview", shown),
+        pages_layout.Section(
+            "Action ids", histogram(lengths, "action ids of a window", counted_name="window")
+        ),
+        pages_layout.Section(
+            "Tasks", pages_layout.table(("task", "samples"), facts.tasks.items(), numbers=(1,))
+        ),
     ]
 
 
 def _sample_card(
     folder: SamplesFolder, number: int, names: Sequence[str], decode: report.Decoder | None
-) -> Section:
+) -> pages_layout.Section:
     """Card of a sample, with its window if there is one; without `decode`, no reconstructions."""
     sample = folder.sample(number)
     root = folder.images_root
@@ -217,16 +214,18 @@ def _sample_card(
         "future images": len(talk.codes),
     }
     body = (
-        tags(info)
-        + heading("Text", _text(talk))
-        + heading("Past images", camera_strips(past, 1 - max(map(len, past.values()), default=0)))
-        + heading("Actions", _actions(window, names))
-        + heading("Future images", camera_strips(future, 1))
+        pages_layout.tags(info)
+        + pages_layout.heading("Text", _text(talk))
+        + pages_layout.heading(
+            "Past images", camera_strips(past, 1 - max(map(len, past.values()), default=0))
+        )
+        + pages_layout.heading("Actions", _actions(window, names))
+        + pages_layout.heading("Future images", camera_strips(future, 1))
     )
     if decode is not None:
         shown = _reconstructions(talk.codes, list(future or past), decode)
-        body += heading("Future images, reconstructed", shown)
-    return Section(f"Sample {number}, {talk.kind}, {episode}", body, is_under=True)
+        body += pages_layout.heading("Future images, reconstructed", shown)
+    return pages_layout.Section(f"Sample {number}, {talk.kind}, {episode}", body, is_under=True)
 
 
 def _text(talk: Conversation) -> str:
@@ -238,9 +237,9 @@ def _text(talk: Conversation) -> str:
         answer, end = answer[:first], answer[first:]
     more = f"{counted(len(talk.codes) - 1, 'more image')} and the end of the answer"
     return (
-        f'<span class="tag">user</span>{text_block(talk.question())}'
-        f'<span class="tag">assistant</span>{text_block(answer)}'
-        + (details(more, text_block(end)) if len(talk.codes) > 1 else "")
+        f'<span class="tag">user</span>{pages_layout.text_block(talk.question())}'
+        f'<span class="tag">assistant</span>{pages_layout.text_block(answer)}'
+        + (pages_layout.details(more, pages_layout.text_block(end)) if len(talk.codes) > 1 else "")
     )
 
 
@@ -269,7 +268,9 @@ def _window(path: Path, sample: TokenSample, images: list[str]) -> Window | None
 def _actions(window: Window | None, names: Sequence[str]) -> str:
     """Chart of the actions of the window, or a note if the windows are missing."""
     if window is None:
-        return note("The folder of windows is missing, so the actions cannot be shown.")
+        return pages_layout.note(
+            "The folder of windows is missing, so the actions cannot be shown."
+        )
     actions = np.array(window.actions)
     steps, width = actions.shape
     known = names if len(names) == width else [str(number) for number in range(width)]
@@ -281,7 +282,7 @@ def _actions(window: Window | None, names: Sequence[str]) -> str:
 def _reconstructions(codes: Array, cameras: Sequence[str], decode: report.Decoder) -> str:
     """Images decoded from codes [Q, K], in a row per camera; codes alternate between cameras."""
     if not len(codes):
-        return note("This kind of sample has no codes.")
+        return pages_layout.note("This kind of sample has no codes.")
     images = decode(codes.astype(np.int64))
     rows = {
         camera: [FrameView(Image.fromarray(image)) for image in images[index :: len(cameras)]]

@@ -20,19 +20,7 @@ from vlatool.artifacts.tar import is_shard, open_shard
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.jobs.record import read_record, read_valid_record
-from vlatool.pages import report
-from vlatool.pages.layout import (
-    Section,
-    code,
-    details,
-    evenly_spaced,
-    group,
-    heading,
-    note,
-    table,
-    tags,
-    tiles,
-)
+from vlatool.pages import layout, report
 from vlatool.pages.plots import histogram
 from vlatool.pages.text import number_text, pairs, pixels_text, text_table
 from vlatool.storage.tree import size_text
@@ -158,7 +146,10 @@ def inspect(location: Path) -> report.Report:
         ],
         findings=findings,
         page=partial(
-            _page, folder, facts, tiles(_tiles(facts, status)) + report.finding_notes(findings)
+            _page,
+            folder,
+            facts,
+            layout.tiles(_tiles(facts, status)) + report.finding_notes(findings),
         ),
     )
 
@@ -268,17 +259,19 @@ def _page(
     statistics = findings.read(folder.statistics) or {}
     episodes = (findings.read(folder.episodes.shards) if folder.episodes else None) or []
     counts = [episode.num_sequences for episode in episodes]
-    cameras = table(("camera", "width x height"), facts.views, numbers=(1,))
+    cameras = layout.table(("camera", "width x height"), facts.views, numbers=(1,))
     crops = _crops(folder.shards(), facts.origin.options)
     policy = {"Actions": facts.action_fields, "Proprioception": facts.proprioception_fields}
     return report.ReportPage(
         [
-            Section("Overview", overview + _provenance_html(facts.origin)),
-            Section("Cameras", cameras + heading("Left out by the crop (dark)", crops)),
-            Section("Language", table(("kind", "example"), facts.language.items())),
-            Section("Samples per episode", histogram(counts, "samples per episode")),
-            Section("Statistics", statistics_html(statistics, facts.fields, policy)),
-            *group(f"Samples ({len(samples)} of {facts.samples})", samples),
+            layout.Section("Overview", overview + _provenance_html(facts.origin)),
+            layout.Section(
+                "Cameras", cameras + layout.heading("Left out by the crop (dark)", crops)
+            ),
+            layout.Section("Language", layout.table(("kind", "example"), facts.language.items())),
+            layout.Section("Samples per episode", histogram(counts, "samples per episode")),
+            layout.Section("Statistics", statistics_html(statistics, facts.fields, policy)),
+            *layout.group(f"Samples ({len(samples)} of {facts.samples})", samples),
         ]
     )
 
@@ -308,9 +301,9 @@ def _tiles(facts: ShardsFacts, status: str) -> dict[str, object]:
 
 def _sample_cards(
     shards: Sequence[Shard], count: int, options: Mapping[str, Any]
-) -> Iterator[Section]:
+) -> Iterator[layout.Section]:
     """Yields cards of samples that are evenly spaced over all shards; opens each shard once."""
-    positions = evenly_spaced(sum(shard.num_sequences for shard in shards), count)
+    positions = layout.evenly_spaced(sum(shard.num_sequences for shard in shards), count)
     start = 0
     for shard in shards:
         end = start + shard.num_sequences
@@ -323,7 +316,7 @@ def _sample_cards(
                 for position in in_shard:
                     yield tar_report.sample_card(tar, position, options)
         except DataError as error:
-            yield Section(shard.path.name, note(error.message), is_under=True)
+            yield layout.Section(shard.path.name, layout.note(error.message), is_under=True)
 
 
 def _provenance_html(provenance: Provenance) -> str:
@@ -340,8 +333,13 @@ def _provenance_html(provenance: Provenance) -> str:
         "at": provenance.created_at,
     }
     options = {name: value for name, value in provenance.options.items() if _is_short(value)}
-    rows = [(code(name), code("null" if v is None else v)) for name, v in options.items()]
-    return heading("Provenance", tags(info) + details("Options", table(("key", "value"), rows)))
+    rows = [
+        (layout.code(name), layout.code("null" if v is None else v)) for name, v in options.items()
+    ]
+    return layout.heading(
+        "Provenance",
+        layout.tags(info) + layout.details("Options", layout.table(("key", "value"), rows)),
+    )
 
 
 def _is_short(value: object) -> bool:

@@ -22,22 +22,9 @@ from vlatool.artifacts.tar_sample import ARRAYS, StoredSample, parse_image
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import counted
+from vlatool.pages import images as pages_images
 from vlatool.pages import layout, report
 from vlatool.pages.charts import Axis, FieldValues, field_charts, step_cells
-from vlatool.pages.images import (
-    CameraModel,
-    EndEffectorTrack,
-    EpisodeView,
-    FrameView,
-    crop_drawing,
-    draw_poses,
-    episode_section,
-    frame_figure,
-    pose_legend,
-    shown_positions,
-    step_text,
-    strip,
-)
 from vlatool.pages.layout import group
 from vlatool.pages.text import pixels_text, text_table
 from vlatool.storage.tree import size_text
@@ -97,7 +84,7 @@ def crop_figures(tar: OpenShard, options: Mapping[str, Any]) -> str:
             name: stored_view(sample, (name, at), {}, 0) for name, at in sample.image_suffixes()
         }
     figures = (_crop_figure(name, view.image, recorded.get(name)) for name, view in views.items())
-    return strip("", list(filter(None, figures)))
+    return pages_images.strip("", list(filter(None, figures)))
 
 
 def _crop_figure(camera: str, image: Image.Image | None, recorded: object) -> str:
@@ -117,8 +104,10 @@ def _crop_figure(camera: str, image: Image.Image | None, recorded: object) -> st
     size = (max(1, round(right - left)), max(1, round(bottom - top)))
     area.paste(image.resize(size), (round(left), round(top)))
     caption = f"{camera}: {share:.0%} of {width} x {height} left out"
-    view = FrameView(area)
-    return frame_figure(view, f"crop of {camera}", caption, crop_drawing(area.size, box))
+    view = pages_images.FrameView(area)
+    return pages_images.frame_figure(
+        view, f"crop of {camera}", caption, pages_images.crop_drawing(area.size, box)
+    )
 
 
 def frame_rate(metadata: Mapping[str, Any], options: Mapping[str, Any]) -> float | None:
@@ -132,18 +121,20 @@ def frame_rate(metadata: Mapping[str, Any], options: Mapping[str, Any]) -> float
 
 def stored_view(
     sample: StoredSample, view: tuple[str, int], arrays: Mapping[str, Array], row: int
-) -> FrameView:
+) -> pages_images.FrameView:
     """Stored image with the camera model at a row of the window."""
     suffix = sample.image_suffixes().get(view)
     if suffix is None:
-        return FrameView(None, problem="not in the sample")
+        return pages_images.FrameView(None, problem="not in the sample")
     try:
         image = visible_image(sample.members[suffix])
     except (OSError, ValueError):
-        return FrameView(None, problem=f"{suffix} cannot be decoded")
+        return pages_images.FrameView(None, problem=f"{suffix} cannot be decoded")
     intrinsics = arrays.get(f"rescaled_intrinsics.{view[0]}")
     extrinsics = arrays.get(f"extrinsics.{view[0]}")
-    return FrameView(image, CameraModel.at(intrinsics, extrinsics, max(row, 0), image.size))
+    return pages_images.FrameView(
+        image, pages_images.CameraModel.at(intrinsics, extrinsics, max(row, 0), image.size)
+    )
 
 
 def _section(shard: OpenShard, key: str, options: Mapping[str, Any]) -> layout.Section:
@@ -184,7 +175,7 @@ def _section(shard: OpenShard, key: str, options: Mapping[str, Any]) -> layout.S
         + f'<div class="small quiet">{layout.code(key)}</div>'
         + layout.heading("Language", layout.sentences(language))
         + layout.heading("Images", _images(window, images, frames, tracks))
-        + (pose_legend(tracks) if is_calibrated else "")
+        + (pages_images.pose_legend(tracks) if is_calibrated else "")
         + _charts(window, fields, frame_rate(metadata, options))
         + layout.details("Metadata", _metadata(metadata))
     )
@@ -227,9 +218,13 @@ def _read_window(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> Sa
 
 def _images(
     window: SampleWindow,
-    images: Mapping[tuple[str, int], FrameView],  # (camera, image offset) to the stored image
+    images: Mapping[
+        tuple[str, int], pages_images.FrameView
+    ],  # (camera, image offset) to the stored image
     frames: Mapping[int, int],  # map from image offset to its frame in the episode
-    tracks: Sequence[EndEffectorTrack],  # end effectors over the window; NaN for padding
+    tracks: Sequence[
+        pages_images.EndEffectorTrack
+    ],  # end effectors over the window; NaN for padding
 ) -> str:
     """Cameras in rows of equal length, with the images of each side by side."""
     cameras = list(dict.fromkeys(camera for camera, _ in images))
@@ -238,20 +233,26 @@ def _images(
         return ""
 
     def offset_figure(camera: str, offset: int, prefix: str = "") -> str:
-        caption = step_text(offset) + (f", frame {frames[offset]}" if offset in frames else "")
-        image = images.get((camera, offset), FrameView(None, problem="not in the sample"))
+        caption = pages_images.step_text(offset) + (
+            f", frame {frames[offset]}" if offset in frames else ""
+        )
+        image = images.get(
+            (camera, offset), pages_images.FrameView(None, problem="not in the sample")
+        )
         drawing = ""
         if image.camera is not None:
             step = _shown_step(window, offset)
-            drawing = draw_poses(tracks, step, image.camera, window.length)
-        return frame_figure(image, f"{camera}, {caption}", prefix + caption, drawing)
+            drawing = pages_images.draw_poses(tracks, step, image.camera, window.length)
+        return pages_images.frame_figure(image, f"{camera}, {caption}", prefix + caption, drawing)
 
     if len(offsets) > _BESIDE:
         return "".join(
-            strip(layout.escape(camera), [offset_figure(camera, offset) for offset in offsets])
+            pages_images.strip(
+                layout.escape(camera), [offset_figure(camera, offset) for offset in offsets]
+            )
             for camera in cameras
         )
-    return strip(
+    return pages_images.strip(
         "",
         [offset_figure(camera, offset, f"{camera} ") for camera in cameras for offset in offsets],
     )
@@ -425,7 +426,7 @@ def _page(path: Path, facts: ShardFacts, request: report.PageRequest) -> report.
         episode = _episode_view(tar, options)
         sections = [_overview(facts)]
         if episode is not None:
-            sections.append(episode_section(episode, is_under=False))
+            sections.append(pages_images.episode_section(episode, is_under=False))
         total = len(tar.keys)
         samples = [
             sample_card(tar, i, options) for i in layout.evenly_spaced(total, request.samples)
@@ -455,7 +456,7 @@ def _overview(facts: ShardFacts) -> layout.Section:
     return layout.Section("Overview", layout.tiles(info) + problem + members)
 
 
-def _episode_view(tar: OpenShard, options: Mapping[str, Any]) -> EpisodeView | None:
+def _episode_view(tar: OpenShard, options: Mapping[str, Any]) -> pages_images.EpisodeView | None:
     """View of the episode that the samples of a tar are from; None if they are from several;
     `options`: preprocessing_config.yaml; empty if unknown.
     """
@@ -478,11 +479,11 @@ def _episode_view(tar: OpenShard, options: Mapping[str, Any]) -> EpisodeView | N
         _absolute(report.listed(options, "proprioception_fields"), numbers),
         field_summary.recorded_names(options),
     )
-    shown = shown_positions(len(anchors))
+    shown = pages_images.shown_positions(len(anchors))
     fps = frame_rate(metadata, options)
     if fps is None:
         problems.append(f"the frame rate is not recorded; times assume {_DEFAULT_FPS:g} fps")
-    return EpisodeView(
+    return pages_images.EpisodeView(
         name=str(metadata.get("episode_id")),
         info={
             "task": metadata.get("task"),
@@ -557,9 +558,9 @@ def _absolute(names: Sequence[object], known: Mapping[str, Array]) -> list[str]:
     return [absolute if absolute in known else name for name, absolute in pairs]
 
 
-def _strips(tar: OpenShard, keys: Sequence[str]) -> dict[str, list[FrameView]]:
+def _strips(tar: OpenShard, keys: Sequence[str]) -> dict[str, list[pages_images.FrameView]]:
     """Map from camera to the image nearest to the anchor of each sample."""
-    strips: dict[str, list[FrameView]] = {}
+    strips: dict[str, list[pages_images.FrameView]] = {}
     with tar.reading(keys[0]) as first:
         views = first.image_suffixes()
     for camera in dict.fromkeys(camera for camera, _ in views):
@@ -568,7 +569,7 @@ def _strips(tar: OpenShard, keys: Sequence[str]) -> dict[str, list[FrameView]]:
     return strips
 
 
-def _stored(tar: OpenShard, key: str, view: tuple[str, int]) -> FrameView:
+def _stored(tar: OpenShard, key: str, view: tuple[str, int]) -> pages_images.FrameView:
     with tar.reading(key) as sample:
         names = (f"rescaled_intrinsics.{view[0]}", f"extrinsics.{view[0]}")
         arrays = sample.arrays([name for name in sample.array_headers() if name in names])

@@ -18,22 +18,7 @@ from vlatool.artifacts.codes.format import JSON_NAME, PACKED_NAME, is_codes
 from vlatool.artifacts.images import decoded_size
 from vlatool.artifacts.lines import lines_index_path, read_lines, unpaired_indexes
 from vlatool.artifacts.tar import read_index
-from vlatool.artifacts.windows.format import (
-    DATA_NAME,
-    MANIFEST_NAME,
-    PUBLISHED_CAMERAS,
-    PUBLISHED_STEPS,
-    SAMPLES_NAME,
-    Window,
-    WindowManifest,
-    image_file,
-    image_folders,
-    images_name,
-    lines_files,
-    missing_images,
-    parse_window,
-    read_manifest,
-)
+from vlatool.artifacts.windows import format as windows_format
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes, error, info, warning
@@ -77,16 +62,20 @@ FINDINGS = (WINDOWS,)
 
 def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
     nested = [name for name in (JSON_NAME, PACKED_NAME) if is_codes(location / name)]
-    nested += [name for name in (SAMPLES_NAME,) if (location / name / MANIFEST_NAME).is_file()]
+    nested += [
+        name
+        for name in (windows_format.SAMPLES_NAME,)
+        if (location / name / windows_format.MANIFEST_NAME).is_file()
+    ]
     has_ended = yield from check_record_and_files(
         location, location, options, nested_outputs=nested
     )
     if not has_ended:
         return
-    path = location / MANIFEST_NAME
+    path = location / windows_format.MANIFEST_NAME
     manifest = None
     try:
-        manifest = read_manifest(location)
+        manifest = windows_format.read_manifest(location)
         if manifest is None:
             yield WINDOWS.at("no_manifest", path, "is missing")
     except DataError as error:
@@ -96,12 +85,12 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
 
 
 def _check_episodes(
-    location: Path, manifest: WindowManifest | None, check: CheckOptions
+    location: Path, manifest: windows_format.WindowManifest | None, check: CheckOptions
 ) -> Iterator[Finding]:
-    paths = lines_files(location)
+    paths = windows_format.lines_files(location)
     lines = 0
     images = 0
-    folders = {folder.name for folder in image_folders(location)}
+    folders = {folder.name for folder in windows_format.image_folders(location)}
     positions = count()
     with check.reporter.progress("episodes", len(paths), "episodes") as bar:
         for path in paths:
@@ -112,10 +101,14 @@ def _check_episodes(
             images = images + len(episode.images)
             bar.advance(samples=lines)
     check.counts.add(episodes=len(paths), files=len(paths), samples=lines, pictures=images)
-    for index in unpaired_indexes(location / DATA_NAME) if manifest is None else ():
+    for index in unpaired_indexes(location / windows_format.DATA_NAME) if manifest is None else ():
         yield WINDOWS.at("index_mismatch", index, "its file of lines is missing")
     for name in sorted(folders):
-        yield WINDOWS.at("unused_picture", location / images_name(name), "no line names its images")
+        yield WINDOWS.at(
+            "unused_picture",
+            location / windows_format.images_name(name),
+            "no line names its images",
+        )
     if manifest is None:
         return
     totals = {"episodes": len(paths), "pictures": images}
@@ -123,7 +116,7 @@ def _check_episodes(
         totals["samples"] = lines
     for unit, number in totals.items():
         if number != getattr(manifest, unit):
-            manifest_path = location / MANIFEST_NAME
+            manifest_path = location / windows_format.MANIFEST_NAME
             problem = f"{unit} is {getattr(manifest, unit)}, counted {number}"
             yield WINDOWS.at("count_mismatch", manifest_path, problem)
 
@@ -132,18 +125,20 @@ def _check_episodes(
 class _EpisodeCheck:
     location: Path
     path: Path
-    manifest: WindowManifest | None  # None for the published layout
+    manifest: windows_format.WindowManifest | None  # None for the published layout
     check: CheckOptions
     positions: Iterator[int]  # numbers of the lines of the folder
     lines: int = 0
     images: Sequence[FileInfo] = ()
-    _chunks: dict[int, tuple[int, Window]] = field(default_factory=dict[int, tuple[int, Window]])
+    _chunks: dict[int, tuple[int, windows_format.Window]] = field(
+        default_factory=dict[int, tuple[int, windows_format.Window]]
+    )
     _prefix: str = ""
 
     @property
     def folder(self) -> str:
         """Folder of the images, relative to the location."""
-        return images_name(self.path.stem)
+        return windows_format.images_name(self.path.stem)
 
     def findings(self) -> Iterator[Finding]:
         self.images = files_below(self.location / self.folder)
@@ -175,14 +170,14 @@ class _EpisodeCheck:
 
     def _check_form(self, number: int, line: bytes) -> Iterator[Finding]:
         try:
-            parse_window(line)
+            windows_format.parse_window(line)
         except ValueError as error:
             yield self._finding("bad_line", number, str(error))
         self.check.counts.add(samples_read=1)
 
     def _check_line(self, number: int, line: bytes, frames: int) -> Iterator[Finding]:
         try:
-            window = parse_window(line)
+            window = windows_format.parse_window(line)
             frame = self._frame_of(window)
         except ValueError as error:
             yield self._finding("bad_line", number, str(error))
@@ -194,18 +189,20 @@ class _EpisodeCheck:
             problem = "lines of one frame have different actions or instructions"
             yield self._finding("wrong_line", number, f"frame {frame}: {problem}")
 
-    def _problems(self, window: Window, frame: int, frames: int) -> Iterator[str]:
-        if window.images != self._paths(past_frames(frame, PUBLISHED_STEPS)):
+    def _problems(self, window: windows_format.Window, frame: int, frames: int) -> Iterator[str]:
+        if window.images != self._paths(past_frames(frame, windows_format.PUBLISHED_STEPS)):
             yield "the past images are wrong"
-        if window.future != self._paths(future_frames(frame, PUBLISHED_STEPS, frames)):
+        if window.future != self._paths(
+            future_frames(frame, windows_format.PUBLISHED_STEPS, frames)
+        ):
             yield "the future images are wrong"
-        if len(window.actions) != PUBLISHED_STEPS:
-            yield f"has {len(window.actions)} actions, expected {PUBLISHED_STEPS}"
+        if len(window.actions) != windows_format.PUBLISHED_STEPS:
+            yield f"has {len(window.actions)} actions, expected {windows_format.PUBLISHED_STEPS}"
 
-    def _frame_of(self, window: Window) -> int:
+    def _frame_of(self, window: windows_format.Window) -> int:
         """Frame of a line: that of its last past image."""
         episode = re.escape(self.path.stem)
-        camera = re.escape(PUBLISHED_CAMERAS[-1])
+        camera = re.escape(windows_format.PUBLISHED_CAMERAS[-1])
         last = window.images[-1] if window.images else ""
         pattern = rf"{re.escape(self.folder)}/(.+)_{camera}_{episode}_frame_(\d{{6,12}})\.png"
         match = re.fullmatch(pattern, last)
@@ -215,11 +212,12 @@ class _EpisodeCheck:
         return int(match[2])
 
     def _paths(self, frames: Sequence[int]) -> tuple[str, ...]:
-        return tuple(
-            f"{self.folder}/{image_file(self._prefix, camera, self.path.stem, frame)}"
-            for frame in frames
-            for camera in PUBLISHED_CAMERAS
-        )
+        paths: list[str] = []
+        for frame in frames:
+            for camera in windows_format.PUBLISHED_CAMERAS:
+                file = windows_format.image_file(self._prefix, camera, self.path.stem, frame)
+                paths.append(f"{self.folder}/{file}")
+        return tuple(paths)
 
     def _check_frames(self, frames: int) -> Iterator[Finding]:
         """Checks that every frame has its lines and that their actions agree with the next ones."""
@@ -236,9 +234,9 @@ class _EpisodeCheck:
             problem = f"the number of values of an action varies: {sorted(widths)}"
             yield WINDOWS.at("wrong_line", self.path, problem)
             return
-        padded = with_padding(np.array(firsts), PUBLISHED_STEPS)
+        padded = with_padding(np.array(firsts), windows_format.PUBLISHED_STEPS)
         for frame, (number, window) in self._chunks.items():
-            expected = np.array(future_actions(padded, frame, PUBLISHED_STEPS))
+            expected = np.array(future_actions(padded, frame, windows_format.PUBLISHED_STEPS))
             if not np.array_equal(np.array(window.actions), expected):
                 message = f"frame {frame}: the actions do not match those of the next frames"
                 yield self._finding("wrong_line", number, message)
@@ -255,7 +253,9 @@ class _EpisodeCheck:
     def _check_images(self) -> Iterator[Finding]:
         if self.manifest is not None:
             names = {image.name for image in self.images}
-            for name in missing_images(self.location, self.manifest, self.path.stem, names):
+            for name in windows_format.missing_images(
+                self.location, self.manifest, self.path.stem, names
+            ):
                 yield WINDOWS.at(
                     "missing_picture", self.location / self.folder / name, "is missing"
                 )

@@ -20,19 +20,7 @@ from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.reader import DecodedSample
 from vlatool.loading.robotics.statistics import Normalizer
 from vlatool.models.base import Batch
-from vlatool.models.diffusion_policy.config import (
-    Backbone,
-    BaseBackboneConfig,
-    ClipBackboneConfig,
-    DiffusionPolicyConfig,
-    KeypointBackboneConfig,
-    TextBackboneConfig,
-    ViTBackboneConfig,
-    VlmBackboneConfig,
-    image_token_id,
-    image_tokens,
-    vlm_prompt_of,
-)
+from vlatool.models.diffusion_policy import config as diffusion_policy_config
 from vlatool.models.pretrained import tokenizers
 
 _DEFAULT_TEXT_LENGTH = 128
@@ -123,7 +111,9 @@ def padded(rows: Sequence[Sequence[int]], length: int, bucket: int) -> Tensor:
 
 
 def _bytes(
-    section: ViTBackboneConfig | KeypointBackboneConfig | TextBackboneConfig,
+    section: diffusion_policy_config.ViTBackboneConfig
+    | diffusion_policy_config.KeypointBackboneConfig
+    | diffusion_policy_config.TextBackboneConfig,
     most: int | None,
     folder: Path | None,
 ) -> TextTokenizer:
@@ -133,7 +123,7 @@ def _bytes(
 
 
 def _clip(
-    section: ClipBackboneConfig, max_length: int | None, folder: Path | None
+    section: diffusion_policy_config.ClipBackboneConfig, max_length: int | None, folder: Path | None
 ) -> TextTokenizer:
     if section.disable_text:
         return ByteTokenizer(1)
@@ -143,21 +133,25 @@ def _clip(
     return SubwordTokenizer(tokenizer, min(length, max_length or length), prefix)
 
 
-def _tokenizer(section: BaseBackboneConfig, folder: Path | None) -> str:
+def _tokenizer(section: diffusion_policy_config.BaseBackboneConfig, folder: Path | None) -> str:
     """The tokenizer.json of a run folder; of the base model if `folder` is None."""
     return read_tokenizer(section.base) if folder is None else read_tokenizer_asset(folder)
 
 
-def _clip_text(section: ClipBackboneConfig) -> Mapping[str, Any]:
+def _clip_text(section: diffusion_policy_config.ClipBackboneConfig) -> Mapping[str, Any]:
     return (section.architecture or {}).get("text_config") or {}
 
 
-def _vlm(section: VlmBackboneConfig, max_length: int | None, folder: Path | None) -> TextTokenizer:
+def _vlm(
+    section: diffusion_policy_config.VlmBackboneConfig, max_length: int | None, folder: Path | None
+) -> TextTokenizer:
     """Images and instruction in the prompt of the model; `max_length` counts both."""
     assert section.architecture is not None
     images = section.num_images or 0
     tokens = _tokens(section)
-    prefix, suffix = vlm_prompt_of(section.architecture).prompt(images, tokens)
+    prefix, suffix = diffusion_policy_config.vlm_prompt_of(section.architecture).prompt(
+        images, tokens
+    )
     needed = images * tokens + _TEXT_TOKENS
     if max_length is not None and max_length < needed:
         raise UsageError(
@@ -169,10 +163,10 @@ def _vlm(section: VlmBackboneConfig, max_length: int | None, folder: Path | None
     return SubwordTokenizer(tokenizer, max_length or _MAX_TOKENS, prefix, suffix)
 
 
-def _tokens(section: VlmBackboneConfig) -> int:
+def _tokens(section: diffusion_policy_config.VlmBackboneConfig) -> int:
     assert section.architecture is not None
     assert section.image_size is not None
-    return image_tokens(section.architecture, section.image_size)
+    return diffusion_policy_config.image_tokens(section.architecture, section.image_size)
 
 
 _FACTORIES: Mapping[str, Callable[[Any, int | None, Path | None], TextTokenizer]] = {
@@ -186,7 +180,7 @@ _FACTORIES: Mapping[str, Callable[[Any, int | None, Path | None], TextTokenizer]
 
 
 def make_text_tokenizer(
-    section: Backbone, max_length: int | None, folder: Path | None
+    section: diffusion_policy_config.Backbone, max_length: int | None, folder: Path | None
 ) -> TextTokenizer:
     """The text tokenizer of a backbone; `max_length`: maximum number of token ids; None: that of
     the backbone; `folder`: run folder with the tokenizer; None: use that of the base model.
@@ -194,21 +188,21 @@ def make_text_tokenizer(
     return _FACTORIES[section.type](section, max_length, folder)
 
 
-def example_text(section: Backbone, size: int) -> Tensor:
+def example_text(section: diffusion_policy_config.Backbone, size: int) -> Tensor:
     """Empty instructions, int64 [size, L]; needs no tokenizer."""
     ids = _EXAMPLES[section.type](section) if section.type in _EXAMPLES else []
     return padded([ids] * size, _MAX_TOKENS, _TOKEN_BUCKET if ids else _TEXT_BUCKET)
 
 
-def _clip_example(section: ClipBackboneConfig) -> list[int]:
+def _clip_example(section: diffusion_policy_config.ClipBackboneConfig) -> list[int]:
     text = _clip_text(section)
     return [text.get("bos_token_id", _CLIP_BOS), text.get("eos_token_id", _CLIP_EOS)]
 
 
-def _vlm_example(section: VlmBackboneConfig) -> list[int]:
+def _vlm_example(section: diffusion_policy_config.VlmBackboneConfig) -> list[int]:
     assert section.architecture is not None
     # An id between images, because some models detect the end of an image by it.
-    image = [image_token_id(section.architecture)] * _tokens(section) + [0]
+    image = [diffusion_policy_config.image_token_id(section.architecture)] * _tokens(section) + [0]
     return image * (section.num_images or 0)
 
 
@@ -229,7 +223,7 @@ class PolicyBatcher:
 
     def __init__(
         self,
-        config: DiffusionPolicyConfig,
+        config: diffusion_policy_config.DiffusionPolicyConfig,
         data: RoboticsDataConfig,
         normalizer: Normalizer,
         folder: Path | None = None,
@@ -307,7 +301,9 @@ class PolicyBatcher:
         return torch.from_numpy(np.concatenate(parts, axis=-1))
 
 
-def example_batch(config: DiffusionPolicyConfig, data: RoboticsDataConfig, size: int) -> Batch:
+def example_batch(
+    config: diffusion_policy_config.DiffusionPolicyConfig, data: RoboticsDataConfig, size: int
+) -> Batch:
     """Example batch: gray images, slow waves as actions, no padded steps, empty instructions."""
     past = data.lowdim_past_timesteps
     future = data.lowdim_future_timesteps

@@ -11,19 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlatool.artifacts.base_model import TOKENIZER
 from vlatool.artifacts.contract import CONTRACT
-from vlatool.artifacts.experiment.format import (
-    AVERAGE,
-    CONFIG,
-    EXPORT_NUMBER,
-    FILES,
-    WEIGHTS,
-    CheckpointFiles,
-    Experiment,
-    is_experiment,
-    statistics_beside,
-    write_configs,
-    write_metadata,
-)
+from vlatool.artifacts.experiment import format as experiment_format
 from vlatool.artifacts.run.checkpoint import CheckpointManifest
 from vlatool.artifacts.run.format import RunDir
 from vlatool.artifacts.shards.format import read_preprocessing_config
@@ -62,19 +50,23 @@ def find_published(location: Path) -> PublishedFiles | None:
     experiment it is the checkpoint with the highest number.
     """
     if location.is_file():
-        files = CheckpointFiles.with_file(location)
+        files = experiment_format.CheckpointFiles.with_file(location)
         if files is None:
             return None
-        experiment = Experiment.of_file(location)
+        experiment = experiment_format.Experiment.of_file(location)
         config = None if experiment is None else experiment.config
         if location == files.averaged:
             return PublishedFiles(location, config, "ema")
         return PublishedFiles(location, config, "raw")
-    checkpoints = Experiment(location).checkpoints() if is_experiment(location) else []
+    checkpoints = (
+        experiment_format.Experiment(location).checkpoints()
+        if experiment_format.is_experiment(location)
+        else []
+    )
     if not checkpoints:
         return None
     files = checkpoints[-1]
-    config = Experiment(location).config
+    config = experiment_format.Experiment(location).config
     if not files.raw.is_file():
         return PublishedFiles(files.averaged, config, "ema")
     averaged = files.averaged if files.averaged.is_file() else None
@@ -83,7 +75,7 @@ def find_published(location: Path) -> PublishedFiles | None:
 
 def progress_files(files: PublishedFiles, *, averaged: bool) -> list[Path]:
     """Files of a checkpoint with the state of training: raw weights, optimizer, averages."""
-    checkpoint = CheckpointFiles.with_file(files.weights)
+    checkpoint = experiment_format.CheckpointFiles.with_file(files.weights)
     if checkpoint is None:
         return []
     return [checkpoint.raw, checkpoint.optimizer, *([checkpoint.averaged] if averaged else [])]
@@ -103,12 +95,12 @@ def read_experiment(files: PublishedFiles) -> OpenedExperiment:
     if files.config is None:
         raise DataError.at(
             files.weights,
-            f"there is no experiment around this checkpoint: {CONFIG} is missing",
+            f"there is no experiment around this checkpoint: {experiment_format.CONFIG} is missing",
             hint="copy the whole folder of the experiment, or start training from the file with "
             "`vlatool finetune --from`",
             code="data.broken",
         )
-    experiment = Experiment(files.config.parent)
+    experiment = experiment_format.Experiment(files.config.parent)
     tree = experiment.tree()
     section = tree.get("model")
     kind = section.get("type") if isinstance(section, dict) else None
@@ -198,15 +190,17 @@ def prepare_export(trained: "Trained", tree: Mapping[str, Any], reporter: Report
         )
     model: Any = trained.config.model
     raw = trained if trained.origin.weights == "raw" else with_weights(trained, "raw")
-    states = {WEIGHTS: export_published(model, raw.parts["model"].state_dict())}
+    states = {experiment_format.WEIGHTS: export_published(model, raw.parts["model"].state_dict())}
     if trained.origin.weights == "ema":
-        states[AVERAGE] = export_published(model, trained.parts["model"].state_dict())
+        states[experiment_format.AVERAGE] = export_published(
+            model, trained.parts["model"].state_dict()
+        )
     for code, message in _differences(trained):
         reporter.warn(code, message)
     return Exported(
-        files=FILES,
+        files=experiment_format.FILES,
         weights=tuple(states),
-        parameters=sum(tensor.numel() for tensor in states[WEIGHTS].values()),
+        parameters=sum(tensor.numel() for tensor in states[experiment_format.WEIGHTS].values()),
         summary=" and ".join(states),
         write=partial(_write_experiment, trained, tree, states),
     )
@@ -252,16 +246,30 @@ def _write_experiment(
     assert trained.folder is not None
     run = RunDir(trained.folder)
     model: Any = trained.config.model
-    write_configs(folder, published_tree(tree, model, trained.assets), _own_keys(trained.config))
-    write_metadata(folder, tree["data"]["dataset_manifest"], read_preprocessing_config(run.root))
+    experiment_format.write_configs(
+        folder, published_tree(tree, model, trained.assets), _own_keys(trained.config)
+    )
+    experiment_format.write_metadata(
+        folder, tree["data"]["dataset_manifest"], read_preprocessing_config(run.root)
+    )
     for path in (run.stats, run.options, run.root / TOKENIZER, run.root / CONTRACT.name):
         if path.is_file():
             write_bytes(folder / path.name, path.read_bytes())
     step = CheckpointManifest.read(trained.origin.checkpoint).step
-    write_published(folder / WEIGHTS, states[WEIGHTS], EXPORT_NUMBER, step)
-    if AVERAGE in states:
-        write_published_average(folder / AVERAGE, states[AVERAGE], EXPORT_NUMBER, step)
-    return {"averaged": AVERAGE in states}
+    write_published(
+        folder / experiment_format.WEIGHTS,
+        states[experiment_format.WEIGHTS],
+        experiment_format.EXPORT_NUMBER,
+        step,
+    )
+    if experiment_format.AVERAGE in states:
+        write_published_average(
+            folder / experiment_format.AVERAGE,
+            states[experiment_format.AVERAGE],
+            experiment_format.EXPORT_NUMBER,
+            step,
+        )
+    return {"averaged": experiment_format.AVERAGE in states}
 
 
 def published_tree(
@@ -273,7 +281,8 @@ def published_tree(
     manifests = data["dataset_manifest"]
     published["model"] = _without_init(published["model"])
     data |= {
-        "dataset_statistics": data["dataset_statistics"] or [*map(statistics_beside, manifests)],
+        "dataset_statistics": data["dataset_statistics"]
+        or [*map(experiment_format.statistics_beside, manifests)],
         "dataset_modality": ["robotics"] * len(manifests),
         "dataset_weighting": data["dataset_weighting"] or [1.0] * len(manifests),
         "processor": data["processor"]

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from vlatool.artifacts.clips import EncodedClip, copy_clip, encode_video, encoded_clip
 from vlatool.artifacts.images import decode_rgb
+from vlatool.artifacts.lerobot import output as lerobot_output
 from vlatool.artifacts.lerobot.dataset import EpisodeFiles, known_texts
 from vlatool.artifacts.lerobot.format import (
     AUTOMATIC,
@@ -31,18 +32,6 @@ from vlatool.artifacts.lerobot.format import (
     feature,
     persistent_texts,
     vector_column,
-)
-from vlatool.artifacts.lerobot.output import (
-    IMAGE_CELL,
-    ImageStatistics,
-    Stats,
-    arrow_type,
-    camera_entry,
-    numeric_width,
-    part_table,
-    part_video,
-    rows_statistics,
-    sampled_frames,
 )
 from vlatool.artifacts.lerobot.tables import read_rows
 from vlatool.config.base import option
@@ -144,7 +133,9 @@ class SetLayout:
     @property
     def widths(self) -> dict[str, int]:
         """Map from numeric column to its number of values per row."""
-        widths = {name: numeric_width(declared) for name, declared in self.columns.items()}
+        widths = {
+            name: lerobot_output.numeric_width(declared) for name, declared in self.columns.items()
+        }
         return {name: width for name, width in widths.items() if width is not None}
 
 
@@ -392,7 +383,9 @@ class _Parts:
     files: list[FileEntry] = field(default_factory=list[FileEntry])  # files of the episode
     # map from camera to its column of images
     images: dict[str, Iterator[bytes]] = field(default_factory=dict[str, Iterator[bytes]])
-    stats: dict[str, Stats] = field(default_factory=dict[str, Stats])  # statistics by camera
+    stats: dict[str, lerobot_output.Stats] = field(
+        default_factory=dict[str, lerobot_output.Stats]
+    )  # statistics by camera
     # facts on each camera
     cameras: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
 
@@ -430,15 +423,15 @@ class LerobotEpisodeWriter:
                 clip = source.clip if self.config.copy_videos else None
                 copied = self._copied(clip, count)
                 if copied is None:
-                    sampled = ImageStatistics()
+                    sampled = lerobot_output.ImageStatistics()
                     encoded = self._encoded(column, source, count, sampled)
                     parts.stats[column] = sampled.entry()
                 else:
                     encoded = copied
                     published = recording.statistics() if recording else {}
-                    parts.stats[column] = camera_entry(published.get(column, {})) or _sampled(
-                        column, source, count
-                    )
+                    parts.stats[column] = lerobot_output.camera_entry(
+                        published.get(column, {})
+                    ) or _sampled(column, source, count)
                 self._store_clip(ref, column, encoded, parts, copied=copied is not None)
             else:
                 parts.images[column] = _stored_images(name, source, episode, column, parts)
@@ -467,7 +460,7 @@ class LerobotEpisodeWriter:
             files=tuple(parts.files),
             findings=tuple(_left_out(episode, self.layout, is_copied=recording is not None)),
             facts=facts,
-            arrays=arrays | (to_arrays(rows_statistics(columns)) if columns else {}),
+            arrays=arrays | (to_arrays(lerobot_output.rows_statistics(columns)) if columns else {}),
         )
 
     def _copied(self, clip: Clip | None, count: int) -> EncodedClip | None:
@@ -479,9 +472,9 @@ class LerobotEpisodeWriter:
             return None  # decoding reports it with the frame
 
     def _encoded(
-        self, feature: str, source: FrameSource, count: int, sampled: ImageStatistics
+        self, feature: str, source: FrameSource, count: int, sampled: lerobot_output.ImageStatistics
     ) -> EncodedClip:
-        chosen = {*sampled_frames(count)}
+        chosen = {*lerobot_output.sampled_frames(count)}
 
         def images() -> Iterator[UInt8Array]:
             for number, image in enumerate(_images(feature, source, count)):
@@ -507,13 +500,13 @@ class LerobotEpisodeWriter:
     def _store_clip(
         self, ref: EpisodeRef, feature: str, clip: EncodedClip, parts: _Parts, *, copied: bool
     ) -> None:
-        name = part_video(ref.id, self.layout.camera_features.index(feature))
+        name = lerobot_output.part_video(ref.id, self.layout.camera_features.index(feature))
         write_bytes(self.output / name, clip.data)
         parts.files.append(file_entry(self.output, name))
         parts.cameras[feature] = {"kind": asdict(clip.kind), "delay": clip.delay, "copied": copied}
 
     def _write_rows(self, ref: EpisodeRef, table: pa.Table, parts: _Parts) -> None:
-        name = part_table(ref.id)
+        name = lerobot_output.part_table(ref.id)
         with open_atomic(self.output / name) as file:
             writer: pq.ParquetWriter | None = None
             for group in _with_images(table, parts.images):
@@ -563,7 +556,7 @@ def _cast(table: pa.Table, name: str, declared: Mapping[str, Any], path: Path) -
     if name not in table.column_names:
         raise _column_error(path, name, "is missing")
     column = table.column(name)
-    dtype = arrow_type(declared)
+    dtype = lerobot_output.arrow_type(declared)
     if dtype is None:
         return column
     try:
@@ -666,8 +659,8 @@ def _stored_images(
     camera: str, source: FrameSource, episode: Episode, feature: str, parts: _Parts
 ) -> Iterator[bytes]:
     """Image files of a camera; statistics and size are in `parts` once all are consumed."""
-    chosen = {*sampled_frames(episode.num_frames)}
-    sampled = ImageStatistics()
+    chosen = {*lerobot_output.sampled_frames(episode.num_frames)}
+    sampled = lerobot_output.ImageStatistics()
     writer = base.ImageWriter(base.ImageEncoding(None, "center_crop", "lanczos_vips"))
     for number, (_, data) in enumerate(writer.images(camera, source, episode.num_frames)):
         if number in chosen:
@@ -702,7 +695,7 @@ def _with_images(table: pa.Table, images: Mapping[str, Iterator[bytes]]) -> Iter
         if size >= _GROUP_BYTES or row == len(table) - 1:
             group = table.slice(start, row + 1 - start)
             for name, values in cells.items():
-                group = group.append_column(name, pa.array(values, IMAGE_CELL))
+                group = group.append_column(name, pa.array(values, lerobot_output.IMAGE_CELL))
                 values.clear()
             yield group
             start = row + 1
@@ -711,9 +704,9 @@ def _with_images(table: pa.Table, images: Mapping[str, Iterator[bytes]]) -> Iter
         next(source, None)
 
 
-def _sampled(camera: str, source: FrameSource, count: int) -> Stats:
-    sampled = ImageStatistics()
-    for frame in sampled_frames(count):
+def _sampled(camera: str, source: FrameSource, count: int) -> lerobot_output.Stats:
+    sampled = lerobot_output.ImageStatistics()
+    for frame in lerobot_output.sampled_frames(count):
         sampled.add(base.read_frames(camera, source, [frame])[0])
     return sampled.entry()
 

@@ -23,27 +23,9 @@ import pyarrow.parquet as pq
 
 from vlatool.artifacts.clips import join_clips
 from vlatool.artifacts.lerobot import format as lerobot_format
+from vlatool.artifacts.lerobot import output as lerobot_output
 from vlatool.artifacts.lerobot.dataset import EpisodeFiles, known_texts, split_names
 from vlatool.artifacts.lerobot.meta import text_kind
-from vlatool.artifacts.lerobot.output import (
-    CLOSING_FILES,
-    MEGABYTE,
-    PART_FILES,
-    WRITTEN_FILES,
-    Stats,
-    WrittenEpisode,
-    WrittenSet,
-    column_entries,
-    data_path,
-    entry_values,
-    merged_images,
-    rows_statistics,
-    video_path,
-    write_episodes,
-    write_info,
-    write_statistics,
-    write_texts,
-)
 from vlatool.artifacts.lerobot.tables import is_annotations
 from vlatool.episode import Array
 from vlatool.errors import DataError, StorageError
@@ -272,7 +254,7 @@ class Numbering:
         self._videos: dict[str, list[SetPart]] = {}
         self._delays: dict[str, int] = {}
         chunks = config.chunks_size
-        unit = 0 if has_own_files else MEGABYTE
+        unit = 0 if has_own_files else lerobot_output.MEGABYTE
         self._data_files = Rolling(config.data_files_size_in_mb * unit, chunks)
         self._video_files: dict[str, Rolling] = {}
         for camera in layout.camera_features:
@@ -289,7 +271,7 @@ class Numbering:
         """Names of all columns of the data files, in order."""
         return tuple(name for name in self._layout.features if name not in self._layout.videos)
 
-    def add(self, receipt: Receipt) -> WrittenEpisode | None:
+    def add(self, receipt: Receipt) -> lerobot_output.WrittenEpisode | None:
         """The episode with its number; None for an episode that was dropped."""
         if not receipt.files:
             return None
@@ -306,7 +288,7 @@ class Numbering:
         clips = self._add_videos(receipt, videos, number, length)
         rows = np.array([numbers[index] for index in receipt.arrays[TASK_INDEX].tolist()])
         distinct = dict.fromkeys(tasks[index] for index in receipt.arrays[TASK_INDEX].tolist())
-        return WrittenEpisode(
+        return lerobot_output.WrittenEpisode(
             number,
             receipt.facts["listed"] or [*distinct],
             length,
@@ -334,16 +316,20 @@ class Numbering:
             features[camera] = others | self._camera_feature(camera, facts)
         return features
 
-    def set_statistics(self) -> dict[str, Stats]:
+    def set_statistics(self) -> dict[str, lerobot_output.Stats]:
         """Statistics of the whole set by feature: columns from all rows, cameras merged."""
-        stats: dict[str, Stats] = {}
+        stats: dict[str, lerobot_output.Stats] = {}
         columns = self._columns.total()
         automatic = self._automatic.total()
         if columns is not None:
-            stats |= column_entries(columns, self._layout.widths)
-        stats |= {camera: merged_images(parts) for camera, parts in self._images.items()}
+            stats |= lerobot_output.column_entries(columns, self._layout.widths)
+        stats |= {
+            camera: lerobot_output.merged_images(parts) for camera, parts in self._images.items()
+        }
         if automatic is not None:
-            stats |= column_entries(automatic, dict.fromkeys(lerobot_format.AUTOMATIC, 1))
+            stats |= lerobot_output.column_entries(
+                automatic, dict.fromkeys(lerobot_format.AUTOMATIC, 1)
+            )
         return stats
 
     def _task_number(self, text: str) -> int:
@@ -354,7 +340,7 @@ class Numbering:
     ) -> tuple[int, int]:
         version = self._config.layout_version
         chunk, position, _ = self._data_files.place(table.bytes)
-        path = data_path(version, self._template(number, chunk, position))
+        path = lerobot_output.data_path(version, self._template(number, chunk, position))
         part = SetPart(table.path, table.sha256, number, first_row, tasks)
         self._rows.setdefault(path, []).append(part)
         return chunk, position
@@ -372,7 +358,7 @@ class Numbering:
             entry = next(remaining)
             chunk, position, is_first = self._video_files[camera].place(entry.bytes, facts["kind"])
             values = self._template(number, chunk, position)
-            path = video_path(self._config.layout_version, camera, values)
+            path = lerobot_output.video_path(self._config.layout_version, camera, values)
             start = 0 if is_first else self._frames_in_file[camera]
             self._frames_in_file[camera] = start + length
             self._videos.setdefault(path, []).append(SetPart(entry.path, entry.sha256))
@@ -425,22 +411,26 @@ class Numbering:
 
     def _statistics(
         self, receipt: Receipt, number: int, first_row: int, tasks: Any
-    ) -> dict[str, Stats]:
+    ) -> dict[str, lerobot_output.Stats]:
         """Statistics of an episode; adds them to those of the set."""
-        stats: dict[str, Stats] = {}
+        stats: dict[str, lerobot_output.Stats] = {}
         if self._layout.widths:
             part = from_arrays(receipt.arrays)
             self._columns.add(part)
-            stats |= column_entries(part, self._layout.widths)
+            stats |= lerobot_output.column_entries(part, self._layout.widths)
         for camera, entry in receipt.facts["stats"].items():
-            self._images.setdefault(camera, []).append(entry_values(entry))
+            self._images.setdefault(camera, []).append(lerobot_output.entry_values(entry))
             stats[camera] = entry
         frames = np.arange(len(tasks))
         times = (frames / float(self._layout.rate)).astype(np.float32)
         numbers = np.full(len(tasks), number)
-        automatic = rows_statistics([times, frames, numbers, first_row + frames, tasks])
+        automatic = lerobot_output.rows_statistics(
+            [times, frames, numbers, first_row + frames, tasks]
+        )
         self._automatic.add(automatic)
-        return stats | dict(column_entries(automatic, dict.fromkeys(lerobot_format.AUTOMATIC, 1)))
+        return stats | dict(
+            lerobot_output.column_entries(automatic, dict.fromkeys(lerobot_format.AUTOMATIC, 1))
+        )
 
 
 _CAMERAS = "observation.images."
@@ -489,8 +479,8 @@ class LeRobotSink(Sink):
 
     Config: ClassVar[type[SinkConfig]] = LeRobotSinkConfig
     findings: ClassVar[FindingCodes | None] = LEROBOT_SINK
-    owned: ClassVar[Sequence[str]] = (*WRITTEN_FILES, *PART_FILES)
-    temporary: Sequence[str] = PART_FILES
+    owned: ClassVar[Sequence[str]] = (*lerobot_output.WRITTEN_FILES, *lerobot_output.PART_FILES)
+    temporary: Sequence[str] = lerobot_output.PART_FILES
     next_step: ClassVar[str] = "vlatool verify {output}"
     has_own_files: ClassVar[bool] = False  # True: no two episodes are in one file
 
@@ -512,7 +502,7 @@ class LeRobotSink(Sink):
         self.work: Work = LerobotEpisodeWriter(setup.output, config, self._layout)
 
     def begin(self) -> None:
-        for name in CLOSING_FILES:
+        for name in lerobot_output.CLOSING_FILES:
             remove_file(self._setup.output / name)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
@@ -537,7 +527,7 @@ class LeRobotSink(Sink):
                 )
                 run.reporter.warn("splits_left_out", f"{text} and are left out")
 
-        def episodes() -> Iterator[WrittenEpisode]:
+        def episodes() -> Iterator[lerobot_output.WrittenEpisode]:
             for receipt in receipts:
                 parts.extend(receipt.files)
                 episode = numbering.add(receipt)
@@ -555,7 +545,9 @@ class LeRobotSink(Sink):
 
         # Written while the episodes arrive: memory does not grow with their statistics.
         limit = config.data_files_size_in_mb << 20
-        lists = write_episodes(output, config.layout_version, episodes(), float(layout.rate), limit)
+        lists = lerobot_output.write_episodes(
+            output, config.layout_version, episodes(), float(layout.rate), limit
+        )
         annotations = tuple(name for name in layout.columns if name.startswith("annotation."))
         writer = FileWriter(output, layout.rate, numbering.table_columns, annotations)
         files = [*write_files(writer, numbering.plans(), run.executor, run.reporter)]
@@ -580,10 +572,13 @@ class LeRobotSink(Sink):
         layout = self._layout
         version = config.layout_version
         fps = float(layout.rate)
-        names = [write_statistics(output, numbering.set_statistics())]
+        names = [lerobot_output.write_statistics(output, numbering.set_statistics())]
         tables = {"task": dict(enumerate(numbering.tasks))}
         tables |= {text_kind(column): texts for column, texts in layout.texts.items()}
-        names += [write_texts(output, version, name, texts) for name, texts in tables.items()]
+        names += [
+            lerobot_output.write_texts(output, version, name, texts)
+            for name, texts in tables.items()
+        ]
         names += lists
         fields = {"state": self.proprioception_fields, "action": self.action_fields}
         modality = modality_of(layout, self._sets, fields if config.modality else {})
@@ -591,7 +586,7 @@ class LeRobotSink(Sink):
             write_json(output / lerobot_format.MODALITY_FILE, dict(modality), indent=4)
             names.append(lerobot_format.MODALITY_FILE)
         source: Mapping[str, Any] = self._sets[0].document if self._sets else {}
-        dataset = WrittenSet(
+        dataset = lerobot_output.WrittenSet(
             version=version,
             fps=self._setup.survey.fps or fps,
             robot_type=config.robot_type or source.get("robot_type"),
@@ -603,5 +598,5 @@ class LeRobotSink(Sink):
             extra=source if len(self._sets) == 1 else {},
         )
         totals = (numbering.episodes, numbering.frames, len(numbering.tasks))
-        write_info(output, dataset, *totals)
+        lerobot_output.write_info(output, dataset, *totals)
         return [*names, lerobot_format.INFO_FILE]

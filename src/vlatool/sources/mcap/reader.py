@@ -27,26 +27,12 @@ from vlatool.sources import base
 from vlatool.sources.inventory import left_out_findings, left_out_text
 from vlatool.sources.language import first_text, recorded_language
 from vlatool.sources.mapping import read_mapping
+from vlatool.sources.mcap import tracks as mcap_tracks
 from vlatool.sources.mcap.bag import TimeSpan, bag_at
 from vlatool.sources.mcap.files import SUFFIXES, bags_below, parts_of_bag, stem_of
 from vlatool.sources.mcap.messages import flag_of
 from vlatool.sources.mcap.rules import MCAP
 from vlatool.sources.mcap.topics import STEM, BagMapping, Topics, is_of_bag
-from vlatool.sources.mcap.tracks import (
-    MOST_ROWS,
-    TEXTS,
-    BagRows,
-    FlagTrack,
-    ImageTrack,
-    NumberTrack,
-    TextTrack,
-    Track,
-    fill,
-    late_joints,
-    leave_out_unusable,
-    make_rows,
-    make_tracks,
-)
 from vlatool.sources.plan import EpisodePlan, preferred
 from vlatool.sources.rules import distinct_recordings
 from vlatool.storage.tree import natural_key
@@ -113,11 +99,11 @@ class McapReader(base.FormatReader):
         """Field to the joints that the mapping chooses."""
         return self._mapping.joints if self._mapping else {}
 
-    def _open(self, path: Path) -> tuple[Topics, EpisodePlan, dict[str, Track]]:
+    def _open(self, path: Path) -> tuple[Topics, EpisodePlan, dict[str, mcap_tracks.Track]]:
         """A bag, the roles of what it stores, and empty tracks of them."""
         topics = Topics(bag_at(path))
         plan = topics.plan(self._mapping, self._marker)
-        return topics, plan, make_tracks(topics, plan, self._joints)
+        return topics, plan, mcap_tracks.make_tracks(topics, plan, self._joints)
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """Every bag, or the parts of it by a marker or by gaps, for which all messages are read."""
@@ -149,11 +135,11 @@ class McapReader(base.FormatReader):
         topics, _, tracks = self._open(path)
         texts = _texts_of(tracks)
         if self._marker == "/":
-            times = fill(texts, topics.bag, TimeSpan(), [])
+            times = mcap_tracks.fill(texts, topics.bag, TimeSpan(), [])
             spans = _between_gaps(times, self.config.gap_s or 0.0)
         else:
-            marks = TextTrack(path, *topics.channel_of(self._marker))
-            fill({**texts, "marker": marks}, topics.bag, TimeSpan(), [])
+            marks = mcap_tracks.TextTrack(path, *topics.channel_of(self._marker))
+            mcap_tracks.fill({**texts, "marker": marks}, topics.bag, TimeSpan(), [])
             spans, unused = _marked(marks.by_time())
             if unused or not spans:
                 episodes = counted(len(spans), "episode")
@@ -175,17 +161,17 @@ class McapReader(base.FormatReader):
 
     def _survey(self, path: Path) -> Survey:
         topics, plan, tracks = self._open(path)
-        valued = {key: t for key, t in tracks.items() if not isinstance(t, TextTrack)}
-        fill(valued, topics.bag, TimeSpan(), [], is_first_enough=True)
+        valued = {key: t for key, t in tracks.items() if not isinstance(t, mcap_tracks.TextTrack)}
+        mcap_tracks.fill(valued, topics.bag, TimeSpan(), [], is_first_enough=True)
         sizes: dict[str, tuple[int, int] | None] = dict.fromkeys(plan.cameras)
         fields: dict[str, FieldSpec] = {}
         for key, track in valued.items():
             kind, _, name = key.partition(".")
-            if isinstance(track, NumberTrack):
+            if isinstance(track, mcap_tracks.NumberTrack):
                 if not len(track):
                     raise _no_value(path, key, track)
                 fields[name] = FieldSpec(len(track.names), track.names)
-            elif isinstance(track, ImageTrack) and kind == "cameras":
+            elif isinstance(track, mcap_tracks.ImageTrack) and kind == "cameras":
                 with suppress(DataError, IndexError):  # which reading the image raises again
                     sizes[name] = track.images(topics.bag, np.zeros(1, int)).size
         for name, source in plan.following.items():
@@ -209,9 +195,9 @@ class McapReader(base.FormatReader):
         topics, plan, tracks = self._open(ref.path)
         findings: list[Finding] = []
         flag = self._flag(topics, plan)
-        late = late_joints(topics, tracks)
+        late = mcap_tracks.late_joints(topics, tracks)
         others = late if flag is None else {**late, "success": flag}
-        fill({**tracks, **others}, topics.bag, span, findings, self.config.time_source)
+        mcap_tracks.fill({**tracks, **others}, topics.bag, span, findings, self.config.time_source)
         success, plan.parts = _success(topics, plan, flag)
         for reference, track in late.items():
             if track.note:
@@ -245,9 +231,9 @@ class McapReader(base.FormatReader):
         names: dict[str, tuple[str, ...]] = {}
         for key, track in valued.items():
             kind, _, name = key.partition(".")
-            if isinstance(track, ImageTrack):
+            if isinstance(track, mcap_tracks.ImageTrack):
                 images[kind][name] = track.images(topics.bag, rows.taken[key][:count])
-            elif isinstance(track, NumberTrack):
+            elif isinstance(track, mcap_tracks.NumberTrack):
                 fields[name] = track.rows(rows.taken[key])
                 names[name] = track.names
                 if np.isnan(fields[name]).all():
@@ -281,19 +267,19 @@ class McapReader(base.FormatReader):
             extras={"source_episode": ref.path.name, "start_ns": int(rows.times[0])},
         )
 
-    def _flag(self, topics: Topics, plan: EpisodePlan) -> FlagTrack | None:
+    def _flag(self, topics: Topics, plan: EpisodePlan) -> mcap_tracks.FlagTrack | None:
         """An empty track of the success flag; None if no topic has it."""
         if not is_of_bag(plan.success):
             return None
-        return FlagTrack(topics.bag.path, *topics.channel_of(plan.success))
+        return mcap_tracks.FlagTrack(topics.bag.path, *topics.channel_of(plan.success))
 
     def _rows(
         self,
         ref: EpisodeRef,
-        tracks: Mapping[str, Track],
+        tracks: Mapping[str, mcap_tracks.Track],
         fps: float | None,
         findings: list[Finding],
-    ) -> BagRows:
+    ) -> mcap_tracks.BagRows:
         """Rows of an episode; `findings` gets the counts of each topic."""
         damages = "".join(f"; {finding.message}" for finding in findings[-1:])
         late: dict[str, int] = {}
@@ -302,11 +288,11 @@ class McapReader(base.FormatReader):
             if not len(track):
                 raise _no_value(ref.path, f"{ref.id}: {key}", track, damages)
         max_age = self.config.max_age_s
-        rows = make_rows(tracks, fps, max_age)
+        rows = mcap_tracks.make_rows(tracks, fps, max_age)
         if not len(rows.times):
             reason = f"no time with a value of each topic{damages}"
             raise MCAP.error("empty_episode", ref.path, ref.id, reason)
-        if len(rows.times) == MOST_ROWS:
+        if len(rows.times) == mcap_tracks.MOST_ROWS:
             reason = f"times from {rows.times[0]} to {rows.times[-1]} ns are too far apart"
             hint = "divide the bag at the jump with --gap-s 60, or exclude it with --exclude"
             raise MCAP.error("too_large", ref.path, ref.id, reason, hint=hint)
@@ -321,7 +307,7 @@ class McapReader(base.FormatReader):
             if topic in counts:
                 continue
             counts[topic], gaps = track.timing(rows.taken[key])
-            joined = track.joined if isinstance(track, NumberTrack) else 0
+            joined = track.joined if isinstance(track, mcap_tracks.NumberTrack) else 0
             if gaps:
                 findings.append(MCAP("gaps", f"{ref.id}: {topic}: {gaps}", episode=ref.id))
             numbers = {"out_of_order": late[key], "skipped": track.skipped, "joined": joined}
@@ -358,7 +344,7 @@ class McapReader(base.FormatReader):
         ref: EpisodeRef,
         topics: Topics,
         plan: EpisodePlan,
-        tracks: Mapping[str, TextTrack],
+        tracks: Mapping[str, mcap_tracks.TextTrack],
         times: Array,
     ) -> list[tuple[str, list[str]]]:
         """Texts of the rows, or the one of all, by kind; rows before the first have none."""
@@ -369,7 +355,7 @@ class McapReader(base.FormatReader):
             if reference == STEM:
                 rows = [stem_of(ref.path).replace("_", " ")]
             elif is_of_bag(reference):
-                key = f"{TEXTS}{reference}"
+                key = f"{mcap_tracks.TEXTS}{reference}"
                 rows = tracks[key].at(times, ref.extras["texts"].get(key, ""))
             else:
                 rows = [topics.metadata(reference)]
@@ -383,12 +369,12 @@ class McapReader(base.FormatReader):
         if path is None:
             return None
         topics = Topics(bag_at(path))
-        leave_out_unusable(topics)
+        mcap_tracks.leave_out_unusable(topics)
         return topics.proposal()
 
 
 def _success(
-    topics: Topics, plan: EpisodePlan, flag: FlagTrack | None
+    topics: Topics, plan: EpisodePlan, flag: mcap_tracks.FlagTrack | None
 ) -> tuple[bool | None, tuple[StoredPart, ...]]:
     """Success of an episode, None if it is unknown, and the parts of the episode."""
     name = plan.success
@@ -418,19 +404,19 @@ def _with_part(parts: Sequence[StoredPart], part: StoredPart) -> tuple[StoredPar
     return tuple(sorted([*others, part], key=lambda each: natural_key(each.path)))
 
 
-def _texts_of(tracks: Mapping[str, Track]) -> dict[str, TextTrack]:
-    return {key: track for key, track in tracks.items() if isinstance(track, TextTrack)}
+def _texts_of(tracks: Mapping[str, mcap_tracks.Track]) -> dict[str, mcap_tracks.TextTrack]:
+    return {key: track for key, track in tracks.items() if isinstance(track, mcap_tracks.TextTrack)}
 
 
-def _no_value(path: Path, key: str, track: Track, damages: str = "") -> DataError:
+def _no_value(path: Path, key: str, track: mcap_tracks.Track, damages: str = "") -> DataError:
     """Error for a part of the mapping without a value."""
     place = track.reference
     hint = ""
     reason = f"no message, {track.skipped} left out{damages}"
-    if isinstance(track, NumberTrack) and track.missing_joints:
+    if isinstance(track, mcap_tracks.NumberTrack) and track.missing_joints:
         reason = f"joints without a value: {', '.join(track.missing_joints)}"
         hint = "correct joints in the mapping"
-    elif isinstance(track, NumberTrack) and track.frames.others:
+    elif isinstance(track, mcap_tracks.NumberTrack) and track.frames.others:
         reason = f"{place}: no such frame; there are: {', '.join(track.frames.others)}"
         hint = "name one of these frames in the mapping"
     return MCAP.error("missing_topic", path, key, reason, field=place, hint=hint)
