@@ -151,7 +151,7 @@ def test_missing_statistics_and_those_of_wrong_type_or_shape_are_refused(
     with pytest.raises(DataError) as caught:
         scale(method, scope, stats={**STATS, key: value})
 
-    assert caught.value.code == "data.broken"
+    assert caught.value.code == ("data.missing" if value is None else "data.broken")
     assert caught.value.details == {"field": "f", "key": key}
 
 
