@@ -33,7 +33,7 @@ from vlatool.cli.app import run as run_command
 from vlatool.config.resolve import load_config
 from vlatool.errors import ConfigError, DataError, StorageError, UsageError
 from vlatool.evaluation.config import OpenLoopConfig
-from vlatool.events import NullProgress, NullReporter, Progress
+from vlatool.events import NullProgress, NullReporter
 from vlatool.models.diffusion_policy.objective import DenoisingObjective
 from vlatool.models.flops import objective_losses
 from vlatool.training.config import TrainConfig
@@ -572,27 +572,6 @@ def test_sigterm_to_the_group_writes_a_checkpoint_and_the_same_command_finishes_
     assert f"resuming after step {step}" in done.stderr
     assert [row["step"] for row in read_metrics(run.metrics)] == list(range(1, 61))
     assert [step for step, _ in run.checkpoints()] == [60]
-
-
-class Stopping(Recorder):
-    """Reporter with a Ctrl-C at the first step."""
-
-    def progress(self, name: str, total: int | None, unit: str) -> Progress:
-        """Bar that sends the signal once."""
-        if name == "training":
-            os.kill(os.getpid(), signal.SIGINT)
-        return super().progress(name, total, unit)
-
-
-def test_stopped_run_that_the_same_command_does_not_name_is_named_with_its_option(
-    data: Path, tmp_path: Path
-) -> None:
-    config = training.tiny_config(data, tmp_path / "run", name="null")
-    reporter = Stopping()
-    with pytest.raises(KeyboardInterrupt):
-        train(config, typed=frozenset(), reporter=reporter)
-    (folder,) = tmp_path.iterdir()
-    assert reporter.notes[-1].endswith(f"; add --output {folder} to resume this run")
 
 
 def test_ctrl_c_while_loader_workers_start_is_no_bug(

@@ -118,7 +118,8 @@ class Sink(Protocol):
         has_arrays: True if receipts carry arrays.
         needs_rate: True if the output stores the frames per second.
         changes_rate: True if frames are stored at another rate than that of the episodes.
-        next_step: Suggested next command, with `{output}` in it; may be empty.
+        next_step: Suggested next command, with `{output}` and its last part `{name}` in it; may be
+            empty.
         next_without_images: The same for an output without images.
         work: Writes one episode; picklable. Files have their final names when it returns. The item
             of its receipt is the id of the episode; the receipt counts `samples` and `frames`.

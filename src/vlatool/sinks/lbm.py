@@ -580,10 +580,11 @@ class LbmSink(base.Sink):
     volatile: ClassVar[Sequence[str]] = shards_format.VOLATILE_FILES
     findings: ClassVar[FindingCodes | None] = LBM
     next_step: ClassVar[str] = (
-        "vlatool train --preset diffusion-policy-tiny --data {output} --num-epochs 20"
+        "vlatool train --preset diffusion-policy-tiny --data {output} --output runs/{name} "
+        "--num-epochs 20"
     )
     next_without_images: ClassVar[str] = (
-        "vlatool train --preset policy-state --data {output} --num-epochs 20"
+        "vlatool train --preset policy-state --data {output} --output runs/{name} --num-epochs 20"
     )
 
     def __init__(self, config: LbmConfig, setup: base.SinkSetup) -> None:

@@ -28,6 +28,7 @@ from vlatool.jobs.files import FileEntry, remove_partial_files
 from vlatool.jobs.record import (
     OutputRecord,
     read_record,
+    record_file,
 )
 from vlatool.loading.base import DatasetInfo
 from vlatool.storage.remote import is_writable
@@ -127,6 +128,18 @@ def local_run(config: TrainConfig) -> RunDir:
     """The folder of a named run."""
     assert config.name is not None
     return RunDir(local_path(config.save_path) / config.name)
+
+
+def unfinished_runs(config: TrainConfig) -> list[RunDir]:
+    """Runs of `train` in `save_path` that have not reached their budget, newest first."""
+    folder = local_path(config.save_path)
+    found: list[tuple[int, RunDir]] = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        record = read_record(path) if is_run(path) else None
+        if record is not None and record.command == _COMMAND and not record.complete:
+            found.append((record_file(path).stat().st_mtime_ns, RunDir(path)))
+    found.sort(key=lambda entry: entry[0], reverse=True)
+    return [run for _, run in found]
 
 
 def fixed_name(run_id: str) -> str:

@@ -127,8 +127,10 @@ def _fit(run: Run, reporter: Reporter, *, is_rolled_out: bool) -> None:
 
 def _resume_hint(run: Run) -> str:
     """Rest of a note on a stopped run: how to resume it, unless the same command does."""
-    # Without a name the same command would start another run.
-    return "" if "name" in run.typed else f"; add --output {run.folder.root} to resume this run"
+    if run.config.remote_sync is None or "name" in run.typed:
+        return ""
+    # Below remote_sync the same command without a name starts another run.
+    return f"; add --output {run.folder.root} to resume this run"
 
 
 # The time between checkpoints by the clock is at least this many times that of a save.

@@ -107,7 +107,7 @@ def compose(config: ComposeConfig, *, reporter: Reporter = NULL) -> ComposeResul
         bytes=composition.bytes,
         status=status,
         next=f"vlatool train --preset {_TINY if config.tiny else _LIBERO} --init-from "
-        f"{config.output} --data SAMPLES",
+        f"{config.output} --data SAMPLES --output runs/{target.name}",
     )
 
 

@@ -195,7 +195,8 @@ def shards_command(outputs: Sequence[str]) -> str:
     words = ["vlatool", "train", "--preset", "diffusion-policy-tiny", "--preset", "lbm-data-params"]
     for output in outputs:
         words += ["--data", output]
-    return shlex.join([*words, "--num-epochs", "20"])
+    name = local_path(outputs[0]).name
+    return shlex.join([*words, "--output", f"runs/{name}", "--num-epochs", "20"])
 
 
 # Part of the journal: raise it when the same object would give another file, not with a release.

@@ -287,7 +287,7 @@ class PreprocessJob:
             has_arrays=self._sink.has_arrays,
             shown={
                 "output": config.output,
-                "next": next_step.format(output=config.output),
+                "next": next_step.format(output=config.output, name=output.name),
             },
         )
         self._summary: SinkSummary | None = None

@@ -1,6 +1,7 @@
 """Training of any registered model type on any data kind that it accepts, and finetuning."""
 
 import logging
+import os
 import shlex
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
@@ -8,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vlatool.artifacts.run.checkpoint import CheckpointManifest
 from vlatool.artifacts.run.format import BEST_NAME, BestCheckpoint, Retention, RunDir, read_metrics
@@ -19,10 +20,10 @@ from vlatool.config.rules import (
     explicit_keys,
     violations,
 )
-from vlatool.errors import StorageError, UsageError
+from vlatool.errors import DataError, StorageError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.executor import default_workers
-from vlatool.jobs.record import OutputRecord, output_lock
+from vlatool.jobs.record import OutputRecord, is_being_written, output_lock
 from vlatool.loading.order import OrderOptions, SampleOrder, check_single_epoch
 from vlatool.models.base import ModelType
 from vlatool.models.trained import section_of
@@ -107,6 +108,8 @@ class TrainResult(Result):
             yield f"copy of the run: {self.remote}"
 
 
+_LOCK = "vlatool train"
+_MOST_COMPARED = 5  # unfinished runs, newest first
 __all__ = ["TrainConfig", "TrainResult", "train"]
 
 
@@ -140,13 +143,16 @@ def train(
     config = resume.with_local_folder(config)
     typed = explicit_keys(config) if typed is None else typed
     check_rules(violations(config), typed, reporter)
-    with _remote_run(config, typed, reporter) as (config, runtime, remote):
+    with _named_run(config, typed, reporter) as (config, runtime, remote, is_locked):
         run, assets = _prepare(config, runtime, typed, origins or {}, reporter)
         if config.dry_run:
             return _planned(run, assets, remote, reporter)
         with run.runtime.waiting(), ExitStack() as stack:
             record = None
             if run.runtime.is_main:
+                if not is_locked:
+                    resume.earlier_run(run.folder, run.config)  # before the lock creates a file
+                    stack.enter_context(output_lock(run.folder.root, _LOCK))
                 record = _claim(run, remote, stack, reporter)
             run.runtime.barrier()
             from vlatool.training.run import train_run
@@ -159,19 +165,98 @@ def train(
             return result
 
 
+class NamedRun(NamedTuple):
+    config: TrainConfig  # with the name of the run, if one is continued or copied
+    runtime: "Runtime | None" = None  # this rank, if it was needed already
+    remote: "RemoteRun | None" = None  # on rank 0, the run below `remote_sync`
+    is_locked: bool = False  # rank 0 holds the local run folder
+
+
+@contextmanager
+def _named_run(
+    config: TrainConfig, typed: Collection[str], reporter: Reporter
+) -> Generator[NamedRun]:
+    """Finds the run that this one continues, and holds it on rank 0: the copy below `remote_sync`,
+    or, without a name, an unfinished run with equal options and data.
+    """
+    if config.remote_sync is not None:
+        with _remote_run(config, typed, reporter) as run:
+            yield run
+        return
+    is_parallel = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if config.name is not None or not (is_parallel or resume.unfinished_runs(config)):
+        yield NamedRun(config)
+        return
+    from vlatool.training.runtime import Runtime
+
+    runtime = Runtime(config)
+    with ExitStack() as stack:
+        name = None
+        if runtime.is_main:
+            starts = partial(resume.start_in, world_size=_ranks(config, runtime, typed))
+            name = _continued(config, starts, stack, reporter)
+        with runtime.waiting():
+            name = runtime.broadcast(name)
+        if name is not None:
+            config = config.model_copy(update={"name": name})
+        is_locked = name is not None and runtime.is_main and not config.dry_run
+        yield NamedRun(config, runtime, is_locked=is_locked)
+
+
+def _continued(
+    config: TrainConfig,
+    starts: Callable[[TrainConfig, RunDir], resume.RunStart],
+    stack: ExitStack,
+    reporter: Reporter,
+) -> str | None:
+    """Name of the newest unfinished run with equal options and data, which is locked until `stack`
+    is closed; None without one. Says which run is continued, or why it is a new one.
+    """
+    problems: list[str] = []
+    for run in resume.unfinished_runs(config)[:_MOST_COMPARED]:
+        problem = _obstacle(config, run, starts)
+        if not problem and not config.dry_run:
+            try:
+                stack.enter_context(output_lock(run.root, _LOCK))
+            except UsageError as error:  # another process was faster
+                problem = error.message
+        if not problem:
+            reporter.note(
+                f"{run.root}: continues this unfinished run with equal options and data; for a new "
+                "run give another --output"
+            )
+            return run.root.name
+        problems.append(problem)
+    if problems:
+        reporter.note(f"a new run, because the unfinished one cannot be continued: {problems[0]}")
+    return None
+
+
+def _obstacle(
+    config: TrainConfig,
+    run: RunDir,
+    starts: Callable[[TrainConfig, RunDir], resume.RunStart],
+) -> str:
+    """Why this run cannot continue an unfinished one; empty if it can."""
+    if is_being_written(run.root):
+        return f"{run.root}: another process trains it"
+    try:
+        start = starts(config.model_copy(update={"name": run.root.name}), run)
+    except (UsageError, DataError) as error:
+        return error.message
+    return "" if start in ("new", "resume") else f"{run.root}: it has other options"
+
+
 @contextmanager
 def _remote_run(
     config: TrainConfig, typed: Collection[str], reporter: Reporter
-) -> Generator[tuple[TrainConfig, "Runtime | None", "RemoteRun | None"]]:
+) -> Generator[NamedRun]:
     """Names the run, and on rank 0 holds its folder below `remote_sync`; copies what it continues.
 
-    Yields the config, this rank and the remote run. Without `remote_sync` both are None, on other
-    ranks the run.
+    Yields the config, this rank and, on rank 0, the remote run.
     """
     prefix = config.remote_sync
-    if prefix is None:
-        yield config, None, None
-        return
+    assert prefix is not None
     from vlatool.training.remote_run import copy_to_machine, find_remote_run, held_remote_run
     from vlatool.training.runtime import Runtime
 
@@ -181,7 +266,7 @@ def _remote_run(
     config = config.model_copy(update={"name": name})
     starts = partial(resume.start_in, world_size=_ranks(config, runtime, typed))
     if config.dry_run:
-        yield config, runtime, find_remote_run(config, starts)
+        yield NamedRun(config, runtime, find_remote_run(config, starts))
         return
     local = resume.local_run(config)
     with ExitStack() as stack:
@@ -200,7 +285,7 @@ def _remote_run(
                 copy = RunDir(location(prefix) / name)
                 copy_to_machine(copy, latest[0], local, reporter)
             runtime.barrier()
-        yield config, runtime, remote
+        yield NamedRun(config, runtime, remote)
 
 
 def _prepare(
@@ -255,7 +340,7 @@ def _rollouts(config: TrainConfig, reporter: Reporter) -> "CheckpointRollouts | 
 def _claim(
     run: "Run", remote: "RemoteRun | None", stack: ExitStack, reporter: Reporter
 ) -> OutputRecord:
-    """Locks and prepares the run folder and starts its copies, until `stack` is closed. Rank 0."""
+    """Prepares the locked run folder and starts its copies, until `stack` is closed. Rank 0."""
     from vlatool.training.run import retention_of
     from vlatool.training.setup import report_differences, report_launcher, report_precision
     from vlatool.training.sync import RunSync
@@ -263,8 +348,6 @@ def _claim(
     config = run.config
     info = run.info
     folder = run.folder
-    resume.earlier_run(folder, config)  # raises before the lock creates a file there
-    stack.enter_context(output_lock(folder.root, "vlatool train"))
 
     def write_assets() -> None:
         config.data_kind.save_assets(config.data, info, folder.root)
