@@ -172,6 +172,8 @@ class Point:
     # Mean error of the chunk over its steps and all dimensions, in standard deviations; NaN if the
     # chunk has values that are not finite.
     error: float
+    # The same error of each baseline: `mean_action`, and `copy_last` where an action came before.
+    baselines: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,8 @@ class EpisodeErrors:
     episode: str
     samples: int
     error: float | None  # mean of the chunks; None if no chunk has an error
+    # Mean of the policy minus that of each baseline, over the chunks for which both have an error.
+    differences: Mapping[str, float]
     points: Sequence[Point] = field(metadata=UNLISTED)  # ascending by frame
 
     def curves(self, fields: Mapping[str, ActionField]) -> dict[str, tuple[Array, Array]]:
@@ -194,6 +198,51 @@ class EpisodeErrors:
                 label = dimension_label(name, dimension, width, {name: action.names})
                 curves[label] = (recorded[:, dimension], predicted[:, dimension])
         return curves
+
+
+BASELINES = {"mean_action": "the mean action", "copy_last": "the last action"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Policy against a baseline, by the mean of the episodes, in standard deviations."""
+
+    baseline: str  # a key of `BASELINES`
+    difference: float  # error of the policy minus that of the baseline
+    low: float | None  # 95 % interval of the difference over episodes; None of one episode
+    high: float | None
+    episodes: int
+
+    def text(self) -> str:
+        repeated = f"repeating {BASELINES[self.baseline]}"
+        word, change = ("better", "lower") if self.difference < 0 else ("worse", "higher")
+        size = f"{abs(self.difference):.3f} standard deviations"
+        if self.low is None or self.high is None:
+            return f"{word} than {repeated}: its error is {size} {change} in the one episode"
+        ends = f"{self.low:+.3f} to {self.high:+.3f}, 95 % over {self.episodes} episodes"
+        if self.low <= 0 <= self.high:
+            return f"neither better nor worse than {repeated}: its error differs by {ends}"
+        return f"{word} than {repeated}: its error is {size} {change} ({ends})"
+
+
+def verdicts(episodes: Sequence[EpisodeErrors]) -> list[Verdict]:
+    """The policy against each baseline, with Student's interval over the episodes."""
+    from scipy.stats import t
+
+    found: list[Verdict] = []
+    for name in BASELINES:
+        differences = [row.differences[name] for row in episodes if name in row.differences]
+        count = len(differences)
+        if not count:
+            continue
+        mean = float(np.mean(differences))
+        low = high = None
+        if count > 1:
+            half = float(t.ppf(0.975, count - 1) * np.std(differences, ddof=1) / np.sqrt(count))
+            low = mean - half
+            high = mean + half
+        found.append(Verdict(name, mean, low, high, count))
+    return found
 
 
 @dataclass(frozen=True)
@@ -306,26 +355,43 @@ class _Recorder:
         self, indices: Sequence[int], targets: Sequence[Target], predicted: Mapping[str, Array]
     ) -> None:
         for row, (index, target) in enumerate(zip(indices, targets, strict=True)):
-            errors = [
-                np.abs(predicted[name][row] - target.actions[name])[target.mask] / unit_of(action)
-                for name, action in self._fields.items()
-            ]
-            numbers = np.concatenate(errors, axis=1)
+            chunk = {name: predicted[name][row] for name in self._fields}
+            means = {name: action.mean for name, action in self._fields.items()}
+            baselines = {"mean_action": self._error(means, target)}
+            if self._fields.keys() <= target.last.keys():
+                baselines["copy_last"] = self._error(target.last, target)
             point = Point(
                 index,
                 target.frame,
                 recorded={name: target.actions[name][0] for name in self._fields},
                 predicted={name: predicted[name][row, 0] for name in self._fields},
-                error=float(numbers.mean()) if numbers.size else np.nan,
+                error=self._error(chunk, target),
+                baselines=baselines,
             )
             self._points.setdefault(target.episode, []).append(point)
+
+    def _error(self, predicted: Mapping[str, Array], target: Target) -> float:
+        """Mean error over steps and dimensions of a chunk [T, D], or of one action [D], by field."""
+        errors: list[Array] = []
+        for name, action in self._fields.items():
+            difference = np.abs(predicted[name] - target.actions[name])
+            errors.append(difference[target.mask] / unit_of(action))
+        numbers = np.concatenate(errors, axis=1)
+        return float(numbers.mean()) if numbers.size else np.nan
 
 
 def _episode_errors(item: tuple[str, Sequence[Point]]) -> EpisodeErrors:
     episode, points = item
     errors = [point.error for point in points if np.isfinite(point.error)]
     mean = float(np.mean(errors)) if errors else None
-    return EpisodeErrors(episode, len(points), mean, sorted(points, key=lambda each: each.frame))
+    differences: dict[str, float] = {}
+    for name in BASELINES:
+        pairs = [point.error - point.baselines.get(name, np.nan) for point in points]
+        finite = [pair for pair in pairs if np.isfinite(pair)]
+        if finite:
+            differences[name] = float(np.mean(finite))
+    ordered = sorted(points, key=lambda each: each.frame)
+    return EpisodeErrors(episode, len(points), mean, differences, ordered)
 
 
 def _worst_first(errors: EpisodeErrors) -> float:

@@ -42,7 +42,7 @@ from vlatool.storage.uri import is_remote, local_path, pinned
 if TYPE_CHECKING:
     from vlatool.episode import Array, UInt8Array
     from vlatool.evaluation.control import ImageSizes
-    from vlatool.evaluation.offline import EpisodeErrors, RecordedFrame
+    from vlatool.evaluation.offline import EpisodeErrors, RecordedFrame, Verdict
     from vlatool.models.base import Candidates, Decision, Policy
     from vlatool.models.tokenizer import OpenTokenizer
     from vlatool.pages.layout import Section
@@ -82,6 +82,7 @@ class OpenLoopResult(Result):
     overall_by_step: Mapping[str, Sequence[float | None]]
     fields: Mapping[str, Any]
     episodes: "Sequence[EpisodeErrors]"  # from the worst to the best
+    verdicts: "Sequence[Verdict]"  # the policy against each baseline
     page: str  # HTML page
     report: str
     invalid: int = 0
@@ -106,6 +107,8 @@ class OpenLoopResult(Result):
             yield f"{counted(self.invalid, 'chunk is', 'chunks are')} not finite"
         if self.futures is not None:
             yield from futures_text(self.futures)
+        for verdict in self.verdicts:
+            yield f"the policy is {verdict.text()}"
 
 
 def futures_text(futures: Mapping[str, Any]) -> Iterator[str]:
@@ -158,7 +161,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     """
     from vlatool.evaluation.control import ImageSizes
     from vlatool.evaluation.futures import evaluate_futures, tokenizer_for
-    from vlatool.evaluation.offline import evaluate_open_loop, num_chosen
+    from vlatool.evaluation.offline import evaluate_open_loop, num_chosen, verdicts
     from vlatool.evaluation.pages import REPORT_PAGE
     from vlatool.evaluation.policy_runner import open_policy
 
@@ -197,6 +200,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
         invalid=report.invalid,
         futures=futures,
         episodes=report.episodes,
+        verdicts=verdicts(report.episodes),
         page=str(output / REPORT_PAGE),
         report=str(output / REPORT),
         allowed=allowed | sizes.allowed or None,
@@ -229,7 +233,9 @@ def _write_open_loop_page(result: OpenLoopResult, pairs: RecordedPairs, command:
         cards.append(Section(title, body + strips + charts, is_under=True))
     rows = [(each.episode, each.samples, number_text(each.error)) for each in result.episodes]
     every = table(("episode", "chunks", "error"), rows, (1, 2))
+    verdict = "".join(f"<p>The policy is {row.text()}.</p>" for row in result.verdicts)
     sections = [
+        Section("Verdict", verdict),
         *pages.error_sections(
             result.overall, result.overall_by_step, result.fields, result.samples
         ),
