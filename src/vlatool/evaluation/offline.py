@@ -371,7 +371,7 @@ class _Recorder:
             self._points.setdefault(target.episode, []).append(point)
 
     def _error(self, predicted: Mapping[str, Array], target: Target) -> float:
-        """Mean error over steps and dimensions of a chunk [T, D], or of one action [D], by field."""
+        """Mean error over steps and dimensions of a chunk [T, D], or of an action [D], by field."""
         errors: list[Array] = []
         for name, action in self._fields.items():
             difference = np.abs(predicted[name] - target.actions[name])
