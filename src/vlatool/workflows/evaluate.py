@@ -82,10 +82,10 @@ class OpenLoopResult(Result):
     overall_by_step: Mapping[str, Sequence[float | None]]
     fields: Mapping[str, Any]
     episodes: "Sequence[EpisodeErrors]"  # from the worst to the best
-    verdicts: "Sequence[Verdict]"  # the policy against each baseline
     page: str  # HTML page
     report: str
     invalid: int = 0
+    verdicts: "Sequence[Verdict]" = ()  # the policy against each baseline
     futures: Mapping[str, Any] | None = None
     allowed: Allowed | None = None
 
