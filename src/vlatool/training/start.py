@@ -104,7 +104,8 @@ def check_processes(processes: int, gpus: int, reporter: Reporter = NULL) -> Non
         )
     processors = default_workers()
     if not gpus and processes > processors:
-        message = f"{OPTION} {processes}: this machine has {counted(processors, 'processor')}"
+        count = counted(processors, "processor")
+        message = f"{OPTION} {processes}: this machine has no GPU and {count}"
         reporter.warn("many_processes", f"{message}; more processes than that are not faster")
 
 
