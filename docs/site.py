@@ -23,7 +23,8 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
-from vlatool.cli import app, config_command
+from vlatool.cli import app
+from vlatool.cli import help as cli_help
 from vlatool.cli.commands import COMMANDS, Command
 from vlatool.cli.help import HelpRow
 
@@ -149,7 +150,7 @@ def option_groups(name: str) -> tuple[str, list[OptionGroup]]:
     def collect(_: Any, title: str, rows: Sequence[HelpRow]) -> None:
         groups.extend([OptionGroup(title, rows)] if rows else [])
 
-    with patch.object(config_command, "write_rows", collect), redirect_stdout(text):
+    with patch.object(cli_help, "write_rows", collect), redirect_stdout(text):
         app.run([*name.split(), "--help-all"])
     return text.getvalue().partition("\n")[0].removeprefix("Usage: "), groups
 

@@ -461,6 +461,7 @@ class NpzFrames(FrameSource):
                 f"{self._name!r} is {header.dtype}{list(header.shape)}, expected {expected}",
                 hint="the file has another layout; convert the images, or record them again",
                 code="data.bad_request",
+                finding="not_pictures",
                 field=self._name,
             )
         pixels = header.shape[1:]

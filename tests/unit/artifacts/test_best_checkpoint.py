@@ -69,7 +69,7 @@ def test_best_of_a_run_without_its_file_is_by_the_metrics_or_an_error(tmp_path: 
     assert not unmeasured.best_file.exists()
     with pytest.raises(DataError) as caught:
         named_best(unmeasured.root / "best")
-    assert caught.value.code == "data.broken"
+    assert caught.value.code == "data.missing"
 
     best = run_with(tmp_path / "best", {1: 0.1})
     assert named_best(best.root) == best.root, "a run of this name is itself"

@@ -11,7 +11,6 @@ from tests.builders.codes import codes_of, read_json_codes, tokenizer_digest, wr
 from vlatool.artifacts.codes.format import (
     CodesFolder,
     CodesLayout,
-    CodesManifest,
     EpisodeCodes,
     is_codes,
     parse_codes,
@@ -118,10 +117,10 @@ def test_a_folder_is_read_without_digests_of_episodes_and_without_a_manifest(tre
 def test_an_image_or_episode_without_codes_is_named(tree: Path, layout: CodesLayout) -> None:
     folder = write_tree_codes(tree, layout)
     error = error_of(folder, stems=[STEMS[0], "other"])
-    assert (error.code, error.details["pictures"]) == ("data.broken", ["other"])
+    assert (error.code, error.details["pictures"]) == ("data.missing", ["other"])
     assert "other" in error.message
     error = error_of(folder, "episode_000009")
-    assert (error.code, error.details["episode"]) == ("data.broken", "episode_000009")
+    assert (error.code, error.details["episode"]) == ("data.missing", "episode_000009")
 
 
 @pytest.mark.parametrize("text", ["[[1]]", "", "[[1", json.dumps([*GOOD[:-1], 5000])])
@@ -166,7 +165,7 @@ def test_an_invalid_manifest_is_refused(tree: Path, change: dict[str, Any]) -> N
 def test_packed_codes_are_preferred_if_both_are_of_one_tokenizer(tree: Path) -> None:
     with pytest.raises(DataError) as missing:
         select_codes(tree)
-    assert missing.value.code == "data.broken"
+    assert missing.value.code == "data.missing"
 
     path = write_tree_codes(tree, "json") / "manifest.json"
     write_tree_codes(tree, "packed")
@@ -179,14 +178,6 @@ def test_packed_codes_are_preferred_if_both_are_of_one_tokenizer(tree: Path) -> 
     with pytest.raises(UsageError) as caught:
         select_codes(tree)
     assert caught.value.code == "usage.conflict"
-
-
-def test_saved_manifest_is_read_back(tmp_path: Path) -> None:
-    manifest = CodesManifest(16, 1024, "t", "d", "fp32", "packed", 2, 9, "e")
-    manifest.save(tmp_path)
-    codes = CodesFolder.find(tmp_path)
-    assert codes is not None
-    assert codes.manifest == manifest
 
 
 @pytest.mark.parametrize("layout", ["json", "packed"])

@@ -123,5 +123,5 @@ def test_missing_shard_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         check_shards(tmp_path / "manifest.jsonl", [Shard(tmp_path / "gone.tar", 1)])
 
-    assert caught.value.code == "data.broken"
+    assert caught.value.code == "data.missing"
     assert caught.value.details["shard"] == str(tmp_path / "gone.tar")

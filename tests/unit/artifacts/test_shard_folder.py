@@ -50,4 +50,4 @@ def test_missing_data_is_an_error_and_an_unfinished_output_is_an_output(tmp_path
     assert is_output(tmp_path)
     with pytest.raises(DataError) as caught:
         ShardFolder.open(tmp_path)
-    assert caught.value.code == "data.broken"
+    assert caught.value.code == "data.incomplete"

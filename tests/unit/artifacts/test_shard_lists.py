@@ -81,7 +81,7 @@ def test_pattern_of_too_many_shards_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(image_shards, "_MAX_SHARDS", 1000)
     with pytest.raises(DataError) as caught:
         find_shards("a-{0..99999999999}.tar")
-    assert caught.value.code == "data.too_many_shards"
+    assert caught.value.code == "data.mismatch"
 
 
 # split of shards

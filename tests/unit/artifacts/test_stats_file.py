@@ -45,7 +45,7 @@ def test_nan_and_infinity_literals_become_null(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "code"),
     [
-        (None, "data.broken"),
+        (None, "data.missing"),
         ("{", "data.broken"),
         ("[]", "data.broken"),
     ],

@@ -566,22 +566,3 @@ def test_recommended_preset_includes_the_published_one(path: Path) -> None:
         return  # there is no recommended version of the defaults of vlatool
     recommended = path.with_name(path.name.replace("-published", ""))
     assert f"<<: !include {path.name}" in recommended.read_text()
-
-
-@pytest.mark.parametrize(
-    ("preset", "expected"),
-    [
-        ("model-diffusion-policy-published", {"model.transformer.is_causal": False}),
-        ("transformer-410m-published", {"model.transformer.hidden_dim": 1024}),
-        ("data-diffusion-policy-published", {"data.lowdim_future_timesteps": 14}),
-        ("lbm-data-params-published", {"data.normalization.scope": "per_timestep"}),
-        (
-            "hparams-diffusion-policy-published",
-            {"hparams.lr": 5e-4, "hparams.precision": "amp_bf16"},
-        ),
-    ],
-)
-def test_section_fills_its_place_in_a_run(preset: str, expected: dict[str, Any]) -> None:
-    config = load_config(TrainConfig, presets=["diffusion-policy-tiny", preset]).config
-    tree = config.model_dump(mode="json")
-    assert {key: _at(tree, key) for key in expected} == expected

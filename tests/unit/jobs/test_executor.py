@@ -113,7 +113,7 @@ def test_worker_killed_once_costs_nothing_and_every_time_only_its_item(
     error = outcomes[2].error
     assert (error is None) == (third is not None)
     if error is not None:
-        assert (type(error), error.code) == (DataError, "data.broken")
+        assert (type(error), error.code) == (DataError, "data.incomplete")
 
 
 @pytest.mark.parametrize(("workers", "kind"), [(1, SerialExecutor), (3, ProcessExecutor)])

@@ -192,11 +192,11 @@ def test_run_without_its_tokenizer_is_an_error(base: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("spoil", "code"),
     [
-        (lambda folder: (folder / "config.json").unlink(), "data.broken"),
-        (lambda folder: (folder / "config.json").write_text("{"), "data.broken"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "data.broken"),
-        (lambda folder: _write(folder / "config.json", model_type="bert"), "data.broken"),
-        (lambda folder: _write(folder / COLORS, image_mean=3), "data.broken"),
+        (lambda folder: (folder / "config.json").unlink(), "data.missing"),
+        (lambda folder: (folder / "config.json").write_text("{"), "data.missing"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "data.missing"),
+        (lambda folder: _write(folder / "config.json", model_type="bert"), "data.missing"),
+        (lambda folder: _write(folder / COLORS, image_mean=3), "data.missing"),
         (lambda folder: folder.rename(folder.with_name("moved")), "data.no_source"),
     ],
 )
@@ -221,7 +221,7 @@ def _pickled(file: Path, content: Any) -> None:
 @pytest.mark.parametrize(
     ("spoil", "code"),
     [
-        (lambda file: file.unlink(), "data.broken"),
+        (lambda file: file.unlink(), "data.missing"),
         (lambda file: file.write_bytes(file.read_bytes()[:1000]), "data.broken"),
         (lambda file: _pickled(file, os.getcwd), "data.unsafe"),
         (lambda file: _pickled(file, torch.zeros(()).to_sparse()), "data.broken"),

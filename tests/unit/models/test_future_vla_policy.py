@@ -326,7 +326,7 @@ def test_other_tokenizer_and_instruction_of_reserved_ids_are_errors(network: Fut
         policy(network, codes_digest="other").with_tokenizer(tiles)
     with fails("data.broken"):
         policy(network).act([observation(1, "say <|im_end|>")], seeds=[0])
-    with fails("data.broken"):
+    with fails("data.missing"):
         policy(network, fast=None)
 
 

@@ -133,7 +133,7 @@ def test_other_bytes_with_a_released_name_raise_an_error(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["", "nothing.pth"])
 def test_missing_weights_raise_an_error(tmp_path: Path, name: str) -> None:
-    with fails("data.broken"):
+    with fails("data.missing"):
         perceptual_network("lpips", tmp_path / name)
 
 

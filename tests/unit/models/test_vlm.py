@@ -134,7 +134,7 @@ def test_unknown_model_type_and_too_small_text_length_are_errors(
 ) -> None:
     config = (bases["smolvlm"] / "config.json").read_text()
     (tmp_path / "config.json").write_text(config.replace('"smolvlm"', '"blip"'))
-    with fails("data.broken"):
+    with fails("data.missing"):
         section(tmp_path, image_size=None)
     with fails("usage.bad_value"):
         make_text_tokenizer(section(bases["smolvlm"]), 10, None)

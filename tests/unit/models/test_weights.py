@@ -84,5 +84,5 @@ def test_tokenizer_without_a_size_is_a_data_error(
 ) -> None:
     weights = {key: torch.zeros(size) for key, size in SIZES.items()}
 
-    with fails("data.broken"):
+    with fails("data.missing"):
         inferred_config({**weights, name: torch.zeros(shape)}, tmp_path)

@@ -425,13 +425,6 @@ def test_a_table_beside_the_episodes_is_no_episode(tmp_path: Path) -> None:
     assert [finding.code for finding in reader.source_findings] == ["folder.stray_files"]
 
 
-def test_folders_with_the_same_files_are_episodes_whatever_their_names(tmp_path: Path) -> None:
-    for name in ("pick", "place"):
-        write_episode(tmp_path / name)
-
-    assert [episode.id for episode in episodes(tmp_path)] == ["pick", "place"]
-
-
 def test_a_folder_of_images_alone_stays_of_the_format_images(tmp_path: Path) -> None:
     write_images(tmp_path / "episode_0", ["0.png", "1.png"])
 
@@ -469,6 +462,7 @@ def placed(root: Path, names: list[str]) -> list[str]:
         (["clip_0.mp4", "clip_1.mp4", "traj_0.csv", "traj_1.csv"], ["0", "1"]),
         (["pick.mp4", "pick.csv", "place.mp4", "place.csv"], ["pick", "place"]),
         (["pick/pick.mp4", "pick/pick.csv", "put/put.mp4", "put/put.csv"], ["pick", "put"]),
+        (["pick/a.mp4", "pick/a.csv", "put/a.mp4", "put/a.csv"], ["pick", "put"]),
         (["e_01.mp4", "e_1.csv", "e_02.mp4", "e_2.csv"], ["e_01", "e_02"]),
         (["videos/e0/a.mp4", "data/e0/a.csv", "videos/e1/a.mp4", "data/e1/a.csv"], ["e0", "e1"]),
         (["e0/front.mp4", "e0/kuka1.csv", "e0/kuka2.csv"], ["e0"]),

@@ -179,7 +179,7 @@ def test_images_that_the_manifest_of_windows_counts_are_missed(
     *_, last = ImagesReader(ImagesConfig()).discover([tree / subfolder])
     with pytest.raises(DataError) as caught:
         ImagesReader(ImagesConfig()).read(last)
-    assert (last.id[-14:], caught.value.code) == ("episode_000001", "data.broken")
+    assert (last.id[-14:], caught.value.code) == ("episode_000001", "data.missing")
 
 
 def test_without_an_index_of_lines_gaps_are_found(tmp_path: Path) -> None:

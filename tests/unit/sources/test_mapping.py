@@ -167,15 +167,6 @@ def test_the_next_row_of_a_state_is_an_action(tmp_path: Path) -> None:
     assert episode.language == {"original": ["beat the block"]}
 
 
-def test_two_cameras_of_one_name_in_two_groups_have_two_names(tmp_path: Path) -> None:
-    def change(file: Any) -> None:
-        for name in ("front", "wrist"):
-            file[f"data/demo_0/obs/{name}/rgb"] = hdf5.images(3)
-
-    path = hdf5.robomimic(tmp_path / "a.hdf5", {"demo_0": 3}, change)
-    assert {*read(path).cameras} == {"front_image", "front", "wrist"}
-
-
 def test_depth_and_labels_are_no_fields(tmp_path: Path) -> None:
     meters = np.full((3, 24, 32, 1), 0.5, np.float32)
 

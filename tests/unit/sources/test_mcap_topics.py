@@ -391,15 +391,6 @@ def test_a_rate_of_the_mapping_may_be_a_number(tmp_path: Path) -> None:
     assert read(path, "{fields: {a: /action}, fps: 5}", fps=None).fps == 5
 
 
-def test_a_file_that_is_whole_is_not_to_be_copied_again(tmp_path: Path) -> None:
-    path = build.bag(
-        tmp_path / "a.mcap", [*build.standard(), ("/action", 7e9, build.numbers(1, 1))]
-    )
-    with pytest.raises(DataError) as caught:
-        read(path, "fields: {a: /action}")
-    assert (caught.value.code, "--gap-s" in caught.value.hint) == ("data.broken", True)
-
-
 def test_references_of_a_list_may_be_missing_if_another_is_there(tmp_path: Path) -> None:
     path = build.bag(tmp_path / "a.mcap", build.standard())
     text = "{{fields: {{a: /action}}, instruction: {}}}"

@@ -45,10 +45,6 @@ def test_excluded_episodes_are_removed_from_the_selection(
     assert selected_ids(include, exclude) == ids
 
 
-def test_numbers_of_the_data_set_are_excluded_not_positions() -> None:
-    assert selected_ids(None, "11", range(10, 13)) == ["10", "12"]
-
-
 @pytest.mark.parametrize(
     ("include", "exclude", "kind", "code"),
     [

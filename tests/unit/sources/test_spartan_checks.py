@@ -194,16 +194,6 @@ def test_a_defect_has_its_code_and_place(
     assert all("episode" in finding.place for finding in findings)
 
 
-def test_non_finite_value_is_reported_with_its_axis(tmp_path: Path) -> None:
-    def spoil(values: np.ndarray) -> np.ndarray:
-        values = values.copy()
-        values[4, 2] = np.nan
-        return values
-
-    findings = broken(tmp_path, put("observations", XYZ, spoil))
-    assert ["is not finite (z)" in finding.message for finding in findings] == [True]
-
-
 def test_a_good_episode_has_no_findings_but_an_unused_object_array(tmp_path: Path) -> None:
     assert broken(tmp_path / "good", None, deep=True) == []
     assert episode_findings(spartan_task(tmp_path / "short", 1, 1), deep=True) == []

@@ -1,6 +1,5 @@
 """Surveys of selected episodes, compared with reading them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from tests.builders.lerobot import Columns, lerobot_dataset, write_lines
 from tests.builders.spartan import CAMERAS, Change, Documents, session_folder, spartan_task
 from vlatool.episode import EpisodeRef, FieldSpec, Survey
 from vlatool.errors import DataError
-from vlatool.sources.base import FormatReader, field_specs, survey_by_reading
+from vlatool.sources.base import FormatReader, survey_by_reading
 from vlatool.sources.lerobot.dataset import LeRobotConfig
 from vlatool.sources.lerobot.reader import LeRobotReader
 from vlatool.sources.spartan.config import SpartanConfig
@@ -52,27 +51,6 @@ def put(name: str, values: np.ndarray) -> Change:
 
 def processed(root: Path, number: int) -> Path:
     return session_folder(root) / f"episode_{number}/processed"
-
-
-@pytest.mark.parametrize("name", ["spartan", "lerobot"])
-def test_survey_of_equal_episodes_equals_that_of_the_first(name: str, tmp_path: Path) -> None:
-    source = (
-        spartan(spartan_task(tmp_path, 3, 6))
-        if name == "spartan"
-        else lerobot(lerobot_dataset(tmp_path / "pick", [6, 4]))
-    )
-    reader, refs = source
-    episode, survey = reader.read(refs[0]), survey_of(source)
-    assert survey.episodes == len(refs)
-    assert list(survey.cameras) == list(episode.cameras)
-    sizes = {camera: frames.size for camera, frames in episode.cameras.items()}
-    assert survey.cameras == sizes
-    assert list(survey.fields.items()) == list(field_specs(episode).items())
-    assert survey.frames == sum(reader.read(ref).num_frames for ref in refs)
-    assert survey.fps == episode.fps
-    assert survey.action_fields == episode.action_fields
-    assert survey.proprioception_fields == episode.proprioception_fields
-    assert survey.pose_groups == episode.pose_groups
 
 
 @pytest.mark.parametrize("name", ["spartan", "lerobot"])
@@ -148,17 +126,6 @@ def test_source_without_a_readable_episode_raises_the_first_error(
     with pytest.raises(DataError) as caught:
         survey_of(source)
     assert (caught.value.code, caught.value.details["episodes"]) == (code, 2)
-
-
-def test_dimension_names_are_the_declared_ones(tmp_path: Path) -> None:
-    root = lerobot_dataset(tmp_path / "pick", [3])
-    tree = json.loads((root / "meta/info.json").read_text())
-    tree["features"]["observation.state"]["names"] = {"arm": ["x", "y", "z"]}
-    tree["features"]["action"]["names"] = ["one too many", "a", "b"]
-    (root / "meta/info.json").write_text(json.dumps(tree))
-    fields = survey_of(lerobot(root)).fields
-    assert fields["observation.state"] == FieldSpec(3, ("x", "y", "z"))
-    assert fields["action"] == FieldSpec(2)
 
 
 def test_frames_are_unknown_without_lengths_in_the_list(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.builders.base_models import causal_base, clip_base, vlm_base
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.plugin import PAGE, acme_data, acme_distribution
 from tests.builders.spartan import spartan_task
-from tests.builders.toys import GanType, LmType, write_numbers
+from tests.builders.toys import write_numbers
 from vlatool.episode import Episode, Survey
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyType
 from vlatool.sources.lerobot.reader import LeRobotReader
@@ -128,14 +128,6 @@ def test_episodes_in_another_order_or_another_survey_are_reported(tmp_path: Path
         check_reader(Alphabetical, source)
     with pytest.raises(AssertionError, match="survey has the cameras"):
         check_reader(NoSurveyedCameras, source)
-
-
-def test_toys_fulfill_the_contract_of_a_model_type(tmp_path: Path) -> None:
-    rows, teacher = write_numbers(tmp_path / "rows"), tmp_path / "teacher.safetensors"
-    save_file({"weight": np.eye(4, dtype=np.float32), "bias": np.zeros(4, np.float32)}, teacher)
-
-    check_model_type(GanType, {"teacher": str(teacher)}, data=rows)
-    check_model_type(LmType, data={"type": "numbers", "folders": [str(rows)]})
 
 
 def test_plugins_of_the_documentation_fulfill_their_contracts(

@@ -250,7 +250,7 @@ def test_newest_checkpoint_without_its_manifest_is_not_skipped(tmp_path: Path) -
 
 def test_an_artifact_with_another_manifest_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text('{"format": "vlatool.windows"}')
-    with fails("data.broken"):
+    with fails("data.missing"):
         find_checkpoint(tmp_path)
 
 

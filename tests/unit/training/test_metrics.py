@@ -74,7 +74,7 @@ def test_dropped_samples_are_counted_and_listed_and_each_reason_is_reported_once
 def test_run_ends_when_too_large_a_share_is_dropped(tmp_path: Path) -> None:
     # The share is measured over at least 1000 samples: ten drops are allowed.
     run, _ = run_of(tmp_path, 4)
-    with fails("data.broken") as caught:
+    with fails("data.incomplete") as caught:
         run.fit_batches(dropping((5, 0), (5, 0), (1, 0), (0, 0)))
     assert caught.value.details["dropped"] == {"too_dark": 11}
     assert run.saved == [2]

@@ -175,12 +175,6 @@ def test_rows_with_nan_are_left_out() -> None:
     assert (group.values("lag"), group.fits[0].residual) == ([0], pytest.approx(0, abs=1e-6))
 
 
-def test_a_case_has_every_value_of_a_convention() -> None:
-    cases = [planted_case(number) for number in range(200)]
-    for name, count in (("rotation", 12), ("lag", 4), ("frame", 3), ("noise", 4)):
-        assert len({getattr(case, name) for case in cases}) == count
-
-
 def test_states_of_a_lost_tracker_are_read() -> None:
     rng = np.random.default_rng(0)
     quaternions = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in walks(9, 4)]
