@@ -86,7 +86,7 @@ def test_unfinished_download_is_refused_with_the_command_that_completes_it(
 ) -> None:
     commands: set[str] = set()
     for use in USES:
-        with fails("data.broken") as caught:
+        with fails("data.incomplete") as caught:
             use(location)
         commands |= {*caught.value.details["commands"]}
     (command,) = commands

@@ -107,7 +107,7 @@ def _rows(*shards: str) -> str:
         ("--task PushBox -o out", _rows("../shards"), "data.broken"),
         ("--task PushBox -o out", _rows("a/../../b"), "data.broken"),
         ("--task PushBox -o out", _rows("shards", "shards"), "data.broken"),
-        ("--task PushBox -o out", _rows("shards", "missing"), "data.broken"),
+        ("--task PushBox -o out", _rows("shards", "missing"), "data.missing"),
         ("--task PushBox -o out", "", "data.no_samples"),
         ("--task PushBox -o out", '{"shard": 3}', "data.broken"),
         ("--task PushBox -o out --view raw", None, "config.invalid_value"),

@@ -205,7 +205,7 @@ def test_first_stage_makes_codes_and_cannot_decode(whole: Path, tree: Path, tmp_
     first = write_tokenizer(tmp_path / "first", stage=1)
     encoded(tree, first, tmp_path / "out")
     assert not (tmp_path / "out/checks").exists()
-    with fails("data.broken"):
+    with fails("data.missing"):
         _decoded(tmp_path / "out", first, tmp_path / "decoded")
 
 

@@ -208,7 +208,7 @@ def test_data_without_a_field_of_the_policy_are_an_error(
     assert caught.value.details["field"] == RELATIVE
     with fails("data.no_manifest"):
         open_loop(OpenLoopConfig(checkpoint=str(run), data="nowhere"))
-    with fails("data.broken"):
+    with fails("data.missing"):
         open_loop(OpenLoopConfig(checkpoint="nowhere", data=str(data)))
 
 

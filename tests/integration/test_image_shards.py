@@ -241,9 +241,9 @@ def test_a_folder_without_images_and_a_dead_link_are_listed(tree: Path) -> None:
     error = error_of(tree, tree.parent / "shards")
 
     codes = [failure["code"] for failure in error.details["failures"]]
-    assert codes == ["data.broken", "data.broken"]
+    assert codes == ["data.missing", "data.missing"]
     error = error_of(tree, tree.parent / "lbm", sink="lbm")
-    assert (error.code, error.exit_code) == ("data.broken", 3)
+    assert (error.code, error.exit_code) == ("data.missing", 3)
 
 
 def test_pixels_of_a_png_are_decoded_with_verify_pixels(tree: Path) -> None:

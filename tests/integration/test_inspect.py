@@ -133,7 +133,7 @@ def test_broken_episodes_are_listed_and_a_source_of_them_is_an_error(tmp_path: P
     codes = [warning["code"] for warning in report["warnings"]]
     assert codes == ["lerobot.camera_without_files"]
     next(source.glob("data/*/episode_000000.parquet")).write_bytes(b"no parquet")
-    with fails("data.broken"):
+    with fails("data.incomplete"):
         inspected(source)
     (source / "meta/info.json").write_text("{")
     with fails("data.broken"):
@@ -195,7 +195,7 @@ def test_a_shard_folder_is_recognized_from_each_of_its_folders(preprocessed: Pat
 
 @pytest.mark.parametrize(
     ("name", "code"),
-    [("shard_000001.tar", "data.broken"), ("stats.json", "data.broken")],
+    [("shard_000001.tar", "data.missing"), ("stats.json", "data.missing")],
 )
 def test_a_missing_file_is_a_finding(shards: Path, name: str, code: str) -> None:
     (shards / "shards" / name).unlink()
@@ -207,7 +207,7 @@ def test_a_missing_file_is_a_finding(shards: Path, name: str, code: str) -> None
 def test_an_interrupted_preprocess_is_reported(shards: Path) -> None:
     for manifest in shards.rglob("manifest.jsonl"):
         manifest.unlink()
-    with fails("data.broken"):
+    with fails("data.incomplete"):
         inspected(shards)
 
 

@@ -358,7 +358,7 @@ def test_images_of_two_sizes_are_an_error_if_the_size_is_unknown(run: Path, tmp_
         (CAMERAS[0], np.zeros((0, 64, 3), np.uint8), "data.bad_request"),
         (CAMERAS[0], "front.png", "data.bad_request"),
         (CAMERAS[0], None, "data.bad_request"),
-        (CAMERAS[0], [[1], [2, 3]], "data.broken"),
+        (CAMERAS[0], [[1], [2, 3]], "data.missing"),
         (XYZ, [1.0, 2.0], "data.mismatch"),
         (XYZ, [[1.0, 2.0, 3.0]], "data.mismatch"),
         (XYZ, "up", "data.mismatch"),
@@ -366,9 +366,9 @@ def test_images_of_two_sizes_are_an_error_if_the_size_is_unknown(run: Path, tmp_
         (XYZ, {"x": 1.0}, "data.mismatch"),
         (XYZ, [True, False, True], "data.mismatch"),
         (XYZ, [1.0, float("nan"), 3.0], "data.not_finite"),
-        (XYZ, [[1.0], [2.0, 3.0]], "data.broken"),
-        (XYZ, [[b"long" * 1000, b""], [b"", b""]], "data.broken"),
-        (XYZ, torch.zeros(3, requires_grad=True), "data.broken"),
+        (XYZ, [[1.0], [2.0, 3.0]], "data.missing"),
+        (XYZ, [[b"long" * 1000, b""], [b"", b""]], "data.missing"),
+        (XYZ, torch.zeros(3, requires_grad=True), "data.missing"),
     ],
 )
 def test_invalid_observation_is_an_error(
@@ -408,7 +408,7 @@ def test_more_steps_than_the_chunk_has_are_an_error(executed: Any, policy: Polic
         ({"seed": 2**64}, "usage.bad_value"),
         ({"checkpoint": 5}, "usage.bad_value"),
         ({"checkpoint": None}, "usage.bad_value"),
-        ({"checkpoint": "nowhere"}, "data.broken"),
+        ({"checkpoint": "nowhere"}, "data.missing"),
         ({"checkpoint": ""}, "usage.missing_key"),
     ],
 )

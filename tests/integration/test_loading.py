@@ -352,7 +352,7 @@ def test_error_of_a_loader_worker_keeps_its_details(copy: Path) -> None:
 
     error = error_of(data, workers=1)
 
-    assert error.code == "data.broken"
+    assert error.code == "data.missing"
     assert error.details["shard"].endswith("shard_000001.tar")
     assert error.hint
 

@@ -250,10 +250,10 @@ def _drop_field(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "code"),
     [
-        ("shard_000001.tar", Path.unlink, "data.broken"),
+        ("shard_000001.tar", Path.unlink, "data.missing"),
         ("manifest.jsonl", Path.unlink, "data.no_manifest"),
-        ("stats.json", Path.unlink, "data.broken"),
-        ("preprocessing_config.yaml", Path.unlink, "data.broken"),
+        ("stats.json", Path.unlink, "data.missing"),
+        ("preprocessing_config.yaml", Path.unlink, "data.missing"),
         ("shard_000001.tar", _cut, "data.broken"),
         ("stats.json", _drop_field, "data.unknown_field"),
     ],

@@ -266,7 +266,7 @@ def in_manifest(**values: Any) -> Break:
     ("change", "keys", "code", "message"),
     [
         (lambda root: None, {"samples": []}, "data.no_source", "no samples are configured"),
-        (lambda root: (root / "A").rename(root / "B"), {}, "data.broken", "names it in its"),
+        (lambda root: (root / "A").rename(root / "B"), {}, "data.missing", "names it in its"),
         (
             lambda root: shutil.rmtree(root / "lines/data"),
             {},

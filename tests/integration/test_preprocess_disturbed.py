@@ -118,7 +118,7 @@ def test_source_removed_during_the_run_fails_only_its_episode(
     with pytest.raises(VlatoolError) as caught:
         run(source, tmp_path / "out", reporter=After(1, vanish))
 
-    assert (caught.value.exit_code, failure_of(caught.value)["code"]) == (4, "data.broken")
+    assert (caught.value.exit_code, failure_of(caught.value)["code"]) == (4, "data.missing")
     remaining = {metadata(sample)["episode_id"][-1] for sample in samples(tmp_path / "out/shards")}
     assert remaining == {"0", "2"}
 

@@ -485,7 +485,7 @@ def test_after_an_interrupted_request_no_other_one_gets_its_reply() -> None:
 def test_values_that_cannot_be_sent_are_errors_of_the_client(url: str, value: Any) -> None:
     with vlatool.connect(url) as client, pytest.raises(VlatoolError) as failed:
         client.act({**look(1), "pose": value})
-    assert failed.value.code == "data.broken"
+    assert failed.value.code == "data.missing"
 
 
 # limits
@@ -738,7 +738,7 @@ def test_a_stopped_server_answers_what_it_computes() -> None:
 
 BAD_STARTS: Mapping[str, tuple[str, str, int]] = {
     "no checkpoint": ("", "usage.missing_key", 2),
-    "absent checkpoint": ("absent", "data.broken", 3),
+    "absent checkpoint": ("absent", "data.missing", 3),
     "port in use": ("absent --port PORT", "usage.bad_value", 2),
     "unknown host": ("absent --host no_such_host", "usage.bad_value", 2),
     "host of another": ("absent --host 192.0.2.1 --key-file key", "usage.bad_value", 2),

@@ -208,7 +208,7 @@ def test_missing_action_fields_are_reported_with_the_keys_to_set(
     with pytest.raises(VlatoolError) as caught:
         train(tiny_config(published, tmp_path / "runs/policy", **changes))
     error = caught.value
-    assert (error.code, error.exit_code) == ("data.broken", 3)
+    assert (error.code, error.exit_code) == ("data.missing", 3)
     assert "--data.action_fields robot__action__" in error.hint
     assert set(error.details["known"]) == set(read_stats(published / "stats.json"))
 

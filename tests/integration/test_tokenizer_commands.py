@@ -244,7 +244,7 @@ def test_folder_without_any_network_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         load_metric_networks(str(tmp_path), torch.device("cpu"))
 
-    assert (error.value.code, error.value.exit_code) == ("data.broken", 3)
+    assert (error.value.code, error.value.exit_code) == ("data.missing", 3)
 
 
 @pytest.mark.parametrize(

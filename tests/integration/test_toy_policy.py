@@ -125,7 +125,7 @@ def test_loaded_policy_acts_as_in_the_rollout_of_its_seed(run: Path, tmp_path: P
 def test_open_loop_needs_data_with_recorded_actions(run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         open_loop(OpenLoopConfig(checkpoint=str(run), data=str(tmp_path), output=str(tmp_path)))
-    assert caught.value.code == "data.broken"
+    assert caught.value.code == "data.missing"
     with pytest.raises(UsageError, match="'data' needs a value"):
         open_loop(OpenLoopConfig(checkpoint=str(run), output=str(tmp_path)))
 

@@ -397,7 +397,7 @@ def test_data_without_a_camera_are_an_error(tmp_path: Path) -> None:
             data__action_fields="action",
             data__proprioception_fields="observation.state",
         )
-    assert caught.value.code == "data.broken"
+    assert caught.value.code == "data.missing"
     assert not (tmp_path / "run").exists()
 
 
@@ -427,7 +427,7 @@ def test_broken_samples_are_dropped_counted_and_reported_unless_they_are_too_man
         training.damage_image(shard)
     with pytest.raises(DataError) as caught:
         run_training(broken, tmp_path / "many", data__max_dropped_share=0.0)
-    assert caught.value.code == "data.broken"
+    assert caught.value.code == "data.incomplete"
     assert caught.value.details["dropped"]["broken_sample"] > 0
 
     _write_nan(first)

@@ -157,7 +157,7 @@ def checkpoint(data: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "options", "code"),
     [
-        (without_rows, {}, "data.broken"),
+        (without_rows, {}, "data.incomplete"),
         (None, {"location": "s3://lab/pick"}, "usage.bad_value"),
         (None, {"location": "hf://datasets/lab/pick/folder"}, "usage.bad_value"),
         (None, {"location": "hf://datasets/lab/pick@dev"}, "usage.bad_value"),

@@ -150,7 +150,7 @@ def listed_twice(root: Path) -> Path:
         (lambda root: libero.libero_dataset(root, cameras=["image"]), "data.no_episodes"),
         (
             lambda root: libero.libero_dataset(root, change=lambda _, c: c.pop("wrist_image")),
-            "data.broken",
+            "data.incomplete",
         ),
         (listed_twice, "data.broken"),
     ],
