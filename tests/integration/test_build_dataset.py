@@ -1,6 +1,5 @@
 """`build-dataset` and `export`: samples of either layout from windows and codes."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from tests.builders.codes import (
     write_tree_codes,
 )
 from tests.builders.errors import fails
+from tests.builders.preprocessing import contents
 from tests.builders.s3_runs import upload
 from tests.builders.verifying import verified
 from vlatool.artifacts.codes.format import CodesManifest
@@ -73,15 +73,6 @@ def build_error(workspace: Path, output: Path | None = None, /, **options: Any) 
 def exported(source: Path, output: Path, **options: Any) -> ExportResult:
     tree = {"source": str(source), "output": str(output), "workers": 1, **options}
     return export(ExportConfig.model_validate(tree))
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """Digest of every file except the records of runs."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and ".vlatool" not in path.parts
-    }
 
 
 def lines(output: Path) -> list[bytes]:
@@ -575,13 +566,6 @@ def test_codes_of_an_image_with_a_path_are_rejected(workspace: Path) -> None:
     assert failed(lambda: exported(workspace / "A/tokens", workspace / "OUT")) == ["data.broken"]
 
 
-def test_missing_codes_of_a_counted_episode_are_reported(workspace: Path) -> None:
-    (workspace / "A/tokens" / f"{FIRST}.npz").unlink()
-
-    with fails("data.wrong_digest"):
-        exported(workspace / "A/tokens", workspace / "OUT")
-
-
 def test_packed_samples_of_another_number_fail_their_episode(workspace: Path) -> None:
     build(workspace, packed=True)
     path = workspace / "OUT/packed" / f"{FIRST}.npz"
@@ -591,17 +575,6 @@ def test_packed_samples_of_another_number_fail_their_episode(workspace: Path) ->
         )
 
     assert failed(lambda: exported(workspace / "OUT", workspace / "lines")) == ["data.broken"]
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_space_after_an_instruction_keeps_samples_valid(workspace: Path, packed: bool) -> None:
-    for path in (workspace / "A/data").glob("*.jsonl"):
-        rewrite(path, lambda lines: [line.replace("\\n\\n", "  \\n\\n", 1) for line in lines])
-
-    build(workspace, packed=packed)
-
-    findings = verified(workspace / "OUT").findings
-    assert not [finding for finding in findings if finding.severity != "info"]
 
 
 def test_verify_reports_a_tag_in_a_packed_instruction(workspace: Path) -> None:

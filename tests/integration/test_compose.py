@@ -271,13 +271,3 @@ def test_a_new_run_needs_weights() -> None:
     with pytest.raises(VlatoolError) as caught:
         model_type.check_init(FutureVlaConfig(), None)
     assert "vlatool compose" in caught.value.hint
-
-
-def test_a_folder_whose_files_changed_is_written_again(tmp_path: Path) -> None:
-    config = ComposeConfig(tiny=True, output=str(tmp_path / "tiny"))
-    compose(config)
-    before = sha256_of(tmp_path / "tiny/config.json")
-    (tmp_path / "tiny/config.json").write_text("{}")
-    assert compose(config).status == "written"
-    assert sha256_of(tmp_path / "tiny/config.json") == before
-    assert compose(config).status == "already complete"

@@ -7,7 +7,6 @@ import shutil
 import struct
 import tarfile
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import webdataset as wds
 from PIL import Image
 
 from tests.builders.images import HEIGHT, WIDTH, image, image_shards, saved, window_tree, write
-from tests.builders.preprocessing import contents
 from tests.builders.s3_runs import digests, upload
 from vlatool.artifacts.tar import index_by_headers, index_path, read_index
 from vlatool.config.resolve import Override, load_config
@@ -187,13 +185,6 @@ def test_images_are_resized_to_a_published_number_and_others_written_without_los
 @pytest.mark.slow  # dozens of runs
 def test_the_sink_fulfills_the_sink_contract() -> None:
     check_sink(ImageShardsSink, {"val_ratio": 0.4, "image_format": "jpeg"})
-
-
-def test_two_workers_write_the_files_of_one(tree: Path) -> None:
-    options: Mapping[str, Any] = {"image_format": "jpeg", "val_ratio": 0.5}
-    image_shards(tree, tree.parent / "one", **options)
-    image_shards(tree, tree.parent / "two", workers=2, **options)
-    assert contents(tree.parent / "one") == contents(tree.parent / "two")
 
 
 def test_images_in_s3_give_the_same_shards_in_s3(tree: Path, s3_bucket: str) -> None:

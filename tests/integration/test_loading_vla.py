@@ -28,7 +28,6 @@ EPISODES, FRAMES = 5, 3
 SIZES = (4, 50)
 KIND = VlaKind()
 Break = Callable[[Path], Any]
-GRAY = encode_png(np.zeros((8, 12), np.uint8))
 
 
 def build(root: Path, name: str, **options: Any) -> Path:

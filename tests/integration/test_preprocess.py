@@ -302,12 +302,6 @@ def test_run_corrected_after_zero_samples_may_use_the_same_output(
     assert run(source, tmp_path / "out").samples == EPISODES * FRAMES
 
 
-def test_missing_source_is_a_data_error(tmp_path: Path) -> None:
-    error = refusal(tmp_path / "none", tmp_path / "out")
-
-    assert (error.code, error.exit_code) == ("data.no_source", 3)
-
-
 # cameras
 
 

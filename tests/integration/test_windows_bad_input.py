@@ -99,7 +99,7 @@ CASES: dict[str, tuple[Make, str]] = {
     "a frame lost": (column("frame_index", np.array([0, 1, 3, 4])), "data.broken"),
     "no task": (listed([]), "data.bad_request"),
     "blank task": (listed([" "]), "data.bad_request"),
-    "tag in the task": (listed(["take <image>"]), "data.reserved_word"),
+    "tag in the task": (listed(["take <image>"]), "data.broken"),
 }
 
 
