@@ -99,9 +99,8 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("tokenizer.json", "lost", "run.broken_kept"),
         ("tokenizer.json", "changed", "run.broken_kept"),
-        ("stats.json", "lost", "run.broken_statistics"),
-        ("config.yaml", "lost", "run.broken_config"),
         ("config.yaml", "changed", "run.broken_kept"),
+        ("origins.json", "changed", "run.broken_kept"),
     ],
 )
 def test_verify_reports_changed_assets(

@@ -94,15 +94,6 @@ def test_weights_that_no_manifest_lists_are_not_used(run: RunDir) -> None:
     assert open_trained(str(run.root)).origin.weights == "raw"
 
 
-def test_verify_of_a_run_reports_that_its_newest_checkpoint_has_no_manifest(
-    run: RunDir, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (run.checkpoint(2) / "manifest.json").unlink()
-    assert run_command(["verify", str(run.root), "--json"]) == 3
-    actual = json.loads(capsys.readouterr().out)["findings"]
-    assert "run.broken_manifest" in {finding["code"] for finding in actual}
-
-
 # files beside the checkpoints
 
 

@@ -197,13 +197,13 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     ),
     "config.json describes no network": (
         lambda at: _edit(at / "dino/config.json", num_attention_heads=0),
-        "data.broken",
+        "data.missing",
         "no network",
     ),
     "the folders are swapped": (
         lambda at: (at / "dino").rename(at / "x") and (at / "qwen").rename(at / "dino")
         and (at / "x").rename(at / "qwen"),
-        "data.broken",
+        "data.missing",
         "model_type is 'dinov3_vit'",
     ),
     "a file is truncated": (
@@ -213,7 +213,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     ),
     "the tokenizer is missing": (
         lambda at: (at / "qwen/tokenizer.json").unlink(),
-        "data.broken",
+        "data.missing",
         "tokenizer.json",
     ),
     "the tokenizer is of another model": (
@@ -223,7 +223,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     ),
     "a model has no weights": (
         lambda at: (at / "dino/model.safetensors").unlink(),
-        "data.broken",
+        "data.missing",
         "no weights",
     ),
     "a model does not exist": (lambda at: shutil.rmtree(at / "dino"), "data.no_source", "dino"),
@@ -271,13 +271,3 @@ def test_a_new_run_needs_weights() -> None:
     with pytest.raises(VlatoolError) as caught:
         model_type.check_init(FutureVlaConfig(), None)
     assert "vlatool compose" in caught.value.hint
-
-
-def test_a_folder_whose_files_changed_is_written_again(tmp_path: Path) -> None:
-    config = ComposeConfig(tiny=True, output=str(tmp_path / "tiny"))
-    compose(config)
-    before = sha256_of(tmp_path / "tiny/config.json")
-    (tmp_path / "tiny/config.json").write_text("{}")
-    assert compose(config).status == "written"
-    assert sha256_of(tmp_path / "tiny/config.json") == before
-    assert compose(config).status == "already complete"

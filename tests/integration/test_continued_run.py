@@ -127,7 +127,7 @@ def test_missing_published_file_is_named_before_anything_is_written(
 ) -> None:
     (published / name).unlink()
 
-    with fails("data.broken") as caught:
+    with fails("data.missing") as caught:
         train(config(data, tmp_path / "run", published / "checkpoint_3.pt"))
     assert str(published / name) in caught.value.message
     assert not (tmp_path / "run").exists()

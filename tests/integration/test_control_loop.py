@@ -443,12 +443,6 @@ def test_after_the_error_of_a_plan_the_loop_goes_on_without_a_reset() -> None:
             assert set(loop.step(look(number))) >= {"move"}
 
 
-@pytest.mark.parametrize(("steps", "delay"), [(0, 0), (6, 0), (2, 3), (4, 2), (2, -1)])
-def test_a_loop_needs_chunks_that_are_long_enough(steps: int, delay: int) -> None:
-    with fails("usage.bad_value"):
-        vlatool.ControlLoop(local(LookPolicy()), execute_steps=steps, delay_steps=delay)
-
-
 def test_commands_stay_within_the_range_and_the_speed_and_are_counted() -> None:
     limits = {"move": {"low": [-1.0, -np.inf], "high": 1.0, "speed": [np.inf, 2.0]}}
     free: list[Array] = []
@@ -471,6 +465,25 @@ def test_the_first_command_moves_at_the_speed_from_where_the_robot_is() -> None:
     with vlatool.ControlLoop(local(LookPolicy()), limits=limits) as loop:
         loop.reset(command={"grip": [500.0]})
         assert abs(loop.step(look(0))["grip"][0] - 500.0) == pytest.approx(1 / LookPolicy.fps)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"execute_steps": 0},
+        {"execute_steps": 6},
+        {"execute_steps": 2, "delay_steps": 3},
+        {"execute_steps": 4, "delay_steps": 2},
+        {"execute_steps": 2, "delay_steps": -1},
+        {"max_age_s": 0},
+        {"max_age_s": float("nan")},
+    ],
+)
+def test_a_loop_needs_chunks_that_are_long_enough_and_a_deadline_above_0(
+    keys: dict[str, Any],
+) -> None:
+    with fails("usage.bad_value"):
+        vlatool.ControlLoop(local(LookPolicy()), **keys)
 
 
 @pytest.mark.parametrize(
@@ -524,12 +537,6 @@ def test_a_command_from_an_old_observation_is_an_error() -> None:
         time.sleep(0.06)
         with fails("environment.policy_failed"):
             loop.step(look(1))
-
-
-@pytest.mark.parametrize("seconds", [0, -1, float("nan")])
-def test_a_deadline_is_above_0(seconds: float) -> None:
-    with fails("usage.bad_value"):
-        vlatool.ControlLoop(local(LookPolicy()), max_age_s=seconds)
 
 
 # seams

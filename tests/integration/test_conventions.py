@@ -164,11 +164,6 @@ def test_a_typed_frame_that_the_states_contradict_is_refused(
     assert "pose_groups: hand says base" in caught.value.message
 
 
-def test_few_rows_do_not_refuse(recording: Path, tmp_path: Path) -> None:
-    options = {"sink": poses("euler_zyx"), "dry_run": True, "episodes": "0:5"}
-    assert written(recording, tmp_path / "out", **options).is_planned
-
-
 @pytest.mark.parametrize(
     ("is_absolute", "codes"), [(True, ["conventions.contradiction"]), (False, [])]
 )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.planted_defects import DEFECTS, record, shares_of
+from benchmarks.planted_defects import DEFECTS, record
 from tests.builders.metaworld import skip_without_metaworld
 from tests.builders.verifying import verified
 from vlatool.artifacts.curation.format import CuratedEpisode, badness, read_curation
@@ -201,18 +201,6 @@ def test_what_the_data_lack_is_absent_and_named(raw: Path, tmp_path: Path) -> No
     assert "instruction" in result.absent["other_instruction"]
     assert "idle_share" not in result.absent
     assert not (tmp_path / "one/strips").exists()
-
-
-def test_shares_of_defects_are_checked() -> None:
-    for defects, message in {
-        "tremr:0.1": "known: early-release, .*tremor",
-        "tremor": "tremor:0.2",
-        "tremor:0": "above 0",
-        "tremor:0.1,tremor:0.1": "is given twice",
-        "tremor:0.7,pause:0.7": "sum to at most 1",
-    }.items():
-        with pytest.raises(ValueError, match=message):
-            shares_of(defects.split(","))
 
 
 @pytest.mark.slow  # trains two policies

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.builders.preprocessing import contents
 from tests.builders.web_server import WebServer, web_server
 from vlatool.cli.app import run
 from vlatool.jobs.journal import Journal
@@ -47,14 +48,6 @@ def manifest(server: WebServer) -> Path:
     return server.folder / f"v0.1.0/{TASK}/shards/manifest.jsonl"
 
 
-def names(folder: Path) -> set[str]:
-    return {
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file() and ".vlatool" not in path.parts
-    }
-
-
 @pytest.mark.parametrize(
     ("options", "view"),
     [
@@ -71,7 +64,7 @@ def test_published_options_are_accepted(
     assert run([*words, "--dry_run"]) == 0
     assert not (tmp_path / "lbm").exists()
     assert run(words) == 0
-    assert f"{view}/{view}.tar" in names(tmp_path / f"lbm/{TASK}")
+    assert f"{view}/{view}.tar" in {*contents(tmp_path / f"lbm/{TASK}")}
 
 
 def test_published_names_are_not_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +100,7 @@ def _rows(*shards: str) -> str:
         ("--task PushBox -o out", _rows("../shards"), "data.broken"),
         ("--task PushBox -o out", _rows("a/../../b"), "data.broken"),
         ("--task PushBox -o out", _rows("shards", "shards"), "data.broken"),
-        ("--task PushBox -o out", _rows("shards", "missing"), "data.broken"),
+        ("--task PushBox -o out", _rows("shards", "missing"), "data.missing"),
         ("--task PushBox -o out", "", "data.no_samples"),
         ("--task PushBox -o out", '{"shard": 3}', "data.broken"),
         ("--task PushBox -o out --view raw", None, "config.invalid_value"),
@@ -136,7 +129,7 @@ def test_absolute_names_of_a_manifest_are_those_next_to_it(
 ) -> None:
     manifest(server).write_text(_rows("/some/where/shards"))
     assert run(["-q", "download", "--task", TASK, "-o", "out"]) == 0
-    assert "shards/shards.tar" in names(tmp_path / f"out/{TASK}")
+    assert "shards/shards.tar" in {*contents(tmp_path / f"out/{TASK}")}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

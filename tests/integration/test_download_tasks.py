@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders.errors import fails
+from tests.builders.preprocessing import contents
 from tests.builders.web_server import WebServer, web_server
 from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.artifacts.task_table import task_table
@@ -40,14 +41,6 @@ def get(output: Path, *tasks: str, **keys: object) -> TasksResult:
     return result
 
 
-def names(folder: Path) -> set[str]:
-    return {
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file() and ".vlatool" not in path.parts
-    }
-
-
 def test_tasks_are_outputs_of_their_own(server: WebServer, tmp_path: Path) -> None:
     assert not get(tmp_path / "out", *TASKS, dry_run=True).next
     result = get(tmp_path / "out", *TASKS)
@@ -69,7 +62,7 @@ def test_second_view_is_added_with_the_metadata_that_it_lacks(
     get(tmp_path / "out", "PushBox", view="episodes")
 
     both = ("manifest.jsonl", "stats.json", "preprocessing_config.yaml")
-    assert names(tmp_path / "out/PushBox") == {
+    assert {*contents(tmp_path / "out/PushBox")} == {
         *(f"shards/{name}" for name in (*both, "shard_000000.tar")),
         *(f"episodes/{name}" for name in (*both, "episode_a_0.tar")),
     }
@@ -118,12 +111,6 @@ def test_bad_input_is_refused(
 ) -> None:
     with fails(code):
         get(tmp_path / "out", **{"task": ["PushBox"], **keys})
-
-
-def test_unknown_version_is_an_error_of_the_data(server: WebServer, tmp_path: Path) -> None:
-    with pytest.raises((DataError, StorageError)) as caught:
-        get(tmp_path / "out", "PushBox", version="v9")
-    assert "v9/PushBox" in caught.value.message
 
 
 @pytest.mark.parametrize(

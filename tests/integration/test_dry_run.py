@@ -10,32 +10,6 @@ import pytest
 from tests.builders.preprocessing import run as preprocessed
 from tests.builders.spartan import spartan_task
 from vlatool.cli.app import run
-from vlatool.cli.commands import COMMANDS
-
-WITH_DRY_RUN = {
-    "compose",
-    "download",
-    "sample",
-    "preprocess",
-    "split",
-    "encode",
-    "decode",
-    "build-dataset",
-    "export",
-    "repair",
-    "tokenizer fit-fast",
-    "stats compute",
-    "stats merge",
-    "train",
-    "finetune",
-    "launch sagemaker train",
-    "launch sagemaker finetune",
-    "launch slurm train",
-    "launch stop",
-    "launch ray preprocess",
-    "tokenizer train",
-    "upload",
-}
 
 
 def stdout_of(*words: str) -> str:
@@ -43,11 +17,6 @@ def stdout_of(*words: str) -> str:
     with redirect_stdout(text):
         assert run(["-q", *words]) == 0
     return text.getvalue()
-
-
-@pytest.mark.parametrize("words", COMMANDS)
-def test_help_offers_a_dry_run_only_where_one_exists(words: str) -> None:
-    assert ("dry-run" in stdout_of(*words.split(), "--help")) == (words in WITH_DRY_RUN)
 
 
 @pytest.fixture(scope="module")

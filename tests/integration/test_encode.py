@@ -30,7 +30,6 @@ from tests.builders.recording import Recorder
 from tests.builders.s3_runs import digests, upload
 from tests.builders.tokenizers import SIDE
 from tests.builders.verifying import verified
-from tests.builders.web_server import web_server
 from vlatool.artifacts.codes.format import CodesFolder
 from vlatool.errors import DataError, PartialFailure, UsageError, VlatoolError
 from vlatool.events import NULL
@@ -205,7 +204,7 @@ def test_first_stage_makes_codes_and_cannot_decode(whole: Path, tree: Path, tmp_
     first = write_tokenizer(tmp_path / "first", stage=1)
     encoded(tree, first, tmp_path / "out")
     assert not (tmp_path / "out/checks").exists()
-    with fails("data.broken"):
+    with fails("data.missing"):
         _decoded(tmp_path / "out", first, tmp_path / "decoded")
 
 
@@ -262,18 +261,6 @@ class Runs:
         return (print, ("this must not be run",))
 
 
-def test_repaired_episode_is_added(damaged: Path, tree: Path, tokenizer: str, whole: Path) -> None:
-    write(damaged, image_name(1), GRAY)
-    with pytest.raises(PartialFailure):
-        encoded(damaged, tokenizer)
-    shutil.copy(tree / image_name(1), damaged / image_name(1))
-
-    result = encoded(damaged, tokenizer)
-
-    assert result.resumed == EPISODES - 1
-    assert contents(damaged / "TiToken") == contents(whole)
-
-
 def test_image_of_another_size_is_resized_by_the_stored_preprocessing(
     damaged: Path, tokenizer: str, tmp_path: Path
 ) -> None:
@@ -323,23 +310,9 @@ def test_decoded_images_are_those_of_the_tokenizer(
     _decoded(whole / f"episode_000002/{stem}.json", tokenizer, tmp_path / "single")
     assert [path.name for path in (tmp_path / "single").rglob("*.png")] == [f"{stem}.png"]
 
-
-@pytest.mark.parametrize("damage", ["missing", "exchanged"])
-def test_verify_finds_damaged_images_of_decode(
-    damage: str, whole: Path, tokenizer: str, tmp_path: Path
-) -> None:
-    _decoded(whole, tokenizer, tmp_path / "out")
     assert not verified(tmp_path / "out").codes
-    first, second = sorted((tmp_path / "out" / "episode_000001").iterdir())[:2]
-    content = second.read_bytes()
-    second.write_bytes(first.read_bytes())
-    first.write_bytes(content)
-    if damage == "missing":
-        first.unlink()
-
-    counts = verified(tmp_path / "out").codes
-
-    assert list(counts) == [f"output.{'size' if damage == 'missing' else 'digest'}_mismatch"]
+    path.unlink()
+    assert [*verified(tmp_path / "out").codes] == ["output.size_mismatch"]
 
 
 def test_codes_out_of_range_fail_their_episode(whole: Path, tokenizer: str, tmp_path: Path) -> None:
@@ -413,13 +386,3 @@ def test_object_storage_has_the_same_files_as_local_folders(
     _decoded(tmp_path / "codes", tokenizer, tmp_path / "decoded")
     assert digests(remote_tree / "tokens") == digests(tmp_path / "codes")
     assert digests(bucket / "decoded") == digests(tmp_path / "decoded")
-
-
-def test_tokenizer_of_a_web_server_makes_the_same_codes(
-    tree: Path, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
-    encoded(tree, tokenizer, tmp_path / "one")
-    with web_server(Path(tokenizer).parent) as server:
-        encoded(tree, f"{server.endpoint}/tiny", tmp_path / "two")
-    assert digests(tmp_path / "two") == digests(tmp_path / "one")

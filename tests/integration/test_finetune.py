@@ -159,7 +159,7 @@ def test_statistics_that_would_hold_what_moves_in_the_data_are_refused(
     for key in [key for key in entry if key.startswith(("min", "max"))]:
         entry[key] = entry[key.replace("max", "mean").replace("min", "mean")]
     (tmp_path / "stats.json").write_text(json.dumps(statistics))
-    with fails("data.broken") as caught:
+    with fails("data.missing") as caught:
         finetuned(data, tmp_path / "run", weights, data__statistics_from="init")
     assert f"{XYZ_COMMAND}_relative" in caught.value.message
     assert "never moved in the data of the initial weights" in caught.value.message
@@ -185,7 +185,7 @@ def test_field_that_the_initial_weights_lack_cannot_use_their_statistics(
 ) -> None:
     fields = f"{XYZ_COMMAND},{HAND_COMMAND}"
     keys = {"init_from": str(base), "data__statistics_from": "init", "data__action_fields": fields}
-    with fails("data.broken") as caught:
+    with fails("data.missing") as caught:
         finetune(tiny_config(data, tmp_path / "run", **{**STILL, **keys}))
     assert XYZ_COMMAND in caught.value.message
 

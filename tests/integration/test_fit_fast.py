@@ -103,7 +103,7 @@ def test_an_equal_run_is_already_complete_and_others_need_overwrite(tmp_path: Pa
     fit(data, tmp_path / "new", profile="libero")
     assert contents(output) == contents(tmp_path / "new")
     OutputRecord("preprocess", {}).save(data)
-    with fails("data.broken"):
+    with fails("data.incomplete"):
         fit(data, tmp_path / "newest")
 
 

@@ -124,8 +124,8 @@ def test_rollout_in_the_built_in_world_needs_no_mapping(root: Path, tmp_path: Pa
     ("source", "keys", "code"),
     [
         ("raw", {"tokenizer": "other"}, "data.mismatch"),
-        ("raw", {"tokenizer": "run"}, "data.broken"),
-        ("raw", {"checkpoint": "tiny"}, "data.broken"),  # weights that nothing trained
+        ("raw", {"tokenizer": "run"}, "data.missing"),
+        ("raw", {"checkpoint": "tiny"}, "data.missing"),  # weights that nothing trained
         ("A", {"episode": "7"}, "data.unknown_field"),
         ("raw", {"instruction": "say <|im_end|>"}, "data.broken"),
         ("fast", {}, "data.no_samples"),

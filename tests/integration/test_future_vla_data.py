@@ -120,11 +120,6 @@ def change_line(samples: Path) -> None:
     (samples / "data/episode_000001.index.npz").unlink()
 
 
-def remove_image(samples: Path) -> None:
-    name = "images/episode_000001/X_image_episode_000001_frame_000001.png"
-    (samples.parent / name).unlink()
-
-
 def change_task(samples: Path) -> None:
     path = samples / "manifest.json"
     path.write_text(path.read_text().replace("fold it 1", "fold <|im_end|> 1"))
@@ -137,11 +132,10 @@ def change_task(samples: Path) -> None:
     ("change", "words", "line", "message"),
     [
         (change_line, (), 3, "jsonl:3: image 0 has 5 codes, not 4"),
-        (remove_image, (), 3, "X_image_episode_000001_frame_000001.png is missing"),
         (change_task, (), 1, "which is reserved for codes, action ids or markers"),
         (lambda samples: None, ("--model.max-length", "90"), 1, "the limit is 90"),
     ],
-    ids=["line", "image", "instruction", "length"],
+    ids=["line", "instruction", "length"],
 )
 def test_a_bad_sample_is_an_error_before_a_run_starts(
     made: Path,

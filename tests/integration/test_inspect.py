@@ -14,7 +14,6 @@ import pytest
 from tests.builders.errors import fails
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.spartan import spartan_task
-from vlatool.errors import UsageError
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.verify import InspectConfig, InspectResult, inspect
@@ -133,7 +132,7 @@ def test_broken_episodes_are_listed_and_a_source_of_them_is_an_error(tmp_path: P
     codes = [warning["code"] for warning in report["warnings"]]
     assert codes == ["lerobot.camera_without_files"]
     next(source.glob("data/*/episode_000000.parquet")).write_bytes(b"no parquet")
-    with fails("data.broken"):
+    with fails("data.incomplete"):
         inspected(source)
     (source / "meta/info.json").write_text("{")
     with fails("data.broken"):
@@ -151,25 +150,6 @@ def test_a_dimension_is_constant_only_over_all_episodes(tmp_path: Path) -> None:
 def test_warnings_are_grouped_by_code(tmp_path: Path) -> None:
     (warning,) = document(spartan_task(tmp_path, 2, instruction=None))["warnings"]
     assert (warning["code"], warning["count"]) == ("source.language_fallback", 2)
-
-
-def test_error_of_an_unknown_folder_lists_what_each_format_searched_for(tmp_path: Path) -> None:
-    with fails("data.no_episodes") as caught:
-        inspected(tmp_path)
-    assert "meta/info.json" in caught.value.details["searched"]["lerobot"]
-    assert "episode_<N>" in caught.value.details["searched"]["spartan"]
-    with fails("data.no_source") as caught:
-        inspected(tmp_path / "nowhere")
-    assert "nowhere" in caught.value.message
-
-
-def test_two_formats_in_one_folder_ask_for_a_choice(tmp_path: Path, spartan: Path) -> None:
-    lerobot_dataset(tmp_path / "one")
-    shutil.copytree(spartan / "tasks", tmp_path / "two/tasks")
-    with pytest.raises(UsageError) as caught:
-        inspected(tmp_path)
-    assert caught.value.details["formats"] == ["spartan", "lerobot"]
-    assert document(tmp_path, format="lerobot")["format"] == "lerobot"
 
 
 # Shard folders
@@ -195,7 +175,7 @@ def test_a_shard_folder_is_recognized_from_each_of_its_folders(preprocessed: Pat
 
 @pytest.mark.parametrize(
     ("name", "code"),
-    [("shard_000001.tar", "data.broken"), ("stats.json", "data.broken")],
+    [("shard_000001.tar", "data.missing"), ("stats.json", "data.missing")],
 )
 def test_a_missing_file_is_a_finding(shards: Path, name: str, code: str) -> None:
     (shards / "shards" / name).unlink()
@@ -207,7 +187,7 @@ def test_a_missing_file_is_a_finding(shards: Path, name: str, code: str) -> None
 def test_an_interrupted_preprocess_is_reported(shards: Path) -> None:
     for manifest in shards.rglob("manifest.jsonl"):
         manifest.unlink()
-    with fails("data.broken"):
+    with fails("data.incomplete"):
         inspected(shards)
 
 

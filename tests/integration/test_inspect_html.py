@@ -229,13 +229,6 @@ def test_each_episode_is_reached_from_its_image(tmp_path: Path) -> None:
     assert "data_episode_000003" in page.text
 
 
-def test_many_episodes_have_a_filter_and_their_numbers(tmp_path: Path) -> None:
-    few = page_of(lerobot_dataset(tmp_path / "few", (2, 2)), tmp_path)
-    many = page_of(lerobot_dataset(tmp_path / "many", (2,) * 11), tmp_path)
-    assert (few.count["input"], many.count["input"]) == (0, 1)
-    assert {str(number) for number in range(11)} <= {*many.text.split()}
-
-
 def videos_of(page: Path) -> list[bytes]:
     parsed = ParsedPage(page.read_text())
     texts = [text for text in parsed.addresses if text.startswith("data:video/mp4")]
@@ -353,27 +346,6 @@ def test_padded_steps_are_shaded_and_masks_shown(tmp_path: Path) -> None:
     assert text.count('class="cell off"') == 5
     assert HOSTILE in page.text
     assert page.count["blockquote"] == 1  # a single sentence is shown once
-
-
-def test_padding_with_zeros_draws_no_line_to_the_base(tmp_path: Path) -> None:
-    xyz = np.array([[0.1, 0.1, 2.0], [0.2, 0.1, 2.0], [0.3, 0.1, 2.0], [0.0, 0.0, 0.0]])
-    intrinsics = np.array([[4.0, 0.0, 3.5], [0.0, 4.0, 2.5], [0.0, 0.0, 1.0]])
-    behind = np.eye(4)
-    behind[2, 3] = -1.0
-    arrays = {
-        "robot__actual__poses__left::panda__xyz": xyz,
-        "past_mask": np.array([True, False, False, False]),
-        "future_mask": np.array([False, True, True, False]),
-        "rescaled_intrinsics.front": np.tile(intrinsics, (4, 1, 1)),
-        "extrinsics.front": np.tile(behind, (4, 1, 1)),
-    }
-    members = {**sample_members(), "lowdim.npz": write_arrays(arrays)}
-    page_of(write_tar(tmp_path / "shard.tar", {"a": members}), tmp_path)
-    text = (tmp_path / "page.html").read_text()
-    # u = 4 * 0.2 / 3 + 3.5 and half a pixel, as drawings count from the corner of a pixel.
-    assert 'cx="4.3"' in text
-    # The origin of the base would be at u = 3.5, drawn at 4.0.
-    assert "4.0,3.0" not in text
 
 
 def pickled() -> bytes:

@@ -75,7 +75,7 @@ def test_a_line_has_the_instruction_of_its_frame(tmp_path: Path) -> None:
     assert [window.task for window in read_windows(path)] == ["reach", "reach", "lift", "lift"]
 
     tree = recording(tmp_path, (b"reach", b"", b"lift"))
-    with fails("data.broken") as caught:
+    with fails("data.incomplete") as caught:
         written(tmp_path / "other", "jsonl", tree, **sink)
     (failure,) = caught.value.details["failures"]
     assert (failure["code"], "frame 1" in failure["message"]) == ("data.bad_request", True)

@@ -140,8 +140,14 @@ def missing(paths: list[str]) -> list[str]:
     return [name for name in PLANTED if not any(name in path for path in paths)]
 
 
-@pytest.mark.parametrize("sink", ["frames", "lbm", "jsonl", "image-shards", "lerobot"])
-@pytest.mark.parametrize("name", PLANTS)
+@pytest.mark.parametrize(
+    ("name", "sink"),
+    [
+        *((name, "frames") for name in PLANTS),
+        *(("lerobot", sink) for sink in ("lbm", "jsonl", "image-shards", "lerobot")),
+        ("hdf5", "lerobot"),
+    ],
+)
 def test_a_planted_camera_text_and_action_are_named_by_preprocess(
     name: str, sink: str, tmp_path: Path
 ) -> None:

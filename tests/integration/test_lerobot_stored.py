@@ -16,10 +16,8 @@ from PIL import Image
 from tests.builders.errors import fails
 from tests.builders.lerobot import Columns, lerobot_dataset
 from tests.builders.lerobot_shared import edit_list
-from tests.builders.s3_runs import upload
 from vlatool.sources.lerobot.dataset import LeRobotConfig
 from vlatool.sources.lerobot.reader import LeRobotReader
-from vlatool.storage.remote_path import RemotePath
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 
 
@@ -156,17 +154,6 @@ def test_rows_of_another_file_than_the_listed_one_are_copied(tmp_path: Path) -> 
     rows = pq.read_table(tmp_path / "out/data/chunk-000/file-000.parquet")
     starts = [state[0] for state in rows["observation.state"].to_pylist()]
     assert starts == [*range(6), *range(100, 104), *range(200, 205)]
-
-
-def test_rows_of_another_file_than_the_listed_one_are_found_in_s3(
-    s3_bucket: str, tmp_path: Path
-) -> None:
-    root = lerobot_dataset(tmp_path / "set", (6, 4, 5), cameras={}, version="v3.0")
-    edit_list(root, "data/file_index", 2, 0)
-    source = upload(root, RemotePath(f"s3://{s3_bucket}/set"))
-    reader = LeRobotReader(LeRobotConfig())
-    episode = reader.read(list(reader.discover([source]))[2])
-    assert episode.lowdim["observation.state"][:, 0].tolist() == [*range(200, 205)]
 
 
 @pytest.mark.parametrize(("name", "role"), [("front_depth", "depth"), ("front_mask", "labels")])

@@ -163,7 +163,7 @@ def test_random_crop_depends_on_the_generator_only(tmp_path: Path) -> None:
     ("name", "damage", "code"),
     [
         ("other", None, "data.no_source"),
-        ("train-episode_000009.tar", None, "data.broken"),
+        ("train-episode_000009.tar", None, "data.missing"),
         ("train-episode_000001.tar", lambda path: os.truncate(path, 1500), "data.broken"),
         (
             "list.txt",

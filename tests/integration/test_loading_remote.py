@@ -163,7 +163,7 @@ def test_unavailable_storage_or_a_missing_shard_ends_the_run(
     monkeypatch.setenv(TIMEOUT_VARIABLE, "0.2")
     data = opened(remote, **keys)
     (remote / "shard_000001.tar").unlink()
-    with fails("data.broken") as caught:
+    with fails("data.missing") as caught:
         batches(data, LoaderPlan(SAMPLES), 1)
     assert caught.value.details["shard"] == str(remote / "shard_000001.tar")
 

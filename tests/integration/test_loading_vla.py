@@ -28,7 +28,6 @@ EPISODES, FRAMES = 5, 3
 SIZES = (4, 50)
 KIND = VlaKind()
 Break = Callable[[Path], Any]
-GRAY = encode_png(np.zeros((8, 12), np.uint8))
 
 
 def build(root: Path, name: str, **options: Any) -> Path:
@@ -266,7 +265,7 @@ def in_manifest(**values: Any) -> Break:
     ("change", "keys", "code", "message"),
     [
         (lambda root: None, {"samples": []}, "data.no_source", "no samples are configured"),
-        (lambda root: (root / "A").rename(root / "B"), {}, "data.broken", "names it in its"),
+        (lambda root: (root / "A").rename(root / "B"), {}, "data.missing", "names it in its"),
         (
             lambda root: shutil.rmtree(root / "lines/data"),
             {},

@@ -118,7 +118,8 @@ COMMANDS = {
 @pytest.mark.parametrize(
     ("command", "scheme"),
     [
-        *itertools.product(COMMANDS, ["web", "hub"]),
+        *itertools.product(COMMANDS, ["hub"]),
+        *itertools.product(["preprocess", "tokenizer", "data", "weights"], ["web"]),
         *itertools.product(["preprocess", "tokenizer", "data", "weights", "output"], ["s3"]),
     ],
 )

@@ -171,6 +171,8 @@ def test_inspect_counts_the_files_of_the_data_set_only(tmp_path: Path) -> None:
     before = inspect(InspectConfig(location=str(source))).document()["bytes"]
     run(source, source / "shards-of-it")
     (source / ".vlatool").mkdir()
+    (source / ".git").mkdir()
+    (source / ".git/pack").write_bytes(bytes(1000))
     (source / ".vlatool/files.jsonl").write_text("x" * 1000)
 
     assert inspect(InspectConfig(location=str(source))).document()["bytes"] == before

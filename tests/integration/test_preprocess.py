@@ -229,7 +229,7 @@ def test_another_seed_gives_another_order_and_another_location_the_same_bytes(
 
 @pytest.mark.parametrize(
     ("change", "code", "broken"),
-    [(with_nan, "data.not_finite", 0), (without_actions, "data.broken", 1)],
+    [(with_nan, "data.not_finite", 0), (without_actions, "data.missing", 1)],
 )
 def test_broken_episode_is_reported_by_each_run_and_the_others_are_written(
     tmp_path: Path, change: spartan.Change, code: str, broken: int
@@ -265,9 +265,9 @@ def test_output_without_the_broken_episode_equals_that_of_the_good_ones(
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        ({"episodes": "1,2"}, "data.broken"),
+        ({"episodes": "1,2"}, "data.incomplete"),
         ({"on_error": "stop"}, "data.not_finite"),
-        ({"max_failures": 1}, "data.broken"),
+        ({"max_failures": 1}, "data.incomplete"),
     ],
 )
 def test_run_that_gives_up_is_a_data_error_and_writes_no_manifest(
@@ -300,12 +300,6 @@ def test_run_corrected_after_zero_samples_may_use_the_same_output(
 
     assert error.details["dropped"] == {"padding": EPISODES * FRAMES}
     assert run(source, tmp_path / "out").samples == EPISODES * FRAMES
-
-
-def test_missing_source_is_a_data_error(tmp_path: Path) -> None:
-    error = refusal(tmp_path / "none", tmp_path / "out")
-
-    assert (error.code, error.exit_code) == ("data.no_source", 3)
 
 
 # cameras
@@ -382,7 +376,7 @@ def test_dry_run_counts_episodes_that_fail_and_estimates_without_them(
     planned = run(copy, tmp_path / "out", dry_run=True)
 
     assert (planned.status, planned.episodes, planned.samples) == ("planned", 2, 18)
-    assert [failure["code"] for failure in planned.failures] == ["data.broken"]
+    assert [failure["code"] for failure in planned.failures] == ["data.missing"]
     assert str(missing) in planned.text()
     assert refusal(copy, tmp_path / "out", dry_run=True, on_error="stop").code == ("data.broken")
     assert not (tmp_path / "out").exists()

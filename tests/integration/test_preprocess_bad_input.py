@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from tests.builders.lerobot import Columns, lerobot_dataset
+from tests.builders.lerobot import lerobot_dataset
 from tests.builders.preprocessing import (
-    CAMERA,
     FRAMES,
     arrays,
     failure_of,
@@ -30,31 +29,6 @@ from vlatool.artifacts.stats.format import read_stats
 from vlatool.workflows.preprocess import PreprocessConfig
 
 XYZ = "robot__actual__poses__left::panda__xyz"
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"camera_id_to_semantic_name: {a: [", b"a: &a [x]\nb: {[1]: 2}", b"\xff\xfe\x00", b"\x07"],
-    ids=["unfinished", "list as key", "no text", "control character"],
-)
-def test_invalid_yaml_metadata_is_reported_in_two_lines(tmp_path: Path, content: bytes) -> None:
-    source = spartan_task(tmp_path / "raw", 2, FRAMES)
-    (processed(source) / "metadata.yaml").write_bytes(content)
-
-    failure = failure_of(refusal(source, tmp_path / "out"))
-
-    assert (failure["code"], has_message_and_hint(failure)) == ("data.broken", True)
-
-
-@pytest.mark.parametrize("name", ["Scene.Right-0", "SCENE_RIGHT_0"])
-def test_upper_case_camera_name_is_stored_in_lower_case(tmp_path: Path, name: str) -> None:
-    source = spartan_task(tmp_path / "raw", 1, FRAMES, cameras={CAMERA: name})
-
-    run(source, tmp_path / "out")
-
-    sample = next(samples(tmp_path / "out/shards"))
-    assert f"{name.lower()}_t0.jpg" in sample
-    assert f"rescaled_intrinsics.{name.lower()}" in arrays(sample)
 
 
 def some_nan(documents: Documents) -> None:
@@ -111,16 +85,6 @@ def test_unknown_camera_is_reported_with_a_suggestion(
 def test_repeated_names_are_rejected(key: str, twice: Any) -> None:
     with pytest.raises(ValidationError, match="is given twice"):
         PreprocessConfig.model_validate({key: [twice, twice]})
-
-
-def test_task_without_annotation_is_a_warning(tmp_path: Path) -> None:
-    annotations = tmp_path / "language.yaml"
-    annotations.write_text("language_dict: {OtherTask: {original: [do it]}}")
-    source = spartan_task(tmp_path / "raw", 1, FRAMES)
-
-    result = run(source, tmp_path / "out", source={"language_annotations_path": str(annotations)})
-
-    assert result.warnings == ("source.language_fallback: 1 episode",)
 
 
 DEEP = "[" * 100_000
@@ -218,18 +182,6 @@ def test_episode_shorter_than_the_window_is_dropped_and_named(tmp_path: Path) ->
     assert [name[:9] for name in result.empty_episodes] == ["ShortTask"]
 
 
-def test_nan_of_a_lerobot_episode_is_reported_or_kept_when_allowed(tmp_path: Path) -> None:
-    def change(number: int, columns: Columns) -> None:
-        if number == 1:
-            columns["observation.state"][2][1] = float("nan")
-
-    root = lerobot_dataset(tmp_path / "raw", (FRAMES, FRAMES), change=change)
-    failure = failure_of(refusal(root, tmp_path / "out", format="lerobot"))
-    assert (failure["code"], has_message_and_hint(failure)) == ("data.not_finite", True)
-    allowed = run(root, tmp_path / "allowed", format="lerobot", fail_on_nan=False)
-    assert allowed.samples == 2 * FRAMES
-
-
 LEFT, RIGHT = "observation.images.left", "observation.images.right"
 
 
@@ -264,14 +216,3 @@ def test_broken_link_in_an_episode_is_ignored(tmp_path: Path) -> None:
     (processed(source) / "notes").symlink_to(tmp_path / "gone")
 
     assert run(source, tmp_path / "out").samples == 2 * FRAMES
-
-
-def test_equal_ids_of_two_sources_are_both_stored(tmp_path: Path) -> None:
-    first = spartan_task(tmp_path / "a", 1, FRAMES)
-    second = spartan_task(tmp_path / "b", 1, FRAMES)
-
-    run(first, tmp_path / "out", sources=[str(first), str(second)])
-
-    read = list(samples(tmp_path / "out/shards"))
-    assert len({metadata(sample)["episode_id"] for sample in read}) == 2
-    assert len({sample["__key__"] for sample in read}) == 2 * FRAMES

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -21,7 +20,6 @@ from vlatool.jobs.ray_executor import RayExecutor
 from vlatool.launching import ray_file
 from vlatool.testing.sinks import SinkChecks
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
-from vlatool.workflows.sample import SampleConfig, sample
 
 ray = pytest.importorskip("ray")
 
@@ -61,23 +59,6 @@ def test_two_nodes_write_the_same_bytes_as_one_process_and_a_broken_episode_fail
         assert isinstance(error.result, PreprocessResult)
         assert (error.result.episodes, len(error.result.failures)) == (EPISODES - 1, 1)
     assert contents(tmp_path / "spread") == contents(tmp_path / "local")
-
-
-def test_recordings_give_the_same_bytes_with_any_number_of_workers_and_on_two_nodes(
-    address: str, tmp_path: Path
-) -> None:
-    """The checks of readers have all formats."""
-    source = tmp_path / "raw"
-    recording = {"layout": "hdf5", "episodes": 5, "frames": 20, "workers": 1}
-    sample(SampleConfig.model_validate({**recording, "output": str(source)}))
-    ray_keys = {"engine": "ray", "ray_address": address, "workers": None}
-    engines: list[dict[str, Any]] = [{"workers": 1}, {"workers": 2}, ray_keys]
-    written = []
-    for number, keys in enumerate(engines):
-        run(source, tmp_path / f"{number}", format="hdf5", fps=10, **keys)
-        written.append(contents(tmp_path / f"{number}"))
-    assert "shards/manifest.jsonl" in written[0]
-    assert written == [written[0]] * len(written)
 
 
 @pytest.mark.slow  # final files are made by workers too, which the others do not prove

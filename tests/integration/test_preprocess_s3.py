@@ -95,30 +95,6 @@ class TestCombinations:
         assert "s3://" not in options
         assert str(tmp_path) not in options
 
-    def test_lerobot(self, bucket: RemotePath, tmp_path: Path, s3_proxy: Proxy) -> None:
-        cameras = {"observation.images.front": "video", "observation.images.wrist": "image"}
-        lerobot_dataset(tmp_path / "le", [FRAMES] * EPISODES, cameras=cameras)
-        source = upload(tmp_path / "le", bucket / "le")
-        assert preprocess(tmp_path / "le", tmp_path / "out", format="lerobot") == 0
-        s3_proxy.faults.clear()
-
-        assert preprocess(source, tmp_path / "from-s3", format="lerobot") == 0
-
-        assert digests(tmp_path / "from-s3") == digests(tmp_path / "out")
-        assert len(about(s3_proxy, "episode_000001.")) <= 32  # 13 measured, 25 with the conventions
-
-
-class TestRefusals:
-    @pytest.mark.parametrize("which", ["source", "output"])
-    def test_missing_bucket(
-        self, raw: Path, bucket: RemotePath, which: str, capfd: pytest.CaptureFixture[str]
-    ) -> None:
-        missing = RemotePath("s3://no-such-bucket-here/x")
-
-        pair = (missing, bucket / "out") if which == "source" else (raw, missing)
-        assert preprocess(*pair) == 5
-        two_lines(capfd, "no-such-bucket-here")
-
 
 class TestEconomy:
     """Limits are measured numbers of requests, with slack."""
@@ -193,12 +169,6 @@ def with_noise(documents: Documents) -> None:
             array = arrays[name]
             most = 255 if array.dtype == np.uint8 else 30_000
             arrays[name] = random.integers(0, most, array.shape).astype(array.dtype)
-
-
-def two_lines(capfd: pytest.CaptureFixture[str], part: str) -> None:
-    lines = capfd.readouterr().err.strip().splitlines()
-    assert [line.partition(":")[0] for line in lines] == ["error", "hint"]
-    assert part in "\n".join(lines)
 
 
 # while the storage fails or the run is killed
@@ -287,10 +257,6 @@ def test_repeatedly_killed_run_ends_with_the_same_bytes(
 FIRST, SECOND = SPARTAN_CAMERAS
 
 
-def name_one_camera(documents: Documents) -> None:
-    documents["metadata"]["camera_id_to_semantic_name"] = {FIRST: SPARTAN_CAMERAS[FIRST]}
-
-
 def requests_of(proxy: Proxy, episode: str) -> int:
     return sum(episode in request.path.replace("%2F", "/") for request in proxy.faults.requests)
 
@@ -310,17 +276,6 @@ def test_a_further_spartan_episode_takes_one_request(
     expected = local.survey(list(local.discover([tmp_path / "raw"])))
     assert (survey.cameras, survey.fields) == (expected.cameras, expected.fields)
     assert [requests_of(s3_proxy, f"episode_{number}/") for number in (1, 2)] == [1, 1]
-
-
-def test_a_camera_that_a_later_spartan_episode_names_is_found(
-    tmp_path: Path, s3_bucket: str
-) -> None:
-    raw = spartan_task(tmp_path / "raw", 2, 6, changes={0: name_one_camera})
-    remote = upload(raw, RemotePath(f"s3://{s3_bucket}/raw"))
-    reader = SpartanReader(SpartanConfig())
-    assert list(reader.survey(list(reader.discover([remote]))).cameras) == list(
-        SPARTAN_CAMERAS.values()
-    )
 
 
 def test_further_lerobot_episodes_take_no_request(

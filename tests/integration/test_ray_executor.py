@@ -215,7 +215,7 @@ def test_worker_killed_every_time_costs_only_its_item(joined: RayExecutor, tmp_p
     assert [outcome.value for outcome in outcomes] == [0, 1, None, 3, 4, 5]
     error = outcomes[2].error
     assert isinstance(error, DataError)
-    assert error.code == "data.broken"
+    assert error.code == "data.incomplete"
 
 
 def test_package_that_workers_lack_is_named(joined: RayExecutor) -> None:

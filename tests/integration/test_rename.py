@@ -192,13 +192,6 @@ def test_assets_of_a_run_have_the_new_names(unlike: list[str], tmp_path: Path) -
     assert read_preprocessing_config(tmp_path)["camera_names"] == ["top"]
 
 
-def test_a_name_that_no_set_has_is_an_error_with_the_names(unlike: list[str]) -> None:
-    with fails("data.unknown_field", 3) as caught:
-        loaded(unlike[:1], rename={"cameras": {"top": "frnt_image"}})
-    assert "front_image" in caught.value.message
-    assert "front_image" in caught.value.hint
-
-
 def test_slices_are_for_preprocessing() -> None:
     with pytest.raises(ValidationError, match="vlatool preprocess --rename"):
         RoboticsDataConfig(rename=named("fields.a=state[0:3]"))

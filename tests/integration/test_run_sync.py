@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
+from tests.builders.errors import fails
 from tests.builders.memory_remote import MemoryRemote
 from tests.builders.recording import Recorder
 from tests.builders.s3_server import Proxy
 from tests.builders.toy_runs import DATA, SITE, STEPS, toy_config
 from tests.builders.toys import install_toys, write_numbers
 from vlatool.artifacts.run.format import RunDir
-from vlatool.errors import StorageError, UsageError
+from vlatool.errors import StorageError
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.retry import SPEED_VARIABLE, TIMEOUT_VARIABLE
 from vlatool.storage.tree import files_below
@@ -138,10 +139,9 @@ def test_storage_that_fails_for_ever_ends_a_complete_local_run_with_an_error(
         for name, value in settings.items():
             setattr(s3_proxy.faults, name, value)
 
-    with pytest.raises(StorageError) as caught:
+    with fails("storage.write", 5) as caught:
         trained(root, f"s3://{s3_bucket}", {6: fail}, max_checkpoint_limit=1)
 
-    assert (caught.value.code, caught.value.exit_code) == ("storage.write", 5)
     assert caught.value.details["reason"] == reason
     assert isinstance(caught.value.result, TrainResult)
     assert RunDir(root / "a").latest() is not None
@@ -191,17 +191,15 @@ def test_location_that_is_only_read_or_has_other_files_is_an_error(
     key: str, root: Path, memory: str
 ) -> None:
     write_bytes(location(f"{memory}/a/photos/1.jpg"), b"x")
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.output_exists"):
         trained(root, memory)
-    assert caught.value.code == "usage.output_exists"
     assert list(MemoryRemote.stores[memory]) == ["a/photos/1.jpg"]
 
     keys = {"remote_sync": memory, key: "https://example.org/runs"}
     if key == "save_path":
         del keys["remote_sync"]
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.unsupported"):
         train(toy_config(root, "toy_lm", "a", **keys))
-    assert caught.value.code == "usage.unsupported"
 
 
 def test_remote_output_is_a_local_folder_with_a_copy(

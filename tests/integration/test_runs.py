@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.builders.errors import fails
 from tests.builders.run_folders import run_folder
 from tests.builders.s3_runs import upload
 from vlatool.artifacts.run.format import RunDir
@@ -112,9 +113,8 @@ def test_pages_of_the_runs_link_to_each_other(folder: Path, tmp_path: Path) -> N
     listed(folder, html=str(target))  # pages of its own are replaced, those of others are not
     (files / "first.html").write_text("mine")
     target.unlink()
-    with pytest.raises(UsageError) as caught:
+    with fails("usage.bad_value"):
         listed(folder, html=str(target))
-    assert caught.value.code == "usage.bad_value"
     assert not target.exists()
 
 

@@ -3,7 +3,6 @@
 Source: formats/spartan 1, 2, 3, 4, 5; formats/lerobot 2, 3, 4, 5, 10.
 """
 
-import hashlib
 import io
 import json
 import zipfile
@@ -20,6 +19,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from tests.builders.metaworld import skip_without_metaworld
+from tests.builders.s3_runs import digests
 from vlatool.errors import UsageError
 from vlatool.workflows.sample import SampleConfig, SampleResult, sample
 
@@ -44,14 +44,6 @@ FAMILIES = {
 def run(output: Path, layout: str = "spartan", **options: Any) -> SampleResult:
     tree = {"layout": layout, "output": str(output), "episodes": 2, "workers": 1, **options}
     return sample(SampleConfig.model_validate(tree))
-
-
-def digests(folder: Path) -> dict[str, str]:
-    files = [path for path in folder.rglob("*") if path.is_file() and ".vlatool" not in path.parts]
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
 
 
 @pytest.fixture(scope="module")

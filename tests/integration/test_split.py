@@ -66,7 +66,7 @@ def test_the_split_equals_that_of_preprocess_and_needs_every_listed_shard(tmp_pa
         assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()
         (tmp_path / "two" / name).unlink()
     next((tmp_path / "two").glob("*.tar")).unlink()
-    assert split_error(shards=str(tmp_path / "two")).code == "data.broken"
+    assert split_error(shards=str(tmp_path / "two")).code == "data.missing"
     assert not (tmp_path / "two/train_files.txt").exists()
 
 

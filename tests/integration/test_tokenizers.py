@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.builders.errors import fails
 from tests.builders.tokenizers import (
     LOSSES,
     NETWORK,
@@ -28,7 +29,7 @@ from vlatool.artifacts.run.check import check
 from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.artifacts.run.report import inspect
 from vlatool.config.resolve import Override, load_config
-from vlatool.errors import DataError, UsageError, VlatoolError
+from vlatool.errors import DataError, UsageError
 from vlatool.models.titok.config import TitokConfig
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.spec import TitokType
@@ -271,9 +272,8 @@ def test_published_files_open_like_the_run_unless_the_configuration_has_no_token
     assert open_titok(str(tmp_path / "pytorch_model.bin"))[0] == published
 
     (tmp_path / "config.yaml").write_text("model: {}")
-    with pytest.raises(DataError) as error:
+    with fails("data.broken"):
         open_titok(str(tmp_path))
-    assert error.value.code == "data.broken"
 
 
 def test_invalid_configuration_of_a_run_or_another_size_raises_an_error(
@@ -283,16 +283,14 @@ def test_invalid_configuration_of_a_run_or_another_size_raises_an_error(
     preprocessing = tmp_path / "run" / "preprocessing_config.yaml"
     before = preprocessing.read_text()
     preprocessing.write_text(f"crop_size: {2 * SIDE}\n")
-    with pytest.raises(DataError) as error:
+    with fails("data.broken"):
         open_tokenizer(str(tmp_path / "run"), torch.device("cpu"))
-    assert error.value.code == "data.broken"
 
     preprocessing.write_text(before)
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("num_latent_tokens", "num_latent_tokenz"))
-    with pytest.raises(DataError) as error:
+    with fails("data.broken", 3):
         open_titok(str(tmp_path / "run"))
-    assert (error.value.code, error.value.exit_code) == ("data.broken", 3)
 
 
 def test_sizes_of_a_file_of_weights_are_inferred(tmp_path: Path) -> None:
@@ -399,7 +397,5 @@ def test_teacher_of_another_model_type_raises_an_error(
     section = TrainConfig.specialize({"model": {"type": "titok"}}).model_validate(
         {"model": {"type": "titok"}, "data": data}
     )
-    with pytest.raises(VlatoolError) as error:
+    with fails("data.missing"):
         TitokType().derive(config, section.data, None)
-
-    assert error.value.code == "data.missing"

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.builders.errors import fails
 from tests.builders.recording import Recorder
 from tests.builders.toy_runs import DATA, SITE, STEPS, toy_config, toys
 from tests.builders.wandb_files import rows as wandb_rows
 from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.cli.app import run as run_command
-from vlatool.errors import EnvironmentProblem
 from vlatool.training.trackers import TrackedReporter
 from vlatool.workflows.train import train
 
@@ -111,9 +111,8 @@ def test_tracker_that_is_not_installed_ends_the_run_before_it_starts(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     config = toy_config(root, "toy_gan", "none", tracker="tensorboard")
-    with pytest.raises(EnvironmentProblem) as caught:
+    with fails("environment.missing_dependency"):
         train(config)
-    assert caught.value.code == "environment.missing_dependency"
     assert not (root / "none").exists()
 
 

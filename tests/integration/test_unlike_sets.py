@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.builders.errors import fails
 from tests.builders.recording import Recorder
 from tests.builders.unlike_sets import ROBOTS, made_options, write_set
 from vlatool.artifacts.conventions import conventions_of
@@ -93,13 +92,6 @@ def test_a_measured_pose_that_is_an_action_too_stays_at_its_frame(
     folder = written(recordings / "b", tmp_path / "data", actions=["hand__xyz_relative", "gripper"])
     states = np.concatenate([expert_episode(0, number).states for number in NUMBERS])
     np.testing.assert_allclose(fields(folder)["hand__xyz"], states[:, :3], atol=1e-6)
-
-
-def test_declaration_that_the_states_contradict_is_refused(
-    recordings: Path, tmp_path: Path
-) -> None:
-    with fails("data.contradicted_declaration"):
-        written(recordings / "a", tmp_path / "data", relation="delta")
 
 
 def test_training_names_sets_that_differ_and_records_how_each_was_made(

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.builders.codes import plain_fast, published_windows, write_tree_codes
+from tests.builders.errors import fails
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.recording import Recorder
 from tests.builders.web_server import TOKEN, WebServer, web_server
@@ -131,9 +132,8 @@ def test_other_files_there_stay_unless_they_are_to_be_replaced(hub: WebServer, d
     there = hub.folder / "lab/pick"
     (there / "notes.txt").write_text("of another")
     (there / "meta/tasks.jsonl").write_text("{}\n")
-    with pytest.raises(VlatoolError) as caught:
+    with fails("usage.output_exists") as caught:
         uploaded(data)
-    assert caught.value.code == "usage.output_exists"
     assert caught.value.details == {"changed": ["meta/tasks.jsonl"], "others": ["notes.txt"]}
 
     result = uploaded(data, overwrite=True)
@@ -157,7 +157,7 @@ def checkpoint(data: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "options", "code"),
     [
-        (without_rows, {}, "data.broken"),
+        (without_rows, {}, "data.incomplete"),
         (None, {"location": "s3://lab/pick"}, "usage.bad_value"),
         (None, {"location": "hf://datasets/lab/pick/folder"}, "usage.bad_value"),
         (None, {"location": "hf://datasets/lab/pick@dev"}, "usage.bad_value"),
@@ -179,9 +179,8 @@ def test_nothing_is_created_for_what_cannot_be_uploaded(
         change(data)
     if "HF_TOKEN" in options:
         monkeypatch.setenv("HF_TOKEN", options.pop("HF_TOKEN"))
-    with pytest.raises(VlatoolError) as caught:
+    with fails(code):
         uploaded(**{"folder": data, **options})
-    assert caught.value.code == code
     assert hub.written.is_private == {}
 
 

@@ -166,17 +166,6 @@ def test_images_of_another_kind_become_rgb(tmp_path: Path, options: dict[str, An
     assert (Image.open(image).mode, Image.open(image).format) == ("RGB", "PNG")
 
 
-def test_images_in_separate_files_are_copied(tmp_path: Path) -> None:
-    def beside(number: int, columns: dict[str, object]) -> None:
-        columns["image"] = [{"bytes": None, "path": f"frame_{number}.png"}]
-
-    raw = libero_dataset(tmp_path / "raw", (1,), change=beside)
-    (raw / "frame_0.png").write_bytes(png(200))
-    convert(raw, tmp_path / "A")
-    (image,) = (tmp_path / "A/images").rglob("*raw_image*")
-    assert image.read_bytes() == png(200)
-
-
 # other recordings
 
 
@@ -186,14 +175,6 @@ def test_one_camera_of_a_set_with_video(tmp_path: Path) -> None:
     (first, *_) = windows(tmp_path / "A")
     assert (result.samples, len(first.images), len(first.actions[0])) == (6, 16, 2)
     assert first.actions[-1] == (0.0, first.actions[2][1])
-
-
-def test_libero_is_detected_before_its_base_format_and_another_sink_can_be_chosen(
-    raw: Path, tmp_path: Path
-) -> None:
-    assert convert(raw, tmp_path / "A", format="", episodes="1").samples == 6
-    convert(raw, tmp_path / "out", sink="lbm", episodes="0")
-    assert (tmp_path / "out/shards/manifest.jsonl").is_file()
 
 
 def test_two_data_sets_have_different_names(tmp_path: Path) -> None:
@@ -218,11 +199,6 @@ def test_reader_fulfills_the_contract_of_a_format(raw: Path) -> None:
 def test_sink_fulfills_the_contract_of_a_sink() -> None:
     config = {"past_steps": 2, "future_steps": 2, "resize_images_size": None}
     check_sink(JsonlSink, config, make_executor=SerialExecutor)
-
-
-def test_two_workers_write_the_same_bytes(raw: Path, output_folder: Path, tmp_path: Path) -> None:
-    convert(raw, tmp_path / "A", name="LIBERO", workers=2)
-    assert contents(tmp_path / "A") == contents(output_folder)
 
 
 def test_bucket_gets_the_same_bytes(raw: Path, output_folder: Path, s3_bucket: str) -> None:

@@ -99,7 +99,7 @@ CASES: dict[str, tuple[Make, str]] = {
     "a frame lost": (column("frame_index", np.array([0, 1, 3, 4])), "data.broken"),
     "no task": (listed([]), "data.bad_request"),
     "blank task": (listed([" "]), "data.bad_request"),
-    "tag in the task": (listed(["take <image>"]), "data.reserved_word"),
+    "tag in the task": (listed(["take <image>"]), "data.broken"),
 }
 
 
@@ -150,7 +150,7 @@ def listed_twice(root: Path) -> Path:
         (lambda root: libero.libero_dataset(root, cameras=["image"]), "data.no_episodes"),
         (
             lambda root: libero.libero_dataset(root, change=lambda _, c: c.pop("wrist_image")),
-            "data.broken",
+            "data.incomplete",
         ),
         (listed_twice, "data.broken"),
     ],

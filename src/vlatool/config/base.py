@@ -92,7 +92,8 @@ class ConfigModel(BaseModel):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
-        unused = {"output"}
+        # A section that a subclass replaces keeps its mark.
+        unused = {"output", *cls.no_effect_on_output}
         for name, field in cls.model_fields.items():
             if mark(field, "execution") or mark(field, "affects_output") is False:
                 unused.add(name)

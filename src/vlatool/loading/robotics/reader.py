@@ -34,6 +34,7 @@ from vlatool.transforms.names import NameMap
 # Drop reasons.
 NOT_FINITE = "not_finite"
 DROP_REASONS = (BROKEN_SAMPLE, NOT_FINITE)
+_REASONS = {"data.broken": BROKEN_SAMPLE, "data.not_finite": NOT_FINITE}  # by the code of an error
 _TIME_AND_CHANNELS = 2
 # Exceptions of image decoders, numpy and json for broken content.
 _DECODE_ERRORS = (
@@ -420,7 +421,8 @@ class RoboticsReader(SampleReader):
         try:
             return self._decoders[ref.dataset](sample, rng, buffer)
         except DataError as error:
-            reason = error.code.removeprefix("data.")
-            if reason not in DROP_REASONS:
+            if error.code not in _REASONS:
                 raise
-            return DroppedSample(reason, sample.key, f"{error.message} ({error.hint})")
+            return DroppedSample(
+                _REASONS[error.code], sample.key, f"{error.message} ({error.hint})"
+            )
