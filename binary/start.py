@@ -25,7 +25,7 @@ def main():
     path = os.path.abspath(sys.argv[0])
     if interpreter() != (BUILT["suffix"], BUILT["machine"]):
         message, hint = wrong_python(BUILT, path)
-        fail("environment.python", message, hint)
+        fail("environment.missing_dependency", message, hint)
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     root = os.path.join(cache, "vlatool", "binary")
     os.environ["SHIV_ROOT"] = root
@@ -42,7 +42,7 @@ def main():
         hint = (
             "set XDG_CACHE_HOME to a folder that is writable and has %d MB free, or copy %s again"
         )
-        fail("environment.unpacking", message, hint % (BUILT["megabytes"], path))
+        fail("environment.hardware", message, hint % (BUILT["megabytes"], path))
 
 
 def interpreter():

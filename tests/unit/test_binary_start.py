@@ -50,7 +50,7 @@ def test_wrong_interpreter_is_exit_6_and_names_the_right_one(
     file = packed(tmp_path / "vlatool", **{"suffix": suffix, "machine": machine, **changed})
     done = run(sys.executable, file, "--json")
     error = json.loads(done.stdout)["error"]
-    assert (done.returncode, error["code"]) == (6, "environment.python")
+    assert (done.returncode, error["code"]) == (6, "environment.missing_dependency")
     assert f"{file} is for CPython 3.99 on paper" in error["message"]
     assert f"`python3.99 {file}`" in error["hint"]
     assert done.stderr == f"error: {error['message']}\nhint: {error['hint']}\n"
