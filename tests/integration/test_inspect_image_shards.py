@@ -97,7 +97,7 @@ def test_changed_bytes_and_lost_files_are_reported(shards: Path) -> None:
     assert codes(shards)["output.digest_mismatch"] == 1
     (shards / FIRST).unlink()
     findings = inspected(shards).document()["findings"]
-    assert {finding["code"] for finding in findings} == {"data.broken"}
+    assert {finding["code"] for finding in findings} == {"data.broken", "data.missing"}
     (shards / "manifest.json").unlink()  # as in an interrupted run
     assert kind(shards) == "image-shards"
     assert "output.missing_file" in codes(shards)

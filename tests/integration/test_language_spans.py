@@ -78,7 +78,7 @@ def test_a_line_has_the_instruction_of_its_frame(tmp_path: Path) -> None:
     with fails("data.incomplete") as caught:
         written(tmp_path / "other", "jsonl", tree, **sink)
     (failure,) = caught.value.details["failures"]
-    assert (failure["code"], "frame 1" in failure["message"]) == ("data.bad_request", True)
+    assert (failure["code"], "frame 1" in failure["message"]) == ("data.missing", True)
 
 
 @pytest.mark.parametrize("version", ["v3.0", "v2.1"])

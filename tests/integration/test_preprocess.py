@@ -378,7 +378,7 @@ def test_dry_run_counts_episodes_that_fail_and_estimates_without_them(
     assert (planned.status, planned.episodes, planned.samples) == ("planned", 2, 18)
     assert [failure["code"] for failure in planned.failures] == ["data.missing"]
     assert str(missing) in planned.text()
-    assert refusal(copy, tmp_path / "out", dry_run=True, on_error="stop").code == ("data.broken")
+    assert refusal(copy, tmp_path / "out", dry_run=True, on_error="stop").code == "data.missing"
     assert not (tmp_path / "out").exists()
 
     hint = refusal(copy, tmp_path / "out").hint

@@ -56,5 +56,5 @@ def test_rank_that_hangs_ends_the_others_after_the_timeout() -> None:
         timeout=100,
         check=False,
     )
-    expected = ["environment.rank_timeout [1]"] * 2  # of both that wait
+    expected = ["environment.process_failed [1]"] * 2  # of both that wait
     assert done.stdout.splitlines() == expected, done.stderr

@@ -83,8 +83,9 @@ def test_bytes_do_not_depend_on_workers_and_the_temporary_folder_stays_empty(
 
 @pytest.mark.parametrize("maker", ["preprocess", "stats compute"])
 def test_proposed_training_command_can_be_planned(maker: str, published: Path) -> None:
-    computed = compute(published).next
-    proposed = LbmSink.next_step.format(output=published) if maker == "preprocess" else computed
+    proposed = compute(published).next
+    if maker == "preprocess":
+        proposed = LbmSink.next_step.format(output=published, name="mine")
     assert run(["-q", *shlex.split(proposed)[1:], "--dry-run"]) == 0
 
 

@@ -20,7 +20,7 @@ from vlatool.evaluation.control import (
     RobotState,
     chunk_seed,
 )
-from vlatool.events import Progress
+from vlatool.events import Progress, counted
 from vlatool.loading.base import ActionField, RecordedFutures, RecordedPairs, Target
 from vlatool.loading.shard_reader import check_frame
 from vlatool.models.base import Policy
@@ -219,7 +219,7 @@ class Verdict:
         size = f"{abs(self.difference):.3f} standard deviations"
         if self.low is None or self.high is None:
             return f"{word} than {repeated}: its error is {size} {change} in the one episode"
-        ends = f"{self.low:+.3f} to {self.high:+.3f}, 95 % over {self.episodes} episodes"
+        ends = f"{self.low:+.3f} to {self.high:+.3f}, 95 % over {counted(self.episodes, 'episode')}"
         if self.low <= 0 <= self.high:
             return f"neither better nor worse than {repeated}: its error differs by {ends}"
         return f"{word} than {repeated}: its error is {size} {change} ({ends})"

@@ -113,7 +113,14 @@ class ImageFiles(SingleImages):
                 except OSError as error:
                     raise self.image_error(position, error.strerror or str(error)) from error
             if index not in self._prefetched:
-                raise self._error(index, "does not exist; the link is broken", "missing_file")
+                raise DataError.at(
+                    self.paths[index],
+                    "does not exist; the link is broken",
+                    hint=_AGAIN,
+                    code="data.missing",
+                    finding="missing_file",
+                    frame=index,
+                )
         data = self._prefetched[index]
         if len(data) > LARGEST_FILE:
             raise self._error(index, f"has more than {LARGEST_FILE:,} bytes", "picture_too_large")
@@ -126,7 +133,7 @@ class ImageFiles(SingleImages):
         return DataError.at(
             self.paths[index],
             problem,
-            hint="get or record the image again, or exclude the episode with --exclude",
+            hint=_AGAIN,
             code="data.broken",
             finding=finding,
             frame=index,
@@ -137,6 +144,7 @@ CAMERA = "image"
 _SEARCHED = "folders episode_* with images, directly or in images/, or images directly in it"
 _EPISODE = "episode_"
 _IMAGES = "images"
+_AGAIN = "get or record the image again, or exclude the episode with --exclude"
 _NUMBER = re.compile(r"^episode_(\d+)$")
 _TEMPORARY = (".tmp", ".part", ".partial", ".crdownload", "~")
 _LISTED_AT_ONCE = 16

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from vlatool.config import resolve
-from vlatool.config.base import ConfigModel, check_required, required_field
+from vlatool.config.base import ConfigModel, check_required, required_field, unused_keys
 from vlatool.config.coerce import plain
 from vlatool.config.presets import PresetInfo, display_path, preset_info
 from vlatool.config.rules import violations
@@ -125,8 +125,10 @@ def _check_target_free(target: Path, resolved: resolve.Resolved[Any]) -> None:
     with suppress(DocumentError, OSError):
         content: object = read_yaml(target)
         config = resolved.config
-        if isinstance(content, dict) and content.keys() - config.ignored == {*config.model_dump()}:
-            return
+        if isinstance(content, dict):
+            keys = content.keys() - unused_keys(type(config)).keys()
+            if keys == {*config.model_dump()}:
+                return
     raise UsageError.at(
         target,
         "exists and was not written by resolve-config",
