@@ -119,9 +119,16 @@ def with_local_folder(config: Run) -> Run:
 
 
 def new_name(config: TrainConfig) -> str:
-    """Name of a run folder that is not named."""
+    """Name of a run folder that is not named, and that is not there yet."""
     now = datetime.now(UTC).strftime("%Y_%m_%d-%H_%M_%S")
-    return f"{now}-model_{config.model.type}-lr_{config.hparams.lr}"  # pyright: ignore[reportAttributeAccessIssue]
+    name = first = f"{now}-model_{config.model.type}-lr_{config.hparams.lr}"  # pyright: ignore[reportAttributeAccessIssue]
+    folder = location(config.save_path)
+    number = 2
+    # Of a run that began in the same second.
+    while not is_remote(folder) and (folder / name).exists():
+        name = f"{first}-{number}"
+        number += 1
+    return name
 
 
 def local_run(config: TrainConfig) -> RunDir:
