@@ -269,7 +269,7 @@ def typed_command(words: str, config: ConfigModel, arguments: Sequence[str] = ()
 
     The output, and keys that do not change what is in it, are left out.
     """
-    unused = {*config.no_effect_on_output}
+    unused = set(config.no_effect_on_output)
     values = config.model_dump(mode="json", exclude_defaults=True, exclude=unused)
     typed = ["vlatool", *words.split(), *(str(values.pop(key)) for key in arguments)]
     for key, value in values.items():

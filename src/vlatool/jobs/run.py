@@ -239,9 +239,9 @@ class _Loop:
     def _inputs_of(self, states: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
         """Inputs for the record: empty if no item has input files."""
         has_files = any(sizes for _, sizes, _ in states)
-        return (
-            inputs_of(states, self._spec.item_name) if has_files or self._spec.is_download else {}
-        )
+        if not (has_files or self._spec.is_download):
+            return {}
+        return inputs_of(states, self._spec.item_name)
 
     def _report_complete(self, before: OutputRecord) -> None:
         self._run.status = "already complete"

@@ -196,7 +196,7 @@ class RemoteLock:
         except (ConditionFailed, FileNotFoundError):
             return False
         except StorageError as error:
-            if error.code not in ("storage.unsupported", "storage.unsupported"):
+            if error.code != "storage.unsupported":
                 raise
             # The server or an old client library has no conditional writes.
             holder = self._read()
