@@ -97,8 +97,8 @@ CASES: dict[str, tuple[Make, str]] = {
     "infinity": (column("actions", with_value(float("inf"))), "data.not_finite"),
     "a frame twice": (column("frame_index", np.array([0, 1, 1, 2])), "data.broken"),
     "a frame lost": (column("frame_index", np.array([0, 1, 3, 4])), "data.broken"),
-    "no task": (listed([]), "data.bad_request"),
-    "blank task": (listed([" "]), "data.bad_request"),
+    "no task": (listed([]), "data.missing"),
+    "blank task": (listed([" "]), "data.missing"),
     "tag in the task": (listed(["take <image>"]), "data.broken"),
 }
 

@@ -460,7 +460,7 @@ class NpzFrames(FrameSource):
                 byte_range.path,
                 f"{self._name!r} is {header.dtype}{list(header.shape)}, expected {expected}",
                 hint="the file has another layout; convert the images, or record them again",
-                code="data.bad_request",
+                code="data.mismatch",
                 finding="not_pictures",
                 field=self._name,
             )

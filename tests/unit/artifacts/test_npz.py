@@ -230,7 +230,7 @@ def test_array_without_images_is_rejected(tmp_path: Path, array: np.ndarray) -> 
     with pytest.raises(DataError) as caught:
         frame_source(tmp_path, array)
 
-    assert (caught.value.code, caught.value.details["field"]) == ("data.bad_request", "cam")
+    assert (caught.value.code, caught.value.details["field"]) == ("data.mismatch", "cam")
 
 
 def test_damage_is_found_when_its_frame_is_read(tmp_path: Path) -> None:

@@ -237,7 +237,7 @@ def _instructions(
             rows.path,
             f"{rows.episode}: no instruction in the list of episodes or its rows",
             hint="add its task there, or exclude the episode with `preprocess --exclude`",
-            code="data.bad_request",
+            code="data.missing",
             finding="no_instruction",
         )
     sentence = name_to_sentence(files.dataset.name)
