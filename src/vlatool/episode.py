@@ -200,6 +200,7 @@ class EpisodeRef:
         language: Map from kind of annotation to sentences, if known before the episode is opened.
         extras: Other values that the reader needs to open it.
         excluded: Reason to exclude the episode, such as `validation_episode`; empty to use it.
+        split: `train` or `val` (held out), if the source says which; else empty.
     """
 
     id: str
@@ -211,6 +212,7 @@ class EpisodeRef:
     language: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
     excluded: str = ""
+    split: str = ""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,11 @@ class OpenLoopConfig(SamplingOptions):
     """Options of the comparison of predicted with recorded action chunks."""
 
     checkpoint: str = required_field("", "Run folder or checkpoint, of any scheme.")
-    data: str = required_field("", "Output of `vlatool preprocess`, of any scheme.")
+    data: str = option(
+        "",
+        "Output of `vlatool preprocess`, of any scheme; empty: the held-out episodes of the "
+        "training data.",
+    )
     output: str | None = option(None, "Folder for the results; null: in the run, if that is local.")
     weights: Weights = option("auto", "Averaged or raw weights; auto: averaged if any.")
     max_samples: int = option(2000, "Most samples to evaluate, evenly spaced over the data.", ge=1)

@@ -8,7 +8,7 @@ data. The order of samples is the same for all kinds: see `loading.order`.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 from pydantic import field_validator, model_validator
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vlatool.episode import Array, Observation, ObservationSpec, UInt8Array
+
+
+# Episodes of data that hold some out for evaluation: `val` are those, `train` the others.
+Split = Literal["train", "val", "all"]
 
 
 class CacheConfig(ConfigModel):
@@ -89,6 +93,11 @@ class LoadingConfig(ConfigModel):
         le=1,
         affects_output=False,
     )
+
+    @property
+    def is_held_out(self) -> bool:
+        """True for validation data that are held-out episodes of the training data."""
+        return False
 
     @field_validator("lanes")
     @classmethod
@@ -236,6 +245,7 @@ class PairOptions:
     sees: "ObservationSpec"  # input of the policy
     horizon: int  # number of steps of a target, T
     seed: int = 0  # seed of the random choices per sample, such as the sentence of the instruction
+    split: Split = "all"  # episodes of data that hold some out
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Training data as a torch dataset, for custom training loops."""
 
+import logging
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
@@ -11,7 +12,7 @@ from torch.utils.data import Dataset
 
 from vlatool.config.resolve import Override, load_config
 from vlatool.errors import DataError, UsageError
-from vlatool.events import NULL
+from vlatool.events import NULL, NullReporter
 from vlatool.loading.base import (
     DataKind,
     DroppedSample,
@@ -23,6 +24,13 @@ from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.storage.uri import pinned_text
 
 _ORIGIN = "open_dataset"
+
+
+class _LoggedNotes(NullReporter):
+    """Writes notes to the log, where Python code sees them."""
+
+    def note(self, message: str) -> None:
+        logging.getLogger(__name__).warning(message)
 
 
 class SampleDataset(Dataset[Any]):
@@ -121,7 +129,9 @@ def open_dataset(
         normalize: Normalize fields as `vlatool train` does, by the key `normalization`.
         channels_first: Images are [..., 3, H, W]; otherwise [..., H, W, 3].
         raw: Return the samples of the reader; for robotics data `DecodedSample`.
-        keys: Keys of the section `data` of that kind, such as `camera_names`.
+        keys: Keys of the section `data` of that kind, such as `camera_names`, or `split`: `train`,
+            `val` or `all` of data that hold episodes out. Without it `train`, and a warning in the
+            log says how many are left out.
 
     Raises:
         ConfigError: A key is unknown or its value is invalid.
@@ -140,7 +150,7 @@ def open_dataset(
     values = {key: [pinned_text(str(f)) for f in folders], "shuffle": shuffle, **keys}
     overrides = [Override(key, value, _ORIGIN) for key, value in values.items()]
     config = load_config(data_kind.Config, overrides=overrides).config
-    info = data_kind.load_info(config, NULL)
+    info = data_kind.load_info(config, NULL if "split" in keys else _LoggedNotes())
     config, _ = data_kind.derive(config, info)
     order = SampleOrder(info.datasets, OrderOptions.of(config, seed))
     scales = _scales(data_kind, config, info) if normalize else None

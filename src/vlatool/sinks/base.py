@@ -67,6 +67,8 @@ class SinkSetup:
     # options of the run outside the sink's section, for the metadata of the output
     origin: Mapping[str, Any] = field(default_factory=dict[str, Any])
     action_fields: tuple[str, ...] = ()  # requested action fields; empty: those of the survey
+    hold_out: float | None = None  # share of the episodes to hold out; None: by their number
+    hold_out_seed: int = 0  # seed of their choice
 
     def policy_actions(self, stored: Mapping[str, int], default: Sequence[str]) -> tuple[str, ...]:
         """Action fields of the output: the requested ones, or else the default."""
@@ -117,6 +119,7 @@ class Sink(Protocol):
         temporary: Those of them that are removed once the output is complete.
         has_arrays: True if receipts carry arrays.
         needs_rate: True if the output stores the frames per second.
+        holds_out: True if it marks the episodes that are held out for evaluation.
         changes_rate: True if frames are stored at another rate than that of the episodes.
         next_step: Suggested next command, with `{output}` and its last part `{name}` in it; may be
             empty.
@@ -136,6 +139,7 @@ class Sink(Protocol):
     temporary: Sequence[str] = ()
     has_arrays: ClassVar[bool] = True
     needs_rate: ClassVar[bool] = True
+    holds_out: ClassVar[bool] = False
     changes_rate: bool = False
     next_step: ClassVar[str] = ""
     next_without_images: ClassVar[str] = "vlatool verify {output}"

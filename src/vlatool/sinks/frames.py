@@ -15,6 +15,8 @@ from vlatool.artifacts.shards.format import RECORDED_SIZES, write_preprocessing_
 from vlatool.artifacts.tar import TarWriter, member_bytes
 from vlatool.config.base import option
 from vlatool.episode import Episode, EpisodeRef
+from vlatool.errors import UsageError
+from vlatool.events import counted
 from vlatool.findings import FindingCodes
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
@@ -22,8 +24,14 @@ from vlatool.jobs.journal import Receipt
 from vlatool.sinks import base, lbm
 from vlatool.storage.atomic import open_atomic, remove_file
 from vlatool.transforms.geometry import make_geometry
+from vlatool.transforms.hold_out import held_out
 from vlatool.transforms.relative import with_pose_groups
 from vlatool.transforms.windows import EpisodeSampler, SampleSpec, WindowsConfig
+
+DEFAULT_SHARE = 0.1  # of the episodes that are held out
+LEAST_EPISODES = 5  # of fewer episodes none is held out by default
+HELD_OUT = "held_out_episodes"
+_TASK = "task"
 
 
 class FramesConfig(lbm.StoredImagesConfig, WindowsConfig):
@@ -55,6 +63,10 @@ class FramesConfig(lbm.StoredImagesConfig, WindowsConfig):
         return EpisodeSampler(
             episode, (), SampleSpec(self.window_spec(), (0,), None, method, still=still)
         )
+
+
+def _counts(held_out: int) -> dict[str, int]:
+    return {HELD_OUT: held_out} if held_out else {}
 
 
 @dataclass(frozen=True)
@@ -109,7 +121,7 @@ class FramesEpisodeWriter:
             dropped=sampler.dropped,
             files=(FileEntry(name, tar.position, tar.sha256, count), index),
             findings=tuple(lbm.missing_findings(episode, config)),
-            facts={base.SIZES: sizes},
+            facts={base.SIZES: sizes, _TASK: episode.task},
         )
 
     def stored(self, episode: Episode) -> Episode:
@@ -124,6 +136,7 @@ class FramesSink(base.Sink):
     owned: ClassVar[Sequence[str]] = frames_format.OWNED_FILES
     findings: ClassVar[FindingCodes | None] = lbm.LBM
     has_arrays: ClassVar[bool] = False
+    holds_out: ClassVar[bool] = True
     may_lack_windows: ClassVar[bool] = False
     next_step: ClassVar[str] = lbm.LbmSink.next_step
     next_without_images: ClassVar[str] = lbm.LbmSink.next_without_images
@@ -144,6 +157,7 @@ class FramesSink(base.Sink):
             self.fields, self._example.action_fields
         )
         self.proprioception_fields: tuple[str, ...] = self._example.proprioception_fields
+        self._num_held_out = len(self._held_out({ref.id: ref.task for ref in setup.refs}))
 
     def stored(self, episode: Episode) -> Episode:
         return self._writer.stored(episode)
@@ -154,6 +168,7 @@ class FramesSink(base.Sink):
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> base.SinkSummary:
         output = self._setup.output
         episodes: list[frames_format.FramesEpisode] = []
+        tasks: dict[str, str] = {}
         files: list[FileEntry] = []
         samples = 0
         sizes = dict[str, set[tuple[int, ...]]]()
@@ -164,21 +179,48 @@ class FramesSink(base.Sink):
                 tar = receipt.files[0]
                 count = receipt.counts["frames"]
                 episodes.append(frames_format.FramesEpisode(receipt.item, tar.sha256, count))
+                tasks[receipt.item] = receipt.facts.get(_TASK, "")
             for camera, size in receipt.facts.get(base.SIZES, {}).items():
                 sizes.setdefault(camera, set()).add(tuple(size))
         if not samples and not self.may_lack_windows:
             raise lbm.no_samples(run.dropped)
         recorded = {name: [*map(list, sorted(each))] for name, each in sizes.items()}
         write_preprocessing_config(output, {**self._options(), RECORDED_SIZES: recorded})
-        rows = [asdict(episode) for episode in episodes]
+        chosen = self._held_out(tasks)
+        rows: list[dict[str, Any]] = []
+        for episode in episodes:
+            split = frames_format.VAL if episode.id in chosen else frames_format.TRAIN
+            rows.append(replace(episode, split=split).row())
         frames_format.MANIFEST.write(output, {"episodes": rows})
         size = sum(file.bytes for file in files)
         small = (frames_format.CONFIG_NAME, frames_format.NAME)
         files += [file_entry(output, name) for name in small]
-        return base.SinkSummary(samples, size, tuple(files))
+        return base.SinkSummary(samples, size, tuple(files), _counts(len(chosen)))
+
+    def _held_out(self, tasks: Mapping[str, str]) -> Collection[str]:
+        """Ids of the episodes that are held out, of all that were written.
+
+        Raises:
+            UsageError: No episode is left to train on.
+        """
+        share = self._setup.hold_out
+        if share is None:
+            splits = {ref.id: ref.split for ref in self._setup.refs if ref.id in tasks}
+            if {*splits.values()} >= {frames_format.TRAIN, frames_format.VAL}:
+                return {name for name, split in splits.items() if split == frames_format.VAL}
+            share = DEFAULT_SHARE if len(tasks) >= LEAST_EPISODES else 0.0
+        chosen = held_out(tasks, share, self._setup.hold_out_seed)
+        if chosen and len(chosen) == len(tasks):
+            raise UsageError(
+                f"--hold-out {share:g} of {counted(len(tasks), 'episode')} leaves none to train on",
+                hint="hold out a smaller share, or none with --hold-out 0, or add episodes",
+                code="usage.bad_value",
+            )
+        return chosen
 
     def estimate(self) -> base.Estimate:
-        return base.Estimate(lbm.estimated_windows(self._setup.survey, self._config))
+        samples = lbm.estimated_windows(self._setup.survey, self._config)
+        return base.Estimate(samples, _counts(self._num_held_out))
 
     def _options(self) -> dict[str, Any]:
         """Content of preprocessing_config.yaml."""

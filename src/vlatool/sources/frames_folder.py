@@ -5,10 +5,10 @@ Their images are final: a sink copies them, and other sinks than `lbm` are refus
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from vlatool.artifacts.frames.format import NAME, FramesFolder, FramesTar, tar_name
-from vlatool.config.base import ConfigModel
+from vlatool.config.base import ConfigModel, option
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import UsageError
 from vlatool.sources import base
@@ -25,10 +25,18 @@ _OF_IMAGES = (
 )
 
 
+class FramesConfig(ConfigModel):
+    """Keys of the format frames."""
+
+    split: Literal["train", "val", "all"] = option(
+        "all", "Episodes to read: those for training, those that are held out, or all."
+    )
+
+
 class FramesReader(base.FormatReader):
     """Reader of the folders; see `artifacts.frames.format`."""
 
-    Config: ClassVar[type[ConfigModel]] = ConfigModel
+    Config: ClassVar[type[ConfigModel]] = FramesConfig
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         used: dict[str, int] = {}
@@ -37,6 +45,8 @@ class FramesReader(base.FormatReader):
             if folder is None:
                 raise base.no_episodes(source, f"a folder with {NAME}")
             for number, episode in enumerate(folder.episodes):
+                if self.config.split not in ("all", episode.split):
+                    continue
                 yield EpisodeRef(
                     id=base.unused_id(episode.id, used),
                     path=folder.path / tar_name(episode.id),

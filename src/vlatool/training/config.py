@@ -21,6 +21,9 @@ from vlatool.models.base import ModelType
 from vlatool.plugins import PUBLISHED_OPTIONS, RUN_SECTIONS, TRANSLATIONS, Registry
 from vlatool.storage.tree import parse_size
 
+# Samples of a validation whose number is not set.
+_MOST_VALIDATED = 2048
+
 
 class HParams(base.ConfigModel):
     """Optimization."""
@@ -251,7 +254,8 @@ class TrainConfig(base.ConfigModel):
     )
     total_val_samples: int | None = option(
         None,
-        "Samples per validation; null: no validation, or all with val_every_n_steps.",
+        "Samples per validation; null: at most 2,048 if there are validation data, or all with "
+        "val_every_n_steps.",
         ge=1,
         affects_output=False,
     )
@@ -513,4 +517,8 @@ class TrainConfig(base.ConfigModel):
         model, model_rules = self.model_type.derive(self.model, data, info)
         rules = {f"data.{key}": rule for key, rule in data_rules.items()}
         rules |= {f"model.{key}": rule for key, rule in model_rules.items()}
-        return self.model_copy(update={"data": data, "model": model}), rules
+        update: dict[str, Any] = {"data": data, "model": model}
+        if not self.validates and self.data_kind.validation(data) is not None:
+            update["total_val_samples"] = _MOST_VALIDATED
+            rules["total_val_samples"] = "there are validation data"
+        return self.model_copy(update=update), rules

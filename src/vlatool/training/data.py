@@ -62,7 +62,8 @@ def validation_data(config: TrainConfig, reporter: Reporter = NULL) -> Validatio
     info = kind.load_info(section, reporter)
     section, _ = kind.derive(section, info)
     seed = config.hparams.seed
-    order = SampleOrder(info.datasets, OrderOptions(seed, shuffle=False))
+    # Of episodes that are held out the first samples would be those of one task.
+    order = SampleOrder(info.datasets, OrderOptions(seed, shuffle=section.is_held_out))
     count = min(config.total_val_samples or order.size, order.size)
     return ValidationData(
         section=section,

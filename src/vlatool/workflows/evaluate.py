@@ -5,6 +5,7 @@ Legend of shapes: T action steps, C dimensions of a field.
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from vlatool.artifacts.base import recognize
 from vlatool.artifacts.contract import Contract, differences, refuse
 from vlatool.artifacts.curation.choice import numbered
+from vlatool.artifacts.shards.format import SHARDS_NAME
 from vlatool.config.base import (
     ConfigModel,
     check_required,
@@ -22,12 +24,12 @@ from vlatool.config.base import (
     required_field,
     typed_command,
 )
-from vlatool.errors import DataError, UsageError
+from vlatool.errors import DataError, StorageError, UsageError
 from vlatool.evaluation.config import OpenLoopConfig, SamplingOptions, allow_option
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.ownership import check_owner, require_input, single_output, versions_of
 from vlatool.jobs.record import OutputRecord
-from vlatool.loading.base import PairOptions, RecordedFutures, RecordedPairs
+from vlatool.loading.base import PairOptions, RecordedFutures, RecordedPairs, Split
 from vlatool.loading.shard_reader import episode_named
 from vlatool.models.published import Trained
 from vlatool.models.trained import Weights, data_kind_of
@@ -77,6 +79,7 @@ class OpenLoopResult(Result):
     checkpoint: str
     weights: str
     data: str
+    split: str  # `val`: only the episodes that the data of the run hold out
     samples: int
     overall: Mapping[str, float | None]
     overall_by_step: Mapping[str, Sequence[float | None]]
@@ -155,6 +158,9 @@ def _details(metrics: Mapping[str, Any]) -> Iterator[str]:
 def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopResult:
     """Compares predicted with recorded action chunks, usually on held-out data.
 
+    Without `data` these are the episodes that the training data hold out. Of data that the policy
+    was trained on, only the held-out episodes are taken, if there are any; of other data all.
+
     Raises:
         UsageError: A required key is missing, or the output has different content.
         DataError: Checkpoint or data are missing, broken or incompatible.
@@ -165,13 +171,16 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     from vlatool.evaluation.pages import REPORT_PAGE
     from vlatool.evaluation.policy_runner import open_policy
 
-    check_required(config, "vlatool eval open-loop CHECKPOINT DATA")
+    check_required(config, "vlatool eval open-loop CHECKPOINT")
     policy, trained = open_policy(config.checkpoint, config.weights, config, reporter)
+    location_text, split = _evaluated_data(config, trained, reporter)
+    config = config.model_copy(update={"data": location_text})
     data = pinned(config.data)
     output = results_folder(config.output, trained, f"open-loop-{data.name}")
-    record = OutputRecord("eval open-loop", _recorded_options(config, trained, data=data))
+    options = {**_recorded_options(config, trained, data=data), "split": split}
+    record = OutputRecord("eval open-loop", options)
     check_owner(output, record)
-    pairs = recorded_pairs(str(data), policy, trained, config.seed)
+    pairs = recorded_pairs(str(data), policy, trained, config.seed, split)
     if not pairs.fields:
         raise DataError(
             f"{data}: none of the action fields of the policy is in the data: "
@@ -193,6 +202,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
         checkpoint=str(checkpoint_of(trained)),
         weights=trained.origin.weights,
         data=config.data,
+        split=split,
         samples=report.samples,
         overall=report.overall,
         overall_by_step=report.overall_by_step,
@@ -279,10 +289,62 @@ def _futures_table(futures: Mapping[str, Any] | None) -> str:
     return table(header, rows, [*range(1, len(header))]) if steps else ""
 
 
-def recorded_pairs(location: str, policy: "Policy", trained: Trained, seed: int) -> RecordedPairs:
+def _evaluated_data(
+    config: OpenLoopConfig, trained: Trained, reporter: Reporter
+) -> tuple[str, Split]:
+    """Location of the data, and which of their episodes are taken.
+
+    Raises:
+        UsageError: No data are given, and the data of the run hold nothing out.
+    """
+    kind = data_kind_of(trained.config)
+    section = trained.config.data
+    key = kind.folders_keys[0]
+    trained_on: list[str] = getattr(section, key)
+    held_out: list[str] = []
+    split: Split = "all"
+    with suppress(DataError, StorageError):  # the data of the run may be gone
+        validation = kind.validation(section)
+        if validation is not None:
+            held_out = getattr(validation, key)
+            split = validation.split
+    if not config.data:
+        if len(held_out) != 1:
+            problem = "hold several data sets out" if held_out else "hold no episode out"
+            example = (held_out or trained_on or ["DATA"])[0]
+            raise UsageError(
+                f"the data of {config.checkpoint} {problem}; say which data to compare with",
+                hint=f"vlatool eval open-loop {config.checkpoint} {example}",
+                code="usage.missing_key",
+            )
+        return held_out[0], split
+    asked = _place(config.data)
+    if split == "val" and asked in map(_place, held_out):
+        reporter.note(f"{config.data}: trained on, so only its held-out episodes are compared")
+        return config.data, "val"
+    if asked in map(_place, trained_on):
+        reporter.note(
+            f"{config.data}: the policy was trained on these episodes; on others its errors are "
+            "larger"
+        )
+    return config.data, "all"
+
+
+def _place(text: str) -> str:
+    """The folder of data, for comparison; a manifest stands for its folder."""
+    path = pinned(text)
+    if path.suffix in (".json", ".jsonl"):
+        path = path.parent
+    path = path.parent if path.name == SHARDS_NAME else path
+    return str(path if is_remote(path) else path.resolve())
+
+
+def recorded_pairs(
+    location: str, policy: "Policy", trained: Trained, seed: int, split: Split = "all"
+) -> RecordedPairs:
     """Recorded observations and targets that a policy can be evaluated on."""
     kind = data_kind_of(trained.config)
-    options = PairOptions(policy.sees, policy.horizon, seed)
+    options = PairOptions(policy.sees, policy.horizon, seed, split)
     pairs = kind.pairs(trained.config.data, trained.assets, location, options)
     if pairs is None:
         raise DataError(

@@ -89,7 +89,8 @@ class PreprocessResult(JobResult):
         left_out = [*self.left_out_fields, *(part["path"] for part in self.left_out)]
         if left_out:
             yield f"left out: {few_text(left_out)}"
-        yield from (f"{name}: {count}" for name, count in self.amounts.items())
+        for name, count in self.amounts.items():
+            yield f"{name.replace('_', ' ')}: {count}"
         yield from (f"dropped {count}: {reason}" for reason, count in self.dropped.items())
         yield from (f"no samples from {name}" for name in self.empty_episodes)
 
@@ -104,6 +105,7 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
     registries: ClassVar[Mapping[str, Any]] = {"source": FORMATS, "sink": SINKS}
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **SelectionConfig.help_groups,
+        "Held out": ("hold_out", "hold_out_seed"),
         "Actions": ("action_fields", "trust_declared"),
         **EngineConfig.help_groups,
     }
@@ -151,6 +153,14 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
         "Fields of an action, in order; relative poses have the suffix _relative. "
         "Default: those of the format.",
     )
+    hold_out: float | None = option(
+        None,
+        "Share of the episodes that training leaves out, for evaluation; null: 0.1, but 0 of fewer "
+        "than 5 episodes, and the splits of the source if it has both train and val.",
+        ge=0,
+        lt=1,
+    )
+    hold_out_seed: int = option(0, "Seed of the choice of these episodes.", ge=0)
     trust_declared: bool = option(
         False,
         "Write the data although the recorded states clearly contradict a declaration "
@@ -253,9 +263,23 @@ class PreprocessJob:
         versions = versions_of(sources)
         origin = source_options(config, section, resolved) | versions
         actions = tuple(config.action_fields)
-        setup = SinkSetup(output, selection.survey, selection.refs, origin, actions)
+        setup = SinkSetup(
+            output,
+            selection.survey,
+            selection.refs,
+            origin,
+            actions,
+            config.hold_out,
+            config.hold_out_seed,
+        )
         self._setup = setup
         self._make_sink = make_sink or SINKS.get(config.sink.type)
+        if config.hold_out and not SINKS.get(config.sink.type).holds_out:
+            raise UsageError(
+                f"--sink {config.sink.type} holds no episodes out",
+                hint="leave --hold-out away, or write --sink frames",
+                code="usage.unsupported",
+            )
         self._sink: Sink = self._make_sink(config.sink, setup)
         self._check_rate()
         self._fits: ConventionFits | None = None
@@ -502,7 +526,7 @@ def source_options(
     config: PreprocessConfig, section: base.ConfigModel, resolved: base.ConfigModel
 ) -> dict[str, Any]:
     """Options outside the section of the sink, for the metadata of the output."""
-    selection_keys = ("episodes", "exclude", "max_episodes")
+    selection_keys = ("episodes", "exclude", "max_episodes", "hold_out", "hold_out_seed")
     excluded = {*config.no_effect_on_output, *selection_keys, "source", "sink", "format"}
     excluded.add("action_fields")  # the sink has those that it stores
     excluded |= {"rename"} if config.rename.is_empty else set()

@@ -416,9 +416,6 @@ def _log_config(
         logging.getLogger(__name__).info(message)
     if derived:
         reporter.note(f"{counted(len(derived), 'key')} derived from the data; -v lists them")
-    validation_set = config.data_kind.validation(config.data)
-    if validation_set is not None and not config.validates:
-        reporter.note("validation data are not used: set total_val_samples to measure them")
     if config.distributed.fsdp and config.distributed.world_size == 1:
         reporter.note("distributed.fsdp has no effect with one process")
     elif config.distributed.fsdp and runtime.device.type == "cpu" and not config.device_memory:
@@ -521,6 +518,8 @@ def _next_command(config: TrainConfig, output: str) -> str:
         return ""
     first = getattr(config.data, config.data_kind.folders_keys[0])[0]
     data = str(first).removesuffix(f"/{SHARDS_NAME}/{MANIFEST_NAME}")
+    if not is_tokenizer and config.data_kind.validation(config.data) is not None:
+        return shlex.join(["vlatool", "eval", "open-loop", output])
     kind = ("tokenizer", "eval") if is_tokenizer else ("eval", "open-loop")
     return shlex.join(["vlatool", *kind, output, data])
 

@@ -2,7 +2,8 @@
 
 `frames/episode_ID.tar` has a sample `ID` with the numbers of the episode, one row per frame, and
 its texts, then a sample `ID_000000` per frame with an image of each camera. Its index has the byte
-range of each; `frames.json` lists the episodes, `preprocessing_config.yaml` has the options.
+range of each; `frames.json` lists the episodes, `preprocessing_config.yaml` has the options. An
+episode that is held out for evaluation has `"split": "val"` in its row.
 
 Legend of shapes: F frames, C dimensions of a field.
 """
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Annotated, Any, NamedTuple
+from typing import IO, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -58,6 +59,10 @@ _OBJECTS: Mapping[str, type] = {
 _SUFFIXES = {"cameras": "_t0.jpg", "depth": "_depth_t0.png", "labels": "_label_t0.png"}
 _HINT = "preprocess or copy the data again"
 
+Split = Literal["train", "val"]
+TRAIN: Split = "train"
+VAL: Split = "val"
+
 
 @dataclass(frozen=True)
 class FramesEpisode:
@@ -66,6 +71,14 @@ class FramesEpisode:
     id: FileName
     sha256: str  # digest of its tar
     frames: Annotated[int, Field(ge=1, strict=True)]
+    split: Split = TRAIN
+
+    def row(self) -> dict[str, Any]:
+        """The row of the manifest; `split` only if it is not `train`."""
+        row = asdict(self)
+        if self.split == TRAIN:
+            del row["split"]
+        return row
 
 
 @dataclass(frozen=True)
@@ -259,6 +272,11 @@ class FramesFolder:
         if manifest is None:
             raise MANIFEST.error(self.path, "is no manifest of frames")
         return manifest.episodes
+
+    @property
+    def num_held_out(self) -> int:
+        """Number of episodes that are held out for evaluation."""
+        return sum(episode.split == VAL for episode in self.episodes)
 
     def tar(self, episode: str) -> FramesTar:
         return FramesTar(self.path / tar_name(episode))

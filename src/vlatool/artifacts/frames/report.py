@@ -17,6 +17,7 @@ def inspect(location: Path) -> Report:
     size = options.get("resize_images_size")
     sources = options.get("source_episodes") or []
     origin = options.get("type") or "unknown"
+    held_out = folder.num_held_out
     return Report(
         kind="frames",
         headline=f"{counted(frames, 'frame')} of {counted(len(episodes), 'episode')}",
@@ -25,6 +26,7 @@ def inspect(location: Path) -> Report:
             "made from": f"{', '.join(sources)} ({origin})" if sources else origin,
             "image size": "as recorded" if size is None else f"{size[0]} x {size[1]}",
             "JPEG quality": options.get("jpeg_quality"),
+            "held out for evaluation": counted(held_out, "episode") if held_out else "none",
         },
         findings=findings,
     )

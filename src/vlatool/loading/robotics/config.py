@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from vlatool.config import base
 from vlatool.config.base import Published, option
 from vlatool.episode import LanguageKind, listed_cameras
-from vlatool.loading.base import LoadingConfig
+from vlatool.loading.base import LoadingConfig, Split
 from vlatool.transforms.names import NameMap
 from vlatool.transforms.normalize import Method, Scope
 from vlatool.transforms.windows import Padding, WindowsConfig
@@ -233,6 +233,10 @@ class RoboticsDataConfig(LoadingConfig):
         "Episodes of a data set of the sink frames: numbers and ranges, such as 0:4,7, or "
         "@CURATION for those that `vlatool curate` keeps.",
     )
+    split: Split = option(
+        "train",
+        "Episodes of frames that hold some out: train, val (the held-out ones) or all.",
+    )
     rename: NameMap = option(
         NameMap(),
         "New names of cameras and whole fields, such as cameras.wrist=wrist_left, in data sets "
@@ -365,6 +369,10 @@ class ValidationDataConfig(RoboticsDataConfig):
     cameras_are_known: ClassVar[bool] = True
 
     training_manifest: list[str] = option([], "Data sets that have the fields to pad.")
+
+    @property
+    def is_held_out(self) -> bool:
+        return self.split == "val"
 
 
 def image_names(cameras: Sequence[str], indices: Sequence[int]) -> list[str]:

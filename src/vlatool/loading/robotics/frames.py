@@ -31,7 +31,7 @@ from vlatool.episode import Array, EpisodeRef, PoseGroup
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.jobs.job import digest_of
-from vlatool.loading.base import DroppedSample, SampleRef, ShardInfo
+from vlatool.loading.base import DroppedSample, SampleRef, ShardInfo, Split
 from vlatool.loading.robotics.config import FrameWindowsConfig
 from vlatool.loading.shard_reader import BROKEN_SAMPLE, ShardCache
 from vlatool.storage.atomic import atomic_folder, write_json
@@ -61,6 +61,7 @@ class FrameWindows:
     cache: Path  # local folder for statistics
     fields: tuple[str, ...] = ()  # fields with statistics; empty: all
     episodes: str | None = None  # as `data.episodes`
+    split: Split = "all"  # as `data.split`
 
     @cached_property
     def _stored(self) -> dict[str, Any]:
@@ -86,11 +87,14 @@ class FrameWindows:
 
     @cached_property
     def chosen(self) -> tuple[FramesEpisode, ...]:
-        """The episodes that are used."""
+        """The episodes that are used; may be empty."""
+        episodes = self.folder.episodes
+        if self.split != "all":
+            episodes = tuple(each for each in episodes if each.split == self.split)
         if self.episodes is None:
-            return self.folder.episodes
+            return episodes
         used = {ref.id for ref in select(self._refs, self.numbers, option="data.episodes")}
-        return tuple(each for each in self.folder.episodes if each.id in used)
+        return tuple(each for each in episodes if each.id in used)
 
     def options(self) -> dict[str, Any]:
         """Content of preprocessing_config.yaml, as of `lbm` shards with these windows."""
@@ -134,6 +138,14 @@ class FrameWindows:
         """Folder in the cache with the statistics and the number of windows of each episode; made
         from the numbers of all episodes if it is not there yet.
         """
+        if not self.chosen:
+            among = "" if self.episodes is None else f" among data.episodes {self.episodes}"
+            raise DataError.at(
+                self.folder.path,
+                f"has no episode with data.split {self.split}{among}",
+                hint="choose other episodes, or all with --data.split all",
+                code="data.no_samples",
+            )
         rows = [(each.id, each.sha256) for each in self.chosen]
         names = sorted(self.fields) or None
         place = self.cache / f"{digest_of([rows, self.options(), names])}{_SUFFIX}"

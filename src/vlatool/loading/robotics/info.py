@@ -156,6 +156,13 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
             hint="choose episodes when preprocessing, with --episodes",
             code="usage.unsupported",
         )
+    if config.split == "val" and not all(windows):
+        shards_only = config.dataset_manifest[windows.index(None)]
+        raise DataError(
+            f"{shards_only}: training shards hold no episode out, so data.split val is empty",
+            hint="preprocess with --sink frames, which holds episodes out, or give other data",
+            code="data.no_samples",
+        )
     configured = config.dataset_statistics
     mergeable = len(configured or folders) > 1
     files = [
@@ -196,6 +203,28 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
         renames=tuple(renames),
         windows=windows,
     )
+
+
+def held_out_data(config: RoboticsDataConfig) -> list[str]:
+    """Those of the data sets that hold episodes out."""
+    found: list[str] = []
+    for text in config.dataset_manifest:
+        folder = data_of(text, config.model_copy(update={"split": "val"}))
+        if isinstance(folder, FrameWindows) and folder.folder.num_held_out and folder.chosen:
+            found.append(text)
+    return found
+
+
+def report_held_out(info: RoboticsInfo, reporter: Reporter) -> None:
+    """Says which data sets hold episodes out, and that training leaves these out."""
+    for name, windows in zip(info.names, info.windows, strict=False):
+        count = 0 if windows is None or windows.split != "train" else windows.folder.num_held_out
+        if windows is not None and count:
+            reporter.note(
+                f"{name}: {count} of {counted(len(windows.folder.episodes), 'episode')} "
+                f"{'is' if count == 1 else 'are'} held out for evaluation; "
+                "--data.split all trains on all"
+            )
 
 
 def _check_rate(windows: FrameWindows, config: RoboticsDataConfig) -> None:
@@ -247,7 +276,8 @@ def data_of(text: str, config: RoboticsDataConfig) -> ShardFolder | FrameWindows
     is_known = is_known or len(config.dataset_manifest) == 1
     named = _fields(config, frames.options()) if is_known else ()
     used = {config.rename.source_of(name) for name in named}
-    return FrameWindows(frames, config.windows, cache, tuple(sorted(used)), config.episodes)
+    fields = tuple(sorted(used))
+    return FrameWindows(frames, config.windows, cache, fields, config.episodes, config.split)
 
 
 def _merged(

@@ -32,7 +32,14 @@ from vlatool.loading.robotics.config import (
     image_names,
 )
 from vlatool.loading.robotics.frames import WindowSample
-from vlatool.loading.robotics.info import RoboticsInfo, derive_data, load_info, report_padding
+from vlatool.loading.robotics.info import (
+    RoboticsInfo,
+    derive_data,
+    held_out_data,
+    load_info,
+    report_held_out,
+    report_padding,
+)
 from vlatool.loading.robotics.reader import DROP_REASONS, DecodedSample, RoboticsReader
 from vlatool.loading.robotics.statistics import (
     Normalizer,
@@ -116,7 +123,9 @@ class RoboticsKind(base.DataKind):
 
     def load_info(self, config: RoboticsDataConfig, reporter: Reporter = NULL) -> RoboticsInfo:  # pyright: ignore[reportIncompatibleMethodOverride] - a cached_property is read-only, too
         """Reads manifests, statistics and preprocessing options; checks sizes of local shards."""
-        return load_info(config)
+        info = load_info(config)
+        report_held_out(info, reporter)
+        return info
 
     def with_init_statistics(
         self,
@@ -128,17 +137,23 @@ class RoboticsKind(base.DataKind):
         return select_statistics(config, info, folder, reporter)
 
     def validation(self, config: RoboticsDataConfig) -> RoboticsDataConfig | None:
-        """Returns the section of `val_dataset_manifest`: stored order, no random augmentation."""
-        if not config.val_dataset_manifest:
+        """Returns the section of `val_dataset_manifest`, else of the held-out episodes of the data:
+        stored order, no random augmentation.
+        """
+        chosen: dict[str, Any] = {"split": "val", "episodes": config.episodes}
+        chosen["dataset_manifest"] = held_out_data(config) if config.split == "train" else []
+        if config.val_dataset_manifest:
+            chosen = {"split": "all", "episodes": None}
+            chosen["dataset_manifest"] = config.val_dataset_manifest
+        if not chosen["dataset_manifest"]:
             return None
         changes = {
-            "dataset_manifest": config.val_dataset_manifest,
+            **chosen,
             "val_dataset_manifest": [],
             "training_manifest": config.dataset_manifest,
             "dataset_statistics": [],
             "dataset_weighting": [],
             "dataset_modality": [],
-            "episodes": None,
             "shuffle": False,
             "augmentation": config.augmentation.without_randomness(),
         }
@@ -556,7 +571,7 @@ def pairs_info(
         windows = windows.model_copy(update={**steps, "image_indices": config.image_indices})
     folder = None if is_frames else shards_format.ShardFolder.open(place)
     manifest = str(place if folder is None else folder.manifest)
-    keys: dict[str, Any] = {"rename": config.rename}
+    keys: dict[str, Any] = {"rename": config.rename, "split": options.split}
     if is_frames:  # only the statistics of these fields are computed
         keys |= {"windows": windows, "action_fields": config.action_fields}
         keys |= {"proprioception_fields": config.proprioception_fields}

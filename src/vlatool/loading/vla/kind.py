@@ -224,11 +224,14 @@ class VlaPairs(base.RecordedPairs):
 
     has_futures: ClassVar[bool] = True
 
-    def __init__(self, config: VlaDataConfig, assets: VlaAssets, location: str) -> None:
+    def __init__(
+        self, config: VlaDataConfig, assets: VlaAssets, location: str, *, val_ratio: float = 0.0
+    ) -> None:
         self._info = load_info(
             VlaDataConfig(
                 samples=[location],
                 split="val",
+                val_ratio=val_ratio,
                 images_root=config.images_root,
                 fast=config.fast,
                 profile=config.profile,
@@ -490,8 +493,8 @@ class VlaKind(base.DataKind):
     def pairs(
         self, config: VlaDataConfig, assets: VlaAssets, location: str, options: base.PairOptions
     ) -> VlaPairs:
-        del options  # every sample has all that the policy sees
-        return VlaPairs(config, assets, location)
+        ratio = config.val_ratio if options.split == "val" else 0.0
+        return VlaPairs(config, assets, location, val_ratio=ratio)
 
 
 def _unusable(path: Path, reason: str) -> DataError:

@@ -194,6 +194,7 @@ class Hdf5Reader(base.FormatReader):
             self.layout = self.layout or layout.name
             mask = self.config.mask
             chosen = None if mask is None else rules.masked(file, mask, path)
+            held_out = rules.held_out(file, path)
         for group in layout.groups:
             name = group.rpartition("/")[2]
             if chosen is not None and name not in chosen:
@@ -205,6 +206,7 @@ class Hdf5Reader(base.FormatReader):
                 source=str(source),
                 number=_number(name) if is_only else None,
                 extras={"name": group, "actions": layout.actions, "preset": layout.preset},
+                split="" if not held_out else "val" if name in held_out else "train",
             )
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -33,6 +33,7 @@ from vlatool.sources.mapping import (
 from vlatool.sources.plan import EpisodePlan, Known, plan_by_structure
 from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import as_native_file
+from vlatool.transforms.hold_out import split_of
 
 _EXCLUDE = "exclude the episode with --exclude"
 _AGAIN = f"the file is cut off or damaged: copy it again, or {_EXCLUDE}"
@@ -494,6 +495,17 @@ def masked(file: Any, name: str, path: Path) -> frozenset[str]:
     return frozenset(
         row.decode(errors="replace") if isinstance(row, bytes) else str(row) for row in rows
     )
+
+
+def held_out(file: Any, path: Path) -> frozenset[str]:
+    """Names of the episodes in lists for evaluation, such as robomimic's `mask/valid`."""
+    mask = member_at(file, "mask")
+    names: set[str] = set()
+    for name in () if mask is None else mask:
+        if split_of(name) == "val":
+            with suppress(DataError):  # a broken list says nothing
+                names |= masked(file, name, path)
+    return frozenset(names)
 
 
 def image_size(thing: Stored, dataset: Any, path: Path) -> tuple[int, int]:

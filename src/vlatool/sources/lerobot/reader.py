@@ -42,6 +42,7 @@ from vlatool.sources.mapping import RecordingMapping, mapping_file, read_mapping
 from vlatool.sources.rules import check_cameras, distinct_recordings
 from vlatool.storage.tree import files_named
 from vlatool.storage.uri import can_list
+from vlatool.transforms.hold_out import split_of
 
 
 class LeRobotReader(FormatReader):
@@ -234,7 +235,14 @@ def _refs(
                 task=sentences[0] if sentences else rules.name_to_sentence(dataset.name),
                 files=(*(clip.path for clip in episode.clips.values()), *metadata),
                 extras=extras,
+                split=_split(episode),
             )
+
+
+def _split(episode: EpisodeFiles) -> str:
+    """`val` if any split for evaluation has the episode, else `train` or nothing."""
+    splits = {split_of(name) for name in split_names(episode)}
+    return "val" if "val" in splits else "".join(splits & {"train"})
 
 
 class LiberoReader(LeRobotReader):

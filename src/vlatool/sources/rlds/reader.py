@@ -35,6 +35,7 @@ from vlatool.storage.byte_ranges import ByteRange
 from vlatool.storage.documents import DocumentError, read_json
 from vlatool.storage.tree import natural_key, walk
 from vlatool.storage.uri import can_list
+from vlatool.transforms.hold_out import split_of
 
 _FEATURES = "features.json"
 _INFO = "dataset_info.json"
@@ -150,6 +151,7 @@ class RldsReader(base.FormatReader):
                     number=number,
                     files=(folder / _FEATURES,),
                     extras={"span": place, "split": split},
+                    split=split_of(split),
                 )
                 number += 1
 
