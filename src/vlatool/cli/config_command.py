@@ -212,16 +212,18 @@ class ConfigCommand(VlatoolCommand):
         keys = self.keys(args)
         split = cli_options.split_argv(args, self.argv_spec(ctx, keys), lenient=lenient)
         if not lenient:
-            ctx.meta[TYPED_CONFIG] = self._typed_config(split, keys)
+            ctx.meta[TYPED_CONFIG] = self._typed_config(ctx, split, keys)
         return split.rest
 
     def _typed_config(
-        self, split: cli_options.SplitArgv, keys: "Mapping[str, Key]"
+        self, ctx: Any, split: cli_options.SplitArgv, keys: "Mapping[str, Key]"
     ) -> "TypedConfig":
         from vlatool.cli.keys import TypedConfig
 
         expand = {name: alias.expand for name, alias in self.spec.option_aliases.items()}
-        return TypedConfig(split.typed, keys, expand)
+        rows = self.spec.schema(ctx.meta.get(_ARGS, [])).published
+        published = frozenset(row.name for row in rows if row.also)
+        return TypedConfig(split.typed, keys, expand, published)
 
     def chosen_schema(self, args: Sequence[str], ctx: Any) -> "type[ConfigModel]":
         """Config class of an unfinished command line, with its presets and local files."""
@@ -230,7 +232,7 @@ class ConfigCommand(VlatoolCommand):
             return schema
         keys = self.keys(args)
         split = cli_options.split_argv(args, self.argv_spec(ctx, keys), lenient=True)
-        typed = self._typed_config(split, keys)
+        typed = self._typed_config(ctx, split, keys)
         pairs = list(pairwise(split.rest))
         typed.presets = [value for option, value in pairs if option in ("--preset", "-p")]
         files = [value for option, value in pairs if option in ("--config", "-c")]

@@ -134,6 +134,8 @@ class TypedConfig:
     keys: Mapping[str, Key] = field(default_factory=dict)  # flat keys by option name
     # Options that set other keys, by name.
     option_aliases: Mapping[str, Expand] = field(default_factory=dict)
+    # Published names that bring other keys along: they stay as typed, for `load_config`.
+    published: frozenset[str] = frozenset()
     presets: Sequence[str] = ()
     files: Sequence[str] = ()  # YAML files, applied after the presets
     read_options: ReadOptions = STRICT  # options for reading presets and files
@@ -182,6 +184,8 @@ class TypedConfig:
             path = self.keys[typed.key].path if is_key else typed.key
             if by := claimed.get(path.replace("-", "_")):
                 raise _given_twice_error(path, by, typed.option)
+            name = typed.option.lstrip("-").replace("-", "_")
+            path = name if name in self.published else path
             override = parse_override(f"{path}={typed.text}", typed.option)
             is_flat = typed.is_flat and path.endswith(f".{typed.key}")
             result.append(replace(override, is_flat=is_flat))

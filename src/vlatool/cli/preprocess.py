@@ -23,7 +23,7 @@ def preprocess_form(row: Command) -> Form:
         note=_note,
         values={"format": _formats, "sink": _sinks},
         presets=row.presets,
-        schema_words=lambda args: (_format_in(args), _value_of(args, "--sink", "--sink.type")),
+        schema_words=lambda args: (_format_in(args), _sink_in(args)),
     )
     return Form(spec, _preprocess)
 
@@ -43,7 +43,7 @@ def _schema(target: str, args: Sequence[str]) -> "type[ConfigModel]":
     schema = load(target)
     name = _format_in(args)
     try:
-        return schema.specialize({"format": name, "sink": _value_of(args, "--sink", "--sink.type")})
+        return schema.specialize({"format": name, "sink": _sink_in(args)})
     except UsageError as error:
         if is_help(args):
             return schema.specialize({})
@@ -64,6 +64,17 @@ def _format_in(args: Sequence[str]) -> str:
     from vlatool.sources.detection import is_source
 
     return "" if is_source(args[0]) else args[0]
+
+
+def _sink_in(args: Sequence[str]) -> str:
+    """The sink that the arguments name; of a published command `lbm`; else empty."""
+    if named := _value_of(args, "--sink", "--sink.type"):
+        return named
+    from vlatool.workflows.preprocess import LBM_SINK, PreprocessConfig, published_keys
+
+    words = {arg[2:].partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--")}
+    published = {row.name for row in PreprocessConfig.published if row.also} | published_keys()
+    return LBM_SINK if words & published else ""
 
 
 def _value_of(args: Sequence[str], *options: str) -> str:

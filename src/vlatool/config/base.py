@@ -26,6 +26,7 @@ class Published:
     values: Sequence[Any] | None = None  # of a field: its supported values, all others are errors
     reason: str = ""  # why it has no meaning, or no other values
     is_switch: bool = False  # an option without a value
+    also: str = ""  # `KEY=VALUE` that comes with it, unless the key is given
 
 
 @dataclass(frozen=True)

@@ -272,7 +272,8 @@ def load_config(
     for tree in read.trees:
         _check_no_code(tree)
     problems: list[Problem] = []
-    layers = [_apply_names(layer, new_names(schema), problems) for layer in read.trees]
+    trees = [*_implied(read.trees, schema), *read.trees]
+    layers = [_apply_names(layer, new_names(schema), problems) for layer in trees]
     layers = [_expand_types(layer, schema) for layer in layers]
     merged = _merge_layers(layers, schema.exclusive, [])
     subclass = _specialize(schema, merged)
@@ -333,9 +334,21 @@ def chosen_schema(
 ) -> type[C]:
     """Class that would validate the same layers; their other values are not validated."""
     read = _reader(schema, read_options).read(presets, files, overrides)
-    layers = [_apply_names(layer, new_names(schema), []) for layer in read.trees]
+    trees = [*_implied(read.trees, schema), *read.trees]
+    layers = [_apply_names(layer, new_names(schema), []) for layer in trees]
     layers = [_expand_types(layer, schema) for layer in layers]
     return _specialize(schema, _merge_layers(layers, schema.exclusive, []))
+
+
+def _implied(layers: Sequence[coerce.Node], schema: type[ConfigModel]) -> list[coerce.Node]:
+    """A first layer with what published keys bring along; none without such keys."""
+    values: dict[str, coerce.Node] = {}
+    for row in schema.published:
+        key, _, value = row.also.partition("=")
+        for layer in layers if key else ():
+            if row.name in layer.value:
+                values[key] = coerce.Node(value, layer.value[row.name].origin)
+    return [coerce.Node(values, "default")] if values else []
 
 
 def _apply_names(

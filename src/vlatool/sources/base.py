@@ -29,7 +29,7 @@ class FormatReader(Protocol):
         findings: Codes of its own findings; None: it has none.
         base_format: Name of a more general format that also recognizes the same data.
         is_fallback: True if any other format that finds episodes at a location takes precedence.
-        default_sink: Name of the sink that is used if none is given; empty: `lbm`.
+        default_sink: Name of the sink that is used if none is given.
         needs_rate: True if episodes have rows at the rate only, whatever the sink stores.
         layout: Name of the layout within the format; empty if it has one.
         config: Resolved config.
@@ -40,7 +40,7 @@ class FormatReader(Protocol):
     findings: ClassVar[FindingCodes | None] = None
     base_format: ClassVar[str] = ""
     is_fallback: ClassVar[bool] = False
-    default_sink: ClassVar[str] = ""
+    default_sink: ClassVar[str] = "frames"
     needs_rate: ClassVar[bool] = False
     config: Any
     layout: str = ""

@@ -25,7 +25,7 @@ _OF_IMAGES = (
 )
 
 
-class FramesConfig(ConfigModel):
+class FramesKeys(ConfigModel):
     """Keys of the format frames."""
 
     split: Literal["train", "val", "all"] = option(
@@ -36,7 +36,8 @@ class FramesConfig(ConfigModel):
 class FramesReader(base.FormatReader):
     """Reader of the folders; see `artifacts.frames.format`."""
 
-    Config: ClassVar[type[ConfigModel]] = FramesConfig
+    Config: ClassVar[type[ConfigModel]] = FramesKeys
+    default_sink: ClassVar[str] = "lbm"
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         used: dict[str, int] = {}

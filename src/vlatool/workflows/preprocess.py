@@ -27,7 +27,8 @@ from vlatool.pages.text import few_text
 from vlatool.plugins import FORMATS, SINKS, file_digest_of, is_class_in_file
 from vlatool.results import OPTIONAL, UNLISTED
 from vlatool.sinks.base import MakeSink, Sink, SinkSetup, SinkSummary, no_rate
-from vlatool.sinks.lbm import LbmConfig
+from vlatool.sinks.frames import FramesConfig
+from vlatool.sinks.lbm import LbmConfig, StoredImagesConfig
 from vlatool.sources.conventions import ConventionFits, fits_of
 from vlatool.sources.detection import DeferredKeys, detect_source
 from vlatool.sources.renaming import with_names
@@ -96,6 +97,9 @@ class PreprocessResult(JobResult):
 
 
 _SHARDS = "shards"
+# A published command or YAML of LBM writes the published shards.
+LBM_SINK = "lbm"
+_PUBLISHED_SINK = f"sink={LBM_SINK}"
 
 
 class PreprocessConfig(EngineConfig, SelectionConfig):
@@ -110,14 +114,14 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
         **EngineConfig.help_groups,
     }
     published: ClassVar[tuple[Published, ...]] = (
-        Published("type", "format"),
-        Published("source_episodes", "sources"),
+        Published("type", "format", also=_PUBLISHED_SINK),
+        Published("source_episodes", "sources", also=_PUBLISHED_SINK),
         Published("dataset_root", "sources"),
         Published("input_dir", "sources"),
         Published("output_dir", "output"),
         Published("out_dir", "output"),
         Published("num_workers", "workers"),
-        Published("max_episodes_to_process", "max_episodes"),
+        Published("max_episodes_to_process", "max_episodes", also=_PUBLISHED_SINK),
         Published("limit", "max_episodes"),
         Published("use_depth_data", "depth"),
         Published("resize_to", "resize_images_size"),
@@ -127,20 +131,27 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
             is_switch=True,
         ),
         Published(
-            "auto_tag", reason="git is never used; the run record has the version", is_switch=True
+            "auto_tag",
+            reason="git is never used; the run record has the version",
+            is_switch=True,
+            also=_PUBLISHED_SINK,
         ),
         Published(
             "skip_git_tagging",
             reason="git is never used; the run record has the version",
             is_switch=True,
+            also=_PUBLISHED_SINK,
         ),
         Published(
-            "output_dir_fixed_path", reason="no second copy is written; copy the output yourself"
+            "output_dir_fixed_path",
+            reason="no second copy is written; copy the output yourself",
+            also=_PUBLISHED_SINK,
         ),
         Published(
             "db_logging",
             reason="there is no database; .vlatool/run.json records the run",
             is_switch=True,
+            also=_PUBLISHED_SINK,
         ),
     )
 
@@ -167,8 +178,8 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
         "of what the actions are.",
         affects_output=False,
     )
-    sink: SerializeAsAny[LbmConfig] = Field(
-        default_factory=LbmConfig, description="Keys of the sink."
+    sink: SerializeAsAny[StoredImagesConfig] = Field(
+        default_factory=FramesConfig, description="Keys of the sink."
     )
 
     @field_validator("action_fields")
@@ -192,6 +203,9 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
         sections["source"] = _section(FORMATS, str(name), "format") if name else DeferredKeys
         sink = tree.get("sink")
         named = sink.get("type") if isinstance(sink, Mapping) else sink
+        typed = {*tree, *(sink if isinstance(sink, Mapping) else ())}
+        if not named and typed & published_keys():
+            named = LBM_SINK
         if chosen := named or default_sink_of(str(name or "")):
             sections["sink"] = _section(SINKS, str(chosen), "sink")
         kinds: dict[str, Any] = {
@@ -201,6 +215,11 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
         special = create_model(cls.__name__, __base__=cls, **kinds)
         special.is_sink_explicit = bool(named)
         return special
+
+
+def published_keys() -> frozenset[str]:
+    """Keys that only the sink with the published shards has, not the default one."""
+    return frozenset(LbmConfig.model_fields.keys() - FramesConfig.model_fields.keys())
 
 
 def _section(registry: Any, name: str, key: str) -> type[base.ConfigModel]:
