@@ -3,10 +3,11 @@
 Legend of shapes: T action steps, C dimensions of a field.
 """
 
+import shlex
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ from vlatool.models.published import Trained
 from vlatool.models.trained import Weights, data_kind_of
 from vlatool.pages.layout import escape
 from vlatool.pages.text import number_text
-from vlatool.results import Result
+from vlatool.results import UNLISTED, Result
 from vlatool.sources.base import id_part
 from vlatool.sources.detection import SourceKeys, detect_source
 from vlatool.storage.atomic import write_json, write_text
@@ -91,6 +92,7 @@ class OpenLoopResult(Result):
     verdicts: "Sequence[Verdict]" = ()  # the policy against each baseline
     futures: Mapping[str, Any] | None = None
     allowed: Allowed | None = None
+    next: str = field(default="", metadata=UNLISTED)
 
     def lines(self) -> Iterator[str]:
         names = [name for name in ("policy", "mean_action", "copy_last") if name in self.overall]
@@ -214,6 +216,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
         page=str(output / REPORT_PAGE),
         report=str(output / REPORT),
         allowed=allowed | sizes.allowed or None,
+        next=_next_command(config.checkpoint, trained),
     )
     with single_output(output, record, (REPORT_PAGE, REPORT)):
         command = typed_command("eval open-loop", config, ("checkpoint", "data"))
@@ -328,6 +331,15 @@ def _evaluated_data(
             "larger"
         )
     return config.data, "all"
+
+
+def _next_command(checkpoint: str, trained: Trained) -> str:
+    """Rollouts in the environment that the run names, else the server."""
+    run = trained.origin.run
+    section = (run.read_config() or {}).get("eval") if run is not None else None
+    if isinstance(section, dict) and section.get("env"):
+        return shlex.join(["vlatool", "eval", "rollout", checkpoint, "--env", str(section["env"])])
+    return shlex.join(["vlatool", "serve", checkpoint])
 
 
 def _place(text: str) -> str:

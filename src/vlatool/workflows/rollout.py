@@ -1,5 +1,6 @@
 """Closed-loop evaluation of a trained policy in Gymnasium environments."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -44,6 +45,10 @@ class RolloutResult(Result):
     page: str  # HTML page
     report: str
     figures: Mapping[str, Any] = field(metadata=MERGED)
+
+    @property
+    def next_command(self) -> str:
+        return shlex.join(["vlatool", "serve", self.checkpoint])
 
     def lines(self) -> Iterator[str]:
         figures = self.figures

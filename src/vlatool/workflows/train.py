@@ -34,6 +34,7 @@ from vlatool.training import resume
 from vlatool.training.config import TrainConfig
 from vlatool.training.plan import make_plan, schedule_violations
 from vlatool.training.trackers import check_trackers
+from vlatool.workflows.raw_data import with_frames
 
 if TYPE_CHECKING:
     from vlatool.training.forecast import Forecast
@@ -143,8 +144,16 @@ def train(
     config = resume.with_local_folder(config)
     typed = explicit_keys(config) if typed is None else typed
     check_rules(violations(config), typed, reporter)
+    with with_frames(config, reporter) as config:
+        return _train(config, typed, origins or {}, reporter)
+
+
+def _train(
+    config: TrainConfig, typed: Collection[str], origins: Mapping[str, str], reporter: Reporter
+) -> TrainResult:
+    """As `train`, of a config whose data are training data."""
     with _named_run(config, typed, reporter) as (config, runtime, remote, is_locked):
-        run, assets = _prepare(config, runtime, typed, origins or {}, reporter)
+        run, assets = _prepare(config, runtime, typed, origins, reporter)
         if config.dry_run:
             return _planned(run, assets, remote, reporter)
         with run.runtime.waiting(), ExitStack() as stack:

@@ -237,6 +237,12 @@ class RoboticsDataConfig(LoadingConfig):
         "train",
         "Episodes of frames that hold some out: train, val (the held-out ones) or all.",
     )
+    frames_preset: str = option(
+        "",
+        "Preset of `preprocess` for recordings in dataset_manifest, whose frames `train` writes "
+        "first; empty: its defaults.",
+        affects_output=False,
+    )
     rename: NameMap = option(
         NameMap(),
         "New names of cameras and whole fields, such as cameras.wrist=wrist_left, in data sets "
