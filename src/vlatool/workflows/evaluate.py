@@ -3,11 +3,12 @@
 Legend of shapes: T action steps, C dimensions of a field.
 """
 
+import dataclasses
 import shlex
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +93,7 @@ class OpenLoopResult(Result):
     verdicts: "Sequence[Verdict]" = ()  # the policy against each baseline
     futures: Mapping[str, Any] | None = None
     allowed: Allowed | None = None
-    next: str = field(default="", metadata=UNLISTED)
+    next: str = dataclasses.field(default="", metadata=UNLISTED)
 
     def lines(self) -> Iterator[str]:
         names = [name for name in ("policy", "mean_action", "copy_last") if name in self.overall]
