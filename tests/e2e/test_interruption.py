@@ -26,7 +26,8 @@ def raw(light: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def preprocess(raw: Path, output: Path) -> list[str]:
-    return ["preprocess", "spartan", str(raw), "--output", str(output), "--json"]
+    words = ["preprocess", "spartan", str(raw), "--sink", "lbm"]
+    return [*words, "--output", str(output), "--json"]
 
 
 def stop_when_half_way(light: Forks, words: list[str], output: Path, number: int) -> Outcome:

@@ -42,7 +42,16 @@ class Site:
         self, output: str, *camera: str, source: str = "raw"
     ) -> tuple[int | None, dict[str, Any]]:
         """Exit code and document of `preprocess` with the format of the plugin."""
-        options = ["--workers", "1", "--past-lowdim-steps", "0", "--future-lowdim-steps", "1"]
+        options = [
+            "--sink",
+            "lbm",
+            "--workers",
+            "1",
+            "--past-lowdim-steps",
+            "0",
+            "--future-lowdim-steps",
+            "1",
+        ]
         options += ["--image-indices", "0", *camera]
         return self.vlatool("preprocess", "acme", source, "-o", output, *options)
 

@@ -118,7 +118,8 @@ def policy_and_samples(
     raw: Path, root: Path, options: Mapping[str, Any], shown: list[Mapping[str, Any]]
 ) -> tuple[RoboticsPolicy, dict[tuple[str, int], Mapping[str, Any]]]:
     """A policy that adds its batches to `shown`; batches of training by episode and frame."""
-    tree = {"format": "spartan", "sources": [str(raw)], "output": str(root / "data"), "workers": 1}
+    tree: dict[str, Any] = {"format": "spartan", "sources": [str(raw)], "sink": "lbm"}
+    tree |= {"output": str(root / "data"), "workers": 1}
     stored = {key: value for key, value in options.items() if key != "max_delay"}
     tree |= {"future_lowdim_steps": 2, "max_padding_left": 3, "max_padding_right": 2, **stored}
     preprocess(PreprocessConfig.specialize(tree).model_validate(tree))

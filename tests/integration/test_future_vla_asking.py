@@ -103,7 +103,7 @@ def test_open_loop_errors_have_those_of_images(root: Path, tmp_path: Path) -> No
         batch_size=2,
     )
     result = open_loop(config)
-    assert result.samples == 2 * FRAMES
+    assert result.samples == FRAMES  # only the held-out episode of the samples of the run
     assert result.invalid == 0
     assert set(result.overall) == {"policy", "mean_action", "copy_last"}
     assert result.futures is not None

@@ -226,7 +226,7 @@ def detected(raw: Path, **keys: Any) -> Any:
 
 def test_sink_is_that_of_the_format_with_its_keys_unless_it_is_given(raw: Path) -> None:
     assert with_format(PreprocessConfig(format="libero", sources=["raw"])).sink.type == "jsonl"
-    assert with_format(PreprocessConfig(format="lerobot", sources=["raw"])).sink.type == "lbm"
+    assert with_format(PreprocessConfig(format="lerobot", sources=["raw"])).sink.type == "frames"
     assert detected(raw, sink="lbm").type == "lbm"
     sink = detected(raw, seed=5)
     assert sink.model_dump(include={"type", "seed"}) == {"type": "jsonl", "seed": 5}

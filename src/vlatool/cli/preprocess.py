@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from vlatool.config.base import ConfigModel
 
 
+# Published names, and keys that only the published shards have: without --sink they mean `lbm`.
+# Completion reads them without the configuration.
+PUBLISHED_WORDS = frozenset(
+    (
+        *("type", "source_episodes", "max_episodes_to_process", "auto_tag", "skip_git_tagging"),
+        *("db_logging", "output_dir_fixed_path", "samples_per_shard", "seed", "keep_episodes"),
+        *("compute_statistics", "target"),
+    )
+)
+
+
 def preprocess_form(row: Command) -> Form:
     spec = ConfigSpec(
         partial(_schema, row.schema),
@@ -70,11 +81,8 @@ def _sink_in(args: Sequence[str]) -> str:
     """The sink that the arguments name; of a published command `lbm`; else empty."""
     if named := _value_of(args, "--sink", "--sink.type"):
         return named
-    from vlatool.workflows.preprocess import LBM_SINK, PreprocessConfig, published_keys
-
     words = {arg[2:].partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--")}
-    published = {row.name for row in PreprocessConfig.published if row.also} | published_keys()
-    return LBM_SINK if words & published else ""
+    return "lbm" if words & PUBLISHED_WORDS else ""
 
 
 def _value_of(args: Sequence[str], *options: str) -> str:

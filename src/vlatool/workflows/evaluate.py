@@ -81,7 +81,6 @@ class OpenLoopResult(Result):
     checkpoint: str
     weights: str
     data: str
-    split: str  # `val`: only the episodes that the data of the run hold out
     samples: int
     overall: Mapping[str, float | None]
     overall_by_step: Mapping[str, Sequence[float | None]]
@@ -93,6 +92,7 @@ class OpenLoopResult(Result):
     verdicts: "Sequence[Verdict]" = ()  # the policy against each baseline
     futures: Mapping[str, Any] | None = None
     allowed: Allowed | None = None
+    split: str = "all"  # `val`: only the episodes that the data of the run hold out
     next: str = dataclasses.field(default="", metadata=UNLISTED)
 
     def lines(self) -> Iterator[str]:

@@ -29,6 +29,7 @@ from vlatool.results import OPTIONAL, UNLISTED
 from vlatool.sinks.base import MakeSink, Sink, SinkSetup, SinkSummary, no_rate
 from vlatool.sinks.frames import FramesConfig
 from vlatool.sinks.lbm import LbmConfig, StoredImagesConfig
+from vlatool.sources.base import FormatReader
 from vlatool.sources.conventions import ConventionFits, fits_of
 from vlatool.sources.detection import DeferredKeys, detect_source
 from vlatool.sources.renaming import with_names
@@ -100,6 +101,7 @@ _SHARDS = "shards"
 # A published command or YAML of LBM writes the published shards.
 LBM_SINK = "lbm"
 _PUBLISHED_SINK = f"sink={LBM_SINK}"
+_DEFAULT_SINK = FormatReader.default_sink
 
 
 class PreprocessConfig(EngineConfig, SelectionConfig):
@@ -204,9 +206,10 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
         sink = tree.get("sink")
         named = sink.get("type") if isinstance(sink, Mapping) else sink
         typed = {*tree, *(sink if isinstance(sink, Mapping) else ())}
-        if not named and typed & published_keys():
+        default = default_sink_of(str(name or ""))
+        if not named and default in ("", _DEFAULT_SINK) and typed & published_keys():
             named = LBM_SINK
-        if chosen := named or default_sink_of(str(name or "")):
+        if chosen := named or default:
             sections["sink"] = _section(SINKS, str(chosen), "sink")
         kinds: dict[str, Any] = {
             key: (kind, Field(default_factory=kind, description=cls.model_fields[key].description))
@@ -521,7 +524,8 @@ def with_format(config: PreprocessConfig) -> PreprocessConfig:
         keys = {key: value for key, value in typed.items() if FORMATS.names_with_key(key)}
         name = detect_source(require_input(config.sources[0]), None, keys).format
     sink = default_sink_of(name)
-    is_other = bool(sink) and sink != config.sink.type and not config.is_sink_explicit
+    is_default = config.sink.type == _DEFAULT_SINK and not config.is_sink_explicit
+    is_other = is_default and sink != config.sink.type
     if type(config) is PreprocessConfig and "sink" in config.model_fields_set:
         is_other = False
     if config.format and not is_other:
