@@ -13,7 +13,16 @@ import yaml
 from tests.builders.spartan import session_folder, spartan_task
 from tests.surface.invoke import in_folder, run_vlatool
 
-WINDOWS = ("--past-lowdim-steps", "1", "--future-lowdim-steps", "3", "--max-padding-right", "3")
+WINDOWS = (
+    "--sink",
+    "lbm",
+    "--past-lowdim-steps",
+    "1",
+    "--future-lowdim-steps",
+    "3",
+    "--max-padding-right",
+    "3",
+)
 MAKE = ("preprocess", "spartan", "raw", *WINDOWS, "--workers", "1")
 IMAGES = ("preprocess", "spartan", "raw", "--sink", "image-shards", "--workers", "1")
 # Name to arguments; later commands use the outputs of earlier ones.

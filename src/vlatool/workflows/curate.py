@@ -75,7 +75,11 @@ class CurateConfig(PreprocessConfig):
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Rules": ("keep", "rules"),
         "Model": ("model", "folds"),
-        **{name: keys for name, keys in PreprocessConfig.help_groups.items() if name != "Actions"},
+        **{
+            name: keys
+            for name, keys in PreprocessConfig.help_groups.items()
+            if name not in ("Actions", "Held out")
+        },
     }
 
     model: str | None = option(
