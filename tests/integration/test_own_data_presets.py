@@ -1,4 +1,4 @@
-"""The presets for your own data on unlike sets, at tiny sizes: no name of a camera or field is theirs."""
+"""The presets for your own data on unlike sets, at tiny sizes; they name no camera and no field."""
 
 from pathlib import Path
 

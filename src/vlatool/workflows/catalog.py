@@ -12,7 +12,6 @@ from vlatool.events import NULL, Reporter
 from vlatool.plugins import DATA_KINDS, FORMATS, MODELS, SINKS
 from vlatool.results import UNLISTED, Result, columns
 
-
 # Presets to start with, in the order in which they are listed: your own data, from recordings to a
 # policy, then the first step of both published systems.
 FIRST_PRESETS = (
