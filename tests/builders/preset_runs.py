@@ -109,6 +109,9 @@ def _policy(root: Path, model: Mapping[str, Any]) -> dict[str, Any]:
         if backbone["group_norm"]:  # the preset of Meta-World
             keys |= _WORLD_FIELDS
         return keys | {f"{_BACKBONE}.{key}": value for key, value in _KEYPOINTS.items()}
+    if backbone["type"] == "vit_backbone":
+        sizes = {"img_size": 32, "hidden_dim": 12, "inter_dim": 24, "n_heads": 2, "n_layers": 1}
+        return keys | {f"{_BACKBONE}.{key}": value for key, value in sizes.items()}
     if backbone["type"] == "text_backbone":
         fields = {key: names for key, names in _WORLD_FIELDS.items() if key.endswith("_fields")}
         return keys | fields | {f"{_BACKBONE}.hidden_dim": 16}

@@ -63,6 +63,7 @@ SHORTER = {
     "python examples/tiny_start.py": "--scenes 4 --steps 1 1 1 --batch-size 2",
     "vlatool train --preset future-vla-tiny": "--total-train-steps 2 "
     "--hparams.global_batch_size 4 --total-val-samples 4",
+    "vlatool train --preset policy-tiny": "--total-train-steps 2 --num-checkpoints 1",
     "vlatool train --preset diffusion-policy-tiny": "--num-epochs 1 --hparams.global_batch_size 16",
     "vlatool train --preset diffusion-policy-bellpepper": "--num-checkpoints 2 "
     "--total-train-samples 8 --hparams.global_batch_size 4 --hparams.per_gpu_batch_size 2",

@@ -17,10 +17,11 @@ from vlatool.workflows.train import train
 
 # `test_future_vla_export.py` exports the language model.
 OTHER_DATA = {"future-vla-libero", "future-vla-tiny", "future-vla-tiny-first"}
-KEYPOINTS = {"diffusion-policy-tiny", "world-pick", "metaworld"}
+KEYPOINTS = {"diffusion-policy-tiny", "policy-tiny", "world-pick", "metaworld"}
 NOT_EXPORTED = {
     *KEYPOINTS,
     "policy-state",
+    "policy-small",
     "pusht-state",
     "pusht-state-published",
     "vqgan-tiny",

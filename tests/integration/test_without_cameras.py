@@ -88,7 +88,9 @@ def test_published_program_has_no_such_policy(run: Path, tmp_path: Path) -> None
         vlatool.export(ExportConfig(source=str(run), output=str(tmp_path / "exported")))
 
 
-def test_backbone_that_encodes_images_needs_a_camera(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(VlatoolError, match="keypoint_backbone encodes images") as caught:
-        trained(data, tmp_path / "run", "diffusion-policy-tiny")
-    assert "policy-state" in caught.value.hint
+def test_keypoint_policy_without_cameras_is_a_policy_from_states(
+    data: Path, tmp_path: Path
+) -> None:
+    run = trained(data, tmp_path / "run", "diffusion-policy-tiny")
+    config = (run / "config.yaml").read_text()
+    assert "text_backbone" in config

@@ -478,11 +478,11 @@ _COMMANDS: dict[str, Command] = {
     ),
     "presets": Command(
         "List the presets, or show one of them.",
-        "vlatool.workflows.catalog:presets()",
-        examples=("", "--jsonl | head -3"),
-        details="The second column says what a preset fills: runs are complete training "
-        "configurations, models, data and hparams parts of one, preprocess is for `preprocess`, "
-        "rollouts for `eval rollout`, and for the section `eval` of `train`. "
+        "vlatool.workflows.catalog:presets(PresetsConfig)",
+        examples=("", "--all", "--all --jsonl | head -3"),
+        details="Lists those to start with. The second column says what a preset fills: runs are "
+        "complete training configurations, models, data and hparams parts of one, preprocess is "
+        "for `preprocess`, rollouts for `eval rollout`, and for the section `eval` of `train`. "
         "`vlatool presets show NAME` prints one.",
         has_rows=True,
     ),

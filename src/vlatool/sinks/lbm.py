@@ -580,8 +580,7 @@ class LbmSink(base.Sink):
     volatile: ClassVar[Sequence[str]] = shards_format.VOLATILE_FILES
     findings: ClassVar[FindingCodes | None] = LBM
     next_step: ClassVar[str] = (
-        "vlatool train --preset diffusion-policy-tiny --data {output} --output runs/{name} "
-        "--num-epochs 20"
+        "vlatool train --preset policy-tiny --data {output} --output runs/{name}"
     )
     next_without_images: ClassVar[str] = (
         "vlatool train --preset policy-state --data {output} --output runs/{name} --num-epochs 20"

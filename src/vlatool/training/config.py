@@ -445,7 +445,7 @@ class TrainConfig(base.ConfigModel):
         if not getattr(self.model, "type", None):
             raise UsageError(
                 "no model is configured",
-                hint="start from a preset, such as --preset diffusion-policy-tiny, or set "
+                hint="start from a preset, such as --preset policy-tiny, or set "
                 "model.type; `vlatool presets` lists the presets",
                 code="usage.missing_key",
             )

@@ -102,6 +102,7 @@ _SHARDS = "shards"
 LBM_SINK = "lbm"
 _PUBLISHED_SINK = f"sink={LBM_SINK}"
 _DEFAULT_SINK = FormatReader.default_sink
+_TRAIN_PRESET = "vlatool train --preset {preset} --data {output} --output runs/{name}"
 
 
 class PreprocessConfig(EngineConfig, SelectionConfig):
@@ -179,6 +180,9 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
         "Write the data although the recorded states clearly contradict a declaration "
         "of what the actions are.",
         affects_output=False,
+    )
+    train_preset: str | None = option(
+        None, "Preset of `train` that the line `next:` names.", affects_output=False
     )
     sink: SerializeAsAny[StoredImagesConfig] = Field(
         default_factory=FramesConfig, description="Keys of the sink."
@@ -309,6 +313,8 @@ class PreprocessJob:
         self._conflicts = list(self._check_declarations())
         has_images = bool(setup.survey.cameras)
         next_step = self._sink.next_step if has_images else self._sink.next_without_images
+        if config.train_preset is not None and has_images:
+            next_step = _TRAIN_PRESET
         self.spec = JobSpec(
             output=output,
             record=OutputRecord("preprocess", record_options(config, section) | versions),
@@ -333,7 +339,9 @@ class PreprocessJob:
             has_arrays=self._sink.has_arrays,
             shown={
                 "output": config.output,
-                "next": next_step.format(output=config.output, name=output.name),
+                "next": next_step.format(
+                    output=config.output, name=output.name, preset=config.train_preset
+                ),
             },
         )
         self._summary: SinkSummary | None = None

@@ -111,6 +111,15 @@ class TrainResult(Result):
 
 _LOCK = "vlatool train"
 _MOST_COMPARED = 5  # unfinished runs, newest first
+# Type of the backbone to the preset that names no camera and no field.
+_PRESETS_FOR_OWN_DATA = {
+    "keypoint_backbone": "policy-tiny",
+    "text_backbone": "policy-state",
+    "vit_backbone": "policy-small",
+    "clip_backbone": "policy-clip",
+    "clip_hf": "policy-clip",
+    "vlm_backbone": "policy-vlm",
+}
 __all__ = ["TrainConfig", "TrainResult", "train"]
 
 
@@ -306,7 +315,11 @@ def _prepare(
 ) -> tuple["Run", Path | None]:
     """Resolves configuration, data and plan; returns the run and the folder of model assets."""
     before = None if config.name is None else resume.local_run(config)
-    config, info, rules = resume.resolved(config, before, reporter)
+    try:
+        config, info, rules = resume.resolved(config, before, reporter)
+    except DataError as error:
+        error.hint = _hint_for_own_data(error, config, origins)
+        raise
     # They import torch, slow: errors of locations come first.
     from vlatool.training.data import DataStreams, check_samples, report_shared, validation_data
     from vlatool.training.runtime import Runtime
@@ -333,6 +346,22 @@ def _prepare(
     streams = DataStreams(config, info, order, plan, runtime, folder.root, validation_set)
     origins = {**origins, **{key: f"derived: {rule}" for key, rule in rules.items()}}
     return Run(config, info, plan, runtime, folder, streams, typed, origins, roll_out), assets
+
+
+def _hint_for_own_data(error: DataError, config: TrainConfig, origins: Mapping[str, str]) -> str:
+    """The hint of an error; names that a preset gives and the data lack are those of other data."""
+    if error.code != "data.unknown_field":
+        return error.hint
+    backbone = getattr(config.model, "vision_language_backbone", None)
+    preset = _PRESETS_FOR_OWN_DATA.get(getattr(backbone, "type", ""))
+    for key in ("camera_names", "proprioception_fields", "action_fields"):
+        origin = origins.get(f"data.{key}", "")
+        is_named = any(repr(name) in error.message for name in getattr(config.data, key, ()))
+        if preset and is_named and origin.startswith("presets/"):
+            file = origin.rpartition(":")[0]
+            hint = f"data.{key} comes from {file}, which names those of other data: for your own, "
+            return f"{hint}train with --preset {preset}, or {error.hint}"
+    return error.hint
 
 
 def _rollouts(config: TrainConfig, reporter: Reporter) -> "CheckpointRollouts | None":
@@ -423,6 +452,8 @@ def _log_config(
     derived = list(derivations(config, rules))
     for message in derived:
         logging.getLogger(__name__).info(message)
+        if message.partition(" from ")[0].endswith(".type"):  # another network than asked for
+            reporter.note(message)
     if derived:
         reporter.note(f"{counted(len(derived), 'key')} derived from the data; -v lists them")
     if config.distributed.fsdp and config.distributed.world_size == 1:

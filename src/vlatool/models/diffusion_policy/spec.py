@@ -16,7 +16,10 @@ from vlatool.models.base import ModelType, Part
 from vlatool.models.diffusion_policy.config import (
     BaseModelConfig,
     DiffusionPolicyConfig,
+    KeypointBackboneConfig,
     NetworkConfig,
+    TextBackboneConfig,
+    ViTBackboneConfig,
 )
 from vlatool.models.trained import existing_weights
 
@@ -31,9 +34,11 @@ if TYPE_CHECKING:
     from vlatool.models.policy import RoboticsPolicy
     from vlatool.models.published import Trained
 
-# Values of the published keys of a policy without initial weights.
 # Type of the backbone of policies without cameras.
 _WITHOUT_IMAGES = "text_backbone"
+# Backbones that learn all their weights from the data, so that data without cameras can do without.
+_FROM_SCRATCH = (KeypointBackboneConfig, ViTBackboneConfig)
+# Values of the published keys of a policy without initial weights.
 _NO_INIT: Mapping[str, Any] = {"resume_from_checkpoint": None, "resume_weights_only": False}
 
 
@@ -170,21 +175,33 @@ class DiffusionPolicyType(ModelType):
     def derive(
         self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, info: "RoboticsInfo | None"
     ) -> tuple[DiffusionPolicyConfig, dict[str, str]]:
-        """Derives dimensions, the number of cameras, and keys of base models."""
-        kind = config.vision_language_backbone.type
-        if not data.cameras and kind != _WITHOUT_IMAGES:
+        """Derives dimensions, the number of cameras, and keys of base models.
+
+        Without a camera in the data, a backbone that is trained from scratch becomes a text
+        backbone with the same width and text encoder.
+        """
+        section = config.vision_language_backbone
+        swap_rules: dict[str, str] = {}
+        if not data.cameras and isinstance(section, _FROM_SCRATCH):
+            rule = "data without cameras, so the policy sees states and the instruction alone"
+            swap_rules["vision_language_backbone.type"] = rule
+            text_backbone = TextBackboneConfig(
+                hidden_dim=section.hidden_dim, text_encoder=section.text_encoder
+            )
+            config = config.model_copy(update={"vision_language_backbone": text_backbone})
+        elif not data.cameras and section.type != _WITHOUT_IMAGES:
             raise DataError(
-                f"the data have no camera, and {kind} encodes images",
+                f"the data have no camera, and {section.type} encodes images",
                 hint="train with --preset policy-state, whose backbone has no images "
                 f"({_WITHOUT_IMAGES}), or preprocess episodes that have images",
                 code="data.missing",
             )
         widths = ("action_dim", "proprioception_dim")
         update: dict[str, Any] = {name: getattr(data, name) for name in widths}
-        rules = derivation_rules(config, update)
+        rules = derivation_rules(config, update) | swap_rules
         for name in ("vision_language_backbone", "transformer"):
-            section: NetworkConfig = getattr(config, name)
-            update[name], section_rules = section.derive(data)
+            network: NetworkConfig = getattr(config, name)
+            update[name], section_rules = network.derive(data)
             rules |= {f"{name}.{key}": rule for key, rule in section_rules.items()}
         return config.model_copy(update=update), rules
 
