@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from vlatool.serving.loop import ControlLoop as ControlLoop
     from vlatool.workflows.build_dataset import build_dataset as build_dataset
     from vlatool.workflows.catalog import plugins as list_plugins  # noqa: F401 - a public name
-    from vlatool.workflows.catalog import presets as presets
     from vlatool.workflows.compare import compare as compare
     from vlatool.workflows.compare_data import compare_data as compare_data
     from vlatool.workflows.compose import compose as compose
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from vlatool.workflows.launch_training import launch_status as launch_status
     from vlatool.workflows.launch_training import launch_stop as launch_stop
     from vlatool.workflows.preprocess import preprocess as preprocess
+    from vlatool.workflows.presets import presets as presets
     from vlatool.workflows.recorder import EpisodeRecorder as EpisodeRecorder
     from vlatool.workflows.recorder import record as record
     from vlatool.workflows.repair import repair as repair

@@ -117,7 +117,7 @@ def test_data_preset_names_the_run_that_belongs_to_it(preset: str) -> None:
 
 
 def test_presets_lists_ten_to_start_with_and_all_on_request() -> None:
-    from vlatool.workflows.catalog import FIRST_PRESETS, PresetsConfig, presets
+    from vlatool.workflows.presets import FIRST_PRESETS, PresetsConfig, presets
 
     everything = [preset.name for preset in presets(PresetsConfig(all=True)).presets]
     assert [preset.name for preset in presets().presets][:10] == list(FIRST_PRESETS)

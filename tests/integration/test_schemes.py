@@ -99,6 +99,7 @@ def uploaded(folder: Path, target: str) -> str:
 
 def preprocessed(source: str, output: str | Path, **keys: Any) -> PreprocessResult:
     tree = {"format": "lerobot", "sources": [source], "output": str(output), "workers": 1, **keys}
+    tree["sink"] = "lbm"
     return preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
 
 

@@ -478,7 +478,7 @@ _COMMANDS: dict[str, Command] = {
     ),
     "presets": Command(
         "List the presets, or show one of them.",
-        "vlatool.workflows.catalog:presets(PresetsConfig)",
+        "vlatool.workflows.presets:presets(PresetsConfig)",
         examples=("", "--all", "--all --jsonl | head -3"),
         details="Lists those to start with. The second column says what a preset fills: runs are "
         "complete training configurations, models, data and hparams parts of one, preprocess is "

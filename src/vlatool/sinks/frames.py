@@ -51,7 +51,7 @@ class FramesConfig(lbm.StoredImagesConfig, WindowsConfig):
         "Unlike data sets": ("pose_groups",),
     }
 
-    type: Literal["frames"] = option("frames", "Form of the output: tars of frames.")
+    type: Literal["frames"] = option("frames", "Form of the output.")
     copy_jpeg: bool = option(
         False, "Copy JPEG images as they are recorded where size and rotation stay."
     )

@@ -28,7 +28,7 @@ from vlatool.plugins import FORMATS, SINKS, file_digest_of, is_class_in_file
 from vlatool.results import OPTIONAL, UNLISTED
 from vlatool.sinks.base import MakeSink, Sink, SinkSetup, SinkSummary, no_rate
 from vlatool.sinks.frames import FramesConfig
-from vlatool.sinks.lbm import LbmConfig, StoredImagesConfig
+from vlatool.sinks.lbm import LbmConfig
 from vlatool.sources.base import FormatReader
 from vlatool.sources.conventions import ConventionFits, fits_of
 from vlatool.sources.detection import DeferredKeys, detect_source
@@ -112,7 +112,7 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
     registries: ClassVar[Mapping[str, Any]] = {"source": FORMATS, "sink": SINKS}
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **SelectionConfig.help_groups,
-        "Held out": ("hold_out", "hold_out_seed"),
+        "Held out": ("hold_out", "hold_out_seed", "train_preset"),
         "Actions": ("action_fields", "trust_declared"),
         **EngineConfig.help_groups,
     }
@@ -160,6 +160,8 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
 
     # True if the sink was given; else it is the default sink of the format.
     is_sink_explicit: ClassVar[bool] = False
+    # True if keys that only `lbm` has chose it in place of the default `frames`.
+    is_sink_of_keys: ClassVar[bool] = False
 
     output: str = base.required_field("", "Folder to write.")
     action_fields: list[str] = option(
@@ -184,7 +186,7 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
     train_preset: str | None = option(
         None, "Preset of `train` that the line `next:` names.", affects_output=False
     )
-    sink: SerializeAsAny[StoredImagesConfig] = Field(
+    sink: SerializeAsAny[FramesConfig] = Field(
         default_factory=FramesConfig, description="Keys of the sink."
     )
 
@@ -211,8 +213,10 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
         named = sink.get("type") if isinstance(sink, Mapping) else sink
         typed = {*tree, *(sink if isinstance(sink, Mapping) else ())}
         default = default_sink_of(str(name or ""))
+        is_of_keys = False
         if not named and default in ("", _DEFAULT_SINK) and typed & published_keys():
-            named = LBM_SINK
+            is_of_keys = True
+            default = LBM_SINK
         if chosen := named or default:
             sections["sink"] = _section(SINKS, str(chosen), "sink")
         kinds: dict[str, Any] = {
@@ -221,6 +225,7 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
         }
         special = create_model(cls.__name__, __base__=cls, **kinds)
         special.is_sink_explicit = bool(named)
+        special.is_sink_of_keys = is_of_keys
         return special
 
 
@@ -532,8 +537,10 @@ def with_format(config: PreprocessConfig) -> PreprocessConfig:
         keys = {key: value for key, value in typed.items() if FORMATS.names_with_key(key)}
         name = detect_source(require_input(config.sources[0]), None, keys).format
     sink = default_sink_of(name)
-    is_default = config.sink.type == _DEFAULT_SINK and not config.is_sink_explicit
-    is_other = is_default and sink != config.sink.type
+    if config.is_sink_of_keys and sink == _DEFAULT_SINK:
+        sink = config.sink.type
+    is_default = config.sink.type == _DEFAULT_SINK or config.is_sink_of_keys
+    is_other = is_default and not config.is_sink_explicit and sink != config.sink.type
     if type(config) is PreprocessConfig and "sink" in config.model_fields_set:
         is_other = False
     if config.format and not is_other:

@@ -18,6 +18,7 @@ from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.job import digest_of
 from vlatool.jobs.record import is_being_written
 from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.plugins import FORMATS
 from vlatool.sources.detection import detect_source
 from vlatool.sources.selection import episode_state
 from vlatool.storage.tree import files_below
@@ -74,9 +75,11 @@ def _episodes(text: str) -> Sequence[EpisodeRef]:
     if FramesFolder.find(place) is not None or ShardFolder.find(place) is not None:
         return ()
     try:
-        return detect_source(place, None).refs
+        found = detect_source(place, None)
     except DataError:
         return ()  # the error of missing training data says more
+    # Images alone, for example, are no data for a policy.
+    return found.refs if FORMATS.get(found.format).default_sink == "frames" else ()
 
 
 def _job(

@@ -46,7 +46,7 @@ download hf://datasets/a/b | --overwrite | did you mean --force
 encode A | --data-path | did you mean --data
 preprocess spartan raw | --image-size | did you mean --resize-images-size
 preprocess spartan raw | --horizon | did you mean --future-lowdim-steps
-preprocess spartan raw | --fps | did you mean --target.fps
+preprocess spartan raw --sink lbm | --fps | did you mean --target.fps
 preprocess spartan raw | --cameras | did you mean --camera-names
 preprocess spartan raw | --num-episodes | did you mean --max-episodes
 preprocess spartan raw | --force | did you mean --overwrite

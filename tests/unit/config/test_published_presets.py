@@ -509,6 +509,7 @@ CONVERSIONS: dict[str, dict[str, Any]] = {
     },
     "lbm-cameras-6": {"camera_names": SIX},
     "lbm-1past-14future": {
+        "sink": "lbm",
         **SHARDS,
         "past_lowdim_steps": 1,
         "future_lowdim_steps": 14,
@@ -517,6 +518,7 @@ CONVERSIONS: dict[str, dict[str, Any]] = {
         "resize_images_size": [384, 384],
     },
     "lbm-5past-20future": {
+        "sink": "lbm",
         **SHARDS,
         "past_lowdim_steps": 5,
         "future_lowdim_steps": 20,
