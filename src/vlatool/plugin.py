@@ -1,11 +1,18 @@
-"""What the author of a reader imports; these names stay where they are.
+"""What the author of a reader or a model type imports; these names stay where they are.
 
-A reader may be one file: `vlatool preprocess ./reader.py:Reader SOURCE`. See docs/plugins.md.
+A reader may be one file: `vlatool preprocess ./reader.py:Reader SOURCE`. See docs/plugins.md. What
+imports torch is elsewhere: `vlatool.models.policy` (`RoboticsPolicy`) and `vlatool.models.weights`.
 """
 
 from pathlib import Path
 
-from vlatool.config.base import ConfigModel, option
+from vlatool.config.base import (
+    ConfigModel,
+    Violation,
+    derivation_rules,
+    derived_field,
+    option,
+)
 from vlatool.episode import (
     Array,
     Clip,
@@ -19,19 +26,46 @@ from vlatool.episode import (
 )
 from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCodes
+from vlatool.loading.base import Batcher
+from vlatool.loading.robotics.config import (
+    FieldNormalizeConfig,
+    NormalizeConfig,
+    RoboticsDataConfig,
+)
+from vlatool.loading.robotics.info import RoboticsInfo
+from vlatool.loading.robotics.kind import RoboticsAssets
+from vlatool.loading.robotics.kind import assets_of as robotics_assets
+from vlatool.loading.robotics.reader import DecodedSample
+from vlatool.loading.robotics.statistics import Normalizer
+from vlatool.models.base import (
+    Batch,
+    Loss,
+    ModelType,
+    Objective,
+    OptimizerSpec,
+    Part,
+    Policy,
+    StepContext,
+)
+from vlatool.models.published import Layout, PublishedFiles, PublishedModel, WeightsOrigin
 from vlatool.sources.base import FormatReader, merge_surveys, no_episodes, survey_by_reading
 from vlatool.sources.frames import VideoFrames, probe_video
 from vlatool.sources.images import ImageFiles as ImageFrames
+from vlatool.storage.cache import local_copy
 from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import as_native_file
 
 __all__ = [
     "Array",
+    "Batch",
+    "Batcher",
     "Clip",
     "ConfigModel",
     "DataError",
+    "DecodedSample",
     "Episode",
     "EpisodeRef",
+    "FieldNormalizeConfig",
     "FieldSpec",
     "Finding",
     "FindingCodes",
@@ -39,15 +73,36 @@ __all__ = [
     "FrameSource",
     "ImageFrames",
     "LanguageSpan",
+    "Layout",
+    "Loss",
+    "ModelType",
+    "NormalizeConfig",
+    "Normalizer",
+    "Objective",
+    "OptimizerSpec",
+    "Part",
+    "Policy",
+    "PublishedFiles",
+    "PublishedModel",
+    "RoboticsAssets",
+    "RoboticsDataConfig",
+    "RoboticsInfo",
+    "StepContext",
     "StoredPart",
     "Survey",
     "VideoFrames",
+    "Violation",
+    "WeightsOrigin",
+    "derivation_rules",
+    "derived_field",
+    "local_copy",
     "merge_surveys",
     "natural_key",
     "no_episodes",
     "option",
     "probe_video",
     "read_table",
+    "robotics_assets",
     "survey_by_reading",
     "video",
 ]
