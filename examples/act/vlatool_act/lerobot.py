@@ -237,7 +237,9 @@ def read_weights_of(
     for name, value in stored.items():
         if name.startswith("model."):
             state[name.removeprefix("model.")] = value.float()
-    found = _statistics_beside_weights(stored, policy) or _statistics_of_processors(folder)
+    found = _statistics_beside_weights(stored, policy)
+    if not found:
+        found = _statistics_of_processors(folder, policy)
     means: list[Array] = []
     deviations: list[Array] = []
     for camera in policy.cameras:
@@ -255,6 +257,10 @@ def read_weights_of(
         if width:
             entry = _entry(folder, found, name, policy.methods[kind])
             statistics[name] = _field_entry(entry, width)
+    if policy.state_dim and policy.methods["STATE"] == "min_max":
+        # LeRobot scales a value that never changed to -1, vlatool to 0.
+        entry = statistics[STATE]
+        entry["max"] = np.where(entry["max"] == entry["min"], entry["min"] + 2, entry["max"])
     return state, statistics
 
 
@@ -285,7 +291,7 @@ def _statistics_beside_weights(stored: Mapping[str, "Tensor"], policy: LeRobotPo
     return found
 
 
-def _statistics_of_processors(folder: Path) -> Statistics:
+def _statistics_of_processors(folder: Path, policy: LeRobotPolicy) -> Statistics:
     """Statistics of LeRobot 0.4: observations of the preprocessor, actions of the postprocessor."""
     from vlatool.models.weights import read_weights
 
@@ -300,6 +306,9 @@ def _statistics_of_processors(folder: Path) -> Statistics:
                 continue
             if kind not in _NORMALIZERS:
                 raise _refused(path, f"the step {kind!r} changes values")
+            for feature_kind, mode in step.get("config", {}).get("norm_map", {}).items():
+                if _METHODS.get(mode, mode) != policy.methods.get(feature_kind):
+                    raise _refused(path, f"{feature_kind} is {mode}, other than in {CONFIG}")
             name = Path(step.get("state_file", "none")).name  # never a file of another folder
             if not (folder / name).is_file():
                 continue
