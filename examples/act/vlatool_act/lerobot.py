@@ -85,7 +85,7 @@ class LeRobotLayout(Layout):
         is_policy = isinstance(tree, dict) and "input_features" in tree
         if not is_policy or tree.get("type") != "act":
             return None
-        return PublishedFiles(location / WEIGHTS, config, "raw")
+        return PublishedFiles(location / WEIGHTS, config)
 
     def section(self, files: PublishedFiles) -> "ActConfig":
         return section_of(read_policy(files.weights.parent))

@@ -45,7 +45,7 @@ class ActConfig(ConfigModel):
 
     type: Literal["act"] = option("act", "Model type.")
     backbone_width: int = option(
-        64, "Channels of the first stage; 64 is the ResNet-18.", ge=1, le=_MOST_WIDTH
+        64, "Channels of the first stage; 64 is the ResNet-18.", ge=8, le=1024, multiple_of=8
     )
     backbone_weights: str | None = option(
         None, "Safetensors file of a ResNet-18, by the names of torchvision; null: random."
