@@ -45,7 +45,8 @@ def write(folder: Path) -> None:
         policy.save_pretrained(save)
         batch = random_batch(statistics)
         answers = run_lerobot(policy, statistics, batch, save)
-        np.savez(folder / f"{name}.npz", **batch, **answers)
+        recorded: Any = {**batch, **answers}
+        np.savez(folder / f"{name}.npz", **recorded)
         print(f"{save}: written")
 
 

@@ -26,17 +26,9 @@ from vlatool.episode import (
 )
 from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCodes
-from vlatool.loading.base import Batcher
-from vlatool.loading.robotics.config import (
-    FieldNormalizeConfig,
-    NormalizeConfig,
-    RoboticsDataConfig,
-)
-from vlatool.loading.robotics.info import RoboticsInfo
-from vlatool.loading.robotics.kind import RoboticsAssets
-from vlatool.loading.robotics.kind import assets_of as robotics_assets
+from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.loading.robotics.kind import RoboticsAssets, assets_of
 from vlatool.loading.robotics.reader import DecodedSample
-from vlatool.loading.robotics.statistics import Normalizer
 from vlatool.models.base import (
     Batch,
     Loss,
@@ -44,7 +36,6 @@ from vlatool.models.base import (
     Objective,
     OptimizerSpec,
     Part,
-    Policy,
     StepContext,
 )
 from vlatool.models.published import Layout, PublishedFiles, PublishedModel, WeightsOrigin
@@ -58,14 +49,12 @@ from vlatool.storage.uri import as_native_file
 __all__ = [
     "Array",
     "Batch",
-    "Batcher",
     "Clip",
     "ConfigModel",
     "DataError",
     "DecodedSample",
     "Episode",
     "EpisodeRef",
-    "FieldNormalizeConfig",
     "FieldSpec",
     "Finding",
     "FindingCodes",
@@ -76,23 +65,20 @@ __all__ = [
     "Layout",
     "Loss",
     "ModelType",
-    "NormalizeConfig",
-    "Normalizer",
     "Objective",
     "OptimizerSpec",
     "Part",
-    "Policy",
     "PublishedFiles",
     "PublishedModel",
     "RoboticsAssets",
     "RoboticsDataConfig",
-    "RoboticsInfo",
     "StepContext",
     "StoredPart",
     "Survey",
     "VideoFrames",
     "Violation",
     "WeightsOrigin",
+    "assets_of",
     "derivation_rules",
     "derived_field",
     "local_copy",
@@ -102,7 +88,6 @@ __all__ = [
     "option",
     "probe_video",
     "read_table",
-    "robotics_assets",
     "survey_by_reading",
     "video",
 ]

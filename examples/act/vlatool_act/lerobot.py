@@ -16,15 +16,13 @@ import numpy as np
 from vlatool.plugin import (
     Array,
     DataError,
-    FieldNormalizeConfig,
     Layout,
-    NormalizeConfig,
     PublishedFiles,
     PublishedModel,
     RoboticsDataConfig,
     WeightsOrigin,
+    assets_of,
     local_copy,
-    robotics_assets,
 )
 
 if TYPE_CHECKING:
@@ -108,7 +106,7 @@ class LeRobotLayout(Layout):
         network.load_state_dict(state)
         data = data_section(policy, config)
         options = {"image_size": list(policy.image_size), "pose_groups": []}
-        assets = robotics_assets(data, statistics, 0, options)
+        assets = assets_of(data, statistics, 0, options)
         return PublishedModel(config, {"model": network}, assets, data, notes=notes_on(policy))
 
 
@@ -179,29 +177,27 @@ def data_section(policy: LeRobotPolicy, config: "ActConfig") -> RoboticsDataConf
     """The section `data` that a run with this policy would have."""
     assert config.chunk_size is not None
     observed = [STATE] if policy.state_dim else []
-    scaling: dict[str, FieldNormalizeConfig] = {}
+    scaling: dict[str, Any] = {}
     for name, kind in ((STATE, "STATE"), (ACTION, "ACTION")):
-        method: Any = policy.methods[kind]
-        scaling[name] = FieldNormalizeConfig(enabled=method is not None, method=method)
-    future = config.chunk_size - 1
-    normalization = NormalizeConfig(
-        centered_norm=True,  # to [-1, 1]
-        field_configs=scaling,
-        include_fields=[*observed, ACTION],
-        lowdim_past_timesteps=0,
-        lowdim_future_timesteps=future,
-    )
-    return RoboticsDataConfig(
-        camera_names=[*policy.cameras],
-        image_indices=[0],
-        proprioception_fields=observed,
-        action_fields=[ACTION],
-        lowdim_past_timesteps=0,
-        lowdim_future_timesteps=future,
-        proprioception_dim=policy.state_dim,
-        action_dim=policy.action_dim,
-        normalization=normalization,
-    )
+        method = policy.methods[kind]
+        scaling[name] = {"enabled": method is not None, "method": method}
+    steps = {"lowdim_past_timesteps": 0, "lowdim_future_timesteps": config.chunk_size - 1}
+    section = {
+        "camera_names": [*policy.cameras],
+        "image_indices": [0],
+        "proprioception_fields": observed,
+        "action_fields": [ACTION],
+        **steps,
+        "proprioception_dim": policy.state_dim,
+        "action_dim": policy.action_dim,
+        "normalization": {
+            "centered_norm": True,  # to [-1, 1]
+            "field_configs": scaling,
+            "include_fields": [*observed, ACTION],
+            **steps,
+        },
+    }
+    return RoboticsDataConfig.model_validate(section)
 
 
 def notes_on(policy: LeRobotPolicy) -> list[str]:

@@ -12,7 +12,6 @@ from pydantic import model_validator
 
 from vlatool.plugin import (
     Batch,
-    Batcher,
     ConfigModel,
     DataError,
     Layout,
@@ -21,7 +20,6 @@ from vlatool.plugin import (
     Part,
     RoboticsAssets,
     RoboticsDataConfig,
-    RoboticsInfo,
     Violation,
     WeightsOrigin,
     derivation_rules,
@@ -34,6 +32,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vlatool.models.policy import RoboticsPolicy
+    from vlatool_act.training import ActBatcher
 
 # Largest sizes of a network. A config.json comes from anywhere: it must not fill the memory.
 _MOST_LAYERS = 64
@@ -113,7 +112,7 @@ class ActType(ModelType):
             )
 
     def derive(
-        self, config: ActConfig, data: RoboticsDataConfig, info: RoboticsInfo | None
+        self, config: ActConfig, data: RoboticsDataConfig, info: Any
     ) -> tuple[ActConfig, dict[str, str]]:
         """Fills in the sizes that follow from the data."""
         if not data.cameras:
@@ -164,7 +163,7 @@ class ActType(ModelType):
         self,
         config: ActConfig,
         data: RoboticsDataConfig,
-        info: RoboticsInfo,
+        info: Any,
         parts: Mapping[str, Part],
     ) -> Objective:
         """What training minimizes."""
@@ -180,11 +179,11 @@ class ActType(ModelType):
         folder: Path | None,
         *,
         training: bool,
-    ) -> Batcher:
+    ) -> "ActBatcher":
         """Samples to a batch; loader workers call it."""
         from vlatool_act.training import ActBatcher
 
-        return ActBatcher(data, assets.normalizer)
+        return ActBatcher(assets)
 
     def example(self, config: ActConfig, data: RoboticsDataConfig, size: int) -> Batch:
         """A made-up batch like those of `batcher`."""
@@ -204,9 +203,7 @@ class ActType(ModelType):
         from vlatool_act.training import ActBatcher, ActSampler
 
         network: Any = parts["model"]
-        data = assets.data
-        sampler = ActSampler(network, data.lowdim_past_timesteps or 0)
-        batcher = ActBatcher(data, assets.normalizer)
-        policy = RoboticsPolicy(sampler, batcher, assets, network.device)
+        sampler = ActSampler(network, assets.data.lowdim_past_timesteps or 0)
+        policy = RoboticsPolicy(sampler, ActBatcher(assets), assets, network.device)
         policy.sees = replace(policy.sees, instruction=False)
         return policy

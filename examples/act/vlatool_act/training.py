@@ -17,10 +17,9 @@ from vlatool.plugin import (
     Batch,
     DecodedSample,
     Loss,
-    Normalizer,
     Objective,
     OptimizerSpec,
-    RoboticsDataConfig,
+    RoboticsAssets,
     StepContext,
 )
 
@@ -33,9 +32,9 @@ _EXAMPLE_SIDE = 64
 class ActBatcher:
     """Converts samples to a batch; picklable, for loader workers."""
 
-    def __init__(self, data: RoboticsDataConfig, normalizer: Normalizer) -> None:
-        self._data = data
-        self._normalizer = normalizer
+    def __init__(self, assets: RoboticsAssets) -> None:
+        self._data = assets.data
+        self._normalizer = assets.normalizer
 
     def __call__(self, samples: Sequence[DecodedSample]) -> Batch:
         """Images uint8 [B, N, 3, H, W], state [B, S], actions [B, T, A], is_real bool [B, T]."""
