@@ -1,11 +1,18 @@
-"""What the author of a reader imports; these names stay where they are.
+"""What the author of a reader or a model type imports; these names stay where they are.
 
-A reader may be one file: `vlatool preprocess ./reader.py:Reader SOURCE`. See docs/plugins.md.
+A reader may be one file: `vlatool preprocess ./reader.py:Reader SOURCE`. See docs/plugins.md. What
+imports torch is elsewhere: `vlatool.models.policy` (`RoboticsPolicy`) and `vlatool.models.weights`.
 """
 
 from pathlib import Path
 
-from vlatool.config.base import ConfigModel, option
+from vlatool.config.base import (
+    ConfigModel,
+    Violation,
+    derivation_rules,
+    derived_field,
+    option,
+)
 from vlatool.episode import (
     Array,
     Clip,
@@ -19,17 +26,33 @@ from vlatool.episode import (
 )
 from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCodes
+from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.loading.robotics.kind import RoboticsAssets, assets_of
+from vlatool.loading.robotics.reader import DecodedSample
+from vlatool.models.base import (
+    Batch,
+    Loss,
+    ModelType,
+    Objective,
+    OptimizerSpec,
+    Part,
+    StepContext,
+)
+from vlatool.models.published import Layout, PublishedFiles, PublishedModel, WeightsOrigin
 from vlatool.sources.base import FormatReader, merge_surveys, no_episodes, survey_by_reading
 from vlatool.sources.frames import VideoFrames, probe_video
 from vlatool.sources.images import ImageFiles as ImageFrames
+from vlatool.storage.cache import local_copy
 from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import as_native_file
 
 __all__ = [
     "Array",
+    "Batch",
     "Clip",
     "ConfigModel",
     "DataError",
+    "DecodedSample",
     "Episode",
     "EpisodeRef",
     "FieldSpec",
@@ -39,9 +62,26 @@ __all__ = [
     "FrameSource",
     "ImageFrames",
     "LanguageSpan",
+    "Layout",
+    "Loss",
+    "ModelType",
+    "Objective",
+    "OptimizerSpec",
+    "Part",
+    "PublishedFiles",
+    "PublishedModel",
+    "RoboticsAssets",
+    "RoboticsDataConfig",
+    "StepContext",
     "StoredPart",
     "Survey",
     "VideoFrames",
+    "Violation",
+    "WeightsOrigin",
+    "assets_of",
+    "derivation_rules",
+    "derived_field",
+    "local_copy",
     "merge_surveys",
     "natural_key",
     "no_episodes",

@@ -24,7 +24,7 @@ from vlatool.loading.robotics.statistics import Normalizer
 from vlatool.models.base import Policy, Rng
 from vlatool.models.codebook import true_float32
 from vlatool.models.rng import SeededRng
-from vlatool.transforms.normalize import value_range
+from vlatool.transforms.normalize import has_range, value_range
 from vlatool.transforms.relative import (
     SUFFIX,
     absolute_actions,
@@ -195,7 +195,7 @@ class RoboticsPolicy(Policy):
         fields |= {key: width for key, width in self._references() if key not in fields}
         self.sees = ObservationSpec(views, fields, self._past)
 
-    def action_range(self, field: str) -> tuple[Array, Array]:
+    def action_range(self, field: str) -> tuple[Array, Array] | None:
         if field not in self._data.action_fields:  # relative to the measured pose
             raise DataError(
                 f"the range of {field!r} in the training data is unknown",
@@ -203,7 +203,8 @@ class RoboticsPolicy(Policy):
                 code="data.unknown_field",
                 details={"field": field},
             )
-        return value_range(self._statistics[field], field)
+        stats = self._statistics[field]
+        return value_range(stats, field) if has_range(stats) else None
 
     def _held(self, names: Names) -> Iterator[tuple[str, float]]:
         """Label and value of each dimension that never moved."""
@@ -334,7 +335,7 @@ class RoboticsPolicy(Policy):
         a network knows nothing of other values.
         """
         stats = self._statistics[field]
-        if "min" not in stats or "max" not in stats:
+        if not has_range(stats):
             return values
         return np.clip(values, *value_range(stats, field))
 

@@ -78,15 +78,22 @@ def unscaled(stats: Mapping[str, Any], field: str) -> FieldScale:
     width = field_width(field, stats)
     center = np.zeros(width, np.float32)
     scale = np.ones(width, np.float32)
-    if "min" not in stats or "max" not in stats:
+    if not has_range(stats):
         return FieldScale(center, scale, np.zeros(width, bool), np.zeros(width))
     return FieldScale(center, scale, constant_dimensions(stats, field), held_values(stats, field))
 
 
 def held_values(stats: Mapping[str, Any], field: str) -> Array:
     """Value float64 [C] of dimensions that never change; the mean where they did by rounding."""
+    if not has_range(stats):
+        return _numbers(stats, field, "mean")
     low, high = value_range(stats, field)
     return np.where(low == high, low, _numbers(stats, field, "mean"))
+
+
+def has_range(stats: Mapping[str, Any]) -> bool:
+    """True if statistics have smallest and largest values; those of other programs may not."""
+    return "min" in stats and "max" in stats
 
 
 def value_range(stats: Mapping[str, Any], field: str) -> tuple[Array, Array]:
@@ -97,8 +104,11 @@ def value_range(stats: Mapping[str, Any], field: str) -> tuple[Array, Array]:
 def constant_dimensions(stats: Mapping[str, Any], field: str, suffix: str = "") -> Array:
     """Bool [C], true for dimensions that never change over the data set.
 
-    With the suffix `_per_timestep` bool [T, C], for each step of the window separately.
+    With the suffix `_per_timestep` bool [T, C], for each step of the window separately. Without
+    smallest and largest values the standard deviation decides.
     """
+    if not suffix and not has_range(stats):
+        return _numbers(stats, field, "std") == 0
     low = _numbers(stats, field, "min" + suffix)
     high = _numbers(stats, field, "max" + suffix)
     mean = _numbers(stats, field, "mean" + suffix)

@@ -84,6 +84,11 @@ def test_a_dimension_that_differs_by_rounding_is_commanded_at_its_mean() -> None
     assert scale(stats=stats).denormalize(np.array([0.0, 9.0]))[1] == 0.1
 
 
+def test_statistics_without_range_hold_the_mean_where_nothing_deviates() -> None:
+    stats = {"mean": STATS["mean"], "std": STATS["std"]}
+    assert scale(stats=stats).denormalize(np.array([1.0, 0.3])).tolist() == [6.0, 5.0]
+
+
 def test_fields_without_normalization_hold_constant_dimensions_too() -> None:
     assert unscaled(STATS, "f").denormalize(np.array([1.5, 9.0])).tolist() == [1.5, 5.0]
 

@@ -65,17 +65,18 @@ def find_published(location: Path) -> PublishedFiles | None:
     for config, weights in ((CONFIG, WEIGHTS), (HUB_CONFIG, HUB_WEIGHTS)):
         files = PublishedFiles(folder / weights, folder / config)
         if files.weights.is_file() and (folder / config).is_file():
-            is_tokenizer = config == CONFIG or not _is_base_model(folder)
+            is_tokenizer = config == CONFIG or not _is_other_model(folder)
             return files if is_tokenizer and location in (folder, files.weights) else None
     return None
 
 
-def _is_base_model(folder: Path) -> bool:
+def _is_other_model(folder: Path) -> bool:
+    """True if config.json names a kind of model, as transformers and LeRobot do."""
     try:
         content = read_json(folder / HUB_CONFIG)
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and "model_type" in content
+    return isinstance(content, dict) and ("model_type" in content or "type" in content)
 
 
 def read_published_config(path: Path) -> dict[str, Any]:
