@@ -28,8 +28,8 @@ _OF_IMAGES = (
 class FramesKeys(ConfigModel):
     """Keys of the format frames."""
 
-    split: Literal["train", "val", "all"] = option(
-        "all", "Episodes to read: those for training, those that are held out, or all."
+    split: Literal["train", "val"] | None = option(
+        None, "Episodes to read: those for training, or those that are held out; null: all."
     )
 
 
@@ -46,7 +46,7 @@ class FramesReader(base.FormatReader):
             if folder is None:
                 raise base.no_episodes(source, f"a folder with {NAME}")
             for number, episode in enumerate(folder.episodes):
-                if self.config.split not in ("all", episode.split):
+                if self.config.split not in (None, episode.split):
                     continue
                 yield EpisodeRef(
                     id=base.unused_id(episode.id, used),

@@ -176,7 +176,7 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
         ge=0,
         lt=1,
     )
-    hold_out_seed: int = option(0, "Seed of the choice of these episodes.", ge=0)
+    hold_out_seed: int | None = option(None, "Seed of the choice of these episodes; null: 0.", ge=0)
     trust_declared: bool = option(
         False,
         "Write the data although the recorded states clearly contradict a declaration "
@@ -301,7 +301,7 @@ class PreprocessJob:
             origin,
             actions,
             config.hold_out,
-            config.hold_out_seed,
+            config.hold_out_seed or 0,
         )
         self._setup = setup
         self._make_sink = make_sink or SINKS.get(config.sink.type)

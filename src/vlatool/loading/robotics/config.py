@@ -233,9 +233,9 @@ class RoboticsDataConfig(LoadingConfig):
         "Episodes of a data set of the sink frames: numbers and ranges, such as 0:4,7, or "
         "@CURATION for those that `vlatool curate` keeps.",
     )
-    split: Split = option(
-        "train",
-        "Episodes of frames that hold some out: train, val (the held-out ones) or all.",
+    split: Split | None = option(
+        None,
+        "Episodes of frames that hold some out: train, val (the held-out ones) or all; null: train.",
     )
     frames_preset: str = option(
         "",

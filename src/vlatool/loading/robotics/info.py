@@ -277,7 +277,9 @@ def data_of(text: str, config: RoboticsDataConfig) -> ShardFolder | FrameWindows
     named = _fields(config, frames.options()) if is_known else ()
     used = {config.rename.source_of(name) for name in named}
     fields = tuple(sorted(used))
-    return FrameWindows(frames, config.windows, cache, fields, config.episodes, config.split)
+    return FrameWindows(
+        frames, config.windows, cache, fields, config.episodes, config.split or "train"
+    )
 
 
 def _merged(

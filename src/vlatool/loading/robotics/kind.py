@@ -141,7 +141,9 @@ class RoboticsKind(base.DataKind):
         stored order, no random augmentation.
         """
         chosen: dict[str, Any] = {"split": "val", "episodes": config.episodes}
-        chosen["dataset_manifest"] = held_out_data(config) if config.split == "train" else []
+        chosen["dataset_manifest"] = (
+            held_out_data(config) if config.split in (None, "train") else []
+        )
         if config.val_dataset_manifest:
             chosen = {"split": "all", "episodes": None}
             chosen["dataset_manifest"] = config.val_dataset_manifest
