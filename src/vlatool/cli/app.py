@@ -239,6 +239,9 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
+_START_FILES = {"bash": "~/.bashrc", "zsh": "~/.zshrc"}
+
+
 def _invoke(argv: list[str], options: OutputOptions) -> None:
     from vlatool.cli.failures import raise_on_signals
 
@@ -254,6 +257,12 @@ def _invoke(argv: list[str], options: OutputOptions) -> None:
             group.invoke(ctx)
     finally:
         if "--install-completion" in argv:
+            from vlatool.cli.output import write_stdout
+
+            typed = argv[-1] if argv[-1] in _SHELLS else ""
+            shell = typed or os.path.basename(os.environ.get("SHELL", ""))
+            if shell in _START_FILES:
+                write_stdout(f"{_START_FILES[shell]} has a new line, which loads it")
             _fill_completion_cache()
 
 

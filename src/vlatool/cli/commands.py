@@ -454,8 +454,8 @@ _COMMANDS: dict[str, Command] = {
     "runs": Command(
         "List training runs, or compare two of them.",
         "vlatool.workflows.runs:runs(RunsConfig)",
-        {"location": "[DIR]"},
-        ("", "s3://lab/runs --compare first,second --json"),
+        {"location": "[DIR]", "other": "[RUN]"},
+        ("", "runs/first runs/second", "s3://lab/runs --compare first,second --json"),
         has_rows=True,
     ),
     "verify": Command(

@@ -180,7 +180,9 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     config = config.model_copy(update={"data": location_text})
     data = pinned(config.data)
     output = results_folder(config.output, trained, f"open-loop-{data.name}")
-    options = {**_recorded_options(config, trained, data=data), "split": split}
+    options = _recorded_options(config, trained, data=data)
+    if split != "all":
+        options["split"] = split
     record = OutputRecord("eval open-loop", options)
     check_owner(output, record)
     pairs = recorded_pairs(str(data), policy, trained, config.seed, split)

@@ -92,12 +92,26 @@ class PreprocessResult(JobResult):
         if left_out:
             yield f"left out: {few_text(left_out)}"
         for name, count in self.amounts.items():
-            yield f"{name.replace('_', ' ')}: {count}"
-        yield from (f"dropped {count}: {reason}" for reason, count in self.dropped.items())
+            yield f"{_AMOUNTS.get(name, name.replace('_', ' '))}: {count}"
+        for reason, count in self.dropped.items():
+            if reason in _LEFT_OUT:
+                yield f"{counted(count, 'window is', 'windows are')} left out: {_LEFT_OUT[reason]}"
+            else:
+                yield f"dropped {count}: {reason}"
         yield from (f"no samples from {name}" for name in self.empty_episodes)
 
 
 _SHARDS = "shards"
+# Words for counts and reasons of the results.
+_AMOUNTS = {
+    "held_out_episodes": "episodes held out for evaluation",
+    "untouched": "pictures copied unchanged",
+}
+_LEFT_OUT = {
+    "padding": "they reach beyond their episode by more than --max-padding-left or "
+    "--max-padding-right",
+    "still": "nothing moves in them (--filter-still-samples)",
+}
 # A published command or YAML of LBM writes the published shards.
 LBM_SINK = "lbm"
 _PUBLISHED_SINK = f"sink={LBM_SINK}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
 
-from vlatool.artifacts.run.format import VALIDATION_LOSSES
+from vlatool.artifacts.run.format import VALIDATION_LOSSES, is_run
 from vlatool.artifacts.run.page import changed_text, overview, run_page, step_text
 from vlatool.artifacts.run.summary import RunSummary, find_runs, read_summary
 from vlatool.config.base import ConfigModel, option
@@ -34,6 +34,7 @@ class RunsConfig(ConfigModel):
     """Options of `vlatool runs`."""
 
     location: str = option("runs", "Folder with runs, or one run; any scheme.")
+    other: str = option("", "A second run, to compare the one at `location` with.")
     compare: list[str] = option([], "Two runs to compare, by their names in the list: NAME,NAME.")
     html: str | None = option(
         None,
@@ -113,8 +114,10 @@ class RunList(Result):
 def runs(config: RunsConfig, *, reporter: Reporter = NULL) -> RunList:
     """Lists the runs in a folder, up to two levels below it, and compares two of them.
 
+    With `other`, only the runs at these two locations are read, and compared.
+
     Raises:
-        UsageError: `compare` does not name two runs.
+        UsageError: `compare` does not name two runs, or comes with `other`.
         DataError: There is no run.
         StorageError: The storage fails.
     """
@@ -122,6 +125,8 @@ def runs(config: RunsConfig, *, reporter: Reporter = NULL) -> RunList:
     target = None if config.html is None else location(config.html)
     if target is not None:
         check_target(target, GENERATOR)
+    if config.other:
+        return _compared_pair(config, target, reporter)
     roots = find_runs(folder)
     if not roots:
         raise DataError(
@@ -138,6 +143,31 @@ def runs(config: RunsConfig, *, reporter: Reporter = NULL) -> RunList:
     comparison = _comparison(config, summaries)
     if target is not None:
         _write_pages(target, config.location, summaries, comparison, reporter)
+    return RunList(config.location, summaries, comparison, config.html)
+
+
+def _compared_pair(config: RunsConfig, target: Path | None, reporter: Reporter) -> RunList:
+    """The list of the runs at two locations, with their comparison."""
+    if config.compare:
+        raise UsageError(
+            "--compare takes two runs of one folder, and a second run is given, too",
+            hint=f"vlatool runs {config.location} {config.other}",
+            code="usage.conflict",
+        )
+    summaries: list[RunSummary] = []
+    for text in (config.location, config.other):
+        root = require_input(text)
+        if not is_run(root):
+            raise DataError.at(
+                root,
+                "is no training run",
+                hint="give two run folders of `vlatool train`",
+                code="data.no_source",
+            )
+        summaries.append(read_summary(root, text.rstrip("/")))
+    comparison = compared(*summaries)
+    if target is not None:
+        _write_pages(target, f"{config.location}, {config.other}", summaries, comparison, reporter)
     return RunList(config.location, summaries, comparison, config.html)
 
 

@@ -99,7 +99,8 @@ class TrainResult(Result):
         loss = "" if self.loss is None else f", loss {number_text(self.loss)}"
         yield f"{self.output}: {self.status}, {size}, {counted(self.steps, 'step')}{loss}"
         if self.unused_samples:
-            yield f"{counted(self.unused_samples, 'sample')} left over, less than a step"
+            samples = counted(self.unused_samples, "sample")
+            yield f"{samples} of the budget not used: they do not fill a step"
         for reason, count in self.dropped.items():
             yield f"{counted(count, 'sample')} dropped: {reason.replace('_', ' ')}"
         yield f"checkpoint: {self.checkpoint}"
@@ -455,7 +456,8 @@ def _log_config(
         if message.partition(" from ")[0].endswith(".type"):  # another network than asked for
             reporter.note(message)
     if derived:
-        reporter.note(f"{counted(len(derived), 'key')} derived from the data; -v lists them")
+        keys = counted(len(derived), "setting follows", "settings follow")
+        reporter.note(f"{keys} from the data, such as cameras and fields; -v lists them")
     if config.distributed.fsdp and config.distributed.world_size == 1:
         reporter.note("distributed.fsdp has no effect with one process")
     elif config.distributed.fsdp and runtime.device.type == "cpu" and not config.device_memory:

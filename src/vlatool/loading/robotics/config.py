@@ -235,7 +235,8 @@ class RoboticsDataConfig(LoadingConfig):
     )
     split: Split | None = option(
         None,
-        "Episodes of frames that hold some out: train, val (the held-out ones) or all; null: train.",
+        "Episodes of frames that hold some out: train, val (the held-out ones) or all; "
+        "null: train.",
     )
     frames_preset: str = option(
         "",
