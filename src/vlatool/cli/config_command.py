@@ -383,11 +383,11 @@ class ConfigCommand(VlatoolCommand):
             if spec.is_used(name)
         }
         options |= {short: options[f"--{name}"] for short, name in _shorts(keys).items()}
-        declared = super().completion_words(ctx, typed).options
+        above = super().completion_words(ctx, typed)
         preset_options = {"--preset": presets, "-p": presets}
         return CompletionWords(
-            {**options, **declared, **preset_options},
-            [values.get(name) or () for name in spec.positionals],
+            {**options, **above.options, **preset_options},
+            [values.get(name) or () for name in spec.positionals] or above.arguments,
             {
                 key: words
                 for key, words in values_to_type(schema, registered).items()
