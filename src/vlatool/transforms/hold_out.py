@@ -49,5 +49,5 @@ def held_out(tasks: Mapping[str, str], share: float, seed: int) -> frozenset[str
 
 def _number(episode: str, seed: int) -> float:
     """A number from 0 to 1 that depends only on the id of an episode and the seed."""
-    digest = hashlib.blake2b(f"{seed}/{episode}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{episode} {seed}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) / 2**64
