@@ -31,13 +31,13 @@ SAMPLES = {
     "sample-lerobot-4": "sample lerobot -o raw/lerobot-4 --episodes 2 --cameras 4 --size medium",
     "sample-libero": "sample libero -o raw/libero --episodes 3 --frames 24",
 }
-SPARTAN = "preprocess spartan raw/spartan"
+SPARTAN = "preprocess spartan raw/spartan --sink lbm"
 SHORT = "--past-lowdim-steps 1 --future-lowdim-steps 3 --max-padding-right 3 --samples-per-shard 8"
 PREPROCESS = {
     "spartan": SPARTAN,
     "spartan-two-workers": f"{SPARTAN} --workers 2",
     "spartan-ray": f"{SPARTAN} --engine ray --ray-num-cpus 2",
-    "spartan-from-s3": f"preprocess spartan s3://{BUCKET}/raw/spartan",
+    "spartan-from-s3": f"preprocess spartan s3://{BUCKET}/raw/spartan --sink lbm",
     "spartan-to-s3": f"{SPARTAN} {SHORT} -o {IN_S3}/spartan-to-s3 --workers 2",
     "spartan-windows-zero": f"{SPARTAN} --past-lowdim-steps 3 --future-lowdim-steps 5 --stride 2 "
     "--max-padding-left 3 --max-padding-right 5 --padding-strategy zero --image-indices -2,0,1",
@@ -81,8 +81,8 @@ PREPROCESS = {
     "broken-nan-kept": f"preprocess spartan raw/built-broken {SHORT} --no-fail-on-nan",
     "broken-stop": f"preprocess spartan raw/built-broken {SHORT} --on-error stop",
     "broken-tolerated": f"preprocess spartan raw/built-broken {SHORT} --max-failures 5",
-    "lerobot": "preprocess lerobot raw/lerobot",
-    "lerobot-ray": "preprocess lerobot raw/lerobot --engine ray --ray-num-cpus 1",
+    "lerobot": "preprocess lerobot raw/lerobot --sink lbm",
+    "lerobot-ray": "preprocess lerobot raw/lerobot --sink lbm --engine ray --ray-num-cpus 1",
     "lerobot-options": f"preprocess lerobot raw/lerobot-4 {SHORT} --resize-images-size 48,48 "
     "--stride 2 --filter-still-samples --episodes 1: --camera-rotations "
     "'{observation.images.scene_right_0: 1}' --padding-strategy reflect --image-indices 0,2",
@@ -91,11 +91,11 @@ PREPROCESS = {
     "lerobot-two-sources": f"preprocess lerobot raw/lerobot raw/lerobot-b {SHORT} "
     "--skip-episodes-missing-cameras",
     "lerobot-mixed-sources": f"preprocess lerobot raw/lerobot raw/built-lerobot {SHORT}",
-    "libero": "preprocess lerobot raw/libero",
+    "libero": "preprocess lerobot raw/libero --sink lbm",
     "libero-poses": f"preprocess lerobot raw/libero {SHORT} --config raw/libero.yaml --seed 3 "
     "--observation-keys state --action-keys actions --max-episodes 2",
     "dry-run-spartan": f"{SPARTAN} --dry-run",
-    "dry-run-lerobot": "preprocess lerobot raw/lerobot --dry-run",
+    "dry-run-lerobot": "preprocess lerobot raw/lerobot --sink lbm --dry-run",
     "no-source": "preprocess spartan raw/nothing",
     "bad-options": f"{SPARTAN} --stride 0 --jpeg-quality 500",
     "again": f"{SPARTAN} -o out/spartan",

@@ -45,7 +45,8 @@ def make_input(arguments: argparse.Namespace, raw: Path) -> Path:
 
 def command(arguments: argparse.Namespace, raw: Path, out: Path) -> list[str]:
     """Command to measure."""
-    words = [*VLATOOL, "preprocess", "spartan", str(raw), "--output", str(out), "--json", "-q"]
+    words = [*VLATOOL, "preprocess", "spartan", str(raw), "--sink", "lbm"]
+    words += ["--output", str(out), "--json", "-q"]
     words += ["--workers", str(arguments.workers), "--max-padding-right", "14"]
     if arguments.size == "published":
         words += ["--resize-images-size", "384,384", "--camera-names", CAMERAS]

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from machine import describe
 
@@ -78,7 +79,8 @@ def one_receipt(folder: Path) -> Receipt:
     """Receipt of one tiny episode that was read and written."""
     raw = folder / "raw"
     sample(SampleConfig(layout="spartan", output=str(raw), episodes=1, frames=FRAMES, workers=1))
-    tree = {"format": "spartan", "sources": [str(raw)], "output": str(folder / "one")}
+    tree: dict[str, Any] = {"format": "spartan", "sources": [str(raw)], "sink": "lbm"}
+    tree["output"] = str(folder / "one")
     tree |= {"past_lowdim_steps": 0, "future_lowdim_steps": 1, "max_padding_right": 1}
     job = PreprocessJob(PreprocessConfig.specialize(tree).model_validate(tree))
     return job.spec.work(job.items[0])

@@ -53,7 +53,7 @@ DRY_RUNS = {
 # Added to the lines that begin with these words; a budget is shortened in its own unit.
 SHORTER = {
     "vlatool sample spartan": "--episodes 4 --frames 24",
-    "vlatool sample folder": "--episodes 4",
+    "vlatool sample folder": "--episodes 6",
     "vlatool sample libero": "--episodes 4",
     "vlatool sample lerobot my_dataset": "--frames 12",
     "vlatool sample lerobot raw-button": "--episodes 1 --size small",
