@@ -97,7 +97,7 @@ _PUBLIC = {
     "open_loop": f"{_WORKFLOWS}.evaluate:open_loop",
     "predict": f"{_WORKFLOWS}.evaluate:predict",
     "preprocess": f"{_WORKFLOWS}.preprocess:preprocess",
-    "presets": f"{_WORKFLOWS}.catalog:presets",
+    "presets": f"{_WORKFLOWS}.presets:presets",
     "presets_show": f"{_WORKFLOWS}.resolve_config:presets_show",
     "record": f"{_WORKFLOWS}.recorder:record",
     "repair": f"{_WORKFLOWS}.repair:repair",
