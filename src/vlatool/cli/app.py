@@ -255,15 +255,22 @@ def _invoke(argv: list[str], options: OutputOptions) -> None:
     try:
         with group.make_context("vlatool", argv, obj=options) as ctx:
             group.invoke(ctx)
-    finally:
-        if "--install-completion" in argv:
-            from vlatool.cli.output import write_stdout
-
-            typed = argv[-1] if argv[-1] in _SHELLS else ""
-            shell = typed or os.path.basename(os.environ.get("SHELL", ""))
-            if shell in _START_FILES:
-                write_stdout(f"{_START_FILES[shell]} has a new line, which loads it")
+    except (SystemExit, typer.Exit) as done:
+        code = done.code if isinstance(done, SystemExit) else done.exit_code
+        if "--install-completion" in argv and not code:
+            _report_start_file(argv)
             _fill_completion_cache()
+        raise
+
+
+def _report_start_file(argv: list[str]) -> None:
+    """Names the file that loads the completion when a shell starts; fish needs none."""
+    from vlatool.cli.output import write_stdout
+
+    typed = argv[-1] if argv[-1] in _SHELLS else ""
+    shell = typed or os.path.basename(os.environ.get("SHELL", ""))
+    if shell in _START_FILES:
+        write_stdout(f"{_START_FILES[shell]} loads it")
 
 
 def _fill_completion_cache() -> None:

@@ -78,7 +78,7 @@ class CurateConfig(PreprocessConfig):
         **{
             name: keys
             for name, keys in PreprocessConfig.help_groups.items()
-            if name not in ("Actions", "Held out")
+            if name not in ("Actions", "Held out", "Next step")
         },
     }
 

@@ -126,7 +126,8 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
     registries: ClassVar[Mapping[str, Any]] = {"source": FORMATS, "sink": SINKS}
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **SelectionConfig.help_groups,
-        "Held out": ("hold_out", "hold_out_seed", "train_preset"),
+        "Held out": ("hold_out", "hold_out_seed"),
+        "Next step": ("train_preset",),
         "Actions": ("action_fields", "trust_declared"),
         **EngineConfig.help_groups,
     }

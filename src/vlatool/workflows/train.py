@@ -547,21 +547,24 @@ def _result(run: "Run", status: str, started: float) -> TrainResult:
         acts=_has_policy(run.config),
         seconds=round(time.monotonic() - started, 2),
         export_problem=run.config.model_type.layout.problem(run.config.model),
-        next=_next_command(run.config, str(folder.root)),
+        next=_next_command(run),
         remote=None if run.sync is None else run.sync.location,
         best=best,
     )
 
 
-def _next_command(config: TrainConfig, output: str) -> str:
-    """Command that measures a model on its data; empty for other models."""
+def _next_command(run: "Run") -> str:
+    """Command that measures a model, on its held-out data if there are any; empty for others."""
+    config = run.config
+    output = str(run.folder.root)
     is_tokenizer = type(config.model_type).tokenizer is not ModelType.tokenizer
     if not is_tokenizer and not _has_policy(config):
         return ""
-    first = getattr(config.data, config.data_kind.folders_keys[0])[0]
-    data = str(first).removesuffix(f"/{SHARDS_NAME}/{MANIFEST_NAME}")
-    if not is_tokenizer and config.data_kind.validation(config.data) is not None:
+    key = config.data_kind.folders_keys[0]
+    validation = run.streams.validation
+    if not is_tokenizer and validation is not None and len(getattr(validation.section, key)) == 1:
         return shlex.join(["vlatool", "eval", "open-loop", output])
+    data = str(getattr(config.data, key)[0]).removesuffix(f"/{SHARDS_NAME}/{MANIFEST_NAME}")
     kind = ("tokenizer", "eval") if is_tokenizer else ("eval", "open-loop")
     return shlex.join(["vlatool", *kind, output, data])
 

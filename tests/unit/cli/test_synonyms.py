@@ -6,6 +6,8 @@ import re
 import pytest
 
 from vlatool.cli.app import run
+from vlatool.cli.preprocess import PUBLISHED_WORDS
+from vlatool.workflows.preprocess import PreprocessConfig, published_keys
 
 # Command | option that it does not have | start of what the hint says.
 WRONG = """
@@ -84,3 +86,8 @@ def test_a_wrong_option_leads_to_the_right_one(
     text = f"{error['message']}\n{error['hint']}".replace('"', "--").replace("_", "-")
     expected = start.replace("_", "-")
     assert re.search(rf"(^|\(|: ){re.escape(expected)}", text, re.MULTILINE), error
+
+
+def test_words_that_mean_lbm_are_the_published_ones_and_keys_of_lbm_alone() -> None:
+    published = {row.name for row in PreprocessConfig.published if row.also}
+    assert {*PUBLISHED_WORDS} == published | published_keys()

@@ -138,19 +138,22 @@ class RoboticsKind(base.DataKind):
 
     def validation(self, config: RoboticsDataConfig) -> RoboticsDataConfig | None:
         """Returns the section of `val_dataset_manifest`, else of the held-out episodes of the data:
-        stored order, no random augmentation.
+        no random augmentation.
         """
-        chosen: dict[str, Any] = {"split": "val", "episodes": config.episodes}
-        chosen["dataset_manifest"] = (
-            held_out_data(config) if config.split in (None, "train") else []
-        )
+        chosen: dict[str, Any]
         if config.val_dataset_manifest:
+            manifests = config.val_dataset_manifest
             chosen = {"split": "all", "episodes": None}
-            chosen["dataset_manifest"] = config.val_dataset_manifest
-        if not chosen["dataset_manifest"]:
+        elif config.split in (None, "train"):
+            manifests = held_out_data(config)
+            chosen = {"split": "val"}
+        else:
+            return None
+        if not manifests:
             return None
         changes = {
             **chosen,
+            "dataset_manifest": manifests,
             "val_dataset_manifest": [],
             "training_manifest": config.dataset_manifest,
             "dataset_statistics": [],
