@@ -120,9 +120,9 @@ from vlatool.workflows import catalog
 def wait():
     print("ready", file=sys.stderr, flush=True)
     time.sleep(60)
-catalog.presets = wait
+catalog.plugins = wait
 from vlatool.cli.app import run
-sys.exit(run(["presets", "--json"]))
+sys.exit(run(["plugins", "--json"]))
 """
 
 
