@@ -308,11 +308,12 @@ def _evaluated_data(
     key = kind.folders_keys[0]
     trained_on: list[str] = getattr(section, key)
     held_out: list[str] = []
+    split: Split = "all"
     with suppress(DataError, StorageError):  # the data of the run may be gone
         validation = kind.validation(section)
-        held_out = [] if validation is None else getattr(validation, key)
-    # Validation data at the place of the training data are a part of them.
-    parts = {*map(_place, held_out)} & {*map(_place, trained_on)}
+        if validation is not None:
+            held_out = getattr(validation, key)
+            split = "val" if validation.is_held_out else "all"
     if not config.data:
         if len(held_out) != 1:
             problem = "hold several data sets out" if held_out else "hold no episode out"
@@ -322,9 +323,9 @@ def _evaluated_data(
                 hint=f"vlatool eval open-loop {config.checkpoint} {example}",
                 code="usage.missing_key",
             )
-        return held_out[0], "val" if _place(held_out[0]) in parts else "all"
+        return held_out[0], split
     asked = _place(config.data)
-    if asked in parts:
+    if split == "val" and asked in map(_place, held_out):
         reporter.note(f"{config.data}: trained on, so only its held-out episodes are compared")
         return config.data, "val"
     if asked in map(_place, trained_on):

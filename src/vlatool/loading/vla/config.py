@@ -145,6 +145,10 @@ class VlaDataConfig(LoadingConfig):
         return self
 
     @property
+    def is_held_out(self) -> bool:
+        return self.split == "val" and self.val_ratio > 0
+
+    @property
     def shape(self) -> VlaShape:
         """Sizes of a sample; of a derived section."""
         return VlaShape(
