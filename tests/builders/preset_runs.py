@@ -59,6 +59,7 @@ def write_sources(root: Path) -> None:
     sample(raw)
     tree = {
         "format": "spartan",
+        "sink": "lbm",
         "sources": [str(root / "raw")],
         "output": str(root / "data"),
         "past_lowdim_steps": 2,
