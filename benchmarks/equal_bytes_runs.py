@@ -206,8 +206,15 @@ KEYPOINTS = (
     f"-p world-pick {ON_POLICY_DATA} {NARROW} --set model.vision_language_backbone.hidden_dim=16 "
     "--set model.vision_language_backbone.channels=4,8 --set data.shuffle_initial=8"
 )
+VIT_MODEL = """model:
+  type: diffusion_policy
+  vision_language_backbone: {type: vit_backbone, hidden_dim: 64, inter_dim: 256, patch_size: 16,
+    img_size: 96, n_heads: 4, n_layers: 2}
+  transformer: {type: transformer, hidden_dim: 128, n_layers: 2, n_heads: 4, is_causal: false}
+  noise_scheduler: {num_timesteps: 1000, clamp_range: [-4.0, 4.0]}
+"""
 VIT = (
-    f"-p diffusion-policy-tiny -p policy-vit {ON_POLICY_DATA} {NARROW} "
+    f"-p diffusion-policy-tiny -c raw/vit.yaml {ON_POLICY_DATA} {NARROW} "
     "--set model.vision_language_backbone.hidden_dim=16 "
     "--set model.vision_language_backbone.inter_dim=32"
 )
@@ -276,7 +283,8 @@ STATS = {
 }
 OTHERS = {
     "demo": "demo --episodes 3 --steps 4 --rollouts 2",
-    "resolve-config": "resolve-config -p diffusion-policy-tiny -p policy-vit --output out/vit.yaml",
+    "resolve-config": "resolve-config -p diffusion-policy-tiny -c raw/vit.yaml "
+    "--output out/vit.yaml",
     "resolve-published": "resolve-config -p vla-diffusion-bellpepper-published "
     "--output out/published.yaml",
     "resolve-titok": "resolve-config -p titok-l32-stage2 --output out/titok.yaml",
@@ -333,6 +341,7 @@ def make_inputs(raw: Path) -> None:
     for family in ("paligemma", "smolvlm", "qwen3_vl"):
         vlm_base(raw / f"built-{family}", family)
     settings = {
+        "vit.yaml": VIT_MODEL,
         "actions.yaml": f"action_key_fields: [x, {ROT}]\naction_index_fields: [3, 9]\n"
         f'pose_groups: [{{name: p, position_key: "{XYZ}", rotation_key: "{ROT}"}}]\n',
         "poses.yaml": f'pose_groups: [{{name: p, position_key: "{XYZ}", rotation_key: "{ROT}"}}]\n',

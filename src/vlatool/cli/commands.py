@@ -103,7 +103,7 @@ _LAUNCH: dict[str, Command] = {
         "Write the script of a training run for Slurm; with --submit, submit it.",
         "vlatool.workflows.launch_training:launch_slurm_train(SlurmTrainConfig)",
         examples=(
-            "--preset diffusion-policy-tiny --data data -o runs/first --slurm.gpus-per-node 1",
+            "--preset policy-tiny --data data -o runs/first --slurm.gpus-per-node 1",
             (
                 "-p diffusion-policy-bellpepper --data s3://lab/data -o runs/pepper "
                 "--slurm.nodes 2 --slurm.gpus-per-node 8 --submit"
@@ -332,8 +332,8 @@ _COMMANDS: dict[str, Command] = {
         "Train a model.",
         "vlatool.workflows.train:train(vlatool.training.config:TrainConfig)",
         examples=(
-            "--preset diffusion-policy-tiny --data data --output runs/first",
-            "-p diffusion-policy-tiny --data data --num-epochs 3 --nproc 2",
+            "--preset policy-tiny --data data --output runs/first",
+            "-p policy-tiny --data data --num-epochs 3 --nproc 2",
         ),
         details=f"{_NEEDS_PRESET} `vlatool presets` lists the presets.",
         options=_TRAINING_OPTIONS,
@@ -345,7 +345,7 @@ _COMMANDS: dict[str, Command] = {
         "Train a model that starts from the weights of a checkpoint.",
         "vlatool.workflows.train:finetune(vlatool.training.config:TrainConfig)",
         examples=(
-            "--from runs/first --preset diffusion-policy-tiny --data new -o runs/new",
+            "--from runs/first --preset policy-tiny --data new -o runs/new",
             "--from s3://lab/checkpoint_3.pt -p diffusion-policy-bellpepper --data d",
         ),
         details=f"{_NEEDS_PRESET} That of the checkpoint is in its run: RUN/config.yaml.",
@@ -359,7 +359,7 @@ _COMMANDS: dict[str, Command] = {
         "Print the exact configuration that a run would use.",
         "vlatool.workflows.resolve_config:resolve_config(vlatool.training.config:TrainConfig)",
         examples=(
-            "--preset diffusion-policy-tiny --explain",
+            "--preset policy-tiny --explain",
             "-c job.yaml --hparams.lr 3e-4 --output resolved.yaml",
         ),
         options=(

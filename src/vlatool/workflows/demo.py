@@ -20,7 +20,8 @@ from vlatool.evaluation.environments import environment_maker, with_mapping
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.ownership import single_output
 from vlatool.jobs.record import OutputRecord
-from vlatool.pages.layout import Section, escape, page
+from vlatool.pages.images import strip, video
+from vlatool.pages.layout import Section, escape, page, text_block
 from vlatool.pages.plots import Curve, chart_grid, curve_charts
 from vlatool.results import Result
 from vlatool.sources.spartan.config import SpartanConfig
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 _FIRST_SEED = 500_000
 _NUM_RENDERED = 6
 _NUM_RENDERED_WRONG = 4
+_NUM_VIDEOS = len(COLORS)  # one per goal: goals alternate
+_OWN_DATA = "vlatool train --preset policy-tiny --data RECORDINGS"
 _ROLLOUTS, _WRONG_ROLLOUTS, _REPORT, _REPORT_JSON = _FILES = (
     "rollouts.png",
     "wrong-instruction.png",
@@ -104,6 +107,7 @@ class DemoResult(Result):
             f"{steps}, {counted(self.samples, 'sample')}, {self.seconds:.0f} s",
             f"seed {self.seed}: {self.command}",
             f"report: {self.report}",
+            f"with your own recordings: {_OWN_DATA}",
         ]
 
 
@@ -134,7 +138,7 @@ def _demo(config: DemoConfig, paths: "_Paths", reporter: Reporter) -> DemoResult
     evaluation = _evaluate(config, paths, reporter)
     stopwatch.lap("evaluate")
     result = _result(config, paths, samples, trained, evaluation, stopwatch)
-    write_demo_report(paths.report, result.document(), paths.raw, paths.run, evaluation.sheets)
+    write_demo_report(paths, result.document(), evaluation)
     write_json(paths.root / _REPORT_JSON, result.document())
     return result
 
@@ -228,7 +232,12 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
     sizes = ImageSizes(policy.sees, reporter.note)
     seeds = range(_FIRST_SEED, _FIRST_SEED + config.rollouts)
     true_plan = RolloutPlan(
-        seeds, _true_instruction, "success", num_rendered=_NUM_RENDERED, options=_goal
+        seeds,
+        _true_instruction,
+        "success",
+        num_rendered=_NUM_RENDERED,
+        num_videos=_NUM_VIDEOS,
+        options=_goal,
     )
     wrong_plan = RolloutPlan(
         seeds,
@@ -346,9 +355,7 @@ def _percent(rate: float) -> str:
 _STRIP_FRAMES = 8
 
 
-def write_demo_report(
-    path: Path, result: Mapping[str, Any], raw: Path, run: Path, sheets: Mapping[str, Path]
-) -> None:
+def write_demo_report(paths: _Paths, result: Mapping[str, Any], evaluation: _Evaluation) -> None:
     low, high = result["confidence_95"]
     rows = [
         ("Trained policy", result["success_rate"], f"95 % interval {low:.0%} to {high:.0%}"),
@@ -363,11 +370,14 @@ def write_demo_report(
 
     remark = f"<p class='quiet'>Seed {result['seed']}; results of other seeds differ.</p>"
     reader = SpartanReader(SpartanConfig())
-    episode = reader.read(next(iter(reader.discover([raw]))))
+    episode = reader.read(next(iter(reader.discover([paths.raw]))))
     sentence = escape(episode.language["original"][0])
     strips = image_strips({name: _frames_of(episode, name) for name in episode.cameras})
     text = f"“{sentence}”, {episode.num_frames} frames at {episode.fps:.0f} per second"
+    sheets = evaluation.sheets
     sections = [
+        Section("The policy acts", _rollout_videos(evaluation.policy)),
+        Section("With your own recordings", _own_data()),
         Section("Success rate", rate_table(rows) + remark),
         Section("Rollouts", saved_image(sheets["policy"], "rollouts of the trained policy")),
         Section(
@@ -376,10 +386,32 @@ def write_demo_report(
             + saved_image(sheets["wrong"], "rollouts with a wrong instruction"),
         ),
         Section("Training data", f"<p>First episode: {text}.</p>{strips}"),
-        Section("Training", _loss_chart(read_metrics(RunDir(run).metrics)) + _run_facts(result)),
+        Section(
+            "Training", _loss_chart(read_metrics(RunDir(paths.run).metrics)) + _run_facts(result)
+        ),
         command_section(result["command"]),
     ]
-    write_text(path, page("vlatool demo", _headline(result), sections, generator="vlatool demo"))
+    write_text(
+        paths.report, page("vlatool demo", _headline(result), sections, generator="vlatool demo")
+    )
+
+
+def _rollout_videos(rollouts: "Sequence[Rollout]") -> str:
+    figures = [
+        video(rollout.video, f"{rollout.instruction}: {'done' if rollout.success else 'failed'}")
+        for rollout in rollouts
+        if rollout.video
+    ]
+    return strip("", figures, size="wide")
+
+
+def _own_data() -> str:
+    text = (
+        "<p>RECORDINGS is your folder, file or LeRobot data set. The command makes the training "
+        "data first, trains a small policy on a CPU in minutes, and prints what to do next. "
+        "<code>vlatool presets</code> lists larger ones.</p>"
+    )
+    return text_block(_OWN_DATA) + text
 
 
 def _headline(result: Mapping[str, Any]) -> str:

@@ -192,11 +192,11 @@ def raw_command(outputs: Sequence[str], annotations: str, name: str) -> str:
 def shards_command(outputs: Sequence[str]) -> str:
     """Command for the next step after the shards of tasks."""
     # Published shards name no action fields; the second preset has those of the public tasks.
-    words = ["vlatool", "train", "--preset", "diffusion-policy-tiny", "--preset", "lbm-data-params"]
+    words = ["vlatool", "train", "--preset", "policy-tiny", "--preset", "lbm-data-params"]
     for output in outputs:
         words += ["--data", output]
     name = local_path(outputs[0]).name
-    return shlex.join([*words, "--output", f"runs/{name}", "--num-epochs", "20"])
+    return shlex.join([*words, "--output", f"runs/{name}"])
 
 
 # Part of the journal: raise it when the same object would give another file, not with a release.

@@ -110,8 +110,8 @@ def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> S
         schema.steps,
         schema.widths,
         "already complete" if is_complete else "planned" if config.dry_run else "written",
-        f"vlatool train --preset diffusion-policy-tiny --data {config.data}{beside} "
-        f"--output runs/{location(config.data).name} --num-epochs 20",
+        f"vlatool train --preset policy-tiny --data {config.data}{beside} "
+        f"--output runs/{location(config.data).name}",
     )
     if result.status == "written":
         total = _total(shards, schema, config.workers, reporter)
