@@ -17,12 +17,12 @@ from machine import describe
 from titok import GFLOPS, PEAK_TFLOPS
 from titok import network as sizes
 
-from vlatool.artifacts.images import encode_png
+from vlatool.formats.detect import detect_source
+from vlatool.formats.media.images import encode_png
 from vlatool.loading.images.config import ImagePreprocessing
 from vlatool.models.images import example_images
 from vlatool.models.titok.model import Titok, TitokTokenizer
 from vlatool.models.tokenizer import ImageRule, OpenTokenizer, rank_device
-from vlatool.sources.detection import detect_source
 from vlatool.tokens.encode import EncodePipeline, EncodeRule
 from vlatool.tokens.images import EpisodeOpener
 

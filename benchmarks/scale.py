@@ -20,10 +20,10 @@ from typing import Any
 
 from machine import describe
 
-from vlatool.artifacts.shards.format import ShardFolder, write_manifest
+from vlatool.formats.shards.layout import ShardFolder, write_manifest
+from vlatool.formats.shards.writer import SampleIndex
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.journal import Journal, Receipt
-from vlatool.sinks.lbm import SampleIndex
 from vlatool.transforms.statistics import StatisticsAccumulator, from_arrays
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessJob
 from vlatool.workflows.sample import SampleConfig, sample

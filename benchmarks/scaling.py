@@ -21,8 +21,8 @@ from typing import Any
 from machine import describe
 from process_stats import run
 
-from vlatool.artifacts.frames.format import MANIFEST, FramesFolder
-from vlatool.artifacts.shards.format import Shard, read_manifest, write_manifest
+from vlatool.formats.frames.layout import MANIFEST, FramesFolder
+from vlatool.formats.shards.layout import Shard, read_manifest, write_manifest
 from vlatool.loading.base import DataSet, ShardInfo
 from vlatool.loading.order import OrderOptions, SampleOrder
 

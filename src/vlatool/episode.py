@@ -164,7 +164,7 @@ Content = Literal["images", "numbers", "actions", "text", "unusable", "other"]
 
 @dataclass(frozen=True)
 class StoredPart:
-    """One thing that an episode stores, and its only role; see `sources.inventory`.
+    """One thing that an episode stores, and its only role; see `formats.inventory`.
 
     Attributes:
         path: Its path in the episode, as the format writes it.

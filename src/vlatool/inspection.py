@@ -7,23 +7,23 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from vlatool.artifacts.base import Artifact, finding_codes, recognize
-from vlatool.artifacts.check import CheckOptions, check_kinds_of_files, check_record_and_files
-from vlatool.artifacts.curation.choice import select
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter
 from vlatool.findings import Finding, FindingCodes, finding_of_error
+from vlatool.formats.artifact import Artifact, finding_codes, recognize
+from vlatool.formats.check import CheckOptions, check_kinds_of_files, check_record_and_files
+from vlatool.formats.choice import select
+from vlatool.formats.conventions import CONVENTION
+from vlatool.formats.detect import DetectedSource, SourceKeys, detect_source
+from vlatool.formats.facts import report_source
+from vlatool.formats.names import NamedSet, names_report, set_of_shards, set_of_source
+from vlatool.formats.renaming import read_with_names
+from vlatool.formats.rules import IMAGES, SOURCE, check_source
 from vlatool.jobs.files import read_file_list
 from vlatool.jobs.record import read_record, record_file
 from vlatool.pages.layout import GENERATOR, page
 from vlatool.pages.report import PageRequest, Report
 from vlatool.plugins import FORMATS, SINKS
-from vlatool.sources.conventions import CONVENTION
-from vlatool.sources.detection import DetectedSource, SourceKeys, detect_source
-from vlatool.sources.names_table import NamedSet, names_report, set_of_shards, set_of_source
-from vlatool.sources.renaming import read_with_names
-from vlatool.sources.report import report_source
-from vlatool.sources.rules import IMAGES, SOURCE, check_source
 from vlatool.storage.atomic import remove_partials_of, write_text
 from vlatool.transforms.names import NameMap
 

@@ -26,6 +26,9 @@ from vlatool.episode import (
 )
 from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCodes
+from vlatool.formats.base import FormatReader, merge_surveys, no_episodes, survey_by_reading
+from vlatool.formats.image_shards.images_reader import ImageFiles as ImageFrames
+from vlatool.formats.media.frames import VideoFrames, probe_video
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.kind import RoboticsAssets, assets_of
 from vlatool.loading.robotics.reader import DecodedSample
@@ -39,9 +42,6 @@ from vlatool.models.base import (
     StepContext,
 )
 from vlatool.models.published import Layout, PublishedFiles, PublishedModel, WeightsOrigin
-from vlatool.sources.base import FormatReader, merge_surveys, no_episodes, survey_by_reading
-from vlatool.sources.frames import VideoFrames, probe_video
-from vlatool.sources.images import ImageFiles as ImageFrames
 from vlatool.storage.cache import local_copy
 from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import as_native_file

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vlatool.artifacts.codes.format import (
+from vlatool.episode import Array
+from vlatool.formats.codes.layout import (
     CODEBOOK_SIZE,
     CODES_PER_IMAGE,
     JSON_NAME,
@@ -17,10 +18,10 @@ from vlatool.artifacts.codes.format import (
     EpisodeCodes,
     write_codes,
 )
-from vlatool.artifacts.fast.format import write_fast
-from vlatool.artifacts.images import encode_png
-from vlatool.artifacts.lines import write_lines
-from vlatool.artifacts.windows.format import (
+from vlatool.formats.fast.layout import write_fast
+from vlatool.formats.lines import write_lines
+from vlatool.formats.media.images import encode_png
+from vlatool.formats.windows.layout import (
     Kind,
     Window,
     episode_name,
@@ -29,7 +30,6 @@ from vlatool.artifacts.windows.format import (
     lines_name,
     render_window,
 )
-from vlatool.episode import Array
 from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters
 
 CAMERAS = ("image", "wrist_image")

@@ -15,7 +15,7 @@ import pytest
 
 from binary.build import build
 from tests.builders.training import tiny_arguments, world_shards
-from vlatool.artifacts.run.format import read_metrics
+from vlatool.formats.run.layout import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 # Without the packages of the environment that the tests run in.

@@ -26,7 +26,7 @@ def test_wheel_has_every_preset_the_page_and_the_type_marker(wheel: Path) -> Non
     assert presets
     assert {f"vlatool/{name}" for name in presets} <= names
     assert {"vlatool/py.typed", "vlatool/pages/page.html"} <= names
-    assert "vlatool/artifacts/profiles/libero.yaml" in names
+    assert "vlatool/formats/samples/profiles/libero.yaml" in names
 
 
 def test_installed_wheel_resolves_a_preset(wheel: Path, tmp_path: Path) -> None:

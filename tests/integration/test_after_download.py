@@ -15,11 +15,11 @@ from tests.builders.preprocessing import run as preprocessed
 from tests.builders.spartan import spartan_task
 from tests.builders.toy_images import write_image_shards
 from tests.builders.web_server import WebServer, web_server
-from vlatool.artifacts.base import recognize
-from vlatool.artifacts.check import CheckOptions
 from vlatool.cli.app import run
 from vlatool.errors import PartialFailure
 from vlatool.evaluation.policy_runner import load_policy
+from vlatool.formats.artifact import recognize
+from vlatool.formats.check import CheckOptions
 from vlatool.inspection import verify_location
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.loading.dataset import open_dataset

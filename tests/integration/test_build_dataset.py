@@ -20,14 +20,14 @@ from tests.builders.errors import fails
 from tests.builders.preprocessing import contents
 from tests.builders.s3_runs import upload
 from tests.builders.verifying import verified
-from vlatool.artifacts.codes.format import CodesManifest
-from vlatool.artifacts.fast.format import read_fast
-from vlatool.artifacts.profile import read_profile, write_profile
-from vlatool.artifacts.samples.episode import parse_sample
-from vlatool.artifacts.samples.format import SamplesFolder
-from vlatool.artifacts.windows.format import parse_window
 from vlatool.cli import app
 from vlatool.errors import PartialFailure, VlatoolError
+from vlatool.formats.codes.layout import CodesManifest
+from vlatool.formats.fast.layout import read_fast
+from vlatool.formats.samples.episode import parse_sample
+from vlatool.formats.samples.layout import SamplesFolder
+from vlatool.formats.samples.profile import read_profile, write_profile
+from vlatool.formats.windows.layout import parse_window
 from vlatool.jobs.record import OutputRecord
 from vlatool.models.future_vla.token_ids import tiny_tokenizer
 from vlatool.storage.remote_path import RemotePath

@@ -10,8 +10,8 @@ from tests.builders.codes import plain_fast, published_windows
 from tests.builders.encoding import encoded, write_tokenizer
 from tests.builders.recording import Recorder
 from tests.builders.tokenizers import SIDE
-from vlatool.artifacts.images import encode_png
 from vlatool.config.resolve import load_config, parse_override
+from vlatool.formats.media.images import encode_png
 from vlatool.training.config import TrainConfig
 from vlatool.training.data import check_samples
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset

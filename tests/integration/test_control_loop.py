@@ -26,7 +26,6 @@ from tests.builders.training import (
     XYZ_COMMAND,
     tiny_config,
 )
-from vlatool.artifacts.images import decode_rgb, encode_jpeg
 from vlatool.episode import Array, CameraView, Episode, Observation, ObservationSpec
 from vlatool.errors import ConfigError
 from vlatool.evaluation.config import ActionMap, FieldMap, GripperConfig, RolloutConfig
@@ -36,11 +35,12 @@ from vlatool.evaluation.environments import LocalEnvironments
 from vlatool.evaluation.offline import replay
 from vlatool.evaluation.rollouts import RolloutPlan, RolloutProgress, Rollouts, run_rollouts
 from vlatool.events import NullProgress
+from vlatool.formats.detect import detect_source
+from vlatool.formats.media.images import decode_rgb, encode_jpeg
 from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.models.base import Policy
 from vlatool.models.diffusion_policy.batch import PolicyBatcher
 from vlatool.models.policy import RoboticsPolicy, example_observation
-from vlatool.sources.detection import detect_source
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 

@@ -14,12 +14,12 @@ from tests.builders.conventions import Planted, actions_of, states_of, trajector
 from tests.builders.errors import fails
 from tests.builders.recording import Recorder
 from tests.surface.invoke import run_vlatool
-from vlatool.artifacts.conventions import conventions_of
-from vlatool.artifacts.shards.format import read_preprocessing_config
+from vlatool.formats.convention_file import conventions_of
+from vlatool.formats.conventions import fits_of
+from vlatool.formats.detect import detect_source
+from vlatool.formats.shards.layout import read_preprocessing_config
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.kind import RoboticsKind
-from vlatool.sources.conventions import fits_of
-from vlatool.sources.detection import detect_source
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 from vlatool.workflows.verify import InspectConfig, InspectResult, inspect
 

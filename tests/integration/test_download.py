@@ -22,10 +22,10 @@ from tests.builders.lerobot import lerobot_dataset
 from tests.builders.recording import Recorder
 from tests.builders.s3_server import S3Server
 from tests.builders.web_server import COMMIT, TOKEN, WebServer, web_server
-from vlatool.artifacts.check import CheckOptions
 from vlatool.cli.app import run
 from vlatool.errors import DataError, PartialFailure, StorageError, VlatoolError
 from vlatool.events import NULL, Progress, Reporter
+from vlatool.formats.check import CheckOptions
 from vlatool.inspection import verify_location
 from vlatool.jobs.files import read_file_list
 from vlatool.storage import http, transfer, web_requests

@@ -18,9 +18,9 @@ import pytest
 from tests.builders.errors import fails
 from tests.builders.preprocessing import contents
 from tests.builders.web_server import WebServer, web_server
-from vlatool.artifacts.check import CheckOptions
 from vlatool.cli.app import run
 from vlatool.errors import DataError, PartialFailure, StorageError, UsageError, VlatoolError
+from vlatool.formats.check import CheckOptions
 from vlatool.inspection import verify_location
 from vlatool.jobs.files import read_file_list
 from vlatool.jobs.ownership import require_input

@@ -30,9 +30,9 @@ from tests.builders.recording import Recorder
 from tests.builders.s3_runs import digests, upload
 from tests.builders.tokenizers import SIDE
 from tests.builders.verifying import verified
-from vlatool.artifacts.codes.format import CodesFolder
 from vlatool.errors import DataError, PartialFailure, UsageError, VlatoolError
 from vlatool.events import NULL
+from vlatool.formats.codes.layout import CodesFolder
 from vlatool.jobs.job import Ranks
 from vlatool.jobs.run import run_job
 from vlatool.models.images import to_float

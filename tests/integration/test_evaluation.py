@@ -24,13 +24,6 @@ from tests.builders.training import (
     XYZ,
     XYZ_COMMAND,
 )
-from vlatool.artifacts.contract import CONTRACT
-from vlatool.artifacts.shards.format import (
-    read_manifest,
-    read_preprocessing_config,
-    write_preprocessing_config,
-)
-from vlatool.artifacts.tar_sample import StoredSample
 from vlatool.episode import Observation, PoseGroup
 from vlatool.errors import DataError
 from vlatool.evaluation.config import ActionMap, FieldMap, OpenLoopConfig, RolloutConfig
@@ -39,6 +32,13 @@ from vlatool.evaluation.offline import evaluate_open_loop
 from vlatool.evaluation.pages import action_charts
 from vlatool.evaluation.success import wilson_interval
 from vlatool.events import NullProgress
+from vlatool.formats.contract import CONTRACT
+from vlatool.formats.media.tar_sample import StoredSample
+from vlatool.formats.shards.layout import (
+    read_manifest,
+    read_preprocessing_config,
+    write_preprocessing_config,
+)
 from vlatool.loading.base import ActionField, RecordedPairs, Target
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.kind import RoboticsAssets

@@ -8,15 +8,15 @@ import pytest
 
 from tests.builders.fast import byte_document, window_tree
 from tests.surface.invoke import run_vlatool
-from vlatool.artifacts.base import recognize
-from vlatool.artifacts.fast.format import (
+from vlatool.formats.artifact import recognize
+from vlatool.formats.fast.layout import (
     CODE_NAME,
     PROCESSOR_NAME,
     REPORT_NAME,
     TOKENIZER_NAME,
     write_fast,
 )
-from vlatool.artifacts.profile import NAME as PROFILE_NAME
+from vlatool.formats.samples.profile import NAME as PROFILE_NAME
 from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters
 from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
 

@@ -11,18 +11,18 @@ import pytest
 from tests.builders.errors import fails
 from tests.builders.s3_runs import upload
 from tests.builders.verifying import verified
-from vlatool.artifacts.curation.format import read_curation
-from vlatool.artifacts.frames.format import FramesFolder
-from vlatool.artifacts.images import encode_jpeg, encode_png
-from vlatool.artifacts.tar import index_path
 from vlatool.config.resolve import Override, load_config
 from vlatool.episode import Episode, EpisodeRef, FrameSource, ObservationSpec
 from vlatool.errors import DataError, UsageError
+from vlatool.formats.curation.layout import read_curation
+from vlatool.formats.frames.layout import FramesFolder
+from vlatool.formats.frames.writer import FramesConfig, FramesEpisodeWriter, FramesSink
+from vlatool.formats.media.images import encode_jpeg, encode_png
+from vlatool.formats.media.tar import index_path
 from vlatool.loading.base import DroppedSample, PairOptions, SampleRef
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.kind import RoboticsKind, pairs_info
 from vlatool.loading.robotics.reader import DecodedSample
-from vlatool.sinks.frames import FramesConfig, FramesEpisodeWriter, FramesSink
 from vlatool.storage.remote_path import RemotePath
 from vlatool.testing.sinks import check_sink
 from vlatool.workflows.curate import CurateConfig, KeepRule, curate

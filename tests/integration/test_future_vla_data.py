@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.builders.codes import plain_fast, published_windows, write_tree_codes
-from vlatool.artifacts.images import encode_png
 from vlatool.cli import app
 from vlatool.errors import VlatoolError
+from vlatool.formats.media.images import encode_png
 from vlatool.loading.vla.config import VlaDataConfig
 from vlatool.loading.vla.kind import VlaKind
 from vlatool.models.future_vla.config import FutureVlaConfig, NumberDigests

@@ -11,8 +11,8 @@ import pytest
 
 from tests.builders.lerobot_shared import DATA_PATH, VIDEO_PATH, write_shared
 from vlatool.episode import Episode
-from vlatool.sources.lerobot.dataset import LeRobotConfig
-from vlatool.sources.lerobot.reader import LeRobotReader
+from vlatool.formats.lerobot.dataset import LeRobotConfig
+from vlatool.formats.lerobot.reader import LeRobotReader
 
 CAMERA = "observation.images.ego_view"
 # Rows, first index, sum of state, sum of action, mean over all images. Source: formats/lerobot 13

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from vlatool.episode import Array, Episode, FrameSource
-from vlatool.sources.detection import detect_source
-from vlatool.sources.image_lags import ImageLags
+from vlatool.formats.detect import detect_source
+from vlatool.formats.image_lags import ImageLags
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.verify import InspectConfig, inspect
 

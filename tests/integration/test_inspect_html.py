@@ -21,12 +21,12 @@ from tests.builders.errors import fails
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.spartan import spartan_task
 from tests.surface.invoke import run_vlatool
-from vlatool.artifacts.clips import copy_clip
-from vlatool.artifacts.npz import write_arrays
-from vlatool.artifacts.tar import TarWriter, member_bytes
+from vlatool.formats.lerobot.dataset import LeRobotConfig
+from vlatool.formats.lerobot.reader import LeRobotReader
+from vlatool.formats.media.npz import write_arrays
+from vlatool.formats.media.tar import TarWriter, member_bytes
+from vlatool.formats.media.video import copy_clip
 from vlatool.pages.images import MAX_VIDEO_BYTES, PageVideos
-from vlatool.sources.lerobot.dataset import LeRobotConfig
-from vlatool.sources.lerobot.reader import LeRobotReader
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.verify import InspectConfig, InspectResult, inspect

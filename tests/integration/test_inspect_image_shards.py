@@ -10,10 +10,10 @@ import pytest
 
 from tests.builders.errors import fails
 from tests.builders.images import image, image_shards, saved, window_tree
-from vlatool.artifacts.base import recognize
-from vlatool.artifacts.check import CheckOptions
-from vlatool.artifacts.image_shards.check import check
-from vlatool.artifacts.tar import TarWriter, member_bytes
+from vlatool.formats.artifact import recognize
+from vlatool.formats.check import CheckOptions
+from vlatool.formats.image_shards.check import check
+from vlatool.formats.media.tar import TarWriter, member_bytes
 from vlatool.workflows.verify import InspectConfig, InspectResult, inspect
 
 FIRST = "train-episode_000000.tar"

@@ -20,8 +20,8 @@ from tests.builders.jobs import (
     run_rank,
     run_toy,
 )
-from vlatool.artifacts.check import CheckOptions, check_files
 from vlatool.errors import BugError, DataError, PartialFailure
+from vlatool.formats.check import CheckOptions, check_files
 from vlatool.jobs.command import JobConfig
 from vlatool.jobs.executor import ProcessExecutor, SerialExecutor
 from vlatool.jobs.files import FileEntry, changed_files, digests_below, read_file_list

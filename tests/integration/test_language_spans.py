@@ -13,8 +13,8 @@ from tests.builders.annotations import PERSISTENT, annotated, entry
 from tests.builders.errors import fails
 from tests.builders.lerobot import TASKS
 from tests.builders.preprocessing import metadata, run, samples
-from vlatool.artifacts.windows.format import read_windows
 from vlatool.episode import Episode, LanguageSpan
+from vlatool.formats.windows.layout import read_windows
 from vlatool.plugins import FORMATS
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 from vlatool.workflows.verify import InspectConfig, inspect

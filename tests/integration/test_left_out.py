@@ -12,8 +12,8 @@ import zarr
 from tests.builders import hdf5, mcap
 from tests.builders.folder import write_episode
 from tests.builders.lerobot import lerobot_dataset
-from vlatool.artifacts.check import CheckOptions
-from vlatool.artifacts.tfrecord import example, record
+from vlatool.formats.check import CheckOptions
+from vlatool.formats.media.tfrecord import example, record
 from vlatool.inspection import verify_location
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.verify import InspectConfig, inspect

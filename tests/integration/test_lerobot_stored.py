@@ -16,8 +16,8 @@ from PIL import Image
 from tests.builders.errors import fails
 from tests.builders.lerobot import Columns, lerobot_dataset
 from tests.builders.lerobot_shared import edit_list
-from vlatool.sources.lerobot.dataset import LeRobotConfig
-from vlatool.sources.lerobot.reader import LeRobotReader
+from vlatool.formats.lerobot.dataset import LeRobotConfig
+from vlatool.formats.lerobot.reader import LeRobotReader
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 
 

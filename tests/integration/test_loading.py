@@ -45,10 +45,10 @@ from tests.builders.shards import (
 )
 from tests.builders.spartan import spartan_task
 from tests.builders.toys import NUMBERS, WIDTH, write_numbers
-from vlatool.artifacts.shards.format import read_manifest
-from vlatool.artifacts.tar import index_by_headers, index_path, read_index
-from vlatool.artifacts.tar_sample import read_members
 from vlatool.errors import DataError
+from vlatool.formats.media.tar import index_by_headers, index_path, read_index
+from vlatool.formats.media.tar_sample import read_members
+from vlatool.formats.shards.layout import read_manifest
 from vlatool.loading.base import DataSet, ShardInfo
 from vlatool.loading.loader import LoaderPlan, build_loader
 from vlatool.loading.order import OrderOptions, SampleOrder

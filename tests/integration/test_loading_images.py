@@ -16,9 +16,9 @@ from tests.builders.toy_images import image, write_image_shards
 from tests.builders.toy_runs import half_of, toy_config
 from tests.builders.toys import install_toys
 from tests.builders.verifying import verified
-from vlatool.artifacts.images import decode_rgb
-from vlatool.artifacts.run.format import RunDir, read_metrics
-from vlatool.artifacts.tar import index_by_headers, index_path
+from vlatool.formats.media.images import decode_rgb
+from vlatool.formats.media.tar import index_by_headers, index_path
+from vlatool.formats.run.layout import RunDir, read_metrics
 from vlatool.loading.base import DroppedSample, SampleRef
 from vlatool.loading.dataset import open_dataset
 from vlatool.loading.images.config import ImageDataConfig

@@ -11,8 +11,8 @@ from tests.builders.loading import batches, loader_of, names, opened
 from tests.builders.s3_runs import upload
 from tests.builders.s3_server import Proxy
 from tests.builders.shards import shard_output
-from vlatool.artifacts.tar import index_by_headers, index_path
 from vlatool.errors import StorageError
+from vlatool.formats.media.tar import index_by_headers, index_path
 from vlatool.loading.base import MicroBatch
 from vlatool.loading.loader import LoaderPlan
 from vlatool.storage.remote_path import RemotePath

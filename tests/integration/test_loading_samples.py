@@ -26,9 +26,9 @@ from tests.builders.loading import (
     write_shards,
 )
 from tests.builders.spartan import spartan_task
-from vlatool.artifacts.tar import index_by_headers
-from vlatool.artifacts.tar_sample import StoredSample, read_members
 from vlatool.errors import DataError
+from vlatool.formats.media.tar import index_by_headers
+from vlatool.formats.media.tar_sample import StoredSample, read_members
 from vlatool.loading.loader import LoaderPlan
 from vlatool.loading.robotics.reader import DecodedSample, SampleDecoder
 from vlatool.loading.robotics.statistics import Normalizer

@@ -13,8 +13,8 @@ from tests.builders.training import HAND_COMMAND, XYZ_COMMAND
 from vlatool.evaluation.config import SamplingOptions
 from vlatool.evaluation.control import chunk_seed
 from vlatool.evaluation.policy_runner import open_policy
+from vlatool.formats.detect import detect_source
 from vlatool.models.policy import in_batches
-from vlatool.sources.detection import detect_source
 from vlatool.workflows.evaluate import PredictConfig, PredictResult, predict, recorded_pairs
 
 FRAMES = 12

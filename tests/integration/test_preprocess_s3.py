@@ -18,10 +18,10 @@ from tests.builders.s3_runs import command, digests, finished, preprocess, uploa
 from tests.builders.s3_server import Faults, Proxy, Request
 from tests.builders.spartan import CAMERAS as SPARTAN_CAMERAS
 from tests.builders.spartan import TASK, Documents, spartan_task
-from vlatool.sources.lerobot.dataset import LeRobotConfig
-from vlatool.sources.lerobot.reader import LeRobotReader
-from vlatool.sources.spartan.config import SpartanConfig
-from vlatool.sources.spartan.reader import SpartanReader
+from vlatool.formats.lerobot.dataset import LeRobotConfig
+from vlatool.formats.lerobot.reader import LeRobotReader
+from vlatool.formats.spartan.config import SpartanConfig
+from vlatool.formats.spartan.reader import SpartanReader
 from vlatool.storage.atomic import write_text
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.retry import SPEED_VARIABLE

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import vlatool
-from vlatool.artifacts.check import CheckOptions
-from vlatool.artifacts.frames.format import FramesFolder
 from vlatool.errors import DataError, StorageError, UsageError
+from vlatool.formats.check import CheckOptions
+from vlatool.formats.detect import detect_source
+from vlatool.formats.frames.layout import FramesFolder
 from vlatool.inspection import verify_location
-from vlatool.sources.detection import detect_source
 from vlatool.workflows import recorder as recorder_module
 
 

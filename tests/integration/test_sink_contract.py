@@ -1,4 +1,4 @@
-"""Contract of `sinks/base.py`, checked on a built-in sink and one of 60 lines."""
+"""Contract of `formats/writing.py`, checked on a built-in sink and one of 60 lines."""
 
 import json
 import os
@@ -16,12 +16,12 @@ import vlatool
 from tests.builders.jsonl_sink import INDEX, Lines, ToySink
 from tests.builders.spartan import spartan_task
 from vlatool.episode import Episode, EpisodeRef
+from vlatool.formats.shards.writer import LbmSink
+from vlatool.formats.writing import Estimate, SinkSummary
 from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.plugins import FORMATS, SINKS
-from vlatool.sinks.base import Estimate, SinkSummary
-from vlatool.sinks.lbm import LbmSink
 from vlatool.testing.sinks import check_sink
 from vlatool.workflows.preprocess import PreprocessConfig
 
@@ -174,12 +174,12 @@ def contributed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Source tree with the toy added as in CONTRIBUTING: a file, and a row in the table."""
     root = tmp_path_factory.mktemp("tree")
     shutil.copytree(Path(vlatool.__file__).parent, root / "vlatool")
-    shutil.copy(TOY, root / "vlatool/sinks/toy.py")
+    shutil.copy(TOY, root / "vlatool/formats/toy.py")
     plugins = root / "vlatool/plugins.py"
     table = '"sink",\n    {'
     text = plugins.read_text()
     assert table in text
-    plugins.write_text(text.replace(table, f'{table}"toy": "vlatool.sinks.toy:ToySink", '))
+    plugins.write_text(text.replace(table, f'{table}"toy": "vlatool.formats.toy:ToySink", '))
     return root
 
 

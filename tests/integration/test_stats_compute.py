@@ -14,12 +14,12 @@ import yaml
 from tests.builders.shards import Members, arrays, npz, shard_output
 from tests.builders.training import tiny_config
 from tests.builders.verifying import verified
-from vlatool.artifacts.shards.format import ShardFolder, read_preprocessing_config
-from vlatool.artifacts.stats.format import number_array, read_stats
 from vlatool.cli.app import run
 from vlatool.errors import VlatoolError
 from vlatool.evaluation.config import OpenLoopConfig
-from vlatool.sinks.lbm import LbmSink
+from vlatool.formats.shards.layout import ShardFolder, read_preprocessing_config
+from vlatool.formats.shards.writer import LbmSink
+from vlatool.formats.stats.layout import number_array, read_stats
 from vlatool.workflows.evaluate import open_loop
 from vlatool.workflows.stats import StatsComputeConfig, StatsComputeResult, stats_compute
 from vlatool.workflows.train import train

@@ -15,9 +15,9 @@ from tests.builders.errors import fails
 from tests.builders.s3_runs import digests
 from tests.builders.verifying import verified
 from tests.surface.invoke import run_vlatool
-from vlatool.artifacts.run.format import RunDir
 from vlatool.config.resolve import Override, load_config
 from vlatool.evaluation.reconstruction import load_metric_networks
+from vlatool.formats.run.layout import RunDir
 from vlatool.models.titok.model import Titok
 from vlatool.models.tokenizer import open_tokenizer
 from vlatool.storage.remote_path import RemotePath

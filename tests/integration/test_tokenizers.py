@@ -24,12 +24,12 @@ from tests.builders.tokenizers import (
     write_teacher,
 )
 from tests.builders.web_server import web_server
-from vlatool.artifacts.check import CheckOptions
-from vlatool.artifacts.run.check import check
-from vlatool.artifacts.run.format import RunDir, read_metrics
-from vlatool.artifacts.run.report import inspect
 from vlatool.config.resolve import Override, load_config
 from vlatool.errors import DataError, UsageError
+from vlatool.formats.check import CheckOptions
+from vlatool.formats.run.check import check
+from vlatool.formats.run.facts import inspect
+from vlatool.formats.run.layout import RunDir, read_metrics
 from vlatool.models.titok.config import TitokConfig
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.spec import TitokType

@@ -9,9 +9,9 @@ import pytest
 
 from tests.builders.recording import Recorder
 from tests.builders.unlike_sets import ROBOTS, made_options, write_set
-from vlatool.artifacts.conventions import conventions_of
-from vlatool.artifacts.shards.format import read_preprocessing_config
 from vlatool.episode import Array
+from vlatool.formats.convention_file import conventions_of
+from vlatool.formats.shards.layout import read_preprocessing_config
 from vlatool.loading.dataset import open_dataset
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.kind import RoboticsKind

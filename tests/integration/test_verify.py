@@ -22,9 +22,9 @@ from tests.builders.lerobot_shared import edit_list
 from tests.builders.preprocessing import has_message_and_hint, options_for
 from tests.builders.shards import Members, shard_output
 from tests.builders.verifying import verified
-from vlatool.artifacts.tar import ShardIndex, index_path, scan_tar
 from vlatool.cli.app import run
 from vlatool.errors import DataError, VlatoolError
+from vlatool.formats.media.tar import ShardIndex, index_path, scan_tar
 from vlatool.jobs.files import digests_below, folder_entry, row_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess

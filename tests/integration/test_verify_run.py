@@ -12,9 +12,9 @@ import yaml
 
 from tests.builders.training import tiny_config
 from tests.builders.verifying import verified
-from vlatool.artifacts.run.checkpoint import CheckpointManifest
-from vlatool.artifacts.run.format import RunDir
-from vlatool.artifacts.stats.format import write_stats
+from vlatool.formats.run.checkpoint import CheckpointManifest
+from vlatool.formats.run.layout import RunDir
+from vlatool.formats.stats.layout import write_stats
 from vlatool.jobs.job import digest_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.storage.documents import write_checksummed

@@ -12,8 +12,8 @@ import pytest
 
 from tests.builders.codes import plain_fast, published_windows, tokenizer_digest, write_tree_codes
 from tests.builders.verifying import verified
-from vlatool.artifacts.codes.format import CodesFolder, EpisodeCodes, write_codes
-from vlatool.artifacts.profile import read_profile
+from vlatool.formats.codes.layout import CodesFolder, EpisodeCodes, write_codes
+from vlatool.formats.samples.profile import read_profile
 from vlatool.jobs.files import NAME
 from vlatool.jobs.record import OutputRecord
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset

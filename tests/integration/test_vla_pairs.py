@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from tests.builders.codes import CAMERAS, plain_fast, published_windows, write_tree_codes
-from vlatool.artifacts.contract import differences
-from vlatool.artifacts.images import encode_png
 from vlatool.episode import Observation
 from vlatool.errors import DataError
 from vlatool.evaluation.futures import FutureScores, save_futures
+from vlatool.formats.contract import differences
+from vlatool.formats.media.images import encode_png
 from vlatool.loading.base import PairOptions, RecordedFutures
 from vlatool.loading.vla.config import VlaDataConfig
 from vlatool.loading.vla.kind import VlaKind, VlaPairs

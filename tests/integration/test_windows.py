@@ -12,15 +12,15 @@ from PIL import Image
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.libero import TASK, actions, convert, libero_dataset, png, windows
 from tests.builders.preprocessing import contents
-from vlatool.artifacts.lines import lines_index_path
-from vlatool.artifacts.profile import read_profile
-from vlatool.artifacts.tar import read_index
 from vlatool.config.resolve import Override, load_config
 from vlatool.errors import ConfigError
+from vlatool.formats.lerobot.reader import LiberoReader
+from vlatool.formats.lines import lines_index_path
+from vlatool.formats.media.tar import read_index
+from vlatool.formats.samples.profile import read_profile
+from vlatool.formats.windows.writer import JsonlSink
 from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.files import output_files
-from vlatool.sinks.jsonl import JsonlSink
-from vlatool.sources.lerobot.reader import LiberoReader
 from vlatool.storage.remote_path import RemotePath
 from vlatool.testing.readers import check_reader
 from vlatool.testing.sinks import check_sink

@@ -10,7 +10,7 @@ import pytest
 from tests.builders.codes import write_tree_codes
 from tests.builders.libero import TASK, convert, convert_error, libero_dataset, png
 from tests.builders.verifying import verified
-from vlatool.artifacts.windows.format import is_windows
+from vlatool.formats.windows.layout import is_windows
 from vlatool.workflows.verify import InspectConfig, inspect
 
 LINES = "data/episode_000000.jsonl"

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.builders.lerobot import lerobot_dataset
-from vlatool.artifacts.fast.format import find_chunks
 from vlatool.cli.app import run
+from vlatool.formats.fast.layout import find_chunks
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,9 @@ from tests.builders.s3_runs import digests
 from tests.builders.tokenizers import LOSSES, NETWORK, SIDE, SIZES, write_stage_1, write_teacher
 from tests.builders.training import tiny_config, world_shards
 from tests.builders.web_server import web_server
-from vlatool.artifacts.run.format import RunDir
 from vlatool.config.resolve import Override, load_config
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
+from vlatool.formats.run.layout import RunDir
 from vlatool.storage import transfer
 from vlatool.storage.atomic import remove_tree
 from vlatool.storage.remote_path import RemotePath

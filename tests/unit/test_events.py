@@ -20,7 +20,7 @@ def test_a_count_has_its_noun_and_verb_in_the_right_number(count: int, text: str
 
 
 # Not counts, or counts that are large.
-NOT_COUNTED = ("testing/", "demo.py", "detection.py")
+NOT_COUNTED = ("testing/", "demo.py", "detect.py")
 
 
 @pytest.mark.parametrize("units", ["episodes", "windows", "shards"])

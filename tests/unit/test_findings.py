@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from vlatool.artifacts.lerobot.findings import LEROBOT
 from vlatool.errors import DataError
 from vlatool.findings import SEVERITIES, Collector, FindingCode, FindingCodes, finding_of_error
+from vlatool.formats.lerobot.findings import LEROBOT
+from vlatool.formats.spartan.check import SPARTAN
 from vlatool.inspection import code_rows
-from vlatool.sources.spartan.rules import SPARTAN
 
 ROOT = Path(__file__).parents[2]
 CODES = FindingCodes(

@@ -23,11 +23,11 @@ from tests.builders.shards import shard_output
 from tests.builders.tokenizers import tiny_titok
 from tests.builders.toy_images import write_image_shards
 from tests.builders.verifying import verified
-from vlatool.artifacts.lines import lines_index_path
-from vlatool.artifacts.tar import ShardIndex, index_by_headers, member_bytes
-from vlatool.artifacts.tar_sample import read_members
 from vlatool.cli.failures import as_vlatool_error
 from vlatool.errors import DataError
+from vlatool.formats.lines import lines_index_path
+from vlatool.formats.media.tar import ShardIndex, index_by_headers, member_bytes
+from vlatool.formats.media.tar_sample import read_members
 from vlatool.jobs.executor import attempt
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.published import CONFIG, WEIGHTS, published_tree

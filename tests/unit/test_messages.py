@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from vlatool.artifacts.experiment.format import is_experiment
-from vlatool.artifacts.run.format import is_run
-from vlatool.artifacts.run.locations import with_run_above
 from vlatool.cli.app import run
 from vlatool.config.coerce import value_text
+from vlatool.formats.experiment.layout import is_experiment
+from vlatool.formats.run.layout import is_run
+from vlatool.formats.run.locations import with_run_above
 from vlatool.jobs.ownership import option_differences
 from vlatool.pages.text import few_text
 from vlatool.plugins import did_you_mean

@@ -3,11 +3,15 @@
 import ast
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import vlatool
 from vlatool.cli.commands import COMMANDS
+from vlatool.formats.base import merge_surveys
 
 NAMES = [name for name in dir(vlatool) if name != "__version__"]
 # Commands whose function has another name than the command's last words.
@@ -72,3 +76,9 @@ def test_name_that_needs_a_missing_package_reports_the_extra() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.split()[0] == "environment.missing_dependency", done.stderr
     assert "vlatool[train]" in done.stdout
+
+
+def test_the_old_name_of_the_protocol_of_readers_warns() -> None:
+    with pytest.warns(DeprecationWarning, match="vlatool.formats.base"):
+        old = import_module("vlatool.sources.base")
+    assert old.merge_surveys is merge_surveys

@@ -170,7 +170,7 @@ _COMMANDS: dict[str, Command] = {
             "hf://datasets/physical-intelligence/libero --output libero",
             "--task PutKiwiOnSaucer --output lbm",
         ),
-        suggestions={"task": "vlatool.artifacts.task_table:task_names"},
+        suggestions={"task": "vlatool.formats.task_table:task_names"},
     ),
     "preprocess": Command(
         "Turn raw episodes into training data.",

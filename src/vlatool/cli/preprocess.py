@@ -41,7 +41,7 @@ def preprocess_form(row: Command) -> Form:
 
 def _preprocess(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
     """Runs the command; a first word that is a location is not a format."""
-    from vlatool.sources.detection import is_source
+    from vlatool.formats.detect import is_source
 
     name = values["format"]
     if name is not None and is_source(name):
@@ -72,7 +72,7 @@ def _format_in(args: Sequence[str]) -> str:
         return named or next((arg for arg in args if arg in formats), "")
     if args[0] in formats:
         return args[0]
-    from vlatool.sources.detection import is_source
+    from vlatool.formats.detect import is_source
 
     return "" if is_source(args[0]) else args[0]
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlatool.artifacts.clips import encode_video
 from vlatool.episode import Array, Observation, UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
@@ -19,6 +18,7 @@ from vlatool.evaluation.control import chunk_seed
 from vlatool.evaluation.image_metrics import MOVED
 from vlatool.evaluation.pages import SheetRow, save_contact_sheet
 from vlatool.events import Progress
+from vlatool.formats.media.video import encode_video
 from vlatool.loading.base import RecordedFutures, RecordedPairs
 from vlatool.loading.robotics.kind import ImageTransform
 from vlatool.models.base import Policy

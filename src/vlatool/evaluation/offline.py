@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.field_summary import dimension_label, dimension_names
 from vlatool.episode import Array, Episode, Observation, ObservationSpec
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
@@ -21,6 +20,7 @@ from vlatool.evaluation.control import (
     chunk_seed,
 )
 from vlatool.events import Progress, counted
+from vlatool.formats.field_summary import dimension_label, dimension_names
 from vlatool.loading.base import ActionField, RecordedFutures, RecordedPairs, Target
 from vlatool.loading.shard_reader import check_frame
 from vlatool.models.base import Policy

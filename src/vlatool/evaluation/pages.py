@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vlatool.artifacts.field_summary import unit
 from vlatool.episode import Array, UInt8Array
 from vlatool.events import counted
+from vlatool.formats.field_summary import unit
 from vlatool.pages import layout
 from vlatool.pages.charts import Axis
 from vlatool.pages.images import (

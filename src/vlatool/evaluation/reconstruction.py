@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlatool.artifacts.base_model import INCEPTION, find_network
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation import image_metrics, pages
 from vlatool.events import NULL, Reporter, counted
+from vlatool.formats.base_model import INCEPTION, find_network
 from vlatool.jobs.ownership import require_input
 from vlatool.loading.base import Batch, DroppedSample, MicroBatch
 from vlatool.loading.images.config import ImageDataConfig

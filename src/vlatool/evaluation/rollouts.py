@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.clips import VideoEncoder
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation import controllers
@@ -35,6 +34,7 @@ from vlatool.evaluation.pages import (
 )
 from vlatool.evaluation.success import success_report
 from vlatool.events import Progress, counted
+from vlatool.formats.media.video import VideoEncoder
 from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
 from vlatool.jobs.job import JobRun, JobSpec, input_state, plan_digest
 from vlatool.jobs.journal import Receipt

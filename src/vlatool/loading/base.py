@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, 
 
 from pydantic import field_validator, model_validator
 
-from vlatool.artifacts.contract import Contract
 from vlatool.config.base import ConfigModel, Published, derived_field, nullable_field, option
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
+from vlatool.formats.contract import Contract
 from vlatool.plugins import DATA_KINDS, did_you_mean, load_data_kind
 
 if TYPE_CHECKING:

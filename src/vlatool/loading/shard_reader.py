@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from vlatool.artifacts import tar
-from vlatool.artifacts.tar_sample import Members, read_members
 from vlatool.errors import DataError, StorageError
 from vlatool.events import counted
+from vlatool.formats.media import tar
+from vlatool.formats.media.tar_sample import Members, read_members
 from vlatool.loading import base
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.plugins import did_you_mean

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlatool.artifacts.contract import SeenCamera
-from vlatool.artifacts.field_summary import Names, dimension_label
 from vlatool.episode import Array, CameraView, Observation, ObservationSpec, UInt8Array
 from vlatool.errors import DataError
+from vlatool.formats.contract import SeenCamera
+from vlatool.formats.field_summary import Names, dimension_label
 from vlatool.loading.base import Batcher
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.kind import RoboticsAssets

@@ -13,8 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, SerializeAsAny, ValidationError, create_model
 
-from vlatool.artifacts.run import locations
-from vlatool.artifacts.run.checkpoint import (
+from vlatool.config.base import ConfigModel, option
+from vlatool.config.resolve import load_config
+from vlatool.config.schema import underived
+from vlatool.errors import ConfigError, DataError, UsageError
+from vlatool.events import NULL, Reporter
+from vlatool.formats.run import locations
+from vlatool.formats.run.checkpoint import (
     EMA,
     MANIFEST,
     TRAINER,
@@ -22,12 +27,7 @@ from vlatool.artifacts.run.checkpoint import (
     is_checkpoint,
     part_weights,
 )
-from vlatool.artifacts.run.format import RunDir, is_run
-from vlatool.config.base import ConfigModel, option
-from vlatool.config.resolve import load_config
-from vlatool.config.schema import underived
-from vlatool.errors import ConfigError, DataError, UsageError
-from vlatool.events import NULL, Reporter
+from vlatool.formats.run.layout import RunDir, is_run
 from vlatool.loading.base import DataKind, LoadingConfig, data_kind
 from vlatool.models.base import ModelType
 from vlatool.models.published import (

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vlatool.artifacts.run.checkpoint import part_weights
-from vlatool.artifacts.run.format import Retention, RunDir, read_metrics
 from vlatool.events import NULL, NullProgress
+from vlatool.formats.run.checkpoint import part_weights
+from vlatool.formats.run.layout import Retention, RunDir, read_metrics
 from vlatool.loading import base
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.models.base import ModelType

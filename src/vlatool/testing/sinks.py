@@ -1,6 +1,6 @@
 """Contract checks of a sink with complete, killed and failing runs.
 
-The contract is `sinks.base.Sink`.
+The contract is `formats.writing.Sink`.
 """
 
 import pickle
@@ -14,10 +14,11 @@ from typing import Any, Self, get_args
 
 import numpy as np
 
-from vlatool.artifacts.check import CheckOptions, check_files
-from vlatool.artifacts.images import encode_png
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError, EnvironmentProblem, UsageError
+from vlatool.formats.check import CheckOptions, check_files
+from vlatool.formats.media.images import encode_png
+from vlatool.formats.writing import MakeSink, SinkConfig, SinkSetup, Work
 from vlatool.jobs.command import JobConfig
 from vlatool.jobs.executor import Executor, ProcessExecutor, SerialExecutor
 from vlatool.jobs.files import NAME as LIST
@@ -26,7 +27,6 @@ from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.run import run_job
 from vlatool.plugins import FORMATS
-from vlatool.sinks.base import MakeSink, SinkConfig, SinkSetup, Work
 from vlatool.storage.atomic import write_bytes
 from vlatool.testing.readers import config_section
 from vlatool.transforms.relative import stored_from

@@ -15,20 +15,25 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from vlatool.artifacts import profile as profiles
-from vlatool.artifacts.base import other_contents_error
-from vlatool.artifacts.codes.format import (
+from vlatool.episode import Array
+from vlatool.errors import DataError, UsageError
+from vlatool.events import counted
+from vlatool.findings import Finding
+from vlatool.formats.artifact import other_contents_error
+from vlatool.formats.codes.layout import (
     IMAGES_NAME,
     JSON_NAME,
     PACKED_NAME,
     CodesFolder,
     is_codes,
 )
-from vlatool.artifacts.fast.format import read_fast
-from vlatool.artifacts.lines import LINES_SUFFIX, read_lines, write_lines
-from vlatool.artifacts.samples import format as samples_format
-from vlatool.artifacts.samples.check import BUILD
-from vlatool.artifacts.samples.episode import (
+from vlatool.formats.fast.layout import read_fast
+from vlatool.formats.lines import LINES_SUFFIX, read_lines, write_lines
+from vlatool.formats.media.tar import INDEX_SUFFIX
+from vlatool.formats.samples import layout as samples_layout
+from vlatool.formats.samples import profile as profiles
+from vlatool.formats.samples.check import BUILD
+from vlatool.formats.samples.episode import (
     EpisodeSamples,
     SampleSizes,
     assemble,
@@ -36,12 +41,7 @@ from vlatool.artifacts.samples.episode import (
     parse_sample,
     question,
 )
-from vlatool.artifacts.tar import INDEX_SUFFIX
-from vlatool.artifacts.windows import format as windows_format
-from vlatool.episode import Array
-from vlatool.errors import DataError, UsageError
-from vlatool.events import counted
-from vlatool.findings import Finding
+from vlatool.formats.windows import layout as windows_layout
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.job import InputState, input_state
 from vlatool.jobs.journal import Receipt
@@ -66,17 +66,17 @@ class WindowFile(NamedTuple):
     @property
     def number(self) -> int | None:
         """Number of the episode; None if its name has none."""
-        number = self.episode.removeprefix(windows_format.EPISODE_PREFIX)
+        number = self.episode.removeprefix(windows_layout.EPISODE_PREFIX)
         return int(number) if number.isdecimal() else None
 
 
 def check_output_outside_input(output: Path, tree: Path) -> None:
     """Raises UsageError if the output is the input or inside one of its folders."""
     inputs = (
-        tree / name for name in (windows_format.DATA_NAME, IMAGES_NAME, PACKED_NAME, JSON_NAME)
+        tree / name for name in (windows_layout.DATA_NAME, IMAGES_NAME, PACKED_NAME, JSON_NAME)
     )
     if output.resolve() == tree.resolve() or any(
-        samples_format.is_inside(output, path) for path in inputs
+        samples_layout.is_inside(output, path) for path in inputs
     ):
         raise UsageError(
             f"{output}: belongs to the input, which is never modified",
@@ -87,19 +87,19 @@ def check_output_outside_input(output: Path, tree: Path) -> None:
 
 def window_files(tree: Path, pattern: str) -> list[WindowFile]:
     """Files of windows in a tree, sorted by name."""
-    may_be_mixed = samples_format.is_published(tree)  # each of its files is read
-    if samples_format.is_samples(tree) and not may_be_mixed:
+    may_be_mixed = samples_layout.is_published(tree)  # each of its files is read
+    if samples_layout.is_samples(tree) and not may_be_mixed:
         raise DataError.at(
             tree,
             "holds samples already",
             hint="give the folder that `vlatool preprocess` wrote, not one of `build-dataset`",
             code="data.incomplete",
         )
-    is_known = may_be_mixed or windows_format.is_windows(tree)
+    is_known = may_be_mixed or windows_layout.is_windows(tree)
     if not is_known and (error := _other_contents_error(tree)) is not None:
         raise error
     record = contents_record(tree)
-    if record is not None and windows_format.read_manifest(tree) is None:
+    if record is not None and windows_layout.read_manifest(tree) is None:
         raise record.no_manifest_error(tree)
     paths = sorted(path for path in tree.glob(pattern) if path.name.endswith(LINES_SUFFIX))
     files = [WindowFile(path.name.removesuffix(LINES_SUFFIX), path) for path in paths]
@@ -262,7 +262,7 @@ class EpisodeBuilder:
     fast_steps: int | None  # steps of the chunks that it was fitted on; None if unknown
     action_ids: int  # number of its ids
     profile: profiles.NormalizationProfile  # normalization of the actions
-    kinds: tuple[windows_format.Kind, ...]  # kinds of windows that are used
+    kinds: tuple[windows_layout.Kind, ...]  # kinds of windows that are used
     layout: SamplesLayout
     prefix: str  # prefix of the path of each image in a line
 
@@ -312,10 +312,10 @@ class EpisodeBuilder:
     def _write(self, item: WindowFile, samples: EpisodeSamples) -> tuple[FileEntry, ...]:
         if self.layout == "jsonl":
             return write_lines(
-                self.output, windows_format.lines_name(item.episode), samples.lines(self.prefix)
+                self.output, windows_layout.lines_name(item.episode), samples.lines(self.prefix)
             )
         content = samples.content()
-        name = samples_format.packed_name(item.episode)
+        name = samples_layout.packed_name(item.episode)
         write_bytes(self.output / name, content)
         return (FileEntry(name, len(content), hashlib.sha256(content).hexdigest(), len(samples)),)
 
@@ -331,7 +331,7 @@ class EpisodeBuilder:
             code="data.mismatch",
         )
 
-    def _check_images(self, item: WindowFile, windows: Sequence[windows_format.Window]) -> None:
+    def _check_images(self, item: WindowFile, windows: Sequence[windows_layout.Window]) -> None:
         """Raises DataError if an image that the lines will name is missing or empty."""
         names = dict.fromkeys(path for window in windows for path in window.images)
         folders = {path.rpartition("/")[0] for path in names}
@@ -355,7 +355,7 @@ class EpisodeBuilder:
             )
 
     def _action_ids(
-        self, item: WindowFile, windows: Sequence[windows_format.Window]
+        self, item: WindowFile, windows: Sequence[windows_layout.Window]
     ) -> tuple[list[list[int]], tuple[Finding, ...]]:
         try:
             tokenizer = action_tokenizer(self.fast, self.fast_digest)
@@ -379,10 +379,10 @@ def action_tokenizer(folder: Path, digest: str) -> ActionTokenizer:
     return tokenizer
 
 
-def _windows(path: Path) -> Iterator[windows_format.Window]:
+def _windows(path: Path) -> Iterator[windows_layout.Window]:
     """Windows in a file; raises DataError as `read_windows`, or if a line is a sample."""
     try:
-        yield from windows_format.read_windows(path)
+        yield from windows_layout.read_windows(path)
     except DataError as error:
         if "line" not in error.details or not _is_sample_line(path, error.details["line"]):
             raise
@@ -400,7 +400,7 @@ def _is_sample_line(path: Path, number: int) -> bool:
     return False
 
 
-def common_shape(path: Path, windows: Sequence[windows_format.Window]) -> WindowShape:
+def common_shape(path: Path, windows: Sequence[windows_layout.Window]) -> WindowShape:
     """Shape that all windows share."""
     shapes = {
         WindowShape(
@@ -422,7 +422,7 @@ def common_shape(path: Path, windows: Sequence[windows_format.Window]) -> Window
     return shape
 
 
-def _check_no_repeats(item: WindowFile, windows: Sequence[windows_format.Window]) -> None:
+def _check_no_repeats(item: WindowFile, windows: Sequence[windows_layout.Window]) -> None:
     """Raises DataError if a window occurs twice."""
     seen: set[tuple[object, ...]] = set()
     for window in windows:
@@ -433,13 +433,13 @@ def _check_no_repeats(item: WindowFile, windows: Sequence[windows_format.Window]
         seen.add(key)
 
 
-def _check_own_episode(item: WindowFile, windows: Sequence[windows_format.Window]) -> None:
+def _check_own_episode(item: WindowFile, windows: Sequence[windows_layout.Window]) -> None:
     """Raises DataError if a window names an image of another episode or folder."""
     for path in {path for window in windows for path in (*window.images, *window.future)}:
-        if (folder := windows_format.image_folder(path)) is None:
+        if (folder := windows_layout.image_folder(path)) is None:
             reason = f"{path[:200]!r} is not a path such as {IMAGES_NAME}/EPISODE/NAME.png"
             raise _window_error(item.path, reason, "data.mismatch")
-        if item.episode.startswith(windows_format.EPISODE_PREFIX) and folder != item.episode:
+        if item.episode.startswith(windows_layout.EPISODE_PREFIX) and folder != item.episode:
             raise _window_error(item.path, f"{path} belongs to another episode", "data.mismatch")
 
 
@@ -537,17 +537,17 @@ def write_shards(
 ) -> Iterator[FileEntry]:
     """Writes the lines of packed episodes into files of `limit` lines; the last may be shorter."""
     output = work.output
-    episodes = (samples_format.read_packed(output / entry.path, work.sizes) for entry in packed)
+    episodes = (samples_layout.read_packed(output / entry.path, work.sizes) for entry in packed)
     lines = chain.from_iterable(episode.lines(work.prefix) for episode in episodes)
     for number in count():
         first = list(islice(lines, 1))
         if not first:
             return
         rest = islice(lines, limit - 1)
-        yield from write_lines(output, samples_format.lines_shard_name(number), chain(first, rest))
+        yield from write_lines(output, samples_layout.lines_shard_name(number), chain(first, rest))
 
 
-def _stripped(window: windows_format.Window) -> windows_format.Window:
+def _stripped(window: windows_layout.Window) -> windows_layout.Window:
     """The window, trailing whitespace of its instruction removed, as in samples."""
     task = window.task.rstrip()
     if task == window.task:
@@ -558,7 +558,7 @@ def _stripped(window: windows_format.Window) -> windows_format.Window:
 def _encode_actions(
     tokenizer: ActionTokenizer,
     profile: profiles.NormalizationProfile,
-    windows: Sequence[windows_format.Window],
+    windows: Sequence[windows_layout.Window],
 ) -> EncodedActions:
     """Action ids of each window."""
     with np.errstate(over="ignore"):  # the tokenizer raises on infinity
@@ -567,7 +567,7 @@ def _encode_actions(
 
 
 def _codes_by_path(
-    codes: CodesFolder, windows: Sequence[windows_format.Window]
+    codes: CodesFolder, windows: Sequence[windows_layout.Window]
 ) -> Mapping[str, Array]:
     """Codes uint16 [K] by the path of each future image; raises DataError if they are unusable."""
     stems_of: dict[str, dict[str, str]] = {}

@@ -5,8 +5,8 @@ from typing import ClassVar, Self
 
 from pydantic import model_validator
 
-from vlatool.artifacts.codes.format import CodesLayout
 from vlatool.config.base import Published, option, required_field
+from vlatool.formats.codes.layout import CodesLayout
 from vlatool.jobs.command import JOB_KEYS, JobConfig
 from vlatool.models.base import Precision
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlatool.artifacts.codes.format import JSON_SUFFIX, PACKED_SUFFIX, CodesFolder, CodesManifest
-from vlatool.artifacts.images import encode_png
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
+from vlatool.formats.codes.layout import JSON_SUFFIX, PACKED_SUFFIX, CodesFolder, CodesManifest
+from vlatool.formats.media.images import encode_png
 from vlatool.jobs.files import folder_entry
 from vlatool.jobs.job import InputState
 from vlatool.jobs.journal import Receipt

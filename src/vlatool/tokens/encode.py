@@ -24,16 +24,16 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset
 
-from vlatool.artifacts.codes.format import (
+from vlatool.episode import Array, EpisodeRef
+from vlatool.errors import VlatoolError
+from vlatool.formats.codes.layout import (
     CodesLayout,
     EpisodeCodes,
     check_image_name,
     write_check_image,
     write_codes,
 )
-from vlatool.artifacts.images import labeled_png
-from vlatool.episode import Array, EpisodeRef
-from vlatool.errors import VlatoolError
+from vlatool.formats.media.images import labeled_png
 from vlatool.jobs.executor import Outcome, attempt, default_workers, signals_blocked
 from vlatool.jobs.job import Ranks
 from vlatool.jobs.journal import Receipt

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from vlatool.artifacts.images import NotRgbError, decode_plain
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, UInt8Array
 from vlatool.errors import DataError
+from vlatool.formats.media.images import NotRgbError, decode_plain
 from vlatool.plugins import FORMATS
 
 

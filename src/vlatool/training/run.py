@@ -3,9 +3,9 @@
 import time
 from dataclasses import dataclass, field
 
-from vlatool.artifacts.run.format import Retention
 from vlatool.config.rules import check_rules
 from vlatool.events import Reporter
+from vlatool.formats.run.layout import Retention
 from vlatool.models.base import Policy
 from vlatool.training import validation
 from vlatool.training.checkpoints import check_space, save_checkpoint

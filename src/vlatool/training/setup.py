@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vlatool.artifacts.run.format import RunDir
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter, counted
+from vlatool.formats.run.layout import RunDir
 from vlatool.jobs.ownership import differences_text
 from vlatool.jobs.record import read_record
 from vlatool.loading.base import DatasetInfo

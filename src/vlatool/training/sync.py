@@ -14,10 +14,10 @@ from math import inf
 from pathlib import Path
 from typing import Self
 
-from vlatool.artifacts.run import format as run_format
-from vlatool.artifacts.run.checkpoint import MANIFEST, CheckpointManifest
 from vlatool.errors import DataError, EnvironmentProblem, StorageError, VlatoolError
 from vlatool.events import Reporter
+from vlatool.formats.run import layout as run_layout
+from vlatool.formats.run.checkpoint import MANIFEST, CheckpointManifest
 from vlatool.jobs.files import NAME as FILE_LIST
 from vlatool.jobs.files import output_files, remove_partial_files
 from vlatool.jobs.record import record_file
@@ -28,7 +28,7 @@ from vlatool.storage.retry import ProcessClock
 from vlatool.storage.tree import FileInfo, files_below, size_text
 
 # Files that grow during the run: only their complete lines are sent.
-_GROWING = (run_format.METRICS, run_format.DROPS)
+_GROWING = (run_layout.METRICS, run_layout.DROPS)
 # Each large file has up to five parts of 8 MiB in memory.
 _FILES_AT_ONCE = 3
 # A checkpoint by the clock is sent if the last one was sent this long ago, and this many times the
@@ -47,15 +47,15 @@ class RunMirror:
 
     def __init__(
         self,
-        run: run_format.RunDir,
+        run: run_layout.RunDir,
         root: Path,
         check: Callable[[], None],
-        retention: run_format.Retention,
+        retention: run_layout.Retention,
     ) -> None:
         self.root = root  # location of the copy
         self.sent_bytes = 0  # number of bytes that were sent
         self._run = run
-        self._there = run_format.RunDir(root)
+        self._there = run_layout.RunDir(root)
         self._check = check
         self._retention = retention
         self._stamps: dict[str, tuple[int, int]] = {}
@@ -65,7 +65,7 @@ class RunMirror:
         self._sending_s = 0.0
         self._is_last = False
         self._named: int | None = None
-        self._named_best: run_format.BestCheckpoint | None = None
+        self._named_best: run_layout.BestCheckpoint | None = None
 
     def send_record(self) -> None:
         """Sends the record of the run: who owns the location, and whether it is complete."""
@@ -116,7 +116,7 @@ class RunMirror:
         pause_s = max(_TIMED_APART_S, _SENDINGS_APART * self._sending_s)
         if self._is_last or time.monotonic() - self._sent_at >= pause_s:
             return [step for step, _ in missing]
-        manifests = run_format.read_manifests(folder for _, folder in missing)
+        manifests = run_layout.read_manifests(folder for _, folder in missing)
         planned = {
             step for step, manifest in manifests.items() if manifest and not manifest.stopped
         }
@@ -127,8 +127,8 @@ class RunMirror:
         if self._manifests is None:
             self._check()
             remove_partial_files(self.root)
-            local = run_format.read_manifests(folder for _, folder in self._run.checkpoints())
-            there = run_format.read_manifests(self._there.checkpoint_folders())
+            local = run_layout.read_manifests(folder for _, folder in self._run.checkpoints())
+            there = run_layout.read_manifests(self._there.checkpoint_folders())
             self._manifests = {
                 step: manifest
                 for step, manifest in there.items()
@@ -136,7 +136,7 @@ class RunMirror:
             }
             with suppress(DataError):  # written again
                 self._named_best = self._there.read_best()
-            surplus = run_format.surplus_checkpoints({**local, **self._manifests}, self._retention)
+            surplus = run_layout.surplus_checkpoints({**local, **self._manifests}, self._retention)
             newest = self.newest() or 0
             # Those that were pruned there already are not sent again.
             pruned = {step for step in surplus if step < newest} - {*self._run.best_steps()}
@@ -150,10 +150,10 @@ class RunMirror:
         started = time.monotonic()
         manifest = CheckpointManifest.read(folder)
         present = {name for other in there.values() for name in other.beside}
-        name = f"{run_format.CHECKPOINTS}/{folder.name}"
+        name = f"{run_layout.CHECKPOINTS}/{folder.name}"
         files = [
             *(
-                f"{run_format.CHECKPOINTS}/{beside}"
+                f"{run_layout.CHECKPOINTS}/{beside}"
                 for beside in manifest.beside
                 if beside not in present
             ),
@@ -188,16 +188,16 @@ class RunMirror:
         manifests: Mapping[int, CheckpointManifest | None] = there
         named = () if self._named_best is None else (self._named_best.step,)
         best = {*named, *self._run.best_steps()}
-        surplus = {*run_format.surplus_checkpoints(manifests, self._retention)} - best
-        unnamed = run_format.unnamed_weights(manifests, surplus)
+        surplus = {*run_layout.surplus_checkpoints(manifests, self._retention)} - best
+        unnamed = run_layout.unnamed_weights(manifests, surplus)
         for step in surplus:
             folder = self._there.checkpoint(step)
             # First, so that a folder of which a part is left does not look complete.
-            self._remove(f"{run_format.CHECKPOINTS}/{folder.name}/{MANIFEST}")
+            self._remove(f"{run_layout.CHECKPOINTS}/{folder.name}/{MANIFEST}")
             atomic.remove_tree(folder)
             del there[step]
         for name in unnamed:
-            self._remove(f"{run_format.CHECKPOINTS}/{name}")
+            self._remove(f"{run_layout.CHECKPOINTS}/{name}")
 
     def _remove(self, name: str) -> None:
         self._check()
@@ -232,7 +232,7 @@ def _files(run: Path) -> Iterator[FileInfo]:
         # W&B removes files of its folder while it sends them itself.
         if (
             first
-            not in (run_format.CHECKPOINTS, run_format.LATEST, run_format.BEST, run_format.WANDB)
+            not in (run_layout.CHECKPOINTS, run_layout.LATEST, run_layout.BEST, run_layout.WANDB)
             and not is_hidden
         ):
             yield file
@@ -258,9 +258,9 @@ class RunSync:
 
     def __init__(
         self,
-        run: run_format.RunDir,  # the local run
+        run: run_layout.RunDir,  # the local run
         locations: Sequence[tuple[Path, Callable[[], None]]],
-        retention: run_format.Retention,  # rule for the checkpoints there
+        retention: run_layout.Retention,  # rule for the checkpoints there
         reporter: Reporter,  # receives warnings, and the progress at the end
     ) -> None:
         self._run = run
@@ -399,7 +399,7 @@ class _Sender:
             "no checkpoint is there" if newest is None else f"step {newest} is the last one there"
         )
 
-    def final_error(self, run: run_format.RunDir) -> StorageError | None:
+    def final_error(self, run: run_layout.RunDir) -> StorageError | None:
         """Error of a run of which a part could not be sent; None if all of it is there."""
         error = self.error
         if error is None or (isinstance(error, StorageError) and error.code == _LOST):

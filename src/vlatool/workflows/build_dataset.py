@@ -7,16 +7,16 @@ from typing import Any, ClassVar, Self
 
 from pydantic import field_validator, model_validator
 
-from vlatool.artifacts.codes.format import CodesFolder, CodesManifest, warn_of_collapse
-from vlatool.artifacts.curation.choice import select
-from vlatool.artifacts.fast.format import copy_fast, fitted_steps, ignored_code
-from vlatool.artifacts.profile import Gripper
-from vlatool.artifacts.samples import format as samples_format
-from vlatool.artifacts.samples.episode import KINDS
-from vlatool.artifacts.windows.format import DATA_NAME, SAMPLES_NAME, Kind
 from vlatool.config.base import Published, check_required, option, required_field, unique_items
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
+from vlatool.formats.choice import select
+from vlatool.formats.codes.layout import CodesFolder, CodesManifest, warn_of_collapse
+from vlatool.formats.fast.layout import copy_fast, fitted_steps, ignored_code
+from vlatool.formats.samples import layout as samples_layout
+from vlatool.formats.samples.episode import KINDS
+from vlatool.formats.samples.profile import Gripper
+from vlatool.formats.windows.layout import DATA_NAME, SAMPLES_NAME, Kind
 from vlatool.jobs.command import ENGINE_KEYS, JOB_KEYS, EngineConfig, JobResult, executor_of
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun, JobSpec, digest_of, plan_digest
@@ -210,8 +210,8 @@ class BuildDatasetJob:
             ),
             work=work,
             state=work.state,
-            owned=samples_format.OWNED_FILES,
-            temporary=samples_format.PACKED_FILES if config.lines_per_file else (),
+            owned=samples_layout.OWNED_FILES,
+            temporary=samples_layout.PACKED_FILES if config.lines_per_file else (),
             locations=(tree, fast, codes.path, output),
             progress_count="samples",
             shown={"output": named},
@@ -225,7 +225,7 @@ class BuildDatasetJob:
         return item.episode
 
     def begin(self) -> None:
-        remove_file(self.spec.output / samples_format.MANIFEST_NAME)
+        remove_file(self.spec.output / samples_layout.MANIFEST_NAME)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         """Writes files of `lines_per_file` lines, if set, then the manifest."""
@@ -259,10 +259,10 @@ class BuildDatasetJob:
             message += f"{colliding[0]!r}{suggestion}"
             run.reporter.warn("instruction_collides", message)
         self._num_colliding = count
-        names = copy_fast(self._work.fast, output / samples_format.FAST_NAME, self._profile)
-        copied = [file_entry(output, f"{samples_format.FAST_NAME}/{name}") for name in names]
-        samples_format.write_manifest(output, self._manifest(files))
-        return [*files, *packed_files, *copied, file_entry(output, samples_format.MANIFEST_NAME)]
+        names = copy_fast(self._work.fast, output / samples_layout.FAST_NAME, self._profile)
+        copied = [file_entry(output, f"{samples_layout.FAST_NAME}/{name}") for name in names]
+        samples_layout.write_manifest(output, self._manifest(files))
+        return [*files, *packed_files, *copied, file_entry(output, samples_layout.MANIFEST_NAME)]
 
     def result(self, run: JobRun) -> BuildDatasetResult:
         return BuildDatasetResult(
@@ -294,7 +294,7 @@ class BuildDatasetJob:
             profile=self._profile,
             kinds=tuple(config.kinds),
             layout="packed" if config.packed or config.lines_per_file else "jsonl",
-            prefix=samples_format.images_prefix(tree, output, is_absolute=config.absolute),
+            prefix=samples_layout.images_prefix(tree, output, is_absolute=config.absolute),
         )
 
     def _record_options(self, tree: Path, codes: CodesManifest) -> dict[str, Any]:

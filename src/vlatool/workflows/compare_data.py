@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar
 
-from vlatool.artifacts.curation.choice import select
 from vlatool.config.base import ConfigModel, check_required, option, required_field
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, PartialFailure
 from vlatool.events import NULL, Reporter, counted
+from vlatool.formats.base import FormatReader
+from vlatool.formats.choice import select
+from vlatool.formats.detect import detect_source, with_mapping
+from vlatool.formats.differences import DataComparison, Difference
 from vlatool.results import Result
-from vlatool.sources.base import FormatReader
-from vlatool.sources.detection import detect_source, with_mapping
-from vlatool.sources.differences import DataComparison, Difference
 from vlatool.storage.uri import require_existing
 
 _MOST_LISTED = 100

@@ -10,23 +10,23 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from pydantic import Field, SerializeAsAny, create_model, model_validator
 
-from vlatool.artifacts.curation import format as curation_format
-from vlatool.artifacts.curation.report import left_out, reasons, sections
-from vlatool.artifacts.frames.format import FramesFolder
-from vlatool.artifacts.run.format import CONFIG
-from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.config.base import ConfigModel, check_required, option
 from vlatool.config.resolve import Override, load_config
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.events import NULL, Reporter, counted
+from vlatool.formats.curation import layout as curation_layout
+from vlatool.formats.curation.facts import left_out, reasons, sections
+from vlatool.formats.curation.writer import CurationConfig
+from vlatool.formats.frames.layout import FramesFolder
+from vlatool.formats.run.layout import CONFIG
+from vlatool.formats.shards.layout import ShardFolder
 from vlatool.jobs.command import JobResult, executor_of, make_executor
 from vlatool.jobs.record import read_record
 from vlatool.jobs.run import run_command
 from vlatool.pages import layout
 from vlatool.plugins import SINKS, is_class_in_file
 from vlatool.results import OPTIONAL, UNLISTED
-from vlatool.sinks.curation import CurationConfig
 from vlatool.storage.atomic import write_text
 from vlatool.storage.uri import location, pinned
 from vlatool.workflows.preprocess import (
@@ -64,7 +64,7 @@ class KeepRule(ConfigModel):
 
 _RULES: dict[str, Any] = {
     name: (KeepRule | None, option(None, f"Rule for {name}: {about}."))
-    for name, about in curation_format.FIGURES.items()
+    for name, about in curation_layout.FIGURES.items()
 }
 KeepRules = create_model("KeepRules", __base__=ConfigModel, __doc__="Rules by figure.", **_RULES)
 
@@ -142,7 +142,7 @@ def curate(config: CurateConfig, *, reporter: Reporter = NULL) -> CurateResult:
     """
     check_required(config, "vlatool curate [FORMAT] SOURCE... --output DIR")
     rules = _rules(config)
-    preload = ["vlatool.sources.selection", SINKS.target("curation")]
+    preload = ["vlatool.formats.select", SINKS.target("curation")]
     preload += [config.format] if is_class_in_file(config.format) else []
     with make_executor(1) if config.dry_run else executor_of(config, preload) as executor:
         job = PreprocessJob(config)
@@ -155,10 +155,10 @@ def curate(config: CurateConfig, *, reporter: Reporter = NULL) -> CurateResult:
                 raise
             done = error.result
             failure = error
-    curation = curation_format.Curation((), {})
+    curation = curation_layout.Curation((), {})
     if not config.dry_run:
-        measured = curation_format.read_curation(
-            location(config.output) / curation_format.FIGURES_NAME
+        measured = curation_layout.read_curation(
+            location(config.output) / curation_layout.FIGURES_NAME
         )
         if config.model is not None:
             measured = measured.with_figures(model_errors(config, measured, reporter))
@@ -193,14 +193,14 @@ def _rules(config: CurateConfig) -> dict[str, KeepRule]:
     return {
         name: rule
         for each in layers
-        for name in curation_format.FIGURES
+        for name in curation_layout.FIGURES
         if (rule := getattr(each, name, None))
     }
 
 
 def _with_rules(
-    config: CurateConfig, measured: curation_format.Curation, rules: Mapping[str, KeepRule]
-) -> curation_format.Curation:
+    config: CurateConfig, measured: curation_layout.Curation, rules: Mapping[str, KeepRule]
+) -> curation_layout.Curation:
     """Applies the rules to the figures, and writes both with the page."""
     output = location(config.output)
     curation = replace(
@@ -208,31 +208,31 @@ def _with_rules(
         episodes=tuple(with_reasons(measured.episodes, rules)),
         rules={name: rule.model_dump(exclude_defaults=True) for name, rule in rules.items()},
     )
-    curation_format.write_curation(output / curation_format.NAME, curation)
+    curation_layout.write_curation(output / curation_layout.NAME, curation)
     total = counted(len(curation.episodes), "episode")
     subtitle = f"{total}, {len(curation.selected())} kept"
     write_text(
-        output / curation_format.PAGE, layout.page("Curation", subtitle, sections(output, curation))
+        output / curation_layout.PAGE, layout.page("Curation", subtitle, sections(output, curation))
     )
     return curation
 
 
 def with_reasons(
-    episodes: Sequence[curation_format.CuratedEpisode], rules: Mapping[str, KeepRule]
-) -> Iterator[curation_format.CuratedEpisode]:
+    episodes: Sequence[curation_layout.CuratedEpisode], rules: Mapping[str, KeepRule]
+) -> Iterator[curation_layout.CuratedEpisode]:
     """The episodes with the reasons for which rules leave them out; one without the figure of a
     rule is kept by it.
     """
     worst: dict[str, set[str]] = {}
     for name, rule in rules.items():
         known = [episode for episode in episodes if name in episode.figures]
-        order = sorted(known, key=lambda each: -curation_format.badness(name, each.figures[name]))
+        order = sorted(known, key=lambda each: -curation_layout.badness(name, each.figures[name]))
         worst[name] = {each.id for each in order[: math.floor((rule.worst or 0) * len(order))]}
     for episode in episodes:
         reasons: list[str] = []
         for name, rule in ((name, rules[name]) for name in rules if name in episode.figures):
             value = episode.figures[name]
-            score = curation_format.badness(name, episode.at_length[name])
+            score = curation_layout.badness(name, episode.at_length[name])
             limits = {
                 f"> {rule.above}": rule.above is not None and value > rule.above,
                 f"< {rule.below}": rule.below is not None and value < rule.below,
@@ -247,7 +247,7 @@ def with_reasons(
 
 
 def model_errors(
-    config: CurateConfig, curation: curation_format.Curation, reporter: Reporter
+    config: CurateConfig, curation: curation_layout.Curation, reporter: Reporter
 ) -> dict[str, Array]:
     """The figure `model_error` [N]: error of the actions of each episode, in standard deviations,
     of a policy that is trained like the run `config.model` on the other folds; NaN without.
@@ -275,7 +275,7 @@ def model_errors(
             hint="train one with vlatool train --data DIR of vlatool preprocess",
             code="usage.bad_value",
         )
-    root = location(config.output) / curation_format.FOLDS / f"{run.name}_{config.folds}"
+    root = location(config.output) / curation_layout.FOLDS / f"{run.name}_{config.folds}"
     of_windows = {key: value for key, value in record.options.items() if key not in _OF_SELECTION}
     of_windows["sink.type"] = record.options.get("sink", "lbm")
     folds: list[Path] = []
@@ -285,7 +285,7 @@ def model_errors(
             for row, each in enumerate(curation.episodes)
         ]
         chosen = root / f"part_{part}.json"
-        curation_format.write_curation(chosen, curation_format.Curation(tuple(episodes), {}, {}))
+        curation_layout.write_curation(chosen, curation_layout.Curation(tuple(episodes), {}, {}))
         folds.append(root / f"data_{part}")
         of_part = {"sources": config.sources, "episodes": f"@{chosen}", "output": str(folds[-1])}
         of_part |= {
@@ -314,7 +314,7 @@ def model_errors(
         done = open_loop(asked, reporter=reporter).episodes
         errors |= {each.episode: each.error for each in done if each.error is not None}
     return {
-        curation_format.MODEL_ERROR: np.array(
+        curation_layout.MODEL_ERROR: np.array(
             [errors.get(each.id, np.nan) for each in curation.episodes]
         )
     }

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.config.base import ConfigModel, option
 from vlatool.config.resolve import Override, load_config
 from vlatool.episode import Episode, UInt8Array
@@ -18,14 +17,15 @@ from vlatool.errors import missing_package, requirements
 from vlatool.evaluation.config import RolloutConfig, RolloutTask
 from vlatool.evaluation.environments import environment_maker, with_mapping
 from vlatool.events import NULL, Reporter, counted
+from vlatool.formats.run.layout import RunDir, read_metrics
+from vlatool.formats.spartan.config import SpartanConfig
+from vlatool.formats.spartan.reader import SpartanReader
 from vlatool.jobs.ownership import single_output
 from vlatool.jobs.record import OutputRecord
 from vlatool.pages.images import strip, video
 from vlatool.pages.layout import Section, escape, page, text_block
 from vlatool.pages.plots import Curve, chart_grid, curve_charts
 from vlatool.results import Result
-from vlatool.sources.spartan.config import SpartanConfig
-from vlatool.sources.spartan.reader import SpartanReader
 from vlatool.storage.atomic import write_json, write_text
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig

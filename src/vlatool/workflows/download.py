@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
-from vlatool.artifacts.task_table import TaskTable, task_table
 from vlatool.config.base import (
     ConfigModel,
     Published,
@@ -21,6 +20,7 @@ from vlatool.config.base import (
 )
 from vlatool.errors import DataError, PartialFailure, StorageError, UsageError, VlatoolError
 from vlatool.events import NULL, Reporter
+from vlatool.formats.task_table import TaskTable, task_table
 from vlatool.jobs.files import FOLDER
 from vlatool.results import OPTIONAL, Result, columns, outcome
 from vlatool.storage.atomic import remove_partials_of, write_bytes

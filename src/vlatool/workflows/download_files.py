@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from vlatool.artifacts.lerobot.format import INFO_FILE
-from vlatool.artifacts.shards.format import (
+from vlatool.errors import DataError, StorageError
+from vlatool.events import Reporter, counted
+from vlatool.formats.lerobot.layout import INFO_FILE
+from vlatool.formats.shards.layout import (
     CONFIG_NAME,
     EPISODES_NAME,
     MANIFEST_NAME,
@@ -18,9 +20,7 @@ from vlatool.artifacts.shards.format import (
     SHARDS_NAME,
     read_manifest,
 )
-from vlatool.artifacts.stats.format import DIGESTS_NAME, STATS_NAME
-from vlatool.errors import DataError, StorageError
-from vlatool.events import Reporter, counted
+from vlatool.formats.stats.layout import DIGESTS_NAME, STATS_NAME
 from vlatool.jobs.command import JobConfig, OutputResult
 from vlatool.jobs.executor import ThreadExecutor
 from vlatool.jobs.files import FOLDER, NAME, FileEntry, read_file_list
@@ -85,7 +85,7 @@ def _named(source: RemotePath) -> list[RemoteObject]:
                 names = [(f"{prefix}{name}", needed) for name, needed in _manifest_names(manifest)]
                 return _infos(source, names)
         if (source / INFO_FILE).is_file():
-            from vlatool.artifacts.lerobot.dataset import named_files
+            from vlatool.formats.lerobot.folder import named_files
 
             return _infos(source, named_files(source))
     info = find_object(source.address)

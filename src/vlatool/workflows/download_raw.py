@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from vlatool.artifacts.archive import ArchiveReader, Member, Stream
 from vlatool.errors import DataError, StorageError
 from vlatool.events import Reporter, counted
+from vlatool.formats.media.archive import ArchiveReader, Member, Stream
 from vlatool.jobs.command import JobConfig, OutputResult
 from vlatool.jobs.executor import ThreadExecutor
 from vlatool.jobs.files import FileEntry, entry_of, is_intact, row_of

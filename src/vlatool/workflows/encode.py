@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from vlatool.artifacts.codes import format as codes_format
-from vlatool.artifacts.curation.choice import select
-from vlatool.artifacts.run.locations import require_weights
 from vlatool.config.base import check_required
 from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter, counted
+from vlatool.formats.choice import select
+from vlatool.formats.codes import layout as codes_layout
+from vlatool.formats.detect import DetectedSource, detect_source
+from vlatool.formats.run.locations import require_weights
+from vlatool.formats.select import episode_state
 from vlatool.jobs.command import JobResult
 from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.files import FileEntry, file_entry, is_occupied
@@ -24,8 +26,6 @@ from vlatool.jobs.run import run_command
 from vlatool.models.published import published_at
 from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer, rank_device
 from vlatool.models.trained import locate_weights
-from vlatool.sources.detection import DetectedSource, detect_source
-from vlatool.sources.selection import episode_state
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned
 from vlatool.tokens.config import DecodeConfig, EncodeConfig
@@ -38,7 +38,7 @@ __all__ = ["DecodeConfig", "EncodeConfig", "decode", "encode"]
 
 _IMAGES = "images"
 _SHARDS = "image-shards"
-_NAMES = {"json": codes_format.JSON_NAME, "packed": codes_format.PACKED_NAME}
+_NAMES = {"json": codes_layout.JSON_NAME, "packed": codes_layout.PACKED_NAME}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +188,7 @@ class EncodeJob:
             plan=plan_digest(options),
             work=self.pipeline.encode,
             state=_tar_state if images.format == _SHARDS else episode_state,
-            owned=(*codes_format.OWNED_FILES[config.layout], f"{codes_format.CHECKS_NAME}/*/*.png"),
+            owned=(*codes_layout.OWNED_FILES[config.layout], f"{codes_layout.CHECKS_NAME}/*/*.png"),
             locations=(source, output),
             progress_count="pictures",
             is_pipelined=True,
@@ -199,7 +199,7 @@ class EncodeJob:
         return item.id
 
     def begin(self) -> None:
-        remove_file(self.output / codes_format.MANIFEST_NAME)
+        remove_file(self.output / codes_layout.MANIFEST_NAME)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         """Writes the manifest."""
@@ -209,7 +209,7 @@ class EncodeJob:
             digests[receipt.item] = str(receipt.facts["digest"])
             files += receipt.files
         tokenizer = self._tokenizer
-        manifest = codes_format.CodesManifest(
+        manifest = codes_layout.CodesManifest(
             codes_per_picture=tokenizer.network.codes_per_image,
             codebook_size=tokenizer.network.codebook_size,
             tokenizer=tokenizer.name,
@@ -219,7 +219,7 @@ class EncodeJob:
             agreement=_agreement(run),
         ).of_episodes(digests, run.sums.get("pictures", 0))
         manifest.save(self.output)
-        files.append(file_entry(self.output, codes_format.MANIFEST_NAME))
+        files.append(file_entry(self.output, codes_layout.MANIFEST_NAME))
         return files
 
     def log_tokenizer(self, reporter: Reporter) -> None:
@@ -249,8 +249,8 @@ class EncodeJob:
             stages={name: round(value, 2) for name, value in pipeline.seconds.items()},
             device=tokenizer.device.type,
             processes=self._processes,
-            usage=codes_format.warn_of_collapse(
-                codes_format.CodesFolder.open(self.output), run.reporter
+            usage=codes_layout.warn_of_collapse(
+                codes_layout.CodesFolder.open(self.output), run.reporter
             ).facts(),
         )
 

@@ -15,10 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlatool.artifacts.base import recognize
-from vlatool.artifacts.contract import Contract, differences, refuse
-from vlatool.artifacts.curation.choice import numbered
-from vlatool.artifacts.shards.format import SHARDS_NAME
 from vlatool.config.base import (
     ConfigModel,
     check_required,
@@ -29,6 +25,12 @@ from vlatool.config.base import (
 from vlatool.errors import DataError, StorageError, UsageError
 from vlatool.evaluation.config import OpenLoopConfig, SamplingOptions, allow_option
 from vlatool.events import NULL, Reporter, counted
+from vlatool.formats.artifact import recognize
+from vlatool.formats.base import id_part
+from vlatool.formats.choice import numbered
+from vlatool.formats.contract import Contract, differences, refuse
+from vlatool.formats.detect import SourceKeys, detect_source
+from vlatool.formats.shards.layout import SHARDS_NAME
 from vlatool.jobs.ownership import check_owner, require_input, single_output, versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.loading.base import PairOptions, RecordedFutures, RecordedPairs, Split
@@ -38,8 +40,6 @@ from vlatool.models.trained import Weights, data_kind_of
 from vlatool.pages.layout import escape
 from vlatool.pages.text import number_text
 from vlatool.results import UNLISTED, Result
-from vlatool.sources.base import id_part
-from vlatool.sources.detection import SourceKeys, detect_source
 from vlatool.storage.atomic import write_json, write_text
 from vlatool.storage.uri import is_remote, local_path, pinned
 
@@ -736,8 +736,8 @@ def _write_predict_page(
     result: PredictResult, seen: "Mapping[str, UInt8Array]", command: str
 ) -> None:
     """Writes the page: figures, what the policy saw, each dimension, predicted images."""
-    from vlatool.artifacts.field_summary import dimension_label, unit
     from vlatool.evaluation import pages
+    from vlatool.formats.field_summary import dimension_label, unit
     from vlatool.pages.layout import Section, label_with_unit, page, table, tiles
 
     curves: dict[str, tuple[Array, Array]] = {}

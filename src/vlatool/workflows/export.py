@@ -7,24 +7,24 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from vlatool.artifacts.codes import format as codes_format
-from vlatool.artifacts.fast.format import copy_fast
-from vlatool.artifacts.lines import write_lines
-from vlatool.artifacts.run.checkpoint import is_checkpoint
-from vlatool.artifacts.run.format import is_run
-from vlatool.artifacts.run.locations import (
-    find_checkpoint,
-    is_started,
-    named_best,
-    require_weights,
-)
-from vlatool.artifacts.samples import format as samples_format
-from vlatool.artifacts.windows.format import lines_name
 from vlatool.config.base import ConfigModel, check_required, execution_field, option, required_field
 from vlatool.config.resolve import load_config
 from vlatool.episode import Array
 from vlatool.errors import BugError, DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
+from vlatool.formats.codes import layout as codes_layout
+from vlatool.formats.fast.layout import copy_fast
+from vlatool.formats.lines import write_lines
+from vlatool.formats.run.checkpoint import is_checkpoint
+from vlatool.formats.run.layout import is_run
+from vlatool.formats.run.locations import (
+    find_checkpoint,
+    is_started,
+    named_best,
+    require_weights,
+)
+from vlatool.formats.samples import layout as samples_layout
+from vlatool.formats.windows.layout import lines_name
 from vlatool.jobs import command
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import InputState, JobRun, JobSpec, digest_of, input_state, plan_digest
@@ -264,17 +264,17 @@ def _model(config: ExportConfig, source: Path, reporter: Reporter) -> ModelExpor
 
 @dataclass(frozen=True)
 class _CodesExport:
-    source: codes_format.CodesFolder
+    source: codes_layout.CodesFolder
     output: Path
-    layout: codes_format.CodesLayout
+    layout: codes_layout.CodesLayout
     items: Sequence[str]
     exported: ClassVar[str] = "codes"
     counted: ClassVar[str] = "pictures"
-    manifest: ClassVar[str] = codes_format.MANIFEST_NAME
+    manifest: ClassVar[str] = codes_layout.MANIFEST_NAME
 
     @property
     def owned(self) -> Sequence[str]:
-        return codes_format.OWNED_FILES[self.layout]
+        return codes_layout.OWNED_FILES[self.layout]
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -287,7 +287,7 @@ class _CodesExport:
     def __call__(self, item: str) -> Receipt:
         episode = self.source.read(item)
         digest = self.source.manifest.tokenizer_digest
-        entry = codes_format.write_codes(self.output, self.layout, episode, digest)
+        entry = codes_layout.write_codes(self.output, self.layout, episode, digest)
         counts = {"pictures": len(episode.stems)}
         return Receipt(item, counts=counts, files=(entry,), facts={"digest": episode.digest})
 
@@ -303,7 +303,7 @@ class _CodesExport:
         if source_manifest.digest and has_all and source_manifest.digest != manifest.digest:
             raise DataError.at(
                 self.source.path,
-                f"the codes do not match the digest in {codes_format.MANIFEST_NAME}",
+                f"the codes do not match the digest in {codes_layout.MANIFEST_NAME}",
                 hint="copy the folder again, or encode the images again",
                 code="data.wrong_digest",
             )
@@ -313,14 +313,14 @@ class _CodesExport:
 
 @dataclass(frozen=True)
 class _SamplesExport:
-    source: samples_format.SamplesFolder
+    source: samples_layout.SamplesFolder
     output: Path
     prefix: str
     layout: str = "jsonl"
-    exported: ClassVar[str] = samples_format.EXPORTED
+    exported: ClassVar[str] = samples_layout.EXPORTED
     counted: ClassVar[str] = "samples"
-    manifest: ClassVar[str] = samples_format.MANIFEST_NAME
-    owned: ClassVar[Sequence[str]] = samples_format.OWNED_FILES
+    manifest: ClassVar[str] = samples_layout.MANIFEST_NAME
+    owned: ClassVar[Sequence[str]] = samples_layout.OWNED_FILES
     source_digest: ClassVar[str] = ""
 
     @property
@@ -336,9 +336,9 @@ class _SamplesExport:
         return dict(self.source.files)
 
     def __call__(self, item: str) -> Receipt:
-        path = self.source.path / samples_format.packed_name(item)
-        expected = self._counts[samples_format.packed_name(item)]
-        samples = samples_format.read_packed(path, self.source.sizes)
+        path = self.source.path / samples_layout.packed_name(item)
+        expected = self._counts[samples_layout.packed_name(item)]
+        samples = samples_layout.read_packed(path, self.source.sizes)
         if len(samples) != expected:
             raise DataError.at(
                 path,
@@ -350,17 +350,17 @@ class _SamplesExport:
         return Receipt(item, counts={"samples": len(samples)}, files=files)
 
     def state(self, item: str) -> InputState:
-        return input_state([self.source.path / samples_format.packed_name(item)])
+        return input_state([self.source.path / samples_layout.packed_name(item)])
 
     def close(self, output: Path, receipts: Sequence[Receipt]) -> Sequence[FileEntry]:
         files = [entry for receipt in receipts for entry in receipt.files]
         overrides = {"layout": self.layout, "pictures": {"prefix": self.prefix}}
         document = {**self.source.document, **overrides, "files": data_files(files)}
         copied = copy_fast(
-            self.source.path / samples_format.FAST_NAME, output / samples_format.FAST_NAME
+            self.source.path / samples_layout.FAST_NAME, output / samples_layout.FAST_NAME
         )
-        samples_format.write_manifest(output, document)
-        return [file_entry(output, f"{samples_format.FAST_NAME}/{name}") for name in copied]
+        samples_layout.write_manifest(output, document)
+        return [file_entry(output, f"{samples_layout.FAST_NAME}/{name}") for name in copied]
 
 
 _Export = _CodesExport | _SamplesExport
@@ -370,25 +370,25 @@ def _make_export(config: ExportConfig) -> _Export:
     require_input(config.source)
     source = pinned(config.source)
     output = location(config.output)
-    if samples_format.is_inside(output, source):
+    if samples_layout.is_inside(output, source):
         raise UsageError(
             f"{output}: belongs to the input, which is never changed",
             hint="choose another --output",
             code="usage.output_exists",
         )
-    if codes_format.is_codes(source):
-        folder = codes_format.CodesFolder.open(source)
+    if codes_layout.is_codes(source):
+        folder = codes_layout.CodesFolder.open(source)
         layout: str = config.layout or ("json" if folder.layout == "packed" else "packed")
         if layout not in ("json", "packed"):
             raise _layout_error(source, "codes", "json or packed")
         return _CodesExport(folder, output, layout, folder.episodes())
-    if samples_format.is_samples(source):
-        samples = samples_format.SamplesFolder.open(source)
+    if samples_layout.is_samples(source):
+        samples = samples_layout.SamplesFolder.open(source)
         if not samples.is_packed or config.layout not in (None, "jsonl"):
             raise _layout_error(source, "samples", "jsonl, from packed samples")
         tree = samples.images_root
         return _SamplesExport(
-            samples, output, samples_format.images_prefix(tree, output, is_absolute=config.absolute)
+            samples, output, samples_layout.images_prefix(tree, output, is_absolute=config.absolute)
         )
     if is_started(source):
         find_checkpoint(source)

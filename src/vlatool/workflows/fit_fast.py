@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vlatool.artifacts import profile
-from vlatool.artifacts import profile as profiles
-from vlatool.artifacts.fast import format as fast_format
 from vlatool.config.base import ConfigModel, check_required, option, required_field
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
+from vlatool.formats.fast import layout as fast_layout
+from vlatool.formats.samples import profile
+from vlatool.formats.samples import profile as profiles
 from vlatool.jobs.command import make_executor
 from vlatool.jobs.executor import default_workers
 from vlatool.jobs.ownership import is_whole, plan_output, require_input, single_output
@@ -36,7 +36,7 @@ from vlatool.transforms.action_tokenizer import (
 Alphabet = Literal["bytes", "published"]
 
 COMPUTE = "compute"
-_FILES = (*fast_format.NAMES, profile.NAME, fast_format.REPORT_NAME)
+_FILES = (*fast_layout.NAMES, profile.NAME, fast_layout.REPORT_NAME)
 _TINY_VOCABULARY = 256  # of the guide
 _FEW_IDS = 100  # with fewer ids for runs of coefficients, chunks stay long
 
@@ -130,7 +130,7 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
     """
     check_required(config, "vlatool tokenizer fit-fast DATA --output DIR")
     sources = [require_input(source) for source in config.sources]
-    chunk_sources = [fast_format.find_chunks(source, config.action_fields) for source in sources]
+    chunk_sources = [fast_layout.find_chunks(source, config.action_fields) for source in sources]
     chunks = _all_chunks(chunk_sources, config.workers, reporter)
     normalization = _profile(config, chunks, chunk_sources)
     target = location(config.output)
@@ -139,7 +139,7 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
         target, record, lambda: record.inputs, overwrite=config.overwrite, owned=_FILES
     )
     if is_whole(target, earlier, reporter):
-        report = fast_format.read_report(target)
+        report = fast_layout.read_report(target)
         current = {
             "output": config.output,
             "status": "already complete",
@@ -227,7 +227,7 @@ def _quality(
 
 
 def _all_chunks(
-    sources: Sequence[fast_format.ChunkSource], workers: int | None, reporter: Reporter
+    sources: Sequence[fast_layout.ChunkSource], workers: int | None, reporter: Reporter
 ) -> Array:
     """Reads all chunks, float32 [N, H, D], in order."""
     files = [file for source in sources for file in source.files]
@@ -237,7 +237,7 @@ def _all_chunks(
         make_executor(max(count, 1)) as executor,
         reporter.progress("chunks", len(files), "files") as bar,
     ):
-        for outcome in executor.map(fast_format.ChunkFile.read, files):
+        for outcome in executor.map(fast_layout.ChunkFile.read, files):
             if outcome.error is not None:
                 raise outcome.error
             assert outcome.value is not None
@@ -264,7 +264,7 @@ def _all_chunks(
 
 
 def _profile(
-    config: FitFastConfig, chunks: Array, sources: Sequence[fast_format.ChunkSource]
+    config: FitFastConfig, chunks: Array, sources: Sequence[fast_layout.ChunkSource]
 ) -> profiles.NormalizationProfile:
     width = chunks.shape[2]
     if config.profile != COMPUTE:
@@ -337,7 +337,7 @@ def _record(
     digest = sha256(repr(chunks.shape).encode() + chunks.tobytes()).hexdigest()
     inputs = {"chunks": len(chunks), "digest": digest}
     # The published code of the reader may be copied into the folder.
-    return OutputRecord("tokenizer fit-fast", options, inputs, volatile=(fast_format.CODE_NAME,))
+    return OutputRecord("tokenizer fit-fast", options, inputs, volatile=(fast_layout.CODE_NAME,))
 
 
 def _write(
@@ -351,13 +351,13 @@ def _write(
         for key, value in result.document().items()
         if key not in ("output", "status", "next")
     }
-    fast_format.clear_fast(target)
+    fast_layout.clear_fast(target)
     profile.write_profile(target / profile.NAME, normalization)
-    write_json(target / fast_format.REPORT_NAME, report)
-    fast_format.write_fast(target, tokenizer)
+    write_json(target / fast_layout.REPORT_NAME, report)
+    fast_layout.write_fast(target, tokenizer)
 
 
-def _next(config: FitFastConfig, chunk_sources: Sequence[fast_format.ChunkSource]) -> str:
+def _next(config: FitFastConfig, chunk_sources: Sequence[fast_layout.ChunkSource]) -> str:
     if chunk_sources[0].fields:  # shards: samples are built from windows only
         return ""
     preset = " --preset future-vla-tiny-build" if config.vocab_size == _TINY_VOCABULARY else ""

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, SerializeAsAny, create_model, field_validator
 
-from vlatool.artifacts.conventions import CONVENTIONS, check_rate
 from vlatool.config import base
 from vlatool.config.base import Published, option
 from vlatool.config.resolve import Override, load_config
@@ -16,6 +15,22 @@ from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import Finding
+from vlatool.formats.base import FormatReader
+from vlatool.formats.convention_file import CONVENTIONS, check_rate
+from vlatool.formats.conventions import ConventionFits, fits_of
+from vlatool.formats.detect import DeferredKeys, detect_source
+from vlatool.formats.frames.writer import FramesConfig
+from vlatool.formats.renaming import with_names
+from vlatool.formats.select import (
+    EpisodeTask,
+    SelectionConfig,
+    count_frames,
+    episode_state,
+    reader_section,
+    select_episodes,
+)
+from vlatool.formats.shards.writer import LbmConfig
+from vlatool.formats.writing import MakeSink, Sink, SinkSetup, SinkSummary, no_rate
 from vlatool.jobs.command import EngineConfig, JobResult, executor_of, make_executor
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun, JobSpec, plan_digest
@@ -26,21 +41,6 @@ from vlatool.jobs.run import run_command
 from vlatool.pages.text import few_text
 from vlatool.plugins import FORMATS, SINKS, file_digest_of, is_class_in_file
 from vlatool.results import OPTIONAL, UNLISTED
-from vlatool.sinks.base import MakeSink, Sink, SinkSetup, SinkSummary, no_rate
-from vlatool.sinks.frames import FramesConfig
-from vlatool.sinks.lbm import LbmConfig
-from vlatool.sources.base import FormatReader
-from vlatool.sources.conventions import ConventionFits, fits_of
-from vlatool.sources.detection import DeferredKeys, detect_source
-from vlatool.sources.renaming import with_names
-from vlatool.sources.selection import (
-    EpisodeTask,
-    SelectionConfig,
-    count_frames,
-    episode_state,
-    reader_section,
-    select_episodes,
-)
 from vlatool.storage.uri import location, pinned
 from vlatool.transforms.relative import declarations, stored_from
 
@@ -269,7 +269,7 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
         PartialFailure: The data are written without the episodes that failed.
         BugError: As PartialFailure, but at least one failure is a bug.
     """
-    preload = ["vlatool.sources.selection", SINKS.target(config.sink.type)]
+    preload = ["vlatool.formats.select", SINKS.target(config.sink.type)]
     if is_class_in_file(config.format):
         preload.append(config.format)
         if config.engine == "ray":

@@ -9,18 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.frames.format import FramesFolder
-from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.config.resolve import Override, load_config
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, PartialFailure
 from vlatool.events import NULL, Reporter, counted
+from vlatool.formats.detect import detect_source
+from vlatool.formats.frames.layout import FramesFolder
+from vlatool.formats.select import episode_state
+from vlatool.formats.shards.layout import ShardFolder
 from vlatool.jobs.job import digest_of
 from vlatool.jobs.record import is_being_written
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.plugins import FORMATS
-from vlatool.sources.detection import detect_source
-from vlatool.sources.selection import episode_state
 from vlatool.storage.tree import files_below
 from vlatool.storage.uri import local_path, location
 from vlatool.training.config import TrainConfig

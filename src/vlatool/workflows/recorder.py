@@ -18,8 +18,6 @@ from typing import Any, ClassVar, Literal, Protocol, Self, get_args
 
 import numpy as np
 
-from vlatool.artifacts.clips import VideoEncoder
-from vlatool.artifacts.images import decode_rgb, encode_jpeg
 from vlatool.episode import (
     Array,
     Clip,
@@ -33,6 +31,14 @@ from vlatool.episode import (
 )
 from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.events import NULL, counted
+from vlatool.formats.base import camera_name_problem
+from vlatool.formats.frames.writer import FramesConfig, FramesSink
+from vlatool.formats.lerobot.episodes import LeRobotSinkConfig
+from vlatool.formats.lerobot.writer import LeRobotSink
+from vlatool.formats.media.frames import VideoFrames
+from vlatool.formats.media.images import decode_rgb, encode_jpeg
+from vlatool.formats.media.video import VideoEncoder
+from vlatool.formats.writing import Sink, SinkSetup
 from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.files import FOLDER, changed_files, remove_owned, write_file_list
 from vlatool.jobs.job import JobRun
@@ -40,12 +46,6 @@ from vlatool.jobs.journal import Journal, Receipt
 from vlatool.jobs.ownership import claim_output, plan_output, resume_output
 from vlatool.jobs.record import OutputRecord, output_lock
 from vlatool.plugins import did_you_mean
-from vlatool.sinks.base import Sink, SinkSetup
-from vlatool.sinks.frames import FramesConfig, FramesSink
-from vlatool.sinks.lerobot.episodes import LeRobotSinkConfig
-from vlatool.sinks.lerobot.sink import LeRobotSink
-from vlatool.sources.base import camera_name_problem
-from vlatool.sources.frames import VideoFrames
 from vlatool.storage.atomic import as_storage_error, remove_tree
 from vlatool.storage.uri import location
 

@@ -7,11 +7,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from vlatool.artifacts.salvage.base import NothingWhole, Salvaged
-from vlatool.artifacts.samples.format import is_inside
 from vlatool.config.base import check_required, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
+from vlatool.formats.media.repair import NothingWhole, Salvaged
+from vlatool.formats.samples.layout import is_inside
 from vlatool.jobs import command
 from vlatool.jobs.files import FOLDER, FileEntry, file_entry
 from vlatool.jobs.job import InputState, JobRun, JobSpec, input_state, plan_digest
@@ -25,12 +25,12 @@ from vlatool.storage.uri import is_remote, location
 
 # Modules with `is_whole` and `salvage`, by suffix.
 _CONTAINERS = {
-    ".parquet": "parquet",
-    ".mp4": "mp4",
-    ".hdf5": "hdf5",
-    ".h5": "hdf5",
-    ".hdf": "hdf5",
-    ".mcap": "mcap",
+    ".parquet": "lerobot.repair",
+    ".mp4": "media.repair_mp4",
+    ".hdf5": "hdf5.repair",
+    ".h5": "hdf5.repair",
+    ".hdf": "hdf5.repair",
+    ".mcap": "mcap.repair",
 }
 _COMPARED = 8  # whole files of the same kind that a damaged one is compared with
 
@@ -182,7 +182,7 @@ def _state(file: _File) -> InputState:
 def _container(file: _File) -> Any:
     """Module of the kind of a damaged file; None if the file is whole or of another kind."""
     name = _CONTAINERS.get(file.path.suffix.lower())
-    module = import_module(f"vlatool.artifacts.salvage.{name}") if name else None
+    module = import_module(f"vlatool.formats.{name}") if name else None
     return None if module is None or module.is_whole(file.path) else module
 
 

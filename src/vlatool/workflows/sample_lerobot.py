@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.lerobot.format import Version
 from vlatool.episode import Episode, EpisodeRef, Survey
+from vlatool.formats.lerobot.episodes import LeRobotSinkConfig
+from vlatool.formats.lerobot.layout import Version
+from vlatool.formats.lerobot.writer import LeRobotSink
+from vlatool.formats.writing import SinkSetup, Work
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
-from vlatool.sinks.base import SinkSetup, Work
-from vlatool.sinks.lerobot.episodes import LeRobotSinkConfig
-from vlatool.sinks.lerobot.sink import LeRobotSink
 from vlatool.world import recording
 from vlatool.world.metaworld import episodes as metaworld
 from vlatool.world.record_lerobot import ROBOT_TYPE, as_episode, world_survey

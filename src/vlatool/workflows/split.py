@@ -8,16 +8,6 @@ from typing import ClassVar
 
 from pydantic import field_validator
 
-from vlatool.artifacts.image_shards.format import (
-    PUBLISHED_NAME,
-    TRAIN_LIST,
-    VAL_LIST,
-    image_tars,
-    is_list,
-    published_tars,
-    validation_positions,
-    write_lists,
-)
 from vlatool.config.base import (
     ConfigModel,
     Published,
@@ -28,6 +18,16 @@ from vlatool.config.base import (
 )
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
+from vlatool.formats.image_shards.layout import (
+    PUBLISHED_NAME,
+    TRAIN_LIST,
+    VAL_LIST,
+    image_tars,
+    is_list,
+    published_tars,
+    validation_positions,
+    write_lists,
+)
 from vlatool.jobs.command import DRY_RUN_HELP
 from vlatool.jobs.ownership import require_input
 from vlatool.jobs.record import read_record

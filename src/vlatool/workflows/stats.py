@@ -12,16 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from vlatool.artifacts.shards.check_samples import numeric_fields
-from vlatool.artifacts.shards.format import MANIFEST_NAME, Shard, ShardFolder, check_shards
-from vlatool.artifacts.stats import format as stats_format
-from vlatool.artifacts.stats.format import compact
-from vlatool.artifacts.tar import OpenShard, open_shard
-from vlatool.artifacts.tar_sample import MASKS
 from vlatool.config.base import ConfigModel, check_required, execution_field, option, required_field
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
+from vlatool.formats.media.tar import OpenShard, open_shard
+from vlatool.formats.media.tar_sample import MASKS
+from vlatool.formats.shards.check_samples import numeric_fields
+from vlatool.formats.shards.layout import MANIFEST_NAME, Shard, ShardFolder, check_shards
+from vlatool.formats.stats import layout as stats_layout
+from vlatool.formats.stats.layout import compact
 from vlatool.jobs.command import DRY_RUN_HELP, make_executor
 from vlatool.jobs.files import FOLDER, read_file_list
 from vlatool.jobs.job import digest_of, input_state
@@ -116,7 +116,7 @@ def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> S
     if result.status == "written":
         total = _total(shards, schema, config.workers, reporter)
         entries = dict(field_entries(total, schema.widths))
-        stats_format.write_recorded(target, entries, inputs, _contents(shards))
+        stats_layout.write_recorded(target, entries, inputs, _contents(shards))
     return result
 
 
@@ -141,7 +141,7 @@ def _is_complete(
     target: Path, inputs: str, shards: Sequence[Shard], config: StatsComputeConfig
 ) -> bool:
     """True if an earlier run has finished; False if one was interrupted or there is none."""
-    record = stats_format.read_stats_record(target)
+    record = stats_layout.read_stats_record(target)
     changed = [target] if record is None else record.changed(target)
     existing = next((path for path in changed if path.exists()), None)
     if existing is not None and not config.dry_run:
@@ -313,7 +313,7 @@ class StatsMergeResult(Result):
     left_out: Mapping[str, str]  # map from field to reason
     status: str  # `written`, `printed` or `planned`
     # The statistics; None if they were not printed.
-    statistics: stats_format.Statistics | None = field(metadata=OPTIONAL)
+    statistics: stats_layout.Statistics | None = field(metadata=OPTIONAL)
 
     def lines(self) -> list[str]:
         if self.status == "printed":
@@ -345,7 +345,7 @@ def stats_merge(config: StatsMergeConfig, *, reporter: Reporter = NULL) -> Stats
         )
     weights = _weights(config)
     parts = [_part(source, weight) for source, weight in zip(config.sources, weights, strict=True)]
-    merged = stats_format.merge_parts(parts)
+    merged = stats_layout.merge_parts(parts)
     for name, reason in merged.left_out.items():
         reporter.warn("field_left_out", f"field {name!r} is left out: {reason}")
     statistics = merged.statistics
@@ -367,28 +367,28 @@ def stats_merge(config: StatsMergeConfig, *, reporter: Reporter = NULL) -> Stats
     )
 
 
-def _write(target: Path, statistics: stats_format.Statistics, config: StatsMergeConfig) -> None:
-    for path in (target, stats_format.digests_path(target)):
+def _write(target: Path, statistics: stats_layout.Statistics, config: StatsMergeConfig) -> None:
+    for path in (target, stats_layout.digests_path(target)):
         remove_partials_of(path)
     if config.compact or config.weights is not None:
-        remove_file(stats_format.digests_path(target))
-        stats_format.write_stats(
+        remove_file(stats_layout.digests_path(target))
+        stats_layout.write_stats(
             target,
-            compact(statistics) if config.compact else stats_format.without_digests(statistics),
+            compact(statistics) if config.compact else stats_layout.without_digests(statistics),
         )
     else:
-        stats_format.write_with_digests(target, statistics)
+        stats_layout.write_with_digests(target, statistics)
 
 
 def _check_target_free(target: Path, sources: Sequence[str]) -> None:
     """Checks that the target does not exist or holds earlier merged statistics."""
-    if not target.exists() and not stats_format.digests_path(target).exists():
+    if not target.exists() and not stats_layout.digests_path(target).exists():
         return
     inputs = {_stats_file(location(source)).resolve() for source in sources}
     is_part = any((target.parent / name).exists() for name in (MANIFEST_NAME, FOLDER))
     if target.resolve() not in inputs and not is_part:
         with suppress(DataError):
-            entries = stats_format.read_stats(target).values()
+            entries = stats_layout.read_stats(target).values()
             if entries and all("mean_per_timestep" in entry for entry in entries):
                 return
     raise UsageError(
@@ -411,14 +411,14 @@ def _weights(config: StatsMergeConfig) -> list[float | None]:
     return list(config.weights)
 
 
-def _part(source: str, weight: float | None) -> stats_format.StatsPart:
+def _part(source: str, weight: float | None) -> stats_layout.StatsPart:
     data = pinned(source)
     check_downloaded(data)
     path = _stats_file(data)
     folder = ShardFolder(path.parent / MANIFEST_NAME)
     past = folder.options().get("past_lowdim_steps") if folder.options_file.is_file() else None
-    return stats_format.StatsPart(
-        stats_format.read_mergeable(path), past if isinstance(past, int) else None, weight
+    return stats_layout.StatsPart(
+        stats_layout.read_mergeable(path), past if isinstance(past, int) else None, weight
     )
 
 

@@ -6,10 +6,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from vlatool.artifacts.codes.format import COLLAPSED, CodesUsage
-from vlatool.artifacts.image_shards.format import find_shards
-from vlatool.artifacts.run.format import is_run
-from vlatool.artifacts.run.locations import find_checkpoint, require_weights
 from vlatool.config.base import (
     ConfigModel,
     check_required,
@@ -19,6 +15,10 @@ from vlatool.config.base import (
 )
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter, counted
+from vlatool.formats.codes.layout import COLLAPSED, CodesUsage
+from vlatool.formats.image_shards.layout import find_shards
+from vlatool.formats.run.layout import is_run
+from vlatool.formats.run.locations import find_checkpoint, require_weights
 from vlatool.jobs.ownership import check_owner, single_output, versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.results import Result

@@ -11,9 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from vlatool.artifacts.run.checkpoint import CheckpointManifest
-from vlatool.artifacts.run.format import BEST_NAME, BestCheckpoint, Retention, RunDir, read_metrics
-from vlatool.artifacts.shards.format import MANIFEST_NAME, SHARDS_NAME
 from vlatool.config.rules import (
     check_rules,
     derivations,
@@ -22,6 +19,9 @@ from vlatool.config.rules import (
 )
 from vlatool.errors import DataError, StorageError, UsageError
 from vlatool.events import NULL, Reporter, counted
+from vlatool.formats.run.checkpoint import CheckpointManifest
+from vlatool.formats.run.layout import BEST_NAME, BestCheckpoint, Retention, RunDir, read_metrics
+from vlatool.formats.shards.layout import MANIFEST_NAME, SHARDS_NAME
 from vlatool.jobs.executor import default_workers
 from vlatool.jobs.record import OutputRecord, is_being_written, output_lock
 from vlatool.loading.order import OrderOptions, SampleOrder, check_single_epoch

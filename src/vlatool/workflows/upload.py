@@ -14,15 +14,16 @@ from typing import Any, ClassVar
 
 import yaml
 
-from vlatool.artifacts.base import contents_text, recognize
-from vlatool.artifacts.lerobot.format import INFO_FILE
-from vlatool.artifacts.run.format import CONFIG, ORIGINS, TRACKERS
-from vlatool.artifacts.samples.format import SamplesFolder
-from vlatool.artifacts.shards.format import CONFIG_NAME as OPTIONS_NAME
 from vlatool.config.base import ConfigModel, check_required, execution_field, option, required_field
 from vlatool.credentials import hide_environment, without_credentials
 from vlatool.errors import DataError, EnvironmentProblem, StorageError, UsageError, name_error
 from vlatool.events import NULL, Reporter, counted
+from vlatool.formats.artifact import contents_text, recognize
+from vlatool.formats.detect import SourceKeys
+from vlatool.formats.lerobot.layout import INFO_FILE
+from vlatool.formats.run.layout import CONFIG, ORIGINS, TRACKERS
+from vlatool.formats.samples.layout import SamplesFolder
+from vlatool.formats.shards.layout import CONFIG_NAME as OPTIONS_NAME
 from vlatool.inspection import inspect_location
 from vlatool.jobs.command import DRY_RUN_HELP
 from vlatool.jobs.ownership import contents_record, data_files, require_input
@@ -30,7 +31,6 @@ from vlatool.jobs.record import OutputRecord, is_being_written
 from vlatool.pages.report import Report
 from vlatool.pages.text import few_text
 from vlatool.results import Result, outcome
-from vlatool.sources.detection import SourceKeys
 from vlatool.storage.background import in_background
 from vlatool.storage.documents import read_json
 from vlatool.storage.hub import RepositoryWriter, UploadFile

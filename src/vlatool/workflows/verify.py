@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vlatool import inspection
-from vlatool.artifacts.check import CheckOptions
-from vlatool.artifacts.run.locations import require_weights
 from vlatool.config.base import option, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import SEVERITIES, Finding
+from vlatool.formats.check import CheckOptions
+from vlatool.formats.detect import SourceKeys, detect_source
+from vlatool.formats.propose import LEFT_OUT_LINE
+from vlatool.formats.run.locations import require_weights
 from vlatool.jobs.executor import default_workers
 from vlatool.pages.images import PageVideos
 from vlatool.pages.report import PageRequest, Report
 from vlatool.plugins import FORMATS
 from vlatool.results import MERGED, OPTIONAL, Result, columns
-from vlatool.sources.detection import SourceKeys, detect_source
-from vlatool.sources.propose import LEFT_OUT_LINE
 from vlatool.storage.atomic import write_text
 from vlatool.storage.documents import read_yaml
 from vlatool.storage.tree import size_text

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vlatool.artifacts.clips import encode_video
-from vlatool.artifacts.images import encode_png
-from vlatool.artifacts.tfrecord import Value, example, record
 from vlatool.errors import installed
+from vlatool.formats.media.images import encode_png
+from vlatool.formats.media.tfrecord import Value, example, record
+from vlatool.formats.media.video import encode_video
 from vlatool.storage.atomic import atomic_folder, write_bytes, write_json
 from vlatool.world.recording import RecordedEpisode, RecordingSetup, WorldEpisode, recorded_episode
 from vlatool.world.scene import FPS

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from vlatool.artifacts.lerobot import format as lerobot_format
-from vlatool.artifacts.lerobot.output import IMAGE_CELL
 from vlatool.episode import Episode, FieldSpec, FrameSource, Survey, UInt8Array
+from vlatool.formats.lerobot import layout as lerobot_layout
+from vlatool.formats.lerobot.output import IMAGE_CELL
 from vlatool.storage.atomic import write_json
 from vlatool.world import scene
 from vlatool.world.recording import RecordedEpisode, RecordingSetup, WorldEpisode, recorded_episode
@@ -77,8 +77,8 @@ def as_episode(episode: WorldEpisode, views: Sequence[View]) -> Episode:
 class LiberoWriter:
     """Recorder of LIBERO data sets; the two views become `image` and `wrist_image`."""
 
-    owned: ClassVar[Sequence[str]] = lerobot_format.OWNED_FILES
-    closing: ClassVar[Sequence[str]] = lerobot_format.META_FILES
+    owned: ClassVar[Sequence[str]] = lerobot_layout.OWNED_FILES
+    closing: ClassVar[Sequence[str]] = lerobot_layout.META_FILES
     setup: RecordingSetup
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:
@@ -88,31 +88,31 @@ class LiberoWriter:
         }
         columns = {
             **images,
-            "state": lerobot_format.vector_column(scene.libero_states(episode.states)),
-            "actions": lerobot_format.vector_column(
+            "state": lerobot_layout.vector_column(scene.libero_states(episode.states)),
+            "actions": lerobot_layout.vector_column(
                 scene.libero_actions(episode.actions, episode.states)
             ),
-            **lerobot_format.automatic_columns(
+            **lerobot_layout.automatic_columns(
                 np.arange(len(episode)), scene.FPS, episode.index, first_row
             ),
             "task_index": pa.array(np.full(len(episode), episode.target)),
         }
-        path = lerobot_format.DATA_PATH.format(**lerobot_format.template_values(episode.index))
-        lerobot_format.write_table(self.setup.output / path, columns)
-        return recorded_episode(episode, [path], lerobot_format.table_stats(columns))
+        path = lerobot_layout.DATA_PATH.format(**lerobot_layout.template_values(episode.index))
+        lerobot_layout.write_table(self.setup.output / path, columns)
+        return recorded_episode(episode, [path], lerobot_layout.table_stats(columns))
 
     def finish(self, episodes: list[RecordedEpisode]) -> None:
         merged = {
-            name: lerobot_format.merge_stats([episode.stats[name] for episode in episodes])
+            name: lerobot_layout.merge_stats([episode.stats[name] for episode in episodes])
             for name in episodes[0].stats
         }
-        write_json(self.setup.output / lerobot_format.STATS_FILE, merged, indent=4)
+        write_json(self.setup.output / lerobot_layout.STATS_FILE, merged, indent=4)
         features: dict[str, Any] = {
-            name: lerobot_format.feature("image", [*view.size, 3], ["height", "width", "channel"])
+            name: lerobot_layout.feature("image", [*view.size, 3], ["height", "width", "channel"])
             for name, view in zip(scene.IMAGE_COLUMNS, self.setup.views, strict=True)
         }
-        features["state"] = lerobot_format.feature("float32", [scene.STATE_WIDTH], ["state"])
-        features["actions"] = lerobot_format.feature("float32", [scene.ACTION_WIDTH], ["actions"])
+        features["state"] = lerobot_layout.feature("float32", [scene.STATE_WIDTH], ["state"])
+        features["actions"] = lerobot_layout.feature("float32", [scene.ACTION_WIDTH], ["actions"])
         _write_meta(self.setup, episodes, "v2.0", "panda", features)
 
 
@@ -124,14 +124,14 @@ def _write_meta(
     features: Mapping[str, Any],
 ) -> None:
     tasks = [scene.instruction_for(color) for color in scene.COLORS]
-    info = lerobot_format.SetInfo(
-        version, robot_type, scene.FPS, tasks, {**features, **lerobot_format.automatic_features()}
+    info = lerobot_layout.SetInfo(
+        version, robot_type, scene.FPS, tasks, {**features, **lerobot_layout.automatic_features()}
     )
     lines = [
-        lerobot_format.EpisodeLine(episode.index, (episode.instruction,), episode.frames)
+        lerobot_layout.EpisodeLine(episode.index, (episode.instruction,), episode.frames)
         for episode in episodes
     ]
-    lerobot_format.write_meta(setup.output, info, lines)
+    lerobot_layout.write_meta(setup.output, info, lines)
 
 
 def _image_column(episode: WorldEpisode, view: View) -> pa.Array:

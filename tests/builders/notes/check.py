@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.builders.notes.format import MANIFEST, TEXT_NAME
-from vlatool.artifacts.check import CheckOptions, check_record_and_files
+from tests.builders.notes.layout import MANIFEST, TEXT_NAME
 from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCodes, error
+from vlatool.formats.check import CheckOptions, check_record_and_files
 
 NOTE = FindingCodes(
     "note",

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders.errors import fails
-from vlatool.artifacts.base_model import WEIGHTS
+from vlatool.formats.base_model import WEIGHTS
 from vlatool.models import trained
 from vlatool.models.future_vla import published as future_vla
 from vlatool.models.titok import published as titok

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.builders.errors import fails
-from vlatool.artifacts.run.format import RunDir
 from vlatool.errors import UsageError
+from vlatool.formats.run.layout import RunDir
 from vlatool.jobs.record import OutputRecord
 from vlatool.training.config import TrainConfig
 from vlatool.training.resume import (

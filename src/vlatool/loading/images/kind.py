@@ -13,18 +13,18 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import ValidationError
 
-from vlatool.artifacts.image_shards import format as image_shards_format
-from vlatool.artifacts.images import NotRgbError, decode_plain
-from vlatool.artifacts.shards.format import (
+from vlatool.episode import UInt8Array
+from vlatool.errors import DataError
+from vlatool.events import NULL, Reporter
+from vlatool.formats.image_shards import layout as image_shards_layout
+from vlatool.formats.media.images import NotRgbError, decode_plain
+from vlatool.formats.media.tar import ShardIndex, cached_index, shard_index
+from vlatool.formats.media.tar_sample import Members
+from vlatool.formats.shards.layout import (
     CONFIG_NAME,
     read_preprocessing_config,
     write_preprocessing_config,
 )
-from vlatool.artifacts.tar import ShardIndex, cached_index, shard_index
-from vlatool.artifacts.tar_sample import Members
-from vlatool.episode import UInt8Array
-from vlatool.errors import DataError
-from vlatool.events import NULL, Reporter
 from vlatool.jobs.job import digest_of
 from vlatool.loading import base, shard_reader
 from vlatool.loading.images.config import ImageDataConfig, ImagePreprocessing, prepare_image
@@ -81,7 +81,7 @@ def load_info(config: ImageDataConfig, reporter: Reporter = NULL) -> ImagesInfo:
 def _dataset(
     text: str, config: ImageDataConfig, cache: FileCache, reporter: Reporter
 ) -> tuple[base.DataSet, tuple[int, ...]]:
-    paths = image_shards_format.find_shards(text, config.split)
+    paths = image_shards_layout.find_shards(text, config.split)
     if len(set(paths)) < len(paths):
         seen: set[Path] = set()
         twice = next(path for path in paths if path in seen or seen.add(path))
@@ -172,11 +172,11 @@ class ImageReader(base.SampleReader):
         self, ref: base.SampleRef, members: Members, rng: np.random.Generator
     ) -> ImageSample | base.DroppedSample:
         shard = self._info.datasets[ref.dataset].shards[ref.shard].location
-        key = image_shards_format.sample_metadata(members.contents).get("key")
+        key = image_shards_layout.sample_metadata(members.contents).get("key")
         key = key if isinstance(key, str) and key else f"{shard.stem}/{members.key}"
-        data = image_shards_format.sample_image(members.contents)
+        data = image_shards_layout.sample_image(members.contents)
         if data is None:
-            suffixes = ", ".join(image_shards_format.IMAGE_SUFFIXES)
+            suffixes = ", ".join(image_shards_layout.IMAGE_SUFFIXES)
             message = f"{shard}: sample {members.key} has no image ({suffixes})"
             return base.DroppedSample(NO_IMAGE, key, message)
         try:

@@ -15,21 +15,21 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.conventions import Conventions, conventions_of
-from vlatool.artifacts.curation.choice import chosen_numbers, select
-from vlatool.artifacts.frames.format import (
+from vlatool.episode import Array, EpisodeRef, PoseGroup
+from vlatool.errors import DataError
+from vlatool.events import counted
+from vlatool.formats.choice import chosen_numbers, select
+from vlatool.formats.convention_file import Conventions, conventions_of
+from vlatool.formats.frames.layout import (
     CONFIG_NAME,
     FrameRange,
     FramesEpisode,
     FramesFolder,
     FramesTar,
 )
-from vlatool.artifacts.shards.format import Shard
-from vlatool.artifacts.stats.format import STATS_NAME, write_with_digests
-from vlatool.artifacts.tar_sample import METADATA, image_suffix
-from vlatool.episode import Array, EpisodeRef, PoseGroup
-from vlatool.errors import DataError
-from vlatool.events import counted
+from vlatool.formats.media.tar_sample import METADATA, image_suffix
+from vlatool.formats.shards.layout import Shard
+from vlatool.formats.stats.layout import STATS_NAME, write_with_digests
 from vlatool.jobs.job import digest_of
 from vlatool.loading.base import DroppedSample, SampleRef, ShardInfo, Split
 from vlatool.loading.robotics.config import FrameWindowsConfig

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.conventions import check_rate
-from vlatool.artifacts.field_summary import dimension_label, recorded_names
-from vlatool.artifacts.frames.format import FramesFolder
-from vlatool.artifacts.shards.format import Shard, ShardFolder, check_shards
-from vlatool.artifacts.stats import format as stats_format
 from vlatool.config.coerce import value_text
 from vlatool.episode import NO_CAMERAS, PoseGroup, listed_cameras
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter, counted
+from vlatool.formats.convention_file import check_rate
+from vlatool.formats.field_summary import dimension_label, recorded_names
+from vlatool.formats.frames.layout import FramesFolder
+from vlatool.formats.shards.layout import Shard, ShardFolder, check_shards
+from vlatool.formats.stats import layout as stats_layout
 from vlatool.jobs.job import digest_of
 from vlatool.loading.base import DataSet, ShardInfo
 from vlatool.loading.robotics.config import (
@@ -43,7 +43,7 @@ class RoboticsInfo:
 
     shards: tuple[tuple[Shard, ...], ...]  # shards of each data set
     statistics: (
-        stats_format.Statistics
+        stats_layout.Statistics
     )  # map from field name to statistics, merged over the data sets
     options: tuple[Mapping[str, Any], ...]  # content of preprocessing_config.yaml of each data set
     past: int  # number of steps before the anchor in every window
@@ -170,7 +170,7 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
         for text in configured
     ] or [folder.statistics_file for folder in folders]
     parts = [
-        (stats_format.read_mergeable if mergeable else stats_format.read_stats)(path)
+        (stats_layout.read_mergeable if mergeable else stats_layout.read_stats)(path)
         for path in files
     ]
     options = [_options(folder) for folder in folders]
@@ -188,7 +188,7 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
     return RoboticsInfo(
         shards=tuple(tuple(entries) for entries in shards),
         # Without digests, which only merging needs: each loader worker gets a copy.
-        statistics=stats_format.compact(known),
+        statistics=stats_layout.compact(known),
         options=tuple(options),
         past=min(pasts),
         future=min(int(row["future_lowdim_steps"]) for row in options),
@@ -283,13 +283,13 @@ def data_of(text: str, config: RoboticsDataConfig) -> ShardFolder | FrameWindows
 
 
 def _merged(
-    config: RoboticsDataConfig, parts: Sequence[stats_format.Statistics], pasts: Sequence[int]
-) -> stats_format.MergedStats:
+    config: RoboticsDataConfig, parts: Sequence[stats_layout.Statistics], pasts: Sequence[int]
+) -> stats_layout.MergedStats:
     """Merges statistics with the weights of the mixture; steps are aligned by the anchor. A field
     with other shapes in other data sets is left out. Using it is an error.
     """
     if len(parts) == 1:
-        return stats_format.MergedStats(parts[0])
+        return stats_layout.MergedStats(parts[0])
     weights: Sequence[float | None] = config.dataset_weighting
     # By size if all are 0 or one is less; `SampleOrder` raises an error for these.
     if not weights or min(config.dataset_weighting) < 0 or not any(weights):
@@ -299,8 +299,8 @@ def _merged(
     )
     folders = [name.rpartition("/")[0] or name for name in names]
     rows = zip(parts, pasts, weights, folders, strict=True)
-    return stats_format.merge_parts(
-        [stats_format.StatsPart(*row) for row in rows if row[2] != 0],  # what is never read
+    return stats_layout.merge_parts(
+        [stats_layout.StatsPart(*row) for row in rows if row[2] != 0],  # what is never read
         leave_out_unequal=True,
         of_some=config.pad_missing_fields,
     )
@@ -309,7 +309,7 @@ def _merged(
 def _fixed_in_some(
     config: RoboticsDataConfig,
     options: Mapping[str, Any],
-    parts: Sequence[stats_format.Statistics],
+    parts: Sequence[stats_layout.Statistics],
     merged: Mapping[str, Any],
 ) -> Iterator[str]:
     """Labels of dimensions that never change in one data set, but in all together."""
@@ -325,7 +325,7 @@ def _fixed_in_some(
                 yield f"{label} (in {location_text})"
 
 
-def _of_training(config: RoboticsDataConfig) -> stats_format.Statistics:
+def _of_training(config: RoboticsDataConfig) -> stats_layout.Statistics:
     """Statistics of fields that validation data may lack, for their widths."""
     if not (isinstance(config, ValidationDataConfig) and config.pad_missing_fields):
         return {}

@@ -11,17 +11,17 @@ from typing import Any, ClassVar, cast, get_args
 
 import numpy as np
 
-from vlatool.artifacts.contract import CONTRACT, Contract, SeenCamera, conventions_in
-from vlatool.artifacts.field_summary import Names, dimension_names, recorded_names
-from vlatool.artifacts.frames.format import FramesFolder
-from vlatool.artifacts.run.format import RunDir
-from vlatool.artifacts.shards import format as shards_format
-from vlatool.artifacts.stats.format import Statistics, write_stats
-from vlatool.artifacts.tar_sample import StoredSample
 from vlatool.config.base import ConfigModel, derivation_rules
 from vlatool.episode import NO_CAMERAS, Array, Observation, PoseGroup, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
+from vlatool.formats.contract import CONTRACT, Contract, SeenCamera, conventions_in
+from vlatool.formats.field_summary import Names, dimension_names, recorded_names
+from vlatool.formats.frames.layout import FramesFolder
+from vlatool.formats.media.tar_sample import StoredSample
+from vlatool.formats.run.layout import RunDir
+from vlatool.formats.shards import layout as shards_layout
+from vlatool.formats.stats.layout import Statistics, write_stats
 from vlatool.jobs.job import digest_of
 from vlatool.loading import base
 from vlatool.loading.order import OrderOptions, SampleOrder
@@ -210,20 +210,20 @@ class RoboticsKind(base.DataKind):
         image_size = {} if size is None else {_IMAGE_SIZE: list(size)}
         # Merged statistics have only the steps that all data sets have.
         steps = {"past_lowdim_steps": info.statistics_past, "future_lowdim_steps": info.future}
-        sizes = {shards_format.RECORDED_SIZES: _merged_sizes(info.options)}
+        sizes = {shards_layout.RECORDED_SIZES: _merged_sizes(info.options)}
         sources = [
             {"name": name, "samples": size, "conversions": row.get("conversions")}
             for name, size, row in zip(info.names, info.sizes, info.options, strict=True)
         ]
         several = {"data_sets": sources, "conversions": None} if len(sources) > 1 else {}
         options = {**info.options[0], **steps, **image_size, **sizes, **several}
-        shards_format.write_preprocessing_config(folder, options)
+        shards_layout.write_preprocessing_config(folder, options)
         CONTRACT.write(folder, asdict(contract_of(config, options, info.statistics)))
 
     def load_assets(self, config: RoboticsDataConfig, folder: Path) -> RoboticsAssets:
         run = RunDir(folder)
         statistics = run.statistics()
-        options = shards_format.read_preprocessing_config(folder)
+        options = shards_layout.read_preprocessing_config(folder)
         past = options.get("past_lowdim_steps")
         if not isinstance(past, int):
             raise DataError.at(
@@ -328,7 +328,7 @@ def assets_of(
         contract = contract_of(config, options, statistics)
     except (TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{shards_format.CONFIG_NAME} is broken: {error}",
+            f"{shards_layout.CONFIG_NAME} is broken: {error}",
             hint="copy it again from the training data, or train again",
             code="data.broken",
         ) from None
@@ -342,7 +342,7 @@ def contract_of(
 ) -> Contract:
     """Facts on data for the inputs of a derived section; ValueError if options are invalid."""
     images = _image_transform(options)
-    sizes = options.get(shards_format.RECORDED_SIZES) or {}
+    sizes = options.get(shards_layout.RECORDED_SIZES) or {}
     cameras = {
         name: SeenCamera(
             tuple((int(height), int(width)) for height, width in sizes.get(name) or ()),
@@ -383,7 +383,7 @@ def _merged_sizes(parts: Sequence[Mapping[str, Any]]) -> dict[str, list[list[int
     merged: dict[str, list[list[int]]] = {}
     for name in {name for options in parts for name in options.get("camera_names") or ()}:
         having = [row for row in parts if name in (row.get("camera_names") or ())]
-        sizes = [(row.get(shards_format.RECORDED_SIZES) or {}).get(name) or [] for row in having]
+        sizes = [(row.get(shards_layout.RECORDED_SIZES) or {}).get(name) or [] for row in having]
         if all(sizes):
             merged[name] = sorted({tuple(size): size for each in sizes for size in each}.values())
     return merged
@@ -498,7 +498,7 @@ class RoboticsPairs(base.RecordedPairs):
         """Yields samples with their indices; only those of the episode if tars are episodes."""
         refs = list(enumerate(self._order.refs(range(len(self)))))
         (dataset,) = self._datasets
-        tars = [shards_format.tar_episode(shard.location) or "" for shard in dataset.shards]
+        tars = [shards_layout.tar_episode(shard.location) or "" for shard in dataset.shards]
         if all(tars):
             name = episode_named(dict(enumerate(tars)), episode)
             refs = [(index, ref) for index, ref in refs if tars[ref.shard] == name]
@@ -574,7 +574,7 @@ def pairs_info(
         steps = {"past_lowdim_steps": max(options.sees.past, config.lowdim_past_timesteps or 0)}
         steps |= {"future_lowdim_steps": options.horizon - 1}
         windows = windows.model_copy(update={**steps, "image_indices": config.image_indices})
-    folder = None if is_frames else shards_format.ShardFolder.open(place)
+    folder = None if is_frames else shards_layout.ShardFolder.open(place)
     manifest = str(place if folder is None else folder.manifest)
     keys: dict[str, Any] = {"rename": config.rename, "split": options.split}
     if is_frames:  # only the statistics of these fields are computed

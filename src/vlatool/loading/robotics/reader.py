@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.images import decode_rgb
-from vlatool.artifacts.tar_sample import MASKS, METADATA, StoredSample, image_suffix
 from vlatool.config.coerce import value_text
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted
+from vlatool.formats.media.images import decode_rgb
+from vlatool.formats.media.tar_sample import MASKS, METADATA, StoredSample, image_suffix
 from vlatool.loading.base import Allocate, DroppedSample, SampleReader, SampleRef
 from vlatool.loading.robotics.config import ImageAugmentationConfig, RoboticsDataConfig
 from vlatool.loading.robotics.frames import WindowReader, WindowSample

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from vlatool.artifacts.contract import Contract, conventions_in, differences
-from vlatool.artifacts.field_summary import dimension_label, recorded_names
-from vlatool.artifacts.run.format import RunDir
-from vlatool.artifacts.shards.format import (
-    MANIFEST_NAME,
-    ShardFolder,
-    read_preprocessing_config,
-)
-from vlatool.artifacts.stats.format import Statistics, compact
 from vlatool.config.coerce import value_text
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter, counted
+from vlatool.formats.contract import Contract, conventions_in, differences
+from vlatool.formats.field_summary import dimension_label, recorded_names
+from vlatool.formats.run.layout import RunDir
+from vlatool.formats.shards.layout import (
+    MANIFEST_NAME,
+    ShardFolder,
+    read_preprocessing_config,
+)
+from vlatool.formats.stats.layout import Statistics, compact
 from vlatool.loading.robotics.config import NormalizeConfig, RoboticsDataConfig
 from vlatool.loading.robotics.info import RoboticsInfo
 from vlatool.pages.text import few_text

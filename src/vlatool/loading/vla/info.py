@@ -14,13 +14,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vlatool.artifacts.codes.format import IMAGES_NAME
-from vlatool.artifacts.contract import Contract, SeenCamera
-from vlatool.artifacts.conventions import Convention, conventions_of
-from vlatool.artifacts.fast.format import is_fast, read_fast
-from vlatool.artifacts.image_shards.format import validation_positions
-from vlatool.artifacts.images import decoded_size
-from vlatool.artifacts.profile import (
+from vlatool.config.coerce import value_text
+from vlatool.episode import Array
+from vlatool.errors import DataError
+from vlatool.events import NULL, Reporter, counted
+from vlatool.formats.codes.layout import IMAGES_NAME
+from vlatool.formats.contract import Contract, SeenCamera
+from vlatool.formats.convention_file import Convention, conventions_of
+from vlatool.formats.fast.layout import is_fast, read_fast
+from vlatool.formats.image_shards.layout import validation_positions
+from vlatool.formats.media.images import decoded_size
+from vlatool.formats.samples.episode import KINDS, SampleSizes, TokenSample
+from vlatool.formats.samples.layout import FAST_NAME, SamplesFolder, is_samples
+from vlatool.formats.samples.profile import (
     PUBLISHED,
     NormalizationProfile,
     check_same_profile,
@@ -29,13 +35,7 @@ from vlatool.artifacts.profile import (
     parse_profile,
     read_profile,
 )
-from vlatool.artifacts.samples.episode import KINDS, SampleSizes, TokenSample
-from vlatool.artifacts.samples.format import FAST_NAME, SamplesFolder, is_samples
-from vlatool.artifacts.windows.format import DATA_NAME, MANIFEST, SAMPLES_NAME, Kind, WindowManifest
-from vlatool.config.coerce import value_text
-from vlatool.episode import Array
-from vlatool.errors import DataError
-from vlatool.events import NULL, Reporter, counted
+from vlatool.formats.windows.layout import DATA_NAME, MANIFEST, SAMPLES_NAME, Kind, WindowManifest
 from vlatool.jobs.job import digest_of
 from vlatool.jobs.ownership import require_input
 from vlatool.loading.base import DataSet, ShardInfo

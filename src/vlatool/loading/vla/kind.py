@@ -15,17 +15,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vlatool.artifacts.contract import CONTRACT, Contract
-from vlatool.artifacts.fast.format import is_fast, read_fast, write_fast
-from vlatool.artifacts.images import NotRgbError, decode_plain
-from vlatool.artifacts.profile import NAME as PROFILE_NAME
-from vlatool.artifacts.profile import has_profile, read_profile, write_profile
-from vlatool.artifacts.samples.episode import TokenSample
-from vlatool.artifacts.samples.format import FAST_NAME
 from vlatool.config.base import derivation_rules
 from vlatool.episode import Array, Observation, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
+from vlatool.formats.contract import CONTRACT, Contract
+from vlatool.formats.fast.layout import is_fast, read_fast, write_fast
+from vlatool.formats.media.images import NotRgbError, decode_plain
+from vlatool.formats.samples.episode import TokenSample
+from vlatool.formats.samples.layout import FAST_NAME
+from vlatool.formats.samples.profile import NAME as PROFILE_NAME
+from vlatool.formats.samples.profile import has_profile, read_profile, write_profile
 from vlatool.loading import base
 from vlatool.loading.shard_reader import BROKEN_SAMPLE, check_frame, episode_named
 from vlatool.loading.vla.config import VlaAssets, VlaDataConfig, VlaSample

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlatool.artifacts.base_model import read_tokenizer, read_tokenizer_asset
 from vlatool.errors import DataError, UsageError, VlatoolError
+from vlatool.formats.base_model import read_tokenizer, read_tokenizer_asset
 from vlatool.loading.loader import stack_rows
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.reader import DecodedSample

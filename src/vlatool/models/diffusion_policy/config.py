@@ -13,9 +13,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from vlatool.artifacts.base_model import ImageMeanStd, copy_tokenizer, read_image_mean_std
 from vlatool.config.base import ConfigModel, Published, derivation_rules, derived_field, option
 from vlatool.errors import DataError
+from vlatool.formats.base_model import ImageMeanStd, copy_tokenizer, read_image_mean_std
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models import pretrained
 from vlatool.models.base import MAX_LAYERS, MAX_ROWS, MAX_SIDE, MAX_WIDTH

@@ -9,17 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlatool.artifacts.base_model import TOKENIZER
-from vlatool.artifacts.contract import CONTRACT
-from vlatool.artifacts.experiment import format as experiment_format
-from vlatool.artifacts.run.checkpoint import CheckpointManifest
-from vlatool.artifacts.run.format import RunDir
-from vlatool.artifacts.shards.format import read_preprocessing_config
-from vlatool.artifacts.stats.format import Statistics
 from vlatool.config.resolve import ReadOptions, load_config
 from vlatool.episode import PoseGroup
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter
+from vlatool.formats.base_model import TOKENIZER
+from vlatool.formats.contract import CONTRACT
+from vlatool.formats.experiment import layout as experiment_layout
+from vlatool.formats.run.checkpoint import CheckpointManifest
+from vlatool.formats.run.layout import RunDir
+from vlatool.formats.shards.layout import read_preprocessing_config
+from vlatool.formats.stats.layout import Statistics
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.kind import RoboticsAssets, assets_of
 from vlatool.models.diffusion_policy.config import (
@@ -50,23 +50,23 @@ def find_published(location: Path) -> PublishedFiles | None:
     experiment it is the checkpoint with the highest number.
     """
     if location.is_file():
-        files = experiment_format.CheckpointFiles.with_file(location)
+        files = experiment_layout.CheckpointFiles.with_file(location)
         if files is None:
             return None
-        experiment = experiment_format.Experiment.of_file(location)
+        experiment = experiment_layout.Experiment.of_file(location)
         config = None if experiment is None else experiment.config
         if location == files.averaged:
             return PublishedFiles(location, config, "ema")
         return PublishedFiles(location, config, "raw")
     checkpoints = (
-        experiment_format.Experiment(location).checkpoints()
-        if experiment_format.is_experiment(location)
+        experiment_layout.Experiment(location).checkpoints()
+        if experiment_layout.is_experiment(location)
         else []
     )
     if not checkpoints:
         return None
     files = checkpoints[-1]
-    config = experiment_format.Experiment(location).config
+    config = experiment_layout.Experiment(location).config
     if not files.raw.is_file():
         return PublishedFiles(files.averaged, config, "ema")
     averaged = files.averaged if files.averaged.is_file() else None
@@ -75,7 +75,7 @@ def find_published(location: Path) -> PublishedFiles | None:
 
 def progress_files(files: PublishedFiles, *, averaged: bool) -> list[Path]:
     """Files of a checkpoint with the state of training: raw weights, optimizer, averages."""
-    checkpoint = experiment_format.CheckpointFiles.with_file(files.weights)
+    checkpoint = experiment_layout.CheckpointFiles.with_file(files.weights)
     if checkpoint is None:
         return []
     return [checkpoint.raw, checkpoint.optimizer, *([checkpoint.averaged] if averaged else [])]
@@ -95,12 +95,12 @@ def read_experiment(files: PublishedFiles) -> OpenedExperiment:
     if files.config is None:
         raise DataError.at(
             files.weights,
-            f"there is no experiment around this checkpoint: {experiment_format.CONFIG} is missing",
+            f"there is no experiment around this checkpoint: {experiment_layout.CONFIG} is missing",
             hint="copy the whole folder of the experiment, or start training from the file with "
             "`vlatool finetune --from`",
             code="data.broken",
         )
-    experiment = experiment_format.Experiment(files.config.parent)
+    experiment = experiment_layout.Experiment(files.config.parent)
     tree = experiment.tree()
     section = tree.get("model")
     kind = section.get("type") if isinstance(section, dict) else None
@@ -190,17 +190,17 @@ def prepare_export(trained: "Trained", tree: Mapping[str, Any], reporter: Report
         )
     model: Any = trained.config.model
     raw = trained if trained.origin.weights == "raw" else with_weights(trained, "raw")
-    states = {experiment_format.WEIGHTS: export_published(model, raw.parts["model"].state_dict())}
+    states = {experiment_layout.WEIGHTS: export_published(model, raw.parts["model"].state_dict())}
     if trained.origin.weights == "ema":
-        states[experiment_format.AVERAGE] = export_published(
+        states[experiment_layout.AVERAGE] = export_published(
             model, trained.parts["model"].state_dict()
         )
     for code, message in _differences(trained):
         reporter.warn(code, message)
     return Exported(
-        files=experiment_format.FILES,
+        files=experiment_layout.FILES,
         weights=tuple(states),
-        parameters=sum(tensor.numel() for tensor in states[experiment_format.WEIGHTS].values()),
+        parameters=sum(tensor.numel() for tensor in states[experiment_layout.WEIGHTS].values()),
         summary=" and ".join(states),
         write=partial(_write_experiment, trained, tree, states),
     )
@@ -246,10 +246,10 @@ def _write_experiment(
     assert trained.folder is not None
     run = RunDir(trained.folder)
     model: Any = trained.config.model
-    experiment_format.write_configs(
+    experiment_layout.write_configs(
         folder, published_tree(tree, model, trained.assets), _own_keys(trained.config)
     )
-    experiment_format.write_metadata(
+    experiment_layout.write_metadata(
         folder, tree["data"]["dataset_manifest"], read_preprocessing_config(run.root)
     )
     for path in (run.stats, run.options, run.root / TOKENIZER, run.root / CONTRACT.name):
@@ -257,19 +257,19 @@ def _write_experiment(
             write_bytes(folder / path.name, path.read_bytes())
     step = CheckpointManifest.read(trained.origin.checkpoint).step
     write_published(
-        folder / experiment_format.WEIGHTS,
-        states[experiment_format.WEIGHTS],
-        experiment_format.EXPORT_NUMBER,
+        folder / experiment_layout.WEIGHTS,
+        states[experiment_layout.WEIGHTS],
+        experiment_layout.EXPORT_NUMBER,
         step,
     )
-    if experiment_format.AVERAGE in states:
+    if experiment_layout.AVERAGE in states:
         write_published_average(
-            folder / experiment_format.AVERAGE,
-            states[experiment_format.AVERAGE],
-            experiment_format.EXPORT_NUMBER,
+            folder / experiment_layout.AVERAGE,
+            states[experiment_layout.AVERAGE],
+            experiment_layout.EXPORT_NUMBER,
             step,
         )
-    return {"averaged": experiment_format.AVERAGE in states}
+    return {"averaged": experiment_layout.AVERAGE in states}
 
 
 def published_tree(
@@ -282,7 +282,7 @@ def published_tree(
     published["model"] = _without_init(published["model"])
     data |= {
         "dataset_statistics": data["dataset_statistics"]
-        or [*map(experiment_format.statistics_beside, manifests)],
+        or [*map(experiment_layout.statistics_beside, manifests)],
         "dataset_modality": ["robotics"] * len(manifests),
         "dataset_weighting": data["dataset_weighting"] or [1.0] * len(manifests),
         "processor": data["processor"]

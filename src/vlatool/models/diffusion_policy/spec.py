@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlatool.artifacts.base_model import TOKENIZER
 from vlatool.config.base import ConfigModel, Violation, derivation_rules
 from vlatool.errors import DataError
+from vlatool.formats.base_model import TOKENIZER
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models import published
 from vlatool.models.base import ModelType, Part

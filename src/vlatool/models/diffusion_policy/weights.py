@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlatool.artifacts.experiment.format import PICKLED_SUFFIX
-from vlatool.artifacts.run.checkpoint import WEIGHTS_SUFFIX
 from vlatool.errors import DataError, UsageError
+from vlatool.formats.experiment.layout import PICKLED_SUFFIX
+from vlatool.formats.run.checkpoint import WEIGHTS_SUFFIX
 from vlatool.models.base import decays_by_name
 from vlatool.models.diffusion_policy.config import (
     ClipBackboneConfig,

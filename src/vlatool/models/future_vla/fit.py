@@ -10,12 +10,12 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlatool.artifacts.base_model import read_tokenizer_asset
-from vlatool.artifacts.samples.episode import Conversation, SampleSizes
-from vlatool.artifacts.windows.format import Kind
 from vlatool.config.base import derivation_rules
 from vlatool.errors import DataError, UsageError
 from vlatool.events import counted
+from vlatool.formats.base_model import read_tokenizer_asset
+from vlatool.formats.samples.episode import Conversation, SampleSizes
+from vlatool.formats.windows.layout import Kind
 from vlatool.loading.vla.config import VlaDataConfig, VlaShape
 from vlatool.loading.vla.info import VlaInfo
 from vlatool.loading.vla.kind import sample_key

@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache
 
-from vlatool.artifacts.contract import SeenCamera
 from vlatool.episode import Array, CameraView, Observation, ObservationSpec, UInt8Array
 from vlatool.errors import DataError, UsageError
+from vlatool.formats.contract import SeenCamera
 from vlatool.loading.robotics.kind import ImageTransform
 from vlatool.loading.vla.config import VlaAssets
 from vlatool.models.base import Candidates, Decision, Policy, Rule, Sampling, VisualTokenizer

@@ -13,11 +13,11 @@ from typing import Any, get_args
 import numpy as np
 from pydantic import Field
 
-from vlatool.artifacts.samples.episode import SampleSizes, answer, question
-from vlatool.artifacts.windows.format import Kind
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
+from vlatool.formats.samples.episode import SampleSizes, answer, question
+from vlatool.formats.windows.layout import Kind
 from vlatool.models.pretrained import tokenizers
 
 # Tokens of the vocabulary by the key of their id.

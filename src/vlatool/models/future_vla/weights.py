@@ -15,14 +15,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from vlatool.artifacts.base_model import CONFIG, weight_files
-from vlatool.artifacts.contract import CONTRACT
-from vlatool.artifacts.fast.format import NAMES as FAST_NAMES
-from vlatool.artifacts.fast.format import write_fast
-from vlatool.artifacts.profile import NAME as PROFILE_NAME
-from vlatool.artifacts.profile import write_profile
-from vlatool.artifacts.samples.format import FAST_NAME
 from vlatool.errors import BugError, DataError
+from vlatool.formats.base_model import CONFIG, weight_files
+from vlatool.formats.contract import CONTRACT
+from vlatool.formats.fast.layout import NAMES as FAST_NAMES
+from vlatool.formats.fast.layout import write_fast
+from vlatool.formats.samples.layout import FAST_NAME
+from vlatool.formats.samples.profile import NAME as PROFILE_NAME
+from vlatool.formats.samples.profile import write_profile
 from vlatool.loading.vla.config import VlaAssets
 from vlatool.models.future_vla import published
 from vlatool.models.future_vla.config import FutureVlaConfig

@@ -12,12 +12,12 @@ from typing import Any
 
 import yaml
 
-from vlatool.artifacts.base_model import CONFIG as HUB_CONFIG
-from vlatool.artifacts.base_model import WEIGHTS as HUB_WEIGHTS
 from vlatool.config import coerce
 from vlatool.config.problems import Problem, config_error
 from vlatool.config.resolve import ConvertedConfig
 from vlatool.errors import ConfigError, DataError
+from vlatool.formats.base_model import CONFIG as HUB_CONFIG
+from vlatool.formats.base_model import WEIGHTS as HUB_WEIGHTS
 from vlatool.models.published import PublishedFiles
 from vlatool.models.titok.config import KlConfig, TitokConfig, VitConfig, VqConfig
 from vlatool.storage.atomic import write_text

@@ -1,0 +1,272 @@
+"""The `curation` sink: figures of each episode, and of each among the others.
+
+A worker reads an episode once. What the comparison with others needs is small: states at 32 times,
+mean images of 8 x 8 pixels.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from vlatool.config.base import option
+from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, UInt8Array
+from vlatool.errors import DataError
+from vlatool.formats import writing
+from vlatool.formats.curation import layout as curation_layout
+from vlatool.formats.media.images import encode_jpeg
+from vlatool.jobs.files import FileEntry, file_entry
+from vlatool.jobs.job import JobRun
+from vlatool.jobs.journal import Receipt
+from vlatool.storage.atomic import remove_file, write_bytes
+from vlatool.transforms import neighbors
+from vlatool.transforms.episode_images import grid, image_figures, mean_images, repeats
+from vlatool.transforms.motion import action_lags, lag_residuals, motion_figures, moving_dimensions
+from vlatool.transforms.relative import stored_from
+
+_TIMES = 32  # of a path
+_MOMENTS = 16  # at which actions are compared
+_SHOWN = 5
+_SHOWN_SIZE = 96
+_MOST_BLANK = 0.5  # share of the episodes in which a camera that counts has no image
+
+
+class CurationConfig(writing.SinkConfig):
+    """Figures of episodes."""
+
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {"Output": ("type",)}
+
+    type: Literal["curation"] = option("curation", "Form of the output: figures of each episode.")
+
+
+@dataclass(frozen=True)
+class EpisodeFigures:
+    """Computes the figures of an episode; picklable."""
+
+    output: Path
+
+    def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
+        states = _columns(episode, episode.proprioception_fields)
+        actions = _columns(episode, episode.action_fields)
+        figures = {} if episode.success is None else {"success": float(episode.success)}
+        arrays: dict[str, Array] = {}
+        if np.isfinite(states).all() and np.isfinite(actions).all() and len(states):
+            figures |= motion_figures(states, episode.fps)
+            times = np.linspace(0, len(states) - 1, _MOMENTS + 2).round().astype(int)[1:-1]
+            arrays = {
+                "path": neighbors.resampled(states, _TIMES).reshape(-1),
+                "states": states[times].astype(np.float32),
+                "actions": actions[times].astype(np.float32),
+            }
+            residuals = lag_residuals(states, actions)
+            if residuals is not None:
+                arrays["lags"] = residuals
+        changing = moving_dimensions(states) if arrays else states[:, :0]
+        seen: dict[str, dict[str, float]] = {}
+        rows: list[UInt8Array] = []
+        for name, source in episode.cameras.items():
+            grids, repeated, shown = _read(name, source, episode.num_frames)
+            seen[name] = image_figures(grids, repeated, changing)
+            if seen[name]["blank_share"] < 1:
+                mean, end = mean_images(grids)
+                arrays |= {f"mean/{name}": mean, f"end/{name}": end}
+            rows.append(np.hstack([_small(image) for image in shown]))
+        files: tuple[FileEntry, ...] = ()
+        if rows:
+            name = f"{curation_layout.STRIPS}/{ref.id}.jpg"
+            width = max(row.shape[1] for row in rows)
+            padded = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]
+            write_bytes(self.output / name, encode_jpeg(np.vstack(padded), 85), synced=False)
+            files = (file_entry(self.output, name),)
+        facts = {"figures": figures, "instruction": episode.instruction_at(0), "cameras": seen}
+        counts = {"frames": episode.num_frames, "samples": 1}
+        return Receipt(ref.id, counts=counts, files=files, facts=facts, arrays=arrays)
+
+
+def _columns(episode: Episode, names: Sequence[str]) -> Array:
+    """Numeric fields [F, C] side by side."""
+    known = dict.fromkeys(stored_from(name, episode.lowdim) for name in names)
+    fields = [episode.lowdim[name] for name in known if name in episode.lowdim]
+    numbers = [values.reshape(len(values), -1) for values in fields if values.dtype.kind in "fiub"]
+    empty = np.zeros((episode.num_frames, 0))
+    return np.concatenate([empty, *numbers], axis=1, dtype=np.float64)
+
+
+def _read(
+    camera: str, source: FrameSource, num_frames: int
+) -> tuple[UInt8Array, Array, list[UInt8Array]]:
+    """Grids [F, 32, 32, 3], whether each image repeats the one before it [F - 1], and those that
+    are shown.
+    """
+    at = {*neighbors.spread(num_frames, _SHOWN)}
+    grids: list[UInt8Array] = []
+    repeated: list[Array] = []
+    shown: list[UInt8Array] = []
+    last: tuple[UInt8Array, ...] = ()
+    last_grid: tuple[UInt8Array, ...] = ()
+    for start in range(0, num_frames, writing.FRAMES_PER_READ):
+        frames = range(start, min(start + writing.FRAMES_PER_READ, num_frames))
+        read = writing.read_rgb(camera, source, frames)
+        grids.append(grid(read))
+        repeated.append(repeats([*last, *read], [*last_grid, *grids[-1]]))
+        shown += [image for frame, image in zip(frames, read, strict=True) if frame in at]
+        last = (read[-1],)
+        last_grid = (grids[-1][-1],)
+    return np.concatenate(grids), np.concatenate(repeated), shown
+
+
+def _small(pixels: UInt8Array) -> UInt8Array:
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    image.thumbnail((_SHOWN_SIZE, _SHOWN_SIZE))
+    return np.asarray(image)
+
+
+class CurationSink(writing.Sink):
+    """Writes the figures; `vlatool curate` applies rules to them."""
+
+    Config: ClassVar[type[writing.SinkConfig]] = CurationConfig
+    owned: ClassVar[Sequence[str]] = curation_layout.OWNED_FILES
+    volatile: ClassVar[Sequence[str]] = (
+        curation_layout.NAME,
+        curation_layout.PAGE,
+        f"{curation_layout.FOLDS}/*/*.json",
+    )  # written by `vlatool curate`, not by its job
+    needs_rate: ClassVar[bool] = False
+    next_step: ClassVar[str] = "vlatool inspect {output}"
+
+    def __init__(self, config: CurationConfig, setup: writing.SinkSetup) -> None:
+        self._setup = setup
+        self.work: writing.Work = EpisodeFigures(setup.output)
+        self.fields: Mapping[str, int] = {}
+        self.action_fields: tuple[str, ...] = ()
+        self.proprioception_fields: tuple[str, ...] = ()
+
+    def begin(self) -> None:
+        for name in (curation_layout.FIGURES_NAME, curation_layout.NAME, curation_layout.PAGE):
+            remove_file(self._setup.output / name)
+
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> writing.SinkSummary:
+        done = [receipt for receipt in receipts if "figures" in receipt.facts]
+        if not done:
+            raise DataError(
+                "no episode could be read",
+                hint="select more episodes",
+                code="data.no_samples",
+                details={"dropped": dict(run.dropped)},
+            )
+        curation_layout.write_curation(
+            self._setup.output / curation_layout.FIGURES_NAME, compared(done)
+        )
+        files = [file for receipt in done for file in receipt.files]
+        files.append(file_entry(self._setup.output, curation_layout.FIGURES_NAME))
+        return writing.SinkSummary(len(done), sum(file.bytes for file in files), tuple(files))
+
+    def estimate(self) -> writing.Estimate:
+        return writing.Estimate(self._setup.survey.episodes)
+
+
+def compared(receipts: Sequence[Receipt]) -> curation_layout.Curation:
+    """The episodes with their figures, those that need the others included."""
+    facts = [receipt.facts for receipt in receipts]
+    texts = np.array([each["instruction"] for each in facts])
+    columns, cameras_of = _of_cameras([each["cameras"] for each in facts])
+    for name in {name for each in facts for name in each["figures"]}:
+        columns[name] = np.array([each["figures"].get(name, np.nan) for each in facts])
+
+    def stacked(name: str) -> Array:
+        """An array of each episode [N, ...]; NaN for those without."""
+        known = [each.arrays[name] for each in receipts if name in each.arrays]
+        missing = np.full(known[0].shape if known else 1, np.nan)
+        return np.stack([each.arrays.get(name, missing) for each in receipts])
+
+    def among(figure: Callable[..., Array], *features: Array) -> Array:
+        """A figure [N] of the episodes with all features [N, ...]; NaN for others."""
+        values = np.full(len(texts), np.nan)
+        lacks = [np.isnan(each.reshape(len(texts), -1)).any(axis=1) for each in features]
+        known = ~np.any(lacks, axis=0)
+        if known.sum() > 1 and all(each.size for each in features):
+            values[known] = figure(*(each[known] for each in features), texts[known])
+        return values
+
+    counts = Counter(name for each in receipts for name in each.arrays)
+    many = sorted(name for name, count in counts.items() if count > _MOST_BLANK * len(texts))
+    means, lasts = (
+        [stacked(name) for name in many if name.startswith(kind)] for kind in ("mean/", "end/")
+    )
+    paths = stacked("path")
+    last = paths[:, (_TIMES - 1) * paths.shape[1] // _TIMES :]
+    columns |= {
+        "end_distance": among(neighbors.distances, last),
+        "disagreement": among(neighbors.disagreements, stacked("states"), stacked("actions")),
+        "other_instruction": among(neighbors.other_group_ratios, np.hstack([last, *lasts])),
+        "duplicate_distance": among(
+            lambda each, _: neighbors.distances(each, [""] * len(each), 1),
+            np.hstack([paths, *means]),
+        ),
+        "action_lag": np.abs(among(lambda each, _: action_lags(each), stacked("lags"))),
+    }
+    if len(means) > 1:
+        columns["swapped_cameras"] = among(
+            lambda each, _: neighbors.swapped_ratios(each), np.stack(means, axis=1)
+        )
+    lags = columns["camera_lag"]  # one that all episodes have is that of the robot
+    usual = np.median(lags[~np.isnan(lags)]) if not np.isnan(lags).all() else 0.0
+    columns["camera_lag"] = np.abs(lags - usual)
+    has_others = len({*texts.tolist()}) > 1
+    absent = dict(_ABSENT)
+    if not has_others:
+        absent["other_instruction"] = _ONE_INSTRUCTION
+    episodes = [
+        curation_layout.CuratedEpisode(
+            each.item, each.counts["frames"], each.facts["instruction"], camera=camera
+        )
+        for each, camera in zip(receipts, cameras_of, strict=True)
+    ]
+    ordered = {name: columns[name] for name in curation_layout.FIGURES if name in columns}
+    return curation_layout.Curation(tuple(episodes), absent).with_figures(ordered)
+
+
+def _of_cameras(
+    seen: Sequence[Mapping[str, Mapping[str, float]]],
+) -> tuple[dict[str, Array], list[str]]:
+    """Figures of the worst camera of each episode [N], and the camera that repeats its image most.
+
+    Cameras with images of one color in most episodes, as those that a robot lacks, do not count.
+    """
+    blank: dict[str, list[bool]] = {}
+    for name, figures in ((name, each[name]) for each in seen for name in each):
+        blank.setdefault(name, []).append(figures["blank_share"] == 1)
+    used = {name for name, each in blank.items() if np.mean(each) <= _MOST_BLANK}
+
+    def values(figure: str) -> list[dict[str, float]]:
+        return [
+            {name: each[name][figure] for name in each if name in used and figure in each[name]}
+            for each in seen
+        ]
+
+    columns = {
+        figure: np.array([max(each.values(), key=abs, default=np.nan) for each in values(figure)])
+        for figure in ("blank_share", "frozen_share", "camera_lag")
+    }
+    return columns, [max(each, key=each.__getitem__, default="") for each in values("frozen_share")]
+
+
+_ONE_INSTRUCTION = "all episodes have the same instruction"
+# Reasons for which no episode has a figure.
+_ABSENT: Mapping[str, str] = {
+    **{
+        name: "no states or actions that it needs, or too few"
+        for name in curation_layout.FIGURES
+        if name != curation_layout.MODEL_ERROR
+    },
+    "success": "the recordings do not say whether the task was completed",
+    "camera_lag": "no lag is clear",
+    "frozen_share": "no images, or no motion",
+    "blank_share": "no images",
+    "swapped_cameras": "fewer than two cameras, or too few episodes",
+}

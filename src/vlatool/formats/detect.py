@@ -1,0 +1,225 @@
+"""Detection of the dataset format of a location: each format is asked to find episodes."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, ValidationError
+
+from vlatool.config.base import ConfigModel, option
+from vlatool.config.resolve import Override, load_config
+from vlatool.episode import EpisodeRef
+from vlatool.errors import DataError, EnvironmentProblem, UsageError, VlatoolError
+from vlatool.formats.artifact import other_contents_error, recognize
+from vlatool.formats.base import FormatReader
+from vlatool.formats.mapping import broken_mapping, mapping_file
+from vlatool.plugins import FORMATS, is_class_in_file
+from vlatool.storage.documents import DocumentError, read_json
+from vlatool.storage.tree import walk
+from vlatool.storage.uri import can_list
+
+_MOST_SEEN = 100_000
+_MOST_ENDINGS = 6
+# Formats that read what vlatool wrote, by the `format` of the manifest: no other one is asked.
+_READ_WITH = {"vlatool.windows": "images", "vlatool.image-shards": "image-shards"}
+
+
+class DeferredKeys(ConfigModel):
+    """Keys of a format that is not detected yet."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+@dataclass(frozen=True)
+class DetectedSource:
+    """Format that finds episodes at a location, and these episodes."""
+
+    format: str
+    reader: FormatReader
+    refs: Sequence[EpisodeRef]
+
+
+def is_source(word: str) -> bool:
+    """True if a word is a location and not the (perhaps misspelled) name of a format."""
+    if word in FORMATS.names() or is_class_in_file(word):
+        return False
+    try:
+        return "/" in word or Path(word).exists()
+    except (OSError, ValueError):  # not a valid file name
+        return True
+
+
+class SourceKeys(ConfigModel):
+    """Keys of commands that read raw episodes of a format that they may detect."""
+
+    format: str | None = option(None, "Format of raw episodes; null: detect it.")
+    mapping: str | None = option(
+        None, "Mapping of raw episodes, as for `preprocess`: a YAML file, or the name of a preset."
+    )
+    format_keys: dict[str, Any] = option(
+        {}, "Other keys of the format of raw episodes, such as {fps: 20}."
+    )
+
+    @property
+    def source_keys(self) -> dict[str, Any]:
+        """Keys of the format that are given."""
+        return with_mapping(self.format_keys, self.mapping)
+
+
+def with_mapping(keys: Mapping[str, Any], mapping: str | None) -> dict[str, Any]:
+    """Keys of a format, with the mapping if one is given; errors if it is not there."""
+    if mapping is None:
+        return {**keys}
+    file = mapping_file(mapping)
+    if not file.is_file():
+        raise broken_mapping(file, "does not exist")
+    return {**keys, "mapping": mapping}
+
+
+def detect_source(
+    location: Path, forced: str | None, keys: Mapping[str, Any] | None = None
+) -> DetectedSource:
+    """The format `forced`, that of the manifest, or the one that finds episodes at `location`. A
+    format takes precedence over its `base_format`, and any format over one with `is_fallback`.
+
+    With `keys` of the format only formats that have these keys are tried.
+    """
+    given = keys or {}
+    name = forced or _format_of_manifest(location)
+    if name is not None:
+        return _discover(name, location, given)
+    names = _formats_with(given)
+    fallbacks = [name for name in names if FORMATS.get(name).is_fallback]
+    first = [name for name in names if name not in fallbacks]
+    detected, errors = _asked(first, location, given)
+    if not detected and not any(map(_is_of_data, errors.values())):
+        if recognize(location) is not None:  # its files are no recordings, whatever they look like
+            fallbacks = [name for name in fallbacks if not FORMATS.get(name).base_format]
+        detected, others = _asked(fallbacks, location, given)
+        errors |= others
+    general = {source.reader.base_format for source in detected}
+    detected = [source for source in detected if source.format not in general]
+    if len(detected) > 1:
+        counts = ", ".join(f"{source.format} ({len(source.refs)})" for source in detected)
+        raise UsageError(
+            f"{location}: several formats find episodes: {counts}",
+            hint=f"choose one with --format, such as --format {detected[0].format}",
+            code="usage.conflict",
+            details={"formats": [source.format for source in detected]},
+        )
+    if not detected:
+        raise _not_detected_error(location, errors)
+    return detected[0]
+
+
+def _format_of_manifest(location: Path) -> str | None:
+    try:
+        document: object = read_json(location / "manifest.json")
+    except (DocumentError, OSError):
+        return None
+    return _READ_WITH.get(str(document.get("format"))) if isinstance(document, dict) else None
+
+
+def _formats_with(keys: Mapping[str, Any]) -> list[str]:
+    """Names of the formats that have keys; UsageError if none has all of them."""
+    names: list[str] = []
+    for name in FORMATS.names():
+        if all(key in FORMATS.get(name).Config.model_fields for key in keys):
+            names.append(name)
+    if not names:
+        raise UsageError(
+            f"no format has the keys {', '.join(keys)}",
+            hint="vlatool preprocess FORMAT --help-all lists the keys of a format",
+            code="usage.unknown_name",
+        )
+    return names
+
+
+def _discover(name: str, location: Path, keys: Mapping[str, Any]) -> DetectedSource:
+    reader = _reader(name, keys)
+    refs = list(reader.discover([location]))
+    if not refs:
+        raise DataError(f"{location}: no {name} episodes", code="data.no_episodes")
+    return DetectedSource(name, reader, refs)
+
+
+def _reader(name: str, keys: Mapping[str, Any]) -> FormatReader:
+    kind = FORMATS.get(name)
+    typed = [Override(key, value, f"the {name} key {key}") for key, value in keys.items()]
+    try:
+        return kind(load_config(kind.Config, overrides=typed).config if keys else kind.Config())
+    except ValidationError as error:
+        missing = [".".join(map(str, problem["loc"])) for problem in error.errors()]
+        raise UsageError(
+            f"the format {name!r} requires values for: {', '.join(missing)}",
+            hint=f"run vlatool preprocess {name} ... --dry-run, which accepts these keys",
+            code="usage.missing_key",
+            details={"format": name, "keys": missing},
+        ) from None
+
+
+def _asked(
+    names: Sequence[str], location: Path, keys: Mapping[str, Any]
+) -> tuple[list[DetectedSource], dict[str, VlatoolError]]:
+    """The formats that find episodes at a location, and the errors of the others."""
+    detected: list[DetectedSource] = []
+    errors: dict[str, VlatoolError] = {}
+    for name in names:
+        try:
+            detected.append(_discover(name, location, keys))
+        except VlatoolError as error:
+            errors[name] = error
+    return detected, errors
+
+
+def _is_of_data(error: VlatoolError) -> bool:
+    """True for the error of a format that recognizes the data but cannot read it."""
+    return isinstance(error, DataError | EnvironmentProblem) and error.code != "data.no_episodes"
+
+
+def _not_detected_error(location: Path, errors: Mapping[str, VlatoolError]) -> VlatoolError:
+    """Error of a format that recognizes the data but cannot read it, else one for all formats."""
+    for error in errors.values():
+        if _is_of_data(error):
+            return error
+    seen = _seen_text(location)
+    known = other_contents_error(
+        location,
+        "raw episodes, windows or image shards",
+        "give the source that they were made from",
+        "data.no_episodes",
+    )
+    if known is not None:
+        return known
+    searched = {
+        name: str(error.details.get("searched") or error.hint or error.message)
+        for name, error in errors.items()
+    }
+    return DataError.at(
+        location,
+        f"no run, no shards, and no episodes of a known format{seen}",
+        hint=f"known formats: {', '.join(FORMATS.names())}; another layout of HDF5, Zarr, RLDS, "
+        "bags or LeRobot needs a mapping (vlatool inspect SOURCE --propose mapping.yaml, "
+        "docs/mappings.md), other files a reader in one file (vlatool preprocess "
+        "./reader.py:Reader SOURCE, docs/plugins.md) or a script (vlatool.record, "
+        "docs/formats/folder.md)",
+        code="data.no_episodes",
+        searched=searched,
+    )
+
+
+def _seen_text(location: Path) -> str:
+    """What is at a location: the number of files by their endings."""
+    counts: Counter[str] = Counter()
+    for _, _, names in walk(location) if can_list(location) and location.is_dir() else ():
+        counts.update(
+            Path(name).suffix.lower().lstrip(".") or "without an ending" for name in names
+        )
+        if counts.total() > _MOST_SEEN:
+            break
+    if not counts:
+        return ""
+    common = counts.most_common(_MOST_ENDINGS)
+    return "; it has " + ", ".join(f"{count:,} {ending}" for ending, count in common)

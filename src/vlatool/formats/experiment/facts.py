@@ -1,0 +1,67 @@
+"""Report of an experiment of the published program."""
+
+from pathlib import Path
+
+from vlatool.events import counted
+from vlatool.formats.experiment.layout import CheckpointFiles, Experiment
+from vlatool.pages.report import Problems, Report, branch
+from vlatool.pages.text import text_table
+from vlatool.storage.tree import size_text
+
+
+def inspect(location: Path) -> Report:
+    """Reads the configuration, and lists the files of the checkpoints.
+
+    Its facts: `model_type` is empty if it is unknown; `checkpoints` has the number of each
+    checkpoint with the sizes of its files in bytes.
+    """
+    if location.is_file():
+        return _file(location)
+    experiment = Experiment(location)
+    findings = Problems()
+    config = findings.read(experiment.tree) or {}
+    model = branch(config, "model")
+    data = branch(config, "data")
+    kind = str(model.get("type") or "")
+    backbone = str(branch(model, "vision_language_backbone").get("type") or "")
+    checkpoints = [(files.number, _sizes(files)) for files in experiment.checkpoints()]
+    cameras = [str(name) for name in data.get("camera_names") or []]
+    return Report(
+        kind="experiment",
+        headline=f"experiment of {kind or 'an unknown model type'}, "
+        f"{counted(len(checkpoints), 'checkpoint')}",
+        facts={
+            "model_type": kind,
+            "backbone": backbone,
+            "cameras": cameras,
+            "is_export": experiment.is_export,
+            "checkpoints": [{"number": number, "files": sizes} for number, sizes in checkpoints],
+        },
+        summary={"model": kind or "unknown", "backbone": backbone, "cameras": cameras},
+        tables=[_table(checkpoints)],
+        findings=findings,
+    )
+
+
+def _file(location: Path) -> Report:
+    files = CheckpointFiles.with_file(location)
+    number = 0 if files is None else files.number
+    size = location.stat().st_size
+    return Report(
+        kind="experiment_file",
+        headline=f"file of checkpoint {number} of an experiment",
+        facts={"number": number, "bytes": size},
+        summary={"on disk": size_text(size)},
+    )
+
+
+def _sizes(files: CheckpointFiles) -> dict[str, int]:
+    paths = (files.raw, files.averaged, files.optimizer)
+    return {path.name: path.stat().st_size for path in paths if path.is_file()}
+
+
+def _table(checkpoints: list[tuple[int, dict[str, int]]]) -> str:
+    rows = [
+        (number, size_text(sum(sizes.values())), ", ".join(sizes)) for number, sizes in checkpoints
+    ]
+    return text_table("Checkpoints", ("number", "size", "files"), rows)

@@ -1,0 +1,17 @@
+"""Checks of exported weights: the record of the command and the digests of its files."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlatool.findings import Finding, FindingCodes
+from vlatool.formats.check import CheckOptions, check_record_and_files
+
+FINDINGS: tuple[FindingCodes, ...] = ()
+
+
+def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
+    """Yields the findings of exported weights; all of them are those of any output."""
+    has_ended = yield from check_record_and_files(location, location, options)
+    if has_ended:
+        files = [path for path in location.iterdir() if path.is_file()]
+        options.counts.add(files=len(files), bytes=sum(path.stat().st_size for path in files))

@@ -1,0 +1,624 @@
+"""Report of the episodes of a raw source, and its page with a card for each episode.
+
+Legend of shapes: F frames, C dimensions of a field.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlatool.episode import Episode, EpisodeRef, Role, StoredPart
+from vlatool.errors import DataError
+from vlatool.events import Reporter, counted
+from vlatool.findings import Finding
+from vlatool.formats import field_summary
+from vlatool.formats.base import FormatReader, parts_of
+from vlatool.formats.choice import numbered, select
+from vlatool.formats.convention_file import Conventions, conventions_table
+from vlatool.formats.conventions import ConventionFits, SampledEpisodes
+from vlatool.formats.detect import DetectedSource
+from vlatool.formats.field_summary import unit
+from vlatool.formats.image_lags import ImageLags, lag_text
+from vlatool.formats.inventory import left_out_text
+from vlatool.formats.media.video import browser_clip
+from vlatool.jobs.ownership import data_files
+from vlatool.pages import images as pages_images
+from vlatool.pages import layout
+from vlatool.pages.layout import code, group, tiles
+from vlatool.pages.report import PageRequest, Report, ReportPage
+from vlatool.pages.text import number_text, pixels_text, text_table
+from vlatool.storage.tree import files_below_each, size_text
+from vlatool.storage.uri import is_remote
+from vlatool.transforms.geometry import make_geometry
+from vlatool.transforms.relative import actual_field
+
+_CAMERA_HEADER = ("camera", "width x height", "episodes", "calibration")
+
+
+@dataclass(frozen=True)
+class CameraSummary:
+    """Summary of a camera; sizes are (width, height) in pixels."""
+
+    name: str
+    sizes: tuple[tuple[int, int], ...]
+    episodes: int
+    calibration: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LanguageSummary:
+    """Summary of a kind of annotation: number of different sentences, and one of them."""
+
+    sentences: int
+    example: str
+
+
+@dataclass(frozen=True)
+class WarningSummary:
+    """Summary of the warnings of a code: their number, and one of them."""
+
+    code: str
+    count: int
+    example: str
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """Contents of a raw source; `episodes` counts those read, `broken` lists the others."""
+
+    format: str
+    episodes: int
+    frames: int
+    frames_per_episode: tuple[int, int]
+    seconds: float
+    fps: tuple[float, ...]
+    bytes: int
+    tasks: Mapping[str, int]
+    cameras: tuple[CameraSummary, ...]
+    fields: tuple[field_summary.FieldSummary, ...]
+    action_fields: tuple[str, ...]
+    proprioception_fields: tuple[str, ...]
+    language: Mapping[str, LanguageSummary]
+    language_spans: Mapping[str, int]  # kind of annotation to its number of spans
+    warnings: tuple[WarningSummary, ...]
+    broken: tuple[Mapping[str, str], ...]
+    conventions: Conventions | None
+    image_lags: Mapping[str, Mapping[str, Any]]  # of cameras behind the joints
+    depth: tuple[str, ...]  # cameras with depth images
+    labels: tuple[str, ...]  # cameras with segmentation labels
+    left_out: tuple[StoredPart, ...]  # stored things that nothing uses
+
+    @property
+    def lengths(self) -> str:
+        shortest, longest = self.frames_per_episode
+        return f"{shortest} to {longest}" if shortest < longest else f"{shortest}"
+
+    @property
+    def rates(self) -> str:
+        """Frames per second as text."""
+        return ", ".join(number_text(rate) for rate in self.fps) or "unknown"
+
+    def views(self, uncalibrated: str) -> list[tuple[str, ...]]:
+        """Row of `_CAMERA_HEADER` for each camera; `uncalibrated` is shown without calibration."""
+        return [
+            (
+                camera.name,
+                ", ".join(map(pixels_text, camera.sizes)),
+                f"{camera.episodes} / {self.episodes}",
+                ", ".join(camera.calibration) or uncalibrated,
+            )
+            for camera in self.cameras
+        ]
+
+
+def report_source(
+    location: Path, source: DetectedSource, episodes: str | None, reporter: Reporter
+) -> Report:
+    """Reads the fields of all selected episodes; of images only the size."""
+    refs = select(source.refs, episodes)
+    survey = _surveyed(source, refs, reporter)
+    if not survey.lengths:
+        raise DataError(
+            f"{location}: every episode is broken; the first: {survey.broken[0]['message']}",
+            hint=survey.broken[0]["hint"],
+            code="data.incomplete",
+            details={"failures": survey.broken},
+        )
+    files = data_files(location)
+    size = sum(file.bytes for file in files) if files else _named_bytes(refs)
+    facts = survey.facts(source.format, size)
+    broken = f", {len(facts.broken)} broken" if facts.broken else ""
+    layout = f" ({source.reader.layout})" if source.reader.layout else ""
+    duration = f"{facts.seconds:.1f} s at {facts.rates} fps" if facts.fps else "unknown: no fps"
+    document = asdict(facts) | {"fields": {info.name: info.document() for info in facts.fields}}
+    document["left_out"] = [
+        {"path": part.path, "content": part.content, "reason": part.note} for part in facts.left_out
+    ]
+    for name in ("language_spans", "conventions", "image_lags"):
+        if not document[name]:
+            del document[name]
+    lags = [f"{name} {lag_text(each['lag'])}" for name, each in facts.image_lags.items()]
+    spans = [f"{count} {kind}" for kind, count in facts.language_spans.items()]
+    return Report(
+        kind="source",
+        headline=f"{facts.format}{layout} source, {counted(facts.episodes, 'episode')}{broken}",
+        facts=document,
+        summary={
+            "frames": f"{facts.frames}, {facts.lengths} per episode",
+            "duration": duration,
+            "on disk": size_text(facts.bytes),
+            "actions": facts.action_fields or "none",
+            "proprioception": facts.proprioception_fields or "none",
+            **({"texts of frames": ", ".join(spans)} if spans else {}),
+            **({"depth": facts.depth} if facts.depth else {}),
+            **({"labels": facts.labels} if facts.labels else {}),
+            **({"left out": left_out_text(facts.left_out)} if facts.left_out else {}),
+            **({"images behind joints": ", ".join(lags)} if lags else {}),
+        },
+        tables=_tables(facts),
+        page=partial(_page, facts, survey.fits, source, refs, reporter),
+    )
+
+
+def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Reporter) -> "_Survey":
+    """Survey of the episodes; where all lack images, of what else they have."""
+    survey = _Survey()
+    others = _Survey()
+    for part in (survey, others):
+        part.warn(source.reader.source_findings)
+    sample = SampledEpisodes(len(refs))
+    lags = ImageLags(len(refs))
+    with reporter.progress("episodes", len(refs), "episodes") as bar:
+        for number, ref in enumerate(refs):
+            try:
+                episode = source.reader.read(ref)
+            except DataError as error:
+                survey.fail(ref, error)
+                others.fail(ref, error)
+            else:
+                sample.add(number, episode)
+                if not is_remote(ref.path):  # images of remote episodes are large
+                    lags.add(number, episode)
+                survey.add_whole(ref, episode)
+                if not (episode.cameras or survey.lengths):
+                    others.add(episode)
+            bar.advance(failed=len((survey if survey.lengths else others).broken))
+    shown = survey if survey.lengths or not others.lengths else others
+    shown.fits = sample.fits()
+    shown.image_lags = lags.lags()
+    if shown.fits is not None:
+        shown.warn(each.finding for each in shown.fits.conflicts())
+    return shown
+
+
+def _tables(facts: SourceFacts) -> list[str]:
+    tasks = [(count, task) for task, count in facts.tasks.items()]
+    language = [
+        (kind, summary.sentences, f'"{summary.example}"')
+        for kind, summary in facts.language.items()
+    ]
+    warnings = [(warning.count, warning.code, warning.example) for warning in facts.warnings]
+    broken = [(episode["episode"], episode["message"]) for episode in facts.broken]
+    header = ("name", "width", "dtype", "range", "constant dimensions")
+    rows = (
+        (
+            field.name,
+            field.width or "-",
+            field.dtype,
+            f'"{field.example}"' if field.dtype == "text" else field.range_text,
+            field.constant_text,
+        )
+        for field in facts.fields
+    )
+    return [
+        text_table("Tasks", ("episodes", "task"), tasks),
+        text_table("Cameras", ("name", *_CAMERA_HEADER[1:]), facts.views("no")),
+        text_table("Fields", header, rows),
+        field_summary.dimensions_table(facts.fields),
+        conventions_table(facts.conventions) if facts.conventions else "",
+        text_table("Language", ("kind", "sentences", "example"), language),
+        text_table("Warnings", ("count", "code", "example"), warnings),
+        text_table("Broken episodes", ("episode", "reason"), broken),
+    ]
+
+
+def _page(
+    facts: SourceFacts,
+    fits: ConventionFits | None,
+    source: DetectedSource,
+    refs: Sequence[EpisodeRef],
+    reporter: Reporter,
+    request: PageRequest,
+) -> ReportPage:
+    """Page of the episodes `refs`, some of them in full."""
+    broken = {episode["episode"]: episode["message"] for episode in facts.broken}
+    cards = EpisodeCards(source.reader, numbered(source.refs), broken, request.videos)
+    sections = cards.sections(refs, request.episodes, reporter)
+    conventions = [fits.section()] if fits else []
+    return ReportPage([*_overview(facts, cards.crops()), *conventions, *sections])
+
+
+def _overview(facts: SourceFacts, crops: str) -> list[layout.Section]:
+    info = {
+        "format": facts.format,
+        "episodes": f"{facts.episodes:,}",
+        "frames": f"{facts.frames:,}",
+        "seconds": f"{facts.seconds:,.1f}",
+        "frames per second": facts.rates,
+        "frames per episode": facts.lengths,
+        "on disk": size_text(facts.bytes),
+    }
+    tasks = layout.table(("task", "episodes"), facts.tasks.items(), numbers=(1,))
+    language = layout.table(
+        ("kind", "sentences", "example"),
+        [(kind, summary.sentences, summary.example) for kind, summary in facts.language.items()],
+        numbers=(1,),
+    )
+    broken = layout.table(
+        ("broken episode", "reason"),
+        [(episode["episode"], episode["message"]) for episode in facts.broken],
+    )
+    warnings = layout.table(
+        ("warning", "count", "example"),
+        [(code(warning.code), warning.count, warning.example) for warning in facts.warnings],
+        numbers=(1,),
+    )
+    return [
+        layout.Section("Overview", tiles(info)),
+        layout.Section("Problems", broken + warnings, anchor=PROBLEMS),
+        layout.Section("Tasks", tasks + layout.heading("Language", language)),
+        layout.Section(
+            "Cameras", layout.table(_CAMERA_HEADER, facts.views("none"), numbers=(1, 2)) + crops
+        ),
+        layout.Section("Fields", _field_section(facts)),
+    ]
+
+
+def _field_section(facts: SourceFacts) -> str:
+    policy = {*facts.action_fields, *facts.proprioception_fields}
+    names = {name.removesuffix("_relative") for name in policy}
+    first = [info for info in facts.fields if info.name in names]
+    others = [info for info in facts.fields if info.name not in names]
+    if not first:
+        return _field_html(others)
+    more = layout.details(f"{len(others)} more fields", _field_html(others)) if others else ""
+    return _field_html(first) + more
+
+
+def _field_html(fields: Sequence[field_summary.FieldSummary]) -> str:
+    rows = [
+        (
+            layout.field_label(info.name),
+            info.width or "",
+            info.dtype,
+            info.example if info.dtype == "text" else info.range_text,
+            unit(info.name),
+            info.dimensions_text,
+            info.constant_text,
+        )
+        for info in fields
+    ]
+    header = ("field", "width", "type", "range", "unit", "dimensions", "constant dimensions")
+    return layout.table(header, rows, numbers=(1,))
+
+
+def _named_bytes(refs: Sequence[EpisodeRef]) -> int:
+    """Total size of the files of episodes, for a location that cannot be listed."""
+    paths = {path for ref in refs for path in (ref.path, *ref.files)}
+    return sum(file.bytes for files in files_below_each([*paths]) for file in files)
+
+
+@dataclass
+class _Survey:
+    """Accumulator over episodes; the episodes are not stored."""
+
+    lengths: list[int] = field(default_factory=list[int])
+    broken: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+    seconds: float = 0.0
+    rates: set[float] = field(default_factory=set[float])
+    tasks: Counter[str] = field(default_factory=Counter[str])
+    sizes: dict[str, Counter[tuple[int, int]]] = field(
+        default_factory=dict[str, Counter[tuple[int, int]]]
+    )
+    calibration: dict[str, dict[str, None]] = field(default_factory=dict[str, dict[str, None]])
+    ranges: dict[str, field_summary.FieldRange] = field(
+        default_factory=dict[str, field_summary.FieldRange]
+    )
+    actions: dict[str, None] = field(default_factory=dict[str, None])
+    proprioception: dict[str, None] = field(default_factory=dict[str, None])
+    sentences: dict[str, dict[str, None]] = field(default_factory=dict[str, dict[str, None]])
+    spans: Counter[str] = field(default_factory=Counter[str])
+    warnings: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    parts: dict[str, StoredPart] = field(default_factory=dict[str, StoredPart])
+    fits: ConventionFits | None = None
+    image_lags: dict[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+
+    def add(self, episode: Episode) -> None:
+        sizes = {name: camera.size for name, camera in episode.cameras.items()}
+        for name, (height, width) in sizes.items():
+            self.sizes.setdefault(name, Counter())[width, height] += 1
+        self.lengths.append(episode.num_frames)
+        for part in parts_of(episode):
+            if part.is_loss or part.path not in self.parts:
+                self.parts[part.path] = part
+        if episode.fps:
+            self.seconds += episode.num_frames / episode.fps
+            self.rates.add(episode.fps)
+        self.tasks[episode.task] += 1
+        self.actions |= dict.fromkeys(episode.action_fields)
+        self.proprioception |= dict.fromkeys(episode.proprioception_fields)
+        for name, calibration in episode.calibration.items():
+            known = self.calibration.setdefault(name, {})
+            for part in ("intrinsics", "extrinsics"):
+                if getattr(calibration, part) is not None:
+                    known[part] = None
+        for kind, sentences in episode.texts().items():
+            self.sentences.setdefault(kind, {}).update(dict.fromkeys(sentences))
+        self.spans.update(span.kind for span in episode.language_spans)
+        for name, values in episode.lowdim.items():
+            if name not in self.ranges:
+                self.ranges[name] = field_summary.FieldRange(name, values, episode.dimension_names)
+            problem = self.ranges[name].add(values)
+            if problem:
+                message = f"{episode.id}: field {name!r} {problem}"
+                self.warnings.setdefault("odd_field", []).append(message)
+        self.warn(finding for finding in episode.findings if finding.severity != "info")
+
+    def add_whole(self, ref: EpisodeRef, episode: Episode) -> None:
+        """Adds an episode; it counts as broken if a declared camera is missing."""
+        try:
+            for error in episode.missing_cameras.values():
+                raise error
+            self.add(episode)
+        except DataError as error:
+            self.fail(ref, error)
+
+    def fail(self, ref: EpisodeRef, error: DataError) -> None:
+        """Adds an episode that cannot be read."""
+        self.broken.append(
+            {
+                "episode": ref.id,
+                "path": str(ref.path),
+                "code": error.code,
+                "message": error.message,
+                "hint": error.hint,
+            }
+        )
+
+    def warn(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
+            self.warnings.setdefault(finding.code, []).append(finding.message)
+
+    def facts(self, name: str, size: int) -> SourceFacts:
+        total = len(self.lengths)
+        absent = [
+            f"field {name!r} is in {field.episodes} of {counted(total, 'episode')}"
+            for name, field in self.ranges.items()
+            if field.episodes < total
+        ]
+        if absent:
+            self.warnings["field_not_everywhere"] = absent
+        return SourceFacts(
+            format=name,
+            episodes=len(self.lengths),
+            frames=sum(self.lengths),
+            frames_per_episode=(min(self.lengths), max(self.lengths)),
+            seconds=round(self.seconds, 3),
+            fps=tuple(sorted(self.rates)),
+            bytes=size,
+            tasks=dict(self.tasks.most_common()),
+            cameras=tuple(
+                CameraSummary(
+                    name, tuple(sizes), sizes.total(), tuple(self.calibration.get(name, ()))
+                )
+                for name, sizes in self.sizes.items()
+            ),
+            fields=tuple(field.info() for field in self.ranges.values()),
+            action_fields=tuple(self.actions),
+            proprioception_fields=tuple(self.proprioception),
+            language={
+                kind: LanguageSummary(len(texts), next(iter(texts), ""))
+                for kind, texts in self.sentences.items()
+            },
+            language_spans=dict(self.spans),
+            warnings=tuple(
+                WarningSummary(code, len(messages), messages[0])
+                for code, messages in self.warnings.items()
+            ),
+            broken=tuple(self.broken),
+            conventions=self.fits.conventions if self.fits else None,
+            image_lags=self.image_lags,
+            depth=self._named("depth"),
+            labels=self._named("labels"),
+            left_out=tuple(part for part in self.parts.values() if part.role == "left_out"),
+        )
+
+    def _named(self, role: Role) -> tuple[str, ...]:
+        """Names of the parts with a role."""
+        return tuple(part.name for part in self.parts.values() if part.role == role)
+
+
+# Name of the section of broken episodes in links.
+PROBLEMS = "problems"
+# Most episodes on a page: each has several images.
+_MAX_LISTED = 100
+
+
+class EpisodeCards:
+    """Cards of the episodes of a source; each episode is read once."""
+
+    def __init__(
+        self,
+        reader: FormatReader,
+        known: Mapping[int, EpisodeRef],
+        broken: Mapping[str, str],  # reasons of those that cannot be read, by id
+        videos: pages_images.PageVideos | None = None,
+    ) -> None:
+        self._reader = reader
+        self._broken = broken
+        self._videos = videos
+        self._numbers = {ref.id: number for number, ref in known.items()}
+        self._first: pages_images.EpisodeView | None = None
+
+    def sections(
+        self, refs: Sequence[EpisodeRef], full: int, reporter: Reporter
+    ) -> list[layout.Section]:
+        """Links to all episodes, the cards of `full` of them, and small cards of the others."""
+        whole = [ref.id for ref in refs if ref.id not in self._broken]
+        in_full = {whole[index] for index in layout.evenly_spaced(len(whole), full)}
+        shown = {refs[index].id for index in layout.evenly_spaced(len(refs), _MAX_LISTED)} | in_full
+        tiles: list[str] = []
+        cards: list[layout.Section] = []
+        briefs: list[str] = []
+        with reporter.progress("page", len(shown), "episodes") as bar:
+            for ref in refs:
+                if ref.id not in shown:
+                    continue
+                number = self._numbers[ref.id]
+                anchor = f"e{number}"
+                view = self._view(ref, is_brief=ref.id not in in_full)
+                if isinstance(view, str):
+                    listed = ["see the problems"] if ref.id in self._broken else [view]
+                    image = pages_images.FrameView(None, problem="broken")
+                    tiles.append(pages_images.tile(image, number, ref.id, listed, PROBLEMS))
+                elif ref.id in in_full:
+                    tiles.append(pages_images.episode_tile(view, number, anchor))
+                    cards.append(pages_images.episode_section(view, anchor=anchor))
+                else:
+                    tiles.append(pages_images.episode_tile(view, number, anchor))
+                    hint = f"--episodes {number} shows this episode in full"
+                    briefs.append(pages_images.brief_card(view, anchor, hint))
+                bar.advance()
+        return [
+            layout.Section(
+                "All episodes", _listed_text(len(shown), len(refs)) + pages_images.gallery(tiles)
+            ),
+            *group(f"Episodes ({len(cards)} of {len(whole)})", cards),
+            layout.Section("Other episodes", "".join(briefs)),
+        ]
+
+    def crops(self) -> str:
+        """Images of the cameras of an episode, with what a center crop to a square leaves out."""
+        cameras = self._first.cameras if self._first else {}
+        figures = [
+            _cropped(camera, view)
+            for camera, views in cameras.items()
+            for view in views[:1]
+            if view.image is not None and view.image.width != view.image.height
+        ]
+        text = "Dark: left out by a center crop to a square (image_resizing_method: center_crop)"
+        return layout.heading(text, pages_images.strip("", figures)) if figures else ""
+
+    def _view(self, ref: EpisodeRef, *, is_brief: bool) -> pages_images.EpisodeView | str:
+        """View of an episode, or the reason why there is none."""
+        if ref.id in self._broken:
+            return self._broken[ref.id]
+        try:
+            episode = self._reader.read(ref)
+            view = _episode_view(episode, is_brief=is_brief)
+        except DataError as error:
+            return error.message
+        if self._videos and not is_brief:
+            view = _with_videos(view, episode, self._numbers[ref.id], self._videos)
+        if self._first is None or (self._first.is_brief and not is_brief):
+            self._first = view
+        return view
+
+
+def _listed_text(shown: int, total: int) -> str:
+    if shown == total:
+        return ""
+    text = f"{shown} of {counted(total, 'episode')}, evenly spaced; --episodes selects others"
+    return layout.note(text)
+
+
+def _cropped(camera: str, view: pages_images.FrameView) -> str:
+    assert view.image is not None
+    width, height = view.image.size
+    side = min(width, height)
+    geometry = make_geometry((height, width), (side, side), "center_crop")
+    drawing = pages_images.crop_drawing(view.image.size, geometry.source_box)
+    share = 1 - side / max(width, height)
+    return pages_images.frame_figure(
+        view, f"crop of {camera}", f"{camera}: {share:.0%} left out", drawing
+    )
+
+
+def _episode_view(episode: Episode, *, is_brief: bool) -> pages_images.EpisodeView:
+    """View of a raw episode; decodes the images of its strip."""
+    shown = pages_images.shown_positions(episode.num_frames, is_brief=is_brief)
+    cameras = [*episode.cameras][: 1 if is_brief else None]
+    numbers = field_summary.lowdim_columns(episode.lowdim, episode.num_frames)
+    actions, proprioception = field_summary.policy_fields(
+        numbers, episode.action_fields, episode.proprioception_fields, episode.dimension_names
+    )
+    return pages_images.EpisodeView(
+        name=episode.id,
+        info={
+            "task": episode.task,
+            "frames": episode.num_frames,
+            "seconds": f"{episode.num_frames / episode.fps:.1f}" if episode.fps else "unknown",
+            "fps": f"{episode.fps:g}" if episode.fps else "unknown",
+        },
+        fps=episode.fps or 1.0,
+        frames=np.arange(episode.num_frames),
+        shown=shown,
+        cameras={name: _strip(episode, name, shown) for name in cameras},
+        actions=actions,
+        proprioception=proprioception,
+        tracks=field_summary.pose_tracks(numbers, _pose_fields(episode)),
+        language=episode.language,
+        spans=episode.language_spans,
+        problems=[finding.message for finding in episode.findings],
+        is_brief=is_brief,
+    )
+
+
+# Rate of the videos of episodes without one.
+_FPS = 10.0
+
+
+def _with_videos(
+    view: pages_images.EpisodeView, episode: Episode, number: int, videos: pages_images.PageVideos
+) -> pages_images.EpisodeView:
+    """The view with a video per camera; a camera that cannot be decoded is a problem."""
+    fps = episode.fps or _FPS
+    figures = [*view.videos]
+    problems = [*view.problems]
+    for index, (name, frames) in enumerate(episode.cameras.items()):
+        try:
+            data = browser_clip(frames, Fraction(fps).limit_denominator(1001))
+        except DataError as error:
+            problems.append(error.message)
+        else:
+            figures.append(videos.figure(f"{number}_camera_{index}", data, name))
+    return replace(view, videos=figures, problems=problems, video_fps=fps)
+
+
+def _pose_fields(episode: Episode) -> dict[str, str]:
+    groups = {
+        actual_field(group.position_key) or group.position_key: actual_field(group.rotation_key)
+        or group.rotation_key
+        for group in episode.pose_groups
+    }
+    return groups or field_summary.position_fields(episode.lowdim)
+
+
+def _strip(episode: Episode, camera: str, shown: Sequence[int]) -> list[pages_images.FrameView]:
+    calibration = episode.calibration.get(camera)
+    intrinsics = None if calibration is None else calibration.intrinsics
+    extrinsics = None if calibration is None else calibration.extrinsics
+    try:
+        images = episode.cameras[camera].read(shown)
+    except DataError as error:
+        return [pages_images.FrameView(None, problem=error.message)] * len(shown)
+    return [
+        pages_images.frame_view(image, intrinsics, extrinsics, frame)
+        for frame, image in zip(shown, images, strict=True)
+    ]

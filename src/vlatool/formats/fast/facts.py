@@ -1,0 +1,83 @@
+"""Report of a FAST folder: the action tokenizer, its profile and its fit."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlatool.formats.fast import layout as fast_layout
+from vlatool.formats.samples.profile import NAME as PROFILE_NAME
+from vlatool.formats.samples.profile import NormalizationProfile, read_profile
+from vlatool.pages.report import Problems, Report, branch
+from vlatool.pages.text import number_text, text_table
+
+
+def inspect(location: Path) -> Report:
+    """Reads the tokenizer, its profile and the report of its fit.
+
+    Its facts: `ids` is the size of the vocabulary, `scale` coefficients per unit, `lowest` the
+    coefficient with code point 0; they are 0 if the tokenizer cannot be read. `code` lists files of
+    code in the folder, which are not run; `profile` is None and `fitted` empty if not stored.
+    """
+    findings = Problems()
+    tokenizer = findings.read(fast_layout.read_fast, location)
+    profile = None
+    fitted = None
+    if (location / PROFILE_NAME).is_file():
+        profile = findings.read(read_profile, str(location / PROFILE_NAME))
+    if (location / fast_layout.REPORT_NAME).is_file():
+        fitted = findings.read(fast_layout.read_report, location)
+    facts = {
+        "folder": str(location),
+        "ids": 0 if tokenizer is None else tokenizer.vocab_size,
+        "scale": 0.0 if tokenizer is None else tokenizer.scale,
+        "lowest": 0 if tokenizer is None else tokenizer.min_token,
+        "digest": "" if tokenizer is None else tokenizer.digest,
+        "code": list(fast_layout.ignored_code(location)),
+        "profile": None if profile is None else profile.document(),
+        "fitted": fitted or {},
+    }
+    return Report(
+        kind="fast",
+        headline=f"action tokenizer with {facts['ids']} ids",
+        facts=facts,
+        summary={
+            "rounding step": f"1 / {facts['scale']:g}",
+            "lowest coefficient": facts["lowest"],
+            "digest": facts["digest"][:16],
+            "code that is not run": facts["code"],
+            **_quality(facts["fitted"]),
+        },
+        tables=[] if profile is None else [_profile_table(profile)],
+        findings=findings,
+    )
+
+
+def _quality(fitted: Mapping[str, Any]) -> dict[str, str]:
+    quality = branch(fitted, "quality")
+    numbers = {
+        "chunks fitted on": fitted.get("fitted_on"),
+        "ids per chunk": quality.get("ids_per_chunk"),
+        "values per id": quality.get("values_per_id"),
+        "share of values decoded exactly": quality.get("exact"),
+    }
+    return {
+        name: number_text(value)
+        for name, value in numbers.items()
+        if isinstance(value, int | float)
+    }
+
+
+def _profile_table(profile: NormalizationProfile) -> str:
+    rows = [
+        (
+            name,
+            number_text(float(center)),
+            number_text(float(scale)),
+            "unchanged" if name in profile.raw else "",
+        )
+        for name, center, scale in zip(
+            profile.dimensions, profile.center, profile.scale, strict=True
+        )
+    ]
+    header = ("dimension", "minus", "divided by", "")
+    return text_table(f"Profile {profile.name}", header, rows)

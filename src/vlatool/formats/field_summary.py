@@ -1,0 +1,321 @@
+"""Fields of numbers in reports: summaries, and their choice for charts.
+
+Legend of shapes: F frames, S positions in time (frames of an episode, steps of a window), C
+dimensions of a field.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from vlatool.episode import Array
+from vlatool.errors import DataError
+from vlatool.events import counted
+from vlatool.formats.media.tar_sample import CALIBRATION, MASKS
+from vlatool.pages.charts import FieldValues
+from vlatool.pages.images import EndEffectorTrack
+from vlatool.pages.text import indices_text, range_text, text_table
+from vlatool.transforms.normalize import constant_dimensions
+
+Names = Mapping[str, Sequence[str]]
+
+DIMENSION_NAMES = "dimension_names"
+
+_RELATIVE = "_relative"
+_FIXED: Sequence[tuple[re.Pattern[str], Sequence[str]]] = (
+    (re.compile(r"xyz$"), ("x", "y", "z")),
+    (re.compile(r"rot_6d$"), ("r11", "r12", "r13", "r21", "r22", "r23")),
+    (re.compile(r"^robot__.*__joint_.*::panda$"), [f"joint_{number}" for number in range(1, 8)]),
+)
+
+
+def recorded_names(options: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Dimension names in the options of training data; malformed entries are skipped."""
+    stored = options.get(DIMENSION_NAMES)
+    fields = stored.items() if isinstance(stored, Mapping) else ()
+    return {
+        str(field): [str(name) for name in names]
+        for field, names in fields
+        if isinstance(names, list)
+    }
+
+
+def dimension_names(field: str, width: int, recorded: Names) -> list[str]:
+    """Names of the `width` dimensions of a field; numbers if no names are known."""
+    plain = field.removesuffix(_RELATIVE)
+    for names in (recorded.get(field, ()), recorded.get(plain, ())):
+        if len(names) == width:
+            return list(names)
+    for pattern, names in _FIXED:
+        if len(names) == width and pattern.search(plain):
+            return list(names)
+    return [str(number) for number in range(width)]
+
+
+def dimension_label(field: str, dimension: int, width: int, recorded: Names) -> str:
+    """Label of a dimension: `action: left_arm.3`, or `action[3]` if it has no name."""
+    name = dimension_names(field, width, recorded)[dimension]
+    if name == str(dimension):
+        return field if width == 1 else f"{field}[{name}]"
+    return f"{field}: {name}"
+
+
+def unit(field: str) -> str:
+    """Unit of a field if the format defines one, else an empty string."""
+    plain = field.removesuffix("_relative")
+    is_length = plain.startswith("robot__") and (
+        plain.endswith("__xyz") or ("__grippers__" in plain and plain.endswith("panda_hand"))
+    )
+    return "m" if is_length else ""
+
+
+Numbers = tuple[float | None, ...]
+
+# Most fields in the charts of a page; a robot may have far more.
+_MAX_FIELDS = 12
+_POSE = re.compile("__(poses|grippers)__")
+_POSITION = re.compile(r"^robot__actual__poses__(?P<arm>.+)__xyz$")
+_ARMS = 3
+# Maximum number of names of constant dimensions in a table.
+_MAX_NAMES = 6
+
+
+@dataclass(frozen=True)
+class FieldSummary:
+    """Summary of a field over all episodes or samples; tuples have one entry per dimension."""
+
+    name: str
+    dtype: str = ""  # types of its values, `text` for sentences
+    width: int = 0  # C; 0 for text
+    constant: tuple[int, ...] = ()  # dimensions that never change
+    min: Numbers = ()  # smallest values; None for a dimension without a finite value
+    max: Numbers = ()  # largest values
+    mean: Numbers = ()
+    std: Numbers = ()  # standard deviations; empty if they were not computed
+    episodes: int | None = None  # number of episodes that have the field; None if unknown
+    example: str = ""  # A value of a text field
+    names: tuple[str, ...] = ()  # names of the dimensions; empty if unknown
+
+    def document(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if value not in (None, "")}
+
+    @property
+    def constant_text(self) -> str:
+        if not self.constant:
+            return "-"
+        if len(self.constant) >= self.width:
+            return "all"
+        if not self.names:
+            return f"{len(self.constant)} ({indices_text(self.constant)})"
+        parts = _names_text([self.names[index] for index in self.constant])
+        shown = [*parts[:_MAX_NAMES], *(["..."] if parts[_MAX_NAMES:] else [])]
+        return f"{len(self.constant)} ({', '.join(shown)})"
+
+    @property
+    def dimensions_text(self) -> str:
+        return ", ".join(_names_text(self.names))
+
+    @property
+    def range_text(self) -> str:
+        """Smallest and largest value of all dimensions as text."""
+        return range_text([*self.min, *self.max])
+
+
+def summarize_field(
+    name: str, statistics: Mapping[str, Array], recorded: Names, **others: Any
+) -> FieldSummary:
+    """Summary of a field; `statistics`: `min`, `max`, `mean` and, if known, `std` [C]."""
+    width = len(statistics["mean"])
+    names = tuple(dimension_names(name, width, recorded))
+    return FieldSummary(
+        name,
+        width=width,
+        constant=_constant(name, statistics),
+        names=() if names == tuple(map(str, range(width))) else names,
+        **{key: _numbers(values) for key, values in statistics.items()},
+        **others,
+    )
+
+
+class FieldRange:
+    """Accumulator of range and mean of a field over episodes; the episodes are not stored."""
+
+    def __init__(self, name: str, values: Array, recorded: Names) -> None:
+        self.name = name
+        self._recorded = recorded
+        self.is_text = values.dtype.kind == "U"
+        self.width = 0 if self.is_text else values.shape[1]
+        self.episodes = 0
+        self._dtypes: dict[str, None] = {}
+        self._texts: dict[str, None] = {}
+        self._low = np.full(self.width, np.inf)
+        self._high = np.full(self.width, -np.inf)
+        self._sum = np.zeros(self.width)
+        self._count = np.zeros(self.width)
+
+    def add(self, values: Array) -> str:
+        """Adds values [F, C], or text [F]; returns a warning about them, or an empty string."""
+        self.episodes += 1
+        if self.is_text != (values.dtype.kind == "U"):
+            return "is text in some episodes and numbers in others"
+        if self.is_text:
+            self._texts |= dict.fromkeys(np.unique(values).tolist())
+            return ""
+        if values.shape[1] != self.width:
+            return f"is {values.shape[1]} wide, {self.width} in the episodes before"
+        self._dtypes[str(values.dtype)] = None
+        return self._add_numbers(values.astype(np.float64))
+
+    def info(self) -> FieldSummary:
+        if self.is_text:
+            example = next(iter(self._texts), "")
+            return FieldSummary(self.name, "text", 0, episodes=self.episodes, example=example)
+        statistics = {
+            "min": self._low,
+            "max": self._high,
+            "mean": self._sum / np.maximum(self._count, 1),
+        }
+        return summarize_field(
+            self.name,
+            statistics,
+            self._recorded,
+            dtype=", ".join(self._dtypes),
+            episodes=self.episodes,
+        )
+
+    def _add_numbers(self, values: Array) -> str:
+        finite = np.isfinite(values)
+        self._low = np.minimum(self._low, np.where(finite, values, np.inf).min(0))
+        self._high = np.maximum(self._high, np.where(finite, values, -np.inf).max(0))
+        self._sum += np.where(finite, values, 0).sum(0)
+        self._count += finite.sum(0)
+        missing = int(values.size - finite.sum())
+        return f"has {counted(missing, 'value')} that are not finite" if missing else ""
+
+
+def dimensions_table(fields: Sequence[FieldSummary]) -> str:
+    """Table of the recorded names of dimensions, one row per field."""
+    rows = [
+        (field.name, field.dimensions_text)
+        for field in fields
+        if field.names and list(field.names) != dimension_names(field.name, field.width, {})
+    ]
+    return text_table("Dimensions", ("field", "names"), rows)
+
+
+def lowdim_columns(arrays: Mapping[str, Array], rows: int) -> dict[str, Array]:
+    """Arrays that are fields of numbers with `rows` rows, as [rows, C]."""
+    return {
+        name: values.reshape(rows, -1)
+        for name, values in arrays.items()
+        if values.dtype.kind in "fiu"
+        and values.ndim in (1, 2)
+        and len(values) == rows
+        and values.size > 0
+        and not name.startswith((*CALIBRATION, "intrinsics."))
+        and name not in MASKS
+    }
+
+
+def policy_fields(
+    known: Mapping[str, Array],  # map from field to its values [S, C], to select from
+    # configured names; a missing `_relative` field is replaced by its absolute field
+    actions: Sequence[object],
+    proprioception: Sequence[object],  # configured names
+    recorded: Names,  # recorded names of dimensions
+) -> tuple[list[FieldValues], list[FieldValues]]:
+    """Action and proprioception fields for charts, at most twelve of each."""
+    names = list(known)
+    chosen = [
+        _configured(configured, names) or _named(prefix, names)
+        for configured, prefix in ((actions, "robot__action"), (proprioception, "robot__actual"))
+    ]
+    if not any(chosen):
+        chosen[0] = [name for name in names if "action" in name]
+        chosen[1] = [name for name in names if name not in chosen[0]]
+    first, second = (
+        [
+            FieldValues(
+                name,
+                known[name],
+                dimension_names(name, known[name].shape[1], recorded),
+                unit(name),
+            )
+            for name in group[:_MAX_FIELDS]
+        ]
+        for group in chosen
+    )
+    return first, second
+
+
+def position_fields(names: Iterable[str]) -> dict[str, str]:
+    """Map from measured position field to measured rotation field, by their published names."""
+    matches = filter(None, map(_POSITION.match, names))
+    return {m.string: f"{m.string.removesuffix('xyz')}rot_6d" for m in matches}
+
+
+def pose_tracks(
+    fields: Mapping[str, Array], pairs: Mapping[str, str]
+) -> tuple[EndEffectorTrack, ...]:
+    """Tracks of the position fields that exist; rotations are optional; `fields`: map from field
+    name to values [S, C].
+    """
+    tracks: list[EndEffectorTrack] = []
+    for position, rotation in pairs.items():
+        xyz = fields.get(position)
+        rot6d = fields.get(rotation)
+        if xyz is None or xyz.shape[1:] != (3,) or xyz.dtype.kind != "f":
+            continue
+        has_rotation = rot6d is not None and rot6d.shape == (len(xyz), 6)
+        match = _POSITION.match(position)
+        arm = match["arm"] if match else position
+        tracks.append(
+            EndEffectorTrack(arm, len(tracks) % _ARMS, xyz, rot6d if has_rotation else None)
+        )
+    return tuple(tracks)
+
+
+def _names_text(names: Sequence[str]) -> list[str]:
+    """Names of dimensions; consecutive numbers of a group become a range: `left_arm.0-6`."""
+    runs: list[tuple[str, list[int]]] = []
+    for name in names:
+        group, _, number = name.rpartition(".")
+        index = int(number) if group and number.isdecimal() else -1
+        if index > 0 and runs and runs[-1][0] == group and runs[-1][1][-1] == index - 1:
+            runs[-1][1].append(index)
+        else:
+            runs.append((group, [index]) if index >= 0 else (name, []))
+    return [
+        f"{group}.{indices[0]}-{indices[-1]}"
+        if indices[1:]
+        else ".".join([group, *map(str, indices)])
+        for group, indices in runs
+    ]
+
+
+def _constant(name: str, statistics: Mapping[str, Array]) -> tuple[int, ...]:
+    try:
+        return tuple(np.flatnonzero(constant_dimensions(statistics, name)).tolist())
+    except DataError:  # a range that is not finite has no constant dimensions
+        return ()
+
+
+def _numbers(values: Array) -> Numbers:
+    return tuple(value if np.isfinite(value) else None for value in values.tolist())
+
+
+def _configured(configured: Sequence[object], names: Sequence[str]) -> list[str]:
+    known = set(names)
+    candidates = (
+        name if name in known else name.removesuffix("_relative") for name in map(str, configured)
+    )
+    return [name for name in dict.fromkeys(candidates) if name in known]
+
+
+def _named(prefix: str, names: Sequence[str]) -> list[str]:
+    """Fields whose names start with `prefix`, poses and grippers first."""
+    fields = [name for name in names if name.startswith(prefix)]
+    return sorted(fields, key=lambda name: name.endswith("_relative") or not _POSE.search(name))

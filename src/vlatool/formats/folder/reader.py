@@ -1,0 +1,492 @@
+"""Folders of videos, images and tables, as episodes. Source: formats/folder 1 to 4."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from vlatool.config.base import ConfigModel, option
+from vlatool.episode import Array, Clip, Episode, EpisodeRef, FrameSource, Survey
+from vlatool.errors import DataError, VlatoolError
+from vlatool.findings import Finding, FindingCodes
+from vlatool.formats import base
+from vlatool.formats.folder.clocks import TimedPart, frame_rows, seconds_of
+from vlatool.formats.folder.contents import RATE, Contents, key_of
+from vlatool.formats.folder.layout import (
+    EPISODE,
+    VIDEOS,
+    FilesOfEpisode,
+    find_episodes,
+    is_rows,
+)
+from vlatool.formats.folder.tables import FOLDER, SUFFIXES, decoded, read_table
+from vlatool.formats.inventory import Stored, image_shape, is_action
+from vlatool.formats.mapping import (
+    MAPPING,
+    RecordingMapping,
+    known_layouts,
+    mapping_file,
+    nearest,
+    read_mapping,
+)
+from vlatool.formats.media.frames import VideoFrames, open_video, packet_table, probe_video
+from vlatool.formats.plan import (
+    EpisodePlan,
+    PlannedEpisode,
+    PlannedFrames,
+    PlannedImages,
+    plan_by_structure,
+    with_decisions,
+)
+from vlatool.formats.propose import MEASURED, Clues, proposed_mapping, rate_of_times
+from vlatool.storage.byte_ranges import ByteRange, read_byte_range, read_file
+from vlatool.storage.uri import can_list
+
+MOST_CUT = 5  # frames by which a clip may be longer or shorter than a table
+_LARGEST_TEXT = 2**20
+_RATES_DIFFER = 0.1  # of the written rate
+_OBSERVED = re.compile(r"(^|[/.])(obs|observations?)[/._]|(^|[/._])(q|dq)$", re.I)
+_OTHERS = re.compile(r"object|goal|target|world", re.I)
+_MOST_NAMED = 6
+
+
+class FolderConfig(ConfigModel):
+    """Options of folders of files. What files do not store is given here."""
+
+    location_keys: ClassVar[frozenset[str]] = frozenset({"mapping"})
+
+    fps: float | None = option(None, "Frames per second; null: by the times of the files.", gt=0)
+    instruction: str | None = option(None, "Instruction of all episodes; null: that of the files.")
+    mapping: str | None = option(None, MAPPING)
+
+
+class FolderImages(PlannedFrames):
+    """Images in files, or in rows of a table."""
+
+    def __init__(
+        self, planned: PlannedImages, thing: Stored, paths: Sequence[Path], table: Path | None
+    ) -> None:
+        """`paths`: of image files; `table`: the file with the rows, if there are none."""
+        self.planned = planned
+        self._thing = thing
+        self._paths = paths
+        self._table = table
+
+    def __len__(self) -> int:
+        return self._thing.rows or 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        if self._thing.kind != "array":
+            return self._thing.shape[0], self._thing.shape[1]
+        form = image_shape(self._thing.shape, smallest=1)
+        return (form.height, form.width) if form else (0, 0)
+
+    def row(self, index: int) -> bytes | Array:
+        if self._table is not None:
+            return np.asarray(read_table(self._table).columns[_column_of(self._thing.path)][index])
+        try:
+            return read_file(self._paths[index])
+        except OSError as error:
+            raise self.image_error(index, str(error)) from error
+
+    def path_of(self, index: int) -> Path | None:
+        return self._paths[index] if self._paths else None
+
+    def image_error(self, index: int, reason: str) -> DataError:
+        path = self._table or self._paths[index]
+        return FOLDER.error("unreadable", path, f"frame {index}", reason, frame=index)
+
+
+def _column_of(path: str) -> str:
+    return path[len(key_of(path)) + 1 :]
+
+
+class FolderEpisode(PlannedEpisode):
+    """The files of an episode."""
+
+    codes: ClassVar[FindingCodes] = FOLDER
+    missing: ClassVar[str] = "missing_thing"
+    most_cut: ClassVar[int] = MOST_CUT
+
+    def __init__(
+        self, ref: EpisodeRef, mapping: RecordingMapping | None, config: FolderConfig
+    ) -> None:
+        self.files: FilesOfEpisode = ref.extras["files"]
+        super().__init__(ref, _with_paths(mapping), config, self.files.name)
+        self.file = self.files.root / self.files.name
+        missing = sorted(set(ref.extras["expected"]) - self.files.parts)
+        if missing:
+            names = ", ".join(missing).replace(EPISODE, self.files.name)
+            reason = f"lacks {names}, which most episodes have"
+            if set(missing) & set(self.files.outside):
+                reason += "; it is a link that leads out of the source, which is not followed"
+            raise FOLDER.error("missing_file", ref.path, reason)
+        self.contents = Contents(self.files, ref.id)
+        stored = self.contents.things()
+        self.make_plan(stored, lambda: self._by_structure(stored))
+        tables = [path for name, path in self.files.files.items() if name in self.contents.tables]
+        rows = [path for path in tables if is_rows(path)]
+        if rows and not self.plan.fields:
+            raise FOLDER.error("bad_table", rows[0], "has no rows of numbers")
+        for path in self.plan.fields.values():
+            if moved := self.contents.moved.get(key_of(path)):
+                reason = f"{key_of(path)}: {moved}: rows are missing or moved"
+                raise self.error("missing_frames", reason)
+        if not self.frame_rows:
+            self._pair_by_time()
+
+    def _by_structure(self, stored: Sequence[Stored]) -> EpisodePlan:
+        """Fields named as actions are predicted, those that a robot measures of itself observed."""
+        plan = plan_by_structure(stored, self.known, self._of_other_length(stored))
+        plan.actions = tuple(name for name, path in plan.fields.items() if is_action(path))
+        observed: list[str] = []
+        for name, path in plan.fields.items():
+            is_own = MEASURED.search(path) or _OBSERVED.search(name)
+            is_vector = len(self.things[path].names) > 0
+            if name not in plan.actions and (is_own or is_vector) and not _OTHERS.search(name):
+                observed.append(name)
+        plan.observed = tuple(observed)
+        return plan
+
+    def _of_other_length(self, stored: Sequence[Stored]) -> dict[str, str]:
+        """Path to the reason for values without times that are not of the frames: a calibration, a
+        list of events. A video, images or actions of another length break the episode instead.
+        """
+        leads: list[int] = []
+        with_actions: set[str] = set()
+        for thing in stored:
+            if thing.rows and (self._is_camera(thing) or is_action(thing.path)):
+                leads.append(thing.rows)
+            if thing.kind == "array" and is_action(thing.path):
+                with_actions.add(key_of(thing.path))
+        count = max(leads, key=leads.count, default=0)
+        excluded: dict[str, str] = {}
+        others = 0
+        for thing in stored:
+            is_lead = self._is_camera(thing) or key_of(thing.path) in with_actions
+            if not (count and thing.rows and thing.kind in ("array", "text")) or is_lead:
+                continue
+            others += thing.kind == "array" and thing.role is None
+            is_timed = self.contents.clock_of(key_of(thing.path), thing.rows) is not None
+            # What stands beside actions has their length; else it may be a clip that is longer.
+            most = 1 if with_actions else MOST_CUT
+            if abs(thing.rows - count) > most and not is_timed and thing.role is None:
+                excluded[thing.path] = f"{thing.rows} rows, the episode has {count}"
+        numeric = [path for path in excluded if self.things[path].kind == "array"]
+        if others and len(numeric) == others and not with_actions:
+            raise self.error("length_mismatch", f"{numeric[0]}: {excluded[numeric[0]]}")
+        return excluded
+
+    def _is_camera(self, thing: Stored) -> bool:
+        return thing.kind in ("video", "jpeg", "png")
+
+    # Times
+
+    def _pair_by_time(self) -> None:
+        """Sets the rows that belong to the frames, where numbers of rows differ."""
+        paths = [path for path in self.lengths if path in self.things]
+        parts: dict[str, TimedPart] = {}
+        for path in paths:
+            key = self._part_of(path)
+            parts[key] = self._part(key, path, parts.get(key))
+        if not parts:
+            return
+        counts = [part.rows for part in parts.values()]
+        if max(counts) > min(counts):
+            for key, part in parts.items():
+                if part.seconds is None and Path(key).suffix.lower() in VIDEOS:
+                    parts[key] = replace(part, seconds=_video_seconds(self.files.files[key]))
+        try:
+            rows = frame_rows(parts, MOST_CUT)
+        except ValueError as error:
+            raise self.error("length_mismatch", str(error)) from error
+        starts = {key: self.contents.starts[key] for key in parts if key in self.contents.starts}
+        if not rows and len({*starts.values()}) > 1:
+            ends = {starts[key] + parts[key].rows for key in starts}
+            is_far = len({*starts.values()} - {0.0, 1.0}) > 0
+            if max(counts) > min(counts) and (is_far or len(ends) == 1):
+                firsts = ", ".join(f"{key} {number:g}" for key, number in starts.items())
+                raise self.error("length_mismatch", f"the first rows have the numbers {firsts}")
+        if not rows:
+            return
+        paths += [path for path, thing in self.things.items() if thing.kind == "text"]
+        for path in paths:
+            if self._part_of(path) in rows:
+                self.frame_rows[path] = rows[self._part_of(path)]
+        counts_text = ", ".join(f"{key} {part.rows}" for key, part in parts.items())
+        self.contents.note("paired_by_time", f"rows are paired by time: {counts_text} rows")
+
+    def _part_of(self, path: str) -> str:
+        """What has times of its own: a video, a series of images, or a table with all columns."""
+        is_series = path in self.contents.images and key_of(path) == path
+        return path if is_series or path in self.files.files else key_of(path)
+
+    def _part(self, key: str, path: str, known: TimedPart | None) -> TimedPart:
+        thing = self.things[path]
+        clock = self.contents.clock_of(key, thing.rows or 0)
+        rows = min(thing.rows or 0, known.rows if known else thing.rows or 0)
+        is_camera = self._is_camera(thing) or (known is not None and known.is_camera)
+        if clock is None:
+            return known or TimedPart(rows, is_camera=is_camera)
+        seconds = seconds_of(clock)
+        if seconds is None and len(clock) > 1 and known is None:
+            self.contents.note("times_backwards", f"{key}: its times do not ascend")
+        return TimedPart(rows, seconds, is_camera, is_measured=seconds is not None)
+
+    def stored_fps(self) -> float | None:
+        """The rate of the frames: that of their times, else the one that is written down."""
+        written: float | None = None
+        for reference, value in self.contents.facts.items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            name = reference.rpartition("@")[2]
+            if is_number and RATE.fullmatch(name) and value > 0:
+                is_better = written is None or name.lower().endswith("fps")
+                written = float(value) if is_better else written
+        measured = self._measured_rate()
+        if measured is None and self.frame_rows:  # the written one may be that of a table
+            return self._video_rate() or written
+        if measured is None:
+            return written or self._video_rate()
+        if written is not None and abs(measured - written) > _RATES_DIFFER * written:
+            text = f"{written:g} fps is written down, its times show {measured:g}"
+            self.contents.note("other_rate", text)
+        return measured
+
+    def _measured_rate(self) -> float | None:
+        """The rate of the times of the cameras, or of a table whose rows are all frames."""
+        for path in self.lengths:
+            key = self._part_of(path)
+            clock = self.contents.clock_of(key, self.things[path].rows or 0)
+            rows = self.frame_rows.get(path)
+            is_thinned = rows is not None and len(rows) > 1 and np.diff(rows).max() > 1
+            if clock is not None and not is_thinned:
+                rate = rate_of_times(clock)
+                if rate is not None:
+                    return rate
+        return None
+
+    def _video_rate(self) -> float | None:
+        for planned in self.plan.cameras.values():
+            if self.things[planned.path].kind == "video":
+                rate = probe_video(Clip(self.files.files[planned.path])).fps
+                return float(rate) if rate else None
+        return None
+
+    # What the plan asks for
+
+    def name_of(self, reference: str) -> str:
+        if self.files.is_stem and "@" not in reference:
+            return reference.replace(self.files.name, EPISODE, 1)
+        return reference
+
+    def open_images(self, planned: PlannedImages) -> FrameSource:
+        thing = self.things[planned.path]
+        if thing.kind == "video":
+            return VideoFrames(Clip(self.files.files[planned.path]), thing.rows or 0)
+        paths = self.contents.images.get(planned.path, [])
+        table = None if paths else self.files.files[key_of(planned.path)]
+        return FolderImages(planned, thing, paths, table)
+
+    def numbers(self, path: str) -> Array:
+        values = np.asarray(self.contents.tables[key_of(path)].columns[_column_of(path)])
+        if values.dtype.kind not in "fiub":
+            raise self.error("not_numeric", f"{path}: holds {values.dtype}", field=path)
+        return values.reshape(len(values), math.prod(values.shape[1:]))
+
+    def texts_of(self, name: str, count: int) -> list[str]:
+        if name in self.files.files:
+            data = read_byte_range(ByteRange(self.files.files[name], 0, _LARGEST_TEXT))
+            return [decoded(data)]
+        path = self.find_stored(name).path
+        values = self.contents.tables[key_of(path)].columns[_column_of(path)]
+        return [str(value) for value in values[:count].tolist()]
+
+    def value(self, reference: str) -> Any:
+        facts = self.contents.facts
+        return facts[reference] if reference in facts else super().value(reference)
+
+    def value_of(self, name: str) -> Any:
+        if "@" in name:
+            reason = f"{name}: is missing; {nearest(name, [*self.contents.facts])}"
+            raise self.error(self.missing, reason, field=name)
+        return self.numbers(self.find_stored(name).path)[-1, 0].item()
+
+    def episode(self, *, fps: float | None, success: Any = None, task: str = "") -> Episode:
+        episode = super().episode(fps=fps, success=success, task=task)
+        return replace(episode, findings=(*episode.findings, *self.contents.notes))
+
+
+def _with_paths(mapping: RecordingMapping | None) -> RecordingMapping | None:
+    """A mapping whose videos are references: the folder has them as all its files."""
+    if mapping is None:
+        return None
+    cameras = {
+        name: camera.model_copy(update={"path": camera.path or camera.video, "video": ""})
+        for name, camera in mapping.cameras.items()
+    }
+    return mapping.model_copy(update={"cameras": cameras})
+
+
+def _video_seconds(path: Path) -> Array | None:
+    """Times of the frames of a video in seconds; None if it has none."""
+    container, stream = open_video(path)
+    with container:
+        tick = float(stream.time_base) if stream.time_base else 0.0
+    times = np.array(packet_table(Clip(path)).times, np.float64) * tick
+    return times if len(times) > 1 and tick else None
+
+
+class FolderReader(base.FormatReader):
+    """Reader of folders of files; it is asked last."""
+
+    Config: ClassVar[type[ConfigModel]] = FolderConfig
+    findings: ClassVar[FindingCodes | None] = FOLDER
+    base_format: ClassVar[str] = "images"
+    is_fallback: ClassVar[bool] = True
+    config: FolderConfig
+
+    @cached_property
+    def _mapping(self) -> RecordingMapping | None:
+        name = self.config.mapping
+        return None if name is None else read_mapping(mapping_file(name), RecordingMapping)
+
+    def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
+        """All episodes, by name in natural order; lists folders, and opens a few episodes."""
+        findings: list[Finding] = []
+        found: list[tuple[FilesOfEpisode, Path]] = []
+        for source in sources:
+            episodes, stray = find_episodes(source) if can_list(source) else ([], [])
+            if not any(name[-1] != "/" for episode in episodes for name in episode.parts):
+                searched = f"folders with videos, images and tables ({', '.join(SUFFIXES)})"
+                raise base.no_episodes(source, searched)
+            if stray:
+                more = f" and {len(stray) - _MOST_NAMED} more" if len(stray) > _MOST_NAMED else ""
+                reason = f"of no episode: {', '.join(stray[:_MOST_NAMED])}{more}"
+                findings.append(FOLDER.at("stray_files", source, reason))
+            found += [(episode, source) for episode in episodes]
+        self.source_findings = findings
+        refs = self._refs(_chosen(found, self._mapping), is_only=len(sources) == 1)
+        if self._mapping is None:
+            preset = self._preset_of(refs, sources[0])
+            refs = [replace(ref, extras={**ref.extras, "preset": preset}) for ref in refs]
+        yield from with_decisions(refs, lambda ref: nullcontext(self._episode(ref)))
+
+    def _refs(
+        self, found: Sequence[tuple[FilesOfEpisode, Path]], *, is_only: bool
+    ) -> list[EpisodeRef]:
+        counts = Counter(name for files, _ in found for name in files.parts)
+        expected = [name for name, count in counts.items() if count >= max(len(found) / 2, 2)]
+        used: dict[str, int] = {}
+        refs: list[EpisodeRef] = []
+        for number, (files, source) in enumerate(found):
+            is_folder = files.root.name == files.name
+            place = files.root.parent if is_folder or not files.is_stem else files.root
+            above = place.relative_to(source).parts if place.is_relative_to(source) else ()
+            identity = "_".join(base.id_part(part) for part in (*above, files.name))
+            refs.append(
+                EpisodeRef(
+                    id=base.unused_id(identity, used),
+                    path=files.root,
+                    source=str(source),
+                    number=number if is_only else None,
+                    files=tuple(files.files.values()),
+                    extras={"files": files, "expected": expected},
+                )
+            )
+        return refs
+
+    def _preset_of(self, refs: Sequence[EpisodeRef], source: Path) -> str:
+        """The preset whose paths an episode has, which names the layout; empty if there is none.
+
+        Any program writes folders of JSON or npz. What has not both images and tables must have an
+        episode with fields that can be read: else it is something else, and no episode.
+        """
+        errors: list[DataError] = []
+        for number in sorted({0, len(refs) // 2, len(refs) - 1}) if refs else ():
+            try:
+                episode = self._episode(refs[number])
+            except DataError as error:
+                errors.append(error)
+                continue
+            if not (episode.plan.fields and episode.count > 1):
+                continue
+            for preset, known in known_layouts():
+                if all(_fits(pattern, [*episode.things]) for pattern in known.recognized_by):
+                    self.layout = known.layout
+                    return preset
+            return ""
+        whole = [ref for ref in refs if ref.extras["files"].has_images_and_tables]
+        if errors and len(whole) > len(refs) / 2:
+            return ""  # each broken episode says why
+        if errors and errors[0].details.get("finding") == "pickle":
+            raise errors[0]
+        reason = f"; {errors[0].message}" if errors else ""
+        raise base.no_episodes(source, f"folders with videos or images and tables{reason}")
+
+    def _episode(self, ref: EpisodeRef) -> FolderEpisode:
+        mapping = self._mapping
+        if mapping is None and (preset := ref.extras.get("preset")):
+            mapping = read_mapping(mapping_file(preset), RecordingMapping)
+        return FolderEpisode(ref, mapping, self.config)
+
+    def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
+        """Cameras, fields and lengths; tables are read, videos and images are not."""
+        reasons: list[VlatoolError] = []
+        return base.merge_surveys(base.survey_each(self._survey, refs, reasons), reasons)
+
+    def _survey(self, ref: EpisodeRef) -> Survey:
+        episode = self._episode(ref)
+        return episode.survey(episode.stored_fps())
+
+    def read(self, ref: EpisodeRef) -> Episode:
+        opened = self._episode(ref)
+        extras = {"source_episode": opened.files.name}
+        return replace(opened.episode(fps=opened.stored_fps()), extras=extras)
+
+    @staticmethod
+    def propose(source: Path) -> str | None:
+        """A mapping of the first episode, with questions as comments."""
+        reader = FolderReader(FolderConfig())
+        ref = next(reader.discover([source]), None)
+        if ref is None:
+            return None
+        if preset := ref.extras["preset"]:
+            return mapping_file(preset).read_text()
+        episode = reader._episode(ref)
+        facts = episode.contents.facts
+        things: list[Stored] = []
+        for path, thing in episode.things.items():
+            rows = episode.frame_rows.get(path)
+            things.append(thing if rows is None else replace(thing, rows=len(rows)))
+        clues = Clues(things, facts, episode.numbers)
+        rate = episode.stored_fps()
+        keys: dict[str, Any] = {"fps": rate} if rate else {}
+        return proposed_mapping(clues, **keys)
+
+
+def _fits(pattern: str, names: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def _chosen(
+    found: list[tuple[FilesOfEpisode, Path]], mapping: RecordingMapping | None
+) -> list[tuple[FilesOfEpisode, Path]]:
+    """The episodes that the pattern of a mapping names; all without one."""
+    pattern = mapping.episodes.strip("/") if mapping is not None else ""
+    if not pattern:
+        return found
+    chosen: list[tuple[FilesOfEpisode, Path]] = []
+    for files, source in found:
+        place = files.root.relative_to(source).as_posix()
+        if fnmatchcase(place, pattern) or fnmatchcase(files.name, pattern):
+            chosen.append((files, source))
+    return chosen

@@ -1,0 +1,605 @@
+"""Tables of plain files: CSV, JSON, JSON lines, npy, npz, parquet and Zarr, as columns.
+
+Shapes: F rows.
+"""
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlatool.episode import Array
+from vlatool.findings import FindingCodes, error, warning
+from vlatool.formats.base import unused_id
+from vlatool.formats.media.npz import NpzArchive, NpzFrames
+from vlatool.storage.byte_ranges import ByteRange, read_byte_range, read_file
+from vlatool.storage.documents import DocumentError, parse_json, read_document
+from vlatool.storage.uri import as_native_file, is_remote
+
+_EXCLUDE = "exclude the episode with --exclude"
+_PICKLED = "holds pickled objects, which can run code"
+_PICKLE_START = b"\x80"  # of a file that is a pickle alone
+_RECORD = "write the episodes without pickle: vlatool.record, see docs/formats/folder.md"
+
+FOLDER = FindingCodes(
+    "folder",
+    unreadable=error(
+        "A file is damaged, or no file of its kind.", f"copy the file again, or {_EXCLUDE}"
+    ),
+    bad_table=error(
+        "A table cannot be taken apart into rows and columns.", f"correct the file, or {_EXCLUDE}"
+    ),
+    too_large=error("A file is larger than what is read at once.", "split it, or write parquet"),
+    missing_file=error(
+        "An episode lacks a file that most others have.",
+        f"copy the file again, or {_EXCLUDE}",
+    ),
+    missing_frames=error(
+        "Numbers of image files have gaps: images and rows cannot be paired by number.",
+        f"copy the images again, or {_EXCLUDE}",
+    ),
+    missing_thing=error(
+        "A mapping names something that is not here.",
+        "change the mapping: vlatool inspect SOURCE --propose mapping.yaml writes one",
+    ),
+    not_numeric=error("A field has no numbers, or images have no pixels.", "change the mapping"),
+    length_mismatch=error(
+        "Parts of an episode differ in their number of rows, and no times pair them.",
+        f"leave the part out with a mapping (vlatool inspect SOURCE --propose mapping.yaml), or "
+        f"{_EXCLUDE}",
+    ),
+    empty_episode=error("An episode has no frames.", _EXCLUDE),
+    pickle=error("A file holds pickled objects, which can run code.", _RECORD),
+    cut_row=warning("The last row of a table is cut off; it is left out."),
+    times_backwards=warning("Times do not ascend: frames are paired by number."),
+    paired_by_time=warning("Parts have rates of their own; rows are paired by their times."),
+    other_rate=warning(
+        "The rate that is written down differs from that of the times, which is used.",
+        "give --fps if it is right",
+    ),
+    stray_files=warning("Files belong to no episode."),
+)
+
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".npy", ".npz", ".parquet", ".zarr")
+_LARGEST_TEXT = 2**30  # bytes of a CSV file
+_LARGEST_JSON = 2**28
+_LONGEST_ROW = 2**24
+_HEAD = 2**16
+_MOST_DEPTH = 8
+_NUMBER = re.compile(r"\s*[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?\s*|\s*[+-]?(nan|inf)\s*", re.I)
+_DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+(e[+-]?\d+)?\s*", re.I)
+_FIRST_LINES = 12
+_STEPS = re.compile(r"data|steps|frames|rows|trajectory|observations|samples", re.I)
+_VALUE = re.compile(r"\s*(na|n/a|none|null|true|false)\s*", re.I)
+# Names of times: a word of its own such as `t`, or an end such as `cam_timestamp_ns`.
+TIME = re.compile(
+    r"%?(time|t|ts|secs?|seconds|(.*[_./])?(time_?stamps?|stamps?|times?))(_?(s|secs?|ms|us|ns))?",
+    re.I,
+)
+_NUMBERED = re.compile(r"(?P<base>.*?[^\d_.\[])[_.]?\[?(?P<number>\d+)\]?")
+_LETTERED = re.compile(
+    r"(?P<base>.+)[._](?P<axis>x|y|z|w|q[xyzw]|r[xyz]|roll|pitch|yaw|v[xyz]|w[xyz])", re.I
+)
+_DOTTED = re.compile(r"(?P<base>.+)\.(?P<axis>[^.]+)")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of a file.
+
+    Attributes:
+        columns: Name to numbers or pixels [F, ...], or texts (unicode) [F]; large ones are read
+            when they are indexed.
+        names: Column to the names of its numbers, if it is made of several.
+        left_out: Name to the reason, for columns that are neither.
+        facts: Values of a JSON file that are no rows, by their keys joined with dots.
+        doubt: What is wrong with its last row; empty: nothing.
+    """
+
+    columns: Mapping[str, Array]
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    left_out: Mapping[str, str] = field(default_factory=dict[str, str])
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    doubt: str = ""
+
+
+def read_table(path: Path) -> Table:
+    """The columns of a file, which is read once in a process.
+
+    Columns of numbers such as `q0 .. q6`, `q[0] ..` and `pose.x pose.y ..` become one.
+
+    Raises:
+        DataError: The file is damaged, too large, or holds pickled objects.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise FOLDER.error("unreadable", path, f"cannot be read: {error}") from error
+    return _read(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)  # an episode is surveyed, then read, and has few tables
+def _read(path: Path, size: int, changed: int) -> Table:
+    readers = {
+        ".csv": _read_csv,
+        ".tsv": _read_csv,
+        ".json": _read_json,
+        ".jsonl": _read_json_lines,
+        ".ndjson": _read_json_lines,
+        ".npy": _read_npy,
+        ".npz": _read_npz,
+        ".parquet": _read_parquet,
+        ".zarr": _read_zarr,
+    }
+    is_text = path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".ndjson")
+    if is_text and size > _LARGEST_TEXT:
+        raise FOLDER.error("too_large", path, f"{size:,} bytes; the limit is {_LARGEST_TEXT:,}")
+    try:
+        return readers[path.suffix.lower()](path)
+    except (OSError, ValueError, EOFError, MemoryError) as error:
+        raise FOLDER.error("unreadable", path, f"cannot be read: {error}") from error
+
+
+# Text
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How a CSV file is written."""
+
+    encoding: str
+    delimiter: str
+    columns: list[str]
+    skipped: int  # lines before the first row: the header, comments, empty ones
+    has_decimal_commas: bool
+
+
+def _read_csv(path: Path) -> Table:
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
+    form = _form_of(path)
+    broken: list[Any] = []
+
+    def keep(row: Any) -> str:
+        broken.append(row)
+        return "skip"
+
+    try:
+        table = arrow_csv.read_csv(
+            _with_single_spaces(path) if form.delimiter == " " else as_native_file(path),
+            arrow_csv.ReadOptions(
+                use_threads=False,  # else broken rows have no number
+                block_size=_LONGEST_ROW,
+                skip_rows=form.skipped,
+                column_names=form.columns,
+                encoding=form.encoding,
+            ),
+            arrow_csv.ParseOptions(delimiter=form.delimiter, invalid_row_handler=keep),
+            arrow_csv.ConvertOptions(decimal_point="," if form.has_decimal_commas else "."),
+        )
+    except pa.ArrowException as error:
+        reason = str(error)
+        if "straddling" in reason:
+            reason = f"a row is longer than {_LONGEST_ROW:,} bytes"
+        raise FOLDER.error("bad_table", path, reason[:300]) from error
+    doubt = ""
+    if broken:
+        first = broken[0]
+        line = first.number + form.skipped - 1 if first.number else 0
+        is_last = len(broken) == 1 and first.number == table.num_rows + 2
+        if not is_last or first.actual_columns > first.expected_columns:
+            place = f"line {line}: " if line else ""
+            reason = f"{place}{first.actual_columns} cells, the header has {first.expected_columns}"
+            raise FOLDER.error("bad_table", path, reason, hint=f"correct the file, or {_EXCLUDE}")
+        doubt = "its last row is cut off, and left out"
+    elif not _ends_with_line_break(path):
+        doubt = "it has no line break at its end: its last row may be cut off"
+    columns = {name: _of_arrow(table[name]) for name in table.column_names}
+    return _table(columns, doubt=doubt)
+
+
+def _ends_with_line_break(path: Path) -> bool:
+    size = path.stat().st_size
+    return read_byte_range(ByteRange(path, max(size - 2, 0), size)).strip(b"\0")[-1:] in b"\r\n"
+
+
+def _with_single_spaces(path: Path) -> io.BytesIO:
+    """A table whose cells are aligned with several spaces."""
+    lines = [b" ".join(line.split()) for line in read_file(path).splitlines()]
+    return io.BytesIO(b"\n".join(lines) + b"\n")
+
+
+def _form_of(path: Path) -> _Form:
+    """Encoding, delimiter and header of a CSV file, from its first lines."""
+    head = read_byte_range(ByteRange(path, 0, _HEAD))
+    encoding = _encoding(head)
+    text = head.decode(encoding, errors="replace")
+    lines = [(n, line) for n, line in enumerate(text.splitlines()[:_FIRST_LINES]) if line.strip()]
+    if not lines:
+        raise FOLDER.error("bad_table", path, "is empty")
+    delimiter = _delimiter([line for _, line in lines])
+    rows = [(number, _cells(line, delimiter)) for number, line in lines]
+    # Comments have another number of cells; a header may begin with # too, as that of numpy.
+    while len(rows) > 1 and lines[len(lines) - len(rows)][1].startswith("#"):
+        if len(rows[0][1]) == len(rows[1][1]):
+            break
+        rows = rows[1:]
+    cells = [row for _, row in rows]
+    header_lines = 0
+    if not _has_number(cells[0]) or (len(cells) > 1 and _is_header(cells[0], cells[1])):
+        header_lines = 1
+        if len(cells) > 2 and _is_header(cells[1], cells[2]) and not _has_number(cells[1]):
+            header_lines = 2  # units
+    names = [f"c{number}" for number in range(len(cells[0]))]
+    if header_lines:
+        names = _distinct([cell.strip() for cell in cells[0]])
+    skipped = rows[header_lines][0] if header_lines < len(rows) else rows[-1][0] + 1
+    commas = False
+    for row in cells[header_lines:]:
+        commas = commas or any(_DECIMAL_COMMA.fullmatch(cell) for cell in row)
+    commas = commas and delimiter != ","
+    return _Form(encoding, delimiter, names, skipped, commas)
+
+
+def _is_header(cells: Sequence[str], below: Sequence[str]) -> bool:
+    """True if a cell is a word where the row below has a number, or for the numbers of pandas."""
+    for cell, value in zip(cells, below, strict=False):
+        is_word = cell.strip() and not _NUMBER.fullmatch(cell) and not _VALUE.fullmatch(cell)
+        if is_word and _NUMBER.fullmatch(value):
+            return True
+    return _is_counted(cells)
+
+
+def _has_number(cells: Sequence[str]) -> bool:
+    return any(_NUMBER.fullmatch(cell) for cell in cells)
+
+
+def _encoding(head: bytes) -> str:
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    try:  # the last character may be cut
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return "cp1252"
+    return "utf-8-sig" if head.startswith(codecs.BOM_UTF8) else "utf-8"
+
+
+def decoded(data: bytes) -> str:
+    """Text of a file in any usual encoding."""
+    return data.decode(_encoding(data), errors="replace").strip()
+
+
+def _delimiter(lines: Sequence[str]) -> str:
+    """The character that divides the last of some lines, and the one before, into as many cells."""
+    for delimiter in ("\t", ";", ",", "|", " "):
+        counts = [len(_cells(line, delimiter)) for line in lines[-2:]]
+        if counts[0] > 1 and len(set(counts)) == 1:
+            return delimiter
+    return ";" if ";" in lines[0] else ","
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    line = line.removeprefix("#")
+    if delimiter == " ":
+        return line.split()
+    return next(csv.reader([line], delimiter=delimiter), [])
+
+
+def _is_counted(cells: Sequence[str]) -> bool:
+    """True for the header of a table of pandas without names: 0, 1, 2, ..."""
+    numbers = cells[1:] if cells and not cells[0].strip() else cells
+    counts = [[str(n + first) for n in range(len(numbers))] for first in (0, 1)]
+    return len(numbers) > 1 and list(numbers) in counts
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names of columns, none empty, none twice."""
+    used: dict[str, int] = {}
+    distinct: list[str] = []
+    for number, name in enumerate(names):
+        name = name or f"c{number}"
+        distinct.append(unused_id(name, used))
+    return distinct
+
+
+def _read_json(path: Path) -> Table:
+    try:
+        document = parse_json(read_document(path, max_bytes=_LARGEST_JSON))
+    except DocumentError as error:
+        raise FOLDER.error("bad_table", path, error.reason) from error
+    rows, rest = _rows_of_document(document)
+    facts = flattened(rest)
+    if rows is not None:
+        table = _of_records(rows)
+        others = {
+            key: f"a list of {len(value)} records"
+            for key, value in facts.items()
+            if isinstance(value, list) and value and isinstance(value[0], dict)
+        }
+        facts = {key: value for key, value in facts.items() if key not in others}
+        return Table(table.columns, table.names, {**table.left_out, **others}, facts)
+    lengths = {key: len(value) for key, value in facts.items() if isinstance(value, list)}
+    several = [length for length in lengths.values() if length > 1]
+    count = max(several, key=several.count, default=0)
+    columns = {
+        key: facts.pop(key) for key, length in lengths.items() if abs(length - count) <= 1 < length
+    }
+    table = _of_lists(columns)
+    return Table(table.columns, table.names, table.left_out, facts)
+
+
+def _rows_of_document(document: Any) -> tuple[list[Any] | None, Any]:
+    """The longest list of records in a document, and the document without it."""
+    if isinstance(document, list):
+        is_records = len(document) > 0 and all(isinstance(row, dict) for row in document)
+        return (document, {}) if is_records else (None, {"": document})
+    if not isinstance(document, dict):
+        return None, {"": document}
+    found = ""
+    for key, value in document.items():
+        is_records = isinstance(value, list) and len(value) > 1 and isinstance(value[0], dict)
+        if not is_records or _STEPS.fullmatch(found):
+            continue
+        if not found or _STEPS.fullmatch(key) or len(value) > len(document[found]):
+            found = key
+    if not found:
+        for key, value in document.items():
+            rows, rest = _rows_of_document(value) if isinstance(value, dict) else (None, None)
+            if rows is not None:
+                return rows, {**document, key: rest}
+    if not found or not all(isinstance(row, dict) for row in document[found]):
+        return None, document
+    return document[found], {key: value for key, value in document.items() if key != found}
+
+
+def flattened(document: Any) -> dict[str, Any]:
+    """Values of a document by their keys, joined with dots."""
+    flat: dict[str, Any] = {}
+    _flatten(document, "", flat)
+    return flat
+
+
+def _flatten(value: Any, at: str, flat: dict[str, Any], depth: int = 0) -> None:
+    """Adds the values below a value, by their keys joined with dots."""
+    if isinstance(value, dict) and value and depth < _MOST_DEPTH:
+        for key, below in value.items():
+            _flatten(below, f"{at}.{key}" if at else str(key), flat, depth + 1)
+    else:
+        flat[at] = value
+
+
+def _read_json_lines(path: Path) -> Table:
+    rows: list[Any] = []
+    lines = read_file(path).decode("utf-8-sig").rstrip("\r\n").split("\n")
+    doubt = ""
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(parse_json(line))
+        except DocumentError as error:
+            if number == len(lines) and rows:
+                doubt = "its last row is cut off, and left out"
+                break
+            raise FOLDER.error("bad_table", path, f"line {number}: {error.reason}") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise FOLDER.error("bad_table", path, "its lines are no records {NAME: VALUE}")
+    table = _of_records(rows)
+    return Table(table.columns, table.names, table.left_out, doubt=doubt)
+
+
+def _of_records(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Columns of records; keys of records within them are joined with dots."""
+    columns: dict[str, list[Any]] = {}
+    for number, row in enumerate(rows):
+        for name, value in flattened(row).items():
+            column = columns.setdefault(name, [])
+            column += [None] * (number - len(column))
+            column.append(value)
+    for column in columns.values():
+        column += [None] * (len(rows) - len(column))
+    return _of_lists(columns)
+
+
+def _of_lists(columns: Mapping[str, list[Any]]) -> Table:
+    arrays: dict[str, Array] = {}
+    left_out: dict[str, str] = {}
+    for name, values in columns.items():
+        array = _of_list(values)
+        if isinstance(array, str):
+            left_out[name] = array
+        else:
+            arrays[name] = array
+    return _table(arrays, left_out)
+
+
+def _of_list(values: list[Any]) -> Array | str:
+    """An array of a column of JSON; a text says why there is none."""
+    if all(value is None or value in ([], "", {}) for value in values):
+        return "it is empty"
+    if all(isinstance(value, str) or value is None for value in values):
+        return np.array([value or "" for value in values], np.str_)
+    if any(isinstance(value, str | dict) for value in values):
+        return "values of several kinds"
+    missing = sum(value is None for value in values)
+    if missing and any(isinstance(value, list) for value in values):
+        return f"{missing} of {len(values)} rows have no value"
+    try:
+        array = np.array([np.nan if value is None else value for value in values])
+    except ValueError:
+        return "rows of several widths"
+    return array if array.dtype.kind in "fiub" else f"values of {array.dtype}"
+
+
+# Arrays
+
+
+def _read_npy(path: Path) -> Table:
+    try:
+        if is_remote(path):
+            array = np.load(io.BytesIO(read_file(path)), allow_pickle=False)
+        else:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        start = read_byte_range(ByteRange(path, 0, len(_PICKLE_START)))
+        if start == _PICKLE_START or re.search("Python objects|Object arrays", str(error)):
+            raise FOLDER.error(
+                "pickle", path, "holds pickled objects, which can run code"
+            ) from None
+        raise
+    if array.dtype.names:
+        return Table({}, left_out={"": f"a table of the columns {', '.join(array.dtype.names)}"})
+    return _table({"": array}) if array.ndim else Table({}, facts={"": array.item()})
+
+
+class StreamedRows:
+    """Images uint8 [F, H, W, 3] in an archive, inflated one by one as they are indexed."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, frames: NpzFrames, shape: tuple[int, ...]) -> None:
+        self._frames = frames
+        self.shape = shape
+        self.ndim = len(shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, row: int) -> Array:
+        return self._frames.read([row])[0]
+
+
+def _read_npz(path: Path) -> Table:
+    """Arrays of an archive; color images stay in the file until they are read."""
+    archive = NpzArchive(path)
+    columns: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    for name in archive.names:
+        if archive.header(name).dtype.hasobject:
+            reason = f"{name} {_PICKLED}"
+            raise FOLDER.error("pickle", path, reason, field=name)
+        header = archive.header(name)
+        if header.dtype == np.uint8 and len(header.shape) == 4 and header.shape[3] == 3:
+            columns[name] = StreamedRows(archive.frames(name), header.shape)
+        elif header.shape:
+            columns[name] = archive.read(name)
+        else:
+            facts[name] = archive.read(name).item()
+    table = _table(columns)
+    return Table(table.columns, table.names, table.left_out, facts)
+
+
+def _read_parquet(path: Path) -> Table:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(as_native_file(path))
+    except pa.ArrowException as error:
+        raise FOLDER.error("unreadable", path, f"cannot be read: {error}") from error
+    columns: dict[str, Array] = {}
+    left_out: dict[str, str] = {}
+    for name in table.column_names:
+        values = table[name]
+        is_plain = pa.types.is_primitive(values.type) or pa.types.is_string(values.type)
+        array = _of_arrow(values) if is_plain else _of_list(values.to_pylist())
+        if isinstance(array, str):
+            left_out[name] = array
+        else:
+            columns[name] = array
+    return _table(columns, left_out)
+
+
+def _of_arrow(column: Any) -> Array:
+    """Numbers, or texts, of a column of Arrow; times become seconds, what is missing NaN or ''."""
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_timestamp(kind):
+        return column.cast(pa.timestamp("ns"), safe=False).cast(pa.int64()).to_numpy() / 1e9
+    if pa.types.is_duration(kind):
+        return column.cast(pa.duration("ns"), safe=False).cast(pa.int64()).to_numpy() / 1e9
+    if pa.types.is_boolean(kind) and column.null_count:
+        column = column.cast(pa.int8())
+    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return column.to_numpy()
+    return np.array([value if isinstance(value, str) else "" for value in column.to_pylist()])
+
+
+def _read_zarr(path: Path) -> Table:
+    """Arrays of a store, which are read when they are used."""
+    from vlatool.formats.zarr.reader import open_arrays
+
+    attributes, arrays = open_arrays(path)
+    left_out = {name: "no rows" for name, array in arrays.items() if not array.shape}
+    columns = {name: array for name, array in arrays.items() if array.shape}
+    return Table(columns, left_out=left_out, facts=attributes)
+
+
+# Columns
+
+
+def _table(
+    columns: Mapping[str, Array], left_out: Mapping[str, str] | None = None, *, doubt: str = ""
+) -> Table:
+    """The table of some columns, of which those of one vector are joined."""
+    parsed = {name: _numbers_of_texts(values) for name, values in columns.items()}
+    groups: dict[str, list[tuple[str, str]]] = {}  # base to (column, axis)
+    for name, values in parsed.items():
+        match = None
+        if TIME.fullmatch(name.rpartition(".")[2]):
+            continue
+        if values.ndim == 1 and values.dtype.kind in "fiub":
+            match = _LETTERED.fullmatch(name) or _NUMBERED.fullmatch(name)
+            match = match or _DOTTED.fullmatch(name)
+        if match is not None:
+            axis = match.groupdict().get("axis") or match["number"]
+            groups.setdefault(match["base"], []).append((name, axis))
+    joined: dict[str, Array] = {}
+    names: dict[str, tuple[str, ...]] = {}
+    base_of: dict[str, str] = {}
+    for base, members in groups.items():
+        if len(members) > 1 and base not in parsed and _is_vector([axis for _, axis in members]):
+            base_of |= {name: base for name, _ in members}
+    for name, values in parsed.items():
+        base = base_of.get(name)
+        if base is None:
+            joined[name] = values
+        elif base not in joined:
+            members = groups[base]
+            joined[base] = np.stack([parsed[column] for column, _ in members], axis=1)
+            names[base] = tuple(column if axis.isdecimal() else axis for column, axis in members)
+    return Table(joined, names, left_out or {}, doubt=doubt)
+
+
+def _is_vector(axes: Sequence[str]) -> bool:
+    """True for names of axes, or numbers that follow each other."""
+    if not all(axis.isdecimal() for axis in axes):
+        return not any(axis.isdecimal() for axis in axes)
+    numbers = [int(axis) for axis in axes]
+    return numbers == list(range(numbers[0], numbers[0] + len(numbers))) and numbers[0] <= 1
+
+
+def _numbers_of_texts(values: Array) -> Array:
+    """Vectors that pandas has written as texts, such as `[0.1 0.2]`; else the values."""
+    if values.dtype.kind != "U" or values.ndim != 1 or not len(values):
+        return values
+    first = values[0].strip()
+    if not (first.startswith("[") and first.endswith("]")):
+        return values
+    rows: list[list[float]] = []
+    for text in values.tolist():
+        try:
+            rows.append([float(part) for part in text.strip(" []").replace(",", " ").split()])
+        except ValueError:
+            return values
+    widths = {len(row) for row in rows}
+    return np.array(rows) if len(widths) == 1 and widths != {0} else values

@@ -1,0 +1,85 @@
+"""Checks of a folder of frames: the files of the run, each tar with its index, and its contents."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlatool.errors import DataError
+from vlatool.findings import Finding, FindingCodes, error
+from vlatool.formats.check import CheckOptions, check_record_and_files
+from vlatool.formats.frames.layout import FramesEpisode, FramesFolder
+from vlatool.formats.media.images import decoded_size
+from vlatool.formats.media.tar import scan_tar
+from vlatool.formats.shards.check import check_index
+
+_WRITE_AGAIN = "copy the output again, or write it again with --overwrite"
+
+FRAMES = FindingCodes(
+    "frames",
+    broken_manifest=error("frames.json cannot be read.", _WRITE_AGAIN),
+    no_config=error("preprocessing_config.yaml is missing or cannot be read.", _WRITE_AGAIN),
+    missing_episode=error("The tar of an episode is missing.", _WRITE_AGAIN),
+    broken_tar=error("The tar of an episode is truncated or damaged.", _WRITE_AGAIN),
+    count_mismatch=error("A tar has another number of frames than frames.json.", _WRITE_AGAIN),
+    broken_numbers=error("The numbers of an episode cannot be read.", _WRITE_AGAIN),
+    broken_image=error("An image is missing or cannot be decoded.", _WRITE_AGAIN),
+)
+FINDINGS: tuple[FindingCodes, ...] = (FRAMES,)
+
+
+def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
+    """Yields the findings of frames; of some frames, or all, the images are decoded."""
+    if not (yield from check_record_and_files(location, location, options)):
+        return
+    folder = FramesFolder(location)
+    try:
+        episodes = folder.episodes
+    except DataError as error:
+        yield FRAMES("broken_manifest", error.message, path=error.details["path"])
+        return
+    try:
+        folder.options()
+    except DataError as error:
+        yield FRAMES("no_config", error.message, path=str(location))
+    total = sum(each.frames for each in episodes)
+    before = 0
+    with options.reporter.progress("episodes", len(episodes), "episodes") as bar:
+        for episode in episodes:
+            selected = [n for n in range(episode.frames) if options.selects(before + n, total)]
+            yield from _check_episode(folder, episode, selected, options)
+            options.counts.add(episodes=1, samples=episode.frames)
+            before += episode.frames
+            bar.advance()
+
+
+def _check_episode(
+    folder: FramesFolder, episode: FramesEpisode, frames: list[int], options: CheckOptions
+) -> Iterator[Finding]:
+    tar = folder.tar(episode.id)
+    if not tar.path.is_file():
+        yield FRAMES.at("missing_episode", tar.path, "is missing")
+        return
+    scan = scan_tar(tar.path)
+    problems = [problem.message for problem in scan.problems]
+    for message in problems:
+        yield FRAMES.at("broken_tar", tar.path, message)
+    if problems:
+        return
+    yield from check_index(tar.path, scan)
+    try:
+        read = tar.episode(episode.id)
+    except DataError as error:
+        yield FRAMES("broken_numbers", error.message, path=str(tar.path))
+        return
+    stored = len(scan.samples) - 1 if read.cameras else read.num_frames
+    if not stored == read.num_frames == episode.frames:
+        message = f"has {stored} frames, the manifest says {episode.frames}"
+        yield FRAMES.at("count_mismatch", tar.path, message)
+        return
+    for frame in frames:
+        for source in (*read.cameras.values(), *read.depth.values(), *read.labels.values()):
+            try:
+                decoded_size(source.encoded(frame) or b"")
+                options.counts.add(pictures=1)
+            except (DataError, ValueError, OSError) as error:
+                yield FRAMES.at("broken_image", tar.path, f"frame {frame}: {error}")
+        options.counts.add(samples_read=1)

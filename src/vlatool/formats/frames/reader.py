@@ -1,0 +1,91 @@
+"""Frames that `preprocess --sink frames` wrote, as episodes for training shards.
+
+Their images are final: a sink copies them, and other sinks than `lbm` are refused.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from vlatool.config.base import ConfigModel, option
+from vlatool.episode import Episode, EpisodeRef, Survey
+from vlatool.errors import UsageError
+from vlatool.formats import base
+from vlatool.formats.frames.layout import NAME, FramesFolder, FramesTar, tar_name
+from vlatool.transforms.windows import WindowsConfig
+
+# Keys of sinks that decide the bytes of an image.
+_OF_IMAGES = (
+    "resize_images_size",
+    "image_resizing_method",
+    "image_resizing_filter",
+    "camera_rotations",
+    "jpeg_quality",
+    "compat",
+)
+
+
+class FramesKeys(ConfigModel):
+    """Keys of the format frames."""
+
+    split: Literal["train", "val"] | None = option(
+        None, "Episodes to read: those for training, or those that are held out; null: all."
+    )
+
+
+class FramesReader(base.FormatReader):
+    """Reader of the folders; see `formats.frames.layout`."""
+
+    Config: ClassVar[type[ConfigModel]] = FramesKeys
+    default_sink: ClassVar[str] = "lbm"
+
+    def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
+        used: dict[str, int] = {}
+        for source in sources:
+            folder = FramesFolder.find(source)
+            if folder is None:
+                raise base.no_episodes(source, f"a folder with {NAME}")
+            for number, episode in enumerate(folder.episodes):
+                if self.config.split not in (None, episode.split):
+                    continue
+                yield EpisodeRef(
+                    id=base.unused_id(episode.id, used),
+                    path=folder.path / tar_name(episode.id),
+                    source=str(source),
+                    number=number if len(sources) == 1 else None,
+                )
+
+    def sink_config(self, sink: Any, sources: Sequence[Path]) -> Any:
+        if sink.type != "lbm":
+            raise UsageError(
+                f"--sink {sink.type}: the images of frames are final, and only lbm copies them",
+                hint=f"preprocess the recordings: vlatool preprocess RAW --sink {sink.type}",
+                code="usage.unsupported",
+            )
+        for source in sources:
+            folder = FramesFolder.find(source)
+            options = {} if folder is None else folder.options()
+            chosen = {key: options[key] for key in _OF_IMAGES if key in options}
+            stored = type(sink).model_validate(chosen)
+            for key in _OF_IMAGES:
+                asked = getattr(sink, key)
+                has = getattr(stored, key)
+                if key in sink.model_fields_set and asked != has:
+                    asked = sink.resize_filter if key == "image_resizing_filter" else asked
+                    raise UsageError(
+                        f"--{key.replace('_', '-')} is {asked}, but the images in {source} have "
+                        f"{has}: they would be encoded again",
+                        hint="leave it out, or preprocess the recordings",
+                        code="usage.unsupported",
+                    )
+            copied = {key: getattr(stored, key) for key in _OF_IMAGES}
+            windows = WindowsConfig.model_fields.keys() & options.keys() - sink.model_fields_set
+            copied |= {key: options[key] for key in windows}
+            sink = sink.model_copy(update=copied)
+        return sink
+
+    def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
+        return base.survey_by_reading(self.read, refs)
+
+    def read(self, ref: EpisodeRef) -> Episode:
+        return FramesTar(ref.path).episode(ref.id)

@@ -1,0 +1,547 @@
+"""Each rule of HDF5 recordings, once: opening, what may be read, layouts found by structure.
+
+Source: formats/hdf5 1. Legend of shapes: F frames, C dimensions of a field.
+"""
+
+import json
+import math
+import re
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from vlatool.episode import Array
+from vlatool.errors import DataError, installed
+from vlatool.findings import FindingCodes, error, warning
+from vlatool.formats.inventory import (
+    RIFF_START,
+    Stored,
+    encoded_thing,
+    image_shape,
+    is_encoded,
+)
+from vlatool.formats.mapping import (
+    RecordingMapping,
+    known_layouts,
+    matching,
+    nearest,
+)
+from vlatool.formats.plan import EpisodePlan, Known, plan_by_structure
+from vlatool.storage.tree import natural_key
+from vlatool.storage.uri import as_native_file
+from vlatool.transforms.hold_out import split_of
+
+_EXCLUDE = "exclude the episode with --exclude"
+_AGAIN = f"the file is cut off or damaged: copy it again, or {_EXCLUDE}"
+_CHANGE = f"change the mapping, or {_EXCLUDE}"
+
+HDF5 = FindingCodes(
+    "hdf5",
+    unreadable=error(
+        "A file, a group or a dataset is damaged, truncated or was not closed.",
+        f"{_AGAIN}; if its writer was killed, h5clear -s --increment on a copy may open it",
+    ),
+    unknown_layout=error(
+        "The structure is none of the known ones.",
+        "write a mapping: vlatool inspect SOURCE --propose mapping.yaml",
+    ),
+    missing_dataset=error("A dataset or an attribute is missing.", _CHANGE),
+    not_numeric=error("A field has no numbers, or images have no pixels.", _CHANGE),
+    not_text=error("Instructions of frames are no texts.", _CHANGE),
+    length_mismatch=error(
+        "Datasets of an episode differ in their number of frames.",
+        f"leave the dataset out with a mapping (vlatool inspect SOURCE --propose mapping.yaml), "
+        f"or {_EXCLUDE}",
+    ),
+    empty_episode=error("An episode has no frames.", _EXCLUDE),
+    too_large=error(
+        "A field, an image or a chunk is larger than what is read at once.",
+        "leave it out with a mapping, or rewrite it in smaller chunks (h5repack)",
+    ),
+    missing_filter=error(
+        "A dataset is compressed with a filter that is not installed.",
+        "install the filter (package hdf5plugin), or rewrite the file with gzip (h5repack)",
+    ),
+    data_outside=error("A link or a dataset leads out of the file.", "copy the data into the file"),
+    never_written=error(
+        "A dataset has room for rows that were never written; the library reads them as zeros.",
+        f"leave the dataset out with a mapping, or {_EXCLUDE}",
+    ),
+    not_counted=warning(
+        "num_samples differs from the number of frames.", "none if the data is right"
+    ),
+)
+
+SUFFIXES = (".hdf5", ".h5", ".hdf")
+_LARGEST_FIELD = 2**28  # bytes
+_LARGEST_FIELDS = 2**30  # of an episode
+_LARGEST_CHUNK = 2**29
+_MOST_PIXELS = 2**26
+CACHE = 2**27  # bytes of decoded chunks of a camera
+_MAX_DEPTH = 16
+_MAX_LISTED = 6
+# Groups whose datasets have a row per frame; others may have any length.
+_PER_FRAME = ("obs/", "observations/", "states", "rewards", "dones")
+_OTHER_TIMES = {
+    "next_obs/": "the observations of the next frames",
+    "initial_state/": "the state before the first frame",
+}
+# Observations that a robot measures of itself; others, such as poses of objects, are not observed.
+_MEASURED = re.compile(r"eef|ee_|gripper|joint|robot\d|qpos|qvel")
+_FIRST_ROWS = 4  # of which one has an image, if rows have images
+_MOST_LINKS = 8  # that lead to a dataset within the file
+_NOT_FOLLOWED = "a link out of the file or to nothing, or more than 16 groups deep; not followed"
+_USED_ATTRIBUTES = ("success", "num_samples")
+_SAMPLED = 3  # rows that show what a dataset holds
+_LONGEST_TEXT = 1000  # characters of an attribute that a person wrote
+
+
+@contextmanager
+def readable(path: Path, place: str = "") -> Generator[None]:
+    """Turns errors of the library into that of an unreadable file."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError) as error:
+        raise HDF5.error("unreadable", path, place, f"cannot be read: {error}") from error
+
+
+@contextmanager
+def opened(path: Path, cache: int = 2**20) -> Iterator[Any]:
+    """The file; a remote one is read in blocks, each requested once in a process."""
+    h5py = installed("h5py")
+    with readable(path):
+        file = h5py.File(as_native_file(path), "r", rdcc_nbytes=cache)
+    with file:
+        yield file
+
+
+@dataclass(frozen=True)
+class FileLayout:
+    """Structure of a file."""
+
+    name: str
+    groups: tuple[str, ...]  # of the episodes, in natural order
+    actions: str = ""  # dataset of the actions in an episode; empty: a mapping names it
+    preset: str = ""  # mapping of a known layout
+
+
+def layout_of(file: Any, path: Path, mapping: RecordingMapping | None) -> FileLayout:
+    """The layout of a mapping, or the one that the structure of a file shows."""
+    with readable(path):
+        if mapping is not None:
+            return FileLayout(mapping.layout or "mapping", _episodes(file, mapping, path))
+        data = member_at(file, "data")
+        demos = [] if data is None else sorted(_groups(data), key=natural_key)
+        if data is not None and demos and "actions" in data[demos[0]]:
+            groups = [f"data/{name}" for name in demos]
+            name = _kind_of(data[demos[0]])
+            return FileLayout(name, tuple(groups), "actions")
+        for name, known in known_layouts():
+            if all(has_path(file, pattern) for pattern in known.recognized_by):
+                return FileLayout(known.layout, _episodes(file, known, path), preset=name)
+        if "action" in file and member_at(file, "observations") is not None:
+            return FileLayout("ALOHA", ("/",), "action")
+    raise HDF5.error("unknown_layout", path, f"unknown layout: {_names(file)}")
+
+
+def _kind_of(demo: Any) -> str:
+    states = member_at(demo, "states")
+    images = member_at(demo, "obs/agentview_rgb")
+    if states is not None and hasattr(states, "keys"):
+        return "Isaac Lab"
+    return "LIBERO" if images is not None else "robomimic"
+
+
+def _names(file: Any) -> str:
+    names = [repr(name) for name in list(file)]
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return f"its root has {', '.join(names[:_MAX_LISTED]) or 'nothing'}{more}"
+
+
+def _groups(group: Any) -> list[str]:
+    return [name for name in group if hasattr(member_at(group, name), "keys")]
+
+
+def _episodes(file: Any, mapping: RecordingMapping, path: Path) -> tuple[str, ...]:
+    """Paths of the groups or datasets that are episodes; DataError if the pattern fits none."""
+    parts = tuple(part for part in PurePosixPath(mapping.episodes).parts if part != "/")
+    found = tuple(_matching(file, parts)) if parts else ("/",)
+    if not found:
+        reason = f"episodes: no group or dataset {mapping.episodes!r}; {_names(file)}"
+        raise HDF5.error("missing_dataset", path, reason)
+    return found
+
+
+def _matching(group: Any, parts: tuple[str, ...], at: str = "") -> Iterator[str]:
+    """Paths of the groups and datasets that a pattern names; `*` stands for one name."""
+    for name in sorted(group, key=natural_key):
+        member = member_at(group, name)
+        if member is None or not PurePosixPath(name).match(parts[0]):
+            continue
+        place = f"{at}/{name}".lstrip("/")
+        if len(parts) == 1:
+            yield place
+        elif hasattr(member, "keys"):
+            yield from _matching(member, parts[1:], place)
+
+
+def has_path(file: Any, pattern: str) -> bool:
+    """True if a group or dataset fits a pattern."""
+    return any(_matching(file, PurePosixPath(pattern.strip("/")).parts))
+
+
+def member_at(group: Any, path: str, steps: int = 0) -> Any:
+    """A group or dataset below a group; None if there is none, or a link leads out of the file.
+
+    `steps`: links within the file that were followed so far.
+    """
+    if path.strip("/") == "":
+        return group
+    h5py = installed("h5py")
+    for name in path.strip("/").split("/"):
+        links = group.id.links if isinstance(group, h5py.Group) else None
+        key = name.encode("utf-8", "surrogateescape")
+        if not key or links is None or not links.exists(key):
+            return None
+        kind = links.get_info(key).type
+        if kind == h5py.h5l.TYPE_SOFT and steps < _MOST_LINKS:
+            place = group.get(name, getlink=True).path
+            start = group.file if place.startswith("/") else group
+            group = member_at(start, place, steps + 1)
+        elif kind == h5py.h5l.TYPE_HARD:
+            group = group[name]
+        else:
+            return None
+    return group
+
+
+def datasets_of(group: Any, at: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """(path, dataset) below a group, in natural order; None: a link that is not followed, or a
+    group that is too deep.
+    """
+    for name in sorted(group, key=natural_key):
+        member = member_at(group, name)
+        is_deep = depth >= _MAX_DEPTH and hasattr(member, "keys")
+        if member is None or is_deep:
+            yield f"{at}{name}", None
+        elif hasattr(member, "keys"):
+            yield from datasets_of(member, f"{at}{name}/", depth + 1)
+        else:
+            yield f"{at}{name}", member
+
+
+def thing_of(name: str, dataset: Any, path: Path) -> Stored:
+    """What a dataset stores, by its type, its shape and at most its first row."""
+    h5py = installed("h5py")
+    if dataset is None:
+        return Stored(name, "other", note=_NOT_FOLLOWED, role="left_out")
+    shape = dataset.shape
+    dtype = dataset.dtype
+    if shape is None or not dataset.size:
+        return Stored(name, "other", rows=0, note="it is empty")
+    if dtype.names:
+        return Stored(name, "other", note=f"a table of the columns {', '.join(dtype.names)}")
+    is_bytes = dtype.kind in "SV" or h5py.check_vlen_dtype(dtype) == np.uint8
+    is_bytes = is_bytes or (dtype == np.uint8 and len(shape) == 2)
+    if is_bytes and shape:
+        check_dataset(dataset, path)
+        for row in range(min(shape[0], _FIRST_ROWS)):
+            if is_encoded(first := row_bytes(dataset, row)):
+                return encoded_thing(name, first, shape[0])
+    if h5py.check_string_dtype(dtype) is not None:
+        return Stored(name, "text", rows=shape[0] if shape else None)
+    if dtype.kind not in "fiub":
+        return Stored(name, "other", note=f"values of {dtype}")
+    if not shape:
+        return Stored(name, "other", note="one value, not one for each frame")
+
+    def look() -> Array:
+        check_dataset(dataset, path)
+        rows = sorted({0, shape[0] // 2, shape[0] - 1})[:_SAMPLED]
+        return np.stack([dataset[row] for row in rows])
+
+    return Stored(name, "array", shape[1:], dtype.name, shape[0], look=look)
+
+
+def things_of(group: Any, path: Path) -> list[Stored]:
+    """All that an episode stores: datasets below its group, and texts in attributes of it."""
+    if not hasattr(group, "keys"):
+        return [thing_of(".", group, path)]
+    things = [thing_of(name, dataset, path) for name, dataset in datasets_of(group)]
+    for name, value in attributes_of(group).items():
+        things += _attribute_things(name, value)
+    return things
+
+
+def _attribute_things(name: str, value: Any) -> list[Stored]:
+    """What an attribute stores; none for what the reader uses without a mapping."""
+    key = name.rpartition("@")[2]
+    if key in _USED_ATTRIBUTES:
+        return [Stored(name, "other", role="success" if key == "success" else "time")]
+    is_document = isinstance(value, str) and value[:1] in ("{", "[", "<")
+    if isinstance(value, str) and not is_document and len(value) <= _LONGEST_TEXT:
+        return [Stored(name, "text")]
+    if isinstance(value, np.ndarray) and value.dtype.kind in "SUO" and value.size:
+        return [Stored(name, "text", note="a list of texts")]
+    return [Stored(name, "other", note="an attribute")]
+
+
+def row_bytes(dataset: Any, index: int) -> bytes:
+    """The bytes of a row without the zeros that fill it up."""
+    row = dataset[index]
+    data = row.tobytes() if hasattr(row, "tobytes") else bytes(row)
+    if data.startswith(RIFF_START):  # ends with zeros that strings of NumPy lose
+        size = 8 + int.from_bytes(data[4:8], "little")
+        return data[:size].ljust(size, b"\0")
+    return data.rstrip(b"\0")
+
+
+def check_dataset(dataset: Any, path: Path) -> None:
+    """Raises DataError if reading leaves the file, needs a missing filter or too much memory."""
+    h5py = installed("h5py")
+    name = dataset.name
+    if dataset.external or dataset.is_virtual:
+        raise HDF5.error("data_outside", path, name, "its values are in another file", field=name)
+    plist = dataset.id.get_create_plist()
+    for number in range(plist.get_nfilters()):
+        code, _, _, label = plist.get_filter(number)
+        if not h5py.h5z.filter_avail(code):
+            known = label.decode(errors="replace") or code
+            raise HDF5.error("missing_filter", path, name, f"needs the filter {known}", field=name)
+    chunk = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
+    if chunk > _LARGEST_CHUNK:
+        raise HDF5.error("too_large", path, name, f"has chunks of {chunk:,} bytes", field=name)
+
+
+def plan_of_layout(actions: str, stored: Sequence[Stored], known: Known) -> EpisodePlan:
+    """Plan of an episode of a layout found by structure: its other datasets have as many rows as
+    the actions, or are left out.
+    """
+    by_path = {each.path: each for each in stored}
+    count = by_path[actions].rows or 0 if actions in by_path else 0
+    excluded: dict[str, str] = {}
+    for each in stored:
+        for prefix, reason in _OTHER_TIMES.items():
+            if each.path.startswith(prefix):
+                excluded[each.path] = reason
+        is_per_frame = each.path.startswith(_PER_FRAME)
+        is_single_text = each.kind == "text" and each.rows == 1
+        is_other = each.rows is not None and abs(each.rows - count) > 1
+        if is_other and not (is_per_frame or is_single_text):
+            excluded[each.path] = f"{each.rows} rows, the episode has {count}"
+    plan = plan_by_structure(stored, known, excluded)
+    observed: list[str] = []
+    for name, path in plan.fields.items():
+        if path.startswith(("obs/", "observations/")) and _MEASURED.search(path):
+            observed.append(name)
+    plan.actions = tuple(name for name, path in plan.fields.items() if path == actions)
+    plan.observed = tuple(observed)
+    return plan
+
+
+def dataset_at(group: Any, reference: str, path: Path) -> Any:
+    """The dataset of a reference; DataError if there is none, or several fit it."""
+    if reference == "." and not hasattr(group, "keys"):
+        return group
+    root = group.file if reference.startswith("/") or not hasattr(group, "keys") else group
+    place = f"{root.name}/{reference}".replace("//", "/").lstrip("/")
+    member = member_at(root, reference)
+    if member is not None and not hasattr(member, "keys"):
+        return member
+    if member is None and reference in root and root.get(reference, getlink=True) is not None:
+        link = root.get(reference, getlink=True)
+        if type(link).__name__ != "HardLink":
+            reason = "is a link, which is not followed"
+            raise HDF5.error("data_outside", path, place, reason, field=reference)
+    names = [name for name, dataset in datasets_of(root) if dataset is not None]
+    try:
+        fitting = matching(reference.strip("/"), names)
+    except ValueError as error:
+        raise HDF5.error("missing_dataset", path, place, str(error), field=reference) from error
+    if fitting is not None:
+        return member_at(root, fitting)
+    state = "is a group, not a dataset" if member is not None else "is missing"
+    reason = f"{state}; {nearest(reference.strip('/'), names)}"
+    raise HDF5.error("missing_dataset", path, place, reason, field=reference)
+
+
+def value_at(group: Any, reference: str, path: Path) -> Any:
+    """The single value of a reference: an attribute (`PATH@NAME`), or the last of a dataset."""
+    place, has_name, name = reference.rpartition("@")
+    if not has_name:
+        dataset = dataset_at(group, reference, path)
+        check_dataset(dataset, path)
+        value = dataset[()] if not dataset.shape else dataset[-1]
+    else:
+        root = group.file if place.startswith("/") else group
+        owner = member_at(root, place) if place.strip("/") else root
+        if owner is None or name not in owner.attrs:
+            there = nearest(name, [] if owner is None else [*owner.attrs])
+            reason = f"is missing; {there}"
+            raise HDF5.error("missing_dataset", path, reference, reason, field=reference)
+        value = owner.attrs[name]
+    value = value.item() if hasattr(value, "item") and np.size(value) == 1 else value
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def texts_at(group: Any, reference: str, path: Path, num_frames: int) -> list[str]:
+    """The text of each frame, or the only one; of a list of texts the first."""
+    if "@" in reference:
+        return [str(value_at(group, reference, path))]
+    dataset = dataset_at(group, reference, path)
+    name = dataset.name
+    count = dataset.size
+    if dataset.dtype.kind not in "SO":
+        raise HDF5.error("not_text", path, name, f"is {dataset.dtype}, not text")
+    if count != 1 and not num_frames <= count <= num_frames + 1:
+        reason = f"has {count} texts, the episode {num_frames} frames"
+        raise HDF5.error("length_mismatch", path, name, reason)
+    check_dataset(dataset, path)
+    if not dataset.size:
+        raise HDF5.error("empty_episode", path, name, "has no rows", field=name)
+    if dataset.nbytes > _LARGEST_FIELD:
+        raise HDF5.error("too_large", path, name, f"{dataset.nbytes:,} bytes")
+    with readable(path, name):
+        rows = np.asarray(dataset[()]).reshape(-1).tolist()
+    texts = [row.decode(errors="replace") if isinstance(row, bytes) else str(row) for row in rows]
+    return texts[:num_frames]
+
+
+def columns(dataset: Any, path: Path) -> Array:
+    """The rows of a field [F, C]; DataError if they are no numbers, too large or never written."""
+    name = dataset.name
+    if dataset.dtype.kind not in "fiub" or not dataset.shape:
+        what = "a single value" if dataset.dtype.kind in "fiub" else str(dataset.dtype)
+        raise HDF5.error("not_numeric", path, name, f"is {what}", field=name)
+    if not dataset.size:
+        raise HDF5.error("empty_episode", path, name, "has no rows", field=name)
+    if dataset.nbytes > _LARGEST_FIELD:
+        raise HDF5.error("too_large", path, name, f"{dataset.nbytes:,} bytes", field=name)
+    check_dataset(dataset, path)
+    check_written(dataset, path)
+    with readable(path, name):
+        values: Array = dataset[()]
+    return values.reshape(len(values), -1)
+
+
+def check_written(dataset: Any, path: Path) -> None:
+    """Raises DataError if rows of a dataset were never written, and would be read as zeros."""
+    if not dataset.size or dataset.external or dataset.is_virtual:
+        return
+    if dataset.chunks is None:
+        is_whole = dataset.id.get_storage_size() > 0
+    else:
+        places = [
+            math.ceil(n / side) for n, side in zip(dataset.shape, dataset.chunks, strict=True)
+        ]
+        is_whole = dataset.id.get_num_chunks() >= math.prod(places)
+    if not is_whole:
+        reason = f"some of its {len(dataset):,} rows were never written"
+        raise HDF5.error("never_written", path, dataset.name, reason, field=dataset.name)
+
+
+def stored_facts(file: Any) -> tuple[float | None, str, str]:
+    """(frames per second, instruction, task) of the attributes of robomimic that are there."""
+    data = member_at(file, "data")
+    if data is None:
+        return None, "", ""
+    env, problem = (_document(data, name) for name in ("env_args", "problem_info"))
+    fps = _number(_section(env, "env_kwargs").get("control_freq"))
+    sim = _section(env, "sim_args")
+    period = _number(sim.get("dt")) * _number(sim.get("decimation"))
+    instruction = str(problem.get("language_instruction") or "").strip('"')
+    return fps or (1.0 / period if period else None), instruction, str(env.get("env_name") or "")
+
+
+def _section(document: Mapping[str, Any], name: str) -> dict[str, Any]:
+    section: Any = document.get(name)
+    return section if isinstance(section, dict) else {}
+
+
+def _number(value: Any) -> float:
+    """A positive finite number; 0 for anything else."""
+    is_number = isinstance(value, int | float) and math.isfinite(value) and value > 0
+    return float(value) if is_number else 0.0
+
+
+def _document(group: Any, name: str) -> dict[str, Any]:
+    try:
+        document = json.loads(group.attrs.get(name) or "{}")
+    except (ValueError, TypeError, OSError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def masked(file: Any, name: str, path: Path) -> frozenset[str]:
+    """Names of the episodes in the list `mask/NAME`."""
+    mask = member_at(file, "mask")
+    known = [] if mask is None else list(mask)
+    if name not in known:
+        raise DataError.at(
+            path,
+            f"has no mask {name!r}",
+            hint=f"choose from: {', '.join(known)}" if known else "leave --mask out",
+            code="data.unknown_field",
+            known=known,
+        )
+    with readable(path, f"mask/{name}"):
+        rows = dataset_at(mask, name, path)[()]
+    return frozenset(
+        row.decode(errors="replace") if isinstance(row, bytes) else str(row) for row in rows
+    )
+
+
+def held_out(file: Any, path: Path) -> frozenset[str]:
+    """Names of the episodes in lists for evaluation, such as robomimic's `mask/valid`."""
+    mask = member_at(file, "mask")
+    names: set[str] = set()
+    for name in () if mask is None else mask:
+        if split_of(name) == "val":
+            with suppress(DataError):  # a broken list says nothing
+                names |= masked(file, name, path)
+    return frozenset(names)
+
+
+def image_size(thing: Stored, dataset: Any, path: Path) -> tuple[int, int]:
+    """(height, width) of the images of a dataset; DataError if they are too large or none."""
+    size = thing.shape[:2]
+    if thing.kind == "array":
+        sides = image_shape(thing.shape, smallest=1)
+        size = sides[:2] if sides else (0, 0)
+    if not 0 < math.prod(size) <= _MOST_PIXELS:
+        reason = f"images of {size[1]} x {size[0]} pixels"
+        code = "too_large" if math.prod(size) else "not_numeric"
+        raise HDF5.error(code, path, dataset.name, reason, field=dataset.name)
+    return size[0], size[1]
+
+
+def first_episode(file: Any) -> tuple[str, Any]:
+    """Pattern of the episodes, and the first of them: groups of equal names but for a number."""
+    for at in ("", *(f"{name}/" for name in _groups(file))):
+        numbered: dict[str, list[str]] = {}
+        for name in sorted(_groups(file[at] if at else file), key=natural_key):
+            stem = name.rstrip("0123456789")
+            if stem != name:
+                numbered.setdefault(stem, []).append(name)
+        if numbered:
+            stem, names = max(numbered.items(), key=lambda item: len(item[1]))
+            return f"{at}{stem}*", file[f"{at}{names[0]}"]
+    return "/", file
+
+
+def attributes_of(group: Any) -> dict[str, Any]:
+    """Reference to the value of the attributes of a group, and of the root of its file."""
+    values: dict[str, Any] = {}
+    owners = {"@": group} if group.name == "/" else {"@": group, "/@": group.file}
+    for prefix, owner in owners.items():
+        for name, stored in owner.attrs.items():
+            value = stored.item() if hasattr(stored, "item") and np.size(stored) == 1 else stored
+            is_bytes = isinstance(value, bytes)
+            values[f"{prefix}{name}"] = value.decode(errors="replace") if is_bytes else value
+    return values

@@ -1,0 +1,297 @@
+"""HDF5 recordings: robomimic, Isaac Lab, LIBERO and ALOHA by structure, others by a mapping.
+
+Source: formats/hdf5 1 to 3.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from functools import cached_property, lru_cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from vlatool.config.base import ConfigModel, option
+from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, Survey
+from vlatool.errors import DataError, VlatoolError
+from vlatool.findings import Finding, FindingCodes
+from vlatool.formats import base
+from vlatool.formats.hdf5 import check as rules
+from vlatool.formats.inventory import Stored
+from vlatool.formats.mapping import (
+    MAPPING,
+    RecordingMapping,
+    known_layouts,
+    mapping_file,
+    read_mapping,
+)
+from vlatool.formats.plan import (
+    PLAIN,
+    PlannedEpisode,
+    PlannedFrames,
+    PlannedImages,
+    with_decisions,
+)
+from vlatool.formats.propose import Clues, proposed_mapping
+from vlatool.formats.rules import distinct_recordings
+from vlatool.storage.tree import natural_key, walk
+from vlatool.storage.uri import can_list
+
+
+class Hdf5Config(ConfigModel):
+    """Options of HDF5 recordings. What files do not store is given here."""
+
+    location_keys: ClassVar[frozenset[str]] = frozenset({"mapping"})
+
+    fps: float | None = option(None, "Frames per second; null: that of the file.", gt=0)
+    instruction: str | None = option(None, "Instruction of all episodes; null: that of the file.")
+    mapping: str | None = option(None, MAPPING)
+    mask: str | None = option(
+        None, "Read the episodes that mask/NAME of each file lists, as train."
+    )
+
+
+class Hdf5Images(PlannedFrames):
+    """A dataset of images, read row by row; opened at the first read and held until `close`."""
+
+    def __init__(
+        self, path: Path, name: str, planned: PlannedImages, shape: tuple[int, int, int]
+    ) -> None:
+        """`name`: path of the dataset in the file; `shape`: (frames, height, width)."""
+        self._path = path
+        self._name = name
+        self.planned = planned
+        self._shape = shape
+        self._open: tuple[Any, Any] | None = None
+
+    def __len__(self) -> int:
+        return self._shape[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": None}
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._shape[1:]
+
+    def close(self) -> None:
+        if self._open is not None:
+            self._open[0].__exit__(None, None, None)
+            self._open = None
+
+    def row(self, index: int) -> bytes | Array:
+        with rules.readable(self._path, f"{self._name}: frame {index}"):
+            if self._open is None:
+                context = rules.opened(self._path, rules.CACHE)
+                self._open = context, context.__enter__()[self._name]
+            dataset = self._open[1]
+            if len(dataset.shape) > 2:
+                return np.asarray(dataset[index])
+            return rules.row_bytes(dataset, index)
+
+    def image_error(self, index: int, reason: str) -> DataError:
+        place = f"{self._name}: frame {index}"
+        hint = "exclude the episode with --exclude"
+        return rules.HDF5.error("unreadable", self._path, place, reason, frame=index, hint=hint)
+
+
+class Hdf5Episode(PlannedEpisode):
+    """An episode of an open file."""
+
+    codes: ClassVar[FindingCodes] = rules.HDF5
+    missing: ClassVar[str] = "missing_dataset"
+
+    def __init__(
+        self, ref: EpisodeRef, group: Any, mapping: RecordingMapping | None, config: Hdf5Config
+    ) -> None:
+        super().__init__(ref, mapping, config, group.name.rpartition("/")[2])
+        self.group = group
+        actions = ref.extras["actions"]
+        stored = rules.things_of(group, ref.path)
+        self.make_plan(stored, lambda: rules.plan_of_layout(actions, stored, self.known))
+        if mapping is None and not self.plan.actions:
+            self.numbers(actions)
+            raise self.error("empty_episode", f"{actions} has no rows of numbers")
+
+    def find_stored(self, name: str) -> Stored:
+        dataset = self._dataset(name)
+        inside = dataset.name.removeprefix(f"{self.group.name.rstrip('/')}/")
+        if not name.startswith("/") and inside in self.things:
+            return self.things[inside]
+        return rules.thing_of(dataset.name, dataset, self.ref.path)
+
+    def _dataset(self, path: str) -> Any:
+        return rules.dataset_at(self.group, path, self.ref.path)
+
+    def open_images(self, planned: PlannedImages) -> FrameSource:
+        thing = self.things[planned.path]
+        dataset = self._dataset(planned.path)
+        rules.check_dataset(dataset, self.ref.path)
+        rules.check_written(dataset, self.ref.path)
+        height, width = rules.image_size(thing, dataset, self.ref.path)
+        return Hdf5Images(self.ref.path, dataset.name, planned, (len(dataset), height, width))
+
+    def numbers(self, path: str) -> Array:
+        return rules.columns(self._dataset(path), self.ref.path)
+
+    def texts_of(self, name: str, count: int) -> list[str]:
+        return rules.texts_at(self.group, name, self.ref.path, count)
+
+    def value_of(self, name: str) -> Any:
+        return rules.value_at(self.group, name, self.ref.path)
+
+
+class Hdf5Reader(base.FormatReader):
+    """Reader of HDF5 recordings; a source is a file or a folder of files."""
+
+    Config: ClassVar[type[ConfigModel]] = Hdf5Config
+    findings: ClassVar[FindingCodes | None] = rules.HDF5
+    config: Hdf5Config
+
+    @cached_property
+    def _mapping(self) -> RecordingMapping | None:
+        name = self.config.mapping
+        return None if name is None else read_mapping(mapping_file(name), RecordingMapping)
+
+    def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
+        """Every group that is an episode, by file in natural order; reads names, and a few rows of
+        the first episode.
+        """
+        findings: list[Finding] = []
+        searched = f"files {', '.join(rules.SUFFIXES)}"
+        files = distinct_recordings(sources, _files, searched, findings)
+        self.source_findings = findings
+        yield from self._refs(files)
+
+    def _refs(self, files: Sequence[tuple[Path, Path]]) -> Iterator[EpisodeRef]:
+        """Refs of all files; a file that cannot be opened is one broken episode beside others."""
+        refs: list[EpisodeRef] = []
+        used: dict[str, int] = {}
+        first_error: DataError | None = None
+        is_readable = False
+        for path, source in files:
+            try:
+                refs_of_file = list(self._refs_of(path, source, used, is_only=len(files) == 1))
+            except DataError as error:
+                first_error = first_error or error
+                identity = base.unused_id(base.id_part(path.stem), used)
+                extras = {"name": "/", "actions": "", "preset": ""}
+                refs_of_file = [EpisodeRef(identity, path, str(source), extras=extras)]
+            else:
+                is_readable = True
+            refs += refs_of_file
+        if first_error is not None and not is_readable:
+            raise first_error
+        yield from with_decisions(refs, self._opened)
+
+    def _refs_of(
+        self, path: Path, source: Path, used: dict[str, int], *, is_only: bool
+    ) -> Iterator[EpisodeRef]:
+        with rules.opened(path) as file:
+            layout = rules.layout_of(file, path, self._mapping)
+            self.layout = self.layout or layout.name
+            mask = self.config.mask
+            chosen = None if mask is None else rules.masked(file, mask, path)
+            held_out = rules.held_out(file, path)
+        for group in layout.groups:
+            name = group.rpartition("/")[2]
+            if chosen is not None and name not in chosen:
+                continue
+            identity = "_".join(base.id_part(part) for part in (path.stem, name) if part)
+            yield EpisodeRef(
+                id=base.unused_id(identity, used),
+                path=path,
+                source=str(source),
+                number=_number(name) if is_only else None,
+                extras={"name": group, "actions": layout.actions, "preset": layout.preset},
+                split="" if not held_out else "val" if name in held_out else "train",
+            )
+
+    def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
+        """Cameras, fields and lengths from shapes; no row is read."""
+        reasons: list[VlatoolError] = []
+        surveys: list[Survey] = []
+        for path, of_file in groupby(refs, key=lambda ref: ref.path):
+            with ExitStack() as held:
+                with suppress(DataError):  # which each episode raises again
+                    held.enter_context(rules.opened(path))  # the library shares what it has read
+                surveys += base.survey_each(self._survey, of_file, reasons)
+        return base.merge_surveys(surveys, reasons)
+
+    def _survey(self, ref: EpisodeRef) -> Survey:
+        with self._opened(ref) as episode:
+            return episode.survey(rules.stored_facts(episode.group.file)[0])
+
+    def read(self, ref: EpisodeRef) -> Episode:
+        with self._opened(ref) as opened:
+            fps, instruction, task = rules.stored_facts(opened.group.file)
+            if instruction and not opened.plan.texts:
+                opened.plan.texts.append(("original", f"{PLAIN}{instruction}"))
+            attributes = opened.group.attrs
+            episode = opened.episode(fps=fps, success=attributes.get("success"), task=task)
+            findings = list(episode.findings)
+            counted = attributes.get("num_samples")
+            if counted is not None and int(counted) != episode.num_frames:
+                reason = f"num_samples is {counted}, the episode has {episode.num_frames} frames"
+                findings.append(rules.HDF5.at("not_counted", ref.path, reason, episode=ref.id))
+            extras = {"source_episode": f"{ref.path.name}:{ref.extras['name']}"}
+            return replace(episode, findings=tuple(findings), extras=extras)
+
+    @contextmanager
+    def _opened(self, ref: EpisodeRef) -> Iterator[Hdf5Episode]:
+        name = ref.extras["name"]
+        preset = ref.extras["preset"]
+        with rules.opened(ref.path) as file, rules.readable(ref.path, name):
+            mapping = self._mapping
+            if mapping is None and preset:
+                mapping = _preset(preset)
+            elif mapping is None and not ref.extras["actions"]:
+                rules.layout_of(file, ref.path, None)  # raises the error of the file
+            group = rules.member_at(file, name)
+            if group is None:
+                raise rules.HDF5.error("missing_dataset", ref.path, name, "is missing")
+            yield Hdf5Episode(ref, group, mapping, self.config)
+
+    @staticmethod
+    def propose(source: Path) -> str | None:
+        """A mapping of the first episode, with questions as comments."""
+        path = next(iter(_files(source)), None)
+        if path is None:
+            return None
+        with rules.opened(path) as file, rules.readable(path):
+            for name, known in known_layouts():
+                if all(rules.has_path(file, pattern) for pattern in known.recognized_by):
+                    return mapping_file(name).read_text()
+            pattern, group = rules.first_episode(file)
+            clues = Clues(rules.things_of(group, path), rules.attributes_of(group))
+            clues.numbers = lambda name: rules.columns(rules.dataset_at(group, name, path), path)
+            if pattern == "/":
+                clues.add_files_beside(path)
+            stored_fps = rules.stored_facts(file)[0]
+            keys: dict[str, Any] = {"fps": stored_fps} if stored_fps else {}
+            return proposed_mapping(clues, episodes=pattern, **keys)
+
+
+@lru_cache(maxsize=8)
+def _preset(name: str) -> RecordingMapping:
+    return read_mapping(mapping_file(name), RecordingMapping)
+
+
+def _number(name: str) -> int | None:
+    digits = name.rpartition("_")[2]
+    return int(digits) if digits.isdecimal() and len(digits) <= 9 else None
+
+
+def _files(source: Path) -> list[Path]:
+    """HDF5 files at or below a source, in natural order."""
+    if source.suffix.lower() in rules.SUFFIXES and source.is_file():
+        return [source]
+    names = [
+        folder / name
+        for folder, _, files in (walk(source) if can_list(source) else ())
+        for name in files
+        if name.lower().endswith(rules.SUFFIXES)
+    ]
+    return sorted(names, key=natural_key)

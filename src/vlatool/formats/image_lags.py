@@ -1,0 +1,61 @@
+"""Lags of cameras behind the joints in raw episodes, measured on a few of them."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from vlatool.episode import Array, Episode, FrameSource
+from vlatool.errors import VlatoolError
+from vlatool.formats.conventions import state_fields
+from vlatool.pages import layout
+from vlatool.transforms.image_lag import brightness, clear_lag, lag_correlations
+
+_MOST_EPISODES = 4
+_FEWEST_EPISODES = 3
+_MOST_FRAMES = 150
+_AT_ONCE = 8
+# Least correlations of an answer for one episode, and of the mean of several.
+_PEAK = 0.6
+_MEAN_PEAK = 0.45
+
+
+class ImageLags:
+    """Accumulator over evenly chosen episodes."""
+
+    def __init__(self, total: int) -> None:
+        self._chosen = layout.evenly_spaced(total, _MOST_EPISODES)
+        self._values: dict[str, dict[str, Array]] = {}
+
+    def add(self, number: int, episode: Episode) -> None:
+        """Reads images of episode `number` if it was chosen; broken ones are reported elsewhere."""
+        names = state_fields([episode]) if number in self._chosen else []
+        fields = [episode.lowdim[name] for name in names if name in episode.lowdim]
+        states = [values[:_MOST_FRAMES] for values in fields if values.dtype.kind in "fiu"]
+        for camera, source in episode.cameras.items() if states else ():
+            with suppress(VlatoolError, ValueError, OSError):
+                values = lag_correlations(_pixels(source), np.hstack(states))
+                if values is not None:
+                    self._values.setdefault(camera, {})[episode.id] = values
+
+    def lags(self) -> dict[str, Mapping[str, Any]]:
+        """By camera: `lag` in frames and those of its `episodes`; None: not determined."""
+        return {
+            camera: {
+                "lag": clear_lag(np.mean([*values.values()], axis=0), _MEAN_PEAK),
+                "episodes": {name: clear_lag(each, _PEAK) for name, each in values.items()},
+            }
+            for camera, values in self._values.items()
+            if len(values) >= _FEWEST_EPISODES
+        }
+
+
+def lag_text(lag: int | None) -> str:
+    return "not determined" if lag is None else f"{lag} frames"
+
+
+def _pixels(source: FrameSource) -> Array:
+    frames = range(min(len(source), _MOST_FRAMES))
+    starts = range(0, len(frames), _AT_ONCE)
+    return np.vstack([brightness(source.read(frames[at : at + _AT_ONCE])) for at in starts])

@@ -1,0 +1,203 @@
+"""Report of a folder of image shards, or of one shard, with a contact sheet."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vlatool.errors import DataError
+from vlatool.events import counted
+from vlatool.formats.image_shards import layout as image_shards_layout
+from vlatool.formats.media.images import ImageInfo, image_info, open_image
+from vlatool.formats.media.tar import OpenShard, open_shard
+from vlatool.jobs.record import read_record
+from vlatool.pages import report
+from vlatool.pages.images import figure, image_placeholder, strip, thumbnail
+from vlatool.pages.layout import Section, escape, evenly_spaced, note, table, tiles
+from vlatool.pages.text import pixels_text, text_table
+from vlatool.storage.documents import DocumentError, parse_json
+from vlatool.storage.tree import size_text
+
+_SHOWN_OPTIONS = (
+    "image_format",
+    "jpeg_quality",
+    "jpeg_subsampling",
+    "resize_images_size",
+    "image_resizing_method",
+    "image_resizing_filter",
+    "image_metadata",
+)
+# Images of a shard in its row of the page.
+_ROW = 8
+
+
+@dataclass(frozen=True)
+class ImageShardsFacts:
+    folder: str  # Path of the folder, or of the one tar
+    shards: int  # number of tars
+    pictures: int | None  # number of images in all of them; None without a manifest
+    bytes: int  # total size of the tars
+    first: ImageInfo | None  # format and size of the first image; None if it cannot be read
+    metadata: Mapping[str, Any]  # metadata of the first image
+    train: int | None = None  # number of shards on the list for training; None without a list
+    val: int | None = None  # number of shards on the list for validation; None without a list
+    # Options that the images were written with; empty if unknown.
+    options: Mapping[str, Any] | None = None
+
+
+def inspect(location: Path) -> report.Report:
+    """Reads the manifest and the lists, and opens the first shard."""
+    if location.is_file():
+        with open_shard(location) as tar:
+            first, metadata = _first(tar)
+            facts = ImageShardsFacts(
+                folder=str(location),
+                shards=1,
+                pictures=len(tar.keys),
+                bytes=location.stat().st_size,
+                first=first,
+                metadata=metadata,
+                options={},
+            )
+            damage = {"code": "data.broken", "message": f"{location}: {tar.damage}"}
+            return _report(facts, [damage] if tar.damage else [], [location])
+    record = read_record(location)
+    if record is not None and record.result is None:
+        raise record.no_manifest_error(location)
+    manifest = image_shards_layout.read_manifest(location)
+    tars = image_shards_layout.image_tars(location)
+    findings = report.Problems()
+    first = None
+    metadata = dict[str, Any]()
+    if tars:
+        with findings.collecting(), open_shard(tars[0]) as tar:
+            first, metadata = _first(tar)
+    present = [tar for tar in tars if tar.is_file()]
+    facts = ImageShardsFacts(
+        folder=str(location),
+        shards=len(tars),
+        pictures=None if manifest is None else manifest.images,
+        bytes=sum(tar.stat().st_size for tar in present)
+        if manifest is None
+        else sum(shard.bytes for shard in manifest.shards),
+        first=first,
+        metadata=metadata,
+        train=_listed(location / image_shards_layout.TRAIN_LIST, findings),
+        val=_listed(location / image_shards_layout.VAL_LIST, findings),
+        options={} if manifest is None else manifest.options,
+    )
+    missing = (tar for tar in tars if tar not in present)
+    findings += [{"code": "data.missing", "message": f"{tar}: is missing"} for tar in missing]
+    return _report(facts, findings, tars)
+
+
+def _report(
+    facts: ImageShardsFacts, findings: report.Findings, tars: Sequence[Path]
+) -> report.Report:
+    images = "images" if facts.pictures is None else counted(facts.pictures, "image")
+    status = "broken" if findings else "whole"
+    first = facts.first
+    options = facts.options or {}
+    summary = {
+        "status": report.status_text(status),
+        "on disk": size_text(facts.bytes),
+        "images": "unknown" if facts.pictures is None else facts.pictures,
+        "first image": f"{first.format}, {pixels_text((first.width, first.height))}"
+        if first
+        else "none",
+        "cameras": ", ".join(map(str, report.listed(options, "cameras"))),
+        "split": "no lists"
+        if facts.train is None or facts.val is None
+        else f"{counted(facts.train, 'shard')} for training, {facts.val} for validation",
+    }
+    sources = ", ".join(map(str, report.listed(options, "source_episodes")))
+    provenance = [("from", f"{sources} ({options.get('type')})")] if sources else []
+    provenance += [(key, _text(options[key])) for key in _SHOWN_OPTIONS if key in options]
+    overview = tiles({"shards": facts.shards, **summary}) + report.finding_notes(findings)
+    sections = [
+        Section("Overview", overview),
+        Section("Metadata of the first image", table((), facts.metadata.items())),
+        Section("Provenance", table((), provenance)),
+    ]
+    return report.Report(
+        kind="image-shards",
+        headline=f"{images} in {counted(facts.shards, 'image shard')}",
+        facts=asdict(facts) | {"status": status},
+        summary=summary,
+        tables=[
+            text_table("Metadata of the first image", ("name", "value"), facts.metadata.items()),
+            text_table("Provenance", ("key", "value"), provenance),
+        ],
+        findings=findings,
+        page=partial(_page, sections, tars),
+    )
+
+
+def _first(tar: OpenShard) -> tuple[ImageInfo | None, dict[str, Any]]:
+    """Info of the first image of a tar and its metadata; None and empty if unreadable."""
+    if not tar.keys:
+        return None, {}
+    info = None
+    with tar.reading(tar.keys[0]) as sample:
+        suffix = image_shards_layout.image_suffix(sample.members)
+        if suffix is not None:
+            with suppress(ValueError):
+                info = image_info(sample.members[suffix])
+        metadata = _metadata(sample.members)
+    return info, metadata
+
+
+def _metadata(members: Mapping[str, bytes]) -> dict[str, Any]:
+    """Metadata of an image; empty if there are none, or they are unreadable."""
+    with suppress(DocumentError):
+        document = parse_json(members.get(image_shards_layout.METADATA_SUFFIX, b""))
+        return document if isinstance(document, dict) else {}
+    return {}
+
+
+def _listed(path: Path, findings: report.Problems) -> int | None:
+    """Number of shards on a list; None without a list."""
+    if not path.is_file():
+        return None
+    tars = findings.read(image_shards_layout.read_list, path)
+    return None if tars is None else len(tars)
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "as stored"
+    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _page(
+    sections: Sequence[Section], tars: Sequence[Path], request: report.PageRequest
+) -> report.ReportPage:
+    rows = [_row(tars[index]) for index in evenly_spaced(len(tars), request.samples)]
+    title = f"Images ({len(rows)} of {counted(len(tars), 'shard')})"
+    return report.ReportPage([*sections, Section(title, "".join(rows))])
+
+
+def _row(path: Path) -> str:
+    """Evenly spaced images of a shard under its name, or a note with the error."""
+    try:
+        with open_shard(path) as tar:
+            keys = [tar.keys[index] for index in evenly_spaced(len(tar.keys), _ROW)]
+            return strip(escape(path.name), [_figure(tar, key) for key in keys])
+    except DataError as error:
+        return note(error.message)
+
+
+def _figure(tar: OpenShard, key: str) -> str:
+    """Image of a sample over the file that it comes from, or else its key."""
+    with tar.reading(key) as sample:
+        label = str(_metadata(sample.members).get("file", key))
+        suffix = image_shards_layout.image_suffix(sample.members)
+        if suffix is None:
+            return figure(image_placeholder("no image"), label)
+        try:
+            with open_image(sample.members[suffix]) as image:
+                return figure(thumbnail(image.convert("RGB"), f"{tar.path.name}, {key}"), label)
+        except ValueError:
+            return figure(image_placeholder("cannot be decoded"), label)

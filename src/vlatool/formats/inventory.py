@@ -1,0 +1,553 @@
+"""What an episode stores, and the one role of each thing: the same rules for every format.
+
+A reader lists what it finds as `Stored`, whatever it is, from headers or one row. `assign` gives
+each of them a role and a name. Shapes: H, W image, C numbers of a row.
+"""
+
+import math
+import re
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+import simplejpeg
+
+from vlatool.episode import Array, Content, Role, StoredPart, UInt8Array
+from vlatool.findings import Finding, FindingCodes, info, warning
+from vlatool.formats.language import kind_of_name
+from vlatool.formats.media.images import image_info
+
+SMALLEST_SIDE = 24  # pixels; smaller arrays are numbers
+WIDEST_FIELD = 256  # numbers of a row
+_EMBEDDING = re.compile(r"embedding", re.I)
+_WIDEST_EMBEDDING = 4096
+_MOST_LABELS = 64  # distinct values of images that are labels
+_LEVELS = 255
+_CHANNELS = (1, 2, 3, 4)
+_FARTHEST = 100.0  # meters; greater depths are millimeters
+_DEPTH = re.compile(r"depth", re.I)
+_LABELS = re.compile(r"mask|seg|label", re.I)
+# Texts that a recorder writes for itself.
+_METADATA = re.compile(r"(^|[_/@.])(path|folder\w*|file\w*|uuid|id|date|user|version)$", re.I)
+_SOUND = re.compile(r"(^|[_/.])(audio|mic|microphone|sound)", re.I)
+_ACTION = re.compile(r"(^|[_/.])(actions?|commands?|cmd)([_/.\d]|$)", re.I)
+# Parts of a path that say nothing about which camera or field it is.
+_SAYS_NOTHING = re.compile(
+    r"rgb|images?|img|colors?|raw|data|depth|obs|observations?|steps|sensor_data|values?|video"
+    r"|image_(raw|rect|color)|compressed|mask|segmentation|labels?",
+    re.I,
+)
+_KIND_WORDS = re.compile(
+    r"rgb|images?|img|colors?|depth|mask|seg|segmentation|labels?|instance|semantic|raw|data|obs"
+    r"|observations?"
+)
+_ORTHONORMAL = 1e-3
+_MOST_PATHS = 12  # that a line names
+JPEG_START = b"\xff\xd8\xff"
+PNG_START = b"\x89PNG\r\n\x1a\n"
+RIFF_START = b"RIFF"
+_PNG_HEAD = struct.Struct(">8s8s2I2B")
+_PNG_GRAY = (0, 4)
+
+Kind = Literal["array", "jpeg", "png", "video", "text", "other"]
+
+LEFT_OUT = FindingCodes(
+    "left_out",
+    data=info("Stored things that nothing uses."),
+    wanted=warning(
+        "A camera, an action or a text is not used.",
+        "name it in a mapping: vlatool inspect SOURCE --propose mapping.yaml",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One thing that an episode stores.
+
+    Attributes:
+        path: Path in the episode, with slashes.
+        kind: Numbers or pixels (`array`), rows of encoded images, a video, text, or `other`.
+        shape: Shape of one row; () for one number for each row.
+        dtype: Name of its dtype, such as `float32`; of encoded images that of the decoded ones.
+        rows: Number of rows; None: unknown, or one value for the whole episode.
+        name: Name that the format gives it; empty: one that is made from the path.
+        note: Of `other`: what it is, as `a point cloud`.
+        role: Role that the format itself gives it; None: what it is decides.
+        names: Names of the numbers of a row; empty: it has none.
+        look: A few rows [N, ...], decoded; called only where header and name do not decide.
+    """
+
+    path: str
+    kind: Kind
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    rows: int | None = None
+    name: str = ""
+    note: str = ""
+    role: Role | None = None
+    names: tuple[str, ...] = ()
+    look: Callable[[], Array] | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Role of a stored thing before it has a name.
+
+    Attributes:
+        role: The role.
+        content: What it holds.
+        note: As in `StoredPart`.
+        scale: Factor to levels 0 to 255 of float images of a camera, or to millimeters of depth.
+        is_sampled: True if sampled rows decided: all episodes take the decision of the first one.
+    """
+
+    role: Role
+    content: Content
+    note: str = ""
+    scale: float = 1.0
+    is_sampled: bool = False
+
+
+def decide(stored: Stored) -> Assignment:
+    """Role of a thing by its kind, shape, dtype and name; sampled rows decide the rest."""
+    if stored.role is not None:
+        return Assignment(stored.role, _content(stored), stored.note)
+    if stored.kind == "text":
+        if text_kind(stored.path):
+            return Assignment("language", "text")
+        content: Content = "other" if _METADATA.search(stored.path) else "text"
+        return _left_out(content, "a text that is no instruction", "language: {KIND: PATH}")
+    if stored.kind == "video":
+        return Assignment("camera", "images")
+    if stored.kind in ("jpeg", "png"):
+        return _encoded_role(stored)
+    if stored.kind == "other" or np.dtype(stored.dtype).kind not in "fiub":
+        return _left_out("other", stored.note or f"values of {stored.dtype}")
+    shape = stored.shape
+    size = math.prod(shape)
+    if size == 0 or stored.rows == 0:
+        return _left_out("other", "it is empty")
+    if image_shape(shape) is not None and not is_action(stored.path):
+        return _image_role(stored)
+    if len(shape) == 4 and image_shape(shape[1:]) is not None:
+        return _left_out("images", f"{shape[0]} images a row")
+    if len(stored.shape) == 2 and stored.shape[0] >= SMALLEST_SIDE and 3 <= stored.shape[1] <= 6:
+        return _left_out("other", f"points {list(stored.shape)}")
+    widest = _WIDEST_EMBEDDING if _EMBEDDING.search(stored.path) else WIDEST_FIELD
+    if size <= widest:
+        is_matrix = stored.shape in ((3, 3), (4, 4))
+        note = _pose_note(stored) if is_matrix else ""
+        return Assignment("field", _numbers(stored.path), note, is_sampled=is_matrix)
+    if _SOUND.search(stored.path):
+        return _left_out("other", f"sound, {size} samples a row")
+    return _left_out(_numbers(stored.path), f"{size} numbers a row", "fields: {NAME: PATH}")
+
+
+def text_kind(path: str) -> str:
+    """Kind of annotation that texts of a path or an attribute are; empty if they are none."""
+    return kind_of_name(re.split("[/@]", path)[-1].removesuffix(".txt"))
+
+
+def _left_out(content: Content, reason: str, takes: str = "") -> Assignment:
+    taken = f"; a mapping takes it with {takes}" if takes else ""
+    return Assignment("left_out", content, reason + taken)
+
+
+def _content(stored: Stored) -> Content:
+    """What a thing holds whose role the format gives."""
+    is_images = stored.kind in ("jpeg", "png", "video") or image_shape(stored.shape) is not None
+    if is_images:
+        return "images"
+    return (
+        "unusable"
+        if stored.kind == "other" and stored.role == "left_out"
+        else _numbers(stored.path)
+    )
+
+
+def _numbers(path: str) -> Content:
+    return "actions" if is_action(path) else "numbers"
+
+
+def is_action(path: str) -> bool:
+    """True if a name says that it is a command."""
+    return _ACTION.search(path) is not None
+
+
+class ImageShape(NamedTuple):
+    """Form of the pixels of a row."""
+
+    height: int
+    width: int
+    channels: int
+    is_channels_first: bool
+
+
+def image_shape(shape: Sequence[int], smallest: int = SMALLEST_SIDE) -> ImageShape | None:
+    """Form of a row of this shape; None if it is no image with sides of `smallest` pixels."""
+    form: ImageShape | None = None
+    while len(shape) > 3 and shape[0] == 1:
+        shape = shape[1:]
+    if len(shape) == 2:
+        form = ImageShape(shape[0], shape[1], 1, is_channels_first=False)
+    elif len(shape) == 3 and shape[-1] in _CHANNELS and min(shape[:2]) >= smallest:
+        form = ImageShape(shape[0], shape[1], shape[2], is_channels_first=False)
+    elif len(shape) == 3 and shape[0] in _CHANNELS:
+        form = ImageShape(shape[1], shape[2], shape[0], is_channels_first=True)
+    if form is None or min(form.height, form.width) < smallest:
+        return None
+    return form
+
+
+def encoded_thing(path: str, data: bytes, rows: int | None = None) -> Stored:
+    """Rows of image files, of which `data` is one; its header has size and depth."""
+    if data.startswith(RIFF_START):
+        with suppress(ValueError):
+            info = image_info(data)
+            return Stored(path, "jpeg", (info.height, info.width, 3), "uint8", rows)
+    if data.startswith(PNG_START) and len(data) >= _PNG_HEAD.size:
+        *_, width, height, bits, color = _PNG_HEAD.unpack_from(data)
+        channels = () if color in _PNG_GRAY else (3,)
+        return Stored(
+            path, "png", (height, width, *channels), f"uint{bits}" if bits > 8 else "uint8", rows
+        )
+    try:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:  # reading a frame says so
+        return Stored(path, "jpeg", (0, 0, 3), "uint8", rows)
+    channels = () if colors == "Gray" else (3,)
+    return Stored(path, "jpeg", (int(height), int(width), *channels), "uint8", rows)
+
+
+def is_encoded(data: bytes) -> bool:
+    """True for the start of a JPEG, PNG or WebP file."""
+    is_webp = data.startswith(RIFF_START) and data[8:12] == b"WEBP"
+    return data.startswith((JPEG_START, PNG_START)) or is_webp
+
+
+def _encoded_role(stored: Stored) -> Assignment:
+    is_single = len(stored.shape) == 2
+    if is_single and stored.dtype == "uint16":
+        return Assignment("depth", "images", "depth in millimeters, 16-bit PNG")
+    if is_single and stored.kind == "png" and _LABELS.search(stored.path):
+        return Assignment("labels", "images", "labels by its name")
+    return Assignment("camera", "images")
+
+
+def _image_role(stored: Stored) -> Assignment:
+    form = image_shape(stored.shape)
+    assert form is not None, "the caller has checked it"
+    channels = form.channels
+    dtype = np.dtype(stored.dtype)
+    what = f"images {list(stored.shape)} of {dtype}"
+    if channels == 2:
+        return _left_out("images", f"{what}, with two channels")
+    if channels >= 3:
+        if dtype == np.uint8:
+            alpha = "; alpha is cut" if channels == 4 else ""
+            return Assignment("camera", "images", alpha.lstrip("; "))
+        if dtype.kind == "f" and channels == 3:
+            return _float_camera(stored, what)
+        return _left_out("images", f"{what}, neither uint8 nor float with three channels")
+    if dtype == np.uint8:
+        return _one_channel(stored)
+    if dtype == np.uint16:
+        return Assignment("depth", "images", "depth in millimeters, by its type uint16")
+    if dtype.kind == "f":
+        return _float_depth(stored, dtype)
+    if _DEPTH.search(stored.path) and dtype != np.bool_:
+        return Assignment("depth", "images", f"depth in millimeters, by its type {dtype}")
+    return _labels(stored, dtype)
+
+
+def _float_depth(stored: Stored, dtype: np.dtype) -> Assignment:
+    """Depth in meters, or in millimeters where sampled rows are too far for meters."""
+    values = stored.look() if stored.look else np.empty(0)
+    known = values[np.isfinite(values)]
+    if len(known) and np.median(known) > _FARTHEST:
+        note = "depth in millimeters, by its values"
+        return Assignment("depth", "images", note, is_sampled=True)
+    note = f"depth in meters, by its type {dtype}"
+    return Assignment("depth", "images", note, scale=1000.0, is_sampled=True)
+
+
+def _labels(stored: Stored, dtype: np.dtype) -> Assignment:
+    """Labels, if the sampled rows fit 16 bits."""
+    if dtype != np.bool_ and stored.look is not None:
+        values = stored.look()
+        if values.min(initial=0) < 0 or values.max(initial=0) >= 2**16:
+            reason = f"labels from {values.min()} to {values.max()} do not fit 16 bits"
+            return Assignment("left_out", "images", reason, is_sampled=True)
+    return Assignment("labels", "images", f"labels, by its type {dtype}", is_sampled=True)
+
+
+def _float_camera(stored: Stored, what: str) -> Assignment:
+    values = stored.look() if stored.look else np.empty(0)
+    low, high = _range(values)
+    if not (low >= 0 and high <= _LEVELS):
+        reason = f"{what}, with values from {low:.3g} to {high:.3g}"
+        return Assignment("left_out", "images", reason, is_sampled=True)
+    scale = float(_LEVELS) if 0 < high <= 1 else 1.0
+    note = "float images from 0 to " + ("1" if scale > 1 else "255")
+    return Assignment("camera", "images", note, scale, is_sampled=True)
+
+
+def _range(values: Array) -> tuple[float, float]:
+    """Smallest and largest value; (-inf, inf) if one is not finite or there are none."""
+    if not values.size or not np.isfinite(values).all():
+        return -np.inf, np.inf
+    return float(values.min()), float(values.max())
+
+
+def _one_channel(stored: Stored) -> Assignment:
+    if _LABELS.search(stored.path):
+        return Assignment("labels", "images", "labels by its name")
+    values = np.unique(stored.look()) if stored.look else np.empty(0)
+    # Noise and shading of a camera fill neighboring levels.
+    is_sparse = 1 < len(values) <= _MOST_LABELS and bool((np.diff(values.astype(int)) > 1).all())
+    if is_sparse:
+        note = f"labels by its {len(values)} distinct values"
+        return Assignment("labels", "images", note, is_sampled=True)
+    return Assignment("camera", "images", "gray", is_sampled=True)
+
+
+def _pose_note(stored: Stored) -> str:
+    if stored.look is None:
+        return ""
+    rotations = np.asarray(stored.look(), np.float64)[:, :3, :3]
+    products = rotations @ rotations.transpose(0, 2, 1)
+    is_rotation = np.abs(products - np.eye(3)).max(initial=np.inf) < _ORTHONORMAL
+    return "pose matrix, row by row" if is_rotation else ""
+
+
+def decide_as(role: Role, stored: Stored) -> Assignment:
+    """The decision of a mapping that gives a thing a role; ValueError if it cannot have it."""
+    natural = decide(stored)
+    if natural.role == role or (role == "camera" and stored.kind in ("jpeg", "video")):
+        return Assignment(role, "images", scale=natural.scale)
+    is_array = stored.kind == "array" and np.dtype(stored.dtype).kind in "fiub"
+    sides = image_shape(stored.shape, smallest=1) if is_array else None
+    what = f"{stored.path} holds {stored.dtype or stored.kind} {list(stored.shape)}"
+    if sides is None and stored.kind != "png":
+        raise ValueError(f"{what}, no images")
+    if role != "camera" and (stored.kind == "png" or is_array):
+        is_single = sides.channels == 1 if sides is not None else len(stored.shape) == 2
+        if not is_single:
+            raise ValueError(f"{what}, no {role} with one channel")
+    if role == "camera" and is_array:
+        if sides is None or sides.channels == 2 or stored.dtype == "uint16":
+            raise ValueError(f"{what}, no images of a camera")
+        if np.dtype(stored.dtype).kind == "f":
+            decision = _float_camera(stored, what)
+            if decision.role != "camera":
+                raise ValueError(decision.note)
+            return decision
+    is_meters = role == "depth" and is_array and np.dtype(stored.dtype).kind == "f"
+    return Assignment(role, "images", scale=1000.0 if is_meters else 1.0)
+
+
+def matrix_names(shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Names of the numbers of a pose matrix [3, 3] or [4, 4], row by row."""
+    rows, columns = shape
+    names = [f"r{row}{column}" for row in range(rows) for column in range(columns)]
+    if rows == 4:
+        for row, axis in enumerate("xyz"):
+            names[4 * row + 3] = axis
+    return tuple(names)
+
+
+def assign(
+    stored: Sequence[Stored],
+    decided: Mapping[str, Assignment] | None = None,
+    known_names: Mapping[str, str] | None = None,
+) -> tuple[dict[str, Assignment], tuple[StoredPart, ...]]:
+    """Assignment by path, and the named part, of each thing; two of a role never have one name.
+
+    `decided` and `known_names`: decisions and names by path of the first episodes, which later ones
+    take.
+    """
+    decisions: dict[str, Assignment] = {}
+    for each in stored:
+        known = (decided or {}).get(each.path)
+        decisions[each.path] = decide(each) if known is None else known
+    names: dict[str, str] = {}
+    for role in ("camera", "depth", "labels", "field"):
+        of_role = [each for each in stored if decisions[each.path].role == role]
+        names |= part_names(of_role, known_names or {}, is_short=role != "field")
+    _pair_with_cameras(stored, decisions, names)
+    parts: list[StoredPart] = []
+    for each in stored:
+        decision = decisions[each.path]
+        name = names.get(each.path, "")
+        if decision.role == "language":
+            name = text_kind(each.path) or "original"
+        parts.append(StoredPart(each.path, decision.role, name, decision.content, decision.note))
+    return decisions, tuple(parts)
+
+
+def sampled_decisions(
+    stored: Sequence[Stored], numbers: Callable[[Stored], Array]
+) -> dict[str, Assignment]:
+    """Decisions that rows of one episode make, and that all episodes then take.
+
+    `numbers` reads all rows of a field, to find those that are NaN throughout.
+    """
+    sampled: dict[str, Assignment] = {}
+    for each in stored:
+        decision = decide(each)
+        is_float = decision.role == "field" and np.dtype(each.dtype).kind == "f"
+        may_be_nan = is_float and each.look is not None and np.isnan(each.look()).all()
+        if may_be_nan and np.isnan(numbers(each)).all():
+            decision = Assignment("left_out", "unusable", "NaN throughout", is_sampled=True)
+        if decision.is_sampled:
+            sampled[each.path] = decision
+    return sampled
+
+
+def _pair_with_cameras(
+    stored: Sequence[Stored], decisions: Mapping[str, Assignment], names: dict[str, str]
+) -> None:
+    """Gives depth and labels the name of the only camera that is called as they are."""
+    cameras: dict[str, list[str]] = {}
+    for each in stored:
+        if decisions[each.path].role == "camera":
+            cameras.setdefault(_stem(each.path), []).append(names[each.path])
+    for role in ("depth", "labels"):
+        of_role = [each.path for each in stored if decisions[each.path].role == role]
+        for path in of_role:
+            same = cameras.get(_stem(path), [])
+            is_only = sum(_stem(other) == _stem(path) for other in of_role) == 1
+            if len(same) == 1 and is_only:
+                names[path] = same[0]
+
+
+def _stem(path: str) -> str:
+    """What a path says besides the kind of its images."""
+    words = re.split(r"[_/.\-]+", path.lower())
+    return " ".join(word for word in words if not _KIND_WORDS.fullmatch(word))
+
+
+def part_names(
+    stored: Sequence[Stored], known: Mapping[str, str] | None = None, *, is_short: bool
+) -> dict[str, str]:
+    """Path to a name that no other of them has: the shortest end of the path that says something.
+
+    Without `is_short` the whole path, with dots for slashes; short names differ in lower case, too,
+    as loaders read names in shards.
+    """
+    candidates: dict[str, Iterator[str]] = {}
+    names: dict[str, str] = {}
+    for each in stored:
+        if known and each.path in known:
+            candidates[each.path] = iter(())
+            names[each.path] = known[each.path]
+            continue
+        whole = each.path.replace("/", "_" if is_short else ".")
+        options = short_names(each.path) if is_short else iter(())
+        first = [each.name] if each.name else []
+        candidates[each.path] = iter([*first, *options, whole, *([] if is_short else [each.path])])
+        names[each.path] = next(candidates[each.path])
+    used: dict[str, int] = {}
+    key = str.lower if is_short else str
+    while doubled := [path for path in _doubled(names, key) if path not in (known or {})]:
+        for path in doubled:
+            longer = next(candidates[path], "")
+            if not longer:
+                used[key(names[path])] = number = used.get(key(names[path]), 1) + 1
+                longer = f"{names[path]}-{number}"
+            names[path] = longer
+    return names
+
+
+def _doubled(names: Mapping[str, str], key: Callable[[str], str]) -> list[str]:
+    """Paths whose name another path has, compared by `key`."""
+    by_name: dict[str, list[str]] = {}
+    for path, name in names.items():
+        by_name.setdefault(key(name), []).append(path)
+    return [path for paths in by_name.values() if len(paths) > 1 for path in paths]
+
+
+def short_names(path: str) -> Iterator[str]:
+    """Names that a path may give a camera: `front`, `obs_front`, `front_rgb`, ..."""
+    parts = [part for part in path.split("/") if part]
+    speaking = [n for n, part in enumerate(parts) if not _SAYS_NOTHING.fullmatch(part)]
+    start = speaking[-1] if speaking else len(parts) - 1
+    for last in (start, len(parts) - 1):
+        for first in range(start, -1, -1):
+            yield "_".join(parts[first : last + 1])
+
+
+def left_out_findings(episode: str, parts: Iterable[StoredPart]) -> list[Finding]:
+    """One line for all that an episode stores and nothing uses; a warning if it may be wanted."""
+    left = [part for part in parts if part.role == "left_out"]
+    if not left:
+        return []
+    code = "wanted" if any(part.is_loss for part in left) else "data"
+    return [LEFT_OUT(code, f"{episode}: left out: {left_out_text(left)}", episode=episode)]
+
+
+def left_out_text(parts: Iterable[StoredPart]) -> str:
+    """`PATH, PATH (why), ...` of parts that are left out, those that may be wanted first."""
+    by_reason: dict[tuple[bool, str], list[str]] = {}
+    for part in sorted(parts, key=lambda part: not part.is_loss):
+        by_reason.setdefault((part.is_loss, part.note), []).append(part.path)
+    texts: list[str] = []
+    for (_, note), paths in by_reason.items():
+        more = f" and {len(paths) - _MOST_PATHS} more" if len(paths) > _MOST_PATHS else ""
+        texts.append(f"{', '.join(paths[:_MOST_PATHS])}{more} ({note})")
+    return "; ".join(texts)
+
+
+# Pixels
+
+
+def rgb_image(row: Array, scale: float = 1.0) -> UInt8Array:
+    """uint8 [H, W, 3] of a stored row: gray, color or color with alpha, channels first or last.
+
+    `scale` leads from float values to levels. Raises ValueError if values are not levels.
+    """
+    while row.ndim > 3 and row.shape[0] == 1:
+        row = row[0]
+    form = image_shape(row.shape, smallest=1)
+    if form is None:
+        raise ValueError(f"an array {list(row.shape)} is no image")
+    if form.is_channels_first:
+        image = row.transpose(1, 2, 0)
+    else:
+        image = row.reshape(form.height, form.width, form.channels)
+    if image.dtype != np.uint8:
+        levels = np.round(image.astype(np.float64) * scale)
+        if not ((levels >= 0) & (levels <= _LEVELS)).all():
+            raise ValueError(f"values of {image.dtype} are no levels from 0 to {_LEVELS}")
+        image = levels.astype(np.uint8)
+    if form.channels == 1:
+        return np.repeat(image, 3, axis=2)
+    return np.ascontiguousarray(image[..., :3])
+
+
+def depth_image(row: Array, scale: float = 1.0) -> Array:
+    """Depth uint16 [H, W] in millimeters; what is negative, not finite or too far is 0: unknown."""
+    sides = image_shape(row.shape, smallest=1)
+    values = row.reshape(sides[:2] if sides else row.shape)
+    if values.dtype == np.uint16 and scale == 1.0:
+        return values
+    millimeters = np.round(values.astype(np.float64) * scale)
+    is_known = np.isfinite(millimeters) & (millimeters >= 0) & (millimeters < 2**16)
+    return np.where(is_known, millimeters, 0).astype(np.uint16)
+
+
+def label_image(row: Array) -> Array:
+    """Labels [H, W], unsigned integers of 16 bits; ValueError if one does not fit."""
+    sides = image_shape(row.shape)
+    values = row.reshape(sides[:2] if sides else row.shape)
+    if (
+        values.dtype.kind not in "iub"
+        or values.min(initial=0) < 0
+        or values.max(initial=0) >= 2**16
+    ):
+        raise ValueError(f"labels of {values.dtype} are not from 0 to {2**16 - 1}")
+    return values.astype(np.uint16)

@@ -1,0 +1,103 @@
+"""Texts of frames as spans, and the rules of spans for all formats."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import get_args
+
+import numpy as np
+
+from vlatool.episode import EpisodeRef, LanguageKind, LanguageSpan
+from vlatool.events import counted
+from vlatool.findings import Finding
+from vlatool.formats.rules import SOURCE, no_instruction
+
+# Sentences of the whole episode by kind of annotation, and those of some frames.
+Language = tuple[Mapping[str, Sequence[str]], Sequence[LanguageSpan]]
+
+_INSTRUCTION = re.compile(
+    r"(natural_)?(language_)?instruction|language_(description|goal)|task_description|prompt"
+)
+
+
+def kind_of_name(name: str) -> str:
+    """Kind of annotation that texts of this name are; empty if they are none.
+
+    A name with a number behind it, such as `language_instruction_2`, is an alternative.
+    """
+    stem = name.rstrip("0123456789").rstrip("_")
+    if _INSTRUCTION.fullmatch(stem):
+        return "original" if stem == name or name.endswith("1") else "alternative"
+    return name if name in get_args(LanguageKind) else ""
+
+
+def recorded_language(
+    ref: EpisodeRef,
+    num_frames: int,
+    texts: Iterable[tuple[str, Sequence[str]]],
+    instruction: str | None,
+) -> tuple[Language, list[Finding]]:
+    """Language and its findings; an instruction that is given replaces the recorded one."""
+    if instruction is not None:
+        others = [(kind, rows) for kind, rows in texts if kind != "original"]
+        texts = [("original", [instruction]), *others]
+    language = language_of(texts)
+    missing = [] if any(language) else [no_instruction(ref)]
+    return language, [*check_language(ref.id, num_frames, language), *missing]
+
+
+def language_of(texts: Iterable[tuple[str, Sequence[str]]]) -> Language:
+    """Language of an episode, from pairs of a kind of annotation and one text for each frame.
+
+    Rows of one text have it for the whole episode, rows of several for the frames that have it.
+    """
+    whole: dict[str, list[str]] = {}
+    spans: list[LanguageSpan] = []
+    for kind, rows in texts:
+        distinct = [text for text in dict.fromkeys(rows) if text.strip()]
+        if len(distinct) == 1:
+            known = whole.setdefault(kind, [])
+            known += [text for text in distinct if text not in known]
+        elif distinct:
+            spans += _runs(kind, rows)
+    return whole, spans
+
+
+def _runs(kind: str, rows: Sequence[str]) -> Iterator[LanguageSpan]:
+    first = 0
+    for text, run in groupby(rows):
+        count = len(list(run))
+        if text.strip():
+            yield LanguageSpan(kind, text, first, first + count - 1)
+        first += count
+
+
+def first_text(language: Language) -> str:
+    """First sentence of an episode; empty if it has none."""
+    whole, spans = language
+    return next((texts[0] for texts in whole.values()), spans[0].text if spans else "")
+
+
+def check_language(episode: str, num_frames: int, language: Language) -> Iterator[Finding]:
+    """Findings on spans: overlaps within a kind, frames that do not exist, no text, gaps."""
+    whole, spans = language
+    last: dict[str, int] = {}  # last frame so far, by kind
+    silent = np.full(num_frames, not whole and len(spans) > 0)
+    for span in sorted(spans, key=lambda span: (span.first, span.last)):
+        place = f"{episode}: {span.kind!r} of frames {span.first} to {span.last}"
+        if not 0 <= span.first <= span.last < num_frames:
+            message = f"{place} is outside of its {counted(num_frames, 'frame')}"
+            yield SOURCE("span_outside", message, episode=episode, frame=span.first)
+        if span.first <= last.get(span.kind, -1):
+            message = f"{place} begins before the end of the one before it"
+            yield SOURCE("spans_overlap", message, episode=episode, frame=span.first)
+        if not span.text.strip():
+            yield SOURCE("empty_span", f"{place} has no text", episode=episode, frame=span.first)
+        else:
+            silent[max(span.first, 0) : span.last + 1] = False
+        last[span.kind] = max(span.last, last.get(span.kind, -1))
+    if silent.any():
+        first = int(silent.argmax())
+        count = int(silent.sum())
+        message = f"{episode}: {counted(count, 'frame')} without a text, first {first}"
+        yield SOURCE("silent_frames", message, episode=episode, frame=first)

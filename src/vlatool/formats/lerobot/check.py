@@ -1,0 +1,451 @@
+"""Rules of a LeRobot episode: those of one pass, which `read` ends at the first error, and more.
+
+`verify` alone makes the checks that read data nothing else needs. Legend of shapes: F frames, C
+dimensions. Source: formats/lerobot 6, 7, 8, 9, 11, 12.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+
+from vlatool.episode import Array, FrameSource, StoredPart
+from vlatool.errors import DataError
+from vlatool.events import counted
+from vlatool.findings import Collector
+from vlatool.formats.base import id_part
+from vlatool.formats.field_summary import dimension_label
+from vlatool.formats.language import Language
+from vlatool.formats.lerobot.dataset import LeRobotConfig
+from vlatool.formats.lerobot.findings import LEROBOT
+from vlatool.formats.lerobot.folder import EpisodeFiles
+from vlatool.formats.lerobot.images import missing_images, open_cameras, open_values
+from vlatool.formats.lerobot.language import (
+    ANNOTATION,
+    EVENTS,
+    LABELS,
+    PERSISTENT,
+    FrameTexts,
+    annotated,
+    column_texts,
+    joined_language,
+    text_columns,
+)
+from vlatool.formats.lerobot.layout import AUTOMATIC, EPISODES_FILE, FRAME_INDEX, moments
+from vlatool.formats.lerobot.meta import Statistics
+from vlatool.formats.lerobot.parts import (
+    SUCCESS,
+    TASK_INDEX,
+    language_parts,
+    listed_parts,
+    listed_success,
+    listed_texts,
+    stored_parts,
+    text_part,
+)
+from vlatool.formats.lerobot.tables import Rows, read_rows, timestamp_problem
+from vlatool.formats.media.frames import SingleImages
+from vlatool.formats.rules import SOURCE
+
+_TASK_DESCRIPTION = "task_description"
+
+
+@dataclass(frozen=True)
+class EpisodeContents:
+    """Readable content of an episode."""
+
+    rows: Rows | None  # its rows; None if they cannot be read
+    cameras: Mapping[str, FrameSource]  # map from camera to its images
+    missing: Mapping[str, DataError]  # map from declared camera without images to the error
+    language: Language = ({}, ())  # its instruction and annotations
+    # map from bookkeeping column to one value per frame
+    metadata: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
+    # map from field to its values [F, C]
+    fields: Mapping[str, Array] = field(default_factory=dict[str, Array])
+    # map from camera to its depth in millimeters
+    depth: Mapping[str, FrameSource] = field(default_factory=dict[str, FrameSource])
+    # map from camera to its segmentation labels
+    labels: Mapping[str, FrameSource] = field(default_factory=dict[str, FrameSource])
+    success: bool | None = None  # True if a row, or the list, says that the task was completed
+    parts: tuple[StoredPart, ...] = ()  # all that the episode stores
+
+
+def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) -> EpisodeContents:
+    """Content of an episode as far as it can be read; images stay on disk."""
+    dataset = files.dataset
+    further_texts = [
+        name
+        for name, feature in dataset.info.features.items()
+        if name.startswith(ANNOTATION) or feature.dtype == "string"
+    ]
+    task_column = [config.task_column] if config.task_column else []
+    columns = [*dataset.field_names, *further_texts, *task_column]
+    columns += [*text_columns(dataset), *SUCCESS]
+    rows, metadata = open_rows(files, columns, report)
+    missing: dict[str, DataError] = {}
+    for camera in dataset.cameras:
+        error = missing_images(files, camera, rows.columns if rows else None)
+        if error is not None:
+            missing[camera.name] = error
+    if rows is None:
+        return EpisodeContents(None, open_cameras(files, None, missing, report), missing)
+    for column in config.needed_columns:
+        report.attempt(partial(rows.require, column))
+    frame_texts = column_texts(files, rows, report)
+    texts = report.attempt(partial(_instructions, files, rows, config, frame_texts, report)) or ()
+    further = listed_texts(files)
+    if any({*listed} == {*texts} for _, listed in further.values()):
+        # One is the instruction, or repeats it: the others are alternatives.
+        frame_texts |= {path: (kind, [*own] * len(rows)) for path, (kind, own) in further.items()}
+    annotations = annotated(rows, metadata, dataset.info.fps, report)
+    language, kinds = joined_language(texts, frame_texts, annotations)
+    cameras = open_cameras(files, rows, missing, report)
+    fields: dict[str, Array] = {}
+    for name in dataset.field_names:
+        width = dataset.info.features[name].width
+        values = report.attempt(partial(rows.vectors, name, width))
+        if values is not None:
+            fields[name] = values
+    depth, labels, lost = open_values(files, rows)
+    kinds[config.task_column or TASK_INDEX] = "original"
+    known = language_parts(kinds)
+    for column in further_texts:
+        if column in rows.columns and column not in kinds:
+            known[column] = text_part(files, rows, column, texts, report)
+    success = _success(rows)
+    is_listed = success is None
+    parts = (
+        *stored_parts(files, rows.columns, known, lost),
+        *listed_parts(files, kinds, is_success=is_listed),
+    )
+    success = listed_success(files) if is_listed else success
+    return EpisodeContents(
+        rows, cameras, missing, language, metadata, fields, depth, labels, success, parts
+    )
+
+
+def open_rows(
+    files: EpisodeFiles, columns: Sequence[str], report: Collector
+) -> tuple[Rows | None, Mapping[str, Sequence[Any]]]:
+    """Rows of an episode with some columns, and its bookkeeping columns; None if they are broken.
+
+    Checks that the rows are those of the episode, in order and complete.
+    """
+    name = f"episode {files.number}"
+    path = files.rows.path
+    if not files.is_listed:
+        problem = f"exists, but {EPISODES_FILE} does not list the episode"
+        report.add_error(LEROBOT.error("unlisted_episode", path, problem, episode=files.number))
+    segment = report.attempt(files.segment)
+    if segment is None:
+        return None, {}
+    if segment.path != path:
+        message = f"{name}: its rows are in {segment.path}; the list of episodes says {path}"
+        report.note("rows_elsewhere", message, path=str(path))
+    elif files.rows.count is not None and segment.first != files.rows.first:
+        message = (
+            f"{name}: its rows start at row {segment.first} of {path}, and at {files.rows.first} "
+            "in the list of episodes; they are taken by episode_index"
+        )
+        report.note("row_offsets", message, path=str(path), row=segment.first)
+    read = partial(read_rows, segment, name, [*columns, *AUTOMATIC, PERSISTENT, EVENTS])
+    rows = report.attempt(read)
+    if rows is None:
+        return None, {}
+    length = files.line.length
+    if length is not None and length != len(rows):
+        problem = f"has {counted(len(rows), 'row')}, the list of episodes says {length}"
+        report.add_error(LEROBOT.error("length_mismatch", rows.path, problem, rows=len(rows)))
+    metadata = _bookkeeping(rows, report)
+    _check_bookkeeping(files, rows, metadata, report)
+    return rows, metadata
+
+
+def _success(rows: Rows) -> bool | None:
+    """True if a row says that the task was completed; None if no column says it."""
+    for name in SUCCESS:
+        if name in rows.columns:
+            with suppress(DataError):
+                return bool(rows.vectors(name, None).any())
+    return None
+
+
+def _bookkeeping(rows: Rows, report: Collector) -> dict[str, Sequence[Any]]:
+    metadata: dict[str, Sequence[Any]] = {}
+    for name in AUTOMATIC:
+        if name in rows.columns:
+            values = report.attempt(partial(rows.numbers, name))
+            if values is not None:
+                metadata[name] = values
+    return metadata
+
+
+def _check_bookkeeping(
+    files: EpisodeFiles, rows: Rows, metadata: Mapping[str, Sequence[Any]], report: Collector
+) -> None:
+    location = {"path": str(rows.path)}
+    if "timestamp" in metadata:
+        problem = timestamp_problem(metadata["timestamp"], files.dataset.info.fps)
+        if problem:
+            message = f"{rows.episode}: {problem}; frames are matched by row number"
+            report.note("timestamps", message, **location, field="timestamp")
+    # Reports missing or repeated frames, because rows pair with images by number
+    numbers = metadata.get(FRAME_INDEX, ())
+    frame = next((row for row, number in enumerate(numbers) if number != row), None)
+    if frame is not None:
+        problem = f"frame_index is {numbers[frame]} at row {frame}, expected {frame}"
+        place = {"field": FRAME_INDEX, "frame": frame}
+        report.add_error(
+            LEROBOT.error("frame_index_gap", rows.path, rows.episode, problem, **place)
+        )
+    others = set(metadata.get("episode_index", ())) - {files.number}
+    if others:
+        problem = f"has rows of episode_index {sorted(others, key=str)}"
+        place = {"field": "episode_index"}
+        report.add_error(LEROBOT.error("episode_index", rows.path, rows.episode, problem, **place))
+
+
+# Instruction
+
+
+def _instructions(
+    files: EpisodeFiles,
+    rows: Rows,
+    config: LeRobotConfig,
+    others: Mapping[str, FrameTexts],  # texts of further columns
+    report: Collector,
+) -> Sequence[str]:
+    """Instruction of each frame by the rows, else one from the list, else the folder name."""
+    table = _task_table(files, report)
+    is_listed = config.is_list_first and any(files.line.tasks)
+    texts = [] if is_listed else _instructions_of_rows(rows, config, table, report)
+    if not texts:
+        texts = [_instruction_of_list(rows, files.line.tasks, table, config.task_join)]
+    if any(text.strip() for text in texts):
+        return texts
+    for kind, recorded in others.values():
+        if kind == "original" and any(recorded):
+            return recorded
+    for _, listed in listed_texts(files).values():
+        return listed
+    if config.needs_instruction:
+        raise DataError.at(
+            rows.path,
+            f"{rows.episode}: no instruction in the list of episodes or its rows",
+            hint="add its task there, or exclude the episode with `preprocess --exclude`",
+            code="data.missing",
+            finding="no_instruction",
+        )
+    sentence = name_to_sentence(files.dataset.name)
+    message = f"{rows.episode}: no instruction; using {sentence!r}"
+    report.add(SOURCE, "language_fallback", message)
+    return [sentence]
+
+
+def _instructions_of_rows(
+    rows: Rows, config: LeRobotConfig, table: Mapping[int, str], report: Collector
+) -> list[str]:
+    """Task of each frame by a column of numbers or sentences; empty if there is none."""
+    described = [name for name in rows.table.column_names if name.endswith(_TASK_DESCRIPTION)]
+    usual = [TASK_INDEX] if TASK_INDEX in rows.columns else described
+    if config.task_column is not None:
+        rows.require(config.task_column)
+        usual = [config.task_column]
+    if not usual:
+        return []
+    values = rows.labels(usual[0])
+    if not (table or isinstance(values[0], str)):
+        return []
+    texts: list[str] = []
+    for value in values:
+        if not isinstance(value, str) and value not in table:
+            span = f"{min(table)}..{max(table)}" if table else "it is empty"
+            problem = f"{usual[0]} {value!r} is not in the list of tasks ({span})"
+            place = {"field": usual[0]}
+            raise LEROBOT.error("unknown_task", rows.path, rows.episode, problem, **place)
+        texts.append(value if isinstance(value, str) else table[value])
+    if (count := len({*texts})) > 1:
+        message = f"{rows.episode}: its rows have {counted(count, 'task')}"
+        report.note("several_tasks", message, path=str(rows.path), field=usual[0])
+    return texts
+
+
+def without_labels(tasks: Sequence[str]) -> tuple[str, ...]:
+    """Distinct sentences among the tasks of an episode, without quality labels."""
+    distinct = tuple(dict.fromkeys(text for text in tasks if text.strip()))
+    return tuple(text for text in distinct if text not in LABELS) or distinct
+
+
+def name_to_sentence(name: str) -> str:
+    """Folder name of a data set as a sentence."""
+    return " ".join(id_part(name).replace("-", "_").split("_"))
+
+
+def _task_table(files: EpisodeFiles, report: Collector) -> Mapping[int, str]:
+    """Map from task index to sentence; empty, with a warning, if the table cannot be read."""
+    try:
+        return files.texts_by_number()
+    except DataError as error:
+        report.note("tasks_unreadable", error.message, path=error.details.get("path"))
+        return {}
+
+
+def _instruction_of_list(
+    rows: Rows, listed: Sequence[str], table: Mapping[int, str], join: str | None
+) -> str:
+    """The only listed sentence of the episode, or all joined; labels are skipped."""
+    labels = {
+        table.get(value)
+        for column in rows.table.column_names
+        if column.startswith("annotation.") and not column.endswith(_TASK_DESCRIPTION)
+        for value in rows.labels(column)
+    }
+    sentences = without_labels([text for text in listed if text not in labels] or listed)
+    if len(sentences) <= 1:
+        return sentences[0] if sentences else ""
+    if join is not None:
+        return join.join(sentences)
+    names = ", ".join(f'"{text}"' for text in sentences)
+    raise DataError(
+        f"{rows.episode} lists {counted(len(sentences), 'task')} ({names}) and its rows do not "
+        "select one",
+        hint="choose with --task-join ' / ' or --task-column NAME",
+        code="data.unknown_field",
+        details={"episode": rows.episode, "tasks": list(sentences)},
+    )
+
+
+def check_values(files: EpisodeFiles, contents: EpisodeContents, report: Collector) -> None:
+    """Checks the order of rows, finite values, motion, and published statistics."""
+    rows = contents.rows
+    if rows is None:
+        return
+    _check_counting(rows, contents, report)
+    for name, values in contents.fields.items():
+        names = files.dataset.info.features[name].dimension_names
+        report.attempt(partial(check_finite, rows, name, values, names))
+    vectors = {**contents.fields, **dict(_other_fields(files, rows, report))}
+    _check_motion(rows, contents, report)
+    for name, frames in contents.cameras.items():
+        if isinstance(frames, SingleImages):
+            report.attempt(partial(frames.read, [0]), camera=name)
+    published = files.statistics()
+    summaries = {name: moments_of(values) for name, values in vectors.items() if len(values)}
+    for name, problem in statistics_mismatches(published, summaries):
+        message = f"published statistics of {rows.episode}: {name} {problem}"
+        report.note("stats_contradict", message, field=name)
+
+
+def _check_counting(rows: Rows, contents: EpisodeContents, report: Collector) -> None:
+    """Checks that rows are in order and that `index` is continuous."""
+    location = {"path": str(rows.path)}
+    if (np.diff(rows.order) != 1).any():
+        message = f"{rows.path}: rows are not in the order of frame_index"
+        report.note("rows_unsorted", message, **location, field=FRAME_INDEX)
+    values = contents.metadata.get("index", ())
+    start = values[0] if values and isinstance(values[0], int) else 0
+    frame = next((row for row, value in enumerate(values) if value != row + start), None)
+    if frame is not None:
+        message = f"index is {values[frame]} at row {frame}, expected {frame + start}"
+        report.note("index_gap", f"{rows.path}: {message}", **location, field="index", frame=frame)
+
+
+def check_finite(rows: Rows, name: str, values: Array, dimensions: Sequence[str] = ()) -> None:
+    """Raises DataError if a value of a column [F, C] is NaN or infinite."""
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        row, column = bad[0].tolist()
+        value = "NaN" if np.isnan(values[row, column]) else "an infinite value"
+        label = dimension_label(name, column, values.shape[1], {name: dimensions})
+        dimension = label.removeprefix(name).removeprefix(": ")
+        problem = f"has {value} at row {row}{f', {dimension}' if dimension else ''}"
+        raise rows.error(name, problem, "non_finite", row)
+
+
+def _other_fields(
+    files: EpisodeFiles, rows: Rows, report: Collector
+) -> Iterator[tuple[str, Array]]:
+    """Numeric columns that are not fields of the episode, as [F, C]; defects are warnings."""
+    used = files.dataset.field_names
+    features = files.dataset.info.features
+    others = [
+        name
+        for name, feature in features.items()
+        if feature.width is not None and feature.is_readable_number
+        if name in rows.columns and name not in used
+    ]
+    try:
+        columns = [read_rows(rows.segment, rows.episode, others)] * len(others)
+    except DataError:  # at least one column is broken: each is read alone below
+        columns = []
+    for name, column in zip_longest(others, columns):
+        try:
+            if column is None:
+                column = read_rows(rows.segment, rows.episode, [name])
+            values = column.vectors(name, features[name].width)
+            check_finite(column, name, values)
+        except DataError as error:
+            report.note("unused_column", error.message, path=str(rows.path), field=name)
+        else:
+            yield name, values
+
+
+def _check_motion(rows: Rows, contents: EpisodeContents, report: Collector) -> None:
+    used = list(contents.fields.values())
+    if used and len(used[0]) > 1 and not any(np.ptp(field, axis=0).any() for field in used):
+        message = f"{rows.path}: no observation or action changes"
+        report.note("no_motion", message, path=str(rows.path))
+
+
+# float32 sums over many rows; SO-101 agrees with its rows to 3e-4. Source: formats/lerobot 9
+_TOLERANCE = 1e-3
+
+
+Moments = dict[str, Array]  # `min`, `max`, `mean`, `std`, each float64 [C], and `count` [1]
+
+
+def moments_of(values: Array) -> Moments:
+    """Statistics of rows [F, C], of which there is one at least."""
+    return {**moments(values), "count": np.array([len(values)])}
+
+
+def statistics_mismatches(
+    stated: Statistics, rows: Mapping[str, Moments]
+) -> Iterator[tuple[str, str]]:
+    """(feature, problem) of published statistics that differ from those of the rows."""
+    for name, actual in rows.items():
+        entry = stated.get(name)
+        if entry is None:
+            continue
+        scale = np.maximum(np.maximum(np.abs(actual["min"]), np.abs(actual["max"])), 1e-6)
+        for key in ("min", "max", "mean", "std"):
+            problem = _difference(key, entry.get(key), actual[key], scale)
+            if problem:
+                yield name, problem
+        count = entry.get("count")
+        rows_there = int(actual["count"][0])
+        if count and count not in (rows_there, [rows_there]):
+            yield name, f"has count {str(count)[:40]}, there are {counted(rows_there, 'row')}"
+
+
+def _difference(key: str, stated: object, actual: Array, scale: Array) -> str:
+    if stated is None:
+        return ""
+    try:
+        numbers = np.asarray(stated, np.float64).ravel()
+    except (TypeError, ValueError, OverflowError):
+        return f"{key} is not a list of numbers"
+    if numbers.shape != actual.shape:
+        return f"{key} has {counted(len(numbers), 'value')}, the rows have {len(actual)}"
+    differs = ~(np.abs(numbers - actual) <= _TOLERANCE * scale)
+    if not differs.any():
+        return ""
+    column = int(differs.argmax())
+    return (
+        f"{key} of dimension {column} is {numbers[column]:.6g}, "
+        f"that of the rows is {actual[column]:.6g}"
+    )

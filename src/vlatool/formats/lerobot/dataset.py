@@ -1,0 +1,376 @@
+"""Options of LeRobot formats, and the episodes of a data set with their fields and cameras."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from vlatool.config.base import ConfigModel, option
+from vlatool.episode import Clip, RowSegment
+from vlatool.errors import DataError
+from vlatool.events import counted
+from vlatool.findings import Finding
+from vlatool.formats.base import no_episodes, unknown_field
+from vlatool.formats.inventory import Stored, decide
+from vlatool.formats.lerobot import meta
+from vlatool.formats.lerobot.findings import LEROBOT
+from vlatool.formats.lerobot.folder import (
+    Dataset,
+    EpisodeFiles,
+    FileFinder,
+    clip_defects,
+    first_rows,
+    text_tables,
+)
+from vlatool.formats.lerobot.images import with_image_roles
+from vlatool.formats.lerobot.layout import (
+    EPISODE_INDEX,
+    EPISODES_FILE,
+    EPISODES_FOLDER,
+    FRAME_INDEX,
+    INFO_FILE,
+    EpisodeLine,
+    Span,
+)
+from vlatool.formats.lerobot.tables import check_is_data_file, column_names
+from vlatool.formats.mapping import MAPPING
+from vlatool.storage.tree import natural_key
+from vlatool.storage.uri import can_list, is_remote
+
+
+class LeRobotConfig(ConfigModel):
+    """Options for LeRobot data sets.
+
+    Class attributes in which formats based on LeRobot differ:
+        camera_columns: Features that are cameras, in order; empty: all cameras.
+        needed_columns: Columns that an episode must have.
+        is_list_first: True if the tasks in the list of episodes take precedence over its rows.
+        needs_instruction: True if an episode without an instruction is an error.
+        known_names: Map from feature to its dimension names, used if info.json has none.
+    """
+
+    location_keys: ClassVar[frozenset[str]] = frozenset({"mapping"})
+    camera_columns: ClassVar[tuple[str, ...]] = ()
+    needed_columns: ClassVar[tuple[str, ...]] = ()
+    is_list_first: ClassVar[bool] = False
+    needs_instruction: ClassVar[bool] = False
+    known_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    observation_keys: list[str] | None = option(
+        None,
+        "Columns that the policy observes; default: all numeric ones below observation., or state.",
+    )
+    action_keys: list[str] | None = option(
+        None,
+        "Columns that the policy predicts; default: all numeric ones below action, or actions.",
+    )
+    task_column: str | None = option(
+        None, "Column with the task index or sentence; default: task_index."
+    )
+    task_join: str | None = option(
+        None, "Separator that joins several tasks of an episode whose rows name none."
+    )
+    mapping: str | None = option(None, MAPPING)
+    split: str | None = option(
+        None, "Read only this split of meta/info.json, such as train; default: all episodes."
+    )
+
+
+class LiberoConfig(LeRobotConfig):
+    """Options for LIBERO data sets; the two cameras are fixed."""
+
+    camera_columns: ClassVar[tuple[str, ...]] = ("image", "wrist_image")
+    needed_columns: ClassVar[tuple[str, ...]] = (FRAME_INDEX, EPISODE_INDEX)
+    is_list_first: ClassVar[bool] = True
+    needs_instruction: ClassVar[bool] = True
+    known_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "actions": ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+    }
+
+    task_join: str | None = option(
+        " / ", "Separator that joins several listed tasks of an episode."
+    )
+
+
+# Prefix of the usual column names, and the name used if no column has it, as in LIBERO sets.
+OBSERVED = ("observation", "state")
+PREDICTED = ("action", "actions")
+_SEARCH_DEPTH = ("", "*/", "*/*/")
+
+
+def dataset_roots(source: Path) -> list[Path]:
+    """Data sets in `source`: itself, or folders up to two levels below, in natural order. If
+    nothing can be listed, only the source itself is tried.
+    """
+    if not can_list(source):
+        if (source / INFO_FILE).is_file():
+            return [source]
+        raise no_episodes(source, INFO_FILE)
+    for depth in _SEARCH_DEPTH:
+        markers = [INFO_FILE, EPISODES_FOLDER, "meta_data"]
+        roots = {
+            path.parents[marker.count("/")]
+            for marker in markers
+            for path in (source.glob(f"{depth}{marker}") if source.is_dir() else ())
+        }
+        if roots:
+            return sorted(roots, key=natural_key)
+    raise no_episodes(source, f"{INFO_FILE} in it and in folders up to two levels below")
+
+
+def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> list[EpisodeFiles]:
+    """Episodes of a data set, ascending by number, those that the list lacks included."""
+    info = meta.with_group_names(root, meta.read_info(root), findings)
+    info = meta.with_known_names(info, config.known_names)
+    if f"v{info.version.removeprefix('v')}" != info.layout:
+        problem = f"says {info.version or 'no version'}, the files are {info.layout}, which is read"
+        findings.append(LEROBOT.at("version_mismatch", root / INFO_FILE, problem))
+    finder = FileFinder(root, info, findings)
+    listed = _episode_lines(root, info, finder, findings)
+    files = {} if info.is_shared else finder.numbered_data_files()
+    unlisted = files.keys() - {line.number for line in listed}
+    lines = [*listed, *(EpisodeLine(number, (), None) for number in sorted(unlisted))]
+    data_files = {line.number: finder.data_file(line) for line in lines}
+    columns = None
+    for path in dict.fromkeys(data_files.values()):
+        columns = column_names(path)
+        if columns:
+            if not config.camera_columns:
+                info = with_image_roles(root, info, path, columns)
+            break
+    # With needed columns, an episode without actions is an error of the episode, not of the set.
+    action_columns = None if config.needed_columns else columns
+    try:
+        actions = select_fields(root, info, config.action_keys, PREDICTED, action_columns)
+    except DataError:
+        if config.mapping is None:
+            raise
+        actions = ()
+    videos: dict[str, dict[int, Path]] = {}
+    absent: set[str] = set()  # images that no episode has
+    for feature in info.features.values():
+        if feature.dtype == "video":
+            paths = {line.number: finder.video_file(line, feature.name) for line in lines}
+            videos[feature.name] = {n: path for n, path in paths.items() if path is not None}
+            if finder.existing.isdisjoint(videos[feature.name].values()):
+                absent.add(feature.name)
+        elif columns is not None and feature.name not in columns:
+            absent.add(feature.name)
+    known = tuple(dict.fromkeys([*info.features, *(columns or ())]))
+    if config.task_column is not None and config.task_column not in known:
+        raise unknown_field(config.task_column, known, root / INFO_FILE, "task column")
+    dataset = Dataset(
+        root,
+        info,
+        _cameras(root, info, config, absent, findings),
+        select_fields(root, info, config.observation_keys, OBSERVED, columns),
+        actions,
+        declared=meta.declarations(root, info),
+        text_tables=text_tables(root, known),
+    )
+    if (lost := _lost_videos(dataset, videos, finder.existing)) is not None:
+        findings.append(lost)
+        dataset = replace(dataset, is_without_videos=True)
+    return sorted(
+        _episodes(dataset, lines, unlisted, data_files, videos, finder.existing),
+        key=lambda episode: episode.number,
+    )
+
+
+_Videos = Mapping[str, Mapping[int, Path]]
+
+
+def _episodes(
+    dataset: Dataset,
+    lines: Sequence[EpisodeLine],
+    unlisted: Collection[int],
+    data_files: Mapping[int, Path],
+    videos: _Videos,
+    existing: set[Path],
+) -> Iterator[EpisodeFiles]:
+    firsts = first_rows(lines)
+    defects = clip_defects(lines, dataset.info.fps)
+    for line in lines:
+        number = line.number
+        clips = {
+            camera: _clip(paths[number], line.clips.get(camera))
+            for camera, paths in videos.items()
+            if number in paths and (camera in dataset.camera_names or paths[number] in existing)
+        }
+        rows = RowSegment(data_files[number])
+        if line.rows is not None:
+            count = max(0, int(line.rows.stop - line.rows.start))
+            rows = RowSegment(data_files[number], firsts[number], count)
+        paths = [rows.path, *(clip.path for clip in clips.values())]
+        present = frozenset(existing.intersection(paths))
+        bad = defects.get(number, {})
+        yield EpisodeFiles(dataset, line, rows, clips, present, number not in unlisted, bad)
+
+
+def _clip(path: Path, span: Span | None) -> Clip:
+    return Clip(path) if span is None else Clip(path, span.start, span.stop)
+
+
+def _episode_lines(
+    root: Path, info: meta.Info, finder: FileFinder, findings: list[Finding]
+) -> list[EpisodeLine]:
+    path = root / EPISODES_FILE
+    if info.is_shared or path.exists():
+        lines = meta.read_episodes(root, info)
+    else:
+        findings.append(LEROBOT.at("no_episode_list", path, "is missing"))
+        lines = [EpisodeLine(number, (), None) for number in sorted(finder.numbered_data_files())]
+    if not lines:
+        listed = (
+            EPISODES_FOLDER if info.is_shared else f"{EPISODES_FILE} and data/*/episode_*.parquet"
+        )
+        raise no_episodes(root, f"episodes in {listed}")
+    findings += _frame_total_findings(root, info, lines)
+    return lines
+
+
+def _cameras(
+    root: Path,
+    info: meta.Info,
+    config: LeRobotConfig,
+    absent: Collection[str],
+    findings: list[Finding],
+) -> tuple[meta.Feature, ...]:
+    """Cameras of the format, or all but depth, labels and `absent` ones, without any file.
+
+    If no camera has files, all are kept, so that each episode reports the loss.
+    """
+    needed = config.camera_columns
+    if needed:
+        cameras = [info.features[name] for name in needed if name in info.features]
+        if len(cameras) < len(needed) or not all(camera.is_camera for camera in cameras):
+            raise no_episodes(root, f"the cameras {', '.join(needed)} in {INFO_FILE}")
+        return tuple(cameras)
+    features = info.features.values()
+    images = [feature for feature in features if feature.is_camera]
+    colors = [feature for feature in images if not (feature.is_depth or feature.is_labels)]
+    present = [feature for feature in colors if feature.name not in absent]
+    for feature in colors:
+        if present and feature not in present:
+            missing = "video for any episode" if feature.dtype == "video" else "column in the data"
+            problem = f"camera {feature.name} has no {missing}; left out"
+            finding = LEROBOT.at("camera_without_files", root, problem, camera=feature.name)
+            findings.append(finding)
+    return tuple(present or colors)
+
+
+def _lost_videos(dataset: Dataset, videos: _Videos, existing: set[Path]) -> Finding | None:
+    """Finding on a data set without any of its videos; None if one is there."""
+    names = [camera.name for camera in dataset.cameras if camera.dtype == "video"]
+    paths = dict.fromkeys(path for name in names for path in videos[name].values())
+    here = [path for path in paths if path in existing]
+    is_whole = bool(here) and is_remote(dataset.root)
+    if not paths or is_whole or not all(map(_is_pointer, here)):
+        return None
+    reason = "their files are Git LFS pointers" if here else "no file has their names"
+    count = counted(len(paths), "video is", "videos are")
+    return LEROBOT.at("no_videos", dataset.root, f"0 of {count} here: {reason}")
+
+
+def _is_pointer(path: Path) -> bool:
+    try:
+        check_is_data_file(path, "")
+    except DataError as error:
+        return error.details.get("finding") == "lfs_pointer"
+    return False
+
+
+def _frame_total_findings(
+    root: Path, info: meta.Info, lines: Sequence[EpisodeLine]
+) -> Iterator[Finding]:
+    lengths = [line.length for line in lines if line.length is not None]
+    if info.total_frames is None or len(lengths) < len(lines) or info.total_frames == sum(lengths):
+        return
+    path = root / INFO_FILE
+    problem = f"total_frames is {info.total_frames}, the list of episodes has {sum(lengths)}"
+    yield LEROBOT.at("totals_mismatch", path, problem, field="total_frames")
+
+
+def select_fields(
+    root: Path,
+    info: meta.Info,
+    requested: Sequence[str] | None,
+    convention: tuple[str, str],
+    columns: Sequence[str] | None,
+) -> tuple[str, ...]:
+    """The requested columns, else those of the naming convention.
+
+    `convention` is `OBSERVED` or `PREDICTED`. Features of the convention that are not vectors, too
+    wide to be observed, or not among the `columns` of a file (None if no file can be read), are
+    left out, as the parts of the episodes say; DataError if one has no valid shape, or if no action
+    is left.
+    """
+    if requested is not None:
+        return tuple(_requested_field(root, info, name) for name in requested)
+    prefix, plain = convention
+    conventional = [
+        name for name in info.features if name == prefix or name.startswith(f"{prefix}.")
+    ]
+    names = [name for name in conventional if info.features[name].is_number]
+    if not names:
+        names = [plain] if plain in info.features and info.features[plain].is_number else []
+    is_action = convention is PREDICTED
+    selected: list[str] = []
+    for name in names:
+        reason = unusable_reason(info.features[name], columns)
+        if not reason and not is_action:
+            reason = wide_note(info.features[name])
+        if not reason:
+            selected.append(name)
+    broken = [name for name in names if info.features[name].shape is None]
+    if is_action and not selected:
+        broken += names or conventional
+    if broken:
+        name = broken[0]
+        option = "--action-keys" if is_action else "--observation-keys"
+        raise DataError.at(
+            root / INFO_FILE,
+            f"the feature {name!r} {unusable_reason(info.features[name], columns)}",
+            hint=f"correct the file, or name the columns to use with {option}",
+            code="data.broken",
+            finding="unusable_feature",
+            field=name,
+        )
+    return tuple(selected)
+
+
+def unusable_reason(feature: meta.Feature, columns: Sequence[str] | None) -> str:
+    """Why a feature cannot be a field; empty if it can; `columns`: those of a file."""
+    if not feature.is_readable_number:
+        return f"holds {feature.dtype}, no numbers"
+    if feature.shape is None:
+        return "has no shape of positive integers"
+    if columns is not None and feature.name not in columns:
+        return "has no column in the data"
+    return "" if feature.width else f"has rows of the shape {list(feature.shape)}, no vector"
+
+
+def wide_note(feature: meta.Feature) -> str:
+    """Why a vector is too wide for a field unless it is asked for; empty if it is not."""
+    decision = decide(Stored(feature.name, "array", (feature.width or 1,), "float32"))
+    return decision.note.partition(";")[0] if decision.role == "left_out" else ""
+
+
+def _requested_field(root: Path, info: meta.Info, name: str) -> str:
+    feature = info.features.get(name)
+    numeric = [known for known, other in info.features.items() if other.is_readable_number]
+    if feature is None:
+        raise unknown_field(name, numeric, root / INFO_FILE)
+    if not feature.is_readable_number:
+        raise DataError(
+            f"{root / INFO_FILE}: the field {name!r} holds {feature.dtype}, expected numbers",
+            hint=f"choose from: {', '.join(numeric)}",
+            code="data.mismatch",
+            details={
+                "finding": "not_numeric",
+                "field": name,
+                "known": numeric,
+                "path": str(root / INFO_FILE),
+            },
+        )
+    return name

@@ -1,0 +1,457 @@
+"""Episodes of a LeRobot data set: their files, from templates or a search, rows and clips.
+
+Rows are taken by their `episode_index`, so wrong row numbers are reported only. Only the list says
+which frames of a video belong to an episode, so clips that overlap are errors of their episodes.
+Source: formats/lerobot 3.1, 5.1.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from string import Formatter
+from typing import Any
+
+from vlatool.episode import Clip, Declaration, RowSegment
+from vlatool.errors import DataError
+from vlatool.findings import Finding
+from vlatool.formats.lerobot import layout as lerobot_layout
+from vlatool.formats.lerobot import meta, places
+from vlatool.formats.lerobot.findings import LEROBOT
+from vlatool.storage.uri import can_list
+
+_LONGEST_NAME = 255
+_LONGEST_PATH = 1024
+_INT_SPEC = re.compile(r"^0?\d{0,2}d?$")
+
+
+def fill_template(template: str, values: Mapping[str, int | str], key: str) -> str:
+    """Path relative to the data set. Fills only plain fields in `values`, because the template, the
+    value of `key` in info.json, is untrusted.
+    """
+    parts: list[str] = []
+    try:
+        for literal, field, spec, conversion in Formatter().parse(template):
+            parts.append(literal)
+            if field is None:
+                continue
+            if field not in values or conversion:
+                raise _template_error(key, f'uses unknown field "{{{field}}}"')
+            parts.append(_formatted(values[field], spec or "", key))
+    except ValueError as error:
+        raise _template_error(key, f"is not a path template: {error}") from error
+    path = PurePosixPath("".join(parts))
+    if path.is_absolute() or ".." in path.parts:
+        raise _template_error(key, f'gives "{path}", which is outside the data set')
+    longest = max((len(part.encode(errors="replace")) for part in path.parts), default=0)
+    if longest > _LONGEST_NAME or len(str(path)) > _LONGEST_PATH or "\0" in str(path):
+        raise _template_error(key, f'gives "{str(path)[:40]}...", which is not a valid path')
+    return str(path)
+
+
+def _formatted(value: int | str, spec: str, key: str) -> str:
+    if isinstance(value, str):
+        if spec:
+            raise _template_error(key, f'formats a name with ":{spec}"')
+        return value
+    if not _INT_SPEC.match(spec):
+        raise _template_error(key, f'formats a number with ":{spec}"')
+    return format(value, spec)
+
+
+def _template_error(key: str, problem: str) -> DataError:
+    return DataError.at(
+        lerobot_layout.INFO_FILE,
+        f"{key} {problem}",
+        hint="correct the template; see the LeRobot v2.1 default for its form",
+        code="data.broken",
+        field=key,
+    )
+
+
+class FileFinder:
+    """Paths of the parquet file and the videos of an episode.
+
+    If the path of a template does not exist, the only file of the usual name is used, of v3.0 that
+    of the usual template, with one finding per template. Source: formats/lerobot 3.1. If nothing
+    can be listed, paths are not checked; reading an episode reports missing files.
+    """
+
+    def __init__(self, root: Path, info: meta.Info, findings: list[Finding]) -> None:
+        self.root = root  # folder of the data set
+        self.existing: set[Path] = set()  # requested paths that exist, as far as known
+        self._info = info
+        self._findings = findings
+        self._reported: set[str] = set()
+        self._can_list = can_list(root)
+
+    def data_file(self, line: lerobot_layout.EpisodeLine) -> Path:
+        """Path of the parquet file of an episode; it may not exist."""
+        template = self._template(
+            "data_path", self._info.data_path, lerobot_layout.SHARED_DATA_PATH
+        )
+        values = self._values(line.number, line.rows)
+        relative = fill_template(template, values, "data_path")
+        usual = fill_template(
+            lerobot_layout.SHARED_DATA_PATH if line.rows else lerobot_layout.DATA_PATH,
+            values,
+            "data_path",
+        )
+        return self._locate("data_path", relative, usual)
+
+    def video_file(self, line: lerobot_layout.EpisodeLine, camera: str) -> Path | None:
+        """Path of the video of a camera, which may not exist; None if the list names none."""
+        span = line.clips.get(camera)
+        if self._info.is_shared and span is None:
+            return None
+        template = self._template(
+            "video_path", self._info.video_path, lerobot_layout.SHARED_VIDEO_PATH
+        )
+        values = {**self._values(line.number, span), "video_key": camera}
+        relative = fill_template(template, values, "video_path")
+        usual = fill_template(
+            lerobot_layout.SHARED_VIDEO_PATH if span else lerobot_layout.VIDEO_PATH,
+            values,
+            "video_path",
+        )
+        return self._locate("video_path", relative, usual, camera)
+
+    def _template(self, key: str, template: str, default: str) -> str:
+        """The template, or that of v3.0 if it is one of v2, which cannot name shared files."""
+        if not self._info.is_shared or "{file_index" in template:
+            return template
+        self._report(key, f"{key} is {template!r}, which names no files of v3.0; using {default}")
+        return default
+
+    def numbered_data_files(self) -> dict[int, Path]:
+        """Map from number to path of all `episode_N.parquet` below `data/`."""
+        numbered: dict[int, Path] = {}
+        for (folder, name), paths in sorted(self._by_name.items()):
+            match = re.fullmatch(r"episode_(\d+)\.parquet", name)
+            if folder == "data" and match:
+                numbered[int(match.group(1))] = self.root / paths[0]
+        return numbered
+
+    def _locate(self, key: str, relative: str, usual: str, camera: str = "") -> Path:
+        """The path, or the file that the template should name; `usual`: path of the default
+        template.
+        """
+        path = self.root / relative
+        if not self._can_list:
+            self.existing.add(path)
+            return path
+        folder, *_, name = PurePosixPath(usual).parts
+        if relative not in self._by_name.get((folder, path.name), ()) and not path.exists():
+            found: list[str] = []
+            for other in self._by_name.get((folder, name), ()):
+                # Names repeat in each chunk of v3.0, and in the folder of each camera.
+                is_of_another = self._info.is_shared and other != usual
+                if camera and camera not in PurePosixPath(other).parts:
+                    is_of_another = True
+                if not is_of_another:
+                    found.append(other)
+            if len(found) != 1:
+                return path
+            path = self.root / found[0]
+            problem = f"{key} gives {relative}, but the file is {found[0]}"
+            self._report(key, f"{problem}; using the files found")
+        self.existing.add(path)
+        return path
+
+    def _report(self, key: str, problem: str) -> None:
+        if key not in self._reported:
+            self._reported.add(key)
+            self._findings.append(LEROBOT.at("template_mismatch", self.root, problem, field=key))
+
+    def _values(self, number: int, span: lerobot_layout.Span | None) -> dict[str, int | str]:
+        if span is not None:
+            return {
+                "chunk_index": span.chunk,
+                "file_index": span.file,
+                "episode_index": number,
+            }
+        chunk = number // self._info.chunks_size
+        # A published v2.1 set has chunk_index for episode_chunk. Source: formats/lerobot 3.1
+        return {"episode_chunk": chunk, "chunk_index": chunk, "episode_index": number}
+
+    @cached_property
+    def _by_name(self) -> Mapping[tuple[str, str], list[str]]:
+        """(`data` or `videos`, file name) to the paths with that name, relative to the data set."""
+        index: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+        for folder in ("data", "videos") if self._can_list else ():
+            # Skips broken links; on S3 the listing answers this without a request.
+            for path in sorted((self.root / folder).rglob("*.*")):
+                if path.is_file():
+                    index[folder, path.name].append(path.relative_to(self.root).as_posix())
+        return dict(index)
+
+
+_LONGEST_VIDEO = 1e9  # seconds; times in ticks of a stream have 64 bits
+
+Problem = tuple[str, str, int | None]  # code, problem, episode
+
+
+def first_rows(lines: Sequence[lerobot_layout.EpisodeLine]) -> dict[int, int]:
+    """Map from episode to its first row in its file, for episodes with stated rows."""
+    starts: dict[tuple[int, int], float] = {}
+    for line in lines:
+        if line.rows is not None:
+            key = (line.rows.chunk, line.rows.file)
+            starts[key] = min(line.rows.start, starts.get(key, math.inf))
+    return {
+        line.number: int(line.rows.start - starts[line.rows.chunk, line.rows.file])
+        for line in lines
+        if line.rows is not None
+    }
+
+
+def clip_defects(
+    lines: Sequence[lerobot_layout.EpisodeLine], fps: float
+) -> Mapping[int, Mapping[str, DataError]]:
+    """Errors of clips by episode and camera: impossible times, and clips that share frames."""
+    defects: defaultdict[int, dict[str, DataError]] = defaultdict(dict)
+
+    def add(number: int, camera: str, problem: str, code: str) -> None:
+        defects[number][camera] = DataError(
+            f"episode {number}, camera {camera}: {problem}, says the list of episodes",
+            hint=LEROBOT.codes[code].action,
+            code="data.broken",
+            details={"finding": code, "episode": number, "camera": camera},
+        )
+
+    for line in lines:
+        for camera, clip in line.clips.items():
+            if not _is_possible(clip):
+                problem = f"its clip is {clip.start:g} s to {clip.stop:g} s"
+                add(line.number, camera, problem, "clip_outside")
+    for camera, clips in _clips_of_files(lines):
+        last_stop = 0.0
+        last_number = -1
+        for clip, line in clips:
+            if last_number >= 0 and clip.start < last_stop - 0.5 / fps:
+                for number, other in ((last_number, line.number), (line.number, last_number)):
+                    problem = f"its clip has frames of episode {other}"
+                    add(number, camera, problem, "clips_overlap")
+            stop = clip.stop if line.length is None else clip.start + line.length / fps
+            if stop > last_stop:
+                last_stop = stop
+                last_number = line.number
+    return dict(defects)
+
+
+def _is_possible(clip: lerobot_layout.Span) -> bool:
+    return 0 <= clip.start < clip.stop <= _LONGEST_VIDEO
+
+
+def _clips_of_files(
+    lines: Sequence[lerobot_layout.EpisodeLine],
+) -> Iterator[tuple[str, list[tuple[lerobot_layout.Span, lerobot_layout.EpisodeLine]]]]:
+    """(camera, clips by their start) of each video of v3.0; without impossible times."""
+    files: defaultdict[
+        tuple[str, int, int], list[tuple[lerobot_layout.Span, lerobot_layout.EpisodeLine]]
+    ] = defaultdict(list)
+    for line in lines:
+        for camera, clip in line.clips.items():
+            if _is_possible(clip):
+                files[camera, clip.chunk, clip.file].append((clip, line))
+    for (camera, _, _), clips in files.items():
+        yield camera, sorted(clips, key=lambda pair: pair[0].start)
+
+
+def list_problems(
+    lines: Sequence[lerobot_layout.EpisodeLine], chunks_size: int, fps: float
+) -> Iterator[Problem]:
+    """(code, problem, episode) of numbers, rows and clips of the list that do not fit together."""
+    numbers = [line.number for line in lines]
+    missing = next((n for n, number in enumerate(numbers) if n != number), None)
+    if missing is not None:
+        problem = f"episode_index {missing} is missing; readers that count rows of the list mix up"
+        yield "list_gap", f"{problem} the episodes after it", missing
+    yield from _row_problems(lines)
+    yield from _gaps(lines, fps)
+    spans = [(line.number, span) for line in lines for span in (line.rows, *line.clips.values())]
+    for number, span in spans:
+        if span is not None and span.file >= chunks_size:
+            problem = f"file {span.file} of chunk {span.chunk} exceeds chunks_size {chunks_size}"
+            yield "chunks", problem, number
+            break
+
+
+def _row_problems(lines: Sequence[lerobot_layout.EpisodeLine]) -> Iterator[Problem]:
+    expected = 0
+    for line in lines:
+        rows = line.rows
+        if rows is None:
+            continue
+        start = int(rows.start)
+        stop = int(rows.stop)
+        if line.length is not None and stop - start != line.length:
+            problem = f"dataset_from_index {start} and dataset_to_index {stop} are not"
+            yield "row_offsets", f"{problem} {line.length} rows apart", line.number
+        if start != expected:
+            kind = "overlaps the rows before" if start < expected else "leaves a gap"
+            problem = f"dataset_from_index is {start}, expected {expected}: it {kind}"
+            yield "row_offsets", problem, line.number
+        expected = max(stop, start)
+
+
+def _gaps(lines: Sequence[lerobot_layout.EpisodeLine], fps: float) -> Iterator[Problem]:
+    for camera, clips in _clips_of_files(lines):
+        end = 0.0
+        for clip, line in clips:
+            if clip.start > end + 0.5 / fps:
+                problem = f"{camera}: {end:g} s to {clip.start:g} s before its clip"
+                yield "clip_gap", f"{problem} belong to no episode", line.number
+            end = max(end, clip.stop)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Data set, checked against the config."""
+
+    root: Path  # folder with `meta/`, `data/`, `videos/`
+    info: meta.Info  # content of `meta/info.json`
+    cameras: tuple[meta.Feature, ...]  # camera features that have files
+    observation_keys: tuple[str, ...]  # columns that the policy observes
+    action_keys: tuple[str, ...]  # columns that the policy predicts
+    # no video of its cameras is there; a finding of the set says so
+    is_without_videos: bool = False
+    declared: tuple[Declaration, ...] = ()  # of the actions
+    # map from column of numbers besides `task_index` to the table of their texts
+    text_tables: Mapping[str, Path] = field(default_factory=dict[str, Path])
+
+    @property
+    def name(self) -> str:
+        return self.root.resolve().name
+
+    @property
+    def camera_names(self) -> frozenset[str]:
+        return frozenset(camera.name for camera in self.cameras)
+
+    @property
+    def field_names(self) -> tuple[str, ...]:
+        """Observed columns, then predicted ones, without repetitions."""
+        return tuple(dict.fromkeys([*self.observation_keys, *self.action_keys]))
+
+    @property
+    def dimension_names(self) -> dict[str, tuple[str, ...]]:
+        """Map from field to dimension names, for fields that have them."""
+        names = {name: self.info.features[name].dimension_names for name in self.field_names}
+        return {name: known for name, known in names.items() if known}
+
+
+@dataclass(frozen=True)
+class EpisodeFiles:
+    """Parts of files that belong to one episode; files may be missing."""
+
+    dataset: Dataset  # the data set of the episode
+    line: lerobot_layout.EpisodeLine  # its entry in the list of episodes
+    rows: RowSegment
+    # map from camera, depth included, to its part of a video; of v3.0 only if the list names one
+    clips: Mapping[str, Clip]
+    present: frozenset[Path] = frozenset()  # Paths that existed when the data set was opened
+    is_listed: bool = True  # False for an episode that has a file, but no entry in the list
+    # map from camera to the reason why its clip cannot be used
+    defects: Mapping[str, DataError] = field(default_factory=dict[str, DataError])
+
+    @property
+    def root(self) -> Path:
+        return self.dataset.root
+
+    @property
+    def number(self) -> int:
+        return self.line.number
+
+    def segment(self) -> RowSegment:
+        """Its rows by their `episode_index`, in whatever file; DataError if there are none."""
+        return places.episode_segment(self.rows, self.number)
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        """Sentences in the list of episodes, in its order."""
+        return self.line.tasks
+
+    @property
+    def document(self) -> Mapping[str, Any]:
+        """Content of meta/info.json as written."""
+        return self.dataset.info.document
+
+    def texts_by_number(self, column: str = "task_index") -> Mapping[int, str]:
+        """Map from number to text of a column, by its own table or the tasks; raises DataError."""
+        path = self.dataset.text_tables.get(column)
+        if path is None:
+            return meta.read_tasks(self.dataset.root, self.dataset.info)
+        return meta.read_texts(path, meta.text_kind(column))
+
+    def statistics(self) -> Mapping[str, Mapping[str, Any]]:
+        """Map from feature to its published statistics; empty if there are none."""
+        return meta.episode_statistics(self.dataset.root, self.dataset.info).get(self.number, {})
+
+
+def text_tables(root: Path, columns: Iterable[str]) -> dict[str, Path]:
+    """Map from columns whose numbers stand for texts of a table of their own to this table."""
+    tables = {column: meta.texts_path(root, column) for column in columns}
+    return {column: path for column, path in tables.items() if path is not None}
+
+
+def known_texts(recording: EpisodeFiles, column: str = "task_index") -> Mapping[int, str]:
+    """Map from number to text; empty if the table cannot be read, which reading reports."""
+    try:
+        return recording.texts_by_number(column)
+    except DataError:
+        return {}
+
+
+def split_names(recording: EpisodeFiles) -> tuple[str, ...]:
+    """Splits that have an episode; `train` if those of its data set cannot be read."""
+    spans = lerobot_layout.split_spans(recording.document)
+    if not any(spans.values()):
+        return ("train",)
+    return tuple(
+        name
+        for name, ranges in spans.items()
+        if any(recording.number in numbers for numbers in ranges or ())
+    )
+
+
+def named_files(root: Path) -> list[tuple[str, bool]]:
+    """Files that the metadata of a data set name, and whether they must exist. For storage that
+    cannot be listed. Cameras without a video of the first episode have none.
+    """
+    info = meta.read_info(root)
+    finder = FileFinder(root, info, [])
+    lines = meta.read_episodes(root, info)
+    paths = [finder.data_file(line) for line in lines]
+    for feature in info.features.values():
+        videos = [
+            path
+            for line in lines
+            if feature.dtype == "video"
+            if (path := finder.video_file(line, feature.name)) is not None
+        ]
+        paths += videos if videos and videos[0].is_file() else ()
+    paths += meta.episode_tables(root) if info.is_shared else ()
+    needed = (
+        (lerobot_layout.INFO_FILE,)
+        if info.is_shared
+        else (lerobot_layout.INFO_FILE, lerobot_layout.EPISODES_FILE)
+    )
+    tasks = lerobot_layout.TASKS_TABLE if info.is_shared else lerobot_layout.TASKS_FILE
+    texts = [
+        path.relative_to(root).as_posix() for path in text_tables(root, info.features).values()
+    ]
+    optional = (
+        tasks,
+        lerobot_layout.STATS_FILE,
+        lerobot_layout.EPISODE_STATS_FILE,
+        lerobot_layout.MODALITY_FILE,
+        *texts,
+    )
+    return [
+        *((name, True) for name in needed),
+        *((name, False) for name in optional),
+        *((path.relative_to(root).as_posix(), True) for path in dict.fromkeys(paths)),
+    ]

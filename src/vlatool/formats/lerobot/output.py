@@ -1,0 +1,474 @@
+"""Writing of LeRobot v3.0 and v2.1: column types, meta files, statistics, numbers of files.
+
+Statistics are those of all rows for columns, and of sampled images for cameras. Legend of shapes: F
+frames, C dimensions, N images. Source: formats/lerobot 2, 3, 5, 6, 9.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlatool.episode import Array, UInt8Array
+from vlatool.formats.lerobot import layout as lerobot_layout
+from vlatool.storage.atomic import open_atomic, write_json
+from vlatool.transforms import statistics
+from vlatool.transforms.neighbors import spread
+
+Stats = dict[str, Any]
+
+QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+_MOMENTS = ("min", "max", "mean", "std")
+_IMAGE_ROWS = (*_MOMENTS, *QUANTILES, "count")
+_MOST_IMAGES = 100
+# Larger images are thinned to about this many pixels per side. Source: formats/lerobot 9
+_THINNED_SIDE = 150
+_THIN_FROM = 300
+
+
+def rows_statistics(columns: Sequence[Array]) -> statistics.WindowStatistics:
+    """Partial statistics of columns [F, C], concatenated; rows that are not finite do not count."""
+    return statistics.window_statistics(
+        [values[:, None] for values in columns], np.ones((len(columns[0]), 1), bool)
+    )
+
+
+def column_entries(
+    stats: statistics.WindowStatistics, widths: Mapping[str, int]
+) -> Iterator[tuple[str, Stats]]:
+    """(column, statistics) of each column; `widths` maps columns to dimensions, in order."""
+    start = 0
+    for name, width in widths.items():
+        yield name, _entry(stats.dimensions(start, start + width))
+        start += width
+
+
+def _entry(stats: statistics.WindowStatistics) -> Stats:
+    count = stats.count[0]
+    variance = stats.m2[0] / np.maximum(count, 1)
+    values = {
+        "min": stats.minimum[0],
+        "max": stats.maximum[0],
+        "mean": stats.mean[0],
+        "std": np.sqrt(variance),
+    }
+    values |= {name: statistics.quantile(stats.digest, share) for name, share in QUANTILES.items()}
+    entry: Stats = {name: statistics.finite_lists(value) for name, value in values.items()}
+    return {**entry, "count": [int(count.max(initial=0))]}
+
+
+def sampled_frames(num_frames: int) -> list[int]:
+    """Evenly spaced frames, at most 100, of which camera statistics are made."""
+    return spread(num_frames, _MOST_IMAGES)
+
+
+class ImageStatistics:
+    """Accumulator of the values of sampled images of a camera, per channel, exact."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros((3, 256), np.int64)
+        self._images = 0
+
+    def add(self, image: UInt8Array) -> None:
+        """Adds an image [H, W, 3]."""
+        height, width = image.shape[:2]
+        step = 1 if max(height, width) < _THIN_FROM else max(height, width) // _THINNED_SIDE
+        thinned = image[::step, ::step]
+        for channel in range(3):
+            self._counts[channel] += np.bincount(thinned[..., channel].ravel(), minlength=256)
+        self._images += 1
+
+    def entry(self) -> Stats:
+        """Statistics in 0..1, with the shape (3, 1, 1) of the format."""
+        levels = np.arange(256) / 255.0
+        shares = self._counts / self._counts.sum(axis=1, keepdims=True)
+        mean = shares @ levels
+        deviations = (levels - mean[:, None]) ** 2
+        present = self._counts > 0
+        values = {
+            "min": levels[present.argmax(axis=1)],
+            "max": levels[255 - present[:, ::-1].argmax(axis=1)],
+            "mean": mean,
+            "std": np.sqrt((shares * deviations).sum(axis=1)),
+        }
+        below = np.cumsum(shares, axis=1)
+        for name, share in QUANTILES.items():
+            values[name] = levels[(below < share - 1e-12).sum(axis=1)]
+        entry: Stats = {name: value.reshape(3, 1, 1).tolist() for name, value in values.items()}
+        return {**entry, "count": [self._images]}
+
+
+def camera_entry(published: Mapping[str, Any]) -> Stats | None:
+    """Published statistics of a camera in the form of the format; None if they are incomplete.
+    Quantiles are optional; those that are not finite numbers of three channels are left out.
+    """
+    values = {name: _channels(published.get(name)) for name in (*_MOMENTS, *QUANTILES)}
+    count = _numbers(published.get("count"))
+    if count is None or count.size != 1 or not count[0] > 0:
+        return None
+    if any(values[name] is None for name in _MOMENTS):
+        return None
+    entry: Stats = {name: value for name, value in values.items() if value is not None}
+    return {**entry, "count": [int(count[0])]}
+
+
+def _channels(value: Any) -> list[Any] | None:
+    """Finite numbers of three channels with the shape (3, 1, 1); None for others."""
+    numbers = _numbers(value)
+    return None if numbers is None or numbers.size != 3 else numbers.reshape(3, 1, 1).tolist()
+
+
+def _numbers(value: Any) -> Array | None:
+    """Finite numbers as float64 [N]; None if there are others."""
+    try:
+        numbers = np.asarray(value, np.float64).ravel()
+    except (TypeError, ValueError):
+        return None
+    return numbers if np.isfinite(numbers).all() else None
+
+
+def entry_values(entry: Stats) -> Array:
+    """Statistics of a camera as float64 [10, 3], which is small; NaN for those that it lacks."""
+    rows = [np.ravel(entry.get(name, np.nan)) for name in _IMAGE_ROWS]
+    return np.array([np.broadcast_to(row, 3) for row in rows], np.float64)
+
+
+def merged_images(parts: Sequence[Array]) -> Stats:
+    """Statistics of a camera from those of its episodes, as `entry_values` returns them.
+
+    Quantiles are means of those of the episodes, weighted by their images; left out where an
+    episode has none.
+    """
+    columns = np.ascontiguousarray(np.stack(parts, axis=1))
+    values = dict(zip(_IMAGE_ROWS, columns, strict=True))
+    counts = values["count"][:, 0]
+    weights = counts / counts.sum()
+    mean = weights @ values["mean"]
+    variance = weights @ (values["std"] ** 2 + (values["mean"] - mean) ** 2)
+    merged = {
+        "min": values["min"].min(axis=0),
+        "max": values["max"].max(axis=0),
+        "mean": mean,
+        "std": np.sqrt(variance),
+    }
+    for name in QUANTILES:
+        if not np.isnan(values[name]).any():
+            merged[name] = weights @ values[name]
+    entry: Stats = {name: value.reshape(3, 1, 1).tolist() for name, value in merged.items()}
+    return {**entry, "count": [int(counts.sum())]}
+
+
+# Parts of single episodes, which the final files are made of.
+PARTS_FOLDER = "episodes"
+PART_FILES = (f"{PARTS_FOLDER}/*.parquet", f"{PARTS_FOLDER}/*.mp4")
+CLOSING_FILES = (
+    lerobot_layout.INFO_FILE,
+    lerobot_layout.STATS_FILE,
+    lerobot_layout.TASKS_FILE,
+    lerobot_layout.TASKS_TABLE,
+    lerobot_layout.EPISODES_FILE,
+    lerobot_layout.EPISODE_STATS_FILE,
+    lerobot_layout.MODALITY_FILE,
+)
+WRITTEN_FILES = (
+    "data/chunk-*/*.parquet",
+    "videos/chunk-*/*/*.mp4",
+    "videos/*/chunk-*/*.mp4",
+    lerobot_layout.EPISODES_TABLES,
+    "meta/*s.parquet",
+    "meta/*s.jsonl",
+    *CLOSING_FILES,
+)
+MEGABYTE = 1 << 20
+IMAGE_CELL = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_EPISODES_TABLE = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+_STATS = ("min", "max", "mean", "std", "count")
+# Bytes of rows as JSON that are in memory as Python objects, which are several times as large.
+_PART_BYTES = 4 * MEGABYTE
+
+
+def part_table(episode: str) -> str:
+    """Name of the file with the rows of an episode before it has a number."""
+    return f"{PARTS_FOLDER}/{episode}.parquet"
+
+
+def part_video(episode: str, camera: int) -> str:
+    """Name of the video of an episode before it has a number; cameras are counted."""
+    return f"{PARTS_FOLDER}/{episode}.{camera}.mp4"
+
+
+def data_path(version: lerobot_layout.Version, values: Mapping[str, int]) -> str:
+    """Path of a data file; `values` are those of the template."""
+    return (
+        lerobot_layout.SHARED_DATA_PATH if version == "v3.0" else lerobot_layout.DATA_PATH
+    ).format(**values)
+
+
+def video_path(version: lerobot_layout.Version, camera: str, values: Mapping[str, int]) -> str:
+    """Path of a video; `values` are those of the template."""
+    template = lerobot_layout.SHARED_VIDEO_PATH if version == "v3.0" else lerobot_layout.VIDEO_PATH
+    return template.format(video_key=camera, **values)
+
+
+def arrow_type(declared: Mapping[str, Any]) -> pa.DataType | None:
+    """Type of the column of a feature; None if its declaration does not say it."""
+    dtype = str(declared.get("dtype"))
+    shape = declared.get("shape")
+    if dtype == "image":
+        return IMAGE_CELL
+    if dtype == "string":
+        return pa.string()
+    try:
+        value = pa.bool_() if dtype == "bool" else pa.from_numpy_dtype(np.dtype(dtype))
+    except (TypeError, pa.ArrowNotImplementedError):
+        return None
+    if declared.get("shape") in ([1], [], (1,), ()):  # one plain value per row
+        return value
+    if not isinstance(shape, list) or len(shape) != 1:
+        return None
+    return pa.list_(value, shape[0])
+
+
+@dataclass(frozen=True)
+class WrittenEpisode:
+    """Entry of the list of episodes of a written set."""
+
+    number: int
+    tasks: Sequence[str]  # its sentences
+    length: int  # number of rows
+    first_row: int  # number of its first row in the whole set
+    stats: Mapping[str, Stats]  # statistics by feature
+    data: tuple[int, int] = (0, 0)  # numbers of chunk and file of its rows (v3.0)
+    # map from camera to (chunk, file, first frame) of its clip (v3.0)
+    videos: Mapping[str, tuple[int, int, int]] = field(
+        default_factory=dict[str, tuple[int, int, int]]
+    )
+
+
+def write_texts(
+    output: Path, version: lerobot_layout.Version, name: str, texts: Mapping[int, str]
+) -> str:
+    """Writes the table of the texts that numbers `NAME_index` stand for, such as `meta/tasks`;
+    returns the name of the file.
+    """
+    key = f"{name}_index"
+    path = f"meta/{name}s"
+    if version == "v2.1":
+        path = f"{path}.jsonl"
+        lerobot_layout.write_lines(
+            output / path, [{key: number, name: text} for number, text in texts.items()]
+        )
+        return path
+    path = f"{path}.parquet"
+    table = pa.table({key: pa.array(texts.keys(), pa.int64()), name: [*texts.values()]})
+    # The official loader reads the file with pandas and takes the index for the sentences.
+    columns = [_pandas_column(key, "int64"), _pandas_column(name, "unicode")]
+    described = {"index_columns": [name], "column_indexes": [], "columns": columns}
+    table = table.replace_schema_metadata({"pandas": json.dumps(described)})
+    with open_atomic(output / path) as file:
+        pq.write_table(table, file)
+    return path
+
+
+def _pandas_column(name: str, kind: str) -> dict[str, Any]:
+    numpy_type = "int64" if kind == "int64" else "object"
+    return {
+        "name": name,
+        "field_name": name,
+        "pandas_type": kind,
+        "numpy_type": numpy_type,
+        "metadata": None,
+    }
+
+
+def write_episodes(
+    output: Path,
+    version: lerobot_layout.Version,
+    episodes: Iterable[WrittenEpisode],
+    fps: float,
+    limit: int,
+) -> list[str]:
+    """Writes the list of episodes with their statistics; returns the names of the files; `fps`:
+    frames per second; `limit`: bytes of a table as JSON, after which the next file begins (v3.0).
+    """
+    if version == "v2.1":
+        return _write_episode_lines(output, episodes)
+    names: list[str] = []
+    for number, table in enumerate(_tables(episodes, fps, limit)):
+        values = {
+            "chunk_index": number // lerobot_layout.CHUNKS_SIZE,
+            "file_index": number % lerobot_layout.CHUNKS_SIZE,
+        }
+        names.append(_EPISODES_TABLE.format(**values))
+        for name, value in values.items():
+            column = pa.array(np.full(len(table), value))
+            table = table.append_column(f"meta/episodes/{name}", column)
+        with open_atomic(output / names[-1]) as file:
+            pq.write_table(table, file)
+    return names
+
+
+def _tables(episodes: Iterable[WrittenEpisode], fps: float, limit: int) -> Iterator[pa.Table]:
+    """Table of one file after the other; rows become columns, which are small, part by part."""
+    rows: list[dict[str, Any]] = []
+    parts: list[pa.Table] = []
+    size = part_size = 0
+    for episode in episodes:
+        rows.append(_episode_row(episode, fps))
+        row_size = len(json.dumps(rows[-1]))
+        size = size + row_size
+        part_size = part_size + row_size
+        if part_size >= _PART_BYTES or size >= limit:
+            parts.append(_table(rows))
+            rows = []
+            part_size = 0
+        if size >= limit:
+            yield _joined(parts)
+            parts = []
+            size = 0
+    if rows:
+        parts.append(_table(rows))
+    if parts:
+        yield _joined(parts)
+
+
+def _joined(parts: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables(parts, promote_options="default").combine_chunks()
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Table of rows; a key that some rows lack is null there."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: _column(name, [row.get(name) for row in rows]) for name in names})
+
+
+def _column(name: str, values: list[Any]) -> pa.Array:
+    """Column of the list of episodes; statistics have one type, even where all are null."""
+    if not name.startswith("stats/"):
+        return pa.array(values, pa.list_(pa.string()) if name == "tasks" else None)
+    dtype = pa.int64() if name.endswith("/count") else pa.float64()
+    level = next(value for value in values if value is not None)
+    while isinstance(level, list):
+        dtype = pa.list_(dtype)
+        level = level[0] if level else None
+    return pa.array(values, dtype)
+
+
+def _episode_row(episode: WrittenEpisode, fps: float) -> dict[str, Any]:
+    """Row of the table of episodes. Source: formats/lerobot 5."""
+    row: dict[str, Any] = {
+        "episode_index": episode.number,
+        "tasks": [*episode.tasks],
+        "length": episode.length,
+        "data/chunk_index": episode.data[0],
+        "data/file_index": episode.data[1],
+        "dataset_from_index": episode.first_row,
+        "dataset_to_index": episode.first_row + episode.length,
+    }
+    for camera, (chunk, number, start) in episode.videos.items():
+        row |= {
+            f"videos/{camera}/chunk_index": chunk,
+            f"videos/{camera}/file_index": number,
+            f"videos/{camera}/from_timestamp": start / fps,
+            f"videos/{camera}/to_timestamp": (start + episode.length) / fps,
+        }
+    for feature, entry in episode.stats.items():
+        row |= {f"stats/{feature}/{name}": value for name, value in entry.items()}
+    return row
+
+
+def _write_episode_lines(output: Path, episodes: Iterable[WrittenEpisode]) -> list[str]:
+    stats_path = output / lerobot_layout.EPISODE_STATS_FILE
+    list_path = output / lerobot_layout.EPISODES_FILE
+    with open_atomic(stats_path) as stats_file, open_atomic(list_path) as list_file:
+        for episode in episodes:
+            number = {"episode_index": episode.number}
+            stats = {
+                name: {key: entry[key] for key in _STATS} for name, entry in episode.stats.items()
+            }
+            stats_file.write(lerobot_layout.json_line({**number, "stats": stats}))
+            entry = {**number, "tasks": [*episode.tasks], "length": episode.length}
+            list_file.write(lerobot_layout.json_line(entry))
+    return [lerobot_layout.EPISODE_STATS_FILE, lerobot_layout.EPISODES_FILE]
+
+
+@dataclass(frozen=True)
+class WrittenSet:
+    """Content of `meta/info.json`."""
+
+    version: lerobot_layout.Version  # version of the layout
+    fps: float  # frames per second
+    robot_type: str | None  # free text; None if unknown
+    features: Mapping[str, Any]  # declarations of columns and cameras
+    chunks_size: int  # number of files per chunk, or of episodes (v2.1)
+    data_mb: int  # size of a data file in MiB (v3.0)
+    video_mb: int  # size of a video in MiB (v3.0)
+    splits: Mapping[str, Sequence[int]]  # map from split to the numbers of its episodes
+    extra: Mapping[str, Any]  # keys without a meaning here that the source has
+
+
+def write_info(output: Path, dataset: WrittenSet, episodes: int, frames: int, tasks: int) -> None:
+    """Writes `meta/info.json`, the last file of a set."""
+    cameras = sum(declared["dtype"] == "video" for declared in dataset.features.values())
+    is_shared = dataset.version == "v3.0"
+    sizes: dict[str, Any] = {
+        "data_files_size_in_mb": dataset.data_mb,
+        "video_files_size_in_mb": dataset.video_mb,
+    }
+    if not is_shared:
+        chunks = -(-episodes // dataset.chunks_size)
+        sizes = {"total_videos": cameras * episodes, "total_chunks": chunks}
+    info = {
+        "codebase_version": dataset.version,
+        "robot_type": dataset.robot_type,
+        "total_episodes": episodes,
+        "total_frames": frames,
+        "total_tasks": tasks,
+        "chunks_size": dataset.chunks_size,
+        **sizes,
+        "fps": int(dataset.fps) if dataset.fps == int(dataset.fps) else dataset.fps,
+        "splits": {
+            name: lerobot_layout.spans_text(numbers) for name, numbers in dataset.splits.items()
+        },
+        "data_path": lerobot_layout.SHARED_DATA_PATH if is_shared else lerobot_layout.DATA_PATH,
+        "video_path": (lerobot_layout.SHARED_VIDEO_PATH if is_shared else lerobot_layout.VIDEO_PATH)
+        if cameras
+        else None,
+        "features": dict(dataset.features),
+    }
+    extra = {key: value for key, value in dataset.extra.items() if key not in (*info, *_REPLACED)}
+    write_json(output / lerobot_layout.INFO_FILE, info | extra, indent=4)
+
+
+# Keys of the other version or of the source, which say nothing about the written set.
+_REPLACED = (
+    "data_files_size_in_mb",
+    "split_unit",
+    "total_chunks",
+    "total_videos",
+    "video_files_size_in_mb",
+)
+
+
+def write_statistics(output: Path, entries: Mapping[str, Stats]) -> str:
+    """Writes the statistics of the whole set; returns the name of the file."""
+    write_json(output / lerobot_layout.STATS_FILE, dict(entries), indent=4)
+    return lerobot_layout.STATS_FILE
+
+
+def numeric_width(declared: Mapping[str, Any]) -> int | None:
+    """Number of values per row of a numeric feature; None for others."""
+    dtype = str(declared.get("dtype"))
+    shape = declared.get("shape")
+    if dtype in ("image", "video", "string", "language") or not isinstance(shape, list):
+        return None
+    try:
+        kind = np.dtype(dtype).kind
+    except TypeError:
+        return None
+    return int(np.prod(shape, dtype=np.int64)) if kind in "iufb" else None

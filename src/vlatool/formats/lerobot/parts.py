@@ -1,0 +1,212 @@
+"""What a LeRobot episode stores: each feature and each further column has one role.
+
+Source: formats/lerobot 4; the rules of all formats are those of `formats.inventory`.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from vlatool.episode import Content, StoredPart
+from vlatool.errors import DataError
+from vlatool.findings import Collector
+from vlatool.formats.inventory import Stored, decide, is_action
+from vlatool.formats.language import kind_of_name
+from vlatool.formats.lerobot.dataset import unusable_reason, wide_note
+from vlatool.formats.lerobot.folder import EpisodeFiles
+from vlatool.formats.lerobot.images import camera_of_depth
+from vlatool.formats.lerobot.language import (
+    ANNOTATION,
+    EVENTS,
+    LABELS,
+    FrameTexts,
+    are_equal,
+    frame_texts,
+    text_columns,
+)
+from vlatool.formats.lerobot.layout import AUTOMATIC, EPISODES_FILE, EPISODES_FOLDER, PERSISTENT
+from vlatool.formats.lerobot.meta import Feature
+from vlatool.formats.lerobot.tables import Rows
+
+TASK_INDEX = "task_index"
+SUCCESS = ("next.success", "success", "is_success")
+NO_IMAGES = "no images in any episode"  # which a finding of the set says
+_TIME = re.compile(r"(next\.)?(done|terminated|truncated)|is_(first|last|terminal)")
+_TAKES_FIELD = "--observation-keys {} observes it, --sink lerobot copies it"
+_TAKES_TEXT = "--task-column {} makes it the instruction, --sink lerobot copies it"
+
+
+def stored_parts(
+    files: EpisodeFiles,
+    columns: Sequence[str],  # of the file of the episode
+    known: Mapping[str, StoredPart],  # columns of texts
+    lost_depth: Mapping[str, str],  # depth or labels that cannot be read to the reason
+) -> tuple[StoredPart, ...]:
+    """All features in the order of info.json, then columns that it does not declare."""
+    dataset = files.dataset
+    features = dataset.info.features
+    others = [name for name in columns if name not in features and not name.startswith("__")]
+    found: list[StoredPart] = []
+    content: Content
+    for name in (*features, *others):
+        if name in known:
+            found.append(known[name])
+        elif name in (PERSISTENT, EVENTS):
+            found.append(StoredPart(name, "language", "", "text"))
+        elif name in AUTOMATIC or _TIME.fullmatch(name):
+            found.append(StoredPart(name, "time"))
+        elif name in SUCCESS:
+            found.append(StoredPart(name, "success"))
+        elif name in dataset.field_names:
+            content = "actions" if name in dataset.action_keys else "numbers"
+            found.append(StoredPart(name, "field", name, content))
+        elif name not in features:
+            note = "no feature of meta/info.json"
+            content = "actions" if is_action(name) else "other"
+            found.append(StoredPart(name, "left_out", content=content, note=note))
+        elif features[name].is_camera:
+            found.append(_images_part(files, features[name], columns, lost_depth))
+        else:
+            found.append(_left_out(features[name], columns))
+    return tuple(found)
+
+
+def language_parts(kinds: Mapping[str, str]) -> dict[str, StoredPart]:
+    """Parts of columns of texts, whose kind of annotation is known."""
+    return {name: StoredPart(name, "language", kind, "text") for name, kind in kinds.items()}
+
+
+def _images_part(
+    files: EpisodeFiles, feature: Feature, columns: Sequence[str], lost_depth: Mapping[str, str]
+) -> StoredPart:
+    name = feature.name
+    if name in files.dataset.camera_names:
+        return StoredPart(name, "camera", name, "images")
+    if feature.is_depth and name not in lost_depth:
+        return StoredPart(name, "depth", name, "images", feature.found or "depth in millimeters")
+    if feature.is_labels and name not in lost_depth:
+        return StoredPart(name, "labels", name, "images", feature.found)
+    is_stored = name in files.clips or name in columns
+    note = lost_depth.get(name, "no camera of this format" if is_stored else NO_IMAGES)
+    return StoredPart(name, "left_out", content="images", note=note)
+
+
+def _left_out(feature: Feature, columns: Sequence[str]) -> StoredPart:
+    """A feature that is not read, with the reason and what would read it."""
+    name = feature.name
+    content: Content = "actions" if is_action(name) else "numbers"
+    note = unusable_reason(feature, columns)
+    if feature.dtype == "audio":
+        content = "other"
+        note = "sound"
+    elif not feature.is_readable_number:
+        content = "other"
+    elif not note:
+        note = f"{wide_note(feature) or 'not observed'}; {_TAKES_FIELD.format(name)}"
+    return StoredPart(name, "left_out", content=content, note=note)
+
+
+def text_part(
+    files: EpisodeFiles, rows: Rows, column: str, instructions: Sequence[str], report: Collector
+) -> StoredPart:
+    """A further column of texts, or of numbers of the list of tasks as GR00T sets have: the
+    instruction, a quality label, or other texts, which are left out.
+    """
+    try:
+        texts = frame_texts(files, rows, column, report)
+    except DataError:
+        return StoredPart(column, "left_out", content="other", note="it names no texts")
+    if are_equal(texts, instructions):
+        return StoredPart(column, "language", "original", "text")
+    if {*texts} <= LABELS | {""}:
+        return StoredPart(column, "left_out", content="other", note="labels of quality, or empty")
+    note = f"a text that is no instruction; {_TAKES_TEXT.format(column)}"
+    return StoredPart(column, "left_out", content="text", note=note)
+
+
+# What the list of episodes says besides tasks and lengths
+
+
+def listed_texts(files: EpisodeFiles) -> dict[str, FrameTexts]:
+    """Instructions that the list of episodes has besides the tasks, by path."""
+    texts: dict[str, FrameTexts] = {}
+    for name, value in files.line.further.items():
+        kind = kind_of_name(name)
+        if isinstance(value, str) and value.strip() and kind in ("original", "alternative"):
+            texts[_listed_path(files, name)] = kind, [value]
+    return texts
+
+
+def listed_success(files: EpisodeFiles) -> bool | None:
+    """True if the list of episodes says that the task was completed; None if it does not say it."""
+    for name in SUCCESS:
+        value = files.line.further.get(name)
+        if isinstance(value, bool | int | float) and math.isfinite(value):
+            return value > 0
+    return None
+
+
+def listed_parts(
+    files: EpisodeFiles,
+    kinds: Mapping[str, str],  # used texts by path
+    *,
+    is_success: bool,  # True if the list says the success of the episode
+) -> Iterator[StoredPart]:
+    """What the list of episodes says of an episode besides its tasks, rows and clips."""
+    texts = listed_texts(files)
+    for name in files.line.further:
+        path = _listed_path(files, name)
+        if path in kinds:
+            yield StoredPart(path, "language", kinds[path], "text")
+        elif name in SUCCESS and is_success:
+            yield StoredPart(path, "success")
+            is_success = False
+        else:
+            note = "of the list of episodes; nothing uses it"
+            if path in texts:
+                note = "of the list of episodes; the episode has an instruction"
+            yield StoredPart(path, "left_out", content="other", note=note)
+
+
+def _listed_path(files: EpisodeFiles, name: str) -> str:
+    folder = EPISODES_FOLDER if files.dataset.info.is_shared else EPISODES_FILE
+    return f"{folder}/{name}"
+
+
+def stored_things(files: EpisodeFiles, columns: Sequence[str], count: int | None) -> list[Stored]:
+    """What an episode of `count` rows stores, for a mapping; columns have the role of the format.
+
+    `columns`: those of the file of the episode.
+    """
+    features = files.dataset.info.features
+    known = language_parts({**text_columns(files.dataset), TASK_INDEX: "original"})
+    things: list[Stored] = []
+    for part in stored_parts(files, columns, known, {}):
+        path = part.path
+        note = part.note
+        feature = features.get(path)
+        dtype = feature.dtype if feature else ""
+        shape = (feature.shape if feature else None) or ()
+        if feature is not None and feature.is_camera:
+            # A camera has the role of its kind, which a mapping may change.
+            role = None if part.role == "camera" else part.role
+            name = camera_of_depth(path, files) if part.role in ("depth", "labels") else path
+            kind = "video" if dtype == "video" else "png"
+            values = "uint8"
+            if feature.found:  # its kind says it
+                role = None
+                values = "uint16" if feature.is_depth else "uint8"
+            if kind == "png" and (feature.found or shape[2:] == (1,)):
+                shape = shape[:2] if len(shape) > 1 else (1, 1)
+            thing = Stored(path, kind, shape, values, count, name, note, role)
+            if part.role == "camera" and decide(thing).role != "camera":
+                thing = replace(thing, kind="jpeg")
+            things.append(thing)
+        elif path in (PERSISTENT, EVENTS):
+            things.append(Stored(path, "other", rows=count, note="annotations of frames"))
+        elif part.role == "language" or dtype == "string" or path.startswith(ANNOTATION):
+            things.append(Stored(path, "text", rows=count))
+        else:
+            things.append(Stored(path, "array", shape, dtype, count, path, note, part.role))
+    return things

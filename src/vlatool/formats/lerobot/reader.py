@@ -1,0 +1,259 @@
+"""LeRobot data sets, with video or image columns, as episodes; LIBERO among them.
+
+LIBERO has two image columns and one instruction per episode. Source: reference/future-vla 1.2.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+from vlatool.config.base import ConfigModel
+from vlatool.episode import Episode, EpisodeRef, Survey
+from vlatool.errors import DataError, VlatoolError
+from vlatool.findings import Collector, Finding, FindingCodes
+from vlatool.formats.base import (
+    FormatReader,
+    id_part,
+    merge_surveys,
+    survey_each,
+    survey_episode,
+    unused_id,
+)
+from vlatool.formats.inventory import left_out_findings
+from vlatool.formats.language import check_language, first_text
+from vlatool.formats.lerobot import check as rules
+from vlatool.formats.lerobot.dataset import LeRobotConfig, LiberoConfig, dataset_roots, open_dataset
+from vlatool.formats.lerobot.findings import LEROBOT
+from vlatool.formats.lerobot.folder import EpisodeFiles, split_names
+from vlatool.formats.lerobot.layout import (
+    INFO_FILE,
+    META_FILES,
+    TASKS_TABLE,
+    split_spans,
+)
+from vlatool.formats.lerobot.mapped import MappedEpisode, proposal_of
+from vlatool.formats.lerobot.meta import Info, episode_tables
+from vlatool.formats.lerobot.parts import NO_IMAGES, listed_texts
+from vlatool.formats.lerobot.set_lint import check_sets
+from vlatool.formats.lerobot.units import unit_findings
+from vlatool.formats.mapping import RecordingMapping, mapping_file, read_mapping
+from vlatool.formats.rules import check_cameras, distinct_recordings
+from vlatool.storage.tree import files_named
+from vlatool.storage.uri import can_list
+from vlatool.transforms.hold_out import split_of
+
+
+class LeRobotReader(FormatReader):
+    """Reader of LeRobot v2.0, v2.1 and v3.0; rows pair with frames by number, never by time."""
+
+    Config: ClassVar[type[ConfigModel]] = LeRobotConfig
+    findings: ClassVar[FindingCodes | None] = LEROBOT
+    config: LeRobotConfig
+
+    @cached_property
+    def _mapping(self) -> RecordingMapping | None:
+        name = self.config.mapping
+        return None if name is None else read_mapping(mapping_file(name), RecordingMapping)
+
+    def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
+        """All listed episodes; reads and checks all metadata before the first one."""
+        findings: list[Finding] = []
+        datasets: list[tuple[Path, list[EpisodeFiles]]] = []
+        for root, source in distinct_recordings(sources, dataset_roots, INFO_FILE, findings):
+            episodes = open_dataset(root, self.config, findings)
+            if self.config.split is not None:
+                episodes = _of_split(root, episodes, self.config.split)
+            findings += unit_findings(episodes)
+            datasets.append((source, episodes))
+        self.source_findings = findings
+        refs = list(_refs(datasets, is_mapped=self._mapping is not None))
+        if self._mapping is not None:
+            self._check_mapping(self._mapping, refs)
+        return iter(refs)
+
+    def _check_mapping(self, mapping: RecordingMapping, refs: Sequence[EpisodeRef]) -> None:
+        """Raises DataError if the mapping does not fit the first episode that is here."""
+        for ref in refs:
+            files = _episode_files(ref)
+            if files.rows.path in files.present and files.line.length is not None:
+                MappedEpisode(ref, files, mapping)
+                return
+
+    def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
+        """Declared cameras, fields and lengths of the data sets.
+
+        Reads the first readable episode of each data set, which gives the fields. Files and lengths
+        of the others are known from listings.
+        """
+        reasons: list[VlatoolError] = []
+        return merge_surveys(self._surveys(refs, reasons), reasons)
+
+    def _surveys(self, refs: Sequence[EpisodeRef], reasons: list[VlatoolError]) -> Iterator[Survey]:
+        groups: dict[Path, list[EpisodeRef]] = {}
+        for ref in refs:
+            groups.setdefault(_episode_files(ref).dataset.root, []).append(ref)
+        for members in groups.values():
+            others = iter(members)
+            first = next(survey_each(self._survey_episode, others, reasons), None)
+            if first is not None:
+                yield first
+                for files in map(_episode_files, others):  # after the first one
+                    if files.is_listed and files.rows.path in files.present:
+                        yield replace(first, frames=files.line.length)
+
+    def _survey_episode(self, ref: EpisodeRef) -> Survey:
+        """Survey of an episode that is read; sizes of images are the declared ones."""
+        survey = survey_episode(self.read(ref))
+        if self._mapping is not None:
+            return survey
+        cameras = _episode_files(ref).dataset.cameras
+        return replace(survey, cameras={camera.name: camera.image_size for camera in cameras})
+
+    def read(self, ref: EpisodeRef) -> Episode:
+        files = _episode_files(ref)
+        if self._mapping is not None:
+            episode = MappedEpisode(ref, files, self._mapping).read()
+        else:
+            episode = self._read(ref, files)
+        extras = {
+            "dataset": files.dataset.name,
+            "robot_type": files.dataset.info.robot_type,
+            "source_episode_index": files.number,
+        }
+        return replace(episode, extras=extras)
+
+    def _read(self, ref: EpisodeRef, files: EpisodeFiles) -> Episode:
+        dataset = files.dataset
+        report = Collector(LEROBOT, strict=True, episode=ref.id)
+        contents = rules.walk_episode(files, self.config, report)
+        assert contents.rows is not None, "a strict collector raises before"
+        return Episode(
+            id=ref.id,
+            task=first_text(contents.language),
+            fps=dataset.info.fps,
+            num_frames=len(contents.rows),
+            cameras=contents.cameras,
+            lowdim=contents.fields,
+            dimension_names=dataset.dimension_names,
+            language=contents.language[0],
+            language_spans=tuple(contents.language[1]),
+            action_fields=dataset.action_keys,
+            proprioception_fields=dataset.observation_keys,
+            frame_metadata=contents.metadata,
+            missing_cameras=contents.missing,
+            depth=contents.depth,
+            labels=contents.labels,
+            success=contents.success,
+            declared=dataset.declared,
+            parts=contents.parts,
+            findings=(
+                *report.findings,
+                *check_language(ref.id, len(contents.rows), contents.language),
+                *_left_out(ref.id, contents),
+            ),
+        )
+
+    def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding] | None:
+        """Findings by the rules of the format; with a mapping by those of all formats."""
+        return self._check(ref, deep=deep) if self._mapping is None else None
+
+    def _check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
+        report = Collector(LEROBOT, strict=False, episode=ref.id)
+        contents = rules.walk_episode(_episode_files(ref), self.config, report)
+        rules.check_values(_episode_files(ref), contents, report)
+        yield from report.findings
+        yield from check_language(ref.id, len(contents.rows or ()), contents.language)
+        yield from _left_out(ref.id, contents)
+        if deep:
+            yield from check_cameras(ref.id, contents.cameras)
+
+    def check_source(self, sources: Sequence[Path]) -> Iterator[Finding]:
+        yield from check_sets(sources, self.config)
+
+    @staticmethod
+    def propose(source: Path) -> str | None:
+        """A mapping of the first data set, which reads it as it is read without one."""
+        for root in dataset_roots(source) if can_list(source) and source.is_dir() else ():
+            if (root / INFO_FILE).is_file():
+                return proposal_of(open_dataset(root, LeRobotConfig(), [])[0])
+        return None
+
+
+def _left_out(episode: str, contents: rules.EpisodeContents) -> list[Finding]:
+    return left_out_findings(episode, [part for part in contents.parts if part.note != NO_IMAGES])
+
+
+def _of_split(root: Path, episodes: Sequence[EpisodeFiles], split: str) -> list[EpisodeFiles]:
+    chosen = [episode for episode in episodes if split in split_names(episode)]
+    if not chosen:
+        known = [name for name, spans in split_spans(episodes[0].document).items() if spans]
+        raise DataError.at(
+            root / INFO_FILE,
+            f"no episode is in the split {split!r}",
+            hint=f"choose from: {', '.join(known or ['train'])}",
+            code="data.unknown_field",
+            split=split,
+            known=known,
+        )
+    return chosen
+
+
+def _episode_files(ref: EpisodeRef) -> EpisodeFiles:
+    return ref.extras["files"]
+
+
+def _metadata(root: Path, info: Info) -> list[Path]:
+    tables = [*episode_tables(root), *files_named(root, [TASKS_TABLE])] if info.is_shared else []
+    if can_list(root):
+        return [*sorted((root / "meta").glob("*.json*")), *tables]
+    return [*files_named(root, META_FILES), *tables]
+
+
+def _refs(
+    datasets: Sequence[tuple[Path, list[EpisodeFiles]]], *, is_mapped: bool
+) -> Iterator[EpisodeRef]:
+    """Refs of data sets; the second data set of the same name gets the suffix `-2`."""
+    used: dict[str, int] = {}
+    for source, episodes in datasets:
+        dataset = episodes[0].dataset
+        prefix = unused_id(id_part(dataset.name), used)
+        metadata = [*_metadata(dataset.root, dataset.info), *dataset.text_tables.values()]
+        for episode in episodes:
+            number = episode.number
+            further = [text for _, texts in listed_texts(episode).values() for text in texts]
+            sentences = [*rules.without_labels(episode.line.tasks), *further]
+            extras = {"files": episode}
+            if not is_mapped:  # the sink `lerobot` copies a recording
+                extras["recording"] = episode
+            yield EpisodeRef(
+                id=f"{prefix}_episode_{number:06d}",
+                path=episode.rows.path,
+                source=str(source),
+                number=number if len(datasets) == 1 else None,
+                task=sentences[0] if sentences else rules.name_to_sentence(dataset.name),
+                files=(*(clip.path for clip in episode.clips.values()), *metadata),
+                extras=extras,
+                split=_split(episode),
+            )
+
+
+def _split(episode: EpisodeFiles) -> str:
+    """`val` if any split for evaluation has the episode, else `train` or nothing."""
+    splits = {split_of(name) for name in split_names(episode)}
+    return "val" if "val" in splits else "".join(splits & {"train"})
+
+
+class LiberoReader(LeRobotReader):
+    """Reader of LIBERO: the scene camera, the wrist camera, and the listed task."""
+
+    Config: ClassVar[type[ConfigModel]] = LiberoConfig
+    base_format: ClassVar[str] = "lerobot"
+
+    @staticmethod
+    def propose(source: Path) -> str | None:
+        """None: such a set is read as `lerobot` with a mapping."""
+        return None
+
+    default_sink: ClassVar[str] = "jsonl"

@@ -1,0 +1,273 @@
+"""Checks of a LeRobot data set as a whole that only `verify` makes.
+
+Totals, splits, features, row index, statistics, the segments of v3.0, dimensions that never change
+and episodes that are there twice. Published statistics are compared with the rows and not used.
+Source: formats/lerobot 3, 5, 6, 9, 12.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from vlatool.config.coerce import value_text
+from vlatool.errors import DataError
+from vlatool.events import counted
+from vlatool.findings import Finding
+from vlatool.formats.field_summary import dimension_label
+from vlatool.formats.lerobot import meta
+from vlatool.formats.lerobot.check import Moments, check_finite, moments_of, statistics_mismatches
+from vlatool.formats.lerobot.dataset import LeRobotConfig, dataset_roots, open_dataset
+from vlatool.formats.lerobot.findings import LEROBOT
+from vlatool.formats.lerobot.folder import Dataset, EpisodeFiles, known_texts, list_problems
+from vlatool.formats.lerobot.layout import (
+    EPISODE_STATS_FILE,
+    INFO_FILE,
+    SHARED_TABLES,
+    STATS_FILE,
+    merge_stats,
+    split_spans,
+)
+from vlatool.formats.lerobot.tables import Rows, episode_spans, read_rows
+from vlatool.pages.text import few_text, indices_text
+from vlatool.storage.tree import natural_key
+from vlatool.storage.uri import can_list
+
+_MEBIBYTE = 2**20
+_MOST_NAMED = 4  # dimensions that are listed by name
+
+
+def check_sets(sources: Sequence[Path], config: LeRobotConfig) -> Iterator[Finding]:
+    """Findings on whole data sets, besides those of `discover`."""
+    for source in sources:
+        for root in dataset_roots(source):
+            episodes = open_dataset(root, config, [])
+            yield from _check_root(root, [episode for episode in episodes if episode.is_listed])
+
+
+def _check_root(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
+    path = root / INFO_FILE
+    info = episodes[0].dataset.info
+    for code, field, problem in (
+        *_totals(info, len(known_texts(episodes[0])), episodes),
+        *_splits(info.document, len(episodes)),
+        *_names(info.document),
+    ):
+        yield LEROBOT.at(code, path, f"{field} {problem}", field=field)
+    if (finding := _statistics_finding(root, info)) is not None:
+        yield finding
+    if info.is_shared:
+        lines = [episode.line for episode in episodes]
+        for code, problem, number in list_problems(lines, info.chunks_size, info.fps):
+            place = f"{root}: episode {number}"
+            yield LEROBOT(code, f"{place}: {problem}", path=str(root), episode=number)
+        yield from _check_sizes(info, episodes)
+        listed = {line.number for line in lines}
+        for path in sorted(root.glob(SHARED_TABLES), key=natural_key) if can_list(root) else ():
+            others: list[int] = []
+            with suppress(pa.ArrowException, OSError):  # the check of its episodes reports it
+                others = sorted({*(episode_spans(path) or ())} - listed)
+            if others:
+                shown = few_text([*map(str, others)])
+                problem = f"has rows of episodes that the list of episodes lacks: {shown}"
+                yield LEROBOT.at("unlisted_episode", path, problem, field="episode_index")
+    yield from _check_rows(root, episodes)
+
+
+def _totals(
+    info: meta.Info, tasks: int, episodes: Sequence[EpisodeFiles]
+) -> Iterator[tuple[str, str, str]]:
+    """(code, key, problem) of totals that differ from the files."""
+    dataset = episodes[0].dataset
+    actual = {"total_episodes": len(episodes), "total_tasks": tasks}
+    if not info.is_shared:
+        actual["total_chunks"] = max(each.number for each in episodes) // info.chunks_size + 1
+    if not (info.is_shared or dataset.is_without_videos):
+        cameras = dataset.camera_names
+        clips = [clip for each in episodes for name, clip in each.clips.items() if name in cameras]
+        actual["total_videos"] = sum(clip.path.exists() for clip in clips)
+    if not tasks:  # the list cannot be read, which reading reports
+        del actual["total_tasks"]
+    for key, value in actual.items():
+        stated = info.document.get(key)
+        if stated is not None and stated != value:
+            code = "chunks" if key == "total_chunks" else "totals_mismatch"
+            yield code, key, f"is {value_text(stated)}, there are {value}"
+
+
+def _splits(tree: Mapping[str, Any], episodes: int) -> Iterator[tuple[str, str, str]]:
+    for name, ranges in split_spans(tree).items():
+        if ranges is None or any(numbers.stop > episodes for numbers in ranges):
+            yield (
+                "splits",
+                f"splits.{name}",
+                f"is {str(tree['splits'][name])[:40]!r}, there are {counted(episodes, 'episode')}",
+            )
+
+
+def _names(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(code, feature, problem) of vectors whose numbers of names and values differ."""
+    for name, feature in tree["features"].items():
+        if not isinstance(feature, dict):
+            continue
+        shape = feature.get("shape")
+        names = feature.get("names")
+        if not isinstance(shape, list) or not isinstance(names, list) or len(shape) != 1:
+            continue
+        count = len(meta.feature_names(names))
+        if count != shape[0]:
+            problem = f"has {counted(count, 'name')} for {counted(shape[0], 'value')}"
+            yield "names_mismatch", name, problem
+
+
+def _check_sizes(info: meta.Info, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
+    """Findings on files of several episodes that are larger than the set says (v3.0)."""
+    data = Counter(episode.rows.path for episode in episodes)
+    videos = Counter(clip.path for episode in episodes for clip in episode.clips.values())
+    for key, files in (("data_files_size_in_mb", data), ("video_files_size_in_mb", videos)):
+        limit = info.document.get(key)
+        if isinstance(limit, bool) or not isinstance(limit, int | float):
+            continue
+        for path, count in files.items():
+            size = path.stat().st_size if count > 1 and path.exists() else 0
+            if size > limit * _MEBIBYTE:
+                problem = f"has {size / _MEBIBYTE:.0f} MiB, {key} is {value_text(limit)}"
+                yield LEROBOT.at("file_sizes", path, problem, field=key)
+
+
+def _statistics_finding(root: Path, info: meta.Info) -> Finding | None:
+    """Finding on published statistics that cannot be read, or are missing; else None."""
+    try:
+        stats = meta.read_object(root / STATS_FILE) if (root / STATS_FILE).exists() else {}
+        if (root / EPISODE_STATS_FILE).exists():
+            for _ in meta.read_lines(root / EPISODE_STATS_FILE):
+                pass
+    except DataError as error:
+        return LEROBOT("stats_unreadable", error.message, path=error.details.get("path"))
+    if stats or any(meta.episode_statistics(root, info).values()):
+        return None
+    problem = "no statistics of the set or of its episodes; vlatool computes its own from the rows"
+    return LEROBOT.at("no_statistics", root, problem)
+
+
+def set_statistics(root: Path) -> meta.Statistics:
+    """Content of meta/stats.json; empty if it is missing or broken."""
+    try:
+        return meta.feature_statistics(meta.read_object(root / STATS_FILE))
+    except DataError:
+        return {}
+
+
+# Rows
+
+
+class _Summary:
+    """Facts of the rows of all episodes that can be read."""
+
+    def __init__(self, dataset: Dataset, published: meta.Statistics) -> None:
+        features = dataset.info.features
+        names = [*published, *dataset.field_names]
+        self.names = [
+            name
+            for name in dict.fromkeys(names)
+            if name in features and features[name].is_number and features[name].width is not None
+        ]
+        self.expected = 0  # value of `index` in the next row
+        self.columns: set[str] = set()
+        self.is_whole = True  # True if all rows could be read
+        self._dataset = dataset
+        self._moments: defaultdict[str, list[Moments]] = defaultdict(list)
+        self._episodes: dict[bytes, int] = {}
+
+    def add(self, number: int, rows: Rows) -> int:
+        """Adds the rows of an episode; returns an earlier episode with equal rows, else -1."""
+        self.expected += len(rows)
+        self.columns.update(rows.columns)
+        digest = hashlib.blake2b()
+        is_moving = False
+        for name in self.names:
+            values = self._vectors(rows, name)
+            if values is None:
+                continue
+            moments = moments_of(values)
+            self._moments[name].append(moments)
+            if name in self._dataset.field_names:
+                digest.update(values.tobytes())
+                is_moving |= bool((moments["min"] != moments["max"]).any())
+        same = self._episodes.setdefault(digest.digest(), number) if is_moving else number
+        return -1 if same == number else same
+
+    def _vectors(self, rows: Rows, name: str) -> Any:
+        """The column; None if it is missing or invalid, which the check of the episode reports."""
+        with suppress(DataError):
+            values = rows.vectors(name, self._dataset.info.features[name].width)
+            check_finite(rows, name, values)
+            return values
+        return None
+
+    def moments(self) -> Iterator[tuple[str, Moments]]:
+        for name, parts in self._moments.items():
+            merged = {key: np.array(value) for key, value in merge_stats(parts).items()}
+            yield name, {**merged, "count": np.sum([part["count"] for part in parts], axis=0)}
+
+
+def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
+    """Checks all that needs the rows of all episodes, in one pass. Skips rows that cannot be read;
+    the check of that episode reports them.
+    """
+    dataset = episodes[0].dataset
+    published = set_statistics(root)
+    summary = _Summary(dataset, published)
+    for episode in episodes:
+        try:
+            yield from _check_next(episode, summary)
+        except DataError:
+            summary.is_whole = False
+    info_path = str(root / INFO_FILE)
+    for name, feature in dataset.info.features.items() if summary.columns else ():
+        if feature.dtype not in ("video", "audio") and name not in summary.columns:
+            problem = f"no file has the feature {name!r}"
+            yield LEROBOT.at("feature_without_column", info_path, problem, field=name)
+    merged = dict(summary.moments())
+    path = str(root / STATS_FILE)
+    for name, problem in statistics_mismatches(published, merged) if summary.is_whole else ():
+        yield LEROBOT.at("stats_contradict", path, f"{name} {problem}", field=name)
+    for name in dataset.field_names:
+        if name in merged and merged[name]["count"][0] > 1:
+            yield from _constant_dimensions(dataset, name, merged[name])
+
+
+def _check_next(episode: EpisodeFiles, summary: _Summary) -> Iterator[Finding]:
+    """Adds the rows of an episode; checks `index`, and that the rows are new."""
+    name = f"episode {episode.number}"
+    rows = read_rows(episode.segment(), name, [*summary.names, "index"])
+    first = rows.first("index") if "index" in rows.columns else summary.expected
+    if first != summary.expected and summary.is_whole:
+        problem = f"index starts at {first}, expected {summary.expected}"
+        yield LEROBOT.at("index_gap", rows.path, problem, field="index", frame=0)
+        summary.expected = first if isinstance(first, int) else summary.expected
+    same = summary.add(episode.number, rows)
+    if same >= 0:
+        problem = f"{name} has the same observations and actions as episode {same}"
+        yield LEROBOT.at("duplicate_episode", rows.path, problem)
+
+
+def _constant_dimensions(dataset: Dataset, name: str, moments: Moments) -> Iterator[Finding]:
+    constant = np.flatnonzero(moments["min"] == moments["max"]).tolist()
+    width = len(moments["min"])
+    if not constant or width == 1:
+        return
+    labels = [
+        dimension_label(name, index, width, {name: dataset.dimension_names.get(name, ())})
+        for index in constant
+    ]
+    shown = ", ".join(labels)
+    if len(constant) > _MOST_NAMED:
+        shown = f"{name}: {indices_text(constant)}"
+    problem = f"{len(constant)} of {counted(width, 'dimension')} never change: {shown}"
+    yield LEROBOT.at("constant_dimensions", dataset.root, problem, field=name)

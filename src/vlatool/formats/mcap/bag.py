@@ -1,0 +1,444 @@
+"""Bags and their messages in the order of the files, each as far as it goes."""
+
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vlatool.errors import VlatoolError, installed
+from vlatool.findings import Finding
+from vlatool.formats.mcap import ros
+from vlatool.formats.mcap.check import MCAP
+from vlatool.formats.mcap.files import local_file, parts_of_bag
+from vlatool.storage.byte_ranges import ByteRange, open_forward, read_byte_range
+
+_MAGIC = b"\x89MCAP0\r\n"
+_HEAD = struct.Struct("<BQ")  # opcode and length of a record
+_CHUNK = struct.Struct("<QQQII")  # start, end, size, CRC, length of the name of the compression
+_LENGTH = struct.Struct("<Q")
+_MESSAGE = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time
+_SCHEMA = 3
+_CHANNEL = 4
+_MESSAGES = 5
+_CHUNKS = 6
+_ATTACHMENT = 9
+_RECORD = 12
+_ENDS = (2, 15)
+_READ = {_SCHEMA: "Schema", _CHANNEL: "Channel", _RECORD: "Metadata"}
+_CHUNK_OF_MCAP = 1  # kind of a segment
+_TAIL = 37  # bytes of the footer and the magic
+_LARGEST = 2**28  # bytes of a chunk or a message
+_RANGE = 2**20  # bytes of records outside of chunks that are read at once
+
+
+class BagChannel(NamedTuple):
+    """Kind of the messages of a topic."""
+
+    topic: str
+    encoding: str  # of messages: `cdr`, `ros1`, `protobuf`, ...
+    type: str  # as `sensor_msgs/msg/JointState` or `foxglove.RawImage`
+    schema: bytes
+
+
+class Segment(NamedTuple):
+    """A chunk, or records outside of chunks."""
+
+    start: int  # byte in the file
+    stop: int
+    kind: int  # 0: records, 1: chunk of MCAP; of ROS 1 as `ros.KINDS`; -1: see `BagMessage`
+    first: int = 0  # log time in nanoseconds
+    last: int = 2**63 - 1
+
+
+class BagMessage(NamedTuple):
+    """Message as it is stored."""
+
+    channel: BagChannel
+    time: int  # log time, in nanoseconds
+    # number of the file; start, stop and kind of the segment, start and length in it; of readers of
+    # rosbags: number of the connection, log time, -1, number among equal times, 0
+    position: tuple[int, int, int, int, int, int]
+    data: bytes
+
+
+class TimeSpan(NamedTuple):
+    """Log times of an episode in nanoseconds, the end excluded."""
+
+    start: int = 0
+    stop: int = 2**63 - 1
+
+
+@dataclass
+class BagFile:
+    """Everything in a file but its messages."""
+
+    path: Path
+    local: Path  # the file, or its copy in the cache
+    segments: list[Segment] = field(default_factory=list[Segment])  # of MCAP
+    channels: dict[int, BagChannel] = field(default_factory=dict[int, BagChannel])
+    counts: Counter[int] = field(default_factory=Counter[int])  # messages of each channel
+    metadata: dict[str, str] = field(default_factory=dict[str, str])  # `NAME@KEY` to value
+    attachments: dict[str, int] = field(default_factory=dict[str, int])  # name to bytes
+    findings: list[Finding] = field(default_factory=list[Finding])
+    schemas: dict[int, tuple[str, bytes]] = field(default_factory=dict)
+
+    def report(self, code: str, reason: str) -> None:
+        self.findings.append(MCAP.at(code, self.path, reason))
+
+    def add_stored(self, opcode: int, body: bytes) -> None:
+        """Adds a schema, a channel, metadata or the number of a message."""
+        if opcode == _MESSAGES:
+            self.counts[_MESSAGE.unpack_from(body)[0]] += 1
+        elif opcode in _READ:
+            stream = installed("mcap.data_stream").ReadDataStream(BytesIO(body))
+            self.add(getattr(installed("mcap.records"), _READ[opcode]).read(stream))
+
+    def add(self, record: Any) -> None:
+        kind = type(record).__name__
+        if kind == "Schema":
+            is_short = record.encoding.startswith("ros") and record.name.count("/") == 1
+            name = record.name.replace("/", "/msg/") if is_short else record.name
+            self.schemas[record.id] = name, record.data
+        elif kind == "Channel":
+            schema = self.schemas.get(record.schema_id, ("", b""))
+            self.channels[record.id] = BagChannel(record.topic, record.message_encoding, *schema)
+        elif kind == "Metadata":
+            self.metadata |= {f"{record.name}@{k}": value for k, value in record.metadata.items()}
+        elif kind == "AttachmentIndex":
+            self.attachments[record.name] = record.data_size
+        elif kind == "Statistics":
+            self.counts.update(record.channel_message_counts)
+        elif kind == "MetadataIndex":
+            start = record.offset + _HEAD.size
+            stop = record.offset + min(record.length, _RANGE)
+            self.add_stored(_RECORD, read_byte_range(ByteRange(self.local, start, stop)))
+        elif kind == "ChunkIndex":
+            start = record.chunk_start_offset
+            stop = record.chunk_start_offset + record.chunk_length
+            times = record.message_start_time, record.message_end_time
+            self.segments.append(Segment(start, stop, 1, *times))
+
+
+def _broken() -> tuple[type[Exception], ...]:
+    return ValueError, LookupError, struct.error, installed("mcap.exceptions").McapError
+
+
+@contextmanager
+def _readable(path: Path, place: str = "") -> Generator[None]:
+    try:
+        yield
+    except VlatoolError:
+        raise
+    except Exception as error:
+        reason = f"cannot be read: {str(error) or type(error).__name__}"
+        hint = ""
+        if ".db3" in path.name:
+            hint = f"sqlite3 {path} .recover | sqlite3 whole.db3 saves what is whole"
+        raise MCAP.error("unreadable", path, place, reason, hint=hint) from error
+
+
+@lru_cache(maxsize=64)
+def _bag_file(path: Path, size: int, changed: int) -> BagFile:
+    with _readable(path):
+        file = BagFile(path, local_file(path))
+        if file.local.suffix != ".mcap":
+            return _ros_file(file)
+        if file.local != path:
+            size = file.local.stat().st_size
+        return _by_summary(path, file.local, size) or _by_scan(file, size)
+
+
+def _by_summary(path: Path, local: Path, size: int) -> BagFile | None:
+    """The file by the summary at its end; None if there is none, or it is damaged."""
+    tail = read_byte_range(ByteRange(local, max(0, size - _TAIL), size))
+    start, _, crc = struct.unpack_from("<QQI", tail, 9) if len(tail) == _TAIL else (0, 0, 0)
+    if tail[-8:] != _MAGIC or not 0 < start < size or size - start > _LARGEST:
+        return None
+    data = read_byte_range(ByteRange(local, start, size))
+    if crc and zlib.crc32(data[:-12]) != crc:
+        return None
+    file = BagFile(path, local)
+    stream = installed("mcap.stream_reader")
+    try:
+        for record in stream.StreamReader(BytesIO(data), skip_magic=True).records:
+            file.add(record)
+    except _broken():
+        return None
+    file.segments.sort()
+    is_whole = file.channels.keys() >= file.counts.keys()
+    return file if is_whole and bool(file.segments) == bool(file.counts) else None
+
+
+def _by_scan(file: BagFile, size: int) -> BagFile:
+    """The file by reading it once, up to the first record that is cut off."""
+    file.report("bad_index", "has no index that can be used; it is read from start to end")
+    end = _find_segments(file, size)
+    for segment in file.segments:
+        for opcode, _, body in _records(file, segment, file.findings):
+            try:
+                file.add_stored(opcode, body)
+            except _broken() as error:
+                file.report("cut_off", f"byte {segment.start}: a record is left out: {error!r}")
+    if end is not None:
+        count = file.counts.total()
+        file.report("cut_off", f"ends at byte {end} of {size}, read up to message {count}")
+    return file
+
+
+def _find_segments(file: BagFile, size: int) -> int | None:
+    """Adds all segments; returns the start of a record that is cut off, or None."""
+    with open_forward(file.local) as stream:
+        if stream.read(8) != _MAGIC:
+            hint = "check the path: it is no MCAP file"
+            raise MCAP.error("unreadable", file.path, "does not start as MCAP", hint=hint)
+        stop = 8
+        while True:
+            start = stop
+            head = stream.read(_HEAD.size)
+            opcode, length = _HEAD.unpack(head) if len(head) == _HEAD.size else (0, 0)
+            stop = start + _HEAD.size + length
+            last = file.segments[-1] if file.segments else Segment(0, 0, 1)
+            is_apart = last.kind or last.stop < start or stop > last.start + _RANGE
+            if opcode in _ENDS and stop <= size:
+                return None
+            if not opcode or stop > size:
+                if opcode == _CHUNKS and size - start < _LARGEST:
+                    file.segments.append(Segment(start, size, 1))
+                return start
+            if opcode == _ATTACHMENT:
+                file.attachments[f"at byte {start}"] = length
+            elif opcode == _CHUNKS or is_apart:
+                file.segments.append(Segment(start, stop, int(opcode == _CHUNKS)))
+            else:
+                file.segments[-1] = last._replace(stop=stop)
+            stream.seek(stop)
+
+
+class _DamageError(Exception):
+    pass
+
+
+def _records(
+    file: BagFile, segment: Segment, findings: list[Finding]
+) -> Iterator[tuple[int, int, bytes]]:
+    """(opcode, start in the segment, content) of records, up to the first damaged one."""
+    offset = 0
+    try:
+        data = _content(file.path, file.local, segment)
+        if segment.kind in ros.KINDS.values():
+            yield from _ros_records(file, data)
+            return
+        while offset < len(data):
+            opcode, length = _HEAD.unpack_from(data, offset)
+            start = offset + _HEAD.size
+            offset = offset + _HEAD.size + length
+            if offset > len(data):
+                raise _DamageError(f"a record of {length:,} bytes at {start} of {len(data):,}")
+            yield opcode, start, data[start:offset]
+    except (_DamageError, struct.error) as error:
+        reason = f"byte {segment.start}: a chunk is left out from its byte {offset} on: {error}"
+        findings.append(MCAP.at("damaged_chunk", file.path, reason))
+
+
+def _ros_records(file: BagFile, data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Messages of a chunk of ROS 1 as records of MCAP; adds the connections to the file."""
+    for header, start, content in ros.records(data):
+        kind = header.get_uint8("op")
+        if kind == ros.CONNECTION:
+            topic, name, schema = ros.connection(header, content)
+            file.channels[header.get_uint32("conn")] = BagChannel(topic, "ros1", name, schema)
+        elif kind == ros.MESSAGE:
+            time = header.get_time("time")
+            head = _MESSAGE.pack(header.get_uint32("conn"), 0, time, time)
+            yield _MESSAGES, start - _MESSAGE.size, head + content
+
+
+def _content(path: Path, local: Path, segment: Segment) -> bytes:
+    """Records of a segment, or the first ones of a chunk that the end of the file cuts off."""
+    start = segment.start
+    length = segment.stop - segment.start
+    if segment.kind == _CHUNK_OF_MCAP:
+        start += _HEAD.size
+    data = read_byte_range(ByteRange(local, start, min(segment.stop, start + _LARGEST)))
+    size = length
+    crc = 0
+    name = 0
+    if segment.kind == _CHUNK_OF_MCAP:
+        _, _, size, crc, name = _CHUNK.unpack_from(data)
+    if max(size, length) > _LARGEST:
+        reason = f"a chunk of {max(size, length):,} bytes; the limit is {_LARGEST:,}"
+        hint = f"write smaller chunks: mcap compress {path} -o smaller.mcap"
+        raise MCAP.error("too_large", path, f"byte {segment.start}", reason, hint=hint)
+    if segment.kind == 0:
+        return data
+    if segment.kind != _CHUNK_OF_MCAP:
+        try:
+            return ros.inflated(data, segment.kind, _LARGEST)
+        except (OSError, ValueError, EOFError, RuntimeError) as error:
+            raise _DamageError(f"cannot be inflated: {error}") from error
+    head = _CHUNK.size + name
+    compression = data[_CHUNK.size : head]
+    (stored,) = _LENGTH.unpack_from(data, head)
+    data = data[head + _LENGTH.size :]
+    is_cut = len(data) < stored
+    try:
+        if compression == b"zstd":
+            data = installed("zstandard").ZstdDecompressor().stream_reader(data).read(size + 1)
+        elif compression == b"lz4":
+            data = installed("lz4.frame").LZ4FrameDecompressor().decompress(data, size + 1)
+        elif compression:
+            raise _DamageError(f"unknown compression {compression!r}")
+    except (RuntimeError, ValueError, EOFError, installed("zstandard").ZstdError) as error:
+        raise _DamageError(f"cannot be inflated: {error}") from error
+    if not is_cut and (len(data) != size or (crc and zlib.crc32(data) != crc)):
+        raise _DamageError(f"wrong checksum or size: {len(data):,} of {size:,} bytes")
+    return data
+
+
+def _ros_file(file: BagFile) -> BagFile:
+    reader = ros.open_reader(file.local)
+    if reader is None:
+        return _by_chunks(file)
+    encoding = "ros1" if isinstance(reader, installed("rosbags.rosbag1").Reader) else "cdr"
+    for link in reader.connections:
+        schema = link.msgdef.data.encode()
+        file.channels[link.id] = BagChannel(link.topic, encoding, link.msgtype, schema)
+        file.counts[link.id] = link.msgcount
+    reader.close()
+    return file
+
+
+def _by_chunks(file: BagFile) -> BagFile:
+    """A ROS 1 bag by reading it once, up to the first record that is cut off."""
+    file.report("bad_index", "has no index that can be used; it is read from start to end")
+    size = file.local.stat().st_size
+    is_cut = False
+    for start, stop, kind in ros.chunks(file.local):
+        segment = Segment(start, min(stop, size), kind)
+        file.segments.append(segment)
+        for opcode, _, body in _records(file, segment, file.findings):
+            file.add_stored(opcode, body)
+        is_cut = stop > size
+    if not file.counts:
+        hint = "check that it is a bag of ROS 1, or exclude it with --exclude"
+        raise MCAP.error("unreadable", file.path, "no message is whole", hint=hint)
+    if is_cut:
+        start = file.segments[-1].start
+        count = file.counts.total()
+        reason = f"ends in the chunk at byte {start} of {size}, read up to message {count}"
+        file.report("cut_off", reason)
+    return file
+
+
+@dataclass(frozen=True)
+class Bag:
+    """The files of one bag."""
+
+    path: Path  # file, or folder with metadata.yaml
+    parts: tuple[Path, ...]
+
+    @property
+    def files(self) -> list[BagFile]:
+        """Their contents, which are found once in a process."""
+        files: list[BagFile] = []
+        for path in self.parts:
+            with _readable(path):
+                status = path.stat()
+            files.append(_bag_file(path, status.st_size, status.st_mtime_ns))
+        return files
+
+    def messages(self, span: TimeSpan, findings: list[Finding]) -> Iterator[BagMessage]:
+        """Messages in the order of the files; `findings` gets the damages of these."""
+        for number, file in enumerate(self.files):
+            findings += file.findings
+            with _readable(file.path):
+                if file.segments or file.local.suffix == ".mcap":
+                    yield from _stored_messages(number, file, span, findings)
+                else:
+                    yield from _reader_messages(number, file, span)
+
+
+def _stored_messages(
+    number: int, file: BagFile, span: TimeSpan, findings: list[Finding]
+) -> Iterator[BagMessage]:
+    unusable = Counter[int]()
+    damages: list[Finding] = []
+    for segment in file.segments:
+        if segment.last < span.start or segment.first >= span.stop:
+            continue
+        place = segment.start, segment.stop, segment.kind
+        for opcode, start, body in _records(file, segment, damages):
+            if opcode != _MESSAGES or len(body) < _MESSAGE.size:
+                continue
+            key, _, time, _ = _MESSAGE.unpack_from(body)
+            channel = file.channels.get(key)
+            if channel is None or time >= TimeSpan().stop:
+                unusable[key] += 1
+            elif span.start <= time < span.stop:
+                position = number, *place, start + _MESSAGE.size, len(body) - _MESSAGE.size
+                yield BagMessage(channel, time, position, body[_MESSAGE.size :])
+    findings += [finding for finding in damages if finding not in file.findings]
+    for channel, count in unusable.items():
+        reason = f"left out: {count} messages of channel {channel}, not described or without time"
+        findings.append(MCAP.at("cut_off", file.path, reason))
+
+
+def _reader_messages(number: int, file: BagFile, span: TimeSpan) -> Iterator[BagMessage]:
+    reader = ros.open_reader(file.local)
+    last: dict[int, tuple[int, int]] = {}
+    for link, time, data in reader.messages(start=span.start, stop=span.stop):
+        same, index = last.get(link.id, (-1, 0))
+        last[link.id] = time, (index + 1 if same == time else 0)
+        position = number, link.id, time, -1, last[link.id][1], 0
+        yield BagMessage(file.channels[link.id], time, position, data)
+    reader.close()
+
+
+class TopicReader:
+    """Reads messages by their positions; the last chunk stays in memory."""
+
+    def __init__(self, bag: Bag) -> None:
+        self._bag = bag
+        self._local: dict[int, Path] = {}
+        self._last: tuple[tuple[int, Segment] | None, Any] = None, b""  # chunk, or reader of ROS
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_bag": self._bag, "_local": {}, "_last": (None, b"")}
+
+    def read(self, position: Sequence[int]) -> bytes:
+        number, *place, start, size = map(int, position)
+        path = self._bag.parts[number]
+        segment = Segment(*place)
+        with _readable(path, f"byte {segment.start}"):
+            if number not in self._local:
+                self._local[number] = local_file(path)
+            local = self._local[number]
+            if segment.kind < 0:
+                return self._read_by_reader(local, number, place[:2], start)
+            if segment.kind == 0:
+                start += segment.start
+                return read_byte_range(ByteRange(local, start, start + size))
+            if self._last[0] != (number, segment):
+                self._last = (number, segment), _content(path, local, segment)
+            return self._last[1][start : start + size]
+
+    def _read_by_reader(self, local: Path, number: int, place: Sequence[int], index: int) -> bytes:
+        key = number, Segment(0, 0, -1)
+        if self._last[0] != key:
+            self._last = key, ros.open_reader(local)
+        reader = self._last[1]
+        (link, time) = place
+        chosen = [connection for connection in reader.connections if connection.id == link]
+        return next(islice(reader.messages(chosen, time, time + 1), index, None))[2]
+
+
+def bag_at(path: Path) -> Bag:
+    """The bag of a file, or of a folder with metadata.yaml."""
+    return Bag(path, parts_of_bag(path))

@@ -1,0 +1,275 @@
+"""Messages to objects, and from these images, times and numbers.
+
+ROS messages are decoded by rosbags with the definitions in the bag, protobuf messages by the
+descriptors in it; JSON messages describe themselves.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+
+from vlatool.episode import Array
+from vlatool.errors import DataError, VlatoolError, installed, missing_package
+from vlatool.events import counted
+from vlatool.formats.mcap.bag import Bag, BagChannel
+from vlatool.formats.mcap.check import MCAP
+from vlatool.storage.tree import natural_key
+
+TEXT = "std_msgs/msg/String"
+_IMAGES: dict[str, Literal["raw", "file", "video"]] = {
+    "Image": "raw",
+    "RawImage": "raw",
+    "CompressedImage": "file",
+    "CompressedVideo": "video",
+    "FFMPEGPacket": "video",
+}
+_IMAGE_PACKAGES = ("sensor_msgs", "foxglove", "foxglove_msgs", "ffmpeg_image_transport_msgs")
+_NO_VALUES = ("header", "stamp", "timestamp", "frame_id", "child_frame_id", "layout")
+_ZSTD = b"\x28\xb5\x2f\xfd"  # no start of a message in CDR
+_LARGEST = 2**28  # bytes of an inflated message
+_STEP = re.compile(r"\[(?P<frame>[^\]]*)\]|(?P<member>[^.\[\]]+)")
+_LONG_ARRAY = re.compile(rb"\[(<=)?\d{6}")  # the decoder of an array may have code for each item
+_LARGEST_FIELD = 2**16  # numbers of a message
+_FLAGS = {
+    **dict.fromkeys(("true", "yes", "1", "success", "successful", "succeeded"), True),
+    **dict.fromkeys(("false", "no", "0", "failure", "failed", "fail"), False),
+}
+
+
+def image_kind(channel: BagChannel) -> Literal["raw", "file", "video"] | None:
+    """Kind of the images of a topic; None if it has none."""
+    parts = re.split(r"[./]", channel.type)
+    is_image = parts[0] in _IMAGE_PACKAGES and channel.encoding != "json"
+    return _IMAGES.get(parts[-1]) if is_image else None
+
+
+def channels_of(bag: Bag) -> tuple[dict[str, BagChannel], dict[str, DataError]]:
+    """Topic, in natural order, to the kind of its messages, and to the error of decoding them."""
+    by_topic: dict[str, set[BagChannel]] = {}
+    for file in bag.files:
+        for channel in file.channels.values():
+            by_topic.setdefault(channel.topic, set()).add(channel)
+    channels: dict[str, BagChannel] = {}
+    errors: dict[str, DataError] = {}
+    for topic in sorted(by_topic, key=natural_key):
+        channel = next(iter(by_topic[topic]))
+        reason = ""
+        code = "missing_schema"
+        if len(by_topic[topic]) > 1:
+            reason = f"has messages of {len(by_topic[topic])} types"
+            code = "two_types"
+        elif channel.encoding not in ("cdr", "ros1", "protobuf", "json"):
+            reason = f"is encoded as {channel.encoding!r}"
+            code = "unknown_encoding"
+        else:
+            try:
+                _decoder(channel)
+            except VlatoolError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the parser of the library
+                reason = f"has no usable schema {channel.type!r}: {error!r}"[:400]
+        if reason:
+            errors[topic] = MCAP.error(code, bag.path, topic, reason, field=topic)
+        else:
+            channels[topic] = channel
+    return channels, errors
+
+
+def decoded(path: Path, channel: BagChannel, data: bytes) -> Any:
+    """A message as an object; DataError if its data do not fit the schema."""
+    topic = channel.topic
+    try:
+        if channel.encoding == "cdr" and data.startswith(_ZSTD):  # `--compression-mode message`
+            stream = installed("zstandard").ZstdDecompressor().stream_reader(data)
+            data = stream.read(_LARGEST + 1)
+            if len(data) > _LARGEST:
+                reason = f"a message inflates to more than {_LARGEST:,} bytes"
+                raise MCAP.error("too_large", path, topic, reason, field=topic)
+        return _decoder(channel)(data)
+    except VlatoolError:
+        raise
+    except Exception as error:
+        raise MCAP.error("bad_message", path, topic, repr(error), field=topic) from error
+
+
+@lru_cache(maxsize=256)
+def _decoder(channel: BagChannel) -> Callable[[bytes], Any]:
+    if channel.encoding == "protobuf":
+        return _protobuf_class(channel).FromString
+    if channel.encoding == "json":
+        return partial(json.loads, object_hook=lambda members: SimpleNamespace(**members))
+    types = installed("rosbags.typesys")
+    known = types.get_typestore(types.Stores.ROS2_HUMBLE).fielddefs
+    if channel.schema or channel.type not in known:  # db3 before ROS 2 Iron has none
+        if _LONG_ARRAY.search(channel.schema):
+            raise ValueError("an array of 100,000 items or more")
+        known = {name: known[name] for name in known if name.startswith("builtin_interfaces")}
+        known |= types.get_types_from_msg(channel.schema.decode(), channel.type)
+    store = types.get_typestore(types.Stores.EMPTY)
+    store.register(known)
+    store.get_msgdef(channel.type)
+    decode = store.deserialize_ros1 if channel.encoding == "ros1" else store.deserialize_cdr
+    return lambda data: decode(data, channel.type)
+
+
+def _protobuf_class(channel: BagChannel) -> Any:
+    try:
+        from google.protobuf import descriptor_pb2, duration_pb2, timestamp_pb2
+        from google.protobuf.message_factory import GetMessages
+    except ModuleNotFoundError:
+        raise missing_package("protobuf") from None
+    files = descriptor_pb2.FileDescriptorSet.FromString(channel.schema).file
+    for common in (timestamp_pb2, duration_pb2):
+        if all(file.name != common.DESCRIPTOR.name for file in files):
+            common.DESCRIPTOR.CopyToProto(files.add())
+    return GetMessages(files)[channel.type]
+
+
+def stamp_of(message: Any) -> int | None:
+    """Header stamp in nanoseconds; None if there is none, or none was set."""
+    header = getattr(message, "header", message)
+    stamp = getattr(header, "stamp", None) or getattr(message, "timestamp", None)
+    seconds = getattr(stamp, "sec", getattr(stamp, "seconds", 0))
+    names = (name for name in ("nanosec", "nanos", "nsec") if hasattr(stamp, name))
+    rest = getattr(stamp, next(names, ""), 0)
+    is_time = isinstance(seconds, int) and isinstance(rest, int)
+    return (seconds * 10**9 + rest or None) if is_time else None
+
+
+@dataclasses.dataclass
+class FrameNames:
+    """Frames of transforms, as `parent>child`."""
+
+    used: dict[str, None] = dataclasses.field(default_factory=dict[str, None])
+    others: dict[str, None] = dataclasses.field(default_factory=dict[str, None])
+
+
+def member_at(message: Any, path: str, frames: FrameNames | None = None) -> Any:
+    """The member of a path such as `pose.position`, `list.0` or `transforms[tool0].transform`.
+
+    None if no transform has the child frame, or `parent>child`, in brackets. `frames` gets the
+    frames on the way. Raises LookupError without the member.
+    """
+    frames = frames or FrameNames()
+    for step in _STEP.finditer(path):
+        name = step["member"]
+        if name is None:
+            message = _with_frame(message, step["frame"], frames)
+            if message is None:
+                return None
+            continue
+        _note_frame(message, frames.used)
+        try:
+            if name.isdecimal():
+                for item in message:
+                    _note_frame(item, frames.others)
+                message = message[int(name)]
+            else:
+                message = getattr(message, name)
+        except (AttributeError, TypeError, IndexError):
+            raise LookupError(f"there is no {name!r}") from None
+    _note_frame(message, frames.used)
+    return message
+
+
+def _note_frame(value: Any, names: dict[str, None]) -> None:
+    if name := frame_of(value):
+        names[name] = None
+
+
+def _with_frame(value: Any, frame: str, frames: FrameNames) -> Any:
+    """The transform with a child frame, or `parent>child`; None if there is none."""
+    chosen: Any = None
+    for item in value if isinstance(value, Sequence) else [value]:
+        name = frame_of(item)
+        if frame.lstrip("/") in (name, name.partition(">")[2]):
+            frames.used[name] = None
+            chosen = chosen or item
+        else:
+            frames.others[name] = None
+    return chosen
+
+
+def frame_of(value: Any) -> str:
+    """`parent>child` of a transform; empty for others."""
+    child = getattr(value, "child_frame_id", None)
+    if not isinstance(child, str):
+        return ""
+    header = getattr(value, "header", None)
+    parent = getattr(value, "parent_frame_id", getattr(header, "frame_id", ""))
+    return f"{str(parent).lstrip('/')}>{child.lstrip('/')}"
+
+
+def with_frame(path: str, frame: str) -> str:
+    """A path with the transform of a frame in place of that of a number or another frame."""
+    named, count = re.subn(r"(\.\d+|\[[^\]]*\])(?=\.|$)", f"[{frame}]", path, count=1)
+    return named if count else f"[{frame}].{path}".rstrip(".")
+
+
+def numbers_of(value: Any, name: str = "") -> Iterator[tuple[str, Array]]:
+    """(dotted name, numbers [N]) of all members but headers, times and names of frames.
+
+    Raises TypeError for text and lists of messages.
+    """
+    members: list[str] = []
+    if hasattr(value, "DESCRIPTOR"):
+        members = [member.name for member in value.DESCRIPTOR.fields]
+    elif hasattr(value, "__dict__"):
+        members = [*vars(value)]
+    elif isinstance(value, str) or not isinstance(value, int | float | np.ndarray | Sequence):
+        raise TypeError(f"{name or 'it'} is no number")
+    for member in members:
+        if member not in _NO_VALUES and not member.startswith(("__", "structure_needs")):
+            yield from numbers_of(getattr(value, member), f"{name}.{member}".lstrip("."))
+    if not members:
+        array = np.atleast_1d(np.asarray(value))
+        if array.dtype.kind not in "fiub" or array.size > _LARGEST_FIELD:
+            raise TypeError(f"{name or 'it'} has {array.size} of {array.dtype}")
+        yield name, array.astype(np.float64)
+
+
+def is_of_joints(message: Any) -> bool:
+    """True for a JointState."""
+    return hasattr(message, "position") and not isinstance(getattr(message, "name", ""), str)
+
+
+def flag_of(value: Any) -> bool | None:
+    """Meaning of a success flag; None: an empty text. ValueError if it has none."""
+    if isinstance(value, str):
+        text = value.strip().lower()
+        if text and text not in _FLAGS:
+            raise ValueError(f"success is {value!r}, neither true nor false")
+        return _FLAGS.get(text)
+    numbers = [number for _, part in numbers_of(value) for number in part]
+    if len(numbers) != 1 or not np.isfinite(numbers[0]):
+        raise ValueError(f"success is {numbers}, neither true nor false")
+    return bool(numbers[0])
+
+
+def is_flag(message: Any) -> bool:
+    """True for a Bool, a number or a text that says whether an episode succeeded."""
+    try:
+        flag_of(getattr(message, "data", message))
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def unnamed_values(names: Sequence[str], count: int) -> str:
+    """Why numbers cannot be those of joints of these names; empty if they can, or are none."""
+    if count and count != len(names):
+        return f"has {counted(count, 'number')} of {counted(len(names), 'joint')}"
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    return f"has two joints named {', '.join(twice)}" if count and twice else ""
+
+
+def joints_of(message: Any) -> list[str]:
+    """Names of the joints of a JointState; empty for other messages."""
+    return [*map(str, message.name)] if is_of_joints(message) else []

@@ -1,0 +1,208 @@
+"""A mapping to start from: what the things of the first episode may be, with questions."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlatool.episode import Array
+from vlatool.formats.inventory import Stored, is_action
+from vlatool.formats.language import kind_of_name
+from vlatool.formats.mapping import CameraMapping, RecordingMapping, proposal
+from vlatool.formats.plan import EpisodePlan, plan_by_structure
+from vlatool.storage.documents import DocumentError, read_json
+from vlatool.storage.tree import walk
+from vlatool.storage.uri import can_list
+
+LEFT_OUT_LINE = "# left out: "
+MEASURED = re.compile(
+    r"state|proprio|joint|qpos|qvel|eef|ee_|tcp|cartesian|pose|gripper|agent_pos|robot\d", re.I
+)
+_RATE = re.compile(r"(^|[_@/.])(fps|hz|rate|frequency|freq|control_freq)$", re.I)
+_OTHERS = re.compile(r"env_state|actor|object", re.I)  # of which a robot measures nothing
+_TIME = re.compile(r"time|stamp", re.I)
+_UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+_RATES = (0.5, 1000.0)  # of recordings, frames per second
+_ROUNDED = 1.1  # rounding of times may show a higher rate
+_TASK = re.compile(r"task|goal|instruction", re.I)
+_VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm")
+_MOST_FILES = 20
+_EPOCH = (1e9, 4e9)  # seconds since 1970 that a recent clock shows
+_STATES = re.compile(r"qpos|joint|eef|pose|tcp|state", re.I)
+
+
+@dataclass
+class Clues:
+    """What a recording shows of its first episode."""
+
+    things: Sequence[Stored]
+    # reference to the value of attributes and metadata
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
+    numbers: Callable[[str], Array] | None = None  # rows of a field, by path
+    videos: list[str] = field(default_factory=list[str])  # files beside, by relative path
+
+    def add_files_beside(self, path: Path) -> None:
+        """Adds the videos and the values of JSON files of the folder of a recording."""
+        if not can_list(path.parent):
+            return
+        for folder, _, names in walk(path.parent):
+            for name in sorted(names)[:_MOST_FILES]:
+                file = folder / name
+                if file.suffix.lower() in _VIDEOS:
+                    self.videos.append(file.relative_to(path.parent).as_posix())
+                if file.suffix == ".json" and folder == path.parent:
+                    with suppress(DocumentError, OSError):
+                        document = read_json(file)
+                        pairs = document.items() if isinstance(document, dict) else ()
+                        self.values |= {f"{name}@{key}": value for key, value in pairs}
+
+
+def proposed_mapping(
+    clues: Clues, kind: type[RecordingMapping] = RecordingMapping, **keys: Any
+) -> str:
+    """YAML of a mapping; `keys`: keys that the format knows, such as `episodes`."""
+    count = _most_rows(clues.things)
+    excluded: dict[str, str] = {}
+    for thing in clues.things:
+        is_single_text = thing.kind == "text" and thing.rows == 1
+        if thing.rows is not None and abs(thing.rows - count) > 1 and not is_single_text:
+            excluded[thing.path] = f"{thing.rows} rows, others {count}"
+    plan = plan_by_structure(clues.things, None, excluded)
+    things = {thing.path: thing for thing in clues.things}
+    notes = _notes(plan, things)
+    actions = [name for name, path in plan.fields.items() if is_action(path)]
+    states: list[str] = []
+    for name, path in plan.fields.items():
+        if MEASURED.search(path) and not (_TIME.search(path) or _OTHERS.search(path)):
+            states.append(name)
+    observed = [name for name in states if name not in actions]
+    if not actions:
+        example = next((name for name in states if _STATES.search(name)), "FIELD")
+        notes["action_fields"] = (
+            f"no field is named as a command: which is one? [next({example})] takes the next state"
+        )
+    cameras = {name: CameraMapping(path=each.path) for name, each in plan.cameras.items()}
+    for video in clues.videos:
+        name = Path(video).stem
+        cameras[name] = CameraMapping(video=video)
+        notes[f"cameras.{name}"] = "same name in each episode? else {stem} or {FILE.json@KEY}"
+    mapping: dict[str, Any] = {
+        "cameras": cameras,
+        "depth": {name: each.path for name, each in plan.depth.items()},
+        "labels": {name: each.path for name, each in plan.labels.items()},
+        "fields": plan.fields,
+        "action_fields": actions,
+        "proprioception_fields": observed,
+    }
+    mapping |= _texts(plan, clues, notes)
+    mapping |= _rate(clues, notes)
+    success = [name for name in clues.values if name.rpartition("@")[2] in ("success", "ok")]
+    if plan.success or success:
+        mapping["success"] = plan.success or success[0]
+    proposed = kind(**{**mapping, **keys})
+    text = proposal(proposed, notes)
+    for part in plan.parts:
+        if part.role == "left_out" and part.path not in proposed.instructions:
+            text += f"{LEFT_OUT_LINE}{part.path}: {part.note}\n"
+    return text
+
+
+def _most_rows(things: Sequence[Stored]) -> int:
+    rows = [thing.rows for thing in things if thing.rows and thing.kind != "text"]
+    return max(rows, key=rows.count, default=0)
+
+
+def _notes(plan: EpisodePlan, things: Mapping[str, Stored]) -> dict[str, str]:
+    """Questions by key, and the shape and the reason of what was guessed."""
+    notes = {
+        "episodes": "each such group is an episode? / : the file is one",
+        "fps": "a number, or PATH@NAME of it; or give --fps",
+        "instruction": "PATH, PATH@NAME or FILE.json@KEY of the sentence; or give --instruction",
+        "success": "PATH@NAME of the success flag, if there is one",
+        "action_fields": "which fields are commands?",
+        "proprioception_fields": "which fields does the robot measure of itself?",
+    }
+    roles = {"camera": "cameras", "depth": "depth", "labels": "labels", "field": "fields"}
+    for part in plan.parts:
+        if part.role not in roles:
+            continue
+        thing = things[part.path]
+        shape = list(thing.shape) if thing.rows is None else [thing.rows, *thing.shape]
+        note = f"{thing.dtype} {shape}" if thing.kind == "array" else f"{thing.kind} {shape}"
+        if part.note:
+            note += f"; {part.note}"
+        if part.role == "camera":
+            note += "; colors swapped? then bgr: true"
+        notes[f"{roles[part.role]}.{part.name}"] = note
+    return notes
+
+
+def _texts(plan: EpisodePlan, clues: Clues, notes: dict[str, str]) -> dict[str, Any]:
+    """Keys of the instruction and of other texts."""
+    named = [reference for kind, reference in plan.texts if kind in ("original", "alternative")]
+    for reference, value in clues.values.items():
+        is_text = isinstance(value, str) and value.strip()
+        key = reference.rpartition("@")[2]
+        says_task = kind_of_name(key) or (_TASK.search(key) and " " in str(value).strip())
+        if is_text and reference not in named and says_task:
+            named.append(reference)
+    others = {k: ref for k, ref in plan.texts if k not in ("original", "alternative")}
+    unnamed = [part.path for part in plan.parts if part.content == "text" and not part.name]
+    notes["language"] = f"KIND: PATH of a text, or of one per frame; texts here: {unnamed}"
+    if not named and len(unnamed) == 1:
+        named = unnamed
+    if not named:
+        return {"language": others}
+    return {"language": others, "instruction": named[0] if len(named) == 1 else named}
+
+
+def _rate(clues: Clues, notes: dict[str, str]) -> dict[str, Any]:
+    """Key of the rate: a number that is stored, or that timestamps show."""
+    for reference, value in clues.values.items():
+        is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        if is_number and _RATE.search(reference) and _RATES[0] <= value <= _RATES[1]:
+            return {"fps": reference}
+    for thing in clues.things:
+        is_column = thing.kind == "array" and thing.shape in ((), (1,))
+        if not (is_column and clues.numbers and _TIME.search(thing.path)):
+            continue
+        rate = rate_of_times(clues.numbers(thing.path).reshape(-1))
+        if rate is not None:
+            notes["fps"] = f"by the times of {thing.path}"
+            return {"fps": rate}
+    return {}
+
+
+def rate_of_times(times: Array) -> float | None:
+    """Frames per second of ascending times in any usual unit; None if they show none."""
+    unit = unit_of_times(times)
+    if unit is None:
+        return None
+    intervals = np.diff(times).astype(np.float64)
+    middle = float(np.median(intervals)) or float(np.mean(intervals))
+    return float(f"{unit / middle:.3g}")
+
+
+def unit_of_times(times: Array) -> float | None:
+    """Ticks in a second of ascending times, which show seconds, or a usual part of them.
+
+    None if they do not ascend, or no unit gives a rate that recordings have.
+    """
+    intervals = np.diff(times).astype(np.float64)  # of integers without rounding
+    if not len(intervals) or not np.isfinite(intervals).all() or (intervals < 0).any():
+        return None
+    # Of times that are rounded so that they repeat, the mean interval counts.
+    middle = float(np.median(intervals)) or float(np.mean(intervals))
+    fitting: list[float] = []
+    for factor in _UNITS.values() if middle > 0 else ():
+        if not _RATES[0] <= factor / middle <= _ROUNDED * _RATES[1]:
+            continue
+        if _EPOCH[0] < times[0] / factor < _EPOCH[1]:
+            fitting.insert(0, factor)  # the unit in which the clock shows today
+        elif times[0] < _EPOCH[0]:
+            fitting.append(factor)
+    return fitting[0] if fitting else None

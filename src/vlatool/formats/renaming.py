@@ -1,0 +1,73 @@
+"""A reader whose cameras and fields have new names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from vlatool.episode import Episode, EpisodeRef, Survey
+from vlatool.findings import Finding
+from vlatool.formats.base import POLICY_KEYS, FormatReader, field_specs
+from vlatool.formats.rules import SOURCE
+from vlatool.pages.text import indices_text
+from vlatool.transforms.names import NameMap, renamed_episode
+
+
+@dataclass(frozen=True)
+class _RenamingReader:
+    reader: FormatReader
+    names: NameMap  # without globs
+    source_findings: Sequence[Finding] = ()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.reader, name)
+
+    def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
+        return renamed_survey(self.reader.survey(refs), self.names)
+
+    def read(self, ref: EpisodeRef) -> Episode:
+        return renamed_episode(self.reader.read(ref), self.names)
+
+
+def with_names(
+    reader: FormatReader, names: NameMap, findings: Sequence[Finding] = ()
+) -> FormatReader:
+    """The reader with new names, which have no globs."""
+    if names.is_empty:
+        return reader
+    return cast(FormatReader, _RenamingReader(reader, names, [*reader.source_findings, *findings]))
+
+
+def read_with_names(
+    reader: FormatReader, refs: Sequence[EpisodeRef], names: NameMap
+) -> tuple[FormatReader, Survey, NameMap]:
+    """The reader with new names, the survey with them, and the names without globs; DataError for
+    old names that the episodes do not have. Dimensions that no name has are a finding.
+    """
+    survey = reader.survey(refs)
+    if names.is_empty:
+        return reader, survey, names
+    matched = names.expanded(survey.cameras, survey.fields)
+    after = renamed_survey(survey, matched)
+    findings: list[Finding] = []
+    for name in dict.fromkeys(part.key for part in matched.fields.values() if part.key):
+        columns = range(survey.fields[name].width)
+        parts = [part for part in matched.fields.values() if part.key == name]
+        used = {column for part in parts for column in columns[part.start : part.stop]}
+        if rest := [column for column in columns if column not in used]:
+            message = f"no new name has the dimensions {indices_text(rest)} of {name}"
+            findings.append(SOURCE("dimensions_left_out", message, field=name))
+    return with_names(reader, matched, findings), after, matched
+
+
+def renamed_survey(survey: Survey, names: NameMap) -> Survey:
+    example = replace(
+        survey.example(),
+        cameras=survey.cameras,
+        dimension_names={name: spec.names for name, spec in survey.fields.items()},
+        declared=survey.declared,
+    )
+    new = renamed_episode(example, names)
+    policy = {key: getattr(new, key) for key in POLICY_KEYS}
+    return replace(survey, cameras=new.cameras, fields=field_specs(new), **policy)

@@ -1,0 +1,415 @@
+"""RLDS data sets of TFDS, without TensorFlow. Source: formats/rlds 1 to 4."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from vlatool.config.base import ConfigModel, option
+from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, Role, Survey
+from vlatool.errors import DataError, VlatoolError
+from vlatool.events import counted
+from vlatool.findings import Finding, FindingCodes
+from vlatool.formats import base
+from vlatool.formats.inventory import Stored, encoded_thing, image_shape
+from vlatool.formats.mapping import MAPPING, RecordingMapping, mapping_file, read_mapping
+from vlatool.formats.media import tfrecord
+from vlatool.formats.plan import (
+    EpisodePlan,
+    PlannedEpisode,
+    PlannedFrames,
+    PlannedImages,
+    plan_by_structure,
+    with_decisions,
+)
+from vlatool.formats.propose import Clues, proposed_mapping
+from vlatool.formats.rlds.check import RLDS, StepFeature, features_of
+from vlatool.formats.rules import distinct_recordings
+from vlatool.storage.byte_ranges import ByteRange
+from vlatool.storage.documents import DocumentError, read_json
+from vlatool.storage.tree import natural_key, walk
+from vlatool.storage.uri import can_list
+from vlatool.transforms.hold_out import split_of
+
+_FEATURES = "features.json"
+_INFO = "dataset_info.json"
+_SHARD = re.compile(r"(?P<name>.+)-(?P<split>[^-]+)\.tfrecord-(?P<shard>\d{5})-of-(?P<of>\d{5})")
+_MEASURED = re.compile(r"state|proprio|joint|eef|ee_|gripper|cartesian|pose")
+# Flags that mark the first and the last step, which the order of the steps says.
+_FLAGS = ("is_first", "is_last", "is_terminal")
+_CUT = (0, 0)  # span of what is behind a broken record
+_CUT_HINT = "the file is cut off or damaged: copy it again, or exclude this episode with --exclude"
+
+
+class RldsConfig(ConfigModel):
+    """Options of RLDS data sets. What they do not store is given here."""
+
+    location_keys: ClassVar[frozenset[str]] = frozenset({"mapping"})
+
+    fps: float | None = option(None, "Frames per second.", gt=0)
+    instruction: str | None = option(None, "Instruction of all episodes; null: that of the data.")
+    mapping: str | None = option(None, MAPPING)
+    split: str | None = option(None, "Split, such as train; null: all.")
+
+
+class StepImages(PlannedFrames):
+    """Encoded images of the steps of an episode, in memory."""
+
+    def __init__(
+        self, path: Path, planned: PlannedImages, files: Sequence[memoryview] | Array
+    ) -> None:
+        self._path = path
+        self.planned = planned
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        if isinstance(self._files, np.ndarray):
+            form = image_shape(self._files.shape[1:], smallest=1)
+            return (form.height, form.width) if form else (0, 0)
+        thing = encoded_thing("", bytes(self._files[0]))
+        if thing.kind == "png" and self.planned.decision.role != "camera":
+            return thing.shape[0], thing.shape[1]
+        return super().size
+
+    def row(self, index: int) -> bytes | Array:
+        row = self._files[index]
+        return row if isinstance(row, np.ndarray) else bytes(row)
+
+    def image_error(self, index: int, reason: str) -> DataError:
+        place = f"{self.planned.path}: frame {index}"
+        return RLDS.error("unreadable", self._path, place, reason, frame=index)
+
+
+class RldsReader(base.FormatReader):
+    """Reader of RLDS; a source is a folder with features.json and TFRecords, or one above it."""
+
+    Config: ClassVar[type[ConfigModel]] = RldsConfig
+    findings: ClassVar[FindingCodes | None] = RLDS
+    config: RldsConfig
+
+    def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
+        """Every record of the shards; reads the headers of records."""
+        findings: list[Finding] = []
+        searched = f"{_FEATURES} beside NAME-SPLIT.tfrecord files"
+        folders = distinct_recordings(sources, _folders, searched, findings)
+        refs: list[EpisodeRef] = []
+        used: dict[str, int] = {}
+        for path, source in folders:
+            for ref in self._refs(path, source, findings, used):
+                refs.append(ref if len(folders) == 1 else replace(ref, number=None))
+        if all(ref.extras["span"] == _CUT for ref in refs):
+            self._episode(refs[0])  # raises the error of the first shard
+        self.source_findings = findings
+        yield from with_decisions(refs, lambda ref: nullcontext(self._episode(ref)))
+
+    @cached_property
+    def _mapping(self) -> RecordingMapping | None:
+        name = self.config.mapping
+        return None if name is None else read_mapping(mapping_file(name), RecordingMapping)
+
+    def _refs(
+        self, folder: Path, source: Path, findings: list[Finding], used: dict[str, int]
+    ) -> Iterator[EpisodeRef]:
+        shards = _shards(folder, self.config.split)
+        lengths = _shard_lengths(folder)
+        findings += _lacking(folder, shards, lengths, self.config.split)
+        name = base.id_part(next(iter(shards))[0].name.partition("-")[0])
+        number = 0
+        if name in used:  # another version, or another set of this name
+            name = base.id_part(f"{folder.parent.name}_{folder.name}")
+        name = base.unused_id(name, used)
+        for path, split, shard in shards:
+            spans: list[ByteRange] = []
+            broken: tfrecord.TfRecordError | None = None
+            try:
+                for span in tfrecord.record_spans(path):
+                    spans.append(span)
+            except tfrecord.TfRecordError as error:
+                broken = error
+            declared = lengths.get(split, ())
+            if broken is None and shard < len(declared) and declared[shard] != len(spans):
+                reason = f"has {counted(len(spans), 'record')}, {_INFO} says {declared[shard]}"
+                findings.append(RLDS.at("record_count", path, reason))
+            places: list[tuple[int, int]] = [(span.start, span.stop) for span in spans]
+            if broken is not None:
+                places.append(_CUT)
+            for place in places:
+                yield EpisodeRef(
+                    id=f"{name}_{base.id_part(split)}_{number:06d}",
+                    path=path,
+                    source=str(source),
+                    number=number,
+                    files=(folder / _FEATURES,),
+                    extras={"span": place, "split": split},
+                    split=split_of(split),
+                )
+                number += 1
+
+    def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
+        """Cameras and fields of the first readable episode of each folder; lengths are unknown."""
+        reasons: list[VlatoolError] = []
+        surveys: dict[Path, Survey] = {}
+        for ref in refs:
+            if ref.path.parent not in surveys:
+                for survey in base.survey_each(self._survey, [ref], reasons):
+                    surveys[ref.path.parent] = survey
+        merged = base.merge_surveys(surveys.values(), reasons)
+        return replace(merged, episodes=len(refs), frames=None)
+
+    def _survey(self, ref: EpisodeRef) -> Survey:
+        opened = self._episode(ref)
+        return opened.survey(opened.stored_fps)
+
+    def read(self, ref: EpisodeRef) -> Episode:
+        """One episode; the record is in memory, its images are encoded."""
+        opened = self._episode(ref)
+        first = ref.extras["span"][0]
+        extras = {"split": ref.extras["split"], "source_episode": f"{ref.path.name}:{first}"}
+        return replace(opened.episode(fps=opened.stored_fps), extras=extras)
+
+    def _episode(self, ref: EpisodeRef) -> "RldsEpisode":
+        features = _features(ref.path.parent / _FEATURES)
+        first, stop = ref.extras["span"]
+        try:
+            if (first, stop) == _CUT:
+                for _ in tfrecord.record_spans(ref.path):
+                    pass
+            parsed = tfrecord.parse_example(tfrecord.read_record(ByteRange(ref.path, first, stop)))
+        except tfrecord.TfRecordError as error:
+            place = "" if (first, stop) == _CUT else f"record at byte {first}: "
+            hint = "" if place else _CUT_HINT
+            raise RLDS.error(error.code, ref.path, f"{place}{error}", hint=hint) from error
+        return RldsEpisode(ref, features, parsed, self._mapping, self.config)
+
+    @staticmethod
+    def propose(source: Path) -> str | None:
+        """A mapping of the first record, with questions as comments."""
+        reader = RldsReader(RldsConfig())
+        if not _folders(source):
+            return None
+        ref = next(iter(reader.discover([source])))
+        opened = reader._episode(ref)
+        values = {}
+        if opened.stored_fps:
+            values["episode_metadata/fps"] = opened.stored_fps
+        return proposed_mapping(Clues([*opened.things.values()], values, opened.numbers))
+
+
+class RldsEpisode(PlannedEpisode):
+    """An episode of a record."""
+
+    codes: ClassVar[FindingCodes] = RLDS
+    missing: ClassVar[str] = "missing_feature"
+
+    def __init__(
+        self,
+        ref: EpisodeRef,
+        features: Sequence[StepFeature],
+        parsed: Mapping[str, "list[memoryview] | Array"],
+        mapping: RecordingMapping | None,
+        config: RldsConfig,
+    ) -> None:
+        super().__init__(ref, mapping, config, ref.id)
+        self._features = {_path_of(feature.name): feature for feature in features}
+        self._parsed = {_path_of(name): values for name, values in parsed.items()}
+        stored = [self._thing(path, feature) for path, feature in self._features.items()]
+        for path in self._parsed:
+            if path not in self._features:
+                stored.append(Stored(path, "other", note="features.json does not declare it"))
+        counts: dict[str, int | None] = {}
+        for each in stored:
+            if each.path in self._features and self._features[each.path].is_step:
+                counts[each.path] = each.rows
+        known = [rows for rows in counts.values() if rows is not None]
+        for path, rows in counts.items():
+            if rows is not None and rows != known[0]:
+                raise self.error("missing_feature", f"{path} has {rows} steps, others {known[0]}")
+        if not any(known):
+            raise RLDS.error("empty_episode", ref.path, f"{ref.id}: has no steps")
+        self.make_plan(stored, lambda: self._by_structure(stored))
+
+    def _thing(self, path: str, feature: StepFeature) -> Stored:
+        """What a feature stores; DataError if the record contradicts its declaration."""
+        if feature.kind == "unknown":
+            return Stored(path, "other", note="a feature of another kind, such as sound")
+        values = self._parsed.get(path)
+        if values is None:
+            if not feature.is_step:
+                return Stored(path, "other", rows=0, note="the record lacks it")
+            raise self.error("missing_feature", f"{path} is missing")
+        if (feature.kind == "numbers") == isinstance(values, list) and len(values):
+            raise self.error("missing_feature", f"{path} is no list of {feature.kind}")
+        is_success = not feature.is_step and path.rpartition("/")[2] in ("success", "is_success")
+        if is_success and len(values) == 1 and feature.kind in ("text", "numbers"):
+            return Stored(path, "other", role="success")
+        if feature.kind == "text":
+            return Stored(path, "text", rows=len(values) if feature.is_step else None)
+        if feature.kind == "image":
+            if not len(values) or not isinstance(values, list):
+                return Stored(path, "other", rows=0, note="it is empty")
+            thing = encoded_thing(path, bytes(values[0]), len(values))
+            if feature.is_step:
+                return thing
+            return replace(thing, rows=None, role="left_out", note="one image for the episode")
+        if any(side < 0 for side in feature.shape):
+            return Stored(path, "other", note=f"values of a varying shape {list(feature.shape)}")
+        width = math.prod(feature.shape)
+        if width < 1 or len(values) % width:
+            shape = list(feature.shape)
+            raise self.error("missing_feature", f"{path} has {len(values)} values, a step {shape}")
+        if not feature.is_step:
+            return Stored(path, "other", note="one value for the episode")
+        role: Role | None = "time" if path in _FLAGS else None
+        dtype = feature.dtype if _is_number(feature.dtype) else np.asarray(values).dtype.name
+        rows = len(values) // width
+
+        def look() -> Array:
+            return self.numbers(path).reshape(rows, *feature.shape)[[0, rows // 2, rows - 1]]
+
+        return Stored(path, "array", feature.shape, dtype, rows, role=role, look=look)
+
+    def _by_structure(self, stored: Sequence[Stored]) -> EpisodePlan:
+        plan = plan_by_structure(stored, self.known)
+        actions: list[str] = []
+        observed: list[str] = []
+        for name in plan.fields:
+            if name.split(".")[0] in ("action", "actions"):
+                actions.append(name)
+            elif name.startswith("observation.") and _MEASURED.search(name.rpartition(".")[2]):
+                observed.append(name)
+        plan.actions = tuple(actions)
+        plan.observed = tuple(observed)
+        return plan
+
+    def name_of(self, reference: str) -> str:
+        return _path_of(reference)
+
+    def open_images(self, planned: PlannedImages) -> FrameSource:
+        values = self._parsed[planned.path]
+        if isinstance(values, list):
+            return StepImages(self.ref.path, planned, values)
+        rows = self.numbers(planned.path).reshape(-1, *self._features[planned.path].shape)
+        return StepImages(self.ref.path, planned, rows)
+
+    def numbers(self, path: str) -> Array:
+        feature = self._features[path]
+        values = np.asarray(self._parsed[path])
+        typed = values.astype(feature.dtype) if _is_number(feature.dtype) else values
+        return typed.reshape(-1, max(1, math.prod(feature.shape)))
+
+    def texts_of(self, name: str, count: int) -> list[str]:
+        path = (self.things.get(name) or self.find_stored(name)).path
+        texts: list[str] = []
+        for row in self._parsed[path]:
+            text = bytes(row).decode(errors="replace") if isinstance(row, memoryview) else str(row)
+            texts.append(text.strip())
+        return texts[:count]
+
+    def value_of(self, name: str) -> Any:
+        path = (self.things.get(name) or self.find_stored(name)).path
+        value = self._parsed[path][-1]
+        return bytes(value).decode() if isinstance(value, memoryview) else value.item()
+
+    @property
+    def stored_fps(self) -> float:
+        """The rate in `episode_metadata/fps`; 0 if it is not there."""
+        values = self._parsed.get("episode_metadata/fps", ())
+        fps = float(values[0]) if isinstance(values, np.ndarray) and len(values) else 0.0
+        return fps if math.isfinite(fps) and fps > 0 else 0.0
+
+
+def _path_of(name: str) -> str:
+    return name.removeprefix("steps/")
+
+
+def _is_number(dtype: str) -> bool:
+    try:
+        return np.dtype(dtype).kind in "fiub"
+    except TypeError:
+        return False
+
+
+@lru_cache(maxsize=4)
+def _features(path: Path) -> tuple[StepFeature, ...]:
+    try:
+        features = tuple(features_of(read_json(path)))
+    except (DocumentError, ValueError, AttributeError, TypeError) as error:
+        raise RLDS.error("broken_features", path, str(error)) from error
+    if not any(feature.is_step for feature in features):
+        raise RLDS.error("broken_features", path, "has no feature steps")
+    return features
+
+
+def _folders(source: Path) -> list[Path]:
+    """Folders with features.json and shards at or below a source, in natural order.
+
+    Raises DataError for shards of ArrayRecord.
+    """
+    folders: list[Path] = []
+    for folder, _, files in walk(source) if can_list(source) else ():
+        if _FEATURES not in files:
+            continue
+        if any(_SHARD.fullmatch(name) for name in files):
+            folders.append(folder)
+        elif any(".array_record-" in name for name in files):
+            raise RLDS.error("array_record", folder, "its shards are ArrayRecord, not TFRecord")
+    return sorted(folders, key=natural_key)
+
+
+def _shards(folder: Path, split: str | None) -> list[tuple[Path, str, int]]:
+    """(path, split, number) of the shards of a split or of all, in order."""
+    matches = filter(None, (_SHARD.fullmatch(path.name) for path in folder.iterdir()))
+    shards = sorted((match["split"], int(match["shard"]), match[0]) for match in matches)
+    chosen = [(folder / name, of, number) for of, number, name in shards if split in (None, of)]
+    if not chosen:
+        known = sorted({of for of, _, _ in shards})
+        raise DataError.at(
+            folder,
+            f"no shard is in the split {split!r}",
+            hint=f"choose from: {', '.join(known)}",
+            code="data.unknown_field",
+            known=known,
+        )
+    return chosen
+
+
+def _shard_lengths(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Number of records of each shard by split, as dataset_info.json says; empty without it."""
+    try:
+        splits = read_json(folder / _INFO).get("splits") or ()
+        return {str(s["name"]): tuple(int(n) for n in s.get("shardLengths", ())) for s in splits}
+    except (DocumentError, OSError, AttributeError, TypeError, KeyError, ValueError):
+        return {}
+
+
+def _lacking(
+    folder: Path,
+    shards: Sequence[tuple[Path, str, int]],
+    lengths: Mapping[str, Sequence[int]],
+    split: str | None,
+) -> Iterator[Finding]:
+    """Findings for shards that are missing, and for splits without any file."""
+    numbers: dict[str, set[int]] = {}
+    totals: dict[str, int] = {}
+    for path, of, number in shards:
+        match = _SHARD.fullmatch(path.name)
+        numbers.setdefault(of, set()).add(number)
+        totals[of] = int(match["of"]) if match else 0
+    for of, total in totals.items():
+        absent = sorted({*range(total)} - numbers[of])
+        if absent:
+            reason = f"the split {of} lacks the shards {absent[:6]} of {total}"
+            yield RLDS.at("missing_shard", folder, reason)
+    for of in lengths:
+        if split is None and of not in numbers:
+            yield RLDS.at("missing_split", folder, f"the split {of} has no file here")

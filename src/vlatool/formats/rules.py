@@ -1,0 +1,242 @@
+"""Rules for sources of all formats, and the check of a source."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlatool.episode import EpisodeRef, FieldSpec, FrameSource, UInt8Array
+from vlatool.errors import DataError
+from vlatool.events import counted
+from vlatool.findings import Finding, FindingCodes, error, finding_of_error, warning
+from vlatool.formats.base import (
+    FormatReader,
+    camera_name_problem,
+    field_mismatch,
+    no_episodes,
+)
+from vlatool.formats.check import CheckOptions
+from vlatool.formats.choice import select
+from vlatool.formats.conventions import fits_of
+from vlatool.formats.detect import DetectedSource
+from vlatool.jobs.command import make_executor
+from vlatool.plugins import is_class_in_file
+
+_RENAMED = re.compile(r"^(?P<id>.+)-\d+$")
+# Half a second at the usual 10 frames per second; noise of a real sensor never repeats so long.
+_LONG_REPETITION = 5
+# Starting a process takes as long as checking this many short episodes.
+_EPISODES_PER_WORKER = 8
+
+_CORRECT = "correct the annotations"
+SOURCE = FindingCodes(
+    "source",
+    language_fallback=warning("An episode has no instruction; the name of its task is used."),
+    no_language=warning("An episode has neither an instruction nor a task name.", "name the task"),
+    spans_overlap=warning(
+        "Texts of one kind hold for the same frame, which has all of them.", _CORRECT
+    ),
+    span_outside=warning("A text is of frames that do not exist.", _CORRECT),
+    empty_span=warning("An annotation of frames has no text.", _CORRECT),
+    silent_frames=warning("Frames have no text, others have.", _CORRECT),
+    given_twice=warning("A source is given twice; it is read once."),
+    episode_missing_camera=warning("An episode was dropped because it lacks a camera."),
+    upper_case_camera=warning("A camera name has upper-case letters."),
+    duplicate_id=warning(
+        "Two episodes have the same name; the second is renamed to NAME-2.",
+        "rename one of them, or leave out one source",
+    ),
+    dimensions_left_out=warning(
+        "A slice of a field gets a new name, other dimensions of it get none.",
+        "name them with --rename too, or leave them out",
+    ),
+    frames_cut=warning("Frames without an action or an image are cut."),
+    no_fields=error("The reader finds no field.", "name the fields with the keys of the format"),
+)
+
+IMAGES = FindingCodes(
+    "pictures",
+    unreadable=error("A frame cannot be decoded.", "download or record the episode again"),
+    black=warning(
+        "Frames are completely black.",
+        "check the camera; exclude the episode with `preprocess --exclude`",
+    ),
+    constant=warning(
+        "Frames have a single color other than black.",
+        "check the camera; exclude the episode with `preprocess --exclude`",
+    ),
+    repeated=warning(
+        f"An image is repeated over {_LONG_REPETITION} or more frames.",
+        "check whether the camera froze; exclude the episode with `preprocess --exclude`",
+    ),
+)
+
+
+def check_episode(reader: FormatReader, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
+    """Checks for episodes of all formats: the error or the warnings of reading. With `deep`, every
+    frame of every camera is decoded.
+    """
+    try:
+        episode = reader.read(ref)
+    except DataError as error:
+        yield finding_of_error(error, episode=ref.id)
+        return
+    for error in episode.missing_cameras.values():
+        yield finding_of_error(error, episode=ref.id)
+    for finding in episode.findings:
+        yield replace(finding, place={"episode": ref.id, **finding.place})
+    if not episode.lowdim:
+        yield SOURCE("no_fields", f"{ref.id}: has no fields", episode=ref.id)
+    if deep:
+        yield from check_cameras(ref.id, episode.cameras)
+
+
+def check_cameras(episode: str, cameras: Mapping[str, FrameSource]) -> Iterator[Finding]:
+    """Findings on the images of an episode; decodes every frame of every camera."""
+    for name, frames in cameras.items():
+        label = f"{episode}, camera {name}"
+        for code, message, location in _image_problems(frames):
+            text = message if code == "unreadable" else f"{label}: {message}"
+            yield IMAGES(code, text, episode=episode, camera=name, **location)
+
+
+def distinct_recordings(
+    sources: Sequence[Path],
+    find: Callable[[Path], Sequence[Path]],  # files or folders of recordings at a source, in order
+    searched: str,
+    findings: list[Finding],  # gets those that are given twice
+) -> list[tuple[Path, Path]]:
+    """(path, source) of the recordings of all sources, each once; DataError if one has none."""
+    recordings: dict[Path, tuple[Path, Path]] = {}
+    for source in sources:
+        paths = find(source)
+        if not paths:
+            raise no_episodes(source, searched)
+        for path in paths:
+            if path.resolve() in recordings:
+                message = f"{path} is given twice; read once"
+                findings.append(SOURCE("given_twice", message, path=str(path)))
+            recordings.setdefault(path.resolve(), (path, source))
+    return list(recordings.values())
+
+
+def no_instruction(ref: EpisodeRef) -> Finding:
+    """Finding for an episode of a format whose reader has the key `instruction`."""
+    message = f"{ref.id}: no instruction; give one with --instruction"
+    return SOURCE("no_language", message, episode=ref.id)
+
+
+def duplicate_ids(refs: Sequence[EpisodeRef]) -> Iterator[Finding]:
+    """Findings for episodes that were renamed because their name was taken."""
+    ids = {ref.id for ref in refs}
+    for ref in refs:
+        match = _RENAMED.match(ref.id)
+        if match and match["id"] in ids:
+            message = f"{ref.path}: second episode with the name {match['id']}; renamed to {ref.id}"
+            yield SOURCE("duplicate_id", message, episode=ref.id, path=str(ref.path))
+
+
+def _image_problems(frames: FrameSource) -> Iterator[tuple[str, str, dict[str, int]]]:
+    """(code, problem, place) of the images of a camera; decodes every frame once, in order."""
+    uniform: dict[str, list[int]] = {"black": [], "constant": []}
+    previous: UInt8Array | None = None
+    longest = run = (0, 0)  # index of the first of equal frames, and their number
+    for frame in range(len(frames)):
+        try:
+            image = frames.read([frame])[0]
+        except DataError as error:
+            yield "unreadable", error.message, {"frame": frame}
+            break
+        if image.size and np.ptp(image.reshape(-1, image.shape[-1]), axis=0).max() == 0:
+            uniform["constant" if image.any() else "black"].append(frame)
+        is_repeated = previous is not None and np.array_equal(previous, image)
+        run = (run[0], run[1] + 1) if is_repeated else (frame, 1)
+        longest = max(longest, run, key=lambda frame_run: frame_run[1])
+        previous = image
+    for code, numbers in uniform.items():
+        if numbers:
+            problem = (
+                f"{counted(len(numbers), 'frame is', 'frames are')} {code}, first at frame "
+                f"{numbers[0]}"
+            )
+            yield code, problem, {"frame": numbers[0], "count": len(numbers)}
+    start, length = longest
+    if length >= _LONG_REPETITION:
+        problem = f"frames {start} to {start + length - 1} are the same image"
+        yield "repeated", problem, {"frame": start, "count": length}
+
+
+def check_source(
+    location: Path,
+    source: DetectedSource,  # its format, reader and episodes
+    episodes: str | None,  # episodes to check; None for all. Checks of the whole data set read all
+    check: CheckOptions,  # options of the verification; a full one decodes every frame
+) -> Iterator[Finding]:
+    reader = source.reader
+    yield from reader.source_findings
+    yield from duplicate_ids(source.refs)
+    refs = select(source.refs, episodes)
+    yield from _guarded(reader.check_source([location]))
+    expected: Mapping[str, FieldSpec] = {}
+    with suppress(DataError):
+        survey = reader.survey(refs)
+        for problem in filter(None, map(camera_name_problem, survey.cameras)):
+            yield finding_of_error(problem)
+        fits = fits_of(reader, refs) if survey.declared else None
+        yield from (each.finding for each in (fits.conflicts() if fits else ()))
+        expected = survey.fields
+    errors = 0
+    sizes = dict[Path, int]()
+    work = partial(_check_ref, reader, expected, deep=check.is_full)
+    module = source.format if is_class_in_file(source.format) else type(reader).__module__
+    workers = max(1, min(check.workers, len(refs) // _EPISODES_PER_WORKER))
+    with (
+        make_executor(workers, preload=[module]) as executor,
+        check.reporter.progress("episodes", len(refs), "episodes") as bar,
+    ):
+        for outcome in executor.map(work, refs):
+            if outcome.error is not None:
+                raise outcome.error
+            assert outcome.value is not None, "an outcome is a value or an error"
+            findings, sizes_of_episode = outcome.value
+            yield from findings
+            errors += sum(finding.severity == "error" for finding in findings)
+            sizes |= sizes_of_episode
+            check.counts.add(episodes=1)
+            bar.advance(errors=errors)
+    check.counts.add(files=len(sizes), bytes=sum(sizes.values()))
+
+
+def _check_ref(
+    reader: FormatReader, expected: Mapping[str, FieldSpec], ref: EpisodeRef, *, deep: bool
+) -> tuple[list[Finding], dict[Path, int]]:
+    """Findings on an episode, and the sizes of its files."""
+    findings: list[Finding] = []
+    with suppress(DataError):
+        problem = field_mismatch(ref.id, reader.survey([ref]).fields, expected)
+        if problem is not None and expected:
+            findings.append(finding_of_error(problem, episode=ref.id))
+    own = reader.check(ref, deep=deep)
+    if own is None:
+        findings += check_episode(reader, ref, deep=deep)
+    else:
+        findings += _guarded(own, episode=ref.id)
+    return findings, {path: path.stat().st_size for path in _files(ref)}
+
+
+def _files(ref: EpisodeRef) -> Iterator[Path]:
+    below = ref.path.rglob("*") if ref.path.is_dir() else [ref.path]
+    yield from (path for path in (*below, *ref.files) if path.is_file())
+
+
+def _guarded(findings: Iterator[Finding], **location: Any) -> Iterator[Finding]:
+    """Yields `findings`; a DataError that they raise becomes the last one."""
+    try:
+        yield from findings
+    except DataError as error:
+        yield finding_of_error(error, **location)

@@ -1,0 +1,182 @@
+"""Reports of a training run and of a checkpoint."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vlatool.events import counted
+from vlatool.formats.contract import CONTRACT, contract_text
+from vlatool.formats.run import checkpoint
+from vlatool.formats.run.layout import EVALUATION, VALIDATION, RunDir, is_run, read_metrics
+from vlatool.pages.report import Problems, Report, branch
+from vlatool.pages.text import number_text, text_table
+from vlatool.storage.tree import files_named, size_text
+from vlatool.storage.uri import can_list
+
+
+@dataclass(frozen=True)
+class CheckpointListing:
+    """Names and total size of the files of a checkpoint folder."""
+
+    name: str
+    step: int | None
+    bytes: int
+    files: tuple[str, ...]
+
+
+def inspect(location: Path) -> Report:
+    """Reads the small files of a run or a checkpoint, and the header of its latest weights."""
+    return _run(location) if is_run(location) else _checkpoint(location)
+
+
+def _checkpoint(location: Path) -> Report:
+    findings = Problems()
+    weights = findings.read(checkpoint.read_part_header, location / checkpoint.MODEL)
+    files = _checkpoint_files(location)
+    return Report(
+        kind="checkpoint",
+        headline="checkpoint" if files.step is None else f"checkpoint of step {files.step}",
+        facts={"checkpoint": asdict(files), "weights": _document(weights)},
+        summary={
+            "parameters": _parameters(weights),
+            "on disk": size_text(files.bytes),
+            "files": files.files,
+        },
+        findings=findings,
+    )
+
+
+def _run(location: Path) -> Report:
+    """Report of a run; None and empty values are not in its files."""
+    run = RunDir(location)
+    findings = Problems()
+    config = findings.read(run.config_tree) or {}
+    findings.read(run.read_latest)
+    best = findings.read(run.read_best)
+    newest = run.newest_folder()
+    step = None if newest is None else newest[0]
+    checkpoints = sorted(
+        map(_checkpoint_files, run.checkpoint_folders()), key=lambda files: files.step or 0
+    )
+    model_type = str(branch(config, "model").get("type") or "")
+    data = _texts(branch(config, "data").get("dataset_manifest"))
+    budget = {
+        key: value
+        for key, value in config.items()
+        if str(key).startswith("total_train_") and value is not None
+    }
+    weights = newest and findings.read(checkpoint.read_part_header, newest[1] / checkpoint.MODEL)
+    first, last, validation, rollouts = _metrics(run)
+    contract = findings.read(CONTRACT.read, location)
+    done = "no checkpoint yet" if step is None else f"{counted(step, 'step')} done"
+    losses = f"{number_text(first.get('loss'))} -> {number_text(last.get('loss'))}"
+    rows = [
+        (
+            files.name,
+            "-" if files.step is None else files.step,
+            size_text(files.bytes),
+            ", ".join(files.files),
+        )
+        for files in checkpoints
+    ]
+    return Report(
+        kind="run",
+        headline=f"run of {model_type or 'an unknown model type'}, {done}",
+        facts={
+            "model_type": model_type,
+            "data": data,
+            "budget": budget,
+            "step": step,
+            "best": None if best is None else asdict(best),
+            "checkpoints": [asdict(files) for files in checkpoints],
+            "weights": _document(weights),
+            "first_metrics": first,
+            "last_metrics": last,
+            "last_validation": validation,
+            "last_rollouts": rollouts,
+            **({} if contract is None else {"contract": asdict(contract)}),
+        },
+        summary={
+            "model": model_type or "unknown",
+            "parameters": _parameters(weights),
+            "data": data,
+            "budget": ", ".join(f"{key} {value}" for key, value in budget.items()),
+            "loss": "" if last.get("loss") is None else losses,
+            "training saw": "" if contract is None else contract_text(contract),
+            "best checkpoint": "" if best is None else best.text(),
+        },
+        tables=[
+            text_table("Checkpoints", ("name", "step", "size", "files"), rows),
+            _metric_table("Last metrics", last),
+            _metric_table("Last validation", validation),
+            _metric_table("Last rollouts", rollouts),
+        ],
+        findings=findings,
+    )
+
+
+def _checkpoint_files(path: Path) -> CheckpointListing:
+    if can_list(path):
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+    else:
+        files = files_named(
+            path, [checkpoint.MANIFEST, *sorted(checkpoint.CheckpointManifest.read(path).files)]
+        )
+    return CheckpointListing(
+        name=path.name,
+        step=checkpoint.checkpoint_step(path.name),
+        bytes=sum(file.stat().st_size for file in files),
+        files=tuple(str(file.relative_to(path)) for file in files),
+    )
+
+
+def _document(weights: checkpoint.WeightsInfo | None) -> dict[str, Any] | None:
+    return None if weights is None else asdict(weights)
+
+
+def _parameters(weights: checkpoint.WeightsInfo | None) -> str:
+    if weights is None:
+        return ""
+    dtypes = ", ".join(weights.dtypes)
+    return f"{weights.parameters:,} in {weights.tensors} tensors ({dtypes})"
+
+
+def _metric_table(title: str, metrics: Mapping[str, Any]) -> str:
+    rows = [
+        (name, number_text(value) if isinstance(value, float) else str(value))
+        for name, value in metrics.items()
+        if isinstance(value, int | float | str)
+    ]
+    return text_table(title, ("name", "value"), rows)
+
+
+def _metrics(run: RunDir) -> tuple[dict[str, Any], ...]:
+    """The first and the last row with a loss, the last of a validation, the last of rollouts."""
+    first: dict[str, Any] = {}
+    last: dict[str, Any] = {}
+    measured: dict[str, dict[str, Any]] = {VALIDATION: {}, EVALUATION: {}}
+    for row in read_metrics(run.metrics) if run.metrics.is_file() else ():
+        if "loss" in row:
+            first = first or row
+            last = row
+        else:
+            for prefix in measured:
+                if any(name.startswith(prefix) for name in row):
+                    measured[prefix] = row
+    return tuple(_strict(row) for row in (first, last, *measured.values()))
+
+
+def _strict(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Row for strict JSON: None for numbers that are not finite."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    return tuple(map(str, value)) if isinstance(value, list) else ()

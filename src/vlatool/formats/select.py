@@ -1,0 +1,314 @@
+"""Selection of the episodes, cameras and fields of a source."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import SerializeAsAny, field_validator
+
+from vlatool.config.base import ConfigModel, option, required_field, unique_items
+from vlatool.episode import Episode, EpisodeRef, Survey, listed_cameras
+from vlatool.errors import DataError
+from vlatool.events import counted
+from vlatool.findings import Finding
+from vlatool.formats import base
+from vlatool.formats.choice import chosen_numbers, select
+from vlatool.formats.field_summary import dimension_label
+from vlatool.formats.renaming import read_with_names, with_names
+from vlatool.formats.rules import SOURCE
+from vlatool.jobs.job import InputState, input_state
+from vlatool.jobs.journal import Receipt
+from vlatool.jobs.ownership import check_downloaded
+from vlatool.pages.text import few_text
+from vlatool.plugins import FORMATS, did_you_mean
+from vlatool.storage.uri import hub_hint, is_missing
+from vlatool.transforms.names import NameMap
+
+FRAMES_CUT = "frames_cut"  # reason of frames without an action or an image
+
+
+class SelectionConfig(ConfigModel):
+    """Sources, episodes and cameras to read."""
+
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Selection of episodes": (
+            "episodes",
+            "exclude",
+            "max_episodes",
+            "only_successful",
+            "fail_on_nan",
+        ),
+        "Names": ("rename",),
+        "Cameras": ("camera_names", "skip_episodes_missing_cameras"),
+    }
+
+    format: str = option("", "Format of the episodes; empty: detect it.")
+    sources: list[str] = required_field([], "Locations of the episodes.", affects_output=False)
+    episodes: str | None = option(
+        None,
+        "Episodes to use, such as 0:4,7; the end of a range is excluded. @DIR: those that "
+        "`vlatool curate` keeps.",
+    )
+    exclude: str | None = option(None, "Episodes to exclude, written like --episodes.")
+    max_episodes: int | None = option(None, "Use at most N episodes; 0 or -1: all.", ge=-1)
+    camera_names: list[str] | None = option(
+        None, "Cameras to use, in order; null: all, none: no images."
+    )
+    skip_episodes_missing_cameras: bool = option(
+        False,
+        "Drop episodes that lack a camera. Otherwise such an episode is kept without "
+        "the camera, or fails if its data set declares the camera.",
+    )
+    only_successful: bool = option(False, "Drop episodes that failed or whose success is unknown.")
+    fail_on_nan: bool = option(True, "Fail episodes with NaN or infinity; otherwise keep them.")
+    rename: NameMap = option(
+        NameMap(),
+        "New names, such as cameras.wrist=wrist_left, fields.arm=state[0:7] for a part of a field, "
+        "or cameras.*=images.*.",
+    )
+    source: SerializeAsAny[ConfigModel] = option(ConfigModel(), "Keys of the format.")
+
+    @field_validator("camera_names")
+    @classmethod
+    def _check_unique(cls, value: list[str] | None) -> Any:
+        return value and unique_items(value)
+
+
+@dataclass(frozen=True)
+class EpisodeSelection:
+    """Cameras, fields and conditions of the episodes of a run; small, since workers receive it."""
+
+    cameras: tuple[str, ...]  # cameras to keep, in order
+    fields: Mapping[str, int]  # map from field to its width, 0 for text
+    skip_missing_cameras: bool  # drop episodes that lack a camera
+    only_successful: bool  # drop episodes that failed or whose success is unknown
+    finite: bool  # fail episodes with NaN or infinity
+
+
+@dataclass(frozen=True)
+class DroppedEpisode:
+    """An episode that is dropped on purpose."""
+
+    reason: str  # identifier of the reason, by which dropped episodes are counted
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True)
+class EpisodeTask:
+    """Reads one episode, applies the selection and passes it to `work`; picklable."""
+
+    format: str  # name of the dataset format
+    config: ConfigModel  # keys of the format
+    selection: EpisodeSelection  # cameras, fields and conditions
+    work: Callable[[EpisodeRef, Episode], Receipt]  # writes the episode
+    names: NameMap = field(default_factory=NameMap)  # new names, without globs
+
+    def __call__(self, ref: EpisodeRef) -> Receipt:
+        reader = with_names(FORMATS.get(self.format)(self.config), self.names)
+        episode = apply_selection(reader.read(ref), self.selection)
+        if isinstance(episode, DroppedEpisode):
+            return Receipt(ref.id, dropped={episode.reason: 1}, findings=episode.findings)
+        receipt = self.work(ref, episode)
+        dropped = dict(receipt.dropped)
+        if episode.cut_frames:
+            dropped[FRAMES_CUT] = episode.cut_frames
+        findings = (*episode.findings, *receipt.findings)
+        return replace(receipt, findings=findings, dropped=dropped)
+
+
+def count_frames(ref: EpisodeRef, episode: Episode) -> Receipt:
+    """Receipt of an episode that is read and not written."""
+    return Receipt(ref.id, counts={"frames": episode.num_frames})
+
+
+@dataclass(frozen=True)
+class SelectedEpisodes:
+    """Episodes of a run."""
+
+    refs: tuple[EpisodeRef, ...]  # episodes to read, in order
+    # map from reason to number of episodes that are excluded on purpose
+    excluded: Mapping[str, int]
+    survey: Survey  # survey of the episodes, with the selected cameras
+    stored: Survey  # survey of the episodes, with all that they store
+    selection: EpisodeSelection  # cameras, fields and conditions for each episode
+    findings: tuple[Finding, ...]  # findings on the sources as a whole
+    available: int  # number of episodes in the sources
+    names: NameMap  # new names, without globs
+    numbers: str | None  # numbers and ranges of `--episodes`; None: all
+
+
+def select_episodes(
+    reader: base.FormatReader,
+    sources: Sequence[Path],
+    config: SelectionConfig,
+    required_cameras: Sequence[str] = (),
+) -> SelectedEpisodes:
+    """Episodes of a run, and the cameras and fields that it uses. `required_cameras` are named by
+    other options and must exist.
+    """
+    available, discovered, chosen = _discover(reader, sources, config)
+    held_out_counts = dict(Counter(ref.excluded for ref in discovered if ref.excluded))
+    refs = tuple(ref for ref in discovered if not ref.excluded)
+    if not refs:
+        raise DataError(
+            f"all {counted(len(discovered), 'episode is', 'episodes are')} excluded: "
+            f"{', '.join(held_out_counts)}",
+            hint="include some of them",
+            code="data.no_episodes",
+            details={"held_out": held_out_counts},
+        )
+    reader, survey, names = read_with_names(reader, refs, config.rename)
+    _check_sources(reader, refs)
+    stored = survey
+    survey = _with_cameras(survey, config.camera_names, required_cameras)
+    for problem in filter(None, map(base.camera_name_problem, survey.cameras)):
+        raise problem
+    fields = {name: info.width for name, info in survey.fields.items()}
+    options = (config.skip_episodes_missing_cameras, config.only_successful, config.fail_on_nan)
+    selection = EpisodeSelection(tuple(survey.cameras), fields, *options)
+    capitals = (
+        SOURCE("upper_case_camera", f"camera {name!r}: other loaders need lower case", camera=name)
+        for name in survey.cameras
+        if name != name.lower()
+    )
+    findings = (*reader.source_findings, *capitals)
+    return SelectedEpisodes(
+        refs, held_out_counts, survey, stored, selection, findings, available, names, chosen
+    )
+
+
+def _discover(
+    reader: base.FormatReader, sources: Sequence[Path], config: SelectionConfig
+) -> tuple[int, Sequence[EpisodeRef], str | None]:
+    """Number of episodes, the requested ones, excluded ones included, and their numbers."""
+    for source in sources:
+        if is_missing(source):
+            raise DataError.at(
+                source,
+                "does not exist",
+                hint=f"check the path of the source{hub_hint(source)}",
+                code="data.no_source",
+            )
+        check_downloaded(source)
+    discovered = base.checked_refs(list(reader.discover(sources)))
+    chosen = chosen_numbers(config.episodes, discovered)
+    refs = select(discovered, chosen, config.exclude)
+    if not refs:
+        raise DataError(
+            f"{', '.join(map(str, sources))}: no episodes found",
+            hint="check the format: `vlatool inspect` detects it",
+            code="data.no_episodes",
+        )
+    limit = config.max_episodes
+    return len(discovered), refs if limit is None or limit <= 0 else refs[:limit], chosen
+
+
+def _check_sources(reader: base.FormatReader, refs: Sequence[EpisodeRef]) -> None:
+    """Raises one error if the sources are of unlike robots, in place of one for each episode.
+
+    A single odd episode is no other robot: it fails alone.
+    """
+    by_source: dict[str, list[EpisodeRef]] = {}
+    for ref in refs:
+        by_source.setdefault(ref.source, []).append(ref)
+    if len(by_source) < 2:
+        return
+    kinds: dict[tuple[tuple[str, int], ...], list[str]] = {}
+    for source, members in by_source.items():
+        with suppress(DataError):  # each episode raises it again
+            fields = reader.survey(members[:1]).fields
+            kind = tuple(sorted((name, spec.width) for name, spec in fields.items()))
+            kinds.setdefault(kind, []).append(source)
+    groups = sorted(kinds.items(), key=lambda item: -sum(len(by_source[s]) for s in item[1]))
+    if len(groups) < 2 or sum(len(by_source[source]) for source in groups[1][1]) < 2:
+        return
+    (first, firsts) = groups[0]
+    (other, others) = groups[1]
+    widths = dict(first)
+    other_widths = dict(other)
+    rows: list[str] = []
+    for name in sorted({*widths, *other_widths}):
+        if widths.get(name) != other_widths.get(name):
+            texts = [base.width_text(each.get(name)) for each in (widths, other_widths)]
+            rows.append(f"{name!r} is {texts[0]} in {firsts[0]}, {texts[1]} in {others[0]}")
+    raise DataError(
+        f"the sources store different fields: {few_text(rows)}",
+        hint="preprocess each into its own --output and train on both (--data A --data B, with "
+        "--data.pad-missing-fields true where one lacks a field); or give the fields one name and "
+        "width with --rename or a mapping (vlatool inspect A B lists them)",
+        code="data.mismatch",
+        details={"sources": [firsts[0], others[0]]},
+    )
+
+
+def _with_cameras(
+    survey: Survey, cameras: Sequence[str] | None, required_cameras: Sequence[str]
+) -> Survey:
+    known = list(survey.cameras)
+    chosen = None if cameras is None else listed_cameras(cameras)
+    for name in (*(chosen or ()), *required_cameras):
+        if name not in known:
+            others = [each for each in known if each not in (chosen or ())]
+            raise DataError(
+                f"camera {name!r} is not in the data",
+                hint=did_you_mean(name, others or known),
+                code="data.unknown_field",
+                details={"camera": name, "known": known},
+            )
+    if chosen is None:
+        return survey
+    return replace(survey, cameras={name: survey.cameras[name] for name in chosen})
+
+
+def apply_selection(episode: Episode, selection: EpisodeSelection) -> Episode | DroppedEpisode:
+    """The episode with the selected cameras and the fields in the common order, or its drop."""
+    mismatch = base.field_mismatch(episode.id, base.field_specs(episode), selection.fields)
+    if mismatch is not None:
+        raise mismatch
+    if selection.only_successful and not episode.success:
+        reason = "unsuccessful_episode" if episode.success is False else "success_unknown"
+        return DroppedEpisode(reason, episode.findings)
+    cameras = {name: episode.cameras[name] for name in selection.cameras if name in episode.cameras}
+    missing = [name for name in selection.cameras if name not in cameras]
+    is_declared = any(name in episode.missing_cameras for name in missing)
+    if missing and (selection.skip_missing_cameras or not (cameras or is_declared)):
+        message = f"{episode.id}: dropped because it lacks {', '.join(missing)}"
+        finding = SOURCE("episode_missing_camera", message, episode=episode.id)
+        return DroppedEpisode("episode_missing_camera", (*episode.findings, finding))
+    for name in missing:
+        if name in episode.missing_cameras:
+            raise episode.missing_cameras[name]
+    if selection.finite:
+        check_finite(episode)
+    lowdim = {name: episode.lowdim[name] for name in selection.fields}
+    return replace(episode, cameras=cameras, lowdim=lowdim)
+
+
+def check_finite(episode: Episode) -> None:
+    """Raises an error if a value of a field is NaN or infinite."""
+    for name, values in episode.lowdim.items():
+        if values.dtype.kind in "fc" and not np.isfinite(values).all():
+            frame, column = np.argwhere(~np.isfinite(values))[0].tolist()
+            label = dimension_label(name, column, values.shape[1], episode.dimension_names)
+            raise DataError(
+                f"{episode.id}: {label} is not finite at frame {frame}",
+                hint="repair the recording, or leave the field out",
+                code="data.not_finite",
+                details={"finding": "not_finite", "field": name, "frame": frame},
+            )
+
+
+def episode_state(ref: EpisodeRef) -> InputState:
+    """State of the files of an episode and of its known metadata."""
+    metadata = [ref.task, {kind: list(texts) for kind, texts in ref.language.items()}]
+    return input_state((ref.path, *ref.files), metadata)
+
+
+def reader_section(config: SelectionConfig) -> ConfigModel:
+    """Keys of the format; the defaults if the config was built without them."""
+    config_type = FORMATS.get(config.format).Config
+    return config.source if isinstance(config.source, config_type) else config_type()

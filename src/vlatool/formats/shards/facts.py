@@ -1,0 +1,348 @@
+"""Report of a folder of training shards, with their provenance and a page of some samples.
+
+Legend of shapes: T steps of a window, C dimensions of a field.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vlatool.errors import DataError
+from vlatool.events import counted
+from vlatool.formats.convention_file import conventions_table
+from vlatool.formats.field_summary import FieldSummary, dimensions_table, recorded_names
+from vlatool.formats.media.tar import is_shard, open_shard
+from vlatool.formats.shards import tar_facts
+from vlatool.formats.shards.layout import Shard, ShardFolder, check_shards, expects_manifest
+from vlatool.formats.stats.facts import field_summary, field_table, statistics_html
+from vlatool.formats.stats.layout import Statistics
+from vlatool.jobs.record import read_record, read_valid_record
+from vlatool.pages import layout, report
+from vlatool.pages.plots import histogram
+from vlatool.pages.text import number_text, pairs, pixels_text, text_table
+from vlatool.storage.tree import size_text
+
+_SHOWN_OPTIONS = (
+    "stride",
+    "max_padding_left",
+    "max_padding_right",
+    "padding_strategy",
+    "resize_images_size",
+    "image_resizing_method",
+    "jpeg_quality",
+    "samples_per_shard",
+    "seed",
+)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Provenance of samples."""
+
+    format: str  # format of the raw data
+    sources: tuple[str, ...]  # names of the raw sources
+    version: str  # version of vlatool
+    created_at: str  # time of creation, ISO 8601
+    is_complete: bool | None  # True if the command that wrote them finished; None if not recorded
+    episodes: int | None  # number of episodes in the output
+    failures: int  # number of broken episodes, which are left out
+    dropped: Mapping[str, int]  # map from drop reason to number of samples
+    options: Mapping[str, Any]  # preprocessing_config.yaml
+
+
+@dataclass(frozen=True)
+class ShardsFacts:
+    """Contents of a shard folder."""
+
+    folder: str  # folder of the manifest
+    samples: int
+    shards: int
+    bytes: int
+    window: tuple[int, int] | None  # steps before and after the anchor; None if unknown
+    fps: float | None
+    image_indices: tuple[int, ...]
+    padding_share: float | None  # share of all rows that are padding; None if unknown
+    # Map from camera to (width, height) in the first sample; None if it has no image there.
+    cameras: Mapping[str, tuple[int, int] | None]
+    fields: tuple[FieldSummary, ...]
+    action_fields: tuple[str, ...]
+    proprioception_fields: tuple[str, ...]
+    language: Mapping[str, str]  # map from kind of annotation to a sentence of the first sample
+    origin: Provenance
+
+    @property
+    def views(self) -> list[tuple[str, str]]:
+        """Name and image size of each camera, as text."""
+        missing = "not in the first sample"
+        return [(name, pixels_text(size, missing)) for name, size in self.cameras.items()]
+
+
+def inspect(location: Path) -> report.Report:
+    """Reads the files beside the shards and the first sample; of one shard, headers and first
+    sample.
+    """
+    if is_shard(location):
+        return tar_facts.inspect_shard(location)
+    folder = _open(location)
+    findings = report.Problems()
+    shards = folder.shards()
+    whole = list[Shard]()
+    for shard in shards:
+        with findings.collecting():
+            check_shards(folder.manifest, [shard])
+            whole.append(shard)
+    options = findings.read(folder.options) or {}
+    statistics: Statistics = findings.read(folder.statistics) or {}
+    first = _first_sample(whole[0].path) if whole else None
+    record = findings.read(folder.record)
+    metadata = findings.read(folder.metadata) or {}
+    result = (record.result or {}) if record else {}
+    origin = Provenance(
+        format=str(options.get("type") or ""),
+        sources=tuple(map(str, report.listed(options, "source_episodes"))),
+        version=str(report.branch(metadata, "environment").get("vlatool") or ""),
+        created_at=str(metadata.get("created_at") or ""),
+        is_complete=None if record is None else record.result is not None,
+        episodes=result.get("episodes"),
+        failures=len(result.get("failures") or ()),
+        dropped=dict(result.get("dropped") or {}),
+        options=options,
+    )
+    facts = _facts(folder, shards, first, statistics, origin)
+    status = "broken" if findings else "whole"
+    status = "incomplete" if origin.is_complete is False else status
+    language = [(kind, f'"{text}"') for kind, text in facts.language.items()]
+    fields = {info.name: info.document() for info in facts.fields}
+    conventions = folder.conventions()
+    measured = {} if conventions is None else {"conventions": asdict(conventions)}
+    window = "unknown"
+    share = facts.padding_share
+    if facts.window is not None:
+        window = f"{facts.window[0]} past + anchor + {facts.window[1]} future"
+    return report.Report(
+        kind="shards",
+        headline=f"{counted(facts.samples, 'sample')} in {counted(facts.shards, 'shard')}",
+        facts=asdict(facts) | {"status": status, "fields": fields} | measured,
+        summary={
+            "status": report.status_text(status),
+            "on disk": size_text(facts.bytes),
+            "window": window,
+            "rate": "unknown" if facts.fps is None else f"{number_text(facts.fps)} fps",
+            "images at": ", ".join(map(str, facts.image_indices)) if facts.cameras else "no images",
+            "padding": "unknown" if share is None else f"{share:.1%} of the rows",
+            "actions": facts.action_fields or "not recorded",
+            "proprioception": facts.proprioception_fields or "not recorded",
+        },
+        tables=[
+            text_table("Cameras", ("name", "width x height"), facts.views),
+            field_table(facts.fields),
+            dimensions_table(facts.fields),
+            conventions_table(conventions) if conventions else "",
+            text_table("Language", ("kind", "example"), language),
+            _provenance_text(origin),
+        ],
+        findings=findings,
+        page=partial(
+            _page,
+            folder,
+            facts,
+            layout.tiles(_tiles(facts, status)) + report.finding_notes(findings),
+        ),
+    )
+
+
+def _facts(
+    folder: ShardFolder,
+    shards: Sequence[Shard],
+    first: tar_facts.SampleSummary | None,
+    statistics: Statistics,
+    origin: Provenance,
+) -> ShardsFacts:
+    options = origin.options
+    names = recorded_names(options)
+    fields = (field_summary(name, entry, names) for name, entry in statistics.items())
+    fps = options.get("fps")
+    samples = sum(shard.num_sequences for shard in shards)
+    return ShardsFacts(
+        folder=str(folder.path),
+        samples=samples,
+        shards=len(shards),
+        bytes=sum(shard.path.stat().st_size for shard in shards if shard.path.is_file()),
+        window=_window(options),
+        fps=float(fps) if isinstance(fps, int | float) else None,
+        image_indices=tuple(report.listed(options, "image_indices")),
+        padding_share=_padding_share(statistics, samples),
+        cameras=dict.fromkeys(report.listed(options, "camera_names"))
+        | (first.cameras() if first else {}),
+        fields=tuple(field for field in fields if field is not None),
+        action_fields=tuple(report.listed(options, "action_fields")),
+        proprioception_fields=tuple(report.listed(options, "proprioception_fields")),
+        language={kind: texts[0] for kind, texts in first.language.items()} if first else {},
+        origin=origin,
+    )
+
+
+def _open(location: Path) -> ShardFolder:
+    has_data = ShardFolder.find(location) is not None
+    record = read_record(location) if has_data else read_valid_record(location)
+    is_shards = record is None or not record.complete or expects_manifest(location)
+    if not has_data and not is_shards:
+        raise DataError.at(
+            location,
+            "inspect does not support the contents of this output",
+            hint="use `vlatool verify` to compare its files with their list",
+            code="data.unknown_field",
+        )
+    if not has_data and record is not None:
+        raise record.no_manifest_error(location)
+    return ShardFolder.open(location)
+
+
+def _first_sample(path: Path) -> tar_facts.SampleSummary | None:
+    try:
+        with open_shard(path) as shard:
+            return tar_facts.first_sample(shard)
+    except DataError:
+        return None
+
+
+def _window(options: Mapping[str, Any]) -> tuple[int, int] | None:
+    past = options.get("past_lowdim_steps")
+    future = options.get("future_lowdim_steps")
+    return (past, future) if isinstance(past, int) and isinstance(future, int) else None
+
+
+def _padding_share(statistics: Statistics, samples: int) -> float | None:
+    """Share of rows that are padding. Source: formats/lbm 4.1, `count` leaves padding out."""
+    counts = next((entry.get("count") for entry in statistics.values()), None)
+    if not isinstance(counts, list) or not counts or not samples:
+        return None
+    return round(1 - sum(counts) / (len(counts) * samples), 6)
+
+
+def _provenance_text(provenance: Provenance) -> str:
+    options = provenance.options
+    episodes = provenance.episodes
+    failures = provenance.failures
+    sources = ", ".join(provenance.sources) or "unknown"
+    rows = pairs(
+        {
+            "from": f"{sources} ({provenance.format or 'unknown'})",
+            "episodes": "" if episodes is None else str(episodes),
+            "broken": f"{counted(failures, 'episode')} left out" if failures else "",
+            "dropped": [
+                f"{counted(count, 'sample')}: {reason}"
+                for reason, count in provenance.dropped.items()
+            ],
+            "written by": f"vlatool {provenance.version}" if provenance.version else "",
+            "at": provenance.created_at,
+            **{key: _option_text(options[key]) for key in _SHOWN_OPTIONS if key in options},
+        }
+    )
+    return "Provenance\n" + "\n".join(f"  {line}" for line in rows.split("\n"))
+
+
+def _option_text(value: object) -> str:
+    if value is None:
+        return "-"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _page(
+    folder: ShardFolder, facts: ShardsFacts, overview: str, request: report.PageRequest
+) -> report.ReportPage:
+    samples = list(_sample_cards(folder.shards(), request.samples, facts.origin.options))
+    findings = report.Problems()  # not shown: the report has them already
+    statistics = findings.read(folder.statistics) or {}
+    episodes = (findings.read(folder.episodes.shards) if folder.episodes else None) or []
+    counts = [episode.num_sequences for episode in episodes]
+    cameras = layout.table(("camera", "width x height"), facts.views, numbers=(1,))
+    crops = _crops(folder.shards(), facts.origin.options)
+    policy = {"Actions": facts.action_fields, "Proprioception": facts.proprioception_fields}
+    return report.ReportPage(
+        [
+            layout.Section("Overview", overview + _provenance_html(facts.origin)),
+            layout.Section(
+                "Cameras", cameras + layout.heading("Left out by the crop (dark)", crops)
+            ),
+            layout.Section("Language", layout.table(("kind", "example"), facts.language.items())),
+            layout.Section("Samples per episode", histogram(counts, "samples per episode")),
+            layout.Section("Statistics", statistics_html(statistics, facts.fields, policy)),
+            *layout.group(f"Samples ({len(samples)} of {facts.samples})", samples),
+        ]
+    )
+
+
+def _crops(shards: Sequence[Shard], options: Mapping[str, Any]) -> str:
+    """Figures of the part that a crop left out of the images of the first sample."""
+    for shard in shards[:1]:
+        with suppress(DataError), open_shard(shard.path) as tar:
+            return tar_facts.crop_figures(tar, options)
+    return ""
+
+
+def _tiles(facts: ShardsFacts, status: str) -> dict[str, object]:
+    share = facts.padding_share
+    window = facts.window
+    return {
+        "samples": f"{facts.samples:,}",
+        "shards": f"{facts.shards:,}",
+        "status": report.status_text(status),
+        "past + anchor + future": "" if window is None else f"{window[0]} + 1 + {window[1]}",
+        "frames per second": "" if facts.fps is None else number_text(facts.fps),
+        "images at": ", ".join(map(str, facts.image_indices)) if facts.cameras else "no images",
+        "padded rows": "" if share is None else f"{share:.1%}",
+        "on disk": size_text(facts.bytes),
+    }
+
+
+def _sample_cards(
+    shards: Sequence[Shard], count: int, options: Mapping[str, Any]
+) -> Iterator[layout.Section]:
+    """Yields cards of samples that are evenly spaced over all shards; opens each shard once."""
+    positions = layout.evenly_spaced(sum(shard.num_sequences for shard in shards), count)
+    start = 0
+    for shard in shards:
+        end = start + shard.num_sequences
+        in_shard = [position - start for position in positions if start <= position < end]
+        start = end
+        if not in_shard:
+            continue
+        try:
+            with open_shard(shard.path) as tar:
+                for position in in_shard:
+                    yield tar_facts.sample_card(tar, position, options)
+        except DataError as error:
+            yield layout.Section(shard.path.name, layout.note(error.message), is_under=True)
+
+
+def _provenance_html(provenance: Provenance) -> str:
+    dropped = ", ".join(
+        f"{counted(count, 'sample')}: {reason}" for reason, count in provenance.dropped.items()
+    )
+    info = {
+        "from": ", ".join(provenance.sources),
+        "format": provenance.format,
+        "episodes": provenance.episodes,
+        "broken episodes left out": provenance.failures or None,
+        "dropped": dropped,
+        "written by vlatool": provenance.version,
+        "at": provenance.created_at,
+    }
+    options = {name: value for name, value in provenance.options.items() if _is_short(value)}
+    rows = [
+        (layout.code(name), layout.code("null" if v is None else v)) for name, v in options.items()
+    ]
+    return layout.heading(
+        "Provenance",
+        layout.tags(info) + layout.details("Options", layout.table(("key", "value"), rows)),
+    )
+
+
+def _is_short(value: object) -> bool:
+    return not isinstance(value, dict) and not (
+        isinstance(value, list) and any(isinstance(item, dict) for item in value)
+    )

@@ -1,0 +1,577 @@
+"""Report of one shard, or of the tar of one episode, with a page of some samples.
+
+Legend of shapes: S positions (the anchors that have a sample), C dimensions of a field.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vlatool.episode import Array
+from vlatool.errors import DataError
+from vlatool.events import counted
+from vlatool.formats import field_summary
+from vlatool.formats.media.images import visible_image
+from vlatool.formats.media.tar import OpenShard, open_shard
+from vlatool.formats.media.tar_sample import ARRAYS, StoredSample, parse_image
+from vlatool.formats.shards.layout import MANIFEST_NAME, ShardFolder
+from vlatool.pages import images as pages_images
+from vlatool.pages import layout, report
+from vlatool.pages.charts import Axis, FieldValues, field_charts, step_cells
+from vlatool.pages.layout import group
+from vlatool.pages.text import pixels_text, text_table
+from vlatool.storage.tree import size_text
+from vlatool.transforms.geometry import make_geometry
+
+# Largest recorded side that is drawn, in pixels; smallest share that a crop leaves out.
+_MAX_SIDE = 8192
+_LEAST_SHARE = 0.01
+# Most images of a camera that leave room for those of the next one beside them.
+_BESIDE = 2
+
+
+@dataclass(frozen=True)
+class SampleWindow:
+    anchor: int  # index of the anchor
+    past_mask: Array  # real steps before the anchor, bool [T]
+    future_mask: Array  # real steps from the anchor on, bool [T]
+
+    @property
+    def length(self) -> int:
+        """T."""
+        return len(self.past_mask)
+
+    @property
+    def is_padded(self) -> Array:
+        """Steps that are padding, bool [T]."""
+        return ~(self.past_mask | self.future_mask)
+
+    @property
+    def steps(self) -> Array:
+        """Steps from the anchor, int [T]."""
+        return np.arange(self.length) - self.anchor
+
+
+def sample_card(tar: OpenShard, position: int, options: Mapping[str, Any]) -> layout.Section:
+    """Card of the sample at a position of a tar, or a card with the error; `options`:
+    preprocessing_config.yaml; empty if unknown.
+    """
+    name = tar.path.name
+    if position >= len(tar.keys):
+        reason = tar.damage or f"the shard has {counted(len(tar.keys), 'sample')}"
+        text = f"{name}: there is no sample {position}: {reason}"
+        return layout.Section(f"{name}, sample {position}", layout.note(text), is_under=True)
+    key = tar.keys[position]
+    return layout.card(key, lambda: _section(tar, key, options))
+
+
+def crop_figures(tar: OpenShard, options: Mapping[str, Any]) -> str:
+    """Images of the first sample in the area that was recorded; empty if no crop left a part out;
+    `options`: preprocessing_config.yaml; empty if unknown.
+    """
+    if str(options.get("image_resizing_method")).lower() != "center_crop" or not tar.keys:
+        return ""
+    with tar.reading(tar.keys[0]) as sample:
+        recorded = report.branch(sample.metadata(), "original_image_sizes")
+        views = {
+            name: stored_view(sample, (name, at), {}, 0) for name, at in sample.image_suffixes()
+        }
+    figures = (_crop_figure(name, view.image, recorded.get(name)) for name, view in views.items())
+    return pages_images.strip("", list(filter(None, figures)))
+
+
+def _crop_figure(camera: str, image: Image.Image | None, recorded: object) -> str:
+    """A stored image in the area that was recorded; empty if it is all of that area."""
+    match (image, recorded):
+        case Image.Image(), [int(width), int(height)] if 0 < width <= _MAX_SIDE >= height > 0:
+            geometry = make_geometry(
+                (height, width), (int(image.height), int(image.width)), "center_crop"
+            )
+        case _:
+            return ""
+    left, top, right, bottom = box = geometry.source_box
+    share = 1 - (right - left) * (bottom - top) / (width * height)
+    if share < _LEAST_SHARE:
+        return ""
+    area = Image.new("RGB", (width, height), "gray")
+    size = (max(1, round(right - left)), max(1, round(bottom - top)))
+    area.paste(image.resize(size), (round(left), round(top)))
+    caption = f"{camera}: {share:.0%} of {width} x {height} left out"
+    view = pages_images.FrameView(area)
+    return pages_images.frame_figure(
+        view, f"crop of {camera}", caption, pages_images.crop_drawing(area.size, box)
+    )
+
+
+def frame_rate(metadata: Mapping[str, Any], options: Mapping[str, Any]) -> float | None:
+    """Frames per second from the sample or the data set; None if neither has a valid value."""
+    for tree in (metadata, options):
+        value = tree.get("fps")
+        if isinstance(value, int | float) and 0 < value < np.inf:
+            return float(value)
+    return None
+
+
+def stored_view(
+    sample: StoredSample, view: tuple[str, int], arrays: Mapping[str, Array], row: int
+) -> pages_images.FrameView:
+    """Stored image with the camera model at a row of the window."""
+    suffix = sample.image_suffixes().get(view)
+    if suffix is None:
+        return pages_images.FrameView(None, problem="not in the sample")
+    try:
+        image = visible_image(sample.members[suffix])
+    except (OSError, ValueError):
+        return pages_images.FrameView(None, problem=f"{suffix} cannot be decoded")
+    intrinsics = arrays.get(f"rescaled_intrinsics.{view[0]}")
+    extrinsics = arrays.get(f"extrinsics.{view[0]}")
+    return pages_images.FrameView(
+        image, pages_images.CameraModel.at(intrinsics, extrinsics, max(row, 0), image.size)
+    )
+
+
+def _section(shard: OpenShard, key: str, options: Mapping[str, Any]) -> layout.Section:
+    """Card of a sample; raises DataError if the sample is broken."""
+    with shard.reading(key) as sample:
+        arrays = sample.arrays()
+        metadata = sample.metadata()
+        language = sample.language()
+        window = _read_window(arrays, metadata)
+        images = {
+            view: stored_view(sample, view, arrays, window.anchor + view[1])
+            for view in sample.image_suffixes()
+        }
+    numbers = field_summary.lowdim_columns(arrays, window.length)
+    positions = {
+        name: np.where(window.is_padded[:, None], np.nan, values)
+        for name, values in numbers.items()
+        if values.dtype.kind == "f"
+    }
+    tracks = field_summary.pose_tracks(positions, field_summary.position_fields(positions))
+    fields = field_summary.policy_fields(
+        numbers,
+        report.listed(options, "action_fields"),
+        report.listed(options, "proprioception_fields"),
+        field_summary.recorded_names(options),
+    )
+    info = {
+        "in": shard.path.name,
+        "task": metadata.get("task"),
+        "episode length": metadata.get("original_episode_length"),
+        "steps": window.length,
+        "padded": int(window.is_padded.sum()) or None,
+    }
+    frames = _image_frames(metadata, [offset for _, offset in images])
+    is_calibrated = any(image.camera for image in images.values())
+    body = (
+        layout.tags(info)
+        + f'<div class="small quiet">{layout.code(key)}</div>'
+        + layout.heading("Language", layout.sentences(language))
+        + layout.heading("Images", _images(window, images, frames, tracks))
+        + (pages_images.pose_legend(tracks) if is_calibrated else "")
+        + _charts(window, fields, frame_rate(metadata, options))
+        + layout.details("Metadata", _metadata(metadata))
+    )
+    return layout.Section(_name(metadata, key), body, is_under=True)
+
+
+def _name(metadata: Mapping[str, Any], key: str) -> str:
+    """Episode and anchor of a sample, else its key."""
+    episode = metadata.get("episode_id")
+    anchor = metadata.get("anchor_timestep")
+    return key if episode is None or anchor is None else f"{episode}, frame {anchor}"
+
+
+def _image_frames(metadata: Mapping[str, Any], offsets: Sequence[int]) -> dict[int, int]:
+    """Map from image offset to its frame; empty if the frames are not recorded."""
+    frames = metadata.get("image_timesteps")
+    if not isinstance(frames, list):
+        return {}
+    return dict(zip(dict.fromkeys(offsets), frames, strict=False))
+
+
+def _read_window(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> SampleWindow:
+    """Window of a sample; without masks no step is padding."""
+    anchor = metadata.get("anchor_relative_idx")
+    anchor = anchor if isinstance(anchor, int) else 0
+    past = arrays.get("past_mask")
+    future = arrays.get("future_mask")
+    if past is not None and future is not None and past.ndim == 1 and past.shape == future.shape:
+        length = len(past)
+        past = past.astype(bool)
+        future = future.astype(bool)
+    else:
+        length = max((len(values) for values in arrays.values() if values.ndim), default=0)
+        past = np.arange(length) < anchor
+        future = np.arange(length) >= anchor
+    if not length:
+        raise DataError("the sample has no rows", code="data.broken")
+    return SampleWindow(min(max(anchor, 0), length - 1), past, future)
+
+
+def _images(
+    window: SampleWindow,
+    images: Mapping[
+        tuple[str, int], pages_images.FrameView
+    ],  # (camera, image offset) to the stored image
+    frames: Mapping[int, int],  # map from image offset to its frame in the episode
+    tracks: Sequence[
+        pages_images.EndEffectorTrack
+    ],  # end effectors over the window; NaN for padding
+) -> str:
+    """Cameras in rows of equal length, with the images of each side by side."""
+    cameras = list(dict.fromkeys(camera for camera, _ in images))
+    offsets = sorted({offset for _, offset in images})
+    if not cameras:
+        return ""
+
+    def offset_figure(camera: str, offset: int, prefix: str = "") -> str:
+        caption = pages_images.step_text(offset) + (
+            f", frame {frames[offset]}" if offset in frames else ""
+        )
+        image = images.get(
+            (camera, offset), pages_images.FrameView(None, problem="not in the sample")
+        )
+        drawing = ""
+        if image.camera is not None:
+            step = _shown_step(window, offset)
+            drawing = pages_images.draw_poses(tracks, step, image.camera, window.length)
+        return pages_images.frame_figure(image, f"{camera}, {caption}", prefix + caption, drawing)
+
+    if len(offsets) > _BESIDE:
+        return "".join(
+            pages_images.strip(
+                layout.escape(camera), [offset_figure(camera, offset) for offset in offsets]
+            )
+            for camera in cameras
+        )
+    return pages_images.strip(
+        "",
+        [offset_figure(camera, offset, f"{camera} ") for camera in cameras for offset in offsets],
+    )
+
+
+def _shown_step(window: SampleWindow, offset: int) -> int:
+    """Step of an image; of a padded step, that of the first or last frame."""
+    real = np.flatnonzero(~window.is_padded)
+    return int(np.clip(window.anchor + offset, real[0], real[-1])) if len(real) else window.anchor
+
+
+def _charts(
+    window: SampleWindow,
+    fields: tuple[Sequence[FieldValues], Sequence[FieldValues]],
+    fps: float | None,
+) -> str:
+    """Charts of actions and proprioception, and the masks of their steps."""
+    steps = window.steps
+    padded = steps[window.is_padded].tolist()
+    axis = Axis(
+        float(steps[0]) - 0.5,
+        float(steps[-1]) + 0.5,
+        f"steps of {1 / fps:.3g} s" if fps else "steps",
+        whole=True,
+        anchor=0.0,
+        shaded=tuple((step - 0.5, step + 0.5) for step in padded),
+    )
+    masks = {"past": window.past_mask, "future": window.future_mask}
+    charts = "".join(
+        layout.heading(title, field_charts(axis, steps, group, dots=True))
+        for title, group in zip(("Actions", "Proprioception"), fields, strict=True)
+    )
+    return charts + layout.heading(
+        "Masks of the steps; padding is shaded above", step_cells(axis, steps, masks)
+    )
+
+
+def _metadata(metadata: Mapping[str, Any]) -> str:
+    texts = {
+        name: json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+        for name, value in metadata.items()
+    }
+    return layout.table(
+        ("key", "value"), [(name, layout.code(text)) for name, text in texts.items()]
+    )
+
+
+_DEFAULT_FPS = 10.0
+
+
+@dataclass(frozen=True)
+class SampleSummary:
+    """Contents of a sample."""
+
+    key: str
+    members: Mapping[str, int]  # suffix (`lowdim.npz`) to size in bytes
+    # map from suffix of each image to its (width, height); None if it cannot be opened
+    pictures: Mapping[str, tuple[int, int] | None]
+    arrays: Mapping[str, Mapping[str, Any]]  # low-dimensional array to its `shape` and `dtype`
+    language: Mapping[str, list[str]]  # map from kind of annotation to sentences
+
+    def cameras(self) -> dict[str, tuple[int, int] | None]:
+        """Map from camera to the (width, height) of its first image."""
+        sizes: dict[str, tuple[int, int] | None] = {}
+        for suffix, size in self.pictures.items():
+            name = parse_image(suffix)
+            if name is not None:
+                sizes.setdefault(name.camera, size)
+        return sizes
+
+    def array_rows(self) -> list[tuple[str, str, str]]:
+        """Name, shape and type of each array, as text."""
+        return [
+            (name, " x ".join(map(str, array["shape"])) or "scalar", array["dtype"])
+            for name, array in self.arrays.items()
+        ]
+
+
+@dataclass(frozen=True)
+class ShardFacts:
+    """Contents of a shard."""
+
+    samples: int  # number of keys with at least one member
+    members: int  # number of files in the tar
+    bytes: int  # size of the tar
+    # map from number of members to number of samples that have that many
+    members_per_sample: Mapping[int, int]
+    first: SampleSummary | None  # first sample; None in an empty tar
+    problem: str = ""  # reason why the tar could not be read to its end; empty if it could
+
+
+def inspect_shard(path: Path) -> report.Report:
+    """Reads the headers of a tar and its first sample."""
+    facts = _read_facts(path)
+    counts = ", ".join(
+        f"{members} in {counted(samples, 'sample')}"
+        if len(facts.members_per_sample) > 1
+        else str(members)
+        for members, samples in facts.members_per_sample.items()
+    )
+    return report.Report(
+        kind="shard",
+        headline=f"shard, {counted(facts.samples, 'sample')}",
+        facts=asdict(facts),
+        summary={
+            "status": facts.problem or report.status_text("whole"),
+            "on disk": size_text(facts.bytes),
+            "members per sample": counts,
+            "first sample": facts.first.key if facts.first else "none",
+        },
+        tables=_tables(facts.first) if facts.first else (),
+        page=partial(_page, path, facts),
+    )
+
+
+def first_sample(shard: OpenShard) -> SampleSummary | None:
+    """Summary of the first sample of a tar; None if there is none or it cannot be read."""
+    if not shard.keys:
+        return None
+    try:
+        with shard.reading(shard.keys[0]) as sample:
+            return _sample_summary(sample, shard.members[sample.key])
+    except DataError:
+        return None
+
+
+def _read_facts(path: Path) -> ShardFacts:
+    with open_shard(path) as shard:
+        counts = Counter[str]()
+        for sample in shard.scan.samples:
+            counts[sample.key] += len(sample.members)
+        others = sum(problem.code == "not_a_file" for problem in shard.scan.problems)
+        return ShardFacts(
+            samples=len(counts),
+            members=counts.total(),
+            bytes=path.stat().st_size,
+            members_per_sample=dict(Counter(counts.values()).most_common()),
+            first=first_sample(shard),
+            problem=shard.damage
+            or (f"{counted(others, 'member is', 'members are')} not plain files" if others else ""),
+        )
+
+
+def _sample_summary(sample: StoredSample, ranges: Mapping[str, tuple[int, int]]) -> SampleSummary:
+    """Summary of a sample; `ranges` maps each suffix to (offset, size)."""
+    try:
+        language = sample.language()
+    except ValueError:
+        language = {}
+    sizes = {suffix: size for suffix, (_, size) in ranges.items()}
+    headers = sample.array_headers() if ARRAYS in sample.members else {}
+    arrays = {name: {"shape": shape, "dtype": dtype} for name, (shape, dtype) in headers.items()}
+    return SampleSummary(sample.key, sizes, sample.image_sizes(), arrays, language)
+
+
+def _tables(first: SampleSummary) -> list[str]:
+    shown = {name: pixels_text(size, "unreadable") for name, size in first.pictures.items()}
+    members = [(name, size_text(size), shown.get(name, "")) for name, size in first.members.items()]
+    language = [(kind, f'"{texts[0]}"') for kind, texts in first.language.items()]
+    return [
+        text_table("Members of the first sample", ("name", "size", "width x height"), members),
+        text_table(f"Arrays of {ARRAYS}", ("name", "shape", "dtype"), first.array_rows()),
+        text_table("Language", ("kind", "example"), language),
+    ]
+
+
+def _page(path: Path, facts: ShardFacts, request: report.PageRequest) -> report.ReportPage:
+    # A shard without its folder has no options.
+    options = report.Problems().read(ShardFolder(path.parent / MANIFEST_NAME).options) or {}
+    with open_shard(path) as tar:
+        episode = _episode_view(tar, options)
+        sections = [_overview(facts)]
+        if episode is not None:
+            sections.append(pages_images.episode_section(episode, is_under=False))
+        total = len(tar.keys)
+        samples = [
+            sample_card(tar, i, options) for i in layout.evenly_spaced(total, request.samples)
+        ]
+        sections += group(f"Samples ({len(samples)} of {total})", samples)
+    kind = "shard" if episode is None else "samples of one episode"
+    return report.ReportPage(sections, f"{kind}, {counted(facts.samples, 'sample')}")
+
+
+def _overview(facts: ShardFacts) -> layout.Section:
+    info = {
+        "samples": f"{facts.samples:,}",
+        "members": f"{facts.members:,}",
+        "status": "broken" if facts.problem else report.status_text("whole"),
+        "on disk": size_text(facts.bytes),
+    }
+    members = ""
+    if (first := facts.first) is not None:
+        sizes = [(layout.code(name), f"{size:,}") for name, size in first.members.items()]
+        arrays = [(layout.code(name), shape, dtype) for name, shape, dtype in first.array_rows()]
+        members = layout.details(
+            "Members of the first sample", layout.table(("member", "bytes"), sizes, numbers=(1,))
+        ) + layout.details(
+            "Arrays of the first sample", layout.table(("array", "shape", "type"), arrays)
+        )
+    problem = layout.note(facts.problem) if facts.problem else ""
+    return layout.Section("Overview", layout.tiles(info) + problem + members)
+
+
+def _episode_view(tar: OpenShard, options: Mapping[str, Any]) -> pages_images.EpisodeView | None:
+    """View of the episode that the samples of a tar are from; None if they are from several;
+    `options`: preprocessing_config.yaml; empty if unknown.
+    """
+    keys_by_anchor = _one_episode(tar)
+    if keys_by_anchor is None:
+        return None
+    problems: list[str] = []
+    rows = _anchor_rows(tar, keys_by_anchor, problems)
+    if not rows:
+        return None
+    anchors = sorted(rows)
+    keys = [keys_by_anchor[anchor] for anchor in anchors]
+    numbers = _columns([rows[anchor] for anchor in anchors])
+    with tar.reading(keys[0]) as first:
+        metadata = first.metadata()
+        language = first.language()
+    actions, proprioception = field_summary.policy_fields(
+        numbers,
+        _absolute(report.listed(options, "action_fields"), numbers),
+        _absolute(report.listed(options, "proprioception_fields"), numbers),
+        field_summary.recorded_names(options),
+    )
+    shown = pages_images.shown_positions(len(anchors))
+    fps = frame_rate(metadata, options)
+    if fps is None:
+        problems.append(f"the frame rate is not recorded; times assume {_DEFAULT_FPS:g} fps")
+    return pages_images.EpisodeView(
+        name=str(metadata.get("episode_id")),
+        info={
+            "task": metadata.get("task"),
+            "samples": len(anchors),
+            "episode length": metadata.get("original_episode_length"),
+            "fps": "" if fps is None else f"{fps:g}",
+        },
+        fps=fps or _DEFAULT_FPS,
+        frames=np.array(anchors),
+        shown=shown,
+        cameras=_strips(tar, [keys[position] for position in shown]),
+        actions=actions,
+        proprioception=proprioception,
+        tracks=field_summary.pose_tracks(numbers, field_summary.position_fields(numbers)),
+        language=language,
+        problems=problems,
+    )
+
+
+def _one_episode(tar: OpenShard) -> dict[int, str] | None:
+    """Map from anchor to key; None unless samples with readable metadata are of one episode."""
+    anchors: dict[int, str] = {}
+    episodes: set[str] = set()
+    for key in tar.keys:
+        try:
+            with tar.reading(key) as sample:
+                metadata = sample.metadata()
+        except DataError:
+            continue
+        anchor = metadata.get("anchor_timestep")
+        episode = metadata.get("episode_id")
+        if not isinstance(anchor, int) or not isinstance(episode, str) or anchor in anchors:
+            return None
+        episodes.add(episode)
+        if len(episodes) > 1:
+            return None
+        anchors[anchor] = key
+    return anchors if len(anchors) > 1 else None
+
+
+def _anchor_rows(
+    tar: OpenShard, keys: Mapping[int, str], problems: list[str]
+) -> dict[int, dict[str, Array]]:
+    """Map from anchor to its row of each field; broken samples are added to `problems`."""
+    rows: dict[int, dict[str, Array]] = {}
+    for frame, key in keys.items():
+        try:
+            with tar.reading(key) as sample:
+                step = sample.metadata().get("anchor_relative_idx", 0)
+                arrays = sample.arrays()
+        except DataError as error:
+            problems.append(error.message)
+            continue
+        length = len(arrays["past_mask"]) if "past_mask" in arrays else step + 1
+        fields = field_summary.lowdim_columns(arrays, length)
+        rows[frame] = {name: values[min(step, length - 1)] for name, values in fields.items()}
+    return rows
+
+
+def _columns(rows: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """Fields [S, C] that all rows have with the same width."""
+    return {
+        name: np.stack([row[name] for row in rows])
+        for name, first in rows[0].items()
+        if all(name in row and row[name].shape == first.shape for row in rows)
+    }
+
+
+def _absolute(names: Sequence[object], known: Mapping[str, Array]) -> list[str]:
+    """Configured fields; for a relative one its absolute field, if that is in `known`."""
+    pairs = ((name, name.removesuffix("_relative")) for name in map(str, names))
+    return [absolute if absolute in known else name for name, absolute in pairs]
+
+
+def _strips(tar: OpenShard, keys: Sequence[str]) -> dict[str, list[pages_images.FrameView]]:
+    """Map from camera to the image nearest to the anchor of each sample."""
+    strips: dict[str, list[pages_images.FrameView]] = {}
+    with tar.reading(keys[0]) as first:
+        views = first.image_suffixes()
+    for camera in dict.fromkeys(camera for camera, _ in views):
+        offset = min((offset for name, offset in views if name == camera), key=abs)
+        strips[camera] = [_stored(tar, key, (camera, offset)) for key in keys]
+    return strips
+
+
+def _stored(tar: OpenShard, key: str, view: tuple[str, int]) -> pages_images.FrameView:
+    with tar.reading(key) as sample:
+        names = (f"rescaled_intrinsics.{view[0]}", f"extrinsics.{view[0]}")
+        arrays = sample.arrays([name for name in sample.array_headers() if name in names])
+        step = sample.metadata().get("anchor_relative_idx", 0)
+        return stored_view(sample, view, arrays, step + view[1])

@@ -1,0 +1,717 @@
+"""Rules of a raw Spartan episode: those of a pass, which `read` ends at the first error, and more.
+
+`open_episode` checks files and headers, which is enough for a survey; `read_values` inflates the
+arrays; `verify` alone makes the checks that read data nothing else needs.
+
+Legend of shapes: F frames, C dimensions. Source: formats/spartan 1, 2, 3, 4, 5, 10;
+formats/lbm-preprocessing 2.7.
+"""
+
+import hashlib
+import math
+import re
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from vlatool.episode import Array, Calibration, EpisodeRef, FieldSpec
+from vlatool.errors import DataError
+from vlatool.events import counted
+from vlatool.findings import Collector, Finding, FindingCodes, error, info, warning
+from vlatool.formats.field_summary import dimension_label
+from vlatool.formats.media.npz import ArrayHeader, NpzArchive, NpzFrames, missing_array_error
+from vlatool.formats.spartan.config import SpartanConfig
+from vlatool.storage.byte_ranges import open_file, read_file
+from vlatool.storage.documents import DocumentError, read_yaml
+from vlatool.storage.tree import file_names
+
+_AGAIN = "download or record the episode again"
+_LOOK = "inspect the recording; exclude the episode with `preprocess --exclude`"
+
+SPARTAN = FindingCodes(
+    "spartan",
+    missing_file=error("A required file of the episode is missing.", _AGAIN),
+    unreadable_file=error("A YAML or npz file cannot be read.", _AGAIN),
+    unreadable_array=error("An array of an npz file cannot be read.", _AGAIN),
+    broken_member=error("An npz member is truncated or fails its checksum (--full).", _AGAIN),
+    object_array=error(
+        "An observation holds pickled Python objects, which are never loaded.",
+        "leave the field out with --data-discard-keys",
+    ),
+    ignored_objects=info("An unused array, such as skill_type, holds pickled objects."),
+    unread_array=warning("An unused array is broken or has another length."),
+    length_mismatch=error("An array has another number of frames than most.", _AGAIN),
+    empty_episode=error("The episode has no frames.", _AGAIN),
+    not_finite=error(
+        "A field holds NaN or infinity.", "repair it, or drop the field or the episode"
+    ),
+    no_cameras=error("metadata.yaml names no camera that has images.", _AGAIN),
+    camera_without_pictures=warning(
+        "metadata.yaml names a camera that has no images.",
+        "use the other cameras, or record the episode again",
+    ),
+    bad_pictures=error("Images of a camera are not uint8 [frames, height, width, 3].", _AGAIN),
+    bad_camera_name=error(
+        "A camera name cannot be a file name in a shard.",
+        "use lower-case letters, digits, dots, dashes and underscores",
+    ),
+    camera_name_case=warning("A camera name has upper-case letters; it is used in lower case."),
+    missing_calibration=warning(
+        "A camera has no intrinsics or extrinsics.", "samples will lack them too"
+    ),
+    bad_calibration=error("A calibration matrix has another shape, NaN or infinity.", _AGAIN),
+    zero_focal_length=warning("Intrinsics have a focal length that is not positive.", _LOOK),
+    odd_extrinsics=warning("The rotation of extrinsics is not orthonormal.", _LOOK),
+    missing_actions=error("actions.npz has no array `actions`.", _AGAIN),
+    narrow_actions=error(
+        "The action vector is narrower than its fields.",
+        "set --action-key-fields and --action-index-fields to the fields of the vector",
+    ),
+    wide_actions=info("The action vector has columns without a field."),
+    action_not_next_desired=warning(
+        "Actions differ from the desired poses of the next frame.",
+        "check that actions and observations start at the same frame",
+    ),
+    degenerate_rot_6d=warning("A 6D rotation is not a rotation.", _LOOK),
+    rot_6d_not_unit=warning("A 6D rotation has rows that are not unit and orthogonal.", _LOOK),
+    no_motion=warning("No measured pose changes in the whole episode.", _LOOK),
+    timestamps_not_ascending=warning("A timestamp does not ascend.", _LOOK),
+    no_instruction=warning(
+        "language_instruction is missing or empty.",
+        "set --language-annotations-path; otherwise the task name is the instruction",
+    ),
+    bad_field=error(
+        "An observation holds neither numbers nor text.",
+        "leave the field out with --data-discard-keys",
+    ),
+    success_unreadable=warning("summary.npz does not state the success of the episode.", _AGAIN),
+    validation_episode_missing=warning(
+        "An episode to exclude is not in the source.",
+        "correct the file of --validation-episodes-path",
+    ),
+    not_successful=info("summary.npz says that the episode failed."),
+    missing_depth_or_label=info("Some cameras have depth or label images and others do not."),
+    duplicate_episode=warning(
+        "Two episodes have equal actions.", "exclude one of them with `preprocess --exclude`"
+    ),
+    misnamed_episode=warning(
+        "A folder beside the episodes has a similar name but is not read.",
+        "rename it to episode_<number> with a folder processed, or move it away",
+    ),
+    unlistable_folder=warning(
+        "A folder cannot be listed.", "grant read permission and verify again"
+    ),
+    error_codes={
+        "broken_yaml": "unreadable_file",
+        "broken_npz": "unreadable_array",
+        "missing_field": "no_cameras",
+        "missing_array": "missing_actions",
+        "not_pictures": "bad_pictures",
+    },
+)
+
+
+METADATA = "metadata.yaml"
+OBSERVATIONS = "observations.npz"
+ACTIONS = "actions.npz"
+SUMMARY = "summary.npz"
+# File to the size of its matrices.
+CALIBRATION = {"intrinsics.npz": 3, "extrinsics.npz": 4}
+ARCHIVES = (OBSERVATIONS, ACTIONS, *CALIBRATION)
+MAP_SUFFIXES = ("_depth", "_label")
+_CAMERA_IDS = "camera_id_to_semantic_name"
+_CAMERA_NAME = re.compile(r"^[a-z0-9_.-]{1,200}\Z")
+_Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # CBaseLoader is 10 times as fast
+
+
+@dataclass
+class OpenedEpisode:
+    """Files and headers of an episode that can be opened."""
+
+    folder: Path  # its `processed` folder
+    present: frozenset[str]  # names of the files in it
+    # readable npz files, by name
+    archives: dict[str, NpzArchive] = field(default_factory=dict[str, NpzArchive])
+    # map from hardware id to semantic name, in lower case
+    camera_ids: Mapping[str, str] = field(default_factory=dict[str, str])
+    # map from semantic name to images, in the order of metadata.yaml
+    cameras: dict[str, NpzFrames] = field(default_factory=dict[str, NpzFrames])
+    # observation that is a field to its header, in file order
+    fields: dict[str, ArrayHeader] = field(default_factory=dict[str, ArrayHeader])
+    actions: ArrayHeader | None = None  # header of the action vector [F, C]
+    num_frames: int | None = None  # F; None if no array is readable
+    # (file, array) of all arrays that were opened
+    examined: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+
+    def open_archive(self, name: str, report: Collector) -> NpzArchive | None:
+        """An npz file; None if it is missing or broken, which is reported."""
+        if name not in self.present:
+            return None
+        archive = report.attempt(partial(NpzArchive, self.folder / name), "unreadable_file")
+        if archive is not None:
+            self.archives[name] = archive
+        return archive
+
+    def field_specs(self, config: SpartanConfig) -> dict[str, FieldSpec]:
+        """Fields that `read_values` returns, from headers."""
+        specs = {name: FieldSpec(_width(header)) for name, header in self.fields.items()}
+        return specs | {name: FieldSpec(end - start) for name, start, end in _parts(config)}
+
+
+@dataclass
+class EpisodeValues:
+    """Values of an episode that are read at once."""
+
+    observed: dict[str, Array]  # map from observation to its values: numbers [F, C], text [F]
+    actions: dict[str, Array]  # field of the action vector to its values [F, C]
+    calibration: dict[str, Calibration]  # map from camera to its matrices
+    success: bool | None  # True if the task succeeded; None if unknown
+
+
+def open_episode(folder: Path, config: SpartanConfig, report: Collector) -> OpenedEpisode:
+    """Checks files, cameras and headers of a `processed` folder; does not read values."""
+    episode = OpenedEpisode(folder, file_names(folder))
+    for path in (folder / name for name in (METADATA, *ARCHIVES)):
+        if path.name not in episode.present:
+            report.add_error(
+                DataError.at(
+                    path,
+                    "does not exist",
+                    hint="the episode is incomplete; download or record it again",
+                    code="data.missing",
+                    finding="missing_file",
+                )
+            )
+    if METADATA in episode.present:
+        path = folder / METADATA
+        episode.camera_ids = report.attempt(partial(camera_names, path, report)) or {}
+    observations = episode.open_archive(OBSERVATIONS, report)
+    if observations is not None:
+        _open_cameras(episode, observations, report)
+        images = {
+            f"{camera}{kind}" for camera in episode.camera_ids for kind in ("", *MAP_SUFFIXES)
+        }
+        for name in observations.names:
+            if name in images or name in config.data_discard_keys:
+                continue
+            header = report.attempt(partial(observations.header, name))
+            is_named = name.startswith(("robot__", "language_"))
+            if header is not None and len(header.shape) > 2 and not is_named:
+                continue
+            episode.examined.add((OBSERVATIONS, name))
+            if header is not None and report.attempt(partial(_field_header, observations, name)):
+                episode.fields[name] = header
+    actions = episode.open_archive(ACTIONS, report)
+    if actions is not None:
+        episode.examined.add((ACTIONS, "actions"))
+        episode.actions = report.attempt(partial(_action_header, actions, config, report))
+    _check_lengths(episode, report)
+    return episode
+
+
+def camera_names(path: Path, report: Collector) -> dict[str, str]:
+    """Map from hardware id to semantic name in lower case, from a metadata.yaml."""
+    mapping = _read_yaml(path).get(_CAMERA_IDS)
+    if not isinstance(mapping, Mapping) or not mapping:
+        raise DataError.at(
+            path,
+            f"{_CAMERA_IDS} is missing or empty",
+            hint="it names the cameras, for example 6CD146030E99: scene_right_0",
+            code="data.unknown_field",
+            finding="missing_field",
+            field=_CAMERA_IDS,
+        )
+    original = {str(camera_id): str(name) for camera_id, name in mapping.items()}
+    names = {camera_id: name.lower() for camera_id, name in original.items()}
+    for camera_id, name in original.items():
+        location = {"path": str(path), "camera": name}
+        if not _CAMERA_NAME.match(names[camera_id]):
+            problem = f"the camera name {name[:40]!r} cannot be a file name in a shard"
+            hint = "use letters, digits, dots, dashes and underscores"
+            report.add_error(_camera_name_error(problem, hint, location))
+        elif name != names[camera_id]:
+            message = f"{path}: the camera name {name!r} has upper-case letters"
+            report.note("camera_name_case", message, **location)
+    if len(set(names.values())) < len(names):
+        problem = f"two cameras have the same name: {', '.join(names.values())}"
+        hint = "names are compared in lower case; use a different name for each camera"
+        report.add_error(_camera_name_error(problem, hint, {"path": str(path)}))
+    return names
+
+
+def _camera_name_error(problem: str, hint: str, location: Mapping[str, str]) -> DataError:
+    message = f"{location['path']}: {problem}"
+    return DataError(
+        message, hint=hint, code="data.bad_name", details={"finding": "bad_camera_name", **location}
+    )
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    try:
+        # This loader returns only text, lists and mappings, so camera ids stay text.
+        content = read_yaml(path, _Loader)
+    except (OSError, DocumentError) as error:
+        line = getattr(error, "line", 0)
+        location = f"{path}:{line}" if line else f"{path}"
+        raise DataError(
+            f"{location}: cannot be read: {' '.join(str(error).split())}",
+            hint="the file is damaged; download or record it again",
+            code="data.broken",
+            details={"finding": "broken_yaml", "path": str(path)},
+        ) from None
+    return content if isinstance(content, Mapping) else {}
+
+
+def _open_cameras(episode: OpenedEpisode, archive: NpzArchive, report: Collector) -> None:
+    ids = episode.camera_ids
+    archive.load_headers(ids)
+    for camera_id, name in ids.items():
+        if camera_id not in archive:
+            message = f"{archive.path}: camera {name!r} ({camera_id}) has no images"
+            location = {"path": str(archive.path), "camera": name, "field": camera_id}
+            report.note("camera_without_pictures", message, **location)
+            continue
+        episode.examined.add((OBSERVATIONS, camera_id))
+        frames = report.attempt(partial(archive.frames, camera_id), camera=name)
+        if frames is not None:
+            episode.cameras[name] = frames
+    if ids and not any(camera_id in archive for camera_id in ids):
+        report.add_error(
+            DataError.at(
+                archive.path,
+                f"no camera of {_CAMERA_IDS} has images",
+                hint="the ids in metadata.yaml must be names of arrays in this file",
+                code="data.missing",
+                finding="no_cameras",
+            )
+        )
+
+
+def _field_header(archive: NpzArchive, name: str) -> ArrayHeader:
+    header = archive.readable_header(name)
+    shape = header.shape
+    kind = header.dtype.kind
+    if shape and (kind in "US" or (kind in "biuf" and not (shape[0] and 0 in shape))):
+        return header
+    problem = "is a single value, expected one per frame"
+    finding = "length_mismatch"
+    if shape:
+        problem = f"is {header.dtype}{list(shape)}, expected numbers or text"
+        finding = "bad_field"
+    raise DataError.at(
+        archive.path,
+        f"{name!r} {problem}",
+        hint="leave the field out with --data-discard-keys",
+        code="data.mismatch",
+        finding=finding,
+        field=name,
+    )
+
+
+def _width(header: ArrayHeader) -> int:
+    return 0 if header.dtype.kind in "US" else math.prod(header.shape[1:])
+
+
+def _parts(config: SpartanConfig) -> Iterator[tuple[str, int, int]]:
+    """(name, start, end) of the fields of the action vector."""
+    stops = config.action_index_fields
+    yield from zip(config.action_key_fields, [0, *stops[:-1]], stops, strict=True)
+
+
+def _action_header(archive: NpzArchive, config: SpartanConfig, report: Collector) -> ArrayHeader:
+    if "actions" not in archive:
+        raise missing_array_error(archive.path, "actions")
+    header = archive.readable_header("actions")
+    expected = config.action_index_fields[-1]
+    width = header.shape[1] if len(header.shape) == 2 else 0
+    problem = f"{archive.path}: actions is {header.dtype}{list(header.shape)}, expected"
+    location = {"path": str(archive.path), "field": "actions"}
+    if width < expected or header.dtype.kind not in "biuf":
+        raise DataError(
+            f"{problem} numbers [frames, {expected}]",
+            hint="set the fields of the vector with --action-fields-config-path",
+            code="data.mismatch",
+            details={"finding": "narrow_actions", **location},
+        )
+    if width > expected:
+        report.note("wide_actions", f"{problem} [frames, {expected}]", **location)
+    return header
+
+
+def _check_lengths(episode: OpenedEpisode, report: Collector) -> None:
+    """Sets the number of frames, by majority, and reports arrays with another number."""
+    arrays = {(OBSERVATIONS, name): header.shape[0] for name, header in episode.fields.items()}
+    if episode.actions is not None:
+        arrays[ACTIONS, "actions"] = episode.actions.shape[0]
+    for camera_id, name in episode.camera_ids.items():
+        if name in episode.cameras:
+            arrays[OBSERVATIONS, camera_id] = len(episode.cameras[name])
+    if not arrays:
+        return
+    expected = episode.num_frames = Counter(arrays.values()).most_common(1)[0][0]
+    for (file, name), length in arrays.items():
+        if length != expected:
+            report.add_error(length_error(episode, file, name, length))
+    if expected == 0:
+        report.add_error(
+            DataError.at(
+                episode.folder,
+                "the episode has no frames",
+                hint="exclude it with `preprocess --exclude`, or record it again",
+                code="data.broken",
+                finding="empty_episode",
+            )
+        )
+
+
+def length_error(episode: OpenedEpisode, file: str, name: str, length: int | None) -> DataError:
+    """Error for an array without one entry per frame; `length` None is a single value."""
+    path = episode.folder / file
+    camera = episode.camera_ids.get(name)
+    label = name if camera is None else f"camera {camera}"
+    problem = "is a single value" if length is None else f"has {counted(length, 'frame')}"
+    return DataError.at(
+        path,
+        f"{label!r} {problem}, most arrays have {episode.num_frames}",
+        hint="the episode is inconsistent; record or download it again",
+        code="data.mismatch",
+        finding="length_mismatch",
+        field=name,
+        camera=camera,
+    )
+
+
+def read_values(episode: OpenedEpisode, config: SpartanConfig, report: Collector) -> EpisodeValues:
+    """Inflates fields, actions and calibration; images stay on disk."""
+    observed: dict[str, Array] = {}
+    for name in episode.fields:
+        archive = episode.archives[OBSERVATIONS]
+        array = report.attempt(partial(archive.read, name))
+        if array is not None:
+            observed[name] = _flatten(array)
+    actions: dict[str, Array] = {}
+    if episode.actions is not None:
+        vector = report.attempt(partial(episode.archives[ACTIONS].read, "actions"))
+        if vector is not None:
+            actions = {name: vector[:, start:end] for name, start, end in _parts(config)}
+    success = _read_success(episode, report)
+    return EpisodeValues(observed, actions, _read_calibration(episode, report), success)
+
+
+def _flatten(array: Array) -> Array:
+    """Values as [F, C] for numbers, [F] for text."""
+    if array.dtype.kind in "US":
+        text = array if array.dtype.kind == "U" else np.char.decode(array, "utf-8", "replace")
+        return text.reshape(len(array)) if array.size == len(array) else text
+    return array.reshape(len(array), math.prod(array.shape[1:]))
+
+
+def _read_success(episode: OpenedEpisode, report: Collector) -> bool | None:
+    """True if the episode succeeded; None if its summary does not say."""
+    if SUMMARY not in episode.present:
+        return None
+    path = episode.folder / SUMMARY
+    location = {"path": str(path), "field": "episode_success"}
+    try:
+        value = NpzArchive(path).read("episode_success").reshape(-1)
+        problem = "it is empty" if not len(value) else f"it is {value.dtype}, not bool"
+    except DataError as error:
+        value = np.empty(0)
+        problem = error.message
+    if not len(value) or value.dtype.kind not in "biu":
+        message = f"{path}: episode_success is unknown: {problem}"
+        report.note("success_unreadable", message, **location)
+        return None
+    if not value[0]:
+        report.note("not_successful", f"{path}: episode_success is false", **location)
+    return bool(value[0])
+
+
+def _read_calibration(episode: OpenedEpisode, report: Collector) -> dict[str, Calibration]:
+    per_file: list[dict[str, Array]] = []
+    for file, size in CALIBRATION.items():
+        archive = episode.open_archive(file, report)
+        matrices: dict[str, Array] = {}
+        for camera_id, name in episode.camera_ids.items():
+            if archive is None or name not in episode.cameras:
+                continue
+            location = {"path": str(archive.path), "camera": name, "field": camera_id}
+            if camera_id not in archive:
+                message = f"{archive.path}: camera {name!r} ({camera_id}) has no entry"
+                report.note("missing_calibration", message, **location)
+                continue
+            episode.examined.add((file, camera_id))
+            values = report.attempt(partial(_matrices, archive, camera_id, size), camera=name)
+            if values is not None:
+                matrices[name] = values
+        per_file.append(matrices)
+    intrinsics, extrinsics = per_file
+    return {
+        name: Calibration(intrinsics.get(name), extrinsics.get(name)) for name in episode.cameras
+    }
+
+
+def _matrices(archive: NpzArchive, camera_id: str, size: int) -> Array:
+    """Static [n, n] or per-frame [F, n, n] matrices of a camera."""
+    values = archive.read(camera_id)
+    is_matrix = values.ndim in (2, 3) and values.shape[-2:] == (size, size)
+    is_matrix = is_matrix and values.dtype.kind in "fiu"
+    if not is_matrix or not np.isfinite(values).all():
+        problem = "not finite" if is_matrix else f"{values.dtype}{list(values.shape)}"
+        raise DataError.at(
+            archive.path,
+            f"{camera_id!r} is {problem}, "
+            f"expected finite matrices {[size, size]}, one or one per frame",
+            hint="repair the calibration of this camera, or remove its line from the file",
+            code="data.broken",
+            finding="bad_calibration",
+            field=camera_id,
+        )
+    return values
+
+
+_INSTRUCTION = "language_instruction"
+_CHUNK = 2**20
+_ZERO_LENGTH = 1e-6
+_PARALLEL = 1e-3
+# Tolerance for rotations that were stored as float32 or text.
+_ROUNDING = 1e-3
+_EXTRINSICS_ROUNDING = 1e-4
+
+
+class EpisodeLint:
+    """Checks of an episode that was opened and read as far as possible."""
+
+    def __init__(
+        self,
+        episode: OpenedEpisode,
+        values: EpisodeValues,
+        discarded: Collection[str],
+        report: Collector,
+    ) -> None:
+        self._episode = episode
+        self._values = values
+        self._discarded = discarded
+        self._report = report
+
+    def check(self) -> None:
+        for file, archive in self._episode.archives.items():
+            self._check_unread(file, archive)
+        self._check_depth_and_labels()
+        self._check_calibration()
+        for file, fields in (
+            (OBSERVATIONS, self._values.observed),
+            (ACTIONS, self._values.actions),
+        ):
+            for name, values in fields.items():
+                self._check_field(file, name, values)
+        fields = self._values.observed.items()
+        poses = [values for name, values in fields if "__actual__poses__" in name]
+        is_long = poses and min(map(len, poses)) > 1
+        if is_long and not any(np.ptp(pose, axis=0).any() for pose in poses):
+            self._note("no_motion", OBSERVATIONS, "no measured pose changes")
+        # Compares action[t] with desired[t + 1]
+        differences: list[Array] = []
+        for name, values in self._values.actions.items():
+            desired = self._values.observed.get(name.replace("__action__", "__desired__"))
+            if desired is not None and desired.shape == values.shape:
+                is_equal = np.isclose(values[:-1], desired[1:], rtol=1e-5, atol=1e-6)
+                differences.append(np.asarray(np.all(is_equal, axis=1) == 0))
+        frames = np.any(differences, axis=0) if differences else np.zeros(0, bool)
+        if frames.any():
+            share = float(frames.mean())
+            message = f"action differs from the next desired pose in {share:.0%} of the frames"
+            location = {"field": "actions", "frame": int(frames.argmax()), "share": share}
+            self._note("action_not_next_desired", ACTIONS, message, **location)
+        self._check_instruction()
+
+    def _note(self, code: str, file: str, message: str, **location: Any) -> None:
+        path = self._episode.folder / file
+        self._report.note(code, f"{path}: {message}", path=str(path), **location)
+
+    def _check_unread(self, file: str, archive: NpzArchive) -> None:
+        """Checks headers and lengths of the arrays that are not read."""
+        for name in archive.names:
+            if (file, name) in self._episode.examined:
+                continue
+            try:
+                header = archive.header(name)
+            except DataError as error:
+                self._note("unread_array", file, error.message, field=name)
+                continue
+            if header.dtype.hasobject:
+                self._note("ignored_objects", file, f"{name!r} holds Python objects", field=name)
+            elif name not in self._discarded:
+                is_static = file in CALIBRATION and len(header.shape) < 3
+                problem = self._length_error(file, name, None if is_static else header.shape[:1])
+                if problem is not None:
+                    self._note("unread_array", file, problem.message, field=name)
+
+    def _length_error(
+        self, file: str, name: str, lengths: tuple[int, ...] | None
+    ) -> DataError | None:
+        """Error if the first axis of an array is not the number of frames; None matches any."""
+        expected = self._episode.num_frames
+        if file == ACTIONS or expected is None or lengths in (None, (expected,)):
+            return None
+        return length_error(self._episode, file, name, lengths[0] if lengths else None)
+
+    def _check_depth_and_labels(self) -> None:
+        archive = self._episode.archives.get(OBSERVATIONS, ())
+        present = {
+            camera_id: [side for side in MAP_SUFFIXES if camera_id + side in archive]
+            for camera_id in self._episode.camera_ids
+            if camera_id in archive
+        }
+        for camera_id, sides in present.items() if any(present.values()) else ():
+            camera = self._episode.camera_ids[camera_id]
+            for name in (camera_id + side for side in MAP_SUFFIXES if side not in sides):
+                message = f"camera {camera!r} has no {name}"
+                location = {"camera": camera, "field": name}
+                self._note("missing_depth_or_label", OBSERVATIONS, message, **location)
+
+    def _check_calibration(self) -> None:
+        ids = {name: camera_id for camera_id, name in self._episode.camera_ids.items()}
+        for name, matrices in self._values.calibration.items():
+            both = (matrices.intrinsics, matrices.extrinsics)
+            for file, values in zip(CALIBRATION, both, strict=True):
+                if values is None:
+                    continue
+                lengths = values.shape[:1] if values.ndim == 3 else None
+                problem = self._length_error(file, ids[name], lengths)
+                if problem is not None:
+                    self._report.add_error(problem)
+                for code, problem in _matrix_problems(values):
+                    message = f"camera {name!r} ({ids[name]}) has {problem}"
+                    self._note(code, file, message, camera=name, field=ids[name])
+
+    def _check_field(self, file: str, name: str, values: Array) -> None:
+        if values.dtype.kind not in "fiu":
+            return
+        broken = ~np.isfinite(values)
+        bad = np.asarray(broken.any(axis=1))
+        if bad.any():
+            width = values.shape[1]
+            channel = int(broken[bad.argmax()].argmax())
+            dimension = dimension_label(name, channel, width, {}).removeprefix(name).strip(": ")
+            problem = f"is not finite{f' ({dimension})' if dimension else ''}"
+            self._note_frames("not_finite", file, name, bad, problem)
+        elif name.endswith("rot_6d") and values.shape[1] == 6:
+            self._check_rotation(file, name, values.astype(np.float64))
+        elif "timestamp" in name:
+            steps = np.diff(values, axis=0).min(axis=1, initial=1)
+            if (steps <= 0).any():
+                frame = int((steps <= 0).argmax()) + 1
+                message = f"{name!r} does not ascend at frame {frame}"
+                self._note("timestamps_not_ascending", file, message, field=name, frame=frame)
+
+    def _check_rotation(self, file: str, name: str, values: Array) -> None:
+        """Checks the two rows of each rotation in values [F, 6]."""
+        first = values[:, :3]
+        second = values[:, 3:]
+        lengths = np.linalg.norm(values.reshape(-1, 2, 3), axis=2)
+        area = np.linalg.norm(np.cross(first, second), axis=1)
+        degenerate = (lengths < _ZERO_LENGTH).any(axis=1) | (
+            area <= _PARALLEL * lengths.prod(axis=1)
+        )
+        skewed = np.abs((first * second).sum(axis=1)) > _ROUNDING
+        odd = ~degenerate & (skewed | (np.abs(lengths - 1) > _ROUNDING).any(axis=1))
+        problem = "has rows that are not unit and orthogonal"
+        self._note_frames(
+            "degenerate_rot_6d", file, name, np.asarray(degenerate), "is not a rotation"
+        )
+        self._note_frames("rot_6d_not_unit", file, name, np.asarray(odd), problem)
+
+    def _note_frames(self, code: str, file: str, name: str, frames: Array, problem: str) -> None:
+        """Reports the number of True values in a mask [F] and the first one, if there are any."""
+        if frames.any():
+            frame = int(frames.argmax())
+            count = int(frames.sum())
+            message = f"{name!r} {problem} in {counted(count, 'frame')}, first at frame {frame}"
+            self._note(code, file, message, field=name, frame=frame, count=count)
+
+    def _check_instruction(self) -> None:
+        if OBSERVATIONS not in self._episode.archives:
+            return
+        texts = self._values.observed.get(_INSTRUCTION)
+        frame = None
+        if texts is None or texts.dtype.kind != "U":
+            problem = f"has no {_INSTRUCTION}"
+        else:
+            empty = np.asarray(np.char.strip(texts) == "")
+            if not empty.any():
+                return
+            problem = f"{_INSTRUCTION} is empty in {counted(int(empty.sum()), 'frame')}"
+            frame = int(empty.argmax())
+        self._note("no_instruction", OBSERVATIONS, problem, field=_INSTRUCTION, frame=frame)
+
+
+def _matrix_problems(matrices: Array) -> Iterator[tuple[str, str]]:
+    """(code, problem) of intrinsics [(F,) 3, 3] or extrinsics [(F,) 4, 4]."""
+    if matrices.shape[-1] == 3:
+        if (matrices[..., [0, 1], [0, 1]] <= 0).any():
+            yield "zero_focal_length", "a focal length that is not positive"
+        return
+    rotation = matrices[..., :3, :3].astype(np.float64)
+    product = rotation @ np.swapaxes(rotation, -1, -2)
+    worst = float(np.abs(product - np.eye(3)).max(initial=0))
+    if worst > _EXTRINSICS_ROUNDING or (np.linalg.det(rotation) < 0).any():
+        yield "odd_extrinsics", f"a rotation with an error of {worst:.2g}"
+
+
+def check_members(episode: OpenedEpisode, report: Collector) -> None:
+    """Inflates all members of all archives to their end, which compares the checksum."""
+    for path in (archive.path for archive in episode.archives.values()):
+        with open_file(path) as file, zipfile.ZipFile(file) as archive:
+            for info in archive.infolist():
+                try:
+                    with archive.open(info) as member:
+                        while member.read(_CHUNK):
+                            pass
+                except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+                    array = info.filename.removesuffix(".npy")
+                    message = f"{path}: {array!r} is damaged: {error}"
+                    is_read = (path.name, array) in episode.examined
+                    code = "broken_member" if is_read else "unread_array"
+                    report.note(code, message, path=str(path), field=array)
+
+
+def check_siblings(refs: Sequence[EpisodeRef], sources: Sequence[Path]) -> Iterator[Finding]:
+    """Findings on several episodes: equal ones, and folders that are not read."""
+    first: dict[bytes, EpisodeRef] = {}
+    for ref in refs:
+        digest = _digest(ref.path / "processed" / ACTIONS)
+        if digest is None:
+            continue
+        other = first.setdefault(digest, ref)
+        if other is not ref:
+            message = f"{ref.path}: has the same actions as {other.path}"
+            yield SPARTAN("duplicate_episode", message, episode=ref.id, path=str(ref.path))
+    read = {ref.path for ref in refs}
+    for folder in dict.fromkeys(ref.path.parent for ref in refs if ref.path not in sources):
+        # Folders beside episodes that are named like episodes or cannot be listed
+        for child in sorted(folder.iterdir()):
+            if child in read or not child.is_dir():
+                continue
+            try:
+                next(iter(child.iterdir()), None)
+            except OSError as error:
+                yield SPARTAN.at("unlistable_folder", child, f"cannot be listed: {error.strerror}")
+                continue
+            if child.name.lower().startswith("episode"):
+                yield SPARTAN.at("misnamed_episode", child, "is not read")
+
+
+def _digest(path: Path) -> bytes | None:
+    try:
+        return hashlib.blake2b(read_file(path), digest_size=16).digest()
+    except OSError:
+        return None

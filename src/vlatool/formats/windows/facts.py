@@ -1,0 +1,236 @@
+"""Report of a folder of windows, with a page of some windows.
+
+Legend of shapes: T actions of a window, A dimensions of an action.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from vlatool.errors import DataError
+from vlatool.events import counted
+from vlatool.formats.lines import lines_index_path, read_lines
+from vlatool.formats.media.images import file_view
+from vlatool.formats.media.tar import read_index
+from vlatool.formats.windows import layout as windows_layout
+from vlatool.jobs.ownership import data_files
+from vlatool.jobs.record import read_valid_record
+from vlatool.pages import layout, report
+from vlatool.pages.charts import Axis, FieldValues, field_charts
+from vlatool.pages.images import FrameView, camera_strips
+from vlatool.pages.text import number_text, text_table
+from vlatool.storage.byte_ranges import ByteRange, read_byte_range
+from vlatool.storage.tree import size_text
+
+_SHOWN_TASKS = 8
+
+
+@dataclass(frozen=True)
+class WindowsFacts:
+    """Contents of a folder of windows."""
+
+    folder: str  # Path of the folder
+    # `whole`, `partial` if episodes failed, `incomplete` if the command has not finished, `broken`,
+    # or `published` if vlatool did not write it.
+    status: str
+    bytes: int  # total size of the files
+    episodes: int  # number of files of lines
+    samples: int | None  # number of lines by the manifest or the indexes; None if neither exists
+    cameras: tuple[str, ...]  # cameras in order
+    # Number of steps up to the anchor, the anchor included, and from the anchor on.
+    window: tuple[int, int]
+    tasks: tuple[str, ...]  # instructions of the first lines of some episodes
+    manifest: windows_layout.WindowManifest | None  # manifest; None if it does not exist
+
+
+def inspect(location: Path) -> report.Report:
+    """Reads the manifest, the indexes and the first line of some episodes."""
+    findings = report.Problems()
+    facts = _read_facts(location, findings)
+    count = facts.samples
+    windows = "an unknown number of windows" if count is None else counted(count, "window")
+    return report.Report(
+        kind="windows",
+        headline=f"{windows} of {counted(facts.episodes, 'episode')}",
+        facts=asdict(facts),
+        summary=_summary(facts),
+        tables=[text_table("Tasks", ("example",), [(f'"{text}"',) for text in facts.tasks])],
+        findings=findings,
+        page=partial(_page, facts, findings),
+    )
+
+
+def _read_facts(location: Path, findings: report.Problems) -> WindowsFacts:
+    manifest = findings.read(windows_layout.read_manifest, location)
+    record = findings.read(read_valid_record, location)
+    files = windows_layout.lines_files(location)
+    if not files:
+        raise DataError.at(
+            location,
+            "no episode is written here yet",
+            hint="wait until it ends; if it was interrupted, run the same command again",
+            code="data.incomplete",
+        )
+    status = "published" if record is None else "whole"
+    if record is not None and not record.complete:
+        status = "incomplete" if record.result is None else "partial"
+    chosen = files[:: max(1, len(files) // _SHOWN_TASKS)][:_SHOWN_TASKS]
+    tasks = [findings.read(lambda path: _window_at(path, 0).task, path) for path in chosen]
+    past = windows_layout.PUBLISHED_STEPS
+    future = windows_layout.PUBLISHED_STEPS
+    if manifest is not None:
+        past = manifest.past_steps
+        future = manifest.future_steps
+    return WindowsFacts(
+        folder=str(location),
+        status="broken" if findings else status,
+        bytes=sum(file.bytes for file in data_files(location)),
+        episodes=len(files),
+        samples=manifest.samples if manifest else _indexed(files),
+        cameras=manifest.cameras if manifest else windows_layout.PUBLISHED_CAMERAS,
+        window=(past, future),
+        tasks=tuple(dict.fromkeys(task for task in tasks if task is not None)),
+        manifest=manifest,
+    )
+
+
+def _summary(facts: WindowsFacts) -> dict[str, object]:
+    past, future = facts.window
+    info: dict[str, object] = {
+        "status": report.status_text(facts.status),
+        "on disk": size_text(facts.bytes),
+        "window": f"{counted(past, 'step')} up to the anchor, {future} from the anchor on",
+        "cameras": facts.cameras,
+    }
+    if (manifest := facts.manifest) is not None:
+        size = manifest.image_size
+        fps = manifest.fps
+        fields = ", ".join(manifest.action_fields)
+        info |= {
+            "images": f"{manifest.pictures}, {manifest.untouched} of them as recorded",
+            "image size": "as recorded" if size is None else f"{size[0]} x {size[1]}",
+            "rate": "unknown" if fps is None else f"{number_text(fps)} fps",
+            "actions": f"{counted(manifest.action_width, 'dimension')} ({fields}), not normalized",
+            "lines of a frame": manifest.qa_mode,
+            "prefix of names": manifest.names,
+        }
+    return info
+
+
+def _page(
+    facts: WindowsFacts, findings: report.Problems, request: report.PageRequest
+) -> report.ReportPage:
+    files = windows_layout.lines_files(Path(facts.folder))
+    cards: list[layout.Section] = []
+    for order, index in enumerate(_episode_indices(len(files), request.samples)):
+        # Position of the window in its episode: of the first window 0, of the last 1.
+        part = order / max(request.samples - 1, 1)
+        cards.append(
+            layout.card(files[index].stem, partial(_window_card, facts, files[index], part))
+        )
+    count = "" if facts.samples is None else f" of {facts.samples}"
+    shown = {"windows": facts.samples, "episodes": facts.episodes}
+    rows = [
+        (name, ", ".join(value) if isinstance(value, tuple) else value)
+        for name, value in _summary(facts).items()
+    ]
+    tasks = layout.heading("Tasks", layout.sentences({"task": facts.tasks}))
+    overview = layout.tiles(shown) + report.finding_notes(findings) + layout.table((), rows) + tasks
+    title = f"Windows ({len(cards)}{count})"
+    return report.ReportPage([layout.Section("Overview", overview), *layout.group(title, cards)])
+
+
+def _episode_indices(episodes: int, windows: int) -> list[int]:
+    """Evenly spaced indices of episodes; repeated if there are fewer than windows to show."""
+    if episodes >= windows:
+        return layout.evenly_spaced(episodes, windows)
+    return sorted(number % episodes for number in range(windows))
+
+
+def _window_card(facts: WindowsFacts, path: Path, part: float) -> layout.Section:
+    """Card of the window at a position of an episode; `part`: position in the episode, 0 to 1."""
+    index = read_index(lines_index_path(path))
+    lines = len(index.offsets) if index is not None else sum(1 for _ in read_lines(path))
+    number = min(int(part * lines), lines - 1)
+    window = _window_at(path, number)
+    past, future = (_strips(facts, names) for names in (window.images, window.future))
+    steps = len(next(iter(past.values())))
+    target = {"target": "the actions" if window.kind == "vla" else "the future images"}
+    body = (
+        layout.tags(target)
+        + layout.heading("Instruction", layout.sentences({"task": [window.task]}))
+        + layout.heading(
+            f"Past images: {counted(steps, 'step')} up to the anchor",
+            camera_strips(past, 1 - steps),
+        )
+        + layout.heading("Actions", _chart(facts, window))
+        + layout.heading(
+            f"Future images: {counted(len(window.actions), 'step')}", camera_strips(future, 1)
+        )
+    )
+    return layout.Section(f"{path.stem}, line {number + 1}", body, is_under=True)
+
+
+def _strips(facts: WindowsFacts, names: Sequence[str]) -> Mapping[str, Sequence[FrameView]]:
+    """Map from camera to its images; an image that occurs several times is read once."""
+    views = {name: file_view(Path(facts.folder) / name) for name in dict.fromkeys(names)}
+    return {
+        camera: [views[name] for name in names[index :: len(facts.cameras)]]
+        for index, camera in enumerate(facts.cameras)
+    }
+
+
+def _chart(facts: WindowsFacts, window: windows_layout.Window) -> str:
+    """Chart of the actions with a line per dimension; padding is shaded."""
+    actions = np.array(window.actions)
+    steps, width = actions.shape
+    names = facts.manifest.action_names if facts.manifest else ()
+    recorded = _num_recorded(window, len(facts.cameras))
+    padding = ((recorded - 0.5, steps - 0.5),) if recorded < steps else ()
+    axis = Axis(-0.5, steps - 0.5, "steps", whole=True, anchor=0.0, shaded=padding)
+    field = FieldValues(
+        "actions, not normalized",
+        actions,
+        names if len(names) == width else [str(index) for index in range(width)],
+    )
+    return field_charts(axis, np.arange(steps), [field], dots=True)
+
+
+def _num_recorded(window: windows_layout.Window, cameras: int) -> int:
+    """Number of actions before the end of the episode, whose last image is repeated as padding."""
+    future = window.future[::cameras]
+    if future[0] == window.images[-cameras]:
+        return 1
+    return min(len(window.actions), len(dict.fromkeys(future)) + 1)
+
+
+def _window_at(path: Path, number: int) -> windows_layout.Window:
+    """Window at a line of a file, by the index if there is one."""
+    index = read_index(lines_index_path(path))
+    try:
+        if index is not None and number < len(index.offsets):
+            start, length = index.ranges()[number]
+            return windows_layout.parse_window(
+                read_byte_range(ByteRange(path, start, start + length))
+            )
+        for current, line in enumerate(read_lines(path)):
+            if current == number:
+                return windows_layout.parse_window(line)
+        raise ValueError("has no such line")
+    except (ValueError, OSError) as error:
+        raise DataError(
+            f"{path}:{number + 1}: {error}",
+            hint="run `vlatool verify` to list all findings",
+            code="data.broken",
+            details={"path": str(path), "line": number + 1},
+        ) from None
+
+
+def _indexed(files: Sequence[Path]) -> int | None:
+    """Number of lines of all files; None if a file has no index."""
+    indexes = [read_index(lines_index_path(path)) for path in files]
+    counts = [len(index.offsets) for index in indexes if index is not None]
+    return sum(counts) if len(counts) == len(files) else None

@@ -1,0 +1,463 @@
+"""Zarr recordings: replay buffers of Diffusion Policy and UMI. Source: formats/zarr 1 to 3.
+
+All episodes follow each other in arrays `data/NAME` [N, ...]; `meta/episode_ends` [E] has the end
+of each, exclusive.
+"""
+
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from vlatool.config.base import ConfigModel, option
+from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, Role, Survey
+from vlatool.errors import DataError, VlatoolError, installed
+from vlatool.findings import Finding, FindingCodes
+from vlatool.formats import base
+from vlatool.formats.inventory import Stored, image_shape, is_action
+from vlatool.formats.mapping import (
+    MAPPING,
+    RecordingMapping,
+    mapping_file,
+    nearest,
+    read_mapping,
+)
+from vlatool.formats.plan import (
+    PLAIN,
+    EpisodePlan,
+    PlannedEpisode,
+    PlannedFrames,
+    PlannedImages,
+    plan_by_structure,
+    with_decisions,
+)
+from vlatool.formats.propose import Clues, proposed_mapping
+from vlatool.formats.rules import distinct_recordings
+from vlatool.formats.zarr.check import ZARR
+from vlatool.storage.tree import natural_key, walk
+from vlatool.storage.uri import can_list
+
+_LARGEST_FIELD = 2**28
+_LARGEST_CHUNK = 2**29
+_MOST_PIXELS = 2**26
+_MOST_DEPTH = 8
+_MEASURED = ("state", "agent_pos", "robot")
+
+
+class ZarrConfig(ConfigModel):
+    """Options of replay buffers. What stores do not have is given here."""
+
+    location_keys: ClassVar[frozenset[str]] = frozenset({"mapping"})
+
+    fps: float | None = option(None, "Frames per second.", gt=0)
+    instruction: str | None = option(None, "Instruction of all episodes.")
+    mapping: str | None = option(None, MAPPING)
+    missing_chunks: Literal["error", "fill"] | None = option(
+        None,
+        "Chunks that are not there: an error, or the fill value; null: an error in Zarr 2, the "
+        "fill value in Zarr 3, which leaves out chunks that have only this value.",
+    )
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """An open replay buffer."""
+
+    path: Path
+    arrays: Mapping[str, Any]  # path below `data`, or from the root with a slash, to the array
+    stops: tuple[int, ...]  # end of each episode, exclusive
+    num_rows: int  # N
+    attributes: Mapping[str, Any]  # of the root
+
+    def rows(self, number: int) -> tuple[int, int]:
+        """First row of an episode and the one after its last."""
+        return (self.stops[number - 1] if number else 0), self.stops[number]
+
+    @property
+    def fps(self) -> float | None:
+        """The rate in the attributes of the store."""
+        fps = self.attributes.get("fps")
+        if isinstance(fps, int | float) and math.isfinite(fps) and fps > 0:
+            return float(fps)
+        return None
+
+
+@contextmanager
+def _readable(path: Path, place: str) -> Generator[None]:
+    try:
+        yield
+    except VlatoolError:
+        raise
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        code = "missing_codec" if "codec not available" in reason else "unreadable"
+        raise ZARR.error(code, path, place, f"cannot be read: {reason}") from error
+
+
+@lru_cache(maxsize=4)  # opened once in a process for all its episodes
+def open_buffer(path: Path, missing_chunks: str | None = None) -> Buffer:
+    """The arrays of a store; no row but the ends of episodes is read."""
+    attributes, stored = open_arrays(path, missing_chunks)
+    ends = stored.pop("meta/episode_ends", None)
+    if ends is None or not any(name.startswith("data/") for name in stored):
+        raise ZARR.error("unknown_layout", path, "has no meta/episode_ends")
+    arrays: dict[str, Any] = {}
+    for name, array in stored.items():
+        arrays[name.removeprefix("data/") if name.startswith("data/") else f"/{name}"] = array
+    with _readable(path, ""):
+        stops = np.asarray(ends[...])
+    lengths = [array.shape[0] for name, array in arrays.items() if array.shape and name[0] != "/"]
+    count = max(lengths, key=lengths.count, default=0)
+    is_list = stops.ndim == 1 and stops.dtype.kind in "iu" and len(stops)
+    if not is_list or stops[0] < 0 or (np.diff(stops) < 0).any() or stops[-1] > count:
+        raise ZARR.error("bad_ends", path, "meta/episode_ends", f"does not divide {count} rows")
+    return Buffer(path, arrays, tuple(stops.tolist()), count, attributes)
+
+
+def open_arrays(
+    path: Path, missing_chunks: str | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Attributes of the root of a store, and its arrays by path; no row is read."""
+    with _readable(path, ""):
+        zarr = _library()
+        from vlatool.formats.zarr.store import CheckedStore
+
+        store = CheckedStore(path, missing_chunks)
+        root = zarr.open_group(store, mode="r", use_consolidated=False)
+        arrays: dict[str, Any] = {}
+        for name in _array_paths(store, ""):
+            if isinstance(array := root[name], zarr.Array):
+                arrays[name] = array
+        return dict(root.attrs), arrays
+
+
+def _array_paths(store: Any, at: str, depth: int = 0) -> Iterator[str]:
+    """Paths of the arrays of a store, in natural order."""
+    names = set(store.names(at))
+    if ".zarray" in names or store.is_array(at):
+        yield at
+        return
+    for name in sorted(names, key=natural_key):
+        if depth < _MOST_DEPTH and not name.startswith(".") and name != "zarr.json":
+            yield from _array_paths(store, f"{at}/{name}".lstrip("/"), depth + 1)
+
+
+def _library() -> Any:
+    """The library, with the codecs of images that are installed.
+
+    The lock of its codec blosc is made here without a name: a named one, as spawned processes make
+    them, would outlive a worker that is terminated.
+    """
+    import multiprocessing
+
+    method = multiprocessing.get_start_method(allow_none=True)
+    is_spawned = method == "spawn" and "fork" in multiprocessing.get_all_start_methods()
+    if is_spawned:
+        multiprocessing.set_start_method("fork", force=True)
+    try:
+        zarr = installed("zarr")
+        installed("numcodecs.blosc").get_mutex()
+    finally:
+        if is_spawned:
+            multiprocessing.set_start_method(method, force=True)
+    with suppress(ImportError):
+        from imagecodecs.numcodecs import register_codecs  # pyright: ignore[reportMissingImports]
+
+        register_codecs(verbose=False)
+    from vlatool.formats.zarr.store import check_chunks_of_blosc
+
+    check_chunks_of_blosc()
+    return zarr
+
+
+class ZarrImages(PlannedFrames):
+    """Images of an episode, read by whole chunks; the last chunk stays in memory."""
+
+    def __init__(
+        self, path: Path, planned: PlannedImages, rows: tuple[int, int], missing_chunks: str | None
+    ) -> None:
+        self._path = path
+        self.planned = planned
+        self._rows = rows
+        self._missing_chunks = missing_chunks
+        self._last: tuple[int, Array] | None = None
+
+    def __len__(self) -> int:
+        return self._rows[1] - self._rows[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": None}
+
+    @property
+    def _array(self) -> Any:
+        return open_buffer(self._path, self._missing_chunks).arrays[self.planned.path]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        form = image_shape(self._array.shape[1:], smallest=1)
+        return (form.height, form.width) if form else (0, 0)
+
+    def row(self, index: int) -> Array:
+        array = self._array
+        (first, stop) = self._rows
+        chunk = (first + index) // array.chunks[0]
+        low = max(first, chunk * array.chunks[0])
+        if self._last is None or self._last[0] != chunk:
+            rows = slice(low, min(stop, (chunk + 1) * array.chunks[0]))
+            with _readable(self._path, f"data/{self.planned.path}: frame {index}"):
+                self._last = chunk, np.asarray(array[rows])
+        return self._last[1][first + index - low]
+
+    def image_error(self, index: int, reason: str) -> DataError:
+        place = f"data/{self.planned.path}: frame {index}"
+        return ZARR.error("not_numeric", self._path, place, reason, frame=index)
+
+
+class ZarrEpisode(PlannedEpisode):
+    """An episode of an open buffer."""
+
+    codes: ClassVar[FindingCodes] = ZARR
+    missing: ClassVar[str] = "missing_array"
+
+    def __init__(
+        self, ref: EpisodeRef, buffer: Buffer, mapping: RecordingMapping | None, config: ZarrConfig
+    ) -> None:
+        super().__init__(ref, mapping, config, str(ref.extras["number"]))
+        self.buffer = buffer
+        self.first, self.stop = buffer.rows(ref.extras["number"])
+        if self.first == self.stop:
+            raise ZARR.error(
+                "bad_ends", ref.path, "meta/episode_ends", f"episode {self._episode} has no rows"
+            )
+        stored = _things(buffer, self.first, self.stop)
+        for name, value in buffer.attributes.items():
+            is_text = isinstance(value, str)
+            if name not in ("fps", "instruction"):
+                note = "" if is_text else "an attribute"
+                stored.append(Stored(f"@{name}", "text" if is_text else "other", note=note))
+        self.make_plan(stored, lambda: self._by_structure(stored))
+
+    def _by_structure(self, stored: Sequence[Stored]) -> EpisodePlan:
+        """`action` is predicted; what is named after the robot or its state is observed."""
+        plan = plan_by_structure(stored, self.known)
+        plan.actions = tuple(name for name in plan.fields if name in ("action", "actions"))
+        observed = [name for name in plan.fields if name.startswith(_MEASURED)]
+        plan.observed = tuple(name for name in observed if "demo_" not in name)
+        folder = self.ref.path.parent
+        videos = folder / "videos" / self._episode
+        for path in sorted(videos.glob("*.mp4")) if can_list(videos) and videos.is_dir() else ():
+            name = base.unused_id(path.stem, dict.fromkeys(plan.cameras, 1))
+            plan.cameras[name] = PlannedImages(video=f"videos/{{episode}}/{path.name}")
+        instruction = self.buffer.attributes.get("instruction")
+        if isinstance(instruction, str) and not any(kind == "original" for kind, _ in plan.texts):
+            plan.texts.append(("original", f"{PLAIN}{instruction}"))
+        return plan
+
+    def name_of(self, reference: str) -> str:
+        return reference.removeprefix("data/")
+
+    def _array(self, path: str) -> Any:
+        """The array of a part; DataError if it is too large, or has another number of rows."""
+        array = self.buffer.arrays[path]
+        chunk = math.prod(array.chunks) * array.dtype.itemsize
+        row = math.prod(array.shape[1:])
+        if chunk > _LARGEST_CHUNK or row > 3 * _MOST_PIXELS or not row:
+            reason = f"chunks of {chunk:,} bytes, {row:,} values in a row"
+            raise ZARR.error("too_large", self.ref.path, f"data/{path}", reason)
+        if not array.shape or array.shape[0] != self.buffer.num_rows:
+            rows = array.shape[0] if array.shape else "no"
+            reason = f"has {rows} rows, the others {self.buffer.num_rows}"
+            raise ZARR.error("length_mismatch", self.ref.path, f"data/{path}", reason)
+        return array
+
+    def open_images(self, planned: PlannedImages) -> FrameSource:
+        self._array(planned.path)
+        rows = (self.first, self.stop)
+        return ZarrImages(self.ref.path, planned, rows, self.config.missing_chunks)
+
+    def numbers(self, path: str) -> Array:
+        array = self._array(path)
+        rows = self.stop - self.first
+        if array.dtype.kind not in "fiub":
+            raise ZARR.error("not_numeric", self.ref.path, f"data/{path}", f"is {array.dtype}")
+        if math.prod(array.shape[1:]) * rows * array.dtype.itemsize > _LARGEST_FIELD:
+            reason = f"an episode of {rows} rows is too large"
+            raise ZARR.error("too_large", self.ref.path, f"data/{path}", reason)
+        return self._rows(path, slice(self.first, self.stop)).reshape(rows, -1)
+
+    def _rows(self, path: str, rows: slice) -> Array:
+        place = f"data/{path}: rows {rows.start} to {rows.stop - 1}"
+        with _readable(self.ref.path, place):
+            return np.asarray(self.buffer.arrays[path][rows])
+
+    def _own_rows(self, path: str) -> slice:
+        """Rows of the episode in an array that has one for each frame, or for each episode."""
+        if self.buffer.arrays[path].shape[:1] == (self.buffer.num_rows,):
+            return slice(self.first, self.stop)
+        number = self.ref.extras["number"]
+        return slice(number, number + 1)
+
+    def texts_of(self, name: str, count: int) -> list[str]:
+        path = (self.things.get(name) or self.find_stored(name)).path
+        texts = [
+            value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+            for value in self._rows(path, self._own_rows(path)).reshape(-1)
+        ]
+        return texts[:count]
+
+    def value_of(self, name: str) -> Any:
+        place, has_attribute, attribute = name.partition("@")
+        if not has_attribute:
+            path = (self.things.get(name) or self.find_stored(name)).path
+            return self._rows(path, self._own_rows(path)).reshape(-1)[-1].item()
+        attributes = self.buffer.attributes
+        if place.strip("/") or attribute not in attributes:
+            reason = f"{name}: is missing; {nearest(attribute, [*attributes])}"
+            raise self.error(self.missing, reason, field=name)
+        return attributes[attribute]
+
+
+def _things(buffer: Buffer, first: int, stop: int) -> list[Stored]:
+    """What an episode of a buffer stores, in its rows from `first` to `stop`."""
+    frames = stop - first
+    things: list[Stored] = []
+    for path, array in buffer.arrays.items():
+        shape = array.shape
+        dtype = array.dtype
+        is_per_row = bool(shape) and shape[0] == buffer.num_rows
+        is_by_episode = bool(shape) and shape[0] == len(buffer.stops)
+        if dtype.kind in "UTSO" and math.prod(shape[1:]) == 1 and (is_per_row or is_by_episode):
+            things.append(Stored(path, "text", rows=frames if is_per_row else None))
+        elif dtype.kind in "UTSO":
+            note = f"texts {list(shape)}, neither of each row nor of each episode"
+            things.append(Stored(path, "other", note=note))
+        elif dtype.kind not in "fiub":
+            things.append(Stored(path, "other", note=f"values of {dtype}"))
+        elif path.startswith("/") and not (is_per_row or is_by_episode):
+            note = "it is not below data"
+            things.append(Stored(path, "other", note=note))
+        elif not is_per_row and is_by_episode:
+            is_success = path.rpartition("/")[2] in ("success", "is_success")
+            role: Role | None = "success" if is_success else None
+            things.append(Stored(path, "other", note="one row for each episode", role=role))
+        elif not is_per_row and not is_action(path):
+            note = f"{shape[0] if shape else 'no'} rows, the others {buffer.num_rows}"
+            things.append(Stored(path, "array", shape[1:], dtype.name, note=note, role="left_out"))
+        else:
+            rows = frames if is_per_row else shape[0] if shape else None
+            look = _look(buffer.path, path, array, first, stop)
+            things.append(Stored(path, "array", shape[1:], dtype.name, rows, look=look))
+    return things
+
+
+def _look(path: Path, name: str, array: Any, first: int, stop: int) -> Callable[[], Array]:
+    """Reader of the first, the middle and the last of some rows."""
+
+    def look() -> Array:
+        rows = sorted({first, (first + stop) // 2, stop - 1})
+        with _readable(path, f"data/{name}"):
+            return np.stack([np.asarray(array[row]) for row in rows])
+
+    return look
+
+
+class ZarrReader(base.FormatReader):
+    """Reader of replay buffers; a source is a store, or a folder of them."""
+
+    Config: ClassVar[type[ConfigModel]] = ZarrConfig
+    findings: ClassVar[FindingCodes | None] = ZARR
+    config: ZarrConfig
+    layout: str = "replay buffer"
+
+    @cached_property
+    def _mapping(self) -> RecordingMapping | None:
+        name = self.config.mapping
+        return None if name is None else read_mapping(mapping_file(name), RecordingMapping)
+
+    def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
+        """The episodes of all stores; a store that cannot be opened is one broken episode."""
+        findings: list[Finding] = []
+        searched = "a folder or zip of Zarr with meta/episode_ends"
+        stores = distinct_recordings(sources, _stores, searched, findings)
+        refs: list[EpisodeRef] = []
+        used: dict[str, int] = {}
+        errors: list[DataError] = []
+        for path, source in stores:
+            name = base.id_part(path.name.removesuffix(".zip").removesuffix(".zarr"))
+            name = base.unused_id(name, used)
+            try:
+                buffer = self._open(path)
+            except DataError as error:
+                errors.append(error)
+                refs.append(EpisodeRef(name, path, str(source), extras={"number": 0}))
+                continue
+            left = buffer.num_rows - buffer.stops[-1]
+            if left:
+                reason = f"{left} of {buffer.num_rows} rows are after the last episode"
+                findings.append(ZARR.at("rows_without_episode", path, reason))
+            for number in range(len(buffer.stops)):
+                refs.append(
+                    EpisodeRef(
+                        id=f"{name}_episode_{number:06d}",
+                        path=path,
+                        source=str(source),
+                        number=number if len(stores) == 1 else None,
+                        extras={"number": number},
+                    )
+                )
+        if len(errors) == len(stores):
+            raise errors[0]
+        self.source_findings = findings
+        yield from with_decisions(refs, lambda ref: nullcontext(self._episode(ref)))
+
+    def _open(self, path: Path) -> Buffer:
+        return open_buffer(path, self.config.missing_chunks)
+
+    def _episode(self, ref: EpisodeRef) -> ZarrEpisode:
+        return ZarrEpisode(ref, self._open(ref.path), self._mapping, self.config)
+
+    def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
+        """Cameras, fields and lengths from shapes; no row is read."""
+        reasons: list[VlatoolError] = []
+        return base.merge_surveys(base.survey_each(self._survey, refs, reasons), reasons)
+
+    def _survey(self, ref: EpisodeRef) -> Survey:
+        episode = self._episode(ref)
+        return episode.survey(episode.buffer.fps)
+
+    def read(self, ref: EpisodeRef) -> Episode:
+        opened = self._episode(ref)
+        extras = {"source_episode": f"{ref.path.name}:{ref.extras['number']}"}
+        return replace(opened.episode(fps=opened.buffer.fps), extras=extras)
+
+    @staticmethod
+    def propose(source: Path) -> str | None:
+        """A mapping of the first store, with questions as comments."""
+        path = next(iter(_stores(source)), None)
+        if path is None:
+            return None
+        ref = EpisodeRef("episode", path, str(source), extras={"number": 0})
+        episode = ZarrEpisode(ref, open_buffer(path), None, ZarrConfig())
+        values = {f"@{name}": value for name, value in episode.buffer.attributes.items()}
+        things = [*episode.things.values()]
+        return proposed_mapping(Clues(things, values, episode.numbers))
+
+
+def _stores(source: Path) -> list[Path]:
+    """Stores at or below a source, in natural order; stores are not entered."""
+    if source.name.endswith(".zarr.zip"):
+        return [source]
+    if not can_list(source):
+        return []
+    stores: list[Path] = []
+    for folder, children, files in walk(source):
+        if "meta" in children and "data" in children and {".zgroup", "zarr.json"} & {*files}:
+            stores.append(folder)
+            children.clear()
+        stores += [folder / name for name in files if name.endswith(".zarr.zip")]
+    return sorted(stores, key=natural_key)
