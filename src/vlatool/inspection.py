@@ -21,9 +21,9 @@ from vlatool.formats.renaming import read_with_names
 from vlatool.formats.rules import IMAGES, SOURCE, check_source
 from vlatool.jobs.files import read_file_list
 from vlatool.jobs.record import read_record, record_file
-from vlatool.pages.layout import GENERATOR, page
-from vlatool.pages.report import PageRequest, Report
 from vlatool.plugins import FORMATS, SINKS
+from vlatool.report.facts import PageRequest, Report
+from vlatool.report.page import GENERATOR, PageVideos, page
 from vlatool.storage.atomic import remove_partials_of, write_text
 from vlatool.transforms.names import NameMap
 
@@ -126,14 +126,19 @@ def check_target(path: Path, generator: str = GENERATOR) -> None:
             )
 
 
-def write_page(report: Report, title: str, path: Path, request: PageRequest) -> None:
-    """Writes the HTML page of a report that has one."""
+def write_page(
+    report: Report, title: str, path: Path, request: PageRequest, *, has_videos: bool | None
+) -> None:
+    """Writes the HTML page of a report that has one; `has_videos`: None for those that fit into it,
+    True for the others, too, in files beside it.
+    """
     assert report.page is not None
     remove_partials_of(path)
-    shown = report.page(request)
-    write_text(path, page(title, shown.subtitle or report.headline, shown.sections))
-    if request.videos:
-        request.videos.remove_others()
+    videos = PageVideos(path, has_files=bool(has_videos))
+    keep = None if has_videos is False else videos.keep
+    sections = report.page(replace(request, keep_video=keep))
+    write_text(path, page(title, report.headline, sections))
+    videos.remove_others()
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def test_wheel_has_every_preset_the_page_and_the_type_marker(wheel: Path) -> Non
     presets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "presets").rglob("*.yaml")}
     assert presets
     assert {f"vlatool/{name}" for name in presets} <= names
-    assert {"vlatool/py.typed", "vlatool/pages/page.html"} <= names
+    assert {"vlatool/py.typed", "vlatool/report/page.html"} <= names
     assert "vlatool/formats/samples/profiles/libero.yaml" in names
 
 

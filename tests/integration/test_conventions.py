@@ -76,7 +76,7 @@ def test_inspect_says_what_the_actions_are(recording: Path, tmp_path: Path) -> N
     assert "delta of obs.eef_pos, lag 1, tool frame, scale 20 (1 is 0.05 of the" in "\n".join(
         result.lines()
     )
-    assert "recorded 0" in page.read_text()
+    assert "0 predicted" in page.read_text()
 
 
 @pytest.mark.parametrize("sink", ["lbm", "lerobot"])

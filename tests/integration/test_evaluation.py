@@ -1,7 +1,6 @@
 """Evaluation of a barely trained policy on data and in the built-in world."""
 
 import json
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ import webdataset as wds
 from PIL import Image
 
 from tests.builders.errors import fails
+from tests.builders.pages import charts_of
 from tests.builders.recording import Recorder
 from tests.builders.training import (
     CAMERAS,
@@ -28,8 +28,8 @@ from vlatool.episode import Observation, PoseGroup
 from vlatool.errors import DataError
 from vlatool.evaluation.config import ActionMap, FieldMap, OpenLoopConfig, RolloutConfig
 from vlatool.evaluation.control import ImageSizes, chunk_seed
+from vlatool.evaluation.facts import action_charts
 from vlatool.evaluation.offline import evaluate_open_loop
-from vlatool.evaluation.pages import action_charts
 from vlatool.evaluation.success import wilson_interval
 from vlatool.events import NullProgress
 from vlatool.formats.contract import CONTRACT
@@ -46,6 +46,7 @@ from vlatool.loading.robotics.reader import DecodedSample, SampleDecoder
 from vlatool.loading.robotics.statistics import Normalizer
 from vlatool.models.policy import RoboticsPolicy
 from vlatool.models.trained import open_trained
+from vlatool.report.facts import Chart
 from vlatool.transforms.rotations import matrix_from_rot6d
 from vlatool.workflows.evaluate import OpenLoopResult, open_loop, recorded_pairs
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
@@ -145,7 +146,8 @@ def test_page_has_the_worst_and_the_best_episodes_with_images_and_every_dimensio
     assert all(f"{name} (" in page for name in (*names[:2], *names[-2:]))
     dimensions = sum(len(field["names"]) for field in report["fields"].values())
     shown = min(len(names), 4)
-    assert len(re.findall(r"</i>predicted<", page)) == shown * dimensions
+    lines = [line for chart in charts_of(page) for line in chart["lines"]]
+    assert sum("dashed" in line for line in lines) == shown * dimensions
     assert page.count('alt="') >= shown
     assert f"vlatool eval open-loop {Path(report['checkpoint']).parent.parent}" in page
 
@@ -167,11 +169,10 @@ def test_points_of_curves_have_the_frames_of_the_episode(data: Path, run: Path, 
 
 
 def test_curves_are_drawn_at_the_times_of_their_points() -> None:
-    curve = {"wave": (np.zeros(4), np.ones(4))}
-    thin, whole = (
-        action_charts(curve, np.array(seconds)) for seconds in ([0.0, 1, 2, 3], [0.0, 1, 2, 30])
-    )
-    assert thin != whole
+    seconds = np.array([0.0, 1, 2, 30])
+    chart, _ = action_charts({"wave": (np.zeros(4), np.ones(4))}, seconds)
+    assert isinstance(chart, Chart)
+    assert [curve.x.tolist() for curve in chart.lines] == [[0, 1, 2, 30]] * 2
 
 
 def test_raw_and_averaged_weights_differ_and_are_named(

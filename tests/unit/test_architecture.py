@@ -26,7 +26,7 @@ LAYERS = [
     {"config"},
     {"jobs"},
     {"transforms"},
-    {"pages"},
+    {"report"},
     {"formats"},
     {"loading", "world"},
     {"models"},

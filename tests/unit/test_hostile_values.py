@@ -33,7 +33,7 @@ from vlatool.models.titok.model import Titok
 from vlatool.models.titok.published import CONFIG, WEIGHTS, published_tree
 from vlatool.models.titok.weights import save_published
 from vlatool.models.trained import open_trained
-from vlatool.pages.text import number_text
+from vlatool.report.text import number_text
 from vlatool.storage.atomic import write_text
 from vlatool.storage.tree import walk
 from vlatool.workflows.build_dataset import BuildDatasetConfig

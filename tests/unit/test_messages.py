@@ -10,8 +10,8 @@ from vlatool.formats.experiment.layout import is_experiment
 from vlatool.formats.run.layout import is_run
 from vlatool.formats.run.locations import with_run_above
 from vlatool.jobs.ownership import option_differences
-from vlatool.pages.text import few_text
 from vlatool.plugins import did_you_mean
+from vlatool.report.text import few_text
 
 
 @pytest.mark.parametrize(

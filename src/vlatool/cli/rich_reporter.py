@@ -154,7 +154,7 @@ class _MetricsLine:
 
     def text(self, width: int) -> str:
         """`loss 0.0123 CURVE 84.3 samples/s  1.2 GB  mfu 31.2 %`; the curve fills `width`."""
-        from vlatool.pages.text import spark_text
+        from vlatool.report.text import spark_text
 
         values = self._values
         parts = [f"{format_number(values['samples_per_second'])} samples/s"]

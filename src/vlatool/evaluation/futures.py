@@ -15,8 +15,8 @@ from vlatool.episode import Array, Observation, UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.evaluation.control import chunk_seed
+from vlatool.evaluation.facts import SheetRow, save_contact_sheet
 from vlatool.evaluation.image_metrics import MOVED
-from vlatool.evaluation.pages import SheetRow, save_contact_sheet
 from vlatool.events import Progress
 from vlatool.formats.media.video import encode_video
 from vlatool.loading.base import RecordedFutures, RecordedPairs

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
-from vlatool.evaluation import image_metrics, pages
+from vlatool.evaluation import image_metrics
+from vlatool.evaluation.facts import command_section
 from vlatool.events import NULL, Reporter, counted
 from vlatool.formats.base_model import INCEPTION, find_network
 from vlatool.jobs.ownership import require_input
@@ -30,8 +31,8 @@ from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.models.base import Reconstruction, VisualTokenizer
 from vlatool.models.images import psnr_of_error, to_uint8
 from vlatool.models.perceptual import inception_network, perceptual_network
-from vlatool.pages.images import THUMBNAIL_SIZE, figure, thumbnail
-from vlatool.pages.layout import Section, escape, note, page, table
+from vlatool.report.facts import Figure, Figures, Section, Table, Text
+from vlatool.report.page import page
 from vlatool.storage.atomic import write_text
 
 if TYPE_CHECKING:
@@ -331,6 +332,7 @@ def shards_of_rank(info: ImagesInfo, rank: int, world_size: int) -> ImagesInfo:
 
 _GENERATOR = "vlatool tokenizer eval"
 _GAIN = 2  # factor of differences
+_SHOWN_SIZE = 240  # width of an image on the page, in pixels
 
 
 @dataclass(frozen=True)
@@ -350,45 +352,42 @@ def write_tokenizer_page(
     groups: Mapping[str, Mapping[str, float]],  # best, median and worst images: name to PSNR in dB
     images: Mapping[str, ImagePair],
 ) -> None:
-    rows = [
+    groups_of_images = [
         Section(name.capitalize(), _group(keys, images), is_under=True)
         for name, keys in groups.items()
     ]
-    caption = f'<p class="quiet">differences are shown times {_GAIN}</p>'
+    caption = Text(f"differences are shown times {_GAIN}", "quiet")
+    metrics = Table((), report.metrics)
     sections = [
-        Section(
-            "Metrics", table((), report.metrics, numbers=(1,)) + "".join(map(note, report.notes))
-        ),
-        Section("Images", caption, is_card=False),
-        *rows,
-        pages.command_section(report.command),
+        Section("Metrics", [metrics, *(Text(note, "note") for note in report.notes)]),
+        Section("Images", [caption], is_card=False),
+        *groups_of_images,
+        command_section(report.command),
     ]
     subtitle = f"{counted(report.num_images, 'image')} and their reconstructions"
     write_text(path, page(report.title, subtitle, sections, generator=_GENERATOR))
 
 
-def _group(keys: Mapping[str, float], images: Mapping[str, ImagePair]) -> str:
-    """Columns of original, reconstruction and difference, with the PSNR below."""
-    columns = "".join(_column(key, keys[key], *images[key]) for key in keys if key in images)
-    return f'<div class="strip">{columns}</div>' * bool(columns)
+def _group(keys: Mapping[str, float], images: Mapping[str, ImagePair]) -> list[Figures]:
+    """Original, reconstruction and difference of each image, with its PSNR."""
+    return [_row(key, psnr, *images[key]) for key, psnr in keys.items() if key in images]
 
 
-def _column(key: str, psnr: float, original: UInt8Array, reconstruction: UInt8Array) -> str:
+def _row(key: str, psnr: float, original: UInt8Array, reconstruction: UInt8Array) -> Figures:
     difference = np.abs(original.astype(np.int16) - reconstruction)
     shown = {
         "original": original,
         "reconstruction": reconstruction,
         "difference": np.minimum(_GAIN * difference, 255).astype(np.uint8),
     }
-    stack = "".join(
-        figure(thumbnail(_enlarged(pixels), f"{key}, {label}"), label)
-        for label, pixels in shown.items()
-    )
-    return f'<div title="{escape(key)}">{figure(stack, f"{psnr:.1f} dB")}</div>'
+    figures = [
+        Figure(_enlarged(pixels), label, f"{key}, {label}") for label, pixels in shown.items()
+    ]
+    return Figures(figures, key, f"{psnr:.1f} dB")
 
 
 def _enlarged(pixels: UInt8Array) -> Image.Image:
     """A small image enlarged without interpolation, so that JPEG changes it less."""
     image = Image.fromarray(pixels)
-    factor = max(1, THUMBNAIL_SIZE // image.width)
+    factor = max(1, _SHOWN_SIZE // image.width)
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

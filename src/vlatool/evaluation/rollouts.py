@@ -24,7 +24,7 @@ from vlatool.evaluation.environments import (
     Reply,
     Start,
 )
-from vlatool.evaluation.pages import (
+from vlatool.evaluation.facts import (
     REPORT_PAGE,
     SheetRow,
     command_section,
@@ -40,7 +40,7 @@ from vlatool.jobs.job import JobRun, JobSpec, input_state, plan_digest
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
 from vlatool.models.base import Policy
-from vlatool.pages.layout import page
+from vlatool.report.page import page
 from vlatool.results import MERGED, Result
 from vlatool.storage.atomic import write_bytes, write_json, write_text
 

@@ -23,8 +23,8 @@ from vlatool.findings import Finding, FindingCodes
 from vlatool.formats.check import OUTPUT, CheckOptions
 from vlatool.formats.lerobot.layout import INFO_FILE
 from vlatool.jobs.record import read_valid_record
-from vlatool.pages.report import Report
 from vlatool.plugins import ARTIFACTS
+from vlatool.report.facts import Report
 
 
 @dataclass(frozen=True)

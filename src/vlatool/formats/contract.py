@@ -7,7 +7,7 @@ from typing import Literal
 from vlatool.errors import DataError
 from vlatool.formats.convention_file import Convention, Conventions
 from vlatool.formats.manifest import ManifestType, parse_values
-from vlatool.pages.text import number_text
+from vlatool.report.text import number_text
 from vlatool.transforms.geometry import ResizeFilter, ResizeMethod
 
 _RATE = 0.01

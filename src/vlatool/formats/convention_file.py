@@ -11,7 +11,8 @@ from typing import Any
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.formats.manifest import ManifestType
-from vlatool.pages.text import number_text, text_table
+from vlatool.report.facts import Table
+from vlatool.report.text import number_text
 from vlatool.transforms.relative import SUFFIX
 
 _ONE = 0.02  # share by which a scale may differ from one number, or from 1
@@ -106,9 +107,9 @@ def conventions_of(folder: Path) -> Conventions | None:
 HEADER = ("dimensions", "kind", "meaning", "residual", "second best")
 
 
-def conventions_table(conventions: Conventions) -> str:
+def conventions_table(conventions: Conventions) -> Table:
     title = f"Conventions, by {conventions.sample_text}: {sentence(conventions)}"
-    return text_table(title, HEADER, conventions_rows(conventions))
+    return Table(HEADER, conventions_rows(conventions), title)
 
 
 def sentence(conventions: Conventions) -> str:

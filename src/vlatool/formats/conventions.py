@@ -18,8 +18,9 @@ from vlatool.formats.convention_file import (
     meaning,
     sentence,
 )
-from vlatool.pages import layout
-from vlatool.pages.charts import Axis, FieldValues, field_charts
+from vlatool.report import facts as report_facts
+from vlatool.report.charts import FieldValues, prediction_charts
+from vlatool.report.facts import Axis, Section, Table, Text, evenly_spaced
 from vlatool.transforms.convention_fits import Fit, PoseColumns, Tracks, rotation_residual
 from vlatool.transforms.conventions import Column, Group, find_groups
 from vlatool.transforms.relative import SUFFIX, reference_keys
@@ -47,7 +48,6 @@ _RATE = 0.1  # share by which a scale may differ from the rate
 _EXACT = 0.01  # residual of a copy
 _DRAWN_ROWS = 200
 _DRAWN = 3
-_LINES = ("recorded", "predicted")
 _NO_STATES = ("action", "reward", "discount", "timestamp", "embedding")
 
 
@@ -56,7 +56,7 @@ class SampledEpisodes:
 
     def __init__(self, total: int) -> None:
         self.total = total  # number of episodes of the source
-        self.chosen = layout.evenly_spaced(total, _MOST_EPISODES)
+        self.chosen = evenly_spaced(total, _MOST_EPISODES)
         self._episodes: list[Episode] = []
 
     def add(self, number: int, episode: Episode) -> None:
@@ -106,14 +106,18 @@ class ConventionFits:
     declared: Sequence[Declaration] = ()  # by the data
     fps: float = 0.0  # 0: unknown
 
-    def section(self) -> layout.Section:
+    def section(self) -> Section:
         """Table of the conventions, and a chart with the best fit of each group."""
-        rows = conventions_rows(self.conventions)
-        pairs = zip(self.groups, self.conventions.groups, strict=True)
-        charts = [_chart(convention, group) for group, convention in pairs if group.is_determined]
-        text = f"<p>{layout.escape(sentence(self.conventions))}</p>"
-        text += f'<p class="quiet">by {self.conventions.sample_text}</p>'
-        return layout.Section("Conventions", text + layout.table(HEADER, rows) + "".join(charts))
+        charts: list[report_facts.Titled] = []
+        for group, convention in zip(self.groups, self.conventions.groups, strict=True):
+            if group.is_determined:
+                charts.append(_chart(convention, group))
+        parts = [
+            Text(sentence(self.conventions)),
+            Text(f"by {self.conventions.sample_text}", "quiet"),
+            Table(HEADER, conventions_rows(self.conventions)),
+        ]
+        return Section("Conventions", [*parts, *charts])
 
     def conflicts(self, typed: Sequence[Declaration] = ()) -> Iterator["Contradiction"]:
         """Declarations of the data, and typed ones, that the recorded states contradict."""
@@ -179,16 +183,16 @@ class ConventionFits:
         return Contradiction(finding, is_clear=is_clear)
 
 
-def _chart(convention: Convention, group: Group) -> str:
+def _chart(convention: Convention, group: Group) -> report_facts.Titled:
     """Recorded and predicted values of the first dimensions in consecutive rows."""
     assert group.fits[0].drawn is not None, "the best fit is drawn"
     recorded, predicted = (values[:_DRAWN_ROWS, :_DRAWN] for values in group.fits[0].drawn)
-    names = [f"{kind} {convention.first + i}" for i in range(recorded.shape[1]) for kind in _LINES]
-    values = np.stack([recorded, predicted], axis=2).reshape(len(recorded), -1)
-    rows = np.arange(len(values))
-    axis = Axis(0, max(len(values) - 1, 1), unit="rows", whole=True)
-    drawn = field_charts(axis, rows, [FieldValues(convention.name, values, names)])
-    return layout.heading(f"{convention.name}: {meaning(convention)}", drawn)
+    rows = np.arange(len(recorded))
+    axis = Axis(0, max(len(rows) - 1, 1), unit="rows", whole=True)
+    names = [str(convention.first + index) for index in range(recorded.shape[1])]
+    field = FieldValues(convention.name, recorded, names)
+    charts = prediction_charts(axis, rows, [(field, predicted)], has_dots=False)
+    return report_facts.Titled(f"{convention.name}: {meaning(convention)}", charts)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from vlatool.episode import Array, Episode, FrameSource
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.pages.layout import evenly_spaced
+from vlatool.report.facts import evenly_spaced
 
 _RELATIVE = 1e-6
 _ABSOLUTE = 1e-12

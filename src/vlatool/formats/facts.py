@@ -28,11 +28,29 @@ from vlatool.formats.image_lags import ImageLags, lag_text
 from vlatool.formats.inventory import left_out_text
 from vlatool.formats.media.video import browser_clip
 from vlatool.jobs.ownership import data_files
-from vlatool.pages import images as pages_images
-from vlatool.pages import layout
-from vlatool.pages.layout import code, group, tiles
-from vlatool.pages.report import PageRequest, Report, ReportPage
-from vlatool.pages.text import number_text, pixels_text, text_table
+from vlatool.report import episodes as report_episodes
+from vlatool.report.episodes import EpisodeView, FrameView
+from vlatool.report.facts import (
+    Code,
+    Figure,
+    Figures,
+    Fold,
+    Gallery,
+    PageRequest,
+    Part,
+    Report,
+    Section,
+    Table,
+    Text,
+    Tile,
+    Tiles,
+    Titled,
+    Video,
+    evenly_spaced,
+    under_heading,
+)
+from vlatool.report.poses import crop_drawing
+from vlatool.report.text import number_text, pixels_text
 from vlatool.storage.tree import files_below_each, size_text
 from vlatool.storage.uri import is_remote
 from vlatool.transforms.geometry import make_geometry
@@ -197,35 +215,35 @@ def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Repo
     return shown
 
 
-def _tables(facts: SourceFacts) -> list[str]:
-    tasks = [(count, task) for task, count in facts.tasks.items()]
-    language = [
-        (kind, summary.sentences, f'"{summary.example}"')
-        for kind, summary in facts.language.items()
-    ]
-    warnings = [(warning.count, warning.code, warning.example) for warning in facts.warnings]
-    broken = [(episode["episode"], episode["message"]) for episode in facts.broken]
+def _tables(facts: SourceFacts) -> list[Table]:
     header = ("name", "width", "dtype", "range", "constant dimensions")
-    rows = (
-        (
-            field.name,
-            field.width or "-",
-            field.dtype,
-            f'"{field.example}"' if field.dtype == "text" else field.range_text,
-            field.constant_text,
-        )
-        for field in facts.fields
-    )
-    return [
-        text_table("Tasks", ("episodes", "task"), tasks),
-        text_table("Cameras", ("name", *_CAMERA_HEADER[1:]), facts.views("no")),
-        text_table("Fields", header, rows),
+    fields: list[tuple[object, ...]] = []
+    for info in facts.fields:
+        shown = f'"{info.example}"' if info.dtype == "text" else info.range_text
+        fields.append((info.name, info.width or "-", info.dtype, shown, info.constant_text))
+    language: list[tuple[object, ...]] = []
+    for kind, summary in facts.language.items():
+        language.append((kind, summary.sentences, f'"{summary.example}"'))
+    tasks = [(count, task) for task, count in facts.tasks.items()]
+    warnings = [(warning.count, warning.code, warning.example) for warning in facts.warnings]
+    tables = [
+        Table(("episodes", "task"), tasks, "Tasks"),
+        Table(("name", *_CAMERA_HEADER[1:]), facts.views("no"), "Cameras"),
+        Table(header, fields, "Fields"),
         field_summary.dimensions_table(facts.fields),
-        conventions_table(facts.conventions) if facts.conventions else "",
-        text_table("Language", ("kind", "sentences", "example"), language),
-        text_table("Warnings", ("count", "code", "example"), warnings),
-        text_table("Broken episodes", ("episode", "reason"), broken),
     ]
+    if facts.conventions:
+        tables.append(conventions_table(facts.conventions))
+    return [
+        *tables,
+        Table(("kind", "sentences", "example"), language, "Language"),
+        Table(("count", "code", "example"), warnings, "Warnings"),
+        Table(("episode", "reason"), _broken_rows(facts), "Broken episodes"),
+    ]
+
+
+def _broken_rows(facts: SourceFacts) -> list[tuple[str, str]]:
+    return [(episode["episode"], episode["message"]) for episode in facts.broken]
 
 
 def _page(
@@ -235,16 +253,16 @@ def _page(
     refs: Sequence[EpisodeRef],
     reporter: Reporter,
     request: PageRequest,
-) -> ReportPage:
+) -> list[Section]:
     """Page of the episodes `refs`, some of them in full."""
-    broken = {episode["episode"]: episode["message"] for episode in facts.broken}
-    cards = EpisodeCards(source.reader, numbered(source.refs), broken, request.videos)
+    broken = dict(_broken_rows(facts))
+    cards = EpisodeCards(source.reader, numbered(source.refs), broken, request)
     sections = cards.sections(refs, request.episodes, reporter)
     conventions = [fits.section()] if fits else []
-    return ReportPage([*_overview(facts, cards.crops()), *conventions, *sections])
+    return [*_overview(facts, cards.crops()), *conventions, *sections]
 
 
-def _overview(facts: SourceFacts, crops: str) -> list[layout.Section]:
+def _overview(facts: SourceFacts, crops: list[Part]) -> list[Section]:
     info = {
         "format": facts.format,
         "episodes": f"{facts.episodes:,}",
@@ -254,58 +272,46 @@ def _overview(facts: SourceFacts, crops: str) -> list[layout.Section]:
         "frames per episode": facts.lengths,
         "on disk": size_text(facts.bytes),
     }
-    tasks = layout.table(("task", "episodes"), facts.tasks.items(), numbers=(1,))
-    language = layout.table(
-        ("kind", "sentences", "example"),
-        [(kind, summary.sentences, summary.example) for kind, summary in facts.language.items()],
-        numbers=(1,),
-    )
-    broken = layout.table(
-        ("broken episode", "reason"),
-        [(episode["episode"], episode["message"]) for episode in facts.broken],
-    )
-    warnings = layout.table(
-        ("warning", "count", "example"),
-        [(code(warning.code), warning.count, warning.example) for warning in facts.warnings],
-        numbers=(1,),
-    )
+    language = [
+        (kind, summary.sentences, summary.example) for kind, summary in facts.language.items()
+    ]
+    warnings = [(Code(each.code), each.count, each.example) for each in facts.warnings]
+    tasks: list[Part] = [
+        Table(("task", "episodes"), [*facts.tasks.items()]),
+        Table(("kind", "sentences", "example"), language, "Language"),
+    ]
+    problems: list[Part] = [
+        Table(("broken episode", "reason"), _broken_rows(facts)),
+        Table(("warning", "count", "example"), warnings),
+    ]
     return [
-        layout.Section("Overview", tiles(info)),
-        layout.Section("Problems", broken + warnings, anchor=PROBLEMS),
-        layout.Section("Tasks", tasks + layout.heading("Language", language)),
-        layout.Section(
-            "Cameras", layout.table(_CAMERA_HEADER, facts.views("none"), numbers=(1, 2)) + crops
-        ),
-        layout.Section("Fields", _field_section(facts)),
+        Section("Overview", [Tiles(info)]),
+        Section("Problems", problems, anchor=PROBLEMS),
+        Section("Tasks", tasks),
+        Section("Cameras", [Table(_CAMERA_HEADER, facts.views("none")), *crops]),
+        Section("Fields", _field_parts(facts)),
     ]
 
 
-def _field_section(facts: SourceFacts) -> str:
+def _field_parts(facts: SourceFacts) -> list[Part]:
+    """Table of the fields of a policy, and a collapsed one of the others."""
     policy = {*facts.action_fields, *facts.proprioception_fields}
     names = {name.removesuffix("_relative") for name in policy}
     first = [info for info in facts.fields if info.name in names]
     others = [info for info in facts.fields if info.name not in names]
     if not first:
-        return _field_html(others)
-    more = layout.details(f"{len(others)} more fields", _field_html(others)) if others else ""
-    return _field_html(first) + more
+        return [_field_table(others)]
+    return [_field_table(first), Fold(f"{len(others)} more fields", [_field_table(others)])]
 
 
-def _field_html(fields: Sequence[field_summary.FieldSummary]) -> str:
-    rows = [
-        (
-            layout.field_label(info.name),
-            info.width or "",
-            info.dtype,
-            info.example if info.dtype == "text" else info.range_text,
-            unit(info.name),
-            info.dimensions_text,
-            info.constant_text,
-        )
-        for info in fields
-    ]
+def _field_table(fields: Sequence[field_summary.FieldSummary]) -> Table:
+    rows: list[tuple[object, ...]] = []
+    for info in fields:
+        shown = info.example if info.dtype == "text" else info.range_text
+        described = (unit(info.name), info.dimensions_text, info.constant_text)
+        rows.append((info.name, info.width or "", info.dtype, shown, *described))
     header = ("field", "width", "type", "range", "unit", "dimensions", "constant dimensions")
-    return layout.table(header, rows, numbers=(1,))
+    return Table(header, rows)
 
 
 def _named_bytes(refs: Sequence[EpisodeRef]) -> int:
@@ -451,31 +457,29 @@ _MAX_LISTED = 100
 
 
 class EpisodeCards:
-    """Cards of the episodes of a source; each episode is read once."""
+    """Episodes of a source on a page; each is read once."""
 
     def __init__(
         self,
         reader: FormatReader,
         known: Mapping[int, EpisodeRef],
         broken: Mapping[str, str],  # reasons of those that cannot be read, by id
-        videos: pages_images.PageVideos | None = None,
+        request: PageRequest,
     ) -> None:
         self._reader = reader
         self._broken = broken
-        self._videos = videos
+        self._request = request
         self._numbers = {ref.id: number for number, ref in known.items()}
-        self._first: pages_images.EpisodeView | None = None
+        self._first: EpisodeView | None = None
 
-    def sections(
-        self, refs: Sequence[EpisodeRef], full: int, reporter: Reporter
-    ) -> list[layout.Section]:
-        """Links to all episodes, the cards of `full` of them, and small cards of the others."""
+    def sections(self, refs: Sequence[EpisodeRef], full: int, reporter: Reporter) -> list[Section]:
+        """Links to all episodes, `full` of them, and the others collapsed."""
         whole = [ref.id for ref in refs if ref.id not in self._broken]
-        in_full = {whole[index] for index in layout.evenly_spaced(len(whole), full)}
-        shown = {refs[index].id for index in layout.evenly_spaced(len(refs), _MAX_LISTED)} | in_full
-        tiles: list[str] = []
-        cards: list[layout.Section] = []
-        briefs: list[str] = []
+        in_full = {whole[index] for index in evenly_spaced(len(whole), full)}
+        shown = {refs[index].id for index in evenly_spaced(len(refs), _MAX_LISTED)} | in_full
+        tiles: list[Tile] = []
+        cards: list[Section] = []
+        briefs: list[Part] = []
         with reporter.progress("page", len(shown), "episodes") as bar:
             for ref in refs:
                 if ref.id not in shown:
@@ -485,37 +489,38 @@ class EpisodeCards:
                 view = self._view(ref, is_brief=ref.id not in in_full)
                 if isinstance(view, str):
                     listed = ["see the problems"] if ref.id in self._broken else [view]
-                    image = pages_images.FrameView(None, problem="broken")
-                    tiles.append(pages_images.tile(image, number, ref.id, listed, PROBLEMS))
-                elif ref.id in in_full:
-                    tiles.append(pages_images.episode_tile(view, number, anchor))
-                    cards.append(pages_images.episode_section(view, anchor=anchor))
+                    figure = FrameView(None, problem="broken").figure("")
+                    tiles.append(Tile(figure, number, ref.id, listed, PROBLEMS))
                 else:
-                    tiles.append(pages_images.episode_tile(view, number, anchor))
-                    hint = f"--episodes {number} shows this episode in full"
-                    briefs.append(pages_images.brief_card(view, anchor, hint))
+                    tiles.append(report_episodes.episode_tile(view, number, anchor))
+                    if ref.id in in_full:
+                        cards.append(report_episodes.episode_section(view, anchor=anchor))
+                    else:
+                        hint = f"--episodes {number} shows this episode in full"
+                        briefs.append(report_episodes.brief_episode(view, anchor, hint))
                 bar.advance()
+        overview: list[Part] = [Gallery(tiles)]
+        if len(shown) < len(refs):
+            text = f"{len(shown)} of {counted(len(refs), 'episode')}, evenly spaced"
+            overview = [Text(f"{text}; --episodes selects others", "note"), *overview]
         return [
-            layout.Section(
-                "All episodes", _listed_text(len(shown), len(refs)) + pages_images.gallery(tiles)
-            ),
-            *group(f"Episodes ({len(cards)} of {len(whole)})", cards),
-            layout.Section("Other episodes", "".join(briefs)),
+            Section("All episodes", overview),
+            *under_heading(f"Episodes ({len(cards)} of {len(whole)})", cards),
+            Section("Other episodes", briefs),
         ]
 
-    def crops(self) -> str:
+    def crops(self) -> list[Part]:
         """Images of the cameras of an episode, with what a center crop to a square leaves out."""
         cameras = self._first.cameras if self._first else {}
-        figures = [
-            _cropped(camera, view)
-            for camera, views in cameras.items()
-            for view in views[:1]
-            if view.image is not None and view.image.width != view.image.height
-        ]
+        figures: list[Figure] = []
+        for camera, views in cameras.items():
+            image = views[0].image if views else None
+            if image is not None and image.width != image.height:
+                figures.append(_cropped(camera, views[0], image.size))
         text = "Dark: left out by a center crop to a square (image_resizing_method: center_crop)"
-        return layout.heading(text, pages_images.strip("", figures)) if figures else ""
+        return [Titled(text, [Figures(figures)])]
 
-    def _view(self, ref: EpisodeRef, *, is_brief: bool) -> pages_images.EpisodeView | str:
+    def _view(self, ref: EpisodeRef, *, is_brief: bool) -> EpisodeView | str:
         """View of an episode, or the reason why there is none."""
         if ref.id in self._broken:
             return self._broken[ref.id]
@@ -524,41 +529,31 @@ class EpisodeCards:
             view = _episode_view(episode, is_brief=is_brief)
         except DataError as error:
             return error.message
-        if self._videos and not is_brief:
-            view = _with_videos(view, episode, self._numbers[ref.id], self._videos)
+        if not is_brief:
+            view = _with_videos(view, episode, self._numbers[ref.id], self._request)
         if self._first is None or (self._first.is_brief and not is_brief):
             self._first = view
         return view
 
 
-def _listed_text(shown: int, total: int) -> str:
-    if shown == total:
-        return ""
-    text = f"{shown} of {counted(total, 'episode')}, evenly spaced; --episodes selects others"
-    return layout.note(text)
-
-
-def _cropped(camera: str, view: pages_images.FrameView) -> str:
-    assert view.image is not None
-    width, height = view.image.size
+def _cropped(camera: str, view: FrameView, size: tuple[int, int]) -> Figure:
+    width, height = size
     side = min(width, height)
     geometry = make_geometry((height, width), (side, side), "center_crop")
-    drawing = pages_images.crop_drawing(view.image.size, geometry.source_box)
+    drawing = crop_drawing(size, geometry.source_box)
     share = 1 - side / max(width, height)
-    return pages_images.frame_figure(
-        view, f"crop of {camera}", f"{camera}: {share:.0%} left out", drawing
-    )
+    return view.figure(f"{camera}: {share:.0%} left out", f"crop of {camera}", drawing)
 
 
-def _episode_view(episode: Episode, *, is_brief: bool) -> pages_images.EpisodeView:
+def _episode_view(episode: Episode, *, is_brief: bool) -> EpisodeView:
     """View of a raw episode; decodes the images of its strip."""
-    shown = pages_images.shown_positions(episode.num_frames, is_brief=is_brief)
+    shown = report_episodes.shown_positions(episode.num_frames, is_brief=is_brief)
     cameras = [*episode.cameras][: 1 if is_brief else None]
     numbers = field_summary.lowdim_columns(episode.lowdim, episode.num_frames)
     actions, proprioception = field_summary.policy_fields(
         numbers, episode.action_fields, episode.proprioception_fields, episode.dimension_names
     )
-    return pages_images.EpisodeView(
+    return EpisodeView(
         name=episode.id,
         info={
             "task": episode.task,
@@ -585,20 +580,26 @@ _FPS = 10.0
 
 
 def _with_videos(
-    view: pages_images.EpisodeView, episode: Episode, number: int, videos: pages_images.PageVideos
-) -> pages_images.EpisodeView:
+    view: EpisodeView, episode: Episode, number: int, request: PageRequest
+) -> EpisodeView:
     """The view with a video per camera; a camera that cannot be decoded is a problem."""
+    if request.keep_video is None:
+        return view
     fps = episode.fps or _FPS
-    figures = [*view.videos]
+    videos: list[Video] = []
     problems = [*view.problems]
     for index, (name, frames) in enumerate(episode.cameras.items()):
         try:
             data = browser_clip(frames, Fraction(fps).limit_denominator(1001))
         except DataError as error:
             problems.append(error.message)
+            continue
+        source = request.keep_video(f"{number}_camera_{index}", data)
+        if source is None:
+            problems.append(f"{name}: its video does not fit into the page; --video true keeps it")
         else:
-            figures.append(videos.figure(f"{number}_camera_{index}", data, name))
-    return replace(view, videos=figures, problems=problems, video_fps=fps)
+            videos.append(Video(source, name))
+    return replace(view, videos=videos, problems=problems, video_fps=fps)
 
 
 def _pose_fields(episode: Episode) -> dict[str, str]:
@@ -610,15 +611,15 @@ def _pose_fields(episode: Episode) -> dict[str, str]:
     return groups or field_summary.position_fields(episode.lowdim)
 
 
-def _strip(episode: Episode, camera: str, shown: Sequence[int]) -> list[pages_images.FrameView]:
+def _strip(episode: Episode, camera: str, shown: Sequence[int]) -> list[FrameView]:
     calibration = episode.calibration.get(camera)
     intrinsics = None if calibration is None else calibration.intrinsics
     extrinsics = None if calibration is None else calibration.extrinsics
     try:
         images = episode.cameras[camera].read(shown)
     except DataError as error:
-        return [pages_images.FrameView(None, problem=error.message)] * len(shown)
+        return [FrameView(None, problem=error.message)] * len(shown)
     return [
-        pages_images.frame_view(image, intrinsics, extrinsics, frame)
+        report_episodes.frame_view(image, intrinsics, extrinsics, frame)
         for frame, image in zip(shown, images, strict=True)
     ]

@@ -15,9 +15,10 @@ from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.formats.media.tar_sample import CALIBRATION, MASKS
-from vlatool.pages.charts import FieldValues
-from vlatool.pages.images import EndEffectorTrack
-from vlatool.pages.text import indices_text, range_text, text_table
+from vlatool.report.charts import FieldValues
+from vlatool.report.facts import Table
+from vlatool.report.poses import EndEffectorTrack
+from vlatool.report.text import indices_text, range_text
 from vlatool.transforms.normalize import constant_dimensions
 
 Names = Mapping[str, Sequence[str]]
@@ -196,14 +197,14 @@ class FieldRange:
         return f"has {counted(missing, 'value')} that are not finite" if missing else ""
 
 
-def dimensions_table(fields: Sequence[FieldSummary]) -> str:
+def dimensions_table(fields: Sequence[FieldSummary]) -> Table:
     """Table of the recorded names of dimensions, one row per field."""
     rows = [
         (field.name, field.dimensions_text)
         for field in fields
         if field.names and list(field.names) != dimension_names(field.name, field.width, {})
     ]
-    return text_table("Dimensions", ("field", "names"), rows)
+    return Table(("field", "names"), rows, "Dimensions")
 
 
 def lowdim_columns(arrays: Mapping[str, Array], rows: int) -> dict[str, Array]:

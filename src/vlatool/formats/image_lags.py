@@ -9,7 +9,7 @@ import numpy as np
 from vlatool.episode import Array, Episode, FrameSource
 from vlatool.errors import VlatoolError
 from vlatool.formats.conventions import state_fields
-from vlatool.pages import layout
+from vlatool.report.facts import evenly_spaced
 from vlatool.transforms.image_lag import brightness, clear_lag, lag_correlations
 
 _MOST_EPISODES = 4
@@ -25,7 +25,7 @@ class ImageLags:
     """Accumulator over evenly chosen episodes."""
 
     def __init__(self, total: int) -> None:
-        self._chosen = layout.evenly_spaced(total, _MOST_EPISODES)
+        self._chosen = evenly_spaced(total, _MOST_EPISODES)
         self._values: dict[str, dict[str, Array]] = {}
 
     def add(self, number: int, episode: Episode) -> None:

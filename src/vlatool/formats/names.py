@@ -11,9 +11,8 @@ from vlatool.episode import Array, EpisodeRef
 from vlatool.errors import VlatoolError
 from vlatool.events import counted
 from vlatool.formats.detect import DetectedSource
-from vlatool.pages.layout import evenly_spaced
-from vlatool.pages.report import Report
-from vlatool.pages.text import number_text, pixels_text, text_table
+from vlatool.report.facts import Report, Table, evenly_spaced
+from vlatool.report.text import number_text, pixels_text
 from vlatool.storage.uri import is_remote
 from vlatool.transforms.geometry import resize
 from vlatool.transforms.names import name_end
@@ -109,10 +108,10 @@ def names_report(sets: Sequence[NamedSet]) -> Report:
             for number, each in enumerate(sets, 1)
         },
         tables=[
-            text_table("Cameras (width x height)", header, _rows(cameras)),
-            text_table("Fields (width)", header, _rows(fields)),
-            text_table("Renames to the names of [1]", ("set", "options"), lines),
-            text_table("Questions", ("what is the same?",), [(text,) for text in questions]),
+            Table(header, [*_rows(cameras)], "Cameras (width x height)"),
+            Table(header, [*_rows(fields)], "Fields (width)"),
+            Table(("set", "options"), lines, "Renames to the names of [1]"),
+            Table(("what is the same?",), [(text,) for text in questions], "Questions"),
         ],
     )
 

@@ -8,7 +8,7 @@ from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.findings import Finding
 from vlatool.formats.base import POLICY_KEYS, FormatReader, field_specs
 from vlatool.formats.rules import SOURCE
-from vlatool.pages.text import indices_text
+from vlatool.report.text import indices_text
 from vlatool.transforms.names import NameMap, renamed_episode
 
 

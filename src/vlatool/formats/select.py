@@ -23,8 +23,8 @@ from vlatool.formats.rules import SOURCE
 from vlatool.jobs.job import InputState, input_state
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.ownership import check_downloaded
-from vlatool.pages.text import few_text
 from vlatool.plugins import FORMATS, did_you_mean
+from vlatool.report.text import few_text
 from vlatool.storage.uri import hub_hint, is_missing
 from vlatool.transforms.names import NameMap
 

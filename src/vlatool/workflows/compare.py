@@ -14,8 +14,9 @@ from vlatool.events import NULL, Reporter, counted
 from vlatool.inspection import check_target
 from vlatool.jobs.ownership import differing_keys
 from vlatool.jobs.record import read_record
-from vlatool.pages.layout import Section, page, table
-from vlatool.pages.text import text_table
+from vlatool.report.facts import Section, Table
+from vlatool.report.page import page
+from vlatool.report.text import text_table
 from vlatool.results import MERGED, OPTIONAL, UNLISTED, Result
 from vlatool.storage.atomic import write_text
 from vlatool.storage.documents import DocumentError, read_json
@@ -124,7 +125,7 @@ def compare(config: CompareConfig, *, reporter: Reporter = NULL) -> CompareResul
 
 
 def _page(result: CompareResult, pairs: Mapping[Start, tuple[bool, bool]], command: str) -> str:
-    from vlatool.evaluation.pages import command_section, rate_table
+    from vlatool.evaluation.facts import command_section, rate_table
 
     names = {"A": result.a, "B": result.b}
     counts = result.overall
@@ -145,11 +146,11 @@ def _page(result: CompareResult, pairs: Mapping[Start, tuple[bool, bool]], comma
     settings = [
         (row["key"], value_text(row["a"]), value_text(row["b"])) for row in result.differences
     ]
-    outcomes = table(_HEADER, [("all", *_cells(counts)), *tasks], [*range(1, len(_HEADER))])
+    outcomes = Table(_HEADER, [("all", *_cells(counts)), *tasks])
     sections = [
-        Section("Success over the same starts", rate_table(rows) + outcomes),
-        Section("Options that differ", table(("option", "A", "B"), settings)),
-        Section("Starts with different outcomes", table(("task", "seed", "A", "B"), different)),
+        Section("Success over the same starts", [rate_table(rows), outcomes]),
+        Section("Options that differ", [Table(("option", "A", "B"), settings)]),
+        Section("Starts with different outcomes", [Table(("task", "seed", "A", "B"), different)]),
         command_section(command),
     ]
     left_out = f"{result.errors} with errors and {result.unpaired} of only one are left out"

@@ -24,8 +24,8 @@ from vlatool.formats.shards.layout import ShardFolder
 from vlatool.jobs.command import JobResult, executor_of, make_executor
 from vlatool.jobs.record import read_record
 from vlatool.jobs.run import run_command
-from vlatool.pages import layout
 from vlatool.plugins import SINKS, is_class_in_file
+from vlatool.report.page import page
 from vlatool.results import OPTIONAL, UNLISTED
 from vlatool.storage.atomic import write_text
 from vlatool.storage.uri import location, pinned
@@ -212,7 +212,7 @@ def _with_rules(
     total = counted(len(curation.episodes), "episode")
     subtitle = f"{total}, {len(curation.selected())} kept"
     write_text(
-        output / curation_layout.PAGE, layout.page("Curation", subtitle, sections(output, curation))
+        output / curation_layout.PAGE, page("Curation", subtitle, sections(output, curation))
     )
     return curation
 

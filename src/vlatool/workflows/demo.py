@@ -22,9 +22,9 @@ from vlatool.formats.spartan.config import SpartanConfig
 from vlatool.formats.spartan.reader import SpartanReader
 from vlatool.jobs.ownership import single_output
 from vlatool.jobs.record import OutputRecord
-from vlatool.pages.images import strip, video
-from vlatool.pages.layout import Section, escape, page, text_block
-from vlatool.pages.plots import Curve, chart_grid, curve_charts
+from vlatool.report.charts import metric_charts
+from vlatool.report.facts import Curve, Part, Section, Text, Video, Videos
+from vlatool.report.page import page
 from vlatool.results import Result
 from vlatool.storage.atomic import write_json, write_text
 from vlatool.storage.uri import local_path
@@ -44,6 +44,16 @@ _NUM_RENDERED = 6
 _NUM_RENDERED_WRONG = 4
 _NUM_VIDEOS = len(COLORS)  # one per goal: goals alternate
 _OWN_DATA = "vlatool train --preset policy-tiny --data RECORDINGS"
+_ABOUT_OWN_DATA = (
+    "RECORDINGS is your folder, file or LeRobot data set. The command makes the training data "
+    "first, trains a small policy on a CPU in minutes, and prints what to do next. "
+    "`vlatool presets` lists larger ones."
+)
+_ABOUT_WRONG = (
+    "The initial states are the same, but the instruction names another block than the goal of the "
+    "environment. A policy that follows its instruction puts the block of the instruction into the "
+    "bin and so fails the goal."
+)
 _ROLLOUTS, _WRONG_ROLLOUTS, _REPORT, _REPORT_JSON = _FILES = (
     "rollouts.png",
     "wrong-instruction.png",
@@ -221,7 +231,7 @@ def _overrides(typed: Mapping[str, Any]) -> list[Override]:
 def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluation:
     from vlatool.evaluation.control import ImageSizes
     from vlatool.evaluation.controllers import HoldController, PolicyController, RandomController
-    from vlatool.evaluation.pages import save_contact_sheet
+    from vlatool.evaluation.facts import save_contact_sheet
     from vlatool.evaluation.policy_runner import open_policy
     from vlatool.evaluation.rollouts import RolloutPlan, sheet_rows
 
@@ -366,29 +376,39 @@ def write_demo_report(paths: _Paths, result: Mapping[str, Any], evaluation: _Eva
         ("Random actions", result["baselines"]["random"], "same initial states"),
         ("No motion", result["baselines"]["do_nothing"], "same initial states"),
     ]
-    from vlatool.evaluation.pages import command_section, image_strips, rate_table, saved_image
+    from vlatool.evaluation.facts import command_section, image_strips, rate_table, saved_image
 
-    remark = f"<p class='quiet'>Seed {result['seed']}; results of other seeds differ.</p>"
     reader = SpartanReader(SpartanConfig())
     episode = reader.read(next(iter(reader.discover([paths.raw]))))
-    sentence = escape(episode.language["original"][0])
+    sentence = episode.language["original"][0]
     strips = image_strips({name: _frames_of(episode, name) for name in episode.cameras})
     text = f"“{sentence}”, {episode.num_frames} frames at {episode.fps:.0f} per second"
-    sheets = evaluation.sheets
+    clips: list[Video] = []
+    for rollout in evaluation.policy:
+        if rollout.video:
+            done = "done" if rollout.success else "failed"
+            clips.append(Video(rollout.video, f"{rollout.instruction}: {done}"))
+    remark = f"Seed {result['seed']}; results of other seeds differ."
+    sheets = {
+        name: saved_image(path, f"rollouts of the {name} instruction")
+        for name, path in evaluation.sheets.items()
+    }
+    obeyed = result["obeyed_wrong_instruction_rate"]
+    reached = result["wrong_instruction_success_rate"]
+    rates = rate_table(
+        [
+            ("Block of the instruction", obeyed, "ends the episode"),
+            ("Block of the goal", reached, "at any time"),
+        ]
+    )
     sections = [
-        Section("The policy acts", _rollout_videos(evaluation.policy)),
-        Section("With your own recordings", _own_data()),
-        Section("Success rate", rate_table(rows) + remark),
-        Section("Rollouts", saved_image(sheets["policy"], "rollouts of the trained policy")),
-        Section(
-            "Wrong instruction",
-            _wrong_section(result)
-            + saved_image(sheets["wrong"], "rollouts with a wrong instruction"),
-        ),
-        Section("Training data", f"<p>First episode: {text}.</p>{strips}"),
-        Section(
-            "Training", _loss_chart(read_metrics(RunDir(paths.run).metrics)) + _run_facts(result)
-        ),
+        Section("The policy acts", [Videos(clips)]),
+        Section("With your own recordings", [Text(_OWN_DATA, "verbatim"), Text(_ABOUT_OWN_DATA)]),
+        Section("Success rate", [rate_table(rows), Text(remark, "quiet")]),
+        Section("Rollouts", [sheets["policy"]]),
+        Section("Wrong instruction", [Text(_ABOUT_WRONG), rates, sheets["wrong"]]),
+        Section("Training data", [Text(f"First episode: {text}."), *strips]),
+        Section("Training", _training_parts(result, paths)),
         command_section(result["command"]),
     ]
     write_text(
@@ -396,22 +416,16 @@ def write_demo_report(paths: _Paths, result: Mapping[str, Any], evaluation: _Eva
     )
 
 
-def _rollout_videos(rollouts: "Sequence[Rollout]") -> str:
-    figures = [
-        video(rollout.video, f"{rollout.instruction}: {'done' if rollout.success else 'failed'}")
-        for rollout in rollouts
-        if rollout.video
+def _training_parts(result: Mapping[str, Any], paths: _Paths) -> list[Part]:
+    rows = [*read_metrics(RunDir(paths.run).metrics)]
+    steps, losses = (np.array([float(row[key]) for row in rows]) for key in ("step", "loss"))
+    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result["stages"].items())
+    size = f"{result['parameters'] / 1e6:.2f} million parameters, {result['steps']} steps over "
+    return [
+        *metric_charts("loss", [Curve("", steps, losses)]),
+        Text(f"{size}{result['samples']} samples. Time: {stages}."),
+        Text("Each stage is a command; vlatool demo prints them.", "quiet"),
     ]
-    return strip("", figures, size="wide")
-
-
-def _own_data() -> str:
-    text = (
-        "<p>RECORDINGS is your folder, file or LeRobot data set. The command makes the training "
-        "data first, trains a small policy on a CPU in minutes, and prints what to do next. "
-        "<code>vlatool presets</code> lists larger ones.</p>"
-    )
-    return text_block(_OWN_DATA) + text
 
 
 def _headline(result: Mapping[str, Any]) -> str:
@@ -423,39 +437,8 @@ def _headline(result: Mapping[str, Any]) -> str:
     )
 
 
-def _wrong_section(result: Mapping[str, Any]) -> str:
-    from vlatool.evaluation.pages import rate_table
-
-    text = (
-        "<p>The initial states are the same, but the instruction names another block than the "
-        "goal of the environment. A policy that follows its instruction puts the block of the "
-        "instruction into the bin and so fails the goal.</p>"
-    )
-    rows = [
-        ("Block of the instruction", result["obeyed_wrong_instruction_rate"], "ends the episode"),
-        ("Block of the goal", result["wrong_instruction_success_rate"], "at any time"),
-    ]
-    return text + rate_table(rows)
-
-
 def _frames_of(episode: Episode, camera: str) -> list[tuple[str, UInt8Array]]:
     last = episode.num_frames - 1
     frames = [round(i * last / (_STRIP_FRAMES - 1)) for i in range(_STRIP_FRAMES)]
     images = episode.cameras[camera].read(frames)
     return [(f"frame {frame}", image) for frame, image in zip(frames, images, strict=True)]
-
-
-def _loss_chart(rows: Sequence[Mapping[str, Any]]) -> str:
-    steps, losses = ([float(row[key]) for row in rows] for key in ("step", "loss"))
-    return chart_grid(
-        curve_charts("loss", [Curve("", np.array(steps), np.array(losses))]) if rows else ""
-    )
-
-
-def _run_facts(result: Mapping[str, Any]) -> str:
-    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result["stages"].items())
-    return (
-        f"<p>{result['parameters'] / 1e6:.2f} million parameters, {result['steps']} steps over "
-        f"{result['samples']} samples. Time: {escape(stages)}.</p>"
-        "<p class='quiet'>Each stage is a command; <code>vlatool demo</code> prints them.</p>"
-    )

@@ -37,8 +37,7 @@ from vlatool.loading.base import PairOptions, RecordedFutures, RecordedPairs, Sp
 from vlatool.loading.shard_reader import episode_named
 from vlatool.models.published import Trained
 from vlatool.models.trained import Weights, data_kind_of
-from vlatool.pages.layout import escape
-from vlatool.pages.text import number_text
+from vlatool.report.text import number_text
 from vlatool.results import UNLISTED, Result
 from vlatool.storage.atomic import write_json, write_text
 from vlatool.storage.uri import is_remote, local_path, pinned
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
     from vlatool.evaluation.offline import EpisodeErrors, RecordedFrame, Verdict
     from vlatool.models.base import Candidates, Decision, Policy
     from vlatool.models.tokenizer import OpenTokenizer
-    from vlatool.pages.layout import Section
+    from vlatool.report.facts import Part
 
 __all__ = ["OpenLoopConfig", "open_loop", "predict"]
 
@@ -169,9 +168,9 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
         DataError: Checkpoint or data are missing, broken or incompatible.
     """
     from vlatool.evaluation.control import ImageSizes
+    from vlatool.evaluation.facts import REPORT_PAGE
     from vlatool.evaluation.futures import evaluate_futures, tokenizer_for
     from vlatool.evaluation.offline import evaluate_open_loop, num_chosen, verdicts
-    from vlatool.evaluation.pages import REPORT_PAGE
     from vlatool.evaluation.policy_runner import open_policy
 
     check_required(config, "vlatool eval open-loop CHECKPOINT")
@@ -229,8 +228,9 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
 
 
 def _write_open_loop_page(result: OpenLoopResult, pairs: RecordedPairs, command: str) -> None:
-    from vlatool.evaluation import pages
-    from vlatool.pages.layout import Section, details, page, table
+    from vlatool.evaluation import facts
+    from vlatool.report.facts import Fold, Section, Table, Text
+    from vlatool.report.page import page
 
     episodes = [each for each in result.episodes if each.error is not None]
     best = episodes[max(_NUM_SHOWN, len(episodes) - _NUM_SHOWN) :]
@@ -241,24 +241,23 @@ def _write_open_loop_page(result: OpenLoopResult, pairs: RecordedPairs, command:
     cards: list[Section] = []
     for rank, each in shown:
         seconds = np.array([point.frame for point in each.points]) / pairs.fps
-        charts = pages.action_charts(each.curves(pairs.fields), seconds)
+        charts = facts.action_charts(each.curves(pairs.fields), seconds)
         text = f"{number_text(each.error)} standard deviations over {each.samples} chunks"
         title = f"{each.episode or 'all episodes'} ({rank} of {len(episodes)})"
-        body = f"<p>{text}; recorded and predicted action at each frame</p>"
-        strips = pages.image_strips(_images_of(each, pairs))
-        cards.append(Section(title, body + strips + charts, is_under=True))
+        strips = facts.image_strips(_images_of(each, pairs))
+        about = Text(f"{text}; recorded action, and the predicted one at each frame, dashed")
+        cards.append(Section(title, [about, *strips, *charts], is_under=True))
     rows = [(each.episode, each.samples, number_text(each.error)) for each in result.episodes]
-    every = table(("episode", "chunks", "error"), rows, (1, 2))
-    verdict = "".join(f"<p>The policy is {row.text()}.</p>" for row in result.verdicts)
+    every = Fold(counted(len(rows), "episode"), [Table(("episode", "chunks", "error"), rows)])
     sections = [
-        Section("Verdict", verdict),
-        *pages.error_sections(
+        Section("Verdict", [Text(f"The policy is {row.text()}.") for row in result.verdicts]),
+        *facts.error_sections(
             result.overall, result.overall_by_step, result.fields, result.samples
         ),
-        Section("Predicted images", _futures_table(result.futures)),
-        Section("Worst and best episodes", details(counted(len(rows), "episode"), every)),
+        Section("Predicted images", _futures_tables(result.futures)),
+        Section("Worst and best episodes", [every]),
         *cards,
-        pages.command_section(command),
+        facts.command_section(command),
     ]
     title = f"Open-loop errors on {Path(result.data.rstrip('/')).name}"
     subtitle = f"{counted(result.samples, 'chunk')} of {Path(result.checkpoint).name}, "
@@ -283,16 +282,16 @@ def _images_of(
     return strips
 
 
-def _futures_table(futures: Mapping[str, Any] | None) -> str:
-    from vlatool.pages.layout import table
+def _futures_tables(futures: Mapping[str, Any] | None) -> "list[Part]":
+    from vlatool.report.facts import Table
 
     steps: Mapping[str, Mapping[str, float | None]] = (futures or {}).get("steps", {})
-    rows = [
-        (label, *(_digits(values[name], digits) for values in steps.values()))
-        for name, (label, digits) in _FUTURE_METRICS.items()
-    ]
-    header = ("", *(f"step +{step}" for step in steps))
-    return table(header, rows, [*range(1, len(header))]) if steps else ""
+    if not steps:
+        return []
+    rows: list[tuple[object, ...]] = []
+    for name, (label, digits) in _FUTURE_METRICS.items():
+        rows.append((label, *(_digits(values[name], digits) for values in steps.values())))
+    return [Table(("", *(f"step +{step}" for step in steps)), rows)]
 
 
 def _evaluated_data(
@@ -522,8 +521,8 @@ def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResul
             episode or frame.
     """
     from vlatool.evaluation.control import ImageSizes, check_finite, chunk_seed
+    from vlatool.evaluation.facts import REPORT_PAGE
     from vlatool.evaluation.futures import save_futures, tokenizer_for
-    from vlatool.evaluation.pages import REPORT_PAGE
     from vlatool.evaluation.policy_runner import open_policy
 
     check_required(config, "vlatool predict CHECKPOINT SOURCE --episode N --frame T")
@@ -714,70 +713,64 @@ def _field(chosen: "RecordedFrame", name: str, predicted: "Array") -> FieldPredi
     )
 
 
-def _answers_section(answers: Sequence[Mapping[str, float | bool]]) -> "Iterator[Section]":
+def _answers_table(answers: Sequence[Mapping[str, float | bool]]) -> "list[Part]":
     """Table of several answers, with their figures by each rule."""
-    from vlatool.pages.layout import Section, table
+    from vlatool.report.facts import Table
 
-    if answers:
-        names = [name for name, _ in _figures(answers[0])]
-        rows = [
-            (
-                number,
-                *(f"{value:.3f}" for _, value in _figures(each)),
-                "yes" if each["executed"] else "",
-            )
-            for number, each in enumerate(answers, start=1)
-        ]
-        numeric = tuple(range(len(names) + 1))
-        yield Section("Answers", table(("answer", *names, "executed"), rows, numeric))
+    if not answers:
+        return []
+    names = [name for name, _ in _figures(answers[0])]
+    rows: list[tuple[object, ...]] = []
+    for number, each in enumerate(answers, start=1):
+        figures = [f"{value:.3f}" for _, value in _figures(each)]
+        rows.append((number, *figures, "yes" if each["executed"] else ""))
+    return [Table(("answer", *names, "executed"), rows)]
 
 
 def _write_predict_page(
     result: PredictResult, seen: "Mapping[str, UInt8Array]", command: str
 ) -> None:
     """Writes the page: figures, what the policy saw, each dimension, predicted images."""
-    from vlatool.evaluation import pages
-    from vlatool.formats.field_summary import dimension_label, unit
-    from vlatool.pages.layout import Section, label_with_unit, page, table, tiles
+    from vlatool.evaluation import facts
+    from vlatool.formats.field_summary import dimension_label
+    from vlatool.report.facts import Quotes, Section, Table, Tiles
+    from vlatool.report.page import page
 
     curves: dict[str, tuple[Array, Array]] = {}
     rows: list[tuple[object, ...]] = []
+    errors: dict[str, list[float]] = {"error": [], "copy last": []}
     for name, field in result.fields.items():
         predicted = np.asarray(field.predicted, np.float64)
         recorded = np.full_like(predicted, np.nan)
         recorded[: len(field.recorded)] = np.asarray(field.recorded).reshape(-1, len(field.names))
+        errors["error"] += field.mae_per_dimension
+        errors["copy last"] += field.copy_last_per_dimension
         for index in range(len(field.names)):
             label = dimension_label(name, index, len(field.names), {name: field.names})
             curves[label] = (recorded[:, index], predicted[:, index])
             both = (field.mae_per_dimension, field.copy_last_per_dimension)
-            errors = [number_text(each[index] if each else None) for each in both]
-            rows.append((label_with_unit(label, unit(name)), *errors))
+            rows.append((label, *(number_text(each[index] if each else None) for each in both)))
+    means = {name: number_text(float(np.mean(each))) for name, each in errors.items() if each}
     steps = np.arange(len(next(iter(result.fields.values())).predicted))
-    means = {
-        name: number_text(float(np.mean(errors)))
-        for name, of in (("error", "mae_per_dimension"), ("copy last", "copy_last_per_dimension"))
-        if (errors := [e for field in result.fields.values() for e in getattr(field, of)])
-    }
-    facts = {**means, "steps": len(steps), "frames per second": f"{result.fps:g}"}
+    tiles = Tiles({**means, "steps": len(steps), "frames per second": f"{result.fps:g}"})
     folder = local_path(result.page).parent
-    files = [] if result.futures is None else [Path(name).name for name in result.futures["files"]]
-    sheets = [name for name in files if name != VIDEO]
-    images = "".join(pages.saved_image(folder / name, name) for name in sheets)
-    clip = pages.videos(folder, {VIDEO: "recorded, as codes, predicted"}) if files else ""
+    images: list[Part] = []
+    if result.futures is not None:
+        names = [Path(name).name for name in result.futures["files"]]
+        images += [facts.saved_image(folder / name, name) for name in names if name != VIDEO]
+        images.append(facts.videos(folder, {VIDEO: "recorded, as codes, predicted"}))
     at = f"frame {result.frame}"
-    strips = pages.image_strips({name: [(at, image)] for name, image in seen.items()})
-    sentence = (
-        f"<blockquote>{escape(result.instruction)}</blockquote>" if result.instruction else ""
-    )
+    strips = facts.image_strips({name: [(at, image)] for name, image in seen.items()})
+    said = {"instruction": [result.instruction]} if result.instruction else {}
     header = ("dimension", "mean absolute error", "of copy last")
     sections = [
-        Section("Prediction", tiles(facts) + sentence),
+        Section("Prediction", [tiles, Quotes(said)]),
         Section("Observation", strips),
-        Section("Actions", pages.action_charts(curves, (result.frame + steps) / result.fps)),
-        Section("Errors", table(header, rows, (1, 2))),
-        *_answers_section(result.answers),
-        Section("Predicted images", images + clip + _futures_table(result.futures)),
-        pages.command_section(command),
+        Section("Actions", facts.action_charts(curves, (result.frame + steps) / result.fps)),
+        Section("Errors", [Table(header, rows)]),
+        Section("Answers", _answers_table(result.answers)),
+        Section("Predicted images", [*images, *_futures_tables(result.futures)]),
+        facts.command_section(command),
     ]
     subtitle = f"{Path(result.checkpoint).name}, {weights_text(result.weights)}"
     html = page(f"{result.episode}, {at}", subtitle, sections, generator="vlatool predict")

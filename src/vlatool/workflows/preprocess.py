@@ -38,8 +38,8 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.ownership import require_input, versions_of
 from vlatool.jobs.record import OutputRecord, recorded_options, side_files
 from vlatool.jobs.run import run_command
-from vlatool.pages.text import few_text
 from vlatool.plugins import FORMATS, SINKS, file_digest_of, is_class_in_file
+from vlatool.report.text import few_text
 from vlatool.results import OPTIONAL, UNLISTED
 from vlatool.storage.uri import location, pinned
 from vlatool.transforms.relative import declarations, stored_from

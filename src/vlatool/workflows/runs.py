@@ -17,9 +17,10 @@ from vlatool.formats.run.page import changed_text, overview, run_page, step_text
 from vlatool.formats.run.summary import RunSummary, find_runs, read_summary
 from vlatool.inspection import check_target
 from vlatool.jobs.ownership import differing_keys, require_input
-from vlatool.pages.layout import Section, code, heading, page, table
-from vlatool.pages.plots import chart_grid, curve_charts
-from vlatool.pages.text import number_text, spark_text, text_table
+from vlatool.report.charts import metric_charts
+from vlatool.report.facts import Chart, Code, Section, Table, Text, Titled
+from vlatool.report.page import page
+from vlatool.report.text import number_text, spark_text, text_table
 from vlatool.results import OPTIONAL, UNLISTED, Result
 from vlatool.storage.atomic import remove_partials_of, write_text
 from vlatool.storage.uri import location
@@ -54,16 +55,17 @@ class Comparison:
 
     def section(self) -> Section:
         """The comparison as a section of a page, with the curves of both runs."""
-        rows = [
-            (code(row["key"]), *(code(value_text(value)) for value in row["values"]))
-            for row in self.differences
-        ]
-        charts = [
-            curve_charts(name, [run.curves[name] for run in self.summaries])
-            for name in self.metrics
-        ]
-        body = table(("key", *self.runs), rows) or "<p>The configurations are equal.</p>"
-        return Section("Comparison", body + heading("curves", chart_grid("".join(charts))))
+        rows: list[tuple[object, ...]] = []
+        for row in self.differences:
+            values = [Code(value_text(value)) for value in row["values"]]
+            rows.append((Code(row["key"]), *values))
+        charts: list[Chart] = []
+        for name in self.metrics:
+            charts += metric_charts(name, [run.curves[name] for run in self.summaries])
+        equal = Text("" if rows else "The configurations are equal.")
+        return Section(
+            "Comparison", [Table(("key", *self.runs), rows), equal, Titled("curves", charts)]
+        )
 
     def blocks(self) -> list[str]:
         options = [
@@ -75,7 +77,7 @@ class Comparison:
                 name,
                 row["step"],
                 *map(number_text, row["values"]),
-                *(spark_text(run.curves[name].values.tolist()) for run in self.summaries),
+                *(spark_text(run.curves[name].y.tolist()) for run in self.summaries),
             )
             for name, row in self.metrics.items()
         ]
@@ -255,7 +257,7 @@ def _row(run: RunSummary) -> tuple[object, ...]:
         step_text(run),
         number_text(run.last("loss")),
         number_text(run.last(*VALIDATION_LOSSES)),
-        "" if curve is None else spark_text(curve.values.tolist()),
+        "" if curve is None else spark_text(curve.y.tolist()),
         run.model_type,
         changed_text(run),
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vlatool.config.base import check_required
 from vlatool.errors import missing_package
 from vlatool.events import NULL, Reporter, counted
-from vlatool.pages.text import few_text
+from vlatool.report.text import few_text
 from vlatool.results import Result
 from vlatool.serving.config import ServeConfig
 

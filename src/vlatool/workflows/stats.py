@@ -26,7 +26,7 @@ from vlatool.jobs.command import DRY_RUN_HELP, make_executor
 from vlatool.jobs.files import FOLDER, read_file_list
 from vlatool.jobs.job import digest_of, input_state
 from vlatool.jobs.ownership import check_downloaded
-from vlatool.pages.text import few_text
+from vlatool.report.text import few_text
 from vlatool.results import OPTIONAL, UNLISTED, Result, outcome
 from vlatool.storage.atomic import remove_file, remove_partials_of
 from vlatool.storage.tree import sha256_of

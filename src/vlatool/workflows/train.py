@@ -27,7 +27,7 @@ from vlatool.jobs.record import OutputRecord, is_being_written, output_lock
 from vlatool.loading.order import OrderOptions, SampleOrder, check_single_epoch
 from vlatool.models.base import ModelType
 from vlatool.models.trained import section_of
-from vlatool.pages.text import number_text
+from vlatool.report.text import number_text
 from vlatool.results import Result, outcome
 from vlatool.storage.uri import location
 from vlatool.training import resume

@@ -28,8 +28,9 @@ from vlatool.inspection import inspect_location
 from vlatool.jobs.command import DRY_RUN_HELP
 from vlatool.jobs.ownership import contents_record, data_files, require_input
 from vlatool.jobs.record import OutputRecord, is_being_written
-from vlatool.pages.report import Report
-from vlatool.pages.text import few_text
+from vlatool.report import text as report_text
+from vlatool.report.facts import Report
+from vlatool.report.text import few_text
 from vlatool.results import Result, outcome
 from vlatool.storage.background import in_background
 from vlatool.storage.documents import read_json
@@ -149,7 +150,11 @@ def card_text(
         f"# {name}",
         f"{content[0].upper()}{content[1:]}: {report.headline}.",
         "## Contents",
-        *(f"```text\n{block.rstrip()}\n```" for block in report.blocks() if block.strip()),
+        *(
+            f"```text\n{block.rstrip()}\n```"
+            for block in report_text.blocks(report)
+            if block.strip()
+        ),
         f"{counted(len(sizes), 'file')}, {size_text(sum(sizes))}.",
         *_origin(record),
         "## Use",

@@ -18,9 +18,9 @@ from vlatool.formats.detect import SourceKeys, detect_source
 from vlatool.formats.propose import LEFT_OUT_LINE
 from vlatool.formats.run.locations import require_weights
 from vlatool.jobs.executor import default_workers
-from vlatool.pages.images import PageVideos
-from vlatool.pages.report import PageRequest, Report
 from vlatool.plugins import FORMATS
+from vlatool.report.facts import PageRequest, Report
+from vlatool.report.text import blocks
 from vlatool.results import MERGED, OPTIONAL, Result, columns
 from vlatool.storage.atomic import write_text
 from vlatool.storage.documents import read_yaml
@@ -42,7 +42,11 @@ class InspectConfig(SourceKeys):
     html_episodes: int = option(
         3, "Number of raw episodes in full on that page; it shows the others in brief.", ge=0
     )
-    video: bool = option(False, "Add the videos of the raw episodes in full to that page.")
+    video: bool | None = option(
+        None,
+        "Videos of the raw episodes in full; null: those that fit into 50 MB of that page, true: "
+        "the others, too, in files beside it.",
+    )
     html_samples: int = option(6, "Number of training samples with images on that page.", ge=0)
     tokenizer: str | None = option(
         None,
@@ -67,8 +71,8 @@ class InspectResult(Result):
 
     def lines(self) -> list[str]:
         page = "" if self.html is None else f"page: {self.html}"
-        blocks = [f"{self.location}: {self.report.headline}", *self.report.blocks(), page]
-        return ["\n\n".join(block for block in blocks if block)]
+        shown = [f"{self.location}: {self.report.headline}", *blocks(self.report), page]
+        return ["\n\n".join(block for block in shown if block)]
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,8 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
                 code="usage.unknown_name",
             )
         _check_page_options(path, kind, config)
-        inspection.write_page(report, config.location, target, _page_request(config, target))
+        request = _page_request(config)
+        inspection.write_page(report, config.location, target, request, has_videos=config.video)
     return InspectResult(report.kind, config.location, config.html, report)
 
 
@@ -202,14 +207,13 @@ def _check_page_options(path: Path, kind: str, config: InspectConfig) -> None:
             )
 
 
-def _page_request(config: InspectConfig, target: Path) -> PageRequest:
+def _page_request(config: InspectConfig) -> PageRequest:
     decoder = None
     if config.tokenizer:
         from vlatool.tokens.decode import open_decoder
 
         decoder = partial(open_decoder, config.tokenizer)
-    videos = PageVideos(target) if config.video else None
-    return PageRequest(config.html_episodes, config.html_samples, videos, decoder)
+    return PageRequest(config.html_episodes, config.html_samples, open_decoder=decoder)
 
 
 # Findings of one code in a result; all are counted.

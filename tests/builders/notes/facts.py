@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from tests.builders.notes.layout import MANIFEST
-from vlatool.pages.layout import Section, note
-from vlatool.pages.report import PageRequest, Problems, Report, ReportPage
+from vlatool.report.facts import PageRequest, Problems, Report, Section, Text
 
 
 def inspect(location: Path) -> Report:
@@ -16,9 +15,10 @@ def inspect(location: Path) -> Report:
         "words": manifest.words if manifest else 0,
     }
 
-    def page(request: PageRequest) -> ReportPage:
+    def page(request: PageRequest) -> list[Section]:
         del request
-        return ReportPage([Section("Note", note(f"{facts['title']}, {facts['words']} words"))])
+        text = f"{facts['title']}, {facts['words']} words"
+        return [Section("Note", [Text(text, "note")])]
 
     return Report(
         kind="note",

@@ -22,11 +22,24 @@ from vlatool.formats.codes.layout import (
     usage_of,
 )
 from vlatool.formats.media.images import file_view
-from vlatool.pages.images import frame_figure, strip
-from vlatool.pages.layout import Section, code, details, evenly_spaced, heading, note, table, tiles
-from vlatool.pages.plots import bars
-from vlatool.pages.report import PageRequest, Problems, Report, ReportPage, finding_notes
-from vlatool.pages.text import indices_text
+from vlatool.report.facts import (
+    Bars,
+    Code,
+    Figure,
+    Figures,
+    Fold,
+    PageRequest,
+    Part,
+    Problems,
+    Report,
+    Section,
+    Table,
+    Text,
+    Tiles,
+    evenly_spaced,
+    notes,
+)
+from vlatool.report.text import indices_text
 from vlatool.storage.uri import can_list
 
 _DIGEST = 12
@@ -100,7 +113,7 @@ class _Usage:
         self.episodes.append(codes)
 
 
-def _page(folder: CodesFolder, images: int, request: PageRequest) -> ReportPage:
+def _page(folder: CodesFolder, images: int, request: PageRequest) -> list[Section]:
     """Page with the use of the codes of at most 100 episodes."""
     names = folder.episodes()
     manifest = folder.manifest
@@ -125,7 +138,7 @@ def _page(folder: CodesFolder, images: int, request: PageRequest) -> ReportPage:
     }
     rows = {
         "tokenizer": manifest.tokenizer or "unknown",
-        "digest": code(manifest.tokenizer_digest[:_DIGEST] or "unknown"),
+        "digest": Code(manifest.tokenizer_digest[:_DIGEST] or "unknown"),
         "precision": manifest.precision,
         "equal to fp32": f"{manifest.agreement:.2%}",
     }
@@ -133,15 +146,14 @@ def _page(folder: CodesFolder, images: int, request: PageRequest) -> ReportPage:
     read = len(usage.episodes)
     part = ""
     if read < len(names):
-        part = note(f"Codes of {read} of {counted(len(names), 'episode')}, evenly spaced.")
-    return ReportPage(
-        [
-            Section("Overview", tiles(info) + part + finding_notes(problems) + table((), shown)),
-            Section("Check images", _checks(folder, request.samples)),
-            Section("Use of the codebook", _usage_html(usage, used) if total else ""),
-            Section("Images and their codes", _examples(folder, usage.episodes, request.samples)),
-        ]
-    )
+        part = f"Codes of {read} of {counted(len(names), 'episode')}, evenly spaced."
+    overview = [Tiles(info), Text(part, "note"), *notes(problems), Table((), shown)]
+    return [
+        Section("Overview", overview),
+        Section("Check images", _checks(folder, request.samples)),
+        Section("Use of the codebook", _usage_parts(usage, used) if total else []),
+        Section("Images and their codes", _examples(folder, usage.episodes, request.samples)),
+    ]
 
 
 def _perplexity(counts: Array) -> float:
@@ -150,49 +162,44 @@ def _perplexity(counts: Array) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def _usage_html(usage: _Usage, used: int) -> str:
+def _usage_parts(usage: _Usage, used: int) -> list[Part]:
     size = len(usage.counts)
     total = int(usage.counts.sum())
     step = -(-size // _BARS)
     uses = np.pad(usage.counts, (0, -size % step)).reshape(-1, step).sum(axis=1)
     unused = np.flatnonzero(usage.counts == 0).tolist()
     most = np.argsort(-usage.counts, kind="stable")[: min(_MOST_USED, used)].tolist()
-    top = [
-        (number, f"{usage.counts[number]:,}", f"{usage.counts[number] / total:.2%}")
-        for number in most
-    ]
-    distinct = usage.at.sum(axis=1)
+    top: list[tuple[object, ...]] = []
+    for number in most:
+        count = usage.counts[number]
+        top.append((number, f"{count:,}", f"{count / total:.2%}"))
     text = f"{counted(used, 'code')} of {size:,} in use; {counted(len(unused), 'code')} unused"
-    ranges = code(indices_text(unused, _UNUSED_RANGES))
-    return (
-        f"<p>{text}.</p>"
-        + heading("Uses of each code", bars(uses, 0, step, "code", "use"))
-        + details("Unused codes", f'<p class="small">{ranges}</p>' if unused else "")
-        + heading("Most frequent", table(("code", "uses", "share"), top, numbers=(0, 1, 2)))
-        + heading(
-            "Different codes at each position of an image",
-            bars(distinct, 0, 1, "position", "code"),
-        )
-    )
+    distinct = usage.at.sum(axis=1)
+    return [
+        Text(f"{text}."),
+        Bars("Uses of each code", uses, 0, step, "code"),
+        Fold("Unused codes", [Text(indices_text(unused, _UNUSED_RANGES), "code")]),
+        Table(("code", "uses", "share"), top, "Most frequent"),
+        Bars("Different codes at each position of an image", distinct, 0, 1, "position"),
+    ]
 
 
-def _checks(folder: CodesFolder, count: int) -> str:
+def _checks(folder: CodesFolder, count: int) -> list[Part]:
     """Some check images, which show an image beside its reconstruction."""
     names = check_images(folder.path)
-    if not names:
-        return ""
-    figures = (
-        frame_figure(file_view(folder.path / name), name, name.partition("/")[2], "", _CHECK_SIZE)
-        for name in (names[index] for index in evenly_spaced(len(names), count))
-    )
-    return strip(f"from {CHECKS_NAME}/: recorded, and from its codes", figures, size="wide")
+    figures: list[Figure] = []
+    for index in evenly_spaced(len(names), count):
+        caption = names[index].partition("/")[2]
+        view = file_view(folder.path / names[index])
+        figures.append(view.figure(caption, names[index], largest=_CHECK_SIZE))
+    return [Figures(figures, f"from {CHECKS_NAME}/: recorded, and from its codes", size="wide")]
 
 
-def _examples(folder: CodesFolder, episodes: Sequence[EpisodeCodes], count: int) -> str:
+def _examples(folder: CodesFolder, episodes: Sequence[EpisodeCodes], count: int) -> list[Part]:
     """Some images with their codes; without the folder of the images, only codes."""
     images = folder.path.parent / IMAGES_NAME
     has_images = can_list(images) and images.is_dir()
-    parts: list[str] = []
+    parts: list[Part] = []
     chosen = evenly_spaced(len(episodes), count)
     for order, index in enumerate(chosen):
         codes = episodes[index]
@@ -200,7 +207,7 @@ def _examples(folder: CodesFolder, episodes: Sequence[EpisodeCodes], count: int)
         stem = codes.stems[row]
         if has_images:
             view = file_view(images / codes.episode / f"{stem}.png")
-            parts.append(strip("", [frame_figure(view, stem, stem)]))
+            parts.append(Figures([view.figure(stem)]))
         text = " ".join(map(str, codes.codes[row].tolist()))
-        parts.append(f'<p class="small">{code(stem)}: {code(text)}</p>')
-    return "".join(parts)
+        parts.append(Text(f"{stem}: {text}", "code"))
+    return parts

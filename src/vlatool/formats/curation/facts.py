@@ -1,6 +1,5 @@
 """Report of a curation, and its page: what is left out and why, with images of the worst."""
 
-import base64
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,13 +15,12 @@ from vlatool.formats.curation.layout import (
     badness,
     read_curation,
 )
-from vlatool.pages import layout
-from vlatool.pages.layout import Html, escape
-from vlatool.pages.report import Report, ReportPage
-from vlatool.pages.text import number_text, text_table
-from vlatool.storage.byte_ranges import read_file
+from vlatool.formats.media.images import file_view
+from vlatool.report.facts import Figure, Report, Section, Table, Text
+from vlatool.report.text import number_text
 
 _WORST = 4  # episodes that the page shows per figure
+_STRIP = 2000  # largest width of the images of an episode, in pixels
 _HEADER = ("figure", "median", "5 %", "95 %", "worst", "episode", "left out by it")
 
 
@@ -38,8 +36,8 @@ def inspect(location: Path) -> Report:
         f"{len(curation.selected())} kept",
         facts={**counts, **facts, "left_out": gone},
         summary={**counts, "rules": len(curation.rules or ())},
-        tables=[text_table("Figures", _HEADER, [*figure_rows(curation)])],
-        page=lambda _: ReportPage(sections(location, curation)),
+        tables=[Table(_HEADER, [*figure_rows(curation)], "Figures")],
+        page=lambda _: sections(location, curation),
     )
 
 
@@ -71,49 +69,37 @@ def _worst(curation: Curation, name: str) -> list[CuratedEpisode]:
     return sorted(known, key=lambda each: -badness(name, each.figures[name]))
 
 
-def sections(location: Path, curation: Curation) -> list[layout.Section]:
+def sections(location: Path, curation: Curation) -> list[Section]:
     """Sections of its page: what is left out, and the worst episodes by each figure."""
-    gone = [
-        (each.id, each.instruction, each.frames, "; ".join(each.reasons), _image(location, each))
-        for each in left_out(curation)
-    ]
-    head = ("episode", "instruction", "frames", "why", "")
+    gone: list[tuple[object, ...]] = []
+    for each in left_out(curation):
+        why = "; ".join(each.reasons)
+        gone.append((each.id, each.instruction, each.frames, why, _figure(location, each)))
     total = counted(len(curation.episodes), "episode")
     about = [(name, text, curation.absent.get(name, "")) for name, text in FIGURES.items()]
-    meaning = layout.table(("figure", "what it is", "absent because"), about)
+    table = Table(("episode", "instruction", "frames", "why", ""), gone)
     return [
-        layout.Section(
-            "Left out",
-            f'<p class="quiet">{len(gone)} of {total}</p>' + layout.table(head, gone, numbers=(2,)),
-        ),
-        layout.Section(
-            "Figures", layout.table(_HEADER, figure_rows(curation), numbers=range(1, 5))
-        ),
+        Section("Left out", [Text(f"{len(gone)} of {total}", "quiet"), table]),
+        Section("Figures", [Table(_HEADER, [*figure_rows(curation)])]),
         *(_section(location, curation, name) for name in FIGURES),
-        layout.Section("Meaning", meaning),
+        Section("Meaning", [Table(("figure", "what it is", "absent because"), about)]),
     ]
 
 
-def _section(location: Path, curation: Curation, name: str) -> layout.Section:
+def _section(location: Path, curation: Curation, name: str) -> Section:
     """The worst episodes by a figure that differs."""
     worst = _worst(curation, name)
     is_equal = not worst or worst[0].figures[name] == worst[-1].figures[name]
-    rows = [
-        (
-            *(each.id, each.instruction),
-            *(number_text(values.get(name, 0.0)) for values in (each.figures, each.at_length)),
-            _image(location, each),
-        )
-        for each in ([] if is_equal else worst[:_WORST])
-    ]
+    rows: list[tuple[object, ...]] = []
+    for each in [] if is_equal else worst[:_WORST]:
+        value = number_text(each.figures.get(name, 0.0))
+        deviation = number_text(each.at_length.get(name, 0.0))
+        rows.append((each.id, each.instruction, value, deviation, _figure(location, each)))
     header = ("episode", "instruction", "value", "deviations at like length", "")
-    table = layout.table(header, rows, numbers=(2, 3))
-    return layout.Section(f"Worst {name}", table, is_under=True)
+    return Section(f"Worst {name}", [Table(header, rows)], is_under=True)
 
 
-def _image(location: Path, episode: CuratedEpisode) -> Html:
+def _figure(location: Path, episode: CuratedEpisode) -> Figure | str:
+    """Strip of images of an episode; empty if none is stored."""
     path = location / STRIPS / f"{episode.id}.jpg"
-    if not path.is_file():
-        return Html("")
-    data = base64.b64encode(read_file(path)).decode()
-    return Html(f'<img alt="{escape(episode.id)}" src="data:image/jpeg;base64,{data}">')
+    return file_view(path).figure("", episode.id, largest=_STRIP) if path.is_file() else ""

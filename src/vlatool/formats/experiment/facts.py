@@ -4,8 +4,7 @@ from pathlib import Path
 
 from vlatool.events import counted
 from vlatool.formats.experiment.layout import CheckpointFiles, Experiment
-from vlatool.pages.report import Problems, Report, branch
-from vlatool.pages.text import text_table
+from vlatool.report.facts import Problems, Report, Table, branch
 from vlatool.storage.tree import size_text
 
 
@@ -60,8 +59,8 @@ def _sizes(files: CheckpointFiles) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in paths if path.is_file()}
 
 
-def _table(checkpoints: list[tuple[int, dict[str, int]]]) -> str:
+def _table(checkpoints: list[tuple[int, dict[str, int]]]) -> Table:
     rows = [
         (number, size_text(sum(sizes.values())), ", ".join(sizes)) for number, sizes in checkpoints
     ]
-    return text_table("Checkpoints", ("number", "size", "files"), rows)
+    return Table(("number", "size", "files"), rows, "Checkpoints")

@@ -5,8 +5,7 @@ from pathlib import Path
 from vlatool.formats.export.layout import COMPOSE
 from vlatool.jobs.files import read_file_list
 from vlatool.jobs.record import read_record
-from vlatool.pages.report import Problems, Report
-from vlatool.pages.text import text_table
+from vlatool.report.facts import Problems, Report, Table
 from vlatool.storage.tree import size_text
 
 
@@ -36,8 +35,6 @@ def inspect(location: Path) -> Report:
             "written by": f"vlatool {record.command}",
             **({"checkpoint": checkpoint} if checkpoint else {}),
         },
-        tables=[
-            text_table("Files", ("name", "size"), [(n, size_text(s)) for n, s in sizes.items()])
-        ],
+        tables=[Table(("name", "size"), [(n, size_text(s)) for n, s in sizes.items()], "Files")],
         findings=findings,
     )

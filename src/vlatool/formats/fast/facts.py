@@ -7,8 +7,8 @@ from typing import Any
 from vlatool.formats.fast import layout as fast_layout
 from vlatool.formats.samples.profile import NAME as PROFILE_NAME
 from vlatool.formats.samples.profile import NormalizationProfile, read_profile
-from vlatool.pages.report import Problems, Report, branch
-from vlatool.pages.text import number_text, text_table
+from vlatool.report.facts import Problems, Report, Table, branch
+from vlatool.report.text import number_text
 
 
 def inspect(location: Path) -> Report:
@@ -67,17 +67,9 @@ def _quality(fitted: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _profile_table(profile: NormalizationProfile) -> str:
-    rows = [
-        (
-            name,
-            number_text(float(center)),
-            number_text(float(scale)),
-            "unchanged" if name in profile.raw else "",
-        )
-        for name, center, scale in zip(
-            profile.dimensions, profile.center, profile.scale, strict=True
-        )
-    ]
-    header = ("dimension", "minus", "divided by", "")
-    return text_table(f"Profile {profile.name}", header, rows)
+def _profile_table(profile: NormalizationProfile) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for name, center, scale in zip(profile.dimensions, profile.center, profile.scale, strict=True):
+        unchanged = "unchanged" if name in profile.raw else ""
+        rows.append((name, number_text(float(center)), number_text(float(scale)), unchanged))
+    return Table(("dimension", "minus", "divided by", ""), rows, f"Profile {profile.name}")

@@ -22,7 +22,7 @@ from vlatool.formats.folder.layout import (
     FilesOfEpisode,
     image_series,
 )
-from vlatool.formats.folder.tables import FOLDER, SUFFIXES, TIME, Table, flattened, read_table
+from vlatool.formats.folder.tables import FOLDER, SUFFIXES, TIME, StoredTable, flattened, read_table
 from vlatool.formats.inventory import Stored, encoded_thing
 from vlatool.formats.language import kind_of_name
 from vlatool.formats.media.frames import probe_video
@@ -63,7 +63,7 @@ class Contents:
     def __init__(self, files: FilesOfEpisode, episode: str) -> None:
         """`episode`: its id, for findings."""
         self.files = files
-        self.tables: dict[str, Table] = {}
+        self.tables: dict[str, StoredTable] = {}
         self.facts: dict[str, Any] = {}
         self.images: dict[str, list[Path]] = {}
         self.clocks: dict[str, Array] = {}
@@ -142,7 +142,7 @@ class Contents:
                 return Stored(reference, "text")
         return Stored(reference, "other", note="a value of the whole episode")
 
-    def _columns(self, key: str, table: Table, used: set[Path]) -> Iterator[Stored]:
+    def _columns(self, key: str, table: StoredTable, used: set[Path]) -> Iterator[Stored]:
         """Columns of a table; those with names of image files are cameras."""
         clocks = _joined_clocks(table)
         for name, times in clocks.items():
@@ -330,7 +330,7 @@ class Contents:
         return replace(thing, shape=(*size, 3))
 
 
-def _joined_clocks(table: Table) -> dict[str, Array]:
+def _joined_clocks(table: StoredTable) -> dict[str, Array]:
     """Times that are stored as seconds and nanoseconds, by the name before both."""
     clocks: dict[str, Array] = {}
     for name, values in table.columns.items():

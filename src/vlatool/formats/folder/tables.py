@@ -91,7 +91,7 @@ _DOTTED = re.compile(r"(?P<base>.+)\.(?P<axis>[^.]+)")
 
 
 @dataclass(frozen=True)
-class Table:
+class StoredTable:
     """Columns of a file.
 
     Attributes:
@@ -110,7 +110,7 @@ class Table:
     doubt: str = ""
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path) -> StoredTable:
     """The columns of a file, which is read once in a process.
 
     Columns of numbers such as `q0 .. q6`, `q[0] ..` and `pose.x pose.y ..` become one.
@@ -126,7 +126,7 @@ def read_table(path: Path) -> Table:
 
 
 @lru_cache(maxsize=16)  # an episode is surveyed, then read, and has few tables
-def _read(path: Path, size: int, changed: int) -> Table:
+def _read(path: Path, size: int, changed: int) -> StoredTable:
     readers = {
         ".csv": _read_csv,
         ".tsv": _read_csv,
@@ -161,7 +161,7 @@ class _Form:
     has_decimal_commas: bool
 
 
-def _read_csv(path: Path) -> Table:
+def _read_csv(path: Path) -> StoredTable:
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
@@ -310,7 +310,7 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return distinct
 
 
-def _read_json(path: Path) -> Table:
+def _read_json(path: Path) -> StoredTable:
     try:
         document = parse_json(read_document(path, max_bytes=_LARGEST_JSON))
     except DocumentError as error:
@@ -325,7 +325,7 @@ def _read_json(path: Path) -> Table:
             if isinstance(value, list) and value and isinstance(value[0], dict)
         }
         facts = {key: value for key, value in facts.items() if key not in others}
-        return Table(table.columns, table.names, {**table.left_out, **others}, facts)
+        return StoredTable(table.columns, table.names, {**table.left_out, **others}, facts)
     lengths = {key: len(value) for key, value in facts.items() if isinstance(value, list)}
     several = [length for length in lengths.values() if length > 1]
     count = max(several, key=several.count, default=0)
@@ -333,7 +333,7 @@ def _read_json(path: Path) -> Table:
         key: facts.pop(key) for key, length in lengths.items() if abs(length - count) <= 1 < length
     }
     table = _of_lists(columns)
-    return Table(table.columns, table.names, table.left_out, facts)
+    return StoredTable(table.columns, table.names, table.left_out, facts)
 
 
 def _rows_of_document(document: Any) -> tuple[list[Any] | None, Any]:
@@ -376,7 +376,7 @@ def _flatten(value: Any, at: str, flat: dict[str, Any], depth: int = 0) -> None:
         flat[at] = value
 
 
-def _read_json_lines(path: Path) -> Table:
+def _read_json_lines(path: Path) -> StoredTable:
     rows: list[Any] = []
     lines = read_file(path).decode("utf-8-sig").rstrip("\r\n").split("\n")
     doubt = ""
@@ -393,10 +393,10 @@ def _read_json_lines(path: Path) -> Table:
     if not all(isinstance(row, dict) for row in rows):
         raise FOLDER.error("bad_table", path, "its lines are no records {NAME: VALUE}")
     table = _of_records(rows)
-    return Table(table.columns, table.names, table.left_out, doubt=doubt)
+    return StoredTable(table.columns, table.names, table.left_out, doubt=doubt)
 
 
-def _of_records(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _of_records(rows: Sequence[Mapping[str, Any]]) -> StoredTable:
     """Columns of records; keys of records within them are joined with dots."""
     columns: dict[str, list[Any]] = {}
     for number, row in enumerate(rows):
@@ -409,7 +409,7 @@ def _of_records(rows: Sequence[Mapping[str, Any]]) -> Table:
     return _of_lists(columns)
 
 
-def _of_lists(columns: Mapping[str, list[Any]]) -> Table:
+def _of_lists(columns: Mapping[str, list[Any]]) -> StoredTable:
     arrays: dict[str, Array] = {}
     left_out: dict[str, str] = {}
     for name, values in columns.items():
@@ -442,7 +442,7 @@ def _of_list(values: list[Any]) -> Array | str:
 # Arrays
 
 
-def _read_npy(path: Path) -> Table:
+def _read_npy(path: Path) -> StoredTable:
     try:
         if is_remote(path):
             array = np.load(io.BytesIO(read_file(path)), allow_pickle=False)
@@ -456,8 +456,10 @@ def _read_npy(path: Path) -> Table:
             ) from None
         raise
     if array.dtype.names:
-        return Table({}, left_out={"": f"a table of the columns {', '.join(array.dtype.names)}"})
-    return _table({"": array}) if array.ndim else Table({}, facts={"": array.item()})
+        return StoredTable(
+            {}, left_out={"": f"a table of the columns {', '.join(array.dtype.names)}"}
+        )
+    return _table({"": array}) if array.ndim else StoredTable({}, facts={"": array.item()})
 
 
 class StreamedRows:
@@ -477,7 +479,7 @@ class StreamedRows:
         return self._frames.read([row])[0]
 
 
-def _read_npz(path: Path) -> Table:
+def _read_npz(path: Path) -> StoredTable:
     """Arrays of an archive; color images stay in the file until they are read."""
     archive = NpzArchive(path)
     columns: dict[str, Any] = {}
@@ -494,10 +496,10 @@ def _read_npz(path: Path) -> Table:
         else:
             facts[name] = archive.read(name).item()
     table = _table(columns)
-    return Table(table.columns, table.names, table.left_out, facts)
+    return StoredTable(table.columns, table.names, table.left_out, facts)
 
 
-def _read_parquet(path: Path) -> Table:
+def _read_parquet(path: Path) -> StoredTable:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -534,14 +536,14 @@ def _of_arrow(column: Any) -> Array:
     return np.array([value if isinstance(value, str) else "" for value in column.to_pylist()])
 
 
-def _read_zarr(path: Path) -> Table:
+def _read_zarr(path: Path) -> StoredTable:
     """Arrays of a store, which are read when they are used."""
     from vlatool.formats.zarr.reader import open_arrays
 
     attributes, arrays = open_arrays(path)
     left_out = {name: "no rows" for name, array in arrays.items() if not array.shape}
     columns = {name: array for name, array in arrays.items() if array.shape}
-    return Table(columns, left_out=left_out, facts=attributes)
+    return StoredTable(columns, left_out=left_out, facts=attributes)
 
 
 # Columns
@@ -549,7 +551,7 @@ def _read_zarr(path: Path) -> Table:
 
 def _table(
     columns: Mapping[str, Array], left_out: Mapping[str, str] | None = None, *, doubt: str = ""
-) -> Table:
+) -> StoredTable:
     """The table of some columns, of which those of one vector are joined."""
     parsed = {name: _numbers_of_texts(values) for name, values in columns.items()}
     groups: dict[str, list[tuple[str, str]]] = {}  # base to (column, axis)
@@ -577,7 +579,7 @@ def _table(
             members = groups[base]
             joined[base] = np.stack([parsed[column] for column, _ in members], axis=1)
             names[base] = tuple(column if axis.isdecimal() else axis for column, axis in members)
-    return Table(joined, names, left_out or {}, doubt=doubt)
+    return StoredTable(joined, names, left_out or {}, doubt=doubt)
 
 
 def _is_vector(axes: Sequence[str]) -> bool:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from vlatool.events import counted
 from vlatool.formats.frames.layout import FramesFolder
-from vlatool.pages.report import Problems, Report
+from vlatool.report.facts import Problems, Report
 
 
 def inspect(location: Path) -> Report:

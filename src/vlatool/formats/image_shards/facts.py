@@ -13,10 +13,24 @@ from vlatool.formats.image_shards import layout as image_shards_layout
 from vlatool.formats.media.images import ImageInfo, image_info, open_image
 from vlatool.formats.media.tar import OpenShard, open_shard
 from vlatool.jobs.record import read_record
-from vlatool.pages import report
-from vlatool.pages.images import figure, image_placeholder, strip, thumbnail
-from vlatool.pages.layout import Section, escape, evenly_spaced, note, table, tiles
-from vlatool.pages.text import pixels_text, text_table
+from vlatool.report.facts import (
+    Figure,
+    Figures,
+    Findings,
+    PageRequest,
+    Part,
+    Problems,
+    Report,
+    Section,
+    Table,
+    Text,
+    Tiles,
+    evenly_spaced,
+    listed,
+    notes,
+    status_text,
+)
+from vlatool.report.text import pixels_text
 from vlatool.storage.documents import DocumentError, parse_json
 from vlatool.storage.tree import size_text
 
@@ -47,7 +61,7 @@ class ImageShardsFacts:
     options: Mapping[str, Any] | None = None
 
 
-def inspect(location: Path) -> report.Report:
+def inspect(location: Path) -> Report:
     """Reads the manifest and the lists, and opens the first shard."""
     if location.is_file():
         with open_shard(location) as tar:
@@ -68,7 +82,7 @@ def inspect(location: Path) -> report.Report:
         raise record.no_manifest_error(location)
     manifest = image_shards_layout.read_manifest(location)
     tars = image_shards_layout.image_tars(location)
-    findings = report.Problems()
+    findings = Problems()
     first = None
     metadata = dict[str, Any]()
     if tars:
@@ -93,42 +107,41 @@ def inspect(location: Path) -> report.Report:
     return _report(facts, findings, tars)
 
 
-def _report(
-    facts: ImageShardsFacts, findings: report.Findings, tars: Sequence[Path]
-) -> report.Report:
+def _report(facts: ImageShardsFacts, findings: Findings, tars: Sequence[Path]) -> Report:
     images = "images" if facts.pictures is None else counted(facts.pictures, "image")
     status = "broken" if findings else "whole"
     first = facts.first
     options = facts.options or {}
     summary = {
-        "status": report.status_text(status),
+        "status": status_text(status),
         "on disk": size_text(facts.bytes),
         "images": "unknown" if facts.pictures is None else facts.pictures,
         "first image": f"{first.format}, {pixels_text((first.width, first.height))}"
         if first
         else "none",
-        "cameras": ", ".join(map(str, report.listed(options, "cameras"))),
+        "cameras": ", ".join(map(str, listed(options, "cameras"))),
         "split": "no lists"
         if facts.train is None or facts.val is None
         else f"{counted(facts.train, 'shard')} for training, {facts.val} for validation",
     }
-    sources = ", ".join(map(str, report.listed(options, "source_episodes")))
+    sources = ", ".join(map(str, listed(options, "source_episodes")))
     provenance = [("from", f"{sources} ({options.get('type')})")] if sources else []
     provenance += [(key, _text(options[key])) for key in _SHOWN_OPTIONS if key in options]
-    overview = tiles({"shards": facts.shards, **summary}) + report.finding_notes(findings)
+    metadata = [*facts.metadata.items()]
+    overview: list[Part] = [Tiles({"shards": facts.shards, **summary}), *notes(findings)]
     sections = [
         Section("Overview", overview),
-        Section("Metadata of the first image", table((), facts.metadata.items())),
-        Section("Provenance", table((), provenance)),
+        Section("Metadata of the first image", [Table((), metadata)]),
+        Section("Provenance", [Table((), provenance)]),
     ]
-    return report.Report(
+    return Report(
         kind="image-shards",
         headline=f"{images} in {counted(facts.shards, 'image shard')}",
         facts=asdict(facts) | {"status": status},
         summary=summary,
         tables=[
-            text_table("Metadata of the first image", ("name", "value"), facts.metadata.items()),
-            text_table("Provenance", ("key", "value"), provenance),
+            Table(("name", "value"), metadata, "Metadata of the first image"),
+            Table(("key", "value"), provenance, "Provenance"),
         ],
         findings=findings,
         page=partial(_page, sections, tars),
@@ -157,7 +170,7 @@ def _metadata(members: Mapping[str, bytes]) -> dict[str, Any]:
     return {}
 
 
-def _listed(path: Path, findings: report.Problems) -> int | None:
+def _listed(path: Path, findings: Problems) -> int | None:
     """Number of shards on a list; None without a list."""
     if not path.is_file():
         return None
@@ -171,33 +184,31 @@ def _text(value: object) -> str:
     return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _page(
-    sections: Sequence[Section], tars: Sequence[Path], request: report.PageRequest
-) -> report.ReportPage:
+def _page(sections: Sequence[Section], tars: Sequence[Path], request: PageRequest) -> list[Section]:
     rows = [_row(tars[index]) for index in evenly_spaced(len(tars), request.samples)]
     title = f"Images ({len(rows)} of {counted(len(tars), 'shard')})"
-    return report.ReportPage([*sections, Section(title, "".join(rows))])
+    return [*sections, Section(title, rows)]
 
 
-def _row(path: Path) -> str:
+def _row(path: Path) -> Part:
     """Evenly spaced images of a shard under its name, or a note with the error."""
     try:
         with open_shard(path) as tar:
             keys = [tar.keys[index] for index in evenly_spaced(len(tar.keys), _ROW)]
-            return strip(escape(path.name), [_figure(tar, key) for key in keys])
+            return Figures([_figure(tar, key) for key in keys], path.name)
     except DataError as error:
-        return note(error.message)
+        return Text(error.message, "note")
 
 
-def _figure(tar: OpenShard, key: str) -> str:
+def _figure(tar: OpenShard, key: str) -> Figure:
     """Image of a sample over the file that it comes from, or else its key."""
     with tar.reading(key) as sample:
         label = str(_metadata(sample.members).get("file", key))
         suffix = image_shards_layout.image_suffix(sample.members)
         if suffix is None:
-            return figure(image_placeholder("no image"), label)
+            return Figure(None, label, problem="no image")
         try:
             with open_image(sample.members[suffix]) as image:
-                return figure(thumbnail(image.convert("RGB"), f"{tar.path.name}, {key}"), label)
+                return Figure(image.convert("RGB"), label, f"{tar.path.name}, {key}")
         except ValueError:
-            return figure(image_placeholder("cannot be decoded"), label)
+            return Figure(None, label, problem="cannot be decoded")

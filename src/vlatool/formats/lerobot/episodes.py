@@ -41,7 +41,7 @@ from vlatool.formats.media.images import decode_rgb
 from vlatool.formats.media.video import EncodedClip, copy_clip, encode_video, encoded_clip
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.journal import Receipt
-from vlatool.pages.text import few_text
+from vlatool.report.text import few_text
 from vlatool.storage.atomic import open_atomic, write_bytes
 from vlatool.storage.uri import as_native_file
 from vlatool.transforms.statistics import to_arrays

@@ -34,7 +34,7 @@ from vlatool.formats.lerobot.layout import (
     split_spans,
 )
 from vlatool.formats.lerobot.tables import Rows, episode_spans, read_rows
-from vlatool.pages.text import few_text, indices_text
+from vlatool.report.text import few_text, indices_text
 from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import can_list
 

@@ -16,7 +16,7 @@ from vlatool.findings import Finding
 from vlatool.formats.lerobot.findings import LEROBOT
 from vlatool.formats.lerobot.folder import EpisodeFiles
 from vlatool.formats.lerobot.tables import read_rows
-from vlatool.pages.text import few_text
+from vlatool.report.text import few_text
 from vlatool.storage.uri import is_remote
 from vlatool.transforms.neighbors import spread
 

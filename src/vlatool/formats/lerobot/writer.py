@@ -43,7 +43,7 @@ from vlatool.formats.writing import Estimate, Sink, SinkConfig, SinkSetup, SinkS
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Journal, Receipt, intact_receipt
-from vlatool.pages.text import few_text
+from vlatool.report.text import few_text
 from vlatool.storage.atomic import as_storage_error, open_atomic, remove_file, write_json
 from vlatool.storage.documents import DocumentError, read_json
 from vlatool.storage.uri import as_native_file, is_remote

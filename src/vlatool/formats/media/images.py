@@ -18,7 +18,7 @@ import simplejpeg
 from PIL import Image, ImageDraw
 
 from vlatool.episode import Array, UInt8Array
-from vlatool.pages.images import FrameView
+from vlatool.report.episodes import FrameView
 from vlatool.storage.byte_ranges import read_file
 
 # Larger images are not decoded; no robot has such a camera.

@@ -10,8 +10,8 @@ from vlatool.events import counted
 from vlatool.formats.contract import CONTRACT, contract_text
 from vlatool.formats.run import checkpoint
 from vlatool.formats.run.layout import EVALUATION, VALIDATION, RunDir, is_run, read_metrics
-from vlatool.pages.report import Problems, Report, branch
-from vlatool.pages.text import number_text, text_table
+from vlatool.report.facts import Problems, Report, Table, branch
+from vlatool.report.text import number_text
 from vlatool.storage.tree import files_named, size_text
 from vlatool.storage.uri import can_list
 
@@ -108,7 +108,7 @@ def _run(location: Path) -> Report:
             "best checkpoint": "" if best is None else best.text(),
         },
         tables=[
-            text_table("Checkpoints", ("name", "step", "size", "files"), rows),
+            Table(("name", "step", "size", "files"), rows, "Checkpoints"),
             _metric_table("Last metrics", last),
             _metric_table("Last validation", validation),
             _metric_table("Last rollouts", rollouts),
@@ -143,13 +143,13 @@ def _parameters(weights: checkpoint.WeightsInfo | None) -> str:
     return f"{weights.parameters:,} in {weights.tensors} tensors ({dtypes})"
 
 
-def _metric_table(title: str, metrics: Mapping[str, Any]) -> str:
+def _metric_table(title: str, metrics: Mapping[str, Any]) -> Table:
     rows = [
         (name, number_text(value) if isinstance(value, float) else str(value))
         for name, value in metrics.items()
         if isinstance(value, int | float | str)
     ]
-    return text_table(title, ("name", "value"), rows)
+    return Table(("name", "value"), rows, title)
 
 
 def _metrics(run: RunDir) -> tuple[dict[str, Any], ...]:

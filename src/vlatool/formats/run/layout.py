@@ -27,7 +27,7 @@ from vlatool.formats.stats.layout import STATS_NAME, Statistics, read_stats
 from vlatool.jobs.files import FileEntry, read_file_list, write_file_list
 from vlatool.jobs.job import digest_of
 from vlatool.jobs.record import read_record
-from vlatool.pages.text import number_text
+from vlatool.report.text import number_text
 from vlatool.storage import atomic
 from vlatool.storage.background import in_parallel
 from vlatool.storage.documents import parse_json, read_json, read_yaml

@@ -1,4 +1,4 @@
-"""HTML pages of training runs: one of several runs, and one of each."""
+"""Pages of training runs: one of several runs, and one of each."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,13 +13,28 @@ from vlatool.formats.media.images import open_image
 from vlatool.formats.run.checkpoint import CheckpointManifest, checkpoint_step
 from vlatool.formats.run.layout import IMAGES, SUCCESS, VALIDATION, VALIDATION_LOSSES
 from vlatool.formats.run.summary import RunSummary
-from vlatool.pages import layout
-from vlatool.pages.charts import MAX_LINES
-from vlatool.pages.images import figure, image_placeholder, strip, thumbnail
-from vlatool.pages.layout import code
-from vlatool.pages.plots import Curve, chart_screens, curve_charts
-from vlatool.pages.report import Problems, branch, finding_notes
-from vlatool.pages.text import number_text
+from vlatool.report.charts import metric_charts, screens
+from vlatool.report.facts import (
+    Chart,
+    Code,
+    Curve,
+    Figure,
+    Figures,
+    Fold,
+    Link,
+    Part,
+    Problems,
+    Section,
+    Table,
+    Tags,
+    Tiles,
+    Titled,
+    branch,
+    evenly_spaced,
+    notes,
+)
+from vlatool.report.page import NUM_COLORS
+from vlatool.report.text import number_text
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.tree import size_text
 
@@ -40,44 +55,29 @@ _MAX_SHEET_BYTES = 2**26
 _LARGEST_PX = 720
 
 
-def overview(runs: Sequence[RunSummary], links: Mapping[str, str]) -> list[layout.Section]:
+def overview(runs: Sequence[RunSummary], links: Mapping[str, str]) -> list[Section]:
     """Sections of the page of several runs: their list, and the curves of all."""
     header = ("name", "state", "step", "loss", "validation", "model", "last change (UTC)")
-    rows = [
-        (
-            layout.Html(
-                f'<a href="{layout.escape(links[run.name])}">{layout.escape(run.name)}</a>'
-            ),
-            run.state,
-            step_text(run),
-            number_text(run.last("loss")),
-            number_text(run.last(*VALIDATION_LOSSES)),
-            run.model_type,
-            changed_text(run),
-        )
-        for run in runs
-    ]
-    notes = "".join(finding_notes(run.findings) for run in runs)
-    names = _ordered({name for run in runs for name in run.curves})
-    charts = [
-        curve_charts(
-            name,
-            [
-                replace(run.curves[name], color=color)
-                for color, run in enumerate(runs[start : start + MAX_LINES])
-                if name in run.curves
-            ],
-        )
-        for name in names
-        for start in range(0, len(runs), MAX_LINES)
-    ]
-    return [
-        layout.Section("Runs", layout.table(header, rows, (2, 3, 4)) + notes),
-        layout.Section("Curves", chart_screens(charts)),
-    ]
+    rows: list[tuple[object, ...]] = []
+    problems: list[Part] = []
+    for run in runs:
+        losses = (number_text(run.last("loss")), number_text(run.last(*VALIDATION_LOSSES)))
+        state = (run.state, step_text(run))
+        name = Link(run.name, links[run.name])
+        rows.append((name, *state, *losses, run.model_type, changed_text(run)))
+        problems += notes(run.findings)
+    charts: list[Chart] = []
+    for name in _ordered({name for run in runs for name in run.curves}):
+        for start in range(0, len(runs), NUM_COLORS):
+            curves: list[Curve] = []
+            for color, run in enumerate(runs[start : start + NUM_COLORS]):
+                if name in run.curves:
+                    curves.append(replace(run.curves[name], color=color))
+            charts += metric_charts(name, curves)
+    return [Section("Runs", [Table(header, rows), *problems]), Section("Curves", screens(charts))]
 
 
-def run_page(run: RunSummary, overview_link: str) -> list[layout.Section]:
+def run_page(run: RunSummary, overview_link: str) -> list[Section]:
     """Sections of the page of a run: curves, images, checkpoints, data, configuration."""
     findings = Problems(run.findings)
     typed, others = _configuration(run)
@@ -93,7 +93,6 @@ def run_page(run: RunSummary, overview_link: str) -> list[layout.Section]:
         is_best = run.best is not None and step == run.best.step
         note = "best" if is_best else "of a stop" if manifest.stopped else ""
         rows.append((step, size_text(size), ", ".join(sorted(manifest.files)), note))
-    checkpoints = layout.table(("step", "size", "files", ""), rows, (0, 1))
     validation = run.last(*VALIDATION_LOSSES)
     facts = {
         "state": run.state,
@@ -102,18 +101,16 @@ def run_page(run: RunSummary, overview_link: str) -> list[layout.Section]:
         "validation loss": "" if validation is None else number_text(validation),
         "best checkpoint": "" if run.best is None else run.best.text(),
     }
-    back = f'<p><a href="{layout.escape(overview_link)}">all runs</a></p>'
     labels = {"model": run.model_type, "folder": run.run.root, "last change": changed_text(run)}
+    back = Table((), [(Link("all runs", overview_link),)])
     return [
-        layout.Section(
-            "Overview", layout.tiles(facts) + layout.tags(labels) + finding_notes(findings) + back
-        ),
-        layout.Section("Differs from the presets", typed),
-        layout.Section("Curves", chart_screens(_charts_of(run))),
-        layout.Section("Images", _images(run)),
-        layout.Section("Checkpoints", checkpoints),
-        layout.Section("Data", _data(run)),
-        layout.Section("Configuration", others),
+        Section("Overview", [Tiles(facts), Tags(labels), *notes(findings), back]),
+        Section("Differs from the presets", [typed]),
+        Section("Curves", screens(_charts_of(run))),
+        Section("Images", _images(run)),
+        Section("Checkpoints", [Table(("step", "size", "files", ""), rows)]),
+        Section("Data", [_data(run)]),
+        Section("Configuration", [others]),
     ]
 
 
@@ -136,7 +133,7 @@ def _ordered(names: set[str]) -> list[str]:
     return [*first, *sorted(shown - {*first})]
 
 
-def _charts_of(run: RunSummary) -> list[str]:
+def _charts_of(run: RunSummary) -> list[Chart]:
     """Chart of each metric, with those of the validation in the chart of the training."""
     groups: dict[str, list[Curve]] = {}
     for name in _ordered({*run.curves}):
@@ -144,17 +141,18 @@ def _charts_of(run: RunSummary) -> list[str]:
         color, word = _SERIES[prefix]
         curve = replace(run.curves[name], name=word, color=color)
         groups.setdefault(name.removeprefix(prefix), []).append(curve)
-    return [
-        curve_charts(name, curves if len(curves) > 1 else [replace(curves[0], name="")])
-        for name, curves in groups.items()
-    ]
+    charts: list[Chart] = []
+    for name, curves in groups.items():
+        shown = curves if len(curves) > 1 else [replace(curves[0], name="")]
+        charts += metric_charts(name, shown)
+    return charts
 
 
 # Parts of each image of the sheets that the built-in model types log.
 _LABELS = {"reconstruction": "each: image, reconstruction, absolute difference"}
 
 
-def _images(run: RunSummary) -> str:
+def _images(run: RunSummary) -> list[Part]:
     """The newest sheets of images by name, evenly spaced over the steps."""
     folder = run.run.root / IMAGES
     by_name: dict[str, list[tuple[int, Path]]] = {}
@@ -162,60 +160,54 @@ def _images(run: RunSummary) -> str:
         number, _, name = path.stem.removeprefix("step_").partition("_")
         if path.suffix == ".png" and name and number.isdecimal():
             by_name.setdefault(name, []).append((int(number), path))
-    blocks: list[str] = []
+    parts: list[Part] = []
     for name, sheets in by_name.items():
-        chosen = [sheets[index] for index in layout.evenly_spaced(len(sheets) - 1, _SHEETS - 1)]
+        chosen = [sheets[index] for index in evenly_spaced(len(sheets) - 1, _SHEETS - 1)]
         figures = [_sheet(step, path, name) for step, path in [*chosen, sheets[-1]]]
-        blocks.append(layout.heading(name, strip(_LABELS.get(name, ""), figures, size="wide")))
-    return "".join(blocks)
+        parts.append(Titled(name, [Figures(figures, _LABELS.get(name, ""), size="wide")]))
+    return parts
 
 
-def _sheet(step: int, path: Path, name: str) -> str:
+def _sheet(step: int, path: Path, name: str) -> Figure:
+    caption = f"step {step}"
     try:
         data = read_byte_range(ByteRange(path, 0, _MAX_SHEET_BYTES + 1))
         if len(data) > _MAX_SHEET_BYTES:
             raise ValueError(f"more than {_MAX_SHEET_BYTES} bytes")
         with open_image(data) as image:
-            drawn = thumbnail(image.convert("RGB"), f"{name}, step {step}", largest=_LARGEST_PX)
+            shown = image.convert("RGB")
     except (OSError, ValueError) as error:
-        drawn = image_placeholder(f"{path.name}: {error}")
-    return figure(drawn, f"step {step}")
+        return Figure(None, caption, problem=f"{path.name}: {error}")
+    return Figure(shown, caption, f"{name}, {caption}", largest=_LARGEST_PX)
 
 
-def _data(run: RunSummary) -> str:
-    data = branch(run.config, "data")
-    named = {
-        key: value
-        for key, value in data.items()
-        if isinstance(value, str | list)
-        and value
-        and key.endswith(("manifest", "shards", "folders", "samples", "statistics", "weighting"))
-    }
+def _data(run: RunSummary) -> Table:
+    rows: list[tuple[object, ...]] = []
+    for key, value in branch(run.config, "data").items():
+        is_named = key.endswith(
+            ("manifest", "shards", "folders", "samples", "statistics", "weighting")
+        )
+        if is_named and value and isinstance(value, str | list):
+            rows.append((key, Code(value if isinstance(value, str) else value_text(value))))
     options = {} if run.record is None else run.record.options
-    digests = {
-        key: value
-        for key, value in options.items()
-        if str(key).startswith(("data set", "statistics")) and isinstance(value, str)
-    }
-    rows = [
-        (key, code(value if isinstance(value, str) else value_text(value)))
-        for key, value in {**named, **digests}.items()
-    ]
-    return layout.table((), rows)
+    for key, value in options.items():
+        if str(key).startswith(("data set", "statistics")) and isinstance(value, str):
+            rows.append((key, Code(value)))
+    return Table((), rows)
 
 
-def _configuration(run: RunSummary) -> tuple[str, str]:
+def _configuration(run: RunSummary) -> tuple[Table, Fold]:
     """Table of the keys that differ from the presets, and a collapsed one of all others."""
     origins = run.run.read_origins()
-    typed: list[tuple[str, ...]] = []
-    others: list[tuple[str, ...]] = []
+    typed: list[tuple[object, ...]] = []
+    others: list[tuple[object, ...]] = []
     for key, value in _leaves(run.config):
         origin = origin_of(key, origins) if origins else ""
         is_typed = origin and not origin.startswith(_NOT_TYPED)
-        (typed if is_typed else others).append((code(key), code(value_text(value)), origin))
+        (typed if is_typed else others).append((Code(key), Code(value_text(value)), origin))
     header = ("key", "value", "origin")
     rest = f"{counted(len(others), 'key')} of presets, derived or with the default"
-    return layout.table(header, typed), layout.details(rest, layout.table(header, others))
+    return Table(header, typed), Fold(rest, [Table(header, others)])
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -16,8 +16,7 @@ from vlatool.formats.run import layout as run_layout
 from vlatool.formats.run.checkpoint import CheckpointManifest
 from vlatool.formats.run.locations import is_started
 from vlatool.jobs.record import OutputRecord, is_being_written, read_record, read_valid_record
-from vlatool.pages.plots import Curve
-from vlatool.pages.report import Problems, branch
+from vlatool.report.facts import Curve, Problems, branch
 
 # Levels of folders below the one that is searched.
 _LEVELS = 2
@@ -57,7 +56,7 @@ class RunSummary:
     def last(self, *names: str) -> float | None:
         """Last finite value of the first of some metrics that has one."""
         for name in names:
-            values = self.curves[name].values if name in self.curves else np.array([])
+            values = self.curves[name].y if name in self.curves else np.array([])
             if (finite := values[np.isfinite(values)]).size:
                 return float(finite[-1])
         return None

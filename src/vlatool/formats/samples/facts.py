@@ -23,12 +23,30 @@ from vlatool.formats.samples.episode import KINDS, Conversation, TokenSample, se
 from vlatool.formats.samples.layout import SamplesFolder
 from vlatool.formats.windows.layout import DATA_NAME, Kind, Window, read_windows
 from vlatool.jobs.ownership import data_files
-from vlatool.pages import layout as pages_layout
-from vlatool.pages import report
-from vlatool.pages.charts import Axis, FieldValues, field_charts
-from vlatool.pages.images import FrameView, camera_strips
-from vlatool.pages.plots import histogram
-from vlatool.pages.text import text_table
+from vlatool.report.charts import FieldValues, field_charts
+from vlatool.report.episodes import FrameView, camera_strips
+from vlatool.report.facts import (
+    Axis,
+    Decoder,
+    Fold,
+    PageRequest,
+    Part,
+    Problems,
+    Report,
+    Section,
+    Table,
+    Tags,
+    Text,
+    Tiles,
+    Titled,
+    branch,
+    card,
+    evenly_spaced,
+    histogram,
+    listed,
+    notes,
+    under_heading,
+)
 from vlatool.storage.tree import size_text
 
 _FRAME = re.compile(r"_frame_\d+$")
@@ -60,16 +78,16 @@ class SamplesFacts:
     pictures: str
 
 
-def inspect(location: Path) -> report.Report:
+def inspect(location: Path) -> Report:
     """Reads the manifest, and the sizes of the files."""
     folder = SamplesFolder.open(location)
-    findings = report.Problems()
+    findings = Problems()
     facts = _read_facts(folder)
     if not folder.images_root.is_dir():
         message = f"the images of the samples are missing: {folder.images_root} is not a folder"
         findings.append({"code": "data.missing", "message": message})
     ids = facts.action_ids
-    return report.Report(
+    return Report(
         kind="samples",
         headline=f"{counted(facts.samples, 'sample')} of {counted(facts.episodes, 'episode')}, "
         f"{facts.layout}",
@@ -84,7 +102,7 @@ def inspect(location: Path) -> report.Report:
             "on disk": f"{size_text(facts.bytes)} in {counted(facts.files, 'file')}",
             **facts.origin,
         },
-        tables=[text_table("Tasks", ("task", "samples"), facts.tasks.items())],
+        tables=[Table(("task", "samples"), [*facts.tasks.items()], "Tasks")],
         findings=findings,
         page=partial(_page, folder, facts, findings),
     )
@@ -92,15 +110,15 @@ def inspect(location: Path) -> report.Report:
 
 def _read_facts(folder: SamplesFolder) -> SamplesFacts:
     document = folder.document
-    ids = dict(report.branch(document, "action_ids"))
+    ids = dict(branch(document, "action_ids"))
     counts: Any = ids.pop("counts", {})
     return SamplesFacts(
         layout=str(document.get("layout")),
         samples=len(folder),
         episodes=int(document.get("episodes") or 0),
-        kinds=_numbers(report.branch(document, "kinds")),
-        shape=_numbers(report.branch(document, "shape")),
-        tasks=_numbers(report.branch(document, "tasks")),
+        kinds=_numbers(branch(document, "kinds")),
+        shape=_numbers(branch(document, "shape")),
+        tasks=_numbers(branch(document, "tasks")),
         action_ids={key: value for key, value in ids.items() if isinstance(value, int | float)},
         id_counts=_numbers(counts if isinstance(counts, Mapping) else {}),
         origin=_origin(document),
@@ -111,7 +129,7 @@ def _read_facts(folder: SamplesFolder) -> SamplesFacts:
 
 
 def _origin(document: Mapping[str, Any]) -> dict[str, str]:
-    codes, fast, profile = (report.branch(document, key) for key in ("codes", "fast", "profile"))
+    codes, fast, profile = (branch(document, key) for key in ("codes", "fast", "profile"))
     raw = ", ".join(map(str, profile.get("raw") or ())) or "none"
     digests = (
         f"{label} {str(tree.get(key) or 'unknown')[:_DIGEST]}"
@@ -131,31 +149,25 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _page(
-    folder: SamplesFolder,
-    facts: SamplesFacts,
-    findings: report.Problems,
-    request: report.PageRequest,
-) -> report.ReportPage:
-    names = [
-        str(name) for name in report.listed(report.branch(folder.document, "profile"), "dimensions")
-    ]
+    folder: SamplesFolder, facts: SamplesFacts, findings: Problems, request: PageRequest
+) -> list[Section]:
+    names = [str(name) for name in listed(branch(folder.document, "profile"), "dimensions")]
     decode = None
     if request.open_decoder is not None:
-        decode = request.open_decoder(folder.path, report.branch(folder.document, "codes"))
+        decode = request.open_decoder(folder.path, branch(folder.document, "codes"))
     samples = [
-        pages_layout.card(f"Sample {index}", partial(_sample_card, folder, index, names, decode))
+        card(f"Sample {index}", partial(_sample_card, folder, index, names, decode))
         for index in _shown(folder, facts, request.samples)
     ]
     title = f"Samples ({len(samples)} of {len(folder)})"
-    header = pages_layout.Section(title, '<p class="quiet">evenly spaced</p>', is_card=False)
-    return report.ReportPage([*_overview(facts, findings), header, *samples])
+    return [*_overview(facts, findings), *under_heading(title, samples)]
 
 
 def _shown(folder: SamplesFolder, facts: SamplesFacts, count: int) -> list[int]:
     """Evenly spaced samples, of each kind in turn where one is near."""
     kinds = [kind for kind in KINDS if facts.kinds.get(kind)]
     shown: list[int] = []
-    for order, index in enumerate(pages_layout.evenly_spaced(len(folder), count)):
+    for order, index in enumerate(evenly_spaced(len(folder), count)):
         near = [index, *range(max(index - _NEAR, 0), min(index + _NEAR, len(folder)))]
         kind_shown = kinds[order % len(kinds)] if kinds else ""
         with suppress(DataError):
@@ -168,7 +180,7 @@ def _kind(folder: SamplesFolder, number: int) -> str:
     return folder.sample(number).conversation.kind
 
 
-def _overview(facts: SamplesFacts, findings: report.Problems) -> list[pages_layout.Section]:
+def _overview(facts: SamplesFacts, findings: Problems) -> list[Section]:
     ids = facts.action_ids
     info = {
         "samples": f"{facts.samples:,}",
@@ -178,26 +190,19 @@ def _overview(facts: SamplesFacts, findings: report.Problems) -> list[pages_layo
         "action ids per window": f"{ids['mean']:.1f}" if "mean" in ids else "",
         "on disk": size_text(facts.bytes),
     }
-    shown = (
-        pages_layout.tiles(info)
-        + report.finding_notes(findings)
-        + pages_layout.tags({**facts.origin, **facts.shape})
-    )
-    lengths = [int(n) for n, count in facts.id_counts.items() for _ in range(count)]
+    lengths: list[int] = []
+    for number, count in facts.id_counts.items():
+        lengths += [int(number)] * count
     return [
-        pages_layout.Section("Overview", shown),
-        pages_layout.Section(
-            "Action ids", histogram(lengths, "action ids of a window", counted_name="window")
-        ),
-        pages_layout.Section(
-            "Tasks", pages_layout.table(("task", "samples"), facts.tasks.items(), numbers=(1,))
-        ),
+        Section("Overview", [Tiles(info), *notes(findings), Tags({**facts.origin, **facts.shape})]),
+        Section("Action ids", [histogram(lengths, "action ids of a window", "window")]),
+        Section("Tasks", [Table(("task", "samples"), [*facts.tasks.items()])]),
     ]
 
 
 def _sample_card(
-    folder: SamplesFolder, number: int, names: Sequence[str], decode: report.Decoder | None
-) -> pages_layout.Section:
+    folder: SamplesFolder, number: int, names: Sequence[str], decode: Decoder | None
+) -> Section:
     """Card of a sample, with its window if there is one; without `decode`, no reconstructions."""
     sample = folder.sample(number)
     root = folder.images_root
@@ -207,40 +212,43 @@ def _sample_card(
     window = _window(root / DATA_NAME / f"{episode}{LINES_SUFFIX}", sample, images)
     past = _strips(root, images)
     future = _strips(root, window.future if window else ())
+    first = 1 - max(map(len, past.values()), default=0)
     info = {
         "kind": f"{talk.kind} ({_KINDS[talk.kind]})",
         "task": talk.task,
         "action ids": len(talk.action_ids),
         "future images": len(talk.codes),
     }
-    body = (
-        pages_layout.tags(info)
-        + pages_layout.heading("Text", _text(talk))
-        + pages_layout.heading(
-            "Past images", camera_strips(past, 1 - max(map(len, past.values()), default=0))
-        )
-        + pages_layout.heading("Actions", _actions(window, names))
-        + pages_layout.heading("Future images", camera_strips(future, 1))
-    )
+    parts: list[Part] = [
+        Tags(info),
+        Titled("Text", _text(talk)),
+        Titled("Past images", camera_strips(past, first)),
+        Titled("Actions", _actions(window, names)),
+        Titled("Future images", camera_strips(future, 1)),
+    ]
     if decode is not None:
         shown = _reconstructions(talk.codes, list(future or past), decode)
-        body += pages_layout.heading("Future images, reconstructed", shown)
-    return pages_layout.Section(f"Sample {number}, {talk.kind}, {episode}", body, is_under=True)
+        parts.append(Titled("Future images, reconstructed", shown))
+    return Section(f"Sample {number}, {talk.kind}, {episode}", parts, is_under=True)
 
 
-def _text(talk: Conversation) -> str:
+def _text(talk: Conversation) -> list[Part]:
     """Messages of a sample; the codes of all future images but the first are collapsed."""
     answer = talk.answer()
     end = ""
     if len(talk.codes):
-        first = answer.index(segment(talk.codes[0].tolist())) + len(segment(talk.codes[0].tolist()))
-        answer, end = answer[:first], answer[first:]
+        first = segment(talk.codes[0].tolist())
+        length = answer.index(first) + len(first)
+        end = answer[length:] if len(talk.codes) > 1 else ""
+        answer = answer[:length]
     more = f"{counted(len(talk.codes) - 1, 'more image')} and the end of the answer"
-    return (
-        f'<span class="tag">user</span>{pages_layout.text_block(talk.question())}'
-        f'<span class="tag">assistant</span>{pages_layout.text_block(answer)}'
-        + (pages_layout.details(more, pages_layout.text_block(end)) if len(talk.codes) > 1 else "")
-    )
+    return [
+        Text("user", "tag"),
+        Text(talk.question(), "verbatim"),
+        Text("assistant", "tag"),
+        Text(answer, "verbatim"),
+        Fold(more, [Text(end, "verbatim")]),
+    ]
 
 
 def _strips(root: Path, names: Iterable[str]) -> dict[str, list[FrameView]]:
@@ -265,27 +273,25 @@ def _window(path: Path, sample: TokenSample, images: list[str]) -> Window | None
     return None
 
 
-def _actions(window: Window | None, names: Sequence[str]) -> str:
-    """Chart of the actions of the window, or a note if the windows are missing."""
+def _actions(window: Window | None, names: Sequence[str]) -> list[Part]:
+    """Charts of the actions of the window, or a note if the windows are missing."""
     if window is None:
-        return pages_layout.note(
-            "The folder of windows is missing, so the actions cannot be shown."
-        )
+        return [Text("The folder of windows is missing, so the actions cannot be shown.", "note")]
     actions = np.array(window.actions)
     steps, width = actions.shape
     known = names if len(names) == width else [str(number) for number in range(width)]
     axis = Axis(-0.5, steps - 0.5, "steps", whole=True, anchor=0.0)
     field = FieldValues("actions, not normalized", actions, known)
-    return field_charts(axis, np.arange(steps), [field], dots=True)
+    return field_charts(axis, np.arange(steps), [field], has_dots=True)
 
 
-def _reconstructions(codes: Array, cameras: Sequence[str], decode: report.Decoder) -> str:
+def _reconstructions(codes: Array, cameras: Sequence[str], decode: Decoder) -> list[Part]:
     """Images decoded from codes [Q, K], in a row per camera; codes alternate between cameras."""
     if not len(codes):
-        return pages_layout.note("This kind of sample has no codes.")
+        return [Text("This kind of sample has no codes.", "note")]
     images = decode(codes.astype(np.int64))
-    rows = {
-        camera: [FrameView(Image.fromarray(image)) for image in images[index :: len(cameras)]]
-        for index, camera in enumerate(cameras)
-    }
+    rows: dict[str, list[FrameView]] = {}
+    for index, camera in enumerate(cameras):
+        decoded = images[index :: len(cameras)]
+        rows[camera] = [FrameView(Image.fromarray(image)) for image in decoded]
     return camera_strips(rows, 1)

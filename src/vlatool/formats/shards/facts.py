@@ -17,12 +17,32 @@ from vlatool.formats.field_summary import FieldSummary, dimensions_table, record
 from vlatool.formats.media.tar import is_shard, open_shard
 from vlatool.formats.shards import tar_facts
 from vlatool.formats.shards.layout import Shard, ShardFolder, check_shards, expects_manifest
-from vlatool.formats.stats.facts import field_summary, field_table, statistics_html
+from vlatool.formats.stats.facts import field_summary, field_table, statistics_parts
 from vlatool.formats.stats.layout import Statistics
 from vlatool.jobs.record import read_record, read_valid_record
-from vlatool.pages import layout, report
-from vlatool.pages.plots import histogram
-from vlatool.pages.text import number_text, pairs, pixels_text, text_table
+from vlatool.report.facts import (
+    Code,
+    Figures,
+    Fold,
+    PageRequest,
+    Part,
+    Problems,
+    Report,
+    Section,
+    Table,
+    Tags,
+    Text,
+    Tiles,
+    Titled,
+    branch,
+    evenly_spaced,
+    histogram,
+    listed,
+    notes,
+    status_text,
+    under_heading,
+)
+from vlatool.report.text import number_text, pixels_text
 from vlatool.storage.tree import size_text
 
 _SHOWN_OPTIONS = (
@@ -80,14 +100,14 @@ class ShardsFacts:
         return [(name, pixels_text(size, missing)) for name, size in self.cameras.items()]
 
 
-def inspect(location: Path) -> report.Report:
+def inspect(location: Path) -> Report:
     """Reads the files beside the shards and the first sample; of one shard, headers and first
     sample.
     """
     if is_shard(location):
         return tar_facts.inspect_shard(location)
     folder = _open(location)
-    findings = report.Problems()
+    findings = Problems()
     shards = folder.shards()
     whole = list[Shard]()
     for shard in shards:
@@ -102,8 +122,8 @@ def inspect(location: Path) -> report.Report:
     result = (record.result or {}) if record else {}
     origin = Provenance(
         format=str(options.get("type") or ""),
-        sources=tuple(map(str, report.listed(options, "source_episodes"))),
-        version=str(report.branch(metadata, "environment").get("vlatool") or ""),
+        sources=tuple(map(str, listed(options, "source_episodes"))),
+        version=str(branch(metadata, "environment").get("vlatool") or ""),
         created_at=str(metadata.get("created_at") or ""),
         is_complete=None if record is None else record.result is not None,
         episodes=result.get("episodes"),
@@ -122,12 +142,12 @@ def inspect(location: Path) -> report.Report:
     share = facts.padding_share
     if facts.window is not None:
         window = f"{facts.window[0]} past + anchor + {facts.window[1]} future"
-    return report.Report(
+    return Report(
         kind="shards",
         headline=f"{counted(facts.samples, 'sample')} in {counted(facts.shards, 'shard')}",
         facts=asdict(facts) | {"status": status, "fields": fields} | measured,
         summary={
-            "status": report.status_text(status),
+            "status": status_text(status),
             "on disk": size_text(facts.bytes),
             "window": window,
             "rate": "unknown" if facts.fps is None else f"{number_text(facts.fps)} fps",
@@ -137,20 +157,15 @@ def inspect(location: Path) -> report.Report:
             "proprioception": facts.proprioception_fields or "not recorded",
         },
         tables=[
-            text_table("Cameras", ("name", "width x height"), facts.views),
+            Table(("name", "width x height"), facts.views, "Cameras"),
             field_table(facts.fields),
             dimensions_table(facts.fields),
-            conventions_table(conventions) if conventions else "",
-            text_table("Language", ("kind", "example"), language),
-            _provenance_text(origin),
+            *([conventions_table(conventions)] if conventions else []),
+            Table(("kind", "example"), language, "Language"),
+            _provenance_table(origin),
         ],
         findings=findings,
-        page=partial(
-            _page,
-            folder,
-            facts,
-            layout.tiles(_tiles(facts, status)) + report.finding_notes(findings),
-        ),
+        page=partial(_page, folder, facts, [Tiles(_tiles(facts, status)), *notes(findings)]),
     )
 
 
@@ -173,13 +188,12 @@ def _facts(
         bytes=sum(shard.path.stat().st_size for shard in shards if shard.path.is_file()),
         window=_window(options),
         fps=float(fps) if isinstance(fps, int | float) else None,
-        image_indices=tuple(report.listed(options, "image_indices")),
+        image_indices=tuple(listed(options, "image_indices")),
         padding_share=_padding_share(statistics, samples),
-        cameras=dict.fromkeys(report.listed(options, "camera_names"))
-        | (first.cameras() if first else {}),
+        cameras=dict.fromkeys(listed(options, "camera_names")) | (first.cameras() if first else {}),
         fields=tuple(field for field in fields if field is not None),
-        action_fields=tuple(report.listed(options, "action_fields")),
-        proprioception_fields=tuple(report.listed(options, "proprioception_fields")),
+        action_fields=tuple(listed(options, "action_fields")),
+        proprioception_fields=tuple(listed(options, "proprioception_fields")),
         language={kind: texts[0] for kind, texts in first.language.items()} if first else {},
         origin=origin,
     )
@@ -223,26 +237,24 @@ def _padding_share(statistics: Statistics, samples: int) -> float | None:
     return round(1 - sum(counts) / (len(counts) * samples), 6)
 
 
-def _provenance_text(provenance: Provenance) -> str:
+def _provenance_table(provenance: Provenance) -> Table:
     options = provenance.options
-    episodes = provenance.episodes
-    failures = provenance.failures
     sources = ", ".join(provenance.sources) or "unknown"
-    rows = pairs(
-        {
-            "from": f"{sources} ({provenance.format or 'unknown'})",
-            "episodes": "" if episodes is None else str(episodes),
-            "broken": f"{counted(failures, 'episode')} left out" if failures else "",
-            "dropped": [
-                f"{counted(count, 'sample')}: {reason}"
-                for reason, count in provenance.dropped.items()
-            ],
-            "written by": f"vlatool {provenance.version}" if provenance.version else "",
-            "at": provenance.created_at,
-            **{key: _option_text(options[key]) for key in _SHOWN_OPTIONS if key in options},
-        }
-    )
-    return "Provenance\n" + "\n".join(f"  {line}" for line in rows.split("\n"))
+    rows: list[tuple[str, str]] = [("from", f"{sources} ({provenance.format or 'unknown'})")]
+    if provenance.episodes is not None:
+        rows.append(("episodes", str(provenance.episodes)))
+    if provenance.failures:
+        rows.append(("broken", f"{counted(provenance.failures, 'episode')} left out"))
+    for reason, count in provenance.dropped.items():
+        rows.append(("dropped", f"{counted(count, 'sample')}: {reason}"))
+    if provenance.version:
+        rows.append(("written by", f"vlatool {provenance.version}"))
+    if provenance.created_at:
+        rows.append(("at", provenance.created_at))
+    for key in _SHOWN_OPTIONS:
+        if key in options:
+            rows.append((key, _option_text(options[key])))
+    return Table((), rows, "Provenance")
 
 
 def _option_text(value: object) -> str:
@@ -252,36 +264,32 @@ def _option_text(value: object) -> str:
 
 
 def _page(
-    folder: ShardFolder, facts: ShardsFacts, overview: str, request: report.PageRequest
-) -> report.ReportPage:
+    folder: ShardFolder, facts: ShardsFacts, overview: list[Part], request: PageRequest
+) -> list[Section]:
     samples = list(_sample_cards(folder.shards(), request.samples, facts.origin.options))
-    findings = report.Problems()  # not shown: the report has them already
+    findings = Problems()  # not shown: the report has them already
     statistics = findings.read(folder.statistics) or {}
     episodes = (findings.read(folder.episodes.shards) if folder.episodes else None) or []
     counts = [episode.num_sequences for episode in episodes]
-    cameras = layout.table(("camera", "width x height"), facts.views, numbers=(1,))
-    crops = _crops(folder.shards(), facts.origin.options)
+    crops = Titled("Left out by the crop (dark)", _crops(folder.shards(), facts.origin.options))
     policy = {"Actions": facts.action_fields, "Proprioception": facts.proprioception_fields}
-    return report.ReportPage(
-        [
-            layout.Section("Overview", overview + _provenance_html(facts.origin)),
-            layout.Section(
-                "Cameras", cameras + layout.heading("Left out by the crop (dark)", crops)
-            ),
-            layout.Section("Language", layout.table(("kind", "example"), facts.language.items())),
-            layout.Section("Samples per episode", histogram(counts, "samples per episode")),
-            layout.Section("Statistics", statistics_html(statistics, facts.fields, policy)),
-            *layout.group(f"Samples ({len(samples)} of {facts.samples})", samples),
-        ]
-    )
+    language = Table(("kind", "example"), [*facts.language.items()])
+    return [
+        Section("Overview", [*overview, *_provenance_parts(facts.origin)]),
+        Section("Cameras", [Table(("camera", "width x height"), facts.views), crops]),
+        Section("Language", [language]),
+        Section("Samples per episode", [histogram(counts, "samples per episode")]),
+        Section("Statistics", statistics_parts(statistics, facts.fields, policy)),
+        *under_heading(f"Samples ({len(samples)} of {facts.samples})", samples),
+    ]
 
 
-def _crops(shards: Sequence[Shard], options: Mapping[str, Any]) -> str:
-    """Figures of the part that a crop left out of the images of the first sample."""
+def _crops(shards: Sequence[Shard], options: Mapping[str, Any]) -> list[Part]:
+    """Images of the first sample with the part that a crop left out."""
     for shard in shards[:1]:
         with suppress(DataError), open_shard(shard.path) as tar:
-            return tar_facts.crop_figures(tar, options)
-    return ""
+            return [Figures(tar_facts.crop_figures(tar, options))]
+    return []
 
 
 def _tiles(facts: ShardsFacts, status: str) -> dict[str, object]:
@@ -290,7 +298,7 @@ def _tiles(facts: ShardsFacts, status: str) -> dict[str, object]:
     return {
         "samples": f"{facts.samples:,}",
         "shards": f"{facts.shards:,}",
-        "status": report.status_text(status),
+        "status": status_text(status),
         "past + anchor + future": "" if window is None else f"{window[0]} + 1 + {window[1]}",
         "frames per second": "" if facts.fps is None else number_text(facts.fps),
         "images at": ", ".join(map(str, facts.image_indices)) if facts.cameras else "no images",
@@ -301,9 +309,9 @@ def _tiles(facts: ShardsFacts, status: str) -> dict[str, object]:
 
 def _sample_cards(
     shards: Sequence[Shard], count: int, options: Mapping[str, Any]
-) -> Iterator[layout.Section]:
+) -> Iterator[Section]:
     """Yields cards of samples that are evenly spaced over all shards; opens each shard once."""
-    positions = layout.evenly_spaced(sum(shard.num_sequences for shard in shards), count)
+    positions = evenly_spaced(sum(shard.num_sequences for shard in shards), count)
     start = 0
     for shard in shards:
         end = start + shard.num_sequences
@@ -316,10 +324,10 @@ def _sample_cards(
                 for position in in_shard:
                     yield tar_facts.sample_card(tar, position, options)
         except DataError as error:
-            yield layout.Section(shard.path.name, layout.note(error.message), is_under=True)
+            yield Section(shard.path.name, [Text(error.message, "note")], is_under=True)
 
 
-def _provenance_html(provenance: Provenance) -> str:
+def _provenance_parts(provenance: Provenance) -> list[Part]:
     dropped = ", ".join(
         f"{counted(count, 'sample')}: {reason}" for reason, count in provenance.dropped.items()
     )
@@ -332,14 +340,12 @@ def _provenance_html(provenance: Provenance) -> str:
         "written by vlatool": provenance.version,
         "at": provenance.created_at,
     }
-    options = {name: value for name, value in provenance.options.items() if _is_short(value)}
-    rows = [
-        (layout.code(name), layout.code("null" if v is None else v)) for name, v in options.items()
-    ]
-    return layout.heading(
-        "Provenance",
-        layout.tags(info) + layout.details("Options", layout.table(("key", "value"), rows)),
-    )
+    rows: list[tuple[Code, Code]] = []
+    for name, value in provenance.options.items():
+        if _is_short(value):
+            rows.append((Code(name), Code("null" if value is None else value)))
+    options = Fold("Options", [Table(("key", "value"), rows)])
+    return [Titled("Provenance", [Tags(info), options])]
 
 
 def _is_short(value: object) -> bool:

@@ -22,11 +22,46 @@ from vlatool.formats.media.images import visible_image
 from vlatool.formats.media.tar import OpenShard, open_shard
 from vlatool.formats.media.tar_sample import ARRAYS, StoredSample, parse_image
 from vlatool.formats.shards.layout import MANIFEST_NAME, ShardFolder
-from vlatool.pages import images as pages_images
-from vlatool.pages import layout, report
-from vlatool.pages.charts import Axis, FieldValues, field_charts, step_cells
-from vlatool.pages.layout import group
-from vlatool.pages.text import pixels_text, text_table
+from vlatool.report.charts import field_charts
+from vlatool.report.episodes import (
+    EpisodeView,
+    FrameView,
+    episode_section,
+    shown_positions,
+    step_text,
+)
+from vlatool.report.facts import (
+    Axis,
+    Code,
+    Figure,
+    Figures,
+    Fold,
+    PageRequest,
+    Part,
+    Problems,
+    Quotes,
+    Report,
+    Section,
+    Table,
+    Tags,
+    Text,
+    Tiles,
+    Titled,
+    branch,
+    card,
+    evenly_spaced,
+    listed,
+    status_text,
+    under_heading,
+)
+from vlatool.report.poses import (
+    CameraModel,
+    EndEffectorTrack,
+    crop_drawing,
+    draw_poses,
+    pose_legend,
+)
+from vlatool.report.text import pixels_text
 from vlatool.storage.tree import size_text
 from vlatool.transforms.geometry import make_geometry
 
@@ -59,7 +94,7 @@ class SampleWindow:
         return np.arange(self.length) - self.anchor
 
 
-def sample_card(tar: OpenShard, position: int, options: Mapping[str, Any]) -> layout.Section:
+def sample_card(tar: OpenShard, position: int, options: Mapping[str, Any]) -> Section:
     """Card of the sample at a position of a tar, or a card with the error; `options`:
     preprocessing_config.yaml; empty if unknown.
     """
@@ -67,47 +102,46 @@ def sample_card(tar: OpenShard, position: int, options: Mapping[str, Any]) -> la
     if position >= len(tar.keys):
         reason = tar.damage or f"the shard has {counted(len(tar.keys), 'sample')}"
         text = f"{name}: there is no sample {position}: {reason}"
-        return layout.Section(f"{name}, sample {position}", layout.note(text), is_under=True)
+        return Section(f"{name}, sample {position}", [Text(text, "note")], is_under=True)
     key = tar.keys[position]
-    return layout.card(key, lambda: _section(tar, key, options))
+    return card(key, lambda: _section(tar, key, options))
 
 
-def crop_figures(tar: OpenShard, options: Mapping[str, Any]) -> str:
+def crop_figures(tar: OpenShard, options: Mapping[str, Any]) -> list[Figure]:
     """Images of the first sample in the area that was recorded; empty if no crop left a part out;
     `options`: preprocessing_config.yaml; empty if unknown.
     """
     if str(options.get("image_resizing_method")).lower() != "center_crop" or not tar.keys:
-        return ""
+        return []
+    figures: list[Figure] = []
     with tar.reading(tar.keys[0]) as sample:
-        recorded = report.branch(sample.metadata(), "original_image_sizes")
-        views = {
-            name: stored_view(sample, (name, at), {}, 0) for name, at in sample.image_suffixes()
-        }
-    figures = (_crop_figure(name, view.image, recorded.get(name)) for name, view in views.items())
-    return pages_images.strip("", list(filter(None, figures)))
+        recorded = branch(sample.metadata(), "original_image_sizes")
+        for name, at in sample.image_suffixes():
+            view = stored_view(sample, (name, at), {}, 0)
+            figure = _crop_figure(name, view.image, recorded.get(name))
+            if figure is not None:
+                figures.append(figure)
+    return figures
 
 
-def _crop_figure(camera: str, image: Image.Image | None, recorded: object) -> str:
-    """A stored image in the area that was recorded; empty if it is all of that area."""
+def _crop_figure(camera: str, image: Image.Image | None, recorded: object) -> Figure | None:
+    """A stored image in the area that was recorded; None if it is all of that area."""
     match (image, recorded):
         case Image.Image(), [int(width), int(height)] if 0 < width <= _MAX_SIDE >= height > 0:
             geometry = make_geometry(
                 (height, width), (int(image.height), int(image.width)), "center_crop"
             )
         case _:
-            return ""
+            return None
     left, top, right, bottom = box = geometry.source_box
     share = 1 - (right - left) * (bottom - top) / (width * height)
     if share < _LEAST_SHARE:
-        return ""
+        return None
     area = Image.new("RGB", (width, height), "gray")
     size = (max(1, round(right - left)), max(1, round(bottom - top)))
     area.paste(image.resize(size), (round(left), round(top)))
     caption = f"{camera}: {share:.0%} of {width} x {height} left out"
-    view = pages_images.FrameView(area)
-    return pages_images.frame_figure(
-        view, f"crop of {camera}", caption, pages_images.crop_drawing(area.size, box)
-    )
+    return Figure(area, caption, f"crop of {camera}", crop_drawing(area.size, box))
 
 
 def frame_rate(metadata: Mapping[str, Any], options: Mapping[str, Any]) -> float | None:
@@ -121,23 +155,21 @@ def frame_rate(metadata: Mapping[str, Any], options: Mapping[str, Any]) -> float
 
 def stored_view(
     sample: StoredSample, view: tuple[str, int], arrays: Mapping[str, Array], row: int
-) -> pages_images.FrameView:
+) -> FrameView:
     """Stored image with the camera model at a row of the window."""
     suffix = sample.image_suffixes().get(view)
     if suffix is None:
-        return pages_images.FrameView(None, problem="not in the sample")
+        return FrameView(None, problem="not in the sample")
     try:
         image = visible_image(sample.members[suffix])
     except (OSError, ValueError):
-        return pages_images.FrameView(None, problem=f"{suffix} cannot be decoded")
+        return FrameView(None, problem=f"{suffix} cannot be decoded")
     intrinsics = arrays.get(f"rescaled_intrinsics.{view[0]}")
     extrinsics = arrays.get(f"extrinsics.{view[0]}")
-    return pages_images.FrameView(
-        image, pages_images.CameraModel.at(intrinsics, extrinsics, max(row, 0), image.size)
-    )
+    return FrameView(image, CameraModel.at(intrinsics, extrinsics, max(row, 0), image.size))
 
 
-def _section(shard: OpenShard, key: str, options: Mapping[str, Any]) -> layout.Section:
+def _section(shard: OpenShard, key: str, options: Mapping[str, Any]) -> Section:
     """Card of a sample; raises DataError if the sample is broken."""
     with shard.reading(key) as sample:
         arrays = sample.arrays()
@@ -155,10 +187,10 @@ def _section(shard: OpenShard, key: str, options: Mapping[str, Any]) -> layout.S
         if values.dtype.kind == "f"
     }
     tracks = field_summary.pose_tracks(positions, field_summary.position_fields(positions))
-    fields = field_summary.policy_fields(
+    actions, proprioception = field_summary.policy_fields(
         numbers,
-        report.listed(options, "action_fields"),
-        report.listed(options, "proprioception_fields"),
+        listed(options, "action_fields"),
+        listed(options, "proprioception_fields"),
         field_summary.recorded_names(options),
     )
     info = {
@@ -170,16 +202,22 @@ def _section(shard: OpenShard, key: str, options: Mapping[str, Any]) -> layout.S
     }
     frames = _image_frames(metadata, [offset for _, offset in images])
     is_calibrated = any(image.camera for image in images.values())
-    body = (
-        layout.tags(info)
-        + f'<div class="small quiet">{layout.code(key)}</div>'
-        + layout.heading("Language", layout.sentences(language))
-        + layout.heading("Images", _images(window, images, frames, tracks))
-        + (pages_images.pose_legend(tracks) if is_calibrated else "")
-        + _charts(window, fields, frame_rate(metadata, options))
-        + layout.details("Metadata", _metadata(metadata))
-    )
-    return layout.Section(_name(metadata, key), body, is_under=True)
+    axis = _axis(window, frame_rate(metadata, options))
+    stored: list[tuple[str, Code]] = []
+    for name, value in metadata.items():
+        is_tree = isinstance(value, dict | list)
+        stored.append((name, Code(json.dumps(value, ensure_ascii=False) if is_tree else value)))
+    parts: list[Part] = [
+        Tags(info),
+        Text(key, "code"),
+        Titled("Language", [Quotes(language)]),
+        Titled("Images", _images(window, images, frames, tracks)),
+        Text(pose_legend(tracks) if is_calibrated else "", "quiet"),
+        Titled("Actions", field_charts(axis, window.steps, actions, has_dots=True)),
+        Titled("Proprioception", field_charts(axis, window.steps, proprioception, has_dots=True)),
+        Fold("Metadata", [Table(("key", "value"), stored)]),
+    ]
+    return Section(_name(metadata, key), parts, is_under=True)
 
 
 def _name(metadata: Mapping[str, Any], key: str) -> str:
@@ -218,44 +256,32 @@ def _read_window(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> Sa
 
 def _images(
     window: SampleWindow,
-    images: Mapping[
-        tuple[str, int], pages_images.FrameView
-    ],  # (camera, image offset) to the stored image
+    images: Mapping[tuple[str, int], FrameView],  # (camera, image offset) to the stored image
     frames: Mapping[int, int],  # map from image offset to its frame in the episode
-    tracks: Sequence[
-        pages_images.EndEffectorTrack
-    ],  # end effectors over the window; NaN for padding
-) -> str:
+    tracks: Sequence[EndEffectorTrack],  # end effectors over the window; NaN for padding
+) -> list[Part]:
     """Cameras in rows of equal length, with the images of each side by side."""
     cameras = list(dict.fromkeys(camera for camera, _ in images))
     offsets = sorted({offset for _, offset in images})
-    if not cameras:
-        return ""
-
-    def offset_figure(camera: str, offset: int, prefix: str = "") -> str:
-        caption = pages_images.step_text(offset) + (
-            f", frame {frames[offset]}" if offset in frames else ""
-        )
-        image = images.get(
-            (camera, offset), pages_images.FrameView(None, problem="not in the sample")
-        )
-        drawing = ""
-        if image.camera is not None:
-            step = _shown_step(window, offset)
-            drawing = pages_images.draw_poses(tracks, step, image.camera, window.length)
-        return pages_images.frame_figure(image, f"{camera}, {caption}", prefix + caption, drawing)
-
-    if len(offsets) > _BESIDE:
-        return "".join(
-            pages_images.strip(
-                layout.escape(camera), [offset_figure(camera, offset) for offset in offsets]
-            )
-            for camera in cameras
-        )
-    return pages_images.strip(
-        "",
-        [offset_figure(camera, offset, f"{camera} ") for camera in cameras for offset in offsets],
-    )
+    rows: list[Part] = []
+    beside: list[Figure] = []
+    for camera in cameras:
+        figures: list[Figure] = []
+        for offset in offsets:
+            caption = step_text(offset)
+            if offset in frames:
+                caption += f", frame {frames[offset]}"
+            missing = FrameView(None, problem="not in the sample")
+            image = images.get((camera, offset), missing)
+            drawing = ""
+            if image.camera is not None:
+                step = _shown_step(window, offset)
+                drawing = draw_poses(tracks, step, image.camera, window.length)
+            shown = caption if len(offsets) > _BESIDE else f"{camera} {caption}"
+            figures.append(image.figure(shown, f"{camera}, {caption}", drawing))
+        rows.append(Figures(figures, camera))
+        beside += figures
+    return rows if len(offsets) > _BESIDE else [Figures(beside)]
 
 
 def _shown_step(window: SampleWindow, offset: int) -> int:
@@ -264,39 +290,16 @@ def _shown_step(window: SampleWindow, offset: int) -> int:
     return int(np.clip(window.anchor + offset, real[0], real[-1])) if len(real) else window.anchor
 
 
-def _charts(
-    window: SampleWindow,
-    fields: tuple[Sequence[FieldValues], Sequence[FieldValues]],
-    fps: float | None,
-) -> str:
-    """Charts of actions and proprioception, and the masks of their steps."""
+def _axis(window: SampleWindow, fps: float | None) -> Axis:
+    """Axis of the steps of a window, on which padding is shaded."""
     steps = window.steps
-    padded = steps[window.is_padded].tolist()
-    axis = Axis(
+    return Axis(
         float(steps[0]) - 0.5,
         float(steps[-1]) + 0.5,
         f"steps of {1 / fps:.3g} s" if fps else "steps",
         whole=True,
         anchor=0.0,
-        shaded=tuple((step - 0.5, step + 0.5) for step in padded),
-    )
-    masks = {"past": window.past_mask, "future": window.future_mask}
-    charts = "".join(
-        layout.heading(title, field_charts(axis, steps, group, dots=True))
-        for title, group in zip(("Actions", "Proprioception"), fields, strict=True)
-    )
-    return charts + layout.heading(
-        "Masks of the steps; padding is shaded above", step_cells(axis, steps, masks)
-    )
-
-
-def _metadata(metadata: Mapping[str, Any]) -> str:
-    texts = {
-        name: json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
-        for name, value in metadata.items()
-    }
-    return layout.table(
-        ("key", "value"), [(name, layout.code(text)) for name, text in texts.items()]
+        shaded=tuple((step - 0.5, step + 0.5) for step in steps[window.is_padded].tolist()),
     )
 
 
@@ -344,7 +347,7 @@ class ShardFacts:
     problem: str = ""  # reason why the tar could not be read to its end; empty if it could
 
 
-def inspect_shard(path: Path) -> report.Report:
+def inspect_shard(path: Path) -> Report:
     """Reads the headers of a tar and its first sample."""
     facts = _read_facts(path)
     counts = ", ".join(
@@ -353,12 +356,12 @@ def inspect_shard(path: Path) -> report.Report:
         else str(members)
         for members, samples in facts.members_per_sample.items()
     )
-    return report.Report(
+    return Report(
         kind="shard",
         headline=f"shard, {counted(facts.samples, 'sample')}",
         facts=asdict(facts),
         summary={
-            "status": facts.problem or report.status_text("whole"),
+            "status": facts.problem or status_text("whole"),
             "on disk": size_text(facts.bytes),
             "members per sample": counts,
             "first sample": facts.first.key if facts.first else "none",
@@ -408,55 +411,50 @@ def _sample_summary(sample: StoredSample, ranges: Mapping[str, tuple[int, int]])
     return SampleSummary(sample.key, sizes, sample.image_sizes(), arrays, language)
 
 
-def _tables(first: SampleSummary) -> list[str]:
+def _tables(first: SampleSummary) -> list[Table]:
     shown = {name: pixels_text(size, "unreadable") for name, size in first.pictures.items()}
     members = [(name, size_text(size), shown.get(name, "")) for name, size in first.members.items()]
     language = [(kind, f'"{texts[0]}"') for kind, texts in first.language.items()]
     return [
-        text_table("Members of the first sample", ("name", "size", "width x height"), members),
-        text_table(f"Arrays of {ARRAYS}", ("name", "shape", "dtype"), first.array_rows()),
-        text_table("Language", ("kind", "example"), language),
+        Table(("name", "size", "width x height"), members, "Members of the first sample"),
+        Table(("name", "shape", "dtype"), first.array_rows(), f"Arrays of {ARRAYS}"),
+        Table(("kind", "example"), language, "Language"),
     ]
 
 
-def _page(path: Path, facts: ShardFacts, request: report.PageRequest) -> report.ReportPage:
+def _page(path: Path, facts: ShardFacts, request: PageRequest) -> list[Section]:
     # A shard without its folder has no options.
-    options = report.Problems().read(ShardFolder(path.parent / MANIFEST_NAME).options) or {}
+    options = Problems().read(ShardFolder(path.parent / MANIFEST_NAME).options) or {}
     with open_shard(path) as tar:
         episode = _episode_view(tar, options)
         sections = [_overview(facts)]
         if episode is not None:
-            sections.append(pages_images.episode_section(episode, is_under=False))
+            sections.append(episode_section(episode, is_under=False))
         total = len(tar.keys)
-        samples = [
-            sample_card(tar, i, options) for i in layout.evenly_spaced(total, request.samples)
-        ]
-        sections += group(f"Samples ({len(samples)} of {total})", samples)
-    kind = "shard" if episode is None else "samples of one episode"
-    return report.ReportPage(sections, f"{kind}, {counted(facts.samples, 'sample')}")
+        samples = [sample_card(tar, i, options) for i in evenly_spaced(total, request.samples)]
+    return [*sections, *under_heading(f"Samples ({len(samples)} of {total})", samples)]
 
 
-def _overview(facts: ShardFacts) -> layout.Section:
+def _overview(facts: ShardFacts) -> Section:
     info = {
         "samples": f"{facts.samples:,}",
         "members": f"{facts.members:,}",
-        "status": "broken" if facts.problem else report.status_text("whole"),
+        "status": "broken" if facts.problem else status_text("whole"),
         "on disk": size_text(facts.bytes),
     }
-    members = ""
-    if (first := facts.first) is not None:
-        sizes = [(layout.code(name), f"{size:,}") for name, size in first.members.items()]
-        arrays = [(layout.code(name), shape, dtype) for name, shape, dtype in first.array_rows()]
-        members = layout.details(
-            "Members of the first sample", layout.table(("member", "bytes"), sizes, numbers=(1,))
-        ) + layout.details(
-            "Arrays of the first sample", layout.table(("array", "shape", "type"), arrays)
+    parts: list[Part] = [Tiles(info), Text(facts.problem, "note")]
+    if facts.first is not None:
+        sizes = [(Code(name), f"{size:,}") for name, size in facts.first.members.items()]
+        arrays = [(Code(name), shape, dtype) for name, shape, dtype in facts.first.array_rows()]
+        members = Table(("member", "bytes"), sizes)
+        parts.append(Fold("Members of the first sample", [members]))
+        parts.append(
+            Fold("Arrays of the first sample", [Table(("array", "shape", "type"), arrays)])
         )
-    problem = layout.note(facts.problem) if facts.problem else ""
-    return layout.Section("Overview", layout.tiles(info) + problem + members)
+    return Section("Overview", parts)
 
 
-def _episode_view(tar: OpenShard, options: Mapping[str, Any]) -> pages_images.EpisodeView | None:
+def _episode_view(tar: OpenShard, options: Mapping[str, Any]) -> EpisodeView | None:
     """View of the episode that the samples of a tar are from; None if they are from several;
     `options`: preprocessing_config.yaml; empty if unknown.
     """
@@ -475,15 +473,15 @@ def _episode_view(tar: OpenShard, options: Mapping[str, Any]) -> pages_images.Ep
         language = first.language()
     actions, proprioception = field_summary.policy_fields(
         numbers,
-        _absolute(report.listed(options, "action_fields"), numbers),
-        _absolute(report.listed(options, "proprioception_fields"), numbers),
+        _absolute(listed(options, "action_fields"), numbers),
+        _absolute(listed(options, "proprioception_fields"), numbers),
         field_summary.recorded_names(options),
     )
-    shown = pages_images.shown_positions(len(anchors))
+    shown = shown_positions(len(anchors))
     fps = frame_rate(metadata, options)
     if fps is None:
         problems.append(f"the frame rate is not recorded; times assume {_DEFAULT_FPS:g} fps")
-    return pages_images.EpisodeView(
+    return EpisodeView(
         name=str(metadata.get("episode_id")),
         info={
             "task": metadata.get("task"),
@@ -558,9 +556,9 @@ def _absolute(names: Sequence[object], known: Mapping[str, Array]) -> list[str]:
     return [absolute if absolute in known else name for name, absolute in pairs]
 
 
-def _strips(tar: OpenShard, keys: Sequence[str]) -> dict[str, list[pages_images.FrameView]]:
+def _strips(tar: OpenShard, keys: Sequence[str]) -> dict[str, list[FrameView]]:
     """Map from camera to the image nearest to the anchor of each sample."""
-    strips: dict[str, list[pages_images.FrameView]] = {}
+    strips: dict[str, list[FrameView]] = {}
     with tar.reading(keys[0]) as first:
         views = first.image_suffixes()
     for camera in dict.fromkeys(camera for camera, _ in views):
@@ -569,7 +567,7 @@ def _strips(tar: OpenShard, keys: Sequence[str]) -> dict[str, list[pages_images.
     return strips
 
 
-def _stored(tar: OpenShard, key: str, view: tuple[str, int]) -> pages_images.FrameView:
+def _stored(tar: OpenShard, key: str, view: tuple[str, int]) -> FrameView:
     with tar.reading(key) as sample:
         names = (f"rescaled_intrinsics.{view[0]}", f"extrinsics.{view[0]}")
         arrays = sample.arrays([name for name in sample.array_headers() if name in names])

@@ -1,4 +1,4 @@
-"""Tables of statistics of fields, as text and HTML.
+"""Tables of statistics of fields.
 
 Legend of shapes: T steps of a window, C dimensions of a field.
 """
@@ -11,13 +11,12 @@ import numpy as np
 from vlatool.episode import Array
 from vlatool.formats.field_summary import FieldSummary, Names, summarize_field, unit
 from vlatool.formats.stats.layout import Statistics, number_array
-from vlatool.pages.layout import Html, details, field_label, heading, label_with_unit, table
-from vlatool.pages.plots import sparkline
-from vlatool.pages.text import number_text, range_text, text_table
+from vlatool.report.facts import Fold, Part, Table, Titled
+from vlatool.report.text import number_text, range_text, spark_text
 
 _COLUMNS = ("mean", "std", "min", "percentile_1", "percentile_99", "max")
-_PER_STEP = Html("mean &plusmn; std per step")
-_HEADER = ("field", "dimension", "mean", "std", "min", "1 %", "99 %", "max", _PER_STEP)
+_SPARK = 8  # characters of the course of a mean
+_HEADER = ("field", "dimension", "mean", "std", "min", "1 %", "99 %", "max", "mean per step")
 
 
 def field_summary(name: str, entry: Mapping[str, Any], recorded: Names) -> FieldSummary | None:
@@ -33,60 +32,50 @@ def field_summary(name: str, entry: Mapping[str, Any], recorded: Names) -> Field
     return summarize_field(name, {**values, "mean": mean, "std": std}, recorded)
 
 
-def field_table(fields: Sequence[FieldSummary]) -> str:
+def field_table(fields: Sequence[FieldSummary]) -> Table:
     """Table of fields of training samples, one row per field."""
     header = ("name", "width", "range", "mean", "std", "constant dimensions")
-    rows = (
-        (
-            field.name,
-            field.width,
-            field.range_text,
-            range_text(field.mean),
-            range_text(field.std),
-            field.constant_text,
-        )
-        for field in fields
-    )
-    return text_table("Fields", header, rows)
+    rows: list[tuple[object, ...]] = []
+    for field in fields:
+        values = (field.range_text, range_text(field.mean), range_text(field.std))
+        rows.append((field.name, field.width, *values, field.constant_text))
+    return Table(header, rows, "Fields")
 
 
-def statistics_html(
+def statistics_parts(
     statistics: Statistics, fields: Sequence[FieldSummary], policy: Mapping[str, Sequence[str]]
-) -> str:
-    """Tables of the dimensions of all fields."""
+) -> list[Part]:
+    """Tables of the dimensions of all fields; those of the policy first, by the titles of
+    `policy`.
+    """
     known = {info.name: info for info in fields}
-
-    def tabled(names: Sequence[str]) -> str:
-        return _statistics_table({name: statistics[name] for name in names}, known)
-
-    policy_tables = "".join(
-        heading(title, tabled([name for name in names if name in statistics]))
-        for title, names in policy.items()
-    )
-    policy_names = {name for names in policy.values() for name in names}
-    others = [name for name in statistics if name not in policy_names]
-    rest = tabled(others)
-    if not policy_tables:
-        return rest
-    return policy_tables + details(f"{len(others)} more fields", rest)
+    parts: list[Part] = []
+    shown: set[str] = set()
+    for title, names in policy.items():
+        present = {name: statistics[name] for name in names if name in statistics}
+        if present:
+            parts.append(Titled(title, _statistics_tables(present, known)))
+        shown.update(names)
+    others = {name: entry for name, entry in statistics.items() if name not in shown}
+    tables = _statistics_tables(others, known)
+    return [*parts, Fold(f"{len(others)} more fields", tables)] if parts else tables
 
 
-def _statistics_table(statistics: Statistics, known: Mapping[str, FieldSummary]) -> str:
-    constant = {name: values for name in statistics if (values := _constant(known.get(name)))}
-    rows = [
-        row
-        for name in statistics
-        if name not in constant
-        for row in _dimension_rows(name, statistics[name], known.get(name))
-    ]
-    constant_table = table(
-        ("constant field", "values"),
-        [
-            (label_with_unit(name, unit(name)), Html(f"<code>{values}</code>"))
-            for name, values in constant.items()
-        ],
-    )
-    return table(_HEADER, rows, numbers=range(1, 8)) + constant_table
+def _statistics_tables(statistics: Statistics, known: Mapping[str, FieldSummary]) -> list[Part]:
+    rows: list[tuple[object, ...]] = []
+    constant: list[tuple[str, str]] = []
+    for name, entry in statistics.items():
+        values = _constant(known.get(name))
+        if values:
+            constant.append((_label(name), values))
+        else:
+            rows += _dimension_rows(name, entry, known.get(name))
+    return [Table(_HEADER, rows), Table(("constant field", "values"), constant)]
+
+
+def _label(name: str) -> str:
+    """Name of a field with its unit."""
+    return f"{name} [{unit(name)}]" if unit(name) else name
 
 
 def _constant(info: FieldSummary | None) -> str:
@@ -101,20 +90,22 @@ def _dimension_rows(
 ) -> list[tuple[object, ...]]:
     mean = number_array(entry.get("mean"))
     if mean is None or mean.ndim != 1:
-        return [(field_label(name), "", *[""] * len(_COLUMNS), "not readable")]
+        return [(name, "", *[""] * len(_COLUMNS), "not readable")]
     width = len(mean)
     columns = [_column(entry.get(key), width) for key in _COLUMNS]
-    steps = _steps(entry, width)
+    steps = number_array(entry.get("mean_per_timestep"))
+    if steps is not None and (steps.ndim != 2 or steps.shape[1] != width):
+        steps = None
     names = info.names if info and info.names else [str(number) for number in range(width)]
-    return [
-        (
-            label_with_unit(name, unit(name)) if index == 0 else "",
-            dimension,
-            *(number_text(float(c[index])) if np.isfinite(c[index]) else "-" for c in columns),
-            "" if steps is None else Html(sparkline(steps[0][:, index], steps[1][:, index])),
-        )
-        for index, dimension in enumerate(names)
-    ]
+    rows: list[tuple[object, ...]] = []
+    for index, dimension in enumerate(names):
+        numbers: list[str] = []
+        for column in columns:
+            value = float(column[index])
+            numbers.append(number_text(value) if np.isfinite(value) else "-")
+        course = "" if steps is None else spark_text(steps[:, index].tolist(), _SPARK)
+        rows.append((_label(name) if index == 0 else "", dimension, *numbers, course))
+    return rows
 
 
 def _column(value: object, width: int) -> Array:
@@ -124,15 +115,3 @@ def _column(value: object, width: int) -> Array:
         return np.broadcast_to(np.nan if numbers is None else numbers, (width,))
     except ValueError:
         return np.full(width, np.nan)
-
-
-def _steps(entry: Mapping[str, Any], width: int) -> tuple[Array, Array] | None:
-    """Mean and std per step [T, C]; None if they are missing or broken."""
-    mean = number_array(entry.get("mean_per_timestep"))
-    std = number_array(entry.get("std_per_timestep"))
-    if mean is None or std is None or mean.ndim != 2 or mean.shape[1] != width:
-        return None
-    try:
-        return mean, np.broadcast_to(std, mean.shape)
-    except ValueError:
-        return None

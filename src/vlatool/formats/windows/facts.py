@@ -18,10 +18,27 @@ from vlatool.formats.media.tar import read_index
 from vlatool.formats.windows import layout as windows_layout
 from vlatool.jobs.ownership import data_files
 from vlatool.jobs.record import read_valid_record
-from vlatool.pages import layout, report
-from vlatool.pages.charts import Axis, FieldValues, field_charts
-from vlatool.pages.images import FrameView, camera_strips
-from vlatool.pages.text import number_text, text_table
+from vlatool.report.charts import FieldValues, field_charts
+from vlatool.report.episodes import FrameView, camera_strips
+from vlatool.report.facts import (
+    Axis,
+    PageRequest,
+    Part,
+    Problems,
+    Quotes,
+    Report,
+    Section,
+    Table,
+    Tags,
+    Tiles,
+    Titled,
+    card,
+    evenly_spaced,
+    notes,
+    status_text,
+    under_heading,
+)
+from vlatool.report.text import number_text
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.tree import size_text
 
@@ -46,24 +63,24 @@ class WindowsFacts:
     manifest: windows_layout.WindowManifest | None  # manifest; None if it does not exist
 
 
-def inspect(location: Path) -> report.Report:
+def inspect(location: Path) -> Report:
     """Reads the manifest, the indexes and the first line of some episodes."""
-    findings = report.Problems()
+    findings = Problems()
     facts = _read_facts(location, findings)
     count = facts.samples
     windows = "an unknown number of windows" if count is None else counted(count, "window")
-    return report.Report(
+    return Report(
         kind="windows",
         headline=f"{windows} of {counted(facts.episodes, 'episode')}",
         facts=asdict(facts),
         summary=_summary(facts),
-        tables=[text_table("Tasks", ("example",), [(f'"{text}"',) for text in facts.tasks])],
+        tables=[Table(("example",), [(f'"{text}"',) for text in facts.tasks], "Tasks")],
         findings=findings,
         page=partial(_page, facts, findings),
     )
 
 
-def _read_facts(location: Path, findings: report.Problems) -> WindowsFacts:
+def _read_facts(location: Path, findings: Problems) -> WindowsFacts:
     manifest = findings.read(windows_layout.read_manifest, location)
     record = findings.read(read_valid_record, location)
     files = windows_layout.lines_files(location)
@@ -100,7 +117,7 @@ def _read_facts(location: Path, findings: report.Problems) -> WindowsFacts:
 def _summary(facts: WindowsFacts) -> dict[str, object]:
     past, future = facts.window
     info: dict[str, object] = {
-        "status": report.status_text(facts.status),
+        "status": status_text(facts.status),
         "on disk": size_text(facts.bytes),
         "window": f"{counted(past, 'step')} up to the anchor, {future} from the anchor on",
         "cameras": facts.cameras,
@@ -120,58 +137,52 @@ def _summary(facts: WindowsFacts) -> dict[str, object]:
     return info
 
 
-def _page(
-    facts: WindowsFacts, findings: report.Problems, request: report.PageRequest
-) -> report.ReportPage:
+def _page(facts: WindowsFacts, findings: Problems, request: PageRequest) -> list[Section]:
     files = windows_layout.lines_files(Path(facts.folder))
-    cards: list[layout.Section] = []
+    cards: list[Section] = []
     for order, index in enumerate(_episode_indices(len(files), request.samples)):
         # Position of the window in its episode: of the first window 0, of the last 1.
         part = order / max(request.samples - 1, 1)
-        cards.append(
-            layout.card(files[index].stem, partial(_window_card, facts, files[index], part))
-        )
+        cards.append(card(files[index].stem, partial(_window_card, facts, files[index], part)))
     count = "" if facts.samples is None else f" of {facts.samples}"
-    shown = {"windows": facts.samples, "episodes": facts.episodes}
-    rows = [
-        (name, ", ".join(value) if isinstance(value, tuple) else value)
-        for name, value in _summary(facts).items()
+    rows: list[tuple[str, object]] = []
+    for name, value in _summary(facts).items():
+        rows.append((name, ", ".join(value) if isinstance(value, tuple) else value))
+    overview: list[Part] = [
+        Tiles({"windows": facts.samples, "episodes": facts.episodes}),
+        *notes(findings),
+        Table((), rows),
+        Titled("Tasks", [Quotes({"task": facts.tasks})]),
     ]
-    tasks = layout.heading("Tasks", layout.sentences({"task": facts.tasks}))
-    overview = layout.tiles(shown) + report.finding_notes(findings) + layout.table((), rows) + tasks
     title = f"Windows ({len(cards)}{count})"
-    return report.ReportPage([layout.Section("Overview", overview), *layout.group(title, cards)])
+    return [Section("Overview", overview), *under_heading(title, cards)]
 
 
 def _episode_indices(episodes: int, windows: int) -> list[int]:
     """Evenly spaced indices of episodes; repeated if there are fewer than windows to show."""
     if episodes >= windows:
-        return layout.evenly_spaced(episodes, windows)
+        return evenly_spaced(episodes, windows)
     return sorted(number % episodes for number in range(windows))
 
 
-def _window_card(facts: WindowsFacts, path: Path, part: float) -> layout.Section:
+def _window_card(facts: WindowsFacts, path: Path, part: float) -> Section:
     """Card of the window at a position of an episode; `part`: position in the episode, 0 to 1."""
     index = read_index(lines_index_path(path))
     lines = len(index.offsets) if index is not None else sum(1 for _ in read_lines(path))
     number = min(int(part * lines), lines - 1)
     window = _window_at(path, number)
-    past, future = (_strips(facts, names) for names in (window.images, window.future))
+    past = _strips(facts, window.images)
     steps = len(next(iter(past.values())))
-    target = {"target": "the actions" if window.kind == "vla" else "the future images"}
-    body = (
-        layout.tags(target)
-        + layout.heading("Instruction", layout.sentences({"task": [window.task]}))
-        + layout.heading(
-            f"Past images: {counted(steps, 'step')} up to the anchor",
-            camera_strips(past, 1 - steps),
-        )
-        + layout.heading("Actions", _chart(facts, window))
-        + layout.heading(
-            f"Future images: {counted(len(window.actions), 'step')}", camera_strips(future, 1)
-        )
-    )
-    return layout.Section(f"{path.stem}, line {number + 1}", body, is_under=True)
+    before = f"Past images: {counted(steps, 'step')} up to the anchor"
+    after = f"Future images: {counted(len(window.actions), 'step')}"
+    parts: list[Part] = [
+        Tags({"target": "the actions" if window.kind == "vla" else "the future images"}),
+        Titled("Instruction", [Quotes({"task": [window.task]})]),
+        Titled(before, camera_strips(past, 1 - steps)),
+        Titled("Actions", _charts(facts, window)),
+        Titled(after, camera_strips(_strips(facts, window.future), 1)),
+    ]
+    return Section(f"{path.stem}, line {number + 1}", parts, is_under=True)
 
 
 def _strips(facts: WindowsFacts, names: Sequence[str]) -> Mapping[str, Sequence[FrameView]]:
@@ -183,20 +194,18 @@ def _strips(facts: WindowsFacts, names: Sequence[str]) -> Mapping[str, Sequence[
     }
 
 
-def _chart(facts: WindowsFacts, window: windows_layout.Window) -> str:
-    """Chart of the actions with a line per dimension; padding is shaded."""
+def _charts(facts: WindowsFacts, window: windows_layout.Window) -> list[Part]:
+    """Charts of the actions with a line per dimension; padding is shaded."""
     actions = np.array(window.actions)
     steps, width = actions.shape
     names = facts.manifest.action_names if facts.manifest else ()
+    if len(names) != width:
+        names = [str(index) for index in range(width)]
     recorded = _num_recorded(window, len(facts.cameras))
     padding = ((recorded - 0.5, steps - 0.5),) if recorded < steps else ()
     axis = Axis(-0.5, steps - 0.5, "steps", whole=True, anchor=0.0, shaded=padding)
-    field = FieldValues(
-        "actions, not normalized",
-        actions,
-        names if len(names) == width else [str(index) for index in range(width)],
-    )
-    return field_charts(axis, np.arange(steps), [field], dots=True)
+    field = FieldValues("actions, not normalized", actions, names)
+    return field_charts(axis, np.arange(steps), [field], has_dots=True)
 
 
 def _num_recorded(window: windows_layout.Window, cameras: int) -> int:

@@ -26,8 +26,8 @@ from vlatool.loading.robotics.config import (
 )
 from vlatool.loading.robotics.frames import FrameWindows
 from vlatool.loading.shard_reader import file_cache
-from vlatool.pages.text import few_text
 from vlatool.plugins import did_you_mean
+from vlatool.report.text import few_text
 from vlatool.storage.uri import is_remote, location
 from vlatool.transforms.augmentation import central_box
 from vlatool.transforms.names import NameMap, name_end

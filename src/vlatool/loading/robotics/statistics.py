@@ -25,7 +25,7 @@ from vlatool.formats.shards.layout import (
 from vlatool.formats.stats.layout import Statistics, compact
 from vlatool.loading.robotics.config import NormalizeConfig, RoboticsDataConfig
 from vlatool.loading.robotics.info import RoboticsInfo
-from vlatool.pages.text import few_text
+from vlatool.report.text import few_text
 from vlatool.storage.uri import location
 from vlatool.transforms.normalize import (
     FieldScale,

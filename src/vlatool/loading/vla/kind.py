@@ -30,7 +30,7 @@ from vlatool.loading import base
 from vlatool.loading.shard_reader import BROKEN_SAMPLE, check_frame, episode_named
 from vlatool.loading.vla.config import VlaAssets, VlaDataConfig, VlaSample
 from vlatool.loading.vla.info import VlaFolder, VlaInfo, episode_spans, load_info
-from vlatool.pages.text import few_text
+from vlatool.report.text import few_text
 from vlatool.storage.background import in_parallel
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.tree import file_names

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlatool.pages.text import indices_text, number_text, pairs, range_text, text_table
+from vlatool.report.text import indices_text, number_text, pairs, range_text, text_table
 
 
 def test_pairs_are_aligned_and_empty_values_left_out() -> None:

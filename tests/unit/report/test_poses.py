@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vlatool.pages.images import CameraModel, EndEffectorTrack, draw_poses
+from vlatool.report.poses import CameraModel, EndEffectorTrack, draw_poses
 
 INTRINSICS = np.array([[50.0, 0, 32], [0, 50, 24], [0, 0, 1]])
 CAMERA = CameraModel(INTRINSICS, np.eye(4), (64, 48))

@@ -3,7 +3,10 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlatool.report.facts import Report, Table
 
 _NUMBER = re.compile(r"^-?[\d.,e+-]*( / \d+| [%kMG]?B?)?$")
 _MAX_VALUE = 20
@@ -11,6 +14,23 @@ MAX_DRAWN = 1e300  # sums and differences of larger numbers are not finite
 _MAX_ROWS = 60
 # From the lowest to the highest.
 _BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+
+
+def blocks(report: "Report") -> list[str]:
+    """A report as blocks of text; empty ones are left out."""
+    rows = [tuple(finding.values()) for finding in report.findings or ()]
+    findings = text_table("Findings", ("code", "message"), rows)
+    return [pairs(report.summary), findings, *(table_text(table) for table in report.tables)]
+
+
+def table_text(table: "Table") -> str:
+    """A table as text; empty without rows."""
+    return text_table(table.title, table.header, table.rows)
+
+
+def is_number(text: str) -> bool:
+    """True for a number, with a unit or a total such as in `3 / 5`."""
+    return _NUMBER.match(text) is not None
 
 
 def pairs(values: Mapping[str, object]) -> str:
@@ -25,16 +45,21 @@ def pairs(values: Mapping[str, object]) -> str:
 
 
 def text_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Titled table with aligned columns, numbers to the right; empty without rows."""
+    """Titled table with aligned columns, numbers to the right; empty without rows. Without a header
+    there are as many columns as in the first row.
+    """
     cells = [[str(cell) for cell in row] for row in rows]
     if not cells:
         return ""
     hidden = len(cells) - _MAX_ROWS
     cells = cells[:_MAX_ROWS]
-    columns = [
-        _aligned([name, *(row[index] for row in cells)]) for index, name in enumerate(header)
-    ]
+    columns: list[list[str]] = []
+    for index in range(len(header) or len(cells[0])):
+        name = header[index] if header else ""
+        columns.append(_aligned([name, *(row[index] for row in cells)]))
     lines = ["  " + "  ".join(row).rstrip() for row in zip(*columns, strict=True)]
+    if not header:
+        lines = lines[1:]
     if hidden > 0:
         lines.append(f"  ... and {hidden} more; use --json for all")
     return "\n".join([title, *lines])
@@ -101,5 +126,5 @@ def _lines(value: object) -> Sequence[str]:
 
 def _aligned(cells: Sequence[str]) -> list[str]:
     width = max(map(len, cells))
-    is_number = all(_NUMBER.match(cell) for cell in cells[1:])
-    return [cell.rjust(width) if is_number else cell.ljust(width) for cell in cells]
+    is_numeric = all(is_number(cell) for cell in cells[1:])
+    return [cell.rjust(width) if is_numeric else cell.ljust(width) for cell in cells]
