@@ -15,9 +15,9 @@ from typing import Literal
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from vlatool.conventions.fit import Frame, Relation, Tracks
+from vlatool.conventions.groups import Column, Group, find_groups
 from vlatool.episode import Array
-from vlatool.transforms.convention_fits import Frame, Relation, Tracks
-from vlatool.transforms.conventions import Column, Group, find_groups
 from vlatool.transforms.rotations import (
     ROTATION_WIDTH,
     RotationForm,

@@ -14,8 +14,8 @@ from tests.builders.conventions import Planted, actions_of, states_of, trajector
 from tests.builders.errors import fails
 from tests.builders.recording import Recorder
 from tests.surface.invoke import run_vlatool
-from vlatool.formats.convention_file import conventions_of
-from vlatool.formats.conventions import fits_of
+from vlatool.conventions.file import conventions_of
+from vlatool.conventions.measure import fits_of
 from vlatool.formats.detect import detect_source
 from vlatool.formats.shards.layout import read_preprocessing_config
 from vlatool.loading.robotics.config import RoboticsDataConfig
@@ -87,7 +87,7 @@ def test_conventions_are_beside_the_data_whatever_the_workers(
         written(recording, tmp_path / str(workers), workers=workers, sink={"type": sink})
     first, second = (tmp_path / name / "conventions.json" for name in ("1", "2"))
     source = detect_source(recording, None)
-    fits = fits_of(source.reader, source.refs)
+    fits = fits_of(source.reader.read, source.refs)
     assert fits is not None
     assert (first.read_bytes(), conventions_of(tmp_path / "1")) == (
         second.read_bytes(),
@@ -248,7 +248,7 @@ def test_what_is_relative_already_is_named_where_it_is_made_relative_again(
     recording: Path,
 ) -> None:
     source = detect_source(recording, None)
-    fits = fits_of(source.reader, source.refs)
+    fits = fits_of(source.reader.read, source.refs)
     assert fits is not None
     finding = next(fits.relative_twice(["actions_relative"]))
     assert finding.code == "conventions.relative_twice"

@@ -27,6 +27,7 @@ LAYERS = [
     {"jobs"},
     {"transforms"},
     {"pages"},
+    {"conventions"},
     {"formats"},
     {"loading", "world"},
     {"models"},

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from vlatool.conventions.file import Conventions, conventions_table
+from vlatool.conventions.measure import ConventionFits, SampledEpisodes
 from vlatool.episode import Episode, EpisodeRef, Role, StoredPart
 from vlatool.errors import DataError
 from vlatool.events import Reporter, counted
@@ -20,8 +22,6 @@ from vlatool.findings import Finding
 from vlatool.formats import field_summary
 from vlatool.formats.base import FormatReader, parts_of
 from vlatool.formats.choice import numbered, select
-from vlatool.formats.convention_file import Conventions, conventions_table
-from vlatool.formats.conventions import ConventionFits, SampledEpisodes
 from vlatool.formats.detect import DetectedSource
 from vlatool.formats.field_summary import unit
 from vlatool.formats.image_lags import ImageLags, lag_text

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vlatool.conventions.measure import fits_of
 from vlatool.episode import EpisodeRef, FieldSpec, FrameSource, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted
@@ -22,7 +23,6 @@ from vlatool.formats.base import (
 )
 from vlatool.formats.check import CheckOptions
 from vlatool.formats.choice import select
-from vlatool.formats.conventions import fits_of
 from vlatool.formats.detect import DetectedSource
 from vlatool.jobs.command import make_executor
 from vlatool.plugins import is_class_in_file
@@ -187,7 +187,7 @@ def check_source(
         survey = reader.survey(refs)
         for problem in filter(None, map(camera_name_problem, survey.cameras)):
             yield finding_of_error(problem)
-        fits = fits_of(reader, refs) if survey.declared else None
+        fits = fits_of(reader.read, refs) if survey.declared else None
         yield from (each.finding for each in (fits.conflicts() if fits else ()))
         expected = survey.fields
     errors = 0

@@ -11,13 +11,13 @@ from pydantic import Field, SerializeAsAny, create_model, field_validator
 from vlatool.config import base
 from vlatool.config.base import Published, option
 from vlatool.config.resolve import Override, load_config
+from vlatool.conventions.file import CONVENTIONS, check_rate
+from vlatool.conventions.measure import ConventionFits, fits_of
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import Finding
 from vlatool.formats.base import FormatReader
-from vlatool.formats.convention_file import CONVENTIONS, check_rate
-from vlatool.formats.conventions import ConventionFits, fits_of
 from vlatool.formats.detect import DeferredKeys, detect_source
 from vlatool.formats.frames.writer import FramesConfig
 from vlatool.formats.renaming import with_names
@@ -386,7 +386,7 @@ class PreprocessJob:
             return
         differences = (each.field for each in typed if each.relation == "delta")
         actions = (*self._config.action_fields, *differences)
-        fits = fits_of(self._reader, self.items, actions)
+        fits = fits_of(self._reader.read, self.items, actions)
         self._fits = None if typed else fits  # else of other fields than those that are stored
         for contradiction in fits.conflicts(typed) if fits else ():
             if contradiction.is_clear and not self._config.trust_declared:
@@ -403,7 +403,7 @@ class PreprocessJob:
     def _check_differences(self) -> None:
         """Raises DataError if actions that are stored at another rate depend on the rate."""
         actions = self._sink.action_fields
-        fits = fits_of(self._reader, self.items, actions)
+        fits = fits_of(self._reader.read, self.items, actions)
         if fits and not self._config.trust_declared:
             check_rate(
                 fits.conventions,
@@ -423,7 +423,7 @@ class PreprocessJob:
         good = self._good(run)
         fits = self._fits if len(good) == len(self.items) else None
         if fits is None and self._sink.action_fields:
-            fits = fits_of(self._reader, good, self._config.action_fields, self._sink.stored)
+            fits = fits_of(self._reader.read, good, self._config.action_fields, self._sink.stored)
         if fits is None:
             return self._summary.files
         for finding in fits.relative_twice(self._sink.action_fields):

@@ -6,11 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vlatool.episode import Array, Declaration, Episode, EpisodeRef
-from vlatool.errors import DataError
-from vlatool.findings import Finding, FindingCodes, warning
-from vlatool.formats.base import FormatReader
-from vlatool.formats.convention_file import (
+from vlatool.conventions.file import (
     HEADER,
     Convention,
     Conventions,
@@ -18,10 +14,13 @@ from vlatool.formats.convention_file import (
     meaning,
     sentence,
 )
+from vlatool.conventions.fit import Fit, PoseColumns, Tracks, rotation_residual
+from vlatool.conventions.groups import Column, Group, find_groups
+from vlatool.episode import Array, Declaration, Episode, EpisodeRef
+from vlatool.errors import DataError
+from vlatool.findings import Finding, FindingCodes, warning
 from vlatool.pages import layout
 from vlatool.pages.charts import Axis, FieldValues, field_charts
-from vlatool.transforms.convention_fits import Fit, PoseColumns, Tracks, rotation_residual
-from vlatool.transforms.conventions import Column, Group, find_groups
 from vlatool.transforms.relative import SUFFIX, reference_keys
 
 _MOST_EPISODES = 40
@@ -80,7 +79,7 @@ class SampledEpisodes:
 
 
 def fits_of(
-    reader: FormatReader,
+    read: Callable[[EpisodeRef], Episode],
     refs: Sequence[EpisodeRef],
     actions: Sequence[str] = (),  # further action fields
     stored: Callable[[Episode], Episode] | None = None,  # the episode with the fields to measure
@@ -89,7 +88,7 @@ def fits_of(
     sample = SampledEpisodes(len(refs))
     for number in sample.chosen:
         with suppress(DataError):  # of an episode that is reported elsewhere
-            episode = reader.read(refs[number])
+            episode = read(refs[number])
             episode = episode if stored is None else stored(episode)
             fields = (*episode.action_fields, *actions)
             sample.add(number, replace(episode, action_fields=fields))

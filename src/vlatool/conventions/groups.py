@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from vlatool.conventions import fit as convention_fits
 from vlatool.episode import Array
-from vlatool.transforms import convention_fits
 from vlatool.transforms.rotations import EULER_FORMS, RotationForm
 
 _SMALLEST_RANGE = 1e-6

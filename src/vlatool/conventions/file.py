@@ -10,8 +10,8 @@ from typing import Any
 
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.formats.manifest import ManifestType
 from vlatool.pages.text import number_text, text_table
+from vlatool.storage.manifest import ManifestType
 from vlatool.transforms.relative import SUFFIX
 
 _ONE = 0.02  # share by which a scale may differ from one number, or from 1

@@ -10,9 +10,9 @@ from tests.builders.conventions import (
     trajectories,
     verdict,
 )
+from vlatool.conventions.fit import Tracks
+from vlatool.conventions.groups import Column, Group, find_groups
 from vlatool.episode import Array
-from vlatool.transforms.convention_fits import Tracks
-from vlatool.transforms.conventions import Column, Group, find_groups
 from vlatool.transforms.rotations import form_from_matrix
 
 FRAMES, EPISODES = 60, 6
