@@ -7,7 +7,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from vlatool.conventions.measure import CONVENTION
+from vlatool.conventions.contradiction import CONVENTION
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter
 from vlatool.findings import Finding, FindingCodes, finding_of_error

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.conventions.measure import fits_of
+from vlatool.conventions.contradiction import contradictions
+from vlatool.conventions.measure import measure_some
 from vlatool.episode import EpisodeRef, FieldSpec, FrameSource, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted
@@ -187,8 +188,9 @@ def check_source(
         survey = reader.survey(refs)
         for problem in filter(None, map(camera_name_problem, survey.cameras)):
             yield finding_of_error(problem)
-        fits = fits_of(reader.read, refs) if survey.declared else None
-        yield from (each.finding for each in (fits.conflicts() if fits else ()))
+        measured = measure_some(reader.read, refs) if survey.declared else None
+        if measured is not None:
+            yield from (finding for finding, _ in contradictions(measured))
         expected = survey.fields
     errors = 0
     sizes = dict[Path, int]()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vlatool.config.coerce import value_text
-from vlatool.conventions.file import check_rate
+from vlatool.conventions.contradiction import check_rate
 from vlatool.episode import NO_CAMERAS, PoseGroup, listed_cameras
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter, counted
