@@ -16,7 +16,7 @@ test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # Unit tests of the rooms of the core with the lowest versions that pyproject.toml admits.
-CORE := storage config jobs transforms formats report cli
+CORE := storage config jobs transforms report conventions formats cli
 lowest:
 	$(PYTHON) -m venv build/lowest
 	$(PYTHON) -m tests.lowest > build/lowest/constraints.txt

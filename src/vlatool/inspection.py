@@ -7,13 +7,13 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from vlatool.conventions.contradiction import CONVENTION
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter
 from vlatool.findings import Finding, FindingCodes, finding_of_error
 from vlatool.formats.artifact import Artifact, finding_codes, recognize
 from vlatool.formats.check import CheckOptions, check_kinds_of_files, check_record_and_files
 from vlatool.formats.choice import select
-from vlatool.formats.conventions import CONVENTION
 from vlatool.formats.detect import DetectedSource, SourceKeys, detect_source
 from vlatool.formats.facts import report_source
 from vlatool.formats.names import NamedSet, names_report, set_of_shards, set_of_source

@@ -15,9 +15,9 @@ from typing import Literal
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from vlatool.conventions.fit import Column, Frame, Relation, Samples
+from vlatool.conventions.groups import Group, find_groups
 from vlatool.episode import Array
-from vlatool.transforms.convention_fits import Frame, Relation, Tracks
-from vlatool.transforms.conventions import Column, Group, find_groups
 from vlatool.transforms.rotations import (
     ROTATION_WIDTH,
     RotationForm,
@@ -164,7 +164,7 @@ def verdict(planted: Planted, trajectories: Sequence[Trajectory], *, named: bool
     states = [Column(name, index) for name, size in fields.items() for index in range(size)]
     groups = {
         (group.columns.start, group.columns.stop): group
-        for group in find_groups(Tracks.of(rows), actions, states)
+        for group in find_groups(Samples.of(rows, actions, states))
     }
     answers = [
         _judge(groups.get((0, 3)), planted, trajectories, planted.scale),
@@ -289,7 +289,7 @@ def joint_verdict(number: int) -> Verdict:
     actions = [Column("action", index, shown[index]) for index in range(width)]
     states = [Column("state", index, shown[index]) for index in range(width)]
     answers: set[Verdict] = set()
-    for group in find_groups(Tracks.of(joint_rows(case, number)), actions, states):
+    for group in find_groups(Samples.of(joint_rows(case, number), actions, states)):
         span = range(group.columns.start, group.columns.stop)
         if case.joints in span:
             answers.add(_judge_hand(group, case, is_alone=len(span) == 1))
@@ -313,7 +313,7 @@ def _judge_numbers(group: Group, relation: Relation, lag: int, scale: float) -> 
     """Verdict on numbers that are those of the states of a lag, by a scale."""
     if not group.is_determined:
         return "not determined"
-    answers = [(fit.hypothesis.relation, fit.hypothesis.lag) for fit in group.tied]
+    answers = [(fit.relation, fit.lag) for fit in group.tied]
     if (relation, lag) not in answers:
         return "wrong"
     if len({*answers}) > 1:

@@ -14,8 +14,8 @@ from tests.builders.conventions import Planted, actions_of, states_of, trajector
 from tests.builders.errors import fails
 from tests.builders.recording import Recorder
 from tests.surface.invoke import run_vlatool
-from vlatool.formats.convention_file import conventions_of
-from vlatool.formats.conventions import fits_of
+from vlatool.conventions.file import conventions_of
+from vlatool.conventions.measure import measure_some
 from vlatool.formats.detect import detect_source
 from vlatool.formats.shards.layout import read_preprocessing_config
 from vlatool.loading.robotics.config import RoboticsDataConfig
@@ -87,11 +87,11 @@ def test_conventions_are_beside_the_data_whatever_the_workers(
         written(recording, tmp_path / str(workers), workers=workers, sink={"type": sink})
     first, second = (tmp_path / name / "conventions.json" for name in ("1", "2"))
     source = detect_source(recording, None)
-    fits = fits_of(source.reader, source.refs)
-    assert fits is not None
+    measured = measure_some(source.reader.read, source.refs)
+    assert measured is not None
     assert (first.read_bytes(), conventions_of(tmp_path / "1")) == (
         second.read_bytes(),
-        fits.conventions,
+        measured.conventions,
     )
     assert run_vlatool("verify", str(tmp_path / "1"))[0] == 0
 
@@ -242,17 +242,6 @@ def test_no_declaration_of_a_real_recording_is_refused(name: str, tmp_path: Path
     tree = {"format": config.format, "sources": [str(REAL / name)], "output": str(tmp_path / "out")}
     tree |= {**rate, "sink": {"type": "lbm"}, "dry_run": True, "workers": 1}
     assert preprocess(PreprocessConfig.specialize(tree).model_validate(tree)).is_planned
-
-
-def test_what_is_relative_already_is_named_where_it_is_made_relative_again(
-    recording: Path,
-) -> None:
-    source = detect_source(recording, None)
-    fits = fits_of(source.reader, source.refs)
-    assert fits is not None
-    finding = next(fits.relative_twice(["actions_relative"]))
-    assert finding.code == "conventions.relative_twice"
-    assert not list(fits.relative_twice(["actions"]))
 
 
 def test_trusted_declarations_and_other_statistics_are_named_by_training(

@@ -27,6 +27,7 @@ LAYERS = [
     {"jobs"},
     {"transforms"},
     {"report"},
+    {"conventions"},
     {"formats"},
     {"loading", "world"},
     {"models"},

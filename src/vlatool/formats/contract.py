@@ -4,10 +4,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vlatool.conventions.file import Convention, Conventions
 from vlatool.errors import DataError
-from vlatool.formats.convention_file import Convention, Conventions
-from vlatool.formats.manifest import ManifestType, parse_values
 from vlatool.report.text import number_text
+from vlatool.storage.manifest import ManifestType, parse_values
 from vlatool.transforms.geometry import ResizeFilter, ResizeMethod
 
 _RATE = 0.01

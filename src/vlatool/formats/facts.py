@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from vlatool.conventions.contradiction import contradictions
+from vlatool.conventions.file import Conventions, conventions_table
+from vlatool.conventions.measure import Measured, measure, sampled, sampled_part, section
 from vlatool.episode import Episode, EpisodeRef, Role, StoredPart
 from vlatool.errors import DataError
 from vlatool.events import Reporter, counted
@@ -20,8 +23,6 @@ from vlatool.findings import Finding
 from vlatool.formats import field_summary
 from vlatool.formats.base import FormatReader, parts_of
 from vlatool.formats.choice import numbered, select
-from vlatool.formats.convention_file import Conventions, conventions_table
-from vlatool.formats.conventions import ConventionFits, SampledEpisodes
 from vlatool.formats.detect import DetectedSource
 from vlatool.formats.field_summary import unit
 from vlatool.formats.image_lags import ImageLags, lag_text
@@ -180,7 +181,7 @@ def report_source(
             **({"images behind joints": ", ".join(lags)} if lags else {}),
         },
         tables=_tables(facts),
-        page=partial(_page, facts, survey.fits, source, refs, reporter),
+        page=partial(_page, facts, survey.measured, source, refs, reporter),
     )
 
 
@@ -190,7 +191,8 @@ def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Repo
     others = _Survey()
     for part in (survey, others):
         part.warn(source.reader.source_findings)
-    sample = SampledEpisodes(len(refs))
+    chosen = sampled(len(refs))
+    parts: list[Episode] = []
     lags = ImageLags(len(refs))
     with reporter.progress("episodes", len(refs), "episodes") as bar:
         for number, ref in enumerate(refs):
@@ -200,7 +202,8 @@ def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Repo
                 survey.fail(ref, error)
                 others.fail(ref, error)
             else:
-                sample.add(number, episode)
+                if number in chosen:
+                    parts.append(sampled_part(episode, number, len(refs)))
                 if not is_remote(ref.path):  # images of remote episodes are large
                     lags.add(number, episode)
                 survey.add_whole(ref, episode)
@@ -208,10 +211,10 @@ def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Repo
                     others.add(episode)
             bar.advance(failed=len((survey if survey.lengths else others).broken))
     shown = survey if survey.lengths or not others.lengths else others
-    shown.fits = sample.fits()
+    shown.measured = measure(parts, len(refs))
     shown.image_lags = lags.lags()
-    if shown.fits is not None:
-        shown.warn(each.finding for each in shown.fits.conflicts())
+    if shown.measured is not None:
+        shown.warn(finding for finding, _ in contradictions(shown.measured))
     return shown
 
 
@@ -248,7 +251,7 @@ def _broken_rows(facts: SourceFacts) -> list[tuple[str, str]]:
 
 def _page(
     facts: SourceFacts,
-    fits: ConventionFits | None,
+    measured: Measured | None,
     source: DetectedSource,
     refs: Sequence[EpisodeRef],
     reporter: Reporter,
@@ -258,7 +261,7 @@ def _page(
     broken = dict(_broken_rows(facts))
     cards = EpisodeCards(source.reader, numbered(source.refs), broken, request)
     sections = cards.sections(refs, request.episodes, reporter)
-    conventions = [fits.section()] if fits else []
+    conventions = [section(measured)] if measured else []
     return [*_overview(facts, cards.crops()), *conventions, *sections]
 
 
@@ -342,7 +345,7 @@ class _Survey:
     spans: Counter[str] = field(default_factory=Counter[str])
     warnings: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     parts: dict[str, StoredPart] = field(default_factory=dict[str, StoredPart])
-    fits: ConventionFits | None = None
+    measured: Measured | None = None
     image_lags: dict[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
 
     def add(self, episode: Episode) -> None:
@@ -438,7 +441,7 @@ class _Survey:
                 for code, messages in self.warnings.items()
             ),
             broken=tuple(self.broken),
-            conventions=self.fits.conventions if self.fits else None,
+            conventions=self.measured.conventions if self.measured else None,
             image_lags=self.image_lags,
             depth=self._named("depth"),
             labels=self._named("labels"),

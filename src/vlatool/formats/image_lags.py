@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from vlatool.conventions.measure import state_fields
 from vlatool.episode import Array, Episode, FrameSource
 from vlatool.errors import VlatoolError
-from vlatool.formats.conventions import state_fields
 from vlatool.report.facts import evenly_spaced
 from vlatool.transforms.image_lag import brightness, clear_lag, lag_correlations
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from vlatool.conventions.contradiction import contradictions
+from vlatool.conventions.measure import measure_some
 from vlatool.episode import EpisodeRef, FieldSpec, FrameSource, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted
@@ -22,7 +24,6 @@ from vlatool.formats.base import (
 )
 from vlatool.formats.check import CheckOptions
 from vlatool.formats.choice import select
-from vlatool.formats.conventions import fits_of
 from vlatool.formats.detect import DetectedSource
 from vlatool.jobs.command import make_executor
 from vlatool.plugins import is_class_in_file
@@ -187,8 +188,9 @@ def check_source(
         survey = reader.survey(refs)
         for problem in filter(None, map(camera_name_problem, survey.cameras)):
             yield finding_of_error(problem)
-        fits = fits_of(reader, refs) if survey.declared else None
-        yield from (each.finding for each in (fits.conflicts() if fits else ()))
+        measured = measure_some(reader.read, refs) if survey.declared else None
+        if measured is not None:
+            yield from (finding for finding, _ in contradictions(measured))
         expected = survey.fields
     errors = 0
     sizes = dict[Path, int]()

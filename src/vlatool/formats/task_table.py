@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlatool.errors import DataError, UsageError
-from vlatool.formats.manifest import parse_values
 from vlatool.jobs.files import FOLDER
 from vlatool.plugins import did_you_mean
 from vlatool.storage.documents import DocumentError, read_yaml
+from vlatool.storage.manifest import parse_values
 from vlatool.storage.uri import is_file_name, location
 
 _BUILT_IN = Path(__file__).resolve().parent / "tasks" / "lbm.yaml"

@@ -11,13 +11,14 @@ from pydantic import Field, SerializeAsAny, create_model, field_validator
 from vlatool.config import base
 from vlatool.config.base import Published, option
 from vlatool.config.resolve import Override, load_config
-from vlatool.episode import EpisodeRef
+from vlatool.conventions.contradiction import check_rate, contradictions, relative_twice
+from vlatool.conventions.file import CONVENTIONS
+from vlatool.conventions.measure import Measured, measure_some
+from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import Finding
 from vlatool.formats.base import FormatReader
-from vlatool.formats.convention_file import CONVENTIONS, check_rate
-from vlatool.formats.conventions import ConventionFits, fits_of
 from vlatool.formats.detect import DeferredKeys, detect_source
 from vlatool.formats.frames.writer import FramesConfig
 from vlatool.formats.renaming import with_names
@@ -328,7 +329,7 @@ class PreprocessJob:
             )
         self._sink: Sink = self._make_sink(config.sink, setup)
         self._check_rate()
-        self._fits: ConventionFits | None = None
+        self._measured: Measured | None = None
         self._trusted: list[str] = []
         self._conflicts = list(self._check_declarations())
         has_images = bool(setup.survey.cameras)
@@ -386,27 +387,30 @@ class PreprocessJob:
             return
         differences = (each.field for each in typed if each.relation == "delta")
         actions = (*self._config.action_fields, *differences)
-        fits = fits_of(self._reader, self.items, actions)
-        self._fits = None if typed else fits  # else of other fields than those that are stored
-        for contradiction in fits.conflicts(typed) if fits else ():
-            if contradiction.is_clear and not self._config.trust_declared:
+        measured = measure_some(self._reader.read, self.items, actions)
+        if measured is None:
+            return
+        if not typed:  # else of other fields than those that are stored
+            self._measured = measured
+        for finding, is_clear in contradictions(measured, typed):
+            if is_clear and not self._config.trust_declared:
                 raise DataError(
-                    contradiction.finding.message,
+                    finding.message,
                     hint="correct the declaration; --trust-declared true takes it as it is",
                     code="data.contradicted_declaration",
-                    details=contradiction.finding.place,
+                    details=finding.place,
                 )
-            if contradiction.is_clear:
-                self._trusted.append(contradiction.finding.message)
-            yield contradiction.finding
+            if is_clear:
+                self._trusted.append(finding.message)
+            yield finding
 
     def _check_differences(self) -> None:
         """Raises DataError if actions that are stored at another rate depend on the rate."""
         actions = self._sink.action_fields
-        fits = fits_of(self._reader, self.items, actions)
-        if fits and not self._config.trust_declared:
+        measured = measure_some(self._reader.read, self.items, actions)
+        if measured is not None and not self._config.trust_declared:
             check_rate(
-                fits.conventions,
+                measured.conventions,
                 actions,
                 "declare their pose in pose_groups, which makes it absolute, or choose other "
                 "--action-fields; --trust-declared true writes them as they are",
@@ -421,16 +425,20 @@ class PreprocessJob:
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         self._summary = self._sink.finish(receipts, run)
         good = self._good(run)
-        fits = self._fits if len(good) == len(self.items) else None
-        if fits is None and self._sink.action_fields:
-            fits = fits_of(self._reader, good, self._config.action_fields, self._sink.stored)
-        if fits is None:
+        measured = self._measured if len(good) == len(self.items) else None
+        if measured is None and self._sink.action_fields:
+            measured = measure_some(self._read_stored, good, self._config.action_fields)
+        if measured is None:
             return self._summary.files
-        for finding in fits.relative_twice(self._sink.action_fields):
+        for finding in relative_twice(measured.conventions, self._sink.action_fields):
             run.reporter.warn(finding.code, finding.message)
-        conventions = replace(fits.conventions, trusted=tuple(self._trusted))
+        conventions = replace(measured.conventions, trusted=tuple(self._trusted))
         CONVENTIONS.write(self.spec.output, asdict(conventions))
         return [*self._summary.files, file_entry(self.spec.output, CONVENTIONS.name)]
+
+    def _read_stored(self, ref: EpisodeRef) -> Episode:
+        """The episode with the fields that are stored."""
+        return self._sink.stored(self._reader.read(ref))
 
     def _good(self, run: JobRun) -> list[EpisodeRef]:
         left_out = {*run.empty, *(failure["episode"] for failure in run.failures)}

@@ -3,9 +3,9 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vlatool.formats.manifest import Count, ManifestType
 from vlatool.jobs.record import read_record
 from vlatool.storage.atomic import write_text
+from vlatool.storage.manifest import Count, ManifestType
 
 COMMAND = "write-note"
 TEXT_NAME = "note.txt"

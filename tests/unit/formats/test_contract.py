@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from vlatool.conventions.file import Convention
 from vlatool.formats.contract import Contract, SeenCamera, differences
-from vlatool.formats.convention_file import Convention
 
 HAND = Convention(
     "actions", 0, 2, "position", relation=("delta",), lag=(1,), frame=("base",), scale=(20.0,) * 3

@@ -23,7 +23,6 @@ from pydantic import Field
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import Reporter, counted
-from vlatool.formats.manifest import Count, ManifestType, Number
 from vlatool.formats.media.npz import read_arrays, write_arrays
 from vlatool.jobs.files import FileEntry, folder_entry
 from vlatool.jobs.job import InputState, input_state
@@ -32,6 +31,7 @@ from vlatool.storage.atomic import bulk_folder, write_bytes
 from vlatool.storage.background import in_parallel
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.documents import DocumentError, parse_json, read_document
+from vlatool.storage.manifest import Count, ManifestType, Number
 from vlatool.storage.uri import can_list, is_file_name, is_remote
 from vlatool.transforms.neighbors import spread
 

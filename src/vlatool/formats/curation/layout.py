@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from vlatool.episode import Array
-from vlatool.formats.manifest import Count, ManifestType
 from vlatool.jobs.record import read_record
+from vlatool.storage.manifest import Count, ManifestType
 from vlatool.storage.uri import pinned
 from vlatool.transforms.neighbors import at_like_length
 

@@ -31,7 +31,6 @@ from vlatool.episode import (
     PoseGroup,
 )
 from vlatool.errors import DataError
-from vlatool.formats.manifest import FileName, ManifestType
 from vlatool.formats.media.images import decode_rgb, open_image
 from vlatool.formats.media.npz import write_arrays
 from vlatool.formats.media.tar import INDEX_SUFFIX, ShardIndex, shard_index
@@ -39,6 +38,7 @@ from vlatool.formats.media.tar_sample import ARRAYS, METADATA, StoredSample, rea
 from vlatool.formats.shards.layout import read_preprocessing_config
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.cache import FileCache, FileVersion, default_cache_folder
+from vlatool.storage.manifest import FileName, ManifestType
 
 NAME = "frames.json"
 CONFIG_NAME = "preprocessing_config.yaml"

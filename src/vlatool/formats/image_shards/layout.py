@@ -23,12 +23,12 @@ from typing import Any, Literal, cast
 
 from vlatool.errors import DataError
 from vlatool.formats.artifact import other_contents_error
-from vlatool.formats.manifest import Count, FileName, ManifestType
 from vlatool.formats.media.tar import INDEX_SUFFIX
 from vlatool.jobs.ownership import check_downloaded, contents_record, require_input
 from vlatool.storage.atomic import remove_file, write_text
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.documents import DocumentError, parse_json, read_document
+from vlatool.storage.manifest import Count, FileName, ManifestType
 from vlatool.storage.uri import can_list, is_file_name, is_missing, is_remote, location
 
 SINK = "image-shards"

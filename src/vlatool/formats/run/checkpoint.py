@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from vlatool.errors import DataError
-from vlatool.formats.manifest import Count, parse_values
 from vlatool.jobs.files import FileEntry
 from vlatool.storage.atomic import write_json
 from vlatool.storage.background import in_parallel
 from vlatool.storage.byte_ranges import open_file
 from vlatool.storage.documents import parse_json, read_json
+from vlatool.storage.manifest import Count, parse_values
 from vlatool.storage.tree import sha256_of
 
 MODEL = "model.safetensors"

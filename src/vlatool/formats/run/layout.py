@@ -13,7 +13,6 @@ import yaml
 
 from vlatool.errors import DataError, StorageError
 from vlatool.formats.experiment.layout import is_experiment
-from vlatool.formats.manifest import Count, Number, parse_values
 from vlatool.formats.run.checkpoint import (
     MANIFEST,
     CheckpointManifest,
@@ -31,6 +30,7 @@ from vlatool.report.text import number_text
 from vlatool.storage import atomic
 from vlatool.storage.background import in_parallel
 from vlatool.storage.documents import parse_json, read_json, read_yaml
+from vlatool.storage.manifest import Count, Number, parse_values
 from vlatool.storage.tree import sha256_of
 from vlatool.storage.uri import can_list, is_remote
 

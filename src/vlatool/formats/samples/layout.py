@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 
 from vlatool.errors import DataError, UsageError
 from vlatool.formats.lines import LINES_SUFFIX, first_line, lines_index_path, read_lines
-from vlatool.formats.manifest import Count, ManifestType, RelativePath
 from vlatool.formats.media.tar import INDEX_SUFFIX, read_index
 from vlatool.formats.samples.episode import (
     PUBLISHED_SIZES,
@@ -33,6 +32,7 @@ from vlatool.formats.samples.episode import (
 from vlatool.formats.windows.layout import DATA_NAME
 from vlatool.jobs.ownership import contents_record
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
+from vlatool.storage.manifest import Count, ManifestType, RelativePath
 from vlatool.storage.uri import can_list, location
 
 T = TypeVar("T")

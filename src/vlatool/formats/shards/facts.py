@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vlatool.conventions.file import conventions_table
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.formats.convention_file import conventions_table
 from vlatool.formats.field_summary import FieldSummary, dimensions_table, recorded_names
 from vlatool.formats.media.tar import is_shard, open_shard
 from vlatool.formats.shards import tar_facts

@@ -19,13 +19,12 @@ import yaml
 from pydantic import Field
 
 from vlatool import __version__
+from vlatool.conventions.file import Conventions, conventions_of
 from vlatool.errors import DataError, VlatoolError
 from vlatool.events import counted
 from vlatool.formats.artifact import other_contents_error
-from vlatool.formats.convention_file import Conventions, conventions_of
 from vlatool.formats.lerobot.layout import INFO_FILE
 from vlatool.formats.lerobot.layout import SINK as LEROBOT_SINK
-from vlatool.formats.manifest import parse_values
 from vlatool.formats.media.tar import INDEX_SUFFIX, is_shard
 from vlatool.formats.stats.layout import DIGESTS_NAME, STATS_NAME, Statistics, read_stats
 from vlatool.jobs.files import read_file_list
@@ -34,6 +33,7 @@ from vlatool.jobs.record import OutputRecord, read_valid_record
 from vlatool.storage import documents
 from vlatool.storage.atomic import write_text
 from vlatool.storage.byte_ranges import open_file
+from vlatool.storage.manifest import parse_values
 from vlatool.storage.uri import is_file_name
 
 MANIFEST_NAME = "manifest.jsonl"

@@ -20,10 +20,10 @@ from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.formats.codes.layout import IMAGES_NAME
 from vlatool.formats.lines import LINES_SUFFIX, first_line, lines_index_path, read_lines
-from vlatool.formats.manifest import Count, ManifestType
 from vlatool.formats.media.tar import INDEX_SUFFIX, read_index
 from vlatool.jobs.record import read_valid_record
 from vlatool.storage.documents import parse_json
+from vlatool.storage.manifest import Count, ManifestType
 from vlatool.transforms.geometry import ResizeFilter, ResizeMethod
 
 Kind = Literal["vla", "wm"]

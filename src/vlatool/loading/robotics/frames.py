@@ -15,11 +15,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from vlatool.conventions.file import Conventions, conventions_of
 from vlatool.episode import Array, EpisodeRef, PoseGroup
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.formats.choice import chosen_numbers, select
-from vlatool.formats.convention_file import Conventions, conventions_of
 from vlatool.formats.frames.layout import (
     CONFIG_NAME,
     FrameRange,

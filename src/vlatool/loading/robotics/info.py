@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from vlatool.config.coerce import value_text
+from vlatool.conventions.contradiction import check_rate
 from vlatool.episode import NO_CAMERAS, PoseGroup, listed_cameras
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter, counted
-from vlatool.formats.convention_file import check_rate
 from vlatool.formats.field_summary import dimension_label, recorded_names
 from vlatool.formats.frames.layout import FramesFolder
 from vlatool.formats.shards.layout import Shard, ShardFolder, check_shards

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlatool.config.coerce import value_text
+from vlatool.conventions.file import Convention, conventions_of
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.formats.codes.layout import IMAGES_NAME
 from vlatool.formats.contract import Contract, SeenCamera
-from vlatool.formats.convention_file import Convention, conventions_of
 from vlatool.formats.fast.layout import is_fast, read_fast
 from vlatool.formats.image_shards.layout import validation_positions
 from vlatool.formats.media.images import decoded_size

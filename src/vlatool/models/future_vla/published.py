@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from vlatool.config.base import ConfigModel
 from vlatool.errors import DataError
 from vlatool.formats.base_model import CONFIG, read_tokenizer, weight_files
-from vlatool.formats.manifest import ManifestType
 from vlatool.loading.vla.config import VlaDataConfig
 from vlatool.models.future_vla.config import FutureVlaConfig
 from vlatool.models.future_vla.token_ids import parse_tokenizer, special_ids
@@ -21,6 +20,7 @@ from vlatool.models.pretrained import read_architecture
 from vlatool.models.published import PublishedFiles
 from vlatool.storage.cache import local_copy
 from vlatool.storage.documents import read_json
+from vlatool.storage.manifest import ManifestType
 
 T = TypeVar("T", bound=ConfigModel)
 

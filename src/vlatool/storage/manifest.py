@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar, cast
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
@@ -75,19 +75,24 @@ class ManifestType(Generic[T]):
             document = read_json(folder / self.name)
         except (DocumentError, OSError):
             return False
-        return isinstance(document, dict) and document.get("format") == self.format
+        if not isinstance(document, dict):
+            return False
+        return cast("dict[str, Any]", document).get("format") == self.format
 
     def document(self, folder: Path) -> dict[str, Any] | None:
         """JSON object of the manifest; None if it is missing or has another format."""
         try:
-            document: object = read_json(folder / self.name)
+            content: object = read_json(folder / self.name)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except DocumentError as error:
             raise self.error(folder, error.reason) from None
         except OSError as error:
             raise self.error(folder, error) from None
-        if not isinstance(document, dict) or document.get("format") != self.format:
+        if not isinstance(content, dict):
+            return None
+        document = cast("dict[str, Any]", content)
+        if document.get("format") != self.format:
             return None
         if document.get("version") != self.version:
             version = str(document.get("version"))[:_SHOWN]

@@ -10,9 +10,9 @@ from tests.builders.conventions import (
     trajectories,
     verdict,
 )
+from vlatool.conventions.fit import Column, Samples
+from vlatool.conventions.groups import Group, find_groups
 from vlatool.episode import Array
-from vlatool.transforms.convention_fits import Tracks
-from vlatool.transforms.conventions import Column, Group, find_groups
 from vlatool.transforms.rotations import form_from_matrix
 
 FRAMES, EPISODES = 60, 6
@@ -65,7 +65,8 @@ def groups_of(
     if names is not None:
         columns = [Column("action", index, name) for index, name in enumerate(names)]
         observed = [Column("state", index, name) for index, name in enumerate(names)]
-    return find_groups(Tracks.of(zip(actions, states, strict=True)), columns, observed)
+    rows = list(zip(actions, states, strict=True))
+    return find_groups(Samples.of(rows, columns, observed))
 
 
 @pytest.mark.parametrize("lag", [-1, 0, 1, 5])
@@ -134,8 +135,8 @@ def test_a_group_ends_with_the_field_of_its_states() -> None:
     states = walks(7, 4)
     columns = [Column("action", index) for index in range(4)]
     observed = [*(Column("eef_pos", index) for index in range(3)), Column("gripper", 0)]
-    tracks = Tracks.of(zip(states, states, strict=True))
-    groups = find_groups(tracks, columns, observed)
+    rows = list(zip(states, states, strict=True))
+    groups = find_groups(Samples.of(rows, columns, observed))
     kinds = [(group.kind, group.states) for group in groups]
     assert kinds == [("position", slice(0, 3)), ("gripper", slice(3, 4))]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vlatool.errors import DataError
-from vlatool.formats.manifest import Count, FileName, ManifestType, Number
+from vlatool.storage.manifest import Count, FileName, ManifestType, Number
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,17 @@
-"""Conventions of the action dimensions of a data set, as measured, and the file that has them.
+"""Conventions of the action dimensions of a data set: the file that has them, and their words.
 
-Several values of an attribute are those that the data do not distinguish.
+Several values of an attribute fit the data equally well.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.formats.manifest import ManifestType
 from vlatool.report.facts import Table
 from vlatool.report.text import number_text
-from vlatool.transforms.relative import SUFFIX
+from vlatool.storage.manifest import ManifestType
 
 _ONE = 0.02  # share by which a scale may differ from one number, or from 1
 _MOST_NUMBERS = 3
@@ -67,7 +65,7 @@ class Convention:
 
     @property
     def is_determined(self) -> bool:
-        return bool(self.relation) and len(self.relation) == 1
+        return len(self.relation) == 1
 
 
 @dataclass(frozen=True)
@@ -104,75 +102,58 @@ def conventions_of(folder: Path) -> Conventions | None:
     return CONVENTIONS.read(folder)
 
 
-HEADER = ("dimensions", "kind", "meaning", "residual", "second best")
-
-
-def conventions_table(conventions: Conventions) -> Table:
-    title = f"Conventions, by {conventions.sample_text}: {sentence(conventions)}"
-    return Table(HEADER, conventions_rows(conventions), title)
-
-
 def sentence(conventions: Conventions) -> str:
-    """What the actions are, in a sentence."""
-    known: list[str] = []
+    """What the actions are, such as `the gripper is a command from 0 to 1`."""
+    clauses: list[str] = []
     unknown: list[str] = []
     for group in conventions.groups:
         if group.kind in ("constant", "missing"):
             continue
         if group.is_determined:
-            known.append(_clause(group))
+            clauses.append(_clause(group))
         else:
             unknown.append(group.name)
     if unknown:
-        known.append(f"what {', '.join(unknown)} mean is not determined")
-    return "; ".join(known) or "nothing moves"
+        clauses.append(f"what {', '.join(unknown)} mean is not determined")
+    return "; ".join(clauses) or "nothing moves"
 
 
 def _clause(group: Convention) -> str:
     """Such as `the action is the next joint state`."""
-    subject = f"the {'gripper' if group.kind == 'gripper' else group.name}"
-    if group.kind == "gripper" and group.range is not None:
-        low, high = (number_text(float(f"{value:.3g}")) for value in group.range)
-        return f"{subject} is a command from {low} to {high}"
+    subject = f"the {group.name} is"
+    if group.kind == "gripper":
+        subject = "the gripper is"
+        if group.range is not None:
+            low, high = group.range
+            return f"{subject} a command from {_number(low)} to {_number(high)}"
     quantity = {"joints": "joint state", "values": "state"}.get(group.kind, group.kind)
-    lag = group.lag[0] if len(group.lag) == 1 else None
-    if group.relation[0] == "delta":
-        return f"{subject} is the change of the {quantity}"
-    if lag == 1:
-        return f"{subject} is the next {quantity}"
-    if lag == 0:
-        return f"{subject} is the {quantity} of its own frame"
-    return f"{subject} is the {quantity}" + (
-        f" {lag} frames later" if lag else " of a frame nearby"
-    )
+    if group.relation == ("delta",):
+        return f"{subject} the change of the {quantity}"
+    if group.lag == (0,):
+        return f"{subject} the {quantity} of its own frame"
+    if group.lag == (1,):
+        return f"{subject} the next {quantity}"
+    if len(group.lag) == 1:
+        return f"{subject} the {quantity} {group.lag[0]} frames later"
+    return f"{subject} the {quantity} of a frame nearby"
+
+
+HEADER = ("dimensions", "kind", "meaning", "residual", "second best")
 
 
 def conventions_rows(conventions: Conventions) -> list[tuple[str, ...]]:
     """Row of `HEADER` for each group."""
-    return [
-        (
-            group.name,
-            group.kind,
-            meaning(group),
-            "-" if group.residual is None else f"{group.residual:.3f}",
-            f"{group.second} ({group.second_residual:.3f})" if group.second else "-",
-        )
-        for group in conventions.groups
-    ]
-
-
-def check_rate(conventions: Conventions, actions: Sequence[str], hint: str) -> None:
-    """Raises DataError if action fields that get another rate are differences between frames."""
-    known = {name.removesuffix(SUFFIX) for name in actions}
+    rows: list[tuple[str, ...]] = []
     for group in conventions.groups:
-        if group.field in known and group.relation == ("delta",):
-            raise DataError(
-                f"{group.name}: actions that are differences between frames "
-                f"({meaning(group)}) mean something else at another rate",
-                hint=hint,
-                code="data.mismatch",
-                details={"field": group.field},
-            )
+        residual = "-" if group.residual is None else f"{group.residual:.3f}"
+        second = f"{group.second} ({group.second_residual:.3f})" if group.second else "-"
+        rows.append((group.name, group.kind, meaning(group), residual, second))
+    return rows
+
+
+def conventions_table(conventions: Conventions) -> Table:
+    title = f"Conventions, by {conventions.sample_text}: {sentence(conventions)}"
+    return Table(HEADER, conventions_rows(conventions), title)
 
 
 def meaning(group: Convention) -> str:
@@ -183,44 +164,43 @@ def meaning(group: Convention) -> str:
         return "no numbers"
     if not group.is_determined:
         return "not determined" + (f": {_any(group.relation)}" if group.relation else "")
+
     about = "roughly " if (group.residual or 0.0) > _ROUGH else ""
-    return ", ".join([f"{about}{group.relation[0]} of {group.states}", *_attributes(group)])
-
-
-def _attributes(group: Convention) -> Iterator[str]:
+    parts = [f"{about}{group.relation[0]} of {group.states}"]
     if group.lag:
-        yield f"lag {_any(group.lag)}{group.lag_limit and f' {group.lag_limit}'}"
+        parts.append(f"lag {_any(group.lag)} {group.lag_limit}".rstrip())
     if group.frame:
-        yield f"{_any(group.frame)} frame"
+        parts.append(f"{_any(group.frame)} frame")
     if group.rotation:
-        yield _any(group.rotation)
+        parts.append(_any(group.rotation))
     if group.scale:
-        yield from _scale_texts(group)
+        least = min(group.scale)
+        greatest = max(group.scale)
+        if greatest - least > _ONE * max(abs(least), abs(greatest)):
+            parts.append(f"scale {_numbers(group.scale)}")
+        elif abs(least - 1) > _ONE:
+            inverse = _number(1 / least)
+            parts.append(f"scale {_number(group.scale[0])} (1 is {inverse} of the states)")
+    if group.scale and group.kind != "gripper":
+        low, high = group.range or (0.0, 0.0)
+        if max(map(abs, group.offset), default=0) > _ONE * (high - low):
+            parts.append(f"offset {_numbers(group.offset)}")
     if group.clipped > _CLIPPED and group.kind != "gripper":
-        yield f"{group.clipped:.0%} at the ends of the range: clipped?"
+        parts.append(f"{group.clipped:.0%} at the ends of the range: clipped?")
     if group.kind == "gripper" and group.range is not None:
-        low, high = map(number_text, group.range)
-        yield f"from {low} to {high}"
+        low, high = group.range
+        parts.append(f"from {number_text(low)} to {number_text(high)}")
+    return ", ".join(parts)
 
 
-def _scale_texts(group: Convention) -> Iterator[str]:
-    least = min(group.scale)
-    greatest = max(group.scale)
-    if greatest - least > _ONE * max(abs(least), abs(greatest)):
-        yield f"scale {_numbers(group.scale)}"
-    elif abs(least - 1) > _ONE:
-        yield f"scale {_numbers(group.scale[:1])} (1 is {_numbers([1 / least])} of the states)"
-    low, high = group.range or (0.0, 0.0)
-    if group.kind != "gripper" and max(map(abs, group.offset), default=0) > _ONE * (high - low):
-        yield f"offset {_numbers(group.offset)}"
+def _number(value: float) -> str:
+    return number_text(float(f"{value:.3g}"))
 
 
 def _numbers(values: Sequence[float]) -> str:
-    shown = [number_text(float(f"{value:.3g}")) for value in values]
-    if len(shown) > _MOST_NUMBERS:
-        order = sorted(zip(values, shown, strict=True))
-        return f"{order[0][1]} to {order[-1][1]}"
-    return " ".join(shown)
+    if len(values) > _MOST_NUMBERS:
+        return f"{_number(min(values))} to {_number(max(values))}"
+    return " ".join(map(_number, values))
 
 
 def _any(values: Sequence[Any]) -> str:
