@@ -68,19 +68,26 @@ def screens(charts: Sequence[Chart]) -> list[Part]:
 def prediction_charts(
     axis: Axis, positions: Array, fields: Iterable[tuple[FieldValues, Array]], *, has_dots: bool
 ) -> list[Part]:
-    """Charts of recorded fields with the predicted values [S, C] of each, dashed in its color."""
+    """Charts of recorded fields, with the predicted values [S, C] of each dashed in its color, and
+    a table of the dimensions in which neither changes.
+    """
     charts: list[Chart] = []
+    constant: list[tuple[str, str]] = []
     for field, predicted in fields:
-        for first in range(0, len(field.names), _MOST_PAIRS):
+        varies = _varies(field.values) | _varies(predicted)
+        shown = np.flatnonzero(varies).tolist()
+        for first in range(0, len(shown), _MOST_PAIRS):
             lines: list[Curve] = []
-            for color, name in enumerate(field.names[first : first + _MOST_PAIRS]):
-                index = first + color
+            for color, index in enumerate(shown[first : first + _MOST_PAIRS]):
+                name = field.names[index]
                 label = "recorded" if len(field.names) == 1 else name
                 lines.append(Curve(label, positions, field.values[:, index], color))
                 dashed = f"{name} predicted" if len(field.names) > 1 else "predicted"
                 lines.append(Curve(dashed, positions, predicted[:, index], color, is_dashed=True))
             charts.append(Chart(field.title, lines, axis, has_dots=has_dots))
-    return screens(charts)
+        if not varies.all():
+            constant.append((field.title, _constant_text(field, ~varies)))
+    return [*screens(charts), Table(("constant", "values"), constant)]
 
 
 def metric_charts(title: str, curves: Sequence[Curve]) -> list[Chart]:

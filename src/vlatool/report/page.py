@@ -338,7 +338,8 @@ def _chart(chart: Chart) -> str:
             values["dashed"] = True
         drawn.append(values)
         dashed = " class=dashed" if line.is_dashed else ""
-        key = f'<i{dashed} style="color:var(--c{color})"></i>{_escape(line.name)}'
+        mark = f'<i{dashed} style="color:var(--c{color})"></i>' if line.name else ""
+        key = f"{mark}{_escape(line.name)}"
         legend += f'<span class="key">{key} <b></b></span>'
     document = {"axis": _axis(chart.axis), "x": drawn[0].pop("x"), "lines": drawn}
     if chart.has_dots:

@@ -73,7 +73,7 @@ def test_charts_after_the_first_screen_are_collapsed() -> None:
 
 def test_a_predicted_line_is_dashed_in_the_color_of_the_recorded_one() -> None:
     field = charts.FieldValues("action", np.stack([STEPS, STEPS], axis=1) * 1.0, ["x", "y"])
-    chart, _ = charts.prediction_charts(Axis(0, 3), STEPS, [(field, field.values)], has_dots=False)
+    chart, *_ = charts.prediction_charts(Axis(0, 3), STEPS, [(field, field.values)], has_dots=False)
     assert isinstance(chart, Chart)
     shown = [(line.name, line.color, line.is_dashed) for line in chart.lines]
     assert shown == [
@@ -82,6 +82,19 @@ def test_a_predicted_line_is_dashed_in_the_color_of_the_recorded_one() -> None:
         ("y", 1, False),
         ("y predicted", 1, True),
     ]
+
+
+def test_a_dimension_that_neither_recorded_nor_predicted_values_change_is_listed() -> None:
+    recorded = np.stack([np.zeros(4), np.ones(4), STEPS * 1.0], axis=1)
+    predicted = np.stack([np.zeros(4), STEPS * 1.0, STEPS * 1.0], axis=1)
+    field = charts.FieldValues("action", recorded, ["x", "y", "z"])
+    chart, _, table = charts.prediction_charts(
+        Axis(0, 3), STEPS, [(field, predicted)], has_dots=False
+    )
+    assert isinstance(chart, Chart)
+    assert [line.name for line in chart.lines[::2]] == ["y", "z"]
+    assert isinstance(table, Table)
+    assert table.rows == [("action", "x 0")]
 
 
 def test_curves_share_charts_of_eight_and_those_without_numbers_have_none() -> None:
