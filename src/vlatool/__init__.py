@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from vlatool.serving.loop import ControlLoop as ControlLoop
     from vlatool.workflows.build_dataset import build_dataset as build_dataset
     from vlatool.workflows.catalog import plugins as list_plugins  # noqa: F401 - a public name
-    from vlatool.workflows.compare import compare as compare
-    from vlatool.workflows.compare_data import compare_data as compare_data
+    from vlatool.workflows.compare import compare_data as compare_data
     from vlatool.workflows.compose import compose as compose
     from vlatool.workflows.curate import curate as curate
     from vlatool.workflows.demo import demo as demo
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from vlatool.workflows.download import download as download
     from vlatool.workflows.encode import decode as decode
     from vlatool.workflows.encode import encode as encode
+    from vlatool.workflows.eval_compare import compare as compare
     from vlatool.workflows.evaluate import open_loop as open_loop
     from vlatool.workflows.evaluate import predict as predict
     from vlatool.workflows.export import export as export
@@ -69,8 +69,8 @@ _PUBLIC = {
     "EpisodeRef": "vlatool.episode:EpisodeRef",
     "VlatoolError": "vlatool.errors:VlatoolError",
     "build_dataset": f"{_WORKFLOWS}.build_dataset:build_dataset",
-    "compare": f"{_WORKFLOWS}.compare:compare",
-    "compare_data": f"{_WORKFLOWS}.compare_data:compare_data",
+    "compare": f"{_WORKFLOWS}.eval_compare:compare",
+    "compare_data": f"{_WORKFLOWS}.compare:compare_data",
     "compose": f"{_WORKFLOWS}.compose:compose",
     "connect": "vlatool.serving.client:connect",
     "decode": f"{_WORKFLOWS}.encode:decode",

@@ -318,6 +318,8 @@ SINKS: Registry[Any] = Registry(
         "curation": "figures of each episode, without rules; see `vlatool curate`",
     },
 )
+DEFAULT_SINK = "frames"  # of recordings, unless their format names another
+PUBLISHED_SINK = "lbm"  # of a published command or YAML of LBM
 # Configurations of other programs: each function converts a tree, or returns None for others.
 TRANSLATIONS: Registry[Any] = Registry(
     "",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.builders import hdf5
-from vlatool.workflows.compare_data import CompareDataConfig, CompareDataResult, compare_data
+from vlatool.workflows.compare import CompareDataConfig, CompareDataResult, compare_data
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 
 LENGTHS = {"demo_0": 4, "demo_1": 5, "demo_2": 3}

@@ -47,7 +47,7 @@ from vlatool.evaluation.rollouts import (
 from vlatool.events import NullProgress, NullReporter
 from vlatool.models.policy import in_batches
 from vlatool.testing.models import check_policy
-from vlatool.workflows.compare import compare
+from vlatool.workflows.eval_compare import compare
 from vlatool.workflows.evaluate import open_loop
 from vlatool.workflows.rollout import RolloutResult, rollout
 from vlatool.workflows.train import train

@@ -310,7 +310,7 @@ _COMMANDS: dict[str, Command] = {
     ),
     "compare": Command(
         "Compare two data sets in any two layouts, by content.",
-        "vlatool.workflows.compare_data:compare_data(CompareDataConfig)",
+        "vlatool.workflows.compare:compare_data(CompareDataConfig)",
         {"a": "A", "b": "B"},
         ("demos.hdf5 lerobot-set", "before after --images null --tolerance 0 --json"),
         details="Exit 4 if they differ. Two policies are compared by `vlatool eval compare`.",
@@ -404,7 +404,7 @@ _COMMANDS: dict[str, Command] = {
     ),
     "eval compare": Command(
         "Compare the success of two policies over the same starts (data: `vlatool compare`).",
-        "vlatool.workflows.compare:compare(vlatool.evaluation.config:CompareConfig)",
+        "vlatool.workflows.eval_compare:compare(vlatool.evaluation.config:CompareConfig)",
         {"a": "A", "b": "B"},
         ("runs/bin/eval/rollout-a runs/bin/eval/rollout-b", "rollouts-a rollouts-b --json"),
     ),

@@ -14,7 +14,7 @@ from vlatool.errors import BugError, DataError, VlatoolError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
 from vlatool.jobs.executor import attempt
-from vlatool.plugins import did_you_mean
+from vlatool.plugins import DEFAULT_SINK, did_you_mean
 from vlatool.storage.uri import can_list
 
 _LONGEST_CAMERA_NAME = 200  # bytes; file names add a prefix and a suffix to it
@@ -40,7 +40,7 @@ class FormatReader(Protocol):
     findings: ClassVar[FindingCodes | None] = None
     base_format: ClassVar[str] = ""
     is_fallback: ClassVar[bool] = False
-    default_sink: ClassVar[str] = "frames"
+    default_sink: ClassVar[str] = DEFAULT_SINK
     needs_rate: ClassVar[bool] = False
     config: Any
     layout: str = ""

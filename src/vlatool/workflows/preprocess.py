@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, SerializeAsAny, create_model, field_validator
 
@@ -18,9 +18,7 @@ from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import Finding
-from vlatool.formats.base import FormatReader
 from vlatool.formats.detect import DeferredKeys, detect_source
-from vlatool.formats.frames.writer import FramesConfig
 from vlatool.formats.renaming import with_names
 from vlatool.formats.select import (
     EpisodeTask,
@@ -30,8 +28,14 @@ from vlatool.formats.select import (
     reader_section,
     select_episodes,
 )
-from vlatool.formats.shards.writer import LbmConfig
-from vlatool.formats.writing import MakeSink, Sink, SinkSetup, SinkSummary, no_rate
+from vlatool.formats.writing import (
+    MakeSink,
+    Sink,
+    SinkConfig,
+    SinkSetup,
+    SinkSummary,
+    no_rate,
+)
 from vlatool.jobs.command import EngineConfig, JobResult, executor_of, make_executor
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun, JobSpec, plan_digest
@@ -39,7 +43,14 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.ownership import require_input, versions_of
 from vlatool.jobs.record import OutputRecord, recorded_options, side_files
 from vlatool.jobs.run import run_command
-from vlatool.plugins import FORMATS, SINKS, file_digest_of, is_class_in_file
+from vlatool.plugins import (
+    DEFAULT_SINK,
+    FORMATS,
+    PUBLISHED_SINK,
+    SINKS,
+    file_digest_of,
+    is_class_in_file,
+)
 from vlatool.report.text import few_text
 from vlatool.results import OPTIONAL, UNLISTED
 from vlatool.storage.uri import location, pinned
@@ -113,10 +124,11 @@ _LEFT_OUT = {
     "--max-padding-right",
     "still": "nothing moves in them (--filter-still-samples)",
 }
-# A published command or YAML of LBM writes the published shards.
-LBM_SINK = "lbm"
-_PUBLISHED_SINK = f"sink={LBM_SINK}"
-_DEFAULT_SINK = FormatReader.default_sink
+_PUBLISHED_SINK = f"sink={PUBLISHED_SINK}"
+if TYPE_CHECKING:
+    _DefaultConfig = SinkConfig
+else:
+    _DefaultConfig = SINKS.get(DEFAULT_SINK).Config
 _TRAIN_PRESET = "vlatool train --preset {preset} --data {output} --output runs/{name}"
 
 
@@ -176,7 +188,7 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
 
     # True if the sink was given; else it is the default sink of the format.
     is_sink_explicit: ClassVar[bool] = False
-    # True if keys that only `lbm` has chose it in place of the default `frames`.
+    # True if keys that only the published sink has chose it in place of the default.
     is_sink_of_keys: ClassVar[bool] = False
 
     output: str = base.required_field("", "Folder to write.")
@@ -202,8 +214,8 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
     train_preset: str | None = option(
         None, "Preset of `train` that the line `next:` names.", affects_output=False
     )
-    sink: SerializeAsAny[FramesConfig] = Field(
-        default_factory=FramesConfig, description="Keys of the sink."
+    sink: SerializeAsAny[_DefaultConfig] = Field(
+        default_factory=lambda: SINKS.get(DEFAULT_SINK).Config(), description="Keys of the sink."
     )
 
     @field_validator("action_fields")
@@ -230,9 +242,9 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
         typed = {*tree, *(sink if isinstance(sink, Mapping) else ())}
         default = default_sink_of(str(name or ""))
         is_of_keys = False
-        if not named and default in ("", _DEFAULT_SINK) and typed & published_keys():
+        if not named and default in ("", DEFAULT_SINK) and typed & published_keys():
             is_of_keys = True
-            default = LBM_SINK
+            default = PUBLISHED_SINK
         if chosen := named or default:
             sections["sink"] = _section(SINKS, str(chosen), "sink")
         kinds: dict[str, Any] = {
@@ -247,7 +259,8 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
 
 def published_keys() -> frozenset[str]:
     """Keys that only the sink with the published shards has, not the default one."""
-    return frozenset(LbmConfig.model_fields.keys() - FramesConfig.model_fields.keys())
+    published, default = (SINKS.get(name).Config for name in (PUBLISHED_SINK, DEFAULT_SINK))
+    return frozenset(published.model_fields.keys() - default.model_fields.keys())
 
 
 def _section(registry: Any, name: str, key: str) -> type[base.ConfigModel]:
@@ -324,7 +337,7 @@ class PreprocessJob:
         if config.hold_out and not SINKS.get(config.sink.type).holds_out:
             raise UsageError(
                 f"--sink {config.sink.type} holds no episodes out",
-                hint="leave --hold-out away, or write --sink frames",
+                hint=f"leave --hold-out away, or write --sink {DEFAULT_SINK}",
                 code="usage.unsupported",
             )
         self._sink: Sink = self._make_sink(config.sink, setup)
@@ -560,9 +573,9 @@ def with_format(config: PreprocessConfig) -> PreprocessConfig:
         keys = {key: value for key, value in typed.items() if FORMATS.names_with_key(key)}
         name = detect_source(require_input(config.sources[0]), None, keys).format
     sink = default_sink_of(name)
-    if config.is_sink_of_keys and sink == _DEFAULT_SINK:
+    if config.is_sink_of_keys and sink == DEFAULT_SINK:
         sink = config.sink.type
-    is_default = config.sink.type == _DEFAULT_SINK or config.is_sink_of_keys
+    is_default = config.sink.type == DEFAULT_SINK or config.is_sink_of_keys
     is_other = is_default and not config.is_sink_explicit and sink != config.sink.type
     if type(config) is PreprocessConfig and "sink" in config.model_fields_set:
         is_other = False

@@ -20,7 +20,7 @@ from vlatool.formats.shards.layout import ShardFolder
 from vlatool.jobs.job import digest_of
 from vlatool.jobs.record import is_being_written
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.plugins import FORMATS
+from vlatool.plugins import DEFAULT_SINK, FORMATS
 from vlatool.storage.tree import files_below
 from vlatool.storage.uri import local_path, location
 from vlatool.training.config import TrainConfig
@@ -79,7 +79,7 @@ def _episodes(text: str) -> Sequence[EpisodeRef]:
     except DataError:
         return ()  # the error of missing training data says more
     # Images alone, for example, are no data for a policy.
-    return found.refs if FORMATS.get(found.format).default_sink == "frames" else ()
+    return found.refs if FORMATS.get(found.format).default_sink == DEFAULT_SINK else ()
 
 
 def _job(
