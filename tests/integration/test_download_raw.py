@@ -21,12 +21,12 @@ from tests.builders.web_server import WebServer, web_server
 from vlatool.cli.app import run
 from vlatool.errors import DataError, PartialFailure, StorageError, UsageError, VlatoolError
 from vlatool.formats.check import CheckOptions
+from vlatool.formats.spartan import archive as spartan_archive
 from vlatool.inspection import verify_location
 from vlatool.jobs.files import read_file_list
 from vlatool.jobs.ownership import require_input
 from vlatool.jobs.record import read_record
 from vlatool.storage import transfer
-from vlatool.workflows import download_raw
 from vlatool.workflows.download import AnnotationsResult, DownloadConfig, TasksResult, download
 from vlatool.workflows.download_raw import RawResult
 from vlatool.workflows.sample import SampleConfig, sample
@@ -62,7 +62,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServe
     digest = hashlib.sha256(ANNOTATIONS).hexdigest()
     (tmp_path / "table.yaml").write_text(f"annotations_sha256: {digest}")
     monkeypatch.setattr(transfer, "CHUNK", CHUNK)
-    monkeypatch.setattr(download_raw, "_SYNC_S", 0.0)
+    monkeypatch.setattr(spartan_archive, "_SYNC_S", 0.0)
     monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "20")
     monkeypatch.setenv("VLATOOL_STORAGE_CLOCK_SPEED", "60")
     with web_server(site) as running:
@@ -196,7 +196,7 @@ def test_interrupted_extraction_continues_at_a_member(
 def test_content_that_a_power_cut_took_is_fetched_again(
     server: WebServer, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download_raw, "_SYNC_S", 1e9)
+    monkeypatch.setattr(spartan_archive, "_SYNC_S", 1e9)
     interrupted(server, out, monkeypatch, 17 * CHUNK)
     large = out / "cabot/large.npz"
     status = large.stat()
