@@ -26,7 +26,7 @@ def test_demo_runs_all_stages_and_a_second_one_only_the_evaluation(
     assert promised <= result.keys()
     assert (result["steps"], result["seed"], result["command"]) == (4, 0, COMMAND)
     page = Path(result["report"]).read_text()
-    assert page.count('class="sheet"') == 2  # of rollouts
+    assert page.count('class="strip sheet"') == 2  # of rollouts
     assert page.count(", frame ") == 16  # two camera strips of eight
     assert page.index("<video") < page.index("train --preset policy-tiny") < page.index("Success")
     assert "http" not in re.sub(r"data:\w+/\w+;base64,[^\"]*|http-equiv", "", page)

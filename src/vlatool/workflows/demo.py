@@ -389,10 +389,8 @@ def write_demo_report(paths: _Paths, result: Mapping[str, Any], evaluation: _Eva
             done = "done" if rollout.success else "failed"
             clips.append(Video(rollout.video, f"{rollout.instruction}: {done}"))
     remark = f"Seed {result['seed']}; results of other seeds differ."
-    sheets = {
-        name: saved_image(path, f"rollouts of the {name} instruction")
-        for name, path in evaluation.sheets.items()
-    }
+    rollouts = saved_image(evaluation.sheets["policy"], "rollouts of the trained policy")
+    wrong = saved_image(evaluation.sheets["wrong"], "rollouts with a wrong instruction")
     obeyed = result["obeyed_wrong_instruction_rate"]
     reached = result["wrong_instruction_success_rate"]
     rates = rate_table(
@@ -405,8 +403,8 @@ def write_demo_report(paths: _Paths, result: Mapping[str, Any], evaluation: _Eva
         Section("The policy acts", [Videos(clips)]),
         Section("With your own recordings", [Text(_OWN_DATA, "verbatim"), Text(_ABOUT_OWN_DATA)]),
         Section("Success rate", [rate_table(rows), Text(remark, "quiet")]),
-        Section("Rollouts", [sheets["policy"]]),
-        Section("Wrong instruction", [Text(_ABOUT_WRONG), rates, sheets["wrong"]]),
+        Section("Rollouts", [rollouts]),
+        Section("Wrong instruction", [Text(_ABOUT_WRONG), rates, wrong]),
         Section("Training data", [Text(f"First episode: {text}."), *strips]),
         Section("Training", _training_parts(result, paths)),
         command_section(result["command"]),
