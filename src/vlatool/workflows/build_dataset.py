@@ -25,6 +25,7 @@ from vlatool.jobs.ownership import require_input, versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
 from vlatool.storage.atomic import remove_file
+from vlatool.storage.tree import size_text
 from vlatool.storage.uri import location, pinned
 from vlatool.tokens import build
 
@@ -140,7 +141,7 @@ class BuildDatasetResult(JobResult):
             return f"would build {counted(self.episodes, 'episode')}"
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
         samples = f"{counted(self.samples, 'sample')} ({kinds})"
-        return f"{samples} from {counted(self.episodes, 'episode')}, {self.bytes / 1e6:.1f} MB"
+        return f"{samples} from {counted(self.episodes, 'episode')}, {size_text(self.bytes)}"
 
     def details(self) -> list[str]:
         lines: list[str] = []

@@ -27,6 +27,7 @@ from vlatool.models.published import published_at
 from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer, rank_device
 from vlatool.models.trained import locate_weights
 from vlatool.storage.atomic import remove_file
+from vlatool.storage.tree import size_text
 from vlatool.storage.uri import location, pinned
 from vlatool.tokens.config import DecodeConfig, EncodeConfig
 from vlatool.tokens.images import EpisodeOpener
@@ -68,7 +69,7 @@ class EncodeResult(JobResult):
         if self.is_planned:
             return f"would write codes of {episodes}"
         images = counted(self.pictures, "image")
-        return f"codes of {images} from {episodes}, {self.bytes / 1e6:.1f} MB"
+        return f"codes of {images} from {episodes}, {size_text(self.bytes)}"
 
     def details(self) -> Iterator[str]:
         if self.is_planned:
@@ -311,7 +312,7 @@ class DecodeResult(JobResult):
         episodes = counted(self.episodes, "episode")
         if self.is_planned:
             return f"would decode {episodes}"
-        return f"{counted(self.pictures, 'image')} of {episodes}, {self.bytes / 1e6:.1f} MB"
+        return f"{counted(self.pictures, 'image')} of {episodes}, {size_text(self.bytes)}"
 
 
 def decode(config: DecodeConfig, *, reporter: Reporter = NULL) -> DecodeResult:

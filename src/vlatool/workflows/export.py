@@ -38,6 +38,7 @@ from vlatool.models.titok.published import CONFIG, WEIGHTS
 from vlatool.models.trained import open_trained, with_weights
 from vlatool.results import MERGED, UNLISTED, Result, outcome
 from vlatool.storage.atomic import remove_file
+from vlatool.storage.tree import size_text
 from vlatool.storage.uri import location, pinned
 from vlatool.tokens.build import data_files
 from vlatool.training.config import TrainConfig
@@ -73,7 +74,7 @@ class ModelExportResult(Result):
 
     def lines(self) -> list[str]:
         content = f"{self.summary}, {self.parameters / 1e6:.2f} M parameters"
-        written = f"{content}, {self.bytes / 1e6:.1f} MB"
+        written = f"{content}, {size_text(self.bytes)}"
         return [outcome(self.output, self.status, written, f"would write {content}")]
 
 
@@ -223,7 +224,7 @@ class ExportResult(command.JobResult):
         if self.is_planned:
             return f"would write {content}"
         unit = "images" if self.exported == "codes" else "samples"
-        return f"{content}, {self.amount} {unit}, {self.bytes / 1e6:.1f} MB"
+        return f"{content}, {self.amount} {unit}, {size_text(self.bytes)}"
 
     @property
     def next_command(self) -> str:

@@ -53,6 +53,7 @@ from vlatool.plugins import (
 )
 from vlatool.report.text import few_text
 from vlatool.results import OPTIONAL, UNLISTED
+from vlatool.storage.tree import size_text
 from vlatool.storage.uri import location, pinned
 from vlatool.transforms.relative import declarations, stored_from
 
@@ -89,9 +90,9 @@ class PreprocessResult(JobResult):
         content = f"{samples} from {counted(self.episodes, 'episode')}"
         if self.is_planned:
             return f"would write about {content}"
-        size = f"{self.bytes / 1e6:.1f} MB"
+        size = f"{size_text(self.bytes)}"
         if self.bytes_on_disk and self.shards and not self.amounts:
-            size += f" of shards, {self.bytes_on_disk / 1e6:.1f} MB in total"
+            size += f" of shards, {size_text(self.bytes_on_disk)} in total"
         return f"{content} ({size})"
 
     def details(self) -> Iterator[str]:

@@ -21,7 +21,7 @@ from vlatool.jobs.job import digest_of
 from vlatool.jobs.record import is_being_written
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.plugins import DEFAULT_SINK, FORMATS
-from vlatool.storage.tree import files_below
+from vlatool.storage.tree import files_below, size_text
 from vlatool.storage.uri import local_path, location
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
@@ -136,7 +136,7 @@ def _planned(job: PreprocessConfig, folder: Path, reporter: Reporter) -> str:
     total = size * plan.frames / max(written.frames, 1)
     reporter.note(
         f"{job.sources[0]}: frames of {counted(plan.episodes, 'episode')} would be written to "
-        f"{job.output} first, about {total / 1e6:,.0f} MB; this plan is that of "
+        f"{job.output} first, about {size_text(round(total))}; this plan is that of "
         f"{counted(written.episodes, 'episode')}"
     )
     return few.output

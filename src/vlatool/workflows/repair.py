@@ -20,7 +20,7 @@ from vlatool.jobs.ownership import require_input
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
 from vlatool.storage.atomic import atomic_path, copy_file
-from vlatool.storage.tree import files_below
+from vlatool.storage.tree import files_below, size_text
 from vlatool.storage.uri import is_remote, location
 
 # Modules with `is_whole` and `salvage`, by suffix.
@@ -62,7 +62,7 @@ class RepairResult(command.OutputResult):
         others = f", {self.not_checked} not checked" if self.not_checked else ""
         return (
             f"{whole} copied, {self.damaged} damaged as far as they go{others}, "
-            f"{self.bytes / 1e6:.1f} MB"
+            f"{size_text(self.bytes)}"
         )
 
     def details(self) -> Iterable[str]:
