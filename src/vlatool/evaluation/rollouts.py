@@ -43,6 +43,7 @@ from vlatool.models.base import Policy
 from vlatool.report.page import page
 from vlatool.results import MERGED, Result
 from vlatool.storage.atomic import write_bytes, write_json, write_text
+from vlatool.transforms.neighbors import spread
 
 _VIDEO_CRF = 23
 _VIDEO_KEYFRAME_INTERVAL = 20
@@ -508,11 +509,10 @@ def sheet_rows(
     rows: list[SheetRow] = []
     for rollout in rollouts:
         if rollout.frames:
-            last = len(rollout.frames) - 1
-            chosen = [round(i * last / (_SHEET_FRAMES - 1)) for i in range(_SHEET_FRAMES)]
             default = (_outcome(rollout), rollout.success)
             text, is_good = verdict(rollout) if verdict else default
-            frames = [rollout.frames[i] for i in chosen]
+            chosen = spread(len(rollout.frames), _SHEET_FRAMES)
+            frames = [rollout.frames[index] for index in chosen]
             steps = counted(rollout.steps, "step")
             label = f"seed {rollout.seed}: {rollout.instruction}  ({steps})"
             rows.append(SheetRow(label, text, is_good, frames))

@@ -29,6 +29,7 @@ from vlatool.results import Result
 from vlatool.storage.atomic import write_json, write_text
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
+from vlatool.transforms.neighbors import spread
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.train import TrainResult, train
@@ -436,7 +437,6 @@ def _headline(result: Mapping[str, Any]) -> str:
 
 
 def _frames_of(episode: Episode, camera: str) -> list[tuple[str, UInt8Array]]:
-    last = episode.num_frames - 1
-    frames = [round(i * last / (_STRIP_FRAMES - 1)) for i in range(_STRIP_FRAMES)]
+    frames = spread(episode.num_frames, _STRIP_FRAMES)
     images = episode.cameras[camera].read(frames)
     return [(f"frame {frame}", image) for frame, image in zip(frames, images, strict=True)]

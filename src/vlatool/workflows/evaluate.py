@@ -41,6 +41,7 @@ from vlatool.report.text import number_text
 from vlatool.results import UNLISTED, Result
 from vlatool.storage.atomic import write_json, write_text
 from vlatool.storage.uri import is_remote, local_path, pinned
+from vlatool.transforms.neighbors import spread
 
 if TYPE_CHECKING:
     from vlatool.episode import Array, UInt8Array
@@ -270,9 +271,7 @@ def _images_of(
     episode: "EpisodeErrors", pairs: RecordedPairs
 ) -> "dict[str, list[tuple[str, UInt8Array]]]":
     """Newest image of each camera at evenly spaced points, with captions."""
-    last = len(episode.points) - 1
-    chosen = sorted({round(i * last / (_NUM_IMAGES - 1)) for i in range(_NUM_IMAGES)})
-    points = [episode.points[index] for index in chosen]
+    points = [episode.points[index] for index in spread(len(episode.points), _NUM_IMAGES)]
     strips: dict[str, list[tuple[str, UInt8Array]]] = {}
     for point, (observation, _) in zip(
         points, pairs.read([point.index for point in points]), strict=True
