@@ -57,6 +57,7 @@ _MOST_POINTS = 600  # of a line
 _QUALITY = 78  # of JPEG
 _PIXELATED = 128  # largest side of an image whose pixels stay sharp when it is enlarged
 _FEW = 10  # images of a strip in large; tiles of a gallery without a filter
+_MANY = 24  # tiles from which on a gallery has a height and scrolls
 _BREAK = re.compile("__|::")
 
 
@@ -498,7 +499,8 @@ def _gallery(part: Gallery) -> str:
         hint = "filter: name, instruction, length"
         boxes = f'<div><input class="filter" type="search" placeholder="{hint}">'
         boxes += f' <select class="filter" aria-label="sort">{choices}</select></div>'
-    return f'{boxes}<div class="gallery">{tiles}</div>'
+    style = "gallery many" if len(part.tiles) > _MANY else "gallery"
+    return f'{boxes}<div class="{style}">{tiles}</div>'
 
 
 def _tile(tile: Tile, start: str) -> str:
