@@ -28,7 +28,8 @@ def test_demo_runs_all_stages_and_a_second_one_only_the_evaluation(
     page = Path(result["report"]).read_text()
     assert page.count('class="strip sheet"') == 2  # of rollouts
     assert page.count(", frame ") == 16  # two camera strips of eight
-    assert page.index("<video") < page.index("train --preset policy-tiny") < page.index("Success")
+    body = page.partition("<main>")[2]
+    assert body.index("<video") < body.index("train --preset policy-tiny") < body.index("Success")
     assert "http" not in re.sub(r"data:\w+/\w+;base64,[^\"]*|http-equiv", "", page)
     assert COMMAND in page
     printed = [line.split("$ vlatool ")[1] for line in done.stderr.splitlines() if "$ v" in line]
