@@ -8,4 +8,4 @@ from typing import Any
 
 def charts_of(text: str) -> list[dict[str, Any]]:
     """What the script of a page draws: a document for each chart."""
-    return [json.loads(html.unescape(each)) for each in re.findall('data-chart="(.*?)"', text)]
+    return [json.loads(html.unescape(each)) for each in re.findall("data-chart='(.*?)'", text)]

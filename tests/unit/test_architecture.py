@@ -95,11 +95,11 @@ JOB_FOLDER = ".vlatool"
 
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS, DEEPEST = 800, 80, 6, 2
 # Ceilings: they rise only with what a change adds on purpose, and fall with what goes.
-MOST_TOKENS = 753_500
+MOST_TOKENS = 752_000
 MOST_TOKENS_PER_LINE = 9.1
 # In 1000 tokens.
-MOST_COMPREHENSIONS = 5.5
-MOST_CONDITIONALS = 3.4
+MOST_COMPREHENSIONS = 5.2
+MOST_CONDITIONALS = 3.3
 
 DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)

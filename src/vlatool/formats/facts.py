@@ -509,7 +509,7 @@ class EpisodeCards:
         return [
             Section("All episodes", overview),
             *under_heading(f"Episodes ({len(cards)} of {len(whole)})", cards),
-            Section("Other episodes", briefs),
+            Section("Other episodes", [Text("click to open", "quiet"), *briefs] if briefs else []),
         ]
 
     def crops(self) -> list[Part]:

@@ -16,6 +16,7 @@ from vlatool.report.page import NUM_COLORS
 from vlatool.report.text import MAX_DRAWN, number_text
 
 _PER_SCREEN = 10  # charts that fit a screen; those after them are collapsed
+_EQUAL = 1e-6  # share by which a prediction may differ from an equal value
 _ROUNDING = 1e-9  # changes below this share of the largest value are rounding errors
 _MOST_PAIRS = 4  # dimensions of a chart with recorded and predicted values
 _WORDS = re.compile(r"[^a-z0-9]+")  # between words in names of dimensions
@@ -69,12 +70,12 @@ def prediction_charts(
     axis: Axis, positions: Array, fields: Iterable[tuple[FieldValues, Array]], *, has_dots: bool
 ) -> list[Part]:
     """Charts of recorded fields, with the predicted values [S, C] of each dashed in its color, and
-    a table of the dimensions in which neither changes.
+    a table of the dimensions in which neither changes and both are equal.
     """
     charts: list[Chart] = []
     constant: list[tuple[str, str]] = []
     for field, predicted in fields:
-        varies = _varies(field.values) | _varies(predicted)
+        varies = _varies(field.values) | _varies(predicted) | _differs(field.values, predicted)
         shown = np.flatnonzero(varies).tolist()
         for first in range(0, len(shown), _MOST_PAIRS):
             lines: list[Curve] = []
@@ -146,10 +147,17 @@ def _varies(values: Array) -> Array:
     numbers = values.astype(np.float64)
     with np.errstate(invalid="ignore"):
         is_drawn = np.abs(numbers) < MAX_DRAWN
-    low = np.where(is_drawn, numbers, np.inf).min(axis=0)
-    high = np.where(is_drawn, numbers, -np.inf).max(axis=0)
-    largest = np.where(is_drawn, np.abs(numbers), 0.0).max(axis=0)
+    low = np.where(is_drawn, numbers, np.inf).min(axis=0, initial=np.inf)
+    high = np.where(is_drawn, numbers, -np.inf).max(axis=0, initial=-np.inf)
+    largest = np.where(is_drawn, np.abs(numbers), 0.0).max(axis=0, initial=0.0)
     return (high - low) > _ROUNDING * np.maximum(1.0, largest)
+
+
+def _differs(recorded: Array, predicted: Array) -> Array:
+    """Dimensions whose predictions are not what was recorded, or not finite, bool [C]."""
+    gap = np.nan_to_num(np.abs(predicted - recorded), nan=0.0).max(axis=0, initial=0.0)
+    largest = np.nan_to_num(np.abs(recorded), nan=0.0).max(axis=0, initial=1.0)
+    return (gap > _EQUAL * largest) | ~np.isfinite(predicted).all(axis=0)
 
 
 def _constant_text(field: FieldValues, is_constant: Array) -> str:
@@ -158,5 +166,7 @@ def _constant_text(field: FieldValues, is_constant: Array) -> str:
         column = field.values[:, index]
         finite = column[np.isfinite(column)]
         value = number_text(float(finite[0])) if finite.size else "not finite"
+        if 0 < finite.size < column.size:
+            value += f" (not finite in {column.size - finite.size})"
         texts.append(value if len(field.names) == 1 else f"{field.names[index]} {value}")
     return ", ".join(texts)

@@ -140,8 +140,9 @@ def episode_section(view: EpisodeView, *, is_under: bool = True, anchor: str = "
     strips = [_strip(view, name, images, _LARGE) for name, images in view.cameras.items()]
     is_calibrated = any(image.camera for images in view.cameras.values() for image in images)
     legend = pose_legend(view.tracks) if is_calibrated else ""
+    seek = "A click in a chart goes to that moment." if view.videos else ""
     timeline: list[Part] = [
-        Titled("Videos", [Videos(view.videos)]),
+        Titled("Videos", [Videos(view.videos), Text(seek, "quiet")]),
         Titled("Texts over time", _texts_over_time(view, axis)),
         Titled("Actions", field_charts(axis, view.seconds, view.actions)),
         Titled("Proprioception", field_charts(axis, view.seconds, view.proprioception)),

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -53,12 +54,14 @@ MAX_VIDEO_BYTES = 50 * 10**6  # of the videos inside a page
 _NARROW = 2  # columns of a table that fit a narrow page
 _LONGEST_LINK = 34  # in the table of contents, in characters
 _SHORTEST_START = 8  # common beginning of names that is cut, in characters
-_MOST_POINTS = 600  # of a line
+_MOST_POINTS = 400  # of a line
+_MOST_DIGITS = 15  # of a number in a chart
 _QUALITY = 78  # of JPEG
 _PIXELATED = 128  # largest side of an image whose pixels stay sharp when it is enlarged
 _FEW = 10  # images of a strip in large; tiles of a gallery without a filter
 _MANY = 24  # tiles from which on a gallery has a height and scrolls
 _BREAK = re.compile("__|::")
+_CONTROL = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f]")  # not allowed in HTML
 
 
 def page(
@@ -74,7 +77,9 @@ def page(
     links = ""
     cards = ""
     for section, anchor, body in shown:
-        name = section.title[len(start) :] if section.is_under else section.title
+        name = section.title
+        if section.is_under and start:
+            name = f"…{name[len(start) :]}"
         if len(name) > _LONGEST_LINK:
             name = f"…{name[1 - _LONGEST_LINK :]}"
         style = " class=under" if section.is_under else ""
@@ -133,6 +138,8 @@ def common_start(names: Sequence[str]) -> str:
         length += 1
     start = first[:length]
     end = max(start.rfind(sign) + 1 for sign in "/_.:")
+    if any(name[end : end + 1].isdecimal() for name in names):  # keep the word before a number
+        end = max(start.rfind(sign, 0, max(end - 1, 0)) + 1 for sign in "/_.:")
     is_sentence = " " in start
     return start[:end] if end >= _SHORTEST_START and not is_sentence else ""
 
@@ -150,7 +157,7 @@ def _skeleton() -> Template:
 def _escape(text: object) -> str:
     """Text as HTML; characters that cannot be encoded as UTF-8 become `?`."""
     writable = str(text).encode("utf-8", "replace").decode()
-    return html.escape(writable.replace("\x00", ""))
+    return html.escape(_CONTROL.sub("", writable))
 
 
 def _parts(parts: Iterable[Part]) -> str:
@@ -216,7 +223,8 @@ def _tiles(part: Tiles) -> str:
     for name, value in part.values.items():
         if value in ("", None):
             continue
-        unit = name.removesuffix("s") if str(value) == "1" else name
+        is_plural = name.endswith("s") and not name.endswith("ss")
+        unit = name[:-1] if str(value) == "1" and is_plural else name
         shown += f"<div><b>{_escape(value)}</b><span>{_escape(unit)}</span></div>"
     return f'<div class="tiles">{shown}</div>' if shown else ""
 
@@ -247,7 +255,7 @@ def _table(part: Table) -> str:
     for row in rows:
         body += "<tr>"
         for index, cell in enumerate(row):
-            name = part.header[index] if is_stacked else ""
+            name = part.header[index] if is_stacked and index < len(part.header) else ""
             cut = start if index == 0 else ""
             body += _cell("td", cell, numeric[index], name, cut)
         body += "</tr>"
@@ -263,34 +271,41 @@ def _is_number(cell: object) -> bool:
 
 
 def _cell(tag: str, cell: object, is_right: bool, name: str = "", start: str = "") -> str:  # noqa: FBT001 - a column's property
-    """Cell of a table; `name` of its column on a narrow page; `start`: text that is cut off."""
+    """Cell of a table; `name` of its column on a narrow page; `start`: text that is not shown."""
     text = _cell_text(cell, start)
     if name and text:
         text = f"<span>{text}</span>"  # one block beside the name of the column
     style = " class=number" if is_right else ""
     column = f' data-h="{_escape(name)}"' if name else ""
-    full = f' title="{_escape(cell)}"' if start else ""
-    return f"<{tag}{style}{column}{full}>{text}</{tag}>"
+    return f"<{tag}{style}{column}>{text}</{tag}>"
 
 
 def _cell_text(cell: object, start: str) -> str:
-    text = str(cell)
-    if start and text.startswith(start):
-        text = f"…{text[len(start) :]}"
     match cell:
         case None:
             return ""
         case Code():
-            return f"<code>{_escape(text)}</code>"
+            return f"<code>{_cut(str(cell), start)}</code>"
         case Link():
-            return f'<a href="{_escape(cell.target)}">{_escape(text)}</a>'
+            return f'<a href="{_escape(cell.target)}">{_cut(cell.text, start)}</a>'
         case Share():
             width = f"{100 * cell.value:.0f}%"
-            return f'{_escape(text)} <div class="rate"><i style="width:{width}"></i></div>'
+            return f'{cell} <div class="rate"><i style="width:{width}"></i></div>'
         case Figure():
             return _image(cell)
         case _:
-            return _breakable(text)
+            return _cut(str(cell), start)
+
+
+def _cut(text: str, start: str) -> str:
+    """Text without a beginning, which can be searched and copied all the same."""
+    if not start or not text.startswith(start):
+        return _breakable(text)
+    full = _escape(text)
+    rest = _breakable(text[len(start) :])
+    return (
+        f'<span class="cut">{_escape(start)}</span><span class="rest" title="{full}">{rest}</span>'
+    )
 
 
 def _breakable(text: str) -> str:
@@ -323,26 +338,27 @@ def _details(summary: str, body: str, anchor: str = "") -> str:
 
 def _chart(chart: Chart) -> str:
     lines = [line for line in chart.lines if np.isfinite(_drawable(line.y)).any()]
-    if not lines:
+    if not lines or not np.isfinite([chart.axis.low, chart.axis.high]).all():
         return ""
+    shared: list[float | None] = []  # positions of the first line
     drawn: list[dict[str, Any]] = []
     legend = ""
     for position, line in enumerate(lines):
         color = (position if line.color is None else line.color) % NUM_COLORS
         xs, ys = _points(line)
-        values = {"color": color, "y": _numbers(ys)}
-        if drawn and len(xs) == len(drawn[0]["x"]) and _numbers(xs) == drawn[0]["x"]:
-            pass  # the positions of the first line
-        else:
-            values["x"] = _numbers(xs)
+        positions = _numbers(xs)
+        values: dict[str, Any] = {"color": color, "y": _numbers(ys)}
+        if not drawn:
+            shared = positions
+        elif positions != shared:
+            values["x"] = positions
         if line.is_dashed:
             values["dashed"] = True
         drawn.append(values)
         dashed = " class=dashed" if line.is_dashed else ""
         mark = f'<i{dashed} style="color:var(--c{color})"></i>' if line.name else ""
-        key = f"{mark}{_escape(line.name)}"
-        legend += f'<span class="key">{key} <b></b></span>'
-    document = {"axis": _axis(chart.axis), "x": drawn[0].pop("x"), "lines": drawn}
+        legend += f'<span class="key">{mark}{_escape(line.name)} <b></b></span>'
+    document = {"axis": _axis(chart.axis), "x": shared, "lines": drawn}
     if chart.has_dots:
         document["dots"] = True
     if chart.may_be_log:
@@ -351,26 +367,28 @@ def _chart(chart: Chart) -> str:
 
 
 def _plot(title: str, document: Mapping[str, Any], legend: str, detail: str = "") -> str:
-    """Figure that the script of the page draws."""
-    text = _escape(json.dumps(document, separators=(",", ":"), allow_nan=False))
-    label = f"{_breakable(title)} <span class=quiet>{_escape(detail)} <span class=at></span></span>"
+    """Chart that the script of the page draws from the document."""
+    text = json.dumps(document, separators=(",", ":"), allow_nan=False)
+    text = html.escape(text, quote=False).replace("'", "&#39;")  # shorter than with &quot;
+    about = f"<span class=quiet>{_escape(detail)} <span class=more></span> <span class=at></span>"
     low = " low" if "spans" in document else ""
     return (
-        f'<figure class="chart"><figcaption>{label} {legend}</figcaption>'
-        f'<div class="plot{low}" data-label="{_escape(title)}" data-chart="{text}"></div></figure>'
+        f'<figure class="chart"><figcaption>{_breakable(title)} {about}</span> {legend}'
+        f'</figcaption><div class="plot{low}" data-label="{_escape(title)}" '
+        f"data-chart='{text}'></div></figure>"
     )
 
 
 def _axis(axis: Axis) -> dict[str, Any]:
-    low = axis.low
-    high = axis.high if axis.high > axis.low else axis.low + 1
+    low = float(axis.low)
+    high = float(axis.high) if axis.high > axis.low else low + 1
     document: dict[str, Any] = {"low": low, "high": high, "unit": axis.unit}
     if axis.whole:
         document["whole"] = True
     if axis.marks:
         document["marks"] = _numbers(np.array(axis.marks))
     if axis.anchor is not None:
-        document["anchor"] = axis.anchor
+        document["anchor"] = float(axis.anchor)
     if axis.shaded:
         document["shaded"] = axis.shaded
     return document
@@ -384,8 +402,19 @@ def _drawable(values: Array) -> Array:
 
 
 def _numbers(values: Array) -> list[float | None]:
-    """Numbers with five digits; None for NaN."""
-    return [float(f"{value:.5g}") if value == value else None for value in values.tolist()]
+    """Numbers with five digits of their range; None for those that are not finite."""
+    is_finite = np.isfinite(values)
+    finite = values[is_finite]
+    digits = _MOST_DIGITS
+    if finite.size and (span := float(np.ptp(finite))) > 0:
+        largest = float(np.abs(finite).max())
+        digits = min(5 + max(0, math.ceil(math.log10(largest / span))), _MOST_DIGITS)
+    numbers: list[float | None] = []
+    for value, is_known in zip(values.tolist(), is_finite.tolist(), strict=True):
+        rounded = float(f"{value:.{digits}g}") if is_known else None
+        is_whole = rounded is not None and abs(rounded) < 10**digits and rounded.is_integer()
+        numbers.append(int(rounded) if rounded is not None and is_whole else rounded)
+    return numbers
 
 
 def _points(line: Curve) -> tuple[Array, Array]:
@@ -457,7 +486,7 @@ def _image(figure: Figure) -> str:
     if figure.image is None:
         return f'<span class="image missing">{_escape(figure.problem)}</span>'
     width, height = figure.image.size
-    small = figure.image
+    small = figure.image.convert("RGB")
     scale = figure.largest / max(width, height)
     if scale < 1:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -504,10 +533,8 @@ def _gallery(part: Gallery) -> str:
 
 
 def _tile(tile: Tile, start: str) -> str:
-    name = tile.name
-    if start:
-        name = f"…{name[len(start) :]}"
-    below = "".join(f"<span>{_escape(line)}</span>" for line in (name, *tile.lines) if line)
+    below = f"<span>{_cut(tile.name, start)}</span>"
+    below += "".join(f"<span>{_escape(line)}</span>" for line in tile.lines if line)
     image = _image(tile.figure)
     anchor = f'href="#{_escape(tile.anchor)}" title="{_escape(tile.name)}"'
     return f"<a {anchor}>{image}<b>{tile.number}</b>{below}</a>"

@@ -97,6 +97,14 @@ def test_a_dimension_that_neither_recorded_nor_predicted_values_change_is_listed
     assert table.rows == [("action", "x 0")]
 
 
+@pytest.mark.parametrize("answer", [0.9, np.nan])
+def test_a_constant_prediction_that_is_wrong_is_drawn(answer: float) -> None:
+    field = charts.FieldValues("gripper", np.full((4, 1), 0.1), ["0"])
+    predicted = np.full((4, 1), answer)
+    chart, *_ = charts.prediction_charts(Axis(0, 3), STEPS, [(field, predicted)], has_dots=False)
+    assert isinstance(chart, Chart)
+
+
 def test_curves_share_charts_of_eight_and_those_without_numbers_have_none() -> None:
     curves = [Curve(str(n), STEPS, STEPS * 1.0) for n in range(9)]
     assert [len(chart.lines) for chart in charts.metric_charts("loss", curves)] == [8, 1]

@@ -104,7 +104,7 @@ def _dimension_rows(
             value = float(column[index])
             numbers.append(number_text(value) if np.isfinite(value) else "-")
         course = "" if steps is None else spark_text(steps[:, index].tolist(), _SPARK)
-        rows.append((_label(name) if index == 0 else "", dimension, *numbers, course))
+        rows.append((_label(name), dimension, *numbers, course))
     return rows
 
 
