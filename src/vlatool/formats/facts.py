@@ -599,7 +599,7 @@ def _with_videos(
             continue
         source = request.keep_video(f"{number}_camera_{index}", data)
         if source is None:
-            problems.append(f"{name}: its video does not fit into the page; --video true keeps it")
+            problems.append(f"{name}: its video does not fit into the page; --video keeps it")
         else:
             videos.append(Video(source, name))
     return replace(view, videos=videos, problems=problems, video_fps=fps)

@@ -93,7 +93,7 @@ def prediction_charts(
 
 def metric_charts(title: str, curves: Sequence[Curve]) -> list[Chart]:
     """Charts of curves over steps, at most eight lines in each; empty without finite values."""
-    shown = [curve for curve in curves if curve.finite()]
+    shown = [curve for curve in curves if np.isfinite(curve.y).any()]
     if not shown:
         return []
     low = min(float(curve.x[0]) for curve in shown)
@@ -155,7 +155,8 @@ def _varies(values: Array) -> Array:
 
 def _differs(recorded: Array, predicted: Array) -> Array:
     """Dimensions whose predictions are not what was recorded, or not finite, bool [C]."""
-    gap = np.nan_to_num(np.abs(predicted - recorded), nan=0.0).max(axis=0, initial=0.0)
+    with np.errstate(invalid="ignore"):
+        gap = np.nan_to_num(np.abs(predicted - recorded), nan=0.0).max(axis=0, initial=0.0)
     largest = np.nan_to_num(np.abs(recorded), nan=0.0).max(axis=0, initial=1.0)
     return (gap > _EQUAL * largest) | ~np.isfinite(predicted).all(axis=0)
 

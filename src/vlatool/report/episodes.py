@@ -28,6 +28,7 @@ from vlatool.report.facts import (
     Video,
     Videos,
 )
+from vlatool.report.page import FEW
 from vlatool.report.poses import CameraModel, EndEffectorTrack, draw_poses, pose_legend
 from vlatool.transforms.neighbors import spread
 
@@ -35,7 +36,6 @@ _STRIP_FRAMES = 8
 _BRIEF_FRAMES = 4
 _SMALL = 160  # largest side of an image of a brief strip and of a tile, in pixels
 _LARGE = 240
-_FEW = 10  # images of a strip in large
 # Length of a trail before and after an image, in columns of the strip.
 _TRAIL_COLUMNS = 1.5
 
@@ -66,7 +66,7 @@ def camera_strips(cameras: Mapping[str, Sequence[FrameView]], first: int) -> lis
     """Row of images per camera, captioned with their steps from `first` on."""
     strips: list[Part] = []
     for camera, views in cameras.items():
-        largest = _LARGE if len(views) <= _FEW else _SMALL
+        largest = _LARGE if len(views) <= FEW else _SMALL
         figures: list[Figure] = []
         for step, view in enumerate(views, first):
             text = step_text(step)
@@ -152,7 +152,7 @@ def episode_section(view: EpisodeView, *, is_under: bool = True, anchor: str = "
         *(Text(problem, "note") for problem in view.problems),
         Titled("Language", [Quotes(view.language)]),
         Titled("Recording", [Text(legend, "quiet"), *strips]),
-        Timeline(timeline, axis.low, axis.high, view.video_fps / view.fps),
+        Timeline(timeline, axis.low, view.video_fps / view.fps),
     ]
     return Section(view.name, parts, is_under=is_under, anchor=anchor)
 

@@ -82,7 +82,7 @@ class Tags:
 @dataclass(frozen=True)
 class Table:
     """Rows of cells: strings, numbers, `Code`, `Link`, `Share`, `Figure`. Columns of numbers are
-    aligned to the right. Without a header, the first column names the others.
+    aligned to the right; the header may be empty.
     """
 
     header: Sequence[str]
@@ -114,7 +114,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Curve:
-    """Curve of a chart, with gaps where a number is not finite."""
+    """Line of a chart, with gaps where a number is not finite."""
 
     name: str  # text of the legend; empty for none
     x: Array  # positions in ascending order [S]
@@ -179,12 +179,12 @@ class Figures:
     figures: Sequence[Figure]
     label: str = ""
     detail: str = ""  # smaller text after the label
-    size: Literal["", "wide", "tight", "many", "sheet"] = ""
+    size: Literal["", "wide", "tight", "sheet"] = ""
 
 
 @dataclass(frozen=True)
 class Video:
-    """Video: an mp4, or its path relative to the page."""
+    """An mp4, or its path relative to the page."""
 
     source: bytes | str
     caption: str
@@ -194,7 +194,7 @@ class Video:
 class Videos:
     """Videos side by side; with several that show one episode, they play together."""
 
-    clips: Sequence[Video]
+    videos: Sequence[Video]
 
 
 @dataclass(frozen=True)
@@ -235,8 +235,7 @@ class Timeline:
     """Videos and charts of one stretch of time, with one cursor."""
 
     parts: "Sequence[Part]"
-    low: float
-    high: float
+    low: float  # where the axis of its charts begins
     speed: float = 1.0  # seconds of the axis in a second of the videos
 
 

@@ -49,6 +49,7 @@ from vlatool.storage.atomic import write_bytes
 
 GENERATOR = "vlatool inspect"
 NUM_COLORS = 8  # of lines, in page.html
+FEW = 10  # images of a strip in large; tiles of a gallery without a filter
 MAX_VIDEO_BYTES = 50 * 10**6  # of the videos inside a page
 
 _NARROW = 2  # columns of a table that fit a narrow page
@@ -58,7 +59,6 @@ _MOST_POINTS = 400  # of a line
 _MOST_DIGITS = 15  # of a number in a chart
 _QUALITY = 78  # of JPEG
 _PIXELATED = 128  # largest side of an image whose pixels stay sharp when it is enlarged
-_FEW = 10  # images of a strip in large; tiles of a gallery without a filter
 _MANY = 24  # tiles from which on a gallery has a height and scrolls
 _BREAK = re.compile("__|::")
 _CONTROL = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f]")  # not allowed in HTML
@@ -148,7 +148,7 @@ def common_start(names: Sequence[str]) -> str:
 def _skeleton() -> Template:
     """Markup, style and the script of charts.
 
-    Curve colors are those of Okabe and Ito, which remain distinct with color blindness; the dark
+    Line colors are those of Okabe and Ito, which remain distinct with color blindness; the dark
     theme has lighter ones of the same hues.
     """
     return Template(files("vlatool.report").joinpath("page.html").read_text(encoding="utf-8"))
@@ -186,7 +186,7 @@ def _part(part: Part) -> str:
         case Figures():
             return _figures(part)
         case Videos():
-            return _strip("", [_clip(clip) for clip in part.clips], "wide")
+            return _strip("", [_video(video) for video in part.videos], "wide")
         case Gallery():
             return _gallery(part)
         case Fold():
@@ -196,8 +196,7 @@ def _part(part: Part) -> str:
             return f"<h3>{_escape(part.title)}</h3>{body}" if body else ""
         case Timeline():
             body = _parts(part.parts)
-            span = f'data-low="{part.low:.6g}" data-high="{part.high:.6g}"'
-            frame = f'<div class="time" {span} data-speed="{part.speed:.6g}">'
+            frame = f'<div class="time" data-low="{part.low:.6g}" data-speed="{part.speed:.6g}">'
             return f"{frame}{body}</div>" if body else ""
 
 
@@ -246,7 +245,9 @@ def _table(part: Table) -> str:
         return ""
     columns = max(len(row) for row in rows)
     numeric = [all(_is_number(row[i]) for row in rows if i < len(row)) for i in range(columns)]
-    start = common_start([str(row[0]) for row in rows if row and row[0] != ""])
+    names = [row[0] for row in rows if row and row[0] != ""]
+    is_named = all(isinstance(name, str | Code | Link) for name in names)
+    start = common_start([str(name) for name in names]) if is_named else ""
     is_stacked = len(part.header) > _NARROW
     body = ""
     if part.header:
@@ -451,19 +452,18 @@ def _spans(part: Spans) -> str:
     spans: list[tuple[float, float, int, str]] = []
     for start, end, text in part.spans:
         number = numbers.setdefault(text, len(numbers))
-        shown = text.encode("utf-8", "replace").decode()
-        spans.append((max(start, part.axis.low), min(end, part.axis.high), number, shown))
+        spans.append((max(start, part.axis.low), min(end, part.axis.high), number, text))
+    if not spans:
+        return ""
     legend = ""
     for text, number in numbers.items():
         key = f'<i style="color:var(--c{number % NUM_COLORS})"></i>{_escape(text)}'
         legend += f'<span class="key">{key}</span>'
-    if not spans:
-        return ""
     return _plot(part.title, {"axis": _axis(part.axis), "spans": spans}, legend)
 
 
 def _figures(part: Figures) -> str:
-    size = part.size or ("many" if len(part.figures) > _FEW else "")
+    size = part.size or ("many" if len(part.figures) > FEW else "")
     label = _escape(part.label)
     if part.detail:
         label += f' <span class="quiet">{_escape(part.detail)}</span>'
@@ -505,13 +505,13 @@ def _image(figure: Figure) -> str:
     )
 
 
-def _clip(clip: Video) -> str:
-    source = clip.source
+def _video(video: Video) -> str:
+    source = video.source
     if isinstance(source, bytes):
         source = f"data:video/mp4;base64,{base64.b64encode(source).decode()}"
     options = 'controls muted loop playsinline preload="metadata"'
     shown = f'<video {options} src="{_escape(source)}"></video>'
-    return f"<figure>{shown}<figcaption>{_escape(clip.caption)}</figcaption></figure>"
+    return f"<figure>{shown}<figcaption>{_escape(video.caption)}</figcaption></figure>"
 
 
 def _gallery(part: Gallery) -> str:
@@ -521,7 +521,7 @@ def _gallery(part: Gallery) -> str:
     start = common_start([tile.name for tile in part.tiles])
     tiles = "".join(_tile(tile, start) for tile in part.tiles)
     boxes = ""
-    if len(part.tiles) > _FEW:
+    if len(part.tiles) > FEW:
         choices = ""
         for index, key in enumerate(("number", "name", "length", "instruction")):
             choices += f'<option value="{index}">by {key}</option>'

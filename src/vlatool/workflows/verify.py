@@ -44,7 +44,7 @@ class InspectConfig(SourceKeys):
     )
     video: bool | None = option(
         None,
-        "Videos of the raw episodes in full; null: those that fit into 50 MB of that page, true: "
+        "Videos of the raw episodes in full; null: those that fit into 50 MB of that page; true: "
         "the others, too, in files beside it.",
     )
     html_samples: int = option(6, "Number of training samples with images on that page.", ge=0)
