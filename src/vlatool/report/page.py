@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from os.path import commonprefix
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -131,12 +132,7 @@ def common_start(names: Sequence[str]) -> str:
     """Long common beginning of several names, up to a separator; empty if there is none."""
     if len(names) < 2:
         return ""
-    first = min(names)
-    last = max(names)
-    length = 0
-    while length < min(len(first), len(last)) and first[length] == last[length]:
-        length += 1
-    start = first[:length]
+    start = commonprefix(list(names))  # noqa: RUF071 - of any characters
     end = max(start.rfind(sign) + 1 for sign in "/_.:")
     if any(name[end : end + 1].isdecimal() for name in names):  # keep the word before a number
         end = max(start.rfind(sign, 0, max(end - 1, 0)) + 1 for sign in "/_.:")
