@@ -48,7 +48,7 @@ _OWN_DATA = "vlatool train --preset policy-tiny --data RECORDINGS"
 _ABOUT_OWN_DATA = (
     "RECORDINGS is your folder, file or LeRobot data set. The command makes the training data "
     "first, trains a small policy on a CPU in minutes, and prints what to do next. "
-    "`vlatool presets` lists larger ones."
+    "The command vlatool presets lists larger ones."
 )
 _ABOUT_WRONG = (
     "The initial states are the same, but the instruction names another block than the goal of the "
