@@ -55,7 +55,7 @@ _DEFLATED = zipfile.ZIP_DEFLATED
 _CHUNK = 1 << 16
 _ENCRYPTED = 1
 _READ_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError)
-_BROKEN = (*_READ_ERRORS, struct.error, IndexError, OverflowError)
+_BROKEN = (*_READ_ERRORS, zlib.error, struct.error, IndexError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -154,15 +154,20 @@ class InflatedMember:
         content = self.read()
         if len(content) != self._member.size:
             raise ValueError(f"{len(content)} bytes of {self._member.size}")
-        file = io.BytesIO(content)
-        header = read_header(file)
-        if header.dtype.hasobject:
-            raise ValueError("an array of Python objects")
-        # Python integers: a wrong shape cannot overflow.
-        values = np.frombuffer(content, header.dtype, math.prod(header.shape), file.tell())
-        if header.fortran_order:
-            return values.reshape(header.shape, order="F")
-        return values.reshape(header.shape)
+        return _array(content)
+
+
+def _array(content: bytes) -> Array:
+    """The array of an npy file, without a copy."""
+    file = io.BytesIO(content)
+    header = read_header(file)
+    if header.dtype.hasobject:
+        raise ValueError("an array of Python objects")
+    # Python integers: a wrong shape cannot overflow.
+    values = np.frombuffer(content, header.dtype, math.prod(header.shape), file.tell())
+    if header.fortran_order:
+        return values.reshape(header.shape, order="F")
+    return values.reshape(header.shape)
 
 
 def read_header(file: IO[bytes] | InflatedMember) -> ArrayHeader:
@@ -271,15 +276,14 @@ def read_arrays(data: bytes, names: Sequence[str] | None = None) -> dict[str, Ar
         members = _directory(data)
         if names is None:
             names = [name.removesuffix(".npy") for name in members]
-        file = io.BytesIO(data)
         total = 0
         arrays: dict[str, Array] = {}
         for name in names:
-            member = ArrayMember(*members[f"{name}.npy"])
+            member = _member(members[f"{name}.npy"])
             total += member.size
             if total > _LARGEST_SAMPLE:
                 raise ValueError(f"{total} bytes decompressed; the limit is {_LARGEST_SAMPLE}")
-            arrays[name] = InflatedMember(file, member).read_array()
+            arrays[name] = _array(_content(data, member))
         return arrays
     except _BROKEN as error:
         raise ValueError(f"broken npz: {error}") from None
@@ -287,34 +291,57 @@ def read_arrays(data: bytes, names: Sequence[str] | None = None) -> dict[str, Ar
         raise KeyError(str(error.args[0]).removesuffix(".npy")) from None
 
 
+def _content(data: bytes, member: ArrayMember) -> bytes:
+    """The inflated bytes of a member of an archive in memory.
+
+    `InflatedMember` gives the same in pieces, and takes 30 % longer for small arrays.
+    """
+    _, name_bytes, extra = _LOCAL_HEADER.unpack_from(data, member.offset)
+    start = member.offset + _LOCAL_HEADER.size + name_bytes + extra
+    content = data[start : start + member.packed]
+    if member.method == _DEFLATED:
+        content = zlib.decompressobj(-15).decompress(content, member.size)
+    elif member.method != zipfile.ZIP_STORED:
+        raise ValueError(f"compression method {member.method}")
+    if len(content) != member.size:
+        raise ValueError(f"{len(content)} bytes of {member.size}")
+    if zlib.crc32(content) != member.checksum:
+        raise ValueError("wrong checksum")
+    return content
+
+
 def array_headers(data: bytes) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:
     """Name, shape and dtype of each array, from the headers; ends where the archive is broken."""
     file = io.BytesIO(data)
     try:
-        for name, member in _directory(data).items():
-            header = read_header(InflatedMember(file, ArrayMember(*member)))
+        for name, fields in _directory(data).items():
+            header = read_header(InflatedMember(file, _member(fields)))
             yield name.removesuffix(".npy"), (header.shape, str(header.dtype))
     except _BROKEN:
         return
 
 
-def _directory(data: bytes) -> dict[str, tuple[int, int, int, int, int, int]]:
-    """Map from the names of all members to the values of `ArrayMember`."""
+def _directory(data: bytes) -> dict[str, tuple[int, ...]]:
+    """Map from the names of all members to their entries, which `_member` explains."""
     end = data.rfind(_END)
     if end < 0:
         raise ValueError("no end of archive")
     count, _, position = struct.unpack_from("<HLL", data, end + 10)
-    members: dict[str, tuple[int, int, int, int, int, int]] = {}
+    members: dict[str, tuple[int, ...]] = {}
     for _ in range(count):
         fields = _ENTRY.unpack_from(data, position)
-        name_bytes = fields[12]
+        start = position + _ENTRY.size
+        end = start + fields[12]
+        members[data[start:end].decode()] = fields
         extra = fields[13]
         comment = fields[14]
-        start = position + _ENTRY.size
-        name = data[start : start + name_bytes].decode()
-        members[name] = (*fields[5:7], *fields[9:12], fields[18])
-        position = start + name_bytes + extra + comment
+        position = end + extra + comment
     return members
+
+
+def _member(fields: tuple[int, ...]) -> ArrayMember:
+    """The member that an entry of a directory describes."""
+    return ArrayMember(fields[5], fields[6], fields[9], fields[10], fields[11], fields[18])
 
 
 # Archives in files
