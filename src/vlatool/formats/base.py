@@ -15,7 +15,8 @@ from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
 from vlatool.jobs.executor import attempt
 from vlatool.plugins import DEFAULT_SINK, did_you_mean
-from vlatool.storage.uri import can_list
+from vlatool.storage.tree import LINKS_VARIABLE, first_link_out, real_folders
+from vlatool.storage.uri import can_list, is_remote
 
 _LONGEST_CAMERA_NAME = 200  # bytes; file names add a prefix and a suffix to it
 POLICY_KEYS = ("action_fields", "proprioception_fields", "pose_groups", "declared")
@@ -341,7 +342,13 @@ def unused_id(name: str, used: dict[str, int]) -> str:
 
 
 def checked_refs(refs: Sequence[EpisodeRef]) -> Sequence[EpisodeRef]:
-    """The refs, after a check of their ids, which name files and seed random generators."""
+    """The refs, after a check of their ids, which name files and seed random generators, and of
+    links in their files.
+
+    Raises:
+        DataError: A link leads out of the source: `data.unsafe`.
+    """
+    _check_links(refs)
     seen: dict[str, EpisodeRef] = {}
     for ref in refs:
         if not _ID.match(ref.id):
@@ -358,3 +365,36 @@ def checked_refs(refs: Sequence[EpisodeRef]) -> Sequence[EpisodeRef]:
             details={"episode": ref.id, "path": str(ref.path)},
         )
     return refs
+
+
+def _check_links(refs: Sequence[EpisodeRef]) -> None:
+    """Raises an error if a file of an episode is a link that leads out of its source.
+
+    Recordings from elsewhere could name any file of this machine, which would be copied.
+    """
+    folders: dict[str, tuple[Path, ...]] = {}
+    checked: set[Path] = set()
+    for ref in refs:
+        source = Path(ref.source)
+        if is_remote(ref.path) or not source.exists():
+            continue
+        if ref.source not in folders:
+            folders[ref.source] = real_folders(source)
+        for path in (ref.path, *ref.files):
+            if path in checked or (path == source and not source.is_dir()):
+                continue
+            checked.add(path)
+            link = first_link_out(path, folders[ref.source])
+            if link is not None:
+                raise links_out_error(link, source)
+
+
+def links_out_error(link: Path, source: Path) -> DataError:
+    """Error for a file of a source that is a link to a place outside of it."""
+    return DataError.at(
+        link,
+        f"is a link to {link.resolve()}, outside of {source}",
+        hint=f"copy the file into {source}; if you trust the recording, repeat with the "
+        f"environment variable {LINKS_VARIABLE}=1",
+        code="data.unsafe",
+    )

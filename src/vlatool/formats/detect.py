@@ -13,7 +13,7 @@ from vlatool.config.resolve import Override, load_config
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, EnvironmentProblem, UsageError, VlatoolError
 from vlatool.formats.artifact import other_contents_error, recognize
-from vlatool.formats.base import FormatReader
+from vlatool.formats.base import FormatReader, checked_refs
 from vlatool.formats.mapping import broken_mapping, mapping_file
 from vlatool.plugins import FORMATS, is_class_in_file
 from vlatool.storage.documents import DocumentError, read_json
@@ -139,7 +139,7 @@ def _formats_with(keys: Mapping[str, Any]) -> list[str]:
 
 def _discover(name: str, location: Path, keys: Mapping[str, Any]) -> DetectedSource:
     reader = _reader(name, keys)
-    refs = list(reader.discover([location]))
+    refs = checked_refs(list(reader.discover([location])))
     if not refs:
         raise DataError(f"{location}: no {name} episodes", code="data.no_episodes")
     return DetectedSource(name, reader, refs)

@@ -14,6 +14,7 @@ from vlatool.storage.byte_ranges import open_file
 from vlatool.storage.remote import is_listable
 from vlatool.storage.remote_path import RemotePath
 
+LINKS_VARIABLE = "VLATOOL_FOLLOW_LINKS"
 _MAX_CONCURRENT = 8
 _DIGITS = re.compile(r"(\d+)")
 
@@ -50,6 +51,47 @@ def _raise_unreadable(error: OSError) -> None:
             hint="check the permissions and the disk, or move the folder away",
             code="storage.unreadable",
         ) from error
+
+
+def real_folders(source: Path) -> tuple[Path, ...]:
+    """Folders, with links resolved, whose files belong to a local folder or file.
+
+    A snapshot in the cache of the hub holds links into the folder `blobs` of its repository, which
+    belongs to it. With the environment variable VLATOOL_FOLLOW_LINKS every file belongs to it.
+    """
+    if os.environ.get(LINKS_VARIABLE) == "1":
+        return (Path("/"),)
+    real = source.resolve()
+    folders = [real if real.is_dir() else real.parent, source.absolute().parent.resolve()]
+    if source.is_dir():
+        folders.pop()
+    for above in real.parents:
+        if above.name == "snapshots":
+            folders.append(above.parent / "blobs")
+    return tuple(folders)
+
+
+def first_link_out(path: Path, folders: Sequence[Path]) -> Path | None:
+    """A file or folder at or below a local path that is, with its links followed, in none of the
+    `folders`; None if there is none.
+    """
+    if not _is_below(path, folders):
+        return path
+    pending = [path] if path.is_dir() else []
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    if not _is_below(Path(entry.path), folders):
+                        return Path(entry.path)
+                elif entry.is_dir():
+                    pending.append(Path(entry.path))
+    return None
+
+
+def _is_below(path: Path, folders: Sequence[Path]) -> bool:
+    real = os.path.realpath(path)  # a loop of links stays as it is
+    return any(Path(real).is_relative_to(folder) for folder in folders)
 
 
 def natural_key(path: Path | str) -> list[tuple[int, int, str]]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 from vlatool.config.base import check_required, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
+from vlatool.formats.base import links_out_error
 from vlatool.formats.media.repair import NothingWhole, Salvaged
 from vlatool.formats.samples.layout import is_inside
 from vlatool.jobs import command
@@ -20,7 +21,7 @@ from vlatool.jobs.ownership import require_input
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
 from vlatool.storage.atomic import atomic_path, copy_file
-from vlatool.storage.tree import files_below, size_text
+from vlatool.storage.tree import files_below, first_link_out, real_folders, size_text
 from vlatool.storage.uri import is_remote, location
 
 # Modules with `is_whole` and `salvage`, by suffix.
@@ -114,6 +115,10 @@ class _RepairJob:
                 code="usage.output_exists",
             )
         self.items = _files(source)
+        folders = real_folders(source)
+        for file in self.items:
+            if source.is_dir() and first_link_out(file.path, folders) is not None:
+                raise links_out_error(file.path, source)
         options = {"source": source.name}
         self.spec = JobSpec(
             output=output,

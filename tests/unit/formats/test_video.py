@@ -66,9 +66,9 @@ def test_ascending_reads_open_the_file_once(
     opened: list[str] = []
     original = av.open
 
-    def counting_open(path: str) -> object:
+    def counting_open(path: str, **options: Any) -> object:
         opened.append(path)
-        return original(path)
+        return original(path, **options)
 
     monkeypatch.setattr(av, "open", counting_open)
     frames = VideoFrames(Clip(long_gop), FRAMES)
@@ -128,7 +128,12 @@ def test_frames_are_counted_if_the_container_has_no_length(tmp_path: Path) -> No
     assert probe_video(Clip(path)).num_frames == 9
 
 
-@pytest.mark.parametrize("content", [b"", b"not a video", encoded_image(1)[:40], None], ids=str)
+PIXMAP = b"P6\n4 4\n255\n" + bytes(48)  # FFmpeg decodes it as a video of one frame
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not a video", PIXMAP, encoded_image(1)[:40], None], ids=str
+)
 def test_file_that_is_not_a_video_or_of_an_unknown_codec_is_rejected(
     tmp_path: Path, content: bytes | None
 ) -> None:

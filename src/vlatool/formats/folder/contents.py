@@ -110,9 +110,6 @@ class Contents:
         things += self._series(used)
         for key, value in self.facts.items():
             things.append(self._fact(key, value))
-        for key in self.files.outside:
-            note = "a link that leads out of the source; not followed"
-            things.append(Stored(key, "other", note=note, role="left_out"))
         return things
 
     def _add_facts(self, key: str, values: Mapping[str, Any]) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from vlatool.formats.folder.tables import SUFFIXES as TABLES
 from vlatool.jobs.record import read_record
 from vlatool.storage.tree import natural_key, walk
-from vlatool.storage.uri import is_remote
 
 VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v")
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -56,7 +55,6 @@ class FilesOfEpisode:
         is_stem: True if the files share a stem, for which `{episode}` stands in `files`.
         files: Name from the root on to the path, of all but images.
         images: Folder from the root on to its path, of folders with images.
-        outside: Links that lead out of the source, and are not followed.
     """
 
     root: Path
@@ -64,7 +62,6 @@ class FilesOfEpisode:
     is_stem: bool = False
     files: dict[str, Path] = field(default_factory=dict[str, Path])
     images: dict[str, Path] = field(default_factory=dict[str, Path])
-    outside: dict[str, Path] = field(default_factory=dict[str, Path])
 
     @property
     def parts(self) -> set[str]:
@@ -122,7 +119,7 @@ def find_episodes(source: Path) -> tuple[list[FilesOfEpisode], list[str]]:
         episodes += _by_stem(whole) or [whole]
     used: set[Path] = set()
     for episode in episodes:
-        used.update(episode.files.values(), episode.images.values(), episode.outside.values())
+        used.update(episode.files.values(), episode.images.values())
     stray: list[str] = []
     for folder in folders:
         for name in folder.names:
@@ -155,7 +152,6 @@ def _joined(
         place = f"{root[-2]}/{EPISODE}"
         joined.files |= {f"{place}/{key}": path for key, path in whole.files.items()}
         joined.images |= {f"{place}/{key}".rstrip("/"): path for key, path in whole.images.items()}
-        joined.outside |= whole.outside
     return joined
 
 
@@ -239,7 +235,6 @@ def _whole(source: Path, root: tuple[str, ...], folders: Sequence[_Folder]) -> F
     """A folder with all that is in it as one episode."""
     path = source.joinpath(*root)
     episode = FilesOfEpisode(path, root[-1] if root else source.absolute().name)
-    limit = None if is_remote(source) else source.resolve()
     for folder in folders:
         at = "/".join(folder.parts[len(root) :])
         for name in folder.names:
@@ -248,9 +243,7 @@ def _whole(source: Path, root: tuple[str, ...], folders: Sequence[_Folder]) -> F
             if file.stem == episode.name and not at:
                 key = EPISODE + file.suffix
                 episode.is_stem = True
-            if limit is not None and not file.resolve().is_relative_to(limit):
-                episode.outside[key] = file
-            elif file.suffix.lower() in IMAGES:
+            if file.suffix.lower() in IMAGES:
                 episode.images[at] = folder.path
             else:
                 episode.files[key] = file
@@ -263,7 +256,7 @@ def _by_stem(whole: FilesOfEpisode) -> list[FilesOfEpisode]:
     known = set(stems.values())
     episodes: dict[str, FilesOfEpisode] = {}
     for stem in sorted(known, key=natural_key):
-        episodes[stem] = FilesOfEpisode(whole.root, "", is_stem=True, outside=whole.outside)
+        episodes[stem] = FilesOfEpisode(whole.root, "", is_stem=True)
     for name, path in whole.files.items():
         stem = stems.get(name) or _longest(path.stem, known)
         if not stem:

@@ -127,8 +127,6 @@ class FolderEpisode(PlannedEpisode):
         if missing:
             names = ", ".join(missing).replace(EPISODE, self.files.name)
             reason = f"lacks {names}, which most episodes have"
-            if set(missing) & set(self.files.outside):
-                reason += "; it is a link that leads out of the source, which is not followed"
             raise FOLDER.error("missing_file", ref.path, reason)
         self.contents = Contents(self.files, ref.id)
         stored = self.contents.things()

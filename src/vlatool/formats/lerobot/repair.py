@@ -7,11 +7,12 @@ groups from the numbers of values of the pages. Source: parquet-format, section 
 import io
 import os
 import shutil
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
-from itertools import chain
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +24,7 @@ from vlatool.formats.media.repair import NothingWhole, Salvaged
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.documents import read_json
 
+_INFO = "meta/info.json"
 _MAGIC = b"PAR1"
 _ERRORS = (pa.ArrowException, OSError, ValueError)
 _DICTIONARY = 2
@@ -58,6 +60,7 @@ class _Column(NamedTuple):
 class _Template(NamedTuple):
     """Footer of a whole file with rows."""
 
+    name: str  # of the file
     footer: thrift.Struct
     group: thrift.Struct
     columns: tuple[_Column, ...]
@@ -73,31 +76,40 @@ def is_whole(path: Path) -> bool:
 
 
 def salvage(path: Path, target: Path, others: Iterable[Path]) -> Salvaged:
-    """Writes a file with the whole row groups of one without a footer."""
+    """Writes a file with the whole row groups of one without a footer.
+
+    Raises:
+        NothingWhole: No other file has columns that fit, or several with different columns do.
+    """
     pages = [*_pages(path)]
-    for template in map(_template, chain(map(read_file, others), _declared(path))):
-        groups = [*_groups(pages, template.columns)] if template is not None else []
-        if template is None or not groups:
+    if not pages:
+        raise NothingWhole("it has no whole pages")
+    chosen = None
+    for template in _templates(path, others):
+        groups = _groups(pages, template.columns)
+        table = _written(path, target, template, pages, groups) if groups else None
+        if table is None:
             continue
-        shutil.copyfile(path, target)
-        end = groups[-1][-1][-1].stop
-        os.truncate(target, end)
-        footer = thrift.encoded(_footer(template, groups))
-        with target.open("ab") as file:
-            file.write(footer + len(footer).to_bytes(4, "little") + _MAGIC)
-        rows = _rows(target)
-        if rows is None:
-            continue
-        lost = path.stat().st_size - end
-        return Salvaged(
-            f"{counted(rows, 'row')} in {counted(len(groups), 'row group')}",
-            ("the footer", *([f"{lost:,} bytes of an unfinished row group"] if lost else ())),
+        if chosen is not None and table.schema != chosen[2].schema:
+            raise NothingWhole(
+                f"it has no footer, and its pages fit the columns of {chosen[0].name} as well as "
+                f"the different ones of {template.name}: leave the wrong one out"
+            )
+        if chosen is None:
+            chosen = template, groups, table
+    if chosen is None:
+        raise NothingWhole(
+            "it has no footer, and no whole file of the same columns beside it has rows to compare "
+            "with"
         )
-    raise NothingWhole(
-        "it has no footer, and no whole file of the same columns beside it has rows to compare with"
-        if pages
-        else "it has no whole pages"
-    )
+    template, groups, table = chosen
+    _written(path, target, template, pages, groups)
+    lost = ["the footer"]
+    bytes_lost = path.stat().st_size - pages[groups[-1][-1].stop - 1].stop
+    if bytes_lost:
+        lost.append(f"{bytes_lost:,} bytes of an unfinished row group")
+    rows = f"{counted(table.rows, 'row')} in {counted(len(groups), 'row group')}"
+    return Salvaged(f"{rows}, with the columns of {template.name}", tuple(lost))
 
 
 def _pages(path: Path) -> Iterator[_Page]:
@@ -114,42 +126,65 @@ def _pages(path: Path) -> Iterator[_Page]:
         except (ValueError, LookupError, TypeError):
             return
         stop = reader.position + size
-        if size < 0 or unpacked < 0 or values < 0 or stop > len(data):
+        if size < 0 or unpacked < 0 or not 0 <= values < 2**31 or stop > len(data):
             return
         yield _Page(start, stop, kind == _DICTIONARY, values, unpacked, encoding in _PLAIN)
         start = stop
 
 
-def _declared(path: Path) -> Iterator[bytes]:
+def _templates(path: Path, others: Iterable[Path]) -> Iterator[_Template]:
+    """Footers of whole files; that of the features in `meta/info.json` if there are none."""
+    has_others = False
+    for other in others:
+        with other.open("rb") as file:
+            template = _template(other.name, file)
+        if template is not None:
+            has_others = True
+            yield template
+    declared = None if has_others else _declared(path)
+    if declared is not None:
+        template = _template(_INFO, declared)
+        if template is not None:
+            yield template
+
+
+def _declared(path: Path) -> io.BytesIO | None:
     """A file with one row of the features of the LeRobot set that a file belongs to, if any."""
-    root = next((folder for folder in path.parents if (folder / "meta/info.json").is_file()), None)
+    root = next((folder for folder in path.parents if (folder / _INFO).is_file()), None)
     if root is None or path.relative_to(root).parts[0] != "data":
-        return
-    features = read_json(root / "meta/info.json").get("features", {})
-    kinds = {name: arrow_type(kind) for name, kind in features.items() if kind["dtype"] != "video"}
-    row = {name: _empty(kind) for name, kind in kinds.items() if kind is not None}
-    if len(row) < len(kinds):
-        return
-    pq.write_table(pa.table(row), buffer := io.BytesIO())
-    yield buffer.getvalue()
+        return None
+    row: dict[str, pa.Array] = {}
+    try:
+        for name, feature in read_json(root / _INFO)["features"].items():
+            if feature["dtype"] != "video":
+                row[name] = _empty(arrow_type(feature))
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(row), buffer)
+    except (*_ERRORS, LookupError, TypeError, AttributeError):
+        return None  # a damaged or unknown description describes nothing
+    return buffer
 
 
-def _empty(kind: pa.DataType) -> pa.Array:
+def _empty(kind: pa.DataType | None) -> pa.Array:
+    if kind is None:
+        raise ValueError("a type that is not known")
     if not pa.types.is_fixed_size_list(kind):
         return pa.nulls(1, kind)
     return pa.FixedSizeListArray.from_arrays(pa.nulls(kind.list_size, kind.value_type), type=kind)
 
 
-def _template(data: bytes) -> _Template | None:
+def _template(name: str, file: IO[bytes]) -> _Template | None:
     """Footer of a file; None if it has no rows, or lists of varying length."""
-    size = int.from_bytes(data[-8:-4], "little")
-    footer = thrift.StructReader(memoryview(data[-8 - size :])).struct()
+    file.seek(-8, os.SEEK_END)
+    size = int.from_bytes(file.read(4), "little")
+    file.seek(-8 - size, os.SEEK_END)
+    footer = thrift.StructReader(memoryview(file.read(size))).struct()
     for group in _items(footer[4]):
         rows = group[3][1]
         metas = [column[3][1] for column in _items(group[1])]
         if rows and not any(meta[5][1] % rows for meta in metas):
             columns = (_Column(m[5][1] // rows, 11 in m, _SIZES.get(m[1][1], 0)) for m in metas)
-            return _Template(footer, group, tuple(columns))
+            return _Template(name, footer, group, tuple(columns))
     return None
 
 
@@ -157,59 +192,98 @@ def _items(field: tuple[int, Any]) -> list[thrift.Struct]:
     return field[1][1]
 
 
-def _groups(pages: Sequence[_Page], columns: Sequence[_Column]) -> Iterator[list[list[_Page]]]:
-    """The pages of each whole row group, by column."""
+def _groups(pages: Sequence[_Page], columns: Sequence[_Column]) -> list[list[range]]:
+    """Numbers of the pages of each whole row group, by column.
+
+    Each page is looked at once per kind of column, whatever the number of row groups.
+    """
+    values_before = [0]
+    for page in pages:
+        values_before.append(values_before[-1] + (0 if page.is_dictionary else page.values))
+    misfits_before: dict[_Column, list[int]] = {}
+    for column in set(columns):
+        misfits = [0, *(not column.fits(page, is_first=False) for page in pages)]
+        misfits_before[column] = [*accumulate(misfits)]
+
+    def chunks_of(start: int, rows: int) -> list[range] | None:
+        chunks: list[range] = []
+        for column in columns:
+            if start == len(pages) or not column.fits(pages[start], is_first=True):
+                return None
+            values = values_before[start] + rows * column.values_per_row
+            stop = bisect_left(values_before, values)
+            if stop > len(pages) or values_before[stop] != values:
+                return None
+            misfits = misfits_before[column]
+            if misfits[stop] > misfits[start + 1]:
+                return None
+            chunks.append(range(start, stop))
+            start = stop
+        return chunks
+
+    groups: list[list[range]] = []
     start = 0
     while start < len(pages):
-        counts = _row_counts(pages[start:], columns[0].values_per_row)
-        chunks = next(filter(None, (_chunks(pages, start, rows, columns) for rows in counts)), None)
-        if chunks is None:
-            return
-        yield chunks
-        start += sum(map(len, chunks))
+        found = None
+        # The number of rows is that of the first column: one page, two, ...
+        for stop in range(start + 1, len(pages) + 1):
+            if pages[stop - 1].is_dictionary and stop > start + 1:
+                break
+            values = values_before[stop] - values_before[start]
+            rows, rest = divmod(values, columns[0].values_per_row)
+            if rows and not rest:
+                found = chunks_of(start, rows)
+            if found:
+                break
+        if not found:
+            break
+        groups.append(found)
+        start = found[-1].stop
+    return groups
 
 
-def _row_counts(pages: Sequence[_Page], values_per_row: int) -> Iterator[int]:
-    """Numbers of rows that the first column can have: one page, two, ..."""
-    values = 0
-    for number, page in enumerate(pages):
-        if page.is_dictionary and number:
-            return
-        values += 0 if page.is_dictionary else page.values
-        if values and not values % values_per_row:
-            yield values // values_per_row
+class _Table(NamedTuple):
+    """A written copy of which every row group can be read."""
+
+    rows: int
+    schema: pa.Schema
 
 
-def _chunks(
-    pages: Sequence[_Page], start: int, rows: int, columns: Sequence[_Column]
-) -> list[list[_Page]] | None:
-    """The pages of each column of a row group with `rows` rows; None if they do not fit."""
-    chunks: list[list[_Page]] = []
-    for column in columns:
-        total = rows * column.values_per_row
-        chunk: list[_Page] = []
-        values = 0
-        while values < total:
-            if start == len(pages) or not column.fits(pages[start], is_first=not chunk):
-                return None
-            chunk.append(page := pages[start])
-            values += 0 if page.is_dictionary else page.values
-            start += 1
-        if values > total:
-            return None
-        chunks.append(chunk)
-    return chunks
+def _written(
+    path: Path,
+    target: Path,
+    template: _Template,
+    pages: Sequence[_Page],
+    groups: Sequence[Sequence[range]],
+) -> _Table | None:
+    """Writes the row groups with a footer; None if one cannot be read then."""
+    shutil.copyfile(path, target)
+    os.truncate(target, pages[groups[-1][-1].stop - 1].stop)
+    footer = thrift.encoded(_footer(template, pages, groups))
+    with target.open("ab") as file:
+        file.write(footer + len(footer).to_bytes(4, "little") + _MAGIC)
+    try:
+        with pq.ParquetFile(target) as written:
+            numbers = range(written.num_row_groups)
+            rows = sum(written.read_row_group(number).num_rows for number in numbers)
+            return _Table(rows, written.schema_arrow.remove_metadata())
+    except _ERRORS:
+        return None
 
 
-def _footer(template: _Template, groups: Sequence[list[list[_Page]]]) -> thrift.Struct:
+def _footer(
+    template: _Template, pages: Sequence[_Page], groups: Sequence[Sequence[range]]
+) -> thrift.Struct:
     footer = {**template.footer}
-    written = [_group(template, chunks) for chunks in groups]
+    written: list[thrift.Struct] = []
+    for chunks in groups:
+        written.append(_group(template, [pages[chunk.start : chunk.stop] for chunk in chunks]))
     footer[3] = (thrift.I64, sum(group[3][1] for group in written))
     footer[4] = (footer[4][0], (thrift.STRUCT, written))
     return footer
 
 
-def _group(template: _Template, chunks: list[list[_Page]]) -> thrift.Struct:
+def _group(template: _Template, chunks: Sequence[Sequence[_Page]]) -> thrift.Struct:
     group = {field: deepcopy(template.group[field]) for field in (1, 2, 3)}
     metas: list[thrift.Struct] = []
     for column, pages in zip(_items(group[1]), chunks, strict=True):
@@ -219,8 +293,9 @@ def _group(template: _Template, chunks: list[list[_Page]]) -> thrift.Struct:
             6: sum(page.unpacked for page in pages),
             7: sum(page.stop - page.start for page in pages),
             9: data[0].start,
-            **({11: pages[0].start} if pages[0].is_dictionary else {}),
         }
+        if pages[0].is_dictionary:
+            values[11] = pages[0].start
         meta = {field: column[3][1][field] for field in (1, 2, 3, 4)}
         meta |= {field: (thrift.I64, value) for field, value in values.items()}
         column[2], column[3] = (thrift.I64, 0), (column[3][0], meta)
@@ -230,14 +305,3 @@ def _group(template: _Template, chunks: list[list[_Page]]) -> thrift.Struct:
     group[2] = (thrift.I64, sum(meta[6][1] for meta in metas))
     group[3] = (thrift.I64, metas[0][5][1] // template.columns[0].values_per_row)
     return group
-
-
-def _rows(path: Path) -> int | None:
-    """Number of rows of a file whose row groups can all be read; None if one cannot."""
-    try:
-        with pq.ParquetFile(path) as file:
-            return sum(
-                file.read_row_group(number).num_rows for number in range(file.num_row_groups)
-            )
-    except _ERRORS:
-        return None

@@ -22,8 +22,9 @@ from av.video.stream import VideoStream
 from vlatool.episode import Array, Clip, FrameSource, UInt8Array
 from vlatool.errors import DataError
 from vlatool.formats.media.images import decode_rgb, image_info
-from vlatool.formats.media.video import TIMELESS_FORMATS
+from vlatool.formats.media.video import TIMELESS_FORMATS, opened
 from vlatool.storage.byte_ranges import read_file
+from vlatool.storage.tree import first_link_out, real_folders
 from vlatool.storage.uri import as_native_file
 
 _MOST_PIXELS = 2**26
@@ -84,10 +85,9 @@ def _is_part(clip: Clip) -> bool:
 
 def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
     try:
-        container = av.open(as_native_file(path))
+        container = opened(path)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise decode_error(path, None, str(error)) from error
-    assert isinstance(container, InputContainer), "opened for reading"
     if not container.streams.video:
         container.close()
         raise decode_error(path, None, "the file has no video stream")
@@ -474,7 +474,7 @@ class ParquetImages(SingleImages):
                 is_file = path.is_file()
             except (OSError, ValueError) as error:  # not a valid file name
                 raise self.image_error(frame, f"its path is not valid: {error}") from error
-            if not path.is_relative_to(root):
+            if first_link_out(path, real_folders(root)) is not None:
                 raise DataError.at(
                     self.path,
                     f"{self.column} row {self._rows[frame]}: the image path "

@@ -17,7 +17,7 @@ from av.video.stream import VideoStream
 
 from vlatool.episode import Clip
 from vlatool.formats.media.repair import NothingWhole, Salvaged
-from vlatool.formats.media.video import ClipWriter, copy_clip
+from vlatool.formats.media.video import ClipWriter, copy_clip, opened
 from vlatool.storage.byte_ranges import read_file
 
 _LARGEST_UNIT = 2**28
@@ -49,7 +49,7 @@ def salvage(path: Path, target: Path, others: Iterable[Path]) -> Salvaged:
 
 def _packets(path: Path) -> tuple[int, int, int, Fraction]:
     """Numbers of whole packets, of packets, and of frames by the index; frames per second."""
-    with av.open(str(path)) as container:
+    with opened(path) as container:
         stream = container.streams.video[0]
         if getattr(stream, "codec_context", None) is None:
             raise ValueError("its codec is unknown")
@@ -61,7 +61,7 @@ def _packets(path: Path) -> tuple[int, int, int, Fraction]:
 def _without_index(path: Path, target: Path, others: Iterable[Path]) -> Salvaged:
     data = _media(path)
     for other in others:
-        with av.open(str(other)) as container:
+        with opened(other) as container:
             template = container.streams.video[0]
             codec = template.codec_context.name
             if codec not in _HEADERS:

@@ -30,8 +30,21 @@ from vlatool.storage.uri import as_native_file
 # equal images give equal bytes.
 _ENCODER = {"bf": "0", "preset": "medium", "threads": "1"}
 CONTAINER = {"fflags": "+bitexact"}
+# FFmpeg also takes texts for videos, and playlists that name other files; they are not opened.
+_CONTAINERS = "mov,mp4,matroska,webm,avi,h264,hevc,m4v,obu,ivf,mpegts,mpeg,ogg,flv,asf,mjpeg"
 # Containers without presentation times; FFmpeg reports guesses, so frames are counted instead.
 TIMELESS_FORMATS = frozenset({"avi", "h264", "hevc", "m4v"})
+
+
+def opened(path: Path) -> InputContainer:
+    """A video file, opened for reading.
+
+    Raises:
+        FFmpegError: It is no video of a known container.
+    """
+    container = av.open(as_native_file(path), options={"format_whitelist": _CONTAINERS})
+    assert isinstance(container, InputContainer), "opened for reading"
+    return container
 
 
 class VideoEncoder:
@@ -104,7 +117,7 @@ def copy_clip(clip: Clip, count: int, rate: Fraction) -> EncodedClip | None:
     keyframe, or other frames are decoded between them. Also None if the file has no times, or its
     codec no place in mp4.
     """
-    with _opened(clip.path) as source:
+    with opened(clip.path) as source:
         stream = source.streams.video[0]
         packets = _packets_of(clip, count, rate, source)
         if packets is None:
@@ -146,11 +159,11 @@ def join_clips(paths: Sequence[Path], rate: Fraction, file: IO[bytes], delay: in
     """Writes an mp4 file with the frames of the files, which `copy_clip` or an encoder wrote;
     `rate`: frames per second.
     """
-    with _opened(paths[0]) as first:
+    with opened(paths[0]) as first:
         template = first.streams.video[0]
         with ClipWriter(file, template, rate, delay) as writer:
             for path in paths:
-                with _opened(path) as source:
+                with opened(path) as source:
                     writer.write(_data_packets(source, source.streams.video[0]))
 
 
@@ -189,12 +202,6 @@ class ClipWriter:
             packet.duration = 1
             self._container.mux_one(packet)
         self._frames += len(clip)
-
-
-def _opened(path: Path) -> InputContainer:
-    container = av.open(as_native_file(path))
-    assert isinstance(container, InputContainer), "opened for reading"
-    return container
 
 
 def _data_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
@@ -266,7 +273,7 @@ def _read_span(
 @lru_cache(maxsize=8)  # clips of one file follow each other
 def _packet_table(path: Path, changed: int) -> list[tuple[int | None, bool]]:
     """(time, keyframe) of each packet of a file, in the order of decoding."""
-    with _opened(path) as source:
+    with opened(path) as source:
         packets = _data_packets(source, source.streams.video[0])
         return [(packet.pts, packet.is_keyframe) for packet in packets]
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.lerobot_shared import DATA_FILE
-from vlatool.formats.lerobot import repair
+from vlatool.formats.lerobot import repair, thrift
 from vlatool.formats.lerobot.output import arrow_type
 from vlatool.formats.media.repair import NothingWhole
 
@@ -39,6 +39,13 @@ def table(rows: int, seed: int = 0) -> pa.Table:
         "image": pa.array(cells, cell),
     }
     return pa.table(columns)
+
+
+def page(values: int, content: bytes) -> bytes:
+    """A page of plain values, not compressed."""
+    numbers = {1: (5, values), 2: (5, 0), 3: (5, 3), 4: (5, 3)}
+    header = {1: (5, 0), 2: (5, len(content)), 3: (5, len(content)), 5: (12, numbers)}
+    return thrift.encoded(header) + content
 
 
 def without_footer(data: bytes) -> bytes:
@@ -90,4 +97,41 @@ def test_a_file_of_other_columns_is_not_taken(tmp_path: Path, other: pa.Table) -
     pq.write_table(table(30), path)
     path.write_bytes(without_footer(path.read_bytes()))
     with pytest.raises(NothingWhole, match="no whole file of the same columns"):
+        repair.salvage(path, tmp_path / "healthy", [whole])
+
+
+def test_the_other_file_whose_columns_are_taken_is_named(tmp_path: Path) -> None:
+    whole, path = tmp_path / "whole.parquet", tmp_path / "cut"
+    for each in (whole, path):
+        pq.write_table(table(30), each)
+    path.write_bytes(without_footer(path.read_bytes()))
+    salvaged = repair.salvage(path, tmp_path / "healthy", [whole])
+    assert salvaged.content == "30 rows in 1 row group, with the columns of whole.parquet"
+
+
+def test_data_that_fit_two_kinds_of_columns_are_not_guessed(tmp_path: Path) -> None:
+    path = tmp_path / "cut"
+    others = [tmp_path / "integers.parquet", tmp_path / "floats.parquet"]
+    for other, dtype in zip(others, (np.int32, np.float32), strict=True):
+        pq.write_table(pa.table({"a": np.arange(30, dtype=dtype)}), other, use_dictionary=False)
+    path.write_bytes(without_footer(others[0].read_bytes()))
+    with pytest.raises(NothingWhole, match=r"integers\.parquet as well as .* floats\.parquet"):
+        repair.salvage(path, tmp_path / "healthy", others)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"features": 3}', '{"features": {"a": {}}}'])
+def test_a_damaged_description_of_the_set_describes_nothing(tmp_path: Path, content: str) -> None:
+    root = lerobot_dataset(tmp_path / "set", (6,), version="v3.0")
+    (root / "meta/info.json").write_text(content)
+    (root / DATA_FILE).write_bytes(without_footer((root / DATA_FILE).read_bytes()))
+    with pytest.raises(NothingWhole, match="no whole file of the same columns"):
+        repair.salvage(root / DATA_FILE, tmp_path / "healthy", ())
+
+
+def test_the_time_is_linear_in_the_number_of_pages(tmp_path: Path) -> None:
+    """With a try of every page for every number of rows it would be hours."""
+    whole, path = tmp_path / "whole", tmp_path / "cut"
+    pq.write_table(pa.table({"a": [1], "b": ["x"], "c": [1.0]}), whole, use_dictionary=["c"])
+    path.write_bytes(b"PAR1" + page(1, bytes(8)) * 30_000)
+    with pytest.raises(NothingWhole):
         repair.salvage(path, tmp_path / "healthy", [whole])
