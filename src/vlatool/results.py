@@ -79,9 +79,14 @@ def outcome(subject: str, status: str, content: str, plan: str) -> str:
     return f"{subject}: {content}{done}"
 
 
+def one_line(text: object) -> str:
+    """Text without line breaks: a name or an instruction must not look like further lines."""
+    return str(text).replace("\n", "\\n")
+
+
 def columns(rows: Iterable[Iterable[object]]) -> str:
     """Rows as left-aligned columns; the last column is not padded."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[one_line(cell) for cell in row] for row in rows]
     if not cells:
         return "none"
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

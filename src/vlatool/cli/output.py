@@ -17,10 +17,14 @@ from typing import Any, TextIO, cast
 from vlatool.cli.options import OutputOptions
 from vlatool.credentials import without_credentials
 from vlatool.errors import StorageError, VlatoolError
-from vlatool.results import MERGED, Result
+from vlatool.results import MERGED, Result, one_line
 
 _NARROWEST = 40  # columns of a terminal for which lines are broken
-_CONTROLS = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160))}
+# Control characters, line separators, and marks that reverse the direction of writing.
+_CONTROLS = {
+    code: f"\\u{code:04x}"
+    for code in (*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+}
 del _CONTROLS[ord("\n")], _CONTROLS[ord("\t")]
 
 
@@ -180,7 +184,7 @@ def write_error(error: VlatoolError, options: OutputOptions) -> None:
     if options.progress == "json":
         write_stderr(to_json({"event": "error", **body["error"]}, indent=None))
         return
-    write_stderr(f"error: {error.message}")
+    write_stderr(f"error: {one_line(error.message)}")
     if error.hint:
         write_stderr(f"hint: {error.hint}")
 

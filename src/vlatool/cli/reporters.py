@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from vlatool.cli.output import is_main_process, to_json, write_stderr
 from vlatool.events import NullReporter, Progress, Reporter, per_second
+from vlatool.results import one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,10 +123,10 @@ class LineReporter(NullReporter):
         write_stderr(progress_line(count, is_end=is_end))
 
     def note(self, message: str) -> None:
-        write_stderr(message)
+        write_stderr(one_line(message))
 
     def warn(self, code: str, message: str) -> None:
-        write_stderr(f"warning: {message} [{code}]")
+        write_stderr(f"warning: {one_line(message)} [{code}]")
 
 
 class JsonReporter(NullReporter):
@@ -168,7 +169,7 @@ class SilentReporter(NullReporter):
 
     def warn(self, code: str, message: str) -> None:
         if is_main_process():
-            write_stderr(f"warning: {message} [{code}]")
+            write_stderr(f"warning: {one_line(message)} [{code}]")
 
 
 class LoggedReporter:

@@ -23,6 +23,7 @@ from rich.text import Text  # noqa: TID253
 from vlatool.cli.output import Stderr, printable
 from vlatool.cli.reporters import RateMeter, format_count, format_number, format_rate
 from vlatool.events import NullReporter
+from vlatool.results import one_line
 
 if TYPE_CHECKING:
     pass
@@ -66,10 +67,10 @@ class RichReporter(NullReporter):
 
     def note(self, message: str) -> None:
         """Prints a message above the bars."""
-        self._console.print(printable(message), markup=False, soft_wrap=True)
+        self._console.print(printable(one_line(message)), markup=False, soft_wrap=True)
 
     def warn(self, code: str, message: str) -> None:
-        text = printable(f"warning: {message} [{code}]")
+        text = printable(f"warning: {one_line(message)} [{code}]")
         self._console.print(text, style="yellow", markup=False, soft_wrap=True)
 
     def open_bar(self) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from vlatool.results import one_line
+
 if TYPE_CHECKING:
     from vlatool.report.facts import Report, Table
 
@@ -35,7 +37,11 @@ def is_number(text: str) -> bool:
 
 def pairs(values: Mapping[str, object]) -> str:
     """Lines `name  value`, one per name; lists have a line per item, empty values are left out."""
-    shown = {name: _lines(value) for name, value in values.items() if value not in ("", (), [])}
+    shown: dict[str, list[str]] = {}
+    for name, value in values.items():
+        if value not in ("", (), []):
+            items = value if isinstance(value, list | tuple) else [value]
+            shown[one_line(name)] = [one_line(item) for item in items]
     width = max((len(name) for name in shown), default=0)
     return "\n".join(
         f"{name if index == 0 else '':<{width}}  {line}"
@@ -48,21 +54,21 @@ def text_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object
     """Titled table with aligned columns, numbers to the right; empty without rows. Without a header
     there are as many columns as in the first row.
     """
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[one_line(cell) for cell in row] for row in rows]
     if not cells:
         return ""
     hidden = len(cells) - _MAX_ROWS
     cells = cells[:_MAX_ROWS]
     columns: list[list[str]] = []
     for index in range(len(header) or len(cells[0])):
-        name = header[index] if header else ""
+        name = one_line(header[index]) if header else ""
         columns.append(_aligned([name, *(row[index] for row in cells)]))
     lines = ["  " + "  ".join(row).rstrip() for row in zip(*columns, strict=True)]
     if not header:
         lines = lines[1:]
     if hidden > 0:
         lines.append(f"  ... and {hidden} more; use --json for all")
-    return "\n".join([title, *lines])
+    return "\n".join([one_line(title), *lines])
 
 
 def pixels_text(size: tuple[int, int] | None, missing: str = "") -> str:
@@ -118,10 +124,6 @@ def indices_text(indices: Sequence[int], limit: int = 6) -> str:
             runs.append([index])
     parts = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
     return ", ".join(parts if len(parts) <= limit else [*parts[:limit], "..."])
-
-
-def _lines(value: object) -> Sequence[str]:
-    return [str(item) for item in value] if isinstance(value, list | tuple) else [str(value)]
 
 
 def _aligned(cells: Sequence[str]) -> list[str]:

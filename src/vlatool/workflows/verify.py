@@ -21,7 +21,7 @@ from vlatool.jobs.executor import default_workers
 from vlatool.plugins import FORMATS
 from vlatool.report.facts import PageRequest, Report
 from vlatool.report.text import blocks
-from vlatool.results import MERGED, OPTIONAL, Result, columns
+from vlatool.results import MERGED, OPTIONAL, Result, columns, one_line
 from vlatool.storage.atomic import write_text
 from vlatool.storage.documents import read_yaml
 from vlatool.storage.tree import size_text
@@ -282,7 +282,7 @@ class VerifyResult(Result):
         first = findings[0]
         count = self.codes[findings[0].code]
         lines = [f"{first.severity} {first.code}" + (f", {count} times" if count > 1 else "")]
-        lines += [f"  {finding.message}" for finding in findings[:_MAX_SHOWN]]
+        lines += [f"  {one_line(finding.message)}" for finding in findings[:_MAX_SHOWN]]
         if count > _MAX_SHOWN:
             lines.append(f"  ... and {count - _MAX_SHOWN} more, with --json")
         if first.action:

@@ -12,8 +12,9 @@ from vlatool.cli import reporters
 from vlatool.cli.options import OutputOptions
 from vlatool.cli.output import to_json, write_error
 from vlatool.cli.rich_reporter import LossCurve, RichReporter
-from vlatool.errors import PartialFailure
-from vlatool.results import Result
+from vlatool.errors import DataError, PartialFailure
+from vlatool.report.text import pairs, text_table
+from vlatool.results import Result, columns
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,34 @@ def test_json_events_are_one_object_per_line(capsys: pytest.CaptureFixture[str])
 
 
 def test_messages_give_the_terminal_no_orders(capsys: pytest.CaptureFixture[str]) -> None:
-    text = "a\x1b]0;x\x07\x9b2J\rb\tc"
+    text = "a\x1b]0;x\x07\x9b2J\rb\u202e\u2028\tc"
     for reporter in (reporters.LineReporter(), RichReporter()):
         reporter.note(text)
         reporter.warn("code", text)
         with reporter.progress(text, 2, "episodes") as bar:
             bar.advance(2, **{"in flight": text})
     shown = capsys.readouterr().err
-    assert not set(shown) & set("\x1b\x9b\x07\r")
-    assert shown.count("a\\u001b]0;x\\u0007\\u009b2J\\u000db") >= 5
+    assert not set(shown) & set("\x1b\x9b\x07\r\u202e\u2028")
+    assert shown.count("a\\u001b]0;x\\u0007\\u009b2J\\u000db\\u202e\\u2028") >= 5
+
+
+def test_a_name_of_the_data_cannot_look_like_a_line_of_vlatool(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = "front\nnext: rm x"
+    for reporter in (reporters.LineReporter(), reporters.SilentReporter(), RichReporter()):
+        reporter.note(name)
+        reporter.warn("code", name)
+    write_error(DataError.at(name, "is broken"), OutputOptions())
+    shown = [
+        capsys.readouterr().err,
+        columns([[name, name]]),
+        text_table(name, (name,), [[name]]),
+        pairs({name: [name]}),
+    ]
+    lines = "\n".join(shown).splitlines()
+    assert lines
+    assert not [line for line in lines if line.strip().startswith("next:")]
 
 
 def test_plain_bar_writes_one_line_at_its_end(capsys: pytest.CaptureFixture[str]) -> None:
