@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -143,6 +144,20 @@ def test_tasks_of_merged_sets_are_joined_by_sentence(tmp_path: Path) -> None:
     assert {*rows["annotation.human.validity"].to_pylist()[first:]} == {3}
     named = [tasks[index] for index in rows["task_index"].to_pylist()[first : first + 6]]
     assert named == ["wave", "wave", *["valid"] * 4]
+
+
+@pytest.mark.parametrize("name", ["q\npos", "q" * 250])
+def test_a_name_that_no_feature_may_have_is_refused_before_work(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "source/demo.hdf5"
+    path.parent.mkdir()
+    with h5py.File(path, "w") as file:
+        file["observations/images/front"] = np.zeros((4, 16, 16, 3), np.uint8)
+        file["action"] = np.zeros((4, 2), np.float32)
+        file[f"observations/{name}"] = np.ones((4, 3), np.float32)
+    with fails("data.bad_name") as caught:
+        convert([path.parent], tmp_path / "out", format="hdf5", fps=10)
+    assert "--rename 'fields.NEW=" in caught.value.hint
+    assert not (tmp_path / "out").exists()
 
 
 def _several(features: Any) -> None:

@@ -36,6 +36,7 @@ from vlatool.formats.lerobot.layout import (
     persistent_texts,
     vector_column,
 )
+from vlatool.formats.lerobot.meta import is_feature_name
 from vlatool.formats.lerobot.tables import read_rows
 from vlatool.formats.media.images import decode_rgb
 from vlatool.formats.media.video import EncodedClip, copy_clip, encode_video, encoded_clip
@@ -188,6 +189,8 @@ def set_layout(
             )
         if name not in used:
             sources[column] = (name,)
+    cameras = {name: f"{_CAMERAS}{name.removeprefix(_CAMERAS)}" for name in survey.cameras}
+    _check_names(sources, cameras)
     features: dict[str, Any] = {}
     for column, fields in sources.items():
         specs = [(name, survey.fields[name]) for name in fields]
@@ -197,7 +200,6 @@ def set_layout(
         ]
         dtype = "float32" if width else "string"
         features[column] = feature(dtype, [width or 1], names or None)
-    cameras = {name: f"{_CAMERAS}{name.removeprefix(_CAMERAS)}" for name in survey.cameras}
     videos = frozenset(() if config.use_videos is False else cameras.values())
     for name, column in cameras.items():
         height, width = survey.cameras[name] or (0, 0)
@@ -207,6 +209,19 @@ def set_layout(
     features |= automatic_features()
     widths = _widths(setup)
     return SetLayout(rate, features, sources, cameras, videos=videos, field_widths=widths)
+
+
+def _check_names(sources: Mapping[str, Sequence[str]], cameras: Mapping[str, str]) -> None:
+    """Raises an error if a feature would have a name that no reader of the set accepts."""
+    names = {column: f"fields.NEW={fields[0]}" for column, fields in sources.items()}
+    names |= {column: f"cameras.NEW={camera}" for camera, column in cameras.items()}
+    for column, change in names.items():
+        if not is_feature_name(column):
+            raise DataError(
+                f"{column[:40]!r} ({len(column.encode())} bytes) cannot name a feature of LeRobot",
+                hint=f"choose one of at most 180 printable characters: --rename {change[:60]!r}",
+                code="data.bad_name",
+            )
 
 
 def _widths(setup: writing.SinkSetup) -> dict[str, int]:

@@ -219,9 +219,14 @@ def _unsupported_error(path: Path, version: str) -> DataError:
     )
 
 
+def is_feature_name(name: str) -> bool:
+    """True if a feature may have the name, which becomes part of file names."""
+    return name.isprintable() and len(name.encode()) <= _LONGEST_NAME
+
+
 def _feature(path: Path, name: str, value: object) -> Feature:
     tree = cast(Mapping[str, Any], value) if isinstance(value, Mapping) else {}
-    if not name.isprintable() or len(name.encode()) > _LONGEST_NAME:
+    if not is_feature_name(name):
         raise metadata_error(
             path, f"the feature {_shortened(name)}", "has a name that is not a valid file name"
         )
