@@ -20,7 +20,7 @@ import vlatool
 from vlatool.episode import Array, CameraView, Observation, ObservationSpec
 from vlatool.models.base import Policy
 from vlatool.models.published import WeightsOrigin
-from vlatool.serving.access import bound_socket, url_of
+from vlatool.serving.access import bound_socket, tls_context, url_of
 from vlatool.serving.config import ServeConfig
 from vlatool.serving.server import PolicyServer, service_of
 
@@ -49,8 +49,9 @@ def serve(options: Any, batch: int, address: Any) -> None:
     policy = SleepingPolicy(options.side, options.model_ms / 1000)
     origin = WeightsOrigin("none", Path("none"), weights="raw")
     with bound_socket(config.host, config.port) as bound:
-        server = PolicyServer(service_of(config, policy, origin))
-        url = url_of(bound, has_tls=False)
+        tls = tls_context(options.chain, None)
+        server = PolicyServer(service_of(config, policy, origin, tls=tls))
+        url = url_of(bound, has_tls=tls is not None).replace("127.0.0.1", "localhost")
         asyncio.run(server.run(bound, lambda: address.put(url)))
 
 
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200, help="of all clients together")
     parser.add_argument("--model-ms", type=float, default=20.0)
     parser.add_argument("--side", type=int, default=96, help="of the two images, in pixels")
-    options = parser.parse_args()
+    options = parser.parse_args(namespace=argparse.Namespace(chain=None))
     print("| clients | batch | requests/s | p50 ms | p99 ms | added at p50 ms |")
     print("|---|---|---|---|---|---|")
     for clients in map(int, options.clients.split(",")):

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -598,6 +599,40 @@ def test_half_a_handshake_half_a_frame_and_another_version_leave_the_others_alon
             client.socket.close()
         half.sendall(version + b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")
         assert half.recv(100).startswith(b"HTTP/1.1 4")
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [b"\x89\x80", b"\x8a\x80", b"\x00\x80"],
+    ids=["pings", "pongs", "empty pieces of a message"],
+)
+def test_a_client_that_sends_frames_without_content_is_disconnected(url: str, frame: bytes) -> None:
+    with raw_client(url) as client:
+        client.socket.sendall(b"\x02\x80" + bytes(4) + (frame + bytes(4)) * 1000)
+        with pytest.raises(ConnectionClosed):
+            client.recv(timeout=10)
+
+
+def test_a_client_may_ping_and_send_a_message_in_pieces(url: str) -> None:
+    with raw_client(url) as client:
+        for _ in range(9):
+            client.ping().wait(10)
+        data = message_of()
+        client.send([data[:5], data[5:9], data[9:]])
+        assert "actions" in unpack(client.recv(timeout=10))
+
+
+def test_a_client_that_leaves_amid_its_pings_leaves_no_lines_in_the_log(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(20):
+        with raw_client(url) as client:
+            client.socket.sendall((b"\x89\x80" + bytes(4)) * 20)
+            client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.socket.close()
+    with vlatool.connect(url) as other:
+        assert other.act(look(1))
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
 # access
