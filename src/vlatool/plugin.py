@@ -107,7 +107,8 @@ def read_table(path: Path) -> dict[str, Array]:
             table = parquet.read_table(as_native_file(path))
         else:
             table = csv.read_csv(as_native_file(path))
-    except (pa.ArrowException, OSError) as error:
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError.at(
             path,
             f"is no table: {error}",

@@ -2,6 +2,7 @@ import io
 import json
 import pickle
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.builders.lerobot import (
     write_lines,
     write_video,
 )
+from tests.builders.lerobot_shared import DATA_FILE
 from vlatool.episode import Episode, EpisodeRef, LanguageSpan
 from vlatool.errors import DataError
 from vlatool.findings import Finding
@@ -410,3 +412,16 @@ def test_unusable_images_name_column_and_row(
         camera.read([0, 1])
     assert caught.value.code == code
     assert caught.value.details["field"] == "image"
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_a_changed_byte_of_a_table_is_read_or_refused(tmp_path: Path, number: int) -> None:
+    root = lerobot_dataset(tmp_path, (6, 4), version="v3.0", cameras={})
+    path = [root / DATA_FILE, root / "meta/tasks.parquet"][number % 2]
+    data = bytearray(path.read_bytes())
+    data[(number + 1) * len(data) // 42] ^= 0x80
+    path.write_bytes(data)
+    reader = LeRobotReader(LeRobotConfig())
+    with suppress(DataError):
+        for ref in reader.discover([root]):
+            reader.read(ref)

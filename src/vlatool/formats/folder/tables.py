@@ -505,11 +505,13 @@ def _read_parquet(path: Path) -> StoredTable:
 
     try:
         table = parquet.read_table(as_native_file(path))
-    except pa.ArrowException as error:
+        table.validate(full=True)
+        names = table.column_names
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise FOLDER.error("unreadable", path, f"cannot be read: {error}") from error
     columns: dict[str, Array] = {}
     left_out: dict[str, str] = {}
-    for name in table.column_names:
+    for name in names:
         values = table[name]
         is_plain = pa.types.is_primitive(values.type) or pa.types.is_string(values.type)
         array = _of_arrow(values) if is_plain else _of_list(values.to_pylist())

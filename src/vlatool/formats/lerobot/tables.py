@@ -64,10 +64,14 @@ def _file(path: Path) -> _File:
 
 @lru_cache(maxsize=16)  # a footer of many row groups takes longer to read than an episode
 def _footer(file: _File) -> _Footer:
-    metadata = pq.read_metadata(as_native_file(file.path))
-    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    try:
+        metadata = pq.read_metadata(as_native_file(file.path))
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        schema = metadata.schema.to_arrow_schema()
+        _ = schema.names, [_paths(group) for group in groups]
+    except UnicodeDecodeError as error:
+        raise pa.ArrowInvalid(f"a name of a column is damaged: {error}") from error
     types = pa.types
-    schema = metadata.schema.to_arrow_schema()
     repeated = [name for name, number in Counter(schema.names).items() if number > 1]
     if repeated:
         raise pa.ArrowInvalid(f"it has several columns named {repeated[0]!r}")
@@ -77,6 +81,10 @@ def _footer(file: _File) -> _Footer:
         if types.is_string(field.type) or types.is_large_string(field.type)
     ]
     return _Footer(metadata, tuple(accumulate(group.num_rows for group in groups)), tuple(texts))
+
+
+def _paths(group: pq.RowGroupMetaData) -> list[str]:
+    return [group.column(number).path_in_schema for number in range(group.num_columns)]
 
 
 def table_columns(path: Path) -> tuple[str, ...]:
@@ -118,7 +126,7 @@ def read_segment(segment: RowSegment, columns: Sequence[str] | None = None) -> p
         groups = range(len(footer.stops))
         _check_size(footer.metadata, groups, selected, _LARGEST_EPISODE)
         with file.open(footer) as opened:
-            return opened.read(columns=list(selected))
+            return _checked(opened.read(columns=list(selected)))
     begin = bisect.bisect_right(footer.stops, first)
     parts: list[pa.Table] = []
     while first < stop:
@@ -135,7 +143,13 @@ def _row_group(file: _File, group: int, columns: tuple[str, ...]) -> pa.Table:
     footer = _footer(file)
     _check_size(footer.metadata, [group], columns, _LARGEST_GROUP)
     with file.open(footer) as opened:
-        return opened.read_row_group(group, columns=list(columns))
+        return _checked(opened.read_row_group(group, columns=list(columns)))
+
+
+def _checked(table: pa.Table) -> pa.Table:
+    """The table; raises ArrowInvalid if it holds texts or offsets that cannot be."""
+    table.validate(full=True)
+    return table
 
 
 def _check_size(
