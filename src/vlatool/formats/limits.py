@@ -16,7 +16,7 @@ from vlatool.findings import FindingCodes
 
 MEMORY_VARIABLE = "VLATOOL_MEMORY_GB"  # workers inherit it
 MOST_ROWS = 2**22  # of an episode
-MOST_EPISODES = 2**18  # of a store or a data set
+MOST_EPISODES = 2**20  # of a store or a data set
 _DEFAULT_GB = 2.0
 _COPIES = 4  # of a thing while it is read: stored, inflated, in another layout, converted
 _RATES = (1e-3, 1e6)  # frames per second
