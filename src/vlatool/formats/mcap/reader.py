@@ -207,7 +207,8 @@ class McapReader(base.FormatReader):
         valued = {key: track for key, track in tracks.items() if key not in texts}
         if not valued:
             left = left_out_text(part for part in plan.parts if part.role == "left_out")
-            reason = f"no images and no numbers; left out: {left}"
+            damages = "".join(f"; {finding.message}" for finding in findings[-1:])
+            reason = f"no images and no numbers; left out: {left or 'nothing'}{damages}"
             hint = "exclude it with --exclude"
             raise MCAP.error("empty_episode", ref.path, ref.id, reason, hint=hint)
         fps = self._fps(topics)

@@ -17,6 +17,7 @@ _FOOTER = 4  # bytes of the checksum behind a record
 _LARGEST_RECORD = 2**30
 _SUMMED_AT_ONCE = 2**20  # bytes
 _FIRST_BLOCK = 2**12
+_MOST_PARTS = 2**20  # of an example: texts, images, lists and names
 _FLOAT_TAG = 13  # field 1 of 4 bytes
 _INTEGER_TAG = 8  # field 1, a varint
 
@@ -126,7 +127,7 @@ class _Parser:
     """Reader of protobuf messages, with a bound of their parts: each is an object of Python."""
 
     def __init__(self) -> None:
-        self._left = limits.MOST_ROWS
+        self._left = _MOST_PARTS
 
     def fields(self, data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
         """(number, value) of the fields of a message; numbers of other kinds are left out."""
@@ -134,7 +135,7 @@ class _Parser:
         while position < len(data):
             self._left -= 1
             if self._left < 0:
-                reason = f"an example of more than {limits.MOST_ROWS:,} parts"
+                reason = f"an example of more than {_MOST_PARTS:,} parts"
                 raise TfRecordError(reason, "too_large")
             tag, position = _varint(data, position)
             kind = tag & 7
