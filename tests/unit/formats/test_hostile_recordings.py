@@ -30,13 +30,13 @@ def _memory_limit() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
-def read_all(root: Path) -> tuple[int, list[str]]:
+def read_all(root: Path, keys: dict[str, str] | None = None) -> tuple[int, list[str]]:
     """Number of the episodes that can be read, and what is said about the others and of these."""
     start = time.process_time()
     messages: list[str] = []
     readable = 0
     try:
-        source = detect_source(root, None)
+        source = detect_source(root, None, keys)
     except DataError as error:
         return 0, [f"{error.message}; {error.hint}"]
     messages += [finding.message for finding in source.reader.source_findings]
@@ -280,6 +280,16 @@ def test_rlds(name: str, tmp_path: Path) -> None:
 def test_mcap(name: str, tmp_path: Path) -> None:
     build, episodes, said = MCAP[name]
     check(build, tmp_path, episodes, said)
+
+
+def test_absent_inner_chunks_are_the_fill_value_or_an_error(tmp_path: Path) -> None:
+    bombs.zarr_shard(-1, -1, -1, -1)(tmp_path)
+
+    filled, _ = read_all(tmp_path)
+    refused, messages = read_all(tmp_path, {"missing_chunks": "error"})
+
+    assert (filled, refused) == (2, 1)
+    assert any("an inner chunk of a shard is missing" in message for message in messages)
 
 
 def test_a_chunk_of_gzip_inflates_to_what_it_declares(

@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,8 +19,6 @@ _LARGEST_RECORD = 2**30
 _SUMMED_AT_ONCE = 2**20  # bytes
 _FIRST_BLOCK = 2**12
 _MOST_PARTS = 2**20  # of an example: texts, images, lists and names
-_FLOAT_TAG = 13  # field 1 of 4 bytes
-_INTEGER_TAG = 8  # field 1, a varint
 
 # Lists of bytes, float32 or int64.
 Value = Sequence[bytes] | Sequence[memoryview] | Array
@@ -78,7 +77,7 @@ def next_record(path: Path, start: int) -> int | None:
             count = len(data) - _HEADER.size + 1
             crcs = np.full(count, 2**32 - 1, np.uint32)
             for place in range(8):
-                crcs = _CRC_TABLE[(crcs ^ data[place : place + count]) & 255] ^ (crcs >> 8)
+                crcs = _crc_table()[(crcs ^ data[place : place + count]) & 255] ^ (crcs >> 8)
             crcs = ~crcs
             masked = (crcs >> 15 | crcs << 17) + np.uint32(0xA282EAD8)
             stored = np.zeros(count, np.uint32)
@@ -94,15 +93,13 @@ def next_record(path: Path, start: int) -> int | None:
     return None
 
 
+@lru_cache(maxsize=1)
 def _crc_table() -> Array:
     """CRC-32C of each byte, with the polynomial reversed."""
     values = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         values = values >> 1 ^ np.uint32(0x82F63B78) * (values & 1)
     return values
-
-
-_CRC_TABLE = _crc_table()
 
 
 def read_record(span: ByteRange) -> memoryview:
@@ -162,47 +159,16 @@ class _Parser:
             if kind == 1:
                 rows = [row for _, row in self.fields(message)]
                 return [row for row in rows if isinstance(row, memoryview)]
-            return self._floats(message) if kind == 2 else self._integers(message)
+            parts: list[Any] = []
+            for _, part in self.fields(message):
+                parts.append(varint(part) if isinstance(part, int) else part)
+            content = parts[0] if len(parts) == 1 else b"".join(parts)
+            if kind != 2:
+                return _varints(content)
+            if len(content) % 4:
+                raise TfRecordError(f"a list of floats has {len(content)} bytes")
+            return np.frombuffer(content, "<f4")
         return []
-
-    def _floats(self, message: memoryview) -> Array:
-        values = np.frombuffer(message, np.uint8)
-        if len(values) and len(values) % 5 == 0 and (values[::5] == _FLOAT_TAG).all():
-            return values.reshape(-1, 5)[:, 1:].copy().view("<f4").reshape(-1)  # not packed
-        parts = [part for _, part in self.fields(message) if isinstance(part, memoryview)]
-        content = parts[0] if len(parts) == 1 else b"".join(parts)
-        if len(content) % 4:
-            raise TfRecordError(f"a list of floats has {len(content)} bytes")
-        return np.frombuffer(content, "<f4")
-
-    def _integers(self, message: memoryview) -> Array:
-        if len(message) and message[0] == _INTEGER_TAG:  # not packed: tags and numbers in turn
-            numbers = _varints(message)
-            if len(numbers) % 2 == 0 and (numbers[::2] == _INTEGER_TAG).all():
-                return numbers[1::2]
-        parts: list[memoryview | int] = [part for _, part in self.fields(message)]
-        count = 0
-        for part in parts:
-            count += 1 if isinstance(part, int) else _count(part)
-        _check_size(8 * count, len(message))
-        numbers = np.empty(count, np.int64)
-        done = 0
-        for part in parts:
-            is_one = isinstance(part, int)
-            values = np.array([part], np.uint64).view(np.int64) if is_one else _varints(part)
-            numbers[done : done + len(values)] = values
-            done += len(values)
-        return numbers
-
-
-def _count(data: memoryview) -> int:
-    return int(np.count_nonzero(np.frombuffer(data, np.uint8) < 128))
-
-
-def _check_size(size: int, stored: int) -> None:
-    if size > max(limits.most_bytes(), 2 * stored):
-        reason = f"a list of {size:,} bytes; {limits.MEMORY_VARIABLE} raises the limit"
-        raise TfRecordError(reason, "too_large")
 
 
 def _varint(data: memoryview, position: int) -> tuple[int, int]:
@@ -241,13 +207,15 @@ def parse_example(data: memoryview) -> dict[str, list[memoryview] | Array]:
     return features
 
 
-def _varints(data: memoryview) -> Array:
+def _varints(data: memoryview | bytes) -> Array:
     """Packed integers as int64."""
     values = np.frombuffer(data, np.uint8)
     if len(values) and values[-1] >= 128:
         raise TfRecordError("a number is truncated")
-    count = _count(data)
-    _check_size(8 * count, len(values))
+    count = int(np.count_nonzero(values < 128))
+    if 8 * count > max(limits.most_bytes(), 2 * len(values)):
+        reason = f"a list of {8 * count:,} bytes; {limits.MEMORY_VARIABLE} raises the limit"
+        raise TfRecordError(reason, "too_large")
     numbers = np.empty(count, np.int64)
     start = 0
     done = 0

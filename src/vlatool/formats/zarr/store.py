@@ -44,6 +44,7 @@ _LARGEST_DOCUMENT = 2**24
 _MOST_CHUNKS = 2**16  # that one read touches
 _CONCURRENT = 10  # chunks that Zarr decodes at once
 _BESIDE = 64  # bytes of checksums in a chunk
+_MAY_FILL = "vlatool.may_fill"  # key of Zarr: what is missing in a shard is the fill value
 _BLOSC = struct.Struct("<4xI4xI")  # of a chunk: bytes when inflated, bytes as stored
 # Names of codecs that only transform bytes; others, such as pickle, may run code.
 _CODECS = re.compile(
@@ -115,6 +116,8 @@ class CheckedPipeline(BatchedCodecPipeline):
         plain, compressions = self._divided()
         pairs: list[tuple[Buffer | None, ArraySpec]] = []
         for data, spec in chunk_bytes_and_specs:
+            if data is None and not config.get(_MAY_FILL, True):
+                raise ValueError("an inner chunk of a shard is missing")
             if data is not None:
                 content = await asyncio.to_thread(
                     plain.content, compressions, data.to_bytes(), spec
@@ -146,20 +149,22 @@ class CheckedPipeline(BatchedCodecPipeline):
         """A chunk without compression, at most as large as the array declares."""
         dtype = spec.dtype.to_native_dtype()
         stored: Any = self.array_bytes_codec
-        names = [codec.codec_id for codec in getattr(stored, "filters", None) or ()]
-        if not isinstance(stored, V2Codec):
-            names = [stored.to_dict()["name"], *(["other"] if self.array_array_codecs else [])]
+        if isinstance(stored, V2Codec):
+            names = [codec.codec_id for codec in stored.filters or ()]
+        else:
+            names = [stored.to_dict()["name"]] + ["other"] * len(self.array_array_codecs)
         limit = limits.most_bytes()
+        size = math.prod(spec.shape) * dtype.itemsize
         if names in ([], ["bytes"]) and dtype.kind not in "OT":
-            limit = math.prod(spec.shape) * dtype.itemsize + _BESIDE
-        if limit > limits.most_bytes() + _BESIDE:
-            raise ValueError(f"a chunk of {limit:,} bytes; see {limits.MEMORY_VARIABLE}")
+            if size > limit:
+                raise ValueError(f"a chunk of {size:,} bytes; see {limits.MEMORY_VARIABLE}")
+            limit = size + _BESIDE
         for codec in compressions:
             if codec.codec_id in _COMPRESSIONS:
                 data = inflated(codec, data, limit)
             else:
                 data = bytes(codec.decode(data))
-        if any(name.startswith("vlen-") for name in names[:1]):
+        if names and names[0].startswith("vlen-"):
             count = int.from_bytes(data[:4], "little")
             if count != math.prod(spec.shape):
                 raise ValueError(f"has {count:,} texts, the array {math.prod(spec.shape):,}")
@@ -190,7 +195,7 @@ def read_rows(array: Any, rows: slice) -> Array:
         reason = f"{count:,} rows are in {chunks:,} chunks; the limit is {_MOST_CHUNKS:,}"
         raise ZARR.error("too_large", path, array.path, reason)
     at_once = max(1, min(_CONCURRENT, limits.most_bytes() // max(1, 2 * chunk)))
-    with config.set({"async.concurrency": at_once}):
+    with config.set({"async.concurrency": at_once, _MAY_FILL: array.store.may_fill}):
         return np.asarray(array[rows])
 
 
@@ -211,7 +216,7 @@ class CheckedStore(Store):
                 raise ZARR.error("unreadable", path, f"cannot be read: {error}") from error
             self._list_zip(self._zip.namelist())
         is_latest = self._bytes("zarr.json", 0) is not None
-        self._may_fill = missing_chunks == "fill" or (missing_chunks is None and is_latest)
+        self.may_fill = missing_chunks == "fill" or (missing_chunks is None and is_latest)
 
     def __eq__(self, value: object) -> bool:
         return isinstance(value, CheckedStore) and value.path == self.path
@@ -233,7 +238,7 @@ class CheckedStore(Store):
             raise limits.too_large(ZARR, self.path, key, len(data))
         if data is not None and is_metadata:
             self._check_document(key, data)
-        if data is None and not is_metadata and not self._may_fill:
+        if data is None and not is_metadata and not self.may_fill:
             hint = "--missing-chunks fill reads it as the fill value, which Zarr 3 leaves out"
             raise ZARR.error("missing_chunk", self.path, key, "the chunk is missing", hint=hint)
         return data
