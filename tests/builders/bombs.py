@@ -19,6 +19,7 @@ import numpy as np
 import zarr
 import zstandard
 from google.protobuf import descriptor_pb2
+from zarr.codecs import ZstdCodec
 
 from tests.builders import hdf5, mcap
 from vlatool.formats.media.tfrecord import example, record, varint
@@ -66,7 +67,7 @@ def zarr_store(path: Path, codec: str = "zstd", version: Literal[2, 3] = 2) -> P
         "meta/episode_ends": np.array(STOPS),
     }
     root = zarr.open_group(str(path), mode="w", zarr_format=version)
-    compressor = CODECS[codec] if version == 2 else zarr.codecs.ZstdCodec()
+    compressor = CODECS[codec] if version == 2 else ZstdCodec()
     for name, values in arrays.items():
         is_sharded = version == 3 and values.ndim > 1
         root.create_array(

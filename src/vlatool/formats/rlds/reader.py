@@ -329,7 +329,7 @@ class RldsEpisode(PlannedEpisode):
     @property
     def stored_fps(self) -> float:
         """The rate in `episode_metadata/fps`; 0 if it is not there."""
-        values = self._parsed.get("episode_metadata/fps", ())
+        values = self._parsed.get("episode_metadata/fps", [])
         return limits.possible_rate(values[0] if len(values) else None)
 
 

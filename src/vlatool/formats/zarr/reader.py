@@ -96,11 +96,15 @@ def _readable(path: Path, place: str) -> Generator[None]:
         raise ZARR.error(code, path, place, f"cannot be read: {reason}") from error
 
 
+def _read_rows(array: Any, rows: slice) -> Array:
+    from vlatool.formats.zarr import store
+
+    return store.read_rows(array, rows)
+
+
 @lru_cache(maxsize=4)  # opened once in a process for all its episodes
 def open_buffer(path: Path, missing_chunks: str | None = None) -> Buffer:
     """The arrays of a store; no row but the ends of episodes is read."""
-    from vlatool.formats.zarr.store import read_rows
-
     attributes, stored, broken = open_arrays(path, missing_chunks)
     ends = stored.pop(_ENDS, None)
     if ends is None or not any(name.startswith("data/") for name in stored):
@@ -109,7 +113,7 @@ def open_buffer(path: Path, missing_chunks: str | None = None) -> Buffer:
         raise ZARR.error("unknown_layout", path, f"has no {_ENDS}")
     arrays = {_below_data(name): array for name, array in stored.items()}
     with _readable(path, _ENDS):
-        stops = read_rows(ends, slice(None)) if ends.shape else np.empty(0)
+        stops: Array = _read_rows(ends, slice(None)) if ends.shape else np.empty(0)
     lengths = [array.shape[0] for name, array in arrays.items() if array.shape and name[0] != "/"]
     count = max(lengths, key=lengths.count, default=0)
     is_list = stops.ndim == 1 and stops.dtype.kind in "iu" and len(stops)
@@ -228,8 +232,6 @@ class ZarrImages(PlannedFrames):
         return (form.height, form.width) if form else (0, 0)
 
     def row(self, index: int) -> Array:
-        from vlatool.formats.zarr.store import read_rows
-
         array = self._array
         (first, stop) = self._rows
         chunk = (first + index) // array.chunks[0]
@@ -237,7 +239,7 @@ class ZarrImages(PlannedFrames):
         if self._last is None or self._last[0] != chunk:
             rows = slice(low, min(stop, (chunk + 1) * array.chunks[0]))
             with _readable(self._path, f"data/{self.planned.path}: frame {index}"):
-                self._last = chunk, read_rows(array, rows)
+                self._last = chunk, _read_rows(array, rows)
         return self._last[1][first + index - low]
 
     def image_error(self, index: int, reason: str) -> DataError:
@@ -315,11 +317,9 @@ class ZarrEpisode(PlannedEpisode):
         return self._rows(path, slice(self.first, self.stop)).reshape(rows, -1)
 
     def _rows(self, path: str, rows: slice) -> Array:
-        from vlatool.formats.zarr.store import read_rows
-
         place = f"data/{path}: rows {rows.start} to {rows.stop - 1}"
         with _readable(self.ref.path, place):
-            return read_rows(self.buffer.arrays[path], rows)
+            return _read_rows(self.buffer.arrays[path], rows)
 
     def _own_rows(self, path: str) -> slice:
         """Rows of the episode in an array that has one for each frame, or for each episode."""
@@ -387,11 +387,9 @@ def _look(path: Path, name: str, array: Any, first: int, stop: int) -> Callable[
     """Reader of the first, the middle and the last of some rows."""
 
     def look() -> Array:
-        from vlatool.formats.zarr.store import read_rows
-
         rows = sorted({first, (first + stop) // 2, stop - 1})
         with _readable(path, f"data/{name}"):
-            return np.concatenate([read_rows(array, slice(row, row + 1)) for row in rows])
+            return np.concatenate([_read_rows(array, slice(row, row + 1)) for row in rows])
 
     return look
 

@@ -7,7 +7,6 @@ Zarr inflate whatever a chunk holds. Here a chunk inflates to what its array dec
 
 import asyncio
 import bz2
-import gzip
 import json
 import lzma
 import math
@@ -18,7 +17,6 @@ import zipfile
 import zlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,6 +40,7 @@ from vlatool.storage.uri import as_native_file, is_remote
 METADATA = (".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json")
 _LARGEST_DOCUMENT = 2**24
 _MOST_CHUNKS = 2**16  # that one read touches
+_GZIP_OR_ZLIB = 47  # `wbits` of zlib
 _CONCURRENT = 10  # chunks that Zarr decodes at once
 _BESIDE = 64  # bytes of checksums in a chunk
 _MAY_FILL = "vlatool.may_fill"  # key of Zarr: what is missing in a shard is the fill value
@@ -55,7 +54,7 @@ _CODECS = re.compile(
 _COMPRESSIONS = ("blosc", "zstd", "lz4", "gzip", "zlib", "bz2", "lzma")
 
 
-def inflated(codec: Any, data: bytes, limit: int) -> bytes:
+def inflated(codec: Any, data: Any, limit: int) -> Any:
     """What a codec of numcodecs makes of a chunk; ValueError if it is more than `limit` bytes, or
     if the chunk is shorter than its header says: the library would read memory that is not its.
     """
@@ -64,23 +63,17 @@ def inflated(codec: Any, data: bytes, limit: int) -> bytes:
         size = _declared_size(name, data)
         if size > limit:
             raise ValueError(f"its header says {size:,} bytes, the array {limit:,}")
-        return bytes(codec.decode(data, np.empty(size, np.uint8)))
-    if name == "gzip":
-        content = gzip.GzipFile(fileobj=BytesIO(data)).read(limit + 1)
+        return codec.decode(data, np.empty(size, np.uint8))
+    stream: Any = zlib.decompressobj(_GZIP_OR_ZLIB)
+    if name == "bz2":
+        stream = bz2.BZ2Decompressor()
     elif name == "lzma":
         filters = codec.filters if codec.format == lzma.FORMAT_RAW else None
-        content = _whole(lzma.LZMADecompressor(codec.format, filters=filters), data, limit)
-    else:
-        stream = zlib.decompressobj() if name == "zlib" else bz2.BZ2Decompressor()
-        content = _whole(stream, data, limit)
+        stream = lzma.LZMADecompressor(codec.format, filters=filters)
+    content = stream.decompress(data, limit + 1)
     if len(content) > limit:
         raise ValueError(f"inflates to more than {limit:,} bytes")
-    return content
-
-
-def _whole(stream: Any, data: bytes, limit: int) -> bytes:
-    content: bytes = stream.decompress(data, limit + 1)
-    if not stream.eof and len(content) <= limit:
+    if not stream.eof:
         raise ValueError("is cut off")
     return content
 
@@ -145,7 +138,7 @@ class CheckedPipeline(BatchedCodecPipeline):
             compressions.append(get_codec({"id": name, **known}))
         return replace(self, bytes_bytes_codecs=()), compressions
 
-    def content(self, compressions: Sequence[Any], data: bytes, spec: ArraySpec) -> bytes:
+    def content(self, compressions: Sequence[Any], data: Any, spec: ArraySpec) -> Any:
         """A chunk without compression, at most as large as the array declares."""
         dtype = spec.dtype.to_native_dtype()
         stored: Any = self.array_bytes_codec
@@ -163,7 +156,7 @@ class CheckedPipeline(BatchedCodecPipeline):
             if codec.codec_id in _COMPRESSIONS:
                 data = inflated(codec, data, limit)
             else:
-                data = bytes(codec.decode(data))
+                data = codec.decode(data)
         if names and names[0].startswith("vlen-"):
             count = int.from_bytes(data[:4], "little")
             if count != math.prod(spec.shape):
