@@ -28,7 +28,7 @@ from vlatool.episode import (
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import FindingCodes
-from vlatool.formats import inventory
+from vlatool.formats import inventory, limits
 from vlatool.formats.base import unused_id
 from vlatool.formats.language import first_text, recorded_language
 from vlatool.formats.mapping import (
@@ -526,6 +526,8 @@ class PlannedEpisode:
             raise self.error("length_mismatch", str(error)) from error
         if count < 1:
             raise self.error("empty_episode", "has no frames")
+        if count > limits.MOST_ROWS:
+            raise self.error("too_large", f"{count:,} frames; the limit is {limits.MOST_ROWS:,}")
         return count
 
     def images(self, planned: PlannedImages, count: int) -> FrameSource:
@@ -593,9 +595,8 @@ class PlannedEpisode:
             return float(self.config.fps)
         if isinstance(named, str) and named:
             value = self.value(named)
-            is_rate = isinstance(value, int | float | np.number) and 0 < value < np.inf
-            if not is_rate:
-                reason = f"fps: {named} is {value!r}, no number of frames per second"
+            if not limits.possible_rate(value):
+                reason = f"fps: {named} is {value!r:.40}, no number of frames per second"
                 raise self.error("not_numeric", reason, hint="correct fps in the mapping")
             named = float(value)
         return float(named or stored or 0.0)
@@ -644,6 +645,8 @@ class PlannedEpisode:
         episode = self.ref.id
         longest = max(self.lengths.values())
         rows = count + bool(plan.following)
+        numbers = [rows * math.prod(self.things[path].shape) for path in plan.fields.values()]
+        limits.check_numbers(self.codes, self.ref.path, episode, sum(numbers))
         fields = {name: self.field(path, rows) for name, path in plan.fields.items()}
         for name, source in plan.following.items():
             fields[name] = fields[source][1:]

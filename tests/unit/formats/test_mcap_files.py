@@ -124,11 +124,11 @@ def test_a_message_that_inflates_to_more_than_the_limit_is_named(
     path = build.other_bag(
         tmp_path / "take", build.standard(), StoragePlugin.SQLITE3, CompressionMode.MESSAGE
     )
-    monkeypatch.setattr("vlatool.formats.mcap.messages._LARGEST", 10)
+    monkeypatch.setenv("VLATOOL_MEMORY_GB", "4e-8")
     (tmp_path / "mapping.yaml").write_text("fields: {a: /action}")
-    with pytest.raises(DataError, match=r"left out: /action .*more than 10 bytes"):
+    with pytest.raises(DataError, match=r"left out: /action .*the limit is 10"):
         read(path)
-    with pytest.raises(DataError, match="more than 10 bytes") as caught:
+    with pytest.raises(DataError, match="the limit is 10") as caught:
         read(path, mapping=str(tmp_path / "mapping.yaml"))
     assert caught.value.code == "data.broken"
 

@@ -542,8 +542,9 @@ def _read_zarr(path: Path) -> StoredTable:
     """Arrays of a store, which are read when they are used."""
     from vlatool.formats.zarr.reader import open_arrays
 
-    attributes, arrays = open_arrays(path)
+    attributes, arrays, broken = open_arrays(path)
     left_out = {name: "no rows" for name, array in arrays.items() if not array.shape}
+    left_out |= {name: error.message for name, error in broken.items()}
     columns = {name: array for name, array in arrays.items() if array.shape}
     return StoredTable(columns, left_out=left_out, facts=attributes)
 

@@ -9,14 +9,17 @@ import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from zlib_ng import zlib_ng
 
 from vlatool.episode import Array
 from vlatool.errors import DataError, installed
 from vlatool.findings import FindingCodes, error, warning
+from vlatool.formats import limits
 from vlatool.formats.inventory import (
     RIFF_START,
     Stored,
@@ -32,7 +35,7 @@ from vlatool.formats.mapping import (
 )
 from vlatool.formats.plan import EpisodePlan, Known, plan_by_structure
 from vlatool.storage.tree import natural_key
-from vlatool.storage.uri import as_native_file
+from vlatool.storage.uri import as_native_file, is_remote
 from vlatool.transforms.hold_out import split_of
 
 _EXCLUDE = "exclude the episode with --exclude"
@@ -77,9 +80,9 @@ HDF5 = FindingCodes(
 )
 
 SUFFIXES = (".hdf5", ".h5", ".hdf")
-_LARGEST_FIELD = 2**28  # bytes
-_LARGEST_FIELDS = 2**30  # of an episode
-_LARGEST_CHUNK = 2**29
+_DEFLATE = 1  # number of the filter gzip
+_MOST_DEFLATED = 1032  # bytes that one byte of gzip inflates to
+_BLOCK = 2**24  # bytes
 _MOST_PIXELS = 2**26
 CACHE = 2**27  # bytes of decoded chunks of a camera
 _MAX_DEPTH = 16
@@ -94,10 +97,18 @@ _OTHER_TIMES = {
 _MEASURED = re.compile(r"eef|ee_|gripper|joint|robot\d|qpos|qvel")
 _FIRST_ROWS = 4  # of which one has an image, if rows have images
 _MOST_LINKS = 8  # that lead to a dataset within the file
-_NOT_FOLLOWED = "a link out of the file or to nothing, or more than 16 groups deep; not followed"
+_LONGEST_PATH = 1000  # groups of a path, with those of the links in it
+_NOT_FOLLOWED = (
+    "damaged, a link out of the file or to nothing, a group that is linked twice, or more than 16 "
+    "groups deep; not followed"
+)
 _USED_ATTRIBUTES = ("success", "num_samples")
 _SAMPLED = 3  # rows that show what a dataset holds
 _LONGEST_TEXT = 1000  # characters of an attribute that a person wrote
+
+
+# What the library raises for damage.
+_BROKEN = (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError)
 
 
 @contextmanager
@@ -107,7 +118,7 @@ def readable(path: Path, place: str = "") -> Generator[None]:
         yield
     except DataError:
         raise
-    except (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError) as error:
+    except _BROKEN as error:
         raise HDF5.error("unreadable", path, place, f"cannot be read: {error}") from error
 
 
@@ -115,6 +126,8 @@ def readable(path: Path, place: str = "") -> Generator[None]:
 def opened(path: Path, cache: int = 2**20) -> Iterator[Any]:
     """The file; a remote one is read in blocks, each requested once in a process."""
     h5py = installed("h5py")
+    if not is_remote(path) and path.exists() and not path.is_file():
+        raise HDF5.error("unreadable", path, "is a pipe, a device or a folder, no file")
     with readable(path):
         file = h5py.File(as_native_file(path), "r", rdcc_nbytes=cache)
     with file:
@@ -137,11 +150,12 @@ def layout_of(file: Any, path: Path, mapping: RecordingMapping | None) -> FileLa
         if mapping is not None:
             return FileLayout(mapping.layout or "mapping", _episodes(file, mapping, path))
         data = member_at(file, "data")
-        demos = [] if data is None else sorted(_groups(data), key=natural_key)
-        if data is not None and demos and "actions" in data[demos[0]]:
-            groups = [f"data/{name}" for name in demos]
-            name = _kind_of(data[demos[0]])
-            return FileLayout(name, tuple(groups), "actions")
+        demos = sorted(_groups(data), key=natural_key)
+        for demo in demos:
+            with suppress(*_BROKEN):  # a damaged group costs its episode
+                if "actions" in data[demo]:
+                    groups = tuple(f"data/{name}" for name in demos)
+                    return FileLayout(_kind_of(data[demo]), groups, "actions")
         for name, known in known_layouts():
             if all(has_path(file, pattern) for pattern in known.recognized_by):
                 return FileLayout(known.layout, _episodes(file, known, path), preset=name)
@@ -165,7 +179,16 @@ def _names(file: Any) -> str:
 
 
 def _groups(group: Any) -> list[str]:
-    return [name for name in group if hasattr(member_at(group, name), "keys")]
+    """Names of the groups in a group, and of what is too damaged to say; empty for others."""
+    names: list[str] = []
+    for name in group if hasattr(group, "keys") else ():
+        try:
+            is_group = hasattr(member_at(group, name), "keys")
+        except _BROKEN:
+            is_group = True
+        if is_group:
+            names.append(name)
+    return names
 
 
 def _episodes(file: Any, mapping: RecordingMapping, path: Path) -> tuple[str, ...]:
@@ -178,17 +201,31 @@ def _episodes(file: Any, mapping: RecordingMapping, path: Path) -> tuple[str, ..
     return found
 
 
-def _matching(group: Any, parts: tuple[str, ...], at: str = "") -> Iterator[str]:
-    """Paths of the groups and datasets that a pattern names; `*` stands for one name."""
+def _matching(
+    group: Any, parts: tuple[str, ...], at: str = "", seen: set[Any] | None = None
+) -> Iterator[str]:
+    """Paths of the groups and datasets that a pattern names; `*` stands for one name.
+
+    `seen`: address and rest of the pattern of the groups that were entered.
+    """
+    seen = set() if seen is None else seen
     for name in sorted(group, key=natural_key):
+        if not PurePosixPath(name).match(parts[0]):
+            continue
         member = member_at(group, name)
-        if member is None or not PurePosixPath(name).match(parts[0]):
+        if member is None:
             continue
         place = f"{at}/{name}".lstrip("/")
         if len(parts) == 1:
             yield place
-        elif hasattr(member, "keys"):
-            yield from _matching(member, parts[1:], place)
+        elif hasattr(member, "keys") and (key := (_address(member), len(parts))) not in seen:
+            seen.add(key)
+            yield from _matching(member, parts[1:], place, seen)
+
+
+def _address(group: Any) -> int:
+    """Place of a group in its file, the same by whatever link it is found."""
+    return installed("h5py").h5o.get_info(group.id).addr
 
 
 def has_path(file: Any, pattern: str) -> bool:
@@ -196,24 +233,25 @@ def has_path(file: Any, pattern: str) -> bool:
     return any(_matching(file, PurePosixPath(pattern.strip("/")).parts))
 
 
-def member_at(group: Any, path: str, steps: int = 0) -> Any:
-    """A group or dataset below a group; None if there is none, or a link leads out of the file.
-
-    `steps`: links within the file that were followed so far.
-    """
-    if path.strip("/") == "":
-        return group
+def member_at(group: Any, path: str) -> Any:
+    """A group or dataset below a group; None if there is none, or a link leads out of the file."""
     h5py = installed("h5py")
-    for name in path.strip("/").split("/"):
-        links = group.id.links if isinstance(group, h5py.Group) else None
+    names = [name for name in reversed(path.split("/")) if name]  # the next one last
+    links = 0
+    steps = 0
+    while names:
+        name = names.pop()
+        steps += 1
+        members = group.id.links if isinstance(group, h5py.Group) else None
         key = name.encode("utf-8", "surrogateescape")
-        if not key or links is None or not links.exists(key):
+        if members is None or not members.exists(key) or steps > _LONGEST_PATH:
             return None
-        kind = links.get_info(key).type
-        if kind == h5py.h5l.TYPE_SOFT and steps < _MOST_LINKS:
+        kind = members.get_info(key).type
+        if kind == h5py.h5l.TYPE_SOFT and links < _MOST_LINKS:
+            links += 1
             place = group.get(name, getlink=True).path
-            start = group.file if place.startswith("/") else group
-            group = member_at(start, place, steps + 1)
+            names += [part for part in reversed(place.split("/")) if part not in ("", ".")]
+            group = group.file if place.startswith("/") else group
         elif kind == h5py.h5l.TYPE_HARD:
             group = group[name]
         else:
@@ -221,17 +259,23 @@ def member_at(group: Any, path: str, steps: int = 0) -> Any:
     return group
 
 
-def datasets_of(group: Any, at: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """(path, dataset) below a group, in natural order; None: a link that is not followed, or a
-    group that is too deep.
+def datasets_of(
+    group: Any, at: str = "", depth: int = 0, seen: set[int] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """(path, dataset) below a group, in natural order; None: a link that is not followed, a group
+    that is too deep, damaged, or was entered before.
     """
+    seen = {_address(group)} if seen is None else seen
     for name in sorted(group, key=natural_key):
-        member = member_at(group, name)
-        is_deep = depth >= _MAX_DEPTH and hasattr(member, "keys")
-        if member is None or is_deep:
+        member = None
+        with suppress(*_BROKEN):
+            member = member_at(group, name)
+        is_group = hasattr(member, "keys")
+        if member is None or (is_group and (depth >= _MAX_DEPTH or _address(member) in seen)):
             yield f"{at}{name}", None
-        elif hasattr(member, "keys"):
-            yield from datasets_of(member, f"{at}{name}/", depth + 1)
+        elif is_group:
+            seen.add(_address(member))
+            yield from datasets_of(member, f"{at}{name}/", depth + 1, seen)
         else:
             yield f"{at}{name}", member
 
@@ -241,6 +285,8 @@ def thing_of(name: str, dataset: Any, path: Path) -> Stored:
     h5py = installed("h5py")
     if dataset is None:
         return Stored(name, "other", note=_NOT_FOLLOWED, role="left_out")
+    if not isinstance(dataset, h5py.Dataset):
+        return Stored(name, "other", note="a type, no dataset")
     shape = dataset.shape
     dtype = dataset.dtype
     if shape is None or not dataset.size:
@@ -264,7 +310,7 @@ def thing_of(name: str, dataset: Any, path: Path) -> Stored:
     def look() -> Array:
         check_dataset(dataset, path)
         rows = sorted({0, shape[0] // 2, shape[0] - 1})[:_SAMPLED]
-        return np.stack([dataset[row] for row in rows])
+        return np.asarray(dataset[rows])  # a chunk is inflated once
 
     return Stored(name, "array", shape[1:], dtype.name, shape[0], look=look)
 
@@ -273,7 +319,15 @@ def things_of(group: Any, path: Path) -> list[Stored]:
     """All that an episode stores: datasets below its group, and texts in attributes of it."""
     if not hasattr(group, "keys"):
         return [thing_of(".", group, path)]
-    things = [thing_of(name, dataset, path) for name, dataset in datasets_of(group)]
+    things: list[Stored] = []
+    for name, dataset in datasets_of(group):
+        try:
+            with readable(path, name):
+                things.append(thing_of(name, dataset, path))
+        except DataError as error:
+            if error.details.get("finding") not in ("unreadable", "too_large"):
+                raise
+            things.append(Stored(name, "other", note=error.message, role="left_out"))
     for name, value in attributes_of(group).items():
         things += _attribute_things(name, value)
     return things
@@ -314,9 +368,38 @@ def check_dataset(dataset: Any, path: Path) -> None:
         if not h5py.h5z.filter_avail(code):
             known = label.decode(errors="replace") or code
             raise HDF5.error("missing_filter", path, name, f"needs the filter {known}", field=name)
+    row = math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
     chunk = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
-    if chunk > _LARGEST_CHUNK:
-        raise HDF5.error("too_large", path, name, f"has chunks of {chunk:,} bytes", field=name)
+    limits.check_bytes(HDF5, path, name, max(_SAMPLED * row, chunk))
+    most = limits.most_bytes() // _MOST_DEFLATED
+    deflated = [plist.get_filter(n)[0] for n in range(plist.get_nfilters())].count(_DEFLATE)
+    if deflated and dataset.id.get_storage_size() > most:
+        places: list[tuple[int, ...]] = []
+        dataset.id.chunk_iter(
+            lambda info: places.append(info.chunk_offset) if info.size > most else None
+        )
+        _check_inflated(path, name, tuple(places), chunk * deflated)
+
+
+@lru_cache(maxsize=1024)
+def _check_inflated(
+    path: Path, name: str, places: tuple[tuple[int, ...], ...], declared: int
+) -> None:
+    """Raises DataError for a chunk of gzip that inflates to more than is declared.
+
+    The library would take the memory.
+    """
+    with opened(path) as file, readable(path, name):
+        for place in places:
+            data = file[name].id.read_direct_chunk(place)[1]
+            stream = zlib_ng.decompressobj()
+            size = 0
+            while data and not stream.eof and size <= declared:
+                size += len(stream.decompress(data, _BLOCK))
+                data = stream.unconsumed_tail
+            if size > declared:
+                reason = f"a chunk inflates to more than the {declared:,} bytes it declares"
+                raise HDF5.error("unreadable", path, name, reason, field=name)
 
 
 def plan_of_layout(actions: str, stored: Sequence[Stored], known: Known) -> EpisodePlan:
@@ -352,14 +435,14 @@ def dataset_at(group: Any, reference: str, path: Path) -> Any:
     root = group.file if reference.startswith("/") or not hasattr(group, "keys") else group
     place = f"{root.name}/{reference}".replace("//", "/").lstrip("/")
     member = member_at(root, reference)
-    if member is not None and not hasattr(member, "keys"):
+    if member is not None and hasattr(member, "shape"):
         return member
     if member is None and reference in root and root.get(reference, getlink=True) is not None:
         link = root.get(reference, getlink=True)
         if type(link).__name__ != "HardLink":
             reason = "is a link, which is not followed"
             raise HDF5.error("data_outside", path, place, reason, field=reference)
-    names = [name for name, dataset in datasets_of(root) if dataset is not None]
+    names = [name for name, dataset in datasets_of(root) if hasattr(dataset, "shape")]
     try:
         fitting = matching(reference.strip("/"), names)
     except ValueError as error:
@@ -377,7 +460,8 @@ def value_at(group: Any, reference: str, path: Path) -> Any:
     if not has_name:
         dataset = dataset_at(group, reference, path)
         check_dataset(dataset, path)
-        value = dataset[()] if not dataset.shape else dataset[-1]
+        with readable(path, reference):
+            value = dataset[()] if not dataset.shape else dataset[-1]
     else:
         root = group.file if place.startswith("/") else group
         owner = member_at(root, place) if place.strip("/") else root
@@ -385,7 +469,8 @@ def value_at(group: Any, reference: str, path: Path) -> Any:
             there = nearest(name, [] if owner is None else [*owner.attrs])
             reason = f"is missing; {there}"
             raise HDF5.error("missing_dataset", path, reference, reason, field=reference)
-        value = owner.attrs[name]
+        with readable(path, reference):
+            value = owner.attrs[name]
     value = value.item() if hasattr(value, "item") and np.size(value) == 1 else value
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
@@ -402,15 +487,36 @@ def texts_at(group: Any, reference: str, path: Path, num_frames: int) -> list[st
     if count != 1 and not num_frames <= count <= num_frames + 1:
         reason = f"has {count} texts, the episode {num_frames} frames"
         raise HDF5.error("length_mismatch", path, name, reason)
-    check_dataset(dataset, path)
     if not dataset.size:
         raise HDF5.error("empty_episode", path, name, "has no rows", field=name)
-    if dataset.nbytes > _LARGEST_FIELD:
-        raise HDF5.error("too_large", path, name, f"{dataset.nbytes:,} bytes")
-    with readable(path, name):
-        rows = np.asarray(dataset[()]).reshape(-1).tolist()
-    texts = [row.decode(errors="replace") if isinstance(row, bytes) else str(row) for row in rows]
-    return texts[:num_frames]
+    return texts_of(dataset, path)[:num_frames]
+
+
+def texts_of(dataset: Any, path: Path) -> list[str]:
+    """The rows of a dataset of texts; DataError if they are too large.
+
+    Rows of any length may all be the same bytes of the file: they are read in blocks.
+    """
+    name = dataset.name
+    check_dataset(dataset, path)
+    limits.check_bytes(HDF5, path, name, dataset.nbytes)
+    if not dataset.shape:
+        rows = [dataset[()]]
+    else:
+        longest = max(1, path.stat().st_size)
+        step = max(1, min(len(dataset), limits.most_bytes() // (4 * longest)))
+        rows = list[Any]()
+        size = 0
+        for start in range(0, len(dataset), step):
+            with readable(path, name):
+                block = np.asarray(dataset[start : start + step]).reshape(-1).tolist()
+            size += sum(len(row) for row in block if isinstance(row, str | bytes))
+            limits.check_bytes(HDF5, path, name, size)
+            rows += block
+    texts: list[str] = []
+    for row in rows:
+        texts.append(row.decode(errors="replace") if isinstance(row, bytes) else str(row))
+    return texts
 
 
 def columns(dataset: Any, path: Path) -> Array:
@@ -421,8 +527,7 @@ def columns(dataset: Any, path: Path) -> Array:
         raise HDF5.error("not_numeric", path, name, f"is {what}", field=name)
     if not dataset.size:
         raise HDF5.error("empty_episode", path, name, "has no rows", field=name)
-    if dataset.nbytes > _LARGEST_FIELD:
-        raise HDF5.error("too_large", path, name, f"{dataset.nbytes:,} bytes", field=name)
+    limits.check_numbers(HDF5, path, name, dataset.size)
     check_dataset(dataset, path)
     check_written(dataset, path)
     with readable(path, name):
@@ -452,11 +557,12 @@ def stored_facts(file: Any) -> tuple[float | None, str, str]:
     if data is None:
         return None, "", ""
     env, problem = (_document(data, name) for name in ("env_args", "problem_info"))
-    fps = _number(_section(env, "env_kwargs").get("control_freq"))
+    fps = limits.possible_rate(_section(env, "env_kwargs").get("control_freq"))
     sim = _section(env, "sim_args")
     period = _number(sim.get("dt")) * _number(sim.get("decimation"))
     instruction = str(problem.get("language_instruction") or "").strip('"')
-    return fps or (1.0 / period if period else None), instruction, str(env.get("env_name") or "")
+    stored = fps or limits.possible_rate(1.0 / period if period else 0.0)
+    return stored or None, instruction, str(env.get("env_name") or "")
 
 
 def _section(document: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -465,8 +571,8 @@ def _section(document: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float:
-    """A positive finite number; 0 for anything else."""
-    is_number = isinstance(value, int | float) and math.isfinite(value) and value > 0
+    """A positive number that is neither tiny nor huge; 0 for anything else."""
+    is_number = isinstance(value, int | float) and 1e-9 < value < 1e9
     return float(value) if is_number else 0.0
 
 
@@ -491,10 +597,10 @@ def masked(file: Any, name: str, path: Path) -> frozenset[str]:
             known=known,
         )
     with readable(path, f"mask/{name}"):
-        rows = dataset_at(mask, name, path)[()]
-    return frozenset(
-        row.decode(errors="replace") if isinstance(row, bytes) else str(row) for row in rows
-    )
+        dataset = dataset_at(mask, name, path)
+        if not hasattr(dataset, "dtype") or dataset.dtype.kind not in "SO":
+            raise HDF5.error("not_text", path, f"mask/{name}", "is no list of names")
+        return frozenset(texts_of(dataset, path))
 
 
 def held_out(file: Any, path: Path) -> frozenset[str]:
@@ -540,7 +646,11 @@ def attributes_of(group: Any) -> dict[str, Any]:
     values: dict[str, Any] = {}
     owners = {"@": group} if group.name == "/" else {"@": group, "/@": group.file}
     for prefix, owner in owners.items():
-        for name, stored in owner.attrs.items():
+        for name in owner.attrs:
+            try:
+                stored = owner.attrs[name]
+            except _BROKEN:
+                continue  # of a type that NumPy lacks, or damaged
             value = stored.item() if hasattr(stored, "item") and np.size(stored) == 1 else stored
             is_bytes = isinstance(value, bytes)
             values[f"{prefix}{name}"] = value.decode(errors="replace") if is_bytes else value

@@ -229,11 +229,11 @@ class Hdf5Reader(base.FormatReader):
             fps, instruction, task = rules.stored_facts(opened.group.file)
             if instruction and not opened.plan.texts:
                 opened.plan.texts.append(("original", f"{PLAIN}{instruction}"))
-            attributes = opened.group.attrs
-            episode = opened.episode(fps=fps, success=attributes.get("success"), task=task)
+            attributes = rules.attributes_of(opened.group)
+            episode = opened.episode(fps=fps, success=attributes.get("@success"), task=task)
             findings = list(episode.findings)
-            counted = attributes.get("num_samples")
-            if counted is not None and int(counted) != episode.num_frames:
+            counted = attributes.get("@num_samples")
+            if counted is not None and not np.array_equal(counted, episode.num_frames):
                 reason = f"num_samples is {counted}, the episode has {episode.num_frames} frames"
                 findings.append(rules.HDF5.at("not_counted", ref.path, reason, episode=ref.id))
             extras = {"source_episode": f"{ref.path.name}:{ref.extras['name']}"}

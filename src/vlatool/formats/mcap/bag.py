@@ -4,7 +4,7 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from io import BytesIO
@@ -12,12 +12,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlatool.errors import VlatoolError, installed
+from vlatool.errors import DataError, VlatoolError, installed
 from vlatool.findings import Finding
+from vlatool.formats import limits
 from vlatool.formats.mcap import ros
 from vlatool.formats.mcap.check import MCAP
 from vlatool.formats.mcap.files import local_file, parts_of_bag
 from vlatool.storage.byte_ranges import ByteRange, open_forward, read_byte_range
+from vlatool.storage.uri import is_remote
 
 _MAGIC = b"\x89MCAP0\r\n"
 _HEAD = struct.Struct("<BQ")  # opcode and length of a record
@@ -34,7 +36,9 @@ _ENDS = (2, 15)
 _READ = {_SCHEMA: "Schema", _CHANNEL: "Channel", _RECORD: "Metadata"}
 _CHUNK_OF_MCAP = 1  # kind of a segment
 _TAIL = 37  # bytes of the footer and the magic
-_LARGEST = 2**28  # bytes of a chunk or a message
+_LARGEST_SUMMARY = 2**28  # bytes
+_FEWEST_RECORDS = 1024  # of a chunk, however few bytes it has
+_MOST_DAMAGES = 100  # that are listed of a file
 _RANGE = 2**20  # bytes of records outside of chunks that are read at once
 
 
@@ -88,6 +92,7 @@ class BagFile:
     attachments: dict[str, int] = field(default_factory=dict[str, int])  # name to bytes
     findings: list[Finding] = field(default_factory=list[Finding])
     schemas: dict[int, tuple[str, bytes]] = field(default_factory=dict)
+    chunk_count: int | None = None  # that the index states
 
     def report(self, code: str, reason: str) -> None:
         self.findings.append(MCAP.at(code, self.path, reason))
@@ -115,10 +120,13 @@ class BagFile:
             self.attachments[record.name] = record.data_size
         elif kind == "Statistics":
             self.counts.update(record.channel_message_counts)
+            self.chunk_count = record.chunk_count
         elif kind == "MetadataIndex":
-            start = record.offset + _HEAD.size
             stop = record.offset + min(record.length, _RANGE)
-            self.add_stored(_RECORD, read_byte_range(ByteRange(self.local, start, stop)))
+            data = read_byte_range(ByteRange(self.local, record.offset, stop))
+            if data[:1] != bytes([_RECORD]):
+                raise ValueError("the index leads to no metadata")
+            self.add_stored(_RECORD, data[_HEAD.size :])
         elif kind == "ChunkIndex":
             start = record.chunk_start_offset
             stop = record.chunk_start_offset + record.chunk_length
@@ -127,7 +135,8 @@ class BagFile:
 
 
 def _broken() -> tuple[type[Exception], ...]:
-    return ValueError, LookupError, struct.error, installed("mcap.exceptions").McapError
+    own: type[Exception] = installed("mcap.exceptions").McapError
+    return ValueError, LookupError, ArithmeticError, OSError, struct.error, own
 
 
 @contextmanager
@@ -152,14 +161,36 @@ def _bag_file(path: Path, size: int, changed: int) -> BagFile:
             return _ros_file(file)
         if file.local != path:
             size = file.local.stat().st_size
-        return _by_summary(path, file.local, size) or _by_scan(file, size)
+        indexed = _by_summary(path, file.local, size)
+        if indexed is not None and (is_remote(file.local) or _is_index_right(indexed)):
+            return indexed
+        if indexed is None:
+            return _by_scan(file, size)
+        with suppress(DataError):
+            _by_scan(file, size)
+        # Behind a chunk whose own header is damaged, only the index leads on.
+        return file if len(file.segments) >= len(indexed.segments) else indexed
+
+
+def _is_index_right(file: BagFile) -> bool:
+    """True if each chunk of the index starts with the length and the times that it states."""
+    with open_forward(file.local) as stream:
+        for segment in file.segments:
+            stream.seek(segment.start)
+            head = stream.read(_HEAD.size + 16)
+            length = segment.stop - segment.start - _HEAD.size
+            if head != _HEAD.pack(_CHUNKS, length) + struct.pack(
+                "<QQ", segment.first, segment.last
+            ):
+                return False
+    return True
 
 
 def _by_summary(path: Path, local: Path, size: int) -> BagFile | None:
     """The file by the summary at its end; None if there is none, or it is damaged."""
     tail = read_byte_range(ByteRange(local, max(0, size - _TAIL), size))
     start, _, crc = struct.unpack_from("<QQI", tail, 9) if len(tail) == _TAIL else (0, 0, 0)
-    if tail[-8:] != _MAGIC or not 0 < start < size or size - start > _LARGEST:
+    if tail[-8:] != _MAGIC or not 0 < start < size or size - start > _LARGEST_SUMMARY:
         return None
     data = read_byte_range(ByteRange(local, start, size))
     if crc and zlib.crc32(data[:-12]) != crc:
@@ -172,7 +203,13 @@ def _by_summary(path: Path, local: Path, size: int) -> BagFile | None:
     except _broken():
         return None
     file.segments.sort()
+    end = 0
+    for segment in file.segments:
+        if segment.start < end or segment.stop > size:  # it names a chunk twice, or none
+            return None
+        end = segment.stop
     is_whole = file.channels.keys() >= file.counts.keys()
+    is_whole = is_whole and file.chunk_count in (None, len(file.segments))
     return file if is_whole and bool(file.segments) == bool(file.counts) else None
 
 
@@ -180,12 +217,18 @@ def _by_scan(file: BagFile, size: int) -> BagFile:
     """The file by reading it once, up to the first record that is cut off."""
     file.report("bad_index", "has no index that can be used; it is read from start to end")
     end = _find_segments(file, size)
+    left_out: list[str] = []
+    broken = _broken()
     for segment in file.segments:
         for opcode, _, body in _records(file, segment, file.findings):
             try:
                 file.add_stored(opcode, body)
-            except _broken() as error:
-                file.report("cut_off", f"byte {segment.start}: a record is left out: {error!r}")
+            except broken as error:
+                text = f"byte {segment.start}: a record is left out: {error!r}"
+                left_out.append("" if left_out else text)
+    if left_out:
+        others = f", and {len(left_out) - 1:,} more" if len(left_out) > 1 else ""
+        file.report("cut_off", left_out[0] + others)
     if end is not None:
         count = file.counts.total()
         file.report("cut_off", f"ends at byte {end} of {size}, read up to message {count}")
@@ -209,7 +252,7 @@ def _find_segments(file: BagFile, size: int) -> int | None:
             if opcode in _ENDS and stop <= size:
                 return None
             if not opcode or stop > size:
-                if opcode == _CHUNKS and size - start < _LARGEST:
+                if opcode == _CHUNKS and size - start < limits.most_bytes():
                     file.segments.append(Segment(start, size, 1))
                 return start
             if opcode == _ATTACHMENT:
@@ -230,12 +273,17 @@ def _records(
 ) -> Iterator[tuple[int, int, bytes]]:
     """(opcode, start in the segment, content) of records, up to the first damaged one."""
     offset = 0
+    # Each record of a real chunk takes some bytes of it.
+    left = max(_FEWEST_RECORDS, segment.stop - segment.start)
     try:
         data = _content(file.path, file.local, segment)
         if segment.kind in ros.KINDS.values():
-            yield from _ros_records(file, data)
+            yield from islice(_ros_records(file, data), left)
             return
         while offset < len(data):
+            left -= 1
+            if left < 0:
+                raise _DamageError("it has more records than bytes")
             opcode, length = _HEAD.unpack_from(data, offset)
             start = offset + _HEAD.size
             offset = offset + _HEAD.size + length
@@ -244,7 +292,11 @@ def _records(
             yield opcode, start, data[start:offset]
     except (_DamageError, struct.error) as error:
         reason = f"byte {segment.start}: a chunk is left out from its byte {offset} on: {error}"
-        findings.append(MCAP.at("damaged_chunk", file.path, reason))
+        if len(findings) < _MOST_DAMAGES:
+            findings.append(MCAP.at("damaged_chunk", file.path, reason))
+        elif len(findings) == _MOST_DAMAGES:
+            reason = "further damaged chunks are not listed"
+            findings.append(MCAP.at("damaged_chunk", file.path, reason))
 
 
 def _ros_records(file: BagFile, data: bytes) -> Iterator[tuple[int, int, bytes]]:
@@ -262,32 +314,30 @@ def _ros_records(file: BagFile, data: bytes) -> Iterator[tuple[int, int, bytes]]
 
 def _content(path: Path, local: Path, segment: Segment) -> bytes:
     """Records of a segment, or the first ones of a chunk that the end of the file cuts off."""
-    start = segment.start
+    place = f"byte {segment.start}"
     length = segment.stop - segment.start
-    if segment.kind == _CHUNK_OF_MCAP:
-        start += _HEAD.size
-    data = read_byte_range(ByteRange(local, start, min(segment.stop, start + _LARGEST)))
-    size = length
-    crc = 0
-    name = 0
-    if segment.kind == _CHUNK_OF_MCAP:
-        _, _, size, crc, name = _CHUNK.unpack_from(data)
-    if max(size, length) > _LARGEST:
-        reason = f"a chunk of {max(size, length):,} bytes; the limit is {_LARGEST:,}"
-        hint = f"write smaller chunks: mcap compress {path} -o smaller.mcap"
-        raise MCAP.error("too_large", path, f"byte {segment.start}", reason, hint=hint)
+    most = max(length, limits.most_bytes())
+    data = read_byte_range(ByteRange(local, segment.start, segment.start + length))
     if segment.kind == 0:
         return data
     if segment.kind != _CHUNK_OF_MCAP:
         try:
-            return ros.inflated(data, segment.kind, _LARGEST)
+            return ros.inflated(data, segment.kind, most)
         except (OSError, ValueError, EOFError, RuntimeError) as error:
             raise _DamageError(f"cannot be inflated: {error}") from error
+    opcode, declared = _HEAD.unpack_from(data)
+    if opcode != _CHUNKS:
+        raise _DamageError(f"the record here is no chunk, but of the kind {opcode}")
+    is_cut = declared > length - _HEAD.size
+    data = data[_HEAD.size :]
+    _, _, size, crc, name = _CHUNK.unpack_from(data)
+    limits.check_bytes(MCAP, path, place, size, length)
     head = _CHUNK.size + name
     compression = data[_CHUNK.size : head]
     (stored,) = _LENGTH.unpack_from(data, head)
     data = data[head + _LENGTH.size :]
-    is_cut = len(data) < stored
+    if not is_cut and len(data) < stored:
+        raise _DamageError(f"it has {len(data):,} of {stored:,} bytes")
     try:
         if compression == b"zstd":
             data = installed("zstandard").ZstdDecompressor().stream_reader(data).read(size + 1)
@@ -384,7 +434,8 @@ def _stored_messages(
             elif span.start <= time < span.stop:
                 position = number, *place, start + _MESSAGE.size, len(body) - _MESSAGE.size
                 yield BagMessage(channel, time, position, body[_MESSAGE.size :])
-    findings += [finding for finding in damages if finding not in file.findings]
+    known = {finding.message for finding in file.findings}
+    findings += [finding for finding in damages if finding.message not in known]
     for channel, count in unusable.items():
         reason = f"left out: {count} messages of channel {channel}, not described or without time"
         findings.append(MCAP.at("cut_off", file.path, reason))

@@ -7,7 +7,7 @@ descriptors in it; JSON messages describe themselves.
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +18,7 @@ import numpy as np
 from vlatool.episode import Array
 from vlatool.errors import DataError, VlatoolError, installed, missing_package
 from vlatool.events import counted
+from vlatool.formats import limits
 from vlatool.formats.mcap.bag import Bag, BagChannel
 from vlatool.formats.mcap.check import MCAP
 from vlatool.storage.tree import natural_key
@@ -33,9 +34,10 @@ _IMAGES: dict[str, Literal["raw", "file", "video"]] = {
 _IMAGE_PACKAGES = ("sensor_msgs", "foxglove", "foxglove_msgs", "ffmpeg_image_transport_msgs")
 _NO_VALUES = ("header", "stamp", "timestamp", "frame_id", "child_frame_id", "layout")
 _ZSTD = b"\x28\xb5\x2f\xfd"  # no start of a message in CDR
-_LARGEST = 2**28  # bytes of an inflated message
+_MOST_ITEMS = 100_000  # of the arrays of a type together: their decoder may have code for each
+_MOST_MEMBERS = 2**12  # of a message, with those of its members
+_DEEPEST = 32  # members of members
 _STEP = re.compile(r"\[(?P<frame>[^\]]*)\]|(?P<member>[^.\[\]]+)")
-_LONG_ARRAY = re.compile(rb"\[(<=)?\d{6}")  # the decoder of an array may have code for each item
 _LARGEST_FIELD = 2**16  # numbers of a message
 _FLAGS = {
     **dict.fromkeys(("true", "yes", "1", "success", "successful", "succeeded"), True),
@@ -88,10 +90,8 @@ def decoded(path: Path, channel: BagChannel, data: bytes) -> Any:
     try:
         if channel.encoding == "cdr" and data.startswith(_ZSTD):  # `--compression-mode message`
             stream = installed("zstandard").ZstdDecompressor().stream_reader(data)
-            data = stream.read(_LARGEST + 1)
-            if len(data) > _LARGEST:
-                reason = f"a message inflates to more than {_LARGEST:,} bytes"
-                raise MCAP.error("too_large", path, topic, reason, field=topic)
+            data = stream.read(limits.most_bytes() + 1)
+            limits.check_bytes(MCAP, path, topic, len(data))
         return _decoder(channel)(data)
     except VlatoolError:
         raise
@@ -99,37 +99,66 @@ def decoded(path: Path, channel: BagChannel, data: bytes) -> Any:
         raise MCAP.error("bad_message", path, topic, repr(error), field=topic) from error
 
 
-@lru_cache(maxsize=256)
 def _decoder(channel: BagChannel) -> Callable[[bytes], Any]:
-    if channel.encoding == "protobuf":
-        return _protobuf_class(channel).FromString
     if channel.encoding == "json":
         return partial(json.loads, object_hook=lambda members: SimpleNamespace(**members))
+    return _decoder_of(channel.encoding, channel.type, channel.schema)
+
+
+@lru_cache(maxsize=4096)
+def _decoder_of(encoding: str, kind: str, schema: bytes) -> Callable[[bytes], Any]:
+    if encoding == "protobuf":
+        return _protobuf_class(kind, schema).FromString
     types = installed("rosbags.typesys")
-    known = types.get_typestore(types.Stores.ROS2_HUMBLE).fielddefs
-    if channel.schema or channel.type not in known:  # db3 before ROS 2 Iron has none
-        if _LONG_ARRAY.search(channel.schema):
-            raise ValueError("an array of 100,000 items or more")
+    known = _known_types()
+    if schema or kind not in known:  # db3 before ROS 2 Iron has none
         known = {name: known[name] for name in known if name.startswith("builtin_interfaces")}
-        known |= types.get_types_from_msg(channel.schema.decode(), channel.type)
+        known |= types.get_types_from_msg(schema.decode(), kind)
+        _count_items(known, kind, {})
     store = types.get_typestore(types.Stores.EMPTY)
     store.register(known)
-    store.get_msgdef(channel.type)
-    decode = store.deserialize_ros1 if channel.encoding == "ros1" else store.deserialize_cdr
-    return lambda data: decode(data, channel.type)
+    store.get_msgdef(kind)
+    decode = store.deserialize_ros1 if encoding == "ros1" else store.deserialize_cdr
+    return lambda data: decode(data, kind)
 
 
-def _protobuf_class(channel: BagChannel) -> Any:
+@lru_cache(maxsize=1)
+def _known_types() -> dict[str, Any]:
+    types = installed("rosbags.typesys")
+    return types.get_typestore(types.Stores.ROS2_HUMBLE).fielddefs
+
+
+def _count_items(types: Mapping[str, Any], kind: str, counts: dict[str, int]) -> int:
+    """Members of a type of ROS with the items of its arrays; ValueError for too many."""
+    if kind in counts:
+        return counts[kind]
+    counts[kind] = _MOST_ITEMS + 1  # if it contains itself
+    nodes = installed("rosbags.interfaces").Nodetype
+    total = 0
+    for _, (node, description) in types[kind][1] if kind in types else ():
+        items = 1
+        if node in (nodes.ARRAY, nodes.SEQUENCE):
+            is_array = node == nodes.ARRAY
+            (node, description), length = description
+            items = length if is_array else 1
+        total += items * (_count_items(types, description, counts) if node == nodes.NAME else 1)
+    if total > _MOST_ITEMS:
+        raise ValueError(f"{kind} has more than {_MOST_ITEMS:,} items, or contains itself")
+    counts[kind] = total
+    return total
+
+
+def _protobuf_class(kind: str, schema: bytes) -> Any:
     try:
         from google.protobuf import descriptor_pb2, duration_pb2, timestamp_pb2
         from google.protobuf.message_factory import GetMessages
     except ModuleNotFoundError:
         raise missing_package("protobuf") from None
-    files = descriptor_pb2.FileDescriptorSet.FromString(channel.schema).file
+    files = descriptor_pb2.FileDescriptorSet.FromString(schema).file
     for common in (timestamp_pb2, duration_pb2):
         if all(file.name != common.DESCRIPTOR.name for file in files):
             common.DESCRIPTOR.CopyToProto(files.add())
-    return GetMessages(files)[channel.type]
+    return GetMessages(files)[kind]
 
 
 def stamp_of(message: Any) -> int | None:
@@ -216,23 +245,30 @@ def with_frame(path: str, frame: str) -> str:
 def numbers_of(value: Any, name: str = "") -> Iterator[tuple[str, Array]]:
     """(dotted name, numbers [N]) of all members but headers, times and names of frames.
 
-    Raises TypeError for text and lists of messages.
+    Raises TypeError for text, lists of messages and messages that contain themselves.
     """
-    members: list[str] = []
-    if hasattr(value, "DESCRIPTOR"):
-        members = [member.name for member in value.DESCRIPTOR.fields]
-    elif hasattr(value, "__dict__"):
-        members = [*vars(value)]
-    elif isinstance(value, str) or not isinstance(value, int | float | np.ndarray | Sequence):
-        raise TypeError(f"{name or 'it'} is no number")
-    for member in members:
-        if member not in _NO_VALUES and not member.startswith(("__", "structure_needs")):
-            yield from numbers_of(getattr(value, member), f"{name}.{member}".lstrip("."))
-    if not members:
-        array = np.atleast_1d(np.asarray(value))
-        if array.dtype.kind not in "fiub" or array.size > _LARGEST_FIELD:
-            raise TypeError(f"{name or 'it'} has {array.size} of {array.dtype}")
-        yield name, array.astype(np.float64)
+    waiting: list[tuple[Any, str]] = [(value, name)]  # the next one last
+    seen = 0
+    while waiting:
+        value, name = waiting.pop()
+        seen += 1
+        if seen > _MOST_MEMBERS or name.count(".") > _DEEPEST:
+            raise TypeError(f"contains itself, or more than {_MOST_MEMBERS:,} members")
+        members: list[str] = []
+        if hasattr(value, "DESCRIPTOR"):
+            members = [member.name for member in value.DESCRIPTOR.fields]
+        elif hasattr(value, "__dict__"):
+            members = [*vars(value)]
+        elif isinstance(value, str) or not isinstance(value, int | float | np.ndarray | Sequence):
+            raise TypeError(f"{name or 'it'} is no number")
+        for member in reversed(members):
+            if member not in _NO_VALUES and not member.startswith(("__", "structure_needs")):
+                waiting.append((getattr(value, member), f"{name}.{member}".lstrip(".")))
+        if not members:
+            array = np.atleast_1d(np.asarray(value))
+            if array.dtype.kind not in "fiub" or array.size > _LARGEST_FIELD:
+                raise TypeError(f"{name or 'it'} has {array.size} of {array.dtype}")
+            yield name, array.astype(np.float64)
 
 
 def is_of_joints(message: Any) -> bool:

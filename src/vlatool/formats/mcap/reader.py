@@ -23,7 +23,7 @@ from vlatool.episode import (
 from vlatool.errors import DataError, VlatoolError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
-from vlatool.formats import base
+from vlatool.formats import base, limits
 from vlatool.formats.inventory import left_out_findings, left_out_text
 from vlatool.formats.language import first_text, recorded_language
 from vlatool.formats.mapping import read_mapping
@@ -207,7 +207,8 @@ class McapReader(base.FormatReader):
         valued = {key: track for key, track in tracks.items() if key not in texts}
         if not valued:
             left = left_out_text(part for part in plan.parts if part.role == "left_out")
-            reason = f"no images and no numbers; left out: {left}"
+            damages = "".join(f"; {finding.message}" for finding in findings[-1:])
+            reason = f"no images and no numbers; left out: {left or 'nothing'}{damages}"
             hint = "exclude it with --exclude"
             raise MCAP.error("empty_episode", ref.path, ref.id, reason, hint=hint)
         fps = self._fps(topics)
@@ -292,7 +293,7 @@ class McapReader(base.FormatReader):
         if not len(rows.times):
             reason = f"no time with a value of each topic{damages}"
             raise MCAP.error("empty_episode", ref.path, ref.id, reason)
-        if len(rows.times) == mcap_tracks.MOST_ROWS:
+        if len(rows.times) == limits.MOST_ROWS:
             reason = f"times from {rows.times[0]} to {rows.times[-1]} ns are too far apart"
             hint = "divide the bag at the jump with --gap-s 60, or exclude it with --exclude"
             raise MCAP.error("too_large", ref.path, ref.id, reason, hint=hint)
@@ -325,19 +326,20 @@ class McapReader(base.FormatReader):
     def _fps(self, topics: Topics) -> float | None:
         """Rows per second: by the option, the mapping or the metadata; None: unknown."""
         named = self._mapping.fps if self._mapping else ""
-        if self.config.fps is not None:
-            return self.config.fps
-        if not isinstance(named, str):
-            return float(named) or None
-        stored = topics.metadata(named or "fps")
+        if self.config.fps is not None or not isinstance(named, str):
+            stored: Any = named if self.config.fps is None else self.config.fps
+            if not stored:
+                return None
+        else:
+            stored = topics.metadata(named or "fps")
         fps = 0.0
         with suppress(ValueError):
-            fps = float(stored or 0)
-        if named and not 0 < fps < np.inf:
-            reason = f"is no rate: {stored!r}"
+            fps = limits.possible_rate(float(stored or 0))
+        if not fps and (named or self.config.fps is not None):
+            reason = f"is no rate: {stored!r:.40}"
             hint = "give --fps, or a reference NAME@KEY in the mapping"
-            raise MCAP.error("missing_field", topics.bag.path, named, reason, hint=hint)
-        return fps if 0 < fps < np.inf else None
+            raise MCAP.error("missing_field", topics.bag.path, named or "fps", reason, hint=hint)
+        return fps or None
 
     @staticmethod
     def _texts(

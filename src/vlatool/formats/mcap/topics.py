@@ -156,8 +156,12 @@ class Topics:
             taken = f"fields: {{NAME: '{topic}/transforms[CHILD].transform'}}"
             reason = f"transforms {frames}; a mapping takes one with {taken}"
             self._leave_out(topic, "other", reason)
-        elif not self._add_joints(channel, first, opening):
-            self._add_numbers(channel, first, opening)
+        else:
+            try:
+                if not self._add_joints(channel, first, opening):
+                    self._add_numbers(channel, first, opening)
+            except DataError as error:
+                self._leave_out(topic, "unusable", error.message)
 
     def _add_images(self, channel: BagChannel, message: Any) -> None:
         topic = channel.topic

@@ -14,6 +14,7 @@ import numpy as np
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding
+from vlatool.formats import limits
 from vlatool.formats.mcap import images, messages
 from vlatool.formats.mcap.bag import Bag, BagChannel, TimeSpan
 from vlatool.formats.mcap.check import MCAP
@@ -22,7 +23,6 @@ from vlatool.formats.plan import EpisodePlan, PlannedImages
 from vlatool.storage.tree import natural_key
 
 TEXTS = "texts."  # start of the keys of texts
-MOST_ROWS = 2**22  # of an episode
 _TOLERANCE = 0.01  # of an interval, by which a value may be later than its row: stamps are rounded
 _GAP = 4.0  # times the median interval of a topic
 
@@ -430,7 +430,7 @@ def make_rows(tracks: Mapping[str, Track], fps: float | None, max_age: float | N
     if fps is not None:
         slack = _TOLERANCE * 1e9 / fps
         last = max(int(stamps[-1]) for stamps in times.values())
-        count = min(int((last - start) * fps / 1e9 + _TOLERANCE) + 1, MOST_ROWS)
+        count = min(int((last - start) * fps / 1e9 + _TOLERANCE) + 1, limits.MOST_ROWS)
         clock = start + np.round(np.arange(count) * (1e9 / fps)).astype(np.int64)
     rows = clock[(clock >= start) & (clock <= start + max(0.0, stop - start - slack))]
     taken: dict[str, Array] = {}

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vlatool.findings import FindingCodes, error, info
+from vlatool.findings import FindingCodes, error, info, warning
 
 _EXCLUDE = "exclude the episode with --exclude"
 _AGAIN = f"the file is cut off or damaged: copy it again, or {_EXCLUDE}"
@@ -21,6 +21,10 @@ RLDS = FindingCodes(
     missing_feature=error(
         "A record lacks a declared feature, or has another type or length.", _CHANGE
     ),
+    narrow_type=warning(
+        "Values do not fit the type that features.json says; they are read as they are stored.",
+        "correct the dtype in features.json",
+    ),
     not_numeric=error("A feature cannot have the role that the mapping gives it.", _CHANGE),
     length_mismatch=error("Features of an episode differ in their number of steps.", _CHANGE),
     array_record=error(
@@ -32,7 +36,7 @@ RLDS = FindingCodes(
     record_count=error(
         "A shard has another number of records than dataset_info.json says.", _AGAIN
     ),
-    too_large=error("A record is larger than 1 GiB.", _EXCLUDE),
+    too_large=error("A record, or a field, is larger than what is read at once.", _EXCLUDE),
     empty_episode=error("An episode has no steps.", _EXCLUDE),
 )
 

@@ -16,7 +16,7 @@ from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, Role, Surve
 from vlatool.errors import DataError, VlatoolError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
-from vlatool.formats import base
+from vlatool.formats import base, limits
 from vlatool.formats.inventory import Stored, encoded_thing, image_shape
 from vlatool.formats.mapping import MAPPING, RecordingMapping, mapping_file, read_mapping
 from vlatool.formats.media import tfrecord
@@ -42,8 +42,9 @@ _INFO = "dataset_info.json"
 _SHARD = re.compile(r"(?P<name>.+)-(?P<split>[^-]+)\.tfrecord-(?P<shard>\d{5})-of-(?P<of>\d{5})")
 _MEASURED = re.compile(r"state|proprio|joint|eef|ee_|gripper|cartesian|pose")
 # Flags that mark the first and the last step, which the order of the steps says.
+_ODD = (ValueError, AttributeError, TypeError)  # what values of other types raise
 _FLAGS = ("is_first", "is_last", "is_terminal")
-_CUT = (0, 0)  # span of what is behind a broken record
+_DAMAGED = -1  # end of the span of a record whose header is damaged
 _CUT_HINT = "the file is cut off or damaged: copy it again, or exclude this episode with --exclude"
 
 
@@ -107,7 +108,7 @@ class RldsReader(base.FormatReader):
         for path, source in folders:
             for ref in self._refs(path, source, findings, used):
                 refs.append(ref if len(folders) == 1 else replace(ref, number=None))
-        if all(ref.extras["span"] == _CUT for ref in refs):
+        if all(ref.extras["span"][1] == _DAMAGED for ref in refs):
             self._episode(refs[0])  # raises the error of the first shard
         self.source_findings = findings
         yield from with_decisions(refs, lambda ref: nullcontext(self._episode(ref)))
@@ -129,20 +130,14 @@ class RldsReader(base.FormatReader):
             name = base.id_part(f"{folder.parent.name}_{folder.name}")
         name = base.unused_id(name, used)
         for path, split, shard in shards:
-            spans: list[ByteRange] = []
-            broken: tfrecord.TfRecordError | None = None
-            try:
-                for span in tfrecord.record_spans(path):
-                    spans.append(span)
-            except tfrecord.TfRecordError as error:
-                broken = error
+            places = _places(path)
             declared = lengths.get(split, ())
-            if broken is None and shard < len(declared) and declared[shard] != len(spans):
-                reason = f"has {counted(len(spans), 'record')}, {_INFO} says {declared[shard]}"
+            if shard < len(declared) and declared[shard] != len(places):
+                reason = f"has {counted(len(places), 'record')}, {_INFO} says {declared[shard]}"
                 findings.append(RLDS.at("record_count", path, reason))
-            places: list[tuple[int, int]] = [(span.start, span.stop) for span in spans]
-            if broken is not None:
-                places.append(_CUT)
+            if number + len(places) > limits.MOST_EPISODES:
+                reason = f"more than {limits.MOST_EPISODES:,} records in a data set"
+                raise RLDS.error("too_large", path, reason, hint="choose one with --split")
             for place in places:
                 yield EpisodeRef(
                     id=f"{name}_{base.id_part(split)}_{number:06d}",
@@ -175,19 +170,20 @@ class RldsReader(base.FormatReader):
         opened = self._episode(ref)
         first = ref.extras["span"][0]
         extras = {"split": ref.extras["split"], "source_episode": f"{ref.path.name}:{first}"}
-        return replace(opened.episode(fps=opened.stored_fps), extras=extras)
+        episode = opened.episode(fps=opened.stored_fps)
+        return replace(episode, extras=extras, findings=(*episode.findings, *opened.findings))
 
     def _episode(self, ref: EpisodeRef) -> "RldsEpisode":
         features = _features(ref.path.parent / _FEATURES)
         first, stop = ref.extras["span"]
+        is_damaged = stop == _DAMAGED
         try:
-            if (first, stop) == _CUT:
-                for _ in tfrecord.record_spans(ref.path):
-                    pass
+            if is_damaged:
+                next(tfrecord.record_spans(ref.path, first), None)
             parsed = tfrecord.parse_example(tfrecord.read_record(ByteRange(ref.path, first, stop)))
         except tfrecord.TfRecordError as error:
-            place = "" if (first, stop) == _CUT else f"record at byte {first}: "
-            hint = "" if place else _CUT_HINT
+            place = "" if is_damaged else f"record at byte {first}: "
+            hint = _CUT_HINT if is_damaged else ""
             raise RLDS.error(error.code, ref.path, f"{place}{error}", hint=hint) from error
         return RldsEpisode(ref, features, parsed, self._mapping, self.config)
 
@@ -222,6 +218,8 @@ class RldsEpisode(PlannedEpisode):
         super().__init__(ref, mapping, config, ref.id)
         self._features = {_path_of(feature.name): feature for feature in features}
         self._parsed = {_path_of(name): values for name, values in parsed.items()}
+        self._dtypes: dict[str, str] = {}  # of numbers
+        self.findings: list[Finding] = []
         stored = [self._thing(path, feature) for path, feature in self._features.items()]
         for path in self._parsed:
             if path not in self._features:
@@ -270,7 +268,14 @@ class RldsEpisode(PlannedEpisode):
         if not feature.is_step:
             return Stored(path, "other", note="one value for the episode")
         role: Role | None = "time" if path in _FLAGS else None
-        dtype = feature.dtype if _is_number(feature.dtype) else np.asarray(values).dtype.name
+        array = np.asarray(values)
+        is_declared = _is_number(feature.dtype)
+        if is_declared and not _fits(array, feature.dtype):
+            is_declared = False
+            text = f"{path}: features.json says {feature.dtype}; read as {array.dtype}"
+            self.findings.append(RLDS("narrow_type", f"{self.ref.id}: {text}", field=path))
+        dtype = feature.dtype if is_declared else array.dtype.name
+        self._dtypes[path] = dtype
         rows = len(values) // width
 
         def look() -> Array:
@@ -304,7 +309,8 @@ class RldsEpisode(PlannedEpisode):
     def numbers(self, path: str) -> Array:
         feature = self._features[path]
         values = np.asarray(self._parsed[path])
-        typed = values.astype(feature.dtype) if _is_number(feature.dtype) else values
+        limits.check_numbers(RLDS, self.ref.path, f"{self.ref.id}: {path}", len(values))
+        typed = values.astype(self._dtypes.get(path, values.dtype), copy=False)
         return typed.reshape(-1, max(1, math.prod(feature.shape)))
 
     def texts_of(self, name: str, count: int) -> list[str]:
@@ -323,13 +329,34 @@ class RldsEpisode(PlannedEpisode):
     @property
     def stored_fps(self) -> float:
         """The rate in `episode_metadata/fps`; 0 if it is not there."""
-        values = self._parsed.get("episode_metadata/fps", ())
-        fps = float(values[0]) if isinstance(values, np.ndarray) and len(values) else 0.0
-        return fps if math.isfinite(fps) and fps > 0 else 0.0
+        values = self._parsed.get("episode_metadata/fps", [])
+        return limits.possible_rate(values[0] if len(values) else None)
+
+
+def _places(path: Path) -> list[tuple[int, int]]:
+    """Spans of the records of a shard; (start, -1) of those whose header is damaged."""
+    places: list[tuple[int, int]] = []
+    start: int | None = 0
+    while start is not None:
+        try:
+            for span in tfrecord.record_spans(path, start):
+                places.append((span.start, span.stop))
+            return places
+        except tfrecord.TfRecordError as error:
+            places.append((error.start, _DAMAGED))
+            start = tfrecord.next_record(path, error.start + 1) if path.is_file() else None
+    return places
 
 
 def _path_of(name: str) -> str:
     return name.removeprefix("steps/")
+
+
+def _fits(values: Array, dtype: str) -> bool:
+    """True if a type holds numbers as they are."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        typed = values.astype(dtype).astype(values.dtype)
+    return np.array_equal(typed, values, equal_nan=values.dtype.kind == "f")
 
 
 def _is_number(dtype: str) -> bool:
@@ -343,7 +370,7 @@ def _is_number(dtype: str) -> bool:
 def _features(path: Path) -> tuple[StepFeature, ...]:
     try:
         features = tuple(features_of(read_json(path)))
-    except (DocumentError, ValueError, AttributeError, TypeError) as error:
+    except (DocumentError, OSError, ArithmeticError, *_ODD) as error:
         raise RLDS.error("broken_features", path, str(error)) from error
     if not any(feature.is_step for feature in features):
         raise RLDS.error("broken_features", path, "has no feature steps")
@@ -388,7 +415,7 @@ def _shard_lengths(folder: Path) -> dict[str, tuple[int, ...]]:
     try:
         splits = read_json(folder / _INFO).get("splits") or ()
         return {str(s["name"]): tuple(int(n) for n in s.get("shardLengths", ())) for s in splits}
-    except (DocumentError, OSError, AttributeError, TypeError, KeyError, ValueError):
+    except (DocumentError, OSError, ArithmeticError, LookupError, *_ODD):
         return {}
 
 

@@ -18,7 +18,7 @@ from vlatool.config.base import ConfigModel, option
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, Role, Survey
 from vlatool.errors import DataError, VlatoolError, installed
 from vlatool.findings import Finding, FindingCodes
-from vlatool.formats import base
+from vlatool.formats import base, limits
 from vlatool.formats.inventory import Stored, image_shape, is_action
 from vlatool.formats.mapping import (
     MAPPING,
@@ -42,11 +42,10 @@ from vlatool.formats.zarr.check import ZARR
 from vlatool.storage.tree import natural_key, walk
 from vlatool.storage.uri import can_list
 
-_LARGEST_FIELD = 2**28
-_LARGEST_CHUNK = 2**29
 _MOST_PIXELS = 2**26
 _MOST_DEPTH = 8
 _MEASURED = ("state", "agent_pos", "robot")
+_ENDS = "meta/episode_ends"
 
 
 class ZarrConfig(ConfigModel):
@@ -73,6 +72,7 @@ class Buffer:
     stops: tuple[int, ...]  # end of each episode, exclusive
     num_rows: int  # N
     attributes: Mapping[str, Any]  # of the root
+    broken: Mapping[str, DataError]  # path, as in `arrays`, of those that cannot be opened
 
     def rows(self, number: int) -> tuple[int, int]:
         """First row of an episode and the one after its last."""
@@ -81,10 +81,7 @@ class Buffer:
     @property
     def fps(self) -> float | None:
         """The rate in the attributes of the store."""
-        fps = self.attributes.get("fps")
-        if isinstance(fps, int | float) and math.isfinite(fps) and fps > 0:
-            return float(fps)
-        return None
+        return limits.possible_rate(self.attributes.get("fps")) or None
 
 
 @contextmanager
@@ -99,41 +96,73 @@ def _readable(path: Path, place: str) -> Generator[None]:
         raise ZARR.error(code, path, place, f"cannot be read: {reason}") from error
 
 
+def _read_rows(array: Any, rows: slice) -> Array:
+    from vlatool.formats.zarr import store
+
+    return store.read_rows(array, rows)
+
+
 @lru_cache(maxsize=4)  # opened once in a process for all its episodes
 def open_buffer(path: Path, missing_chunks: str | None = None) -> Buffer:
     """The arrays of a store; no row but the ends of episodes is read."""
-    attributes, stored = open_arrays(path, missing_chunks)
-    ends = stored.pop("meta/episode_ends", None)
+    attributes, stored, broken = open_arrays(path, missing_chunks)
+    ends = stored.pop(_ENDS, None)
     if ends is None or not any(name.startswith("data/") for name in stored):
-        raise ZARR.error("unknown_layout", path, "has no meta/episode_ends")
-    arrays: dict[str, Any] = {}
-    for name, array in stored.items():
-        arrays[name.removeprefix("data/") if name.startswith("data/") else f"/{name}"] = array
-    with _readable(path, ""):
-        stops = np.asarray(ends[...])
+        for error in broken.values():
+            raise error
+        raise ZARR.error("unknown_layout", path, f"has no {_ENDS}")
+    arrays = {_below_data(name): array for name, array in stored.items()}
+    with _readable(path, _ENDS):
+        stops: Array = _read_rows(ends, slice(None)) if ends.shape else np.empty(0)
     lengths = [array.shape[0] for name, array in arrays.items() if array.shape and name[0] != "/"]
     count = max(lengths, key=lengths.count, default=0)
     is_list = stops.ndim == 1 and stops.dtype.kind in "iu" and len(stops)
-    if not is_list or stops[0] < 0 or (np.diff(stops) < 0).any() or stops[-1] > count:
-        raise ZARR.error("bad_ends", path, "meta/episode_ends", f"does not divide {count} rows")
-    return Buffer(path, arrays, tuple(stops.tolist()), count, attributes)
+    # Unsigned numbers have no negative differences.
+    is_ascending = is_list and stops[0] >= 0 and not (stops[1:] < stops[:-1]).any()
+    if not is_ascending or stops[-1] > count:
+        raise ZARR.error("bad_ends", path, _ENDS, f"does not divide {count} rows")
+    if len(stops) > min(count, limits.MOST_EPISODES):
+        reason = f"has {len(stops):,} episodes of {count:,} rows"
+        raise ZARR.error("bad_ends", path, _ENDS, reason)
+    by_name = {_below_data(name): error for name, error in broken.items()}
+    return Buffer(path, arrays, tuple(stops.tolist()), count, attributes, by_name)
+
+
+def _below_data(name: str) -> str:
+    """Path of an array below `data`, or from the root with a slash."""
+    return name.removeprefix("data/") if name.startswith("data/") else f"/{name}"
 
 
 def open_arrays(
     path: Path, missing_chunks: str | None = None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Attributes of the root of a store, and its arrays by path; no row is read."""
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, DataError]]:
+    """Attributes of the root of a store, its arrays by path, and the errors of what of them cannot
+    be opened; no row is read. DataError for actions, and for codecs that are not installed.
+    """
     with _readable(path, ""):
         zarr = _library()
         from vlatool.formats.zarr.store import CheckedStore
 
         store = CheckedStore(path, missing_chunks)
-        root = zarr.open_group(store, mode="r", use_consolidated=False)
-        arrays: dict[str, Any] = {}
-        for name in _array_paths(store, ""):
-            if isinstance(array := root[name], zarr.Array):
-                arrays[name] = array
-        return dict(root.attrs), arrays
+    attributes: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
+    broken: dict[str, DataError] = {}
+    try:
+        with _readable(path, ""):
+            root = zarr.open_group(store, mode="r", use_consolidated=False)
+            attributes |= root.attrs
+    except DataError as error:
+        broken["attributes"] = error
+    for name in _array_paths(store, ""):
+        try:
+            with _readable(path, name):
+                arrays[name] = zarr.open_array(store, path=name, mode="r")
+        except DataError as error:
+            # Without its actions an episode is of no use, and a codec can be installed.
+            if is_action(name) or error.details.get("finding") == "missing_codec":
+                raise
+            broken[name] = error
+    return attributes, arrays, broken | store.broken
 
 
 def _array_paths(store: Any, at: str, depth: int = 0) -> Iterator[str]:
@@ -169,9 +198,9 @@ def _library() -> Any:
         from imagecodecs.numcodecs import register_codecs  # pyright: ignore[reportMissingImports]
 
         register_codecs(verbose=False)
-    from vlatool.formats.zarr.store import check_chunks_of_blosc
+    from vlatool.formats.zarr.store import use_checked_codecs
 
-    check_chunks_of_blosc()
+    use_checked_codecs()
     return zarr
 
 
@@ -210,7 +239,7 @@ class ZarrImages(PlannedFrames):
         if self._last is None or self._last[0] != chunk:
             rows = slice(low, min(stop, (chunk + 1) * array.chunks[0]))
             with _readable(self._path, f"data/{self.planned.path}: frame {index}"):
-                self._last = chunk, np.asarray(array[rows])
+                self._last = chunk, _read_rows(array, rows)
         return self._last[1][first + index - low]
 
     def image_error(self, index: int, reason: str) -> DataError:
@@ -262,13 +291,11 @@ class ZarrEpisode(PlannedEpisode):
         return reference.removeprefix("data/")
 
     def _array(self, path: str) -> Any:
-        """The array of a part; DataError if it is too large, or has another number of rows."""
+        """The array of a part; DataError if images are too large, or rows are more or less."""
         array = self.buffer.arrays[path]
-        chunk = math.prod(array.chunks) * array.dtype.itemsize
         row = math.prod(array.shape[1:])
-        if chunk > _LARGEST_CHUNK or row > 3 * _MOST_PIXELS or not row:
-            reason = f"chunks of {chunk:,} bytes, {row:,} values in a row"
-            raise ZARR.error("too_large", self.ref.path, f"data/{path}", reason)
+        if row > 3 * _MOST_PIXELS or not row:
+            raise ZARR.error("too_large", self.ref.path, f"data/{path}", f"{row:,} values in a row")
         if not array.shape or array.shape[0] != self.buffer.num_rows:
             rows = array.shape[0] if array.shape else "no"
             reason = f"has {rows} rows, the others {self.buffer.num_rows}"
@@ -285,15 +312,14 @@ class ZarrEpisode(PlannedEpisode):
         rows = self.stop - self.first
         if array.dtype.kind not in "fiub":
             raise ZARR.error("not_numeric", self.ref.path, f"data/{path}", f"is {array.dtype}")
-        if math.prod(array.shape[1:]) * rows * array.dtype.itemsize > _LARGEST_FIELD:
-            reason = f"an episode of {rows} rows is too large"
-            raise ZARR.error("too_large", self.ref.path, f"data/{path}", reason)
+        count = rows * math.prod(array.shape[1:])
+        limits.check_numbers(ZARR, self.ref.path, f"data/{path}", count)
         return self._rows(path, slice(self.first, self.stop)).reshape(rows, -1)
 
     def _rows(self, path: str, rows: slice) -> Array:
         place = f"data/{path}: rows {rows.start} to {rows.stop - 1}"
         with _readable(self.ref.path, place):
-            return np.asarray(self.buffer.arrays[path][rows])
+            return _read_rows(self.buffer.arrays[path], rows)
 
     def _own_rows(self, path: str) -> slice:
         """Rows of the episode in an array that has one for each frame, or for each episode."""
@@ -326,6 +352,8 @@ def _things(buffer: Buffer, first: int, stop: int) -> list[Stored]:
     """What an episode of a buffer stores, in its rows from `first` to `stop`."""
     frames = stop - first
     things: list[Stored] = []
+    for path, error in buffer.broken.items():
+        things.append(Stored(path, "other", note=error.message, role="left_out"))
     for path, array in buffer.arrays.items():
         shape = array.shape
         dtype = array.dtype
@@ -361,7 +389,7 @@ def _look(path: Path, name: str, array: Any, first: int, stop: int) -> Callable[
     def look() -> Array:
         rows = sorted({first, (first + stop) // 2, stop - 1})
         with _readable(path, f"data/{name}"):
-            return np.stack([np.asarray(array[row]) for row in rows])
+            return np.concatenate([_read_rows(array, slice(row, row + 1)) for row in rows])
 
     return look
 
@@ -396,6 +424,7 @@ class ZarrReader(base.FormatReader):
                 errors.append(error)
                 refs.append(EpisodeRef(name, path, str(source), extras={"number": 0}))
                 continue
+            findings += [ZARR.from_error(error) for error in buffer.broken.values()]
             left = buffer.num_rows - buffer.stops[-1]
             if left:
                 reason = f"{left} of {buffer.num_rows} rows are after the last episode"

@@ -1,33 +1,49 @@
 """A folder or zip of Zarr v2 or v3, read only: nothing that is missing becomes zeros.
 
 Zarr's own stores return the fill value for a chunk that is not there. Here it is an error in Zarr
-2, unless the user allows it. Zarr 3 leaves out chunks that have only the fill value.
+2, unless the user allows it. Zarr 3 leaves out chunks that have only the fill value. The codecs of
+Zarr inflate whatever a chunk holds. Here a chunk inflates to what its array declares, or fails.
 """
 
+import asyncio
+import bz2
 import json
+import lzma
 import math
+import os
 import re
 import struct
 import zipfile
-from collections.abc import AsyncIterator, Iterable, Iterator
+import zlib
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+from numcodecs.registry import get_codec
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store
-from zarr.codecs import BloscCodec
+from zarr.codecs._v2 import V2Codec
 from zarr.core.array_spec import ArraySpec
-from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.core.buffer import Buffer, BufferPrototype, NDBuffer, default_buffer_prototype
+from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.core.config import config
-from zarr.registry import register_codec
+from zarr.registry import register_pipeline
 
+from vlatool.episode import Array
+from vlatool.errors import DataError
+from vlatool.formats import limits
 from vlatool.formats.zarr.check import ZARR
 from vlatool.storage.byte_ranges import open_file
-from vlatool.storage.uri import as_native_file
+from vlatool.storage.uri import as_native_file, is_remote
 
 METADATA = (".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json")
 _LARGEST_DOCUMENT = 2**24
-_LARGEST_CHUNK = 2**29
+_MOST_CHUNKS = 2**16  # that one read touches
+_GZIP_OR_ZLIB = 47  # `wbits` of zlib
+_CONCURRENT = 10  # chunks that Zarr decodes at once
+_BESIDE = 64  # bytes of checksums in a chunk
+_MAY_FILL = "vlatool.may_fill"  # key of Zarr: what is missing in a shard is the fill value
 _BLOSC = struct.Struct("<4xI4xI")  # of a chunk: bytes when inflated, bytes as stored
 # Names of codecs that only transform bytes; others, such as pickle, may run code.
 _CODECS = re.compile(
@@ -35,38 +51,145 @@ _CODECS = re.compile(
     r"|crc32c?|adler32|fletcher32|jenkins_lookup3|bytes|transpose|endian|sharding_indexed"
     r"|vlen-(utf8|bytes|array)|imagecodecs_\w+"
 )
+_COMPRESSIONS = ("blosc", "zstd", "lz4", "gzip", "zlib", "bz2", "lzma")
 
 
-def check_blosc(data: bytes, size: int | None) -> None:
-    """Raises ValueError for a chunk of Blosc that is shorter than its header says, or that does not
-    inflate to `size` bytes: the library would read or give memory that is not the chunk's.
+def inflated(codec: Any, data: Any, limit: int) -> Any:
+    """What a codec of numcodecs makes of a chunk; ValueError if it is more than `limit` bytes, or
+    if the chunk is shorter than its header says: the library would read memory that is not its.
     """
+    name = codec.codec_id
+    if name in ("blosc", "zstd", "lz4"):
+        size = _declared_size(name, data)
+        if size > limit:
+            raise ValueError(f"its header says {size:,} bytes, the array {limit:,}")
+        return codec.decode(data, np.empty(size, np.uint8))
+    stream: Any = zlib.decompressobj(_GZIP_OR_ZLIB)
+    if name == "bz2":
+        stream = bz2.BZ2Decompressor()
+    elif name == "lzma":
+        filters = codec.filters if codec.format == lzma.FORMAT_RAW else None
+        stream = lzma.LZMADecompressor(codec.format, filters=filters)
+    content = stream.decompress(data, limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"inflates to more than {limit:,} bytes")
+    if not stream.eof:
+        raise ValueError("is cut off")
+    return content
+
+
+def _declared_size(name: str, data: bytes) -> int:
+    """Bytes of the content that a header declares; ValueError if the chunk is cut off."""
     if len(data) < _BLOSC.size:
-        raise ValueError(f"is cut off: {len(data)} bytes, less than the header of Blosc")
-    inflated, stored = _BLOSC.unpack_from(data)
-    if stored > len(data):
-        raise ValueError(f"is cut off: {len(data):,} of {stored:,} bytes")
-    if inflated != size if size is not None else inflated > _LARGEST_CHUNK:
-        raise ValueError(
-            f"its header says {inflated:,} bytes, the array {size or _LARGEST_CHUNK:,}"
-        )
+        raise ValueError(f"is cut off: {len(data)} bytes, less than a header")
+    if name == "lz4":
+        return int.from_bytes(data[:4], "little")
+    if name == "blosc":
+        size, stored = _BLOSC.unpack_from(data)
+        if stored > len(data):
+            raise ValueError(f"is cut off: {len(data):,} of {stored:,} bytes")
+        return size
+    # A frame of Zstandard: RFC 8878, section 3.1.1.1.
+    is_single = data[4] >> 5 & 1
+    width = (is_single, 2, 4, 8)[data[4] >> 6]
+    if not width:
+        raise ValueError("its frame does not say how many bytes it inflates to")
+    start = 6 - is_single + (0, 1, 2, 4)[data[4] & 3]
+    size = int.from_bytes(data[start : start + width], "little")
+    return size + 256 if width == 2 else size
 
 
-class CheckedBlosc(BloscCodec):
-    """The codec Blosc of Zarr 3, which looks at the header of a chunk first."""
+class CheckedPipeline(BatchedCodecPipeline):
+    """The codecs of an array or of the inner chunks of its shards, with bounds."""
 
-    async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
-        dtype = chunk_spec.dtype.to_native_dtype()
-        is_plain = dtype.kind in "fiub"
-        size = math.prod(chunk_spec.shape) * dtype.itemsize if is_plain else None
-        check_blosc(chunk_bytes.to_bytes(), size)
-        return await super()._decode_single(chunk_bytes, chunk_spec)
+    async def decode_batch(
+        self, chunk_bytes_and_specs: Iterable[tuple[Buffer | None, ArraySpec]]
+    ) -> Iterable[NDBuffer | None]:
+        """The chunks of a batch; ValueError for one that is not what the array declares."""
+        plain, compressions = self._divided()
+        pairs: list[tuple[Buffer | None, ArraySpec]] = []
+        for data, spec in chunk_bytes_and_specs:
+            if data is None and not config.get(_MAY_FILL, True):
+                raise ValueError("an inner chunk of a shard is missing")
+            if data is not None:
+                content = await asyncio.to_thread(
+                    plain.content, compressions, data.to_bytes(), spec
+                )
+                data = spec.prototype.buffer.from_bytes(content)
+            pairs.append((data, spec))
+        return await BatchedCodecPipeline.decode_batch(plain, pairs)
+
+    def _divided(self) -> "tuple[CheckedPipeline, list[Any]]":
+        """The pipeline without compression, and the codecs of numcodecs that come before it."""
+        compressions: list[Any] = []
+        if isinstance(self.array_bytes_codec, V2Codec):
+            stored = self.array_bytes_codec
+            filters: list[Any] = [*(stored.filters or ())]
+            last: list[Any] = [stored.compressor] if stored.compressor is not None else []
+            while last or (filters and filters[-1].codec_id in _COMPRESSIONS):
+                compressions.append(last.pop() if last else filters.pop())
+            others = replace(stored, filters=tuple(filters) or None, compressor=None)
+            return replace(self, array_bytes_codec=others), compressions
+        codecs: list[Any] = [*self.bytes_bytes_codecs]
+        while codecs:
+            document = codecs.pop().to_dict()
+            name = document["name"].removeprefix("numcodecs.")
+            known = document.get("configuration", {}) if name == "lzma" else {}
+            compressions.append(get_codec({"id": name, **known}))
+        return replace(self, bytes_bytes_codecs=()), compressions
+
+    def content(self, compressions: Sequence[Any], data: Any, spec: ArraySpec) -> Any:
+        """A chunk without compression, at most as large as the array declares."""
+        dtype = spec.dtype.to_native_dtype()
+        stored: Any = self.array_bytes_codec
+        if isinstance(stored, V2Codec):
+            names = [codec.codec_id for codec in stored.filters or ()]
+        else:
+            names = [stored.to_dict()["name"]] + ["other"] * len(self.array_array_codecs)
+        limit = limits.most_bytes()
+        size = math.prod(spec.shape) * dtype.itemsize
+        if names in ([], ["bytes"]) and dtype.kind not in "OT":
+            if size > limit:
+                raise ValueError(f"a chunk of {size:,} bytes; see {limits.MEMORY_VARIABLE}")
+            limit = size + _BESIDE
+        for codec in compressions:
+            if codec.codec_id in _COMPRESSIONS:
+                data = inflated(codec, data, limit)
+            else:
+                data = codec.decode(data)
+        if names and names[0].startswith("vlen-"):
+            count = int.from_bytes(data[:4], "little")
+            if count != math.prod(spec.shape):
+                raise ValueError(f"has {count:,} texts, the array {math.prod(spec.shape):,}")
+        return data
 
 
-def check_chunks_of_blosc() -> None:
-    """Registers `CheckedBlosc` for arrays of Zarr 3, those in shards among them."""
-    register_codec("blosc", CheckedBlosc)
-    config.set({"codecs.blosc": f"{CheckedBlosc.__module__}.{CheckedBlosc.__name__}"})
+def use_checked_codecs() -> None:
+    """Makes Zarr inflate with `CheckedPipeline`, in shards, too."""
+    register_pipeline(CheckedPipeline)
+    name = f"{CheckedPipeline.__module__}.{CheckedPipeline.__name__}"
+    config.set({"codec_pipeline.path": name})
+
+
+def read_rows(array: Any, rows: slice) -> Array:
+    """Rows of an array; DataError if they are too many bytes or chunks."""
+    path = array.store.path
+    count = len(range(*rows.indices(array.shape[0])))
+    row = math.prod(array.shape[1:])
+    limits.check_bytes(ZARR, path, array.path, count * row * array.dtype.itemsize)
+    chunk = math.prod(array.chunks) * array.dtype.itemsize
+    limits.check_bytes(ZARR, path, array.path, chunk)
+    if array.shards is not None and len(array.metadata.codecs) > 1:  # inflated as a whole
+        limits.check_bytes(ZARR, path, array.path, math.prod(array.shards) * array.dtype.itemsize)
+    chunks = count // array.chunks[0] + 2
+    for length, side in zip(array.shape[1:], array.chunks[1:], strict=True):
+        chunks *= math.ceil(length / side)
+    if chunks > _MOST_CHUNKS:
+        reason = f"{count:,} rows are in {chunks:,} chunks; the limit is {_MOST_CHUNKS:,}"
+        raise ZARR.error("too_large", path, array.path, reason)
+    at_once = max(1, min(_CONCURRENT, limits.most_bytes() // max(1, 2 * chunk)))
+    with config.set({"async.concurrency": at_once, _MAY_FILL: array.store.may_fill}):
+        return np.asarray(array[rows])
 
 
 class CheckedStore(Store):
@@ -75,87 +198,94 @@ class CheckedStore(Store):
     def __init__(self, path: Path, missing_chunks: str | None = None) -> None:
         """`missing_chunks`: `error` or `fill`; None: what the version of the format says."""
         super().__init__(read_only=True)
-        self._path = path
-        self._arrays: dict[str, Any] = {}  # folder to its document of Zarr 2, None without one
+        self.path = path
+        self.broken: dict[str, DataError] = {}  # by key, of attributes
         self._zip: zipfile.ZipFile | None = None
+        self._names: dict[str, dict[str, None]] = {"": {}}  # of the zip, by folder
         if path.suffix == ".zip":
             try:
                 self._zip = zipfile.ZipFile(as_native_file(path))  # closed with the process
             except (zipfile.BadZipFile, OSError, ValueError) as error:
                 raise ZARR.error("unreadable", path, f"cannot be read: {error}") from error
+            self._list_zip(self._zip.namelist())
         is_latest = self._bytes("zarr.json", 0) is not None
-        self._may_fill = missing_chunks == "fill" or (missing_chunks is None and is_latest)
+        self.may_fill = missing_chunks == "fill" or (missing_chunks is None and is_latest)
 
     def __eq__(self, value: object) -> bool:
-        return isinstance(value, CheckedStore) and value._path == self._path
+        return isinstance(value, CheckedStore) and value.path == self.path
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
-    def read(self, key: str) -> bytes | None:
-        """Bytes of a key; None if it is not there."""
-        limit = _LARGEST_DOCUMENT if key.endswith(METADATA) else _LARGEST_CHUNK
+    def read(self, key: str, byte_range: ByteRequest | None = None) -> bytes | None:
+        """Bytes of a key, or a range of them; None if it is not there.
+
+        DataError for a range that the file does not have: it would be read as the fill value.
+        """
+        is_metadata = key.endswith(METADATA)
+        limit = _LARGEST_DOCUMENT if is_metadata else limits.most_bytes()
         try:
-            data = self._bytes(key, limit)
+            data = self._bytes(key, limit, byte_range)
         except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-            raise ZARR.error("unreadable", self._path, key, f"cannot be read: {error}") from error
+            raise ZARR.error("unreadable", self.path, key, f"cannot be read: {error}") from error
         if data is not None and len(data) > limit:
-            raise ZARR.error("too_large", self._path, key, f"more than {limit:,} bytes")
-        if data is not None and key.endswith(METADATA):
+            raise limits.too_large(ZARR, self.path, key, len(data))
+        if data is not None and is_metadata:
             self._check_document(key, data)
-        elif data is not None:
-            self._check_blosc(key, data)
-        if data is None and not key.endswith(METADATA) and not self._may_fill:
+        if data is None and not is_metadata and not self.may_fill:
             hint = "--missing-chunks fill reads it as the fill value, which Zarr 3 leaves out"
-            raise ZARR.error("missing_chunk", self._path, key, "the chunk is missing", hint=hint)
+            raise ZARR.error("missing_chunk", self.path, key, "the chunk is missing", hint=hint)
         return data
 
-    def _bytes(self, key: str, limit: int) -> bytes | None:
-        if self._zip is not None:
-            try:
-                with self._zip.open(key) as member:
-                    return member.read(limit + 1)
-            except KeyError:
-                return None
+    def _bytes(self, key: str, limit: int, byte_range: ByteRequest | None = None) -> bytes | None:
         try:
-            with open_file(self._path / key) as file:
-                return file.read(limit + 1)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            if self._zip is not None:
+                file: IO[bytes] = self._zip.open(key)
+            else:
+                file = open_file(self.path / key)
+        except KeyError:
             return None
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            path = self.path / key
+            if not is_remote(path) and os.path.lexists(path) and not key.endswith(METADATA):
+                raise OSError("is a folder, a pipe or a link to nothing") from None
+            return None
+        with file:
+            if byte_range is None:
+                return file.read(limit + 1)
+            size = file.seek(0, os.SEEK_END)
+            start, stop = _span(byte_range, size)
+            if not 0 <= start <= stop <= size:
+                raise EOFError(f"bytes {start:,} to {stop:,} of {size:,}")
+            file.seek(start)
+            return file.read(min(stop - start, limit + 1))
+
+    def _list_zip(self, names: Iterable[str]) -> None:
+        for name in names:
+            folder = ""
+            for part in name.strip("/").split("/"):
+                self._names[folder][part] = None
+                folder = f"{folder}/{part}".lstrip("/")
+                self._names.setdefault(folder, {})
 
     def _check_document(self, key: str, data: bytes) -> None:
-        """Refuses codecs that are not known, and chunks too large for memory."""
+        """Refuses codecs that are not known."""
         try:
             document = json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise ZARR.error("unreadable", self._path, key, f"is not JSON: {error}") from error
+            raise ZARR.error("unreadable", self.path, key, f"is not JSON: {error}") from error
         for name in _codec_names(document):
             if not _CODECS.fullmatch(name):
-                raise ZARR.error("unsafe_codec", self._path, key, f"uses the codec {name!r}")
+                raise ZARR.error("unsafe_codec", self.path, key, f"uses the codec {name!r}")
 
     def is_array(self, folder: str) -> bool:
-        """True if a folder is an array of Zarr 3."""
+        """True if a folder is an array of Zarr 3, or one whose document is damaged."""
         data = self._bytes(f"{folder}/zarr.json".lstrip("/"), _LARGEST_DOCUMENT)
-        try:
-            return data is not None and json.loads(data).get("node_type") == "array"
-        except (ValueError, AttributeError, RecursionError):
+        if data is None:
             return False
-
-    def _check_blosc(self, key: str, data: bytes) -> None:
-        """Refuses a chunk of Zarr 2 whose header of Blosc does not fit it or its array."""
-        folder = key.rpartition("/")[0]
-        if folder not in self._arrays:
-            document = self._bytes(f"{folder}/.zarray".lstrip("/"), _LARGEST_DOCUMENT)
-            self._arrays[folder] = None if document is None else json.loads(document)
-        array = self._arrays[folder]
-        if array is None or (array.get("compressor") or {}).get("id") != "blosc":
-            return
-        size = None
-        if not array.get("filters") and isinstance(array.get("dtype"), str):
-            size = math.prod(array["chunks"]) * np.dtype(array["dtype"]).itemsize
         try:
-            check_blosc(data, size)
-        except ValueError as error:
-            raise ZARR.error("unreadable", self._path, key, str(error)) from error
+            return json.loads(data)["node_type"] == "array"
+        except (ValueError, LookupError, TypeError, RecursionError):
+            return {*self.names(folder)} <= {"zarr.json", "c"}
 
     # The interface of Zarr.
 
@@ -169,15 +299,15 @@ class CheckedStore(Store):
         prototype: BufferPrototype | None = None,
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
-        data = self.read(key)
+        try:
+            data = self.read(key, byte_range)
+        except DataError as error:
+            if not key.endswith(".zattrs"):
+                raise
+            self.broken[key] = error  # the array can be read without them
+            return None
         if data is None:
             return None
-        if isinstance(byte_range, RangeByteRequest):
-            data = data[byte_range.start : byte_range.end]
-        elif isinstance(byte_range, OffsetByteRequest):
-            data = data[byte_range.offset :]
-        elif byte_range is not None:
-            data = data[-byte_range.suffix :]
         return (prototype or default_buffer_prototype()).buffer.from_bytes(data)
 
     async def get_partial_values(
@@ -209,13 +339,20 @@ class CheckedStore(Store):
     def names(self, prefix: str) -> Iterator[str]:
         """Names directly below a prefix, in order."""
         if self._zip is not None:
-            start = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-            below = (name[len(start) :] for name in self._zip.namelist() if name.startswith(start))
-            yield from sorted({name.partition("/")[0] for name in below} - {""})
+            yield from sorted(self._names.get(prefix.strip("/"), ()))
             return
-        folder = self._path / prefix.strip("/") if prefix.strip("/") else self._path
+        folder = self.path / prefix.strip("/") if prefix.strip("/") else self.path
         if folder.is_dir():
             yield from sorted(path.name for path in folder.iterdir())
+
+
+def _span(request: ByteRequest, size: int) -> tuple[int, int]:
+    """First byte of a range and the one after its last, in a file of `size` bytes."""
+    if isinstance(request, RangeByteRequest):
+        return request.start, request.end
+    if isinstance(request, OffsetByteRequest):
+        return request.offset, size
+    return max(0, size - request.suffix), size
 
 
 def _codec_names(document: Any) -> Iterator[str]:
