@@ -128,7 +128,12 @@ sys.exit(run(["plugins", "--json"]))
 
 @pytest.mark.parametrize(
     ("signum", "exit_code", "kind"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGHUP, 143, "terminated"),
+        (signal.SIGUSR1, 143, "terminated"),
+    ],
 )
 def test_signal_ends_with_one_document(signum: signal.Signals, exit_code: int, kind: str) -> None:
     process = subprocess.Popen(

@@ -20,6 +20,7 @@ from vlatool.errors import (
     missing_package,
     name_error,
 )
+from vlatool.events import STOP_SIGNALS
 
 _STORAGE_ERRNOS = {
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE,
@@ -42,7 +43,7 @@ _NOTHING_KEPT = frozenset({
 
 
 class Terminated(BaseException):
-    """Exception raised on SIGTERM, so that `finally` blocks run."""
+    """Exception raised on a stop signal, so that `finally` blocks run."""
 
 
 class InterruptedByUserError(VlatoolError):
@@ -53,19 +54,24 @@ class InterruptedByUserError(VlatoolError):
 
 
 class TerminatedError(VlatoolError):
-    """Error for SIGTERM."""
+    """Error for a stop signal."""
 
     exit_code = 143
     kind = "terminated"
 
 
 def raise_on_signals() -> None:
-    """Raises `Terminated` on SIGTERM, and `KeyboardInterrupt` on SIGINT if that is not ignored."""
+    """Raises `Terminated` on the stop signals, and `KeyboardInterrupt` on SIGINT.
+
+    Ignored signals stay ignored, except SIGTERM: `nohup` ignores SIGHUP.
+    """
 
     def terminate(signum: int, frame: Any) -> None:
         raise Terminated
 
-    signal.signal(signal.SIGTERM, terminate)
+    for number in STOP_SIGNALS:
+        if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, terminate)
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -332,9 +332,10 @@ def _start() -> None:
 
 
 def _start_worker(preload: Sequence[str], warnings: Connection) -> None:
-    """Initializes a worker: ignores Ctrl-C, which the driver handles, and ends with the driver."""
+    """Initializes a worker: ignores what the driver handles, and ends with the driver."""
     warn_through(warnings)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
     end_with_driver()
     for module in preload:

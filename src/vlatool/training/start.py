@@ -23,7 +23,16 @@ from vlatool.errors import EnvironmentProblem, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.executor import default_workers
 from vlatool.training.launcher import EXITS, FORWARDED
-from vlatool.training.ranks import THREADS, Launch, Machine, RankExit, cause, rank_error
+from vlatool.training.ranks import (
+    CTRL_C,
+    TERMINATED,
+    THREADS,
+    Launch,
+    Machine,
+    RankExit,
+    cause,
+    rank_error,
+)
 
 OPTION = "--nproc"
 # Below the folder for temporary files. The kernel releases the lock when the command ends.
@@ -44,7 +53,7 @@ def start(
     `processes`: number of ranks on this machine; `reporter`: receives a note with the command that
     starts the ranks.
 
-    The first and the second SIGINT or SIGTERM are passed on to the ranks, the third kills them.
+    The first and the second stop signal are passed on to the ranks, the third kills them.
     """
     gpus = gpus_here()
     check_processes(processes, gpus, reporter)
@@ -157,7 +166,7 @@ def _raise(exit_code: int, file: Path, received: Sequence[int]) -> None:
     first = cause(exits) if exits else None
     # After an interruption only an error that a rank reported is relevant, not how ranks ended.
     if received and (first is None or first.weight() > 0):
-        raise SystemExit(128 + received[0])
+        raise SystemExit(CTRL_C if received[0] == signal.SIGINT else TERMINATED)
     if first is None:
         raise EnvironmentProblem(
             f"torchrun ended with exit code {exit_code}",
@@ -213,7 +222,7 @@ def _signal_ranks(folder: Path, send: Callable[[int, int], None], number: int) -
 
 @contextmanager
 def _forwarded_signals(folder: Path) -> Iterator[list[int]]:
-    """Passes SIGINT and SIGTERM on to the ranks; yields a growing list of those received.
+    """Passes signals to stop on to the ranks; yields a growing list of those received.
 
     They go to the ranks directly. Torchrun would pass them to the process group of each rank,
     loader workers included, whose end may cost the rank its last checkpoint, and kill it after
@@ -230,7 +239,10 @@ def _forwarded_signals(folder: Path) -> Iterator[list[int]]:
         else:
             _signal_ranks(folder, os.killpg, signal.SIGKILL)
 
-    previous = {number: signal.signal(number, forward) for number in FORWARDED}
+    previous = {number: signal.getsignal(number) for number in FORWARDED}
+    for number, handler in previous.items():
+        if handler != signal.SIG_IGN:  # such as SIGHUP with nohup
+            signal.signal(number, forward)
     try:
         yield received
     finally:
