@@ -23,6 +23,7 @@ from vlatool.errors import EnvironmentProblem
 from vlatool.models.rng import PerSampleRng
 from vlatool.training.config import TrainConfig
 from vlatool.training.placement import Placement
+from vlatool.training.rendezvous import meet
 
 # Ranks time out within moments of each other; a slow one may be a few seconds late.
 _GRACE_S = 5.0
@@ -176,12 +177,16 @@ class Runtime:
         self._timeout = timedelta(seconds=config.distributed.timeout)
         self._ranks: RollCall | None = None
         margin = timedelta(seconds=0.0 if on_cpu else _NCCL_MARGIN_S)
+        expected = int(os.environ.get("WORLD_SIZE", "1"))
+        store = None
+        if expected > 1 and not dist.is_initialized():
+            store = meet(os.environ, config.distributed.start_timeout)
         self._accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision="bf16" if mixed else "no",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=self._timeout + margin)],
         )
-        expected = int(os.environ.get("WORLD_SIZE", "1"))
+        del store  # torch has its own now
         if self._accelerator.num_processes != expected:
             raise EnvironmentProblem(
                 f"{expected} processes were started, but only {self._accelerator.num_processes} "

@@ -65,11 +65,14 @@ def start(
         launch = Launch(os.getpid(), str(folder), owns_threads=not gpus and THREADS in shown)
         variables = {**shown, **_warning_filter(), **_safe_path(), **launch.variables()}
         output = folder / "stdout"
-        with _forwarded_signals(folder) as received, output.open("wb") as stdout:
+        waiting: list[subprocess.Popen[bytes]] = []
+        with _forwarded_signals(folder, waiting) as received, output.open("wb") as stdout:
             command = [sys.executable, "-m", "vlatool.training.launcher", *options]
             child = subprocess.Popen(  # noqa: S603 - this interpreter, our module
                 command, stdout=stdout, env={**os.environ, **variables}, start_new_session=True
             )
+            if node.count > 1:
+                waiting.append(child)
             exit_code = child.wait()
             # Helper processes of killed ranks: loader workers keep their fork server alive. Each
             # rank leads a process group. The resource tracker of multiprocessing ignores SIGTERM,
@@ -221,8 +224,11 @@ def _signal_ranks(folder: Path, send: Callable[[int, int], None], number: int) -
 
 
 @contextmanager
-def _forwarded_signals(folder: Path) -> Iterator[list[int]]:
-    """Passes signals to stop on to the ranks; yields a growing list of those received.
+def _forwarded_signals(
+    folder: Path, launchers: Sequence[subprocess.Popen[bytes]]
+) -> Iterator[list[int]]:
+    """Passes signals to stop on to the ranks; yields a growing list of those received;
+    `launchers`: the launcher, if it waits for other machines before it starts ranks.
 
     They go to the ranks directly. Torchrun would pass them to the process group of each rank,
     loader workers included, whose end may cost the rank its last checkpoint, and kill it after
@@ -234,7 +240,9 @@ def _forwarded_signals(folder: Path) -> Iterator[list[int]]:
         received.append(number)
         # The file comes first, for ranks that have not joined yet.
         (folder / "stop").write_text(str(number))
-        if len(received) < 3:
+        if launchers and not any(folder.glob("*.pid")):
+            launchers[0].kill()  # it waits for other machines; a rank that starts ends with it
+        elif len(received) < 3:
             _signal_ranks(folder, os.kill, number)
         else:
             _signal_ranks(folder, os.killpg, signal.SIGKILL)
