@@ -239,6 +239,21 @@ def test_names_that_no_file_can_have_are_reported_in_two_lines(
     assert len(done.stderr.splitlines()) == 2
 
 
+@pytest.mark.parametrize(
+    ("locale", "hint"), [({}, "rename"), ({"LC_ALL": "C", "PYTHONUTF8": "0"}, "LC_ALL=C.UTF-8")]
+)
+def test_name_that_is_not_text_here_is_refused_before_any_work(
+    locale: dict[str, str], hint: str, tmp_path: Path
+) -> None:
+    name = os.fsencode(tmp_path) + (b"/caf\xc3\xa9" if locale else b"/caf\xe9")
+    words = [os.fsencode(sys.executable), b"-m", b"vlatool", b"sample", b"spartan", name]
+    environ = {**os.environ, "PYTHONCOERCECLOCALE": "0", **locale}
+    done = subprocess.run(words, env=environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[0][-12:]) == (2, "is not UTF-8"), done.stderr
+    assert hint in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_warnings_of_other_packages_are_not_errors(tmp_path: Path) -> None:
     spartan_task(tmp_path, episodes=1)
     done = shell(f"{{}} verify {tmp_path}", PYTHONWARNINGS="error")

@@ -149,7 +149,9 @@ def _os_error(error: OSError) -> VlatoolError | None:
     return StorageError(
         f"{path}{os.strerror(error.errno or 0)}",
         hint=_STORAGE_HINTS.get(
-            error.errno or 0, "free up disk space, or use a location with read and write permission"
+            error.errno or 0,
+            "free up disk space or raise your quota, or use a location with read and write "
+            "permission",
         ),
         code="storage.unreadable",
         details={"path": str(error.filename or ""), "errno": error.errno},

@@ -13,13 +13,14 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from vlatool.errors import BugError, DataError, VlatoolError, name_error
+from vlatool.errors import BugError, DataError, EnvironmentProblem, VlatoolError, name_error
 from vlatool.plugins import load_early, plugin_place
 from vlatool.storage.background import in_background
 from vlatool.storage.retry import warn_through, warnings_of_workers
@@ -154,6 +155,7 @@ class ProcessExecutor:
                 return Outcome(item, error=worker_died(item))
 
     def _new_pool(self, workers: int | None = None) -> ProcessPoolExecutor:
+        check_semaphores()
         context = multiprocessing.get_context("spawn")
         return ProcessPoolExecutor(
             workers or self.workers,
@@ -252,6 +254,23 @@ def signals_blocked(*numbers: signal.Signals) -> Generator[None]:
             signal.signal(number, handler)
         for number in received:
             signal.raise_signal(number)
+
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the mount of Linux, not a temporary file
+
+
+@cache
+def check_semaphores() -> None:
+    """Raises EnvironmentProblem if worker processes cannot share locks with this one."""
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{SHARED_MEMORY}: cannot be used by worker processes: {error.strerror}",
+            hint="mount it writable (`docker run --shm-size 8g`), or work in one process: "
+            "--workers 1, for training --data.num-workers 0",
+            code="environment.hardware",
+        ) from None
 
 
 def default_workers() -> int:

@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError, EnvironmentProblem, VlatoolError
 from vlatool.events import STOP_SIGNALS
-from vlatool.jobs.executor import signals_blocked
+from vlatool.jobs.executor import check_semaphores, signals_blocked
 from vlatool.loading import base
 from vlatool.loading.order import SampleOrder, keyed_generator
 from vlatool.storage.retry import warn_through, warnings_of_workers
@@ -446,6 +446,7 @@ def start_forkserver() -> None:
     Returns when the server has imported its modules. Ctrl-C may end this wait, but not the start of
     a worker, which takes milliseconds from then on: a worker without its driver prints an error.
     """
+    check_semaphores()
     with signals_blocked(*_OF_DRIVER):
         forkserver.ensure_running()
     multiprocessing.get_context("forkserver").Process(target=int, daemon=True).start()

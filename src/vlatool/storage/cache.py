@@ -202,7 +202,8 @@ class FileCache:
                 code="storage.write",
             ) from None
         with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with suppress(OSError):  # a disk without locks: several processes do the same work
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
 

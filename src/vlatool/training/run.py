@@ -200,7 +200,13 @@ class _Checkpoints:
         self._since = time.monotonic()
 
     def is_due(self) -> bool:
-        """True on rank 0 if a checkpoint of `save_every_minutes` is due."""
+        """True on rank 0 if a checkpoint of `save_every_minutes` is due.
+
+        Raises:
+            StorageError: Another run has taken over the folder.
+        """
+        if self.run.lock is not None:
+            self.run.lock.check_known()
         minutes = self.run.config.save_every_minutes
         if minutes is None or not self.run.runtime.is_main:
             return False

@@ -1,6 +1,7 @@
 """Checks of this installation and machine."""
 
 import importlib.metadata
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from vlatool import __version__
 from vlatool.config.base import ConfigModel, option
 from vlatool.errors import EnvironmentProblem, VlatoolError, install_line, requirements
 from vlatool.events import NULL, Reporter
+from vlatool.jobs.executor import SHARED_MEMORY
 from vlatool.results import Result
 from vlatool.storage.background import in_background
 from vlatool.storage.hub import Repository
@@ -25,7 +27,6 @@ from vlatool.storage.web_requests import check_server
 FREE_DISK_LOW_BYTES = 5 * 2**30
 # Containers begin with 64 MiB, which a few batches of images fill.
 SHARED_MEMORY_LOW_BYTES = 2**30
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # the mount of Linux, not a temporary file
 _NETWORK_TIMEOUT_S = 10.0  # of each check, all at once
 _WITHOUT_NETWORK = "without a network, give local folders instead of hf:// and s3:// locations"
 Status = Literal["ok", "note", "warning", "error"]
@@ -147,14 +148,15 @@ def _machine() -> Iterator[DoctorCheck]:
     yield DoctorCheck(
         "free disk", "warning" if is_low else "ok", f"{_gib(free)} in this folder", hint
     )
-    if _SHARED_MEMORY.is_dir():
-        size = shutil.disk_usage(_SHARED_MEMORY).total
-        is_low = size < SHARED_MEMORY_LOW_BYTES
+    if SHARED_MEMORY.is_dir():
+        size = shutil.disk_usage(SHARED_MEMORY).total
+        is_writable = os.access(SHARED_MEMORY, os.W_OK)
+        is_low = size < SHARED_MEMORY_LOW_BYTES or not is_writable
         hint = "training passes batches through it: `docker run --shm-size 8g`, or a lower "
         yield DoctorCheck(
             "shared memory",
             "warning" if is_low else "ok",
-            _gib(size),
+            _gib(size) if is_writable else f"{SHARED_MEMORY} cannot be written",
             f"{hint}data.num_workers" if is_low else "",
         )
 
