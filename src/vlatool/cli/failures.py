@@ -143,6 +143,12 @@ def _os_error(error: OSError) -> VlatoolError | None:
             hint="set TMPDIR to a folder with a shorter path, such as /tmp",
             code="environment.hardware",
         )
+    if "No usable temporary directory" in str(error):  # Python's own search
+        return EnvironmentProblem(
+            "there is no temporary folder that can be written",
+            hint="set TMPDIR to one, such as TMPDIR=/dev/shm, or mount /tmp writable",
+            code="environment.hardware",
+        )
     if error.errno not in _STORAGE_ERRNOS:
         return None
     path = f"{error.filename}: " if error.filename else ""

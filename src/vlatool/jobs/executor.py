@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from vlatool.errors import BugError, DataError, EnvironmentProblem, VlatoolError, name_error
+from vlatool.jobs import machine
 from vlatool.plugins import load_early, plugin_place
 from vlatool.storage.background import in_background
 from vlatool.storage.retry import warn_through, warnings_of_workers
@@ -275,7 +276,7 @@ def check_semaphores() -> None:
 
 def default_workers() -> int:
     """Number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return machine.processors()
 
 
 def attempt(function: Callable[[Item], Value], item: Item) -> Outcome[Item, Value]:

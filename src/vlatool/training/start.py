@@ -103,7 +103,7 @@ def check_processes(processes: int, gpus: int, reporter: Reporter = NULL) -> Non
     if processes > _MAX_PROCESSES:
         raise UsageError(
             f"{OPTION} {processes}: more than {_MAX_PROCESSES} processes",
-            hint=f"use {OPTION} {gpus or os.cpu_count()}",
+            hint=f"use {OPTION} {gpus or default_workers()}",
             code="usage.bad_value",
             details={"nproc": processes},
         )

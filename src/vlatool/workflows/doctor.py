@@ -14,7 +14,8 @@ from typing import Literal
 from vlatool import __version__
 from vlatool.config.base import ConfigModel, option
 from vlatool.errors import EnvironmentProblem, VlatoolError, install_line, requirements
-from vlatool.events import NULL, Reporter
+from vlatool.events import NULL, Reporter, counted
+from vlatool.jobs import machine
 from vlatool.jobs.executor import SHARED_MEMORY
 from vlatool.results import Result
 from vlatool.storage.background import in_background
@@ -142,6 +143,8 @@ def _machine() -> Iterator[DoctorCheck]:
     except OSError as error:
         hint = "set TMPDIR to a folder that can be written"
         yield DoctorCheck("temporary folder", "error", f"not writable: {error}", hint)
+    count = counted(machine.processors(), "processor")
+    yield DoctorCheck("machine", "ok", f"{count}, {_gib(machine.memory())} of memory are free")
     free = shutil.disk_usage(Path.cwd()).free
     is_low = free < FREE_DISK_LOW_BYTES
     hint = "free some space: data sets and checkpoints are large" if is_low else ""
