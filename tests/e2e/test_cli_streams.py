@@ -254,6 +254,16 @@ def test_name_that_is_not_text_here_is_refused_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
+def test_windows_without_wsl_is_exit_6_in_one_line() -> None:
+    program = (
+        "import runpy, sys; sys.modules['fcntl'] = None;"
+        "runpy.run_module('vlatool', run_name='__main__')"
+    )
+    done = shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(program)}")
+    assert (done.returncode, done.stderr.count("\n")) == (6, 1), done.stderr
+    assert "WSL" in done.stderr
+
+
 def test_warnings_of_other_packages_are_not_errors(tmp_path: Path) -> None:
     spartan_task(tmp_path, episodes=1)
     done = shell(f"{{}} verify {tmp_path}", PYTHONWARNINGS="error")

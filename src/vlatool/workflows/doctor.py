@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
@@ -143,6 +144,11 @@ def _machine() -> Iterator[DoctorCheck]:
     except OSError as error:
         hint = "set TMPDIR to a folder that can be written"
         yield DoctorCheck("temporary folder", "error", f"not writable: {error}", hint)
+    if sys.platform == "linux":
+        yield DoctorCheck("system", "ok", "Linux, on which vlatool is tested")
+    else:
+        tested = "vlatool is tested on Linux; its parts are portable"
+        yield DoctorCheck("system", "note", f"{sys.platform}: {tested}")
     count = counted(machine.processors(), "processor")
     yield DoctorCheck("machine", "ok", f"{count}, {_gib(machine.memory())} of memory are free")
     free = shutil.disk_usage(Path.cwd()).free
