@@ -1,11 +1,15 @@
 """Progress reporting. Functions take a `Reporter`; the library itself never prints."""
 
+import signal
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+# Signals with which schedulers, terminals and users ask a command to end.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 # Clocks and scheduling make rates over a shorter time meaningless.
 _MIN_MEASURED_S = 0.1

@@ -128,7 +128,12 @@ sys.exit(run(["plugins", "--json"]))
 
 @pytest.mark.parametrize(
     ("signum", "exit_code", "kind"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGHUP, 143, "terminated"),
+        (signal.SIGUSR1, 143, "terminated"),
+    ],
 )
 def test_signal_ends_with_one_document(signum: signal.Signals, exit_code: int, kind: str) -> None:
     process = subprocess.Popen(
@@ -232,6 +237,31 @@ def test_names_that_no_file_can_have_are_reported_in_two_lines(
     done = light.run([*argv.split(), name])
     assert done.code in (2, 5)
     assert len(done.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("locale", "hint"), [({}, "rename"), ({"LC_ALL": "C", "PYTHONUTF8": "0"}, "LC_ALL=C.UTF-8")]
+)
+def test_name_that_is_not_text_here_is_refused_before_any_work(
+    locale: dict[str, str], hint: str, tmp_path: Path
+) -> None:
+    name = os.fsencode(tmp_path) + (b"/caf\xc3\xa9" if locale else b"/caf\xe9")
+    words = [os.fsencode(sys.executable), b"-m", b"vlatool", b"sample", b"spartan", name]
+    environ = {**os.environ, "PYTHONCOERCECLOCALE": "0", **locale}
+    done = subprocess.run(words, env=environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[0][-12:]) == (2, "is not UTF-8"), done.stderr
+    assert hint in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_windows_without_wsl_is_exit_6_in_one_line() -> None:
+    program = (
+        "import runpy, sys; sys.modules['fcntl'] = None;"
+        "runpy.run_module('vlatool', run_name='__main__')"
+    )
+    done = shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(program)}")
+    assert (done.returncode, done.stderr.count("\n")) == (6, 1), done.stderr
+    assert "WSL" in done.stderr
 
 
 def test_warnings_of_other_packages_are_not_errors(tmp_path: Path) -> None:

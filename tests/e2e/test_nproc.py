@@ -158,3 +158,19 @@ def test_killed_command_leaves_no_rank_and_a_killed_rank_ends_the_next_run_with_
     assert (error["code"], error["details"]["rank"]) == ("environment.process_failed", 1)
     assert len(errors(stderr)) == 1
     assert "Traceback" not in stderr
+
+
+def test_signal_ends_the_wait_for_other_machines_at_once(
+    data: Path, tmp_path: Path, short_folder: Path
+) -> None:
+    hosts = tmp_path / "hosts.json"
+    hosts.write_text(json.dumps({"hosts": ["127.0.0.1", "b"], "current_host": "127.0.0.1"}))
+    environ = {**os.environ, "VLATOOL_HOSTS": str(hosts), "TMPDIR": str(short_folder)}
+    arguments = [*VLATOOL, *tiny_arguments(data, tmp_path / "run"), "--nproc", "1"]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environ)
+    while not list(short_folder.glob("vlatool-ranks-*/torchrun")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGHUP)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 143, stderr

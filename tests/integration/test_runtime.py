@@ -1,4 +1,4 @@
-"""Three ranks of which one hangs."""
+"""Ranks of which one hangs, or is asked to stop."""
 
 import os
 import socket
@@ -8,23 +8,28 @@ import sys
 import pytest
 
 # One process forks after the imports, so that all ranks join the group at the same time.
-SCRIPT = """
+RANKS = """
 import os, signal, time
 import torch
 from vlatool.errors import EnvironmentProblem
 from vlatool.training.config import TrainConfig
 from vlatool.training.config import DistributedConfig
 from vlatool.training.runtime import Runtime
+from vlatool.training.trainer import StopPoll, StopRequest
 
-# Rank 0 is this process; two children are the others.
+# Rank 0 is this process; its children are the others.
 children = []
-for rank in ("1", "2"):
+for number in range(1, int(os.environ["WORLD_SIZE"])):
+    rank = str(number)
     children.append(os.fork())
     if not children[-1]:
         break
 else:
     rank = "0"
 os.environ["RANK"] = os.environ["LOCAL_RANK"] = rank
+"""
+
+HANGS = """
 runtime = Runtime(TrainConfig(distributed=DistributedConfig(timeout=2)))
 try:
     with runtime.waiting():
@@ -42,19 +47,62 @@ os._exit(0)
 """
 
 
-@pytest.mark.slow
-def test_rank_that_hangs_ends_the_others_after_the_timeout() -> None:
+# Rank 1 alone is asked to stop, while rank 0 works and then while both validate.
+STOPS = """
+runtime = Runtime(TrainConfig())
+said = []
+with runtime.waiting():
+    for _ in range(2):
+        with StopRequest() as stop, runtime.main_works(lambda: stop.signal is not None):
+            try:
+                if runtime.is_main:
+                    with stop.interrupting():
+                        time.sleep(60)
+                else:
+                    signal.raise_signal(signal.SIGHUP)
+            except KeyboardInterrupt:
+                said.append("interrupted")
+    with StopRequest() as stop:
+        poll = StopPoll(runtime, stop)
+        for call in range(10_000):
+            if call == 20 and not runtime.is_main:
+                signal.raise_signal(signal.SIGUSR1)
+            if (number := poll()) is not None:
+                said.append(f"stop {number} {call}")
+                break
+            time.sleep(0.01)
+os.write(1, f"{' '.join(said)}\\n".encode())
+if runtime.rank == 0:
+    os.waitpid(children[0], 0)
+os._exit(0)
+"""
+
+
+def ranks(script: str, world_size: int) -> tuple[list[str], str]:
+    """Sorted lines that the ranks print, and their stderr."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "3"}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", f"{RANKS}{script}"],
         env={**os.environ, **shared},
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
     )
+    return sorted(done.stdout.splitlines()), done.stderr
+
+
+@pytest.mark.slow
+def test_rank_that_hangs_ends_the_others_after_the_timeout() -> None:
     expected = ["environment.process_failed [1]"] * 2  # of both that wait
-    assert done.stdout.splitlines() == expected, done.stderr
+    assert ranks(HANGS, 3)[0] == expected
+
+
+def test_request_to_one_rank_stops_what_all_ranks_do_at_the_same_place() -> None:
+    (first, second), stderr = ranks(STOPS, 2)
+    assert (first.split()[:2], second.split()[:2]) == (["interrupted"] * 2, ["stop", "15"]), stderr
+    assert first.split()[2:] == second.split()
+    assert int(second.split()[-1]) >= 20

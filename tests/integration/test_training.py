@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -264,6 +265,9 @@ def test_data_may_be_moved_but_not_be_others(finished: Path, data: Path, tmp_pat
         "data set 1: 48 samples (now 20 samples)",
         "statistics: other contents",
     ]
+    line = caught.value.hint.partition(": ")[2]
+    assert run_command(shlex.split(line)[1:]) == 0  # a new run on the other data
+    assert len(RunDir(tmp_path / "cut-2").checkpoints()) == 2
     moved = shutil.copytree(data, tmp_path / "elsewhere")
     assert run_training(moved, run).status == "trained"
     assert same_weights(finished, run)
@@ -460,6 +464,44 @@ def test_validation_measures_raw_and_averaged_weights_the_same_way_each_time(
     # With a learning rate of zero all four values are equal.
     assert len({row[key] for row in rows for key in ("val/loss", "val/ema/loss")}) == 1
     assert result.loss is not None
+
+
+class AtStep(Recorder):
+    """Reporter that sends a signal when the metrics of a step are logged, before its validation."""
+
+    def __init__(self, step: int, number: signal.Signals) -> None:
+        super().__init__()
+        self._step, self._number = step, number
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        super().metrics(step, values)
+        if step == self._step:
+            signal.raise_signal(self._number)
+
+
+def validated_rows(run: Path) -> list[dict[str, Any]]:
+    rows = read_metrics(run / "metrics.jsonl")
+    return [
+        {key: row[key] for key in row if key == "step" or key.startswith("val/")} for row in rows
+    ]
+
+
+@pytest.mark.parametrize("step", [3, 6])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_run_that_is_stopped_in_a_validation_repeats_it_when_it_resumes(
+    step: int, number: signal.Signals, data: Path, tmp_path: Path
+) -> None:
+    keys = {"data__val_dataset_manifest": str(data), "total_val_samples": 20, "num_checkpoints": 2}
+    run_training(data, tmp_path / "whole", **keys)
+    config = training.tiny_config(data, tmp_path / "run", **keys)
+    with pytest.raises(SystemExit) as end:
+        train(config, reporter=AtStep(step, number))
+    assert end.value.code == 143
+    assert [step for step, _ in RunDir(tmp_path / "run").checkpoints()][-1] == step
+    assert not [row for row in validated_rows(tmp_path / "run") if "val/loss" in row][step // 6 :]
+    train(config)
+    assert validated_rows(tmp_path / "run") == validated_rows(tmp_path / "whole")
+    assert same_weights(tmp_path / "run", tmp_path / "whole")
 
 
 # learning

@@ -239,6 +239,22 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
+def _check_names(argv: list[str]) -> None:
+    """Refuses a word that cannot be written as text: records hold the names of folders."""
+    for word in argv:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            encoding = sys.getfilesystemencoding()
+            is_utf8 = encoding.lower().replace("-", "") == "utf8"
+            hint = f"this locale reads names as {encoding}: export LC_ALL=C.UTF-8"
+            raise UsageError(
+                f"{word!r} is not UTF-8",
+                hint="rename that file or folder" if is_utf8 else hint,
+                code="usage.bad_value",
+            ) from None
+
+
 _START_FILES = {"bash": "~/.bashrc", "zsh": "~/.zshrc"}
 
 
@@ -252,6 +268,7 @@ def _invoke(argv: list[str], options: OutputOptions) -> None:
         group.main(prog_name="vlatool")
         return
     raise_on_signals()
+    _check_names(argv)
     try:
         with group.make_context("vlatool", argv, obj=options) as ctx:
             group.invoke(ctx)

@@ -20,6 +20,7 @@ from vlatool.errors import (
     missing_package,
     name_error,
 )
+from vlatool.events import STOP_SIGNALS
 
 _STORAGE_ERRNOS = {
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE,
@@ -42,7 +43,7 @@ _NOTHING_KEPT = frozenset({
 
 
 class Terminated(BaseException):
-    """Exception raised on SIGTERM, so that `finally` blocks run."""
+    """Exception raised on a stop signal, so that `finally` blocks run."""
 
 
 class InterruptedByUserError(VlatoolError):
@@ -53,19 +54,24 @@ class InterruptedByUserError(VlatoolError):
 
 
 class TerminatedError(VlatoolError):
-    """Error for SIGTERM."""
+    """Error for a stop signal."""
 
     exit_code = 143
     kind = "terminated"
 
 
 def raise_on_signals() -> None:
-    """Raises `Terminated` on SIGTERM, and `KeyboardInterrupt` on SIGINT if that is not ignored."""
+    """Raises `Terminated` on the stop signals, and `KeyboardInterrupt` on SIGINT.
+
+    Ignored signals stay ignored, except SIGTERM: `nohup` ignores SIGHUP.
+    """
 
     def terminate(signum: int, frame: Any) -> None:
         raise Terminated
 
-    signal.signal(signal.SIGTERM, terminate)
+    for number in STOP_SIGNALS:
+        if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, terminate)
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -137,13 +143,21 @@ def _os_error(error: OSError) -> VlatoolError | None:
             hint="set TMPDIR to a folder with a shorter path, such as /tmp",
             code="environment.hardware",
         )
+    if "No usable temporary directory" in str(error):  # Python's own search
+        return EnvironmentProblem(
+            "there is no temporary folder that can be written",
+            hint="set TMPDIR to one, such as TMPDIR=/dev/shm, or mount /tmp writable",
+            code="environment.hardware",
+        )
     if error.errno not in _STORAGE_ERRNOS:
         return None
     path = f"{error.filename}: " if error.filename else ""
     return StorageError(
         f"{path}{os.strerror(error.errno or 0)}",
         hint=_STORAGE_HINTS.get(
-            error.errno or 0, "free up disk space, or use a location with read and write permission"
+            error.errno or 0,
+            "free up disk space or raise your quota, or use a location with read and write "
+            "permission",
         ),
         code="storage.unreadable",
         details={"path": str(error.filename or ""), "errno": error.errno},

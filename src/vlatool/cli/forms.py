@@ -25,6 +25,7 @@ from vlatool.cli.options import JsonLinesOpt, NprocOpt, TextArg, TextsArg, comma
 from vlatool.cli.output import error_document, to_json, write_stderr, write_stdout
 from vlatool.cli.session import Invocation, command
 from vlatool.errors import VlatoolError
+from vlatool.events import STOP_SIGNALS
 from vlatool.results import Result
 
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
@@ -63,7 +64,7 @@ def rank_errors(run: Invocation) -> Iterator[None]:
     except typer.Exit:
         raise
     except (Exception, KeyboardInterrupt, Terminated, SystemExit) as error:
-        for number in (signal.SIGINT, signal.SIGTERM):  # the starting process may send it again
+        for number in (signal.SIGINT, *STOP_SIGNALS):  # the starting process may send it again
             signal.signal(number, signal.SIG_IGN)
         shown = as_vlatool_error(error)
         write_error_file(shown, Path(os.environ[_ERROR_FILE]))

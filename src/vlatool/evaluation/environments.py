@@ -26,7 +26,12 @@ from vlatool.errors import (
     missing_package,
 )
 from vlatool.evaluation.config import RolloutConfig, RolloutTask
-from vlatool.jobs.executor import default_workers, end_with_driver, signals_blocked
+from vlatool.jobs.executor import (
+    check_semaphores,
+    default_workers,
+    end_with_driver,
+    signals_blocked,
+)
 from vlatool.plugins import ENVIRONMENTS, EnvironmentSource, did_you_mean
 
 Env = Any
@@ -256,6 +261,7 @@ class _Worker:
     """A process of environments and the connection to it."""
 
     def __init__(self) -> None:
+        check_semaphores()
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,))

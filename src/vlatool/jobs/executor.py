@@ -13,13 +13,15 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from vlatool.errors import BugError, DataError, VlatoolError, name_error
+from vlatool.errors import BugError, DataError, EnvironmentProblem, VlatoolError, name_error
+from vlatool.jobs import machine
 from vlatool.plugins import load_early, plugin_place
 from vlatool.storage.background import in_background
 from vlatool.storage.retry import warn_through, warnings_of_workers
@@ -154,6 +156,7 @@ class ProcessExecutor:
                 return Outcome(item, error=worker_died(item))
 
     def _new_pool(self, workers: int | None = None) -> ProcessPoolExecutor:
+        check_semaphores()
         context = multiprocessing.get_context("spawn")
         return ProcessPoolExecutor(
             workers or self.workers,
@@ -254,9 +257,26 @@ def signals_blocked(*numbers: signal.Signals) -> Generator[None]:
             signal.raise_signal(number)
 
 
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the mount of Linux, not a temporary file
+
+
+@cache
+def check_semaphores() -> None:
+    """Raises EnvironmentProblem if worker processes cannot share locks with this one."""
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{SHARED_MEMORY}: cannot be used by worker processes: {error.strerror}",
+            hint="mount it writable (`docker run --shm-size 8g`), or work in one process: "
+            "--workers 1, for training --data.num-workers 0",
+            code="environment.hardware",
+        ) from None
+
+
 def default_workers() -> int:
     """Number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return machine.processors()
 
 
 def attempt(function: Callable[[Item], Value], item: Item) -> Outcome[Item, Value]:
@@ -332,9 +352,10 @@ def _start() -> None:
 
 
 def _start_worker(preload: Sequence[str], warnings: Connection) -> None:
-    """Initializes a worker: ignores Ctrl-C, which the driver handles, and ends with the driver."""
+    """Initializes a worker: ignores what the driver handles, and ends with the driver."""
     warn_through(warnings)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
     end_with_driver()
     for module in preload:

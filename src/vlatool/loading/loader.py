@@ -35,7 +35,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError, EnvironmentProblem, VlatoolError
-from vlatool.jobs.executor import signals_blocked
+from vlatool.events import STOP_SIGNALS
+from vlatool.jobs.executor import check_semaphores, signals_blocked
 from vlatool.loading import base
 from vlatool.loading.order import SampleOrder, keyed_generator
 from vlatool.storage.retry import warn_through, warnings_of_workers
@@ -202,7 +203,7 @@ def _is_large(value: Tensor) -> bool:
 
 # Samples per loader worker that are downloaded while others are decoded.
 _PREFETCHED_SAMPLES = 64
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_OF_DRIVER = (signal.SIGINT, *STOP_SIGNALS)
 
 
 @dataclass(frozen=True)
@@ -437,15 +438,16 @@ def build_loader(
 
 
 def start_forkserver() -> None:
-    """Starts the server process that forks the loader workers, with SIGINT and SIGTERM blocked.
+    """Starts the server process that forks the loader workers, with the signals to stop blocked.
 
-    Both are often sent to all processes of a job; the trainer alone handles them. The server and
+    They are often sent to all processes of a job; the trainer alone handles them. The server and
     the workers inherit the mask, which holds before they can ignore a signal.
 
     Returns when the server has imported its modules. Ctrl-C may end this wait, but not the start of
     a worker, which takes milliseconds from then on: a worker without its driver prints an error.
     """
-    with signals_blocked(*_STOP_SIGNALS):
+    check_semaphores()
+    with signals_blocked(*_OF_DRIVER):
         forkserver.ensure_running()
     multiprocessing.get_context("forkserver").Process(target=int, daemon=True).start()
 
@@ -478,13 +480,13 @@ def worker_start() -> Callable[[int], None]:
 
 
 def _start_worker(warnings: Connection, worker: int) -> None:
-    """Initializes a loader worker: one thread, SIGINT and SIGTERM ignored.
+    """Initializes a loader worker: one thread, signals to stop ignored.
 
     The trainer handles the signals. The worker exits with its parent: processes of a forkserver
     otherwise outlive the process that requested them.
     """
     warn_through(warnings)
-    for number in _STOP_SIGNALS:
+    for number in _OF_DRIVER:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     sys.excepthook = _excepthook

@@ -27,9 +27,16 @@ from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.tree import files_below
 from vlatool.storage.writer import abort_uploads, delete_below, open_upload, put, upload_folder
 
+_NO_RENAME = (
+    "this disk cannot rename files, such as a mounted bucket: give the bucket itself (--output "
+    "s3://BUCKET/NAME), or another folder"
+)
 _HINTS = {
-    errno.ENOSPC: "free space there, then run the same command again",
-    errno.EDQUOT: "free space there, then run the same command again",
+    errno.ENOSPC: "free space there, or raise your quota, then run the same command again",
+    errno.EDQUOT: "your quota there is used up: free space or raise it, then run the same command "
+    "again",
+    errno.ENOSYS: _NO_RENAME,
+    errno.EOPNOTSUPP: _NO_RENAME,
     errno.EACCES: "make it writable or choose another folder, then run the same command again",
     errno.EPERM: "make it writable or choose another folder, then run the same command again",
     errno.EROFS: "choose a writable folder, then run the same command again",

@@ -3,13 +3,17 @@
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import secrets
 import shutil
+import stat
+import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -25,6 +29,7 @@ _FOLDER_SUFFIX = ".folder"
 _CHUNK_SIZE = 1 << 20
 _MAX_CONCURRENT = 8
 _LOCKS = 256
+_KEYS = "XDG_CACHE_HOME, or for training data.dataset_cache.cache_dir,"
 # Another process may remove a copy between its creation and its opening.
 _ATTEMPTS = 3
 # Partial copies that were not written to for this time belong to killed processes.
@@ -34,11 +39,40 @@ _UNUSED_S = 30 * 86400.0
 # Version of files whose server names none: copies count within this process and its children.
 _UNVERSIONED = secrets.token_hex(8)
 
+_LOGGER = logging.getLogger(__name__)
+
 
 def default_cache_folder() -> Path:
-    """Folder `vlatool` in the user's cache folder (XDG_CACHE_HOME, else `~/.cache`)."""
-    folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expanduser(folder)) / "vlatool"
+    """Folder `vlatool` in the user's cache folder (XDG_CACHE_HOME, else `~/.cache`), or one in the
+    temporary folder where that cannot be written, such as in a container without a home.
+    """
+    text = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    folder = Path(text) / "vlatool"
+    for parent in (folder, *folder.parents):
+        if os.path.exists(parent):
+            is_writable = os.path.isdir(parent) and os.access(parent, os.W_OK)
+            is_known = not text.startswith("~")  # the user has a home
+            return folder if is_writable and is_known else _temporary_cache(folder)
+    return folder
+
+
+@cache
+def _temporary_cache(unwritable: Path) -> Path:
+    """Folder of this user in the temporary folder; warns once in a process."""
+    folder = Path(tempfile.gettempdir()) / f"vlatool-cache-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
+        raise StorageError.at(
+            folder,
+            "is not a folder of this user, so it cannot be the cache",
+            hint=f"set {_KEYS} to a folder that can be written",
+            code="storage.write",
+        )
+    message = "the cache %s cannot be written, so it is in %s: set %s to another folder"
+    _LOGGER.warning(message, unwritable, folder, _KEYS)
+    return folder
 
 
 def local_copy(folder: Path, names: Sequence[str]) -> Path:
@@ -198,11 +232,12 @@ class FileCache:
             raise StorageError.at(
                 self.folder,
                 f"the cache cannot be written: {error.strerror}",
-                hint="set data.dataset_cache.cache_dir to another folder",
+                hint=f"set {_KEYS} to a folder that can be written",
                 code="storage.write",
             ) from None
         with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with suppress(OSError):  # a disk without locks: several processes do the same work
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from signal import SIGTERM
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
 from vlatool.training.setup import Run, set_up
 from vlatool.training.step import LossSums
-from vlatool.training.trainer import Trainer
+from vlatool.training.trainer import StopRequest, Trainer, exit_stopped
 from vlatool.training.validation import ImageLogger, Validation
 from vlatool.workflows.train import save_model_assets
 
@@ -67,11 +68,16 @@ class _Run(Run):
         def validation_batches() -> Iterator[base.MicroBatch]:
             return prefetch_to_device(iter([example]), device)
 
+        def end(where: str, number: int | None) -> NoReturn:
+            exit_stopped(number)
+
         trainer = Trainer(
             run=self,
             logger=logger,
-            validate=Validation(self, logger, validation_batches, validation_batches),
-            log_images=ImageLogger(self, NULL),
+            validate=Validation(
+                self, logger, validation_batches, validation_batches, StopRequest(), end
+            ),
+            log_images=ImageLogger(self, NULL, StopRequest()),
             save=lambda: save_checkpoint(self.folder, self.state, self.runtime, Retention()),
             stop_signal=lambda: SIGTERM if self.state.step == self.stops_at - 1 else None,
         )

@@ -186,8 +186,8 @@ def _write_error(folder: Path, content: object, error: object) -> StorageError:
         folder,
         f"cannot be written: {reason}; it needs {size_text(needed)}, "
         f"{size_text(int(free)) if isfinite(free) else 'an unknown amount'} are free",
-        hint="free space on that disk, or raise the limit on file sizes, then run the same command "
-        "again",
+        hint="free space on that disk, or raise your quota or the limit on file sizes, then run "
+        "the same command again",
         code="storage.write",
         needed=needed,
         free=free,

@@ -168,6 +168,12 @@ class DistributedConfig(base.ConfigModel):
         gt=0,
         le=2_592_000,
     )
+    start_timeout: float = option(
+        600.0,
+        "Seconds that a process waits for the others when a run starts.",
+        gt=0,
+        le=2_592_000,
+    )
     device_tflops: float | None = option(
         None, "Peak of a device in TFLOP/s, for the metric mfu; null: that of its name.", gt=0
     )

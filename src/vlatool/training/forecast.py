@@ -1,6 +1,5 @@
 """Forecast of a run before it starts: memory of each device, disk, hours."""
 
-import os
 import shutil
 import statistics
 import time
@@ -16,6 +15,7 @@ import torch
 from vlatool.config.coerce import value_text
 from vlatool.errors import UsageError
 from vlatool.events import Reporter, counted
+from vlatool.jobs import machine
 from vlatool.loading.base import Batch, DatasetInfo, MicroBatch
 from vlatool.storage.tree import parse_size, size_text
 from vlatool.training.config import TrainConfig
@@ -254,13 +254,7 @@ def _device_memory(device: torch.device) -> int:
     """Bytes of a GPU, or those that are available on this machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    with suppress(OSError, KeyError):
-        rows = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        sizes.append(int(rows["MemAvailable"].split()[0]) * 1024)
-    with suppress(OSError, ValueError):  # of a container or a job; "max" is no number
-        sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(sizes)
+    return machine.memory()
 
 
 def checkpoint_bytes(config: TrainConfig, info: DatasetInfo, plan: TrainPlan) -> int:

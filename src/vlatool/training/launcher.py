@@ -9,11 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from vlatool.events import STOP_SIGNALS
 from vlatool.storage.atomic import write_json
 from vlatool.training.ranks import Launch, RankExit
 
 EXITS = "exits.json"
-FORWARDED = (signal.SIGINT, signal.SIGTERM)
+FORWARDED = (signal.SIGINT, *STOP_SIGNALS)
 
 
 def run_ranks(options: Sequence[str], folder: Path) -> list[RankExit]:

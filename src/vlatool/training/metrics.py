@@ -141,7 +141,7 @@ class DropsFile:
 
 
 # The first one has priority if both arrive.
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOPS = (signal.SIGTERM, signal.SIGINT)
 _VALIDATION = "validation"
 _NAMED_SAMPLES = 8
 # The share of dropped samples is measured over at least this number of samples.
@@ -200,7 +200,7 @@ class MetricsLogger:
         dropped = [0] * len(self._drop_reasons)
         for micro_batch in micro_batches:
             dropped = [a + b for a, b in zip(dropped, micro_batch.dropped, strict=True)]
-        signals = [float(stop == number) for number in _SIGNALS]
+        signals = [float(stop == number) for number in STOPS]
         memory = float(peak_memory(self.run.runtime.device))
         per_rank = (*self._of_this_rank(data_wait_s), *self._of_this_rank(memory))
         return [*signals, float(save_due), *per_rank, *map(float, dropped)]
@@ -241,7 +241,7 @@ class MetricsLogger:
 
     def _add_counters(self, extras: Sequence[float], record: StepRecord) -> None:
         numbers = iter(extras)
-        signals = [number for number in _SIGNALS if next(numbers)]
+        signals = [number for number in STOPS if next(numbers)]
         self.save_due = next(numbers) > 0 or self.save_due
         self.meter.add_ranks(*([next(numbers) for _ in self._ranks] for _ in range(2)))
         self.stopped_by = self.stopped_by or next(iter(signals), None)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vlatool.errors import EnvironmentProblem, VlatoolError
+from vlatool.events import STOP_SIGNALS
 from vlatool.results import MERGED, UNLISTED, Result
 from vlatool.storage.tree import natural_key
 
@@ -25,8 +26,8 @@ HOSTS = "VLATOOL_HOSTS"
 # Environment variables of a job to names of secrets in its store, as JSON.
 SECRETS = "VLATOOL_SECRETS"
 THREADS = "OMP_NUM_THREADS"
-_CTRL_C = 128 + signal.SIGINT
-_SIGTERM = 128 + signal.SIGTERM
+CTRL_C = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SLURM_TASKS = "SLURM_STEP_NUM_TASKS"  # set by srun, unlike SLURM_NTASKS, which a batch script has
 _PORTS = range(10_000, 30_000)  # below those that Linux gives to connections
@@ -219,11 +220,11 @@ class RankExit:
         terminated by the agent.
         """
         if self.exit_code in (
-            _CTRL_C,
+            CTRL_C,
             -signal.SIGINT,
         ):  # also if a rank stops because another received the signal
             return 4
-        if self.exit_code in (_SIGTERM, -signal.SIGTERM):
+        if self.exit_code == TERMINATED or -self.exit_code in STOP_SIGNALS:
             return 3
         if self.exit_code < 0:
             return 1

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from vlatool.config.base import ConfigModel
+from vlatool.config.coerce import value_text
 from vlatool.config.resolve import load_config
 from vlatool.config.schema import execution_keys
 from vlatool.errors import DataError, UsageError, VlatoolError
@@ -190,8 +192,27 @@ def plan_run(
     if budget and run.latest() is not None and extends_budget(budget):
         return "extend", before
     if has_trained(run) and not config.overwrite:
-        ownership.check_no_differences(run.root, "with other options", differences, _OTHER_OUTPUT)
+        hint = _other_data_hint(run, config, before.options, options) or _OTHER_OUTPUT
+        ownership.check_no_differences(run.root, "with other options", differences, hint)
     return ("replace" if differences else "new"), record
+
+
+def _other_data_hint(
+    run: RunDir, config: TrainConfig, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> str:
+    """Hint for a run whose data have changed, such as by added episodes; empty if options differ
+    too, or without a checkpoint.
+    """
+    changed = {key for key in {**before, **now} if _plain(before).get(key) != _plain(now).get(key)}
+    if run.latest() is None or changed & {*type(config).model_fields} - {*BUDGET}:
+        return ""
+    key = config.data_kind.folders_keys[0]
+    words = ["vlatool", "finetune", "--from", str(run.root), "--config", str(run.config)]
+    words += [f"--data.{key}", value_text(getattr(config.data, key))]
+    line = shlex.join([*words, "--output", f"{run.root}-2"])
+    return (
+        f"a run keeps its data; a new one begins with its weights (key init_from) on these: {line}"
+    )
 
 
 def prepare_run(

@@ -2,10 +2,12 @@
 
 import time
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from vlatool.config.rules import check_rules
 from vlatool.events import Reporter
-from vlatool.formats.run.layout import Retention
+from vlatool.formats.run.layout import EVALUATION, VALIDATION, Retention
+from vlatool.jobs.record import read_record
 from vlatool.models.base import Policy
 from vlatool.training import validation
 from vlatool.training.checkpoints import check_space, save_checkpoint
@@ -39,19 +41,31 @@ def train_run(run: Run, reporter: Reporter) -> str:
         lost = run.folder.truncate_logs(state.step, config.log_every_n_steps)
         if lost and latest is not None:
             reporter.warn("lost_metrics", f"{run.folder.metrics}: {lost}")
-    pending = runtime.broadcast(validation.is_pending(run.folder, state.step, plan.rollout_steps))
-    if state.step >= plan.total_steps and not pending:
+    validates, rolls_out = runtime.broadcast(_pending(run))
+    if state.step >= plan.total_steps and not (validates or rolls_out):
         return "already complete"
     reporter.note(_loss_of_a_kill(config))
     if not runtime.is_main:
-        _fit(run, reporter, is_rolled_out=not pending)
+        _fit(run, reporter, validates=validates, rolls_out=rolls_out)
         return "trained"
     check_space(run.folder, state)
     if run.roll_out is not None:
         run.roll_out.check(_policy(run))
     with tracked(reporter, config, run.folder, state.step) as reporter:
-        _fit(run, reporter, is_rolled_out=not pending)
+        _fit(run, reporter, validates=validates, rolls_out=rolls_out)
     return "trained"
+
+
+def _pending(run: Run) -> tuple[bool, bool]:
+    """True if the validation of the present step was stopped; True if its rollouts are missing."""
+    step = run.state.step
+    plan = run.plan
+    record = read_record(run.folder.root)
+    is_complete = record is not None and record.complete
+    validates = not is_complete and validation.is_pending(
+        run.folder, step, plan.validation_steps, VALIDATION
+    )
+    return validates, validation.is_pending(run.folder, step, plan.rollout_steps, EVALUATION)
 
 
 def _loss_of_a_kill(config: TrainConfig) -> str:
@@ -86,43 +100,54 @@ def _policy(run: Run) -> Policy:
     return policy
 
 
-def _fit(run: Run, reporter: Reporter, *, is_rolled_out: bool) -> None:
-    """Trains to the end of the plan; a requested stop ends the process."""
+def _fit(run: Run, reporter: Reporter, *, validates: bool, rolls_out: bool) -> None:
+    """Trains to the end of the plan, after what is pending of the present step; a requested stop
+    ends the process.
+    """
     total_steps = run.plan.total_steps
     state = run.state
     with StopRequest() as stop, reporter.progress("training", total_steps, "steps") as bar:
         bar.advance(state.step)
         checkpoints = _Checkpoints(run)
         logger = MetricsLogger(run, reporter, bar, _ideal_rate(run, reporter))
-        success = validation.SuccessRate(run, logger, stop, _resume_hint(run))
+
+        def end(where: str, number: int | None) -> NoReturn:
+            if state.step != checkpoints.step:
+                checkpoints.save()
+            reporter.note(f"stopped {where} step {state.step}{_resume_hint(run)}")
+            exit_stopped(number)
+
+        success = validation.SuccessRate(run, logger, stop, end)
 
         def measure_success() -> None:
             success()
             checkpoints.restart_clock()
 
         streams = run.streams
+        validate = validation.Validation(
+            run, logger, streams.validation_batches, streams.chunk_batches, stop, end
+        )
         trainer = Trainer(
             run=run,
             logger=logger,
-            validate=validation.Validation(
-                run, logger, streams.validation_batches, streams.chunk_batches
-            ),
-            log_images=validation.ImageLogger(run, reporter),
+            validate=validate,
+            log_images=validation.ImageLogger(run, reporter, stop),
             save=checkpoints.save,
             stop_signal=lambda: stop.signal,
             save_due=checkpoints.is_due,
             measure_success=measure_success,
         )
-        if not is_rolled_out:
+        if validates:
+            run.placed.eval()
+            validate()
+            run.placed.train()
+        if rolls_out:
             measure_success()
         if state.step < total_steps:
             with streams.training(state.step) as batches:
                 trainer.fit(batches)
         if state.step < total_steps:
-            if state.step != checkpoints.step:
-                checkpoints.save()
-            reporter.note(f"stopped after step {state.step}{_resume_hint(run)}")
-            exit_stopped(logger.stopped_by)
+            end("after", logger.stopped_by)
 
 
 def _resume_hint(run: Run) -> str:
@@ -175,7 +200,13 @@ class _Checkpoints:
         self._since = time.monotonic()
 
     def is_due(self) -> bool:
-        """True on rank 0 if a checkpoint of `save_every_minutes` is due."""
+        """True on rank 0 if a checkpoint of `save_every_minutes` is due.
+
+        Raises:
+            StorageError: Another run has taken over the folder.
+        """
+        if self.run.lock is not None:
+            self.run.lock.check_known()
         minutes = self.run.config.save_every_minutes
         if minutes is None or not self.run.runtime.is_main:
             return False

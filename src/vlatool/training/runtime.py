@@ -3,11 +3,12 @@
 import hashlib
 import math
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
-from threading import Thread
+from threading import Event, Thread, get_ident
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +23,7 @@ from vlatool.errors import EnvironmentProblem
 from vlatool.models.rng import PerSampleRng
 from vlatool.training.config import TrainConfig
 from vlatool.training.placement import Placement
+from vlatool.training.rendezvous import meet
 
 # Ranks time out within moments of each other; a slow one may be a few seconds late.
 _GRACE_S = 5.0
@@ -29,6 +31,9 @@ _POLL_S = 0.05
 _FAILED = "failed"
 _HERE = "here"
 _DONE = "done"
+_STOP = "stop"
+_WORKED = "worked"
+_WATCHED_EVERY_S = 0.5
 
 
 T = TypeVar("T")
@@ -45,6 +50,7 @@ class RollCall:
 
     def __init__(self, rank: int, world_size: int, broadcast: Callable[[Any], Any]) -> None:
         self._rank = rank
+        self._works = 0  # number of calls of `working`, or of `wait_for_main`
         self._world_size = world_size
         timeout = timedelta(seconds=_GRACE_S)
         host = os.environ.get("MASTER_ADDR", "127.0.0.1")
@@ -75,6 +81,41 @@ class RollCall:
     def has_failed(self) -> bool:
         """True if a collective of another rank has timed out, which then closes connections."""
         return _in_time(lambda: self._store.check([_FAILED]), default=False)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Context of rank 0, in which `wait_for_main` of the others waits; see `main_works`."""
+        self._works += 1
+        is_done = Event()
+        worker = get_ident()
+
+        def watch() -> None:
+            stop = [f"{_STOP}{self._works}"]
+            while not is_done.wait(_WATCHED_EVERY_S):
+                if self._store.check(stop):
+                    signal.pthread_kill(worker, signal.SIGTERM)
+                    return
+
+        Thread(target=watch, daemon=True).start()
+        try:
+            yield
+        finally:
+            is_done.set()
+            self._store.set(f"{_WORKED}{self._works}", "")
+
+    def wait_for_main(self, is_asked_to_stop: Callable[[], bool], timeout_s: float) -> None:
+        """Waits until `working` of rank 0 ends, or until rank 0 does not answer."""
+        self._works += 1
+        until = time.monotonic() + timeout_s
+        has_told = False
+        done = [f"{_WORKED}{self._works}"]
+        while time.monotonic() < until and not _in_time(
+            lambda: self._store.check(done), default=True
+        ):
+            if is_asked_to_stop() and not has_told:
+                self._store.set(f"{_STOP}{self._works}", "")
+                has_told = True
+            time.sleep(_WATCHED_EVERY_S)
 
     def _wait(self, key: str, ranks: Sequence[int]) -> list[int]:
         """Waits until all of the ranks have set a key; returns those that have not in time."""
@@ -134,13 +175,18 @@ class Runtime:
         # stays.
         AcceleratorState._reset_state()
         self._timeout = timedelta(seconds=config.distributed.timeout)
+        self._ranks: RollCall | None = None
         margin = timedelta(seconds=0.0 if on_cpu else _NCCL_MARGIN_S)
+        expected = int(os.environ.get("WORLD_SIZE", "1"))
+        store = None
+        if expected > 1 and not dist.is_initialized():
+            store = meet(os.environ, config.distributed.start_timeout)
         self._accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision="bf16" if mixed else "no",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=self._timeout + margin)],
         )
-        expected = int(os.environ.get("WORLD_SIZE", "1"))
+        del store  # torch has its own now
         if self._accelerator.num_processes != expected:
             raise EnvironmentProblem(
                 f"{expected} processes were started, but only {self._accelerator.num_processes} "
@@ -231,13 +277,15 @@ class Runtime:
         if self.world_size == 1:
             yield
             return
-        ranks = RollCall(self.rank, self.world_size, self.broadcast)
+        self._ranks = ranks = RollCall(self.rank, self.world_size, self.broadcast)
         try:
             yield
         except (RuntimeError, TimeoutError) as error:
             if not _is_timeout(error, ranks):
                 raise
             raise self._rank_timeout(ranks.missing()) from error
+        finally:
+            self._ranks = None
 
     def _rank_timeout(self, missing: Sequence[int]) -> EnvironmentProblem:
         name = "rank " if len(missing) == 1 else "ranks "
@@ -250,6 +298,22 @@ class Runtime:
             code="environment.process_failed",
             details={"ranks": list(missing)},
         )
+
+    @contextmanager
+    def main_works(self, is_asked_to_stop: Callable[[], bool]) -> Iterator[None]:
+        """Context in which rank 0 works and the others wait, without a collective. Collective.
+
+        If one that waits is asked to stop, rank 0 receives SIGTERM.
+        """
+        ranks = self._ranks
+        if ranks is None:
+            yield
+        elif self.is_main:
+            with ranks.working():
+                yield
+        else:
+            yield
+            ranks.wait_for_main(is_asked_to_stop, self.timeout_s)
 
     def barrier(self) -> None:
         """Waits until all ranks reach this call."""

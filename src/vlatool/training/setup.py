@@ -20,6 +20,7 @@ from vlatool.loading.base import DatasetInfo
 from vlatool.models.base import Objective, Part, Policy
 from vlatool.models.published import PublishedProgress
 from vlatool.models.trained import ProgressOrigin, existing_weights, locate_progress
+from vlatool.storage.lock import Lock
 from vlatool.training.checkpoints import load_checkpoint, restore_optimizer, unsaved_digests
 from vlatool.training.config import TrainConfig
 from vlatool.training.data import DataStreams
@@ -62,6 +63,7 @@ class Run:
     roll_out: CheckpointRollouts | None = None  # None without the section `eval`
     # copies of the run at other locations; None without any, and on other ranks
     sync: RunSync | None = None
+    lock: Lock | None = None  # of the folder, on rank 0
     state: TrainState = field(init=False)
     placed: PlacedParts = field(init=False)
     objective: Objective = field(init=False)

@@ -23,7 +23,16 @@ from vlatool.errors import EnvironmentProblem, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.executor import default_workers
 from vlatool.training.launcher import EXITS, FORWARDED
-from vlatool.training.ranks import THREADS, Launch, Machine, RankExit, cause, rank_error
+from vlatool.training.ranks import (
+    CTRL_C,
+    TERMINATED,
+    THREADS,
+    Launch,
+    Machine,
+    RankExit,
+    cause,
+    rank_error,
+)
 
 OPTION = "--nproc"
 # Below the folder for temporary files. The kernel releases the lock when the command ends.
@@ -44,7 +53,7 @@ def start(
     `processes`: number of ranks on this machine; `reporter`: receives a note with the command that
     starts the ranks.
 
-    The first and the second SIGINT or SIGTERM are passed on to the ranks, the third kills them.
+    The first and the second stop signal are passed on to the ranks, the third kills them.
     """
     gpus = gpus_here()
     check_processes(processes, gpus, reporter)
@@ -56,11 +65,14 @@ def start(
         launch = Launch(os.getpid(), str(folder), owns_threads=not gpus and THREADS in shown)
         variables = {**shown, **_warning_filter(), **_safe_path(), **launch.variables()}
         output = folder / "stdout"
-        with _forwarded_signals(folder) as received, output.open("wb") as stdout:
+        waiting: list[subprocess.Popen[bytes]] = []
+        with _forwarded_signals(folder, waiting) as received, output.open("wb") as stdout:
             command = [sys.executable, "-m", "vlatool.training.launcher", *options]
             child = subprocess.Popen(  # noqa: S603 - this interpreter, our module
                 command, stdout=stdout, env={**os.environ, **variables}, start_new_session=True
             )
+            if node.count > 1:
+                waiting.append(child)
             exit_code = child.wait()
             # Helper processes of killed ranks: loader workers keep their fork server alive. Each
             # rank leads a process group. The resource tracker of multiprocessing ignores SIGTERM,
@@ -91,7 +103,7 @@ def check_processes(processes: int, gpus: int, reporter: Reporter = NULL) -> Non
     if processes > _MAX_PROCESSES:
         raise UsageError(
             f"{OPTION} {processes}: more than {_MAX_PROCESSES} processes",
-            hint=f"use {OPTION} {gpus or os.cpu_count()}",
+            hint=f"use {OPTION} {gpus or default_workers()}",
             code="usage.bad_value",
             details={"nproc": processes},
         )
@@ -144,7 +156,8 @@ def _shared_folder() -> Iterator[Path]:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(old)
     with TemporaryDirectory(prefix=_FOLDER_PREFIX) as name, Path(name, _LOCK).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(OSError):  # a disk without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield Path(name)
 
 
@@ -157,7 +170,7 @@ def _raise(exit_code: int, file: Path, received: Sequence[int]) -> None:
     first = cause(exits) if exits else None
     # After an interruption only an error that a rank reported is relevant, not how ranks ended.
     if received and (first is None or first.weight() > 0):
-        raise SystemExit(128 + received[0])
+        raise SystemExit(CTRL_C if received[0] == signal.SIGINT else TERMINATED)
     if first is None:
         raise EnvironmentProblem(
             f"torchrun ended with exit code {exit_code}",
@@ -212,8 +225,11 @@ def _signal_ranks(folder: Path, send: Callable[[int, int], None], number: int) -
 
 
 @contextmanager
-def _forwarded_signals(folder: Path) -> Iterator[list[int]]:
-    """Passes SIGINT and SIGTERM on to the ranks; yields a growing list of those received.
+def _forwarded_signals(
+    folder: Path, launchers: Sequence[subprocess.Popen[bytes]]
+) -> Iterator[list[int]]:
+    """Passes signals to stop on to the ranks; yields a growing list of those received;
+    `launchers`: the launcher, if it waits for other machines before it starts ranks.
 
     They go to the ranks directly. Torchrun would pass them to the process group of each rank,
     loader workers included, whose end may cost the rank its last checkpoint, and kill it after
@@ -225,12 +241,17 @@ def _forwarded_signals(folder: Path) -> Iterator[list[int]]:
         received.append(number)
         # The file comes first, for ranks that have not joined yet.
         (folder / "stop").write_text(str(number))
-        if len(received) < 3:
+        if launchers and not any(folder.glob("*.pid")):
+            launchers[0].kill()  # it waits for other machines; a rank that starts ends with it
+        elif len(received) < 3:
             _signal_ranks(folder, os.kill, number)
         else:
             _signal_ranks(folder, os.killpg, signal.SIGKILL)
 
-    previous = {number: signal.signal(number, forward) for number in FORWARDED}
+    previous = {number: signal.getsignal(number) for number in FORWARDED}
+    for number, handler in previous.items():
+        if handler != signal.SIG_IGN:  # such as SIGHUP with nohup
+            signal.signal(number, forward)
     try:
         yield received
     finally:

@@ -9,18 +9,23 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn, Self
 
+import torch
+
+from vlatool.events import STOP_SIGNALS
 from vlatool.loading.base import MicroBatch
-from vlatool.training.metrics import MetricsLogger, StepRecord
+from vlatool.training.metrics import STOPS, MetricsLogger, StepRecord
+from vlatool.training.runtime import Runtime
 from vlatool.training.setup import Run
 from vlatool.training.step import TrainStep
 
 _SAME_STOP_S = 2.0
+_POLLED_EVERY_S = 1.0
 
 
 class StopRequest:
-    """Context that stores the first SIGINT or SIGTERM; a later one has its usual effect.
+    """Context that stores the first SIGINT or stop signal; a later one has its usual effect.
 
-    The run stops after the step and writes a checkpoint.
+    The run stops after the step and writes a checkpoint. Stop signals count as SIGTERM.
 
     A signal within two seconds of the first belongs to the same request: schedulers and launchers
     send signals to a process and to its group.
@@ -35,8 +40,11 @@ class StopRequest:
     def __enter__(self) -> Self:
         # Python delivers signals only to the main thread; other threads cannot set handlers.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
+            for number in (signal.SIGINT, *STOP_SIGNALS):
+                handler = signal.getsignal(number)
+                # `nohup` ignores SIGHUP.
+                if number in (signal.SIGINT, signal.SIGTERM) or handler != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -59,7 +67,7 @@ class StopRequest:
         if self.signal is not None:
             self._restore()
             signal.raise_signal(number)
-        self.signal = number
+        self.signal = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
         self._since = time.monotonic()
         if self._interrupts:
             raise KeyboardInterrupt
@@ -67,6 +75,36 @@ class StopRequest:
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+
+
+class StopPoll:
+    """Asks all ranks about once a second, at the same call on each, if one was asked to stop."""
+
+    def __init__(self, runtime: Runtime, stop: StopRequest) -> None:
+        self._runtime = runtime
+        self._stop = stop
+        self._calls = 0  # since the last answer
+        self._asked_at_call = 1
+        self._since = time.monotonic()
+
+    def __call__(self) -> int | None:
+        """Signal that asked a rank to stop; None without one, and between answers. Collective."""
+        if self._runtime.world_size == 1:
+            return self._stop.signal
+        self._calls += 1
+        if self._calls < self._asked_at_call:
+            return None
+        seconds = time.monotonic() - self._since
+        numbers = [float(self._stop.signal == number) for number in STOPS]
+        values = torch.tensor([*numbers, seconds], device=self._runtime.device)
+        *counts, total_s = self._runtime.sum(values).tolist()
+        # Equal on all ranks, like the sum that it follows from. The first calls say little.
+        seconds_per_call = total_s / self._runtime.world_size / self._calls
+        calls = int(_POLLED_EVERY_S / max(seconds_per_call, 1e-6))
+        self._asked_at_call = min(max(calls, 1), 10 * self._calls)
+        self._calls = 0
+        self._since = time.monotonic()
+        return next((number for number, count in zip(STOPS, counts, strict=True) if count), None)
 
 
 def exit_stopped(number: int | None) -> NoReturn:

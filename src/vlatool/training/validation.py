@@ -20,11 +20,17 @@ from vlatool.storage.atomic import open_atomic
 from vlatool.training.metrics import MetricsLogger
 from vlatool.training.setup import Run
 from vlatool.training.step import LossSums
-from vlatool.training.trainer import StopRequest, exit_stopped
+from vlatool.training.trainer import StopPoll, StopRequest
 
 _PHASE = "validation"
 _CHUNKS = "validation chunks"
 _AVERAGED = f"{VALIDATION}ema/"
+
+
+class _StoppedError(Exception):
+    def __init__(self, signal: int) -> None:
+        super().__init__()
+        self.signal = signal
 
 
 @dataclass(frozen=True)
@@ -38,22 +44,36 @@ class Validation:
     open_batches: Callable[[], Iterator[MicroBatch]]
     # the same for the samples whose action chunks are sampled
     open_chunk_batches: Callable[[], Iterator[MicroBatch]]
+    stop: StopRequest  # a request to stop ends the validation, and a resumed run repeats it
+    end: Callable[[str, int], NoReturn]  # ends the run for a signal; says where it stopped
 
     def __call__(self) -> None:
         """Writes the metrics with raw weights, and with averaged weights if there are any."""
         state = self.run.state
-        metrics = self._pass(VALIDATION, state.step)
-        if state.averages:
-            with ExitStack() as stack:
-                for average in state.averages.values():
-                    stack.enter_context(average.average_parameters())
-                metrics |= self._pass(_AVERAGED, state.step)
+        try:
+            metrics = self._pass(VALIDATION, state.step)
+            if state.averages:
+                with ExitStack() as stack:
+                    for average in state.averages.values():
+                        stack.enter_context(average.average_parameters())
+                    metrics |= self._pass(_AVERAGED, state.step)
+        except _StoppedError as stopped:
+            self.end("in the validation of", stopped.signal)
         self.logger.metrics.write(state.step, {"samples": float(state.samples), **metrics})
         self.logger.check_metrics(metrics)
 
     def _pass(self, prefix: str, step: int) -> dict[str, float]:
         values = self._losses(prefix, step) | self._chunk_errors(step)
         return {f"{prefix}{name}": value for name, value in values.items()}
+
+    def _until_stop(self, batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
+        """The micro-batches; raises _StoppedError once a rank is asked to stop. Collective."""
+        poll = StopPoll(self.run.runtime, self.stop)
+        for micro_batch in batches:
+            yield micro_batch
+            signal = poll()
+            if signal is not None:
+                raise _StoppedError(signal)
 
     @torch.no_grad()
     def _losses(self, prefix: str, step: int) -> dict[str, float]:
@@ -62,7 +82,7 @@ class Validation:
         contexts = self.run.contexts
         local = LossSums(runtime.device)
         drops: list[DroppedSample] = []
-        for micro_batch in self.open_batches():
+        for micro_batch in self._until_stop(self.open_batches()):
             drops += micro_batch.drops
             ctx = contexts.of(step, micro_batch, _PHASE, training=False)
             batch = objective.prepare(micro_batch.batch, ctx)
@@ -92,7 +112,7 @@ class Validation:
             return {}
         contexts = self.run.contexts
         sums: dict[str, Tensor] = {}
-        for micro_batch in self.open_chunk_batches():
+        for micro_batch in self._until_stop(self.open_chunk_batches()):
             ctx = contexts.of(step, micro_batch, f"{_CHUNKS} batch", training=False)
             batch = objective.prepare(micro_batch.batch, ctx)
             ctx = contexts.of(step, micro_batch, _CHUNKS, training=False)
@@ -119,12 +139,18 @@ class ImageLogger:
 
     run: Run
     reporter: Reporter  # also gets the images, on rank 0
+    stop: StopRequest
 
     @torch.no_grad()
     def __call__(self, micro_batch: MicroBatch) -> None:
-        """Writes the images of a micro-batch; expects the parts in eval mode."""
+        """Writes the images of a micro-batch, unless a rank is asked to stop; expects the parts in
+        eval mode.
+        """
         run = self.run
         state = run.state
+        if StopPoll(run.runtime, self.stop)() is not None:
+            self.reporter.note(f"the images of step {state.step} are left out: the run stops")
+            return
         ctx = run.contexts.of(state.step, micro_batch, "images")
         with ExitStack() as stack:
             for average in state.averages.values():
@@ -155,10 +181,12 @@ def _row(images: UInt8Array, width: int) -> UInt8Array:
     return np.concatenate([*images, *padding], axis=1)
 
 
-def is_pending(run: RunDir, step: int, steps: tuple[int, ...]) -> bool:
-    """True if the checkpoint of a step is to be rolled out, and no row of the metrics has it."""
+def is_pending(run: RunDir, step: int, steps: tuple[int, ...], prefix: str) -> bool:
+    """True if something is to be measured at a step, and no row of the metrics has it; `prefix`:
+    start of the names of its metrics.
+    """
     rows = read_metrics(run.metrics) if step in steps and run.metrics.is_file() else []
-    measured = [row for row in rows if any(name.startswith(EVALUATION) for name in row)]
+    measured = [row for row in rows if any(name.startswith(prefix) for name in row)]
     return step in steps and all(row["step"] != step for row in measured)
 
 
@@ -169,17 +197,20 @@ class SuccessRate:
     run: Run
     logger: MetricsLogger  # logs the metrics, and a warning if the rollouts fail; the run continues
     stop: StopRequest  # A request to stop ends the rollouts at once
-    resume_hint: str  # rest of the note on a run that was stopped
+    end: Callable[[str, int], NoReturn]  # ends the run for a signal; says where it stopped
 
     def __call__(self) -> None:
         """Writes the metrics of the rollouts, and the best checkpoint."""
         state = self.run.state
         runtime = self.run.runtime
         started = time.perf_counter()
-        metrics = self._measured(state.step) if runtime.is_main else {}
+        metrics: Mapping[str, float] = {}
+        with runtime.main_works(lambda: self.stop.signal is not None):
+            if runtime.is_main:
+                metrics = self._measured(state.step)
         metrics, signal = runtime.broadcast((metrics, self.stop.signal))
         if signal is not None:
-            self._exit(state.step, signal)
+            self.end("in the rollouts of", signal)
         self.logger.meter.leave_out(time.perf_counter() - started)
         if metrics:
             values = {f"{EVALUATION}{name}": value for name, value in metrics.items()}
@@ -206,7 +237,3 @@ class SuccessRate:
                 f"the rollouts of step {step} failed, and the run continues: {error.message}",
             )
         return {}
-
-    def _exit(self, step: int, signal: int) -> NoReturn:
-        self.logger.reporter.note(f"stopped in the rollouts of step {step}{self.resume_hint}")
-        exit_stopped(signal)

@@ -1,7 +1,9 @@
 """Checks of this installation and machine."""
 
 import importlib.metadata
+import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
@@ -13,7 +15,9 @@ from typing import Literal
 from vlatool import __version__
 from vlatool.config.base import ConfigModel, option
 from vlatool.errors import EnvironmentProblem, VlatoolError, install_line, requirements
-from vlatool.events import NULL, Reporter
+from vlatool.events import NULL, Reporter, counted
+from vlatool.jobs import machine
+from vlatool.jobs.executor import SHARED_MEMORY
 from vlatool.results import Result
 from vlatool.storage.background import in_background
 from vlatool.storage.hub import Repository
@@ -25,7 +29,6 @@ from vlatool.storage.web_requests import check_server
 FREE_DISK_LOW_BYTES = 5 * 2**30
 # Containers begin with 64 MiB, which a few batches of images fill.
 SHARED_MEMORY_LOW_BYTES = 2**30
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # the mount of Linux, not a temporary file
 _NETWORK_TIMEOUT_S = 10.0  # of each check, all at once
 _WITHOUT_NETWORK = "without a network, give local folders instead of hf:// and s3:// locations"
 Status = Literal["ok", "note", "warning", "error"]
@@ -141,20 +144,28 @@ def _machine() -> Iterator[DoctorCheck]:
     except OSError as error:
         hint = "set TMPDIR to a folder that can be written"
         yield DoctorCheck("temporary folder", "error", f"not writable: {error}", hint)
+    if sys.platform == "linux":
+        yield DoctorCheck("system", "ok", "Linux, on which vlatool is tested")
+    else:
+        tested = "vlatool is tested on Linux; its parts are portable"
+        yield DoctorCheck("system", "note", f"{sys.platform}: {tested}")
+    count = counted(machine.processors(), "processor")
+    yield DoctorCheck("machine", "ok", f"{count}, {_gib(machine.memory())} of memory are free")
     free = shutil.disk_usage(Path.cwd()).free
     is_low = free < FREE_DISK_LOW_BYTES
     hint = "free some space: data sets and checkpoints are large" if is_low else ""
     yield DoctorCheck(
         "free disk", "warning" if is_low else "ok", f"{_gib(free)} in this folder", hint
     )
-    if _SHARED_MEMORY.is_dir():
-        size = shutil.disk_usage(_SHARED_MEMORY).total
-        is_low = size < SHARED_MEMORY_LOW_BYTES
+    if SHARED_MEMORY.is_dir():
+        size = shutil.disk_usage(SHARED_MEMORY).total
+        is_writable = os.access(SHARED_MEMORY, os.W_OK)
+        is_low = size < SHARED_MEMORY_LOW_BYTES or not is_writable
         hint = "training passes batches through it: `docker run --shm-size 8g`, or a lower "
         yield DoctorCheck(
             "shared memory",
             "warning" if is_low else "ok",
-            _gib(size),
+            _gib(size) if is_writable else f"{SHARED_MEMORY} cannot be written",
             f"{hint}data.num_workers" if is_low else "",
         )
 

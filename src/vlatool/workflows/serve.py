@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlatool.config.base import check_required
 from vlatool.errors import missing_package
-from vlatool.events import NULL, Reporter, counted
+from vlatool.events import NULL, STOP_SIGNALS, Reporter, counted
 from vlatool.report.text import few_text
 from vlatool.results import Result
 from vlatool.serving.config import ServeConfig
@@ -84,11 +84,11 @@ def serve(config: ServeConfig, *, reporter: Reporter = NULL) -> ServeResult:
 
 @contextmanager
 def _stopped_by_signals(server: "PolicyServer") -> Iterator[None]:
-    """Lets the first SIGINT or SIGTERM stop a server; the next one has its usual effect."""
+    """Lets the first signal to stop end a server; the next one has its usual effect."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, *STOP_SIGNALS)}
 
     def restore() -> None:
         for number, handler in usual.items():
@@ -98,8 +98,9 @@ def _stopped_by_signals(server: "PolicyServer") -> Iterator[None]:
         restore()
         server.stop()
 
-    for number in usual:
-        signal.signal(number, stop)
+    for number, handler in usual.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, stop)
     try:
         yield
     finally:

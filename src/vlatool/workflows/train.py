@@ -29,6 +29,7 @@ from vlatool.models.base import ModelType
 from vlatool.models.trained import section_of
 from vlatool.report.text import number_text
 from vlatool.results import Result, outcome
+from vlatool.storage.lock import Lock
 from vlatool.storage.uri import location
 from vlatool.training import resume
 from vlatool.training.config import TrainConfig
@@ -162,16 +163,17 @@ def _train(
     config: TrainConfig, typed: Collection[str], origins: Mapping[str, str], reporter: Reporter
 ) -> TrainResult:
     """As `train`, of a config whose data are training data."""
-    with _named_run(config, typed, reporter) as (config, runtime, remote, is_locked):
+    with _named_run(config, typed, reporter) as (config, runtime, remote, lock):
         run, assets = _prepare(config, runtime, typed, origins, reporter)
         if config.dry_run:
             return _planned(run, assets, remote, reporter)
         with run.runtime.waiting(), ExitStack() as stack:
             record = None
             if run.runtime.is_main:
-                if not is_locked:
+                if lock is None:
                     resume.earlier_run(run.folder, run.config)  # before the lock creates a file
-                    stack.enter_context(output_lock(run.folder.root, _LOCK))
+                    lock = stack.enter_context(output_lock(run.folder.root, _LOCK))
+                run.lock = lock
                 record = _claim(run, remote, stack, reporter)
             run.runtime.barrier()
             from vlatool.training.run import train_run
@@ -188,7 +190,7 @@ class NamedRun(NamedTuple):
     config: TrainConfig  # with the name of the run, if one is continued or copied
     runtime: "Runtime | None" = None  # this rank, if it was needed already
     remote: "RemoteRun | None" = None  # on rank 0, the run below `remote_sync`
-    is_locked: bool = False  # rank 0 holds the local run folder
+    lock: Lock | None = None  # of the local run folder, if rank 0 holds it
 
 
 @contextmanager
@@ -210,16 +212,15 @@ def _named_run(
 
     runtime = Runtime(config)
     with ExitStack() as stack:
-        name = None
+        name = lock = None
         if runtime.is_main:
             starts = partial(resume.start_in, world_size=_ranks(config, runtime, typed))
-            name = _continued(config, starts, stack, reporter)
+            name, lock = _continued(config, starts, stack, reporter)
         with runtime.waiting():
             name = runtime.broadcast(name)
         if name is not None:
             config = config.model_copy(update={"name": name})
-        is_locked = name is not None and runtime.is_main and not config.dry_run
-        yield NamedRun(config, runtime, is_locked=is_locked)
+        yield NamedRun(config, runtime, lock=lock)
 
 
 def _continued(
@@ -227,16 +228,17 @@ def _continued(
     starts: Callable[[TrainConfig, RunDir], resume.RunStart],
     stack: ExitStack,
     reporter: Reporter,
-) -> str | None:
-    """Name of the newest unfinished run with equal options and data, which is locked until `stack`
-    is closed; None without one. Says which run is continued, or why it is a new one.
+) -> tuple[str | None, Lock | None]:
+    """Name of the newest unfinished run with equal options and data, and its lock, which is held
+    until `stack` is closed; None without one. Says which run is continued, or why it is a new one.
     """
     problems: list[str] = []
     for run in resume.unfinished_runs(config)[:_MOST_COMPARED]:
         problem = _obstacle(config, run, starts)
+        lock = None
         if not problem and not config.dry_run:
             try:
-                stack.enter_context(output_lock(run.root, _LOCK))
+                lock = stack.enter_context(output_lock(run.root, _LOCK))
             except UsageError as error:  # another process was faster
                 problem = error.message
         if not problem:
@@ -244,11 +246,11 @@ def _continued(
                 f"{run.root}: continues this unfinished run with equal options and data; for a new "
                 "run give another --output"
             )
-            return run.root.name
+            return run.root.name, lock
         problems.append(problem)
     if problems:
         reporter.note(f"a new run, because the unfinished one cannot be continued: {problems[0]}")
-    return None
+    return None, None
 
 
 def _obstacle(

@@ -1,13 +1,20 @@
+import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.builders.disks import limited_disk
 from vlatool.errors import DataError, StorageError, UsageError
-from vlatool.jobs.record import output_lock
+from vlatool.jobs.record import is_being_written, output_lock
+from vlatool.storage.lock import FileLock
+from vlatool.storage.retry import SPEED_VARIABLE
 
 HOLDER = """
 import pathlib, sys
@@ -18,19 +25,28 @@ with output_lock(pathlib.Path(sys.argv[1]), "vlatool first"):
 """
 
 
-@pytest.fixture
-def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Process that locks `tmp_path` until its stdin is closed."""
+@contextmanager
+def held(
+    folder: Path, variables: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """Process that locks a folder until its stdin is closed."""
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        [sys.executable, "-c", HOLDER, str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        env={**os.environ, **(variables or {})},
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         yield process
         process.kill()
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    with held(tmp_path) as process:
+        yield process
 
 
 def test_error_of_further_processes_names_the_first_until_it_is_killed(
@@ -61,3 +77,86 @@ def test_lock_is_free_after_an_error_and_an_output_that_is_a_file_a_storage_erro
     with pytest.raises(StorageError) as caught, output_lock(tmp_path / "out", "first"):
         pass
     assert (caught.value.code, caught.value.exit_code) == ("storage.write", 5)
+
+
+# Disks without locks, or with some that everyone gets
+
+
+@pytest.mark.parametrize("mode", ["ENOLCK", "ENOSYS", "EOPNOTSUPP", "NOOP"])
+def test_disk_without_locks_keeps_a_second_process_of_this_machine_away_until_the_first_ends(
+    mode: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "disk"
+    disk = limited_disk(folder, tmp_path, DISK_FLOCK=mode)
+    command = [sys.executable, "-c", HOLDER, str(folder)]
+    environ = {**os.environ, **disk}
+    with held(folder, disk) as first:
+        second = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+        assert "another run is writing here: `vlatool first`" in second.stderr
+        assert f"process {first.pid}" in second.stderr
+        assert is_being_written(folder)
+        first.kill()
+        first.wait()
+        assert not is_being_written(folder)
+    assert (folder / ".vlatool/lock").read_text(), "the killed run left its name"
+    began = time.monotonic()
+    third = subprocess.run(
+        command, env=environ, input="", capture_output=True, text=True, check=False
+    )
+    assert (third.returncode, third.stdout) == (0, "held\n"), third.stderr
+    assert "this disk has no locks that work" in third.stderr
+    assert time.monotonic() - began < 20.0
+    assert (folder / ".vlatool/lock").read_bytes() == b""
+
+
+@pytest.mark.parametrize(("age_s", "is_renewed"), [(0, False), (91, False), (0, True)])
+def test_lock_of_another_machine_counts_for_90_s_without_a_renewal(
+    age_s: int, is_renewed: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "disk"
+    disk = limited_disk(folder, tmp_path, DISK_FLOCK="ENOLCK") | {SPEED_VARIABLE: "60"}
+    lock = folder / ".vlatool/lock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text(json.dumps({"owner": "a", "command": "vlatool far", "machine": "b"}))
+    os.utime(lock, (time.time() - age_s, time.time() - age_s))
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)],
+        env={**os.environ, **disk},
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while is_renewed and process.poll() is None:
+        os.utime(lock)
+        time.sleep(0.02)
+    _, stderr = process.communicate(timeout=30)
+    assert (process.returncode == 0) != is_renewed, stderr
+    assert ("another run is writing here: `vlatool far`" in stderr) != bool(age_s)
+
+
+def test_run_that_another_machine_disturbs_keeps_the_lock_and_the_other_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock of the kernel that holds on one machine only; here the lock of the first is gone."""
+    monkeypatch.setenv(SPEED_VARIABLE, "60")
+    with output_lock(tmp_path, "vlatool first") as first:
+        lock = tmp_path / ".vlatool/lock"
+        second = FileLock(lock, "vlatool second")
+        second.is_exclusive = True
+        second._content["over"] = json.loads(lock.read_text())["owner"]
+        second._write()
+        time.sleep(1.0)  # a minute
+        assert json.loads(lock.read_text())["command"] == "vlatool first"
+        second._renew()
+        with pytest.raises(StorageError) as caught:
+            second.check_known()
+        assert caught.value.code == "storage.lock_lost"
+        first.check_known()
+    assert lock.read_bytes() == b""
+
+
+def test_lock_names_neither_host_nor_user(tmp_path: Path) -> None:
+    with output_lock(tmp_path, "vlatool first"):
+        content = json.loads((tmp_path / ".vlatool/lock").read_text())
+    assert {*content} == {"owner", "command", "started", "pid", "process", "machine", "over"}
+    assert os.uname().nodename not in content.values()

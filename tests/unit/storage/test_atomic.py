@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders.disks import limited_disk
 from vlatool.errors import DataError, StorageError
 from vlatool.storage import atomic
 from vlatool.storage.crash_points import VARIABLE
@@ -207,3 +208,35 @@ def test_interrupted_removal_leaves_a_partial_folder(tmp_path: Path) -> None:
     assert (folder.exists(), len(list(tmp_path.iterdir()))) == (False, 1)
     atomic.remove_partials(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+WRITER = """
+import pathlib, sys
+from vlatool.errors import StorageError
+from vlatool.storage.atomic import write_bytes
+try:
+    write_bytes(pathlib.Path(sys.argv[1]) / "file", b"x" * 5000)
+except StorageError as error:
+    print(f"{error.code} {error.message} {error.hint}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"DISK_RENAME": "ENOSYS"}, "--output s3://"),
+        ({"DISK_RENAME": "EOPNOTSUPP"}, "--output s3://"),
+        ({"DISK_QUOTA": "3000"}, "your quota there is used up"),
+    ],
+)
+def test_disk_that_cannot_rename_or_has_a_quota_is_named_with_what_helps(
+    settings: dict[str, str], words: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    environ = {**os.environ, **limited_disk(folder, tmp_path, **settings)}
+    command = [sys.executable, "-c", WRITER, str(folder)]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"storage.write {folder}/file: cannot be written: ")
+    assert words in done.stdout
+    assert not list(folder.iterdir())

@@ -1,11 +1,13 @@
 """Copies of files in a folder shared by processes."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.builders.errors import fails
 from vlatool.errors import StorageError
 from vlatool.storage.cache import FileCache, FileVersion, default_cache_folder
 
@@ -121,3 +123,29 @@ def test_unused_copies_of_folders_are_removed_after_a_month(tmp_path: Path) -> N
     cache.local_copy(tmp_path / "new", ["a"])
 
     assert [folder.is_dir() for folder in old] == [False, True]
+
+
+@pytest.mark.parametrize("home", ["file", "~nobody-is-called-so"])
+def test_cache_that_cannot_be_written_is_in_the_temporary_folder_with_a_warning(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "temporary").mkdir()
+    text = home if home.startswith("~") else str(tmp_path / home / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", text)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    folder = default_cache_folder()
+    assert folder.parent == tmp_path / "temporary"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert "XDG_CACHE_HOME" in caplog.text
+    assert "data.dataset_cache.cache_dir" in caplog.text
+
+
+def test_folder_of_another_kind_is_no_temporary_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"vlatool-cache-{os.getuid()}").symlink_to(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "~nobody-is-called-so/again")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with fails("storage.write"):
+        default_cache_folder()

@@ -12,6 +12,7 @@ from torch import nn
 from tests.builders.errors import fails
 from tests.builders.regression import Fixture, Regression, dummy_of, micro_batches, samples
 from vlatool.errors import DataError
+from vlatool.events import STOP_SIGNALS
 from vlatool.loading.base import MicroBatch
 from vlatool.models.base import Batch, Loss, StepContext
 from vlatool.training.config import HParams, TrainConfig
@@ -187,15 +188,36 @@ def test_weights_of_elements_scale_neither_loss_nor_gradient(tmp_path: Path) -> 
             assert first[key] == pytest.approx(second[key], rel=1e-5)
 
 
-def test_first_signal_is_stored_and_one_soon_after_is_the_same_request() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    for number, other in ((signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)):
+@pytest.mark.parametrize(
+    ("number", "other", "stored"),
+    [
+        (signal.SIGINT, signal.SIGTERM, signal.SIGINT),
+        (signal.SIGTERM, signal.SIGINT, signal.SIGTERM),
+        (signal.SIGHUP, signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM),
+    ],
+)
+def test_first_signal_is_stored_and_one_soon_after_is_the_same_request(
+    number: signal.Signals, other: signal.Signals, stored: signal.Signals
+) -> None:
+    handled = (signal.SIGINT, *STOP_SIGNALS)
+    before = [signal.getsignal(name) for name in handled]
+    with StopRequest() as stop:
+        assert stop.signal is None
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), other)
+        assert stop.signal == stored
+    assert [signal.getsignal(name) for name in handled] == before
+
+
+def test_hangup_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
         with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
             assert stop.signal is None
-            os.kill(os.getpid(), number)
-            os.kill(os.getpid(), other)
-            assert stop.signal == number
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_later_signal_has_its_usual_effect() -> None:

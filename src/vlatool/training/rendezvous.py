@@ -1,0 +1,178 @@
+"""Start of a run of several processes: each waits here until all have come.
+
+Torch alone waits for two hours, without a line and without reacting to signals.
+"""
+
+import logging
+import socket
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from threading import Thread
+
+from torch.distributed import (
+    DistNetworkError,
+    TCPStore,  # pyright: ignore[reportPrivateImportUsage] - it is public
+)
+
+from vlatool.errors import EnvironmentProblem
+
+_LINE_EVERY_S = 60.0
+_POLL_S = 0.1
+_RETRY_S = 1.0
+_CONNECT_S = 5.0
+_ANSWER_S = 10.0  # of a store that accepts connections
+_CAME = "vlatool/came"  # key of the store
+_SHOWN = 8
+_DEFAULT_PORT = "29500"  # torch's default
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def meet(environ: Mapping[str, str], limit_s: float) -> object:
+    """Waits until all ranks of a run have come; returns what rank 0 keeps until they are connected.
+
+    `environ`: variables of a launcher (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
+
+    Raises:
+        EnvironmentProblem: A variable is missing, a port is taken, or a rank does not come.
+    """
+    meeting = _Meeting(*_address(environ), limit_s, hosts=_hosts(environ))
+    meeting.start()
+    began = time.monotonic()
+    lines = 0
+    while meeting.is_alive():
+        meeting.join(_POLL_S)
+        waited_s = time.monotonic() - began
+        if waited_s > limit_s and meeting.is_alive():
+            raise meeting.problem(f"waited {limit_s:g} s for {meeting.waits_for}")
+        if waited_s > _LINE_EVERY_S * (lines + 1):
+            lines += 1
+            seconds = _LINE_EVERY_S * lines
+            message = "rank %d of %d waits for %s, since %.0f s"
+            _LOGGER.warning(message, meeting.rank, meeting.world_size, meeting.waits_for, seconds)
+    if meeting.error is not None:
+        raise meeting.error
+    return meeting.store
+
+
+def _address(environ: Mapping[str, str]) -> tuple[int, int, str, int]:
+    """Rank, number of ranks, host and port of rank 0."""
+    values = {"MASTER_PORT": _DEFAULT_PORT, **environ}
+    try:
+        rank = int(values["RANK"])
+        world_size = int(values["WORLD_SIZE"])
+        return rank, world_size, values["MASTER_ADDR"], int(values["MASTER_PORT"])
+    except (KeyError, ValueError) as error:
+        what = f"{error} is not set" if isinstance(error, KeyError) else str(error)
+        raise EnvironmentProblem(
+            f"WORLD_SIZE is {environ.get('WORLD_SIZE')}, but the ranks cannot meet: {what}",
+            hint="set RANK, MASTER_ADDR and MASTER_PORT (host and port of rank 0) on all machines, "
+            "start with torchrun or srun, or unset WORLD_SIZE to train in one process",
+            code="environment.process_failed",
+        ) from None
+
+
+def _hosts(environ: Mapping[str, str]) -> bool:
+    """True if this process has the store; with torchrun, its agent has it."""
+    return environ["RANK"] == "0" and environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+
+class _Meeting(Thread):
+    """Thread with all that blocks: Python handles signals in the main thread only."""
+
+    def __init__(
+        self, rank: int, world_size: int, host: str, port: int, limit_s: float, *, hosts: bool
+    ) -> None:
+        super().__init__(daemon=True, name="vlatool-rendezvous")
+        self.rank = rank
+        self.world_size = world_size
+        self.waits_for = "itself"
+        self.hint = ""
+        self.error: Exception | None = None
+        self.store: object = None
+        self._host = host
+        self._port = port
+        self._hosts = hosts
+        self._limit = timedelta(seconds=limit_s)
+
+    def problem(self, what: str, hint: str = "") -> EnvironmentProblem:
+        return EnvironmentProblem(
+            f"rank {self.rank} of {self.world_size} {what}",
+            hint=hint or f"{self.hint}; distributed.start_timeout is the number of seconds",
+            code="environment.process_failed",
+            details={"rank": self.rank, "address": self._host, "port": self._port},
+        )
+
+    def run(self) -> None:
+        try:
+            self.store = store = self._hosted() if self._hosts else self._joined()
+            self._wait_for_all(store)
+        except DistNetworkError:
+            self.error = self.problem(
+                f"waited for {self.waits_for}, when rank 0 ended",
+                "see the error of rank 0, then start all ranks again",
+            )
+        except Exception as error:  # noqa: BLE001 - raised in the main thread
+            self.error = error
+
+    def _hosted(self) -> TCPStore:
+        self.waits_for = f"its own address {self._host}:{self._port}, which does not answer"
+        self.hint = "set MASTER_ADDR to a name or address of the machine of rank 0, on all machines"
+        try:
+            return self._connected(is_master=True, timeout=self._limit)
+        except RuntimeError as error:
+            if "EADDRINUSE" not in str(error):
+                raise
+            raise self.problem(
+                f"cannot wait for the others: port {self._port} is taken by another process here",
+                "set MASTER_PORT to a free port, on all machines, or end that process",
+            ) from None
+
+    def _joined(self) -> TCPStore:
+        """Connects to the store of rank 0, as soon as it is there."""
+        address = f"{self._host}:{self._port}"
+        self.hint = (
+            "start rank 0, and set MASTER_ADDR and MASTER_PORT to its machine and port on all "
+            "machines; a firewall must let them through"
+        )
+        while True:
+            try:
+                with socket.create_connection((self._host, self._port), timeout=_CONNECT_S):
+                    self.waits_for = f"rank 0: {address} does not answer as rank 0 does"
+                return self._connected(is_master=False, timeout=timedelta(seconds=_ANSWER_S))
+            except OSError as error:
+                self.waits_for = f"rank 0 at {address} ({error.strerror or error})"
+            except RuntimeError:  # another program has the port
+                pass
+            time.sleep(_RETRY_S)
+
+    def _connected(self, *, is_master: bool, timeout: timedelta) -> TCPStore:
+        return TCPStore(
+            self._host,
+            self._port,
+            is_master=is_master,
+            wait_for_workers=False,
+            timeout=timeout,
+            multi_tenant=True,  # torch opens it again
+        )
+
+    def _wait_for_all(self, store: TCPStore) -> None:
+        self.hint = "start those ranks, or end this run"
+        if store.check([_CAME]) and self.rank in _ranks_of(store):
+            raise self.problem(
+                f"is at {self._host}:{self._port} already",
+                "give each process its own RANK, and each run its own MASTER_PORT",
+            )
+        store.append(_CAME, f"{self.rank} ")  # pyright: ignore[reportAttributeAccessIssue] - no stub
+        while missing := sorted({*range(self.world_size)} - _ranks_of(store)):
+            word = "rank" if len(missing) == 1 else "ranks"
+            shown = ", ".join(map(str, missing[:_SHOWN]))
+            more = "" if len(missing) <= _SHOWN else f" and {len(missing) - _SHOWN} others"
+            self.waits_for = f"{word} {shown}{more} (at {self._host}:{self._port})"
+            time.sleep(_POLL_S * max(1.0, self.world_size / 32))
+
+
+def _ranks_of(store: TCPStore) -> set[int]:
+    """Ranks that have come."""
+    return set(map(int, store.get(_CAME).split()))
