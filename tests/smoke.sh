@@ -42,7 +42,7 @@ train --preset future-vla-tiny-tokenizer --data shards --output runs/tokenizer
 v encode A --tokenizer runs/tokenizer
 v tokenizer fit-fast A --output fast --vocab-size 256 --scale 5
 v build-dataset A --preset future-vla-tiny-build --fast fast
-"$root/$environment/bin/python" "$root/examples/tiny_start.py" start --fast fast
+v compose --tiny --output start
 train --preset future-vla-tiny --init-from start --data A/samples --output runs/vla
 v verify A/samples
 echo "smoke: both pipelines work with Python $version"
