@@ -100,7 +100,7 @@ ZARR: dict[str, tuple[Build, int, str]] = {
     ),
     "unsigned ends that descend": (bombs.zarr_ends(9, 4), 0, "does not divide"),
     "huge ends": (bombs.zarr_ends(4, 2**63 + 5, 9), 0, "does not divide"),
-    "more ends than rows": (bombs.zarr_ends(*[9] * 1000), 0, "1,000 episodes of 9 rows"),
+    "more ends than rows": (bombs.zarr_ends(*[9] * 1000), 0, "1,000 ends of episodes in 9 rows"),
     "attributes": (bombs.zarr_file(".zattrs", lambda path: path.write_text("{")), 2, "is not JSON"),
     "attributes of an array": (
         bombs.zarr_file("data/action/.zattrs", lambda path: path.write_text("")),

@@ -15,7 +15,7 @@ from rosbags.rosbag2 import CompressionMode, StoragePlugin
 from tests.builders import hdf5
 from tests.builders import mcap as build
 from vlatool.episode import Episode
-from vlatool.errors import DataError, StorageError
+from vlatool.errors import DataError
 from vlatool.formats.mcap import files
 from vlatool.formats.mcap.reader import McapConfig, McapReader
 
@@ -150,15 +150,13 @@ def test_a_compressed_file_that_is_cut_is_read_as_far_as_it_goes(tmp_path: Path)
     assert "mcap.cut_off" in codes(episode)
 
 
-def test_a_cache_that_cannot_be_written_is_named_with_its_variable(
+def test_a_bag_is_inflated_to_a_temporary_folder_if_the_cache_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = compressed(build.bag(tmp_path / "a.mcap", build.standard()))
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(StorageError) as caught:
-        read(path)
-    assert "XDG_CACHE_HOME" in caught.value.hint
+    assert read(path)
 
 
 def test_a_part_of_an_unknown_compression_is_named(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def open_buffer(path: Path, missing_chunks: str | None = None) -> Buffer:
     if not is_ascending or stops[-1] > count:
         raise ZARR.error("bad_ends", path, _ENDS, f"does not divide {count} rows")
     if len(stops) > min(count, limits.MOST_EPISODES):
-        reason = f"has {len(stops):,} episodes of {count:,} rows"
+        reason = f"has {len(stops):,} ends of episodes in {count:,} rows"
         raise ZARR.error("bad_ends", path, _ENDS, reason)
     by_name = {_below_data(name): error for name, error in broken.items()}
     return Buffer(path, arrays, tuple(stops.tolist()), count, attributes, by_name)
