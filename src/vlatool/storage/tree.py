@@ -91,10 +91,9 @@ def first_link_out(path: Path, folders: Sequence[Path]) -> Path | None:
 
 def _is_below(path: Path, folders: Sequence[Path]) -> bool:
     real = os.path.realpath(path)
-    is_below = any(Path(real).is_relative_to(folder) for folder in folders)
-    return is_below or not os.path.exists(
-        real
-    )  # what leads to nothing, or in a loop, leaks nothing
+    if not os.path.exists(real):
+        return True  # a link to nothing, or in a loop, leads nowhere
+    return any(Path(real).is_relative_to(folder) for folder in folders)
 
 
 def natural_key(path: Path | str) -> list[tuple[int, int, str]]:
