@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tests.builders.codes import plain_fast, published_windows, write_tree_codes
 from tests.builders.encoding import encoded, image_tree, write_tokenizer
 from tests.builders.images import image_shards, window_tree
@@ -32,6 +34,7 @@ from vlatool.training.config import TrainConfig
 from vlatool.workflows import download_raw
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.compose import ComposeConfig, compose
+from vlatool.workflows.curate import CurateConfig, curate
 from vlatool.workflows.demo import DemoConfig, demo
 from vlatool.workflows.download import DownloadConfig, download
 from vlatool.workflows.encode import decode
@@ -39,6 +42,7 @@ from vlatool.workflows.evaluate import PredictConfig, open_loop, predict
 from vlatool.workflows.export import ExportConfig, TokenizerExportConfig, export, tokenizer_export
 from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
+from vlatool.workflows.recorder import record
 from vlatool.workflows.repair import RepairConfig, repair
 from vlatool.workflows.resolve_config import resolve_config
 from vlatool.workflows.rollout import rollout
@@ -271,6 +275,21 @@ def _repair(workspace: Workspace) -> None:
     repair(RepairConfig(source=source, output=str(workspace.out), workers=1))
 
 
+def _curate(workspace: Workspace) -> None:
+    keys = {"format": "hdf5", "sources": [f"{workspace.inputs}/hdf5"], "workers": 1}
+    curate(CurateConfig.specialize(keys).model_validate(keys | {"output": str(workspace.out)}))
+
+
+def _record(workspace: Workspace, form: Any) -> None:
+    """Records until there are three episodes; a repeated call records the others."""
+    with record(workspace.out, fps=10, form=form) as recorder:
+        for number in range(recorder.episodes, 3):
+            for step in range(4):
+                image = np.full((16, 16, 3), 20 * number + step, np.uint8)
+                recorder.add({"front": image}, state=np.full(2, step), action=np.full(2, step + 1))
+            recorder.end_episode(instruction="pick")
+
+
 def _images(workspace: Workspace, **options: Any) -> None:
     image_shards(workspace.inputs / "pictures", workspace.out, val_ratio=0.5, **options)
 
@@ -404,6 +423,9 @@ COMMANDS = (
     Command("preprocess images", _images),
     _overwriting("preprocess images", _images, image_format="jpeg"),
     Command("repair", _repair),
+    Command("curate", _curate),
+    Command("record frames", partial(_record, form="frames"), has_journal=True),
+    Command("record a LeRobot set", partial(_record, form="lerobot"), has_journal=True),
     Command("split", _split, _images),
     Command("stats merge", _merge),
     Command("stats merge over an earlier one", _merge, partial(_merge, compact=True)),

@@ -27,7 +27,7 @@ from vlatool.jobs.run import run_command
 from vlatool.plugins import SINKS, is_class_in_file
 from vlatool.report.page import page
 from vlatool.results import OPTIONAL, UNLISTED
-from vlatool.storage.atomic import write_text
+from vlatool.storage.atomic import remove_partials_of, write_text
 from vlatool.storage.uri import location, pinned
 from vlatool.workflows.preprocess import (
     PreprocessConfig,
@@ -208,6 +208,8 @@ def _with_rules(
         episodes=tuple(with_reasons(measured.episodes, rules)),
         rules={name: rule.model_dump(exclude_defaults=True) for name, rule in rules.items()},
     )
+    for name in (curation_layout.NAME, curation_layout.PAGE):
+        remove_partials_of(output / name)  # of a process that was killed here
     curation_layout.write_curation(output / curation_layout.NAME, curation)
     total = counted(len(curation.episodes), "episode")
     subtitle = f"{total}, {len(curation.selected())} kept"

@@ -40,7 +40,13 @@ from vlatool.formats.media.images import decode_rgb, encode_jpeg
 from vlatool.formats.media.video import VideoEncoder
 from vlatool.formats.writing import Sink, SinkSetup
 from vlatool.jobs.executor import SerialExecutor
-from vlatool.jobs.files import FOLDER, changed_files, remove_owned, write_file_list
+from vlatool.jobs.files import (
+    FOLDER,
+    changed_files,
+    remove_owned,
+    remove_partial_files,
+    write_file_list,
+)
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Journal, Receipt
 from vlatool.jobs.ownership import claim_output, plan_output, resume_output
@@ -99,7 +105,9 @@ class EpisodeRecorder:
         self._stack.enter_context(output_lock(output, "vlatool.record"))
         try:
             before = plan_output(output, record, overwrite=False, hint="record to another folder")
-            damaged = changed_files(output) if before is not None else []
+            # While a process writes the lists of the output, the record is not complete.
+            is_whole = before is not None and before.complete
+            damaged = changed_files(output) if is_whole else []
             if damaged:
                 raise UsageError(
                     f"{output}: {damaged[0]} is missing or was changed since it was recorded",
@@ -112,6 +120,7 @@ class EpisodeRecorder:
                 claim_output(output, self._record, sink.owned)
             else:
                 resume_output(output, replace(self._record, complete=before.complete))
+            remove_partial_files(output)
             remove_tree(_spool_folder(output))  # of an episode that a killed process had open
             while (receipt := self._journal.find(f"{self.episodes:06d}", "")) is not None:
                 self._receipts.append(receipt)
@@ -275,6 +284,8 @@ class EpisodeRecorder:
             EpisodeRef(receipt.item, self._output, str(self._output)) for receipt in self._receipts
         ]
         sink = self._sink(self._survey(len(refs)), refs)
+        self._record = replace(self._record, complete=False)
+        self._record.save(self._output)
         with SerialExecutor() as executor:
             run = JobRun("written", self._record, executor, NULL)
             for receipt in self._receipts:
