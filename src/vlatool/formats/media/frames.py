@@ -24,7 +24,7 @@ from vlatool.errors import DataError
 from vlatool.formats.media.images import decode_rgb, image_info
 from vlatool.formats.media.video import TIMELESS_FORMATS, opened
 from vlatool.storage.byte_ranges import read_file
-from vlatool.storage.tree import first_link_out, real_folders
+from vlatool.storage.tree import real_folders
 from vlatool.storage.uri import as_native_file
 
 _MOST_PIXELS = 2**26
@@ -474,7 +474,7 @@ class ParquetImages(SingleImages):
                 is_file = path.is_file()
             except (OSError, ValueError) as error:  # not a valid file name
                 raise self.image_error(frame, f"its path is not valid: {error}") from error
-            if first_link_out(path, real_folders(root)) is not None:
+            if not any(path.is_relative_to(folder) for folder in real_folders(root)):
                 raise DataError.at(
                     self.path,
                     f"{self.column} row {self._rows[frame]}: the image path "

@@ -16,8 +16,10 @@ import struct
 import zipfile
 import zlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import IO, Any
 
 import numpy as np
@@ -43,7 +45,9 @@ _MOST_CHUNKS = 2**16  # that one read touches
 _GZIP_OR_ZLIB = 47  # `wbits` of zlib
 _CONCURRENT = 10  # chunks that Zarr decodes at once
 _BESIDE = 64  # bytes of checksums in a chunk
-_MAY_FILL = "vlatool.may_fill"  # key of Zarr: what is missing in a shard is the fill value
+# True if what is missing in a shard of the array that is read is the fill value.
+_MAY_FILL = ContextVar("may_fill", default=True)
+_LARGE_CHUNKS = Lock()  # a setting of Zarr is that of all threads
 _BLOSC = struct.Struct("<4xI4xI")  # of a chunk: bytes when inflated, bytes as stored
 # Names of codecs that only transform bytes; others, such as pickle, may run code.
 _CODECS = re.compile(
@@ -109,7 +113,7 @@ class CheckedPipeline(BatchedCodecPipeline):
         plain, compressions = self._divided()
         pairs: list[tuple[Buffer | None, ArraySpec]] = []
         for data, spec in chunk_bytes_and_specs:
-            if data is None and not config.get(_MAY_FILL, True):
+            if data is None and not _MAY_FILL.get():
                 raise ValueError("an inner chunk of a shard is missing")
             if data is not None:
                 content = await asyncio.to_thread(
@@ -168,7 +172,7 @@ def use_checked_codecs() -> None:
     """Makes Zarr inflate with `CheckedPipeline`, in shards, too."""
     register_pipeline(CheckedPipeline)
     name = f"{CheckedPipeline.__module__}.{CheckedPipeline.__name__}"
-    config.set({"codec_pipeline.path": name})
+    config.set({"codec_pipeline.path": name, "async.concurrency": _CONCURRENT})
 
 
 def read_rows(array: Any, rows: slice) -> Array:
@@ -188,8 +192,14 @@ def read_rows(array: Any, rows: slice) -> Array:
         reason = f"{count:,} rows are in {chunks:,} chunks; the limit is {_MOST_CHUNKS:,}"
         raise ZARR.error("too_large", path, array.path, reason)
     at_once = max(1, min(_CONCURRENT, limits.most_bytes() // max(1, 2 * chunk)))
-    with config.set({"async.concurrency": at_once, _MAY_FILL: array.store.may_fill}):
-        return np.asarray(array[rows])
+    token = _MAY_FILL.set(array.store.may_fill)
+    try:
+        if at_once == _CONCURRENT:
+            return np.asarray(array[rows])
+        with _LARGE_CHUNKS, config.set({"async.concurrency": at_once}):
+            return np.asarray(array[rows])
+    finally:
+        _MAY_FILL.reset(token)
 
 
 class CheckedStore(Store):
