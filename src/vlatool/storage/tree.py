@@ -62,9 +62,9 @@ def real_folders(source: Path) -> tuple[Path, ...]:
     if os.environ.get(LINKS_VARIABLE) == "1":
         return (Path("/"),)
     real = source.resolve()
-    folders = [real if real.is_dir() else real.parent, source.absolute().parent.resolve()]
-    if source.is_dir():
-        folders.pop()
+    folders = [real]
+    if not source.is_dir():
+        folders = [real.parent, source.absolute().parent.resolve()]
     for above in real.parents:
         if above.name == "snapshots":
             folders.append(above.parent / "blobs")

@@ -12,6 +12,8 @@ import numcodecs
 import numpy as np
 import pytest
 import zarr
+import zstandard
+from numcodecs.registry import get_codec
 
 from tests.builders import hdf5
 from tests.builders.s3_server import Proxy, S3Server
@@ -19,6 +21,7 @@ from vlatool.episode import Episode, LanguageSpan
 from vlatool.errors import DataError
 from vlatool.formats.media.video import encode_video
 from vlatool.formats.zarr.reader import ZarrConfig, ZarrReader
+from vlatool.formats.zarr.store import inflated
 from vlatool.storage.uri import location
 from vlatool.testing import check_reader
 from vlatool.workflows.sample import SampleConfig, sample
@@ -295,3 +298,17 @@ def test_arrays_of_other_lengths_and_attributes_are_named(tmp_path: Path) -> Non
     )
     left = {part.path for part in read(path).parts if part.role == "left_out"}
     assert {"calibration", "words"} <= left
+
+
+@pytest.mark.parametrize("count", [1, 3, 255, 70_000])
+@pytest.mark.parametrize("name", ["blosc", "zstd", "lz4", "gzip", "zlib", "bz2", "lzma"])
+def test_chunks_of_any_size_are_inflated(name: str, count: int) -> None:
+    data = np.random.default_rng(0).bytes(count)
+    codec = get_codec({"id": name})
+    assert bytes(memoryview(inflated(codec, codec.encode(data), count))) == data
+
+
+def test_a_frame_of_zstandard_that_does_not_say_its_size_is_inflated() -> None:
+    data = bytes(range(200))
+    frame = zstandard.ZstdCompressor(write_content_size=False).compress(data)
+    assert bytes(inflated(get_codec({"id": "zstd"}), frame, len(data))) == data

@@ -55,17 +55,21 @@ _CODECS = re.compile(
     r"|crc32c?|adler32|fletcher32|jenkins_lookup3|bytes|transpose|endian|sharding_indexed"
     r"|vlen-(utf8|bytes|array)|imagecodecs_\w+"
 )
+_HEADERS = {"blosc": _BLOSC.size, "zstd": 6, "lz4": 4}  # bytes, at least
 _COMPRESSIONS = ("blosc", "zstd", "lz4", "gzip", "zlib", "bz2", "lzma")
 
 
 def inflated(codec: Any, data: Any, limit: int) -> Any:
-    """What a codec of numcodecs makes of a chunk; ValueError if it is more than `limit` bytes, or
-    if the chunk is shorter than its header says: the library would read memory that is not its.
+    """What a codec of numcodecs makes of a chunk; ValueError if it is more than `limit` bytes and
+    64 for checksums, or if the chunk is shorter than its header says: the library would read memory
+    that is not its.
     """
     name = codec.codec_id
     if name in ("blosc", "zstd", "lz4"):
         size = _declared_size(name, data)
-        if size > limit:
+        if size is None:
+            size = limit  # what does not fill it exactly is an error
+        if size > limit + _BESIDE:
             raise ValueError(f"its header says {size:,} bytes, the array {limit:,}")
         return codec.decode(data, np.empty(size, np.uint8))
     stream: Any = zlib.decompressobj(_GZIP_OR_ZLIB)
@@ -74,17 +78,20 @@ def inflated(codec: Any, data: Any, limit: int) -> Any:
     elif name == "lzma":
         filters = codec.filters if codec.format == lzma.FORMAT_RAW else None
         stream = lzma.LZMADecompressor(codec.format, filters=filters)
-    content = stream.decompress(data, limit + 1)
-    if len(content) > limit:
+    content = stream.decompress(data, limit + _BESIDE + 1)
+    if len(content) > limit + _BESIDE:
         raise ValueError(f"inflates to more than {limit:,} bytes")
     if not stream.eof:
         raise ValueError("is cut off")
     return content
 
 
-def _declared_size(name: str, data: bytes) -> int:
-    """Bytes of the content that a header declares; ValueError if the chunk is cut off."""
-    if len(data) < _BLOSC.size:
+def _declared_size(name: str, data: bytes) -> int | None:
+    """Bytes of the content that a header declares; None if it does not say, as that of a stream.
+
+    ValueError if the chunk is cut off.
+    """
+    if len(data) < _HEADERS[name]:
         raise ValueError(f"is cut off: {len(data)} bytes, less than a header")
     if name == "lz4":
         return int.from_bytes(data[:4], "little")
@@ -97,7 +104,7 @@ def _declared_size(name: str, data: bytes) -> int:
     is_single = data[4] >> 5 & 1
     width = (is_single, 2, 4, 8)[data[4] >> 6]
     if not width:
-        raise ValueError("its frame does not say how many bytes it inflates to")
+        return None
     start = 6 - is_single + (0, 1, 2, 4)[data[4] & 3]
     size = int.from_bytes(data[start : start + width], "little")
     return size + 256 if width == 2 else size
@@ -155,7 +162,7 @@ class CheckedPipeline(BatchedCodecPipeline):
         if names in ([], ["bytes"]) and dtype.kind not in "OT":
             if size > limit:
                 raise ValueError(f"a chunk of {size:,} bytes; see {limits.MEMORY_VARIABLE}")
-            limit = size + _BESIDE
+            limit = size
         for codec in compressions:
             if codec.codec_id in _COMPRESSIONS:
                 data = inflated(codec, data, limit)
