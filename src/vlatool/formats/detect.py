@@ -12,6 +12,7 @@ from vlatool.config.base import ConfigModel, option
 from vlatool.config.resolve import Override, load_config
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, EnvironmentProblem, UsageError, VlatoolError
+from vlatool.formats import limits
 from vlatool.formats.artifact import other_contents_error, recognize
 from vlatool.formats.base import FormatReader, checked_refs
 from vlatool.formats.mapping import broken_mapping, mapping_file
@@ -86,6 +87,7 @@ def detect_source(
 
     With `keys` of the format only formats that have these keys are tried.
     """
+    limits.most_bytes()  # raises its own error: in a reader it would look like an unknown format
     given = keys or {}
     name = forced or _format_of_manifest(location)
     if name is not None:

@@ -71,3 +71,9 @@ def test_an_unknown_folder_says_what_is_in_it_and_the_ways_on(tmp_path: Path) ->
 def test_keys_of_a_format_choose_among_formats(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no format has the keys colour"):
         detect_source(tmp_path, None, {"colour": 1})
+
+
+def test_a_memory_that_is_no_number_is_named(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLATOOL_MEMORY_GB", "much")
+    with pytest.raises(UsageError, match="VLATOOL_MEMORY_GB is 'much'"):
+        detect_source(source, None)

@@ -124,7 +124,7 @@ class CheckedPipeline(BatchedCodecPipeline):
                 raise ValueError("an inner chunk of a shard is missing")
             if data is not None:
                 content = await asyncio.to_thread(
-                    plain.content, compressions, data.to_bytes(), spec
+                    plain.content, compressions, data.as_numpy_array(), spec
                 )
                 data = spec.prototype.buffer.from_bytes(content)
             pairs.append((data, spec))
