@@ -372,19 +372,20 @@ def _check_links(refs: Sequence[EpisodeRef]) -> None:
 
     Recordings from elsewhere could name any file of this machine, which would be copied.
     """
-    folders: dict[str, tuple[Path, ...]] = {}
+    by_source: dict[str, tuple[tuple[Path, ...], set[str]]] = {}
     checked: set[Path] = set()
     for ref in refs:
         source = Path(ref.source)
         if is_remote(ref.path) or not source.exists():
             continue
-        if ref.source not in folders:
-            folders[ref.source] = real_folders(source)
+        if ref.source not in by_source:
+            by_source[ref.source] = real_folders(source), set()
+        folders, inside = by_source[ref.source]
         for path in (ref.path, *ref.files):
             if path in checked or (path == source and not source.is_dir()):
                 continue
             checked.add(path)
-            link = first_link_out(path, folders[ref.source])
+            link = first_link_out(path, folders, inside)
             if link is not None:
                 raise links_out_error(link, source)
 

@@ -71,12 +71,18 @@ def real_folders(source: Path) -> tuple[Path, ...]:
     return tuple(folders)
 
 
-def first_link_out(path: Path, folders: Sequence[Path]) -> Path | None:
+def first_link_out(path: Path, folders: Sequence[Path], inside: set[str]) -> Path | None:
     """A file or folder at or below a local path that is, with its links followed, in none of the
-    `folders`; None if there is none.
+    `folders`; None if there is none. `inside`: folders that are known to be in them; this adds to
+    it, so that files beside each other cost one look each.
     """
-    if not _is_below(path, folders):
-        return path
+    parent = os.path.dirname(path)
+    is_plain = parent in inside and not path.is_symlink()
+    if not is_plain:
+        if not _is_below(path, folders):
+            return path
+        if _is_below(Path(parent), folders):
+            inside.add(parent)
     pending = [path] if path.is_dir() else []
     while pending:
         with os.scandir(pending.pop()) as entries:

@@ -116,8 +116,9 @@ class _RepairJob:
             )
         self.items = _files(source)
         folders = real_folders(source)
+        inside: set[str] = set()
         for file in self.items:
-            if source.is_dir() and first_link_out(file.path, folders) is not None:
+            if source.is_dir() and first_link_out(file.path, folders, inside):
                 raise links_out_error(file.path, source)
         options = {"source": source.name}
         self.spec = JobSpec(
