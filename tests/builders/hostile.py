@@ -9,9 +9,12 @@ import json
 import pickle
 import random
 import re
+import resource
 import tarfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,6 +70,18 @@ CONTAINERS: tuple[Any, ...] = (
     *([1, "a", None], [65_536] * 16, {str(number): number for number in range(500)}),
 )
 WORDS: tuple[Any, ...] = (True, False, None)
+
+
+@contextmanager
+def limited_memory() -> Generator[None]:
+    """Limits this process to a GiB more than now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**30, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def values(seed: int, count: int) -> list[Any]:

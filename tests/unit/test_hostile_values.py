@@ -6,7 +6,6 @@ Nothing ends in another error, takes more than a GiB or longer than a few second
 import contextlib
 import json
 import os
-import resource
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,15 @@ import torch
 import yaml
 
 from tests.builders.codes import plain_fast, published_windows, write_tree_codes
-from tests.builders.hostile import OBJECT, changed_trees, json_bytes, pickles, tars, yaml_texts
+from tests.builders.hostile import (
+    OBJECT,
+    changed_trees,
+    json_bytes,
+    limited_memory,
+    pickles,
+    tars,
+    yaml_texts,
+)
 from tests.builders.shards import shard_output
 from tests.builders.tokenizers import tiny_titok
 from tests.builders.toy_images import write_image_shards
@@ -45,12 +52,8 @@ pytestmark = pytest.mark.timeout(60)
 
 @pytest.fixture(autouse=True)
 def _memory_limit() -> Iterator[None]:
-    """A GiB more than now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**30, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, limits)
+    with limited_memory():
+        yield
 
 
 @pytest.fixture(scope="module")

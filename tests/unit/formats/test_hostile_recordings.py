@@ -2,7 +2,6 @@
 
 import bz2
 import lzma
-import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from tests.builders import bombs
 from tests.builders.bombs import Build
+from tests.builders.hostile import limited_memory
 from vlatool.errors import DataError, UsageError
 from vlatool.formats.detect import detect_source
 from vlatool.formats.limits import most_bytes, possible_rate
@@ -22,12 +22,8 @@ _MOST_SECONDS = 20.0  # of the processor
 
 @pytest.fixture(autouse=True)
 def _memory_limit() -> Iterator[None]:
-    """A GiB more than now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**30, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, limits)
+    with limited_memory():
+        yield
 
 
 def read_all(root: Path, keys: dict[str, str] | None = None) -> tuple[int, list[str]]:
@@ -258,27 +254,14 @@ MCAP: dict[str, tuple[Build, int, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", ZARR)
-def test_zarr(name: str, tmp_path: Path) -> None:
-    build, episodes, said = ZARR[name]
-    check(build, tmp_path, episodes, said)
+RECORDINGS = {"zarr": ZARR, "hdf5": HDF5, "rlds": RLDS, "mcap": MCAP}
 
 
-@pytest.mark.parametrize("name", HDF5)
-def test_hdf5(name: str, tmp_path: Path) -> None:
-    build, episodes, said = HDF5[name]
-    check(build, tmp_path, episodes, said)
-
-
-@pytest.mark.parametrize("name", RLDS)
-def test_rlds(name: str, tmp_path: Path) -> None:
-    build, episodes, said = RLDS[name]
-    check(build, tmp_path, episodes, said)
-
-
-@pytest.mark.parametrize("name", MCAP)
-def test_mcap(name: str, tmp_path: Path) -> None:
-    build, episodes, said = MCAP[name]
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, rows in RECORDINGS.items() for name in rows]
+)
+def test_a_recording_costs_what_is_damaged(kind: str, name: str, tmp_path: Path) -> None:
+    build, episodes, said = RECORDINGS[kind][name]
     check(build, tmp_path, episodes, said)
 
 
