@@ -37,6 +37,13 @@ _CREDENTIALS_HINT = (
     "configuration (`aws configure`, `aws sso login`)"
 )
 _DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"}
+# The service asks to wait; it does so with status 400 or 429.
+_THROTTLED = {
+    "Throttling",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "TooManyRequestsException",
+}
 _REJECTED = {
     "ExpiredToken",
     "ExpiredTokenException",
@@ -58,8 +65,7 @@ class Account:
         except exceptions.ProfileNotFound:
             raise EnvironmentProblem(
                 f"the AWS configuration has no profile {profile or os.environ.get('AWS_PROFILE')}",
-                hint="`aws configure list-profiles` lists the profiles; give one with "
-                "--sagemaker.profile NAME",
+                hint="`aws configure list-profiles` lists the profiles; set AWS_PROFILE to one",
                 code="environment.credentials",
             ) from None
         self._clients: dict[str, Any] = {}
@@ -96,16 +102,20 @@ def _mapped(request: Callable[[], Mapping[str, Any]], label: str) -> Mapping[str
     except exceptions.ParamValidationError as error:
         raise _rejected(label, " ".join(str(error).split()), {"operation": label}) from error
     except exceptions.BotoCoreError as error:
-        raise StorageError(
-            f"{label}: {error}",
-            hint="check the network, the region and AWS_ENDPOINT_URL, then run the same command "
-            "again",
-            code="storage.unreachable",
-        ) from error
+        raise _unreachable(f"{label}: {error}") from error
+
+
+def _unreachable(message: str) -> StorageError:
+    return StorageError(
+        message,
+        hint="check the network, the region and AWS_ENDPOINT_URL, then run the same command again",
+        code="storage.unreachable",
+    )
 
 
 def _client_error(error: Any, label: str) -> VlatoolError:
     answer = error.response.get("Error", {})
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     code = str(answer.get("Code", ""))
     message = str(answer.get("Message", "")).strip()
     details = {"operation": label, "reason": code}
@@ -116,6 +126,8 @@ def _client_error(error: Any, label: str) -> VlatoolError:
             code="environment.credentials",
             details=details,
         )
+    if status >= 500 or code in _THROTTLED:
+        return _unreachable(f"{label}: the service does not answer: {code} {message}".rstrip())
     if code in _REJECTED:
         text = f"{label}: the AWS credentials are rejected: {message}"
         return _credentials_error(text, details)
@@ -346,6 +358,8 @@ def _run(command: Sequence[str], content: bytes = b"") -> None:
 
 _LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 _POLL_S = 10.0
+# Time without an answer after which the log of a job is no longer followed.
+_PATIENCE_S = 600.0
 JOB_ENDS = {"Completed", "Failed", "Stopped"}
 _EXIT_CODE = re.compile(r"exit code:? (\d+)", re.IGNORECASE)
 _ERRORS: Mapping[int, type[VlatoolError]] = {
@@ -364,25 +378,33 @@ class FollowingInterrupted(VlatoolError):
 
 
 def follow_job(account: Account, name: str, reporter: Reporter) -> str:
-    """Passes the log of a job to a reporter until the job ends; returns its last status."""
+    """Passes the log of a job to a reporter until the job ends; returns its last status.
+
+    A service that does not answer for a while is asked again.
+    """
     log = _Log(account, name)
     clock = ProcessClock()
-    before = ""
-    is_readable = True
+    shown_phase = ""
+    is_log_readable = True
+    last_answer = clock.now()
     try:
         while True:
-            job = described_job(account, name)
             try:
-                for line in log.new_lines() if is_readable else ():
-                    reporter.note(line)
-            except EnvironmentProblem as error:
-                is_readable = False
-                reporter.warn("job_log", f"the log is not shown: {error.message}")
+                job = described_job(account, name)
+                if is_log_readable:
+                    is_log_readable = _pass_on(log, reporter)
+                last_answer = clock.now()
+            except StorageError as error:
+                if clock.now() - last_answer > _PATIENCE_S:
+                    raise
+                reporter.warn("job_log", f"{error.message}; asked again every ten seconds")
+                clock.sleep(_POLL_S)
+                continue
             status = str(job["TrainingJobStatus"])
-            now = str(job.get("SecondaryStatus", status))
-            if now != before:
-                reporter.note(f"{name}: {now}")
-                before = now
+            phase = str(job.get("SecondaryStatus", status))
+            if phase != shown_phase:
+                reporter.note(f"{name}: {phase}")
+                shown_phase = phase
             if status in JOB_ENDS:
                 break
             clock.sleep(_POLL_S)
@@ -396,6 +418,17 @@ def follow_job(account: Account, name: str, reporter: Reporter) -> str:
     if status != "Completed":
         raise job_error(name, job)
     return status
+
+
+def _pass_on(log: "_Log", reporter: Reporter) -> bool:
+    """Passes the new lines of a log to a reporter; False if this account must not read it."""
+    try:
+        for line in log.new_lines():
+            reporter.note(line)
+    except EnvironmentProblem as error:
+        reporter.warn("job_log", f"the log is not shown: {error.message}")
+        return False
+    return True
 
 
 def job_error(name: str, job: Mapping[str, Any]) -> VlatoolError:
@@ -448,9 +481,9 @@ class _Log:
             more = {} if token is None else {"nextToken": token}
             page = self._account.call("logs", "get_log_events", **request, **more)
             for event in page["events"]:
-                yield str(event["message"])
-            self._tokens[stream] = page["nextForwardToken"]
-            if page["nextForwardToken"] == token:  # a page before the last one may be empty
+                yield str(event.get("message", ""))
+            self._tokens[stream] = page.get("nextForwardToken", token)
+            if self._tokens[stream] == token:  # a page before the last one may be empty
                 return
 
 
@@ -459,8 +492,9 @@ def job_log(account: Account, name: str) -> list[str]:
 
 
 def described_job(account: Account, name: str) -> Mapping[str, Any]:
+    """Description of a job by the service, which has its status and its creation time."""
     try:
-        return account.call("sagemaker", "describe_training_job", TrainingJobName=name)
+        job = account.call("sagemaker", "describe_training_job", TrainingJobName=name)
     except UsageError as error:
         if error.details.get("reason") not in ("ValidationException", "ResourceNotFound"):
             raise
@@ -471,3 +505,6 @@ def described_job(account: Account, name: str) -> Mapping[str, Any]:
             code="usage.unknown_name",
             details={"job": name},
         ) from None
+    if "TrainingJobStatus" not in job or "CreationTime" not in job:
+        raise _unreachable(f"{name}: the answer describes no job; another service may answer")
+    return job

@@ -414,5 +414,11 @@ def check_volume(config: SageMakerConfig, size: int) -> None:
 
 
 def config_location(request: Mapping[str, Any]) -> str:
-    """Location of the configuration of the run, which the job gets as a channel."""
-    return str(request["InputDataConfig"][0]["DataSource"]["S3DataSource"]["S3Uri"])
+    """Location of the configuration of the run, which the job gets as a channel; empty for a job
+    of another program.
+    """
+    for channel in request.get("InputDataConfig", []):
+        source = channel["DataSource"].get("S3DataSource", {})
+        if str(source.get("S3Uri", "")).endswith(".yaml"):
+            return source["S3Uri"]
+    return ""

@@ -292,7 +292,8 @@ class LaunchedJobResult(Result):
     ended: str | None
     billable_s: int | None
     instances: str  # such as `2 x ml.p5.48xlarge`
-    config_location: str  # of the configuration of the run
+    # Of the configuration of the run; empty for a job of another program.
+    config_location: str
 
     def lines(self) -> list[str]:
         times = f"created {self.created}" + (f", ended {self.ended}" if self.ended else "")
@@ -300,7 +301,7 @@ class LaunchedJobResult(Result):
         return [
             f"{self.job}: {self.status} ({self.phase})",
             f"{self.instances}, {times}{cost}",
-            f"configuration: {self.config_location}",
+            *([f"configuration: {self.config_location}"] if self.config_location else []),
             *([self.reason] if self.reason else []),
         ]
 
@@ -326,7 +327,13 @@ def launch_status(config: LaunchStatusConfig, *, reporter: Reporter = NULL) -> L
     """
     check_required(config, "vlatool launch {status|logs|stop} JOB")
     job = described_job(Account(config.profile, config.region), config.job)
-    resources = job["ResourceConfig"]
+    resources = job.get("ResourceConfig", {})
+    groups = resources.get("InstanceGroups") or [resources]
+    instances = [
+        f"{group['InstanceCount']} x {group['InstanceType']}"
+        for group in groups
+        if "InstanceCount" in group
+    ]
     ended = job.get("TrainingEndTime")
     return LaunchedJobResult(
         job=config.job,
@@ -336,8 +343,8 @@ def launch_status(config: LaunchStatusConfig, *, reporter: Reporter = NULL) -> L
         created=job["CreationTime"].isoformat(timespec="seconds"),
         ended=ended and ended.isoformat(timespec="seconds"),
         billable_s=job.get("BillableTimeInSeconds"),
-        instances=f"{resources['InstanceCount']} x {resources['InstanceType']}",
-        config_location=config_location(job) if job.get("InputDataConfig") else "",
+        instances=" + ".join(instances) or "instances unknown",
+        config_location=config_location(job),
     )
 
 
@@ -354,7 +361,10 @@ def launch_logs(config: LaunchLogsConfig, *, reporter: Reporter = NULL) -> Launc
     if config.follow:
         return LaunchLogsResult(config.job, follow_job(account, config.job, reporter), ())
     status = described_job(account, config.job)["TrainingJobStatus"]
-    return LaunchLogsResult(config.job, status, tuple(job_log(account, config.job)))
+    log = job_log(account, config.job)
+    if not log:
+        reporter.note(f"{config.job}: is {status}, and has logged nothing yet")
+    return LaunchLogsResult(config.job, status, tuple(log))
 
 
 def launch_stop(config: LaunchStopConfig, *, reporter: Reporter = NULL) -> LaunchedJobResult:
@@ -370,7 +380,14 @@ def launch_stop(config: LaunchStopConfig, *, reporter: Reporter = NULL) -> Launc
         reporter.note(f"{config.job}: is {before.status}{would}; nothing was done")
         return before
     account = Account(config.profile, config.region)
-    account.call("sagemaker", "stop_training_job", TrainingJobName=config.job)
+    try:
+        account.call("sagemaker", "stop_training_job", TrainingJobName=config.job)
+    except UsageError:
+        after = launch_status(config)
+        if after.status not in JOB_ENDS:
+            raise
+        reporter.note(f"{config.job}: is {after.status} meanwhile; nothing was done")
+        return after
     return launch_status(config)
 
 
