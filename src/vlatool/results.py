@@ -79,6 +79,18 @@ def outcome(subject: str, status: str, content: str, plan: str) -> str:
     return f"{subject}: {content}{done}"
 
 
+_CONTROLS = {
+    code: f"\\u{code:04x}"
+    for code in (*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+}
+del _CONTROLS[ord("\n")], _CONTROLS[ord("\t")]
+
+
+def printable(text: str) -> str:
+    """Text with control characters escaped as in JSON: a name may hold commands for a terminal."""
+    return text.translate(_CONTROLS)
+
+
 def one_line(text: object) -> str:
     """Text without line breaks: a name or an instruction must not look like further lines."""
     return str(text).replace("\n", "\\n")

@@ -84,6 +84,15 @@ def test_data_come_back_from_a_private_repository_with_a_card_and_a_tag(
     assert all((back / name).read_bytes() == (there / name).read_bytes() for name in names(there))
 
 
+def test_a_card_has_no_commands_for_a_terminal(hub: WebServer, data: Path) -> None:
+    tasks = data / "meta/tasks.jsonl"
+    tasks.write_text(tasks.read_text().replace('"task": "', '"task": "\\u001b[2J'))
+    uploaded(data)
+    card = (hub.folder / "lab/pick/README.md").read_text()
+    assert "\\u001b[2J" in card
+    assert "\x1b" not in card
+
+
 def test_interrupted_upload_continues_with_the_files_that_are_missing(
     hub: WebServer, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,9 +163,29 @@ def checkpoint(data: Path) -> None:
         (data / name).write_text("{}")
 
 
+def link_out(data: Path) -> None:
+    (data / "README.md").symlink_to("/etc/hosts")
+
+
+def folder_out(data: Path) -> None:
+    (data / "extra").symlink_to("/etc/ssl")
+
+
+def unprintable(data: Path) -> None:
+    (data / "meta/a\x1b[2J").write_text("x")
+
+
+def card_in_latin_1(data: Path) -> None:
+    (data / "README.md").write_bytes("für".encode("latin-1"))
+
+
 @pytest.mark.parametrize(
     ("change", "options", "code"),
     [
+        (link_out, {}, "data.unsafe"),
+        (folder_out, {}, "data.unsafe"),
+        (unprintable, {}, "data.unsafe"),
+        (card_in_latin_1, {}, "data.broken"),
         (without_rows, {}, "data.incomplete"),
         (None, {"location": "s3://lab/pick"}, "usage.bad_value"),
         (None, {"location": "hf://datasets/lab/pick/folder"}, "usage.bad_value"),

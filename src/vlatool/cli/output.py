@@ -17,15 +17,10 @@ from typing import Any, TextIO, cast
 from vlatool.cli.options import OutputOptions
 from vlatool.credentials import without_credentials
 from vlatool.errors import StorageError, VlatoolError
-from vlatool.results import MERGED, Result, one_line
+from vlatool.results import MERGED, Result, one_line, printable
 
 _NARROWEST = 40  # columns of a terminal for which lines are broken
 # Control characters, line separators, and marks that reverse the direction of writing.
-_CONTROLS = {
-    code: f"\\u{code:04x}"
-    for code in (*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A))
-}
-del _CONTROLS[ord("\n")], _CONTROLS[ord("\t")]
 
 
 @dataclass(frozen=True)
@@ -119,11 +114,6 @@ class Stderr:
 
 def write_stderr(text: str) -> None:
     _write(cast(TextIO, Stderr()), without_credentials(text))
-
-
-def printable(text: str) -> str:
-    """Text with control characters escaped as in JSON: a name may hold commands for a terminal."""
-    return text.translate(_CONTROLS)
 
 
 def _write(stream: TextIO, text: str) -> None:

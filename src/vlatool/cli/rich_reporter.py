@@ -20,10 +20,10 @@ from rich.progress import (  # noqa: TID253
 from rich.table import Column  # noqa: TID253
 from rich.text import Text  # noqa: TID253
 
-from vlatool.cli.output import Stderr, printable
+from vlatool.cli.output import Stderr
 from vlatool.cli.reporters import RateMeter, format_count, format_number, format_rate
 from vlatool.events import NullReporter
-from vlatool.results import one_line
+from vlatool.results import one_line, printable
 
 if TYPE_CHECKING:
     pass

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import typer
 
+from vlatool import results
 from vlatool.cli import output
 from vlatool.cli.config_command import TYPED_CONFIG
 from vlatool.cli.options import OutputOptions
@@ -203,7 +204,7 @@ class _Formatter(logging.Formatter):
     """Formatter that leaves credentials out and escapes control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return output.printable(without_credentials(super().format(record)))
+        return results.printable(without_credentials(super().format(record)))
 
 
 def _stderr_handler(options: OutputOptions) -> logging.Handler:

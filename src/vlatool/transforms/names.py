@@ -37,7 +37,7 @@ class FieldMap(ConfigModel):
     def from_texts(cls, texts: Sequence[str]) -> dict[str, Any]:
         match = _SLICED.fullmatch(texts[-1])
         if match is None:
-            raise TypeMismatch("KEY, KEY[START:STOP] or a section (a mapping)")
+            raise TypeMismatch(f"KEY or KEY[START:STOP] with whole numbers, not {texts[-1]!r}")
         key, start, stop = match.groups()
         return {"key": key, "start": int(start or 0), "stop": int(stop) if stop else None}
 

@@ -19,6 +19,7 @@ from vlatool.credentials import hide_environment, without_credentials
 from vlatool.errors import DataError, EnvironmentProblem, StorageError, UsageError, name_error
 from vlatool.events import NULL, Reporter, counted
 from vlatool.formats.artifact import contents_text, recognize
+from vlatool.formats.base import links_out_error
 from vlatool.formats.detect import SourceKeys
 from vlatool.formats.lerobot.layout import INFO_FILE
 from vlatool.formats.run.layout import CONFIG, ORIGINS, TRACKERS
@@ -31,12 +32,12 @@ from vlatool.jobs.record import OutputRecord, is_being_written
 from vlatool.report import text as report_text
 from vlatool.report.facts import Report
 from vlatool.report.text import few_text
-from vlatool.results import Result, outcome
+from vlatool.results import Result, outcome, printable
 from vlatool.storage.background import in_background
 from vlatool.storage.documents import read_json
 from vlatool.storage.hub import RepositoryWriter, UploadFile
 from vlatool.storage.remote import ObjectInfo
-from vlatool.storage.tree import size_text
+from vlatool.storage.tree import first_link_out, real_folders, size_text
 from vlatool.storage.uri import is_remote, local_path, location
 from vlatool.workflows.verify import CodesResult, VerifyConfig, VerifyResult, verify
 
@@ -163,7 +164,7 @@ def card_text(
     text = "\n\n".join(blocks) + "\n"
     # A report may name the folder itself, or locations that it was made from.
     hide_environment()
-    text = without_credentials(text)
+    text = printable(without_credentials(text))
     return without_locations(text.replace(f"{folder.absolute()}/", "").replace(f"{folder}/", ""))
 
 
@@ -370,6 +371,7 @@ def _files(
         raise DataError.at(
             folder, "has no files to upload", hint="check the folder", code="data.no_source"
         )
+    _check_files(folder, files)
     if unlisted:
         names = few_text(sorted(unlisted))
         reporter.warn("unlisted_files", f"not uploaded, as they are not part of it: {names}")
@@ -381,6 +383,38 @@ def _files(
     sizes = [file.size for file in files]
     content = card_text(folder, report, config.location, sizes, config.license).encode()
     return [*files, UploadFile(CARD, content, len(content))]
+
+
+def _check_files(folder: Path, files: Sequence[UploadFile]) -> None:
+    """Raises DataError for a file that is not of this folder, or that the hub would reject."""
+    folders = real_folders(folder)
+    inside: set[str] = set()
+    for file in files:
+        link = first_link_out(folder / file.name, folders, inside)
+        if link is not None:
+            raise links_out_error(link, folder)
+        if not file.name.isprintable():
+            raise DataError.at(
+                folder,
+                f"has a file whose name has characters that cannot be printed: {file.name!r}",
+                hint="rename the file",
+                code="data.unsafe",
+            )
+        if file.name == CARD and isinstance(file.content, Path):
+            _check_card(file.content)
+
+
+def _check_card(path: Path) -> None:
+    """Raises DataError for a card that is not text."""
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError.at(
+            path,
+            f"is the card, but not UTF-8: byte {error.start:,} cannot be read",
+            hint="save it as UTF-8, or move it away: then the command writes one",
+            code="data.broken",
+        ) from None
 
 
 def _warn_of_images(folder: Path, kind: str, reporter: Reporter) -> None:
