@@ -71,7 +71,7 @@ class VlatoolServer(PredictModelServer):
         """The action of the next step, float32 [A]."""
         if self.session != ctx.session_id:
             raise RuntimeError("no episode of this session has started")
-        images = obs.get("images", {})
+        images = obs.get("images") or {}
         if missing := [key for key in self.cameras.values() if key not in images]:
             raise ValueError(f"no image {missing[0]!r} in the observation, which has {[*images]}")
         seen = {name: images[key] for name, key in self.cameras.items()}
