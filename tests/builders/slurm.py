@@ -11,13 +11,13 @@ words = sys.argv[1 + next(i for i, word in enumerate(sys.argv[1:]) if word[:2] !
 count, nodes = int(os.environ["SLURM_NTASKS"]), int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
 each = count // nodes
 tasks = []
+signal.signal(signal.SIGTERM, lambda *_: [task.terminate() for task in tasks])
 for task in range(count):
     step = {"SLURM_STEP_NUM_TASKS": str(count), "SLURM_PROCID": str(task), "SLURM_STEP_ID": "0",
             "SLURM_LOCALID": str(task % each), "SLURM_NODEID": str(task // each),
             "SLURM_STEP_TASKS_PER_NODE": f"{each}(x{nodes})" if nodes > 1 else str(each),
             "SLURM_STEP_NODELIST": "localhost"}
     tasks.append(subprocess.Popen(words, env={**os.environ, **step}))
-signal.signal(signal.SIGTERM, lambda *_: [task.terminate() for task in tasks])
 sys.exit(max(task.wait() % 256 for task in tasks))
 """
 # Reads the options of a script and runs it.

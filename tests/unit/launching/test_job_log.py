@@ -27,7 +27,8 @@ class Scripted:
     def call(self, service: str, operation: str, **request: Any) -> Mapping[str, Any]:
         """Response of a request."""
         if service == "sagemaker":
-            return {"TrainingJobStatus": self.status, "SecondaryStatus": "Training"}
+            status = {"TrainingJobStatus": self.status, "SecondaryStatus": "Training"}
+            return {**status, "CreationTime": None}
         if self.error is not None:
             raise self.error
         if operation == "describe_log_streams":
