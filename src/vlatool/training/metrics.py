@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain
 from math import isfinite
 from pathlib import Path
 
@@ -86,18 +87,18 @@ class Meter:
         """Means since the last report, with `metrics` added; resets the meter."""
         seconds = max(self._ended - self._since, 1e-9)
         rate = self._samples / seconds
-        values = {
-            **self._rates,
-            **{name: sum(values) / len(values) for name, values in self._values.items()},
-            **metrics,
-            "samples_per_second": rate,
-            "step_ms": 1000 * seconds / max(self._steps, 1),
-            "data_wait": self._data_wait / seconds,
-            "memory_gb": self._memory / 1e9,
-            **({} if self._ideal_rate is None else {"mfu": rate / self._ideal_rate}),
-        }
+        report = dict(self._rates)
+        for name, values in self._values.items():
+            report[name] = sum(values) / len(values)
+        report |= metrics
+        report["samples_per_second"] = rate
+        report["step_ms"] = 1000 * seconds / max(self._steps, 1)
+        report["data_wait"] = self._data_wait / seconds
+        report["memory_gb"] = self._memory / 1e9
+        if self._ideal_rate is not None:
+            report["mfu"] = rate / self._ideal_rate
         self._clear()
-        return values
+        return report
 
 
 class MetricsFile:
@@ -114,10 +115,13 @@ class MetricsFile:
         """Appends one line; does nothing on ranks without a path."""
         if self._path is None:
             return
-        rounded = {name: float(f"{value:.9g}") for name, value in values.items()}
-        finite = {name: value if isfinite(value) else None for name, value in rounded.items()}
+        row: dict[str, float | None] = {"step": step}
+        rounded: dict[str, float] = {}
+        for name, value in values.items():
+            rounded[name] = float(f"{value:.9g}")
+            row[name] = rounded[name] if isfinite(value) else None
         with AppendLog(self._path) as log:
-            log.append({"step": step, **finite})
+            log.append(row)
         self._reporter.metrics(step, rounded)
 
 
@@ -126,8 +130,9 @@ class DropsFile:
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
-        rows = read_metrics(path) if path is not None and path.is_file() else ()
-        self._listed = {(row.get("reason"), row.get("sample")) for row in rows}
+        self._listed: set[tuple[object, object]] = set()  # reason and sample
+        if path is not None and path.is_file():
+            self._listed = {(row.get("reason"), row.get("sample")) for row in read_metrics(path)}
 
     def add(self, step: int, drops: Sequence[DroppedSample]) -> None:
         """Appends the samples that are not listed yet; does nothing on ranks without a path."""
@@ -197,21 +202,17 @@ class MetricsLogger:
         save_due: bool,  # this rank asks for a checkpoint
     ) -> list[float]:
         """Extra numbers of this rank for the first reduction of a step."""
-        dropped = [0] * len(self._drop_reasons)
-        for micro_batch in micro_batches:
-            dropped = [a + b for a, b in zip(dropped, micro_batch.dropped, strict=True)]
-        signals = [float(stop == number) for number in STOPS]
-        memory = float(peak_memory(self.run.runtime.device))
-        per_rank = (*self._of_this_rank(data_wait_s), *self._of_this_rank(memory))
-        return [*signals, float(save_due), *per_rank, *map(float, dropped)]
-
-    def _of_this_rank(self, value: float) -> list[float]:
-        """A number for each rank: that of this one, 0 for the others, so that sums list all."""
-        return [value if rank == self.run.runtime.rank else 0.0 for rank in self._ranks]
-
-    @property
-    def _ranks(self) -> range:
-        return range(self.run.runtime.world_size)
+        runtime = self.run.runtime
+        counters = [float(stop == number) for number in STOPS]
+        counters.append(float(save_due))
+        # One number for each rank, 0 for the others: their sums list all ranks.
+        for value in (data_wait_s, float(peak_memory(runtime.device))):
+            of_ranks = [0.0] * runtime.world_size
+            of_ranks[runtime.rank] = value
+            counters += of_ranks
+        for index in range(len(self._drop_reasons)):
+            counters.append(float(sum(batch.dropped[index] for batch in micro_batches)))
+        return counters
 
     def log_step(self, record: StepRecord) -> None:
         """Stores the record of a step and logs the step before it."""
@@ -240,31 +241,39 @@ class MetricsLogger:
         self._log(record)
 
     def _add_counters(self, extras: Sequence[float], record: StepRecord) -> None:
-        numbers = iter(extras)
-        signals = [number for number in STOPS if next(numbers)]
-        self.save_due = next(numbers) > 0 or self.save_due
-        self.meter.add_ranks(*([next(numbers) for _ in self._ranks] for _ in range(2)))
-        self.stopped_by = self.stopped_by or next(iter(signals), None)
-        counts = {
-            reason: int(count)
-            for reason, count in zip(self._drop_reasons, numbers, strict=True)
-            if count
-        }
-        if not counts:
-            return
-        all_dropped = self.run.state.dropped
-        for reason, count in counts.items():
-            all_dropped[reason] = all_dropped.get(reason, 0) + count
-        total = sum(all_dropped.values())
-        is_new = bool(counts.keys() - self._warned)
-        limit = self.run.config.data.max_dropped_share
-        is_too_much = total > limit * max(record.samples, _MIN_SHARE_SAMPLES)
+        """Reads the sums of `rank_counters` over all ranks."""
+        ranks = self.run.runtime.world_size
+        signals = extras[: len(STOPS)]
+        num_save_due, *rest = extras[len(STOPS) :]
+        for number, count in zip(STOPS, signals, strict=True):
+            if count and self.stopped_by is None:
+                self.stopped_by = number
+        self.save_due = self.save_due or num_save_due > 0
+        self.meter.add_ranks(rest[:ranks], rest[ranks : 2 * ranks])
+        dropped = self.run.state.dropped
+        new_reasons: set[str] = set()
+        for reason, count in zip(self._drop_reasons, rest[2 * ranks :], strict=True):
+            if count:
+                new_reasons.add(reason)
+                dropped[reason] = dropped.get(reason, 0) + int(count)
+        if new_reasons:
+            self._report_drops(record, new_reasons)
+
+    def _report_drops(self, record: StepRecord, reasons: set[str]) -> None:
+        """Lists the samples that a step has dropped; warns once per reason. Collective.
+
+        Raises:
+            DataError: More than `data.max_dropped_share` of all samples were dropped.
+        """
         drops = self._list_drops(record.step, record.drops)
-        if is_new:
-            self._warned |= counts.keys()
+        if reasons - self._warned:
+            self._warned |= reasons
             message = f"a sample was dropped at step {record.step}; {DROPS} lists all of them"
             self.reporter.warn("data.dropped_samples", f"{message}: {drops[0].message}")
-        if is_too_much:
+        all_dropped = self.run.state.dropped
+        total = sum(all_dropped.values())
+        limit = self.run.config.data.max_dropped_share
+        if total > limit * max(record.samples, _MIN_SHARE_SAMPLES):
             raise DataError(
                 f"{total} of {counted(record.samples, 'sample')} could not be used "
                 f"({_listed(all_dropped)}); the latest: {drops[0].message}",
@@ -281,12 +290,15 @@ class MetricsLogger:
             return
         metrics = self._metrics()
         values = self.meter.report(metrics)
-        loss = {"loss": values["loss"]} if "loss" in values else {}
-        rate = round(values["samples_per_second"], 1)
-        self.bar.advance(1, **loss, **{"samples/s": rate})
-        counts = self.run.state.dropped
-        dropped = {"dropped": float(sum(counts.values()))} if counts else {}
-        self.metrics.write(record.step, {"samples": float(record.samples), **values, **dropped})
+        shown: dict[str, float] = {}
+        if "loss" in values:
+            shown["loss"] = values["loss"]
+        shown["samples/s"] = round(values["samples_per_second"], 1)
+        self.bar.advance(1, **shown)
+        row = {"samples": float(record.samples), **values}
+        if self.run.state.dropped:
+            row["dropped"] = float(sum(self.run.state.dropped.values()))
+        self.metrics.write(record.step, row)
         self.check_metrics(metrics)
 
     def warn_validation_drops(
@@ -313,10 +325,12 @@ class MetricsLogger:
         objective = self.run.objective
         metrics: dict[str, float] = {}
         for index, optimizer in enumerate(objective.optimizers()):
-            sums, count = self.meter.sums(optimizer)
-            values = objective.metrics(optimizer, sums, count) if count > 0 else {}
             prefix = "" if index == 0 else f"{optimizer}/"
-            metrics |= {f"{prefix}{name}": float(value) for name, value in values.items()}
+            sums, count = self.meter.sums(optimizer)
+            if count <= 0:
+                continue
+            for name, value in objective.metrics(optimizer, sums, count).items():
+                metrics[f"{prefix}{name}"] = float(value)
         return metrics
 
     def check_metrics(self, metrics: Mapping[str, float]) -> None:
@@ -330,20 +344,21 @@ class MetricsLogger:
 
     def _not_finite(self, record: StepRecord) -> DataError:
         """The error that names the samples of the non-finite micro-batches. Collective."""
-        bad = [
-            name
-            for update in record.updates
-            for total, names in zip(update.totals, record.names, strict=True)
-            if not total.isfinite()
-            for name in names
-        ]
-        keys = self.run.runtime.gather(bad) or self.run.runtime.gather(
-            [name for names in record.names for name in names]
-        )
+        runtime = self.run.runtime
+        bad: list[str] = []
+        for update in record.updates:
+            for total, names in zip(update.totals, record.names, strict=True):
+                if not total.isfinite():
+                    bad += names
+        keys = runtime.gather(bad)
+        if not keys:  # the gradient alone: any sample of the step may be the reason
+            keys = runtime.gather(list(chain.from_iterable(record.names)))
         keys = list(dict.fromkeys(keys))[:_NAMED_SAMPLES]
-        checkpoints = self.run.folder.checkpoints()
-        checkpoint = checkpoints[-1][1] if checkpoints else None
-        last = "there is no checkpoint yet" if checkpoint is None else f"the last is {checkpoint}"
+        checkpoint = None
+        last = "there is no checkpoint yet"
+        if checkpoints := self.run.folder.checkpoints():
+            checkpoint = checkpoints[-1][1]
+            last = f"the last is {checkpoint}"
         return DataError(
             f"the loss or its gradient is not finite at step {record.step}; the weights were not "
             f"changed, and {last}; samples: {', '.join(keys)}",

@@ -9,9 +9,10 @@ import os
 import re
 import secrets
 import shlex
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from uuid import UUID
@@ -63,30 +64,34 @@ def run_differences(
     if not config.overwrite:
         ownership.check_versions(before, now)
     versions = ownership.changed_versions(before, now)
-    before = ownership.without_versions(before)
-    now = ownership.without_versions(now)
-    known = {*type(config).model_fields}
-    data_keys = sorted(key for key in {**before, **now} if key not in known)
-    data_differences = [
-        _difference_text(key, before.get(key), now.get(key))
-        for key in data_keys
-        if before.get(key) != now.get(key)
-    ]
-    old, new = (
-        {key: value for key, value in options.items() if key not in data_keys}
-        for options in (before, now)
-    )
-    options = sorted(
-        ownership.option_differences(old, new), key=lambda text: text.startswith(BUDGET)
-    )
-    return [*data_differences, *options, *versions]  # the budget, seldom the reason, comes last
+    old = ownership.without_versions(before)
+    new = ownership.without_versions(now)
+    texts: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        if key in type(config).model_fields:
+            continue
+        old_value = old.pop(key, None)
+        new_value = new.pop(key, None)
+        if old_value != new_value:
+            texts.append(_difference_text(key, old_value, new_value))
+    # The budget, seldom the reason, comes last.
+    options = ownership.option_differences(old, new)
+    texts += sorted(options, key=lambda text: text.startswith(BUDGET))
+    return [*texts, *versions]
 
 
 def _difference_text(key: str, before: object, now: object) -> str:
-    # A value that is only a digest has no text.
-    old, new = (_DIGEST.sub("", str(value or "none")) or "some" for value in (before, now))
+    old = _without_digests(before)
+    new = _without_digests(now)
     name = f"hparams.per_gpu_batch_size or processes, {key}" if key == RANDOMNESS else key
-    return f"{name}: {old} (now {new})" if old != new else f"{name}: other contents"
+    if old == new:
+        return f"{name}: other contents"
+    return f"{name}: {old} (now {new})"
+
+
+def _without_digests(value: object) -> str:
+    """Text of a value; `some` for one that is only a digest."""
+    return _DIGEST.sub("", str(value or "none")) or "some"
 
 
 Run = TypeVar("Run", bound=TrainConfig)
@@ -104,19 +109,18 @@ def with_local_folder(config: Run) -> Run:
         default = TrainConfig.model_fields["save_path"].default
         update = {"save_path": default, "remote_sync": config.save_path}
         config = config.model_copy(update=update)
-    for key in ("remote_sync", "remote_sync_fixed_path"):
-        text = getattr(config, key)
-        if text is not None:
-            # Raises UsageError if a location has a scheme that is only read.
-            path = location(text)
-            scheme = str(path).partition("://")[0]
-            if is_remote(path) and not is_writable(scheme):
-                raise UsageError.at(
-                    path,
-                    f"{scheme}:// can only be read, a run cannot be copied there",
-                    hint="choose a bucket, such as s3://bucket/runs, or a folder",
-                    code="usage.unsupported",
-                )
+    for text in (config.remote_sync, config.remote_sync_fixed_path):
+        if text is None:
+            continue
+        path = location(text)
+        scheme = str(path).partition("://")[0]
+        if is_remote(path) and not is_writable(scheme):
+            raise UsageError.at(
+                path,
+                f"{scheme}:// can only be read, a run cannot be copied there",
+                hint="choose a bucket, such as s3://bucket/runs, or a folder",
+                code="usage.unsupported",
+            )
     return config
 
 
@@ -142,13 +146,15 @@ def local_run(config: TrainConfig) -> RunDir:
 def unfinished_runs(config: TrainConfig) -> list[RunDir]:
     """Runs of `train` in `save_path` that have not reached their budget, newest first."""
     folder = local_path(config.save_path)
-    found: list[tuple[int, RunDir]] = []
-    for path in folder.iterdir() if folder.is_dir() else ():
+    if not folder.is_dir():
+        return []
+    runs: list[RunDir] = []
+    for path in folder.iterdir():
         record = read_record(path) if is_run(path) else None
         if record is not None and record.command == _COMMAND and not record.complete:
-            found.append((record_file(path).stat().st_mtime_ns, RunDir(path)))
-    found.sort(key=lambda entry: entry[0], reverse=True)
-    return [run for _, run in found]
+            runs.append(RunDir(path))
+    runs.sort(key=lambda run: record_file(run.root).stat().st_mtime_ns, reverse=True)
+    return runs
 
 
 def fixed_name(run_id: str) -> str:
@@ -188,24 +194,29 @@ def plan_run(
     differences = run_differences(before.options, options, config)
     if not differences and run.latest() is not None:
         return "resume", before
-    budget = {} if config.overwrite else _earlier_budget(before.options, options)
-    if budget and run.latest() is not None and extends_budget(budget):
-        return "extend", before
-    if has_trained(run) and not config.overwrite:
-        hint = _other_data_hint(run, config, before.options, options) or _OTHER_OUTPUT
+    if config.overwrite:  # `latest` raises for a damaged run, which this replaces
+        return ("replace" if differences else "new"), record
+    changed = _changed_options(before.options, options)
+    hint = _OTHER_OUTPUT
+    if run.latest() is not None:
+        budget = {key: before.options.get(key) for key in BUDGET}
+        if changed <= {*BUDGET} and extends_budget(budget):
+            return "extend", before
+        if not changed & type(config).model_fields.keys() - {*BUDGET}:
+            hint = _other_data_hint(run, config)
+    if has_trained(run):
         ownership.check_no_differences(run.root, "with other options", differences, hint)
     return ("replace" if differences else "new"), record
 
 
-def _other_data_hint(
-    run: RunDir, config: TrainConfig, before: Mapping[str, Any], now: Mapping[str, Any]
-) -> str:
-    """Hint for a run whose data have changed, such as by added episodes; empty if options differ
-    too, or without a checkpoint.
-    """
-    changed = {key for key in {**before, **now} if _plain(before).get(key) != _plain(now).get(key)}
-    if run.latest() is None or changed & {*type(config).model_fields} - {*BUDGET}:
-        return ""
+def _changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
+    """Names of the options that differ; `now` as it is read back from JSON."""
+    now = json.loads(json.dumps(now, default=str))
+    return {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+
+
+def _other_data_hint(run: RunDir, config: TrainConfig) -> str:
+    """Hint for a run whose data alone have changed, such as by added episodes."""
     key = config.data_kind.folders_keys[0]
     words = ["vlatool", "finetune", "--from", str(run.root), "--config", str(run.config)]
     words += [f"--data.{key}", value_text(getattr(config.data, key))]
@@ -228,7 +239,8 @@ def prepare_run(
     """
     if start == "extend":
         # Other keys stay: the record still shows which ones its version did not have.
-        budget = {key: value for key, value in identity_keys(config).items() if key in BUDGET}
+        identity = identity_keys(config)
+        budget = {key: identity[key] for key in BUDGET}
         record = replace(record, options={**record.options, **budget}, complete=False)
     if start == "replace":
         reset_run(run, record)
@@ -262,19 +274,6 @@ def _stamps(run: RunDir) -> dict[str, tuple[int, int]]:
 def has_trained(run: RunDir) -> bool:
     """True if the run has checkpoints or metrics; False if it failed before the first step."""
     return run.newest_folder() is not None or run.metrics.exists()
-
-
-def _earlier_budget(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """The budget keys of an existing run; empty if other options differ too."""
-    before = _plain(before)
-    now = _plain(now)
-    changed = {key for key in {**before, **now} if before.get(key) != now.get(key)}
-    return {key: before.get(key) for key in BUDGET} if changed <= set(BUDGET) else {}
-
-
-def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as they are read back from JSON."""
-    return json.loads(json.dumps(options, default=str))
 
 
 def with_base_config(config: TrainConfig, run: RunDir | None) -> TrainConfig:
@@ -336,25 +335,27 @@ def _strings(tree: object) -> Iterator[str]:
 
 def pinned_data(config: TrainConfig) -> TrainConfig:
     """The config with data locations pinned to their current versions."""
-    data = config.data
-    pinned = {key: [pinned_text(text) for text in texts] for key, texts in _locations(config)}
-    return config.model_copy(update={"data": data.model_copy(update=pinned)})
+    pinned: dict[str, list[str]] = {}
+    for key, texts in _data_locations(config).items():
+        pinned[key] = [pinned_text(text) for text in texts]
+    return config.model_copy(update={"data": config.data.model_copy(update=pinned)})
 
 
 def data_versions(config: TrainConfig) -> dict[str, Any]:
     """Versions of the pinned data, for the record."""
-    return ownership.versions_of(
-        location(text) for _, texts in _locations(config) for text in texts
-    )
+    texts = chain.from_iterable(_data_locations(config).values())
+    return ownership.versions_of(map(location, texts))
 
 
-def _locations(config: TrainConfig) -> Iterator[tuple[str, list[str]]]:
+def _data_locations(config: TrainConfig) -> dict[str, list[str]]:
     """Keys of the data section that hold locations, with these locations."""
     keys = config.data_kind.folders_keys
+    locations: dict[str, list[str]] = {}
     for key in (*keys, f"val_{keys[0]}"):
         texts = getattr(config.data, key, None)
         if isinstance(texts, list):
-            yield key, texts
+            locations[key] = texts
+    return locations
 
 
 def earlier_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:
@@ -390,30 +391,27 @@ def repair_run(run: RunDir, config: TrainConfig, save_assets: Callable[[], None]
     if listed is None:
         _write_assets(run, config, save_assets)
         return [*repaired, "the list of assets"]
-    changed = {entry.path for entry in listed if not _is_unchanged(run.root / entry.path, entry)}
+    changed: list[str] = []
+    for entry in listed:
+        path = run.root / entry.path
+        if not path.is_file() or sha256_of(path) != entry.sha256:
+            changed.append(entry.path)
     if CONFIG in changed or not _config_matches(run, config):
         _write_config(run, config)
         repaired.append(CONFIG)
-    repaired += _repair_assets(run, config, save_assets, changed - {CONFIG})
+    damage = ", ".join(sorted(set(changed) - {CONFIG}))
+    if not damage:
+        try:
+            config.data_kind.load_assets(config.data, run.root)
+        except DataError as error:
+            damage = f"the assets of the data ({error.message})"
+    if damage:
+        save_assets()
+        repaired.append(damage)
     if repaired and listed:
         names = [entry.path for entry in listed if (run.root / entry.path).is_file()]
         run.record_assets(names, replace=True)
     return repaired
-
-
-def _repair_assets(
-    run: RunDir, config: TrainConfig, save_assets: Callable[[], None], changed: Collection[str]
-) -> Iterator[str]:
-    """Rewrites the assets if one is missing, changed or unreadable; yields a text that names it."""
-    repaired = ", ".join(sorted(changed))
-    if not repaired:
-        try:
-            config.data_kind.load_assets(config.data, run.root)
-        except DataError as error:
-            repaired = f"the assets of the data ({error.message})"
-    if repaired:
-        save_assets()
-        yield repaired
 
 
 def _listed_assets(run: RunDir) -> list[FileEntry] | None:
@@ -422,10 +420,6 @@ def _listed_assets(run: RunDir) -> list[FileEntry] | None:
         return run.recorded_files()
     except DataError:
         return None
-
-
-def _is_unchanged(path: Path, entry: FileEntry) -> bool:
-    return path.is_file() and sha256_of(path) == entry.sha256
 
 
 def _config_matches(run: RunDir, config: TrainConfig) -> bool:
