@@ -73,17 +73,20 @@ def save_checkpoint(
     is_planned: bool = True,
 ) -> None:
     """Writes the state as the checkpoint of its step. Collective."""
-    saved = [name for name, part in state.parts.items() if part.saved]
-    parts = [_part_weights(name, state, keep_result=runtime.is_main) for name in saved]
+    parts: list[_PartWeights] = []
+    for name, part in state.parts.items():
+        if part.saved:
+            parts.append(_part_weights(name, state, keep_result=runtime.is_main))
     modules = nn.ModuleDict(dict(state.modules))
+    optimizers: dict[str, Mapping[str, Any]] = {}
+    for name, optimizer in state.optimizers.items():
+        optimizers[name] = _optimizer_state(modules, optimizer)
     trainer = {
         "step": state.step,
         "samples": state.samples,
         "dropped": dict(state.dropped),
-        "optimizers": {
-            name: _optimizer_state(modules, item) for name, item in state.optimizers.items()
-        },
-        "averages": {name: item.updates for name, item in state.averages.items()},
+        "optimizers": optimizers,
+        "averages": {name: average.updates for name, average in state.averages.items()},
         "unsaved": dict(state.unsaved),
     }
     if runtime.is_main:
@@ -97,30 +100,35 @@ def _part_weights(name: str, state: TrainState, *, keep_result: bool) -> _PartWe
     """Weights of a part and their average. Collective; empty without `keep_result`."""
     part = state.parts[name]
     shared = shared_names(part.module)
-    frozen = _frozen_names(part)
+    frozen_names = _frozen_names(part)
     weights = saved_once(_gathered(part.module.state_dict(), keep_result=keep_result), shared)
+    frozen: dict[str, Tensor] = {}
+    for key in frozen_names:
+        if key in weights:
+            frozen[key] = weights.pop(key)
     files = {checkpoint.part_weights(name): weights}
     if name in state.averages:
         average = state.averages[name].weights
-        changing = {key: value for key, value in average.items() if key not in frozen}
+        changing = {key: value for key, value in average.items() if key not in frozen_names}
         gathered = _gathered(changing, keep_result=keep_result)
         files[checkpoint.part_weights(name, averaged=True)] = saved_once(gathered, shared)
-    return _PartWeights(files, {key: weights.pop(key) for key in frozen if key in weights})
+    return _PartWeights(files, frozen)
 
 
 def _frozen_names(part: Part) -> list[str]:
     """Names of the parameters that stay the same in all steps, because their part froze them."""
-    parameters = part.module.named_parameters() if part.trained else ()
+    if not part.trained:
+        return []
+    parameters = part.module.named_parameters()
     return [name for name, parameter in parameters if not parameter.requires_grad]
 
 
 def check_space(run: RunDir, state: TrainState) -> None:
     """Raises StorageError if the first checkpoint of a run does not fit on the disk."""
-    frozen = sum(
-        part.module.get_parameter(name).numel()
-        for part in state.parts.values()
-        for name in _frozen_names(part)
-    )
+    frozen = 0
+    for part in state.parts.values():
+        for name in _frozen_names(part):
+            frozen += part.module.get_parameter(name).numel()
     needed = _SIZE_TRAINED * (state.num_parameters - frozen) + _SIZE_FROZEN * frozen
     free = _free(run.root)
     if free < needed:
@@ -150,10 +158,12 @@ def _write(
     with atomic_folder(folder) as partial:
         try:
             for part in parts:
-                frozen = _write_frozen(run, part.frozen) if part.frozen else None
-                beside |= {} if frozen is None else {frozen.path: frozen}
+                metadata = None
+                if part.frozen:
+                    entry = _write_frozen(run, part.frozen)
+                    beside[entry.path] = entry
+                    metadata = {checkpoint.FROZEN: entry.path}
                 for name, tensors in part.files.items():
-                    metadata = None if frozen is None else {checkpoint.FROZEN: frozen.path}
                     save_file(tensors, partial / name, metadata)
             torch.save(_canonical(trainer), partial / checkpoint.TRAINER)
         except (SafetensorError, RuntimeError) as error:  # raised for a full disk
@@ -180,12 +190,13 @@ def _write_frozen(run: RunDir, tensors: Mapping[str, Tensor]) -> FileEntry:
 def _write_error(folder: Path, content: object, error: object) -> StorageError:
     needed = _size(content)
     free = _free(folder.parent.parent)
-    # For a full disk torch reports only an unexpected position.
-    reason = "the disk is full" if free < needed else str(error).partition("\n")[0]
+    free_text = size_text(int(free)) if isfinite(free) else "an unknown amount"
+    reason = str(error).partition("\n")[0]
+    if free < needed:  # torch reports only an unexpected position
+        reason = "the disk is full"
     return StorageError.at(
         folder,
-        f"cannot be written: {reason}; it needs {size_text(needed)}, "
-        f"{size_text(int(free)) if isfinite(free) else 'an unknown amount'} are free",
+        f"cannot be written: {reason}; it needs {size_text(needed)}, {free_text} are free",
         hint="free space on that disk, or raise your quota or the limit on file sizes, then run "
         "the same command again",
         code="storage.write",
@@ -210,8 +221,11 @@ def _size(content: object) -> int:
 def _tensors(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
+        return
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
             yield from _tensors(item)
 
 
@@ -263,9 +277,8 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
 
 def unsaved_digests(parts: Mapping[str, Part]) -> dict[str, str]:
     """Map from part name to SHA-256 of its weights, for the parts that checkpoints do not hold."""
-    return {
-        name: _digest(part.module.state_dict()) for name, part in parts.items() if not part.saved
-    }
+    unsaved = {name: part for name, part in parts.items() if not part.saved}
+    return {name: _digest(part.module.state_dict()) for name, part in unsaved.items()}
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -310,13 +323,14 @@ def restore_optimizer(saved: Mapping[str, Any], state: TrainState, optimizer: Op
 
     Weight decay, betas and the like stay those of this run.
     """
-    if saved:
-        modules = nn.ModuleDict(dict(state.modules))
-        _check_moments(saved, modules)
-        options = [dict(group) for group in optimizer.param_groups]
-        set_optimizer_state_dict(modules, optimizer, cast(Any, saved), options=_FULL)
-        for group, own in zip(optimizer.param_groups, options, strict=True):
-            group.update({**own, "params": group["params"], "lr": group["lr"]})
+    if not saved:
+        return
+    modules = nn.ModuleDict(dict(state.modules))
+    _check_moments(saved, modules)
+    options = [dict(group) for group in optimizer.param_groups]
+    set_optimizer_state_dict(modules, optimizer, cast(Any, saved), options=_FULL)
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update({**own, "params": group["params"], "lr": group["lr"]})
 
 
 def _check_moments(saved: Mapping[str, Any], modules: nn.Module) -> None:

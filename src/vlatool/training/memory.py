@@ -4,7 +4,7 @@ import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -105,9 +105,10 @@ class AllocationMeter(TorchDispatchMode):
             args = self._without_masks(args)
         if all(_values(tensor) is not None for tensor in inputs):
             return self._run_known(func, args, named, inputs)
-        if func._schema.is_mutable:
-            for tensor in _written(func, args):
-                tensor.known = None  # pyright: ignore[reportAttributeAccessIssue] - see `_known`
+        for spec, value in zip(func._schema.arguments, args, strict=False):
+            if spec.alias_info and spec.alias_info.is_write:
+                for tensor in _tensors((value,)):
+                    tensor.known = None  # pyright: ignore[reportAttributeAccessIssue] - see `_known`
         with self._fake_mode:
             return func(*args, **named)
 
@@ -132,27 +133,26 @@ class AllocationMeter(TorchDispatchMode):
             return result
         # The size of the result may depend on values.
         device = named.get("device") or inputs[0].device
-        return tree_map(
-            lambda leaf: (
+
+        def as_fake(leaf: Any) -> Any:
+            return (
                 self._known(self._empty(leaf, device), leaf) if isinstance(leaf, Tensor) else leaf
-            ),
-            real,
-        )
+            )
+
+        return tree_map(as_fake, real)
 
     def _without_masks(self, args: Any) -> Any:
         """Arguments of an indexing operation with indices in place of masks of known values."""
         tensor, indices, *rest = args
-        chosen: list[Tensor | None] = []
+        new_indices: list[Tensor | None] = []
         for index in indices:
             values = None if index is None else _values(index)
             if index is None or values is None or values.dtype not in (torch.bool, torch.uint8):
-                chosen.append(index)
+                new_indices.append(index)
                 continue
-            chosen += [
-                self._known(self._empty(part, index.device), part)
-                for part in values.nonzero().T.contiguous().unbind()
-            ]
-        return (tensor, chosen, *rest)
+            for part in values.nonzero().T.contiguous().unbind():
+                new_indices.append(self._known(self._empty(part, index.device), part))
+        return (tensor, new_indices, *rest)
 
     def _follow(self, tensor: Tensor, size: int) -> None:
         """Counts the bytes of a tensor until it is freed, unless another one shares them."""
@@ -202,13 +202,6 @@ def _on_values(func: Any, args: Any, named: Any) -> Any:
 
     args, named = tree_map(real, (args, named))
     return func(*args, **named)
-
-
-def _written(func: Any, args: Any) -> list[Tensor]:
-    """Arguments that an operation writes to."""
-    pairs = zip(func._schema.arguments, args, strict=False)
-    changed = [value for spec, value in pairs if spec.alias_info and spec.alias_info.is_write]
-    return [leaf for leaf in tree_leaves(changed) if isinstance(leaf, Tensor)]
 
 
 def _workspace(func: Any, args: Any, result: Any) -> int:
@@ -291,10 +284,10 @@ class FakeStep:
         ctx = StepContext(step, _AnyRng(size, self.device), placed.callables, samples=("",) * size)
         # Gradients of an optimizer last until its next step, while others compute.
         for _ in range(2 if len(names) > 1 else 1):
-            copied = {
-                key: meter.copied(value) if isinstance(value, Tensor) else value
-                for key, value in batch.items()
-            }
+            copied: Batch = dict(batch)
+            for key, value in batch.items():
+                if isinstance(value, Tensor):
+                    copied[key] = meter.copied(value)
             with torch.no_grad():
                 copied = objective.prepare(copied, ctx)
             for name in names:
@@ -405,18 +398,18 @@ class MemoryEstimator:
         with torch.device("meta"):
             self._parts = config.model_type.build(config.model)
         self._trained = [part.module for part in self._parts.values() if part.trained]
-        averaged = [
-            part.module
-            for part in self._parts.values()
-            if config.ema.enabled and part.trained and part.averaged and part.saved
-        ]
-        self._averages = sum(
-            _bytes(p for p in module.parameters() if p.requires_grad) + _bytes(module.buffers())
-            for module in averaged
-        )
-        units = [*blocks_of(self._parts), *self._trained]
+        self._trainable = sum(map(_trainable_bytes, self._trained))
+        self._averages = 0
+        for part in self._parts.values():
+            if config.ema.enabled and part.trained and part.averaged and part.saved:
+                self._averages += _trainable_bytes(part.module) + _bytes(part.module.buffers())
+        # Bytes of each block, then of the rest of each trained part.
+        self._units: list[int] = []
         seen: set[int] = set()
-        self._units = [_bytes(_unseen(unit.parameters(), seen)) for unit in units]
+        for unit in (*blocks_of(self._parts), *self._trained):
+            new = [parameter for parameter in unit.parameters() if id(parameter) not in seen]
+            seen.update(map(id, new))
+            self._units.append(_bytes(new))
 
     @property
     def has_blocks(self) -> bool:
@@ -426,31 +419,25 @@ class MemoryEstimator:
     def with_adapters(self) -> tuple[dict[str, Any], "MemoryEstimator"] | None:
         """Keys with which adapters are trained, and the estimator with them; None: none, or set."""
         config = self._config
-        keys = self._config.model_type.adapters
-        for key, value in keys.items():
+        changed: dict[str, Any] = {}
+        for key, value in config.model_type.adapters.items():
+            changed[f"model.{key}"] = value
             config = with_value(config, f"model.{key}", value)
-        changed = {f"model.{key}": value for key, value in keys.items()}
         if config == self._config:
             return None
         return changed, MemoryEstimator(config, replace(self._step, config=config))
 
     def checkpoint_bytes(self) -> tuple[int, int]:
         """Bytes of a checkpoint, and of the frozen weights that all checkpoints share."""
-        saved = [part.module for part in self._parts.values() if part.saved]
-        frozen = _bytes(p for m in self._trained for p in m.parameters() if not p.requires_grad)
-        weights = sum(_bytes(m.parameters()) + _bytes(m.buffers()) for m in saved)
+        weights = sum(_all_bytes(part.module) for part in self._parts.values() if part.saved)
+        frozen = sum(_bytes(module.parameters()) for module in self._trained) - self._trainable
         return weights - frozen + self._averages + _MOMENTS * self._trainable, frozen
-
-    @property
-    def _trainable(self) -> int:
-        return sum(map(_trainable_bytes, self._trained))
 
     def estimate(self, settings: StepSettings) -> DeviceMemory:
         """Memory on each device; `problem` says why activations are not known."""
-        modules = [part.module for part in self._parts.values()]
         shards = settings.devices if settings.is_sharded else 1
-        whole = sum(_bytes(m.parameters()) + _bytes(m.buffers()) for m in modules)
-        parameters = sum(_bytes(m.parameters()) for m in self._trained)
+        whole = sum(_all_bytes(part.module) for part in self._parts.values())
+        parameters = sum(_bytes(module.parameters()) for module in self._trained)
         return DeviceMemory(
             weights=whole - parameters + parameters // shards,
             gradients=self._trainable // shards,
@@ -483,30 +470,32 @@ class MemoryEstimator:
             _LOG.debug("no estimate of activations", exc_info=True)
             self.problem = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             return None
-        kind = self._kind
-        peak, retained = (int(n * _HEAP.get(kind, 1.0)) for n in (step.peak, step.retained))
-        if kind == "cpu":  # safetensors copies the weights of the largest part
-            peak = max(peak, retained + max(map(_trainable_bytes, self._trained), default=0))
-        return peak if settings.is_sharded else max(peak, min(self._averages, AVERAGED_AT_ONCE))
+        heap = _HEAP.get(self._kind, 1.0)
+        peak = int(step.peak * heap)
+        if self._kind == "cpu":  # safetensors copies the weights of the largest part
+            largest = max(map(_trainable_bytes, self._trained), default=0)
+            peak = max(peak, int(step.retained * heap) + largest)
+        if settings.is_sharded:
+            return peak
+        return max(peak, min(self._averages, AVERAGED_AT_ONCE))
 
     def _measured(self, size: int, mode: Gradients, *, checkpointing: bool) -> StepBytes:
         """Memory of a step on a number of samples.
 
         Only one sample and the micro-batch of the run are computed; others lie on the line.
         """
-        first = 1
         last = self._step.micro_batch
-        if size in (first, last) or first == last:
+        if size in (1, last) or last == 1:
             key = size, checkpointing, mode
             if key not in self._sizes:
                 self._sizes[key] = self._step.run(size, mode, checkpointing=checkpointing)
             return self._sizes[key]
-        low, high = (
-            self._measured(end, mode, checkpointing=checkpointing) for end in (first, last)
-        )
-        share = (size - first) / (last - first)
+        low = self._measured(1, mode, checkpointing=checkpointing)
+        high = self._measured(last, mode, checkpointing=checkpointing)
+        share = (size - 1) / (last - 1)
         return StepBytes(
-            *(int(a + (b - a) * share) for a, b in zip(astuple(low), astuple(high), strict=True))
+            peak=int(low.peak + (high.peak - low.peak) * share),
+            retained=int(low.retained + (high.retained - low.retained) * share),
         )
 
 
@@ -514,12 +503,9 @@ def _trainable_bytes(module: nn.Module) -> int:
     return _bytes(p for p in module.parameters() if p.requires_grad)
 
 
+def _all_bytes(module: nn.Module) -> int:
+    return _bytes(module.parameters()) + _bytes(module.buffers())
+
+
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
-
-
-def _unseen(tensors: Iterable[Tensor], seen: set[int]) -> Iterator[Tensor]:
-    for tensor in tensors:
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            yield tensor

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from vlatool.errors import UsageError
-from vlatool.models.base import ModelType, Part, blocks_of
+from vlatool.models.base import ModelType, Part
 from vlatool.training.state import named_tensors, replace_tensors, scatter
 
 if TYPE_CHECKING:
@@ -60,23 +60,27 @@ class PlacedParts:
                 part.module.requires_grad_(requires_grad=False)
             if not (part.trained and self._sharded):
                 _to_device(part.module, placement)
-        trained = [part.module for part in parts.values() if part.trained]
-        # A block that is a whole part is left out.
-        inside = {id(module) for part in trained for module in part.modules() if module is not part}
-        blocks = [block for block in blocks_of(parts) if id(block) in inside]
-        units = blocks or trained
-        for block in units if placement.compile_blocks else ():
-            block.forward = torch.compile(block.forward)
-        for block in blocks if placement.grad_checkpointing else ():
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        trained: list[nn.Module] = []
+        blocks: list[nn.Module] = []
+        for part in parts.values():
+            if part.trained:
+                trained.append(part.module)
+                # A block that is the whole part is placed as the part.
+                blocks += [block for block in part.blocks if block is not part.module]
+        if placement.compile_blocks:
+            for block in blocks or trained:
+                block.forward = torch.compile(block.forward)
+        if placement.grad_checkpointing:
+            for block in blocks:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         if placement.mesh is not None:
             _check_shardable(parts)
             _shard(trained, blocks, placement)
-        # map from part name to the object that an objective calls: the module or its wrapper
-        self.callables: dict[str, Any] = {
-            name: self._callable(part, model_type.methods.get(name, ()), placement)
-            for name, part in parts.items()
-        }
+        # What an objective calls, by part: the module or its wrapper.
+        self.callables: dict[str, Any] = {}
+        for name, part in parts.items():
+            methods = model_type.methods.get(name, ())
+            self.callables[name] = self._callable(part, methods, placement)
         self.train()
 
     def _callable(self, part: Part, methods: Sequence[str], placement: Placement) -> Any:
@@ -112,10 +116,14 @@ class PlacedParts:
         Sharded parameters of other parts collect gradients too, which are discarded at the end:
         FSDP fixes `requires_grad` when it gathers a parameter for the first time.
         """
-        others = [part.module for name, part in self._parts.items() if name not in set(names)]
-        idle = [p for module in others for p in module.parameters() if p.requires_grad]
-        for parameter in () if self._sharded else idle:
-            parameter.requires_grad = False
+        trained = set(names)
+        idle: list[nn.Parameter] = []
+        for name, part in self._parts.items():
+            if name not in trained:
+                idle += [p for p in part.module.parameters() if p.requires_grad]
+        if not self._sharded:
+            for parameter in idle:
+                parameter.requires_grad = False
         try:
             yield
         finally:
@@ -256,5 +264,9 @@ def peak_tflops(device: torch.device, *, mixed: bool) -> float | None:
 def bfloat16_tflops(name: str) -> float | None:
     """TFLOP/s of a GPU in bfloat16, by its name; None if unknown, as for a part of a GPU (MIG)."""
     words = set(re.split(r"[^A-Za-z0-9]+", name))
-    known = (peak for row, peak in _PEAKS.items() if words.issuperset(row.split()))
-    return None if "MIG" in words else next(known, None)
+    if "MIG" in words:
+        return None
+    for row, peak in _PEAKS.items():
+        if words.issuperset(row.split()):
+            return peak
+    return None

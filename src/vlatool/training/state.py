@@ -73,17 +73,20 @@ def with_facts(module: nn.Module, facts: Mapping[str, TensorFacts]) -> None:
 
 def replace_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
     """Replaces all parameters and buffers of a module; tied ones stay tied."""
-    done: dict[int, tuple[Tensor, Tensor]] = {}
+    new: dict[int, Tensor] = {}  # by id of the old tensor
+    kept: list[Tensor] = []  # an id is free for others when its tensor is gone
     for owner in module.modules():
         for name, value in owner.named_parameters(recurse=False, remove_duplicate=False):
-            if id(value) not in done:
-                new = nn.Parameter(make(value.detach()), requires_grad=value.requires_grad)
-                done[id(value)] = value, new
-            setattr(owner, name, done[id(value)][1])
+            if id(value) not in new:
+                kept.append(value)
+                made = make(value.detach())
+                new[id(value)] = nn.Parameter(made, requires_grad=value.requires_grad)
+            setattr(owner, name, new[id(value)])
         for name, value in owner.named_buffers(recurse=False, remove_duplicate=False):
-            if id(value) not in done:
-                done[id(value)] = value, make(value)
-            setattr(owner, name, done[id(value)][1])
+            if id(value) not in new:
+                kept.append(value)
+                new[id(value)] = make(value)
+            setattr(owner, name, new[id(value)])
 
 
 def _has_ranks() -> bool:
@@ -105,16 +108,25 @@ class WeightAverage:
     def __init__(self, config: EmaConfig, module: nn.Module) -> None:
         self._config = config
         self._module = module
-        tied = {name for names in shared_names(module) for name in names[1:]}
-        trainable = {name for name, p in module.named_parameters() if p.requires_grad}
-        state = {name: value for name, value in module.state_dict().items() if name not in tied}
-        frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
-        # A frozen parameter is its own average and needs no copy.
-        # map from name to averaged tensor; names as in the state dict of the module
-        self.weights = {n: value if n in frozen else _copy(value) for n, value in state.items()}
-        self._averaged = [name for name in state if name in trainable]
-        self._copied = [name for name in state if name not in trainable | frozen]
         self.updates = 0  # number of updates done
+        # Averaged tensors by their name in the state dict of the module.
+        self.weights: dict[str, Tensor] = {}
+        self._averaged: list[str] = []  # names of trained parameters
+        self._copied: list[str] = []  # names of buffers
+        parameters = dict(module.named_parameters())
+        tied = {name for names in shared_names(module) for name in names[1:]}
+        for name, value in module.state_dict().items():
+            if name in tied:
+                continue
+            if name in parameters and not parameters[name].requires_grad:
+                self.weights[name] = value  # a frozen parameter is its own average
+                continue
+            copy = value.detach().clone()
+            self.weights[name] = copy.float() if copy.is_floating_point() else copy
+            if name in parameters:
+                self._averaged.append(name)
+            else:
+                self._copied.append(name)
 
     @torch.no_grad()
     def update(self, ok: Tensor) -> None:
@@ -123,7 +135,8 @@ class WeightAverage:
         state = self._module.state_dict()
         for names in _chunks(self._averaged, self.weights):
             means = [local(self.weights[name]) for name in names]
-            differences = torch._foreach_sub([local(state[name]).float() for name in names], means)  # pyright: ignore[reportPrivateImportUsage]
+            values = [local(state[name]).float() for name in names]
+            differences = torch._foreach_sub(values, means)  # pyright: ignore[reportPrivateImportUsage]
             torch._foreach_mul_(differences, factor)  # pyright: ignore[reportPrivateImportUsage]
             torch._foreach_add_(means, differences)  # pyright: ignore[reportPrivateImportUsage]
         for name in self._copied:
@@ -184,10 +197,6 @@ def _chunks(names: Sequence[str], weights: Mapping[str, Tensor]) -> Iterator[lis
 def local(tensor: Tensor) -> Tensor:
     """The local shard of a tensor; the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _copy(value: Tensor) -> Tensor:
-    return value.detach().clone().float() if value.is_floating_point() else value.detach().clone()
 
 
 @dataclass

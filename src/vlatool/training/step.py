@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +34,14 @@ def build_optimizer(spec: base.OptimizerSpec, parts: Mapping[str, nn.Module], h:
         groups = split_by_rate(groups, chosen, spec.rates)
     else:
         groups = spec.groups(chosen)
-    trainable = [(group, [p for p in group.params if p.requires_grad]) for group in groups]
+    rows: list[dict[str, Any]] = []
+    for group in groups:
+        params = [p for p in group.params if p.requires_grad]
+        if params:
+            decay = h.wd if group.decays else 0.0
+            rows.append({"params": params, "weight_decay": decay, "rate": group.rate})
     return AdamW(
-        [
-            {"params": params, "weight_decay": h.wd if group.decays else 0.0, "rate": group.rate}
-            for group, params in trainable
-            if params
-        ],
+        rows,
         lr=h.lr if spec.lr is None else spec.lr,
         betas=spec.betas or (h.beta1, h.beta2),
         eps=h.eps,
@@ -55,38 +57,37 @@ def default_param_groups(
 
     Biases, norms, scalars and position embeddings have no reason to be small.
     """
-    named = [pair for part in parts.values() for pair in part.named_parameters()]
-    if by_name:
-        decayed = {id(p) for name, p in named if base.decays_by_name(name)}
-    else:
-        modules = [module for part in parts.values() for module in part.modules()]
-        matrices = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-        decayed = {id(module.weight) for module in modules if isinstance(module, matrices)}
-    parameters = {id(p): p for _, p in named}
-    return [
-        base.ParamGroup([p for key, p in parameters.items() if key in decayed]),
-        base.ParamGroup([p for key, p in parameters.items() if key not in decayed], decays=False),
-    ]
+    parameters: dict[int, nn.Parameter] = {}  # by id: parts may share them
+    decayed_ids: set[int] = set()
+    for part in parts.values():
+        for name, parameter in part.named_parameters():
+            parameters[id(parameter)] = parameter
+            if by_name and base.decays_by_name(name):
+                decayed_ids.add(id(parameter))
+        for module in () if by_name else part.modules():
+            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                decayed_ids.add(id(module.weight))
+    decayed = [p for key, p in parameters.items() if key in decayed_ids]
+    others = [p for key, p in parameters.items() if key not in decayed_ids]
+    return [base.ParamGroup(decayed), base.ParamGroup(others, decays=False)]
 
 
 def split_by_rate(
     groups: Sequence[base.ParamGroup], parts: Mapping[str, nn.Module], rates: Mapping[str, float]
 ) -> Sequence[base.ParamGroup]:
     """The groups, split so that all parameters of a group have the same learning rate factor."""
-    named = [item for part in parts.values() for item in part.named_parameters()]
-    factors = {
-        id(p): rate
-        for name, p in named
-        for prefix, rate in rates.items()
-        if name.startswith(prefix)
-    }
-    return [
-        replace(
-            group, params=[p for p in group.params if factors.get(id(p), 1.0) == rate], rate=rate
-        )
-        for group in groups
-        for rate in sorted({1.0, *rates.values()}, reverse=True)
-    ]
+    factors: dict[int, float] = {}  # by id of the parameter
+    for part in parts.values():
+        for name, parameter in part.named_parameters():
+            for prefix, rate in rates.items():
+                if name.startswith(prefix):
+                    factors[id(parameter)] = rate
+    split: list[base.ParamGroup] = []
+    for group in groups:
+        for rate in sorted({1.0, *rates.values()}, reverse=True):
+            params = [p for p in group.params if factors.get(id(p), 1.0) == rate]
+            split.append(replace(group, params=params, rate=rate))
+    return split
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
@@ -138,13 +139,20 @@ class LossSums:
 
     def add(self, loss: base.Loss, *, is_dummy: bool) -> None:
         """Adds the loss of a micro-batch; a dummy micro-batch counts nothing."""
-        zero = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.totals.append(zero if is_dummy else loss.total.detach().double())
-        self._counts.append(zero if is_dummy else loss.count.detach().double())
+        if is_dummy:
+            zero = torch.zeros((), dtype=torch.float64, device=self.device)
+            self.totals.append(zero)
+            self._counts.append(zero)
+        else:
+            self.totals.append(loss.total.detach().double())
+            self._counts.append(loss.count.detach().double())
         for name, value in loss.sums.items():
             value = value.detach().double()
-            value = torch.zeros_like(value) if is_dummy else value
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            if is_dummy:
+                value = torch.zeros_like(value)
+            if name in self._sums:
+                value = self._sums[name] + value
+            self._sums[name] = value
 
     def reduced(self, runtime: Runtime, extra: Sequence[float]) -> "ReducedLoss":
         """Sums over all ranks. Collective; `extra` must have the same length on all ranks."""

@@ -112,36 +112,40 @@ class RunMirror:
 
         One by the clock, which the next one replaces, is left out soon after another one.
         """
-        missing = [(s, folder) for s, folder in self._run.checkpoints() if s not in self._sent]
+        folders = {
+            step: folder for step, folder in self._run.checkpoints() if step not in self._sent
+        }
         pause_s = max(_TIMED_APART_S, _SENDINGS_APART * self._sending_s)
         if self._is_last or time.monotonic() - self._sent_at >= pause_s:
-            return [step for step, _ in missing]
-        manifests = run_layout.read_manifests(folder for _, folder in missing)
-        planned = {
-            step for step, manifest in manifests.items() if manifest and not manifest.stopped
-        }
-        return [step for step, _ in missing if step in planned]
+            return list(folders)
+        planned: list[int] = []
+        for step, manifest in run_layout.read_manifests(folders.values()).items():
+            if manifest is not None and not manifest.stopped:
+                planned.append(step)
+        return planned
 
     def _complete(self) -> dict[int, CheckpointManifest]:
         """Manifests of the complete checkpoints there; those that differ from local ones go."""
-        if self._manifests is None:
-            self._check()
-            remove_partial_files(self.root)
-            local = run_layout.read_manifests(folder for _, folder in self._run.checkpoints())
-            there = run_layout.read_manifests(self._there.checkpoint_folders())
-            self._manifests = {
-                step: manifest
-                for step, manifest in there.items()
-                if manifest is not None and local.get(step, manifest) == manifest
-            }
-            with suppress(DataError):  # written again
-                self._named_best = self._there.read_best()
-            surplus = run_layout.surplus_checkpoints({**local, **self._manifests}, self._retention)
-            newest = self.newest() or 0
-            # Those that were pruned there already are not sent again.
-            pruned = {step for step in surplus if step < newest} - {*self._run.best_steps()}
-            self._sent = {*self._manifests, *pruned}
-        return self._manifests
+        if self._manifests is not None:
+            return self._manifests
+        self._check()
+        remove_partial_files(self.root)
+        local = run_layout.read_manifests(folder for _, folder in self._run.checkpoints())
+        there: dict[int, CheckpointManifest] = {}
+        for step, manifest in run_layout.read_manifests(self._there.checkpoint_folders()).items():
+            if manifest is not None and local.get(step, manifest) == manifest:
+                there[step] = manifest
+        self._manifests = there
+        with suppress(DataError):  # written again
+            self._named_best = self._there.read_best()
+        # Checkpoints that were pruned there already are not sent again.
+        self._sent = set(there)
+        newest = self.newest() or 0
+        best = self._run.best_steps()
+        for step in run_layout.surplus_checkpoints({**local, **there}, self._retention):
+            if step < newest and step not in best:
+                self._sent.add(step)
+        return there
 
     def _send_checkpoint(self, step: int) -> None:
         """Sends a checkpoint: frozen weights, its files, files of the run, then the manifest."""
@@ -149,16 +153,12 @@ class RunMirror:
         folder = self._run.checkpoint(step)
         started = time.monotonic()
         manifest = CheckpointManifest.read(folder)
-        present = {name for other in there.values() for name in other.beside}
         name = f"{run_layout.CHECKPOINTS}/{folder.name}"
-        files = [
-            *(
-                f"{run_layout.CHECKPOINTS}/{beside}"
-                for beside in manifest.beside
-                if beside not in present
-            ),
-            *(f"{name}/{file}" for file in manifest.files),
-        ]
+        files: list[str] = []
+        for beside in manifest.beside:
+            if not any(beside in other.beside for other in there.values()):
+                files.append(f"{run_layout.CHECKPOINTS}/{beside}")
+        files += [f"{name}/{file}" for file in manifest.files]
         self._remove(f"{name}/{MANIFEST}")
         self._send_all(files)
         self._send_changed()
@@ -170,10 +170,13 @@ class RunMirror:
 
     def _send_changed(self) -> None:
         """Sends files of the run that are new or have changed, other than checkpoints."""
-        stamps = {file.name: (file.bytes, file.modified_ns) for file in _files(self._run.root)}
-        changed = [name for name, stamp in stamps.items() if self._stamps.get(name) != stamp]
+        changed: dict[str, tuple[int, int]] = {}
+        for file in _files(self._run.root):
+            stamp = file.bytes, file.modified_ns
+            if self._stamps.get(file.name) != stamp:
+                changed[file.name] = stamp
         self._send_all(changed)
-        self._stamps |= {name: stamps[name] for name in changed}
+        self._stamps |= changed
 
     def _write_latest(self, step: int) -> None:
         """Names a checkpoint as the newest one, unless the file does so already."""
@@ -222,19 +225,17 @@ class RunMirror:
                 self.sent_bytes += atomic.copy_file(source, target, self._check)
 
 
+# W&B removes files of its folder while it sends them itself.
+_NOT_SENT = (run_layout.CHECKPOINTS, run_layout.LATEST, run_layout.BEST, run_layout.WANDB)
+
+
 def _files(run: Path) -> Iterator[FileInfo]:
     """Files of a run that are sent besides checkpoints, files that name them, and the record."""
     if (run / FILE_LIST).is_file():
         yield from (replace(file, name=FILE_LIST) for file in files_below(run / FILE_LIST))
     for file in output_files(run):
-        first = file.name.partition("/")[0]
-        is_hidden = any(part.startswith(".") for part in file.name.split("/"))
-        # W&B removes files of its folder while it sends them itself.
-        if (
-            first
-            not in (run_layout.CHECKPOINTS, run_layout.LATEST, run_layout.BEST, run_layout.WANDB)
-            and not is_hidden
-        ):
+        is_hidden = "/." in f"/{file.name}"
+        if file.name.partition("/")[0] not in _NOT_SENT and not is_hidden:
             yield file
 
 
@@ -348,8 +349,12 @@ class RunSync:
             bar.advance(left - len(self.needed()))
 
     def _errors(self) -> list[StorageError]:
-        errors = (sender.final_error(self._run) for sender in self._senders)
-        return [error for error in errors if error is not None]
+        errors: list[StorageError] = []
+        for sender in self._senders:
+            error = sender.final_error(self._run)
+            if error is not None:
+                errors.append(error)
+        return errors
 
 
 class _Sender:
