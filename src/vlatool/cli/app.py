@@ -215,11 +215,21 @@ def _ignore_ctrl_c() -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Runs one invocation and returns its exit code."""
-    from vlatool.cli.failures import Terminated
+    from vlatool.cli.failures import Terminated, raise_on_signals
 
     options = OutputOptions()
+    group = typer.main.get_command(app)
     try:
-        _invoke(list(argv), options)
+        if _COMPLETE in os.environ:
+            group.main(prog_name="vlatool")
+            return 0
+        raise_on_signals()
+        _check_names(argv)
+        if any(option in argv for option in ("--show-completion", "--install-completion")):
+            _set_up_completion(group, argv, options)
+            return 0
+        with group.make_context("vlatool", list(argv), obj=options) as ctx:
+            group.invoke(ctx)
     except typer.Exit as error:
         return error.exit_code
     except SystemExit as error:
@@ -239,7 +249,7 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _check_names(argv: list[str]) -> None:
+def _check_names(argv: Sequence[str]) -> None:
     """Refuses a word that cannot be written as text: records hold the names of folders."""
     for word in argv:
         try:
@@ -258,36 +268,25 @@ def _check_names(argv: list[str]) -> None:
 _START_FILES = {"bash": "~/.bashrc", "zsh": "~/.zshrc"}
 
 
-def _invoke(argv: list[str], options: OutputOptions) -> None:
-    from vlatool.cli.failures import raise_on_signals
+def _set_up_completion(group: Any, argv: Sequence[str], options: OutputOptions) -> None:
+    """Shows or installs the completion of a shell, which Typer does."""
+    from vlatool.cli.output import write_stdout
 
-    if any(f"--{verb}-completion" in argv for verb in ("show", "install")):
-        _skip_shell_detection(argv)
-    group = typer.main.get_command(app)
-    if _COMPLETE in os.environ:
-        group.main(prog_name="vlatool")
-        return
-    raise_on_signals()
-    _check_names(argv)
+    shell = os.path.basename(os.environ.get("SHELL", ""))
+    if argv[-1] in _SHELLS:
+        shell = argv[-1]
+        # Lets it work without a detected shell.
+        os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
     try:
-        with group.make_context("vlatool", argv, obj=options) as ctx:
+        with group.make_context("vlatool", list(argv), obj=options) as ctx:
             group.invoke(ctx)
     except (SystemExit, typer.Exit) as done:
         code = done.code if isinstance(done, SystemExit) else done.exit_code
         if "--install-completion" in argv and not code:
-            _report_start_file(argv)
+            if shell in _START_FILES:  # fish needs none
+                write_stdout(f"{_START_FILES[shell]} loads it")
             _fill_completion_cache()
         raise
-
-
-def _report_start_file(argv: list[str]) -> None:
-    """Names the file that loads the completion when a shell starts; fish needs none."""
-    from vlatool.cli.output import write_stdout
-
-    typed = argv[-1] if argv[-1] in _SHELLS else ""
-    shell = typed or os.path.basename(os.environ.get("SHELL", ""))
-    if shell in _START_FILES:
-        write_stdout(f"{_START_FILES[shell]} loads it")
 
 
 def _fill_completion_cache() -> None:
@@ -310,12 +309,6 @@ def _fill_completion_cache() -> None:
                 command.make_context(f"vlatool {words}", line, resilient_parsing=True) as ctx,
             ):
                 command.shell_complete(ctx, "-")
-
-
-def _skip_shell_detection(argv: list[str]) -> None:
-    """Lets `--show-completion bash` work without a detected shell, by a variable of Typer."""
-    if argv[-1] in _SHELLS:
-        os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
 
 
 def _report_error(error: BaseException, options: OutputOptions) -> int:

@@ -90,24 +90,29 @@ class Forecast:
     is_measured: bool = False  # the rate was measured in a few steps, without reading data
 
     def lines(self) -> list[str]:
+        devices = f"each of {counted(self.devices, 'device')}" if self.devices > 1 else "the device"
         total = size_text(sum(size or 0 for size in self.memory.values()))
-        each = f"each of {counted(self.devices, 'device')}" if self.devices > 1 else "the device"
         if self.unknown:
-            total = f"{total} and activations, which are unknown ({self.unknown})"
-        kinds = [f"{name} {size_text(size)}" for name, size in self.memory.items() if size]
-        free = "" if self.disk_free is None else f", {size_text(self.disk_free)} are free"
-        checkpoints = counted(self.checkpoints, "checkpoint")
+            total += f" and activations, which are unknown ({self.unknown})"
+        disk = f"{size_text(self.disk_bytes)} for {counted(self.checkpoints, 'checkpoint')}"
+        if self.disk_free is not None:
+            disk += f", {size_text(self.disk_free)} are free"
         lines = [
-            f"memory of {each}: {total} of {size_text(self.device_memory)} ({self.device})",
-            f"  {', '.join(kinds)}",
-            f"disk: {size_text(self.disk_bytes)} for {checkpoints}{free}",
+            f"memory of {devices}: {total} of {size_text(self.device_memory)} ({self.device})",
+            f"  {_kinds_text(self.memory)}",
+            f"disk: {disk}",
         ]
         if self.hours is not None:
-            how = ", measured without reading data" if self.is_measured else ""
-            lines.append(
-                f"time: {_duration(self.hours)} at {self.samples_per_s:.4g} samples/s{how}"
-            )
+            time_text = f"{_duration(self.hours)} at {self.samples_per_s:.4g} samples/s"
+            if self.is_measured:
+                time_text += ", measured without reading data"
+            lines.append(f"time: {time_text}")
         return lines
+
+
+def _kinds_text(sizes: Mapping[str, int | None]) -> str:
+    """Bytes by kind of memory, without kinds that are empty or unknown."""
+    return ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items() if size)
 
 
 def num_parameters(config: TrainConfig) -> int:
@@ -187,20 +192,19 @@ def _check_memory(
     if memory.total <= available:
         return
     fitting = [] if estimator.problem else _fitting(available, estimator, planned)
-    shown = [
-        f"{' '.join(f'--{key} {value_text(value)}' for key, value in keys.items())} "
-        f"({size_text(size)})"
-        for keys, size in fitting
-    ]
-    kinds = ", ".join(f"{name} {size_text(size)}" for name, size in memory.kinds().items() if size)
+    hint = "no batch size and no number of devices makes it fit; choose a smaller model"
+    if estimator.problem:
+        hint = f"the memory of activations is unknown ({estimator.problem})"
+    if fitting:
+        ways: list[str] = []
+        for keys, size in fitting:
+            options = " ".join(f"--{key} {value_text(value)}" for key, value in keys.items())
+            ways.append(f"{options} ({size_text(size)})")
+        hint = f"it would fit with {', or '.join(ways)}"
     raise UsageError(
         f"a step takes about {size_text(memory.total)} of each device, which has "
-        f"{size_text(available)}: {kinds}",
-        hint=f"it would fit with {', or '.join(shown)}"
-        if shown
-        else f"the memory of activations is unknown ({estimator.problem})"
-        if estimator.problem
-        else "no batch size and no number of devices makes it fit; choose a smaller model",
+        f"{size_text(available)}: {_kinds_text(memory.kinds())}",
+        hint=hint,
         code="usage.bad_value",
         details={
             "memory": memory.kinds(),
@@ -221,22 +225,25 @@ def _fitting(
         recompute = {"grad_checkpointing": True}
     if settings.devices > 1 and not (settings.fsdp and settings.reshard):
         shard = {"reshard": True} if settings.fsdp else {"fsdp": True}
-    smaller = [{"micro_batch": size} for size in planned.smaller_batches(settings.devices)]
-    chosen: list[tuple[Mapping[str, Any], int]] = []
+    smaller: list[Changes] = [
+        {"micro_batch": size} for size in planned.smaller_batches(settings.devices)
+    ]
+    fitting: list[tuple[Mapping[str, Any], int]] = []
     for group in ([recompute], smaller, [shard]):
-        chosen += _first_fitting(available, estimator, planned, filter(None, group))
-    if chosen:
-        return chosen
-    together = [{**recompute, **shard, **fewer} for fewer in ({}, *smaller)]
+        fitting += _first_fitting(available, estimator, planned, filter(None, group))
+    if fitting:
+        return fitting
     if adapted := estimator.with_adapters():
-        keys, with_keys = adapted
-        changes = [{}, recompute, *({**recompute, **fewer} for fewer in smaller)]
-        for names, size in _first_fitting(available, with_keys, planned, changes):
-            chosen.append(({**keys, **names}, size))
+        keys, with_adapters = adapted
+        changes = [{}, recompute, *(recompute | fewer for fewer in smaller)]
+        for names, size in _first_fitting(available, with_adapters, planned, changes):
+            fitting.append(({**keys, **names}, size))
+    together = [recompute | shard | fewer for fewer in ({}, *smaller)]
     if planned.can_add_devices:
-        least = {**recompute, "fsdp": True, "reshard": True, "micro_batch": 1}
-        together += [{**least, "devices": count} for count in planned.more_devices()]
-    return [*chosen, *_first_fitting(available, estimator, planned, together)]
+        least = recompute | {"fsdp": True, "reshard": True, "micro_batch": 1}
+        together += [least | {"devices": count} for count in planned.more_devices()]
+    fitting += _first_fitting(available, estimator, planned, together)
+    return fitting
 
 
 def _first_fitting(

@@ -21,11 +21,12 @@ def learning_rate(h: HParams, step: int, total_steps: int, peak: float | None = 
     if peak is None:
         return _rate(h, step, total_steps)
     scale = 0.0 if h.lr == 0 else peak / h.lr
-    minimum_rates = {
+    rates = {
+        "lr": peak,
         "lr_cooldown_end": h.lr_cooldown_end * scale,
         "force_min_lr": h.force_min_lr * scale,
     }
-    return _rate(h.model_copy(update={"lr": peak, **minimum_rates}), step, total_steps)
+    return _rate(h.model_copy(update=rates), step, total_steps)
 
 
 def _rate(h: HParams, step: int, total_steps: int) -> float:
@@ -39,7 +40,9 @@ def _rate(h: HParams, step: int, total_steps: int) -> float:
         return max(h.force_min_lr, rate)
     decay = to_steps(h.decay, total_steps)
     start = total_steps - decay
-    return h.lr if step < start else _cosine(h, step - start, decay)
+    if step < start:
+        return h.lr
+    return _cosine(h, step - start, decay)
 
 
 def to_steps(value: float, total_steps: int) -> int:
@@ -63,7 +66,9 @@ def schedule_violations(h: HParams, total_steps: int) -> Iterator[Violation]:
 
 
 def _cosine(h: HParams, step: int, length: int) -> float:
-    progress = min(max(step / length, 0.0), 1.0) if length > 0 else 1.0
+    progress = 1.0
+    if length > 0:
+        progress = min(max(step / length, 0.0), 1.0)
     return h.lr_cooldown_end + 0.5 * (h.lr - h.lr_cooldown_end) * (1 + math.cos(math.pi * progress))
 
 
@@ -99,26 +104,35 @@ def make_plan(config: TrainConfig, datasets: Sequence[DataSet], world_size: int)
             code="usage.bad_value",
         )
     checkpoints = _checkpoint_steps(config, steps)
-    validated = checkpoints[config.val_every_n_checkpoints - 1 :: config.val_every_n_checkpoints]
-    rolled_out = checkpoints[config.eval_every_n_checkpoints - 1 :: config.eval_every_n_checkpoints]
+    image_steps = checkpoints
+    if config.images_every_n_steps is not None:
+        image_steps = _multiples(config.images_every_n_steps, steps)
+    validation_steps = ()
+    if config.validates:
+        every = config.val_every_n_checkpoints
+        validation_steps = checkpoints[every - 1 :: every]
+        if config.val_every_n_steps is not None:
+            validation_steps = _multiples(config.val_every_n_steps, steps)
+    rollout_steps = ()
+    if config.eval is not None:
+        every = config.eval_every_n_checkpoints
+        rollout_steps = checkpoints[every - 1 :: every]
     return TrainPlan(
         total_steps=steps,
         global_batch=h.global_batch_size,
         micro_batch=samples_at_once,
         accumulation=h.global_batch_size // (world_size * samples_at_once),
         checkpoint_steps=checkpoints,
-        validation_steps=_every(config.val_every_n_steps, steps, validated)
-        if config.validates
-        else (),
-        image_steps=_every(config.images_every_n_steps, steps, checkpoints),
-        rollout_steps=rolled_out if config.eval is not None else (),
+        validation_steps=validation_steps,
+        image_steps=image_steps,
+        rollout_steps=rollout_steps,
         unused_samples=samples - steps * h.global_batch_size,
     )
 
 
-def _every(interval: int | None, steps: int, default: tuple[int, ...]) -> tuple[int, ...]:
-    """Multiples of an interval up to the last step; without an interval the default."""
-    return default if interval is None else tuple(range(interval, steps + 1, interval))
+def _multiples(interval: int, steps: int) -> tuple[int, ...]:
+    """Multiples of an interval up to the last step."""
+    return tuple(range(interval, steps + 1, interval))
 
 
 def budget_extension(
@@ -126,18 +140,18 @@ def budget_extension(
 ) -> str:
     """Message on a larger budget; empty if the budget is not larger."""
     earlier = config.model_copy(update=dict(before))
-    old_steps, new_steps = (
-        make_plan(budget, datasets, world_size).total_steps for budget in (earlier, config)
-    )
+    old_steps = make_plan(earlier, datasets, world_size).total_steps
+    new_steps = make_plan(config, datasets, world_size).total_steps
     if new_steps <= old_steps:
         return ""
-    rates = [learning_rate(config.hparams, old_steps, total) for total in (old_steps, new_steps)]
     message = f"the budget increased from {old_steps} to {new_steps} steps"
-    if rates[0] == rates[1]:
+    old_rate = learning_rate(config.hparams, old_steps, old_steps)
+    new_rate = learning_rate(config.hparams, old_steps, new_steps)
+    if old_rate == new_rate:
         return message
     return (
         f"{message}; the {config.hparams.lr_scheduler} schedule is recomputed: the learning rate "
-        f"after step {old_steps} changes from {rates[0]:g} to {rates[1]:g}"
+        f"after step {old_steps} changes from {old_rate:g} to {new_rate:g}"
     )
 
 
@@ -176,5 +190,5 @@ def _checkpoint_steps(config: TrainConfig, steps: int) -> tuple[int, ...]:
         regular = range(config.save_every_n_steps, steps + 1, config.save_every_n_steps)
         return tuple(sorted({*regular, steps}))
     count = config.num_checkpoints
-    chosen = {round(index * steps / count) for index in range(1, count + 1)}
-    return tuple(sorted(step for step in chosen if step > 0))
+    evenly_spaced = {round(index * steps / count) for index in range(1, count + 1)}
+    return tuple(sorted(evenly_spaced - {0}))

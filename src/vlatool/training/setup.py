@@ -136,24 +136,19 @@ def report_differences(
 
 def report_launcher(config: TrainConfig, reporter: Reporter) -> None:
     """Warns of what a configuration of `accelerate launch` asks for and the run does not do."""
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    ignored = {
-        "mixed_precision": (
-            asked != "no" and not (asked == "bf16" and config.hparams.precision.startswith("amp")),
-            "hparams.precision amp_bfloat16",
-        ),
-        "fsdp_config": (
-            "ACCELERATE_USE_FSDP" in os.environ and not config.distributed.fsdp,
-            "distributed.fsdp true",
-        ),
-        "deepspeed_config": ("ACCELERATE_USE_DEEPSPEED" in os.environ, "distributed.fsdp true"),
-    }
-    for name, (is_ignored, key) in ignored.items():
-        if is_ignored:
-            reporter.warn(
-                "launcher_option",
-                f"{name} of the configuration of accelerate has no effect; use {key}",
-            )
+    own_keys: dict[str, str] = {}  # option of accelerate that has no effect to the key that has
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    is_amp = config.hparams.precision.startswith("amp")
+    if precision != "no" and not (precision == "bf16" and is_amp):
+        own_keys["mixed_precision"] = "hparams.precision amp_bfloat16"
+    if "ACCELERATE_USE_FSDP" in os.environ and not config.distributed.fsdp:
+        own_keys["fsdp_config"] = "distributed.fsdp true"
+    if "ACCELERATE_USE_DEEPSPEED" in os.environ:
+        own_keys["deepspeed_config"] = "distributed.fsdp true"
+    for name, key in own_keys.items():
+        reporter.warn(
+            "launcher_option", f"{name} of the configuration of accelerate has no effect; use {key}"
+        )
 
 
 def report_precision(config: TrainConfig, reporter: Reporter) -> None:
@@ -201,12 +196,14 @@ def _saved_form(
     """State of an optimizer as checkpoints hold it, with the options of this run."""
     parameters = nn.ModuleDict(dict(state.modules)).named_parameters()
     names = {id(parameter): name for name, parameter in parameters}
-    groups = [
-        {**group, "params": [names[id(parameter)] for parameter in group["params"]]}
-        for group in optimizer.param_groups
-    ]
-    used = [name for group in groups for name in group["params"]]
-    return {"state": {name: dict(moments[name]) for name in used}, "param_groups": groups}
+    groups: list[dict[str, Any]] = []
+    moments_by_name: dict[str, dict[str, Tensor]] = {}
+    for group in optimizer.param_groups:
+        used = [names[id(parameter)] for parameter in group["params"]]
+        groups.append({**group, "params": used})
+        for name in used:
+            moments_by_name[name] = dict(moments[name])
+    return {"state": moments_by_name, "param_groups": groups}
 
 
 def _loaded_parts(
@@ -221,11 +218,14 @@ def _loaded_parts(
         parts = model_type.build(config.model)
     notes: list[str] = []
     if runtime.is_main:
-        restored = {name for name, part in parts.items() if part.saved and is_restored}
         init = None if is_restored else config.init_from
-        skipped = {*restored, *([] if init is None else ["model"])}
-        loaded = [name for name in parts if name not in skipped]
-        notes += model_type.load(config.model, parts, loaded) or ()
+        with_base_weights: list[str] = []
+        for name, part in parts.items():
+            from_checkpoint = is_restored and part.saved
+            from_init = init is not None and name == "model"
+            if not (from_checkpoint or from_init):
+                with_base_weights.append(name)
+        notes += model_type.load(config.model, parts, with_base_weights) or ()
         if init is not None:
             weights = existing_weights(init)
             notes += model_type.load_init(config.model, parts, weights, config.init_except) or ()
@@ -241,29 +241,20 @@ def set_up(run: Run, checkpoint: Path | None) -> list[str]:
     config = run.config
     runtime = run.runtime
     model_type = config.model_type
-    h = config.hparams
-    origin = None
+    origin = None  # of the progress of another run
     if checkpoint is None and config.init_from is not None and not config.init_weights_only:
         origin = locate_progress(config.init_from, averaged=config.ema.enabled)
-    parts, notes = _loaded_parts(
-        config, runtime, is_restored=checkpoint is not None or origin is not None
-    )
+    is_restored = checkpoint is not None or origin is not None
+    parts, notes = _loaded_parts(config, runtime, is_restored=is_restored)
     unsaved = runtime.broadcast(unsaved_digests(parts) if runtime.is_main else None)
     run.placed = PlacedParts(parts, runtime.placement(config), model_type)
-    run.objective = objective = model_type.objective(config.model, config.data, run.info, parts)
-    modules = {name: part.module for name, part in parts.items()}
-    run.state = state = TrainState(
-        parts=parts,
-        optimizers={
-            name: build_optimizer(spec, modules, h) for name, spec in objective.optimizers().items()
-        },
-        averages={
-            name: WeightAverage(config.ema, part.module)
-            for name, part in parts.items()
-            if config.ema.enabled and part.trained and part.averaged and part.saved
-        },
-        unsaved=unsaved,
-    )
+    run.objective = model_type.objective(config.model, config.data, run.info, parts)
+    run.state = state = TrainState(parts, unsaved=unsaved)
+    for name, spec in run.objective.optimizers().items():
+        state.optimizers[name] = build_optimizer(spec, state.modules, config.hparams)
+    for name, part in parts.items():
+        if config.ema.enabled and part.trained and part.averaged and part.saved:
+            state.averages[name] = WeightAverage(config.ema, part.module)
     if checkpoint is not None:
         load_checkpoint(checkpoint, state)
     elif origin is not None:

@@ -155,35 +155,25 @@ def train(
     config = resume.with_local_folder(config)
     typed = explicit_keys(config) if typed is None else typed
     check_rules(violations(config), typed, reporter)
-    with with_frames(config, reporter) as config:
-        return _train(config, typed, origins or {}, reporter)
-
-
-def _train(
-    config: TrainConfig, typed: Collection[str], origins: Mapping[str, str], reporter: Reporter
-) -> TrainResult:
-    """As `train`, of a config whose data are training data."""
-    with _named_run(config, typed, reporter) as (config, runtime, remote, lock):
-        run, assets = _prepare(config, runtime, typed, origins, reporter)
+    with ExitStack() as stack:
+        config = stack.enter_context(with_frames(config, reporter))
+        named = stack.enter_context(_named_run(config, typed, reporter))
+        run, assets = _prepare(named, typed, origins or {}, reporter)
         if config.dry_run:
-            return _planned(run, assets, remote, reporter)
-        with run.runtime.waiting(), ExitStack() as stack:
-            record = None
-            if run.runtime.is_main:
-                if lock is None:
-                    resume.earlier_run(run.folder, run.config)  # before the lock creates a file
-                    lock = stack.enter_context(output_lock(run.folder.root, _LOCK))
-                run.lock = lock
-                record = _claim(run, remote, stack, reporter)
-            run.runtime.barrier()
-            from vlatool.training.run import train_run
+            return _planned(run, assets, named.remote, reporter)
+        stack.enter_context(run.runtime.waiting())
+        record = None
+        if run.runtime.is_main:
+            record = _claim(run, named, stack, reporter)
+        run.runtime.barrier()
+        from vlatool.training.run import train_run
 
-            started = time.monotonic()
-            status = train_run(run, (NULL if record is None else reporter))
-            result = _result(run, status, started)
-            if record is not None:
-                _finish(run, record, result)
-            return result
+        started = time.monotonic()
+        status = train_run(run, reporter if run.runtime.is_main else NULL)
+        result = _result(run, status, started)
+        if record is not None:
+            _finish(run, record, result)
+        return result
 
 
 class NamedRun(NamedTuple):
@@ -212,7 +202,8 @@ def _named_run(
 
     runtime = Runtime(config)
     with ExitStack() as stack:
-        name = lock = None
+        name = None
+        lock = None
         if runtime.is_main:
             starts = partial(resume.start_in, world_size=_ranks(config, runtime, typed))
             name, lock = _continued(config, starts, stack, reporter)
@@ -310,13 +301,10 @@ def _remote_run(
 
 
 def _prepare(
-    config: TrainConfig,
-    runtime: "Runtime | None",
-    typed: Collection[str],
-    origins: Mapping[str, str],
-    reporter: Reporter,
+    named: NamedRun, typed: Collection[str], origins: Mapping[str, str], reporter: Reporter
 ) -> tuple["Run", Path | None]:
     """Resolves configuration, data and plan; returns the run and the folder of model assets."""
+    config = named.config
     before = None if config.name is None else resume.local_run(config)
     try:
         config, info, rules = resume.resolved(config, before, reporter)
@@ -328,7 +316,7 @@ def _prepare(
     from vlatool.training.runtime import Runtime
     from vlatool.training.setup import Run
 
-    runtime = runtime or Runtime(config)
+    runtime = named.runtime or Runtime(config)
     config = _machine_defaults(config, runtime, typed)
     runtime.limit_threads(default_workers(), config.data.num_workers or 0)
     order = SampleOrder(info.datasets, OrderOptions.of(config.data, config.hparams.seed))
@@ -378,10 +366,8 @@ def _rollouts(config: TrainConfig, reporter: Reporter) -> "CheckpointRollouts | 
     return EnvironmentRollouts(config.eval, reporter)
 
 
-def _claim(
-    run: "Run", remote: "RemoteRun | None", stack: ExitStack, reporter: Reporter
-) -> OutputRecord:
-    """Prepares the locked run folder and starts its copies, until `stack` is closed. Rank 0."""
+def _claim(run: "Run", named: NamedRun, stack: ExitStack, reporter: Reporter) -> OutputRecord:
+    """Locks and prepares the run folder and starts its copies, until `stack` is closed. Rank 0."""
     from vlatool.training.run import retention_of
     from vlatool.training.setup import report_differences, report_launcher, report_precision
     from vlatool.training.sync import RunSync
@@ -389,6 +375,10 @@ def _claim(
     config = run.config
     info = run.info
     folder = run.folder
+    run.lock = named.lock
+    if run.lock is None:
+        resume.earlier_run(folder, config)  # before the lock creates a file
+        run.lock = stack.enter_context(output_lock(folder.root, _LOCK))
 
     def write_assets() -> None:
         config.data_kind.save_assets(config.data, info, folder.root)
@@ -409,8 +399,8 @@ def _claim(
         report_differences(config, fingerprint, reporter)
     # Locations of copies, each with the check that this process may write there.
     locations: list[tuple[Path, Callable[[], None]]] = []
-    if remote is not None and remote.lock is not None:
-        locations.append((remote.root, remote.lock.check))
+    if named.remote is not None and named.remote.lock is not None:
+        locations.append((named.remote.root, named.remote.lock.check))
         if config.remote_sync_fixed_path is not None:
             second = location(config.remote_sync_fixed_path) / resume.fixed_name(record.run_id)
             locations.append((second, lambda: None))
