@@ -12,6 +12,8 @@ from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path, PurePosixPath
 
+import pytest
+
 from vlatool import plugins
 
 ROOT = Path(__file__).parents[2]
@@ -444,3 +446,35 @@ def test_a_public_class_name_occurs_once() -> None:
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     ]
     assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
+FOLLOWED = re.compile(r"^    ([\w/]+\.py)?\s+([\w.]+)(?: .*)?$")
+
+
+def followed_commands() -> dict[str, list[tuple[str, str]]]:
+    """Command to (file, function) of its way, from docs/architecture.md."""
+    page = (ROOT / "docs/architecture.md").read_text()
+    section = page.partition("## Follow a command")[2].partition("\n## ")[0]
+    ways: dict[str, list[tuple[str, str]]] = {}
+    file = command = ""
+    for line in section.splitlines():
+        if line.startswith("    vlatool "):
+            command = line.split()[1]
+            ways[command] = []
+        elif row := FOLLOWED.match(line):
+            file = row[1] or file
+            ways[command].append((file, row[2]))
+    return ways
+
+
+@pytest.mark.parametrize("command", ["train", "download", "serve"])
+def test_a_command_is_followed_through_few_functions_that_exist(command: str) -> None:
+    way = followed_commands()[command]
+    assert 10 <= len(way) <= 14
+    assert len({file for file, _ in way}) <= 9
+    for file, name in way:
+        tree = ast.parse((SOURCE / file).read_text())
+        for part in name.split("."):
+            found = [node for node in tree.body if getattr(node, "name", "") == part]
+            assert found, f"{file} has no {name}"
+            tree = found[0]

@@ -1,5 +1,16 @@
 """A trained policy for one robot: checked observations, and the history of its episode.
 
+`load_policy` opens a run, a checkpoint or an export, and returns a `PolicyRunner`. Its `act`:
+
+1. checks the observation: names, image sizes, widths, finite numbers;
+2. adds it to the history of the episode (evaluation/control.py), which also knows the commands that
+   were executed since;
+3. asks the policy for a chunk: inputs are normalized as in training, the network samples, and
+   relative poses become absolute commands;
+4. joins the new chunk to the steps that the robot still executes.
+
+`eval rollout`, `predict`, `serve` and your own loop all use this class.
+
 Legend of shapes: T action steps, C dimensions of a field.
 """
 

@@ -1,6 +1,15 @@
 """Websocket server of a policy: one task per client, one thread that computes.
 
-The protocol is in docs/serving.md.
+The protocol is in docs/serving.md. How a request becomes actions:
+
+1. `_process_request` answers plain HTTP, checks the key, and lets the client in;
+2. `_serve_client` sends the metadata of the policy, then answers requests until the client leaves;
+3. `Session.observe` checks a request and adds its observation to the episode of this client;
+4. the `ChunkBatcher` (serving/planner.py) collects requests of all clients for a few milliseconds
+   and computes them in one batch of a fixed size, so that no client changes the actions of another;
+5. `Session.actions` packs the chunk in the order that the client expects.
+
+An error of a client ends its connection with a text, never the server.
 """
 
 import asyncio

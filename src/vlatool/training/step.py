@@ -1,8 +1,16 @@
 """A training step: batches prepared, losses and gradients, reduction, updates, averages.
 
-All values to sum over ranks are in one vector, so that there is one collective. It is float64,
-because element counts and histograms must be exact. The copy to the host starts at once and is read
-one step later, so that the host does not wait for the device.
+`TrainStep.__call__` runs these in order, for each optimizer of the objective that is active:
+
+1. `Objective.prepare` turns each micro-batch into inputs and targets;
+2. `Objective.loss` and backward, once per micro-batch; gradients add up;
+3. one collective sums losses, counts and further numbers of all ranks;
+4. gradients are divided by the number of counted elements, clipped, and applied;
+5. averaged weights (EMA) follow.
+
+All values to sum are in one vector, so that there is one collective. It is float64, because element
+counts and histograms must be exact. Its copy to the host starts at once and is read one step later,
+so that the host does not wait for the device.
 """
 
 import time

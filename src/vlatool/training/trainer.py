@@ -1,4 +1,16 @@
-"""The training loop, for any model type, and requests to stop it."""
+"""The training loop, for any model type, and requests to stop it.
+
+One round of `Trainer.fit`:
+
+1. fetch the micro-batches of a step from the loader;
+2. run the step (training/step.py), which also adds up numbers of all ranks: signals, drops, times;
+3. log the step before this one, so that the host never waits for the device;
+4. if the plan has an event at this step, validate, log images, save a checkpoint, roll it out.
+
+A stop signal on any rank travels with the sums of the next step. All ranks see it in the same
+round, leave the loop together and write a checkpoint. Everything here is collective: each rank
+calls the same functions in the same order.
+"""
 
 import signal
 import threading

@@ -1,4 +1,10 @@
-"""Training and validation lists of image shards; no image is read."""
+"""Training and validation lists of image shards; no image is read.
+
+A small command from top to bottom: its configuration, each key of which is an option on the command
+line; its result, which is printed as text or as one JSON document; and the function itself, which
+checks the input, writes two lists atomically, and returns the result. A row in `cli/commands.py`
+names all three.
+"""
 
 import re
 from collections.abc import Sequence

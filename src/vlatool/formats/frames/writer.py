@@ -1,6 +1,16 @@
 """The `frames` sink: each frame of an episode once, in one tar per episode.
 
-Windows are cut when training reads them, or by `vlatool preprocess frames` for readers of the
+How an episode becomes files:
+
+1. `preprocess` makes one `FramesSink` for a job. It knows fields and cameras from a survey.
+2. `work` runs in the workers, once per episode: it resizes and encodes the images, writes
+   `frames/EPISODE.tar` with the numbers first, and an index of byte ranges beside it.
+3. It returns a `Receipt` with names, sizes and digests, which goes into the journal of the job. A
+   killed job repeats only the episodes without one.
+4. `finish` takes the receipts in order, chooses the episodes that are held out, and writes
+   `frames.json` last: an output without it is not complete.
+
+Windows are cut when training reads the frames, or by `vlatool preprocess frames` for readers of the
 published shards; neither encodes an image again.
 """
 

@@ -1,7 +1,14 @@
 """Zarr recordings: replay buffers of Diffusion Policy and UMI. Source: formats/zarr 1 to 3.
 
 All episodes follow each other in arrays `data/NAME` [N, ...]; `meta/episode_ends` [E] has the end
-of each, exclusive.
+of each, exclusive. How such a store becomes episodes:
+
+1. `discover` finds the stores and makes one `EpisodeRef` for each end of an episode.
+2. `open_buffer` opens the arrays and checks that the ends divide their rows. It reads no frame.
+3. An `EpisodePlan` (formats/plan.py) says what each array is: an action, a state, a camera, a
+   text, or left out with a reason. All containers share its rules; a mapping overrides them.
+4. `read` takes the rows of one episode. Images stay in the store until a frame is asked for.
+5. `verify` runs the same steps and collects the findings of `check.py`; `read` raises the first.
 """
 
 import math
