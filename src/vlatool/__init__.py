@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from vlatool.workflows.encode import decode as decode
     from vlatool.workflows.encode import encode as encode
     from vlatool.workflows.eval_compare import compare as compare
-    from vlatool.workflows.evaluate import open_loop as open_loop
-    from vlatool.workflows.evaluate import predict as predict
     from vlatool.workflows.export import export as export
     from vlatool.workflows.export import tokenizer_export as tokenizer_export
     from vlatool.workflows.fit_fast import fit_fast as fit_fast
@@ -37,6 +35,8 @@ if TYPE_CHECKING:
     from vlatool.workflows.launch_training import launch_slurm_train as launch_slurm_train
     from vlatool.workflows.launch_training import launch_status as launch_status
     from vlatool.workflows.launch_training import launch_stop as launch_stop
+    from vlatool.workflows.open_loop import open_loop as open_loop
+    from vlatool.workflows.predict import predict as predict
     from vlatool.workflows.preprocess import preprocess as preprocess
     from vlatool.workflows.presets import presets as presets
     from vlatool.workflows.recorder import EpisodeRecorder as EpisodeRecorder
@@ -94,8 +94,8 @@ _PUBLIC = {
     "load_config": "vlatool.config.resolve:load_config",
     "load_policy": "vlatool.evaluation.policy_runner:load_policy",
     "open_dataset": "vlatool.loading.dataset:open_dataset",
-    "open_loop": f"{_WORKFLOWS}.evaluate:open_loop",
-    "predict": f"{_WORKFLOWS}.evaluate:predict",
+    "open_loop": f"{_WORKFLOWS}.open_loop:open_loop",
+    "predict": f"{_WORKFLOWS}.predict:predict",
     "preprocess": f"{_WORKFLOWS}.preprocess:preprocess",
     "presets": f"{_WORKFLOWS}.presets:presets",
     "presets_show": f"{_WORKFLOWS}.resolve_config:presets_show",

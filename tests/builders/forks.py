@@ -33,7 +33,8 @@ WARM = (
     "vlatool.workflows.build_dataset",
     "vlatool.workflows.encode",
     "vlatool.workflows.encode",
-    "vlatool.workflows.evaluate",
+    "vlatool.workflows.open_loop",
+    "vlatool.workflows.predict",
     "vlatool.workflows.preprocess",
     "vlatool.workflows.train",
 )

@@ -48,7 +48,8 @@ from vlatool.models.policy import RoboticsPolicy
 from vlatool.models.trained import open_trained
 from vlatool.report.facts import Chart
 from vlatool.transforms.rotations import matrix_from_rot6d
-from vlatool.workflows.evaluate import OpenLoopResult, open_loop, recorded_pairs
+from vlatool.workflows.evaluate import recorded_pairs
+from vlatool.workflows.open_loop import OpenLoopResult, open_loop
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.rollout import rollout
 from vlatool.world.registration import ENVIRONMENT

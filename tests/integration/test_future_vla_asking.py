@@ -19,7 +19,8 @@ from vlatool.testing.models import check_model_type
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.compose import ComposeConfig, compose
-from vlatool.workflows.evaluate import PredictConfig, PredictResult, open_loop, predict
+from vlatool.workflows.open_loop import open_loop
+from vlatool.workflows.predict import PredictConfig, PredictResult, predict
 from vlatool.workflows.rollout import rollout
 from vlatool.workflows.train import train
 from vlatool.world.registration import LIBERO_ENVIRONMENT

@@ -15,7 +15,7 @@ from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.formats.frames.layout import FramesFolder
 from vlatool.formats.run.layout import RunDir, read_metrics
 from vlatool.loading.dataset import open_dataset
-from vlatool.workflows.evaluate import OpenLoopResult, open_loop
+from vlatool.workflows.open_loop import OpenLoopResult, open_loop
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.train import train

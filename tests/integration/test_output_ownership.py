@@ -28,7 +28,7 @@ from vlatool.jobs.job import Ranks
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.jobs.run import run_job
 from vlatool.workflows.demo import DemoConfig, demo
-from vlatool.workflows.evaluate import open_loop
+from vlatool.workflows.open_loop import open_loop
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessJob
 from vlatool.workflows.resolve_config import resolve_config
 from vlatool.workflows.rollout import rollout

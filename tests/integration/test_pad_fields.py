@@ -24,7 +24,8 @@ from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.info import RoboticsInfo
 from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.loading.robotics.reader import DecodedSample
-from vlatool.workflows.evaluate import PredictConfig, open_loop, predict
+from vlatool.workflows.open_loop import open_loop
+from vlatool.workflows.predict import PredictConfig, predict
 from vlatool.workflows.train import train
 
 KIND = RoboticsKind()

@@ -28,8 +28,8 @@ from vlatool.formats.run.layout import RunDir
 from vlatool.models.trained import open_trained
 from vlatool.models.weights import read_pickled_weights
 from vlatool.training.config import TrainConfig
-from vlatool.workflows.evaluate import open_loop
 from vlatool.workflows.export import ExportConfig, export
+from vlatool.workflows.open_loop import open_loop
 from vlatool.workflows.train import finetune, train
 from vlatool.workflows.verify import InspectConfig, inspect
 

@@ -15,7 +15,8 @@ from vlatool.evaluation.control import chunk_seed
 from vlatool.evaluation.policy_runner import open_policy
 from vlatool.formats.detect import detect_source
 from vlatool.models.policy import in_batches
-from vlatool.workflows.evaluate import PredictConfig, PredictResult, predict, recorded_pairs
+from vlatool.workflows.evaluate import recorded_pairs
+from vlatool.workflows.predict import PredictConfig, PredictResult, predict
 
 FRAMES = 12
 RELATIVE = f"{XYZ_COMMAND}_relative"

@@ -23,7 +23,7 @@ from vlatool.storage.atomic import write_bytes
 from vlatool.storage.byte_ranges import ByteRange, open_tail, read_byte_range
 from vlatool.storage.tree import files_below
 from vlatool.storage.uri import location, version_of
-from vlatool.workflows.evaluate import open_loop
+from vlatool.workflows.open_loop import open_loop
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.train import train

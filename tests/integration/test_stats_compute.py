@@ -20,7 +20,7 @@ from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.formats.shards.layout import ShardFolder, read_preprocessing_config
 from vlatool.formats.shards.writer import LbmSink
 from vlatool.formats.stats.layout import number_array, read_stats
-from vlatool.workflows.evaluate import open_loop
+from vlatool.workflows.open_loop import open_loop
 from vlatool.workflows.stats import StatsComputeConfig, StatsComputeResult, stats_compute
 from vlatool.workflows.train import train
 

@@ -48,7 +48,7 @@ from vlatool.events import NullProgress, NullReporter
 from vlatool.models.policy import in_batches
 from vlatool.testing.models import check_policy
 from vlatool.workflows.eval_compare import compare
-from vlatool.workflows.evaluate import open_loop
+from vlatool.workflows.open_loop import open_loop
 from vlatool.workflows.rollout import RolloutResult, rollout
 from vlatool.workflows.train import train
 

@@ -38,7 +38,7 @@ from vlatool.models.diffusion_policy.objective import DenoisingObjective
 from vlatool.models.flops import objective_losses
 from vlatool.training.config import TrainConfig
 from vlatool.training.resume import identity_keys
-from vlatool.workflows.evaluate import open_loop
+from vlatool.workflows.open_loop import open_loop
 from vlatool.workflows.train import TrainResult, train
 
 ROOT = Path(__file__).parents[2]

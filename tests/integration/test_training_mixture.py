@@ -9,7 +9,7 @@ from tests.builders.training import CAMERAS, HAND_COMMAND, XYZ_COMMAND, tiny_con
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.kind import RoboticsKind
-from vlatool.workflows.evaluate import open_loop
+from vlatool.workflows.open_loop import open_loop
 from vlatool.workflows.train import train
 
 

@@ -15,8 +15,9 @@ from vlatool.evaluation.config import RolloutConfig, SamplingOptions
 from vlatool.evaluation.policy_runner import open_policy
 from vlatool.formats.run.layout import read_metrics
 from vlatool.training.config import TrainConfig
-from vlatool.workflows.evaluate import OpenLoopConfig, PredictConfig
 from vlatool.workflows.export import ExportConfig
+from vlatool.workflows.open_loop import OpenLoopConfig
+from vlatool.workflows.predict import PredictConfig
 
 
 def trained(

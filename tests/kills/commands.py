@@ -38,9 +38,10 @@ from vlatool.workflows.curate import CurateConfig, curate
 from vlatool.workflows.demo import DemoConfig, demo
 from vlatool.workflows.download import DownloadConfig, download
 from vlatool.workflows.encode import decode
-from vlatool.workflows.evaluate import PredictConfig, open_loop, predict
 from vlatool.workflows.export import ExportConfig, TokenizerExportConfig, export, tokenizer_export
 from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
+from vlatool.workflows.open_loop import open_loop
+from vlatool.workflows.predict import PredictConfig, predict
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.recorder import record
 from vlatool.workflows.repair import RepairConfig, repair

@@ -378,7 +378,7 @@ _COMMANDS: dict[str, Command] = {
     ),
     "eval open-loop": Command(
         "Compare predicted with recorded actions, next to simple baselines.",
-        "vlatool.workflows.evaluate:open_loop(vlatool.evaluation.config:OpenLoopConfig)",
+        "vlatool.workflows.open_loop:open_loop(vlatool.evaluation.config:OpenLoopConfig)",
         {"checkpoint": "CHECKPOINT", "data": "DATA"},
         ("runs/bin data-held", "runs/bin data-held --output errors --json > errors.json"),
         options=(
@@ -410,7 +410,7 @@ _COMMANDS: dict[str, Command] = {
     ),
     "predict": Command(
         "Ask a policy for its actions at one frame of recorded data.",
-        "vlatool.workflows.evaluate:predict(PredictConfig)",
+        "vlatool.workflows.predict:predict(PredictConfig)",
         {"checkpoint": "CHECKPOINT", "source": "SOURCE"},
         (
             "runs/bin raw --episode 3 --frame 20",

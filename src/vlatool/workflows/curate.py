@@ -261,7 +261,7 @@ def model_errors(
     """
     from vlatool.evaluation.config import OpenLoopConfig
     from vlatool.training.config import TrainConfig
-    from vlatool.workflows.evaluate import open_loop
+    from vlatool.workflows.open_loop import open_loop
     from vlatool.workflows.train import train
 
     run = pinned(config.model or "")
