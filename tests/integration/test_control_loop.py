@@ -32,7 +32,7 @@ from vlatool.evaluation.config import ActionMap, FieldMap, GripperConfig, Rollou
 from vlatool.evaluation.control import ChunkJoiner, EpisodeControl, Gripper, ImageSizes, RobotState
 from vlatool.evaluation.controllers import PolicyController, control_options
 from vlatool.evaluation.environments import LocalEnvironments
-from vlatool.evaluation.offline import replay
+from vlatool.evaluation.recorded import replay
 from vlatool.evaluation.rollouts import RolloutPlan, RolloutProgress, Rollouts, run_rollouts
 from vlatool.events import NullProgress
 from vlatool.formats.detect import detect_source

@@ -319,8 +319,11 @@ class EpisodeControl:
         self._sizes = sizes
         self._resize = options.resize
         self._lookahead = lookahead
-        offsets = [0, *(step for view in self._sees.cameras.values() for step in view.offsets)]
-        if (last := max(offsets)) > lookahead:
+        offsets = [0]
+        for view in self._sees.cameras.values():
+            offsets += view.offsets
+        last = max(offsets)
+        if last > lookahead:
             raise DataError(
                 f"the policy takes images up to {counted(last, 'step')} after the current one",
                 hint="train a policy with data.image_indices of at most 0",
@@ -349,9 +352,11 @@ class EpisodeControl:
         return len(next(iter(self.chunk.values()), ())) - self.num_executed
 
     def observe(self, state: RobotState, steps: int = 1) -> None:
-        images = {name: _checked_image(name, image) for name, image in state.images.items()}
-        known = self._states[-1].images if self._states else {}
-        sizes = {image.shape[:2] for image in (*known.values(), *images.values())}
+        sizes: set[tuple[int, ...]] = set()
+        for name, image in state.images.items():
+            sizes.add(_checked_image(name, image).shape[:2])
+        if self._states:
+            sizes.update(image.shape[:2] for image in self._states[-1].images.values())
         if len(sizes) > 1 and any(view.size is None for view in self._sees.cameras.values()):
             raise DataError(
                 f"images of different sizes: {value_text(sorted(sizes))}; the run does not record "
@@ -359,14 +364,12 @@ class EpisodeControl:
                 hint="resize all images to the size of the training data",
                 code="data.mismatch",
             )
-        images = {
-            name: self._sizes.apply(name, image, self._resize.get(name))
-            for name, image in images.items()
-        }
-        # Copies: a camera may write every frame into the same buffer.
-        copied = RobotState({name: image.copy() for name, image in images.items()}, state.fields)
+        images: dict[str, Array] = {}
+        for name, image in state.images.items():
+            resized = self._sizes.apply(name, image, self._resize.get(name))
+            images[name] = resized.copy()  # a camera may write every frame into the same buffer
         count = steps if self._states else self._length
-        self._states.extend([copied] * min(count, self._length))
+        self._states.extend([RobotState(images, state.fields)] * min(count, self._length))
 
     def observation(self, instruction: str) -> tuple[Observation, int]:
         """Input of the policy at the current step, and the seed of its next chunk."""
@@ -378,17 +381,16 @@ class EpisodeControl:
         if delay:
             rows = slice(self.num_executed, None)
             committed = {name: values[rows] for name, values in self._known().items()}
+        images: dict[str, Array] = {}
+        for name, view in self._sees.cameras.items():
+            images[name] = np.stack([states[now + step].images[name] for step in view.offsets])
+        fields: dict[str, Array] = {}
+        recent = states[now - self._sees.past : now + 1]
+        for name in self._sees.fields:
+            fields[name] = np.stack([state.fields[name] for state in recent])
         observation = Observation(
-            images={
-                name: np.stack([states[now + step].images[name] for step in view.offsets])
-                for name, view in self._sees.cameras.items()
-            },
-            fields={
-                name: np.stack(
-                    [state.fields[name] for state in states[now - self._sees.past : now + 1]]
-                )
-                for name in self._sees.fields
-            },
+            images=images,
+            fields=fields,
             instruction=instruction,
             past_actions=past,
             past_mask=mask,
@@ -470,12 +472,13 @@ def begin_chunks(
     instructions: Sequence[str],
     batch_size: int,
 ) -> None:
-    inputs = [
-        episode.observation(instruction)
-        for episode, instruction in zip(episodes, instructions, strict=True)
-    ]
-    observations = [row[0] for row in inputs]
-    seeds = [row[1] for row in inputs]
+    """Computes the next chunk of each episode in batches, and starts to execute it."""
+    observations: list[Observation] = []
+    seeds: list[int] = []
+    for episode, instruction in zip(episodes, instructions, strict=True):
+        observation, seed = episode.observation(instruction)
+        observations.append(observation)
+        seeds.append(seed)
     chunks = in_batches(policy.act, observations, seeds, batch_size)
     check_finite(chunks)
     for row, episode in enumerate(episodes):

@@ -50,55 +50,58 @@ class KeyMap:
         moved = [part.field for part in config.action]
         self._commanded = {name: group for name, group in groups.items() if name in moved}
         references = {group.reference for group in self._commanded.values()}
-        self._measured = [
-            group
-            for name, group in groups.items()
-            if name not in moved
-            and (name in references or {*group.stored_keys} & {*policy.sees.fields})
-        ]
-        self._posed = {key for group in self._measured for key in group.stored_keys}
+        self._measured: list[PoseGroupConfig] = []
+        self._posed: set[str] = set()  # fields of the policy that measured poses give
+        for name, group in groups.items():
+            is_seen = not policy.sees.fields.keys().isdisjoint(group.stored_keys)
+            if name not in moved and (name in references or is_seen):
+                self._measured.append(group)
+                self._posed.update(group.stored_keys)
         self._cameras, self._fields = _keys_of(policy, config, self._posed)
         _check(policy, config)
         # Fields of the measured pose that a commanded one refers to.
-        self._references = {
-            name: groups[group.reference].stored_keys
-            for name, group in self._commanded.items()
-            if group.reference in groups and group.reference not in moved
-        }
-        widths = {name: 3 + ROTATION_WIDTH[g.rotation] for name, g in self._commanded.items()}
+        self._references: dict[str, tuple[str, str]] = {}
+        widths: dict[str, int] = {}
+        for name, group in self._commanded.items():
+            widths[name] = 3 + ROTATION_WIDTH[group.rotation]
+            if group.reference in groups and group.reference not in moved:
+                self._references[name] = groups[group.reference].stored_keys
         widths |= policy.actions
         self.action_width = sum(widths[name] for name in moved)
 
     @property
     def names(self) -> list[str]:
-        config = self._config
-        fields = [part.key for part in self._fields.values()]
-        fields += [name for group in self._measured for name in group.recorded_fields]
-        has_words = self._sees.instruction and config.instruction is None
-        words = [config.instruction_key] if has_words else []
-        return list(dict.fromkeys([*self._cameras.values(), *filter(None, fields), *words]))
+        """Keys that an observation needs."""
+        names = list(self._cameras.values())
+        names += [part.key for part in self._fields.values() if part.key]
+        for group in self._measured:
+            names += filter(None, group.recorded_fields)
+        if self._sees.instruction and self._config.instruction is None:
+            names.append(self._config.instruction_key)
+        return list(dict.fromkeys(names))
 
     def state(self, observation: Mapping[str, Any]) -> control.RobotState:
         poses = self.poses(observation)
-        return control.RobotState(
-            images={name: self._image(observation, name) for name in self._sees.cameras},
-            fields={
-                name: poses[name] if name in self._posed else self._field(observation, name)
-                for name in self._sees.fields
-            },
-        )
+        fields: dict[str, Array] = {}
+        for name in self._sees.fields:
+            fields[name] = poses[name] if name in self._posed else self._field(observation, name)
+        images = {name: self._image(observation, name) for name in self._sees.cameras}
+        return control.RobotState(images, fields)
 
     def poses(self, observation: Mapping[str, Any]) -> dict[str, Array]:
         """Measured positions [3] and 6D rotations [6] by field, beside the numbers they are of."""
-        names = {name for group in self._measured for name in group.recorded_fields}
-        fields = {name: self._numbers(observation, name)[None] for name in names}
+        fields: dict[str, Array] = {}
+        for group in self._measured:
+            for name in group.recorded_fields:
+                fields[name] = self._numbers(observation, name)[None]
         add_poses(fields, self._measured, "observation")
         return {name: values[0] for name, values in fields.items()}
 
     def instruction(self, observation: Mapping[str, Any]) -> Any:
         """The fixed instruction, or that of the observation."""
-        fixed = self._config.instruction
-        return observed_value(observation, self._config.instruction_key) if fixed is None else fixed
+        if self._config.instruction is not None:
+            return self._config.instruction
+        return observed_value(observation, self._config.instruction_key)
 
     def action(self, commands: Mapping[str, Array], poses: Mapping[str, Array]) -> Array:
         """Commands of the policy [..., C] by field as one array [..., sum of C].
@@ -106,26 +109,27 @@ class KeyMap:
         `poses`: measured poses at the first step. Differences of later ones are to the command
         before, which the robot is taken to have reached.
         """
-        parts = [
-            self._pose_command(part.field, commands, poses)
-            if part.field in self._commanded
-            else commands[part.field] * part.scale + part.offset
-            for part in self._config.action
-        ]
+        parts: list[Array] = []
+        for part in self._config.action:
+            if part.field in self._commanded:
+                parts.append(self._pose_command(part.field, commands, poses))
+            else:
+                parts.append(commands[part.field] * part.scale + part.offset)
         return np.concatenate(parts, axis=-1)
 
     def _pose_command(
         self, group: str, commands: Mapping[str, Array], poses: Mapping[str, Array]
     ) -> Array:
         """Numbers of a robot [..., 3 + C] for the absolute pose that the policy commands."""
-        names = (group + POSITION, group + ROTATION)
-        steps = next(commands[name] for name in names if name in commands).shape[:-1]
+        xyz = commands.get(group + POSITION)
+        rot6d = commands.get(group + ROTATION)
         measured = [poses[key] for key in self._references.get(group, ())]
         # What is not commanded stays as measured.
-        xyz, rot6d = (
-            commands[name] if name in commands else np.broadcast_to(now, (*steps, len(now)))
-            for name, now in zip(names, measured or ((), ()), strict=True)
-        )
+        if xyz is None:
+            assert rot6d is not None
+            xyz = np.broadcast_to(measured[0], (*rot6d.shape[:-1], 3))
+        if rot6d is None:
+            rot6d = np.broadcast_to(measured[1], (*xyz.shape[:-1], 6))
         reference = None
         if measured:
             both = np.concatenate([xyz, rot6d], axis=-1).reshape(-1, 9)
@@ -194,11 +198,13 @@ def _keys_of(
             code="data.broken",
         )
     others = NameMap.model_construct(cameras=config.cameras, fields=config.fields)
-    cameras = {
-        name: typed.camera_of(name) or others.camera_of(name) or name for name in sees.cameras
-    }
+    cameras: dict[str, str] = {}
+    for name in sees.cameras:
+        cameras[name] = typed.camera_of(name) or others.camera_of(name) or name
     fields: dict[str, FieldMap] = {}
-    for name in (each for each in sees.fields if each not in posed):
+    for name in sees.fields:
+        if name in posed:
+            continue
         part = typed.field_of(name) or others.field_of(name)
         if part is None:
             raise DataError(
@@ -223,6 +229,7 @@ def _check(policy: Policy, config: RolloutConfig) -> None:
             code="data.unknown_field",
         )
     groups = {group.name: group for group in config.pose_groups}
+    measured = groups.keys() - {part.field for part in config.action}
     for part in config.action:
         fields = [part.field]
         if part.field in groups:
@@ -233,9 +240,6 @@ def _check(policy: Policy, config: RolloutConfig) -> None:
                     code="data.unknown_field",
                     details={"pose_group": part.field},
                 )
-            measured = [
-                name for name in groups if all(name != each.field for each in config.action)
-            ]
             _check_reference(groups[part.field], measured, available)
             fields = [part.field + suffix for suffix in (POSITION, ROTATION)]
         if not {*fields} & {*available}:
@@ -247,7 +251,7 @@ def _check(policy: Policy, config: RolloutConfig) -> None:
 
 
 def _check_reference(
-    group: PoseGroupConfig, measured: Sequence[str], available: Sequence[str]
+    group: PoseGroupConfig, measured: Collection[str], available: Sequence[str]
 ) -> None:
     """Raises DataError if a commanded pose needs a measured one that is not mapped."""
     is_whole = {group.name + POSITION, group.name + ROTATION} <= {*available}

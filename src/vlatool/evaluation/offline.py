@@ -3,162 +3,25 @@
 Legend of shapes: B samples, T action steps from the current one on, D dimensions of a field.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from vlatool.episode import Array, Episode, Observation, ObservationSpec
+from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.evaluation.control import (
-    EpisodeControl,
     ImageSizes,
-    RobotState,
     chunk_seed,
 )
 from vlatool.events import Progress, counted
-from vlatool.formats.field_summary import dimension_label, dimension_names
-from vlatool.loading.base import ActionField, RecordedFutures, RecordedPairs, Target
-from vlatool.loading.shard_reader import check_frame
+from vlatool.formats.field_summary import dimension_label
+from vlatool.loading.base import ActionField, RecordedPairs, Target
 from vlatool.models.base import Policy
 from vlatool.models.policy import in_batches
-from vlatool.plugins import did_you_mean
 from vlatool.results import UNLISTED
-
-
-@dataclass(frozen=True)
-class RecordedFrame:
-    """One frame of recorded data."""
-
-    observation: Observation  # input of the policy
-    target: Target  # recorded actions from the frame on; without any field if none are recorded
-    names: Mapping[str, Sequence[str]]  # map from action field to the names of its dimensions
-    seed: int = 0  # number of the chunk for `chunk_seed`
-    # Function that returns the images of the next steps, given their number; None: they are not
-    # recorded.
-    futures: Callable[[int], RecordedFutures] | None = None
-
-
-def frame_of_episode(
-    episode: Episode,
-    frame: int,
-    policy: Policy,
-    sizes: ImageSizes,
-    instruction: str | None = None,
-) -> RecordedFrame:
-    """Input of a policy at a frame of a raw episode; the instruction is that of the frame or
-    given.
-    """
-    check_frame(frame, range(episode.num_frames), episode.id)
-    names = policy.actions
-    recorded = _recorded_actions(episode, names)
-    control = replay(episode, frame, policy, sizes)
-    observation, _ = control.observation(
-        episode.instruction_at(frame) if instruction is None else instruction
-    )
-    steps = _clipped(episode, frame, frame + policy.horizon)
-    target = Target(
-        actions={name: values[steps] for name, values in recorded.items()},
-        mask=np.arange(frame, frame + policy.horizon) < episode.num_frames,
-        last={name: values[frame - 1] for name, values in recorded.items()} if frame else {},
-        episode=episode.id,
-        frame=frame,
-    )
-    widths = {name: dimension_names(name, n, episode.dimension_names) for name, n in names.items()}
-    futures = partial(_futures, episode, frame, list(policy.sees.cameras))
-    return RecordedFrame(observation, target, widths, futures=futures)
-
-
-def replay(episode: Episode, frame: int, policy: Policy, sizes: ImageSizes) -> EpisodeControl:
-    """Returns the control loop of a policy that has seen an episode up to a frame.
-
-    Its commands are the recorded ones. Frames before the first equal it, and those after the last
-    equal that.
-    """
-    offsets = [step for view in policy.sees.cameras.values() for step in view.offsets]
-    lookahead = max(0, *offsets) if offsets else 0
-    control = EpisodeControl(policy, 0, sizes, lookahead=lookahead)
-    recorded = _recorded_actions(episode, policy.actions)
-    first = max(0, frame - control.history)
-    steps = _clipped(episode, first, frame + lookahead + 1)
-    states = _states(episode, policy.sees, steps)
-    for step, state in zip(range(first, frame + lookahead + 1), states, strict=True):
-        if first < step <= frame and len(recorded) == len(policy.actions):
-            control.remember({name: values[step - 1] for name, values in recorded.items()})
-        control.observe(state)
-    return control
-
-
-def _states(episode: Episode, sees: ObservationSpec, frames: Array) -> Iterator[RobotState]:
-    """Yields images and fields of frames."""
-    images = {name: _images(episode, name, frames.tolist()) for name in sees.cameras}
-    fields = {name: _field(episode, name, width) for name, width in sees.fields.items()}
-    for row, frame in enumerate(frames):
-        yield RobotState(
-            {name: values[row] for name, values in images.items()},
-            {name: values[frame] for name, values in fields.items()},
-        )
-
-
-def _futures(episode: Episode, frame: int, cameras: Sequence[str], steps: int) -> RecordedFutures:
-    """Images of the frames after one, and no codes."""
-    after = frame + 1 + np.arange(steps)
-    images = {camera: _images(episode, camera, after.tolist()) for camera in cameras}
-    return RecordedFutures(images, {}, after < episode.num_frames)
-
-
-def _recorded_actions(episode: Episode, widths: Mapping[str, int]) -> dict[str, Array]:
-    """Fields [F, C] of the episode that have the names and widths of actions."""
-    shapes = {name: (episode.num_frames, width) for name, width in widths.items()}
-    return {
-        name: values
-        for name, values in episode.lowdim.items()
-        if values.shape == shapes.get(name) and values.dtype.kind in "fiu"
-    }
-
-
-def _clipped(episode: Episode, start: int, stop: int) -> Array:
-    """Frames [stop - start], those outside the episode replaced by its first or last."""
-    return np.clip(np.arange(start, stop), 0, episode.num_frames - 1)
-
-
-def _images(episode: Episode, camera: str, frames: Sequence[int]) -> Array:
-    """Images of a camera, uint8 [K, H, W, 3]; each frame is decoded once."""
-    if camera in episode.missing_cameras:
-        raise episode.missing_cameras[camera]
-    if camera not in episode.cameras:
-        raise _lacks(episode, "camera", camera, list(episode.cameras))
-    inside = [min(max(frame, 0), episode.num_frames - 1) for frame in frames]
-    distinct = sorted(set(inside))
-    images = episode.cameras[camera].read(distinct)
-    return images[[distinct.index(frame) for frame in inside]]
-
-
-def _field(episode: Episode, name: str, width: int) -> Array:
-    """Values of a measured field [F, C]."""
-    values = episode.lowdim.get(name)
-    if values is None or values.dtype.kind not in "fiu":
-        raise _lacks(episode, "field", name, list(episode.lowdim))
-    if values.shape != (episode.num_frames, width):
-        raise DataError(
-            f"{episode.id}: {name!r} is {list(values.shape[1:])} wide, the policy expects {width}",
-            hint="give episodes of the robot that the policy was trained on",
-            code="data.mismatch",
-            details={"field": name, "width": width},
-        )
-    return values.astype(np.float64)
-
-
-def _lacks(episode: Episode, kind: str, name: str, known: list[str]) -> DataError:
-    return DataError(
-        f"{episode.id}: has no {kind} {name!r}, which the policy sees",
-        hint=did_you_mean(name, known) or f"the episode has no {kind}s",
-        code="data.unknown_field",
-        details={kind: name, "known": known},
-    )
 
 
 @dataclass(frozen=True)
@@ -332,31 +195,34 @@ class _Recorder:
         self._add_points(indices, targets, predicted)
 
     def report(self) -> OpenLoopReport:
-        fields = {
-            name: field_report(errors, self._fields[name]) for name, errors in self._errors.items()
-        }
+        fields: dict[str, dict[str, Any]] = {}
+        for name, errors in self._errors.items():
+            fields[name] = field_report(errors, self._fields[name])
         widths = {name: len(field.is_constant) for name, field in self._fields.items()}
-        predictors = dict.fromkeys(name for errors in self._errors.values() for name in errors)
+        overall: dict[str, float | None] = {}
+        overall_by_step: dict[str, Sequence[float | None]] = {}
+        for errors in self._errors.values():
+            for predictor in errors:
+                mean = _mean_over(fields, widths, predictor, "normalised_mae")
+                by_step = _mean_over(fields, widths, predictor, "normalised_mae_by_step")
+                overall[predictor] = nan_to_none(mean)[0]
+                overall_by_step[predictor] = nan_to_none(by_step)
+        episodes = [_episode_errors(name, points) for name, points in self._points.items()]
         return OpenLoopReport(
             fields=fields,
-            overall={
-                name: nan_to_none(_mean_over(fields, widths, name, ""))[0] for name in predictors
-            },
-            overall_by_step={
-                name: nan_to_none(_mean_over(fields, widths, name, "_by_step"))
-                for name in predictors
-            },
+            overall=overall,
+            overall_by_step=overall_by_step,
             samples=self._samples,
             invalid=self._invalid,
-            episodes=sorted(map(_episode_errors, self._points.items()), key=_worst_first),
+            episodes=sorted(episodes, key=_worst_first),
         )
 
     def _add_points(
         self, indices: Sequence[int], targets: Sequence[Target], predicted: Mapping[str, Array]
     ) -> None:
+        means = {name: action.mean for name, action in self._fields.items()}
         for row, (index, target) in enumerate(zip(indices, targets, strict=True)):
             chunk = {name: predicted[name][row] for name in self._fields}
-            means = {name: action.mean for name, action in self._fields.items()}
             baselines = {"mean_action": self._error(means, target)}
             if self._fields.keys() <= target.last.keys():
                 baselines["copy_last"] = self._error(target.last, target)
@@ -364,7 +230,7 @@ class _Recorder:
                 index,
                 target.frame,
                 recorded={name: target.actions[name][0] for name in self._fields},
-                predicted={name: predicted[name][row, 0] for name in self._fields},
+                predicted={name: values[0] for name, values in chunk.items()},
                 error=self._error(chunk, target),
                 baselines=baselines,
             )
@@ -380,18 +246,21 @@ class _Recorder:
         return float(numbers.mean()) if numbers.size else np.nan
 
 
-def _episode_errors(item: tuple[str, Sequence[Point]]) -> EpisodeErrors:
-    episode, points = item
-    errors = [point.error for point in points if np.isfinite(point.error)]
-    mean = float(np.mean(errors)) if errors else None
+def _episode_errors(episode: str, points: Sequence[Point]) -> EpisodeErrors:
     differences: dict[str, float] = {}
     for name in BASELINES:
-        pairs = [point.error - point.baselines.get(name, np.nan) for point in points]
-        finite = [pair for pair in pairs if np.isfinite(pair)]
-        if finite:
-            differences[name] = float(np.mean(finite))
-    ordered = sorted(points, key=lambda each: each.frame)
-    return EpisodeErrors(episode, len(points), mean, differences, ordered)
+        mean = _finite_mean(point.error - point.baselines.get(name, np.nan) for point in points)
+        if mean is not None:
+            differences[name] = mean
+    error = _finite_mean(point.error for point in points)
+    ordered = sorted(points, key=lambda point: point.frame)
+    return EpisodeErrors(episode, len(points), error, differences, ordered)
+
+
+def _finite_mean(values: Iterable[float]) -> float | None:
+    """Mean of the finite values; None without any."""
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else None
 
 
 def _worst_first(errors: EpisodeErrors) -> float:
@@ -402,16 +271,16 @@ def _mean_over(
     fields: Mapping[str, Mapping[str, Any]],
     widths: Mapping[str, int],
     predictor: str,
-    suffix: str,
+    error: str,
 ) -> Array:
-    """Mean normalized error over all dimensions, with equal weights."""
-    rows = {
-        name: np.asarray(errors[predictor][f"normalised_mae{suffix}"], np.float64)
-        for name, errors in fields.items()
-        if predictor in errors
-    }
-    total = sum((widths[name] * row for name, row in rows.items()), start=np.zeros(()))
-    return np.atleast_1d(total / sum(widths[name] for name in rows))
+    """Mean of an error over all dimensions, with equal weights."""
+    total = np.zeros(())
+    count = 0
+    for name, errors in fields.items():
+        if predictor in errors:
+            total = total + widths[name] * np.asarray(errors[predictor][error], np.float64)
+            count += widths[name]
+    return np.atleast_1d(total / count)
 
 
 @dataclass

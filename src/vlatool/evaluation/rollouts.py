@@ -168,24 +168,20 @@ class _Lockstep:
         """Yields the episodes as they end, all but those that have lost their environment; `slots`:
         map from seed to the slot of its environment.
         """
-        self._running = {seed: Rollout(seed) for seed in slots}
-        starts = {
-            seed: Call(slot, Start(self._env.make_env, seed, self._plan.options(seed)))
-            for seed, slot in slots.items()
-        }
-        yield from self._call(starts)
+        calls: dict[int, Call] = {}
+        for seed, slot in slots.items():
+            self._running[seed] = Rollout(seed)
+            start = Start(self._env.make_env, seed, self._plan.options(seed))
+            calls[seed] = Call(slot, start)
+        yield from self._call(calls)
         while self._running:
             instructions = {seed: rollout.instruction for seed, rollout in self._running.items()}
             actions = controller.act(self._observations, instructions)
-            steps = {
-                seed: Call(
-                    slots[seed],
-                    action=self._bounded(action),
-                    has_images=controller.needs_images(seed),
-                )
-                for seed, action in actions.items()
-            }
-            yield from self._call(steps)
+            calls = {}
+            for seed, action in actions.items():
+                has_images = controller.needs_images(seed)
+                calls[seed] = Call(slots[seed], action=self._bounded(action), has_images=has_images)
+            yield from self._call(calls)
 
     def _call(self, calls: Mapping[int, Call]) -> Iterator[Rollout]:
         """Calls the environments of episodes; yields those that are over."""
@@ -214,17 +210,7 @@ class _Lockstep:
             return True
         self._observations[rollout.seed] = reply.observation
         if reply.frame is not None:
-            number = self._plan.seeds.index(rollout.seed)
-            if number < self._plan.num_rendered:
-                rollout.frames.append(reply.frame)
-            if number < self._plan.num_videos:
-                if rollout.seed not in self._videos:
-                    self._videos[rollout.seed] = VideoEncoder(
-                        Fraction(self._env.fps or _DEFAULT_FPS).limit_denominator(1000),
-                        crf=_VIDEO_CRF,
-                        keyframe_interval=_VIDEO_KEYFRAME_INTERVAL,
-                    )
-                self._videos[rollout.seed].add(reply.frame)
+            self._add_frame(rollout, reply.frame)
         if call.start is not None:
             instruction = self._plan.choose_instruction(reply.observation, reply.info)
             rollout.instruction = instruction
@@ -233,11 +219,7 @@ class _Lockstep:
         if math.isfinite(reply.reward):
             before = -math.inf if rollout.max_reward is None else rollout.max_reward
             rollout.max_reward = max(reply.reward, before)
-        rollout.info = {
-            key: (None if isinstance(value, float) and not np.isfinite(value) else value)
-            for key, value in reply.info.items()
-            if (value is None or isinstance(value, str | bool | int | float))
-        }
+        rollout.info = _json_values(reply.info)
         success = reply.info.get(self._plan.success_key, reply.terminated and reply.reward > 0)
         array = np.asarray(success)
         if array.dtype.kind == "f" and bool(np.isnan(array).any()):
@@ -245,10 +227,26 @@ class _Lockstep:
             rollout.success = False
             return True
         rollout.success = rollout.success or bool(np.any(success))
-        limit = self._plan.max_steps
-        is_cut = limit is not None and rollout.steps >= limit
-        is_over = reply.terminated or reply.truncated or rollout.success or is_cut
-        return is_over or self._plan.is_over(reply.info, rollout.instruction)
+        if reply.terminated or reply.truncated or rollout.success:
+            return True
+        if self._plan.max_steps is not None and rollout.steps >= self._plan.max_steps:
+            return True
+        return self._plan.is_over(reply.info, rollout.instruction)
+
+    def _add_frame(self, rollout: Rollout, frame: UInt8Array) -> None:
+        """Adds a rendered image to the contact sheet and the video of an episode."""
+        number = self._plan.seeds.index(rollout.seed)
+        if number < self._plan.num_rendered:
+            rollout.frames.append(frame)
+        if number >= self._plan.num_videos:
+            return
+        if rollout.seed not in self._videos:
+            self._videos[rollout.seed] = VideoEncoder(
+                Fraction(self._env.fps or _DEFAULT_FPS).limit_denominator(1000),
+                crf=_VIDEO_CRF,
+                keyframe_interval=_VIDEO_KEYFRAME_INTERVAL,
+            )
+        self._videos[rollout.seed].add(frame)
 
     def _bounded(self, action: Any) -> Any:
         controllers.check_action_shape(self._env, np.shape(action))
@@ -258,6 +256,17 @@ class _Lockstep:
     def _is_rendered(self, seed: int) -> bool:
         number = self._plan.seeds.index(seed)
         return number < max(self._plan.num_rendered, self._plan.num_videos)
+
+
+def _json_values(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Texts and numbers of the info of an environment; null for one that is not finite."""
+    values: dict[str, Any] = {}
+    for key, value in info.items():
+        if isinstance(value, float) and not np.isfinite(value):
+            values[key] = None
+        elif value is None or isinstance(value, str | bool | int | float):
+            values[key] = value
+    return values
 
 
 REPORT = "report.json"
@@ -403,7 +412,11 @@ class RolloutJob:
 
     def report(self) -> dict[str, Any]:
         """Metrics, and the checkpoint and environment they belong to."""
-        rollouts = [rollout for group in self._finished.values() for rollout in group]
+        rollouts: list[Rollout] = []
+        tasks: list[str] = []
+        for task, group in self._finished.items():
+            rollouts += group
+            tasks += [task] * len(group)
         has_sheet = any(rollout.frames for rollout in rollouts)
         report = {
             **self._header,
@@ -411,24 +424,23 @@ class RolloutJob:
             "page": str(self.spec.output / REPORT_PAGE),
             "report": str(self.spec.output / REPORT),
             **rollout_report(rollouts),
-            **({"allowed": self._allowed} if self._allowed else {}),
         }
+        if self._allowed:
+            report["allowed"] = self._allowed
         if "" in self._finished:
             return report
-        tasks = [task for task, group in self._finished.items() for _ in group]
+        report["per_task"] = {task: _task_report(group) for task, group in self._finished.items()}
         rows = zip(tasks, report["rollouts"], strict=True)
-        return report | {
-            "per_task": {task: _task_report(group) for task, group in self._finished.items()},
-            "rollouts": [{"task": task, **row} for task, row in rows],
-        }
+        report["rollouts"] = [{"task": task, **row} for task, row in rows]
+        return report
 
     def plan_ms(self) -> dict[str, float]:
         """Percentiles of the duration of a batch of plans, in milliseconds."""
-        values = self._milliseconds
-        figures: dict[str, float] = {"batches": len(values)}
-        if values:
-            figures |= {f"p{point}": float(np.percentile(values, point)) for point in _PERCENTILES}
-        return {name: round(value, 2) for name, value in figures.items()}
+        figures: dict[str, float] = {"batches": len(self._milliseconds)}
+        if self._milliseconds:
+            for point in _PERCENTILES:
+                figures[f"p{point}"] = round(float(np.percentile(self._milliseconds, point)), 2)
+        return figures
 
     def videos(self) -> list[str]:
         return [str(self.spec.output / name) for name in self._videos]
@@ -438,25 +450,29 @@ class RolloutJob:
         milliseconds = self._setup.milliseconds
         num_before = len(milliseconds)
         rollouts = self._tasks[task].run(group)
-        frames = {
-            f"{index}.{number}": frame
-            for index, rollout in enumerate(rollouts)
-            for number, frame in enumerate(rollout.frames)
-        }
-        rows = [_report_row(rollout) for rollout in rollouts]
-        facts = {"rollouts": rows, "plan_ms": milliseconds[num_before:]}
-        facts |= {"allowed": self._setup.sizes.allowed}
-        return Receipt(
-            "",
-            counts={"successes": sum(each.success for each in rollouts), "rollouts": len(rollouts)},
-            files=tuple(self._save_video(task, rollout) for rollout in rollouts if rollout.video),
-            facts=facts | ({"task": task} if task else {}),
-            arrays=frames,
-        )
+        rows: list[dict[str, Any]] = []
+        frames: dict[str, UInt8Array] = {}
+        videos: list[FileEntry] = []
+        successes = 0
+        for index, rollout in enumerate(rollouts):
+            successes += rollout.success
+            rows.append(_report_row(rollout))
+            for number, frame in enumerate(rollout.frames):
+                frames[f"{index}.{number}"] = frame
+            if rollout.video:
+                videos.append(self._save_video(task, rollout))
+        facts: dict[str, Any] = {"rollouts": rows, "plan_ms": milliseconds[num_before:]}
+        facts["allowed"] = self._setup.sizes.allowed
+        if task:
+            facts["task"] = task
+        counts = {"successes": successes, "rollouts": len(rollouts)}
+        return Receipt("", counts=counts, files=tuple(videos), facts=facts, arrays=frames)
 
     def _save_video(self, task: str, rollout: Rollout) -> FileEntry:
-        words = [*filter(None, [task]), str(rollout.seed), _outcome(rollout)]
-        name = f"{_VIDEOS}/{'-'.join(words)}.mp4"
+        name = f"{rollout.seed}-{_outcome(rollout)}"
+        if task:
+            name = f"{task}-{name}"
+        name = f"{_VIDEOS}/{name}.mp4"
         write_bytes(self.spec.output / name, rollout.video)
         return file_entry(self.spec.output, name)
 
@@ -478,15 +494,14 @@ def rollout_report(rollouts: Sequence[Rollout]) -> dict[str, Any]:
     by_instruction: dict[str, list[Rollout]] = {}
     for rollout in rollouts:
         by_instruction.setdefault(rollout.instruction, []).append(rollout)
+    per_instruction: dict[str, Mapping[str, Any]] = {}
+    for instruction, group in sorted(by_instruction.items()):
+        per_instruction[instruction] = success_report(_outcomes(group))
     keys = ("seed", "instruction", "success", "steps", "max_reward", "info", "error")
-    return {
-        **_task_report(rollouts),
-        "per_instruction": {
-            instruction: success_report(_outcomes(group))
-            for instruction, group in sorted(by_instruction.items())
-        },
-        "rollouts": [{key: getattr(rollout, key) for key in keys} for rollout in rollouts],
-    }
+    rows: list[dict[str, Any]] = []
+    for rollout in rollouts:
+        rows.append({key: getattr(rollout, key) for key in keys})
+    return {**_task_report(rollouts), "per_instruction": per_instruction, "rollouts": rows}
 
 
 def _task_report(rollouts: Sequence[Rollout]) -> dict[str, Any]:
@@ -508,14 +523,16 @@ def sheet_rows(
     """Rows of a contact sheet: evenly spaced frames of each rendered episode."""
     rows: list[SheetRow] = []
     for rollout in rollouts:
-        if rollout.frames:
-            default = (_outcome(rollout), rollout.success)
-            text, is_good = verdict(rollout) if verdict else default
-            chosen = spread(len(rollout.frames), _SHEET_FRAMES)
-            frames = [rollout.frames[index] for index in chosen]
-            steps = counted(rollout.steps, "step")
-            label = f"seed {rollout.seed}: {rollout.instruction}  ({steps})"
-            rows.append(SheetRow(label, text, is_good, frames))
+        if not rollout.frames:
+            continue
+        text = _outcome(rollout)
+        is_good = rollout.success
+        if verdict is not None:
+            text, is_good = verdict(rollout)
+        frames = [rollout.frames[index] for index in spread(len(rollout.frames), _SHEET_FRAMES)]
+        steps = counted(rollout.steps, "step")
+        label = f"seed {rollout.seed}: {rollout.instruction}  ({steps})"
+        rows.append(SheetRow(label, text, is_good, frames))
     return rows
 
 

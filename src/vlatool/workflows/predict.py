@@ -41,7 +41,7 @@ from vlatool.workflows import evaluate
 if TYPE_CHECKING:
     from vlatool.episode import Array, UInt8Array
     from vlatool.evaluation.control import ImageSizes
-    from vlatool.evaluation.offline import RecordedFrame
+    from vlatool.evaluation.recorded import RecordedFrame
     from vlatool.models.base import Candidates, Decision, Policy
     from vlatool.models.tokenizer import OpenTokenizer
     from vlatool.report.facts import Part
@@ -223,7 +223,7 @@ def _recorded_frame(
     is_named = config.format is not None or bool(config.source_keys)
     if not is_named and recognize(source) is not None:
         return _preprocessed_frame(config, str(source), policy, trained, sizes)
-    from vlatool.evaluation.offline import frame_of_episode
+    from vlatool.evaluation.recorded import frame_of_episode
 
     detected = detect_source(source, config.format, config.source_keys)
     ids = {number: ref.id for number, ref in numbered(detected.refs).items()}
@@ -238,7 +238,7 @@ def _recorded_frame(
 def _preprocessed_frame(
     config: PredictConfig, location: str, policy: "Policy", trained: Trained, sizes: "ImageSizes"
 ) -> "RecordedFrame":
-    from vlatool.evaluation.offline import RecordedFrame
+    from vlatool.evaluation.recorded import RecordedFrame
 
     pairs = evaluate.recorded_pairs(location, policy, trained, config.seed)
     sizes.allowed |= evaluate.compared(policy, pairs.contract, config.allow, location)
