@@ -7,7 +7,7 @@ that a job wrote, except `.vlatool/` itself and the files that hold times. A fol
 
 import hashlib
 import json
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -25,7 +25,8 @@ from vlatool.storage.uri import is_file_name, is_remote
 FOLDER = ".vlatool"
 NAME = f"{FOLDER}/files.jsonl"
 _SHOWN = 100
-_KEYS = {"path", "bytes", "sha256", "samples", "count", "modified_ns"}
+_NUMBERS = ("samples", "count", "modified_ns")  # keys that an entry may lack
+_KEYS = {"path", "bytes", "sha256", *_NUMBERS}
 _LARGEST = 2**63 - 1  # size or time
 
 
@@ -47,8 +48,10 @@ class FileEntry:
 
 def write_file_list(folder: Path, entries: Sequence[FileEntry]) -> None:
     """Writes the file list of an output atomically, one JSON object per line, sorted by path."""
-    rows = (json.dumps(row_of(entry)) + "\n" for entry in sorted(entries, key=lambda e: e.path))
-    write_text(folder / NAME, "".join(rows))
+    lines: list[str] = []
+    for entry in sorted(entries, key=lambda entry: entry.path):
+        lines.append(json.dumps(row_of(entry)) + "\n")
+    write_text(folder / NAME, "".join(lines))
 
 
 def read_file_list(folder: Path) -> list[FileEntry] | None:
@@ -60,7 +63,11 @@ def read_file_list(folder: Path) -> list[FileEntry] | None:
         return None
     except (UnicodeDecodeError, IsADirectoryError):
         raise _broken_list_error(path, 1) from None
-    return [_entry(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    entries: list[FileEntry] = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            entries.append(_entry(path, number, line))
+    return entries
 
 
 def changed_files(folder: Path) -> list[str]:
@@ -75,36 +82,33 @@ def changed_files(folder: Path) -> list[str]:
         entries = None
     if not entries:
         return [NAME]
-    files = output_files(folder)
-    infos = {file.name: file for file in files}
-    sums = _folder_sums(files, {entry.path for entry in entries if entry.count is not None})
-    return [entry.path for entry in entries if _is_changed(folder, entry, infos, sums)]
-
-
-def _folder_sums(files: Iterable[FileInfo], folders: Container[str]) -> dict[str, tuple[int, int]]:
-    """(number of files, bytes) below each of the folders."""
-    sums: dict[str, tuple[int, int]] = {}
-    for file in files:
+    files = {file.name: file for file in output_files(folder)}
+    # Number of files and bytes below each listed folder.
+    counts = {entry.path: 0 for entry in entries if entry.count is not None}
+    sizes = dict(counts)
+    for file in files.values():
         for parent in PurePosixPath(file.name).parents:
-            if (name := f"{parent}/") in folders:
-                count, size = sums.get(name, (0, 0))
-                sums[name] = (count + 1, size + file.bytes)
-    return sums
+            name = f"{parent}/"
+            if name in counts:
+                counts[name] += 1
+                sizes[name] += file.bytes
+    changed: list[str] = []
+    for entry in entries:
+        if entry.count is not None:
+            is_equal = (counts[entry.path], sizes[entry.path]) == (entry.count, entry.bytes)
+        else:
+            file = files.get(entry.path)
+            is_equal = file is not None and _is_equal(folder, entry, file)
+        if not is_equal:
+            changed.append(entry.path)
+    return changed
 
 
-def _is_changed(
-    folder: Path,
-    entry: FileEntry,
-    infos: Mapping[str, FileInfo],
-    sums: Mapping[str, tuple[int, int]],
-) -> bool:
-    if entry.count is not None:
-        return sums.get(entry.path) != (entry.count, entry.bytes)
-    info = infos.get(entry.path)
-    if info is None or info.bytes != entry.bytes:
-        return True
-    is_trusted = entry.samples is not None or info.modified_ns == entry.modified_ns
-    return not is_trusted and sha256_of(folder / entry.path) != entry.sha256
+def _is_equal(folder: Path, entry: FileEntry, file: FileInfo) -> bool:
+    if file.bytes != entry.bytes:
+        return False
+    is_trusted = entry.samples is not None or file.modified_ns == entry.modified_ns
+    return is_trusted or sha256_of(folder / entry.path) == entry.sha256
 
 
 def is_intact(folder: Path, entry: FileEntry) -> bool:
@@ -135,10 +139,12 @@ def file_entry(folder: Path, name: str) -> FileEntry:
 
 def folder_entry(name: str, files: Mapping[str, tuple[int, str]]) -> FileEntry:
     """Entry of a folder, from relative name to (size, sha256) of each file below it."""
-    lines = (f"{file} {size} {digest}\n" for file, (size, digest) in sorted(files.items()))
-    digest = hashlib.sha256("".join(lines).encode()).hexdigest()
-    total = sum(size for size, _ in files.values())
-    return FileEntry(f"{name.rstrip('/')}/", total, digest, count=len(files))
+    total = 0
+    whole = hashlib.sha256()
+    for file, (size, digest) in sorted(files.items()):
+        whole.update(f"{file} {size} {digest}\n".encode())
+        total += size
+    return FileEntry(f"{name.rstrip('/')}/", total, whole.hexdigest(), count=len(files))
 
 
 def digests_below(folder: Path) -> dict[str, tuple[int, str]]:
@@ -148,16 +154,16 @@ def digests_below(folder: Path) -> dict[str, tuple[int, str]]:
 
 def output_files(folder: Path) -> list[FileInfo]:
     """Files of an output, without `.vlatool/` and without outputs inside it."""
-    if not is_remote(folder):
-        return [
-            replace(file, name=(path / file.name).relative_to(folder).as_posix())
-            for path, is_own in _walk(folder)
-            if is_own
-            for file in files_in(path)
-        ]
-    files = files_below(folder)
-    nested = _nested_in(files)
-    return [file for file in files if not file.name.startswith((f"{FOLDER}/", *nested))]
+    if is_remote(folder):
+        files = files_below(folder)
+        others = (f"{FOLDER}/", *_nested_in(files))
+        return [file for file in files if not file.name.startswith(others)]
+    own_files: list[FileInfo] = []
+    for path, is_own in _walk(folder):
+        for file in files_in(path) if is_own else ():
+            name = (path / file.name).relative_to(folder).as_posix()
+            own_files.append(replace(file, name=name))
+    return own_files
 
 
 def belongs_in_list(path: str, volatile: Iterable[str]) -> bool:
@@ -185,15 +191,14 @@ def remove_stale_files(
     folder: Path, owned: Sequence[str], volatile: Sequence[str], entries: Sequence[FileEntry]
 ) -> None:
     """Removes owned files that are not in `entries`, left by an earlier state of the run."""
-    names = {entry.path for entry in entries if entry.count is None}
-    folders = {entry.path for entry in entries if entry.count is not None}
+    listed = {entry.path for entry in entries}
 
-    def is_listed_now(name: str) -> bool:
-        parents = (f"{parent}/" for parent in PurePosixPath(name).parents)
-        is_below_entry = any(parent in folders for parent in parents)
-        return name in names or not belongs_in_list(name, volatile) or is_below_entry
+    def is_kept(name: str) -> bool:
+        if name in listed or not belongs_in_list(name, volatile):
+            return True
+        return any(f"{parent}/" in listed for parent in PurePosixPath(name).parents)
 
-    remove_owned(folder, owned, is_listed_now)
+    remove_owned(folder, owned, is_kept)
 
 
 def remove_partial_files(folder: Path) -> None:
@@ -224,13 +229,20 @@ def nested_outputs(folder: Path) -> tuple[str, ...]:
     """Relative names, with a trailing `/`, of the outputs inside an output."""
     if is_remote(folder):
         return _nested_in(files_below(folder))
-    nested = (path for path, is_own in _walk(folder) if not is_own)
-    return tuple(f"{path.relative_to(folder).as_posix()}/" for path in nested)
+    nested: list[str] = []
+    for path, is_own in _walk(folder):
+        if not is_own:
+            nested.append(f"{path.relative_to(folder).as_posix()}/")
+    return tuple(nested)
 
 
 def _nested_in(files: Iterable[FileInfo]) -> tuple[str, ...]:
-    parts = (file.name.partition(f"/{FOLDER}/") for file in files)
-    return tuple(sorted({f"{name}/" for name, separator, _ in parts if separator}))
+    nested: set[str] = set()
+    for file in files:
+        name, separator, _ = file.name.partition(f"/{FOLDER}/")
+        if separator:
+            nested.add(f"{name}/")
+    return tuple(sorted(nested))
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
@@ -246,13 +258,12 @@ def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
 
 
 def row_of(entry: FileEntry) -> dict[str, Any]:
-    row: dict[str, Any] = {"path": entry.path, "bytes": entry.bytes, "sha256": entry.sha256}
-    extra = {
-        "samples": entry.samples,
-        "count": entry.count,
-        "modified_ns": entry.modified_ns,
-    }
-    return row | {key: value for key, value in extra.items() if value is not None}
+    row = {"path": entry.path, "bytes": entry.bytes, "sha256": entry.sha256}
+    for key in _NUMBERS:
+        value = getattr(entry, key)
+        if value is not None:
+            row[key] = value
+    return row
 
 
 def entry_of(row: Mapping[str, Any]) -> FileEntry:
@@ -261,12 +272,14 @@ def entry_of(row: Mapping[str, Any]) -> FileEntry:
         parts = PurePosixPath(name).parts
         if name.startswith("/") or ".." in parts or not all(map(is_file_name, parts)):
             raise ValueError(f"{name[:_SHOWN]!r} is not the name of a file of the output")
-        counts = {key: row.get(key) for key in ("samples", "count", "modified_ns")}
-        numbers = {key: None if value is None else int(value) for key, value in counts.items()}
         size = int(row["bytes"])
-        if not 0 <= size <= _LARGEST or any(
-            abs(number or 0) > _LARGEST for number in numbers.values()
-        ):
+        if size < 0:
+            raise ValueError("a size below 0")
+        numbers: dict[str, int] = {}
+        for key in _NUMBERS:
+            if row.get(key) is not None:
+                numbers[key] = int(row[key])
+        if any(abs(number) > _LARGEST for number in (size, *numbers.values())):
             raise ValueError("a number of more than 64 bits")
         return FileEntry(name, size, str(row["sha256"]), **numbers)
     except (KeyError, TypeError, AttributeError, OverflowError) as error:

@@ -201,16 +201,21 @@ class JobRun:
         self, count: str, seconds: float, others: Sequence[Mapping[str, Any]] = ()
     ) -> dict[str, float | int | str]:
         """Fields of the progress bar; `others`: rows of the logs of other ranks."""
-        counts = [(row.get("counts", {}).get(count, 0), row.get("resumed")) for row in others]
-        new = self.new_counts.get(count, 0) + sum(number for number, done in counts if not done)
-        amounts = {f"{count}/s": new, "MB/s": self.new_bytes / 1e6}
-        rates = {name: per_second(amount, seconds) for name, amount in amounts.items()}
-        return {
-            count: self.sums.get(count, 0) + sum(number for number, _ in counts),
-            **{name: round(rate, 1) for name, rate in rates.items() if rate is not None},
-            "failed": len(self.failures) + sum("failed" in row for row in others),
-            **self.reasons,
-        }
+        total = self.sums.get(count, 0)
+        new = self.new_counts.get(count, 0)
+        failed = len(self.failures)
+        for row in others:
+            number = row.get("counts", {}).get(count, 0)
+            total += number
+            new += 0 if row.get("resumed") else number
+            failed += "failed" in row
+        fields: dict[str, float | int | str] = {count: total}
+        for name, amount in ((f"{count}/s", new), ("MB/s", self.new_bytes / 1e6)):
+            rate = per_second(amount, seconds)
+            if rate is not None:
+                fields[name] = round(rate, 1)
+        fields["failed"] = failed
+        return fields | self.reasons
 
     def fail(self, failure: dict[str, Any]) -> None:
         """Counts an item that is not in the output."""

@@ -10,6 +10,7 @@ import json
 import time
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -139,20 +140,34 @@ class Journal:
 
     def logged(self) -> dict[str, Receipt]:
         """Map from item name to its last receipt in a log."""
-        rows = (row for row in self.all_rows() if "failed" not in row)
-        return {receipt.item: receipt for receipt in map(_receipt, rows) if receipt is not None}
+        receipts: dict[str, Receipt] = {}
+        for row in self.all_rows():
+            if "failed" in row:
+                continue
+            with suppress(ValueError):
+                receipt = Receipt.of(row)
+                receipts[receipt.item] = receipt
+        return receipts
 
     def holds_work(self) -> bool:
         """True if any receipt has files, facts or arrays."""
-        stored = self.folder.glob("*.npz") if self.folder.is_dir() else ()
-        rows = (row.get("files") or row.get("facts") for row in self.all_rows())
-        return any(rows) or any(map(_is_work, stored))
+        if any(row.get("files") or row.get("facts") for row in self.all_rows()):
+            return True
+        for path in self._stored():
+            receipt = _read(path)
+            if receipt is not None and (receipt.files or receipt.facts or receipt.arrays):
+                return True
+        return False
 
     def count(self, items: Collection[str]) -> int:
         """Number of the items with a receipt."""
-        stored = self.folder.glob("*.npz") if self.folder.is_dir() else ()
         names = {row.get("item") for row in self.all_rows() if "failed" not in row}
-        return len(names.union(path.stem for path in stored).intersection(items))
+        names.update(path.stem for path in self._stored())
+        return len(names.intersection(items))
+
+    def _stored(self) -> list[Path]:
+        """Files of receipts with arrays."""
+        return list(self.folder.glob("*.npz")) if self.folder.is_dir() else []
 
     def _file(self, item: str) -> Path:
         return self.folder / f"{item}.npz"
@@ -171,8 +186,9 @@ class OtherRanks:
         """Rows of this run; read once in a few seconds, slow logs less often, and at the end."""
         now = time.monotonic()
         if self._earlier and (is_end or now >= self._next_read):
-            logs = ((self._journal.rows(rank), skip) for rank, skip in self._earlier.items())
-            self._rows = [row for rows, skip in logs for row in islice(rows, skip, None)]
+            self._rows = []
+            for rank, num_earlier in self._earlier.items():
+                self._rows += islice(self._journal.rows(rank), num_earlier, None)
             end = time.monotonic()
             self._next_read = end + max(_LOGS_READ_EVERY_S, _PAUSE_PER_READ * (end - now))
         return self._rows
@@ -187,18 +203,6 @@ def intact_receipt(output: Path, receipt: Receipt | None) -> Receipt | None:
 
 def remove_journal(output: Path) -> None:
     remove_tree(journal_folder(output))
-
-
-def _receipt(row: dict[str, Any]) -> Receipt | None:
-    try:
-        return Receipt.of(row)
-    except ValueError:
-        return None
-
-
-def _is_work(path: Path) -> bool:
-    receipt = _read(path)
-    return receipt is not None and bool(receipt.files or receipt.facts or receipt.arrays)
 
 
 def _read(path: Path) -> Receipt | None:

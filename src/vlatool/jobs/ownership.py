@@ -123,17 +123,23 @@ def plan_output(
     check_versions(before.options, record.options, hint)
     check_no_differences(folder, "with other options", differences, hint)
     if before.complete and inputs is not None:
-        old = _as_json(before.inputs)
-        new = _as_json(inputs())
-        keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-        counts = [
-            f"{old.get(key, 0)} {key} (now {new.get(key, 0)})"
-            for key in keys
-            if key not in _INPUT_WORDS
-        ]
-        changed_inputs = counts or [_INPUT_WORDS[key](old.get(key), new.get(key)) for key in keys]
+        changed_inputs = _input_differences(_as_json(before.inputs), _as_json(inputs()))
         check_no_differences(folder, "from other input", changed_inputs, hint)
     return before
+
+
+def _input_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Numbers of items that differ; if none does, what else differs."""
+    counts: list[str] = []
+    others: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) == new.get(key):
+            continue
+        if key in _INPUT_WORDS:
+            others.append(_INPUT_WORDS[key](old.get(key), new.get(key)))
+        else:
+            counts.append(f"{old.get(key, 0)} {key} (now {new.get(key, 0)})")
+    return counts or others
 
 
 def is_whole(folder: Path, before: OutputRecord | None, reporter: Reporter) -> bool:
@@ -173,14 +179,17 @@ def resume_output(folder: Path, record: OutputRecord) -> None:
 def _stale_patterns(folder: Path, record: OutputRecord) -> list[str]:
     """Patterns of files of a run with another sink; file names if its version wrote no patterns."""
     before = read_record(folder)
-    patterns: Sequence[str] = () if before is None else before.owned
-    if before is not None and not patterns:
+    if before is None:
+        return []
+    patterns: Sequence[str] = before.owned
+    if not patterns:
         with suppress(DataError):
             patterns = [entry.path for entry in job_files.read_file_list(folder) or ()]
-    owned = record.owned
-    return [
-        pattern for pattern in patterns if not any(fnmatch(pattern, current) for current in owned)
-    ]
+    stale: list[str] = []
+    for pattern in patterns:
+        if not any(fnmatch(pattern, current) for current in record.owned):
+            stale.append(pattern)
+    return stale
 
 
 def _foreign_output_error(folder: Path, command: str, before: OutputRecord | None) -> UsageError:
@@ -241,8 +250,10 @@ def check_no_differences(folder: Path, cause: str, differences: Sequence[str], h
 
 def differences_text(differences: Sequence[str]) -> str:
     """The first differences, and the number of the others."""
-    more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
-    return "; ".join(_short(differences[:_SHOWN])) + more
+    texts = _short(differences[:_SHOWN])
+    if len(differences) > _SHOWN:
+        texts.append(f"and {len(differences) - _SHOWN} more")
+    return "; ".join(texts)
 
 
 def _short(differences: Sequence[str]) -> list[str]:
@@ -259,10 +270,11 @@ def option_differences(
     A KEY for which both have a `KEY digest` is compared by that digest, not by its value.
     """
     words = words or {}
-    return [
-        f"{words.get(key.rpartition('.')[2], key)} {value_text(old)} (now {value_text(new)})"
-        for key, old, new in differing_keys(*_compared(_as_json(before), _as_json(now)))
-    ]
+    texts: list[str] = []
+    for key, old, new in differing_keys(*_compared(_as_json(before), _as_json(now))):
+        name = words.get(key.rpartition(".")[2], key)
+        texts.append(f"{name} {value_text(old)} (now {value_text(new)})")
+    return texts
 
 
 def differing_keys(
@@ -291,10 +303,11 @@ def _compared(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any],
     """Options without values of equal digest, and without digests that only one of both has."""
     ignored: set[str] = set()
     for key in old.keys() & new.keys():
-        digests = [options.get(f"{key} digest") for options in (old, new)]
-        if not all(digests):
+        old_digest = old.get(f"{key} digest")
+        new_digest = new.get(f"{key} digest")
+        if not (old_digest and new_digest):
             ignored.add(f"{key} digest")
-        elif digests[0] == digests[1]:
+        elif old_digest == new_digest:
             ignored.add(key)
     for key in ignored:
         old.pop(key, None)
@@ -316,11 +329,11 @@ _VERSIONS = "versions"
 
 def versions_of(paths: Iterable[Path]) -> dict[str, Any]:
     """The option `versions` of a record; empty if storage names no versions."""
-    versions = {
-        str(path).replace(f"@{version}", "", 1): version
-        for path in paths
-        if (version := version_of(path))
-    }
+    versions: dict[str, str] = {}
+    for path in paths:
+        version = version_of(path)
+        if version:
+            versions[str(path).replace(f"@{version}", "", 1)] = version
     return {_VERSIONS: versions} if versions else {}
 
 
@@ -410,14 +423,18 @@ def pending_commands(record: OutputRecord, folder: Path) -> list[str]:
 
 
 def _command(request: Mapping[str, Any], folder: Path) -> str:
+    words = ["vlatool", "download"]
+    if _SOURCE in request:
+        words.append(str(request[_SOURCE]))
     options = {key: value for key, value in request.items() if key not in (_SOURCE, OUTPUT)}
     options[OUTPUT] = os.path.normpath(folder / str(request.get(OUTPUT, "")))
-    words = ["vlatool", "download", *([str(request[_SOURCE])] if _SOURCE in request else [])]
     for key, value in options.items():
         option = f"--{key.replace('_', '-')}"
-        values = value if isinstance(value, list) else [] if value is True else [value]
-        words += [option] if value is True else []
-        words += [word for item in values for word in (option, str(item))]
+        if value is True:
+            words.append(option)
+            continue
+        for item in value if isinstance(value, list) else [value]:
+            words += [option, str(item)]
     return shlex.join(words)
 
 
@@ -442,8 +459,8 @@ def data_files(folder: Path) -> list[FileInfo]:
         if record is not None and record.is_download:
             below = data_files(folder / name)
             files += [replace(file, name=f"{name}{file.name}") for file in below]
-    shown = [file for file in files if not f"/{file.name}".count("/.")]
-    return sorted(shown, key=lambda file: file.name)
+    not_hidden = [file for file in files if "/." not in f"/{file.name}"]
+    return sorted(not_hidden, key=lambda file: file.name)
 
 
 def contents_record(folder: Path) -> OutputRecord | None:

@@ -30,25 +30,26 @@ from vlatool.storage.transfer import NOT_REQUESTED
 _NAMED = 5
 
 
-def _has_bug(failures: Sequence[Mapping[str, Any]]) -> bool:
-    return any(failure["code"] == BugError.unexpected for failure in failures)
-
-
 def all_failed_error(failures: Sequence[Mapping[str, Any]], item_name: str) -> VlatoolError:
     """Error of a run in which every item failed."""
     first = failures[0]
-    is_bug = _has_bug(failures)
-    error_class = BugError if is_bug else StorageError if _is_storage(failures) else DataError
-    code = {BugError: BugError.unexpected, StorageError: "storage.failed"}
+    error_class: type[VlatoolError] = DataError
+    code = "data.incomplete"
+    if _has_bug(failures):
+        error_class = BugError
+        code = BugError.unexpected
+    elif _is_storage(failures):
+        error_class = StorageError
+        code = "storage.failed"
     message = str(first["message"])
     if len(failures) > 1:
         message = f"all {item_name}s failed; the first: {message}"
-    return error_class(
-        message,
-        hint=str(first["hint"]),
-        code=code.get(error_class, "data.incomplete"),
-        details={"failures": list(failures)},
-    )
+    hint = str(first["hint"])
+    return error_class(message, hint=hint, code=code, details={"failures": list(failures)})
+
+
+def _has_bug(failures: Sequence[Mapping[str, Any]]) -> bool:
+    return any(failure["code"] == BugError.unexpected for failure in failures)
 
 
 def _is_storage(failures: Sequence[Mapping[str, Any]]) -> bool:
@@ -310,9 +311,7 @@ class _Loop:
         If the run is killed before, the next run removes them.
         """
         files.remove_owned(self._spec.output, self._spec.temporary)
-        for folder in {
-            PurePosixPath(pattern).parent.as_posix() for pattern in self._spec.temporary
-        }:
+        for folder in {PurePosixPath(pattern).parent for pattern in self._spec.temporary}:
             remove_empty(self._spec.output / folder)
         if not self._spec.is_download:
             remove_journal(self._spec.output)
