@@ -65,11 +65,10 @@ class CompareResult(Result):
     html: str | None = field(default=None, metadata=OPTIONAL)  # page that was written
 
     def lines(self) -> Iterator[str]:
-        rows = [(name, *_cells(counts)) for name, counts in self.per_task.items()]
         title = f"{self.env}: success of A and B over the same starts"
         yield f"A: {self.a.location} ({self.a.checkpoint})"
         yield f"B: {self.b.location} ({self.b.checkpoint})"
-        yield text_table(title, _HEADER, [("all", *_cells(self.overall)), *rows])
+        yield text_table(title, _HEADER, self.rows_of_outcomes())
         for row in self.differences:
             a = value_text(row["a"])
             b = value_text(row["b"])
@@ -81,6 +80,13 @@ class CompareResult(Result):
             yield f"left out: {counted(self.unpaired, 'start')} that only A or only B has"
         if self.html is not None:
             yield f"page: {self.html}"
+
+    def rows_of_outcomes(self) -> list[tuple[str, ...]]:
+        """Rows below `_HEADER`: of all starts, then of each task."""
+        rows = [_outcome_row("all", self.overall)]
+        for task, counts in self.per_task.items():
+            rows.append(_outcome_row(task, counts))
+        return rows
 
 
 def compare(config: CompareConfig, *, reporter: Reporter = NULL) -> CompareResult:
@@ -105,15 +111,19 @@ def compare(config: CompareConfig, *, reporter: Reporter = NULL) -> CompareResul
             hint="evaluate both with the same --seed and --episodes, or the same --suite",
             code="data.no_samples",
         )
-    valid = [start for start in starts if _is_valid(a.rows[start]) and _is_valid(b.rows[start])]
-    pairs = {start: (a.rows[start]["success"], b.rows[start]["success"]) for start in valid}
+    pairs: dict[Start, tuple[bool, bool]] = {}
+    for start in starts:
+        row_a = a.rows[start]
+        row_b = b.rows[start]
+        if row_a.get("error") is None and row_b.get("error") is None:
+            pairs[start] = row_a["success"], row_b["success"]
     result = CompareResult(
         env=a.env,
         a=a,
         b=b,
         differences=[{"key": key, "a": old, "b": new} for key, old, new in differences],
         overall=_figures([*pairs.values()]),
-        errors=len(starts) - len(valid),
+        errors=len(starts) - len(pairs),
         unpaired=len(a.rows) + len(b.rows) - 2 * len(starts),
         per_task=_per_task(a, pairs),
         html=config.html,
@@ -127,45 +137,49 @@ def compare(config: CompareConfig, *, reporter: Reporter = NULL) -> CompareResul
 def _page(result: CompareResult, pairs: Mapping[Start, tuple[bool, bool]], command: str) -> str:
     from vlatool.evaluation.facts import command_section, rate_table
 
-    names = {"A": result.a, "B": result.b}
-    counts = result.overall
-    rows = [
-        (
-            f"{name}: {each.location}",
-            counts[f"successes_{name.lower()}"] / max(counts["starts"], 1),
-            f"{counts[f'successes_{name.lower()}']} of {counts['starts']}, {each.checkpoint}",
-        )
-        for name, each in names.items()
-    ]
-    tasks = [(name, *_cells(each)) for name, each in result.per_task.items()]
-    different = [
-        (*start, *("success" if success else "failure" for success in pair))
-        for start, pair in pairs.items()
-        if pair[0] != pair[1]
-    ]
-    settings = [
-        (row["key"], value_text(row["a"]), value_text(row["b"])) for row in result.differences
-    ]
-    outcomes = Table(_HEADER, [("all", *_cells(counts)), *tasks])
+    starts = result.overall["starts"]
+    rates: list[tuple[str, float, str]] = []
+    for name, output, successes in (
+        ("A", result.a, result.overall["successes_a"]),
+        ("B", result.b, result.overall["successes_b"]),
+    ):
+        text = f"{successes} of {starts}, {output.checkpoint}"
+        rates.append((f"{name}: {output.location}", successes / max(starts, 1), text))
+    different: list[tuple[object, ...]] = []
+    for (task, seed), (success_a, success_b) in pairs.items():
+        if success_a != success_b:
+            words = ("success", "failure") if success_a else ("failure", "success")
+            different.append((task, seed, *words))
+    settings: list[tuple[object, ...]] = []
+    for row in result.differences:
+        settings.append((row["key"], value_text(row["a"]), value_text(row["b"])))
+    outcomes = Table(_HEADER, result.rows_of_outcomes())
     sections = [
-        Section("Success over the same starts", [rate_table(rows), outcomes]),
+        Section("Success over the same starts", [rate_table(rates), outcomes]),
         Section("Options that differ", [Table(("option", "A", "B"), settings)]),
         Section("Starts with different outcomes", [Table(("task", "seed", "A", "B"), different)]),
         command_section(command),
     ]
     left_out = f"{result.errors} with errors and {result.unpaired} of only one are left out"
-    subtitle = f"{counted(counts['starts'], 'start')} of both; {left_out}"
+    subtitle = f"{counted(starts, 'start')} of both; {left_out}"
     return page(f"A and B in {result.env}", subtitle, sections, generator=_GENERATOR)
 
 
 def read_rollouts(location: str) -> RolloutOutput:
     """Reads an output of `vlatool eval rollout`, or its report."""
     path = pinned(location)
-    path = path if path.suffix == ".json" else path / _REPORT
+    if path.suffix != ".json":
+        path = path / _REPORT
     try:
         report = read_json(path)
-        rows = dict(map(_row, report["rollouts"]))
-        checkpoint, weights, env = (str(report[key]) for key in ("checkpoint", "weights", "env"))
+        rows: dict[Start, Mapping[str, Any]] = {}
+        for row in report["rollouts"]:
+            if not isinstance(row["success"], bool):
+                raise TypeError("success is no boolean")
+            rows[str(row.get("task", "")), int(row["seed"])] = row
+        checkpoint = str(report["checkpoint"])
+        weights = str(report["weights"])
+        env = str(report["env"])
     except (OSError, DocumentError, KeyError, TypeError, ValueError, AttributeError) as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         raise DataError.at(
@@ -179,19 +193,21 @@ def read_rollouts(location: str) -> RolloutOutput:
     return RolloutOutput(location, Path(checkpoint).name, weights, env, options, rows)
 
 
-def _row(row: Mapping[str, Any]) -> tuple[Start, Mapping[str, Any]]:
-    """Start and row of an episode; raises LookupError, TypeError, ValueError for others."""
-    if not isinstance(row["success"], bool):
-        raise TypeError("success is no boolean")
-    return (str(row.get("task", "")), int(row["seed"])), row
-
-
 def _differences(a: RolloutOutput, b: RolloutOutput) -> list[tuple[str, Any, Any]]:
-    pairs = iter([("env", a.env, b.env)] if a.env != b.env else [])
+    """Key and both values of each option that differs.
+
+    Raises:
+        DataError: The environments differ.
+    """
+    rows: list[tuple[str, Any, Any]] = []
     if a.options and b.options:
-        pairs = differing_keys(dict(a.options), dict(b.options))
-    differences = [row for row in pairs if row[0].partition(".")[0] not in _UNCOMPARED]
-    for key, old, new in differences:
+        rows += differing_keys(dict(a.options), dict(b.options))
+    elif a.env != b.env:
+        rows.append(("env", a.env, b.env))
+    differences: list[tuple[str, Any, Any]] = []
+    for key, old, new in rows:
+        if key.partition(".")[0] in _UNCOMPARED:
+            continue
         if _ENV_KEYS.intersection(key.split(".")):
             raise DataError(
                 f"{a.location} and {b.location}: the environments differ: {key} "
@@ -200,11 +216,8 @@ def _differences(a: RolloutOutput, b: RolloutOutput) -> list[tuple[str, Any, Any
                 code="data.mismatch",
                 details={"key": key},
             )
+        differences.append((key, old, new))
     return differences
-
-
-def _is_valid(row: Mapping[str, Any]) -> bool:
-    return row.get("error") is None
 
 
 def _per_task(
@@ -215,8 +228,9 @@ def _per_task(
     for start, pair in pairs.items():
         name = start[0] or str(a.rows[start].get("instruction", ""))
         groups.setdefault(name, []).append(pair)
-    is_single = len(groups) < 2 and not any(task for task, _ in pairs)
-    return {} if is_single else {name: _figures(groups[name]) for name in sorted(groups)}
+    if len(groups) < 2 and not any(task for task, _ in pairs):
+        return {}
+    return {name: _figures(groups[name]) for name in sorted(groups)}
 
 
 def _figures(pairs: Sequence[tuple[bool, bool]]) -> dict[str, Any]:
@@ -234,11 +248,16 @@ def _figures(pairs: Sequence[tuple[bool, bool]]) -> dict[str, Any]:
     }
 
 
-def _cells(counts: Mapping[str, Any]) -> Iterator[str]:
+def _outcome_row(task: str, counts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Cells below `_HEADER`."""
+    starts = max(counts["starts"], 1)
     low, high = counts["confidence_95"]
-    yield str(counts["starts"])
-    for name in ("successes_a", "successes_b"):
-        yield f"{100 * counts[name] / max(counts['starts'], 1):.0f} %"
-    yield f"{100 * counts['difference']:+.0f}"
-    yield f"{100 * low:+.0f} to {100 * high:+.0f}"
-    yield f"{counts['p_value']:.3f}"
+    return (
+        task,
+        str(counts["starts"]),
+        f"{100 * counts['successes_a'] / starts:.0f} %",
+        f"{100 * counts['successes_b'] / starts:.0f} %",
+        f"{100 * counts['difference']:+.0f}",
+        f"{100 * low:+.0f} to {100 * high:+.0f}",
+        f"{counts['p_value']:.3f}",
+    )

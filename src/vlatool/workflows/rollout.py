@@ -1,5 +1,6 @@
 """Closed-loop evaluation of a trained policy in Gymnasium environments."""
 
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,10 +65,12 @@ class RolloutResult(Result):
         errors = [row["error"] for row in figures["rollouts"] if row["error"] is not None]
         if errors:
             yield f"episodes ended by an error of the environment: {len(errors)}"
-            yield from (f"   {errors.count(error)}  {error}" for error in dict.fromkeys(errors))
-        if (times := figures["plan_ms"])["batches"]:
-            points = ", ".join(f"{times[f'p{share}']:.1f} ms (p{share})" for share in (50, 90, 99))
-            yield f"planning takes {points} per batch"
+            for error in dict.fromkeys(errors):
+                yield f"   {errors.count(error)}  {error}"
+        times = figures["plan_ms"]
+        if times["batches"]:
+            points = [f"{times[f'p{share}']:.1f} ms (p{share})" for share in (50, 90, 99)]
+            yield f"planning takes {', '.join(points)} per batch"
         yield f"page: {self.page}"
 
 
@@ -115,10 +118,10 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
     report = job.report()
     if not report["episodes"]:
         raise _episodes_failed(report)
-    names = [*header, "picture", "page", "report"]
-    metrics = {name: value for name, value in report.items() if name not in names}
-    metrics |= {"plan_ms": job.plan_ms(), "videos": job.videos()}
-    result = RolloutResult(**{name: report[name] for name in names}, figures=metrics)
+    figures = dict(report)
+    facts = {name: figures.pop(name) for name in (*header, "picture", "page", "report")}
+    figures |= {"plan_ms": job.plan_ms(), "videos": job.videos()}
+    result = RolloutResult(**facts, figures=figures)
     if report["errors"]:
         raise _episodes_failed(report, result)
     return result
@@ -135,16 +138,12 @@ def suite_tasks(config: RolloutConfig) -> dict[str, RolloutConfig]:
             hint="give some, such as `tasks: {red: {env: vlatool/PickPlace-v0, seed: 7}}`",
             code="usage.bad_value",
         )
-    rows = -(-config.contact_sheet_episodes // len(suite.tasks))
-    return {
-        name: config.model_copy(
-            update={
-                "contact_sheet_episodes": rows,
-                **{key: getattr(task, key) for key in task.model_fields_set},
-            }
-        )
-        for name, task in suite.tasks.items()
-    }
+    rows = math.ceil(config.contact_sheet_episodes / len(suite.tasks))
+    tasks: dict[str, RolloutConfig] = {}
+    for name, task in suite.tasks.items():
+        of_task = {key: getattr(task, key) for key in task.model_fields_set}
+        tasks[name] = config.model_copy(update={"contact_sheet_episodes": rows, **of_task})
+    return tasks
 
 
 def _environments(config: RolloutConfig, makers: Sequence[EnvironmentMaker]) -> Environments:
@@ -171,10 +170,9 @@ def _record(
     options = single.model_dump(mode="json", exclude={*config.no_effect_on_output})
     options["checkpoint"] = checkpoint_of(trained).name
     if config.suite is not None:
-        options["suite"] = {
-            name: task.model_dump(mode="json", include={*RolloutTask.model_fields})
-            for name, task in tasks.items()
-        }
+        keys = {*RolloutTask.model_fields}
+        suite = {name: task.model_dump(mode="json", include=keys) for name, task in tasks.items()}
+        options["suite"] = suite
     return OutputRecord("eval rollout", options | versions_of([folder_of(trained)]))
 
 
@@ -238,7 +236,9 @@ class EnvironmentRollouts:
                 raise
             result = error.result
         figures = result.figures
+        metrics = {name: float(figures[name]) for name in _METRICS}
         groups = figures.get("per_task") or figures["per_instruction"]
-        rates = {f"success_rate/{text}": counts["success_rate"] for text, counts in groups.items()}
-        metrics = {name: figures[name] for name in _METRICS} | (rates if len(rates) > 1 else {})
-        return {name: float(value) for name, value in metrics.items()}
+        if len(groups) > 1:
+            for text, counts in groups.items():
+                metrics[f"success_rate/{text}"] = float(counts["success_rate"])
+        return metrics

@@ -99,21 +99,24 @@ def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> S
     # Digest of names, sizes and sample counts of shards; the same for a copy of them.
     listed = [(shard.path.name, shard.num_sequences) for shard in shards]
     inputs = digest_of([listed, input_state([shard.path for shard in shards]).sizes])
-    is_complete = not config.overwrite and _is_complete(target, inputs, shards, config)
+    status = "planned" if config.dry_run else "written"
+    if not config.overwrite and _is_complete(target, inputs, shards, config):
+        status = "already complete"
     schema = _first_fields(folder, shards)
-    beside = f" --data.dataset_statistics {config.output}" if config.output else ""
+    next_command = f"vlatool train --preset policy-tiny --data {config.data}"
+    if config.output:
+        next_command += f" --data.dataset_statistics {config.output}"
     result = StatsComputeResult(
-        config.data,
-        str(target),
-        sum(shard.num_sequences for shard in shards),
-        len(shards),
-        schema.steps,
-        schema.widths,
-        "already complete" if is_complete else "planned" if config.dry_run else "written",
-        f"vlatool train --preset policy-tiny --data {config.data}{beside} "
-        f"--output runs/{location(config.data).name}",
+        data=config.data,
+        output=str(target),
+        samples=sum(shard.num_sequences for shard in shards),
+        shards=len(shards),
+        steps=schema.steps,
+        fields=schema.widths,
+        status=status,
+        next=f"{next_command} --output runs/{location(config.data).name}",
     )
-    if result.status == "written":
+    if status == "written":
         total = _total(shards, schema, config.workers, reporter)
         entries = dict(field_entries(total, schema.widths))
         stats_layout.write_recorded(target, entries, inputs, _contents(shards))
@@ -187,18 +190,22 @@ class _Fields:
 
     @classmethod
     def of_sample(cls, arrays: Mapping[str, Array]) -> "_Fields":
-        kinds = {
-            name: (array.shape, "text" if array.dtype.kind in "USO" else array.dtype.str)
-            for name, array in arrays.items()
-            if array.ndim
-        }
+        kinds: dict[str, tuple[tuple[int, ...], str]] = {}
+        steps = 0
+        for name, array in arrays.items():
+            if array.ndim:
+                is_text = array.dtype.kind in "USO"
+                kinds[name] = array.shape, "text" if is_text else array.dtype.str
+                steps = max(steps, len(array))
         masks = [arrays[name] for name in MASKS if name in arrays]
-        steps = (
-            len(masks[0]) if masks else max((shape[0] for shape, _ in kinds.values()), default=0)
-        )
-        widths = {name: int(np.prod(kinds[name][0][1:])) for name in numeric_fields(kinds)}
-        of_window = {name: n for name, n in widths.items() if len(arrays[name]) == steps and n}
-        return cls(steps, of_window)
+        if masks:
+            steps = len(masks[0])
+        widths: dict[str, int] = {}
+        for name in numeric_fields(kinds):
+            width = int(np.prod(arrays[name].shape[1:]))
+            if len(arrays[name]) == steps and width:
+                widths[name] = width
+        return cls(steps, widths)
 
 
 def _first_fields(folder: ShardFolder, shards: Sequence[Shard]) -> _Fields:
@@ -256,8 +263,9 @@ class _ShardStatistics:
                 )
             for start in range(0, len(tar.keys), _SAMPLES_AT_ONCE):
                 samples = list(self._samples(tar, tar.keys[start : start + _SAMPLES_AT_ONCE]))
-                names = self.schema.widths
-                fields = [np.stack([arrays[name] for arrays, _ in samples]) for name in names]
+                fields: list[Array] = []
+                for name in self.schema.widths:
+                    fields.append(np.stack([arrays[name] for arrays, _ in samples]))
                 total.add(window_statistics(fields, np.stack([valid for _, valid in samples])))
         statistics = total.total()
         assert statistics is not None, "shards without samples are left out"
@@ -321,13 +329,12 @@ class StatsMergeResult(Result):
         fields = counted(self.fields, "field")
         sources = counted(len(self.sources), "data set")
         summary = f"{fields} of {sources}, windows of {counted(self.steps, 'step')}"
-        line = f"would print {summary}; nothing was written"
+        lines = [f"would print {summary}; nothing was written"]
         if self.output is not None:
-            line = outcome(self.output, self.status, summary, f"would describe {summary}")
-        return [
-            line,
-            *(f"left out {name}: {reason}" for name, reason in self.left_out.items()),
-        ]
+            lines = [outcome(self.output, self.status, summary, f"would describe {summary}")]
+        for name, reason in self.left_out.items():
+            lines.append(f"left out {name}: {reason}")
+        return lines
 
 
 def stats_merge(config: StatsMergeConfig, *, reporter: Reporter = NULL) -> StatsMergeResult:

@@ -105,18 +105,22 @@ class TokenizerEvalResult(Result):
 
     def table(self) -> list[tuple[str, str]]:
         """Label and value of each metric, as text."""
-        shown = [(*_METRICS[name], self.figures[name]) for name in _METRICS if name in self.figures]
-        return [
-            (label, f"{value:.{digits}f} {unit}".strip()) for label, unit, digits, value in shown
-        ]
+        rows: list[tuple[str, str]] = []
+        for name, (label, unit, digits) in _METRICS.items():
+            if name in self.figures:
+                rows.append((label, f"{self.figures[name]:.{digits}f} {unit}".strip()))
+        return rows
 
     def lines(self) -> Iterator[str]:
         yield f"{self.data}: {counted(self.pictures, 'image')}"
-        yield from (f"   dropped: {count} {reason}" for reason, count in self.dropped.items())
-        yield from (f"      {drop['sample']}" for drop in self.dropped_images[:_SHOWN])
+        for reason, count in self.dropped.items():
+            yield f"   dropped: {count} {reason}"
+        for drop in self.dropped_images[:_SHOWN]:
+            yield f"      {drop['sample']}"
         if len(self.dropped_images) > _SHOWN:
             yield f"      and more; {REPORT} lists all"
-        yield from (f"{label:<38}{value:>14}" for label, value in self.table())
+        for label, value in self.table():
+            yield f"{label:<38}{value:>14}"
         for name, reason in self.not_measured.items():
             yield f"not measured: {name} ({reason})"
         yield f"images: {self.page}"
@@ -184,9 +188,11 @@ def tokenizer_eval(
     if not runtime.is_main:
         return result
     ranked = extremes(rows, "psnr", _SHOWN)
-    groups = {"best": ranked.best, "median": ranked.median, "worst": ranked.worst}
-    shown = {name: {row.key: row.metrics["psnr"] for row in rows} for name, rows in groups.items()}
-    result = replace(result, extremes=shown)
+    psnr_by_image: dict[str, dict[str, float]] = {}
+    for name in ("best", "median", "worst"):
+        scores: Sequence[ImageScore] = getattr(ranked, name)
+        psnr_by_image[name] = {score.key: score.metrics["psnr"] for score in scores}
+    result = replace(result, extremes=psnr_by_image)
     with single_output(output, record, (REPORT, PAGE)):
         images_shown = reconstruction.reconstruct(run, images, options, ranked.keys)
         command = typed_command("tokenizer eval", config, ("checkpoint", "data"))
@@ -202,9 +208,9 @@ def _result(
     networks: "MetricNetworks",
     output: Path,
 ) -> TokenizerEvalResult:
-    unavailable = (
-        {} if tokenizer.network.codebook_size else {"codes": "the tokenizer has no codebook"}
-    )
+    not_measured = dict(networks.missing)
+    if not tokenizer.network.codebook_size:
+        not_measured["codes"] = "the tokenizer has no codebook"
     return TokenizerEvalResult(
         checkpoint=str(tokenizer.path),
         data=config.data,
@@ -212,7 +218,7 @@ def _result(
         dropped=evaluation.dropped,
         dropped_images=[],
         figures=evaluation.metrics,
-        not_measured={**networks.missing, **unavailable},
+        not_measured=not_measured,
         networks=networks.digests,
         extremes={},
         page=str(output / PAGE),
@@ -225,13 +231,14 @@ def _write_page(
 ) -> None:
     from vlatool.evaluation.reconstruction import ReconstructionReport, write_tokenizer_page
 
+    notes = [f"{name} is not measured: {reason}" for name, reason in result.not_measured.items()]
+    notes += [f"dropped: {count} {reason}" for reason, count in result.dropped.items()]
     report = ReconstructionReport(
         title=result.data,
         command=command,
         num_images=result.pictures,
         metrics=result.table(),
-        notes=[f"{name} is not measured: {reason}" for name, reason in result.not_measured.items()]
-        + [f"dropped: {count} {reason}" for reason, count in result.dropped.items()],
+        notes=notes,
     )
     write_tokenizer_page(location(result.page), report, result.extremes, images)
 
