@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from vlatool.errors import DataError, UsageError
@@ -118,19 +119,21 @@ def _check_same_run(root: Path, config: TrainConfig, start_in: StartIn) -> None:
 def _step_ahead(remote: RunDir, local: RunDir, *, replaces: bool) -> int | None:
     """Step of the newest remote checkpoint; None if the local run has it or a later one."""
     latest = remote.latest()
-    steps = [] if replaces else [step for step, _ in local.checkpoints()]
-    return None if latest is None or latest[0] <= max(steps, default=-1) else latest[0]
+    if latest is None:
+        return None
+    newest_here = -1
+    if not replaces:
+        newest_here = max((step for step, _ in local.checkpoints()), default=-1)
+    return latest[0] if latest[0] > newest_here else None
 
 
 def _best_before(step: int, remote: RunDir, local: RunDir, *, replaces: bool) -> list[int]:
     """Step of the best remote checkpoint if it is earlier, and not in the local run."""
-    present = [] if replaces else [local_step for local_step, _ in local.checkpoints()]
     complete = dict(remote.checkpoints())
-    return [
-        best
-        for best in remote.best_steps()
-        if best < step and best in complete and best not in present
-    ]
+    if not replaces:
+        for local_step, _ in local.checkpoints():
+            complete.pop(local_step, None)
+    return [best for best in remote.best_steps() if best < step and best in complete]
 
 
 def _copy_to_local(
@@ -141,21 +144,17 @@ def _copy_to_local(
     The record comes first and the checkpoint last: a copy that is interrupted starts again.
     """
     reporter.note(f"{remote.root}: this run continues in {local.root} after step {step}")
-    copied = [*_best_before(step, remote, local, replaces=replaces), step]
-    beside = {
-        f"{CHECKPOINTS}/{name}"
-        for number in copied
-        for name in CheckpointManifest.read(remote.checkpoint(number)).beside
-    }
     record = str(job_record.record_file(remote.root).relative_to(remote.root))
-    files = [file for file in files_below(remote.root) if _is_copied(file.name, {record, *beside})]
-    inner = {
-        number: [
-            file for file in files_below(remote.checkpoint(number)) if not file.name.startswith(".")
+    named = {record}
+    files_by_step: dict[int, list[FileInfo]] = {}
+    for number in (*_best_before(step, remote, local, replaces=replaces), step):
+        folder = remote.checkpoint(number)
+        named.update(f"{CHECKPOINTS}/{name}" for name in CheckpointManifest.read(folder).beside)
+        files_by_step[number] = [
+            file for file in files_below(folder) if not file.name.startswith(".")
         ]
-        for number in copied
-    }
-    total = sum(file.bytes for group in (files, *inner.values()) for file in group)
+    files = [file for file in files_below(remote.root) if _is_copied(file.name, named)]
+    total = sum(file.bytes for file in chain(files, *files_by_step.values()))
     with (
         job_record.output_lock(local.root, f"vlatool {_COMMAND}"),
         reporter.progress("download", total, "bytes") as bar,
@@ -165,10 +164,10 @@ def _copy_to_local(
         copier = _Copier(TransferPool(_STREAMS, on_note=reporter.note, bar=bar), local.root)
         copier.copy(remote.root, [file for file in files if file.name == record], local.root)
         copier.copy(remote.root, [file for file in files if file.name != record], local.root)
-        for number in copied:
+        for number, files_of_step in files_by_step.items():
             folder = remote.checkpoint(number)
             with atomic_folder(local.checkpoint(number)) as partial:
-                copier.copy(folder, inner[number], partial)
+                copier.copy(folder, files_of_step, partial)
                 _check_copy(folder, partial)
         remove_tree(copier.partials)
         local.write_latest(step)

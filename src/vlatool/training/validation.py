@@ -101,8 +101,10 @@ class Validation:
             self.logger.warn_validation_drops(step, int(all_dropped), drops)
         if count <= 0:
             return {}
-        values = objective.metrics(_PHASE, sums.read(packed), count)
-        return {"loss": total / count, **{name: float(value) for name, value in values.items()}}
+        values = {"loss": total / count}
+        for name, value in objective.metrics(_PHASE, sums.read(packed), count).items():
+            values[name] = float(value)
+        return values
 
     @torch.no_grad()
     def _chunk_errors(self, step: int) -> dict[str, float]:
@@ -118,13 +120,19 @@ class Validation:
             ctx = contexts.of(step, micro_batch, _CHUNKS, training=False)
             for name, value in objective.chunk_errors(batch, ctx).items():
                 # All ranks sample equally often; a dummy micro-batch counts nothing.
-                counted = torch.zeros_like(value) if micro_batch.is_dummy else value
-                sums[name] = sums[name] + counted if name in sums else counted
+                if micro_batch.is_dummy:
+                    value = torch.zeros_like(value)
+                if name in sums:
+                    value = sums[name] + value
+                sums[name] = value
         if not sums:
             return {}
         totals = self.run.runtime.sum(torch.stack(list(sums.values()))).tolist()
-        rows = zip(sums, totals, strict=True)
-        return {name: total / count for name, (total, count) in rows if count > 0}
+        means: dict[str, float] = {}
+        for name, (total, count) in zip(sums, totals, strict=True):
+            if count > 0:
+                means[name] = total / count
+        return means
 
 
 _COLUMNS = 8
@@ -185,9 +193,14 @@ def is_pending(run: RunDir, step: int, steps: tuple[int, ...], prefix: str) -> b
     """True if something is to be measured at a step, and no row of the metrics has it; `prefix`:
     start of the names of its metrics.
     """
-    rows = read_metrics(run.metrics) if step in steps and run.metrics.is_file() else []
-    measured = [row for row in rows if any(name.startswith(prefix) for name in row)]
-    return step in steps and all(row["step"] != step for row in measured)
+    if step not in steps:
+        return False
+    if not run.metrics.is_file():
+        return True
+    for row in read_metrics(run.metrics):
+        if row["step"] == step and any(name.startswith(prefix) for name in row):
+            return False
+    return True
 
 
 @dataclass(frozen=True)
