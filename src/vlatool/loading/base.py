@@ -211,7 +211,7 @@ class SampleReader(Protocol):
         """Same as `read`, with large arrays in memory that `allocate` returns.
 
         If the arrays of consecutive samples are adjacent, a batcher stacks them without a copy: see
-        `loading.loader.stack_rows`.
+        `loading.shared_memory.stack_rows`.
         """
         return self.read(refs, rngs)
 
