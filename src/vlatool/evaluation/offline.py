@@ -22,7 +22,7 @@ from vlatool.evaluation.control import (
 from vlatool.events import Progress, counted
 from vlatool.formats.field_summary import dimension_label, dimension_names
 from vlatool.loading.base import ActionField, RecordedFutures, RecordedPairs, Target
-from vlatool.loading.shard_reader import check_frame
+from vlatool.loading.lookup import check_frame
 from vlatool.models.base import Policy
 from vlatool.models.policy import in_batches
 from vlatool.plugins import did_you_mean

@@ -34,7 +34,7 @@ from vlatool.formats.shards.layout import SHARDS_NAME
 from vlatool.jobs.ownership import check_owner, require_input, single_output, versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.loading.base import PairOptions, RecordedFutures, RecordedPairs, Split
-from vlatool.loading.shard_reader import episode_named
+from vlatool.loading.lookup import episode_named
 from vlatool.models.published import Trained
 from vlatool.models.trained import Weights, data_kind_of
 from vlatool.report.text import number_text

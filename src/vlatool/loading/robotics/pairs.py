@@ -21,13 +21,13 @@ from vlatool.formats.media.tar_sample import StoredSample
 from vlatool.formats.shards.layout import ShardFolder, tar_episode
 from vlatool.formats.stats.layout import Statistics
 from vlatool.loading import base
+from vlatool.loading.lookup import check_frame, episode_named
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.assets import RoboticsAssets, contract_of
 from vlatool.loading.robotics.config import AugmentationConfig, RoboticsDataConfig, image_names
 from vlatool.loading.robotics.frames import WindowSample
 from vlatool.loading.robotics.info import RoboticsInfo, load_info
 from vlatool.loading.robotics.reader import DecodedSample, RoboticsReader
-from vlatool.loading.shard_reader import check_frame, episode_named
 from vlatool.storage.uri import pinned
 from vlatool.transforms.relative import SUFFIX
 

@@ -18,7 +18,7 @@ from vlatool.errors import DataError
 from vlatool.formats.media.images import decode_plain
 from vlatool.formats.samples.episode import TokenSample
 from vlatool.loading import base
-from vlatool.loading.shard_reader import check_frame, episode_named
+from vlatool.loading.lookup import check_frame, episode_named
 from vlatool.loading.vla.config import VlaAssets, VlaDataConfig, VlaSample
 from vlatool.loading.vla.info import episode_spans, load_info
 from vlatool.loading.vla.reader import VlaReader
