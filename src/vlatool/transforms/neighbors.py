@@ -31,8 +31,8 @@ def at_like_length(values: Array, lengths: Array) -> Array:
     NaN stays NaN. Where the others are equal, a score is 0 for their value and infinite for others.
     """
     scores = np.full(len(values), np.nan)
-    known = np.flatnonzero(np.isfinite(values))
-    order = known[np.argsort(lengths[known], kind="stable")]
+    finite = np.flatnonzero(np.isfinite(values))
+    order = finite[np.argsort(lengths[finite], kind="stable")]
     count = min(len(order), max(_FEWEST, round(_LIKE_LENGTH * len(order))))
     for position, index in enumerate(order):
         first = min(max(position - count // 2, 0), len(order) - count)

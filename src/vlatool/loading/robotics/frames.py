@@ -86,7 +86,7 @@ class FrameWindows:
         return chosen_numbers(self.episodes, self._refs)
 
     @cached_property
-    def chosen(self) -> tuple[FramesEpisode, ...]:
+    def selected(self) -> tuple[FramesEpisode, ...]:
         """The episodes that are used; may be empty."""
         episodes = self.folder.episodes
         if self.split != "all":
@@ -155,7 +155,7 @@ class FrameWindows:
         """The tars with windows, and how many."""
         counts: Any = read_json(self.computed() / _COUNTS)
         shards: list[Shard] = []
-        for episode, count in zip(self.chosen, counts, strict=True):
+        for episode, count in zip(self.selected, counts, strict=True):
             if count:
                 shards.append(Shard(self.folder.tar(episode.id).path, count, episode.sha256))
         return shards
@@ -165,7 +165,7 @@ class FrameWindows:
 
         It is made from the numbers of all episodes if it is not there yet.
         """
-        if not self.chosen:
+        if not self.selected:
             among = "" if self.episodes is None else f" among data.episodes {self.episodes}"
             raise DataError.at(
                 self.folder.path,
@@ -173,7 +173,7 @@ class FrameWindows:
                 hint="choose other episodes, or all with --data.split all",
                 code="data.no_samples",
             )
-        rows = [(episode.id, episode.sha256) for episode in self.chosen]
+        rows = [(episode.id, episode.sha256) for episode in self.selected]
         names = sorted(self.fields) or None
         place = self.cache / f"{digest_of([rows, self.options(), names])}{_SUFFIX}"
         if (place / _COUNTS).is_file():
@@ -206,14 +206,14 @@ class FrameWindows:
         return place
 
     def _samplers(self) -> Iterator[EpisodeSampler]:
-        """Windows of the chosen episodes; remote ones are read concurrently."""
+        """Windows of the selected episodes; remote ones are read concurrently."""
 
         def open_one(episode: FramesEpisode) -> EpisodeSampler:
             return self.sampler(self.folder.tar(episode.id), episode.id)
 
         if is_remote(self.folder.path):
-            return in_parallel(open_one, self.chosen, _MAX_REQUESTS)
-        return map(open_one, self.chosen)
+            return in_parallel(open_one, self.selected, _MAX_REQUESTS)
+        return map(open_one, self.selected)
 
 
 @dataclass(frozen=True)

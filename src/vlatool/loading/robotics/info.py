@@ -86,9 +86,9 @@ class RoboticsInfo:
     def datasets(self) -> tuple[DataSet, ...]:
         datasets: list[DataSet] = []
         for stored in self.sets:
-            shards = [
-                ShardInfo(each.path, each.num_sequences, each.digest) for each in stored.shards
-            ]
+            shards: list[ShardInfo] = []
+            for shard in stored.shards:
+                shards.append(ShardInfo(shard.path, shard.num_sequences, shard.digest))
             datasets.append(DataSet(stored.name, tuple(shards)))
         return tuple(datasets)
 
@@ -166,12 +166,12 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
     pasts = [int(row["past_lowdim_steps"]) for row in options]
     futures = [int(row["future_lowdim_steps"]) for row in options]
     merged = _merged(config, statistics, pasts)
-    known = {**_of_training(config), **merged.statistics}
+    all_statistics = {**_of_training(config), **merged.statistics}
     sets: list[RoboticsDataSet] = []
     for number, folder in enumerate(folders):
         padded: frozenset[str] = frozenset()
         if config.pad_missing_fields:
-            padded = frozenset(known) - statistics[number].keys()
+            padded = frozenset(all_statistics) - statistics[number].keys()
         sets.append(
             RoboticsDataSet(
                 name=config.dataset_manifest[number],
@@ -188,13 +188,13 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
     return RoboticsInfo(
         sets=tuple(sets),
         options=first_options,
-        statistics=stats_layout.compact(known),
+        statistics=stats_layout.compact(all_statistics),
         past=min(pasts),
         future=min(futures),
         statistics_past=min(pasts),
         fields=_fields(config, first_options),
         left_out=merged.left_out,
-        fixed_in_some=tuple(_fixed_in_some(config, first_options, statistics, known)),
+        fixed_in_some=tuple(_fixed_in_some(config, first_options, statistics, all_statistics)),
     )
 
 
@@ -412,7 +412,7 @@ def held_out_data(config: RoboticsDataConfig) -> list[str]:
     held_out: list[str] = []
     for text in config.dataset_manifest:
         folder = data_of(text, config.model_copy(update={"split": "val"}))
-        if isinstance(folder, FrameWindows) and folder.folder.num_held_out and folder.chosen:
+        if isinstance(folder, FrameWindows) and folder.folder.num_held_out and folder.selected:
             held_out.append(text)
     return held_out
 
