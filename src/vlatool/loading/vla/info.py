@@ -397,16 +397,18 @@ def _fast(
     """Action tokenizer, and its digest as the manifest has it."""
     document: Any = samples.document
     recorded = str((document.get("fast") or {}).get("digest") or "")
-    beside = samples.path / FAST_NAME
-    if config.fast is None and not is_fast(beside):
-        if config.split == "train":
-            message = (
-                f"{samples.path}: no action tokenizer in {FAST_NAME}/: the model can be trained, "
-                "but actions that it predicts cannot be decoded; set data.fast"
-            )
-            reporter.warn("data.no_source", message)
-        return None, recorded
-    folder = beside if config.fast is None else location(config.fast)
+    if config.fast is not None:
+        folder = location(config.fast)
+    else:
+        folder = samples.path / FAST_NAME
+        if not is_fast(folder):
+            if config.split == "train":
+                message = (
+                    f"{samples.path}: no action tokenizer in {FAST_NAME}/: the model can be "
+                    "trained, but actions that it predicts cannot be decoded; set data.fast"
+                )
+                reporter.warn("data.no_source", message)
+            return None, recorded
     tokenizer = read_fast(folder)
     if recorded and tokenizer.digest != recorded:
         raise DataError.at(
