@@ -178,10 +178,12 @@ def _no_actions(info: RoboticsInfo) -> DataError:
     actions = [name for name in widths if "action" in name] or list(widths)
     observed = [name for name in widths if name not in actions and "desired" not in name]
     options: list[str] = []
-    if actions:
-        options.append(f"--data.action_fields {','.join(actions[:2])}")
-    if observed:
-        options.append(f"--data.proprioception_fields {','.join(observed[:2])}")
+    for key, names in (
+        ("data.action_fields", actions[:2]),
+        ("data.proprioception_fields", observed[:2]),
+    ):
+        if names:
+            options.append(f"--{key} {','.join(names)}")
     return DataError(
         f"the data name no action fields; their fields (dimensions) are: {text}",
         hint=f"select predicted and observed fields, such as {' '.join(options)}",

@@ -59,9 +59,9 @@ class FrameWindows:
     folder: FramesFolder
     config: FrameWindowsConfig
     cache: Path  # local folder for statistics
-    fields: tuple[str, ...] = ()  # fields with statistics; empty: all
-    episodes: str | None = None  # as `data.episodes`
-    split: Split = "all"  # as `data.split`
+    fields: tuple[str, ...]  # fields with statistics; empty: all
+    episodes: str | None  # as `data.episodes`
+    split: Split  # as `data.split`
 
     @cached_property
     def _stored(self) -> dict[str, Any]:
