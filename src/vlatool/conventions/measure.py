@@ -254,8 +254,10 @@ def section(measured: Measured) -> Section:
     for convention, group in zip(conventions.groups, measured.groups, strict=True):
         if not group.is_determined:
             continue
-        assert group.fits[0].drawn is not None, "the best fit is drawn"
-        recorded, predicted = (values[:_DRAWN_ROWS, :_DRAWN] for values in group.fits[0].drawn)
+        drawn = group.fits[0].drawn
+        assert drawn is not None, "the best fit is drawn"
+        recorded = drawn[0][:_DRAWN_ROWS, :_DRAWN]
+        predicted = drawn[1][:_DRAWN_ROWS, :_DRAWN]
         rows, width = recorded.shape
         names = [str(convention.first + index) for index in range(width)]
         axis = Axis(0, max(rows - 1, 1), unit="rows", whole=True)

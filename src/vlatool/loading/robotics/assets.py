@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast, get_args
 
-from vlatool.episode import PoseGroup, UInt8Array
+import numpy as np
+
+from vlatool.episode import Array, PoseGroup, UInt8Array
 from vlatool.errors import DataError
 from vlatool.formats.contract import Contract, SeenCamera, conventions_in
 from vlatool.formats.field_summary import Names, recorded_names
@@ -69,10 +71,11 @@ class RoboticsAssets:
 
     def normalized(self, sample: DecodedSample) -> DecodedSample:
         """Returns the sample with normalized fields, float32 [T, C]; padded fields are zeros."""
-        fields = {
-            name: self.normalizer.normalize(name, values) * (name not in sample.padded_fields)
-            for name, values in sample.fields.items()
-        }
+        fields: dict[str, Array] = {}
+        for name, values in sample.fields.items():
+            fields[name] = self.normalizer.normalize(name, values)
+            if name in sample.padded_fields:
+                fields[name] = np.zeros_like(fields[name])
         return replace(sample, fields=fields)
 
 
