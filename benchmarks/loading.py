@@ -35,15 +35,17 @@ HERE = Path(__file__).resolve().parents[1]
 FAR = 1_000_000
 # Package of the modules of robotics data in old checkouts.
 OLD_PACKAGE = "vlatool.loading"
-# Checkouts without this module copy the arrays that they stack.
-SHARED_MEMORY = "vlatool.loading.loader"
+# Module with `stack_rows`, now and in old checkouts; older ones copy the arrays that they stack.
+SHARED_MEMORY = ("vlatool.loading.shared_memory", "vlatool.loading.loader")
 
 
 def stack(samples: Sequence[Any]) -> dict[str, Any]:
     """Stacks images and fields to tensors, like every batcher."""
     stack_arrays = np.stack
-    if importlib.util.find_spec(SHARED_MEMORY):
-        stack_arrays = importlib.import_module(SHARED_MEMORY).stack_rows
+    for name in SHARED_MEMORY:
+        if importlib.util.find_spec(name):
+            stack_arrays = importlib.import_module(name).stack_rows
+            break
     names = list(samples[0].fields)
     return {
         "images": torch.from_numpy(stack_arrays([sample.images for sample in samples])),

@@ -21,7 +21,8 @@ from vlatool.formats.media.images import encode_jpeg, encode_png
 from vlatool.formats.media.tar import index_path
 from vlatool.loading.base import DroppedSample, PairOptions, SampleRef
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.kind import RoboticsKind, pairs_info
+from vlatool.loading.robotics.kind import RoboticsKind
+from vlatool.loading.robotics.pairs import pairs_info
 from vlatool.loading.robotics.reader import DecodedSample
 from vlatool.storage.remote_path import RemotePath
 from vlatool.testing.sinks import check_sink
@@ -126,7 +127,7 @@ def test_samples_and_statistics_are_those_of_shards(
     cut, of_frames = samples(frames, windows=WINDOWS[name], **cache)
     assert {*cut.fields} <= cut.statistics.keys()
     assert {n: expected.statistics[n] for n in cut.statistics} == cut.statistics
-    assert cut.sizes == expected.sizes
+    assert cut.num_samples == expected.num_samples
     assert len(of_frames) == len(of_shards) > 20
     for pair in zip(of_shards, of_frames, strict=True):
         check_equal(*pair)
@@ -165,10 +166,10 @@ def test_training_takes_some_of_the_episodes(
         numbers = [name[-1] for name in read_curation(folder).selected()]
         assert 0 < len(numbers) < 3
     info, _ = samples(frames, episodes=episodes, **cache)
-    assert [shard.path.stem[-1] for shard in info.shards[0]] == numbers
+    assert [shard.path.stem[-1] for shard in info.sets[0].shards] == numbers
     # A job on another machine has no curation: its config has the numbers.
     derived, _ = RoboticsKind().derive(config_of(frames, episodes=episodes, **cache), info)
-    assert samples(frames, episodes=derived.episodes, **cache)[0].shards == info.shards
+    assert samples(frames, episodes=derived.episodes, **cache)[0].datasets == info.datasets
     assert derived.episodes is not None
     assert "@" not in derived.episodes
     written(raw, tmp_path / "lbm", "lbm", episodes=",".join(numbers), **IMAGES)
@@ -322,8 +323,8 @@ def test_shards_and_frames_are_one_mixture(
     refs = [SampleRef(number % 2, 0, number // 2) for number in range(8)]
     read = kind.reader(derived, info).read(refs, [np.random.default_rng(0)] * 8)
     assert [each.dataset for each in read if isinstance(each, DecodedSample)] == [0, 1] * 4
-    assert len(info.sizes) == 2
-    assert info.sizes[0] == info.sizes[1]
+    first, second = info.datasets
+    assert first.size == second.size
 
 
 def test_frames_in_a_bucket_and_without_indexes(

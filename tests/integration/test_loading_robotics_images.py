@@ -21,10 +21,11 @@ from tests.builders.toy_images import write_image_shards
 from vlatool.errors import DataError
 from vlatool.formats.stats.layout import StatsPart, merge_parts, read_mergeable
 from vlatool.loading.base import SampleRef
-from vlatool.loading.loader import LoaderPlan, build_loader, read_samples, stack_rows
+from vlatool.loading.loader import LoaderPlan, build_loader, read_samples
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.loading.robotics.reader import DecodedSample
+from vlatool.loading.shared_memory import stack_rows
 from vlatool.models.diffusion_policy.batch import PolicyBatcher, example_batch
 from vlatool.models.diffusion_policy.config import (
     ByteTextConfig,

@@ -88,8 +88,9 @@ def test_what_is_padded_is_counted_at_the_start(sets: tuple[Path, Path]) -> None
     config, info = loaded(*sets, pad_missing_fields=True)
     reporter = Recorder()
     KIND.check_samples(config, info, reporter)
+    count = info.datasets[1].size
     texts = [
-        f"zeros as {name} in {info.sizes[1]} of {sum(info.sizes)} samples: {sets[1]}"
+        f"zeros as {name} in {count} of {info.num_samples} samples: {sets[1]}"
         for name in (HAND_COMMAND, HAND)
     ]
     assert {*texts} <= {*reporter.notes}

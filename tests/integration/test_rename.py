@@ -211,7 +211,7 @@ def test_padded_images_are_counted_by_camera(unlike: list[str]) -> None:
     config, info = loaded(unlike, pad_missing_images=True, proprioception_fields=["obs.object"])
     reporter = Recorder()
     RoboticsKind().check_samples(config, info, reporter)
-    half, both = info.sizes[0], sum(info.sizes)
+    half, both = info.datasets[0].size, info.num_samples
     assert f"black images of front_image in {half} of {both} samples: {unlike[1]}" in reporter.notes
 
 

@@ -18,7 +18,8 @@ from vlatool.formats.contract import differences
 from vlatool.formats.media.images import encode_png
 from vlatool.loading.base import PairOptions, RecordedFutures
 from vlatool.loading.vla.config import VlaDataConfig
-from vlatool.loading.vla.kind import VlaKind, VlaPairs
+from vlatool.loading.vla.kind import VlaKind
+from vlatool.loading.vla.pairs import VlaPairs
 from vlatool.models.base import Codes
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 from itertools import product
 
-from vlatool.conventions.file import Conventions, meaning
+from vlatool.conventions.file import Convention, Conventions, meaning
 from vlatool.conventions.fit import Samples, rotation_residual
 from vlatool.conventions.groups import Group
 from vlatool.conventions.measure import Measured
@@ -48,17 +48,7 @@ def contradictions(
         )
         if not is_declared or not group.is_determined:
             continue
-        declared: dict[str, tuple[str, ...]] = {}
-        # A velocity, the difference by the rate, is an absolute value of its own.
-        rate = measured.fps
-        is_velocity = any(abs(scale - rate) < _RATE * rate for scale in convention.scale)
-        if declaration.relation and not is_velocity:
-            declared["relation"] = (declaration.relation,)
-        if declaration.rotations and group.pose is not None:
-            declared["rotation"] = declaration.rotations
-        if declaration.frame and convention.frame:
-            declared["frame"] = (declaration.frame,)
-        for name, values in declared.items():
+        for name, values in _declared(declaration, group, convention, measured.fps).items():
             if set(values) & set(getattr(convention, name)):
                 continue
             residual = _residual(measured.samples, group, name, values)
@@ -74,12 +64,27 @@ def contradictions(
             yield finding, is_worse and is_large
 
 
+def _declared(
+    declaration: Declaration, group: Group, convention: Convention, fps: float
+) -> dict[str, tuple[str, ...]]:
+    """Values of the attributes of a convention that a declaration states."""
+    declared: dict[str, tuple[str, ...]] = {}
+    # A velocity, the difference by the rate, is an absolute value of its own.
+    is_velocity = any(abs(scale - fps) < _RATE * fps for scale in convention.scale)
+    if declaration.relation and not is_velocity:
+        declared["relation"] = (declaration.relation,)
+    if declaration.rotations and group.pose is not None:
+        declared["rotation"] = declaration.rotations
+    if declaration.frame and convention.frame:
+        declared["frame"] = (declaration.frame,)
+    return declared
+
+
 def _residual(samples: Samples, group: Group, name: str, values: Sequence[str]) -> float | None:
     """Least residual of fits with one of some values of an attribute; None: there are none."""
     if group.pose is not None:
         return rotation_residual(samples, group.columns, group.pose, name, values)
-    residuals = [fit.residual for fit in group.fits if getattr(fit, name) in values]
-    return min(residuals, default=None)
+    return min((fit.residual for fit in group.fits if getattr(fit, name) in values), default=None)
 
 
 def relative_twice(conventions: Conventions, actions: Collection[str]) -> Iterator[Finding]:
@@ -95,9 +100,9 @@ def relative_twice(conventions: Conventions, actions: Collection[str]) -> Iterat
 
 def check_rate(conventions: Conventions, actions: Sequence[str], hint: str) -> None:
     """Raises DataError if action fields that get another rate are differences between frames."""
-    known = {name.removesuffix(SUFFIX) for name in actions}
+    fields = {name.removesuffix(SUFFIX) for name in actions}
     for group in conventions.groups:
-        if group.field in known and group.relation == ("delta",):
+        if group.field in fields and group.relation == ("delta",):
             raise DataError(
                 f"{group.name}: actions that are differences between frames "
                 f"({meaning(group)}) mean something else at another rate",

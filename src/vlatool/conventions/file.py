@@ -60,8 +60,10 @@ class Convention:
 
     @property
     def name(self) -> str:
-        span = f"{self.first}" if self.first == self.last else f"{self.first}-{self.last}"
-        return f"{self.field} {span}"
+        """Field and dimensions, such as `action 0-2`."""
+        if self.first == self.last:
+            return f"{self.field} {self.first}"
+        return f"{self.field} {self.first}-{self.last}"
 
     @property
     def is_determined(self) -> bool:
@@ -81,10 +83,11 @@ class Conventions:
 
     @property
     def sample_text(self) -> str:
-        chosen = counted(self.episodes, "episode")
+        """Such as `8,000 rows of 40 of 100 episodes`."""
+        episodes = counted(self.episodes, "episode")
         if self.episodes < self.episodes_of:
-            chosen = f"{self.episodes} of {counted(self.episodes_of, 'episode')}"
-        return f"{counted(self.rows, 'row')} of {chosen}"
+            episodes = f"{self.episodes} of {counted(self.episodes_of, 'episode')}"
+        return f"{counted(self.rows, 'row')} of {episodes}"
 
 
 CONVENTIONS = ManifestType(
@@ -163,7 +166,9 @@ def meaning(group: Convention) -> str:
     if group.kind == "missing":
         return "no numbers"
     if not group.is_determined:
-        return "not determined" + (f": {_any(group.relation)}" if group.relation else "")
+        if group.relation:
+            return f"not determined: {_any(group.relation)}"
+        return "not determined"
 
     about = "roughly " if (group.residual or 0.0) > _ROUGH else ""
     parts = [f"{about}{group.relation[0]} of {group.states}"]
@@ -204,4 +209,8 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _any(values: Sequence[Any]) -> str:
-    return " or ".join(map(str, values[:3])) + (" or others" if len(values) > 3 else "")
+    """Such as `0 or 1`; of many the first three."""
+    words = list(map(str, values[:3]))
+    if len(values) > 3:
+        words.append("others")
+    return " or ".join(words)

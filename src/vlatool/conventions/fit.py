@@ -9,7 +9,7 @@ Legend of shapes: F frames, N rows, S dimensions of the states, C of the actions
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
@@ -105,31 +105,33 @@ class Samples:
         lengths = [len(actions) for actions, _ in episodes]
         lags = _LAGS_OF_LONG if np.median(lengths) >= _LONG else _LAGS
         frames = np.concatenate([np.arange(length) for length in lengths])
-        stops = np.repeat(lengths, lengths) - lags[-1]
-        rows = np.flatnonzero((frames >= 2) & (frames < stops))
         episode = np.repeat(np.arange(len(lengths)), lengths)
         blocks = episode * len(frames) + frames // _BLOCK
 
-        distinct = {actions.tobytes() for actions, _ in episodes}
-        largest_residual = _LARGEST_OF_FEW if len(distinct) < _FEW_EPISODES else LARGEST_RESIDUAL
         actions = np.concatenate([actions for actions, _ in episodes]).astype(np.float64)
         states = np.concatenate([states for _, states in episodes]).astype(np.float64)
         missing = _is_mostly_missing(actions)
         actions[:, missing] = 0
         states[:, _is_mostly_missing(states)] = 0
+
+        stops = np.repeat(lengths, lengths) - lags[-1]
+        rows = np.flatnonzero((frames >= 2) & (frames < stops))
         is_usual = _is_usual(actions[rows]).all(axis=1)
         for lag in (lags[0] - 1, *lags):
             is_usual &= _is_usual(states[rows + lag]).all(axis=1)
+
+        distinct = {actions.tobytes() for actions, _ in episodes}
+        largest_residual = _LARGEST_OF_FEW if len(distinct) < _FEW_EPISODES else LARGEST_RESIDUAL
         return cls(
-            action_columns,
-            state_columns,
-            actions,
-            states,
-            rows[is_usual],
-            blocks,
-            lags,
-            missing,
-            largest_residual,
+            action_columns=action_columns,
+            state_columns=state_columns,
+            actions=actions,
+            states=states,
+            rows=rows[is_usual],
+            blocks=blocks,
+            lags=lags,
+            missing=missing,
+            largest_residual=largest_residual,
         )
 
     @property
@@ -156,7 +158,9 @@ class Samples:
     def moved(self, columns: slice, relation: Relation, lag: int) -> Array:
         """Numbers of the state that actions of a relation would be [N, C]."""
         values = self.state(columns, lag)
-        return values if relation == "absolute" else values - self.state(columns, lag - 1)
+        if relation == "absolute":
+            return values
+        return values - self.state(columns, lag - 1)
 
     def rotation(self, columns: slice, form: RotationForm, lag: int) -> Array:
         """Rotations of the states [N, 3, 3]."""
@@ -226,7 +230,10 @@ def value_fits(samples: Samples, columns: slice, states: slice) -> list[Fit]:
 def position_fits(samples: Samples, columns: slice, pose: Pose) -> list[Fit]:
     """Fits of three action dimensions to a position, differences in either frame."""
     actions = samples.action(columns)
-    return _ranked(_linear(guess, actions, moved) for guess, moved in _positions(samples, pose))
+    fits: list[Fit] = []
+    for guess, moved in _positions(samples, pose):
+        fits.append(_linear(guess, actions, moved))
+    return _ranked(fits)
 
 
 def position_residuals(samples: Samples, pose: Pose) -> Array:
@@ -269,10 +276,13 @@ def _positions(samples: Samples, pose: Pose) -> Iterator[tuple[Fit, Array]]:
 
 def rotation_fits(samples: Samples, columns: slice, pose: Pose) -> list[Fit]:
     """Fits of action dimensions to a rotation: its numbers, or rotations in any form."""
-    guesses = _rotations(samples, columns, pose)
-    screened = _ranked(_fit_rotation(samples.few, columns, pose, guess) for guess in guesses)
-    best = screened[:_SCREENED]
-    return _ranked(_fit_rotation(samples, columns, pose, guess) for guess in best)
+    screened: list[Fit] = []
+    for guess in _rotations(samples, columns, pose):
+        screened.append(_fit_rotation(samples.few, columns, pose, guess))
+    fits: list[Fit] = []
+    for guess in _ranked(screened)[:_SCREENED]:
+        fits.append(_fit_rotation(samples, columns, pose, guess))
+    return _ranked(fits)
 
 
 def rotation_residual(
@@ -367,10 +377,10 @@ def _linear(guess: Fit, actions: Array, expected: Array, *, has_one_scale: bool 
     )
 
 
-def _ranked(fits: Iterable[Fit]) -> list[Fit]:
-    """Fits from the best on; of equal ones the simpler meaning first."""
+def _ranked(fits: Sequence[Fit]) -> list[Fit]:
+    """Fits from the best on; of equal ones the simpler meaning first. Only the best is drawn."""
     best, *others = sorted(fits, key=lambda fit: round(fit.residual, 9))
-    return [best, *(replace(fit, drawn=None) for fit in others)]
+    return [best] + [replace(fit, drawn=None) for fit in others]
 
 
 def ties(fits: Sequence[Fit], samples: Samples) -> list[Fit]:

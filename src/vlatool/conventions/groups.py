@@ -1,13 +1,16 @@
 """Groups of action dimensions that are one quantity, by names and by fits to the recorded states.
 
-Poses come first: a position and a rotation that follow those of the states. Other dimensions are
-matched with the dimensions of the states that have their names or predict them best.
+`find_groups` takes poses first: a position and a rotation that follow those of the states. Other
+dimensions are matched with the dimensions of the states that have their names or predict them best,
+and neighbors that mean the same are one group.
+
+Legend of shapes: N rows, S dimensions of the states, C of the actions.
 """
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,16 +58,28 @@ class Group:
 
     def values(self, name: str) -> list[Any]:
         """Values of an attribute among the ties; one: it is determined, none: it has none."""
-        values = dict.fromkeys(getattr(tie, name) for tie in self.tied)
-        return [value for value in values if value is not None]
+        values: list[Any] = []
+        for tie in self.tied:
+            value = getattr(tie, name)
+            if value is not None and value not in values:
+                values.append(value)
+        return values
 
 
-def find_groups(samples: Samples, declared: Sequence[tuple[int, int, Pose]] = ()) -> list[Group]:
-    """Groups of the action dimensions, in order.
+class PoseColumns(NamedTuple):
+    """Columns of the actions that may follow a pose of the states."""
 
-    `declared`: poses that the data name, as first column of position and rotation in the actions,
-    and the columns of the measured pose.
-    """
+    position: int  # first column of the position
+    rotation: int  # first column of the rotation
+    pose: Pose
+
+    @property
+    def of_position(self) -> slice:
+        return slice(self.position, self.position + 3)
+
+
+def find_groups(samples: Samples, declared: Sequence[PoseColumns] = ()) -> list[Group]:
+    """Groups of the action dimensions, in order; `declared`: poses that the data name."""
     columns = samples.action_columns
     if len(samples.rows) < _FEWEST_ROWS:
         names = [column.group for column in columns]
@@ -72,22 +87,12 @@ def find_groups(samples: Samples, declared: Sequence[tuple[int, int, Pose]] = ()
     is_moving = np.ptp(samples.actions[samples.rows], axis=0) > _SMALLEST_RANGE
 
     structural = _structural_poses(samples)
-    found: list[tuple[float, int, Pose]] = []  # residual, first column
-    for pose in [*structural, *_named_poses(samples.state_columns, structural)]:
-        residuals = fit.position_residuals(samples.few, pose)
-        for first in np.flatnonzero(residuals <= LARGEST_RESIDUAL).tolist():
-            is_whole = columns[first].field == columns[first + 2].field
-            if is_whole and is_moving[first : first + 3].all():
-                found.append((float(residuals[first]), first, pose))
-    found.sort(key=lambda entry: entry[0])
-    candidates = [entry for entry in declared if is_moving[entry[0] : entry[0] + 3].any()]
-    candidates += [(first, first + 3, pose) for _, first, pose in found]
-
+    poses = [*structural, *_named_poses(samples.state_columns, structural)]
     groups: list[Group] = []
     free = set(range(len(columns)))
-    for first, rotation, pose in candidates:
-        if free.issuperset(range(first, first + 3)):
-            for group in _pose_groups(samples, first, rotation, pose, free):
+    for candidate in _candidates(samples, poses, declared, is_moving):
+        if free.issuperset(range(candidate.position, candidate.position + 3)):
+            for group in _pose_groups(samples, candidate, free):
                 groups.append(group)
                 free.difference_update(range(group.columns.start, group.columns.stop))
 
@@ -114,6 +119,23 @@ def find_groups(samples: Samples, declared: Sequence[tuple[int, int, Pose]] = ()
     return groups
 
 
+def _candidates(
+    samples: Samples, poses: Sequence[Pose], declared: Sequence[PoseColumns], is_moving: Array
+) -> list[PoseColumns]:
+    """Columns that may follow a pose: declared ones first, then by their residual."""
+    columns = samples.action_columns
+    found: list[tuple[float, PoseColumns]] = []  # with the residual of the position
+    for pose in poses:
+        residuals = fit.position_residuals(samples.few, pose)
+        for first in np.flatnonzero(residuals <= LARGEST_RESIDUAL).tolist():
+            is_whole = columns[first].field == columns[first + 2].field
+            if is_whole and is_moving[first : first + 3].all():
+                found.append((float(residuals[first]), PoseColumns(first, first + 3, pose)))
+    found.sort(key=lambda entry: entry[0])
+    candidates = [entry for entry in declared if is_moving[entry.of_position].any()]
+    return candidates + [candidate for _, candidate in found]
+
+
 def _spans(columns: Sequence[int], labels: Sequence[object]) -> list[slice]:
     """Consecutive columns with one label, from columns in ascending order."""
     spans: list[slice] = []
@@ -136,8 +158,9 @@ def _structural_poses(samples: Samples) -> list[Pose]:
             values = samples.states[samples.rows, first : first + width]
             is_whole = len(part) == width and part[0].field == part[-1].field
             if is_whole and _may_be_rotation(values, _MEASURED_UNIT):
-                spans = slice(first - 3, first), slice(first, first + width)
-                poses.append(Pose(*spans, _named_forms(forms, part[0]) or forms))
+                position = slice(first - 3, first)
+                rotation = slice(first, first + width)
+                poses.append(Pose(position, rotation, _named_forms(forms, part[0]) or forms))
                 first += width
                 break
         else:
@@ -160,8 +183,9 @@ def _named_poses(columns: Sequence[Column], others: Sequence[Pose]) -> Iterator[
         may_be = is_rotation or not _JOINTS.search(x.words)
         is_free = taken.isdisjoint(range(first, first + 6))
         if is_free and (is_start or is_after_pose) and is_whole and may_be:
-            spans = slice(first, first + 3), slice(first + 3, first + 6)
-            yield Pose(*spans, named or _THREE, is_known=is_rotation)
+            position = slice(first, first + 3)
+            rotation = slice(first + 3, first + 6)
+            yield Pose(position, rotation, named or _THREE, is_known=is_rotation)
 
 
 def _named_forms(forms: Sequence[RotationForm], column: Column) -> tuple[RotationForm, ...]:
@@ -182,39 +206,48 @@ def _may_be_rotation(values: Array, tolerance: float) -> bool:
     return bool(np.median(errors) < tolerance)
 
 
-def _pose_groups(
-    samples: Samples, first: int, rotation: int, pose: Pose, free: Collection[int]
-) -> list[Group]:
+def _pose_groups(samples: Samples, candidate: PoseColumns, free: Collection[int]) -> list[Group]:
     """Groups of a position and the rotation behind it; none if these may be other numbers."""
-    columns = slice(first, first + 3)
+    columns = candidate.of_position
+    pose = candidate.pose
     fits = fit.position_fits(samples, columns, pose)
     tied = fit.ties(fits, samples)
     position = Group("position", columns, pose.position, fits, tied)
     is_pose = pose.is_known or all(tie.frame == "tool" for tie in tied)
 
-    turned: list[tuple[slice, list[Fit]]] = []
+    rotation = _best_rotation(samples, candidate, free)
+    if rotation is not None:
+        best = rotation.fits[0]
+        # Residuals of rotations and of bare numbers are other measures.
+        numbers = [other.residual for other in rotation.fits if other.rotation is None]
+        is_better = best.residual * _BETTER < min(numbers, default=np.inf)
+        if is_pose or (best.rotation is not None and is_better):
+            return [position, rotation]
+    return [position] if is_pose else []
+
+
+def _best_rotation(samples: Samples, candidate: PoseColumns, free: Collection[int]) -> Group | None:
+    """The columns that follow the rotation of a pose best; None: none does."""
+    pose = candidate.pose
     # A hand that never turns has the same rotation in all forms.
-    is_turning = np.ptp(samples.state(pose.rotation, 0), axis=0).max() > _SMALLEST_RANGE
-    for width in (*_STRUCTURES, 3) if is_turning else ():
-        span = slice(rotation, rotation + width)
+    if np.ptp(samples.state(pose.rotation, 0), axis=0).max() <= _SMALLEST_RANGE:
+        return None
+    best: Group | None = None
+    for width in (*_STRUCTURES, 3):
+        span = slice(candidate.rotation, candidate.rotation + width)
         part = samples.action_columns[span]
         is_free = all(column in free for column in range(span.start, span.stop))
-        if is_free and part[0].field == part[-1].field:
-            values = samples.action(span)
-            if np.ptp(values, axis=0).max() > _SMALLEST_RANGE and _may_be_rotation(values, _UNIT):
-                turned.append((span, fit.rotation_fits(samples, span, pose)))
-    if turned:
-        span, fits = min(turned, key=lambda pair: pair[1][0].residual)
-        best = fits[0]
-        if best.residual <= LARGEST_RESIDUAL:
-            tied = fit.ties(fits, samples)
-            group = Group("rotation", span, pose.rotation, fits, tied, pose)
-            # Residuals of rotations and of bare numbers are other measures.
-            numbers = [other.residual for other in fits if other.rotation is None]
-            is_better = best.residual * _BETTER < min(numbers, default=np.inf)
-            if is_pose or (best.rotation is not None and is_better):
-                return [position, group]
-    return [position] if is_pose else []
+        if not is_free or part[0].field != part[-1].field:
+            continue
+        values = samples.action(span)
+        if np.ptp(values, axis=0).max() <= _SMALLEST_RANGE or not _may_be_rotation(values, _UNIT):
+            continue
+        fits = fit.rotation_fits(samples, span, pose)
+        if best is None or fits[0].residual < best.fits[0].residual:
+            best = Group("rotation", span, pose.rotation, fits, pose=pose)
+    if best is None or best.fits[0].residual > LARGEST_RESIDUAL:
+        return None
+    return replace(best, tied=fit.ties(best.fits, samples))
 
 
 def _value_groups(
@@ -222,20 +255,23 @@ def _value_groups(
 ) -> Iterator[Group]:
     """Dimensions that are consecutive dimensions of the states in one relation."""
     for columns, states in _matches(samples, span):
-        groups = [Group("values", columns)] if states is None else _alike(samples, columns, states)
+        if states is None:
+            groups = [Group("values", columns)]
+        else:
+            groups = _alike(samples, columns, states)
         for group in groups:
             kind = _kind(samples, group, ends_of_poses)
-            for pose in poses:
-                if group.states is not None and _is_part(group.states, pose.rotation):
-                    # Some numbers of a quaternion resemble other rotations.
-                    group = Group(kind, group.columns)
+            # Some numbers of a quaternion resemble other rotations.
+            if any(_is_part(group.states, pose.rotation) for pose in poses):
+                group = Group(kind, group.columns)
             yield replace(group, kind=kind)
 
 
-def _is_part(span: slice, other: slice) -> bool:
+def _is_part(span: slice | None, other: slice) -> bool:
     """True if a span begins in another one and is shorter."""
-    is_shorter = span.stop - span.start < other.stop - other.start
-    return is_shorter and other.start <= span.start < other.stop
+    if span is None or not other.start <= span.start < other.stop:
+        return False
+    return span.stop - span.start < other.stop - other.start
 
 
 def _matches(samples: Samples, span: slice) -> Iterator[tuple[slice, slice | None]]:
@@ -256,23 +292,23 @@ def _matches(samples: Samples, span: slice) -> Iterator[tuple[slice, slice | Non
     shares = {pair: _shares(samples.few, span, *pair) for pair in samples.pairs}
     columns = slice(span.start, span.start)
     matched: slice | None = None
-    relation = ""
+    matched_relation = ""
     for column in range(span.start, span.stop):
-        of_column = {pair: table[column - span.start] for pair, table in shares.items()}
-        best, pair = max((float(share.max()), pair) for pair, share in of_column.items())
-        found = pair[0]
+        row = column - span.start
+        best, pair = max((float(table[row].max()), pair) for pair, table in shares.items())
+        relation = pair[0]
         state = None
         if best >= 1 - LARGEST_RESIDUAL**2:
-            state = int(of_column[pair].argmax())
+            state = int(shares[pair][row].argmax())
         # Where it explains nearly as much, the next dimension of the states is preferred.
-        following = None
+        is_next = False
         if matched is not None and not _is_last(states, matched.stop - 1):
-            following = matched.stop
-            same = [share[following] for pair, share in of_column.items() if pair[0] == relation]
-            if max(same) >= best - _EQUAL_SHARE:
-                state = following
-                found = relation
-        is_next = following is not None and state == following and found == relation
+            following = -np.inf
+            for (other, _), table in shares.items():
+                if other == matched_relation:
+                    following = max(following, table[row][matched.stop])
+            is_best = state == matched.stop and relation == matched_relation
+            is_next = is_best or following >= best - _EQUAL_SHARE
 
         if matched is None and state is None:
             columns = slice(columns.start, column + 1)
@@ -284,7 +320,7 @@ def _matches(samples: Samples, span: slice) -> Iterator[tuple[slice, slice | Non
                 yield columns, matched
             columns = slice(column, column + 1)
             matched = None if state is None else slice(state, state + 1)
-            relation = found
+            matched_relation = relation
     yield columns, matched
 
 
@@ -310,22 +346,22 @@ def _shares(samples: Samples, span: slice, relation: fit.Relation, lag: int) -> 
 
 def _alike(samples: Samples, columns: slice, states: slice) -> list[Group]:
     """Groups of consecutive dimensions that mean the same, each fitted alone at first."""
-    spans: list[tuple[slice, slice]] = []
+    shift = states.start - columns.start
+    spans: list[slice] = []
     before: list[Fit] = []
-    for index in range(columns.stop - columns.start):
-        column = columns.start + index
-        state = states.start + index
+    for column in range(columns.start, columns.stop):
+        state = column + shift
         fits = fit.value_fits(samples, slice(column, column + 1), slice(state, state + 1))
         tied = fit.ties(fits, samples)
         if before and _is_alike(before, tied):
-            span, of_states = spans[-1]
-            spans[-1] = slice(span.start, column + 1), slice(of_states.start, state + 1)
+            spans[-1] = slice(spans[-1].start, column + 1)
         else:
-            spans.append((slice(column, column + 1), slice(state, state + 1)))
+            spans.append(slice(column, column + 1))
         before = tied
 
     groups: list[Group] = []
-    for span, of_states in spans:
+    for span in spans:
+        of_states = slice(span.start + shift, span.stop + shift)
         fits = fit.value_fits(samples, span, of_states)
         groups.append(Group("values", span, of_states, fits, fit.ties(fits, samples)))
     return groups

@@ -10,7 +10,7 @@ import numpy as np
 from vlatool.conventions import file
 from vlatool.conventions.file import Convention, Conventions
 from vlatool.conventions.fit import Column, Pose, Samples
-from vlatool.conventions.groups import Group, find_groups
+from vlatool.conventions.groups import Group, PoseColumns, find_groups
 from vlatool.episode import Array, Declaration, Episode, EpisodeRef, PoseGroup
 from vlatool.errors import DataError
 from vlatool.report.charts import FieldValues, prediction_charts
@@ -155,10 +155,8 @@ def _values(episode: Episode, columns: Sequence[Column]) -> Array | None:
     return np.hstack(fields)
 
 
-def _declared_poses(
-    episodes: Sequence[Episode], samples: Samples
-) -> Iterator[tuple[int, int, Pose]]:
-    """Poses of the format: first columns of position and rotation, and the measured pose."""
+def _declared_poses(episodes: Sequence[Episode], samples: Samples) -> Iterator[PoseColumns]:
+    """Poses of the format, with the measured ones."""
     actions = _first_columns(samples.action_columns)
     states = _first_columns(samples.state_columns)
     groups: dict[PoseGroup, None] = {}
@@ -171,7 +169,7 @@ def _declared_poses(
             position = slice(states[xyz], states[xyz] + 3)
             rotation = slice(states[rot6d], states[rot6d] + 6)
             pose = Pose(position, rotation, ("rot_6d",))
-            yield actions[group.position_key], actions[group.rotation_key], pose
+            yield PoseColumns(actions[group.position_key], actions[group.rotation_key], pose)
 
 
 def _first_columns(columns: Sequence[Column]) -> dict[str, int]:
@@ -256,8 +254,10 @@ def section(measured: Measured) -> Section:
     for convention, group in zip(conventions.groups, measured.groups, strict=True):
         if not group.is_determined:
             continue
-        assert group.fits[0].drawn is not None, "the best fit is drawn"
-        recorded, predicted = (values[:_DRAWN_ROWS, :_DRAWN] for values in group.fits[0].drawn)
+        drawn = group.fits[0].drawn
+        assert drawn is not None, "the best fit is drawn"
+        recorded = drawn[0][:_DRAWN_ROWS, :_DRAWN]
+        predicted = drawn[1][:_DRAWN_ROWS, :_DRAWN]
         rows, width = recorded.shape
         names = [str(convention.first + index) for index in range(width)]
         axis = Axis(0, max(rows - 1, 1), unit="rows", whole=True)

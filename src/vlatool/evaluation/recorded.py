@@ -15,7 +15,7 @@ from vlatool.evaluation.control import (
 )
 from vlatool.formats.field_summary import dimension_names
 from vlatool.loading.base import RecordedFutures, Target
-from vlatool.loading.shard_reader import check_frame
+from vlatool.loading.lookup import check_frame
 from vlatool.models.base import Policy
 from vlatool.plugins import did_you_mean
 

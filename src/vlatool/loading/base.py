@@ -211,7 +211,7 @@ class SampleReader(Protocol):
         """Same as `read`, with large arrays in memory that `allocate` returns.
 
         If the arrays of consecutive samples are adjacent, a batcher stacks them without a copy: see
-        `loading.loader.stack_rows`.
+        `loading.shared_memory.stack_rows`.
         """
         return self.read(refs, rngs)
 
@@ -458,27 +458,29 @@ def _pinned(value: Any) -> Any:
         return value.pin_memory()
     if isinstance(value, dict):
         return {name: _pinned(item) for name, item in value.items()}
-    return [_pinned(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_pinned(item) for item in value]
+    return value
 
 
 def data_kind(name: str | None, accepted: Sequence[str] = ()) -> DataKind:
-    """Returns the data kind of a name, or the first accepted kind if there is no name; `accepted`:
-    `kinds` of a model type; empty: all built-in kinds.
+    """Returns the data kind of a name, or the first accepted kind if there is no name.
+
+    Args:
+        name: Value of `data.type`.
+        accepted: `kinds` of a model type, names or `module:Kind`; empty: all built-in kinds.
     """
-    kinds = [_kind(target) for target in accepted or DATA_KINDS.names()]
+    kinds: list[DataKind] = []
+    for target in accepted or DATA_KINDS.names():
+        kind: Any = load_data_kind(target) if ":" in target else DATA_KINDS.get(target)
+        kinds.append(kind())
     for kind in kinds:
         if name in (None, "", kind.name):
             return kind
-    known = [kind.name for kind in kinds]
+    names = [kind.name for kind in kinds]
     raise UsageError(
-        f"data.type {name!r} is not one of the accepted data kinds: {', '.join(known)}",
-        hint=did_you_mean(str(name), known),
+        f"data.type {name!r} is not one of the accepted data kinds: {', '.join(names)}",
+        hint=did_you_mean(str(name), names),
         code="usage.unknown_name",
-        details={"key": "data.type", "known": known},
+        details={"key": "data.type", "known": names},
     )
-
-
-def _kind(target: str) -> DataKind:
-    """Returns the built-in kind of a name, or an instance of `module:Kind`."""
-    kind: Any = load_data_kind(target) if ":" in target else DATA_KINDS.get(target)
-    return kind()

@@ -1,4 +1,4 @@
-"""Training data as a torch dataset, for custom training loops."""
+"""Training data as a torch dataset, for custom training loops: `vlatool.open_dataset`."""
 
 import logging
 import operator
@@ -13,17 +13,11 @@ from torch.utils.data import Dataset
 from vlatool.config.resolve import Override, load_config
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, NullReporter
-from vlatool.loading.base import (
-    DataKind,
-    DroppedSample,
-    SampleReader,
-)
+from vlatool.loading.base import DroppedSample, SampleReader
 from vlatool.loading.base import data_kind as find_kind
 from vlatool.loading.loader import read_samples
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.storage.uri import pinned_text
-
-_ORIGIN = "open_dataset"
 
 
 class _LoggedNotes(NullReporter):
@@ -68,24 +62,26 @@ class SampleDataset(Dataset[Any]):
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Returns several samples, fetched together; the DataLoader calls this for a batch."""
         count = len(self)
-        indices = [operator.index(index) for index in indices]
-        outside = [index for index in indices if not -count <= index < count]
-        if outside:
-            raise IndexError(f"sample {outside[0]} of {count}")
-        positions = [self._first + index % count for index in indices]
+        positions: list[int] = []
+        for index in map(operator.index, indices):
+            if not -count <= index < count:
+                raise IndexError(f"sample {index} of {count}")
+            positions.append(self._first + index % count)
         samples = read_samples(self._order, self._reader, positions, self._order.options.seed)
-        broken = next((item for item in samples if isinstance(item, DroppedSample)), None)
-        if broken is not None:
-            raise DataError(
-                broken.message,
-                hint="`vlatool verify` lists such samples; preprocess the data again, or skip it "
-                "with a custom Sampler",
-                code="data.broken",
-                details={"reason": broken.reason, "sample": broken.sample},
-            )
+        for sample in samples:
+            if isinstance(sample, DroppedSample):
+                raise DataError(
+                    sample.message,
+                    hint="`vlatool verify` lists such samples; preprocess the data again, or skip "
+                    "it with a custom Sampler",
+                    code="data.broken",
+                    details={"reason": sample.reason, "sample": sample.sample},
+                )
         if self.scales is not None:
             samples = [self.scales.normalized(sample) for sample in samples]
-        return samples if self._form is None else [self._form(sample) for sample in samples]
+        if self._form is not None:
+            samples = [self._form(sample) for sample in samples]
+        return samples
 
     def __iter__(self) -> Iterator[Any]:
         return (self[index] for index in range(len(self)))
@@ -145,34 +141,27 @@ def open_dataset(
             code="usage.bad_value",
         )
     data_kind = find_kind(None, [kind] if kind else ())
-    to_plain = None if raw else _plain(data_kind)
-    key = data_kind.folders_keys[0]
-    values = {key: [pinned_text(str(f)) for f in folders], "shuffle": shuffle, **keys}
-    overrides = [Override(key, value, _ORIGIN) for key, value in values.items()]
-    config = load_config(data_kind.Config, overrides=overrides).config
-    info = data_kind.load_info(config, NULL if "split" in keys else _LoggedNotes())
-    config, _ = data_kind.derive(config, info)
-    order = SampleOrder(info.datasets, OrderOptions.of(config, seed))
-    scales = _scales(data_kind, config, info) if normalize else None
-    form = to_plain and partial(to_plain, config, channels_first=channels_first)
-    return SampleDataset(config, info, order, data_kind.reader(config, info), scales, form)
-
-
-def _plain(kind: DataKind) -> Callable[..., dict[str, Any]]:
-    if not kind.has_plain:
+    if not raw and not data_kind.has_plain:
         raise UsageError(
-            f"the data kind {kind.name} has no method `plain`, which returns dicts",
+            f"the data kind {data_kind.name} has no method `plain`, which returns dicts",
             hint="pass raw=True and a collate_fn of your own",
             code="usage.unsupported",
         )
-    return kind.plain
-
-
-def _scales(kind: DataKind, config: Any, info: Any) -> Any:
-    if not kind.normalizes:
-        raise UsageError(
-            f"normalize is True, but {kind.name} data have no fields to normalize",
-            hint="omit normalize",
-            code="usage.unsupported",
-        )
-    return kind.make_assets(config, info)
+    locations = [pinned_text(str(folder)) for folder in folders]
+    values = {data_kind.folders_keys[0]: locations, "shuffle": shuffle, **keys}
+    overrides = [Override(key, value, "open_dataset") for key, value in values.items()]
+    config = load_config(data_kind.Config, overrides=overrides).config
+    info = data_kind.load_info(config, NULL if "split" in keys else _LoggedNotes())
+    config, _ = data_kind.derive(config, info)
+    scales = None
+    if normalize:
+        if not data_kind.normalizes:
+            raise UsageError(
+                f"normalize is True, but {data_kind.name} data have no fields to normalize",
+                hint="omit normalize",
+                code="usage.unsupported",
+            )
+        scales = data_kind.make_assets(config, info)
+    form = None if raw else partial(data_kind.plain, config, channels_first=channels_first)
+    order = SampleOrder(info.datasets, OrderOptions.of(config, seed))
+    return SampleDataset(config, info, order, data_kind.reader(config, info), scales, form)

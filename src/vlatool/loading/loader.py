@@ -1,205 +1,41 @@
 """Micro-batches of one rank, read by loader workers from any position of the order.
 
-The trainer returns a buffer of shared memory to the pool of its worker when no tensor of the
-micro-batch is left, and the worker fills it again. The first access to new shared memory takes as
-long as decoding the images that are written there: 0.8 ms per MiB on a virtual machine (measured),
-0.1 ms when reused. With torch's own messages, which share each tensor anew, a loader process read
-78 % of the samples per second (8 images of 384 x 384, medians of 5 runs in turn). Source:
-reference/order 5-10.
+`build_loader` starts a DataLoader over a `BatchStream`: each loader worker reads every K-th
+micro-batch of the `LoaderPlan` and sends it in shared memory (`shared_memory.py`). `BatchLoader`
+unpacks them in the trainer, and stops the workers. Source: reference/order 5-10.
 
 Legend of numbers: n position in the run, W world size, r rank, b samples in a micro-batch, m number
 of a micro-batch of this rank, K loader workers.
 """
 
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError, EnvironmentProblem, VlatoolError
 from vlatool.events import STOP_SIGNALS
 from vlatool.jobs.executor import check_semaphores, signals_blocked
 from vlatool.loading import base
 from vlatool.loading.order import SampleOrder, keyed_generator
+from vlatool.loading.shared_memory import BatchMessage, SharedPool
 from vlatool.storage.retry import warn_through, warnings_of_workers
-
-# The first byte of a buffer is 1 while the buffer is in use. The size of the header aligns the
-# content for any dtype.
-_HEADER = 64
-# Smallest size in bytes of a contiguous tensor in shared memory; smaller ones are in the message.
-_MIN_SHARED_BYTES = 1 << 16
-# Micro-batches in use besides the prefetched ones: one that the worker reads, two of the trainer.
-# If the trainer keeps more, as with gradient accumulation on a CPU, new buffers are allocated.
-_IN_USE = 3
-
-
-class SharedPool:
-    """The shared memory of one loader worker."""
-
-    def __init__(self, prefetch_factor: int) -> None:
-        self._max_batches = prefetch_factor + _IN_USE
-        self._buffers: list[Tensor] = []
-        # Buffers of the micro-batch that is being read.
-        self._current: list[Tensor] = []
-
-    def allocate(self, size: int) -> UInt8Array:
-        """Returns uninitialized memory uint8 [size] for the micro-batch that is being read."""
-        free = (b for b in self._buffers if b.numel() >= _HEADER + size and not b[0])
-        buffer = next(free, None)
-        if buffer is None:
-            buffer = _shared(_HEADER + size)
-            self._buffers.append(buffer)
-        buffer[0] = 1
-        self._current.append(buffer)
-        return buffer.numpy()[_HEADER : _HEADER + size]
-
-    def pack(self, micro_batch: base.MicroBatch) -> "BatchMessage":
-        """Returns the message to send; tensors that are in a buffer of the pool are not copied."""
-        items = micro_batch.batch.items()
-        tensors = {name: value for name, value in items if _is_numpy_compatible(value)}
-        shared = {name: self._share(value) for name, value in tensors.items() if _is_large(value)}
-        small = {name: value.numpy() for name, value in tensors.items() if name not in shared}
-        # Drops buffers that were not sent, which the trainer never returns, and surplus ones
-        sent = [tensor.buffer for tensor in shared.values()]
-        unsent = {id(buffer) for buffer in self._current} - {id(buffer) for buffer in sent}
-        count = self._max_batches * max(1, len(sent))
-        self._buffers = [buffer for buffer in self._buffers if id(buffer) not in unsent][-count:]
-        self._current = []
-        batch = {name: None if name in tensors else value for name, value in items}
-        return BatchMessage(replace(micro_batch, batch=batch), shared, small)
-
-    def _share(self, value: Tensor) -> "SharedTensor":
-        address = value.data_ptr()
-        for buffer in self._current:
-            offset = address - buffer.data_ptr() - _HEADER
-            if 0 <= offset < buffer.numel() - _HEADER and offset % value.itemsize == 0:
-                return SharedTensor(buffer, offset, value.dtype, value.shape, value.stride())
-        self.allocate(value.nbytes)
-        strides = torch.empty_like(value, device="meta").stride()
-        tensor = SharedTensor(self._current[-1], 0, value.dtype, value.shape, strides)
-        tensor.view(tensor.buffer[_HEADER:]).copy_(value)
-        return tensor
-
-
-@dataclass(frozen=True)
-class SharedTensor:
-    """A tensor in a buffer of shared memory."""
-
-    buffer: Tensor  # header and content, uint8 [K]
-    offset: int  # offset in bytes from the start of the content
-    dtype: torch.dtype  # data type of the tensor
-    shape: Sequence[int]
-    strides: Sequence[int]  # strides of the tensor, in elements
-
-    def view(self, content: Tensor) -> Tensor:
-        """Returns the tensor as a view of the content uint8 [K - 64] of its buffer."""
-        steps = zip(self.shape, self.strides, strict=True)
-        count = 1 + sum((size - 1) * stride for size, stride in steps)
-        end = self.offset + count * self.dtype.itemsize
-        return content[self.offset : end].view(self.dtype).as_strided(self.shape, self.strides)
-
-
-@dataclass(frozen=True)
-class BatchMessage:
-    """A micro-batch as a loader worker sends it."""
-
-    # the micro-batch; values of its batch that are in `shared` or `small` are None
-    micro_batch: base.MicroBatch
-    shared: Mapping[str, SharedTensor]  # map from name to large tensor
-    # map from name to array of any other tensor that numpy can represent
-    small: Mapping[str, Array]
-
-    def unpack(self) -> base.MicroBatch:
-        """Returns the micro-batch; its memory is returned to the pool with its last tensor."""
-        buffers = {id(tensor.buffer): tensor.buffer for tensor in self.shared.values()}
-        contents = {key: _content(buffer) for key, buffer in buffers.items()}
-        tensors: dict[str, Any] = {
-            name: tensor.view(contents[id(tensor.buffer)]) for name, tensor in self.shared.items()
-        }
-        tensors |= {name: torch.from_numpy(array) for name, array in self.small.items()}
-        return replace(self.micro_batch, batch={**self.micro_batch.batch, **tensors})
-
-    def pin_memory(self) -> base.MicroBatch:
-        """Returns the micro-batch in page-locked memory; see `MicroBatch.pin_memory`."""
-        return self.unpack().pin_memory()
-
-
-def stack_rows(rows: Sequence[Array]) -> Array:
-    """Stacks arrays of one shape to [B, ...]; does not copy if they are adjacent in one buffer."""
-    first = rows[0]
-    step = first.nbytes
-    start = first.ctypes.data
-    is_adjacent = first.flags.writeable and all(
-        row.base is first.base
-        and row.ctypes.data == start + number * step
-        and row.flags.c_contiguous
-        for number, row in enumerate(rows)
-    )
-    if first.base is None or not is_adjacent:
-        return np.stack(rows)
-    return np.lib.stride_tricks.as_strided(first, (len(rows), *first.shape), (step, *first.strides))
-
-
-def _content(buffer: Tensor) -> Tensor:
-    """Content of a buffer, which is marked free when the tensor and all its views are deleted."""
-    # An array: unlike a tensor, it can be written in any mode of torch.
-    array = buffer.numpy()
-    content = array[_HEADER:]
-    finalizer = weakref.finalize(content, _mark_free, array)
-    finalizer.atexit = False
-    return torch.from_numpy(content)
-
-
-def _mark_free(array: Array) -> None:
-    array[0] = 0
-
-
-def _shared(size: int) -> Tensor:
-    try:
-        return torch.empty(size, dtype=torch.uint8).share_memory_()
-    except RuntimeError as error:
-        raise EnvironmentProblem(
-            f"cannot allocate {size / 1e6:.1f} MB of shared memory for a batch: {error}",
-            hint="raise the limit of the container (`docker run --shm-size 8g`), or lower "
-            "data.num_workers, data.prefetch_factor or hparams.per_gpu_batch_size",
-            code="environment.hardware",
-        ) from None
-
-
-def _is_numpy_compatible(value: Any) -> bool:
-    """True if numpy can represent the tensor without a conversion."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout is torch.strided
-        and value.device.type == "cpu"
-        and not (value.requires_grad or value.is_conj() or value.is_neg())
-        and value.dtype is not torch.bfloat16
-        and not (value.is_floating_point() and value.itemsize == 1)
-    )
-
-
-def _is_large(value: Tensor) -> bool:
-    """True if the tensor is large, or if it is not contiguous: a message would lose its strides."""
-    return value.nbytes >= _MIN_SHARED_BYTES or not value.is_contiguous()
-
 
 # Samples per loader worker that are downloaded while others are decoded.
 _PREFETCHED_SAMPLES = 64
@@ -232,9 +68,12 @@ class LoaderPlan:
 
     def positions(self, number: int) -> list[int]:
         """Positions of a micro-batch; fewer than `batch_size`, or none, at the end."""
-        first = number * self.batch_size
-        positions = (self.rank + self.world_size * i for i in range(first, first + self.batch_size))
-        return [n for n in positions if self.count is None or n < self.count]
+        step = self.world_size
+        first = self.rank + step * number * self.batch_size
+        stop = first + step * self.batch_size
+        if self.count is not None:
+            stop = min(stop, self.count)
+        return list(range(first, stop, step))
 
 
 def read_samples(
@@ -247,21 +86,30 @@ def read_samples(
     # allocator of one buffer for the arrays; None: each sample allocates its own
     allocate: base.Allocate | None = None,
 ) -> list[Any]:
-    """Reads the samples at some positions; unusable ones are returned as `DroppedSample`. Their
-    random choices depend on seed and position only. Source: reference/order 8.
+    """Reads the samples at some positions; unusable ones are returned as `DroppedSample`.
+
+    Their random choices depend on seed and position only. Source: reference/order 8.
     """
+    if not positions:
+        return []
     rngs = [keyed_generator(seed, "sample", n) for n in positions]
     if refs is None:
         refs = order.refs(positions)
-    if not positions:
-        return []
     if allocate is not None:
         return reader.read_into(refs, rngs, allocate)
     return reader.read(refs, rngs)
 
 
-# Items of `BatchStream`.
+# Items of `BatchStream`. A VlatoolError is passed on as an item: one that is raised in a loader
+# worker arrives as the text of a traceback.
 _Item = base.MicroBatch | BatchMessage | VlatoolError
+
+
+class _Prefetched(NamedTuple):
+    """A micro-batch whose samples may be downloading."""
+
+    positions: list[int]
+    refs: list[base.SampleRef]
 
 
 class BatchStream(IterableDataset[_Item]):
@@ -284,58 +132,65 @@ class BatchStream(IterableDataset[_Item]):
         self._dummy = dummy
 
     def __iter__(self) -> Iterator[_Item]:
-        # VlatoolErrors are passed on as items: an error raised in a loader worker would arrive as
-        # the text of a traceback.
         info = get_worker_info()
-        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        pool = None if info is None else SharedPool(self._plan.prefetch_factor)
-        allocate = partial(np.empty, dtype=np.uint8) if pool is None else pool.allocate
-        number = self._plan.first + worker
+        if info is None:
+            number = self._plan.first
+            workers = 1
+            pool = None
+            allocate = partial(np.empty, dtype=np.uint8)
+        else:
+            number = self._plan.first + info.id
+            workers = info.num_workers
+            pool = SharedPool(self._plan.prefetch_factor)
+            allocate = pool.allocate
         end = self._plan.batches
-        prefetched: deque[tuple[list[int], list[base.SampleRef]]] = deque()
+        ahead = math.ceil(_PREFETCHED_SAMPLES / self._plan.batch_size)
+        prefetched: deque[_Prefetched] = deque()
         try:
             while end is None or number < end:
-                while len(prefetched) <= (-(-_PREFETCHED_SAMPLES // self._plan.batch_size)):
+                while len(prefetched) <= ahead:
                     prefetched.append(self._prefetch(number + len(prefetched) * workers))
-                micro_batch = self._read(*prefetched.popleft(), allocate)
+                micro_batch = self._read(prefetched.popleft(), allocate)
                 yield micro_batch if pool is None else pool.pack(micro_batch)
                 number += workers
         except VlatoolError as error:
             yield error
 
-    def _prefetch(self, number: int) -> tuple[list[int], list[base.SampleRef]]:
-        """Returns positions and references of a micro-batch; the reader may start its download."""
+    def _prefetch(self, number: int) -> _Prefetched:
+        """Positions and references of a micro-batch; the reader may start its download."""
         positions = self._plan.positions(number)
         refs = self._order.refs(positions)
         if refs:
             self._reader.prefetch(refs)
-        return positions, refs
+        return _Prefetched(positions, refs)
 
-    def _read(
-        self, positions: Sequence[int], refs: Sequence[base.SampleRef], allocate: base.Allocate
-    ) -> base.MicroBatch:
-        seed = self._plan.seed
-        results = read_samples(self._order, self._reader, positions, seed, refs, allocate)
-        usable = [
-            (n, result)
-            for n, result in zip(positions, results, strict=True)
-            if not isinstance(result, base.DroppedSample)
-        ]
-        samples = [sample for _, sample in usable]
-        drops = [result for result in results if isinstance(result, base.DroppedSample)]
+    def _read(self, prefetched: _Prefetched, allocate: base.Allocate) -> base.MicroBatch:
+        positions, refs = prefetched
+        results = read_samples(
+            self._order, self._reader, positions, self._plan.seed, refs, allocate
+        )
+        samples: list[Any] = []
+        used: list[int] = []
+        drops: list[base.DroppedSample] = []
+        for position, result in zip(positions, results, strict=True):
+            if isinstance(result, base.DroppedSample):
+                drops.append(result)
+            else:
+                samples.append(result)
+                used.append(position)
         reasons = [drop.reason for drop in drops]
-        unknown = set(reasons) - set(self._plan.drop_reasons)
-        if unknown:
-            raise DataError(
-                f"a sample was dropped with the reason {unknown.pop()!r}, which is not in "
-                "`drop_reasons` of its data kind",
-                hint="add the reason to `drop_reasons`",
-                code="data.unknown_field",
-            )
+        for reason in reasons:
+            if reason not in self._plan.drop_reasons:
+                raise DataError(
+                    f"a sample was dropped with the reason {reason!r}, which is not in "
+                    "`drop_reasons` of its data kind",
+                    hint="add the reason to `drop_reasons`",
+                    code="data.unknown_field",
+                )
         return base.MicroBatch(
             batch=self._batcher(samples) if samples else self._dummy(),
             samples=tuple(str(sample.key) for sample in samples),
-            positions=tuple(n for n, _ in usable),
+            positions=tuple(used),
             dropped=tuple(reasons.count(reason) for reason in self._plan.drop_reasons),
             drops=tuple(drops),
             is_dummy=not samples,
@@ -357,6 +212,12 @@ class BatchLoader:
         self._stop: Finalize | None = None
         self._iteration = 0
 
+    def __enter__(self) -> "BatchLoader":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
     def __iter__(self) -> Iterator[base.MicroBatch]:
         self.close()
         if self._loader.num_workers:
@@ -377,7 +238,9 @@ class BatchLoader:
             if isinstance(item, VlatoolError):
                 self.close()
                 raise item
-            yield item.unpack() if isinstance(item, BatchMessage) else item
+            if isinstance(item, BatchMessage):
+                item = item.unpack()
+            yield item
 
     def _next(self) -> _Item | None:
         try:
@@ -387,12 +250,6 @@ class BatchLoader:
                 raise
             # A worker was killed while this process received a batch from it.
             raise _worker_exited(error) from None
-
-    def __enter__(self) -> "BatchLoader":
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stops the loader workers; another iteration starts new ones."""
@@ -456,8 +313,9 @@ def loader_exited(error: RuntimeError) -> EnvironmentProblem | None:
     """Returns the error to raise if a loader worker was killed; None for any other error. Torch
     raises its RuntimeError in a signal handler, so at any point of the program.
     """
-    is_exit = "DataLoader worker" in str(error) and not _is_raised_in_worker(error)
-    return _worker_exited(error) if is_exit else None
+    if "DataLoader worker" in str(error) and not _is_raised_in_worker(error):
+        return _worker_exited(error)
+    return None
 
 
 def _is_raised_in_worker(error: Exception) -> bool:

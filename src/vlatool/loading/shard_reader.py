@@ -1,4 +1,8 @@
-"""Open shards and the byte ranges of their samples; look-up of the frames that a user names.
+"""Open shards and the byte ranges of their samples.
+
+`ShardReader.members` reads samples by the index of their shard: from an open file, from a copy in
+the local cache, or, if a remote shard is not cached, by one request for each sample. `ShardCache`
+decides which remote shards are copied as a whole.
 
 Source: reference/order 11.
 """
@@ -6,7 +10,7 @@ Source: reference/order 11.
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -19,57 +23,10 @@ from vlatool.formats.media import tar
 from vlatool.formats.media.tar_sample import Members, read_members
 from vlatool.loading import base
 from vlatool.loading.order import OrderOptions, SampleOrder
-from vlatool.plugins import did_you_mean
 from vlatool.storage.background import in_background, in_parallel
 from vlatool.storage.byte_ranges import ByteRange, read_byte_ranges
 from vlatool.storage.cache import FileCache, FileVersion, default_cache_folder
 from vlatool.storage.uri import is_remote, local_path
-
-_DIGITS = 18  # more are no number of an episode
-
-
-def episode_named(episodes: Mapping[int, str], text: str) -> str:
-    """Id of the episode that a text names: its id, or its number."""
-    if text in episodes.values():
-        return text
-    number = int(text) if text.isascii() and text.isdigit() and len(text) < _DIGITS else -1
-    if number in episodes:
-        return episodes[number]
-    raise DataError(
-        f"there is no episode {text!r} among {counted(len(episodes), 'episode')}",
-        hint=_known(episodes, text),
-        code="data.unknown_field",
-        details={"episode": text, "episodes": len(episodes)},
-    )
-
-
-def _known(episodes: Mapping[int, str], text: str) -> str:
-    if text.isdigit() or not text:
-        low = min(episodes, default=0)
-        high = max(episodes, default=0)
-        return f"give a number from {low} to {high}, or the id of an episode"
-    return did_you_mean(text, list(episodes.values()))
-
-
-def check_frame(frame: int, frames: range | Mapping[int, int], episode: str) -> None:
-    if frame not in frames:
-        low = min(frames)
-        high = max(frames)
-        inside = low < frame < high
-        raise DataError(
-            f"{episode}: there is no frame {frame}; "
-            + (f"near it: {_near(frame, frames)}" if inside else f"frames are {low} to {high}"),
-            hint="give one of its frames; preprocessed data have the frames of their windows only",
-            code="data.unknown_field",
-            details={"episode": episode, "frame": frame},
-        )
-
-
-def _near(frame: int, frames: range | Mapping[int, int]) -> str:
-    low = max(known for known in frames if known < frame)
-    high = min(known for known in frames if known > frame)
-    return f"{low}, {high}"
-
 
 # Drop reason: the bytes in the range of the sample are not a sample.
 BROKEN_SAMPLE = "broken_sample"
@@ -103,28 +60,34 @@ class ShardCache:
     @classmethod
     def of(cls, config: base.LoadingConfig, datasets: Sequence[base.DataSet]) -> "ShardCache":
         """Cache of a section `data`."""
-        order = SampleOrder(datasets, OrderOptions.of(config, seed=0))
-        num_shards = sum(len(dataset.shards) for dataset in datasets)
         section = config.dataset_cache
-        files = file_cache(config.dataset_cache)
-        is_default = section.enabled is None and section.cache_size_gb is None
-        limit = _DEFAULT_RUN_BYTES if is_default else files.limit
-        return cls(files, order.shards_in_use(), num_shards, section.enabled, limit)
+        files = file_cache(section)
+        default_limit = files.limit
+        if section.enabled is None and section.cache_size_gb is None:
+            default_limit = _DEFAULT_RUN_BYTES
+        order = SampleOrder(datasets, OrderOptions.of(config, seed=0))
+        return cls(
+            files=files,
+            concurrent=order.shards_in_use(),
+            num_shards=sum(len(dataset.shards) for dataset in datasets),
+            enabled=section.enabled,
+            default_limit=default_limit,
+        )
 
     def stores(self, size: int) -> bool:
         """True if shards of `size` bytes are downloaded as a whole and cached."""
-        limit = self.files.limit
         if self.enabled is None:
             return self.default_limit is None or size * self.num_shards <= self.default_limit
+        limit = self.files.limit
         return self.enabled and (limit is None or size * self.concurrent <= limit)
 
 
 def file_cache(section: base.CacheConfig) -> FileCache:
     """Cache of copies and indexes of remote shards, as a section `data.dataset_cache` sets it."""
     folder = local_path(section.cache_dir) if section.cache_dir else default_cache_folder()
-    default = None if section.enabled else _DEFAULT_CACHE_BYTES
-    limit = default if section.cache_size_gb is None else int(section.cache_size_gb * 1e9)
-    return FileCache(folder, limit)
+    if section.cache_size_gb is not None:
+        return FileCache(folder, int(section.cache_size_gb * 1e9))
+    return FileCache(folder, None if section.enabled else _DEFAULT_CACHE_BYTES)
 
 
 @dataclass(frozen=True)
@@ -135,9 +98,16 @@ class _OpenShard:
     index: tar.ShardIndex
     file: IO[bytes] | None
 
+    @property
+    def num_samples(self) -> int:
+        return len(self.index.offsets)
+
     def byte_range(self, number: int) -> ByteRange:
         start = int(self.index.offsets[number])
         return ByteRange(self.path, start, start + int(self.index.lengths[number]))
+
+
+_Key = tuple[int, int]  # data set and shard
 
 
 class ShardReader:
@@ -146,9 +116,9 @@ class ShardReader:
     def __init__(self, datasets: Sequence[base.DataSet], cache: ShardCache) -> None:
         self._datasets = tuple(datasets)
         self._cache = cache
-        self._open: OrderedDict[tuple[int, int], _OpenShard] = OrderedDict()
+        self._open: OrderedDict[_Key, _OpenShard] = OrderedDict()
         # Indexes of closed files.
-        self._indexes: OrderedDict[tuple[int, int], tar.ShardIndex] = OrderedDict()
+        self._indexes: OrderedDict[_Key, tar.ShardIndex] = OrderedDict()
         self._lock = threading.Lock()
         self._prefetched: dict[tuple[base.SampleRef, ...], Future[list[bytes]]] = {}
 
@@ -159,22 +129,25 @@ class ShardReader:
         """Returns the members of each sample; a `DroppedSample` if its bytes are broken."""
         prefetched = self._prefetched.pop(tuple(refs), None)
         fragments = self._fragments(refs) if prefetched is None else prefetched.result()
-        return [self._parsed(ref, data) for ref, data in zip(refs, fragments, strict=True)]
+        samples: list[Members | base.DroppedSample] = []
+        for ref, data in zip(refs, fragments, strict=True):
+            try:
+                samples.append(read_members(data))
+            except ValueError as error:
+                path = self._datasets[ref.dataset].shards[ref.shard].location
+                message = f"{path}: sample {ref.sample} is broken: {error}"
+                name = f"{path.name}:{ref.sample}"
+                samples.append(base.DroppedSample(BROKEN_SAMPLE, name, message))
+        return samples
 
     def prefetch(self, refs: Sequence[base.SampleRef]) -> None:
         """Starts to download the samples of a later call `members(refs)`, if data are remote."""
-        if self._is_remote:
-            if len(self._prefetched) > _MAX_PREFETCHED:  # they were never read
-                self._prefetched.clear()
-            self._prefetched[tuple(refs)] = in_background(partial(self._fragments, refs))
-
-    def _parsed(self, ref: base.SampleRef, data: bytes) -> Members | base.DroppedSample:
-        try:
-            return read_members(data)
-        except ValueError as error:
-            path = self._datasets[ref.dataset].shards[ref.shard].location
-            message = f"{path}: sample {ref.sample} is broken: {error}"
-            return base.DroppedSample(BROKEN_SAMPLE, f"{path.name}:{ref.sample}", message)
+        for dataset in self._datasets:
+            if dataset.shards and is_remote(dataset.shards[0].location):
+                if len(self._prefetched) > _MAX_PREFETCHED:  # they were never read
+                    self._prefetched.clear()
+                self._prefetched[tuple(refs)] = in_background(partial(self._fragments, refs))
+                return
 
     def _fragments(self, refs: Sequence[base.SampleRef]) -> list[bytes]:
         """Returns the bytes of each sample; remote ones are downloaded concurrently."""
@@ -189,99 +162,95 @@ class ShardReader:
                     remote[number] = byte_range
                 else:
                     fragments[number] = _read(shard.file, byte_range)
-            files = [key for key, shard in self._open.items() if shard.file is not None]
-            for key in files[: max(0, len(files) - _MAX_OPEN_FILES)]:
-                shard = self._open.pop(key)
-                assert shard.file is not None
-                shard.file.close()
-                self._indexes[key] = shard.index
-            _drop_oldest(self._indexes, [len(index.offsets) for index in self._indexes.values()])
-            if len(self._open) > len(files):
-                _drop_oldest(
-                    self._open, [len(shard.index.offsets) for shard in self._open.values()]
-                )
+            self._close_oldest()
         try:
             contents = read_byte_ranges(remote.values(), _MAX_REQUESTS)
             fragments.update(zip(remote, contents, strict=True))
         except FileNotFoundError as error:
-            raise _missing(error) from None
-        return [
-            _check_length(fragments[number], shards[ref[:2]], ref)
-            for number, ref in enumerate(refs)
-        ]
+            raise _missing(str(error.filename)) from None
 
-    @property
-    def _is_remote(self) -> bool:
-        firsts = (shard for dataset in self._datasets for shard in dataset.shards[:1])
-        return any(is_remote(shard.location) for shard in firsts)
+        for number, ref in enumerate(refs):
+            shard = shards[ref[:2]]
+            length = int(shard.index.lengths[ref.sample])
+            if len(fragments[number]) != length:
+                raise DataError(
+                    f"{shard.path}: sample {ref.sample} has {len(fragments[number])} bytes, its "
+                    f"index records {length}",
+                    hint="preprocess or copy the data again",
+                    code="data.broken",
+                    details={"shard": str(shard.path)},
+                )
+        return [fragments[number] for number in range(len(refs))]
 
-    def _opened(self, refs: Sequence[base.SampleRef]) -> Mapping[tuple[int, int], _OpenShard]:
+    def _opened(self, refs: Sequence[base.SampleRef]) -> Mapping[_Key, _OpenShard]:
         """Returns the shards of some samples; remote ones are opened concurrently."""
         shards = {ref[:2]: self._datasets[ref.dataset].shards[ref.shard] for ref in refs}
-        closed = {key: shard for key, shard in shards.items() if key not in self._open}
-        indexes = [self._indexes.pop(key, None) for key in closed]
-        opened = self._open_all(list(zip(closed.values(), indexes, strict=True)))
+        closed = [key for key in shards if key not in self._open]
+
+        def open_one(key: _Key) -> _OpenShard:
+            return _open_shard(self._cache, shards[key], self._indexes.pop(key, None))
+
+        if any(is_remote(shards[key].location) for key in closed):
+            opened = in_parallel(open_one, closed, _MAX_REQUESTS)
+        else:
+            opened = map(open_one, closed)
         self._open.update(zip(closed, opened, strict=True))
         for key in shards:
             self._open.move_to_end(key)
         return {key: self._open[key] for key in shards}
 
-    def _open_all(
-        self, shards: Sequence[tuple[base.ShardInfo, tar.ShardIndex | None]]
-    ) -> Iterator[_OpenShard]:
-        work = partial(_open_shard, self._cache)
-        if any(is_remote(shard.location) for shard, _ in shards):
-            return in_parallel(work, shards, _MAX_REQUESTS)
-        return map(work, shards)
+    def _close_oldest(self) -> None:
+        """Closes files beyond the limit, but keeps their indexes; drops indexes beyond theirs."""
+        with_file = [key for key, shard in self._open.items() if shard.file is not None]
+        for key in with_file[: max(0, len(with_file) - _MAX_OPEN_FILES)]:
+            shard = self._open.pop(key)
+            assert shard.file is not None
+            shard.file.close()
+            self._indexes[key] = shard.index
+        indexed = sum(len(index.offsets) for index in self._indexes.values())
+        while indexed > _MAX_INDEXED_SAMPLES:
+            _, index = self._indexes.popitem(last=False)
+            indexed -= len(index.offsets)
 
-
-def _drop_oldest(entries: OrderedDict[tuple[int, int], Any], sizes: Sequence[int]) -> None:
-    left = sum(sizes)
-    for size in sizes:
-        if left <= _MAX_INDEXED_SAMPLES:
-            return
-        _, removed = entries.popitem(last=False)
-        if isinstance(removed, _OpenShard) and removed.file is not None:
-            removed.file.close()
-        left -= size
+        if len(self._open) > len(with_file):  # remote shards without a copy: no file limits them
+            indexed = sum(shard.num_samples for shard in self._open.values())
+            while indexed > _MAX_INDEXED_SAMPLES:
+                _, shard = self._open.popitem(last=False)
+                if shard.file is not None:
+                    shard.file.close()
+                indexed -= shard.num_samples
 
 
 def _open_shard(
-    cache: ShardCache, item: tuple[base.ShardInfo, tar.ShardIndex | None]
+    cache: ShardCache, shard: base.ShardInfo, index: tar.ShardIndex | None
 ) -> _OpenShard:
-    shard, index = item
+    """Opens a shard; `index`: that of an earlier time."""
+    path = shard.location
     try:
-        if is_remote(shard.location):
-            opened = _remote(cache, shard.location)
+        if is_remote(path):
+            version = FileVersion.of(path)
+            file = cache.files.open_copy(version) if cache.stores(version.size) else None
+            opened = _OpenShard(path, tar.shard_index(cache.files, version, file), file)
         else:
-            file = shard.location.open("rb", buffering=0)
+            file = path.open("rb", buffering=0)
             size = os.fstat(file.fileno()).st_size
             if index is None:
-                index = tar.cached_index(cache.files, FileVersion.of(shard.location))
+                index = tar.cached_index(cache.files, FileVersion.of(path))
             if index is None or index.shard_bytes != size:
-                index = tar.index_by_headers(
-                    shard.location
-                )  # takes milliseconds: not worth caching
-            opened = _OpenShard(shard.location, index, file)
-    except FileNotFoundError as error:
-        raise _missing(error, shard.location) from None
+                index = tar.index_by_headers(path)  # takes milliseconds: not worth caching
+            opened = _OpenShard(path, index, file)
+    except FileNotFoundError:
+        raise _missing(str(path)) from None
     except OSError as error:
-        raise _unreadable(shard.location, error) from error
-    count = len(opened.index.offsets)
-    if count != shard.size:
+        raise _unreadable(path, error) from error
+    if opened.num_samples != shard.size:
         raise DataError(
-            f"{shard.location}: has {counted(count, 'sample')}, expected {shard.size}",
+            f"{path}: has {counted(opened.num_samples, 'sample')}, expected {shard.size}",
             hint="the shard changed or belongs to another manifest: create it or copy it again",
             code="data.mismatch",
-            details={"shard": str(shard.location), "samples": count, "expected": shard.size},
+            details={"shard": str(path), "samples": opened.num_samples, "expected": shard.size},
         )
     return opened
-
-
-def _remote(cache: ShardCache, path: Path) -> _OpenShard:
-    version = FileVersion.of(path)
-    file = cache.files.open_copy(version) if cache.stores(version.size) else None
-    return _OpenShard(path, tar.shard_index(cache.files, version, file), file)
 
 
 def _read(file: IO[bytes], byte_range: ByteRange) -> bytes:
@@ -291,24 +260,12 @@ def _read(file: IO[bytes], byte_range: ByteRange) -> bytes:
         raise _unreadable(byte_range.path, error) from error
 
 
-def _check_length(data: bytes, shard: _OpenShard, ref: base.SampleRef) -> bytes:
-    length = int(shard.index.lengths[ref.sample])
-    if len(data) != length:
-        raise DataError(
-            f"{shard.path}: sample {ref.sample} has {len(data)} bytes, its index records {length}",
-            hint="preprocess or copy the data again",
-            code="data.broken",
-            details={"shard": str(shard.path)},
-        )
-    return data
-
-
-def _missing(error: FileNotFoundError, path: Path | None = None) -> DataError:
+def _missing(path: str) -> DataError:
     return DataError(
-        f"{path or error.filename}: shard is missing, but its manifest or list names it",
+        f"{path}: shard is missing, but its manifest or list names it",
         hint="preprocess or copy the data again",
         code="data.missing",
-        details={"shard": str(path or error.filename)},
+        details={"shard": path},
     )
 
 

@@ -1,7 +1,8 @@
-"""FAST action tokenizer: action chunks to ids of a byte-pair vocabulary, and back; its quality.
+"""Action chunks of an episode, and the FAST tokenizer: chunks to ids of a vocabulary, and back.
 
 The rounded cosine coefficients of a chunk are the code points of a text, which byte-level BPE
-compresses. No state is kept between calls: shapes are arguments.
+compresses. No state is kept between calls: shapes are arguments. `fit_tokenizer` makes a
+vocabulary, `action_quality` measures what is lost.
 
 Legend of shapes: N chunks, H steps, D action dimensions. Source: reference/future-vla 4.2.
 """
@@ -46,17 +47,18 @@ def relative_chunks(
 ) -> Array:
     """Actions [F, steps, A] from each frame on; poses are relative to the measured one at it.
 
-    `fields`: map from field to its values [F, C]; `names`: fields of an action, in order; those of
-    `groups` with the suffix of relative ones; `groups`: poses with relative fields.
-
     After the end of the episode the last action is repeated.
+
+    Args:
+        fields: Map from field to its values [F, C].
+        names: Fields of an action, in order; those of `groups` with the suffix of relative ones.
+        groups: Poses with relative fields.
+        steps: Number of actions.
     """
-    of_groups = {
-        key
-        for group in groups
-        for key in (group.position_key, group.rotation_key, *reference_keys(group))
-    }
-    needed = of_groups.union(names).intersection(fields)
+    needed = {*names}
+    for group in groups:
+        needed.update((group.position_key, group.rotation_key), reference_keys(group))
+    needed &= fields.keys()
     frames = len(fields[min(needed)])
     indices = np.minimum(np.arange(frames)[:, None] + np.arange(steps), frames - 1)
     windows = {name: fields[name].reshape(frames, -1)[indices] for name in needed}
@@ -106,9 +108,11 @@ class ActionTokenizer:
     def digest(self) -> str:
         """SHA-256 of scale, `min_token`, vocabulary and merges, in any layout of the file."""
         model = json.loads(self.document)["model"]
-        merges = [
-            merge if isinstance(merge, list) else merge.split(" ", 1) for merge in model["merges"]
-        ]
+        merges: list[list[str]] = []
+        for merge in model["merges"]:
+            if isinstance(merge, str):
+                merge = merge.split(" ", 1)
+            merges.append(merge)
         vocabulary = sorted(model["vocab"].items())
         text = json.dumps([float(self.scale), int(self.min_token), vocabulary, merges])
         return sha256(text.encode()).hexdigest()
@@ -130,10 +134,11 @@ class ActionTokenizer:
             raise ValueError(f"chunks have the shape {list(values.shape)}, not [N, H, D]")
         if not len(values):
             return np.zeros(values.shape, np.int64)
-        _check_finite(values, "is not finite")
+        _refuse(~np.isfinite(values), "dimension {dimension} is not finite (row {row})")
         with np.errstate(over="ignore", invalid="ignore"):  # checked below
             scaled = np.rint(np.asarray(dct(values, axis=1, norm="ortho")) * self.scale)
-        _check_finite(np.where(np.abs(scaled) < 2**31, scaled, np.inf), "is far too large")
+        is_huge = ~(np.abs(scaled) < 2**31)  # also true for NaN
+        _refuse(is_huge, "dimension {dimension} is far too large (row {row})")
         return scaled.astype(np.int64)
 
     def encode(self, chunks: Array) -> list[list[int]]:
@@ -155,49 +160,64 @@ class ActionTokenizer:
         Frequency is the outer, dimension the inner index. Raises as `encode_counted`.
         """
         shifted = self.coefficients(chunks) - self.min_token
-        _check_characters(shifted)
+        is_surrogate = (shifted >= _FIRST_SURROGATE) & (shifted <= _LAST_SURROGATE)
+        _refuse(
+            is_surrogate | (shifted > _LAST_CODE_POINT),
+            "the coefficient of dimension {dimension}, frequency {row}, is too large to be encoded",
+        )
         clamped = np.count_nonzero(shifted < 0, axis=(1, 2))
         length = shifted.shape[1] * shifted.shape[2]
         text = np.maximum(shifted, 0).astype("<u4").tobytes().decode("utf-32-le")
-        return [text[at * length : (at + 1) * length] for at in range(len(shifted))], clamped
+        texts = [text[start : start + length] for start in range(0, len(text), length)]
+        return texts, clamped
 
     def decode(
         self, ids: Sequence[Sequence[int]], steps: int, width: int
     ) -> tuple[Array, list[str | None]]:
-        """Action chunks of ids; returns float32 [N, H, D] and, per chunk, the reason why its ids
-        are invalid, or None. An invalid chunk is NaN.
+        """Action chunks of ids.
+
+        Returns:
+            Chunks, float32 [N, H, D], and for each the reason why its ids are invalid, or None. An
+            invalid chunk is NaN.
         """
         from scipy.fft import idct
 
         chunks = np.full((len(ids), steps, width), np.nan)
         problems: list[str | None] = []
+        valid: list[int] = []
         for index, sequence in enumerate(ids):
-            codes, problem = self._codes(sequence, steps, width)
-            problems.append(problem)
-            if codes is not None:
-                chunks[index] = codes.reshape(steps, width)
-        valid = [index for index, problem in enumerate(problems) if problem is None]
-        coefficients = (chunks[valid] + self.min_token) / self.scale
+            try:
+                text = self._text(sequence)
+                if len(text) != steps * width:
+                    expected = f"expected {steps} x {width}"
+                    raise ValueError(f"the ids decode to {len(text)} coefficients, {expected}")
+            except ValueError as error:
+                problems.append(str(error))
+                continue
+            codes = np.array([ord(character) for character in text], np.float64)
+            chunks[index] = codes.reshape(steps, width)
+            problems.append(None)
+            valid.append(index)
         if valid:
+            coefficients = (chunks[valid] + self.min_token) / self.scale
             chunks[valid] = np.asarray(idct(coefficients, axis=1, norm="ortho"))
         return chunks.astype(np.float32), problems
 
-    def _codes(self, ids: Sequence[int], steps: int, width: int) -> tuple[Array | None, str | None]:
-        """Code points [H * D] of ids, or the reason why the ids are invalid."""
+    def _text(self, ids: Sequence[int]) -> str:
+        """Text of ids; ValueError with the reason if they are invalid."""
         parts: list[bytes] = []
         for action_id in ids:
-            part = self.id_bytes[action_id] if 0 <= action_id < len(self.id_bytes) else None
+            part = self.id_bytes[action_id] if 0 <= action_id < self.vocab_size else None
             if part is None:
-                return None, f"id {action_id} is not one of the {self.vocab_size} of this tokenizer"
+                raise ValueError(
+                    f"id {action_id} is not one of the {self.vocab_size} of this tokenizer"
+                )
             parts.append(part)
         try:
-            text = b"".join(parts).decode()
+            return b"".join(parts).decode()
         except UnicodeDecodeError as error:
-            return None, f"the ids are not complete characters (byte {error.start})"
-        if len(text) != steps * width:
-            expected = f"{steps} x {width}"
-            return None, f"the ids decode to {len(text)} coefficients, expected {expected}"
-        return np.array([ord(character) for character in text], np.float64), None
+            problem = f"the ids are not complete characters (byte {error.start})"
+            raise ValueError(problem) from None
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -266,9 +286,16 @@ def byte_characters() -> list[str]:
 
     Printable Latin-1 maps to itself, the other bytes to the code points from 256 on.
     """
-    shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, _BYTES)}
-    hidden = iter(range(_BYTES, 2 * _BYTES))
-    return [chr(byte if byte in shown else next(hidden)) for byte in range(_BYTES)]
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, _BYTES)}
+    characters: list[str] = []
+    next_code = _BYTES
+    for byte in range(_BYTES):
+        if byte in printable:
+            characters.append(chr(byte))
+        else:
+            characters.append(chr(next_code))
+            next_code += 1
+    return characters
 
 
 _BYTE_OF = {character: byte for byte, character in enumerate(byte_characters())}
@@ -281,26 +308,12 @@ def _token_bytes(token: str) -> bytes:
     return token.encode()
 
 
-def _check_finite(values: Array, problem: str) -> None:
-    if not np.isfinite(values).all():
-        chunk, step, dimension = (int(index) for index in np.argwhere(~np.isfinite(values))[0])
-        raise DataError(
-            f"chunk {chunk}: dimension {dimension} {problem} (row {step})",
-            hint="check the actions and the normalization",
-            code="data.not_finite",
-            details={"chunk": chunk, "row": step, "dimension": dimension},
-        )
-
-
-def _check_characters(shifted: Array) -> None:
-    is_invalid = (shifted > _LAST_CODE_POINT) | (
-        (shifted >= _FIRST_SURROGATE) & (shifted <= _LAST_SURROGATE)
-    )
+def _refuse(is_invalid: Array, problem: str) -> None:
+    """Raises DataError if a value [N, H, D] is invalid; `problem` has {dimension} and {row}."""
     if is_invalid.any():
-        chunk, row, dimension = (int(index) for index in np.argwhere(is_invalid)[0])
+        chunk, row, dimension = np.argwhere(is_invalid)[0].tolist()
         raise DataError(
-            f"chunk {chunk}: the coefficient of dimension {dimension}, frequency {row}, is too "
-            "large to be encoded",
+            f"chunk {chunk}: {problem.format(dimension=dimension, row=row)}",
             hint="check the actions and the normalization",
             code="data.not_finite",
             details={"chunk": chunk, "row": row, "dimension": dimension},
@@ -340,17 +353,22 @@ def action_quality(tokenizer: ActionTokenizer, chunks: Array) -> ActionQuality:
         change = np.abs(decoded.astype(np.float64) - part)
         squares += (change**2).sum(axis=(0, 1))
         largest = np.maximum(largest, change.max(axis=(0, 1)))
-    rms = np.sqrt(squares / (len(chunks) * chunks.shape[1]))
-    shares = exact / len(chunks), 1 - clamped / chunks.size
-    return ActionQuality(np.array(lengths), *shares, rms, largest)
+    return ActionQuality(
+        lengths=np.array(lengths),
+        exact=exact / len(chunks),
+        in_range=1 - clamped / chunks.size,
+        rms=np.sqrt(squares / (len(chunks) * chunks.shape[1])),
+        largest=largest,
+    )
 
 
 def coefficient_range(scale: float, chunks: Array) -> tuple[int, int]:
     """(lowest, highest) coefficient of chunks [N, H, D]; raises as `coefficients`."""
     rounding = ActionTokenizer("", scale)
-    parts = (
-        rounding.coefficients(chunks[start : start + _AT_ONCE])
-        for start in range(0, len(chunks), _AT_ONCE)
-    )
-    ranges = [(int(part.min()), int(part.max())) for part in parts]
-    return min(low for low, _ in ranges), max(high for _, high in ranges)
+    lows: list[int] = []
+    highs: list[int] = []
+    for start in range(0, len(chunks), _AT_ONCE):
+        part = rounding.coefficients(chunks[start : start + _AT_ONCE])
+        lows.append(int(part.min()))
+        highs.append(int(part.max()))
+    return min(lows), max(highs)

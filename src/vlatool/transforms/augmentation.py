@@ -40,8 +40,12 @@ def central_box(size: tuple[int, int], shape: Sequence[float]) -> Box:
 
 
 def random_box(size: tuple[int, int], shape: Sequence[float], rng: np.random.Generator) -> Box:
-    """Crop with a uniformly random corner; `shape`: (height, width) of the crop, in pixels; if both
-    are at most 1, shares of the image.
+    """Crop with a uniformly random corner.
+
+    Args:
+        size: (height, width) of the image.
+        shape: (height, width) of the crop in pixels; if both are at most 1, shares of the image.
+        rng: Generator of the corner.
     """
     height, width = _box_size(size, shape)
     top, left = rng.integers(0, [size[0] - height + 1, size[1] - width + 1]).tolist()
@@ -78,7 +82,9 @@ class ColorJitter:
 
         Empty ranges, which would not change the image, are omitted.
         """
-        changes = {"hue": float(rng.uniform(*self.hue))} if any(self.hue) else {}
+        changes: dict[str, float] = {}
+        if any(self.hue):
+            changes["hue"] = float(rng.uniform(*self.hue))
         for name in ("brightness", "contrast", "saturation"):
             width: float = getattr(self, name)
             if width:
@@ -91,28 +97,27 @@ def apply_color_jitter(pixels: UInt8Array, changes: Mapping[str, float]) -> None
     """Changes the colors of uint8 [H, W, 3] in place."""
     planes = np.moveaxis(pixels, -1, 0).reshape(3, -1).astype(np.float32)
     for name, amount in changes.items():
-        _CHANGES[name](planes, amount)
+        if name == "hue":
+            _shift_hue(planes, amount)
+        elif name == "brightness":
+            planes *= np.float32(amount)
+        elif name == "contrast":
+            mean = float(_gray(planes).mean(dtype=np.float64))
+            planes *= np.float32(amount)
+            planes += np.float32((1 - amount) * mean)
+        else:
+            gray = _gray(planes)
+            gray *= np.float32(1 - amount)
+            planes *= np.float32(amount)
+            planes += gray
+        np.clip(planes, 0, _LEVELS, out=planes)
+        np.floor(planes, out=planes)
     pixels[...] = np.moveaxis(planes.reshape(3, *pixels.shape[:2]), 0, -1)
 
 
-def _brighten(planes: Array, factor: float) -> None:
-    planes *= np.float32(factor)
-    _to_levels(planes)
-
-
-def _contrast(planes: Array, factor: float) -> None:
-    mean = float(_gray(planes).mean(dtype=np.float64))
-    planes *= np.float32(factor)
-    planes += np.float32((1 - factor) * mean)
-    _to_levels(planes)
-
-
-def _saturate(planes: Array, factor: float) -> None:
-    gray = _gray(planes)
-    gray *= np.float32(1 - factor)
-    planes *= np.float32(factor)
-    planes += gray
-    _to_levels(planes)
+def _gray(planes: Array) -> Array:
+    """Gray levels float32 [P], rounded down."""
+    return np.floor(np.asarray(_GRAY_WEIGHTS, np.float32) @ planes)
 
 
 def _shift_hue(planes: Array, turns: float) -> None:
@@ -129,7 +134,6 @@ def _shift_hue(planes: Array, turns: float) -> None:
         np.multiply(away, chroma, out=away)
         np.add(away, low, out=plane)
     planes *= np.float32(_TO_LEVELS)
-    _to_levels(planes)
 
 
 def _hue(planes: Array) -> tuple[Array, Array, Array]:
@@ -156,21 +160,3 @@ def _hue(planes: Array) -> tuple[Array, Array, Array]:
     middle /= np.maximum(top, np.float32(1))  # values are integers: none is between 0 and 1
     middle += offset
     return np.abs(middle, out=middle), low, top
-
-
-def _gray(planes: Array) -> Array:
-    """Gray levels float32 [P], rounded down."""
-    return np.floor(np.asarray(_GRAY_WEIGHTS, np.float32) @ planes)
-
-
-def _to_levels(planes: Array) -> None:
-    np.clip(planes, 0, _LEVELS, out=planes)
-    np.floor(planes, out=planes)
-
-
-_CHANGES = {
-    "brightness": _brighten,
-    "contrast": _contrast,
-    "saturation": _saturate,
-    "hue": _shift_hue,
-}

@@ -3,7 +3,6 @@
 Legend of shapes: F frames, G grid points of a side.
 """
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,17 +21,21 @@ _END = 0.2  # of the frames, from which the last mean image is
 
 def grid(images: UInt8Array) -> UInt8Array:
     """Evenly spaced pixels uint8 [N, G, G, 3] of images [N, H, W, 3]."""
-    rows, columns = (
-        ((2 * np.arange(GRID) + 1) * side // (2 * GRID)).astype(int) for side in images.shape[1:3]
-    )
+    _, height, width, _ = images.shape
+    middles = 2 * np.arange(GRID) + 1  # in halves of a cell
+    rows = middles * height // (2 * GRID)
+    columns = middles * width // (2 * GRID)
     return images[:, rows[:, None], columns]
 
 
 def repeats(images: Sequence[UInt8Array], grids: Sequence[UInt8Array]) -> Array:
     """Bool [N - 1]: an image [H, W, 3] shows the same as the one before it."""
-    pairs = enumerate(itertools.pairwise(grids))
-    same = [_alike(*of_grid) and _alike(images[n], images[n + 1]) for n, of_grid in pairs]
-    return np.array(same, bool)
+    repeated = np.zeros(max(len(grids) - 1, 0), bool)
+    for index in range(len(repeated)):
+        # Grids are compared first: few whole images are.
+        if _alike(grids[index], grids[index + 1]):
+            repeated[index] = _alike(images[index], images[index + 1])
+    return repeated
 
 
 def _alike(first: UInt8Array, second: UInt8Array) -> bool:
@@ -52,11 +55,14 @@ def image_figures(grids: UInt8Array, repeated: Array, states: Array) -> dict[str
         figures["frozen_share"] = float(repeated[moves].mean())
     correlations = lag_correlations(grids.astype(np.float32).mean(axis=-1), states)
     lag = None if correlations is None else clear_lag(correlations, _PEAK)
-    return figures | ({} if lag is None else {"camera_lag": float(lag)})
+    if lag is not None:
+        figures["camera_lag"] = float(lag)
+    return figures
 
 
 def mean_images(grids: UInt8Array) -> tuple[Array, Array]:
     """Mean images of all frames and of the last fifth, float32 [8 * 8 * 3] each."""
     cells = grids.reshape(len(grids), SIDE, GRID // SIDE, SIDE, GRID // SIDE, 3)
     small = cells.mean(axis=(2, 4), dtype=np.float32).reshape(len(grids), -1)
-    return small.mean(axis=0), small[-max(1, round(_END * len(small))) :].mean(axis=0)
+    at_end = small[-max(1, round(_END * len(small))) :]
+    return small.mean(axis=0), at_end.mean(axis=0)

@@ -1,5 +1,8 @@
 """Rotation, resize and crop of an image together with its calibration; pinhole projection.
 
+`make_geometry` decides how images of one size become images of another, `ImageGeometry` applies it
+to images and to calibration, and `resampled` does the work.
+
 Sizes are (height, width); a pixel covers [i, i + 1], so the left edge of an image is at 0. Source:
 formats/lbm-preprocessing 2.4, 2.5; calibration follows the exact transform of the pixels.
 """
@@ -39,31 +42,17 @@ def resampled(
             image, scaled, (0, 0), scaled, resize_filter
         )
         return canvas
-    if resize_filter != "lanczos_vips":
-        return _by_pillow(image, scaled, offset, target, Image.Resampling[resize_filter.upper()])
-    if scaled[0] > image.shape[0] or scaled[1] > image.shape[1]:
-        # To enlarge images, libvips uses another filter.
-        return _by_pillow(image, scaled, offset, target, Image.Resampling.LANCZOS)
-    return _by_libvips(image, scaled, offset, target)
-
-
-def _by_pillow(
-    image: Array,
-    scaled: tuple[int, int],
-    offset: tuple[int, int],
-    target: tuple[int, int],
-    resample: Image.Resampling,
-) -> Array:
+    if resize_filter == "lanczos_vips":
+        if scaled[0] <= image.shape[0] and scaled[1] <= image.shape[1]:
+            return _by_libvips(image, scaled, offset, target)
+        resize_filter = "lanczos"  # to enlarge images, libvips uses another filter
     scale_y = scaled[0] / image.shape[0]
     scale_x = scaled[1] / image.shape[1]
     top, left = offset
-    box = (
-        left / scale_x,
-        top / scale_y,
-        (left + target[1]) / scale_x,
-        (top + target[0]) / scale_y,
-    )
-    return np.asarray(Image.fromarray(image).resize((target[1], target[0]), resample, box=box))
+    rows, columns = target
+    box = (left / scale_x, top / scale_y, (left + columns) / scale_x, (top + rows) / scale_y)
+    pillow_filter = Image.Resampling[resize_filter.upper()]
+    return np.asarray(Image.fromarray(image).resize((columns, rows), pillow_filter, box=box))
 
 
 def _by_libvips(
@@ -76,7 +65,8 @@ def _by_libvips(
     whole = vips.Image.new_from_memory(pixels.data, width, height, channels, "uchar")
     shrunk = whole.resize(scaled[1] / width, vscale=scaled[0] / height, kernel="lanczos3")
     assert (shrunk.height, shrunk.width) == scaled, "libvips rounds the exact ratio to whole pixels"
-    (top, left), (rows, columns) = offset, target
+    top, left = offset
+    rows, columns = target
     window = vips.Region.new(shrunk).fetch(left, top, columns, rows)
     return np.frombuffer(window, np.uint8).reshape(rows, columns, channels)
 
@@ -144,8 +134,10 @@ class ImageGeometry:
     @property
     def source_box(self) -> tuple[float, float, float, float]:
         """Part of the rotated source that is in the result: left, top, right, bottom in pixels."""
-        (scale_y, scale_x), (top, left) = self._scale, self.offset
-        (height, width), (rows, columns) = self.original, self.target
+        scale_y, scale_x = self._scale
+        top, left = self.offset
+        height, width = self.original
+        rows, columns = self.target
         return (
             max(left / scale_x, 0.0),
             max(top / scale_y, 0.0),
@@ -190,16 +182,24 @@ def make_geometry(
     resample: ResizeFilter = "lanczos_vips",
 ) -> ImageGeometry:
     """Geometry from the size of a camera to `target`; None keeps the size."""
-    original = original if turns % 2 == 0 else (original[1], original[0])
+    if turns % 2:
+        original = (original[1], original[0])
     if target is None:
-        return ImageGeometry(original, original, (0, 0), original, turns, resample)
+        target = original
+        method = "resize_no_crop"
     if method == "resize_no_crop":
         return ImageGeometry(original, target, (0, 0), target, turns, resample)
-    ratios = (target[0] / original[0], target[1] / original[1])
-    scale = max(ratios) if method == "center_crop" else min(ratios)
-    # Truncation may lose the last pixel and add a black line; a crop must cover the target.
-    least = target if method == "center_crop" else (1, 1)
-    height, width = (max(int(size * scale), low) for size, low in zip(original, least, strict=True))
+    ratio_y = target[0] / original[0]
+    ratio_x = target[1] / original[1]
+    if method == "center_crop":
+        scale = max(ratio_y, ratio_x)
+        # Truncation may lose the last pixel and add a black line; a crop must cover the target.
+        least = target
+    else:
+        scale = min(ratio_y, ratio_x)
+        least = (1, 1)
+    height = max(int(original[0] * scale), least[0])
+    width = max(int(original[1] * scale), least[1])
     offset = (int((height - target[0]) / 2), int((width - target[1]) / 2))
     return ImageGeometry(original, (height, width), offset, target, turns, resample)
 
@@ -222,14 +222,18 @@ def published_intrinsics(matrix: Array, geometry: ImageGeometry, method: ResizeM
     It uses the untruncated size and a fractional crop and drops skew: off by up to half a pixel.
     Source: formats/lbm-preprocessing 2.5.
     """
-    (height0, width0), (height, width) = geometry.original, geometry.target
-    ratio_x = width / width0
-    ratio_y = height / height0
-    shift_x = shift_y = 0.0
+    original_height, original_width = geometry.original
+    height, width = geometry.target
+    ratio_x = width / original_width
+    ratio_y = height / original_height
+    shift_x = 0.0
+    shift_y = 0.0
     if method != "resize_no_crop":
-        ratio_x = ratio_y = (max if method == "center_crop" else min)(ratio_x, ratio_y)
-        shift_x = (width0 * ratio_x - width) / 2
-        shift_y = (height0 * ratio_y - height) / 2
+        ratio = max(ratio_x, ratio_y) if method == "center_crop" else min(ratio_x, ratio_y)
+        ratio_x = ratio
+        ratio_y = ratio
+        shift_x = (original_width * ratio - width) / 2
+        shift_y = (original_height * ratio - height) / 2
     result = np.zeros(matrix.shape, np.float64)
     result[..., 0, 0] = matrix[..., 0, 0] * ratio_x
     result[..., 1, 1] = matrix[..., 1, 1] * ratio_y
@@ -248,18 +252,24 @@ def quarter_turns(value: Mapping[str, int]) -> Mapping[str, int]:
 
 
 def rotate(image: Array, turns: int) -> Array:
-    """Image rotated clockwise; `np.rot90` rotates counterclockwise."""
-    return image if turns % 4 == 0 else np.ascontiguousarray(np.rot90(image, -turns))
+    """Image rotated clockwise by quarter turns."""
+    if turns % 4 == 0:
+        return image
+    return np.ascontiguousarray(np.rot90(image, -turns))  # `np.rot90` turns counterclockwise
 
 
 def project(points: Array, intrinsics: Array, base_T_camera: Array) -> tuple[Array, Array]:  # noqa: N803 - frames of a transform
-    """Pixels float64 [N, 2] as (x, y), and bool [N], true for points in front of the camera.
+    """Projects points into an image.
 
-    `points`: positions [N, 3] in the base frame, meters; `intrinsics`: pinhole matrix [3, 3] in
-    pixels; skew is kept; `base_T_camera`: pose of the camera [4, 4], a rotation and a translation.
+    Args:
+        points: Positions [N, 3] in the base frame, meters.
+        intrinsics: Pinhole matrix [3, 3] in pixels; skew is kept.
+        base_T_camera: Pose of the camera [4, 4], a rotation and a translation.
 
-    Integers are pixel centers. Pixels may be outside the image; those of points that are not
-    visible are NaN.
+    Returns:
+        Pixels float64 [N, 2] as (x, y), and bool [N], true for points in front of the camera.
+        Integers are pixel centers. Pixels may be outside the image; those of points that are not
+        visible are NaN.
     """
     rotation = base_T_camera[:3, :3]
     center = base_T_camera[:3, 3]

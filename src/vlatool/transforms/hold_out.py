@@ -14,7 +14,9 @@ def split_of(name: str) -> str:
     name = name.lower()
     if name in _TRAIN:
         return "train"
-    return "val" if name in _VAL else ""
+    if name in _VAL:
+        return "val"
+    return ""
 
 
 def held_out(tasks: Mapping[str, str], share: float, seed: int) -> frozenset[str]:
@@ -35,16 +37,16 @@ def held_out(tasks: Mapping[str, str], share: float, seed: int) -> frozenset[str
     if not share or not tasks:
         return frozenset()
     numbers = {episode: _number(episode, seed) for episode in tasks}
-    chosen = {episode for episode, number in numbers.items() if number < share}
-    by_task: dict[str, list[str]] = {}
+    ids = {episode for episode, number in numbers.items() if number < share}
+    episodes_by_task: dict[str, list[str]] = {}
     for episode, task in tasks.items():
-        by_task.setdefault(task, []).append(episode)
-    for episodes in by_task.values():
+        episodes_by_task.setdefault(task, []).append(episode)
+    for episodes in episodes_by_task.values():
         if len(episodes) >= _LEAST_PER_TASK:
-            chosen.add(min(episodes, key=numbers.__getitem__))
-    if not chosen:
-        chosen.add(min(tasks, key=numbers.__getitem__))
-    return frozenset(chosen)
+            ids.add(min(episodes, key=numbers.__getitem__))
+    if not ids:
+        ids.add(min(tasks, key=numbers.__getitem__))
+    return frozenset(ids)
 
 
 def _number(episode: str, seed: int) -> float:

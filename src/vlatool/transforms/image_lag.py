@@ -24,26 +24,26 @@ def lag_correlations(pixels: Array, states: Array) -> Array | None:
     """
     steps = np.diff(states.astype(np.float64), axis=0)
     deviation = steps.std(axis=0)
-    speed = np.linalg.norm(steps[:, deviation > 0] / deviation[deviation > 0], axis=1)
-    motion = np.abs(np.diff(pixels, axis=0)).mean(axis=(1, 2))
-    first = np.diff(speed)
-    second = np.diff(motion)
-    if len(pixels) < _FEWEST or not (first.any() and second.any()):
+    state_speed = np.linalg.norm(steps[:, deviation > 0] / deviation[deviation > 0], axis=1)
+    image_speed = np.abs(np.diff(pixels, axis=0)).mean(axis=(1, 2))
+    of_states = np.diff(state_speed)
+    of_images = np.diff(image_speed)
+    if len(pixels) < _FEWEST or not of_states.any() or not of_images.any():
         return None
-    first, second = (values / values.std() for values in (first, second))
-    return np.array([_mean_product(first, second, lag) for lag in range(-_MOST_LAG, _MOST_LAG + 1)])
+    of_states = of_states / of_states.std()
+    of_images = of_images / of_images.std()
+    correlations: list[float] = []
+    for lag in range(-_MOST_LAG, _MOST_LAG + 1):
+        length = len(of_states) - abs(lag)
+        earlier = of_states[max(-lag, 0) :][:length]
+        later = of_images[max(lag, 0) :][:length]
+        correlations.append(float((earlier * later).mean()))
+    return np.array(correlations)
 
 
 def clear_lag(correlations: Array, peak: float) -> int | None:
     """Lag of the highest of the correlations [13]; None if it is below `peak`, or no clear one."""
-    *_, other, best = np.sort(correlations)
-    is_clear = best >= max(peak, _RATIO * other)
-    return int(np.argmax(correlations)) - _MOST_LAG if is_clear else None
-
-
-def _mean_product(first: Array, second: Array, lag: int) -> float:
-    """Mean product of `first` [N] and the values of `second` [N] that come `lag` later."""
-    length = len(first) - abs(lag)
-    earlier = max(-lag, 0)
-    later = max(lag, 0)
-    return float((first[earlier:][:length] * second[later:][:length]).mean())
+    *_, second, best = np.sort(correlations)
+    if best < max(peak, _RATIO * second):
+        return None
+    return int(np.argmax(correlations)) - _MOST_LAG

@@ -21,17 +21,39 @@ _FEWEST_FRAMES = 8
 def motion_figures(states: Array, fps: float) -> dict[str, float]:
     """Figures of states [F, S]; empty if they are too few or do not change.
 
-    Speeds are norms of the steps of the state, each dimension by its standard deviation. `fps` is
-    0 if unknown: then seconds are frames.
+    Speeds are norms of the steps of the state, each dimension by its standard deviation.
+
+    Args:
+        states: Recorded states, float [F, S].
+        fps: Frames per second; 0 if unknown: then seconds are frames.
+
+    Returns:
+        `idle_share`, the share of still frames between the first and the last that move;
+        `longest_pause` in seconds; `end_speed`, the speed at the end by the top one;
+        `largest_jump`, the largest step of a dimension by the range of nine tenths of its values;
+        `reversal`, the negative correlation of each step with the next, from -1 to 1: 1 where each
+        undoes the last.
     """
-    rate = fps or 1.0
-    figures: dict[str, float] = {}
     changing = moving_dimensions(states)
-    if len(states) >= _FEWEST_FRAMES and changing.shape[1]:
-        speed = speeds(changing)
-        figures |= _pauses(speed, rate) | {"largest_jump": _largest_jump(changing)}
-        figures["reversal"] = _reversal(changing)
-    return figures
+    if len(states) < _FEWEST_FRAMES or not changing.shape[1]:
+        return {}
+    rate = fps or 1.0
+    speed = speeds(changing)
+    moves = np.flatnonzero(is_moving(speed))
+    gaps = np.diff(moves) - 1
+    at_end = speed[-max(1, round(_END_S * rate)) :]
+
+    low, high = np.percentile(changing, [5, 95], axis=0)
+    ranges = np.where(high > low, high - low, np.ptp(changing, axis=0))
+    jumps = np.abs(np.diff(changing, axis=0)) / ranges
+    steps = np.diff(changing, axis=0) / changing.std(axis=0)
+    return {
+        "idle_share": float(gaps.sum() / (moves[-1] - moves[0] + 1)),
+        "longest_pause": float(gaps.max(initial=0) / rate),
+        "end_speed": float(at_end.mean() / _top(speed)),
+        "largest_jump": float(jumps.max()),
+        "reversal": -float((steps[1:] * steps[:-1]).sum() / (steps**2).sum()),
+    }
 
 
 def moving_dimensions(states: Array) -> Array:
@@ -66,37 +88,11 @@ def _top(speed: Array) -> float:
     return float(np.percentile(speed, 95) or speed.max())
 
 
-def _pauses(speed: Array, rate: float) -> dict[str, float]:
-    """Share of still frames between the first and the last that move, the longest pause in
-    seconds, and the speed at the end by the top one.
-    """
-    moves = np.flatnonzero(is_moving(speed))
-    gaps = np.diff(moves) - 1
-    last = speed[-max(1, round(_END_S * rate)) :]
-    return {
-        "idle_share": float(gaps.sum() / (moves[-1] - moves[0] + 1)),
-        "longest_pause": float(gaps.max(initial=0) / rate),
-        "end_speed": float(last.mean() / _top(speed)),
-    }
-
-
-def _largest_jump(states: Array) -> float:
-    """The largest step of a dimension by the range of nine tenths of its values."""
-    low, high = np.percentile(states, [5, 95], axis=0)
-    ranges = np.where(high > low, high - low, np.ptp(states, axis=0))
-    return float((np.abs(np.diff(states, axis=0)) / ranges).max())
-
-
-def _reversal(states: Array) -> float:
-    """Negative correlation of each step with the next, -1 to 1: 1 where each undoes the last."""
-    steps = np.diff(states, axis=0) / states.std(axis=0)
-    return -float((steps[1:] * steps[:-1]).sum() / (steps**2).sum())
-
-
 def lag_residuals(states: Array, actions: Array) -> Array | None:
-    """Residuals [2, 9] of the actions [F, A] by the next state, and by the step to it, of the
-    states [F, S]: mean squares of linear fits in which actions come -4 to 4 frames later. None
-    without actions, or with too few frames.
+    """Residuals [2, 9] of actions that come -4 to 4 frames later.
+
+    Mean squares of linear fits of the actions [F, A] to the next state, and to the step to it, of
+    the states [F, S]. None without actions, or with too few frames.
     """
     changing = moving_dimensions(states)
     commands = actions[:, _changes(actions)]
@@ -107,33 +103,36 @@ def lag_residuals(states: Array, actions: Array) -> Array | None:
     if len(steps) < 2 * _MOST_LAG + 3 * (scaled.shape[1] + 1):
         return None
     targets = (commands - commands.mean(axis=0)) / commands.std(axis=0)
-    return np.array([_residuals(each, targets) for each in (scaled[1:], steps)])
+    return np.array([_residuals(scaled[1:], targets), _residuals(steps, targets)])
 
 
 def _residuals(inputs: Array, targets: Array) -> list[float]:
     """Mean squared residual of targets [F, A] by inputs [F - 1, S], at each shift."""
-    middle = slice(_MOST_LAG, len(inputs) - _MOST_LAG)
-    fitted = np.hstack([inputs[middle], np.ones((middle.stop - middle.start, 1))])
+    count = len(inputs) - 2 * _MOST_LAG
+    fitted = np.hstack([inputs[_MOST_LAG : _MOST_LAG + count], np.ones((count, 1))])
     residuals: list[float] = []
-    for shift in range(-_MOST_LAG, _MOST_LAG + 1):
-        target = targets[middle.start + shift : middle.stop + shift]
+    for first in range(2 * _MOST_LAG + 1):
+        target = targets[first : first + count]
         solution = np.linalg.lstsq(fitted, target, rcond=None)[0]
         residuals.append(float(((fitted @ solution - target) ** 2).mean()))
     return residuals
 
 
 def action_lags(residuals: Array) -> Array:
-    """Frames [N] by which actions come after the motion that they explain, against the usual lag of
-    the set, from `lag_residuals` [N, 2, 9] of episodes of one robot; 0 where another lag does not
-    explain clearly more, or where the usual one explains as much as in the best quarter of all.
+    """Frames [N] by which actions come later than usual in the set.
 
-    The fit that explains more in most episodes is that of all.
+    0 where another lag does not explain clearly more, or where the usual one explains as much as in
+    the best quarter of all. The fit that explains more in most episodes is that of all.
+
+    Args:
+        residuals: `lag_residuals` [N, 2, 9] of episodes of one robot.
     """
-    kind = int(np.argmin(np.median(residuals.min(axis=2), axis=0)))
-    chosen = residuals[:, kind]
-    usual = int(np.median(chosen.argmin(axis=1)))
-    at_usual = chosen[:, usual]
+    best_fit = int(np.argmin(np.median(residuals.min(axis=2), axis=0)))
+    by_lag = residuals[:, best_fit]
+    best_lags = by_lag.argmin(axis=1)
+    usual = int(np.median(best_lags))
+    at_usual = by_lag[:, usual]
     # Noise alone finds another lag where the usual one explains nearly all.
     is_worse = at_usual > np.quantile(at_usual, _WELL_EXPLAINED)
-    is_clear = is_worse & (chosen.min(axis=1) < _CLEAR * at_usual)
-    return np.where(is_clear, chosen.argmin(axis=1) - usual, 0).astype(float)
+    is_clear = is_worse & (by_lag.min(axis=1) < _CLEAR * at_usual)
+    return np.where(is_clear, best_lags - usual, 0).astype(float)

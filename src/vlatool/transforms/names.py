@@ -1,12 +1,15 @@
 """Names of cameras and fields: those of a data set or environment to those of a policy.
 
+`NameMap` is the option `--rename`: a new name for an old one, with or without a `*`. `expanded`
+replaces the globs by the names that data have, and `renamed_episode` applies the result.
+
 Legend of shapes: F frames, C dimensions of a field.
 """
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from pydantic import model_validator
@@ -21,6 +24,11 @@ from vlatool.transforms.relative import SUFFIX, reference_keys
 _SLICED = re.compile(r"([^\[\]]+)(?:\[([0-9]{0,9}):([0-9]{0,9})\])?")
 _SEPARATORS = re.compile(r"[./]|__|::")
 _KINDS = {"cameras": "camera", "fields": "field"}
+
+
+def name_end(name: str) -> str:
+    """Last part of a name, by which names of different layouts are alike."""
+    return _SEPARATORS.split(name)[-1].lower()
 
 
 class FieldMap(ConfigModel):
@@ -55,10 +63,23 @@ class FieldMap(ConfigModel):
     def of(self, values: Array) -> Array:
         """The dimensions of values [..., C] that become the field."""
         part = values[..., self.start : self.stop]
-        return part if (self.scale, self.offset) == (1, 0) else part * self.scale + self.offset
+        if self.scale == 1 and self.offset == 0:
+            return part
+        return part * self.scale + self.offset
 
 
-WHOLE = FieldMap()
+_WHOLE = FieldMap()
+
+
+class _Entry(NamedTuple):
+    """A new name, or a pattern of new names, for an old one."""
+
+    kind: str  # `cameras` or `fields`
+    new: str
+    old: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}.{self.new}={self.old}"
 
 
 class NameMap(ConfigModel):
@@ -73,9 +94,11 @@ class NameMap(ConfigModel):
     def from_texts(cls, texts: Sequence[str]) -> dict[str, Any]:
         keys: dict[str, dict[str, str]] = {}
         for text in texts:
-            kind, dot, rest = text.partition(".")
-            new, equals, old = (part.strip() for part in rest.partition("="))
-            if kind not in _KINDS or not (dot and new and equals and old):
+            left, _, right = text.partition("=")
+            kind, _, name = left.partition(".")
+            new = name.strip()
+            old = right.strip()
+            if kind not in _KINDS or not new or not old:
                 raise TypeMismatch(f"cameras.NEW=OLD or fields.NEW=OLD[0:3], not {text!r}")
             if keys.setdefault(kind, {}).setdefault(new, old) != old:
                 raise TypeMismatch(f"one old name for {kind}.{new}, not {text!r} too")
@@ -90,101 +113,121 @@ class NameMap(ConfigModel):
         nested: dict[str, Any] = {}
         for key, value in data.items():
             kind, dot, new = str(key).partition(".")
-            part = {new: value} if dot else value
-            nested[kind] = {**nested.get(kind, {}), **part} if isinstance(part, dict) else part
+            section = {new: value} if dot else value
+            if isinstance(section, dict):
+                section = {**nested.get(kind, {}), **section}
+            nested[kind] = section
         return nested
 
     @model_validator(mode="after")
     def _check_entries(self) -> Self:
-        for kind, new, old in self._entries():
-            if new.count("*") != old.count("*") or new.count("*") > 1:
-                raise ValueError(f"{kind}.{new}={old}: one * on each side, or none")
-            if new == old and (kind == "cameras" or self.fields[new].is_whole):
-                raise ValueError(f"{kind}.{new}={old}: the old name is the new one")
+        for entry in self._entries():
+            if entry.new.count("*") != entry.old.count("*") or entry.new.count("*") > 1:
+                raise ValueError(f"{entry}: one * on each side, or none")
+            is_renamed_only = entry.kind == "cameras" or self.fields[entry.new].is_whole
+            if entry.new == entry.old and is_renamed_only:
+                raise ValueError(f"{entry}: the old name is the new one")
         for new, part in self.fields.items():
             if part.key is None and part.constant is None:
                 raise ValueError(f"fields.{new} has neither key nor constant")
         return self
 
-    def _entries(self) -> list[tuple[str, str, str]]:
-        """(`cameras` or `fields`, new name, old name) of what has an old name."""
-        fields = [(new, part.key) for new, part in self.fields.items() if part.key is not None]
-        rows = {"cameras": self.cameras.items(), "fields": fields}
-        return [(kind, new, old) for kind, pairs in rows.items() for new, old in pairs]
+    def _entries(self) -> list[_Entry]:
+        """Entries with an old name: all but constants."""
+        entries = [_Entry("cameras", new, old) for new, old in self.cameras.items()]
+        for new, part in self.fields.items():
+            if part.key is not None:
+                entries.append(_Entry("fields", new, part.key))
+        return entries
 
     @property
     def is_empty(self) -> bool:
         return not (self.cameras or self.fields)
 
-    def _matched(
-        self, known: Mapping[str, Collection[str]]
-    ) -> Iterator[tuple[str, str, str, list[tuple[str, str]]]]:
-        """Yields each entry, with (new name, old name) of what is there."""
-        exact = {(kind, old) for kind, _, old in self._entries()}
-        for kind, new, old in self._entries():
-            others = [name for name in known[kind] if "*" not in old or (kind, name) not in exact]
-            yield kind, new, old, list(_matches(new, old, others))
+    # The names of data
 
     def expanded(self, cameras: Collection[str], fields: Collection[str]) -> Self:
         """The map without globs, for names that are there; DataError for a name that is not."""
-        known: Mapping[str, Collection[str]] = {"cameras": cameras, "fields": fields}
+        existing = {"cameras": cameras, "fields": fields}
         parts = {new: part for new, part in self.fields.items() if part.key is None}
-        names: dict[str, dict[str, str]] = {"cameras": {}, "fields": dict.fromkeys(parts, "")}
-        for kind, new, old, matches in self._matched(known):
+        old_names: dict[str, dict[str, str]] = {"cameras": {}, "fields": dict.fromkeys(parts, "")}
+        for entry in self._entries():
+            matches = self._matches(entry, existing[entry.kind])
             if not matches:
-                raise _unknown(kind, new, old, known[kind])
-            for name, source in matches:
-                if name in names[kind] or (kind == "cameras" and source in names[kind].values()):
-                    raise _taken(f"{kind}.{new}={old}: {source!r} or {name!r} has an entry already")
-                names[kind][name] = source
-                if kind == "fields":
-                    parts[name] = self.fields[new].model_copy(update={"key": source})
-        for kind, sources in names.items():
-            for name in sorted({*sources} & {*known[kind]} - {*sources.values()}):
-                problem = f"the data have this {_KINDS[kind]} already"
-                raise _taken(f"{kind}.{name}={sources[name]}: {problem}")
-        return type(self)(cameras=names["cameras"], fields=parts)
+                raise _unknown(entry, existing[entry.kind])
+            taken = old_names[entry.kind]
+            for new, old in matches.items():
+                # A field may have several parts, a camera has one name.
+                is_camera_again = entry.kind == "cameras" and old in taken.values()
+                if new in taken or is_camera_again:
+                    raise _taken(f"{entry}: {old!r} or {new!r} has an entry already")
+                taken[new] = old
+                if entry.kind == "fields":
+                    parts[new] = self.fields[entry.new].model_copy(update={"key": old})
+        for kind, taken in old_names.items():
+            for new in sorted(taken):
+                if new in existing[kind] and new not in taken.values():
+                    entry = _Entry(kind, new, taken[new])
+                    raise _taken(f"{entry}: the data have this {_KINDS[kind]} already")
+        return type(self)(cameras=old_names["cameras"], fields=parts)
 
     def applicable(self, cameras: Collection[str], fields: Collection[str]) -> Self:
         """Renames of whole names that are there, to names that are not."""
-        known: Mapping[str, Collection[str]] = {"cameras": cameras, "fields": fields}
+        existing = {"cameras": cameras, "fields": fields}
         pairs: dict[str, dict[str, Any]] = {"cameras": {}, "fields": {}}
-        for kind, _, _, matches in self._matched(known):
-            for name, source in matches:
-                if name not in known[kind]:
-                    pairs[kind][name] = source if kind == "cameras" else {"key": source}
+        for entry in self._entries():
+            names = existing[entry.kind]
+            for new, old in self._matches(entry, names).items():
+                if new not in names:
+                    pairs[entry.kind][new] = old if entry.kind == "cameras" else {"key": old}
         return type(self).model_validate(pairs)
 
     def unmatched(self, cameras: Collection[str], fields: Collection[str]) -> list[str]:
         """Entries whose new name is not there; `cameras` and `fields` are new names."""
-        known = {"cameras": cameras, "fields": fields}
-        return [
-            f"{kind}.{new}={old}"
-            for kind, new, old in self._entries()
-            if not any(_matches(old, new, known[kind]))
-        ]
+        existing = {"cameras": cameras, "fields": fields}
+        unmatched: list[str] = []
+        for entry in self._entries():
+            if not _matches(entry.old, entry.new, existing[entry.kind]):
+                unmatched.append(str(entry))
+        return unmatched
+
+    def _matches(self, entry: _Entry, existing: Collection[str]) -> dict[str, str]:
+        """Map from new to old name of what is there; a glob leaves names with their own entry."""
+        if "*" in entry.old:
+            exact = {other.old for other in self._entries() if other.kind == entry.kind}
+            existing = [name for name in existing if name not in exact]
+        return _matches(entry.new, entry.old, existing)
+
+    # From a new name to the old one
 
     def source_of(self, field: str) -> str:
         """Old name of a field that was renamed, or of a relative pose of it."""
-        base = field.removesuffix(SUFFIX) if field not in self.fields else field
+        base = field if field in self.fields else field.removesuffix(SUFFIX)
         part = self.fields.get(base)
-        return field if part is None or part.key is None else part.key + field[len(base) :]
+        if part is None or part.key is None:
+            return field
+        return part.key + field[len(base) :]
 
     def camera_of(self, new: str) -> str | None:
         """Old name of a camera, by its entry or a glob; None: not mapped."""
-        return self.cameras.get(new) or next((old for _, old in self._globs("cameras", new)), None)
+        if new in self.cameras:
+            return self.cameras[new]
+        for glob, old_glob in self.cameras.items():
+            for old in _matches(old_glob, glob, [new]):
+                return old
+        return None
 
     def field_of(self, new: str) -> FieldMap | None:
         """Parts of a field, by its entry or a glob; None: not mapped."""
-        globs = ((self.fields[name], old) for name, old in self._globs("fields", new))
-        parts = (part.model_copy(update={"key": old}) for part, old in globs)
-        return self.fields.get(new) or next(parts, None)
+        if new in self.fields:
+            return self.fields[new]
+        for entry in self._entries():
+            if entry.kind == "fields":
+                for old in _matches(entry.old, entry.new, [new]):
+                    return self.fields[entry.new].model_copy(update={"key": old})
+        return None
 
-    def _globs(self, kind: str, new: str) -> Iterator[tuple[str, str]]:
-        """Yields the entries whose new name matches, with the old name."""
-        for each, name, old in self._entries():
-            if each == kind and "*" in name:
-                yield from ((name, match) for match, _ in _matches(old, name, [new]))
+    # From an old name to the new ones
 
     def cameras_of(self, by_camera: Mapping[str, Any]) -> dict[str, Any]:
         """Values by old name of a camera, by its new name."""
@@ -193,49 +236,53 @@ class NameMap(ConfigModel):
 
     def parts_of(self, field: str) -> list[str]:
         """New names of what was a field, or a relative pose of it; without any, its own."""
-        for name, suffix in ((field, ""), (field.removesuffix(SUFFIX), SUFFIX)):
-            parts = [new + suffix for new, part in self.fields.items() if part.key == name]
-            if parts and field.endswith(suffix):
-                return parts
-        return [field]
+        parts = [new for new, part in self.fields.items() if part.key == field]
+        if not parts and field.endswith(SUFFIX):
+            base = field.removesuffix(SUFFIX)
+            parts = [new + SUFFIX for new, part in self.fields.items() if part.key == base]
+        return parts or [field]
 
     def names_of(self, fields: Iterable[str]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(new for name in fields for new in self.parts_of(name)))
+        """New names of fields, each once."""
+        names: dict[str, None] = {}
+        for field in fields:
+            names |= dict.fromkeys(self.parts_of(field))
+        return tuple(names)
 
     def pose_groups_of(self, groups: Iterable[PoseGroup]) -> Iterator[PoseGroup]:
         """Yields the groups, with references by name; without those that are sliced."""
         for group in groups:
             keys = (group.position_key, group.rotation_key, *reference_keys(group))
-            new = [self.parts_of(key)[0] for key in keys]
-            if new == [*keys]:
+            new_keys = [self.parts_of(key)[0] for key in keys]
+            if new_keys == [*keys]:
                 yield group
-            elif all(self.fields.get(name, WHOLE).is_whole for name in new):
-                yield PoseGroup(group.name, *new)
+            elif all(self.fields.get(key, _WHOLE).is_whole for key in new_keys):
+                yield PoseGroup(group.name, *new_keys)
 
 
-def name_end(name: str) -> str:
-    """Last part of a name, by which names of different layouts are alike."""
-    return _SEPARATORS.split(name)[-1].lower()
-
-
-def _matches(new: str, old: str, known: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """(new name, old name) of the names that are `old`, or that match it with a `*`."""
+def _matches(new: str, old: str, existing: Iterable[str]) -> dict[str, str]:
+    """Map from new to old name of the names that are `old`, or that match it with a `*`."""
+    matches: dict[str, str] = {}
     head, star, tail = old.partition("*")
-    for name in known:
+    for name in existing:
         middle = name[len(head) : len(name) - len(tail)] if star else ""
         if name == head + middle + tail:
-            yield new.replace("*", middle), name
+            matches[new.replace("*", middle)] = name
+    return matches
 
 
-def _unknown(kind: str, new: str, old: str, known: Collection[str]) -> DataError:
-    problem = "matches no" if "*" in old else "is not a"
-    listed = ", ".join(known) or "none"
-    nearest = did_you_mean(old, list(known))
+def _unknown(entry: _Entry, existing: Collection[str]) -> DataError:
+    problem = "matches no" if "*" in entry.old else "is not a"
+    kind = _KINDS[entry.kind]
+    listed = ", ".join(existing) or "none"
+    hint = did_you_mean(entry.old, list(existing))
+    if not hint.startswith("did you mean"):
+        hint = "give an old name that they have"
     return DataError(
-        f"{kind}.{new}={old}: {old!r} {problem} {_KINDS[kind]} of the data, which have {listed}",
-        hint=nearest if nearest.startswith("did you mean") else "give an old name that they have",
+        f"{entry}: {entry.old!r} {problem} {kind} of the data, which have {listed}",
+        hint=hint,
         code="data.unknown_field",
-        details={"name": old, "known": list(known)},
+        details={"name": entry.old, "known": list(existing)},
     )
 
 
@@ -254,44 +301,55 @@ def renamed_episode(episode: Episode, names: NameMap) -> Episode:
     for name, values in episode.lowdim.items():
         labels = list(episode.dimension_names.get(name, ()))
         for new in names.parts_of(name):
-            part = names.fields.get(new, WHOLE)
-            lowdim[new] = values if part.is_whole else _part(new, part, values)
+            part = names.fields.get(new, _WHOLE)
+            if part.is_whole:
+                lowdim[new] = values
+            else:
+                _check_slice(new, part, values)
+                lowdim[new] = part.of(values)
             if labels:
                 dimensions[new] = labels[part.start : part.stop]
     for new, part in names.fields.items():
         if part.constant is not None:
             lowdim[new] = np.tile(np.array(part.constant), (episode.num_frames, 1))
-    by_camera = ("cameras", "missing_cameras", "calibration", "depth", "labels")
+    declared: list[Declaration] = []
+    for declaration in episode.declared:
+        declared += _declarations(declaration, names)
     return replace(
         episode,
         lowdim=lowdim,
         dimension_names=dimensions,
-        **{key: names.cameras_of(getattr(episode, key)) for key in by_camera},
+        cameras=names.cameras_of(episode.cameras),
+        missing_cameras=names.cameras_of(episode.missing_cameras),
+        calibration=names.cameras_of(episode.calibration),
+        depth=names.cameras_of(episode.depth),
+        labels=names.cameras_of(episode.labels),
         action_fields=names.names_of(episode.action_fields),
         proprioception_fields=names.names_of(episode.proprioception_fields),
         pose_groups=tuple(names.pose_groups_of(episode.pose_groups)),
-        declared=tuple(new for old in episode.declared for new in _declarations(old, names)),
+        declared=tuple(declared),
     )
 
 
-def _part(new: str, part: FieldMap, values: Array) -> Array:
+def _check_slice(new: str, part: FieldMap, values: Array) -> None:
     width = values.shape[1] if values.ndim == 2 and values.dtype.kind != "U" else 0
     if not part.start < (part.stop or width) <= width:
+        actual = f"{width} wide" if width else "no numbers"
         raise DataError(
-            f"fields.{new}={part.key}[{part.start}:{part.stop or ''}]: {part.key!r} is "
-            f"{f'{width} wide' if width else 'no numbers'}",
+            f"fields.{new}={part.key}[{part.start}:{part.stop or ''}]: {part.key!r} is {actual}",
             hint="give a slice within the field",
             code="data.mismatch",
             details={"field": part.key, "width": width},
         )
-    return part.of(values)
 
 
 def _declarations(declaration: Declaration, names: NameMap) -> Iterator[Declaration]:
+    """Yields what a declaration says of the new parts of its field."""
     for new in names.parts_of(declaration.field):
-        part = names.fields.get(new, WHOLE)
+        part = names.fields.get(new, _WHOLE)
         first = max(declaration.first, part.start)
         last = declaration.last
-        last = last if part.stop is None else min(last, part.stop - 1)
+        if part.stop is not None:
+            last = min(last, part.stop - 1)
         if first <= last:
             yield replace(declaration, field=new, first=first - part.start, last=last - part.start)

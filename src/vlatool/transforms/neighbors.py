@@ -31,8 +31,8 @@ def at_like_length(values: Array, lengths: Array) -> Array:
     NaN stays NaN. Where the others are equal, a score is 0 for their value and infinite for others.
     """
     scores = np.full(len(values), np.nan)
-    known = np.flatnonzero(np.isfinite(values))
-    order = known[np.argsort(lengths[known], kind="stable")]
+    finite = np.flatnonzero(np.isfinite(values))
+    order = finite[np.argsort(lengths[finite], kind="stable")]
     count = min(len(order), max(_FEWEST, round(_LIKE_LENGTH * len(order))))
     for position, index in enumerate(order):
         first = min(max(position - count // 2, 0), len(order) - count)
@@ -45,9 +45,11 @@ def robust_score(value: float, others: Array) -> float:
     center = np.median(others)
     deviation = _MAD * np.median(np.abs(others - center)) or others.std()
     difference = float(value - center)
-    if not difference:
+    if difference == 0:
         return 0.0
-    return difference / float(deviation) if deviation else float(np.copysign(np.inf, difference))
+    if not deviation:
+        return float(np.copysign(np.inf, difference))
+    return difference / float(deviation)
 
 
 def whitened(features: Array, groups: Sequence[str]) -> Array:
@@ -70,22 +72,24 @@ def whitened(features: Array, groups: Sequence[str]) -> Array:
 
 
 def distances(features: Array, groups: Sequence[str], count: int = _NEAREST) -> Array:
-    """Mean distance [N] of the features [N, D], each by its deviation, to the nearest `count` of
-    the same group; NaN for an episode alone in its group.
+    """Mean distance [N] of features [N, D], each by its deviation, to the nearest `count` episodes.
+
+    Of the same group; NaN for an episode alone in its group.
     """
-    scaled = _scaled(features)
+    points = _scaled(features)
     names = np.array(groups)
-    of_all = [
-        _distance(scaled, index, names == names[index], count) for index in range(len(scaled))
-    ]
-    return np.array(of_all)
+    result = np.full(len(points), np.nan)
+    for index in range(len(points)):
+        result[index] = _distance(points, index, names == names[index], count)
+    return result
 
 
-def _distance(points: Array, index: int, chosen: Array, count: int = _NEAREST) -> float:
-    """Mean distance of a point of [N, D] to the nearest of the other chosen ones, of which at most
-    2,000 evenly spaced ones count; NaN without any.
+def _distance(points: Array, index: int, members: Array, count: int) -> float:
+    """Mean distance of a point of [N, D] to the nearest of the members, bool [N], without itself.
+
+    At most 2,000 evenly spaced members count; NaN without any.
     """
-    others = np.flatnonzero(chosen)
+    others = np.flatnonzero(members)
     others = others[others != index]
     others = others[spread(len(others), _MOST)]
     if not len(others):
@@ -95,19 +99,21 @@ def _distance(points: Array, index: int, chosen: Array, count: int = _NEAREST) -
 
 
 def other_group_ratios(last: Array, groups: Sequence[str]) -> Array:
-    """Mean distance [N] of the features of ends [N, D] to the five nearest of the same group, by
-    that to those of another group: above 1 where another group is nearer. NaN with one group.
+    """Mean distance [N] to the five nearest of the same group, by that to those of another group.
+
+    `last`: features [N, D] of the ends. Above 1 another group is nearer. NaN with one group.
     """
     points = whitened(last, groups)
     names = np.array(groups)
     ratios = np.full(len(points), np.nan)
     for index, group in enumerate(names):
-        same = _distance(points, index, names == group)
-        others = [
-            _distance(points, index, names == other) for other in np.unique(names) if other != group
-        ]
-        if others:
-            ratios[index] = same / max(min(others), 1e-9)
+        to_others: list[float] = []
+        for other in np.unique(names):
+            if other != group:
+                to_others.append(_distance(points, index, names == other, _NEAREST))
+        if to_others:
+            to_same = _distance(points, index, names == group, _NEAREST)
+            ratios[index] = to_same / max(min(to_others), 1e-9)
     return ratios
 
 
@@ -118,20 +124,19 @@ def disagreements(states: Array, actions: Array, groups: Sequence[str]) -> Array
     """
     count, moments = states.shape[:2]
     names = np.array(groups)
+    scaled_states = _scaled(states.reshape(count * moments, -1)).reshape(count, moments, -1)
     scaled_actions = _scaled(actions.reshape(count * moments, -1)).reshape(count, moments, -1)
-    known = _scaled(states.reshape(count * moments, -1)).reshape(count, moments, -1)
     result = np.full(count, np.nan)
     for index in range(count):
-        chosen = np.flatnonzero((names == names[index]) & (np.arange(count) != index))
-        chosen = chosen[spread(len(chosen), _MOST // 10)]
-        if not len(chosen):
+        others = np.flatnonzero((names == names[index]) & (np.arange(count) != index))
+        others = others[spread(len(others), _MOST // 10)]
+        if not len(others):
             continue
-        points, targets = (
-            each[chosen].reshape(len(chosen) * moments, -1) for each in (known, scaled_actions)
-        )
-        squares = ((known[index][:, None] - points) ** 2).sum(axis=-1)
-        near = np.argsort(squares, axis=1, kind="stable")[:, :_NEAREST]
-        difference = scaled_actions[index] - targets[near].mean(axis=1)
+        other_states = scaled_states[others].reshape(len(others) * moments, -1)
+        other_actions = scaled_actions[others].reshape(len(others) * moments, -1)
+        squares = ((scaled_states[index][:, None] - other_states) ** 2).sum(axis=-1)
+        nearest = np.argsort(squares, axis=1, kind="stable")[:, :_NEAREST]
+        difference = scaled_actions[index] - other_actions[nearest].mean(axis=1)
         result[index] = np.sqrt((difference**2).mean())
     return result
 

@@ -1,5 +1,8 @@
 """Normalization of fields and its inverse.
 
+`field_scale` makes the scale of a field from its entry of stats.json. The other functions read
+such an entry: what never changes, how far normalized values reach.
+
 Legend of shapes: B batch, T steps, C dimensions. Source: formats/lbm 5.3, with constant dimensions
 scaled by one. The same functions serve numpy arrays and torch tensors.
 """
@@ -12,10 +15,16 @@ import numpy as np
 
 from vlatool.episode import Array
 from vlatool.errors import DataError
+from vlatool.transforms.statistics import PERCENTILES
 
 Method = Literal["std", "percentile_5_95", "percentile_1_99", "min_max"]
 Scope = Literal["global", "per_timestep"]
 
+_RANGES: dict[Method, tuple[str, str]] = {
+    "percentile_5_95": ("percentile_5", "percentile_95"),
+    "percentile_1_99": ("percentile_1", "percentile_99"),
+    "min_max": ("min", "max"),
+}
 _CONSTANT_WIDTH = 1e-6
 
 
@@ -57,16 +66,30 @@ def field_scale(
 
     A dimension with `max - min <= 1e-6 * max(1, |mean|)` is constant: it is centered and scaled by
     one, because the published rule, division by a lower bound, would amplify noise.
+
+    Args:
+        stats: Entry of the field.
+        field: Name of the field, for messages.
+        method: `std`: mean and standard deviation; else the ends of a range.
+        scope: One scale for all steps of a window, or one for each.
+        epsilon: Smallest scale.
+        centered: Map a range to [-1, 1] instead of [0, 1].
     """
     suffix = "_per_timestep" if scope == "per_timestep" else ""
-    low, width = _range(stats, field, method, suffix)
-    if centered and method != "std":
-        width = width / 2
-        low = low + width
+    if method == "std":
+        center = _numbers(stats, field, "mean" + suffix)
+        width = np.broadcast_to(_numbers(stats, field, "std" + suffix), center.shape)
+    else:
+        low_key, high_key = _RANGES[method]
+        center = _numbers(stats, field, low_key + suffix)
+        width = _numbers(stats, field, high_key + suffix) - center
+        if centered:
+            width = width / 2
+            center = center + width
     constant = constant_dimensions(stats, field, suffix)
     scale = np.where(constant, 1.0, np.maximum(width, epsilon))
     return FieldScale(
-        center=low.astype(np.float32),
+        center=center.astype(np.float32),
         scale=scale.astype(np.float32),
         constant=constant_dimensions(stats, field),
         held=held_values(stats, field),
@@ -123,33 +146,33 @@ def normalized_range(
     With a scale per timestep those of the step where they are largest.
     """
     suffix = "_per_timestep" if scale.center.ndim == 2 else ""
-    limits = [
-        np.abs(scale.normalize(_numbers(stats, field, key + suffix))) for key in ("min", "max")
-    ]
+    low = scale.normalize(_numbers(stats, field, "min" + suffix))
+    high = scale.normalize(_numbers(stats, field, "max" + suffix))
+    reach = np.maximum(np.abs(low), np.abs(high))
     deviation = _numbers(stats, field, "std" + suffix) / scale.scale
-    reach = np.maximum(*limits)
-    return reach.reshape(-1, reach.shape[-1]).max(0), deviation.reshape(
-        -1, deviation.shape[-1]
-    ).max(0)
+    return _largest_of_steps(reach), _largest_of_steps(deviation)
 
 
-# Percentiles of statistics, ascending.
-_PERCENTS = (1, 2, 5, 95, 98, 99)
+def _largest_of_steps(values: Array) -> Array:
+    """Largest values [C] of [C] or [T, C]."""
+    return values.reshape(-1, values.shape[-1]).max(axis=0)
 
 
 def share_beyond(
     stats: Mapping[str, Any], field: str, scale: FieldScale, index: int, limit: float
 ) -> str:
-    """Share of rows whose normalized value of a dimension exceeds a limit, as far as percentiles
-    tell, such as `at most 2 %`.
+    """Share of rows whose normalized value of a dimension exceeds a limit, such as `at most 2 %`.
+
+    As far as percentiles tell.
     """
     center = np.reshape(scale.center, (-1, scale.center.shape[-1]))[0, index]
     width = np.reshape(scale.scale, (-1, scale.scale.shape[-1]))[0, index]
     below = 0
     above = 0
-    known = [percent for percent in _PERCENTS if f"percentile_{percent}" in stats]
-    for percent in known:
+    for percent in PERCENTILES:
         key = f"percentile_{percent}"
+        if key not in stats:
+            continue
         value = (_numbers(stats, field, key)[index] - center) / width
         if value < -limit:
             below = percent
@@ -157,30 +180,14 @@ def share_beyond(
             above = max(above, 100 - percent)
     if below or above:
         return f"at least {below + above} %"
-    return "at most 2 %" if {1, 99} <= {*known} else "an unknown share"
+    if "percentile_1" in stats and "percentile_99" in stats:
+        return "at most 2 %"
+    return "an unknown share"
 
 
 def field_width(field: str, stats: Mapping[str, Any]) -> int:
     """Number of dimensions of a field; raises DataError if its statistics have no mean."""
     return len(_numbers(stats, field, "mean"))
-
-
-def _range(
-    stats: Mapping[str, Any], field: str, method: Method, suffix: str
-) -> tuple[Array, Array]:
-    """(center or lower end, width) by method."""
-    if method == "std":
-        mean = _numbers(stats, field, "mean" + suffix)
-        return mean, np.broadcast_to(_numbers(stats, field, "std" + suffix), mean.shape)
-    if method == "min_max":
-        low = "min"
-        high = "max"
-    else:
-        _, lower, upper = method.split("_")
-        low = f"percentile_{lower}"
-        high = f"percentile_{upper}"
-    start = _numbers(stats, field, low + suffix)
-    return start, _numbers(stats, field, high + suffix) - start
 
 
 def _numbers(stats: Mapping[str, Any], field: str, key: str) -> Array:
@@ -197,28 +204,24 @@ def _numbers(stats: Mapping[str, Any], field: str, key: str) -> Array:
         numbers = np.asarray(values, np.float64)
     except (TypeError, ValueError, OverflowError):
         raise _statistics_error(field, key, "is not an array of numbers") from None
+    is_per_step = key.endswith("_per_timestep")
+    shape = f"has the shape {list(numbers.shape)}"
     if key.startswith("mean"):
-        expected = 2 if key.endswith("_per_timestep") else 1
-        if numbers.ndim != expected or not numbers.size:
-            form = "a number per step and dimension" if expected == 2 else "a number per dimension"
-            raise _statistics_error(field, key, f"has the shape {list(numbers.shape)}, not {form}")
+        dimensions = 2 if is_per_step else 1
+        if numbers.ndim != dimensions or not numbers.size:
+            form = "a number per step and dimension" if is_per_step else "a number per dimension"
+            raise _statistics_error(field, key, f"{shape}, not {form}")
     else:
-        mean = _numbers(stats, field, "mean_per_timestep" if "_per_timestep" in key else "mean")
+        mean = _numbers(stats, field, "mean_per_timestep" if is_per_step else "mean")
         if numbers.shape not in ((), mean.shape, mean.shape[-1:]):
-            shapes = f"has the shape {list(numbers.shape)}, the mean {list(mean.shape)}"
-            raise _statistics_error(field, key, shapes)
+            raise _statistics_error(field, key, f"{shape}, the mean {list(mean.shape)}")
     finite = np.isfinite(numbers)
-    if not finite.all() and key.endswith("_per_timestep") and finite.any():
-        raise _unreached_step_error(
-            field, key, int(np.flatnonzero(~finite.reshape(len(finite), -1).all(1))[0])
-        )
-    if not finite.all():
+    if finite.all():
+        return numbers
+    if not is_per_step or not finite.any():
         raise _statistics_error(field, key, "is not finite")
-    return numbers
-
-
-def _unreached_step_error(field: str, key: str, step: int) -> DataError:
-    return DataError(
+    step = int(np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1))[0])
+    raise DataError(
         f"statistics of field {field!r}: {key!r} has no number at step {step} of the window: all "
         "episodes are shorter",
         hint="use one scale for all steps, data.normalization.scope=global, or preprocess with "

@@ -59,9 +59,10 @@ class RateError(NamedTuple):
 
     @property
     def text(self) -> str:
-        poses = f", poses lose up to {1000 * self.meters:.2g} mm and {self.degrees:.2g} degrees"
-        has_poses = self.meters > 0 or self.degrees > 0
-        return f"images are up to {1000 * self.image_s:.3g} ms off{poses if has_poses else ''}"
+        text = f"images are up to {1000 * self.image_s:.3g} ms off"
+        if self.meters > 0 or self.degrees > 0:
+            text += f", poses lose up to {1000 * self.meters:.2g} mm and {self.degrees:.2g} degrees"
+        return text
 
 
 def at_rate(
@@ -75,43 +76,45 @@ def at_rate(
     """
     if abs(episode.fps - fps) <= _EQUAL * fps or not episode.num_frames:
         return episode, None
-    count = int(np.floor((episode.num_frames - 1) * fps / episode.fps + _EQUAL)) + 1
+    last_frame = episode.num_frames - 1
+    count = int(np.floor(last_frame * fps / episode.fps + _EQUAL)) + 1
+    # Times of the new frames in recorded frames, the nearest of these, and the end of each step.
     times = np.round(np.arange(count) * episode.fps / fps, 9)
-    times = np.minimum(times, episode.num_frames - 1)
+    times = np.minimum(times, last_frame)
     rows = _nearest(times)
-    rotations = {
-        key
-        for group in episode.pose_groups
-        for key in (group.rotation_key, reference_keys(group)[1])
-    }
-    last = np.clip(times + episode.fps / fps - 1, 0, episode.num_frames - 1)
-    lowdim = {
-        name: (_turned if name in rotations else _between)(
-            values, last if name in actions else times
-        )
-        for name, values in episode.lowdim.items()
-    }
+    ends = np.clip(times + episode.fps / fps - 1, 0, last_frame)
 
-    def images(sources: Mapping[str, FrameSource]) -> dict[str, FrameSource]:
-        return {name: NearestFrames(source, rows) for name, source in sources.items()}
-
+    rotations: set[str] = set()
+    for group in episode.pose_groups:
+        rotations.update((group.rotation_key, reference_keys(group)[1]))
+    lowdim: dict[str, Array] = {}
+    for name, values in episode.lowdim.items():
+        new_times = ends if name in actions else times
+        if name in rotations:
+            lowdim[name] = _turned(values, new_times)
+        else:
+            lowdim[name] = _between(values, new_times)
+    frame_metadata: dict[str, list[Any]] = {}
+    for name, values in episode.frame_metadata.items():
+        frame_metadata[name] = [values[row] for row in rows]
     changed = replace(
         episode,
         fps=fps,
         num_frames=count,
-        cameras=images(episode.cameras),
-        depth=images(episode.depth),
-        labels=images(episode.labels),
+        cameras=_nearest_images(episode.cameras, rows),
+        depth=_nearest_images(episode.depth, rows),
+        labels=_nearest_images(episode.labels, rows),
         lowdim=lowdim,
         language_spans=tuple(_spans(episode.language_spans, rows)),
-        calibration={name: _at(rows, known) for name, known in episode.calibration.items()},
-        frame_metadata={
-            name: [values[row] for row in rows] for name, values in episode.frame_metadata.items()
+        calibration={
+            name: _calibration_at(rows, stored) for name, stored in episode.calibration.items()
         },
+        frame_metadata=frame_metadata,
     )
-    offset = float(np.abs(times - rows).max()) / episode.fps
-    groups = [group for group in episode.pose_groups if group.position_key not in actions]
-    return changed, RateError(offset, *_pose_errors(episode, changed, groups))
+    measured = [group for group in episode.pose_groups if group.position_key not in actions]
+    meters, degrees = _pose_errors(episode, changed, measured)
+    image_s = float(np.abs(times - rows).max()) / episode.fps
+    return changed, RateError(image_s, meters, degrees)
 
 
 def command_fields(
@@ -124,7 +127,8 @@ def command_fields(
     commands = {stored_from(name, fields) for name in actions}
     for group in groups:
         pose = {group.position_key, group.rotation_key}
-        commands |= pose if pose & commands else set()
+        if pose & commands:
+            commands |= pose
     for group in groups:  # a measured pose belongs to its frame
         commands -= {*reference_keys(group)}
     return tuple(sorted(commands - {*observed}))
@@ -132,6 +136,10 @@ def command_fields(
 
 def _nearest(times: Array) -> Array:
     return np.floor(times + 0.5).astype(int)
+
+
+def _nearest_images(sources: Mapping[str, FrameSource], rows: Array) -> dict[str, FrameSource]:
+    return {name: NearestFrames(source, rows) for name, source in sources.items()}
 
 
 def _between(values: Array, times: Array) -> Array:
@@ -172,13 +180,13 @@ def _spans(spans: Sequence[LanguageSpan], rows: Array) -> Iterator[LanguageSpan]
             yield replace(span, first=first, last=last)
 
 
-def _at(rows: Array, known: Calibration) -> Calibration:
+def _calibration_at(rows: Array, stored: Calibration) -> Calibration:
     """Calibration of the frames; what holds for the whole episode as it is."""
-    parts: dict[str, Any] = {
-        name: values[rows] if values is not None and values.ndim == 3 else values
-        for name, values in vars(known).items()
-    }
-    return Calibration(**parts)
+    per_frame: dict[str, Any] = {}
+    for name, values in vars(stored).items():
+        if values is not None and values.ndim == 3:
+            per_frame[name] = values[rows]
+    return replace(stored, **per_frame)
 
 
 def _pose_errors(
@@ -187,14 +195,16 @@ def _pose_errors(
     """Largest error of the positions, and of the rotations in degrees."""
     times = np.arange(episode.num_frames) * changed.fps / episode.fps
     is_inside = times <= changed.num_frames - 1
-    position = angle = 0.0
+    largest_offset = 0.0
+    largest_angle = 0.0
     for group in groups:
-        for key, interpolate in ((group.position_key, _between), (group.rotation_key, _turned)):
-            there = interpolate(changed.lowdim[key].astype(np.float64), times[is_inside])
-            here = episode.lowdim[key][is_inside]
-            if key == group.position_key:
-                position = max(position, float(np.abs(there - here).max()))
-            else:
-                angles = angle_between(matrix_from_rot6d(there), matrix_from_rot6d(here))
-                angle = max(angle, float(angles.max()))
-    return position, float(np.degrees(angle))
+        stored = changed.lowdim[group.position_key].astype(np.float64)
+        back = _between(stored, times[is_inside])
+        offsets = np.abs(back - episode.lowdim[group.position_key][is_inside])
+        largest_offset = max(largest_offset, float(offsets.max()))
+
+        stored = changed.lowdim[group.rotation_key].astype(np.float64)
+        back = matrix_from_rot6d(_turned(stored, times[is_inside]))
+        recorded = matrix_from_rot6d(episode.lowdim[group.rotation_key][is_inside])
+        largest_angle = max(largest_angle, float(angle_between(back, recorded).max()))
+    return largest_offset, float(np.degrees(largest_angle))

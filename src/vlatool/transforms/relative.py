@@ -1,12 +1,15 @@
 """Relative poses: every pose of a window relative to the measured pose at the anchor, and back.
 
+`with_pose_groups` makes absolute poses of recorded numbers (`PoseGroupConfig`), `relative_fields`
+makes them relative, and `absolute_actions` is its inverse for the actions of a policy.
+
 Source: formats/lbm-preprocessing 2.7.
 """
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -23,6 +26,22 @@ SUFFIX = "_relative"
 POSITION = "__xyz"
 ROTATION = "__rot_6d"
 _SLICE = re.compile(r"^(.+)\[(\d+):(\d+)\]$")
+
+
+class _Recorded(NamedTuple):
+    """Where the numbers of a position or a rotation are recorded."""
+
+    field: str
+    first: int = 0
+    stop: int | None = None  # None: the complete field
+
+
+def _recorded(key: str) -> _Recorded:
+    """The field of a key, or the columns of a slice such as `state[0:3]`."""
+    match = _SLICE.match(key)
+    if match is None:
+        return _Recorded(key)
+    return _Recorded(match.group(1), int(match.group(2)), int(match.group(3)))
 
 
 class PoseGroupConfig(ConfigModel):
@@ -76,20 +95,23 @@ class PoseGroupConfig(ConfigModel):
     @property
     def recorded_fields(self) -> list[str]:
         """Fields that the pose is read from."""
-        matches = ((key, _SLICE.match(key)) for key in (self.position_key, self.rotation_key))
-        return [match.group(1) if match else key for key, match in matches]
+        return [_recorded(self.position_key).field, _recorded(self.rotation_key).field]
 
     def absolute(self, numbers: Pose, reference: Pose | None) -> Pose:
         """Absolute pose of recorded numbers; `reference`: absolute pose of a delta."""
-        position = numbers[0] if self.scale == 1 else numbers[0] / self.scale
-        rotation = numbers[1] if self.rotation_scale == 1 else numbers[1] / self.rotation_scale
+        position, rotation = numbers
+        if self.scale != 1:
+            position = position / self.scale
+        if self.rotation_scale != 1:
+            rotation = rotation / self.rotation_scale
         rot6d = rotations.rot6d_from(rotation, self.rotation)
         if self.relation == "absolute" or reference is None:
             return position, rot6d
         if self.frame == "tool":
             return rotations.absolute_pose(position, rot6d, *reference)
-        turned = rotations.absolute_pose(np.zeros_like(position), reference[1], position, rot6d)
-        return reference[0] + position, turned[1]
+        turn = rotations.matrix_from_rot6d(rot6d)
+        turned = turn @ rotations.matrix_from_rot6d(reference[1])
+        return reference[0] + position, rotations.rot6d_from_matrix(turned)
 
     def numbers(self, pose: Pose, reference: Pose | None) -> Pose:
         """Inverse of `absolute`: the numbers of an absolute pose."""
@@ -119,16 +141,20 @@ def with_pose_groups(episode: Episode, groups: Sequence[PoseGroupConfig]) -> Epi
                 reference_position=reference.position_key,
                 reference_rotation=reference.rotation_key,
             )
+    pose_fields: set[str] = set()
     for group in resolved.values():
         for key in reference_keys(group):
             _field(lowdim, key, episode.id, group.name)
-    names = {key for group in resolved.values() for key in (group.position_key, group.rotation_key)}
-    absolute = [name.removesuffix(SUFFIX) for name in episode.action_fields]
+        pose_fields.update((group.position_key, group.rotation_key))
+    action_fields: list[str] = []
+    for name in episode.action_fields:
+        absolute = name.removesuffix(SUFFIX)
+        action_fields.append(absolute + SUFFIX if absolute in pose_fields else absolute)
     return replace(
         episode,
         lowdim=lowdim,
         pose_groups=tuple(resolved.values()),
-        action_fields=tuple(name + SUFFIX if name in names else name for name in absolute),
+        action_fields=tuple(action_fields),
     )
 
 
@@ -138,51 +164,43 @@ def add_poses(
     """Adds the absolute poses of groups to fields [F, C]; returns the groups by name."""
     resolved: dict[str, PoseGroup] = {}
     for group in sorted(groups, key=lambda group: group.relation):  # deltas last
-        pose = None
+        reference = None
         if group.relation == "delta":
-            reference = _pose_group(resolved, group, episode)
-            pose = lowdim[reference.position_key], lowdim[reference.rotation_key]
-        resolved[group.name] = _resolve_fields(group, lowdim, episode, pose)
+            referred = _pose_group(resolved, group, episode)
+            reference = (lowdim[referred.position_key], lowdim[referred.rotation_key])
+        width = rotations.ROTATION_WIDTH[group.rotation]
+        position = _field(lowdim, group.position_key, episode, group.name, 3)
+        rotation = _field(lowdim, group.rotation_key, episode, group.name, width)
+        try:
+            xyz, rot6d = group.absolute((position, rotation), reference)
+        except ValueError as error:  # of scipy: a quaternion of zeros, numbers that are not finite
+            raise DataError(
+                f"{episode}: pose group {group.name!r} has no {group.rotation}: {error}",
+                hint="repair the recording, leave the episode out, or correct `rotation`",
+                code="data.broken",
+                details={"field": group.rotation_key, "pose_group": group.name},
+            ) from None
+        position_key, rotation_key = group.stored_keys
+        lowdim[position_key] = xyz
+        lowdim[rotation_key] = rot6d
+        resolved[group.name] = PoseGroup(group.name, position_key, rotation_key)
     return {group.name: resolved[group.name] for group in groups}
 
 
 def declarations(groups: Sequence[PoseGroupConfig]) -> Iterator[Declaration]:
     """Declarations of the relation of poses in the actions, and of the form of their rotation."""
     for group in groups:
-        for key, width, forms in (
-            (group.position_key, 3, ()),
-            (group.rotation_key, rotations.ROTATION_WIDTH[group.rotation], (group.rotation,)),
-        ):
-            match = _SLICE.match(key)
-            name, first = (match.group(1), int(match.group(2))) if match else (key, 0)
-            origin = f"pose_groups: {group.name}"
-            meaning = (group.relation, forms, group.frame if group.relation == "delta" else "")
-            yield Declaration(name, first, first + width - 1, origin, *meaning)
-
-
-def _resolve_fields(
-    group: PoseGroupConfig,
-    lowdim: dict[str, Array],
-    episode: str,
-    reference: Pose | None = None,  # of a delta
-) -> PoseGroup:
-    """The group as two complete fields, which are added to `lowdim` if needed."""
-    width = rotations.ROTATION_WIDTH[group.rotation]
-    numbers = (
-        _field(lowdim, group.position_key, episode, group.name, 3),
-        _field(lowdim, group.rotation_key, episode, group.name, width),
-    )
-    try:
-        pose = group.absolute(numbers, reference)
-    except ValueError as error:  # of scipy: a quaternion of zeros, numbers that are not finite
-        raise DataError(
-            f"{episode}: pose group {group.name!r} has no {group.rotation}: {error}",
-            hint="repair the recording, leave the episode out, or correct `rotation`",
-            code="data.broken",
-            details={"field": group.rotation_key, "pose_group": group.name},
-        ) from None
-    lowdim |= zip(group.stored_keys, pose, strict=True)
-    return PoseGroup(group.name, *group.stored_keys)
+        position = _recorded(group.position_key)
+        rotation = _recorded(group.rotation_key)
+        origin = f"pose_groups: {group.name}"
+        frame = group.frame if group.relation == "delta" else ""
+        last = position.first + 2
+        yield Declaration(position.field, position.first, last, origin, group.relation, (), frame)
+        forms = (group.rotation,)
+        last = rotation.first + rotations.ROTATION_WIDTH[group.rotation] - 1
+        yield Declaration(
+            rotation.field, rotation.first, last, origin, group.relation, forms, frame
+        )
 
 
 def _pose_group(
@@ -204,8 +222,7 @@ def _field(
     lowdim: Mapping[str, Array], key: str, episode: str, group: str, width: int | None = None
 ) -> Array:
     """Values of a field or of a slice of it; raises DataError if the width is not `width`."""
-    match = _SLICE.match(key)
-    name = match.group(1) if match else key
+    name, first, stop = _recorded(key)
     if name not in lowdim or lowdim[name].dtype.kind == "U":
         raise DataError(
             f"{episode}: pose group {group!r}: no numeric field {name!r}",
@@ -214,8 +231,8 @@ def _field(
             details={"field": name, "pose_group": group},
         )
     values = lowdim[name]
-    if match:
-        values = values[:, int(match.group(2)) : int(match.group(3))]
+    if stop is not None:
+        values = values[:, first:stop]
     if width is not None and (values.ndim != 2 or values.shape[1] != width):
         raise DataError(
             f"{episode}: pose group {group!r}: {key!r} is {list(values.shape)}, expected "
@@ -261,10 +278,13 @@ def groups_by_name(names: Collection[str]) -> list[PoseGroup]:
 
     Their references are the measured poses, as of all published data.
     """
-    fields = (name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX))
-    suffixes = (POSITION, ROTATION)
-    poses = dict.fromkeys(f[: -len(text)] for f in fields for text in suffixes if f.endswith(text))
-    return [PoseGroup(pose, pose + POSITION, pose + ROTATION) for pose in poses]
+    groups: dict[str, PoseGroup] = {}
+    for name in names:
+        for suffix in (POSITION, ROTATION):
+            if name.endswith(suffix + SUFFIX):
+                pose = name.removesuffix(suffix + SUFFIX)
+                groups[pose] = PoseGroup(pose, pose + POSITION, pose + ROTATION)
+    return list(groups.values())
 
 
 def stored_from(name: str, fields: Collection[str]) -> str:
@@ -281,11 +301,29 @@ def relative_fields(
     """
     result: dict[str, Array] = {}
     for group in groups:
-        position, rotation = _pose(windows, group.position_key, group.rotation_key, group.name)
-        reference = _pose(windows, *reference_keys(group), group.name)
-        at_anchor = (values[:, anchor : anchor + 1] for values in reference)
-        xyz, rot6d = rotations.relative_pose(position, rotation, *at_anchor)
-        result |= zip(relative_names(group), (xyz, rot6d), strict=True)
+        reference_position, reference_rotation = reference_keys(group)
+        for key in (
+            group.position_key,
+            group.rotation_key,
+            reference_position,
+            reference_rotation,
+        ):
+            if key not in windows:
+                raise DataError(
+                    f"pose group {group.name!r}: field {key!r} is not in the episode",
+                    hint="correct pose_groups, or leave the group out",
+                    code="data.unknown_field",
+                    details={"field": key, "pose_group": group.name},
+                )
+        xyz, rot6d = rotations.relative_pose(
+            windows[group.position_key],
+            windows[group.rotation_key],
+            windows[reference_position][:, anchor : anchor + 1],
+            windows[reference_rotation][:, anchor : anchor + 1],
+        )
+        relative_position, relative_rotation = relative_names(group)
+        result[relative_position] = xyz
+        result[relative_rotation] = rot6d
     return result
 
 
@@ -294,10 +332,12 @@ def absolute_actions(
 ) -> dict[str, Array]:
     """Actions [B, T, C], absolute poses in place of relative ones; inverse of `relative_fields`.
 
-    `fields`: measured poses of the references [B, 1, C]; `groups`: poses; those without a relative
-    field in `actions` are left out.
-
     If a group has only its position or its rotation, the other stays at its measured value.
+
+    Args:
+        actions: Actions [B, T, C] by field.
+        fields: Measured poses of the references [B, 1, C].
+        groups: Poses; those without a relative field in `actions` are left out.
     """
     result = dict(actions)
     for group in groups:
@@ -307,10 +347,12 @@ def absolute_actions(
         if predicted is None:
             continue
         shape = predicted.shape[:-1]
+        reference_position, reference_rotation = reference_keys(group)
         xyz, rot6d = rotations.absolute_pose(
             np.zeros((*shape, 3)) if position is None else position,
             np.broadcast_to(_IDENTITY_ROT6D, (*shape, 6)) if rotation is None else rotation,
-            *(fields[key] for key in reference_keys(group)),
+            fields[reference_position],
+            fields[reference_rotation],
         )
         if position is not None:
             result[group.position_key] = xyz
@@ -324,32 +366,27 @@ def relative_actions(
 ) -> dict[str, Array]:
     """Actions [S, C] and, for each pose group, its relative poses; inverse of `absolute_actions`.
 
-    `actions`: map from field to absolute actions; `fields`: measured poses of the references [1,
-    C]; `groups`: poses. If only the position or the rotation of one is in `actions`, the other
-    counts as the measured one.
+    If only the position or the rotation of a pose is in `actions`, the other counts as the measured
+    one.
+
+    Args:
+        actions: Absolute actions [S, C] by field.
+        fields: Measured poses of the references [1, C].
+        groups: Poses.
     """
     result = dict(actions)
     for group in groups:
-        measured = [fields[key] for key in reference_keys(group)]
-        keys = (group.position_key, group.rotation_key)
-        pose = [
-            actions.get(key, np.repeat(now, len(next(iter(actions.values()))), axis=0))
-            for key, now in zip(keys, measured, strict=True)
-        ]
-        for key, values in zip(keys, rotations.relative_pose(*pose, *measured), strict=True):
-            result[key + SUFFIX] = values
+        reference_position, reference_rotation = reference_keys(group)
+        measured_xyz = fields[reference_position]
+        measured_rot6d = fields[reference_rotation]
+        steps = len(next(iter(actions.values())))
+        position = actions.get(group.position_key)
+        if position is None:
+            position = np.repeat(measured_xyz, steps, axis=0)
+        rotation = actions.get(group.rotation_key)
+        if rotation is None:
+            rotation = np.repeat(measured_rot6d, steps, axis=0)
+        xyz, rot6d = rotations.relative_pose(position, rotation, measured_xyz, measured_rot6d)
+        result[group.position_key + SUFFIX] = xyz
+        result[group.rotation_key + SUFFIX] = rot6d
     return result
-
-
-def _pose(
-    windows: Mapping[str, Array], position_key: str, rotation_key: str, group: str
-) -> tuple[Array, Array]:
-    for key in (position_key, rotation_key):
-        if key not in windows:
-            raise DataError(
-                f"pose group {group!r}: field {key!r} is not in the episode",
-                hint="correct pose_groups, or leave the group out",
-                code="data.unknown_field",
-                details={"field": key, "pose_group": group},
-            )
-    return windows[position_key], windows[rotation_key]

@@ -51,17 +51,21 @@ def rot6d_from_matrix(matrix: Array) -> Array:
 
 def rot6d_from(values: Array, form: RotationForm) -> Array:
     """6D rotations float64 [..., 6] from another form; see `matrix_from`."""
-    return values if form == "rot_6d" else rot6d_from_matrix(matrix_from(values, form))
+    if form == "rot_6d":
+        return values
+    return rot6d_from_matrix(matrix_from(values, form))
 
 
 def matrix_from(values: Array, form: RotationForm) -> Array:
     """Rotation matrices float64 [..., 3, 3] from a form.
 
-    `values`: `rot_6d` [..., 6], the first two rows; `rot_6d_columns` [..., 6], the first two
-    columns, one after the other; `matrix` [..., 9], row by row; `axis_angle` [..., 3], a rotation
-    vector in radians; `euler_xyz` [..., 3], radians about the fixed x, then y, then z axis, which
-    are intrinsic angles of the reverse order (zyx); `quaternion_xyzw` and `quaternion_wxyz`
-    [..., 4], of any norm but 0.
+    Args:
+        values: `rot_6d` [..., 6], the first two rows; `rot_6d_columns` [..., 6], the first two
+            columns, one after the other; `matrix` [..., 9], row by row; `axis_angle` [..., 3], a
+            rotation vector in radians; `euler_xyz` [..., 3], radians about the fixed x, then y,
+            then z axis, which are intrinsic angles of the reverse order (zyx); `quaternion_xyzw`
+            and `quaternion_wxyz` [..., 4], of any norm but 0.
+        form: Name of the form.
     """
     if form in ("rot_6d", "matrix"):
         return matrix_from_rot6d(values[..., :6])
@@ -75,8 +79,10 @@ def matrix_from(values: Array, form: RotationForm) -> Array:
         rotation = Rotation.from_rotvec(flat)
     elif form in EULER_FORMS:
         rotation = Rotation.from_euler(form.removeprefix("euler_"), flat)
+    elif form == "quaternion_xyzw":
+        rotation = Rotation.from_quat(flat)
     else:
-        rotation = Rotation.from_quat(flat if form == "quaternion_xyzw" else np.roll(flat, -1, 1))
+        rotation = Rotation.from_quat(np.roll(flat, -1, axis=1))
     return rotation.as_matrix().reshape(*values.shape[:-1], 3, 3)
 
 
@@ -100,7 +106,8 @@ def form_from_matrix(matrix: Array, form: RotationForm) -> Array:
             values = rotation.as_euler(form.removeprefix("euler_"))
     else:
         values = rotation.as_quat(canonical=True)
-        values = values if form == "quaternion_xyzw" else np.roll(values, 1, 1)
+        if form == "quaternion_wxyz":
+            values = np.roll(values, 1, axis=1)
     return values.reshape(*matrix.shape[:-2], values.shape[-1])
 
 

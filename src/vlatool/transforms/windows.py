@@ -1,4 +1,7 @@
-"""Windows around anchor frames: rows, padding, masks, detection of still windows.
+"""Windows around anchor frames, and the samples of an episode.
+
+`make_windows` chooses the anchors and the frame of each step, `moving_mask` finds windows in which
+nothing moves, and `EpisodeSampler` cuts the arrays of an episode into samples.
 
 Legend of shapes: N windows, T = past + 1 + future steps, F frames, C dimensions.
 Source: formats/lbm-preprocessing 2.2, 2.3, 2.6.
@@ -150,14 +153,13 @@ def moving_mask(windows: Windows, fields: Mapping[str, Array], spec: StillnessSp
     """Bool [N], true for windows that are not still, from fields [F, C]; padding is ignored."""
     if spec.field_thresholds:
         return _exceeds_range(windows, fields, spec.field_thresholds)
-    considered = [
-        values
-        for name, values in fields.items()
-        if values.dtype.kind != "U" and any(word in name.lower() for word in _PUBLISHED_WORDS)
-    ]
-    if not considered:
+    moves: list[Array] = []
+    for name, values in fields.items():
+        is_considered = any(word in name.lower() for word in _PUBLISHED_WORDS)
+        if is_considered and values.dtype.kind != "U":
+            moves.append(_deviation(windows, values) > spec.threshold)
+    if not moves:
         return np.ones(len(windows.anchors), bool)
-    moves = [_deviation(windows, values) > spec.threshold for values in considered]
     return np.any(moves, axis=0) & (windows.valid.sum(axis=1) > 1)
 
 
@@ -241,8 +243,9 @@ class WindowsConfig(ConfigModel):
 
     def stillness(self) -> StillnessSpec | None:
         """Rule for windows to drop; None keeps all."""
-        still = StillnessSpec(self.still_threshold, self.still_field_thresholds)
-        return still if self.filter_still_samples else None
+        if not self.filter_still_samples:
+            return None
+        return StillnessSpec(self.still_threshold, self.still_field_thresholds)
 
 
 @dataclass(frozen=True)
@@ -273,13 +276,19 @@ class EpisodeSampler:
         self.episode = episode
         self.cameras = tuple(cameras)
         self.spec = spec
-        windows = make_windows(episode.num_frames, spec.windows)
-        self.dropped = {"padding": windows.dropped_padding} if windows.dropped_padding else {}
-        self.windows: Windows = self._without_still(windows)
+        self.windows = make_windows(episode.num_frames, spec.windows)
+        self.dropped: dict[str, int] = {}  # number of windows that are left out, by reason
+        if self.windows.dropped_padding:
+            self.dropped["padding"] = self.windows.dropped_padding
+        if spec.still is not None and len(self.windows.anchors):
+            moves = moving_mask(self.windows, episode.lowdim, spec.still)
+            if not moves.all():
+                self.dropped["still"] = int((~moves).sum())
+            self.windows = self.windows.select(moves)
         self.geometries: dict[str, ImageGeometry] = {
             name: spec.geometry(name, episode.cameras[name].size) for name in cameras
         }
-        self._relative: dict[str, dict[str, Array]] = {}
+        self._relative: dict[str, dict[str, Array]] = {}  # relative fields by pose group
 
     @cached_property
     def fields(self) -> dict[str, Array]:
@@ -291,35 +300,76 @@ class EpisodeSampler:
         return len(self.windows.anchors)
 
     def __iter__(self) -> Iterator[Sample]:
-        calibration, rescaled = self._calibration()
-        arrays = {
-            **self.fields,
-            **calibration,
-            "past_mask": self.windows.past_mask,
-            "future_mask": self.windows.future_mask,
-            **rescaled,
-        }
+        arrays = self._arrays_of_samples()
         for index, anchor in enumerate(self.windows.anchors.tolist()):
-            frames = self._frames(anchor)
-            key = sample_key(self.episode.id, anchor)
             yield Sample(
-                key=key,
+                key=self.key(index),
                 anchor=anchor,
-                image_frames=frames,
+                image_frames=self.image_frames(index, self.spec.image_offsets),
                 lowdim={name: values[index] for name, values in arrays.items()},
                 language=self.episode.texts(anchor),
-                metadata=self._metadata(index, anchor, key, list(frames.values())),
+                metadata=self.metadata(index),
             )
+
+    def _arrays_of_samples(self) -> dict[str, Array]:
+        """Windows [N, T, ...] of fields, calibration and masks, in the order of their files."""
+        arrays = dict(self.fields)
+        rescaled: dict[str, Array] = {}
+        calibrations = {
+            name: self.episode.calibration.get(name, Calibration()) for name in self.cameras
+        }
+        cut = self.windows.cut_edge_padded
+        for name, calibration in calibrations.items():
+            if calibration.intrinsics is None:
+                continue
+            geometry = self.geometries[name]
+            matrix = self._per_frame(calibration.intrinsics, name)
+            if self.spec.compat:
+                target = published_intrinsics(matrix, geometry, self.spec.resize_method)
+            else:
+                matrix = geometry.rotated_intrinsics(matrix)
+                target = geometry.intrinsics(matrix)
+            arrays[f"original_intrinsics.{name}"] = cut(matrix)
+            rescaled[f"rescaled_intrinsics.{name}"] = cut(target)
+        for name, calibration in calibrations.items():
+            if calibration.extrinsics is None:
+                continue
+            matrix = self._per_frame(calibration.extrinsics, name)
+            if not self.spec.compat:
+                matrix = self.geometries[name].rotated_extrinsics(matrix)
+            arrays[f"extrinsics.{name}"] = cut(matrix)
+        arrays["past_mask"] = self.windows.past_mask
+        arrays["future_mask"] = self.windows.future_mask
+        return arrays | rescaled
+
+    def _per_frame(self, values: Array, camera: str) -> Array:
+        """Static calibration repeated for every frame."""
+        if values.ndim == 2:
+            return np.broadcast_to(values, (self.episode.num_frames, *values.shape))
+        if len(values) != self.episode.num_frames:
+            raise DataError(
+                f"{self.episode.id}: calibration of camera {camera!r} has "
+                f"{counted(len(values), 'frame')}, "
+                f"the episode {self.episode.num_frames}",
+                hint="the episode is inconsistent; record or download it again",
+                code="data.mismatch",
+                details={"camera": camera},
+            )
+        return values
 
     def arrays(self, index: int, names: Collection[str]) -> dict[str, Array]:
         """Those of some fields [T, C] that a window has, and its masks [T], as in its sample."""
         window = self.windows.select(np.array([index]))
-        lowdim = self.episode.lowdim
-        arrays = {name: window.cut(lowdim[name])[0] for name in names if name in lowdim}
+        arrays: dict[str, Array] = {}
+        for name in names:
+            if name in self.episode.lowdim:
+                arrays[name] = window.cut(self.episode.lowdim[name])[0]
         for group in groups_with(names, self.episode.pose_groups):
-            arrays |= {name: values[index] for name, values in self._relative_to(group).items()}
-        masks = {"past_mask": window.past_mask[0], "future_mask": window.future_mask[0]}
-        return arrays | masks
+            for name, values in self._relative_to(group).items():
+                arrays[name] = values[index]
+        arrays["past_mask"] = window.past_mask[0]
+        arrays["future_mask"] = window.future_mask[0]
+        return arrays
 
     def _relative_to(self, group: PoseGroup) -> dict[str, Array]:
         """Relative fields of a group in all windows, which costs little more than in one."""
@@ -340,29 +390,60 @@ class EpisodeSampler:
 
     def metadata(self, index: int) -> dict[str, Any]:
         """Metadata of the sample of a window."""
-        frames = [*self.image_frames(index, self.spec.image_offsets).values()]
-        return self._metadata(index, int(self.windows.anchors[index]), self.key(index), frames)
+        spec = self.spec.windows
+        episode = self.episode
+        anchor = int(self.windows.anchors[index])
+        past = int(self.windows.pad_left[index])
+        future = int(self.windows.pad_right[index])
+        image_sizes = {
+            name: list(geometry.original[::-1]) for name, geometry in self.geometries.items()
+        }
+        metadata: dict[str, Any] = {
+            "episode_id": episode.id,
+            "sample_id": f"{self.key(index)}_{episode.id}_t{anchor:04d}",
+            "anchor_timestep": anchor,
+            "anchor_relative_idx": spec.past,
+            "image_timesteps": [*self.image_frames(index, self.spec.image_offsets).values()],
+            "lowdim_start_timestep": anchor - spec.past,
+            "lowdim_end_timestep": anchor + spec.future,
+            "past_padding": past,
+            "future_padding": future,
+            "camera_names": list(self.cameras),
+            "original_episode_length": episode.num_frames,
+            "original_image_sizes": image_sizes,
+            "is_padded": past + future > 0,
+            "task": episode.task,
+            "fps": episode.fps,
+        }
+        spans = episode.spans_at(anchor)
+        if spans:
+            metadata["language_spans"] = [asdict(span) for span in spans]
+        metadata |= episode.extras
+        for name, values in episode.frame_metadata.items():
+            metadata[name] = values[anchor]
+        return metadata
 
     def needed_frames(self) -> set[int]:
         """Frames of all images of all samples."""
-        anchors = self.windows.anchors.tolist()
-        return {frame for anchor in anchors for frame in self._frames(anchor).values()}
-
-    def _frames(self, anchor: int) -> dict[int, int]:
-        return image_frames(anchor, self.spec.image_offsets, self.episode.num_frames)
+        frames: set[int] = set()
+        for index in range(len(self)):
+            frames.update(self.image_frames(index, self.spec.image_offsets).values())
+        return frames
 
     def statistics(self, names: Collection[str] | None = None) -> WindowStatistics:
-        """Statistics of all numeric fields, or of those of them that have one of the names,
-        concatenated, over the real rows of all samples.
+        """Statistics of numeric fields, concatenated, over the real rows of all samples.
+
+        Args:
+            names: The fields; those that the episode lacks are left out. None: all fields.
         """
         return window_statistics([*self._numeric(names).values()], self.windows.valid)
 
     def widths(self, names: Collection[str] | None = None) -> dict[str, int]:
         """Number of dimensions of each numeric field, in the order of the statistics."""
-        return {
-            name: 1 if values.ndim == 2 else values.shape[2]
-            for name, values in self._numeric(names).items()
-        }
+        widths: dict[str, int] = {}
+        for name, values in self._numeric(names).items():
+            widths[name] = 1 if values.ndim == 2 else values.shape[2]
+        return widths
 
     def _numeric(self, names: Collection[str] | None) -> dict[str, Array]:
         """Windows [N, T, C] of numeric fields."""
@@ -374,87 +455,6 @@ class EpisodeSampler:
             for group in groups_with(names, self.episode.pose_groups):
                 fields |= self._relative_to(group)
         return {name: values for name, values in fields.items() if values.dtype.kind != "U"}
-
-    def _without_still(self, windows: Windows) -> Windows:
-        if self.spec.still is None or not len(windows.anchors):
-            return windows
-        moves = moving_mask(windows, self.episode.lowdim, self.spec.still)
-        if not moves.all():
-            self.dropped["still"] = int((~moves).sum())
-        return windows.select(moves)
-
-    def _calibration(self) -> tuple[dict[str, Array], dict[str, Array]]:
-        """(windows of original intrinsics and of extrinsics, windows of rescaled intrinsics)."""
-        intrinsics: dict[str, Array] = {}
-        extrinsics: dict[str, Array] = {}
-        rescaled: dict[str, Array] = {}
-        cut = self.windows.cut_edge_padded
-        for name in self.cameras:
-            known = self.episode.calibration.get(name, Calibration())
-            geometry = self.geometries[name]
-            if known.intrinsics is not None:
-                matrix = self._per_frame(known.intrinsics, name)
-                if not self.spec.compat:
-                    matrix = geometry.rotated_intrinsics(matrix)
-                intrinsics[f"original_intrinsics.{name}"] = cut(matrix)
-                rescaled[f"rescaled_intrinsics.{name}"] = cut(self._rescale(matrix, geometry))
-            if known.extrinsics is not None:
-                matrix = self._per_frame(known.extrinsics, name)
-                if not self.spec.compat:
-                    matrix = geometry.rotated_extrinsics(matrix)
-                extrinsics[f"extrinsics.{name}"] = cut(matrix)
-        return {**intrinsics, **extrinsics}, rescaled
-
-    def _rescale(self, matrix: Array, geometry: ImageGeometry) -> Array:
-        if self.spec.compat:
-            return published_intrinsics(matrix, geometry, self.spec.resize_method)
-        return geometry.intrinsics(matrix)
-
-    def _per_frame(self, values: Array, camera: str) -> Array:
-        """Static calibration repeated for every frame."""
-        if values.ndim == 2:
-            return np.broadcast_to(values, (self.episode.num_frames, *values.shape))
-        if len(values) != self.episode.num_frames:
-            raise DataError(
-                f"{self.episode.id}: calibration of camera {camera!r} has "
-                f"{counted(len(values), 'frame')}, "
-                f"the episode {self.episode.num_frames}",
-                hint="the episode is inconsistent; record or download it again",
-                code="data.mismatch",
-                details={"camera": camera},
-            )
-        return values
-
-    def _metadata(
-        self, index: int, anchor: int, key: str, image_timesteps: list[int]
-    ) -> dict[str, Any]:
-        spec = self.spec.windows
-        windows = self.windows
-        past = int(windows.pad_left[index])
-        future = int(windows.pad_right[index])
-        spans = self.episode.spans_at(anchor)
-        return {
-            "episode_id": self.episode.id,
-            "sample_id": f"{key}_{self.episode.id}_t{anchor:04d}",
-            "anchor_timestep": anchor,
-            "anchor_relative_idx": spec.past,
-            "image_timesteps": image_timesteps,
-            "lowdim_start_timestep": anchor - spec.past,
-            "lowdim_end_timestep": anchor + spec.future,
-            "past_padding": past,
-            "future_padding": future,
-            "camera_names": list(self.cameras),
-            "original_episode_length": self.episode.num_frames,
-            "original_image_sizes": {
-                name: list(self.geometries[name].original[::-1]) for name in self.cameras
-            },
-            "is_padded": past + future > 0,
-            "task": self.episode.task,
-            "fps": self.episode.fps,
-            **({"language_spans": [asdict(span) for span in spans]} if spans else {}),
-            **self.episode.extras,
-            **{name: values[anchor] for name, values in self.episode.frame_metadata.items()},
-        }
 
 
 def sample_key(episode_id: str, anchor: int) -> str:

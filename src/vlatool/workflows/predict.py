@@ -29,7 +29,7 @@ from vlatool.formats.detect import SourceKeys, detect_source
 from vlatool.jobs.ownership import check_owner, require_input, single_output
 from vlatool.jobs.record import OutputRecord
 from vlatool.loading.base import RecordedFutures, RecordedPairs
-from vlatool.loading.shard_reader import episode_named
+from vlatool.loading.lookup import episode_named
 from vlatool.models.published import Trained
 from vlatool.models.trained import Weights
 from vlatool.report.text import number_text

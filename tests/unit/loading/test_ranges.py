@@ -40,7 +40,7 @@ def messages(
     names = {"action": [f"arm.joint_{number}" for number in range(len(columns))]}
     info: Any = SimpleNamespace(
         statistics={"action": statistics(*columns), "state": statistics(GOOD)},
-        options=({"dimension_names": names},),
+        options={"dimension_names": names},
         fixed_in_some=(),
         data_statistics=data,
     )
@@ -100,7 +100,7 @@ def test_steps_have_their_own_ranges() -> None:
     )
     info: Any = SimpleNamespace(
         statistics={"action": statistics(GOOD) | stats},
-        options=({},),
+        options={},
         fixed_in_some=(),
         data_statistics=None,
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlatool.loading.base import MicroBatch
-from vlatool.loading.loader import BatchMessage, SharedPool, stack_rows
+from vlatool.loading.shared_memory import BatchMessage, SharedPool, stack_rows
 
 SIZE = 100_001
 PREFETCH = 2
@@ -176,7 +176,7 @@ def test_memory_that_arrived_in_inference_mode_is_returned_after_it() -> None:
 NO_MEMORY = """
 import resource
 from vlatool.errors import EnvironmentProblem
-from vlatool.loading.loader import SharedPool
+from vlatool.loading.shared_memory import SharedPool
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 try:

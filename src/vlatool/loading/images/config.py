@@ -89,23 +89,31 @@ def prepare_image(
 ) -> UInt8Array:
     """Resizes and crops an image uint8 [H, W, 3] to [S, S, 3], where S is `crop_size`.
 
-    `rng`: generator for the random crop and flip; None: center crop, no flip. It always yields
-    three numbers, so that later random choices for a sample do not depend on image sizes.
+    Args:
+        image: The image.
+        rule: Sizes, and what is random.
+        rng: Generator for the random crop and flip; None: center crop, no flip. It always yields
+            three numbers, so that later random choices for a sample do not depend on image sizes.
     """
-    random = None if rng is None else rng.random(3)
     size = rule.crop_size
-    scaled = _scaled_size(image.shape[0], image.shape[1], rule)
-    margin = scaled[0] - size, scaled[1] - size
-    if rule.random_crop and random is not None:
-        offset = int(random[0] * (margin[0] + 1)), int(random[1] * (margin[1] + 1))
-    else:
-        offset = round(margin[0] / 2), round(margin[1] / 2)
-    if scaled == image.shape[:2]:
-        top, left = offset
+    height, width = image.shape[:2]
+    scaled_height, scaled_width = _scaled_size(height, width, rule)
+    top = round((scaled_height - size) / 2)
+    left = round((scaled_width - size) / 2)
+    is_flipped = False
+    if rng is not None:
+        down, right, flip = rng.random(3)
+        if rule.random_crop:
+            top = int(down * (scaled_height - size + 1))
+            left = int(right * (scaled_width - size + 1))
+        is_flipped = rule.random_flip and flip < 0.5
+    if (scaled_height, scaled_width) == (height, width):
         cropped = image[top : top + size, left : left + size]
     else:
-        cropped = resampled(image, scaled, offset, (size, size), rule.resize_filter)
-    if rule.random_flip and random is not None and random[2] < 0.5:
+        cropped = resampled(
+            image, (scaled_height, scaled_width), (top, left), (size, size), rule.resize_filter
+        )
+    if is_flipped:
         cropped = cropped[:, ::-1]
     return np.ascontiguousarray(cropped)
 

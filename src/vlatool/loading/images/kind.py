@@ -1,4 +1,4 @@
-"""Data kind of image shards: their metadata, the reader of their samples.
+"""Data kind of image shards: `load_info` counts their samples, `ImageReader` reads them.
 
 Source: reference/order 11.
 """
@@ -46,11 +46,11 @@ class ImagesInfo:
     def fingerprint(self) -> Mapping[str, str]:
         """Digest of names, numbers of samples and sizes of the shards of each data set."""
         digests: dict[str, str] = {}
-        pairs = zip(self.datasets, self.shard_bytes, strict=True)
-        for number, (dataset, sizes) in enumerate(pairs, 1):
-            shards = zip(dataset.shards, sizes, strict=True)
-            rows = [(shard.location.name, shard.size, size) for shard, size in shards]
-            digests[f"data set {number}"] = f"{dataset.size} samples, {digest_of(rows)}"
+        for number, dataset in enumerate(self.datasets):
+            rows: list[tuple[str, int, int]] = []
+            for shard, size in zip(dataset.shards, self.shard_bytes[number], strict=True):
+                rows.append((shard.location.name, shard.size, size))
+            digests[f"data set {number + 1}"] = f"{dataset.size} samples, {digest_of(rows)}"
         return digests
 
     @property
@@ -74,34 +74,49 @@ def load_info(config: ImageDataConfig, reporter: Reporter = NULL) -> ImagesInfo:
             code="data.no_source",
         )
     cache = shard_reader.file_cache(config.dataset_cache)
-    pairs = [_dataset(text, config, cache, reporter) for text in config.shards]
-    return ImagesInfo(tuple(dataset for dataset, _ in pairs), tuple(sizes for _, sizes in pairs))
+    datasets: list[base.DataSet] = []
+    shard_bytes: list[tuple[int, ...]] = []
+    for text in config.shards:
+        dataset, sizes = _dataset(text, config, cache, reporter)
+        datasets.append(dataset)
+        shard_bytes.append(sizes)
+    return ImagesInfo(tuple(datasets), tuple(shard_bytes))
 
 
 def _dataset(
     text: str, config: ImageDataConfig, cache: FileCache, reporter: Reporter
 ) -> tuple[base.DataSet, tuple[int, ...]]:
+    """The shards of a data set, and their sizes in bytes; remote ones are read concurrently."""
     paths = image_shards_layout.find_shards(text, config.split)
-    if len(set(paths)) < len(paths):
-        seen: set[Path] = set()
-        twice = next(path for path in paths if path in seen or seen.add(path))
-        raise DataError(
-            f"{text}: lists {twice} twice",
-            hint="remove one entry; to weight data sets, use data.dataset_weighting",
-            code="data.broken",
-            details={"shard": str(twice)},
-        )
-    each = partial(in_parallel, max_concurrent=_MAX_REQUESTS) if any(map(is_remote, paths)) else map
-    known = list(each(partial(_version_and_index, cache), paths))
-    new = [version for version, index in known if index is None]
-    counts = {version.path: len(index.offsets) for version, index in known if index is not None}
+    listed: set[Path] = set()
+    for path in paths:
+        if path in listed:
+            raise DataError(
+                f"{text}: lists {path} twice",
+                hint="remove one entry; to weight data sets, use data.dataset_weighting",
+                code="data.broken",
+                details={"shard": str(path)},
+            )
+        listed.add(path)
+    apply = map
+    if any(map(is_remote, paths)):
+        apply = partial(in_parallel, max_concurrent=_MAX_REQUESTS)
+    sizes: list[int] = []
+    counts: dict[Path, int] = {}
+    new: list[FileVersion] = []
+    for version, index in apply(partial(_version_and_index, cache), paths):
+        sizes.append(version.size)
+        if index is None:
+            new.append(version)
+        else:
+            counts[version.path] = len(index.offsets)
     if new:
         with reporter.progress(f"first scan of {text}", len(new), "shards") as bar:
-            for version, index in zip(new, each(partial(_scan, cache), new), strict=True):
+            for version, index in zip(new, apply(partial(_scan, cache), new), strict=True):
                 counts[version.path] = len(index.offsets)
                 bar.advance()
     shards = tuple(base.ShardInfo(path, counts[path]) for path in paths)
-    return base.DataSet(text, shards), tuple(version.size for version, _ in known)
+    return base.DataSet(text, shards), tuple(sizes)
 
 
 def _version_and_index(cache: FileCache, path: Path) -> tuple[FileVersion, ShardIndex | None]:
@@ -149,31 +164,33 @@ class ImageReader(base.SampleReader):
     def __init__(self, config: ImageDataConfig, info: ImagesInfo) -> None:
         self._config = config
         self._info = info
-        self._shards = shard_reader.ShardReader(
-            info.datasets, shard_reader.ShardCache.of(config, info.datasets)
-        )
+        cache = shard_reader.ShardCache.of(config, info.datasets)
+        self._shards = shard_reader.ShardReader(info.datasets, cache)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (ImageReader, (self._config, self._info))
 
     def read(
         self, refs: Sequence[base.SampleRef], rngs: Sequence[np.random.Generator]
     ) -> list[ImageSample | base.DroppedSample]:
-        rows = zip(refs, self._shards.members(refs), rngs, strict=True)
-        return [
-            members if isinstance(members, base.DroppedSample) else self._sample(ref, members, rng)
-            for ref, members, rng in rows
-        ]
+        samples: list[ImageSample | base.DroppedSample] = []
+        for ref, members, rng in zip(refs, self._shards.members(refs), rngs, strict=True):
+            if isinstance(members, base.DroppedSample):
+                samples.append(members)
+            else:
+                samples.append(self._sample(ref, members, rng))
+        return samples
 
     def prefetch(self, refs: Sequence[base.SampleRef]) -> None:
         self._shards.prefetch(refs)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (ImageReader, (self._config, self._info))
 
     def _sample(
         self, ref: base.SampleRef, members: Members, rng: np.random.Generator
     ) -> ImageSample | base.DroppedSample:
         shard = self._info.datasets[ref.dataset].shards[ref.shard].location
         key = image_shards_layout.sample_metadata(members.contents).get("key")
-        key = key if isinstance(key, str) and key else f"{shard.stem}/{members.key}"
+        if not isinstance(key, str) or not key:
+            key = f"{shard.stem}/{members.key}"
         data = image_shards_layout.sample_image(members.contents)
         if data is None:
             suffixes = ", ".join(image_shards_layout.IMAGE_SUFFIXES)

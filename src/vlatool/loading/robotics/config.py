@@ -73,7 +73,9 @@ class AugmentationConfig(base.ConfigModel):
     @property
     def crop_shape(self) -> tuple[float, float] | None:
         """(height, width) of the crop, as `CropConfig.shape`; None: no crop."""
-        return self.image.crop.shape if self.enabled and self.image.crop.enabled else None
+        if self.enabled and self.image.crop.enabled:
+            return self.image.crop.shape
+        return None
 
 
 class FieldNormalizeConfig(base.ConfigModel):
@@ -161,11 +163,11 @@ class FrameWindowsConfig(base.ConfigModel):
 
     def complete(self, stored: Mapping[str, Any]) -> WindowsConfig:
         """These keys, and the stored values of those that are null."""
-        own = self.model_dump(exclude={"fps"}, exclude_none=True)
-        known = {key: stored[key] for key in WindowsConfig.model_fields if key in stored}
-        if own.get("filter_still_samples") is False:
-            known.pop("still_field_thresholds", None)
-        return WindowsConfig.model_validate({**known, **own})
+        keys = {key: stored[key] for key in WindowsConfig.model_fields if key in stored}
+        if self.filter_still_samples is False:
+            keys.pop("still_field_thresholds", None)
+        keys |= self.model_dump(exclude={"fps"}, exclude_none=True)
+        return WindowsConfig.model_validate(keys)
 
 
 class RoboticsDataConfig(LoadingConfig):
@@ -329,9 +331,9 @@ class RoboticsDataConfig(LoadingConfig):
     @field_validator("rename")
     @classmethod
     def _check_whole(cls, value: NameMap) -> NameMap:
-        keys = [part.key for part in value.fields.values()]
+        old_names = [part.key for part in value.fields.values()]
         for name, part in value.fields.items():
-            if keys.count(part.key) > 1:
+            if old_names.count(part.key) > 1:
                 raise ValueError(f"fields.{name}={part.key}: {part.key} has another new name too")
             if not part.is_whole:
                 raise ValueError(
@@ -384,4 +386,7 @@ class ValidationDataConfig(RoboticsDataConfig):
 
 def image_names(cameras: Sequence[str], indices: Sequence[int]) -> list[str]:
     """Names of the images of a sample: index outer, camera inner."""
-    return [f"{camera}_t{index}" for index in indices for camera in cameras]
+    names: list[str] = []
+    for index in indices:
+        names += [f"{camera}_t{index}" for camera in cameras]
+    return names

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlatool.conventions.file import Conventions, conventions_of
 from vlatool.episode import Array, EpisodeRef, PoseGroup
@@ -59,9 +59,9 @@ class FrameWindows:
     folder: FramesFolder
     config: FrameWindowsConfig
     cache: Path  # local folder for statistics
-    fields: tuple[str, ...] = ()  # fields with statistics; empty: all
-    episodes: str | None = None  # as `data.episodes`
-    split: Split = "all"  # as `data.split`
+    fields: tuple[str, ...]  # fields with statistics; empty: all
+    episodes: str | None  # as `data.episodes`
+    split: Split  # as `data.split`
 
     @cached_property
     def _stored(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class FrameWindows:
 
     @cached_property
     def _refs(self) -> list[EpisodeRef]:
-        return [EpisodeRef(each.id, self.folder.path, "") for each in self.folder.episodes]
+        return [EpisodeRef(episode.id, self.folder.path, "") for episode in self.folder.episodes]
 
     @cached_property
     def numbers(self) -> str | None:
@@ -86,27 +86,37 @@ class FrameWindows:
         return chosen_numbers(self.episodes, self._refs)
 
     @cached_property
-    def chosen(self) -> tuple[FramesEpisode, ...]:
+    def selected(self) -> tuple[FramesEpisode, ...]:
         """The episodes that are used; may be empty."""
         episodes = self.folder.episodes
         if self.split != "all":
-            episodes = tuple(each for each in episodes if each.split == self.split)
+            episodes = tuple(episode for episode in episodes if episode.split == self.split)
         if self.episodes is None:
             return episodes
-        used = {ref.id for ref in select(self._refs, self.numbers, option="data.episodes")}
-        return tuple(each for each in episodes if each.id in used)
+        selected = select(self._refs, self.numbers, option="data.episodes")
+        ids = {ref.id for ref in selected}
+        return tuple(episode for episode in episodes if episode.id in ids)
 
     def options(self) -> dict[str, Any]:
         """Content of preprocessing_config.yaml, as of `lbm` shards with these windows."""
-        stored = self._stored
-        conversions = stored.get("conversions") or {"pose_groups": []}
-        conversions = {**conversions, "fps": stored.get("fps")} if self.config.fps else None
-        return {
-            **stored,
-            **self.keys.model_dump(mode="json"),
-            "fps": self.config.fps or stored.get("fps"),
-            **({"conversions": conversions} if conversions else {}),
-        }
+        options = {**self._stored, **self.keys.model_dump(mode="json")}
+        recorded_fps = self._stored.get("fps")
+        options["fps"] = recorded_fps
+        if self.config.fps:
+            options["fps"] = self.config.fps
+            conversions = self._stored.get("conversions") or {"pose_groups": []}
+            options["conversions"] = {**conversions, "fps": recorded_fps}
+        return options
+
+    @property
+    def options_file(self) -> Path:
+        return self.folder.path / CONFIG_NAME
+
+    def conventions(self) -> Conventions | None:
+        """Measured meaning of the recorded actions; None if there is none that can be read."""
+        with suppress(DataError):  # `verify` reports it; nothing needs the file
+            return conventions_of(self.folder.path)
+        return None
 
     @cached_property
     def spec(self) -> SampleSpec:
@@ -128,17 +138,34 @@ class FrameWindows:
         episode = tar.episode(episode_id)
         if self.config.fps is not None:
             options = self._stored
-            groups = [PoseGroup(**group) for group in options["pose_groups"]]
-            actions, observed = (options[f"{name}_fields"] for name in ("action", "proprioception"))
-            commands = command_fields(actions, observed, groups, episode.lowdim)
+            commands = command_fields(
+                options["action_fields"],
+                options["proprioception_fields"],
+                [PoseGroup(**group) for group in options["pose_groups"]],
+                episode.lowdim,
+            )
             episode, _ = at_rate(episode, self.config.fps, commands)
         return EpisodeSampler(episode, tuple(episode.cameras), self.spec)
 
+    @property
+    def statistics_file(self) -> Path:
+        return self.computed() / STATS_NAME
+
+    def shards(self) -> list[Shard]:
+        """The tars with windows, and how many."""
+        counts: Any = read_json(self.computed() / _COUNTS)
+        shards: list[Shard] = []
+        for episode, count in zip(self.selected, counts, strict=True):
+            if count:
+                shards.append(Shard(self.folder.tar(episode.id).path, count, episode.sha256))
+        return shards
+
     def computed(self) -> Path:
-        """Folder in the cache with the statistics and the number of windows of each episode; made
-        from the numbers of all episodes if it is not there yet.
+        """Folder in the cache with the statistics and the number of windows of each episode.
+
+        It is made from the numbers of all episodes if it is not there yet.
         """
-        if not self.chosen:
+        if not self.selected:
             among = "" if self.episodes is None else f" among data.episodes {self.episodes}"
             raise DataError.at(
                 self.folder.path,
@@ -146,22 +173,24 @@ class FrameWindows:
                 hint="choose other episodes, or all with --data.split all",
                 code="data.no_samples",
             )
-        rows = [(each.id, each.sha256) for each in self.chosen]
+        rows = [(episode.id, episode.sha256) for episode in self.selected]
         names = sorted(self.fields) or None
         place = self.cache / f"{digest_of([rows, self.options(), names])}{_SUFFIX}"
         if (place / _COUNTS).is_file():
             return place
+
         total = StatisticsAccumulator()
-        counts = list[int]()
+        counts: list[int] = []
         widths: dict[str, int] = {}
         for sampler in self._samplers():
             counts.append(len(sampler))
-            if len(sampler):
-                if not widths:
-                    if names and not sampler.widths(names).keys() >= set(names):
-                        names = None  # the error names those that there are
-                    widths = sampler.widths(names)
-                total.add(sampler.statistics(names))
+            if not len(sampler):
+                continue
+            if not widths:
+                if names and not sampler.widths(names).keys() >= set(names):
+                    names = None  # the error names those that there are
+                widths = sampler.widths(names)
+            total.add(sampler.statistics(names))
         statistics = total.total()
         if statistics is None:
             raise DataError.at(
@@ -176,38 +205,15 @@ class FrameWindows:
             write_json(partial_folder / _COUNTS, counts)
         return place
 
-    @property
-    def options_file(self) -> Path:
-        return self.folder.path / CONFIG_NAME
-
-    @property
-    def statistics_file(self) -> Path:
-        return self.computed() / STATS_NAME
-
-    def conventions(self) -> Conventions | None:
-        """Measured meaning of the recorded actions; None if there is none that can be read."""
-        with suppress(DataError):  # `verify` reports it; nothing needs the file
-            return conventions_of(self.folder.path)
-        return None
-
     def _samplers(self) -> Iterator[EpisodeSampler]:
-        def open_one(episode: str) -> EpisodeSampler:
-            return self.sampler(self.folder.tar(episode), episode)
+        """Windows of the selected episodes; remote ones are read concurrently."""
 
-        ids = [each.id for each in self.chosen]
+        def open_one(episode: FramesEpisode) -> EpisodeSampler:
+            return self.sampler(self.folder.tar(episode.id), episode.id)
+
         if is_remote(self.folder.path):
-            return in_parallel(open_one, ids, _MAX_REQUESTS)
-        return map(open_one, ids)
-
-    def shards(self) -> list[Shard]:
-        """The tars with windows, and how many."""
-        counts: Any = read_json(self.computed() / _COUNTS)
-        pairs = zip(self.chosen, counts, strict=True)
-        return [
-            Shard(self.folder.tar(episode.id).path, count, episode.sha256)
-            for episode, count in pairs
-            if count
-        ]
+            return in_parallel(open_one, self.selected, _MAX_REQUESTS)
+        return map(open_one, self.selected)
 
 
 @dataclass(frozen=True)
@@ -232,6 +238,29 @@ class WindowSample:
         return self.sampler.episode.texts(int(self.sampler.windows.anchors[self.index]))
 
 
+class _OpenEpisode(NamedTuple):
+    """An episode in use."""
+
+    tar: FramesTar
+    sampler: EpisodeSampler
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of its numbers, of its windows and of their relative poses."""
+        episode = self.sampler.episode
+        rows = self.sampler.windows.rows
+        lowdim = sum(values.nbytes for values in episode.lowdim.values())
+        return lowdim + rows.nbytes + rows.size * len(episode.pose_groups) * _POSE_BYTES
+
+    def stored_frames(self, index: int, offsets: Sequence[int]) -> dict[int, int]:
+        """Frame of the recording at each image offset of a window."""
+        frames = self.sampler.image_frames(index, offsets)
+        for source in self.sampler.episode.cameras.values():
+            if isinstance(source, NearestFrames):  # the same rows for all cameras
+                return {offset: int(source.rows[frame]) for offset, frame in frames.items()}
+        return frames
+
+
 class WindowReader:
     """LRU cache of the episodes of one data set. Thread-safe; pickled without them."""
 
@@ -249,7 +278,7 @@ class WindowReader:
         self._shards = shards
         self._cameras = tuple(cameras)
         self._offsets = tuple(offsets)
-        self._open: OrderedDict[int, tuple[FramesTar, EpisodeSampler]] = OrderedDict()
+        self._open: OrderedDict[int, _OpenEpisode] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
         self._prefetched: dict[tuple[SampleRef, ...], Future[list[Any]]] = {}
@@ -267,80 +296,82 @@ class WindowReader:
     def samples(self, refs: Sequence[SampleRef]) -> list[WindowSample | DroppedSample]:
         """The samples; a `DroppedSample` if the bytes of a frame are broken."""
         prefetched = self._prefetched.pop(tuple(refs), None)
-        return self._read(refs) if prefetched is None else prefetched.result()
+        if prefetched is None:
+            return self._read(refs)
+        return prefetched.result()
 
     def _read(self, refs: Sequence[SampleRef]) -> list[WindowSample | DroppedSample]:
-        opened = self._opened({ref.shard: None for ref in refs})
-        frames: list[dict[int, int]] = []
-        parts: list[FrameRange] = []
+        episodes = self._opened([ref.shard for ref in refs])
+        frames_of_refs: list[dict[int, int]] = []
+        remote: list[FrameRange] = []
         contents: dict[FrameRange, bytes] = {}
         for ref in refs:
-            tar, sampler = opened[ref.shard]
-            offsets = self._offsets if self._cameras and sampler.cameras else ()
-            frames.append(_stored_frames(sampler, ref.sample, offsets))
-            ranges = tar.ranges(frames[-1].values())
-            if tar.copy is None:
-                parts += ranges
-            else:
-                contents |= {part: tar.read(part.place) for part in ranges}
-        read = read_byte_ranges([part.place for part in parts], _MAX_REQUESTS)
-        contents |= zip(parts, read, strict=True)
-        return [
-            self._sample(ref.sample, *opened[ref.shard], each, contents)
-            for ref, each in zip(refs, frames, strict=True)
-        ]
+            episode = episodes[ref.shard]
+            offsets = self._offsets if self._cameras and episode.sampler.cameras else ()
+            frames = episode.stored_frames(ref.sample, offsets)
+            frames_of_refs.append(frames)
+            for part in episode.tar.ranges(frames.values()):
+                if episode.tar.copy is None:
+                    remote.append(part)
+                else:
+                    contents[part] = episode.tar.read(part.place)
+        downloads = read_byte_ranges([part.place for part in remote], _MAX_REQUESTS)
+        contents.update(zip(remote, downloads, strict=True))
 
-    def _sample(
-        self,
-        index: int,
-        tar: FramesTar,
-        sampler: EpisodeSampler,
-        frames: Mapping[int, int],
-        contents: Mapping[FrameRange, bytes],
-    ) -> WindowSample | DroppedSample:
-        key = sampler.key(index)
-        try:
-            images: dict[int, Mapping[str, bytes]] = {}
-            for part in tar.ranges(frames.values()):
-                images |= part.frames(contents[part])
-        except ValueError as error:
-            message = f"{tar.path}: an image of sample {key} is broken: {error}"
-            return DroppedSample(BROKEN_SAMPLE, key, message)
-        members = {
-            image_suffix(camera, offset).lower(): images[frame][suffix]
-            for camera in self._cameras
-            for offset, frame in frames.items()
-            if (suffix := image_suffix(camera, 0).lower()) in images[frame]
-        }
-        return WindowSample(key, members, index, sampler)
+        samples: list[WindowSample | DroppedSample] = []
+        for ref, frames in zip(refs, frames_of_refs, strict=True):
+            tar, sampler = episodes[ref.shard]
+            key = sampler.key(ref.sample)
+            try:
+                images: dict[int, Mapping[str, bytes]] = {}
+                for part in tar.ranges(frames.values()):
+                    images |= part.frames(contents[part])
+            except ValueError as error:
+                message = f"{tar.path}: an image of sample {key} is broken: {error}"
+                samples.append(DroppedSample(BROKEN_SAMPLE, key, message))
+                continue
+            members = self._members(frames, images)
+            samples.append(WindowSample(key, members, ref.sample, sampler))
+        return samples
 
-    def _opened(
-        self, numbers: Mapping[int, None]
-    ) -> Mapping[int, tuple[FramesTar, EpisodeSampler]]:
+    def _members(
+        self, frames: Mapping[int, int], images: Mapping[int, Mapping[str, bytes]]
+    ) -> dict[str, bytes]:
+        """Images of a window by their suffixes in shards, from those of its frames."""
+        members: dict[str, bytes] = {}
+        for camera in self._cameras:
+            stored_suffix = image_suffix(camera, 0).lower()
+            for offset, frame in frames.items():
+                if stored_suffix in images[frame]:
+                    suffix = image_suffix(camera, offset).lower()
+                    members[suffix] = images[frame][stored_suffix]
+        return members
+
+    def _opened(self, shards: Sequence[int]) -> Mapping[int, _OpenEpisode]:
         """Episodes of some shards; remote ones are opened concurrently."""
+        numbers = dict.fromkeys(shards)
+        remote = is_remote(self._windows.folder.path)
         with self._lock:
             closed = [number for number in numbers if number not in self._open]
-            remote = is_remote(self._windows.folder.path)
-            each = (
-                in_parallel(self._episode, closed, _MAX_REQUESTS)
-                if remote
-                else map(self._episode, closed)
-            )
-            for number, episode in zip(closed, each, strict=True):
+            if remote:
+                episodes = in_parallel(self._open_episode, closed, _MAX_REQUESTS)
+            else:
+                episodes = map(self._open_episode, closed)
+            for number, episode in zip(closed, episodes, strict=True):
                 self._open[number] = episode
-                self._bytes += _size_of(episode[1])
+                self._bytes += episode.num_bytes
             for number in numbers:
                 self._open.move_to_end(number)
             opened = {number: self._open[number] for number in numbers}
             while len(self._open) > len(numbers) and (
                 self._bytes > _MAX_BYTES or (remote and len(self._open) > _MAX_COPIES)
             ):
-                _, (_, sampler) = self._open.popitem(last=False)
-                self._bytes -= _size_of(sampler)
+                _, oldest = self._open.popitem(last=False)
+                self._bytes -= oldest.num_bytes
         return opened
 
-    def _episode(self, number: int) -> tuple[FramesTar, EpisodeSampler]:
-        """Tar and windows of an episode; the run ends if it changed."""
+    def _open_episode(self, number: int) -> _OpenEpisode:
+        """Opens an episode; the run ends if it changed."""
         shard = self._shards[number]
         tar = FramesTar(shard.location)
         if is_remote(tar.path) and self._cache.stores(tar.version.size):
@@ -348,21 +379,4 @@ class WindowReader:
         sampler = self._windows.sampler(tar, tar.episode_id)
         if len(sampler) != shard.size:
             raise tar.error(f"has {counted(len(sampler), 'window')}, expected {shard.size}")
-        return tar, sampler
-
-
-def _stored_frames(sampler: EpisodeSampler, index: int, offsets: Sequence[int]) -> dict[int, int]:
-    """Frame of the recording at each image offset of a window."""
-    frames = sampler.image_frames(index, offsets)
-    source = next(iter(sampler.episode.cameras.values()), None)
-    if not isinstance(source, NearestFrames):
-        return frames
-    return {offset: int(source.rows[frame]) for offset, frame in frames.items()}
-
-
-def _size_of(sampler: EpisodeSampler) -> int:
-    """Bytes of the numbers of an episode, of its windows and of their relative poses."""
-    rows = sampler.windows.rows
-    groups = len(sampler.episode.pose_groups)
-    lowdim = sum(values.nbytes for values in sampler.episode.lowdim.values())
-    return lowdim + rows.nbytes + rows.size * groups * _POSE_BYTES
+        return _OpenEpisode(tar, sampler)

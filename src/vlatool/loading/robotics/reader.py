@@ -1,11 +1,15 @@
-"""Reader of the samples of `lbm` shards: decoding of the configured members, crop, color jitter.
+"""Reader of the samples of robotics data: decoding of the configured members, crop, color jitter.
+
+`RoboticsReader` fetches the bytes of samples, from shards (`ShardReader`) or from frames
+(`WindowReader`). The `SampleDecoder` of their data set makes arrays of them, and its `ImageDecoder`
+images.
 
 Source: formats/lbm 5.1; reference/order 11.
 """
 
 import math
 import struct
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +24,7 @@ from vlatool.formats.media.tar_sample import MASKS, METADATA, StoredSample, imag
 from vlatool.loading.base import Allocate, DroppedSample, SampleReader, SampleRef
 from vlatool.loading.robotics.config import ImageAugmentationConfig, RoboticsDataConfig
 from vlatool.loading.robotics.frames import WindowReader, WindowSample
-from vlatool.loading.robotics.info import RoboticsInfo, image_size
+from vlatool.loading.robotics.info import RoboticsDataSet, RoboticsInfo
 from vlatool.loading.shard_reader import BROKEN_SAMPLE, ShardCache, ShardReader
 from vlatool.transforms.augmentation import (
     Box,
@@ -59,24 +63,24 @@ class _Augmentation:
 
 
 class ImageDecoder:
-    """Decodes the images that a section `data` configures; `size`: (width, height) of all images;
-    None: preprocessing did not resize them.
-    """
+    """Decodes and augments the images of a data set that a section `data` configures."""
 
     def __init__(
-        self, config: RoboticsDataConfig, size: _Size | None = None, names: NameMap | None = None
+        self,
+        config: RoboticsDataConfig,
+        size: _Size | None,  # (width, height) of all images; None: they may differ
+        cameras: Mapping[str, str],  # names of cameras to those in the data set, if they differ
     ) -> None:
-        stored = {} if names is None else names.cameras
         # Time outer, camera inner; suffixes of members are read in lower case.
-        self._names = [
-            image_suffix(stored.get(camera, camera), index).lower()
-            for index in config.image_indices
-            for camera in config.cameras
-        ]
+        self._names: list[str] = []
+        for index in config.image_indices:
+            for camera in config.cameras:
+                suffix = image_suffix(cameras.get(camera, camera), index)
+                self._names.append(suffix.lower())
         self._size = size
         self._pads = config.pad_missing_images
-        section = config.augmentation
-        self._section = section.image if section.enabled else ImageAugmentationConfig()
+        augmentation = config.augmentation
+        self._section = augmentation.image if augmentation.enabled else ImageAugmentationConfig()
         jitter = self._section.color_jitter
         self._jitter = ColorJitter(
             jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue
@@ -92,8 +96,9 @@ class ImageDecoder:
         # memory uint8 [N, H', W', 3] for the images; used if its shape fits
         buffer: UInt8Array | None = None,
     ) -> tuple[UInt8Array, Array]:
-        """Decodes and augments the images of a sample; returns images uint8 [N, H, W, 3] and mask
-        bool [N]. Missing images are black, and False in the mask.
+        """Returns the images of a sample, uint8 [N, H, W, 3], and their mask, bool [N].
+
+        Missing images are black, and False in the mask.
         """
         if not self._names:
             return np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, bool)
@@ -102,22 +107,33 @@ class ImageDecoder:
         by_size: dict[_Size, _Augmentation] = {}
         for number, index in enumerate(np.flatnonzero(mask).tolist()):
             name = self._names[index]
-            pixels = self._decode(name, members[name], None if images is None else images[index])
-            size = pixels.shape[0], pixels.shape[1]
-            augmentation = by_size[size] if size in by_size else self._sample(size, rng)
-            by_size[size] = augmentation
-            cropped = pixels if augmentation.box is None else augmentation.box.of(pixels)
+            target = None if images is None else images[index]
+            pixels = self._decode(name, members[name], target)
+            size = (pixels.shape[0], pixels.shape[1])
+            if size not in by_size:
+                by_size[size] = self._drawn(size, rng)
+            augmentation = by_size[size]
+            if augmentation.box is not None:
+                pixels = augmentation.box.of(pixels)
             # The first image decides the shape; a buffer of another shape is not used.
-            if images is None or (number == 0 and images.shape[1:] != cropped.shape):
-                images = np.empty((len(self._names), *cropped.shape), np.uint8)
-            if images.shape[1:] != cropped.shape:
-                raise _sizes_differ(key, list(by_size))
-            if not np.may_share_memory(images, cropped):
-                images[index] = cropped
+            if images is None or (number == 0 and images.shape[1:] != pixels.shape):
+                images = np.empty((len(self._names), *pixels.shape), np.uint8)
+            if images.shape[1:] != pixels.shape:
+                # The sample is not dropped, because all samples have these sizes.
+                raise DataError(
+                    f"sample {key} has images of different sizes (height, width): "
+                    + ", ".join(map(value_text, by_size)),
+                    hint="select cameras with data.camera_names, crop with "
+                    "data.augmentation.image.crop, or preprocess with --resize-images-size",
+                    code="data.mismatch",
+                    details={"sample": key},
+                )
+            if not np.may_share_memory(images, pixels):
+                images[index] = pixels
             if augmentation.colors:
                 apply_color_jitter(images[index], augmentation.colors)
         if images is None or not mask.any():
-            raise KeyError(next(iter(self._names), "image"))
+            raise KeyError(self._names[0])
         images[~mask] = 0
         return images, mask
 
@@ -132,27 +148,18 @@ class ImageDecoder:
             self._scratch = np.empty(pixels.size, np.uint8)
         return pixels
 
-    def _sample(self, size: _Size, rng: np.random.Generator) -> _Augmentation:
+    def _drawn(self, size: _Size, rng: np.random.Generator) -> _Augmentation:
+        """Random crop and colors of the images of a size."""
         crop = self._section.crop
-        jitter = self._section.color_jitter
         box = None
+        colors = None
         if crop.enabled and crop.mode == "random":
             box = random_box(size, crop.shape, rng)
         elif crop.enabled:
             box = central_box(size, crop.shape)
-        return _Augmentation(box, self._jitter.draw(rng) if jitter.enabled else None)
-
-
-def _sizes_differ(key: str, sizes: list[_Size]) -> DataError:
-    """Error that ends the run: the sample is not dropped, because all samples have these sizes."""
-    return DataError(
-        f"sample {key} has images of different sizes (height, width): "
-        + ", ".join(map(value_text, sizes)),
-        hint="select cameras with data.camera_names, crop with data.augmentation.image.crop, or "
-        "preprocess with --resize-images-size",
-        code="data.mismatch",
-        details={"sample": key},
-    )
+        if self._section.color_jitter.enabled:
+            colors = self._jitter.draw(rng)
+        return _Augmentation(box, colors)
 
 
 @dataclass(frozen=True)
@@ -173,8 +180,10 @@ class DecodedSample:
 
     def is_real(self, fields: Sequence[str]) -> Array:
         """Mask bool [sum of widths], False for the dimensions of padded fields."""
-        parts = [np.full(self.fields[n].shape[1], n not in self.padded_fields) for n in fields]
-        return np.concatenate(parts or [np.ones(0, bool)])
+        mask: list[bool] = []
+        for name in fields:
+            mask += [name not in self.padded_fields] * self.fields[name].shape[1]
+        return np.array(mask, bool)
 
 
 class SampleDecoder:
@@ -183,28 +192,28 @@ class SampleDecoder:
     def __init__(
         self,
         config: RoboticsDataConfig,  # section `data`, derived
-        # (width, height) of all images; None: preprocessing did not resize them
-        size: tuple[int, int] | None = None,
+        # data set of the samples; None: with the names of the config, and images of any size
+        dataset: RoboticsDataSet | None = None,
+        number: int = 0,  # index of the data set in the run, from 0
         # map from field name to number of dimensions; None: not checked
         widths: Mapping[str, int] | None = None,
-        number: int = 0,  # index of the data set in the run, from 0
-        names: NameMap | None = None,  # names of the config to those in the data set
-        padded: Collection[str] = (),  # fields that the data set lacks
     ) -> None:
-        names = names or NameMap()
         assert config.lowdim_past_timesteps is not None
         assert config.lowdim_future_timesteps is not None
-        self._images = ImageDecoder(config, size, names)
+        rename = NameMap()
+        size = None
+        lacking: frozenset[str] = frozenset()
+        if dataset is not None:
+            rename = dataset.rename
+            size = dataset.image_size
+            lacking = dataset.padded
+        self._images = ImageDecoder(config, size, rename.cameras)
         self._number = number
         self._widths = widths or {}
+        fields = dict.fromkeys([*config.action_fields, *config.proprioception_fields])
+        self._padded = lacking.intersection(fields)
         # Map from field to its name in the data set.
-        self._fields = {
-            name: names.source_of(name)
-            for name in (*config.action_fields, *config.proprioception_fields)
-            if name not in padded
-        }
-        fields = {*config.action_fields, *config.proprioception_fields}
-        self._padded = frozenset(fields.intersection(padded))
+        self._fields = {name: rename.source_of(name) for name in fields if name not in lacking}
         self._kinds = config.language_instruction_types
         self._past = config.lowdim_past_timesteps
         self._future = config.lowdim_future_timesteps
@@ -221,11 +230,17 @@ class SampleDecoder:
             metadata: Any = sample.json(METADATA)
             anchor = int(metadata["anchor_relative_idx"])
             arrays = sample.arrays([*self._fields.values(), *MASKS])
-            span = _span(anchor - self._past, anchor + self._future + 1, arrays)
-            fields = {
-                name: self._columns(key, name, arrays[source])[span]
-                for name, source in self._fields.items()
-            }
+            start = anchor - self._past
+            stop = anchor + self._future + 1
+            shortest = min(len(values) for values in arrays.values())
+            if start < 0 or stop > shortest:
+                raise ValueError(
+                    f"the window is steps {start} to {stop}, the sample has {shortest}"
+                )
+            span = slice(start, stop)
+            fields: dict[str, Array] = {}
+            for name, source in self._fields.items():
+                fields[name] = self._columns(key, name, arrays[source])[span]
             for name, values in fields.items():
                 if not np.isfinite(values).all():
                     raise DataError(
@@ -234,8 +249,8 @@ class SampleDecoder:
                         code="data.not_finite",
                         details={"sample": key, "field": name},
                     )
-            steps = self._past + 1 + self._future
-            fields |= {name: np.zeros((steps, self._widths[name])) for name in self._padded}
+            for name in self._padded:
+                fields[name] = np.zeros((stop - start, self._widths[name]))
             instruction = self._instruction(sample.language(), rng)
             images, image_mask = self._images(key, sample.members, rng, buffer)
             return DecodedSample(
@@ -251,7 +266,14 @@ class SampleDecoder:
                 padded_fields=self._padded,
             )
         except KeyError as error:
-            raise _missing(key, str(error.args[0])) from None
+            member = str(error.args[0])
+            raise DataError(
+                f"sample {key} has no {member!r}",
+                hint="remove that camera or field from the config, or preprocess again (for a "
+                "camera with --skip-episodes-missing-cameras)",
+                code="data.broken",
+                details={"sample": key, "member": member},
+            ) from None
         except _DECODE_ERRORS as error:
             raise DataError(
                 f"sample {key} cannot be decoded: {error}",
@@ -269,8 +291,7 @@ class SampleDecoder:
         if columns.shape[1] != width:
             raise DataError(
                 f"sample {key}: {name} has {counted(columns.shape[1], 'dimension')}, its "
-                "statistics have "
-                f"{width}",
+                f"statistics have {width}",
                 hint="shard and statistics are of different data: remove data.dataset_statistics, "
                 "or preprocess again",
                 code="data.broken",
@@ -280,28 +301,14 @@ class SampleDecoder:
 
     def _instruction(self, by_kind: Mapping[str, Sequence[str]], rng: np.random.Generator) -> str:
         """Returns a random instruction of the configured kinds; empty if there is none."""
-        texts = [text for kind in self._kinds for text in by_kind.get(kind, ())]
-        instruction = texts[int(rng.integers(len(texts)))] if texts else ""
+        texts: list[str] = []
+        for kind in self._kinds:
+            texts += by_kind.get(kind, ())
+        if not texts:
+            return ""
+        instruction = texts[int(rng.integers(len(texts)))]
         instruction.encode()  # raises UnicodeEncodeError for lone surrogates
         return instruction
-
-
-def _missing(key: str, member: str) -> DataError:
-    return DataError(
-        f"sample {key} has no {member!r}",
-        hint="remove that camera or field from the config, or preprocess again (for a camera with "
-        "--skip-episodes-missing-cameras)",
-        code="data.broken",
-        details={"sample": key, "member": member},
-    )
-
-
-def _span(start: int, stop: int, arrays: Mapping[str, Array]) -> slice:
-    """Returns the steps of the window as a slice; ValueError if an array is shorter."""
-    shortest = min(len(values) for values in arrays.values())
-    if start < 0 or stop > shortest:
-        raise ValueError(f"the window is steps {start} to {stop}, the sample has {shortest}")
-    return slice(start, stop)
 
 
 def _mask(values: Array) -> Array:
@@ -317,29 +324,26 @@ class RoboticsReader(SampleReader):
         self._arguments = (config, info)
         cache = ShardCache.of(config, info.datasets)
         self._shards = ShardReader(info.datasets, cache)
-        names = list(dict.fromkeys([*config.action_fields, *config.proprioception_fields]))
-        widths = dict(zip(names, info.widths(names), strict=True))
-        self._decoders = [
-            SampleDecoder(config, image_size(options), widths, number, names, padded)
-            for number, (options, names, padded) in enumerate(
-                zip(
-                    info.options, info.renames, info.padded or [()] * len(info.options), strict=True
+        fields = list(dict.fromkeys([*config.action_fields, *config.proprioception_fields]))
+        widths = dict(zip(fields, info.widths(fields), strict=True))
+        self._decoders: list[SampleDecoder] = []
+        self._frames: dict[int, WindowReader] = {}
+        for number, dataset in enumerate(info.sets):
+            self._decoders.append(SampleDecoder(config, dataset, number, widths))
+            if dataset.windows is not None:
+                stored_names = dataset.rename.cameras
+                self._frames[number] = WindowReader(
+                    dataset.windows,
+                    info.datasets[number].shards,
+                    [stored_names.get(name, name) for name in config.cameras],
+                    config.image_indices,
+                    cache,
                 )
-            )
-        ]
-        self._frames = {
-            number: WindowReader(
-                windows,
-                info.datasets[number].shards,
-                [info.renames[number].cameras.get(name, name) for name in config.cameras],
-                config.image_indices,
-                cache,
-            )
-            for number, windows in enumerate(info.windows)
-            if windows is not None
-        }
         # Shape of the images of a sample.
         self._shape: tuple[int, ...] = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (RoboticsReader, self._arguments)
 
     def read(
         self, refs: Sequence[SampleRef], rngs: Sequence[np.random.Generator]
@@ -356,8 +360,9 @@ class RoboticsReader(SampleReader):
         if self._shape:
             rows = [*allocate(len(refs) * math.prod(self._shape)).reshape(len(refs), *self._shape)]
         samples = self._read(refs, rngs, rows)
-        shapes = [item.images.shape for item in samples if not isinstance(item, DroppedSample)]
-        self._shape = shapes[-1] if shapes else self._shape
+        for sample in samples:
+            if not isinstance(sample, DroppedSample):
+                self._shape = sample.images.shape
         return samples
 
     def prefetch(self, refs: Sequence[SampleRef]) -> None:
@@ -370,12 +375,15 @@ class RoboticsReader(SampleReader):
         """The samples before they are decoded; a `DroppedSample` if the bytes are broken."""
         samples: dict[int, StoredSample | WindowSample | DroppedSample] = {}
         for reader, positions in self._parts(refs):
-            chosen = [refs[position] for position in positions]
+            part = [refs[position] for position in positions]
             if isinstance(reader, WindowReader):
-                samples.update(zip(positions, reader.samples(chosen), strict=True))
+                samples.update(zip(positions, reader.samples(part), strict=True))
                 continue
-            for position, each in zip(positions, reader.members(chosen), strict=True):
-                samples[position] = each if isinstance(each, DroppedSample) else StoredSample(*each)
+            for position, members in zip(positions, reader.members(part), strict=True):
+                if isinstance(members, DroppedSample):
+                    samples[position] = members
+                else:
+                    samples[position] = StoredSample(members.key, members.contents)
         return [samples[position] for position in range(len(refs))]
 
     def _parts(
@@ -384,14 +392,19 @@ class RoboticsReader(SampleReader):
         """Readers with the positions of their samples: one for each data set of frames, one for
         all shards.
         """
-        parts: dict[int, list[int]] = {}
+        of_shards: list[int] = []
+        of_frames: dict[int, list[int]] = {}
         for position, ref in enumerate(refs):
-            number = ref.dataset if ref.dataset in self._frames else -1
-            parts.setdefault(number, []).append(position)
-        return [(self._frames.get(number, self._shards), each) for number, each in parts.items()]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (RoboticsReader, self._arguments)
+            if ref.dataset in self._frames:
+                of_frames.setdefault(ref.dataset, []).append(position)
+            else:
+                of_shards.append(position)
+        parts: list[tuple[ShardReader | WindowReader, list[int]]] = []
+        if of_shards:
+            parts.append((self._shards, of_shards))
+        for number, positions in of_frames.items():
+            parts.append((self._frames[number], positions))
+        return parts
 
     def _read(
         self,
@@ -404,25 +417,14 @@ class RoboticsReader(SampleReader):
         row = 0
         for ref, sample, rng in zip(refs, self.stored(refs), rngs, strict=True):
             if isinstance(sample, DroppedSample):
-                result = sample
-            else:
-                result = self._sample(ref, sample, rng, rows[row])
-            row += not isinstance(result, DroppedSample)
-            results.append(result)
+                results.append(sample)
+                continue
+            try:
+                results.append(self._decoders[ref.dataset](sample, rng, rows[row]))
+                row += 1
+            except DataError as error:
+                if error.code not in _REASONS:
+                    raise
+                message = f"{error.message} ({error.hint})"
+                results.append(DroppedSample(_REASONS[error.code], sample.key, message))
         return results
-
-    def _sample(
-        self,
-        ref: SampleRef,
-        sample: StoredSample | WindowSample,
-        rng: np.random.Generator,
-        buffer: UInt8Array | None,
-    ) -> DecodedSample | DroppedSample:
-        try:
-            return self._decoders[ref.dataset](sample, rng, buffer)
-        except DataError as error:
-            if error.code not in _REASONS:
-                raise
-            return DroppedSample(
-                _REASONS[error.code], sample.key, f"{error.message} ({error.hint})"
-            )

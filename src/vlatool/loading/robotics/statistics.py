@@ -1,4 +1,9 @@
-"""Statistics of a run: normalization of fields, check of their ranges, those of initial weights."""
+"""Statistics of a run: normalization of fields, check of their ranges, those of initial weights.
+
+`Normalizer` scales the fields of a run. `report_ranges` names dimensions that it scales badly,
+`select_statistics` takes the statistics of the data or of the initial weights and compares both,
+and `report_conventions` compares what the actions of the data sets mean.
+"""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,26 +63,22 @@ class Normalizer:
                 code="data.broken",
             )
         self._first = statistics_past - past
-        self._length = past + 1 + future
-        names = dict.fromkeys([*config.action_fields, *config.proprioception_fields])
-        self._scales = {
-            name: scale_of(name, statistics.get(name), config.normalization) for name in names
-        }
+        self._scales: dict[str, FieldScale] = {}
+        for name in _fields(config):
+            self._scales[name] = scale_of(name, statistics.get(name), config.normalization)
+        last = self._first + past + future
         for name, scale in self._scales.items():
-            self._check_steps(name, scale)
-
-    def _check_steps(self, field: str, scale: FieldScale) -> None:
-        steps = len(scale.center) if scale.center.ndim == 2 else None
-        if steps is not None and (self._first < 0 or self._first + self._length > steps):
-            raise DataError(
-                f"the statistics of field {field!r} have {counted(steps, 'step')}, the window "
-                "is steps "
-                f"{self._first} to {self._first + self._length - 1}",
-                hint="compute statistics with `vlatool stats compute DATA`, or use one scale for "
-                "all steps: data.normalization.scope=global",
-                code="data.broken",
-                details={"field": field},
-            )
+            has_steps = scale.center.ndim == 2
+            if has_steps and (self._first < 0 or last >= len(scale.center)):
+                raise DataError(
+                    f"the statistics of field {name!r} have "
+                    f"{counted(len(scale.center), 'step')}, the window is steps {self._first} to "
+                    f"{last}",
+                    hint="compute statistics with `vlatool stats compute DATA`, or use one scale "
+                    "for all steps: data.normalization.scope=global",
+                    code="data.broken",
+                    details={"field": name},
+                )
 
     def scale(self, field: str, steps: int) -> FieldScale:
         """Returns the scale of the first `steps` steps of the window."""
@@ -94,6 +95,10 @@ class Normalizer:
     def constant(self, fields: Sequence[str]) -> Array:
         """Mask bool [sum of widths] of the dimensions that are constant over the data."""
         return np.concatenate([self._scales[name].constant for name in fields])
+
+
+def _fields(config: RoboticsDataConfig) -> Sequence[str]:
+    return list(dict.fromkeys([*config.action_fields, *config.proprioception_fields]))
 
 
 def scale_of(name: str, stats: Mapping[str, Any] | None, section: NormalizeConfig) -> FieldScale:
@@ -118,9 +123,9 @@ def scale_of(name: str, stats: Mapping[str, Any] | None, section: NormalizeConfi
     )
 
 
-# Normalized values of normal data are below 10 with any method.
 _log = logging.getLogger(__name__)
 
+# Normalized values of normal data are below 10 with any method.
 _MAX_REACH = 20.0
 # Larger ones drown what the network could learn of all other dimensions.
 _REFUSED_REACH = 1000.0
@@ -146,7 +151,8 @@ def report_ranges(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Repo
     Raises:
         DataError: Normalized values of a dimension exceed 1,000, and `data.allow` does not name it.
     """
-    if constant := list(_constant_labels(config, info)):
+    constant = list(_constant_labels(config, info))
+    if constant:
         _log.info("never change in the data: %s", _listed(constant))
         reporter.note(
             f"never change in the data, so the policy holds them: {few_text(constant, 3)}"
@@ -157,29 +163,32 @@ def report_ranges(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Repo
             "fixed in one data set, but not in all, so the policy does not hold them: "
             f"{few_text(info.fixed_in_some, 3)}"
         )
-    varying = list(_moving(config, info))
-    for dimension in varying:
-        is_allowed = {dimension.field, dimension.label} & {*config.allow}
+
+    narrow: list[str] = []
+    others: list[_Dimension] = []
+    for dimension in _moving(config, info):
+        is_allowed = dimension.field in config.allow or dimension.label in config.allow
         if dimension.reach > _REFUSED_REACH and not is_allowed:
             raise _reach_error(dimension, config, info)
-    narrow = [dimension for dimension in varying if dimension.reach > _MAX_REACH]
+        if dimension.reach > _MAX_REACH:
+            narrow.append(f"{dimension.label} (up to {dimension.reach:.3g})")
+        elif dimension.deviation > 0:
+            others.append(dimension)
     if narrow:
-        labels = [f"{dimension.label} (up to {dimension.reach:.3g})" for dimension in narrow]
         reporter.warn(
             "data.narrow_ranges",
             "the range by which these dimensions are normalized is far narrower than their motion, "
-            f"so that a few values are very large: {_listed(labels)}; choose another method for "
+            f"so that a few values are very large: {_listed(narrow)}; choose another method for "
             "them in data.normalization.field_configs, such as min_max",
         )
-    even = [
-        dimension for dimension in varying if dimension not in narrow and dimension.deviation > 0
-    ]
-    median = float(np.median([dimension.deviation for dimension in even] or [1.0]))
-    uneven = [
-        f"{dimension.label} ({dimension.deviation:.3g})"
-        for dimension in even
-        if not median / _ORDERS <= dimension.deviation <= median * _ORDERS
-    ]
+
+    if not others:
+        return
+    median = float(np.median([dimension.deviation for dimension in others]))
+    uneven: list[str] = []
+    for dimension in others:
+        if not median / _ORDERS <= dimension.deviation <= median * _ORDERS:
+            uneven.append(f"{dimension.label} ({dimension.deviation:.3g})")
     if uneven:
         reporter.warn(
             "data.uneven_scales",
@@ -209,13 +218,15 @@ def _reach_error(
 
 
 def _listed(labels: Sequence[str]) -> str:
-    more = f" and {len(labels) - _MAX_LISTED} more" if len(labels) > _MAX_LISTED else ""
-    return f"{', '.join(labels[:_MAX_LISTED])}{more}"
+    text = ", ".join(labels[:_MAX_LISTED])
+    if len(labels) > _MAX_LISTED:
+        text += f" and {len(labels) - _MAX_LISTED} more"
+    return text
 
 
 def _constant_labels(config: RoboticsDataConfig, info: RoboticsInfo) -> Iterator[str]:
     """Labels of constant dimensions; of a field that is constant as a whole its name."""
-    names = recorded_names(info.options[0])
+    names = recorded_names(info.options)
     for field in _fields(config):
         constant = constant_dimensions(info.statistics[field], field)
         if constant.all():
@@ -226,7 +237,7 @@ def _constant_labels(config: RoboticsDataConfig, info: RoboticsInfo) -> Iterator
 
 
 def _moving(config: RoboticsDataConfig, info: RoboticsInfo) -> Iterator[_Dimension]:
-    names = recorded_names(info.options[0])
+    names = recorded_names(info.options)
     for field in _fields(config):
         stats = info.statistics[field]
         scale = scale_of(field, stats, config.normalization)
@@ -241,27 +252,29 @@ def _moving(config: RoboticsDataConfig, info: RoboticsInfo) -> Iterator[_Dimensi
 
 def _of_data(info: RoboticsInfo, field: str) -> Mapping[str, Any]:
     """Statistics of a field over the data, if those of other weights normalize it."""
-    own = (info.data_statistics or {}).get(field) or info.statistics[field]
     stats = info.statistics[field]
-    shapes = [np.shape(entry.get("mean_per_timestep", ())) for entry in (own, stats)]
-    return own if shapes[0] == shapes[1] else stats
-
-
-def _fields(config: RoboticsDataConfig) -> Sequence[str]:
-    return list(dict.fromkeys([*config.action_fields, *config.proprioception_fields]))
+    own = (info.data_statistics or {}).get(field)
+    if not own:
+        return stats
+    shape = np.shape(stats.get("mean_per_timestep", ()))
+    return own if np.shape(own.get("mean_per_timestep", ())) == shape else stats
 
 
 # A larger factor between the ranges of a dimension gives a warning.
 _MAX_FACTOR = 2.0
-# Number of dimensions that a warning lists.
 _HINT = "set data.statistics_from=data to normalize with the statistics of the data"
 
 
 def select_statistics(
     config: RoboticsDataConfig, info: RoboticsInfo, folder: Path | None, reporter: Reporter
 ) -> RoboticsInfo:
-    """The info with the statistics that `config.statistics_from` selects; `folder`: run of the
-    initial weights, or folder of their published file; None: there are none.
+    """The info with the statistics that `config.statistics_from` selects.
+
+    Args:
+        config: Section `data`, derived.
+        info: Metadata of the data.
+        folder: Run of the initial weights, or folder of their published file; None: there are none.
+        reporter: Receives what is selected, and how statistics and rules of both differ.
     """
     is_init = config.statistics_from == "init"
     if folder is None:
@@ -272,32 +285,154 @@ def select_statistics(
                 code="usage.missing_key",
             )
         return info
-    known = _known_statistics(folder, is_required=is_init)
+    run = _run_of(folder)
+    before = _statistics_of(run, is_required=is_init)
     owner = "initial weights" if is_init else "data"
-    unknown = "" if known else "; those of the initial weights are unknown"
+    unknown = "" if before else "; those of the initial weights are unknown"
     reporter.note(
         f"data.statistics_from={config.statistics_from}: fields are normalized with the statistics "
         f"of the {owner}{unknown}"
     )
-    for key, now, before in _changed_rules(config.normalization, _run_of(folder)):
-        reporter.warn(
-            "data.normalization_differs",
-            f"data.normalization.{key} is {value_text(now)}, that of the initial weights is "
-            f"{value_text(before)}",
-        )
+    _report_changed_rules(config.normalization, run, reporter)
     with suppress(DataError):  # published files need not have them
-        before = read_preprocessing_config(_run_of(folder).root).get("conventions")
-        owner = ("the initial weights", Contract(conventions=conventions_in(before)))
-        _report_differences(owner, "the data", info.options[0], reporter)
-    changes = [text for name in info.fields for text in _changed_ranges(name, config, info, known)]
+        conventions = read_preprocessing_config(run.root).get("conventions")
+        contract = Contract(conventions=conventions_in(conventions))
+        _report_differences("the initial weights", contract, "the data", info.options, reporter)
+    changes: list[str] = []
+    for name in info.fields:
+        changes += _changed_ranges(name, config, info, before)
     if changes:
-        more = f" and {len(changes) - _MAX_LISTED} more" if len(changes) > _MAX_LISTED else ""
         reporter.warn(
             "data.ranges_differ",
             "the ranges of these dimensions differ by more than twice from those of the initial "
-            f"weights: {', '.join(changes[:_MAX_LISTED])}{more}",
+            f"weights: {_listed(changes)}",
         )
-    return _replaced(info, known, folder) if is_init else info
+    if is_init:
+        return _replaced(info, before, run, folder)
+    return info
+
+
+def _run_of(folder: Path) -> RunDir:
+    """The folder with statistics: the folder, or the one above a published file."""
+    above = RunDir(folder.parent)
+    run = RunDir(folder)
+    is_below = above.stats.is_file() or above.config.is_file()
+    return above if is_below and not (run.stats.is_file() or run.config.is_file()) else run
+
+
+def _statistics_of(run: RunDir, *, is_required: bool) -> Statistics:
+    """Statistics of initial weights; none if they are missing and not required."""
+    try:
+        return compact(run.statistics())
+    except DataError as error:
+        if is_required:
+            error.hint = f"copy stats.json from the origin of the weights, or {_HINT}"
+            raise
+        return Statistics()
+
+
+def _report_changed_rules(config: NormalizeConfig, run: RunDir, reporter: Reporter) -> None:
+    """Warns of keys of the normalization that the initial weights were trained without."""
+    data = (run.read_config() or {}).get("data")
+    section = data.get("normalization") if isinstance(data, Mapping) else None
+    try:
+        before = NormalizeConfig.model_validate(section or config).model_dump()
+    except ValidationError:  # of another version: unknown
+        return
+    for key, value in config.model_dump().items():
+        if key not in config.no_effect_on_output and value != before[key]:
+            reporter.warn(
+                "data.normalization_differs",
+                f"data.normalization.{key} is {value_text(value)}, that of the initial weights is "
+                f"{value_text(before[key])}",
+            )
+
+
+def _changed_ranges(
+    name: str, config: RoboticsDataConfig, info: RoboticsInfo, before: Statistics
+) -> Iterator[str]:
+    """Yields a text on each dimension of a field whose range is another one than `before`."""
+    section = config.normalization.for_field(name)
+    if name not in info.statistics or name not in before or not section.enabled:
+        return
+    with suppress(DataError):  # raised when the statistics are used
+        now_scale = _global_scale(name, info.statistics[name], section)
+        before_scale = _global_scale(name, before[name], section)
+        width = len(now_scale.scale)
+        if len(before_scale.scale) != width:
+            return
+        names = recorded_names(info.options)
+        for index in range(width):
+            now_size = 0.0 if now_scale.constant[index] else now_scale.scale[index]
+            before_size = 0.0 if before_scale.constant[index] else before_scale.scale[index]
+            if max(now_size, before_size) > _MAX_FACTOR * min(now_size, before_size):
+                label = dimension_label(name, index, width, names)
+                now_text = _size_text(now_scale, index)
+                yield f"{label} {now_text} (weights: {_size_text(before_scale, index)})"
+
+
+def _global_scale(name: str, entry: Mapping[str, Any], section: NormalizeConfig) -> FieldScale:
+    return field_scale(
+        entry,
+        field=name,
+        method=section.method,
+        scope="global",
+        epsilon=section.epsilon,
+        centered=False,
+    )
+
+
+def _size_text(scale: FieldScale, index: int) -> str:
+    return "constant" if scale.constant[index] else f"{scale.scale[index]:.4g}"
+
+
+def _replaced(info: RoboticsInfo, before: Statistics, run: RunDir, folder: Path) -> RoboticsInfo:
+    """The info with the statistics of the initial weights."""
+    for name in info.fields:
+        if name not in before:
+            raise _not_usable(f"{folder}: the statistics have no field {name!r}")
+        width = field_width(name, before[name])
+        own = info.statistics.get(name)
+        if own and field_width(name, own) != width:
+            raise _not_usable(
+                f"{folder}: the statistics of field {name!r} have {counted(width, 'dimension')}, "
+                f"the data have {field_width(name, own)}"
+            )
+        if own is not None:
+            _check_held(name, before[name], own, info)
+    past = read_preprocessing_config(run.root).get("past_lowdim_steps")
+    if not isinstance(past, int):
+        raise _not_usable(f"{folder}: preprocessing_config.yaml has no past_lowdim_steps")
+    used = {name: before[name] for name in info.fields}
+    return replace(
+        info,
+        statistics={**info.statistics, **used},
+        statistics_past=past,
+        data_statistics={name: info.statistics.get(name) for name in info.fields},
+    )
+
+
+def _check_held(
+    name: str, before: Mapping[str, Any], own: Mapping[str, Any], info: RoboticsInfo
+) -> None:
+    """Raises DataError if a dimension that never moved in the data of the weights moves, or has
+    another value.
+    """
+    moves = ~constant_dimensions(own, name)
+    values = held_values(before, name)
+    is_other = ~np.isclose(values, held_values(own, name), rtol=1e-6, atol=1e-6)
+    index = np.flatnonzero(constant_dimensions(before, name) & (moves | is_other))
+    if len(index):
+        first = int(index[0])
+        label = dimension_label(name, first, len(moves), recorded_names(info.options))
+        raise _not_usable(
+            f"{label} never moved in the data of the initial weights, and moves or has another "
+            f"value in these data: their statistics would hold it at {values[first]:g}"
+        )
+
+
+def _not_usable(message: str) -> DataError:
+    return DataError(message, hint=_HINT, code="data.missing")
 
 
 def report_blind(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Reporter) -> None:
@@ -314,18 +449,20 @@ def report_blind(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Repor
 
 def report_conventions(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Reporter) -> None:
     """Warns of declarations that were trusted, and of data sets and statistics that differ."""
-    first = _meaning_of(info.options[0])
-    for name, options in zip(info.names, info.options, strict=False):
-        _report_differences((info.names[0], first), name, options, reporter)
-        for message in (options.get("conventions") or {}).get("trusted", ()):
-            reporter.warn("conventions.contradiction", f"{name}: {message}")
-    for text, options in zip(config.dataset_statistics, info.options, strict=False):
+    first = info.sets[0]
+    contract = _meaning_of(first.options)
+    for dataset in info.sets:
+        _report_differences(first.name, contract, dataset.name, dataset.options, reporter)
+        for message in (dataset.options.get("conventions") or {}).get("trusted", ()):
+            reporter.warn("conventions.contradiction", f"{dataset.name}: {message}")
+    for text, dataset in zip(config.dataset_statistics, info.sets, strict=False):
         path = location(text)
         folder = path.parent if path.suffix == ".json" else path
         stored = ShardFolder(folder / MANIFEST_NAME).conventions()
         if stored is not None:
-            owner = (f"the data of {text}", Contract(conventions=stored.groups))
-            _report_differences(owner, "the data", options, reporter)
+            contract = Contract(conventions=stored.groups)
+            owner = f"the data of {text}"
+            _report_differences(owner, contract, "the data", dataset.options, reporter)
 
 
 def _meaning_of(options: Mapping[str, Any]) -> Contract:
@@ -333,125 +470,11 @@ def _meaning_of(options: Mapping[str, Any]) -> Contract:
 
 
 def _report_differences(
-    owner: tuple[str, Contract], name: str, options: Mapping[str, Any], reporter: Reporter
+    owner: str, contract: Contract, name: str, options: Mapping[str, Any], reporter: Reporter
 ) -> None:
-    for key, value, other in differences(owner[1], _meaning_of(options)):
+    for key, value, other in differences(contract, _meaning_of(options)):
         reporter.warn(
             "data.conventions_differ",
-            f"{key} is {value} in {owner[0]}, {other} in {name}: convert one of them with "
+            f"{key} is {value} in {owner}, {other} in {name}: convert one of them with "
             "`vlatool preprocess`",
         )
-
-
-def _known_statistics(folder: Path, *, is_required: bool) -> Statistics:
-    """Statistics of initial weights; none if they are missing and not required."""
-    try:
-        return compact(_run_of(folder).statistics())
-    except DataError as error:
-        if is_required:
-            error.hint = f"copy stats.json from the origin of the weights, or {_HINT}"
-            raise
-        return Statistics()
-
-
-def _run_of(folder: Path) -> RunDir:
-    """The folder with statistics: the folder, or the one above a published file."""
-    above = RunDir(folder.parent)
-    run = RunDir(folder)
-    is_below = above.stats.is_file() or above.config.is_file()
-    return above if is_below and not (run.stats.is_file() or run.config.is_file()) else run
-
-
-def _changed_rules(config: NormalizeConfig, run: RunDir) -> Iterator[tuple[str, Any, Any]]:
-    data = (run.read_config() or {}).get("data")
-    section = data.get("normalization") if isinstance(data, Mapping) else None
-    with suppress(ValidationError):  # of another version: unknown
-        known = NormalizeConfig.model_validate(section or config).model_dump()
-        for key, value in config.model_dump().items():
-            if key not in config.no_effect_on_output and value != known[key]:
-                yield key, value, known[key]
-
-
-def _replaced(info: RoboticsInfo, known: Statistics, folder: Path) -> RoboticsInfo:
-    for name in info.fields:
-        if name not in known:
-            raise _not_usable(f"{folder}: the statistics have no field {name!r}")
-        widths = [
-            field_width(name, entry) for entry in (known[name], info.statistics.get(name)) if entry
-        ]
-        if len(set(widths)) > 1:
-            raise _not_usable(
-                f"{folder}: the statistics of field {name!r} have "
-                f"{counted(widths[0], 'dimension')}, the data "
-                f"have {widths[1]}"
-            )
-        _check_held(name, known[name], info)
-    past = read_preprocessing_config(_run_of(folder).root).get("past_lowdim_steps")
-    if not isinstance(past, int):
-        raise _not_usable(f"{folder}: preprocessing_config.yaml has no past_lowdim_steps")
-    used = {name: known[name] for name in info.fields}
-    return replace(
-        info,
-        statistics={**info.statistics, **used},
-        statistics_past=past,
-        data_statistics={name: info.statistics.get(name) for name in info.fields},
-    )
-
-
-def _check_held(name: str, known: Mapping[str, Any], info: RoboticsInfo) -> None:
-    """Raises DataError if a dimension that never moved in the data of the weights moves, or has
-    another value.
-    """
-    if name not in info.statistics:
-        return
-    moves = ~constant_dimensions(info.statistics[name], name)
-    values = held_values(known, name)
-    is_other = ~np.isclose(values, held_values(info.statistics[name], name), rtol=1e-6, atol=1e-6)
-    index = np.flatnonzero(constant_dimensions(known, name) & (moves | is_other))
-    if len(index):
-        first = int(index[0])
-        label = dimension_label(name, first, len(moves), recorded_names(info.options[0]))
-        raise _not_usable(
-            f"{label} never moved in the data of the initial weights, and moves or has another "
-            f"value in these data: their statistics would hold it at {values[first]:g}"
-        )
-
-
-def _changed_ranges(
-    name: str, config: RoboticsDataConfig, info: RoboticsInfo, known: Statistics
-) -> Iterator[str]:
-    """Yields a text on each dimension of a field whose range is another one than in `known`."""
-    section = config.normalization.for_field(name)
-    entries = [entries[name] for entries in (info.statistics, known) if name in entries]
-    if len(entries) < 2 or not section.enabled:
-        return
-    with suppress(DataError):  # raised when the statistics are used
-        new, old = (_range(name, entry, section) for entry in entries)
-        width = len(new.scale)
-        if len(old.scale) != width:
-            return
-        names = recorded_names(info.options[0])
-        for index in range(width):
-            texts = [
-                "constant" if scale.constant[index] else f"{scale.scale[index]:.4g}"
-                for scale in (new, old)
-            ]
-            sizes = [0.0 if scale.constant[index] else scale.scale[index] for scale in (new, old)]
-            if max(sizes) > _MAX_FACTOR * min(sizes):
-                label = dimension_label(name, index, width, names)
-                yield f"{label} {texts[0]} (weights: {texts[1]})"
-
-
-def _range(name: str, entry: Mapping[str, Any], section: NormalizeConfig) -> FieldScale:
-    return field_scale(
-        entry,
-        field=name,
-        method=section.method,
-        scope="global",
-        epsilon=section.epsilon,
-        centered=False,
-    )
-
-
-def _not_usable(message: str) -> DataError:
-    return DataError(message, hint=_HINT, code="data.missing")

@@ -1,5 +1,8 @@
 """Metadata of samples: files, sizes, action tokenizer and profile of each data set.
 
+`load_info` reads the manifests of samples and of their windows, the action tokenizers, and one
+image of each data set. The sizes that all samples share follow from these.
+
 Source: formats/samples 5.
 """
 
@@ -8,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby, takewhile
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -84,12 +87,8 @@ class VlaFolder:
         return sum(span.size for span in self.spans)
 
     @property
-    def shards(self) -> tuple[ShardInfo, ...]:
-        path = self.samples.path
-        return tuple(ShardInfo(path / s.name, s.size, first=s.first) for s in self.spans)
-
-    @property
     def agreed(self) -> Mapping[str, Any]:
+        """Values that all data sets of a run share."""
         return {
             **self.shape.__dict__,
             **self.sizes._asdict(),
@@ -101,15 +100,16 @@ class VlaFolder:
 
     @property
     def contract(self) -> Contract:
+        """What the samples are like, as a run records it."""
         shape = self.shape
         windows = self.windows
-        sizes = windows.recorded_sizes if windows else {}
+        recorded = windows.recorded_sizes if windows else {}
+        cameras: dict[str, SeenCamera] = {}
+        for name in shape.cameras:
+            cameras[name] = SeenCamera(tuple(recorded.get(name, ())), shape.image_size)
         digests = {"codes": self.codes_digest, "actions": self.fast_digest}
         return Contract(
-            cameras={
-                name: SeenCamera(tuple(sizes.get(name, ())), shape.image_size)
-                for name in shape.cameras
-            },
+            cameras=cameras,
             resize_method=windows.resize_method if windows else "",
             resize_filter=windows.resize_filter if windows else "",
             actions={shape.action_field: shape.action_width},
@@ -121,6 +121,7 @@ class VlaFolder:
         )
 
     def image_path(self, text: str) -> Path:
+        """Location of an image of a line."""
         return _image_path(self.samples, self.images_root, text)
 
 
@@ -134,8 +135,15 @@ class VlaInfo:
     @cached_property
     def datasets(self) -> tuple[DataSet, ...]:
         """The data sets; a shard is a file, or the samples of an episode in it."""
-        rows = zip(self.names, self.folders, strict=True)
-        return tuple(DataSet(name, folder.shards) for name, folder in rows)
+        datasets: list[DataSet] = []
+        for name, folder in zip(self.names, self.folders, strict=True):
+            shards: list[ShardInfo] = []
+            for span in folder.spans:
+                shards.append(
+                    ShardInfo(folder.samples.path / span.name, span.size, first=span.first)
+                )
+            datasets.append(DataSet(name, tuple(shards)))
+        return tuple(datasets)
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
@@ -143,9 +151,10 @@ class VlaInfo:
         digests: dict[str, str] = {}
         for number, folder in enumerate(self.folders, 1):
             document = {**folder.samples.document, "pictures": None}
-            rows = digest_of([document, [list(span) for span in folder.spans]])
-            digests[f"data set {number}"] = f"{counted(folder.num_samples, 'sample')}, {rows}"
-        return {**digests, "numbers": digest_of(list(map(str, self.first.agreed.values())))}
+            digest = digest_of([document, [list(span) for span in folder.spans]])
+            digests[f"data set {number}"] = f"{counted(folder.num_samples, 'sample')}, {digest}"
+        digests["numbers"] = digest_of(list(map(str, self.first.agreed.values())))
+        return digests
 
     @property
     def first(self) -> VlaFolder:
@@ -174,19 +183,28 @@ class VlaInfo:
     @property
     def tasks(self) -> Sequence[str]:
         """Instructions of all data sets."""
-        tasks = (folder.samples.document.get("tasks") or {} for folder in self.folders)
-        return list(dict.fromkeys(task for part in tasks for task in part))
+        tasks: dict[str, None] = {}
+        for folder in self.folders:
+            tasks |= dict.fromkeys(folder.samples.document.get("tasks") or ())
+        return list(tasks)
 
     @property
     def kinds(self) -> Sequence[Kind]:
-        counts = [folder.samples.document.get("kinds") or {} for folder in self.folders]
-        return [kind for kind in KINDS if any(part.get(kind) for part in counts)]
+        """Kinds of the samples of all data sets."""
+        present: set[str] = set()
+        for folder in self.folders:
+            counts = folder.samples.document.get("kinds") or {}
+            present.update(kind for kind, count in counts.items() if count)
+        return [kind for kind in KINDS if kind in present]
 
     @property
     def max_action_ids(self) -> int:
         """Largest number of action ids of a sample."""
-        ids = (folder.samples.document.get("action_ids") or {} for folder in self.folders)
-        return max((int(part.get("max") or 0) for part in ids), default=0)
+        largest = 0
+        for folder in self.folders:
+            counts = folder.samples.document.get("action_ids") or {}
+            largest = max(largest, int(counts.get("max") or 0))
+        return largest
 
 
 def load_info(config: VlaDataConfig, reporter: Reporter = NULL) -> VlaInfo:
@@ -198,12 +216,13 @@ def load_info(config: VlaDataConfig, reporter: Reporter = NULL) -> VlaInfo:
             code="data.no_source",
         )
     folders = tuple(_folder(text, config, reporter) for text in config.samples)
-    for name, folder in zip(config.samples[1:], folders[1:], strict=True):
+    agreed = folders[0].agreed
+    for name, folder in zip(config.samples, folders, strict=True):
         for key, value in folder.agreed.items():
-            if value != folders[0].agreed[key]:
+            if value != agreed[key]:
                 raise DataError(
                     f"{name}: {key} is {value_text(value)}, that of {config.samples[0]} is "
-                    f"{value_text(folders[0].agreed[key])}",
+                    f"{value_text(agreed[key])}",
                     hint=_DIFFERS,
                     code="data.mismatch",
                     details={"key": key},
@@ -269,8 +288,11 @@ def _action_range(path: Path, document: Mapping[str, Any], width: int) -> tuple[
 def _open_samples(text: str) -> SamplesFolder:
     """Samples at a location, in `samples/` of a folder of windows, or above a folder of lines."""
     path = require_input(text)
-    above = [path.parent] if path.name == DATA_NAME else []
-    for folder in (path, *above, path / SAMPLES_NAME):
+    candidates = [path]
+    if path.name == DATA_NAME:
+        candidates.append(path.parent)
+    candidates.append(path / SAMPLES_NAME)
+    for folder in candidates:
         if is_samples(folder):
             return SamplesFolder.open(folder)
     return SamplesFolder.open(path)
@@ -323,8 +345,13 @@ def _shape(
     profile: NormalizationProfile,
 ) -> VlaShape:
     """Sizes of a sample, from manifests; for published lines from the first one."""
-    cameras = windows.cameras if windows is not None else _cameras(first.images)
-    recorded: Any = samples.document.get("shape") or {}
+    action_field = _ACTIONS
+    if windows is None:
+        cameras = _cameras(first.images)
+    else:
+        cameras = windows.cameras
+        if len(windows.action_fields) == 1:
+            action_field = windows.action_fields[0]
     past = len(first.images)
     future = len(first.conversation.codes)
     if past % len(cameras) or future % len(cameras):
@@ -335,28 +362,33 @@ def _shape(
             hint="build the samples again",
             code="data.broken",
         )
-    steps = future // len(cameras)
-    fields = windows.action_fields if windows is not None else ()
+    future_steps = future // len(cameras)
+    recorded: Any = samples.document.get("shape") or {}
     return VlaShape(
-        tuple(cameras),
-        past // len(cameras),
-        steps,
-        image_size,
-        int(recorded.get("steps") or steps),
-        int(recorded.get("width") or profile.width),
-        fields[0] if len(fields) == 1 else _ACTIONS,
+        cameras=tuple(cameras),
+        past_steps=past // len(cameras),
+        future_steps=future_steps,
+        image_size=image_size,
+        action_steps=int(recorded.get("steps") or future_steps),
+        action_width=int(recorded.get("width") or profile.width),
+        action_field=action_field,
     )
 
 
 def _cameras(images: Sequence[str]) -> tuple[str, ...]:
-    """Cameras in the names of images, without the text that all names begin with."""
-    stems = [PurePosixPath(text).stem for text in images]
-    matches = [_IMAGE.fullmatch(stem) for stem in stems]
-    names = [match[1] if match else stem for match, stem in zip(matches, stems, strict=True)]
-    words = [name.split("_") for name in dict.fromkeys(names)]
-    columns = zip(*(part[:-1] for part in words), strict=False)
-    shared = len([*takewhile(lambda column: len({*column}) == 1, columns)])
-    return tuple("_".join(part[shared if len(words) > 1 else 0 :]) for part in words)
+    """Cameras in the names of images, without the words that all names begin with."""
+    names: dict[str, None] = {}
+    for text in images:
+        stem = PurePosixPath(text).stem
+        match = _IMAGE.fullmatch(stem)
+        names[match[1] if match else stem] = None
+    words = [name.split("_") for name in names]
+    shared = 0
+    if len(words) > 1:
+        shortest = min(map(len, words))
+        while shared < shortest - 1 and len({part[shared] for part in words}) == 1:
+            shared += 1
+    return tuple("_".join(part[shared:]) for part in words)
 
 
 def _fast(
@@ -365,16 +397,18 @@ def _fast(
     """Action tokenizer, and its digest as the manifest has it."""
     document: Any = samples.document
     recorded = str((document.get("fast") or {}).get("digest") or "")
-    beside = samples.path / FAST_NAME
-    if config.fast is None and not is_fast(beside):
-        if config.split == "train":
-            message = (
-                f"{samples.path}: no action tokenizer in {FAST_NAME}/: the model can be trained, "
-                "but actions that it predicts cannot be decoded; set data.fast"
-            )
-            reporter.warn("data.no_source", message)
-        return None, recorded
-    folder = beside if config.fast is None else location(config.fast)
+    if config.fast is not None:
+        folder = location(config.fast)
+    else:
+        folder = samples.path / FAST_NAME
+        if not is_fast(folder):
+            if config.split == "train":
+                message = (
+                    f"{samples.path}: no action tokenizer in {FAST_NAME}/: the model can be "
+                    "trained, but actions that it predicts cannot be decoded; set data.fast"
+                )
+                reporter.warn("data.no_source", message)
+            return None, recorded
     tokenizer = read_fast(folder)
     if recorded and tokenizer.digest != recorded:
         raise DataError.at(
@@ -409,33 +443,29 @@ def _profile(samples: SamplesFolder, config: VlaDataConfig) -> NormalizationProf
 
 def _spans(samples: SamplesFolder, config: VlaDataConfig) -> tuple[LineSpan, ...]:
     """The files, or the samples of the selected episodes in them."""
-    files = tuple(_file_spans(samples))
+    files: list[LineSpan] = []
+    first = 0
+    for name, count in samples.files:
+        files.append(LineSpan(name, first, count))
+        first += count
     if not config.val_ratio:
-        return files
+        return tuple(files)
     by_episode: dict[str, list[LineSpan]] = {}
     for episode, span in episode_spans(samples, files):
         by_episode.setdefault(episode, []).append(span)
-    held = {*validation_positions(len(by_episode), config.val_ratio)}
-    chosen = [
-        spans
-        for number, spans in enumerate(by_episode.values())
-        if (number in held) == (config.split == "val")
-    ]
-    if not chosen:
+    held_out = {*validation_positions(len(by_episode), config.val_ratio)}
+    selected: list[LineSpan] = []
+    for number, spans in enumerate(by_episode.values()):
+        if (number in held_out) == (config.split == "val"):
+            selected += spans
+    if not selected:
         raise DataError.at(
             samples.path,
             f"has one episode, which data.val_ratio {config.val_ratio:g} leaves for validation",
             hint="set data.val_ratio to 0, or record more episodes",
             code="data.no_samples",
         )
-    return tuple(span for spans in chosen for span in spans)
-
-
-def _file_spans(samples: SamplesFolder) -> Iterator[LineSpan]:
-    first = 0
-    for name, count in samples.files:
-        yield LineSpan(name, first, count)
-        first += count
+    return tuple(selected)
 
 
 def episode_spans(

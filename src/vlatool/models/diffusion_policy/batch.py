@@ -15,10 +15,10 @@ from torch import Tensor
 
 from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.formats.base_model import read_tokenizer, read_tokenizer_asset
-from vlatool.loading.loader import stack_rows
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.reader import DecodedSample
 from vlatool.loading.robotics.statistics import Normalizer
+from vlatool.loading.shared_memory import stack_rows
 from vlatool.models.base import Batch
 from vlatool.models.diffusion_policy import config as diffusion_policy_config
 from vlatool.models.pretrained import tokenizers

@@ -18,7 +18,7 @@ from vlatool.formats.samples.episode import Conversation, SampleSizes
 from vlatool.formats.windows.layout import Kind
 from vlatool.loading.vla.config import VlaDataConfig, VlaShape
 from vlatool.loading.vla.info import VlaInfo
-from vlatool.loading.vla.kind import sample_key
+from vlatool.loading.vla.reader import sample_key
 from vlatool.models.future_vla.config import FutureVlaConfig, NumberDigests
 from vlatool.models.future_vla.token_ids import TokenIds
 

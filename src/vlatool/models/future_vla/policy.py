@@ -28,7 +28,7 @@ from transformers import DynamicCache
 from vlatool.episode import Array, CameraView, Observation, ObservationSpec, UInt8Array
 from vlatool.errors import DataError, UsageError
 from vlatool.formats.contract import SeenCamera
-from vlatool.loading.robotics.kind import ImageTransform
+from vlatool.loading.robotics.assets import ImageTransform
 from vlatool.loading.vla.config import VlaAssets
 from vlatool.models.base import Candidates, Decision, Policy, Rule, Sampling, VisualTokenizer
 from vlatool.models.codebook import true_float32
