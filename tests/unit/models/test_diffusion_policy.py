@@ -14,7 +14,7 @@ from vlatool.models.diffusion_policy.config import (
     TransformerConfig,
     ViTBackboneConfig,
 )
-from vlatool.models.diffusion_policy.model import DiffusionPolicy
+from vlatool.models.diffusion_policy.model import Condition, DiffusionPolicy
 from vlatool.models.diffusion_policy.objective import DenoisingObjective, observation_of
 from vlatool.models.rng import PerSampleRng
 
@@ -328,7 +328,8 @@ def test_a_given_action_reaches_the_network_as_clean() -> None:
     time = torch.full((B,), 40)
 
     def predicted(given: Tensor | None) -> Tensor:
-        return model.denoise(context, batch["proprioception"], batch["actions"], time, given)
+        condition = Condition(context, batch["proprioception"], given)
+        return model.denoise(condition, batch["actions"], time)
 
     none = torch.zeros(B, T, dtype=torch.bool)
     torch.testing.assert_close(predicted(none), predicted(None))

@@ -1,12 +1,12 @@
 """Config of the diffusion policy, its backbones, denoisers, solvers and prompts; no torch.
 
-A table in `backbones` or `model` maps the `type` of a section to its class. Sections derive the
-keys that depend on the data or on a base model. Source: reference/policy 1, 2; reference/training
-1.7.
+`DiffusionPolicyConfig`, at the end, is the section `model`. Its sections name a backbone, a
+denoiser, the noise and a solver; each derives the keys that follow from the data or from a base
+model. Source: reference/policy 1, 2; reference/training 1.7.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -85,10 +85,13 @@ def image_side(architecture: Mapping[str, Any]) -> int:
 
 
 def image_tokens(architecture: Mapping[str, Any], side: int) -> int:
-    family = vlm_prompt_of(architecture)
+    """Number of tokens of an image."""
     vision = architecture["vision_config"]
-    merged = {**vision, **architecture}.get(family.merge, 1) if family.merge else 1
-    return (side // (int(vision["patch_size"]) * int(merged))) ** 2
+    patch = int(vision["patch_size"])
+    merge = vlm_prompt_of(architecture).merge
+    if merge:
+        patch *= int({**vision, **architecture}.get(merge, 1))
+    return (side // patch) ** 2
 
 
 def image_token_id(architecture: Mapping[str, Any]) -> int:
@@ -96,7 +99,10 @@ def image_token_id(architecture: Mapping[str, Any]) -> int:
     return int(architecture["image_token_id"] if index is None else index)
 
 
+# A section with its derived keys, and the rule of each of them.
 Derived = tuple[Any, dict[str, str]]
+# Keys that are read from the files of a base model.
+_FROM_BASE_MODEL = ("revision", "architecture", "image_mean", "image_std", "image_size")
 
 
 class NetworkConfig(ConfigModel):
@@ -111,18 +117,19 @@ class NetworkConfig(ConfigModel):
     freeze: bool = option(False, "Do not train the weights of this network.")
 
     def derive(self, data: RoboticsDataConfig) -> Derived:
-        """Derives keys from the data or a base model; returns the section and the rule of
-        each key.
-        """
+        """Fills in the keys that follow from the data or from a base model."""
         return self, {}
 
-    def restore_base_config(self, before: ConfigModel) -> Self:
+    def restore_base_config(self, before: ConfigModel | None) -> Self:
         """The section with the derived keys of an earlier section with the same base model."""
         return self
 
     def save_assets(self, folder: Path, origin: Path | None = None) -> None:
-        """Writes the assets of a base model to a run folder; `origin`: folder of a run with these
-        assets; None: copy them from the base model.
+        """Writes the assets of a base model to a run folder.
+
+        Args:
+            folder: The run folder.
+            origin: Folder of a run with these assets; None: copy them from the base model.
         """
         del folder, origin
 
@@ -161,19 +168,15 @@ class BaseModelConfig(NetworkConfig):
         if self.architecture is None:
             _ = self.base
 
-    def restore_base_config(self, before: ConfigModel) -> Self:
-        """The section with the commit, architecture and image normalization of the earlier one."""
+    def restore_base_config(self, before: ConfigModel | None) -> Self:
+        """The section with what the earlier one has read from the same base model."""
         if self.architecture is not None or not isinstance(before, type(self)):
             return self
         is_same = before.hf_pretrained == self.hf_pretrained
         if not is_same or self.revision not in (None, before.revision):
             return self
-        names = [name for name in self._base_model_keys() if getattr(self, name) is None]
+        names = [name for name in _FROM_BASE_MODEL if getattr(self, name, "") is None]
         return self.model_copy(update={name: getattr(before, name) for name in names})
-
-    @classmethod
-    def _base_model_keys(cls) -> Sequence[str]:
-        return ("revision", "architecture")
 
     def _hub_revision(self, folder: Path) -> dict[str, str]:
         """The commit of a folder from the hub; empty for other folders."""
@@ -198,23 +201,23 @@ class BaseBackboneConfig(BaseModelConfig):
         update: dict[str, Any] = {"num_images": len(data.cameras) * len(data.image_indices)}
         if self.architecture is None:
             folder = self.base
-            update |= {**self._hub_revision(folder), **self._read(folder)}
+            update |= self._hub_revision(folder) | self._read(folder)
         return self._with_derived(update)
 
     def save_assets(self, folder: Path, origin: Path | None = None) -> None:
         copy_tokenizer(origin or self.base, folder)
 
-    @classmethod
-    def _base_model_keys(cls) -> Sequence[str]:
-        return (*super()._base_model_keys(), "image_mean", "image_std")
-
     @abstractmethod
     def _read(self, folder: Path) -> dict[str, Any]:
         """The derived keys, read from the files of a base model."""
 
-    def _mean_and_std(self, folder: Path, default: ImageMeanStd) -> dict[str, Any]:
-        colors = read_image_mean_std(folder, default)
-        return {"image_mean": colors.image_mean, "image_std": colors.image_std}
+
+def _mean_and_std(folder: Path, default: ImageMeanStd) -> dict[str, Any]:
+    colors = read_image_mean_std(folder, default)
+    return {"image_mean": colors.image_mean, "image_std": colors.image_std}
+
+
+# backbones
 
 
 NormType = Literal[
@@ -341,7 +344,7 @@ class ClipBackboneConfig(BaseBackboneConfig):
             super().save_assets(folder, origin)
 
     def _read(self, folder: Path) -> dict[str, Any]:
-        mean_std = self._mean_and_std(folder, pretrained.CLIP_MEAN_STD)
+        mean_std = _mean_and_std(folder, pretrained.CLIP_MEAN_STD)
         return {"architecture": pretrained.read_architecture(folder, pretrained.CLIP), **mean_std}
 
 
@@ -359,14 +362,10 @@ class VlmBackboneConfig(BaseBackboneConfig):
         le=MAX_SIDE,
     )
 
-    @classmethod
-    def _base_model_keys(cls) -> Sequence[str]:
-        return (*super()._base_model_keys(), "image_size")
-
     def _read(self, folder: Path) -> dict[str, Any]:
         architecture = pretrained.read_architecture(folder)
         side = image_side(architecture) if self.image_size is None else self.image_size
-        mean_std = self._mean_and_std(folder, pretrained.VLM_MEAN_STD)
+        mean_std = _mean_and_std(folder, pretrained.VLM_MEAN_STD)
         return {"architecture": architecture, "image_size": side, **mean_std}
 
 
@@ -418,9 +417,6 @@ Backbone = Annotated[
     | OpenClipConfig,
     Field(discriminator="type"),
 ]
-
-
-# backbones
 
 
 # denoisers
@@ -480,9 +476,9 @@ class CausalLMConfig(BaseModelConfig):
         if self.architecture is not None:
             return self, {}
         folder = self.base
-        return self._with_derived(
-            {**self._hub_revision(folder), "architecture": pretrained.read_architecture(folder)}
-        )
+        update: dict[str, Any] = self._hub_revision(folder)
+        update["architecture"] = pretrained.read_architecture(folder)
+        return self._with_derived(update)
 
 
 DenoiserSection = Annotated[TransformerConfig | CausalLMConfig, Field(discriminator="type")]
@@ -603,6 +599,58 @@ class DiffusionPolicyConfig(NetworkConfig):
     def chosen_solver(self) -> Solver:
         """The solver; by default that of the forward process."""
         return self.solver or (EulerConfig() if self.is_flow else DdimConfig())
+
+    def restore_base_config(self, before: ConfigModel | None) -> Self:
+        """The section with what an earlier one has read from the same base models."""
+        if not isinstance(before, DiffusionPolicyConfig):
+            return self
+        backbone = self.vision_language_backbone
+        sections = {
+            "vision_language_backbone": backbone.restore_base_config(
+                before.vision_language_backbone
+            ),
+            "transformer": self.transformer.restore_base_config(before.transformer),
+        }
+        return self.model_copy(update=sections)
+
+    def derive(self, data: RoboticsDataConfig) -> Derived:
+        """Fills in dimensions, the number of cameras, and keys of base models.
+
+        Without a camera in the data, a backbone that is trained from scratch becomes a text
+        backbone with the same width and text encoder.
+
+        Raises:
+            DataError: The data have no camera, and the backbone encodes images.
+        """
+        backbone = self.vision_language_backbone
+        rules = derivation_rules(self, ("action_dim", "proprioception_dim"))
+        if not data.cameras and isinstance(backbone, KeypointBackboneConfig | ViTBackboneConfig):
+            backbone = TextBackboneConfig(
+                hidden_dim=backbone.hidden_dim, text_encoder=backbone.text_encoder
+            )
+            rules["vision_language_backbone.type"] = (
+                "data without cameras, so the policy sees states and the instruction alone"
+            )
+        elif not data.cameras and not isinstance(backbone, TextBackboneConfig):
+            raise DataError(
+                f"the data have no camera, and {backbone.type} encodes images",
+                hint="train with --preset policy-state, whose backbone has no images "
+                "(text_backbone), or preprocess episodes that have images",
+                code="data.missing",
+            )
+        update: dict[str, Any] = {
+            "action_dim": data.action_dim,
+            "proprioception_dim": data.proprioception_dim,
+        }
+        networks: dict[str, NetworkConfig] = {
+            "vision_language_backbone": backbone,
+            "transformer": self.transformer,
+        }
+        for name, network in networks.items():
+            update[name], network_rules = network.derive(data)
+            for key, rule in network_rules.items():
+                rules[f"{name}.{key}"] = rule
+        return self.model_copy(update=update), rules
 
     @model_validator(mode="after")
     def _check_whole(self) -> Self:

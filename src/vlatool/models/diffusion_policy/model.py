@@ -16,7 +16,7 @@ width, H heads.
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,15 @@ from vlatool.models.rng import InputNoise
 
 _ROTARY_BASE = 10_000.0
 _FFN_MULTIPLE = 256
+
+
+class Condition(NamedTuple):
+    """What a chunk follows from."""
+
+    context: Tensor  # conditioning tokens [B, M, C]
+    proprioception: Tensor  # normalized [B, P, d]
+    # bool [B, T], true for the first actions of a chunk that are given, and clean; None: none
+    given: Tensor | None = None
 
 
 class DiffusionPolicy(nn.Module):
@@ -88,7 +97,7 @@ class DiffusionPolicy(nn.Module):
         time: Tensor,  # noise levels int64 [B * R] in [0, num_timesteps)
         # random numbers of dropout and input noise, B rows; None: outside of training
         rng: Rng | None = None,
-        given: Tensor | None = None,  # bool [B * R, T], see `denoise`
+        given: Tensor | None = None,  # bool [B * R, T], see `Condition`
     ) -> Tensor:
         """Predicts the velocity (flow matching) or the noise (diffusion), [B * R, T, A].
 
@@ -99,7 +108,8 @@ class DiffusionPolicy(nn.Module):
         repeats = len(actions) // len(images)
         context = context.repeat_interleave(repeats, dim=0)
         proprioception = observation["proprioception"].repeat_interleave(repeats, dim=0)
-        return self.denoise(context, proprioception, actions, time, given, rng, repeats)
+        condition = Condition(context, proprioception, given)
+        return self.denoise(condition, actions, time, rng, repeats)
 
     def encode(
         self,
@@ -114,16 +124,14 @@ class DiffusionPolicy(nn.Module):
 
     def denoise(
         self,
-        context: Tensor,  # conditioning tokens [B, M, C]
-        proprioception: Tensor,  # normalized [B, P, d]
+        condition: Condition,
         actions: Tensor,  # noised actions [B, T, A]; known past actions are clean
         time: Tensor,  # noise levels int64 [B]
-        # bool [B, T], true for the first actions of a chunk that are given, and clean; None: none
-        given: Tensor | None = None,
-        rng: Rng | None = None,
-        repeats: int = 1,
+        rng: Rng | None = None,  # random numbers of input noise, B / repeats rows
+        repeats: int = 1,  # number of successive rows of the same sample
     ) -> Tensor:
         """Like `forward`, after `encode`, [B, T, A]."""
+        context, proprioception, given = condition
         encoded_time = self.time_encoding(time)[:, None]
         if self.config.diffusion_step_conditioning == "concat":
             context = torch.cat([encoded_time, context], dim=1)
@@ -161,10 +169,11 @@ class DiffusionPolicy(nn.Module):
         if given is not None:
             is_known = is_known | given
         context = self.encode(batch["images"], batch["text"], batch.get("image_mask"))
+        condition = Condition(context, batch["proprioception"], given)
 
         def predict(x: Tensor, time: int) -> Tensor:
             times = torch.full((len(x),), time, dtype=torch.int64, device=x.device)
-            return self.denoise(context, batch["proprioception"], x, times, given)
+            return self.denoise(condition, x, times)
 
         network = predict
         if guidance is not None:
