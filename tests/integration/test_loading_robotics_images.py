@@ -25,12 +25,9 @@ from vlatool.loading.loader import LoaderPlan, build_loader, read_samples, stack
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.loading.robotics.reader import DecodedSample
+from vlatool.models.backbones.config import ByteTextConfig, KeypointBackboneConfig
 from vlatool.models.diffusion_policy.batch import PolicyBatcher, example_batch
-from vlatool.models.diffusion_policy.config import (
-    ByteTextConfig,
-    DiffusionPolicyConfig,
-    KeypointBackboneConfig,
-)
+from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig
 from vlatool.transforms.augmentation import central_box
 
 LEFT, RIGHT = "scene_right_0", "wrist_left_minus"

@@ -1,9 +1,9 @@
 """The network of the diffusion policy: conditioning and noised actions to velocity or noise.
 
-The backbone (`backbones.py`) turns images and language to tokens. `DiffusionPolicy` puts them in a
-row with tokens of the noise level, of proprioception and of the noised actions, and the denoiser, a
-transformer, predicts what `noise.py` says. Names of modules are the published ones, so that weights
-of the published program fit.
+The backbone (`models/backbones`) turns images and language to tokens. `DiffusionPolicy` puts them
+in a row with tokens of the noise level, of proprioception and of the noised actions, and the
+denoiser, a transformer, predicts what `noise.py` says. Names of modules are the published ones, so
+that weights of the published program fit.
 
 A new denoiser is a class with `width` (D), `forward(x [B, S, D])` and `blocks()` (units of sharding
 and gradient checkpointing). Source: reference/policy 1.2, 1.3, 1.5.
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vlatool.models.backbones.build import build_backbone
 from vlatool.models.base import Rng
-from vlatool.models.diffusion_policy.backbones import build_backbone
 from vlatool.models.diffusion_policy.config import (
     CausalLMConfig,
     DiffusionPolicyConfig,

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vlatool.config.base import ConfigModel, Violation
 from vlatool.formats.base_model import TOKENIZER
 from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.models.backbones.config import BaseModelConfig
 from vlatool.models.base import ModelType, Part
-from vlatool.models.diffusion_policy.config import BaseModelConfig, DiffusionPolicyConfig
+from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig
 from vlatool.models.diffusion_policy.experiment import ExperimentLayout
 from vlatool.models.published import Layout, WeightsOrigin
 from vlatool.models.trained import existing_weights

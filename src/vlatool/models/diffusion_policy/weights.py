@@ -17,13 +17,9 @@ from torch import Tensor, nn
 from vlatool.errors import DataError, UsageError
 from vlatool.formats.experiment.layout import PICKLED_SUFFIX
 from vlatool.formats.run.checkpoint import WEIGHTS_SUFFIX
+from vlatool.models.backbones.config import ClipBackboneConfig, NetworkConfig
 from vlatool.models.base import decays_by_name
-from vlatool.models.diffusion_policy.config import (
-    ClipBackboneConfig,
-    DiffusionPolicyConfig,
-    NetworkConfig,
-    TransformerConfig,
-)
+from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig, TransformerConfig
 from vlatool.models.diffusion_policy.model import make_norm
 from vlatool.models.diffusion_policy.published import export_problem
 from vlatool.models.published import PublishedProgress
