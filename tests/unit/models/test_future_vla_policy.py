@@ -338,5 +338,5 @@ def test_images_of_another_size_are_resized(network: FutureVla) -> None:
         torch.from_numpy(asked._past_images(large)).float(),
         torch.from_numpy(asked._past_images(small)).float(),
     )
-    assert asked._past_images(large).shape == asked._stacked(small).shape
+    assert asked._past_images(large).shape == asked._past_images(small).shape
     assert near < 3000

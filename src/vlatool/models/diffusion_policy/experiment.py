@@ -1,7 +1,7 @@
 """Experiments of the published program: read as runs, and written by `vlatool export`. No torch.
 
 An experiment is a folder with configuration, statistics and checkpoints. `ExperimentLayout` has
-what vlatool calls; the layout on disk is in `formats/experiment`. Source: formats/published-runs 1
+what vlatool calls, `vlatool.formats.experiment` the files on disk. Source: formats/published-runs 1
 to 5; reference/training 1.7.
 """
 
