@@ -36,8 +36,9 @@ from vlatool.loading.vla.config import VlaShape
 from vlatool.models.base import Batch, Loss, StepContext
 from vlatool.models.future_vla.batch import NO_LABEL, SequenceEncoder, example_batch
 from vlatool.models.future_vla.config import FutureVlaConfig
+from vlatool.models.future_vla.decoding import ActionGrammar, AnswerDecoder
+from vlatool.models.future_vla.frame_cache import FrameCache
 from vlatool.models.future_vla.model import AnswerObjective
-from vlatool.models.future_vla.policy import ActionGrammar, AnswerDecoder, FrameCache
 from vlatool.models.future_vla.token_ids import TokenIds
 from vlatool.plugins import MODELS
 from vlatool.training.config import HParams, TrainConfig

@@ -25,8 +25,8 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
 
+from vlatool.models.future_vla.frame_cache import FrameCache
 from vlatool.models.future_vla.model import FutureVla
-from vlatool.models.future_vla.policy import FrameCache
 from vlatool.models.future_vla.vision import FrameAttention
 
 EQUAL = 2e-2  # relative to the largest value: bfloat16 on a GPU

@@ -44,6 +44,8 @@ PRESETS = (
 CODE = (
     *("models/**/objective.py", "models/**/model.py", "models/**/batch.py", "models/**/config.py"),
     *("models/future_vla/vision.py", "models/future_vla/policy.py", "models/perceptual.py"),
+    *("models/future_vla/decoding.py", "models/future_vla/frame_cache.py"),
+    *("models/**/noise.py", "models/**/losses.py", "models/backbones/*.py", "models/inception.py"),
     *("models/codebook.py", "models/images.py", "models/policy.py"),
     *("models/rng.py", "training/step.py", "training/plan.py", "training/config.py"),
     *("training/state.py", "loading/order.py", "loading/shard_reader.py"),

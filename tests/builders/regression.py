@@ -11,7 +11,7 @@ from torch import nn
 from vlatool.events import NULL, NullProgress
 from vlatool.formats.run.layout import RunDir, read_metrics
 from vlatool.loading.base import MicroBatch
-from vlatool.models.base import Batch, Loss, ModelType, Objective, OptimizerSpec, Part, StepContext
+from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, Part, StepContext
 from vlatool.training.config import EmaConfig, HParams, TrainConfig
 from vlatool.training.metrics import MetricsLogger
 from vlatool.training.placement import PlacedParts
@@ -54,10 +54,6 @@ class Regression(Objective):
         return {"again": float(sums["error"]) / max(count, 1.0)}
 
 
-class Plain(ModelType):
-    """Model type without blocks and methods."""
-
-
 def samples(count: int = 64) -> Batch:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(count, 3, generator=generator)
@@ -93,7 +89,8 @@ class Fixture:
         )
         torch.manual_seed(0)
         parts = {"model": Part(nn.Linear(3, 2))}
-        placed = PlacedParts(parts, runtime.placement(config), Plain())
+        no_methods: Any = SimpleNamespace(methods={})
+        placed = PlacedParts(parts, runtime.placement(config), no_methods)
         self.objective: Regression = Regression()
         self.state = self._state(parts, h)
         accumulation = GLOBAL_BATCH // runtime.world_size // size

@@ -10,9 +10,9 @@ from tests.builders.base_models import clip_base
 from tests.builders.s3_runs import upload
 from tests.builders.web_server import web_server
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.models.diffusion_policy.backbones import ClipBackbone
-from vlatool.models.diffusion_policy.batch import make_text_tokenizer
-from vlatool.models.diffusion_policy.config import ClipBackboneConfig
+from vlatool.models.backbones.clip import ClipBackbone
+from vlatool.models.backbones.config import ClipBackboneConfig
+from vlatool.models.backbones.text import make_text_tokenizer
 from vlatool.models.diffusion_policy.weights import load_section, write_published
 from vlatool.storage.remote_path import RemotePath
 

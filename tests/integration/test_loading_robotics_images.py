@@ -26,12 +26,9 @@ from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.loading.robotics.reader import DecodedSample
 from vlatool.loading.shared_memory import stack_rows
+from vlatool.models.backbones.config import ByteTextConfig, KeypointBackboneConfig
 from vlatool.models.diffusion_policy.batch import PolicyBatcher, example_batch
-from vlatool.models.diffusion_policy.config import (
-    ByteTextConfig,
-    DiffusionPolicyConfig,
-    KeypointBackboneConfig,
-)
+from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig
 from vlatool.transforms.augmentation import central_box
 
 LEFT, RIGHT = "scene_right_0", "wrist_left_minus"

@@ -65,6 +65,7 @@ FOLDER_IMPORTS = {
     ("formats/shards", "formats/lerobot"),  # a data set of LeRobot is no folder of shards
     ("formats/shards", "formats/stats"),
     ("formats/windows", "formats/codes"),  # the images that are encoded
+    ("models/diffusion_policy", "models/backbones"),
     ("models/titok", "models/vqgan"),
 }
 SHARED = {"formats/media"}

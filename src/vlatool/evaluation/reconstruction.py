@@ -30,7 +30,8 @@ from vlatool.loading.loader import LoaderPlan, build_loader
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.models.base import Reconstruction, VisualTokenizer
 from vlatool.models.images import psnr_of_error, to_uint8
-from vlatool.models.perceptual import inception_network, perceptual_network
+from vlatool.models.inception import inception_network
+from vlatool.models.perceptual import perceptual_network
 from vlatool.report.facts import Figure, Figures, Section, Table, Text
 from vlatool.report.page import page
 from vlatool.storage.atomic import write_text
@@ -51,7 +52,7 @@ _NUMBERED = re.compile(r"(.*?)(\d{1,18})\Z")
 
 
 class FeatureNetwork(Protocol):
-    """Network of the features that the Frechet distance compares: `models.perceptual.inception`."""
+    """Network of the features that the Frechet distance compares: `models.inception`."""
 
     width: int
 

@@ -1,9 +1,18 @@
-"""Protocols of models: model types, objectives and their parts.
+"""Protocols of models: model types, objectives, policies and visual tokenizers.
 
-The trainer uses these protocols only. Methods with a body are optional: a class that inherits from
-the protocol gets the default. Legend of shapes: B samples of a micro-batch, N images.
+Training, evaluation and serving use these protocols only. What a class must have is abstract, and
+Python names what is missing when you make an object of it:
+
+    ModelType          build, objective, batcher, example
+    Objective          optimizers, loss
+    Policy             act
+    VisualTokenizer    digest, encode, decode
+
+Everything else has a default. `examples/act` and `models/vqgan` are model types to copy. Legend of
+shapes: B samples of a micro-batch, N images.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,6 +174,7 @@ class Objective(Protocol):
 
     samples_chunks: ClassVar[bool] = False
 
+    @abstractmethod
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
         """Returns all optimizers by name, in the order in which they run within a step."""
         ...
@@ -190,6 +200,7 @@ class Objective(Protocol):
         """
         return {}
 
+    @abstractmethod
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
         """Returns the loss of a micro-batch for one optimizer.
 
@@ -292,6 +303,7 @@ class VisualTokenizer(Protocol):
     has_decoder: bool = True
 
     @property
+    @abstractmethod
     def digest(self) -> str:
         """SHA-256 of all that determines the codes."""
         ...
@@ -301,10 +313,12 @@ class VisualTokenizer(Protocol):
         """SHA-256 of all that determines codes and decoded images."""
         return self.digest
 
+    @abstractmethod
     def encode(self, images: "Tensor", precision: Precision = "fp32") -> Codes:
         """Codes of images uint8 [B, S, S, 3]; in fp32 those of an image depend on no other."""
         ...
 
+    @abstractmethod
     def decode(self, codes: "Tensor") -> "Tensor":
         """Images uint8 [B, S, S, 3] of codes int [B, K].
 
@@ -383,6 +397,7 @@ class Policy(Protocol):
     contract: "Contract | None" = None
     held: Mapping[str, float] = MappingProxyType({})
 
+    @abstractmethod
     def act(
         self, observations: "Sequence[Observation]", *, seeds: Sequence[int]
     ) -> Mapping[str, "Array"]:
@@ -425,11 +440,11 @@ class Policy(Protocol):
         if not look or not self.predicts_images:
             return Decision(actions)
         codes = self.future_codes(observations, seeds=seeds)
-        only = [
-            Candidates(0, {}, {name: values[row : row + 1] for name, values in codes.items()})
-            for row in range(len(observations))
-        ]
-        return Decision(actions, candidates=only)
+        candidates: list[Candidates] = []
+        for row in range(len(observations)):
+            of_row = {name: values[row : row + 1] for name, values in codes.items()}
+            candidates.append(Candidates(0, {}, of_row))
+        return Decision(actions, candidates=candidates)
 
     def action_range(self, field: str) -> "tuple[Array, Array] | None":
         """Returns smallest and largest values of an action field in the training data.
@@ -486,6 +501,93 @@ class ModelType(Protocol):
     adapters: ClassVar[Mapping[str, Any]] = {}
     layout: ClassVar[Layout] = Layout()
 
+    # what every model type has
+
+    @abstractmethod
+    def build(self, config: Any) -> Mapping[str, Part]:
+        """Returns all parts by name, initialized with the global generator of torch.
+
+        It must not open files and must work on the meta device. The part that acts or encodes is
+        named `model`. Do not build parameters that no loss depends on, or freeze them here.
+        """
+        ...
+
+    @abstractmethod
+    def objective(self, config: Any, data: Any, info: Any, parts: Mapping[str, Part]) -> Objective:
+        """Returns the objective.
+
+        Args:
+            parts: The parts after placement; the objective may keep references to their buffers.
+        """
+        ...
+
+    @abstractmethod
+    def batcher(
+        self, config: Any, data: Any, assets: Any, folder: Path | None, *, training: bool
+    ) -> "Batcher":
+        """Returns the function that converts samples to a batch of tensors, in loader workers.
+
+        Args:
+            folder: Folder with the files of `save_assets`; None if they are not written, as in a
+                dry run.
+            training: True for training data, False for validation and inference.
+        """
+        ...
+
+    @abstractmethod
+    def example(self, config: Any, data: Any, size: int) -> Batch:
+        """Returns a made-up batch of `size` samples, in the format of the batcher.
+
+        Its losses must be finite. It is used for dry runs, dummy micro-batches and contract checks.
+        """
+        ...
+
+    # what it is for: a policy, a visual tokenizer, or neither
+
+    def policy(
+        self, config: Any, parts: Mapping[str, "nn.Module"], assets: Any, folder: Path | None
+    ) -> Policy | None:
+        """Returns a policy, such as `models.policy.RoboticsPolicy`; None if the model is none.
+
+        Args:
+            parts: Networks of `build_for_inference`, on their device, in eval mode.
+            folder: Folder with the files of `save_assets`, such as that of the run; None for
+                published weights without them.
+        """
+        return None
+
+    def tokenizer(
+        self, config: Any, parts: Mapping[str, "nn.Module"], assets: Any
+    ) -> VisualTokenizer | None:
+        """Returns a visual tokenizer; None if the model is not one.
+
+        Args:
+            parts: Networks of `build_for_inference`, on their device, in eval mode.
+            assets: Assets of the data kind; `preprocessing` is that of the images.
+        """
+        return None
+
+    def build_for_inference(self, config: Any) -> Mapping[str, Part]:
+        """Returns the parts that inference uses, by default those that checkpoints contain."""
+        return {name: part for name, part in self.build(config).items() if part.saved}
+
+    def flops(self, config: Any, data: Any) -> float | None:
+        """Returns the floating-point operations of training on a sample; None if unknown.
+
+        Those of the forward and backward passes, without recomputation by gradient checkpointing.
+        A multiplication with an addition counts as two. `models.flops.sample_flops` counts them.
+        """
+        return None
+
+    # options, in the order in which a run calls them
+
+    def violations(self, config: Any, data: Any) -> "Iterable[Violation]":
+        """Returns contradictions within and between the sections `model` and `data`.
+
+        The keys of a violation start at the root of the config.
+        """
+        return ()
+
     def check_init(self, config: Any, init_from: str | None) -> None:
         """Checks weights to start from, before data are read. Opens no weights.
 
@@ -528,20 +630,17 @@ class ModelType(Protocol):
         """
         del config, data, info, folder
 
-    def violations(self, config: Any, data: Any) -> "Iterable[Violation]":
-        """Returns contradictions within and between the sections `model` and `data`.
+    def save_assets(
+        self, config: Any, folder: Path, before: Any = None, source: Path | None = None
+    ) -> None:
+        """Writes assets such as tokenizer and processor to the run folder, when the run starts.
 
-        The keys of a violation start at the root of the config.
+        Args:
+            before: Section `model` of the weights to start from; None: there is none.
+            source: Folder of these weights, of any scheme. Its assets are copied if they are those
+                of the config.
         """
-        return ()
-
-    def build(self, config: Any) -> Mapping[str, Part]:
-        """Returns all parts by name, initialized with the global generator of torch.
-
-        It must not open files and must work on the meta device. The part that acts or encodes is
-        named `model`. Do not build parameters that no loss depends on, or freeze them here.
-        """
-        ...
+        del config, folder, before, source
 
     def load(
         self, config: Any, parts: Mapping[str, Part], names: Sequence[str]
@@ -587,77 +686,3 @@ class ModelType(Protocol):
         state = init_state_dict(module, init.read(), init.file, init_except)
         module.load_state_dict(state, strict=False)
         return ()
-
-    def save_assets(
-        self, config: Any, folder: Path, before: Any = None, source: Path | None = None
-    ) -> None:
-        """Writes assets such as tokenizer and processor to the run folder, when the run starts.
-
-        Args:
-            before: Section `model` of the weights to start from; None: there is none.
-            source: Folder of these weights, of any scheme. Its assets are copied if they are those
-                of the config.
-        """
-        del config, folder, before, source
-
-    def objective(self, config: Any, data: Any, info: Any, parts: Mapping[str, Part]) -> Objective:
-        """Returns the objective.
-
-        Args:
-            parts: The parts after placement; the objective may keep references to their buffers.
-        """
-        ...
-
-    def batcher(
-        self, config: Any, data: Any, assets: Any, folder: Path | None, *, training: bool
-    ) -> "Batcher":
-        """Returns the function that converts samples to a batch of tensors, in loader workers.
-
-        Args:
-            folder: Folder with the files of `save_assets`; None if they are not written, as in a
-                dry run.
-            training: True for training data, False for validation and inference.
-        """
-        ...
-
-    def example(self, config: Any, data: Any, size: int) -> Batch:
-        """Returns a made-up batch of `size` samples, in the format of the batcher.
-
-        Its losses must be finite. It is used for dry runs, dummy micro-batches and contract checks.
-        """
-        ...
-
-    def flops(self, config: Any, data: Any) -> float | None:
-        """Returns the floating-point operations of training on a sample; None if unknown.
-
-        Those of the forward and backward passes, without recomputation by gradient checkpointing.
-        A multiplication with an addition counts as two. `models.flops.sample_flops` counts them.
-        """
-        return None
-
-    def policy(
-        self, config: Any, parts: Mapping[str, "nn.Module"], assets: Any, folder: Path | None
-    ) -> Policy | None:
-        """Returns a policy, such as `models.policy.RoboticsPolicy`; None if the model is none.
-
-        Args:
-            parts: Networks of `build_for_inference`, on their device, in eval mode.
-            folder: Folder with the files of `save_assets`, such as that of the run; None for
-                published weights without them.
-        """
-        return None
-
-    def tokenizer(
-        self, config: Any, parts: Mapping[str, "nn.Module"], assets: Any
-    ) -> VisualTokenizer | None:
-        """Returns a visual tokenizer; None if the model is not one.
-
-        Args:
-            parts: Networks of `build_for_inference`, on their device, in eval mode.
-            assets: Assets of the data kind; `preprocessing` is that of the images.
-        """
-        return None
-
-    def build_for_inference(self, config: Any) -> Mapping[str, Part]:
-        """Returns the parts that inference uses, by default those that checkpoints contain."""
-        return {name: part for name, part in self.build(config).items() if part.saved}

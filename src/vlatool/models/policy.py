@@ -1,12 +1,15 @@
 """Policies: observations to chunks of commands. `RoboticsPolicy` is the one for robotics data.
 
+`RoboticsPolicy.act` turns each observation into a sample as the training data have it, asks the
+network for normalized chunks, and turns these into absolute commands in physical units.
+
 Legend of shapes: B observations, N images, K images of a camera, P = past + 1 steps, T action
 steps, C dimensions.
 """
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from copy import copy
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -14,7 +17,7 @@ from torch import Tensor
 
 from vlatool.episode import Array, CameraView, Observation, ObservationSpec, UInt8Array
 from vlatool.errors import DataError
-from vlatool.formats.contract import SeenCamera
+from vlatool.formats.contract import Contract, SeenCamera
 from vlatool.formats.field_summary import Names, dimension_label
 from vlatool.loading.base import Batcher
 from vlatool.loading.robotics.config import RoboticsDataConfig
@@ -65,30 +68,45 @@ def in_batches(
 ) -> dict[str, Array]:
     """Returns the answers of a policy [B, ...], computed in batches of one size.
 
-    `seeds`: their seeds; `batch_size`: observations computed at once.
-
     A short batch is filled up with its last observation. So the bits of an answer do not depend on
     the number of observations.
+
+    Args:
+        ask: Method of the policy.
+        observations: B observations.
+        seeds: Their seeds.
+        batch_size: Observations computed at once.
     """
-    parts: list[Mapping[str, Array]] = []
+    parts: dict[str, list[Array]] = {}
     for start in range(0, len(observations), batch_size):
         rows = [*range(start, min(start + batch_size, len(observations)))]
         filled = rows + rows[-1:] * (batch_size - len(rows))
         answers = ask([observations[row] for row in filled], seeds=[seeds[row] for row in filled])
-        parts.append({name: values[: len(rows)] for name, values in answers.items()})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for name, values in answers.items():
+            parts.setdefault(name, []).append(values[: len(rows)])
+    return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def equal_groups(shapes: Sequence[Hashable]) -> list[tuple[list[int], list[int]]]:
-    """Rows of a batch with equal shapes, to compute together.
+class RowGroup(NamedTuple):
+    """Rows of a batch that are computed together."""
 
-    Returns for each shape its rows, and these filled up to the number of all rows with the last
-    one: other numbers of rows would give other rounding errors.
+    rows: list[int]
+    filled: list[int]  # the rows, filled up to the number of all rows with the last one
+
+
+def equal_groups(shapes: Sequence[Hashable]) -> list[RowGroup]:
+    """Rows of a batch with equal shapes.
+
+    Each group is computed with as many rows as the batch has: other numbers of rows would give
+    other rounding errors.
     """
-    groups: dict[Hashable, list[int]] = {}
+    rows_by_shape: dict[Hashable, list[int]] = {}
     for row, shape in enumerate(shapes):
-        groups.setdefault(shape, []).append(row)
-    return [(rows, [*rows, *rows[-1:] * (len(shapes) - len(rows))]) for rows in groups.values()]
+        rows_by_shape.setdefault(shape, []).append(row)
+    groups: list[RowGroup] = []
+    for rows in rows_by_shape.values():
+        groups.append(RowGroup(rows, rows + rows[-1:] * (len(shapes) - len(rows))))
+    return groups
 
 
 def example_observation(sees: ObservationSpec, rng: np.random.Generator) -> Observation:
@@ -103,6 +121,7 @@ def example_observation(sees: ObservationSpec, rng: np.random.Generator) -> Obse
 
 class ActionUnits:
     """Converter from normalized action chunks to errors in physical units, by field and step.
+
     Dimensions that never change are left out, and fields without any other.
     """
 
@@ -124,24 +143,29 @@ class ActionUnits:
     ) -> dict[str, Tensor]:
         """Absolute errors `sampled_mae/FIELD/STEP` as [sum, number]; STEP: first, middle, last.
 
-        `sampled`: sampled chunks, normalized [B, past + T, C of all fields]; `mask`: bool [B, past
-        + T], true for steps from the current one on that are not padding; `real`: bool [B, C of all
-        fields], False for padded fields.
+        Args:
+            sampled: Sampled chunks, normalized [B, past + T, C of all fields].
+            recorded: Recorded chunks, likewise.
+            mask: bool [B, past + T], true for steps from the current one on that are not padding.
+            real: bool [B, C of all fields], False for padded fields; None: none is padded.
         """
-        widths = [scale.shape[-1] for scale in self._scales.values()]
-        parts = (sampled.double() - recorded.double()).abs().split(widths, dim=-1)
-        real = torch.ones_like(recorded[:, 0]) if real is None else real
+        if real is None:
+            real = torch.ones_like(recorded[:, 0])
+        differences = (sampled.double() - recorded.double()).abs()
         sums: dict[str, Tensor] = {}
-        for (name, scale), part, has in zip(
-            self._scales.items(), parts, real.split(widths, dim=-1), strict=True
-        ):
-            varying = int((scale[0] > 0).sum())
-            for label, step in self._steps.items() if varying else ():
-                counted = mask[:, step].double() * has[:, 0].double()
-                error = (part[:, step] * scale[step].to(part.device)).sum(-1)
-                sums[f"sampled_mae/{name}/{label}"] = torch.stack(
-                    [(error * counted).sum(), counted.sum() * varying]
-                )
+        start = 0
+        for name, scale in self._scales.items():
+            dimensions = slice(start, start + scale.shape[-1])
+            start = dimensions.stop
+            num_varying = int((scale[0] > 0).sum())
+            if not num_varying:
+                continue
+            for label, step in self._steps.items():
+                is_counted = mask[:, step].double() * real[:, dimensions.start].double()
+                error = differences[:, step, dimensions] * scale[step].to(differences.device)
+                total = (error.sum(-1) * is_counted).sum()
+                number = is_counted.sum() * num_varying
+                sums[f"sampled_mae/{name}/{label}"] = torch.stack([total, number])
         return sums
 
 
@@ -177,23 +201,46 @@ class RoboticsPolicy(Policy):
         # Names have no suffix `_relative`.
         self.actions = {name.removesuffix(SUFFIX): self._width(name) for name in data.action_fields}
         self.contract = assets.contract
-        self.held = dict(self._held(assets.names))
-        offsets = tuple(data.image_indices)
-        size = self._images.size
-        seen_cameras = assets.contract.cameras
-        views = {
-            name: CameraView(offsets, size, seen.recorded, seen.quarter_turns)
-            for name in data.cameras
-            for seen in (seen_cameras.get(name, SeenCamera()),)
-        }
-        names = self._data.proprioception_fields
-        seen = {name for group in self._seen_groups for name in relative_names(group)}
-        fields = {name: self._width(name) for name in names if name not in seen}
+        self.held = self._held(assets.names)
+        cameras = self._seen_cameras(assets.contract)
+        self.sees = ObservationSpec(cameras, self._seen_fields(), self._past)
+
+    def _width(self, field: str) -> int:
+        return len(self._normalizer.scale(field, 1).constant)
+
+    def _held(self, names: Names) -> dict[str, float]:
+        """Value of each dimension that never moved, by its label."""
+        held: dict[str, float] = {}
+        for field in self._data.action_fields:
+            scale = self._normalizer.scale(field, 1)
+            for index in np.flatnonzero(scale.constant).tolist():
+                label = dimension_label(field, index, len(scale.constant), names)
+                held[label] = float(scale.held[index])
+        return held
+
+    def _seen_cameras(self, contract: Contract) -> dict[str, CameraView]:
+        views: dict[str, CameraView] = {}
+        offsets = tuple(self._data.image_indices)
+        for name in self._data.cameras:
+            seen = contract.cameras.get(name, SeenCamera())
+            views[name] = CameraView(offsets, self._images.size, seen.recorded, seen.quarter_turns)
+        return views
+
+    def _seen_fields(self) -> dict[str, int]:
+        """Widths of measured fields: absolute poses, and what actions are relative to."""
+        relative = {name for group in self._seen_groups for name in relative_names(group)}
+        fields: dict[str, int] = {}
+        for name in self._data.proprioception_fields:
+            if name not in relative:
+                fields[name] = self._width(name)
         for group in self._seen_groups:
-            fields |= {group.position_key: 3, group.rotation_key: 6}
-            fields |= zip(reference_keys(group), (3, 6), strict=True)
-        fields |= {key: width for key, width in self._references() if key not in fields}
-        self.sees = ObservationSpec(views, fields, self._past)
+            position, rotation = reference_keys(group)
+            fields |= {group.position_key: 3, group.rotation_key: 6, position: 3, rotation: 6}
+        for group in self._groups:
+            position, rotation = reference_keys(group)
+            fields.setdefault(position, 3)
+            fields.setdefault(rotation, 6)
+        return fields
 
     def action_range(self, field: str) -> tuple[Array, Array] | None:
         if field not in self._data.action_fields:  # relative to the measured pose
@@ -206,21 +253,6 @@ class RoboticsPolicy(Policy):
         stats = self._statistics[field]
         return value_range(stats, field) if has_range(stats) else None
 
-    def _held(self, names: Names) -> Iterator[tuple[str, float]]:
-        """Label and value of each dimension that never moved."""
-        for field in self._data.action_fields:
-            scale = self._normalizer.scale(field, 1)
-            width = len(scale.constant)
-            for index in np.flatnonzero(scale.constant).tolist():
-                yield dimension_label(field, index, width, names), float(scale.held[index])
-
-    def _references(self) -> Iterator[tuple[str, int]]:
-        for group in self._groups:
-            yield from zip(reference_keys(group), (3, 6), strict=True)
-
-    def _width(self, field: str) -> int:
-        return len(self._normalizer.scale(field, 1).constant)
-
     def with_steps(self, steps: int) -> Self:
         """Returns the policy with `steps` evaluations of the network per chunk."""
         policy = copy(self)
@@ -228,17 +260,15 @@ class RoboticsPolicy(Policy):
         return policy
 
     def act(self, observations: Sequence[Observation], *, seeds: Sequence[int]) -> dict[str, Array]:
-        """Returns commands by field, float64 [B, T, C], in physical units; see `Policy.act`. Poses
-        are absolute; for preprocessed observations they are relative as the training data.
+        """Returns commands by field, float64 [B, T, C], in physical units; see `Policy.act`.
+
+        Poses are absolute; for preprocessed observations they are relative as the training data.
         """
-        samples = [self._sample(observation) for observation in observations]
-        guidance = [self._guidance(observation) for observation in observations]
-        chunks = self._predict(samples, guidance, seeds)
-        actions = {name: chunk[:, self._past :] for name, chunk in chunks}
+        chunks = self._predict(observations, seeds)
+        actions = {name: chunk[:, self._past :] for name, chunk in chunks.items()}
         if observations[0].is_preprocessed:
             return actions
-        measured = {name: _newest(name, observations) for name, _ in self._references()}
-        actions = absolute_actions(actions, measured, self._groups)
+        actions = absolute_actions(actions, self._measured(observations), self._groups)
         for name in actions:
             if name.endswith(SUFFIX):
                 raise DataError(
@@ -249,46 +279,67 @@ class RoboticsPolicy(Policy):
                 )
         return actions
 
+    def _measured(self, observations: Sequence[Observation]) -> dict[str, Array]:
+        """The newest poses that actions are relative to, [B, 1, C] by field."""
+        measured: dict[str, Array] = {}
+        for group in self._groups:
+            for field in reference_keys(group):
+                for observation in observations:
+                    if field not in observation.fields:
+                        raise DataError(
+                            f"actions of the policy are relative to {field!r}, which is not "
+                            "observed",
+                            hint="map an observation of the environment to this field",
+                            code="data.unknown_field",
+                            details={"field": field},
+                        )
+                newest = [observation.fields[field][-1:] for observation in observations]
+                measured[field] = np.stack(newest)
+        return measured
+
     def _predict(
-        self,
-        samples: Sequence[DecodedSample],
-        guidance: Sequence[Array | None],  # of each sample; see `_guidance`
-        seeds: Sequence[int],
-    ) -> Iterator[tuple[str, Array]]:
-        """Yields each action field with its chunks, float64 [B, past + T, C], in physical units."""
-        rows = np.zeros((len(samples), 0))
-        kinds: list[Hashable] = []
+        self, observations: Sequence[Observation], seeds: Sequence[int]
+    ) -> dict[str, Array]:
+        """Chunks of each action field, float64 [B, past + T, C], in physical units."""
+        samples = [self._sample(observation) for observation in observations]
+        guidance = [self._guidance(observation) for observation in observations]
+        shapes: list[Hashable] = []
         for sample, weights in zip(samples, guidance, strict=True):
             batch = self._batcher([sample])
-            shapes = [getattr(value, "shape", None) for value in batch.values()]
-            kinds.append((None if weights is None else weights.dtype, *shapes))
-        for group, filled in equal_groups(kinds):
-            rng = SeededRng([seeds[index] for index in filled], self._device)
-            chosen = [samples[index] for index in filled]
-            weights = [row for index in filled if (row := guidance[index]) is not None]
-            chunks = self._sample_chunks(chosen, weights, rng)
-            if not rows.size:
-                rows = np.zeros((len(samples), *chunks.shape[1:]), chunks.dtype)
-            rows[group] = chunks[: len(group)]
-        widths = [self._width(name) for name in self._data.action_fields]
-        parts = np.split(rows, np.cumsum(widths)[:-1], axis=-1)
-        for name, part in zip(self._data.action_fields, parts, strict=True):
-            yield name, self._normalizer.denormalize(name, part)
+            kind = None if weights is None else weights.dtype
+            shapes.append((kind, *(getattr(value, "shape", None) for value in batch.values())))
+        chunks = np.zeros((0,))
+        for group in equal_groups(shapes):
+            rng = SeededRng([seeds[row] for row in group.filled], self._device)
+            sampled = self._sample_chunks(
+                [samples[row] for row in group.filled], [guidance[row] for row in group.filled], rng
+            )
+            if not chunks.size:
+                chunks = np.zeros((len(samples), *sampled.shape[1:]), sampled.dtype)
+            chunks[group.rows] = sampled[: len(group.rows)]
+        commands: dict[str, Array] = {}
+        start = 0
+        for name in self._data.action_fields:
+            stop = start + self._width(name)
+            commands[name] = self._normalizer.denormalize(name, chunks[..., start:stop])
+            start = stop
+        return commands
 
     def _sample_chunks(
-        self, samples: Sequence[DecodedSample], guidance: Sequence[Array], rng: Rng
+        self,
+        samples: Sequence[DecodedSample],
+        guidance: Sequence[Array | None],  # of each sample, all of one kind; see `_guidance`
+        rng: Rng,
     ) -> Array:
-        """Normalized actions of samples with equal shapes [B, past + T, C of all fields].
-
-        `guidance`: weights [past + T] of each sample, or empty.
-        """
-        batch = {
-            name: value.to(self._device) if isinstance(value, Tensor) else value
-            for name, value in self._batcher(samples).items()
-        }
-        if guidance:
-            name = "given" if guidance[0].dtype == np.bool_ else "guidance"
-            batch[name] = torch.from_numpy(np.stack(guidance)).to(self._device)
+        """Normalized actions of samples with equal shapes [B, past + T, C of all fields]."""
+        batch = dict(self._batcher(samples))
+        for name, value in batch.items():
+            if isinstance(value, Tensor):
+                batch[name] = value.to(self._device)
+        weights = [row for row in guidance if row is not None]
+        if weights:
+            name = "given" if weights[0].dtype == np.bool_ else "guidance"
+            batch[name] = torch.from_numpy(np.stack(weights)).to(self._device)
         # Equal chunks on all devices, to rounding errors of float32.
         with torch.no_grad(), true_float32(self._device):
             return self._sampler(batch, steps=self._steps, rng=rng).detach().cpu().numpy()
@@ -327,12 +378,14 @@ class RoboticsPolicy(Policy):
         """Commands [S, C] with the relative poses that the policy was trained on."""
         if actions is None or observation.is_preprocessed:
             return actions
-        measured = {name: _newest(name, [observation])[0] for name, _ in self._references()}
-        return relative_actions(actions, measured, self._groups)
+        measured = self._measured([observation])
+        newest = {name: values[0] for name, values in measured.items()}
+        return relative_actions(actions, newest, self._groups)
 
     def _within_data(self, field: str, values: Array) -> Array:
-        """Committed commands, limited to the range of the training data: they guide a chunk, and
-        a network knows nothing of other values.
+        """Committed commands, limited to the range of the training data.
+
+        They guide a chunk, and a network knows nothing of other values.
         """
         stats = self._statistics[field]
         if not has_range(stats):
@@ -340,13 +393,16 @@ class RoboticsPolicy(Policy):
         return np.clip(values, *value_range(stats, field))
 
     def _guidance(self, observation: Observation) -> Array | None:
-        """The commands that a chunk continues: bool [past + T], those that will be executed, if the
-        policy was trained with such a delay; else weights float32 [past + T]. None: of no command.
+        """The commands that a chunk continues.
 
         Commands that will be executed weigh 1. The others are of an older observation: the new
         chunk is blended with the first of them, and at its end only. With the weights of arXiv
         2506.07339, eq. 5, which guide over the whole chunk, a robot lags more: success is lower at
         equal seams (docs/results.md).
+
+        Returns:
+            bool [past + T], those that will be executed, if the policy was trained with such a
+            delay; else weights float32 [past + T]. None: of no command.
         """
         delay = observation.delay
         if observation.committed is None:
@@ -372,28 +428,18 @@ class RoboticsPolicy(Policy):
 
     def _stacked_images(self, observation: Observation) -> tuple[Array, Array | None]:
         """Images uint8 [N, H, W, 3], time outer, camera inner, and mask bool [N] of real ones."""
-        is_turned = observation.is_preprocessed
-        masks = observation.image_masks
         images: list[Array] = []
         is_real: list[bool] = []
-        for number in range(len(self._data.image_indices)):
+        for index in range(len(self._data.image_indices)):
             for camera in self._data.cameras:
-                image = observation.images[camera][number]
-                images.append(self._images.apply(camera, image, is_turned=is_turned))
-                is_real.append(bool(masks[camera][number]) if camera in masks else True)
+                image = observation.images[camera][index]
+                images.append(
+                    self._images.apply(camera, image, is_turned=observation.is_preprocessed)
+                )
+                mask = observation.image_masks.get(camera)
+                is_real.append(mask is None or bool(mask[index]))
         if not images:
             return np.zeros((0, 1, 1, 3), np.uint8), None
-        return np.stack(images), np.array(is_real) if masks else None
-
-
-def _newest(field: str, observations: Sequence[Observation]) -> Array:
-    """Returns the newest measured value of a field, [B, 1, C]."""
-    for observation in observations:
-        if field not in observation.fields:
-            raise DataError(
-                f"actions of the policy are relative to {field!r}, which is not observed",
-                hint="map an observation of the environment to this field",
-                code="data.unknown_field",
-                details={"field": field},
-            )
-    return np.stack([observation.fields[field][-1:] for observation in observations])
+        if not observation.image_masks:
+            return np.stack(images), None
+        return np.stack(images), np.array(is_real)

@@ -1,5 +1,8 @@
 """Trained weights, opened in one way: runs, checkpoints, published folders and files.
 
+`open_trained` gives networks with their weights, configuration and assets; `locate_weights` only
+finds the files. `locate_progress` finds the state from which training continues.
+
 Locations have any scheme; remote files are copied to the cache. Files of a checkpoint or an export
 are compared with their listed digests when they are read, and only then. Does not import torch.
 """
@@ -7,7 +10,6 @@ are compared with their listed digests when they are read, and only then. Does n
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -42,7 +44,7 @@ from vlatool.storage.cache import FileCache, default_cache_folder, local_copy
 from vlatool.storage.uri import pinned
 
 if TYPE_CHECKING:
-    from torch import device
+    from torch import device, nn
 
 
 Weights = Literal["auto", "ema", "raw"]
@@ -50,7 +52,6 @@ Weights = Literal["auto", "ema", "raw"]
 FOLDERS = "folders"
 
 _MODEL = "model"
-_CHECKPOINTS = "checkpoints"
 
 
 class TrainedConfig(ConfigModel):
@@ -98,29 +99,31 @@ def open_trained(
         )
     published = published_at(locations.with_run_above(pinned(location)))
     if published is None:
-        origin = locate_weights(location, weights)
-        return _open_run(origin, device, changes or {})
-    model_type, files = published
-    origin = _published_origin(location, files, weights)
-    origin = replace(origin, opened=files.checked(origin.file, origin.path))
-    files = replace(files, weights=origin.file, before=before)
-    with as_config_error(origin):
-        model = model_type.layout.open(files, origin.path)
-        sections = {"model": _changed(model.config, changes or {})}
-        if model.data is not None:
-            sections["data"] = model.data
-        config = TrainedConfig(**sections)
-    if origin.weights == "raw" and weights == "auto" and pinned(location) != origin.file:
-        reporter.note(f"{location}: has no averaged weights; the raw ones are used")
-    for note in model.notes:
-        reporter.note(note)
-    parts = {name: module.to(device).eval() for name, module in model.parts.items()}
-    return Trained(config, parts, model.assets, origin, model.folder)
+        opened = _open_run(locate_weights(location, weights), changes or {})
+    else:
+        model_type, files = published
+        origin = _published_origin(location, files, weights)
+        origin = replace(origin, opened=files.checked(origin.file, origin.path))
+        files = replace(files, weights=origin.file, before=before)
+        with as_config_error(origin):
+            model = model_type.layout.open(files, origin.path)
+            sections = {"model": _changed(model.config, changes or {})}
+            if model.data is not None:
+                sections["data"] = model.data
+            config = TrainedConfig(**sections)
+        if origin.weights == "raw" and weights == "auto" and pinned(location) != origin.file:
+            reporter.note(f"{location}: has no averaged weights; the raw ones are used")
+        for note in model.notes:
+            reporter.note(note)
+        opened = Trained(config, model.parts, model.assets, origin, model.folder)
+    parts = {name: module.to(device).eval() for name, module in opened.parts.items()}
+    return replace(opened, parts=parts)
 
 
 def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:
-    """Files of a run, a checkpoint, a published folder, or a file. Of a run it is the newest
-    checkpoint. A file in a checkpoint gets the configuration of its run.
+    """Files of a run, a checkpoint, a published folder, or a file.
+
+    Of a run it is the newest checkpoint. A file in a checkpoint gets the configuration of its run.
     """
     location = locations.with_run_above(pinned(text))
     if location.is_file():
@@ -144,8 +147,8 @@ def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:
             hint="use --weights raw",
             code="usage.unsupported",
         )
-    chosen = "ema" if has_averaged and weights != "raw" else "raw"
-    name = part_weights(_MODEL, averaged=chosen == "ema")
+    is_averaged = has_averaged and weights != "raw"
+    name = part_weights(_MODEL, averaged=is_averaged)
     if name not in manifest.files:
         raise DataError.at(
             checkpoint,
@@ -153,7 +156,8 @@ def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:
             hint="use the checkpoint of another run",
             code="data.missing",
         )
-    return WeightsOrigin(text, checkpoint / name, run, checkpoint, chosen)
+    kind = "ema" if is_averaged else "raw"
+    return WeightsOrigin(text, checkpoint / name, run, checkpoint, kind)
 
 
 def existing_weights(text: str) -> WeightsOrigin:
@@ -175,7 +179,8 @@ def _published_origin(text: str, files: PublishedFiles, weights: Weights) -> Wei
     return WeightsOrigin(text, files.weights, weights=files.kind)
 
 
-def _open_run(origin: WeightsOrigin, device: Any, changes: Mapping[str, Any]) -> Trained:
+def _open_run(origin: WeightsOrigin, changes: Mapping[str, Any]) -> Trained:
+    """Opens a checkpoint of a run, on the CPU."""
     import torch
 
     from vlatool.models.weights import check_shapes, load_weights, read_weights
@@ -187,7 +192,7 @@ def _open_run(origin: WeightsOrigin, device: Any, changes: Mapping[str, Any]) ->
             hint="give a run, a checkpoint, or a published folder or file",
             code="data.missing",
         )
-    listed = origin.run.recorded_files()
+    recorded_files = origin.run.recorded_files()
     run, checkpoint = locations.local_run(
         origin.run, origin.checkpoint, FileCache(default_cache_folder())
     )
@@ -197,26 +202,25 @@ def _open_run(origin: WeightsOrigin, device: Any, changes: Mapping[str, Any]) ->
     if unset := underived(model):
         raise _unusable(origin, f"model.{unset[0]} is not set")
     assets = data_kind_of(config).load_assets(config.data, run.root)
-    run.check_assets(listed)
+    run.check_assets(recorded_files)
+
+    model_type = model_type_of(model)
     manifest = CheckpointManifest.read(checkpoint)
-
-    def file_of(part: str) -> Path:
-        averaged = part_weights(part, averaged=True)
+    files: dict[str, Path] = {}
+    with torch.device("meta"):  # sizes are compared before they take memory
+        planned = model_type.build_for_inference(model)
+    for name in planned:
+        averaged = part_weights(name, averaged=True)
         uses_average = origin.weights == "ema" and averaged in manifest.files
-        name = averaged if uses_average else part_weights(part)
-        manifest.check(checkpoint, [name])
-        return checkpoint / name
-
-    build = partial(model_type_of(model).build_for_inference, model)
-    with torch.device("meta"):
-        parts = build()
-    files = {name: file_of(name) for name in parts}
-    for name, part in parts.items():  # sizes are compared before they take memory
+        file = averaged if uses_average else part_weights(name)
+        manifest.check(checkpoint, [file])
+        files[name] = checkpoint / file
+    for name, part in planned.items():
         check_shapes(part.module, read_weights(files[name]), files[name])
-    parts = build()
-    for name, part in parts.items():
+    modules: dict[str, nn.Module] = {}
+    for name, part in model_type.build_for_inference(model).items():
         load_weights(part.module, files[name])
-    modules = {name: part.module.to(device).eval() for name, part in parts.items()}
+        modules[name] = part.module
     origin = replace(origin, opened=checkpoint / origin.file.name)
     config = config.model_copy(update={"model": model})
     return Trained(config, modules, assets, origin, run.root)
@@ -229,9 +233,10 @@ def read_config(run: RunDir) -> TrainedConfig:
 
 
 def _changed(model: Any, changes: Mapping[str, Any]) -> Any:
+    """The section with the changes of keys that it has."""
     fields = type(model).model_fields
     update = {key: value for key, value in changes.items() if key in fields}
-    return model.model_copy(update=update) if update else model
+    return model.model_copy(update=update)
 
 
 def section_of(location: str) -> tuple[ConfigModel, Path] | None:
@@ -241,8 +246,11 @@ def section_of(location: str) -> tuple[ConfigModel, Path] | None:
         if origin.run is not None:
             return read_config(origin.run).model, origin.run.root
         published = published_at(origin.file)
-        if published and (section := published[0].layout.section(published[1])) is not None:
-            return section, origin.file.parent
+        if published is not None:
+            model_type, files = published
+            section = model_type.layout.section(files)
+            if section is not None:
+                return section, origin.file.parent
     return None
 
 
@@ -253,8 +261,10 @@ def as_config_error(origin: WeightsOrigin) -> Generator[None]:
         yield
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise _unusable(origin, f"{key}: {first['msg']}" if key else first["msg"]) from None
+        reason = first["msg"]
+        if first["loc"]:
+            reason = f"{'.'.join(map(str, first['loc']))}: {reason}"
+        raise _unusable(origin, reason) from None
     except ConfigError as error:
         raise _unusable(origin, error.message) from None
 
@@ -269,16 +279,19 @@ def _unusable(origin: WeightsOrigin, reason: str) -> DataError:
 
 
 def with_types(schema: Any, tree: Mapping[str, Any]) -> Any:
-    """Subclass of a configuration with the config classes of the types that its sections name. The
-    model type is chosen by `model.type`, the data kind by `data.type`.
+    """Subclass of a configuration with the config classes of the types that its sections name.
+
+    The model type is chosen by `model.type`, the data kind by `data.type`.
     """
+    fields: dict[str, Any] = {}
+    kinds: Sequence[str] = ()
     name = _type_of(tree.get(_MODEL))
-    model_type = None if name is None else registered_type(name)
-    accepted: Sequence[str] = () if model_type is None else model_type.kinds
-    kind = data_kind(_type_of(tree.get("data")), accepted)
-    fields: dict[str, Any] = {"data": (kind.Config, option(kind.Config(), "Training data."))}
-    if model_type is not None:
+    if name is not None:
+        model_type = registered_type(name)
+        kinds = model_type.kinds
         fields[_MODEL] = (model_type.Config, Field(description="Model to train."))
+    kind = data_kind(_type_of(tree.get("data")), kinds)
+    fields["data"] = (kind.Config, option(kind.Config(), "Training data."))
     special: Any = create_model(schema.__name__, __base__=schema, **fields)
     special.virtual_keys = {"data": {FOLDERS: kind.folders_keys}}
     return special
@@ -342,22 +355,22 @@ def locate_progress(text: str, *, averaged: bool) -> ProgressOrigin:
         return ProgressOrigin(text, model_type.name, files=paths)
     run, checkpoint = locations.find_checkpoint(location.parent if location.is_file() else location)
     names = CheckpointManifest.read(checkpoint).files
-    missing = [] if TRAINER in names else [checkpoint / TRAINER]
+    missing: list[Path] = []
+    if TRAINER not in names:
+        missing.append(checkpoint / TRAINER)
     if averaged and not any(name.endswith(EMA) for name in names):
         missing.append(checkpoint / EMA)
     _check_present(text, missing)
-    section = run.config_tree().get("model")
-    kind = section.get("type") if isinstance(section, dict) else None
-    return ProgressOrigin(text, str(kind), checkpoint)
+    return ProgressOrigin(text, str(_type_of(run.config_tree().get(_MODEL))), checkpoint)
 
 
 def _check_present(text: str, missing: Sequence[Path]) -> None:
-    hint = "to start a new run with the weights alone, set init_weights_only (in published files "
-    hint += "model.resume_weights_only) to true"
     if missing:
         raise DataError.at(
             missing[0],
             f"is missing, so the training of {text} cannot be continued",
-            hint=f"copy it from where the checkpoint was trained; {hint}",
+            hint="copy it from where the checkpoint was trained; to start a new run with the "
+            "weights alone, set init_weights_only (in published files model.resume_weights_only) "
+            "to true",
             code="data.missing",
         )

@@ -2,18 +2,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlatool.models.diffusion_policy.backbones import (
+from vlatool.models.backbones.config import (
+    ByteTextConfig,
+    KeypointBackboneConfig,
+    ViTBackboneConfig,
+)
+from vlatool.models.backbones.from_scratch import (
     ByteTextEncoder,
     KeypointBackbone,
     ViTBackbone,
     spatial_softmax,
 )
-from vlatool.models.diffusion_policy.batch import encode_text
-from vlatool.models.diffusion_policy.config import (
-    ByteTextConfig,
-    KeypointBackboneConfig,
-    ViTBackboneConfig,
-)
+from vlatool.models.backbones.text import encode_text
 
 TEXT = ByteTextConfig(hidden_dim=8)
 

@@ -15,11 +15,12 @@ from torch.nn.functional import normalize
 from tests.builders.base_models import clip_base, clip_config
 from tests.builders.errors import fails
 from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.models.backbones.clip import ClipBackbone
+from vlatool.models.backbones.config import ClipBackboneConfig
+from vlatool.models.backbones.images import ImageNormalizer
+from vlatool.models.backbones.text import example_text, make_text_tokenizer
 from vlatool.models.base import decays_by_name
-from vlatool.models.diffusion_policy.backbones import ClipBackbone, ImageNormalizer
-from vlatool.models.diffusion_policy.batch import example_text, make_text_tokenizer
 from vlatool.models.diffusion_policy.config import (
-    ClipBackboneConfig,
     DiffusionPolicyConfig,
     NoiseConfig,
     TransformerConfig,

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from vlatool.models.diffusion_policy.config import DdimConfig, DdpmConfig, NoiseConfig
-from vlatool.models.diffusion_policy.model import Diffusion, SamplingSchedule, alphas_cumprod, solve
+from vlatool.models.diffusion_policy.noise import Diffusion, SamplingSchedule, alphas_cumprod, solve
 from vlatool.models.rng import SeededRng
 
 FREE = NoiseConfig(clamp_range=None)
@@ -99,7 +99,8 @@ def test_fresh_noise_comes_from_the_generator_alone() -> None:
 
 
 def test_network_gets_known_actions_at_every_step() -> None:
-    known = (torch.full((1, 2, 1), 7.0), torch.tensor([[True, False]]))
+    actions, is_known = torch.full((1, 2, 1), 7.0), torch.tensor([[True, False]])
+    schedule = SamplingSchedule(FREE, 4, actions, is_known)
     inputs: list[float] = []
 
     def network(x: Tensor, time: int) -> Tensor:
@@ -107,6 +108,6 @@ def test_network_gets_known_actions_at_every_step() -> None:
         inputs.append(x[0, 0, 0].item())
         return x
 
-    end = solve(network, torch.zeros(1, 2, 1), SamplingSchedule(FREE, 4, known=known), DdimConfig())
+    end = solve(network, torch.zeros(1, 2, 1), schedule, DdimConfig())
     assert inputs == [7.0] * 4
     assert end[0, 0, 0].item() == 7.0

@@ -5,14 +5,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vlatool.models.backbones.config import (
+    ByteTextConfig,
+    KeypointBackboneConfig,
+    ViTBackboneConfig,
+)
 from vlatool.models.base import Loss, StepContext
 from vlatool.models.diffusion_policy.config import (
-    ByteTextConfig,
     DiffusionPolicyConfig,
-    KeypointBackboneConfig,
     NoiseConfig,
     TransformerConfig,
-    ViTBackboneConfig,
 )
 from vlatool.models.diffusion_policy.model import Condition, DiffusionPolicy
 from vlatool.models.diffusion_policy.objective import DenoisingObjective, observation_of

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from vlatool.models.diffusion_policy.config import EulerConfig, HeunConfig, NoiseConfig
-from vlatool.models.diffusion_policy.model import FlowMatching, SamplingSchedule, solve
+from vlatool.models.diffusion_policy.noise import FlowMatching, SamplingSchedule, solve
 
 EULER, HEUN = EulerConfig(), HeunConfig()
 
@@ -106,7 +106,7 @@ def test_heun_has_a_smaller_error_than_euler_for_equal_evaluations() -> None:
 def test_known_actions_are_set_before_and_after_each_step(
     solver: EulerConfig | HeunConfig,
 ) -> None:
-    known = (full(7.0), torch.tensor([[True, False]]))
+    known = {"actions": full(7.0), "is_known": torch.tensor([[True, False]])}
     inputs: list[float] = []
 
     def velocity(x: Tensor, time: int) -> Tensor:
@@ -114,7 +114,7 @@ def test_known_actions_are_set_before_and_after_each_step(
         inputs.append(x[0, 0, 0].item())
         return torch.ones_like(x)
 
-    end = solve(velocity, full(2.0), schedule(4, 10, 3, known=known), solver)  # type: ignore[arg-type]
+    end = solve(velocity, full(2.0), schedule(4, 10, 3, **known), solver)
     assert inputs == [7.0] * 4
     assert end.flatten().tolist() == pytest.approx([7.0, 1.0])
 

@@ -17,13 +17,10 @@ from vlatool.formats.samples.profile import NormalizationProfile
 from vlatool.loading.vla.config import VlaAssets, VlaShape
 from vlatool.models.base import Policy, Rule, Sampling
 from vlatool.models.future_vla.batch import SequenceEncoder
+from vlatool.models.future_vla.decoding import ActionGrammar, AnswerDecoder
+from vlatool.models.future_vla.frame_cache import FrameCache
 from vlatool.models.future_vla.model import FutureVla
-from vlatool.models.future_vla.policy import (
-    ActionGrammar,
-    AnswerDecoder,
-    FrameCache,
-    FutureVlaPolicy,
-)
+from vlatool.models.future_vla.policy import FutureVlaPolicy
 from vlatool.models.future_vla.token_ids import TokenIds, tiny_tokenizer
 from vlatool.testing.models import check_policy
 from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters, fit_tokenizer
@@ -338,8 +335,8 @@ def test_images_of_another_size_are_resized(network: FutureVla) -> None:
     )
     asked = policy(network)
     near = functional.mse_loss(
-        torch.from_numpy(asked._stacked(large)).float(),
-        torch.from_numpy(asked._stacked(small)).float(),
+        torch.from_numpy(asked._past_images(large)).float(),
+        torch.from_numpy(asked._past_images(small)).float(),
     )
-    assert asked._stacked(large).shape == asked._stacked(small).shape
+    assert asked._past_images(large).shape == asked._past_images(small).shape
     assert near < 3000

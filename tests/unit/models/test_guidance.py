@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from vlatool.models.diffusion_policy.config import EulerConfig, NoiseConfig
-from vlatool.models.diffusion_policy.model import (
+from vlatool.models.diffusion_policy.noise import (
     Diffusion,
     FlowMatching,
     ForwardProcess,

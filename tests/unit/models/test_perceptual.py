@@ -11,15 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.builders.errors import fails
+from vlatool.models.inception import InceptionFeatures, enlarged, inception_network
 from vlatool.models.perceptual import (
     ConvNextBlock,
     ConvNextSmall,
-    InceptionFeatures,
     Lpips,
     LpipsHeads,
     Vgg16,
-    enlarged,
-    inception_network,
     perceptual_network,
 )
 

@@ -8,11 +8,8 @@ from pydantic import ValidationError
 
 from tests.builders.errors import fails
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.models.diffusion_policy.config import (
-    DiffusionPolicyConfig,
-    KeypointBackboneConfig,
-    TransformerConfig,
-)
+from vlatool.models.backbones.config import KeypointBackboneConfig
+from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig, TransformerConfig
 from vlatool.models.diffusion_policy.model import DiffusionPolicy, NativeTransformer
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyType
 

@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from tests.builders.base_models import clip_config
 from vlatool.config.resolve import load_config
+from vlatool.models.backbones.config import ClipBackboneConfig
 from vlatool.models.base import StepContext
 from vlatool.models.diffusion_policy.config import (
-    ClipBackboneConfig,
     DiffusionPolicyConfig,
     NoiseConfig,
     TransformerConfig,

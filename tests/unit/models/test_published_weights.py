@@ -11,14 +11,12 @@ from torch import Tensor
 
 from tests.builders.base_models import clip_config, vlm_config
 from tests.builders.errors import fails
+from vlatool.models.backbones.config import ByteTextConfig, ClipBackboneConfig, ViTBackboneConfig
 from vlatool.models.base import Part
 from vlatool.models.diffusion_policy.config import (
-    ByteTextConfig,
-    ClipBackboneConfig,
     DiffusionPolicyConfig,
     NoiseConfig,
     TransformerConfig,
-    ViTBackboneConfig,
 )
 from vlatool.models.diffusion_policy.model import DiffusionPolicy
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyType

@@ -10,15 +10,11 @@ from torch import Tensor
 from tests.builders.base_models import VLM_VOCABULARY, causal_base, vlm_base
 from tests.builders.errors import fails
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.models.diffusion_policy.backbones import VlmBackbone
-from vlatool.models.diffusion_policy.batch import example_text, make_text_tokenizer
-from vlatool.models.diffusion_policy.config import (
-    FAMILIES,
-    CausalLMConfig,
-    VlmBackboneConfig,
-    image_side,
-    image_tokens,
-)
+from vlatool.models.backbones.config import VlmBackboneConfig
+from vlatool.models.backbones.prompts import FAMILIES, image_side, image_tokens
+from vlatool.models.backbones.text import example_text, make_text_tokenizer
+from vlatool.models.backbones.vlm import VlmBackbone
+from vlatool.models.diffusion_policy.config import CausalLMConfig
 from vlatool.models.diffusion_policy.model import CausalLM
 
 DATA = RoboticsDataConfig(camera_names=["a", "b"], image_indices=[0])

@@ -15,17 +15,19 @@ from vlatool.models.vqgan.config import (
     VqganConfig,
     VqganNetworkConfig,
 )
-from vlatool.models.vqgan.model import ResidualBlock, Vqgan, VqganDecoder, VqganEncoder
-from vlatool.models.vqgan.objective import (
+from vlatool.models.vqgan.losses import (
     BlurDown,
-    CodebookMonitor,
     Discriminator,
     FeatureDistance,
     GradientDistance,
     LecamEma,
-    PixelObjective,
     hinge,
     loss_parts,
+)
+from vlatool.models.vqgan.model import ResidualBlock, Vqgan, VqganDecoder, VqganEncoder
+from vlatool.models.vqgan.objective import (
+    CodebookMonitor,
+    PixelObjective,
     mean_metrics,
     published_groups,
 )

@@ -2,12 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from vlatool.models.backbones.config import ViTBackboneConfig
 from vlatool.models.base import OptimizerSpec, ParamGroup
-from vlatool.models.diffusion_policy.config import (
-    DiffusionPolicyConfig,
-    TransformerConfig,
-    ViTBackboneConfig,
-)
+from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig, TransformerConfig
 from vlatool.models.diffusion_policy.model import DiffusionPolicy
 from vlatool.training.config import HParams
 from vlatool.training.step import build_optimizer, set_rate, update

@@ -93,26 +93,25 @@ class SequenceEncoder:
             )
         if width != tokens.codes_per_image:
             raise ValueError(f"has {width} codes per image, not {tokens.codes_per_image}")
-        largest = max(conversation.action_ids, default=0), int(conversation.codes.max(initial=0))
-        if largest[0] >= tokens.num_actions:
-            raise ValueError(f"has the action id {largest[0]}, not below {tokens.num_actions}")
-        if largest[1] >= tokens.num_codes:
-            raise ValueError(f"has the code {largest[1]}, not below {tokens.num_codes}")
-        asked = self._question(conversation)
+        largest_id = max(conversation.action_ids, default=0)
+        if largest_id >= tokens.num_actions:
+            raise ValueError(f"has the action id {largest_id}, not below {tokens.num_actions}")
+        largest_code = int(conversation.codes.max(initial=0))
+        if largest_code >= tokens.num_codes:
+            raise ValueError(f"has the code {largest_code}, not below {tokens.num_codes}")
+        prompt = self._question(conversation)
         answer_text = answer(conversation.kind, "", _FUTURES)
-        parts = [*self._parts(answer_text, conversation), _Piece(TEXT, self._close)]
-        lengths = [len(piece.ids) for piece in parts]
-        ids = np.concatenate([asked.ids, *(np.asarray(piece.ids, np.int64) for piece in parts)])
-        labels = ids.copy()
-        labels[: len(asked.ids)] = NO_LABEL
-        segments = np.repeat([piece.segment for piece in parts], lengths).astype(np.uint8)
-        rest = np.arange(sum(lengths)) + asked.next_position
-        return TokenSequence(
-            ids,
-            labels,
-            np.concatenate([asked.segments, segments]),
-            np.concatenate([asked.positions, np.tile(rest, (3, 1))], axis=1),
-        )
+        ids = [prompt.ids]
+        segments = [prompt.segments]
+        for piece in (*self._parts(answer_text, conversation), _Piece(TEXT, self._close)):
+            ids.append(np.asarray(piece.ids, np.int64))
+            segments.append(np.full(len(piece.ids), piece.segment, np.uint8))
+        all_ids = np.concatenate(ids)
+        labels = all_ids.copy()
+        labels[: len(prompt.ids)] = NO_LABEL
+        rest = np.arange(len(all_ids) - len(prompt.ids)) + prompt.next_position
+        positions = np.concatenate([prompt.positions, np.tile(rest, (3, 1))], axis=1)
+        return TokenSequence(all_ids, labels, np.concatenate(segments), positions)
 
     def prompt(
         self, task: str, kind: Kind = "vla", action_ids: Sequence[int] = ()

@@ -1,5 +1,8 @@
 """The network of FUTURE-VLA: Qwen3-VL with another vision front end, adapters, and its loss.
 
+`FutureVla` puts tokens of past images (`vision.py`) in place of the image tokens of a prompt and
+reads them with the language model. `AnswerObjective` compares the answer token by token.
+
 Names in the state dict are those of the published weights; weights of layers with adapters of low
 rank (LoRA, arXiv 2106.09685) keep their names, so that checkpoints of a model without adapters fit.
 The loss is the cross entropy of the answer, by segment. Source: reference/future-vla-model 2, 3.1.
@@ -223,10 +226,9 @@ class FutureVla(nn.Module):
             # The i-th image token of a row gets the i-th feature. No size depends on values, which
             # would make the host wait for the device.
             index = (is_image.cumsum(dim=1) - 1).clamp(min=0)[..., None]
-            placed = [
-                torch.take_along_dim(level.to(hidden.dtype), index, dim=1)
-                for level in features.unbind(1)
-            ]
+            placed: list[Tensor] = []
+            for level in features.unbind(1):
+                placed.append(torch.take_along_dim(level.to(hidden.dtype), index, dim=1))
             is_image = is_image[..., None]
             hidden = torch.where(is_image, placed[0], hidden)
             deepstack = [level * is_image for level in placed[1:]]
@@ -242,8 +244,9 @@ class FutureVla(nn.Module):
     @property
     def head_weight(self) -> Tensor:
         """Weight of the head [V, C], which may be that of the embedding."""
-        weight = self.lm_head.weight if hasattr(self, "lm_head") else None
-        return self.language_model.embed_tokens.weight if weight is None else weight
+        if hasattr(self, "lm_head"):
+            return self.lm_head.weight
+        return self.language_model.embed_tokens.weight
 
     def answer_losses(
         self,
@@ -265,11 +268,14 @@ class FutureVla(nn.Module):
         chosen = hidden[:, :-1][is_labelled]
         targets = labels[:, 1:][is_labelled]
         size = max(1, _LOGITS // self.vocabulary)
-        chunks = [
-            checkpoint(self._chunk_losses, h, t, use_reentrant=False)
-            for h, t in zip(chosen.split(size), targets.split(size), strict=True)
-        ]
-        losses, hits = zip(*chunks, strict=True)
+        losses: list[Tensor] = []
+        hits: list[Tensor] = []
+        for rows, ids in zip(chosen.split(size), targets.split(size), strict=True):
+            chunk_losses, chunk_hits = checkpoint(
+                self._chunk_losses, rows, ids, use_reentrant=False
+            )
+            losses.append(chunk_losses)
+            hits.append(chunk_hits)
         return torch.cat(losses), torch.cat(hits)
 
     def _chunk_losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -283,13 +289,13 @@ class FutureVla(nn.Module):
         if count != self.config.images:
             raise ValueError(f"{count} images of a sample, expected {self.config.images}")
         features = self.image_features(images.flatten(0, 1)).unflatten(0, (batch, count))
-        parts = [part.flatten(0, 1) for part in features.split(self.config.frames, dim=1)]
-        tokens = [
-            # [B * K, 1 + D, t, C] to [B, 1 + D, K * t, C]
-            part.unflatten(0, (batch, frames)).transpose(1, 2).flatten(2, 3)
-            for part, frames in zip(self.visual(parts), self.config.frames, strict=True)
-            if frames
-        ]
+        groups = [group.flatten(0, 1) for group in features.split(self.config.frames, dim=1)]
+        tokens: list[Tensor] = []
+        for group, frames in zip(self.visual(groups), self.config.frames, strict=True):
+            if frames:
+                # [B * K, 1 + D, t, C] to [B, 1 + D, K * t, C]
+                group = group.unflatten(0, (batch, frames)).transpose(1, 2).flatten(2, 3)
+                tokens.append(group)
         return torch.cat(tokens, dim=2)
 
     def image_features(self, images: Tensor) -> Tensor:
@@ -393,7 +399,9 @@ class AnswerObjective(Objective):
         images = int(is_start.sum(dim=1).max())
         if not images:
             return batch
-        before, after = (math.ceil(step * images * share) for step in (ctx.step, ctx.step + 1))
+        # As many as the share says, over all steps
+        before = math.ceil(ctx.step * images * share)
+        after = math.ceil((ctx.step + 1) * images * share)
         order = ctx.rng.uniform(images).argsort(dim=1).argsort(dim=1)
         return with_futures(batch, tokens.future_start, order < after - before)
 
@@ -415,11 +423,12 @@ class AnswerObjective(Objective):
         )
 
     def metrics(self, phase: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
-        rows = (sums[name].tolist() for name in ("loss", "hits", "count"))
         metrics: dict[str, float] = {}
-        for name, loss, hits, number in zip(SEGMENTS.values(), *rows, strict=True):
+        for index, name in enumerate(SEGMENTS.values()):
+            number = float(sums["count"][index])
             if number:
-                metrics |= {f"loss/{name}": loss / number, f"accuracy/{name}": hits / number}
+                metrics[f"loss/{name}"] = float(sums["loss"][index]) / number
+                metrics[f"accuracy/{name}"] = float(sums["hits"][index]) / number
         return metrics
 
 

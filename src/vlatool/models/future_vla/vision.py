@@ -1,5 +1,9 @@
 """Images to tokens: DINOv3, convolutions, and the vision transformer of Qwen3-VL.
 
+`VisionTower` gets features of DINOv3 in three groups, oldest images first. Convolutions make the
+grids of the older images smaller, then one transformer sees the patches of all images, each image
+for itself, and a merger turns squares of patches into tokens of the language model.
+
 Names in the state dict are those of the published weights. Source: reference/future-vla-model
 2.1, 2.2.
 
@@ -10,7 +14,7 @@ network that was built on the meta device lacks nothing but its weights.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +37,9 @@ _STD = (0.229, 0.224, 0.225)
 
 
 class Dino(nn.Module):
-    """DINOv3, without its class and register tokens in the output. Nothing in it is random:
-    dropout, and augmentation of positions, are a part of its own training.
+    """DINOv3, without its class and register tokens in the output.
+
+    Nothing in it is random: dropout, and augmentation of positions, are a part of its own training.
     """
 
     def __init__(self, config: DINOv3ViTConfig) -> None:
@@ -49,14 +54,14 @@ class Dino(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images uint8 [K, H, W, 3] to features [K, C, H / patch, W / patch]."""
-        rows, columns = (side // self.patch_size for side in images.shape[1:3])
+        rows = images.shape[1] // self.patch_size
+        columns = images.shape[2] // self.patch_size
         # float32 [K, 3, H, W] with mean 0 and deviation 1 on ImageNet. Slices instead of a tensor
         # of constants, whose copy to the device would block the host.
         pixels = images.permute(0, 3, 1, 2).float() / 255
-        bands = [
-            (band - mean) / std
-            for band, mean, std in zip(pixels.unbind(1), _MEAN, _STD, strict=True)
-        ]
+        bands: list[Tensor] = []
+        for band, mean, std in zip(pixels.unbind(1), _MEAN, _STD, strict=True):
+            bands.append((band - mean) / std)
         hidden = self.embeddings(torch.stack(bands, dim=1))
         rotary = self._rotary(rows, columns, hidden)
         for layer in self.layer:
@@ -114,6 +119,13 @@ def _gelu(x: Tensor) -> Tensor:
     return functional.gelu(x, approximate="tanh")
 
 
+class FrameGroup(NamedTuple):
+    """Images with grids of one size."""
+
+    images: int
+    patches: int  # patches of an image
+
+
 class FrameAttention(nn.Module):
     """Full attention within each image; images of an equal grid are one dense call."""
 
@@ -124,18 +136,23 @@ class FrameAttention(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], groups: Sequence[tuple[int, int]]
+        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], groups: Sequence[FrameGroup]
     ) -> Tensor:
         """[P, C] to [P, C]; see `FrameBlock`."""
         query, key, value = self.qkv(hidden).unflatten(1, (3, self.num_heads, -1)).unbind(1)
         query, key = apply_rotary_pos_emb_vision(query, key, *rotary)
-        lengths = [count * patches for count, patches in groups]
         mixed: list[Tensor] = []
-        parts = zip(*(tensor.split(lengths) for tensor in (query, key, value)), strict=True)
-        for (count, patches), part in zip(groups, parts, strict=True):
-            heads = [tensor.unflatten(0, (count, patches)).transpose(1, 2) for tensor in part]
-            output = functional.scaled_dot_product_attention(*heads)
-            mixed.append(output.transpose(1, 2).reshape(count * patches, -1))
+        start = 0
+        for group in groups:
+            rows = slice(start, start + group.images * group.patches)
+            start = rows.stop
+            shape = (group.images, group.patches)
+            output = functional.scaled_dot_product_attention(
+                query[rows].unflatten(0, shape).transpose(1, 2),
+                key[rows].unflatten(0, shape).transpose(1, 2),
+                value[rows].unflatten(0, shape).transpose(1, 2),
+            )
+            mixed.append(output.transpose(1, 2).flatten(0, 1).flatten(1))
         return self.proj(torch.cat(mixed))
 
 
@@ -150,12 +167,14 @@ class FrameBlock(nn.Module):
         self.mlp = Qwen3VLVisionMLP(config)
 
     def forward(
-        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], groups: Sequence[tuple[int, int]]
+        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], groups: Sequence[FrameGroup]
     ) -> Tensor:
         """Transforms the patches of all images.
 
-        `hidden`: patches [P, C], ordered by group and image; `rotary`: cosines and sines of their
-        positions, [P, head width] each; returns patches [P, C].
+        Args:
+            hidden: Patches [P, C], ordered by group and image.
+            rotary: Cosines and sines of their positions, [P, head width] each.
+            groups: The groups, in order.
         """
         hidden = hidden + self.attn(self.norm1(hidden), rotary, groups)
         return hidden + self.mlp(self.norm2(hidden))
@@ -205,34 +224,44 @@ class VisionTower(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Returns the tokens of images, with a grid of each size.
 
-        `features`: features of DINOv3 of the images [K, C, G, G], for each of `grids`; K may be 0
-        and differ; returns tokens [K, 1 + D, S * S / 4, width of the language model] for each of
-        `grids`, S being the side of the smaller grid: features for the embedding, then deepstack
-        features for the first D layers.
+        Args:
+            features: Features of DINOv3 of the images [K, C, G, G], for each of `grids`; K may be 0
+                and differ.
+
+        Returns:
+            Tokens [K, 1 + D, S * S / 4, width of the language model] for each of `grids`, S being
+            the side of the smaller grid: features for the embedding, then deepstack features for
+            the first D layers.
         """
-        maps = [
-            grid(images) for grid, images in zip(self.grids, features, strict=True) if len(images)
-        ]
-        groups = tuple((len(images), images.shape[-1] ** 2) for images in maps)
+        maps: list[Tensor] = []
+        groups: list[FrameGroup] = []
+        for grid, images in zip(self.grids, features, strict=True):
+            if len(images):
+                smaller = grid(images)
+                maps.append(smaller)
+                groups.append(FrameGroup(len(smaller), smaller.shape[-1] ** 2))
         hidden = torch.cat([self._patches(images) for images in maps])
         rotary = self._rotary(maps)
-        outputs: dict[int, Tensor] = {}
+        deepstack_blocks = list(self.config.deepstack_visual_indexes)
+        deepstack: list[Tensor | None] = [None] * len(deepstack_blocks)
         for index, block in enumerate(self.blocks):
             hidden = block(hidden, rotary, groups)
-            if index in self.config.deepstack_visual_indexes:
-                which = list(self.config.deepstack_visual_indexes).index(index)
-                outputs[which] = self.deepstack_merger_list[which](hidden)
-        tokens = torch.stack(
-            [self.merger(hidden), *(outputs[which] for which in range(len(outputs)))], dim=1
-        )
+            if index in deepstack_blocks:
+                level = deepstack_blocks.index(index)
+                deepstack[level] = self.deepstack_merger_list[level](hidden)
+        levels = [self.merger(hidden)]
+        levels += [level for level in deepstack if level is not None]
+        tokens = torch.stack(levels, dim=1)
+
         merged = self.config.spatial_merge_size**2
-        parts = iter(tokens.split([count * patches // merged for count, patches in groups]))
-        return [
-            next(parts).unflatten(0, (len(images), -1)).transpose(1, 2)
-            if len(images)
-            else tokens.new_zeros(0, tokens.shape[1], 0, tokens.shape[2])
-            for images in features
-        ]
+        parts = iter(tokens.split([group.images * group.patches // merged for group in groups]))
+        outputs: list[Tensor] = []
+        for images in features:
+            if len(images):
+                outputs.append(next(parts).unflatten(0, (len(images), -1)).transpose(1, 2))
+            else:
+                outputs.append(tokens.new_zeros(0, tokens.shape[1], 0, tokens.shape[2]))
+        return outputs
 
     def _patches(self, images: Tensor) -> Tensor:
         """Maps [K, C, S, S] to patches with positions [K * S * S, C]."""
@@ -275,6 +304,7 @@ class VisionTower(nn.Module):
 
 
 def _squares(grid: Tensor, merge: int) -> Tensor:
+    """Values [..., S, S, C] in the order of squares of `merge` x `merge`: [..., S * S, C]."""
     side = grid.shape[-2] // merge
     split = grid.unflatten(-3, (side, merge)).unflatten(-2, (side, merge))
     return split.transpose(-4, -3).flatten(-5, -2)

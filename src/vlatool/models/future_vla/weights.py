@@ -5,9 +5,10 @@ formats/future-vla.
 """
 
 import json
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,11 +53,10 @@ class StoredTensors:
         if any(not name.endswith((_SUFFIX, published.INDEX)) for name in names):
             raise unusable_checkpoint(folder, f"it has no {_SUFFIX} files")
         local = local_copy(folder, names)
-        indexed = (
-            weight_map(local / published.INDEX).values() if published.INDEX in names else names
-        )
+        if published.INDEX in names:
+            names = list(weight_map(local / published.INDEX).values())
         # local files; copies in the cache if the folder is remote
-        self.paths = [local / name for name in sorted(set(indexed))]
+        self.paths = [local / name for name in sorted(set(names))]
         self._files: dict[str, Any] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for path in self.paths:
@@ -85,15 +85,23 @@ class StoredTensors:
 
 @torch.no_grad()
 def load_stored(module: nn.Module, folder: Path, excluded: Sequence[str] = ()) -> None:
-    """Copies the tensors of a folder into a network; all names and shapes must match."""
+    """Copies the tensors of a folder into a network; all names and shapes must match.
+
+    Args:
+        module: The network.
+        folder: Folder of weights, of any scheme.
+        excluded: Networks in the network that keep their weights.
+    """
     stored = StoredTensors(folder)
     state = module.state_dict()
     prefixes = tuple(f"{name}." for name in excluded)
-    own = {name for name in state if name.startswith(prefixes)} if prefixes else set[str]()
-    shapes = {name: torch.empty(shape, device="meta") for name, shape in stored.shapes.items()}
-    shapes = {name: value for name, value in shapes.items() if name not in own}
-    matching_shapes(module, {**shapes, **{name: state[name] for name in own}}, folder)
-    for name in shapes:
+    kept = {name: value for name, value in state.items() if name.startswith(prefixes)}
+    loaded: dict[str, Tensor] = {}  # without values
+    for name, shape in stored.shapes.items():
+        if name not in kept:
+            loaded[name] = torch.empty(shape, device="meta")
+    matching_shapes(module, {**loaded, **kept}, folder)
+    for name in loaded:
         state[name].copy_(stored.read(name))
 
 
@@ -102,41 +110,50 @@ def write_tensors(
     shapes: Mapping[str, Sequence[int]],  # shape of each tensor, in the order in the files
     read: Callable[[str], Tensor],  # returns the tensor of a name, of any type and device
     dtype: torch.dtype,  # type in the files, bfloat16 or float32
-) -> list[str]:
-    """Writes weights as safetensors files with an index, as the hub has them; returns names of the
-    files.
-    """
-    groups = list(_groups(shapes, dtype.itemsize))
-    names = file_names(shapes, dtype)
-    for name, tensors in zip(names, groups, strict=False):
+) -> None:
+    """Writes weights as safetensors files with an index, as the hub has them."""
+    files = file_names(shapes, dtype)
+    weight_map: dict[str, str] = {}
+    for name, group in zip(files, _groups(shapes, dtype.itemsize), strict=False):
         with open_atomic(folder / name) as file:
-            _write_file(file, {key: shapes[key] for key in tensors}, read, dtype)
-    files = zip(names, groups, strict=False)
-    index = {key: name for name, tensors in files for key in tensors}
-    size = dtype.itemsize * sum(_count(shape) for shape in shapes.values())
-    write_json(folder / published.INDEX, {"metadata": {"total_size": size}, "weight_map": index})
-    return names
+            _write_file(file, {tensor: shapes[tensor] for tensor in group}, read, dtype)
+        weight_map |= dict.fromkeys(group, name)
+    size = dtype.itemsize * sum(map(math.prod, shapes.values()))
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    write_json(folder / published.INDEX, index)
 
 
 def file_names(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> list[str]:
     """Names of the files that `write_tensors` writes."""
-    count = sum(1 for _ in _groups(shapes, dtype.itemsize))
-    files = [f"model-{n + 1:05d}-of-{count:05d}{_SUFFIX}" for n in range(count)]
+    count = len(_groups(shapes, dtype.itemsize))
+    files = [f"model-{number:05d}-of-{count:05d}{_SUFFIX}" for number in range(1, count + 1)]
     return [*files, published.INDEX]
 
 
-def _groups(shapes: Mapping[str, Sequence[int]], itemsize: int) -> Iterator[list[str]]:
-    group: list[str] = []
+def check_written(folder: Path, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> None:
+    """Raises BugError if a tensor of a folder differs from the one that was written."""
+    written = StoredTensors(folder)
+    for name, value in tensors:
+        if not torch.equal(written.read(name), value.detach().to("cpu", dtype)):
+            raise BugError(
+                f"{folder}: {name} differs from the tensor that was written",
+                hint="do not use the folder; check the disk",
+                code="bug.differs",
+            )
+
+
+def _groups(shapes: Mapping[str, Sequence[int]], itemsize: int) -> list[list[str]]:
+    """Names of the tensors of each file."""
+    groups: list[list[str]] = [[]]
     size = 0
     for name, shape in shapes.items():
-        added = itemsize * _count(shape)
-        if group and size + added > _MAX_FILE:
-            yield group
-            group = []
+        added = itemsize * math.prod(shape)
+        if groups[-1] and size + added > _MAX_FILE:
+            groups.append([])
             size = 0
-        group.append(name)
+        groups[-1].append(name)
         size += added
-    yield group
+    return groups
 
 
 def _write_file(
@@ -148,7 +165,7 @@ def _write_file(
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name, shape in shapes.items():
-        stop = start + dtype.itemsize * _count(shape)
+        stop = start + dtype.itemsize * math.prod(shape)
         header[name] = {"dtype": _TYPES[dtype], "shape": [*shape], "data_offsets": [start, stop]}
         start = stop
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -157,13 +174,6 @@ def _write_file(
     for name in shapes:
         value = read(name).detach().to("cpu", dtype).contiguous()
         file.write(value.reshape(-1).view(torch.uint8).numpy().data)
-
-
-def _count(shape: Sequence[int]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
 
 
 # Names of layers that newer versions of transformers write.
@@ -179,75 +189,50 @@ def dino_name(name: str) -> str:
 DTYPE = torch.float32
 
 
-@dataclass(frozen=True)
-class _Export:
-    """Content of an exported folder."""
-
-    config: FutureVlaConfig
-    data: dict[str, Any]
-    assets: VlaAssets | None
-    tensors: Mapping[str, Tensor]
-    folder: Path | None
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(value.shape) for name, value in self.tensors.items()}
-
-    @property
-    def stock_files(self) -> list[str]:
-        """Names of the files of Qwen3-VL that the run has."""
-        present = frozenset[str]() if self.folder is None else names_in(self.folder)
-        return [name for name in published.ASSETS if name in present]
-
-    @property
-    def asset_files(self) -> list[str]:
-        if self.assets is None:
-            return []
-        names = [PROFILE_NAME, *(FAST_NAMES if self.assets.fast is not None else ())]
-        return [CONTRACT.name, *(f"{FAST_NAME}/{name}" for name in names)]
-
-    def write(self, folder: Path) -> Mapping[str, Any]:
-        """Writes the folder; the manifest last."""
-        for name in self.stock_files:
-            assert self.folder is not None
-            write_bytes(folder / name, read_file(self.folder / name))
-        if self.assets is not None:
-            write_profile(folder / FAST_NAME / PROFILE_NAME, self.assets.profile)
-            if self.assets.fast is not None:
-                write_fast(folder / FAST_NAME, self.assets.fast)
-            CONTRACT.write(folder, asdict(self.assets.contract))
-        write_text(folder / CONFIG, json.dumps(published.config_json(self.config), indent=2))
-        write_tensors(folder, self.shapes, self.tensors.__getitem__, DTYPE)
-        written = StoredTensors(folder)
-        for name, value in self.tensors.items():
-            if not torch.equal(written.read(name), value.detach().to("cpu", DTYPE)):
-                raise BugError(
-                    f"{folder}: {name} differs from the tensor that was written",
-                    hint="do not use the folder; check the disk",
-                    code="bug.differs",
-                )
-        model = self.config.model_dump(mode="json", exclude={"qwen", "special_ids"})
-        published.MANIFEST.write(folder, {"model": model, "data": self.data})
-        return {"tensors": len(self.tensors)}
-
-
 def prepare_export(trained: Trained) -> Exported:
+    """The files of opened weights in the layout of Qwen3-VL; writes nothing yet."""
     config = trained.config.model
-    network = trained.parts["model"]
     assert isinstance(config, FutureVlaConfig)
+    assets: VlaAssets | None = trained.assets
     data = trained.config.data
     # Locations of the training data mean nothing where the export is used.
-    content = data.model_dump(mode="json", exclude={*data.no_effect_on_output})
-    merged = config.model_copy(update={"lora": type(config.lora)()})
-    tensors = merged_weights(network.state_dict(), config.lora.rank, config.lora.alpha)
-    export = _Export(merged, content, trained.assets, tensors, trained.folder)
-    weights = file_names(export.shapes, DTYPE)
-    has_policy = trained.assets is not None and trained.assets.fast is not None
+    section = data.model_dump(mode="json", exclude={*data.no_effect_on_output})
+    state = trained.parts["model"].state_dict()
+    tensors = merged_weights(state, config.lora.rank, config.lora.alpha)
+    config = config.model_copy(update={"lora": type(config.lora)()})
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    present = frozenset[str]() if trained.folder is None else names_in(trained.folder)
+    stock_files = [name for name in published.ASSETS if name in present]
+    asset_files: list[str] = []
+    if assets is not None:
+        asset_files += [CONTRACT.name, f"{FAST_NAME}/{PROFILE_NAME}"]
+        if assets.fast is not None:
+            asset_files += [f"{FAST_NAME}/{name}" for name in FAST_NAMES]
+
+    def write(folder: Path) -> Mapping[str, Any]:
+        """Writes the folder; the manifest last."""
+        for name in stock_files:
+            assert trained.folder is not None
+            write_bytes(folder / name, read_file(trained.folder / name))
+        if assets is not None:
+            write_profile(folder / FAST_NAME / PROFILE_NAME, assets.profile)
+            if assets.fast is not None:
+                write_fast(folder / FAST_NAME, assets.fast)
+            CONTRACT.write(folder, asdict(assets.contract))
+        write_text(folder / CONFIG, json.dumps(published.config_json(config), indent=2))
+        write_tensors(folder, shapes, tensors.__getitem__, DTYPE)
+        check_written(folder, tensors.items(), DTYPE)
+        model = config.model_dump(mode="json", exclude={"qwen", "special_ids"})
+        published.MANIFEST.write(folder, {"model": model, "data": section})
+        return {"tensors": len(tensors)}
+
+    weights = file_names(shapes, DTYPE)
+    has_policy = assets is not None and assets.fast is not None
     return Exported(
-        files=(*weights, *export.stock_files, *export.asset_files, CONFIG, published.MANIFEST_NAME),
+        files=(*weights, *stock_files, *asset_files, CONFIG, published.MANIFEST_NAME),
         weights=tuple(name for name in weights if name != published.INDEX),
         compared=(published.INDEX,) if has_policy else (),
-        parameters=sum(value.numel() for value in export.tensors.values()),
-        summary=f"{len(export.tensors)} tensors in float32 with {published.MANIFEST_NAME}",
-        write=export.write,
+        parameters=sum(value.numel() for value in tensors.values()),
+        summary=f"{len(tensors)} tensors in float32 with {published.MANIFEST_NAME}",
+        write=write,
     )

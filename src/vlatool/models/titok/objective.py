@@ -11,120 +11,115 @@ from torch.nn import functional
 
 from vlatool.episode import UInt8Array
 from vlatool.findings import Finding
-from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, Part, StepContext
+from vlatool.models.base import Batch, Loss, OptimizerSpec, Part, StepContext
 from vlatool.models.images import comparison, to_float
-from vlatool.models.rng import computes_by_global_batch
 from vlatool.models.titok.config import TitokConfig, VqConfig
 from vlatool.models.titok.model import TitokOutput
-from vlatool.models.vqgan import objective
+from vlatool.models.vqgan.objective import (
+    PixelObjective,
+    TokenizerObjective,
+    code_sums,
+    published_groups,
+)
 
 # Metric of a teacher in bfloat16, and the share of its codes below which a warning is given.
 _AGREEMENT = "teacher_agreement"
 _MIN_AGREEMENT = 0.9
 
 
-def make_objective(config: TitokConfig, parts: Mapping[str, Part]) -> Objective:
-    quantizer = config.quantizer
-    is_vq = isinstance(quantizer, VqConfig)
+def make_objective(config: TitokConfig, parts: Mapping[str, Part]) -> TokenizerObjective:
+    """The objective of a config; `parts`: the parts after placement."""
     if not config.predicts_pixels:
         return CodesObjective(config, parts)
-    return objective.PixelObjective(
+    codebook_size = 0
+    noise = (config.num_latent_tokens, config.quantizer.token_size)
+    if isinstance(config.quantizer, VqConfig):
+        codebook_size = config.quantizer.codebook_size
+        noise = ()
+    return PixelObjective(
         config.losses,
         parts,
-        codebook_size=quantizer.codebook_size if is_vq else 0,
+        codebook_size=codebook_size,
         alarm=config.codebook_alarm,
-        noise=() if is_vq else (config.num_latent_tokens, quantizer.token_size),
+        noise=noise,
     )
 
 
-class CodesObjective(Objective):
-    """Cross-entropy of the teacher codes. With a teacher in bfloat16, its codes of the first image
-    of each micro-batch are compared with those in float32.
+class CodesObjective(TokenizerObjective):
+    """Cross-entropy of the teacher codes.
+
+    With a teacher in bfloat16, its codes of the first image of each micro-batch are compared with
+    those in float32.
     """
 
     def __init__(self, config: TitokConfig, parts: Mapping[str, Part]) -> None:
         assert isinstance(config.quantizer, VqConfig)
-        self._size = config.quantizer.codebook_size
-        self._weight = config.losses.quantizer_weight
-        self._half = config.teacher_precision == "bfloat16"
-        self._monitor = objective.CodebookMonitor(config.codebook_alarm)
-        self._revival = objective.RevivalRule(parts)
-        self._foreground = objective.ForegroundRule(config.losses, parts)
-        self._has_entropy = computes_by_global_batch(parts["model"].module)
+        super().__init__(config.losses, parts, config.codebook_alarm)
+        self._codebook_size = config.quantizer.codebook_size
+        self._is_half = config.teacher_precision == "bfloat16"
         self._cache = TeacherCodeCache(config.vqgan.codebook_size)
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
-        return {"main": OptimizerSpec(("model",), objective.published_groups)}
+        return {"main": OptimizerSpec(("model",), published_groups)}
 
     def prepare(self, batch: Batch, ctx: StepContext) -> Batch:
         """Adds pixels and the teacher codes int64 [B, P] to the batch."""
         pixels = to_float(batch["images"])
         teacher = ctx.parts["teacher"].codes
         digests = batch.get("digests")
-        with torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=self._half):
-            targets = self._cache.codes(digests, pixels, teacher) if digests else teacher(pixels)
-        extended = {**batch, "pixels": pixels, "targets": targets}
-        if self._half:
+        with torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=self._is_half):
+            if digests:
+                targets = self._cache.codes(digests, pixels, teacher)
+            else:
+                targets = teacher(pixels)
+        prepared = {**batch, "pixels": pixels, "targets": targets}
+        if self._is_half:
             share = (teacher(pixels[:1]) == targets[:1]).float().mean()
-            extended[_AGREEMENT] = share.expand(len(pixels))
-        return extended
-
-    def global_sums(self, batch: Batch, ctx: StepContext) -> Mapping[str, Tensor]:
-        """Soft assignments, if the model has an entropy penalty."""
-        return objective.assignment_sums(batch, ctx) if self._has_entropy else {}
+            prepared[_AGREEMENT] = share.expand(len(pixels))
+        return prepared
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
-        output: TitokOutput = ctx.parts["model"](
-            batch["pixels"], None, *objective.mean_assignment(batch)
-        )
+        pixels = batch["pixels"]
         targets: Tensor = batch["targets"]
+        output: TitokOutput = self._output_of(batch, None, ctx)
         logits = output.logits.float().flatten(2)
-        weights = self._foreground.weights(batch["pixels"])
+        weights = self._pixel_weights(pixels)
         if weights is None:
             error = functional.cross_entropy(logits, targets)
         else:
-            grid = output.logits.shape[2], output.logits.shape[3]
+            grid = (output.logits.shape[2], output.logits.shape[3])
             of_patches = functional.adaptive_avg_pool2d(weights, grid).flatten(1)
-            terms = functional.cross_entropy(logits, targets, reduction="none")
-            error = (of_patches * terms).mean()
-        count = error.new_tensor(float(len(targets)))
-        accuracy = (logits.argmax(1) == targets).float().mean()
+            errors = functional.cross_entropy(logits, targets, reduction="none")
+            error = (of_patches * errors).mean()
         terms = {
             "reconstruction_loss": error,
             "quantizer_loss": output.penalty,
             "commitment_loss": output.commitment,
-            "right_codes": accuracy,
+            "right_codes": (logits.argmax(1) == targets).float().mean(),
         }
         if _AGREEMENT in batch:
             terms[_AGREEMENT] = batch[_AGREEMENT].mean()
+        count = error.new_tensor(float(len(targets)))
         sums = {name: value.detach() * count for name, value in terms.items()}
-        sums |= objective.code_sums(output.codes, self._size)
+        sums |= code_sums(output.codes, self._codebook_size)
         if ctx.training:
-            sums |= self._revival.sums(output.inputs, ctx)
-            sums |= self._foreground.sums(batch["pixels"])
-        total = (error + self._weight * output.penalty) * count
+            sums |= self._buffer_sums(pixels, output.inputs, ctx)
+        total = (error + self._losses.quantizer_weight * output.penalty) * count
         return Loss(total, count, sums)
-
-    def update_buffers(self, optimizer: str, sums: Mapping[str, Tensor], ok: Tensor) -> None:
-        self._revival.update(sums, ok)
-        self._foreground.update(sums, ok)
-
-    def metrics(self, phase: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
-        """Means of the loss terms, and metrics of the codebook."""
-        return objective.mean_metrics(sums, count)
 
     def check_metrics(self, metrics: Mapping[str, float]) -> Sequence[Finding]:
         """Reports a collapse of the codebook, and a teacher whose codes depend on its precision."""
+        findings = super().check_metrics(metrics)
         share = metrics.get(_AGREEMENT, 1.0)
         if share >= _MIN_AGREEMENT:
-            return self._monitor(metrics)
+            return findings
         finding = Finding(
             "model.teacher_precision",
             "warning",
             f"only {share:.1%} of the codes of the teacher in bfloat16 are those in float32",
             action="set model.teacher_precision=float32; model.cache_teacher_ids saves time too",
         )
-        return (finding, *self._monitor(metrics))
+        return (finding, *findings)
 
     def images(self, batch: Batch, ctx: StepContext) -> Mapping[str, UInt8Array]:
         output: TitokOutput = ctx.parts["model"](batch["pixels"])
@@ -144,14 +139,19 @@ class TeacherCodeCache:
     ) -> Tensor:
         """Returns the codes int64 [B, P] of a batch; calls the teacher if an image is new.
 
-        `pixels`: float [B, 3, S, S]; `teacher`: function from pixels to codes int64 [B, P].
-
         The teacher always gets the whole batch, because the rounding of the result for one image
         depends on the other images.
+
+        Args:
+            digests: 16 bytes per image, by its content.
+            pixels: float [B, 3, S, S].
+            teacher: Function from pixels to codes int64 [B, P].
         """
-        new = [index for index, digest in enumerate(digests) if digest not in self._cached]
-        if new:
+        is_new = [digest not in self._cached for digest in digests]
+        if any(is_new):
             codes = teacher(pixels).to(self._dtype).cpu()
-            self._cached |= {digests[index]: codes[index].clone() for index in new}
+            for index, digest in enumerate(digests):
+                if is_new[index]:
+                    self._cached[digest] = codes[index].clone()
         rows = torch.stack([self._cached[digest] for digest in digests])
         return rows.to(pixels.device).long()

@@ -66,7 +66,8 @@ class TitokType(ImageTokenizerType):
         if config.predicts_pixels:
             default = FEATURES if config.decoder_head == "proxy" else GRADIENTS
             update["losses"], rule = with_perceptual(config.losses, default)
-            rules |= {"losses.perceptual_loss": rule} if rule else {}
+            if rule:
+                rules["losses.perceptual_loss"] = rule
         section = teacher_section(config)
         if section is not None:
             update["vqgan"] = section
@@ -78,26 +79,28 @@ class TitokType(ImageTokenizerType):
     def build(self, config: TitokConfig) -> Mapping[str, Part]:
         """The tokenizer, and the teacher (proxy head of stage 1) or the networks of the losses."""
         from vlatool.models.titok.model import Titok, TitokBlock
+        from vlatool.models.vqgan.losses import buffer_parts, loss_parts
         from vlatool.models.vqgan.model import ResidualBlock, Vqgan
-        from vlatool.models.vqgan.objective import background_part, loss_parts, revival_part
 
         model = Titok(config)
         model.freeze_tokens(frozen=config.stage == 2)
-        blocks = [
-            module for module in model.modules() if isinstance(module, TitokBlock | ResidualBlock)
-        ]
-        part = Part(model, blocks=blocks)
-        size = 0 if model.quantize is None else model.quantize.size
-        buffers = revival_part(size, config.revive_after)
-        buffers |= background_part(config.losses, config.image_size)
+        blocks: list[nn.Module] = []
+        for module in model.modules():
+            if isinstance(module, TitokBlock | ResidualBlock):
+                blocks.append(module)
+        parts = {"model": Part(model, blocks=blocks)}
         if config.predicts_pixels:
-            return {"model": part, **loss_parts(config.losses, config.vqgan), **buffers}
-        teacher = Part(Vqgan(config.vqgan), trained=False, averaged=False, saved=False)
-        return {"model": part, "teacher": teacher, **buffers}
+            parts |= loss_parts(config.losses, config.vqgan)
+        else:
+            teacher = Vqgan(config.vqgan)
+            parts["teacher"] = Part(teacher, trained=False, averaged=False, saved=False)
+        codebook_size = 0 if model.quantize is None else model.quantize.size
+        parts |= buffer_parts(config.losses, config.image_size, codebook_size, config.revive_after)
+        return parts
 
     def load(self, config: TitokConfig, parts: Mapping[str, Part], names: Sequence[str]) -> None:
+        from vlatool.models.vqgan.losses import load_perceptual
         from vlatool.models.vqgan.model import load_vqgan
-        from vlatool.models.vqgan.objective import load_perceptual
 
         check_required_weights(config, needs_init=False)
         if "teacher" in names:

@@ -1,5 +1,9 @@
 """MaskGIT-VQGAN: images to a grid of codes and back. Source: reference/titok 1.8, 2.2.
 
+The encoder halves the resolution from level to level, the quantizer (`models/codebook.py`) replaces
+each vector by its nearest code, the decoder goes the way back. The functions at the end load
+weights of a run or of the published file; TiTok uses them for its teacher.
+
 Names of modules are the published ones. Legend of shapes: B images, H height, W width, h and w size
 of the grid of codes, P = h w, C channels, Z width of a code.
 """
@@ -44,13 +48,17 @@ class ResidualBlock(nn.Module):
         self.conv1 = nn.Conv2d(before, after, kernel, padding=padding, bias=False)
         self.norm2 = nn.GroupNorm(groups, after, eps=_NORM_EPS)
         self.conv2 = nn.Conv2d(after, after, kernel, padding=padding, bias=False)
-        self.nin_shortcut = nn.Conv2d(after, after, 1, bias=False) if before != after else None
+        self.nin_shortcut = None
+        if before != after:
+            self.nin_shortcut = nn.Conv2d(after, after, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [B, C, H, W] to [B, C', H, W]."""
         residual = self.conv1(functional.silu(self.norm1(x)))
         residual = self.conv2(functional.silu(self.norm2(residual)))
-        return residual + (x if self.nin_shortcut is None else self.nin_shortcut(residual))
+        if self.nin_shortcut is not None:
+            x = self.nin_shortcut(residual)
+        return residual + x
 
 
 class VqganLevel(nn.Module):
@@ -58,19 +66,20 @@ class VqganLevel(nn.Module):
 
     def __init__(
         self,
-        widths: tuple[int, int],
+        before: int,
+        after: int,
         config: VqganNetworkConfig,
         *,
         doubles: bool = False,
         kernel: int = 3,
     ) -> None:
         super().__init__()
-        before, after = widths
-        inputs = [before] + [after] * (config.num_res_blocks - 1)
-        self.block = nn.ModuleList(
-            ResidualBlock(width, after, config.norm_groups, kernel=kernel) for width in inputs
-        )
-        self.upsample_conv = nn.Conv2d(after, after, 3, padding=1) if doubles else None
+        self.block = nn.ModuleList()
+        for width in [before] + [after] * (config.num_res_blocks - 1):
+            self.block.append(ResidualBlock(width, after, config.norm_groups, kernel=kernel))
+        self.upsample_conv = None
+        if doubles:
+            self.upsample_conv = nn.Conv2d(after, after, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [B, C, H, W] to [B, C', H, W], with `doubles` to [B, C', 2 H, 2 W]."""
@@ -82,23 +91,25 @@ class VqganLevel(nn.Module):
 
 
 class VqganEncoder(nn.Module):
+    """Levels from fine to coarse, then two blocks."""
+
     def __init__(self, config: VqganNetworkConfig) -> None:
         super().__init__()
-        widths = [config.hidden_channels * factor for factor in config.channel_mult]
-        inputs = [config.hidden_channels, *widths[:-1]]
-        last = widths[-1]
-        kernel = config.code_kernel
-        kernels = [3] * (len(widths) - 1) + [kernel]
-        self.conv_in = nn.Conv2d(3, config.hidden_channels, 3, padding=1, bias=False)
-        self.down = nn.ModuleList(
-            VqganLevel((before, after), config, kernel=size)
-            for before, after, size in zip(inputs, widths, kernels, strict=True)
-        )
+        groups = config.norm_groups
+        width = config.hidden_channels
+        coarsest = len(config.channel_mult) - 1
+        self.conv_in = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.down = nn.ModuleList()
+        for index, factor in enumerate(config.channel_mult):
+            before = width
+            width = config.hidden_channels * factor
+            kernel = config.code_kernel if index == coarsest else 3
+            self.down.append(VqganLevel(before, width, config, kernel=kernel))
         self.mid = nn.ModuleList(
-            ResidualBlock(last, last, config.norm_groups, kernel=kernel) for _ in range(2)
+            ResidualBlock(width, width, groups, kernel=config.code_kernel) for _ in range(2)
         )
-        self.norm_out = nn.GroupNorm(config.norm_groups, last, eps=_NORM_EPS)
-        self.conv_out = nn.Conv2d(last, config.z_channels, 1)
+        self.norm_out = nn.GroupNorm(groups, width, eps=_NORM_EPS)
+        self.conv_out = nn.Conv2d(width, config.z_channels, 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Maps pixels [B, 3, H, W] in [0, 1] to features [B, Z, h, w]."""
@@ -111,25 +122,28 @@ class VqganEncoder(nn.Module):
         """Yields the features of each level, from fine to coarse."""
         x = self.conv_in(pixels.contiguous(memory_format=torch.channels_last))
         for index, level in enumerate(self.down):
-            x = level(functional.avg_pool2d(x, 2) if index else x)
+            if index:
+                x = functional.avg_pool2d(x, 2)
+            x = level(x)
             yield x
 
 
 class VqganDecoder(nn.Module):
+    """Two blocks, then levels from coarse to fine."""
+
     def __init__(self, config: VqganNetworkConfig) -> None:
         super().__init__()
+        groups = config.norm_groups
         widths = [config.hidden_channels * factor for factor in config.channel_mult]
-        inputs = [*widths[1:], widths[-1]]
-        first = widths[-1]
-        last = widths[0]
-        self.conv_in = nn.Conv2d(config.z_channels, first, 3, padding=1)
-        self.mid = nn.ModuleList(ResidualBlock(first, first, config.norm_groups) for _ in range(2))
-        self.up = nn.ModuleList(
-            VqganLevel(pair, config, doubles=index > 0)
-            for index, pair in enumerate(zip(inputs, widths, strict=True))
-        )
-        self.norm_out = nn.GroupNorm(config.norm_groups, last, eps=_NORM_EPS)
-        self.conv_out = nn.Conv2d(last, 3, 3, padding=1)
+        coarsest = widths[-1]
+        self.conv_in = nn.Conv2d(config.z_channels, coarsest, 3, padding=1)
+        self.mid = nn.ModuleList(ResidualBlock(coarsest, coarsest, groups) for _ in range(2))
+        self.up = nn.ModuleList()  # from fine to coarse, as published
+        for index, width in enumerate(widths):
+            before = widths[index + 1] if index + 1 < len(widths) else coarsest
+            self.up.append(VqganLevel(before, width, config, doubles=index > 0))
+        self.norm_out = nn.GroupNorm(groups, widths[0], eps=_NORM_EPS)
+        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps features [B, Z, h, w] to pixels [B, 3, H, W], not clamped."""
@@ -157,7 +171,13 @@ class Vqgan(nn.Module):
         features = self.encoder(pixels)
         quantized: QuantizerOutput = self.quantize(features.flatten(2).transpose(1, 2))
         grid = quantized.vectors.transpose(1, 2).reshape(features.shape)
-        return VqganOutput(self.decoder(grid), *quantized[1:])
+        return VqganOutput(
+            self.decoder(grid),
+            quantized.codes,
+            quantized.penalty,
+            quantized.commitment,
+            quantized.inputs,
+        )
 
     def codes(self, pixels: Tensor) -> Tensor:
         """Returns the codes int64 [B, P] of pixels [B, 3, H, W]."""
@@ -182,14 +202,15 @@ _ENCODER = "encoder."
 
 def load_vqgan(module: nn.Module, origin: str, excluded: Sequence[str] = ()) -> None:
     """Loads the weights of a VQGAN; all names and shapes must match, but for some networks."""
-    source, weights = read_vqgan(origin)
+    source, weights = _read(origin)
     module.load_state_dict(init_state_dict(module, weights, source.file, excluded))
 
 
 def open_vqgan(config: VqganNetworkConfig, origin: str) -> Vqgan:
-    with torch.device("meta"):
+    """The network of a config with the weights at a location."""
+    source, weights = _read(origin)
+    with torch.device("meta"):  # sizes are compared before they take memory
         network = Vqgan(config)
-    source, weights = read_vqgan(origin)
     check_shapes(network, weights, source.file)
     network = Vqgan(config)
     network.load_state_dict(matching_state_dict(network, weights, source.file))
@@ -198,18 +219,26 @@ def open_vqgan(config: VqganNetworkConfig, origin: str) -> Vqgan:
 
 def load_encoder(module: nn.Module, origin: str) -> None:
     """Loads only the encoder of a VQGAN."""
-    source, weights = read_vqgan(origin)
-    encoder = {k.removeprefix(_ENCODER): v for k, v in weights.items() if k.startswith(_ENCODER)}
+    source, weights = _read(origin)
+    encoder: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        if name.startswith(_ENCODER):
+            encoder[name.removeprefix(_ENCODER)] = value
     module.load_state_dict(matching_state_dict(module, encoder, source.file))
 
 
 def pixel_weights(origin: str) -> dict[str, Tensor]:
-    """Reads the pixel decoder of TiTok from a VQGAN: all but its encoder, with names `pixel_*`."""
-    _, weights = read_vqgan(origin)
-    return {f"pixel_{k}": v for k, v in weights.items() if not k.startswith(_ENCODER)}
+    """The pixel decoder of TiTok from a VQGAN: all but its encoder, with names `pixel_*`."""
+    _, weights = _read(origin)
+    decoder: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        if not name.startswith(_ENCODER):
+            decoder[f"pixel_{name}"] = value
+    return decoder
 
 
-def read_vqgan(origin: str) -> tuple[WeightsOrigin, dict[str, Tensor]]:
+def _read(origin: str) -> tuple[WeightsOrigin, dict[str, Tensor]]:
+    """The files of a VQGAN, and its weights."""
     source = existing_weights(origin)
     source.check_type("vqgan", "data.missing")
     return source, source.read()

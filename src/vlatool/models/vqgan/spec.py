@@ -1,4 +1,9 @@
-"""The model type `vqgan`, the MaskGIT-VQGAN; no torch. Source: reference/titok 1.8, 4.2-4.4."""
+"""The model type `vqgan`, the MaskGIT-VQGAN: what vlatool calls. No torch.
+
+This folder is a model type to copy: `config.py` has the section `model`, `model.py` the network,
+`losses.py` and `objective.py` the loss, and this file the methods that tie them to a run. Source:
+reference/titok 1.8, 4.2-4.4.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,6 +48,8 @@ class ImageTokenizerType(ModelType):
 
 
 class VqganType(ImageTokenizerType):
+    """The model type `vqgan`."""
+
     name: ClassVar[str] = "vqgan"
     Config: ClassVar[type[ConfigModel]] = VqganConfig
 
@@ -51,23 +58,27 @@ class VqganType(ImageTokenizerType):
     ) -> tuple[VqganConfig, dict[str, str]]:
         update, rules = derive_image_size(config, config.image_size, config.patch_size, data)
         update["losses"], rule = with_perceptual(config.losses, GRADIENTS)
-        rules |= {"losses.perceptual_loss": rule} if rule else {}
+        if rule:
+            rules["losses.perceptual_loss"] = rule
         return config.model_copy(update=update), rules
 
     def build(self, config: VqganConfig) -> Mapping[str, Part]:
         """Returns the autoencoder, and the parts of its losses."""
+        from vlatool.models.vqgan.losses import buffer_parts, loss_parts
         from vlatool.models.vqgan.model import ResidualBlock, Vqgan
-        from vlatool.models.vqgan.objective import background_part, loss_parts, revival_part
 
         model = Vqgan(config, commitment_cost=config.commitment_cost)
-        revival = revival_part(config.codebook_size, config.revive_after)
-        background = background_part(config.losses, config.image_size)
-        losses = loss_parts(config.losses, config)
         blocks = [module for module in model.modules() if isinstance(module, ResidualBlock)]
-        return {"model": Part(model, blocks=blocks), **losses, **revival, **background}
+        return {
+            "model": Part(model, blocks=blocks),
+            **loss_parts(config.losses, config),
+            **buffer_parts(
+                config.losses, config.image_size, config.codebook_size, config.revive_after
+            ),
+        }
 
     def load(self, config: VqganConfig, parts: Mapping[str, Part], names: Sequence[str]) -> None:
-        from vlatool.models.vqgan.objective import load_perceptual
+        from vlatool.models.vqgan.losses import load_perceptual
 
         if "perceptual" in names:
             load_perceptual(config.losses, parts["perceptual"].module, None)
