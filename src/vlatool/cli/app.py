@@ -218,16 +218,16 @@ def run(argv: Sequence[str]) -> int:
     from vlatool.cli.failures import Terminated, raise_on_signals
 
     options = OutputOptions()
-    group = typer.main.get_command(app)
     try:
         if _COMPLETE in os.environ:
-            group.main(prog_name="vlatool")
+            typer.main.get_command(app).main(prog_name="vlatool")
             return 0
         raise_on_signals()
         _check_names(argv)
         if any(option in argv for option in ("--show-completion", "--install-completion")):
-            _set_up_completion(group, argv, options)
+            _set_up_completion(argv, options)
             return 0
+        group = typer.main.get_command(app)
         with group.make_context("vlatool", list(argv), obj=options) as ctx:
             group.invoke(ctx)
     except typer.Exit as error:
@@ -268,15 +268,16 @@ def _check_names(argv: Sequence[str]) -> None:
 _START_FILES = {"bash": "~/.bashrc", "zsh": "~/.zshrc"}
 
 
-def _set_up_completion(group: Any, argv: Sequence[str], options: OutputOptions) -> None:
+def _set_up_completion(argv: Sequence[str], options: OutputOptions) -> None:
     """Shows or installs the completion of a shell, which Typer does."""
     from vlatool.cli.output import write_stdout
 
     shell = os.path.basename(os.environ.get("SHELL", ""))
     if argv[-1] in _SHELLS:
         shell = argv[-1]
-        # Lets it work without a detected shell.
+        # Lets it work without a detected shell; Typer reads it when it builds the commands.
         os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
+    group = typer.main.get_command(app)
     try:
         with group.make_context("vlatool", list(argv), obj=options) as ctx:
             group.invoke(ctx)
