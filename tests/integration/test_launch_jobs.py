@@ -114,6 +114,13 @@ def test_a_service_that_does_not_answer_is_no_wrong_option(
     assert (code, document["error"]["code"]) == (5, "storage.unreachable")
 
 
+def test_following_a_service_that_never_answers_ends_at_once(service: Service) -> None:
+    # A second poll would find the job.
+    service.answers["DescribeTrainingJob"] = [{}, JOB]
+    code, document = launch("logs", "mine", "--follow")
+    assert (code, document["error"]["code"]) == (5, "storage.unreachable")
+
+
 # boto3 asks four times.
 @pytest.mark.parametrize("operation", ["DescribeTrainingJob", "GetLogEvents"])
 def test_a_log_is_followed_over_an_outage(operation: str, service: Service) -> None:

@@ -201,12 +201,14 @@ class _Recorder:
         widths = {name: len(field.is_constant) for name, field in self._fields.items()}
         overall: dict[str, float | None] = {}
         overall_by_step: dict[str, Sequence[float | None]] = {}
+        predictors: dict[str, None] = {}
         for errors in self._errors.values():
-            for predictor in errors:
-                mean = _mean_over(fields, widths, predictor, "normalised_mae")
-                by_step = _mean_over(fields, widths, predictor, "normalised_mae_by_step")
-                overall[predictor] = nan_to_none(mean)[0]
-                overall_by_step[predictor] = nan_to_none(by_step)
+            predictors |= dict.fromkeys(errors)
+        for predictor in predictors:
+            mean = _mean_over(fields, widths, predictor, "normalised_mae")
+            by_step = _mean_over(fields, widths, predictor, "normalised_mae_by_step")
+            overall[predictor] = nan_to_none(mean)[0]
+            overall_by_step[predictor] = nan_to_none(by_step)
         episodes = [_episode_errors(name, points) for name, points in self._points.items()]
         return OpenLoopReport(
             fields=fields,

@@ -160,7 +160,9 @@ def output_files(folder: Path) -> list[FileInfo]:
         return [file for file in files if not file.name.startswith(others)]
     own_files: list[FileInfo] = []
     for path, is_own in _walk(folder):
-        for file in files_in(path) if is_own else ():
+        if not is_own:
+            continue
+        for file in files_in(path):
             name = (path / file.name).relative_to(folder).as_posix()
             own_files.append(replace(file, name=name))
     return own_files

@@ -380,24 +380,30 @@ class FollowingInterrupted(VlatoolError):
 def follow_job(account: Account, name: str, reporter: Reporter) -> str:
     """Passes the log of a job to a reporter until the job ends; returns its last status.
 
-    A service that does not answer for a while is asked again.
+    A service that has answered once and then does not for a while is asked again.
     """
     log = _Log(account, name)
     clock = ProcessClock()
     shown_phase = ""
     is_log_readable = True
+    has_described = False
+    is_outage = False
     last_answer = clock.now()
     try:
         while True:
             try:
                 job = described_job(account, name)
+                has_described = True
                 if is_log_readable:
                     is_log_readable = _pass_on(log, reporter)
                 last_answer = clock.now()
+                is_outage = False
             except StorageError as error:
-                if clock.now() - last_answer > _PATIENCE_S:
+                if not has_described or clock.now() - last_answer > _PATIENCE_S:
                     raise
-                reporter.warn("job_log", f"{error.message}; asked again every ten seconds")
+                if not is_outage:
+                    reporter.warn("job_log", f"{error.message}; asked again for ten minutes")
+                is_outage = True
                 clock.sleep(_POLL_S)
                 continue
             status = str(job["TrainingJobStatus"])

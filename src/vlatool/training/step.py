@@ -72,9 +72,10 @@ def default_param_groups(
             parameters[id(parameter)] = parameter
             if by_name and base.decays_by_name(name):
                 decayed_ids.add(id(parameter))
-        for module in () if by_name else part.modules():
-            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-                decayed_ids.add(id(module.weight))
+        if not by_name:
+            for module in part.modules():
+                if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                    decayed_ids.add(id(module.weight))
     decayed = [p for key, p in parameters.items() if key in decayed_ids]
     others = [p for key, p in parameters.items() if key not in decayed_ids]
     return [base.ParamGroup(decayed), base.ParamGroup(others, decays=False)]

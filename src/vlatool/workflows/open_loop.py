@@ -77,12 +77,13 @@ class OpenLoopResult(Result):
             yield f"{field[-51:]:<52}{_field_text(metrics, names)}"
             for text in _details(metrics):
                 yield f"   {text}"
-        yield _row("overall, in standard deviations", [self.overall[name] for name in names])
+        overall = _figures([self.overall[name] for name in names])
+        yield f"{'overall, in standard deviations':<52}{overall}"
         steps = len(self.overall_by_step["policy"])
         if steps > 1:
             for step in sorted({0, steps // 2, steps - 1}):
-                errors = [self.overall_by_step[name][step] for name in names]
-                yield _row(f"   step {step + 1} of {steps}", errors)
+                errors = _figures([self.overall_by_step[name][step] for name in names])
+                yield f"{f'   step {step + 1} of {steps}':<52}{errors}"
         chunks = counted(self.samples, "chunk")
         yield f"{chunks}, {evaluate.weights_text(self.weights)}; page: {self.page}"
         if self.invalid:
@@ -93,9 +94,9 @@ class OpenLoopResult(Result):
             yield f"the policy is {verdict.text()}"
 
 
-def _row(label: str, values: Sequence[float | None]) -> str:
-    """A line of the table: a label and figures below the names of the predictors."""
-    return f"{label:<52}" + "".join(f"{evaluate.digits_text(value, 5):>14}" for value in values)
+def _figures(values: Sequence[float | None]) -> str:
+    """Figures below the names of the predictors."""
+    return "".join(f"{evaluate.digits_text(value, 5):>14}" for value in values)
 
 
 def _field_text(metrics: Mapping[str, Any], predictors: Sequence[str]) -> str:
@@ -104,7 +105,7 @@ def _field_text(metrics: Mapping[str, Any], predictors: Sequence[str]) -> str:
     better = "constant"
     if varying:
         better = f"{metrics['dimensions_better_than_mean']} of {varying}"
-    return _row("", [metrics[name]["mae"] for name in predictors])[52:] + f"  {better}"
+    return f"{_figures([metrics[name]['mae'] for name in predictors])}  {better}"
 
 
 def _details(metrics: Mapping[str, Any]) -> Iterator[str]:

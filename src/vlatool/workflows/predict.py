@@ -316,12 +316,14 @@ def _futures(
         images: dict[str, UInt8Array] = {}
         for camera, values in candidates.codes.items():
             images[camera] = decoded_images(tokenizer, values[number])
+        is_executed = number == candidates.chosen
+        if is_executed:
+            predicted = images
         label = "predicted"
         if count > 1:
             label += f", answer {number + 1}"
-        if number == candidates.chosen:
-            predicted = images
-            label += ", executed" if count > 1 else ""
+            if is_executed:
+                label += ", executed"
         drawn[label] = images
     if chosen.futures is None:
         return _Futures(predicted, drawn, {})

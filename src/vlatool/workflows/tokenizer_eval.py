@@ -189,8 +189,8 @@ def tokenizer_eval(
         return result
     ranked = extremes(rows, "psnr", _SHOWN)
     psnr_by_image: dict[str, dict[str, float]] = {}
-    for name in ("best", "median", "worst"):
-        scores: Sequence[ImageScore] = getattr(ranked, name)
+    groups = {"best": ranked.best, "median": ranked.median, "worst": ranked.worst}
+    for name, scores in groups.items():
         psnr_by_image[name] = {score.key: score.metrics["psnr"] for score in scores}
     result = replace(result, extremes=psnr_by_image)
     with single_output(output, record, (REPORT, PAGE)):
