@@ -22,7 +22,9 @@ _POLL_S = 0.1
 _RETRY_S = 1.0
 _CONNECT_S = 5.0
 _ANSWER_S = 10.0  # of a store that accepts connections
-_CAME = "vlatool/came"  # key of the store
+_CAME = (
+    "vlatool/came/{attempt}"  # key of the store, which torchrun keeps when it starts ranks again
+)
 _SHOWN = 8
 _DEFAULT_PORT = "29500"  # torch's default
 
@@ -37,7 +39,8 @@ def meet(environ: Mapping[str, str], limit_s: float) -> object:
     Raises:
         EnvironmentProblem: A variable is missing, a port is taken, or a rank does not come.
     """
-    meeting = _Meeting(*_address(environ), limit_s, hosts=_hosts(environ))
+    attempt = environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    meeting = _Meeting(*_address(environ), limit_s, hosts=_hosts(environ), attempt=attempt)
     meeting.start()
     began = time.monotonic()
     lines = 0
@@ -82,7 +85,15 @@ class _Meeting(Thread):
     """Thread with all that blocks: Python handles signals in the main thread only."""
 
     def __init__(
-        self, rank: int, world_size: int, host: str, port: int, limit_s: float, *, hosts: bool
+        self,
+        rank: int,
+        world_size: int,
+        host: str,
+        port: int,
+        limit_s: float,
+        *,
+        hosts: bool,
+        attempt: str,
     ) -> None:
         super().__init__(daemon=True, name="vlatool-rendezvous")
         self.rank = rank
@@ -95,6 +106,7 @@ class _Meeting(Thread):
         self._port = port
         self._hosts = hosts
         self._limit = timedelta(seconds=limit_s)
+        self._came = _CAME.format(attempt=attempt)
 
     def problem(self, what: str, hint: str = "") -> EnvironmentProblem:
         return EnvironmentProblem(
@@ -159,20 +171,19 @@ class _Meeting(Thread):
 
     def _wait_for_all(self, store: TCPStore) -> None:
         self.hint = "start those ranks, or end this run"
-        if store.check([_CAME]) and self.rank in _ranks_of(store):
+        # One step of the store: of two that come at once, one is the second.
+        if store.add(f"{self._came}/{self.rank}", 1) > 1:
             raise self.problem(
                 f"is at {self._host}:{self._port} already",
                 "give each process its own RANK, and each run its own MASTER_PORT",
             )
-        store.append(_CAME, f"{self.rank} ")  # pyright: ignore[reportAttributeAccessIssue] - no stub
-        while missing := sorted({*range(self.world_size)} - _ranks_of(store)):
+        store.append(self._came, f"{self.rank} ")  # pyright: ignore[reportAttributeAccessIssue] - no stub
+        while missing := sorted({*range(self.world_size)} - self._ranks_that_came(store)):
             word = "rank" if len(missing) == 1 else "ranks"
             shown = ", ".join(map(str, missing[:_SHOWN]))
             more = "" if len(missing) <= _SHOWN else f" and {len(missing) - _SHOWN} others"
             self.waits_for = f"{word} {shown}{more} (at {self._host}:{self._port})"
             time.sleep(_POLL_S * max(1.0, self.world_size / 32))
 
-
-def _ranks_of(store: TCPStore) -> set[int]:
-    """Ranks that have come."""
-    return set(map(int, store.get(_CAME).split()))
+    def _ranks_that_came(self, store: TCPStore) -> set[int]:
+        return set(map(int, store.get(self._came).split()))

@@ -8,10 +8,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from queue import Queue
 from threading import Thread
 from types import FrameType
 
 import pytest
+from torch.distributed import (
+    TCPStore,  # pyright: ignore[reportPrivateImportUsage] - it is public
+)
 
 from tests.builders.errors import fails
 from vlatool.errors import EnvironmentProblem, VlatoolError
@@ -94,17 +98,37 @@ def test_missing_or_wrong_variable_is_named(
 
 
 def test_ranks_meet_and_one_that_comes_twice_is_refused(port: int) -> None:
-    first = Thread(target=meet, args=(variables(0, port, world_size=3), 20.0), daemon=True)
-    first.start()
-    second = Thread(target=meet, args=(variables(1, port, world_size=3), 20.0), daemon=True)
-    second.start()
-    time.sleep(0.5)
-    with refused("rank 1 of 3 is at 127.0.0.1"):
-        meet(variables(1, port, world_size=3), 20.0)
-    meet(variables(2, port, world_size=3), 20.0)
-    for thread in (first, second):
-        thread.join(10.0)
-        assert not thread.is_alive()
+    """Which of the two is refused does not matter: the other one stays."""
+    outcomes: Queue[tuple[int, Exception | None]] = Queue()
+
+    def come(rank: int) -> None:
+        try:
+            meet(variables(rank, port, world_size=3), 20.0)
+            outcomes.put((rank, None))
+        except EnvironmentProblem as error:
+            outcomes.put((rank, error))
+
+    for rank in (0, 1, 1):
+        Thread(target=come, args=(rank,), daemon=True).start()
+    rank, error = outcomes.get(timeout=15.0)
+    assert rank == 1
+    assert isinstance(error, EnvironmentProblem)
+    assert "rank 1 of 3 is at 127.0.0.1" in error.message
+    come(2)
+    assert sorted(outcomes.get(timeout=10.0)[0] for _ in range(3)) == [0, 1, 2]
+
+
+def test_ranks_that_torchrun_starts_again_meet_again(port: int) -> None:
+    """The agent keeps its store, in which the ranks of the first attempt have come."""
+    agent = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    for attempt in ("0", "1"):
+        environ = {
+            **variables(0, port, world_size=1),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": attempt,
+        }
+        assert meet(environ, 10.0)
+    del agent
 
 
 def test_agent_of_torchrun_has_the_store(port: int) -> None:
