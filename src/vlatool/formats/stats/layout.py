@@ -89,16 +89,18 @@ def compact(stats: Mapping[str, Mapping[str, Any]]) -> Statistics:
 
     Only a merge needs the digests.
     """
-    return {
-        name: {key: value for key, value in entry.items() if not key.startswith("tdigest_state")}
-        for name, entry in stats.items()
-    }
+    compacted: Statistics = {}
+    for name, entry in stats.items():
+        compacted[name] = {key: value for key, value in entry.items() if key not in _STATES}
+    return compacted
 
 
 def number_array(value: object) -> Array | None:
     """Value of an entry as float64, NaN for null; None if it is not an array of numbers."""
+    if value is None:
+        return None
     try:
-        return np.asarray(value, np.float64) if value is not None else None
+        return np.asarray(value, np.float64)
     except (TypeError, ValueError):
         return None
 
@@ -134,22 +136,26 @@ def merge_parts(
     steps that all have.
     """
     window = _common_window(parts) if of_some else None
-    names = dict.fromkeys(name for part in parts for name in part.statistics)
+    names: dict[str, None] = {}
+    for part in parts:
+        names |= dict.fromkeys(part.statistics)
     merged: Statistics = {}
     left_out: dict[str, str] = {}
     for name in names:
         owners = [part for part in parts if name in part.statistics]
-        missing = len(parts) - len(owners)
-        widths = {_width(part.statistics[name]) for part in owners}
-        if missing and not of_some:
+        if len(owners) < len(parts) and not of_some:
             lacking = [part.location for part in parts if name not in part.statistics]
-            where = ", ".join(filter(None, lacking)) or f"{missing} of {len(parts)}"
-            left_out[name] = f"not in {where}"
-        elif leave_out_unequal and len(widths) > 1:
-            rows = [f"{_width(part.statistics[name])} wide in {part.location}" for part in owners]
-            left_out[name] = "; ".join(rows)
-        else:
-            merged[name] = _merge_field(name, owners, window)
+            places = ", ".join(place for place in lacking if place)
+            left_out[name] = f"not in {places or f'{len(lacking)} of {len(parts)}'}"
+            continue
+        widths = [_width(part.statistics[name]) for part in owners]
+        if leave_out_unequal and len(set(widths)) > 1:
+            texts: list[str] = []
+            for part, width in zip(owners, widths, strict=True):
+                texts.append(f"{width} wide in {part.location}")
+            left_out[name] = "; ".join(texts)
+            continue
+        merged[name] = _merge_field(name, owners, window)
     if not merged:
         raise DataError(
             "the statistics have no field in common",
@@ -169,13 +175,15 @@ def _width(entry: Mapping[str, Any]) -> int:
 
 def _common_window(parts: Sequence[StatsPart]) -> tuple[int, int] | None:
     """Steps before the anchor, and from it on, that all parts have; None if one is unknown."""
-    known = [(part, part.past) for part in parts if part.past is not None]
-    if len(known) < len(parts):
-        return None
-    steps = [min(len(e.get("count", ())) for e in part.statistics.values()) for part, _ in known]
-    return min(past for _, past in known), min(
-        count - past for count, (_, past) in zip(steps, known, strict=True)
-    )
+    pasts: list[int] = []
+    futures: list[int] = []
+    for part in parts:
+        if part.past is None:
+            return None
+        steps = min(len(entry.get("count", ())) for entry in part.statistics.values())
+        pasts.append(part.past)
+        futures.append(steps - part.past)
+    return min(pasts), min(futures)
 
 
 def _merge_field(
@@ -207,15 +215,6 @@ def _align(
     shapes = {statistics.shape for statistics in partial}
     if window is None and len(shapes) == 1 and len({part.past for part in parts}) == 1:
         return list(partial)
-    known = [part.past for part in parts if part.past is not None]
-    if len({width for _, width in shapes}) == 1 and len(known) < len(parts):
-        raise DataError(
-            f"field {name!r}: the windows differ or may differ, and for "
-            f"{len(parts) - len(known)} of {len(parts)} data sets the anchor is unknown",
-            hint="put the preprocessing_config.yaml of each data set beside its stats.json",
-            code="data.mismatch",
-            details={"field": name},
-        )
     if len({width for _, width in shapes}) > 1:
         raise DataError(
             f"field {name!r} has different shapes (steps, dimensions) in the data sets: "
@@ -224,10 +223,21 @@ def _align(
             code="data.mismatch",
             details={"field": name},
         )
-    past, future = window or (
-        min(known),
-        min(each.shape[0] - part_past for each, part_past in zip(partial, known, strict=True)),
-    )
+    pasts = [part.past for part in parts if part.past is not None]
+    if len(pasts) < len(parts):
+        raise DataError(
+            f"field {name!r}: the windows differ or may differ, and for "
+            f"{len(parts) - len(pasts)} of {len(parts)} data sets the anchor is unknown",
+            hint="put the preprocessing_config.yaml of each data set beside its stats.json",
+            code="data.mismatch",
+            details={"field": name},
+        )
+    if window is None:
+        futures: list[int] = []
+        for statistics, part_past in zip(partial, pasts, strict=True):
+            futures.append(statistics.shape[0] - part_past)
+        window = min(pasts), min(futures)
+    past, future = window
     if future < 1:
         raise DataError(
             f"field {name!r} has fewer steps than past_lowdim_steps requires",
@@ -235,10 +245,10 @@ def _align(
             code="data.mismatch",
             details={"field": name},
         )
-    return [
-        statistics.steps(part_past - past, part_past + future)
-        for statistics, part_past in zip(partial, known, strict=True)
-    ]
+    aligned: list[WindowStatistics] = []
+    for statistics, part_past in zip(partial, pasts, strict=True):
+        aligned.append(statistics.steps(part_past - past, part_past + future))
+    return aligned
 
 
 _FEWEST_ROWS = 2.0
@@ -253,15 +263,14 @@ def _apply_weights(
         return list(partial)
     sizes = [float(statistics.count.max(initial=0)) for statistics in partial]
     rows_per_weight = sum(sizes) / sum(weights)
-    factors = [
-        weight * rows_per_weight / max(size, 1.0)
-        for weight, size in zip(weights, sizes, strict=True)
-    ]
+    factors: list[float] = []
+    least = np.inf
+    for statistics, weight, size in zip(partial, weights, sizes, strict=True):
+        factor = weight * rows_per_weight / max(size, 1.0)
+        factors.append(factor)
+        counts = statistics.count[statistics.count > 0] * factor
+        least = min(least, float(counts.min(initial=np.inf)))
     # Formulas of few rows hold for at least two.
-    counts = [
-        part.count[part.count > 0] * factor for part, factor in zip(partial, factors, strict=True)
-    ]
-    least = min((float(count.min()) for count in counts if count.size), default=_FEWEST_ROWS)
     more = max(_FEWEST_ROWS / least, 1.0)
     return [_scale(part, factor * more) for part, factor in zip(partial, factors, strict=True)]
 
@@ -283,11 +292,13 @@ def _partial(entry: Mapping[str, Any]) -> WindowStatistics:
     std = np.broadcast_to(np.asarray(entry["std_per_timestep"], np.float64), mean.shape)
     if not np.isfinite(mean + std)[count > 0].all():
         raise ValueError("a mean or a standard deviation is not a number")
-    mean, std = (np.where(count > 0, values, 0.0) for values in (mean, std))
-    if entry["tdigest_state_per_timestep"] is None:
+    mean = np.where(count > 0, mean, 0.0)
+    std = np.where(count > 0, std, 0.0)
+    digest = entry[_STATE]
+    if digest is None:
         raise ValueError("no digest state")
-    state = entry["tdigest_state_per_timestep"]
-    digest = state if isinstance(state, Digest) else from_state(state)
+    if not isinstance(digest, Digest):
+        digest = from_state(digest)
     if len(digest.means) != mean.size:
         raise ValueError("the digests have another shape than the means")
     return WindowStatistics(
@@ -316,7 +327,8 @@ def digests_path(stats: Path) -> Path:
 
 def without_digests(stats: Mapping[str, Mapping[str, Any]]) -> Statistics:
     """Statistics with each digest replaced by null."""
-    return {name: {**entry, **dict.fromkeys(_STATES)} for name, entry in stats.items()}
+    no_states = dict.fromkeys(_STATES)
+    return {name: {**entry, **no_states} for name, entry in stats.items()}
 
 
 def write_with_digests(path: Path, stats: Mapping[str, Mapping[str, Any]]) -> None:
@@ -359,11 +371,16 @@ def read_mergeable(path: Path) -> Statistics:
 
 
 def _digest(name: str, arrays: Mapping[str, Array]) -> dict[str, Digest]:
-    means, weights = (arrays.get(f"{name}.{part}") for part in ("means", "weights"))
-    if means is None or means.ndim != 3 or (weights is not None and weights.shape != means.shape):
+    means = arrays.get(f"{name}.means")
+    weights = arrays.get(f"{name}.weights")
+    if means is None or means.ndim != 3:
         return {}
     rows = (-1, means.shape[2])
-    return {_STATE: Digest(means.reshape(rows), None if weights is None else weights.reshape(rows))}
+    if weights is None:
+        return {_STATE: Digest(means.reshape(rows), None)}
+    if weights.shape != means.shape:
+        return {}
+    return {_STATE: Digest(means.reshape(rows), weights.reshape(rows))}
 
 
 @dataclass(frozen=True)
