@@ -51,7 +51,9 @@ class EpisodeFigures:
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
         states = _columns(episode, episode.proprioception_fields)
         actions = _columns(episode, episode.action_fields)
-        figures = {} if episode.success is None else {"success": float(episode.success)}
+        figures: dict[str, float] = {}
+        if episode.success is not None:
+            figures["success"] = float(episode.success)
         arrays: dict[str, Array] = {}
         if np.isfinite(states).all() and np.isfinite(actions).all() and len(states):
             figures |= motion_figures(states, episode.fps)
@@ -88,11 +90,12 @@ class EpisodeFigures:
 
 def _columns(episode: Episode, names: Sequence[str]) -> Array:
     """Numeric fields [F, C] side by side."""
-    known = dict.fromkeys(stored_from(name, episode.lowdim) for name in names)
-    fields = [episode.lowdim[name] for name in known if name in episode.lowdim]
-    numbers = [values.reshape(len(values), -1) for values in fields if values.dtype.kind in "fiub"]
-    empty = np.zeros((episode.num_frames, 0))
-    return np.concatenate([empty, *numbers], axis=1, dtype=np.float64)
+    columns = [np.zeros((episode.num_frames, 0))]
+    for name in dict.fromkeys(stored_from(name, episode.lowdim) for name in names):
+        values = episode.lowdim.get(name)
+        if values is not None and values.dtype.kind in "fiub":
+            columns.append(values.reshape(len(values), -1))
+    return np.concatenate(columns, axis=1, dtype=np.float64)
 
 
 def _read(
@@ -162,7 +165,9 @@ class CurationSink(writing.Sink):
         curation_layout.write_curation(
             self._setup.output / curation_layout.FIGURES_NAME, compared(done)
         )
-        files = [file for receipt in done for file in receipt.files]
+        files: list[FileEntry] = []
+        for receipt in done:
+            files += receipt.files
         files.append(file_entry(self._setup.output, curation_layout.FIGURES_NAME))
         return writing.SinkSummary(len(done), sum(file.bytes for file in files), tuple(files))
 
@@ -173,31 +178,40 @@ class CurationSink(writing.Sink):
 def compared(receipts: Sequence[Receipt]) -> curation_layout.Curation:
     """The episodes with their figures, those that need the others included."""
     facts = [receipt.facts for receipt in receipts]
-    texts = np.array([each["instruction"] for each in facts])
-    columns, cameras_of = _of_cameras([each["cameras"] for each in facts])
-    for name in {name for each in facts for name in each["figures"]}:
-        columns[name] = np.array([each["figures"].get(name, np.nan) for each in facts])
+    texts = np.array([row["instruction"] for row in facts])
+    columns, cameras_of = _of_cameras([row["cameras"] for row in facts])
+    for name in set().union(*(row["figures"] for row in facts)):
+        columns[name] = np.array([row["figures"].get(name, np.nan) for row in facts])
 
     def stacked(name: str) -> Array:
         """An array of each episode [N, ...]; NaN for those without."""
-        known = [each.arrays[name] for each in receipts if name in each.arrays]
+        known = [receipt.arrays[name] for receipt in receipts if name in receipt.arrays]
         missing = np.full(known[0].shape if known else 1, np.nan)
-        return np.stack([each.arrays.get(name, missing) for each in receipts])
+        return np.stack([receipt.arrays.get(name, missing) for receipt in receipts])
 
     def among(figure: Callable[..., Array], *features: Array) -> Array:
         """A figure [N] of the episodes with all features [N, ...]; NaN for others."""
         values = np.full(len(texts), np.nan)
-        lacks = [np.isnan(each.reshape(len(texts), -1)).any(axis=1) for each in features]
-        known = ~np.any(lacks, axis=0)
-        if known.sum() > 1 and all(each.size for each in features):
-            values[known] = figure(*(each[known] for each in features), texts[known])
+        has_all = np.ones(len(texts), bool)
+        for feature in features:
+            has_all &= ~np.isnan(feature.reshape(len(texts), -1)).any(axis=1)
+        if has_all.sum() > 1 and all(feature.size for feature in features):
+            arguments = [feature[has_all] for feature in features]
+            values[has_all] = figure(*arguments, texts[has_all])
         return values
 
-    counts = Counter(name for each in receipts for name in each.arrays)
-    many = sorted(name for name, count in counts.items() if count > _MOST_BLANK * len(texts))
-    means, lasts = (
-        [stacked(name) for name in many if name.startswith(kind)] for kind in ("mean/", "end/")
-    )
+    counts: Counter[str] = Counter()
+    for receipt in receipts:
+        counts.update(receipt.arrays.keys())
+    means: list[Array] = []
+    lasts: list[Array] = []
+    for name, count in sorted(counts.items()):
+        if count <= _MOST_BLANK * len(texts):
+            continue
+        if name.startswith("mean/"):
+            means.append(stacked(name))
+        if name.startswith("end/"):
+            lasts.append(stacked(name))
     paths = stacked("path")
     last = paths[:, (_TIMES - 1) * paths.shape[1] // _TIMES :]
     columns |= {
@@ -205,28 +219,28 @@ def compared(receipts: Sequence[Receipt]) -> curation_layout.Curation:
         "disagreement": among(neighbors.disagreements, stacked("states"), stacked("actions")),
         "other_instruction": among(neighbors.other_group_ratios, np.hstack([last, *lasts])),
         "duplicate_distance": among(
-            lambda each, _: neighbors.distances(each, [""] * len(each), 1),
+            lambda paths, _: neighbors.distances(paths, [""] * len(paths), 1),
             np.hstack([paths, *means]),
         ),
-        "action_lag": np.abs(among(lambda each, _: action_lags(each), stacked("lags"))),
+        "action_lag": np.abs(among(lambda lags, _: action_lags(lags), stacked("lags"))),
     }
     if len(means) > 1:
         columns["swapped_cameras"] = among(
-            lambda each, _: neighbors.swapped_ratios(each), np.stack(means, axis=1)
+            lambda images, _: neighbors.swapped_ratios(images), np.stack(means, axis=1)
         )
     lags = columns["camera_lag"]  # one that all episodes have is that of the robot
     usual = np.median(lags[~np.isnan(lags)]) if not np.isnan(lags).all() else 0.0
     columns["camera_lag"] = np.abs(lags - usual)
-    has_others = len({*texts.tolist()}) > 1
     absent = dict(_ABSENT)
-    if not has_others:
+    if len(set(texts.tolist())) < 2:
         absent["other_instruction"] = _ONE_INSTRUCTION
-    episodes = [
-        curation_layout.CuratedEpisode(
-            each.item, each.counts["frames"], each.facts["instruction"], camera=camera
+    episodes: list[curation_layout.CuratedEpisode] = []
+    for receipt, camera in zip(receipts, cameras_of, strict=True):
+        frames = receipt.counts["frames"]
+        instruction = receipt.facts["instruction"]
+        episodes.append(
+            curation_layout.CuratedEpisode(receipt.item, frames, instruction, camera=camera)
         )
-        for each, camera in zip(receipts, cameras_of, strict=True)
-    ]
     ordered = {name: columns[name] for name in curation_layout.FIGURES if name in columns}
     return curation_layout.Curation(tuple(episodes), absent).with_figures(ordered)
 
@@ -238,22 +252,25 @@ def _of_cameras(
 
     Cameras with images of one color in most episodes, as those that a robot lacks, do not count.
     """
-    blank: dict[str, list[bool]] = {}
-    for name, figures in ((name, each[name]) for each in seen for name in each):
-        blank.setdefault(name, []).append(figures["blank_share"] == 1)
-    used = {name for name, each in blank.items() if np.mean(each) <= _MOST_BLANK}
-
-    def values(figure: str) -> list[dict[str, float]]:
-        return [
-            {name: each[name][figure] for name in each if name in used and figure in each[name]}
-            for each in seen
-        ]
-
-    columns = {
-        figure: np.array([max(each.values(), key=abs, default=np.nan) for each in values(figure)])
-        for figure in ("blank_share", "frozen_share", "camera_lag")
-    }
-    return columns, [max(each, key=each.__getitem__, default="") for each in values("frozen_share")]
+    is_blank: dict[str, list[bool]] = {}
+    for cameras in seen:
+        for name, figures in cameras.items():
+            is_blank.setdefault(name, []).append(figures["blank_share"] == 1)
+    used = {name for name, flags in is_blank.items() if np.mean(flags) <= _MOST_BLANK}
+    columns: dict[str, Array] = {}
+    repeating: list[str] = []
+    for figure in ("blank_share", "frozen_share", "camera_lag"):
+        worst: list[float] = []
+        for cameras in seen:
+            values: dict[str, float] = {}
+            for name, figures in cameras.items():
+                if name in used and figure in figures:
+                    values[name] = figures[figure]
+            worst.append(max(values.values(), key=abs, default=np.nan))
+            if figure == "frozen_share":
+                repeating.append(max(values, key=values.__getitem__, default=""))
+        columns[figure] = np.array(worst)
+    return columns, repeating
 
 
 _ONE_INSTRUCTION = "all episodes have the same instruction"

@@ -138,11 +138,12 @@ class RunDir:
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """(step, folder) of every complete checkpoint, ascending."""
-        complete = (
-            candidate for candidate in self.checkpoint_folders() if (candidate / MANIFEST).is_file()
-        )
-        steps = ((checkpoint_step(folder.name), folder) for folder in complete)
-        return sorted((step, folder) for step, folder in steps if step is not None)
+        complete: list[tuple[int, Path]] = []
+        for folder in self.checkpoint_folders():
+            step = checkpoint_step(folder.name)
+            if step is not None and (folder / MANIFEST).is_file():
+                complete.append((step, folder))
+        return sorted(complete)
 
     def checkpoint_folders(self) -> list[Path]:
         """Folders of checkpoints, complete or not, by name; hidden ones are being written.
@@ -159,8 +160,11 @@ class RunDir:
 
     def check_no_files(self) -> None:
         """Raises StorageError if a file has the name of a folder that training writes."""
-        entries = self.checkpoints_folder.iterdir() if self.checkpoints_folder.is_dir() else ()
-        steps = sorted(path for path in entries if checkpoint_step(path.name) is not None)
+        steps: list[Path] = []
+        if self.checkpoints_folder.is_dir():
+            for path in sorted(self.checkpoints_folder.iterdir()):
+                if checkpoint_step(path.name) is not None:
+                    steps.append(path)
         for path in (self.checkpoints_folder, self.root / IMAGES, self.root / EVALUATIONS, *steps):
             if path.exists() and not path.is_dir():
                 raise StorageError(
@@ -185,8 +189,12 @@ class RunDir:
 
     def newest_folder(self) -> tuple[int, Path] | None:
         """(step, folder) of the newest checkpoint, complete or not."""
-        steps = ((checkpoint_step(folder.name), folder) for folder in self.checkpoint_folders())
-        return max(((step, folder) for step, folder in steps if step is not None), default=None)
+        newest: tuple[int, Path] | None = None
+        for folder in self.checkpoint_folders():
+            step = checkpoint_step(folder.name)
+            if step is not None and (newest is None or step > newest[0]):
+                newest = step, folder
+        return newest
 
     def prune(self, retention: Retention, needed: Collection[int] = ()) -> None:
         """Removes surplus checkpoints, and frozen weights that no other checkpoint names."""
@@ -228,10 +236,12 @@ class RunDir:
     def find_best(self) -> BestCheckpoint | None:
         """The best of the planned checkpoints by metrics.jsonl; None if it has no value of one."""
         manifests = read_manifests(folder for _, folder in self.checkpoints())
-        planned = {
-            step for step, manifest in manifests.items() if manifest and not manifest.stopped
-        }
-        return choose_best(read_metrics(self.metrics) if self.metrics.is_file() else (), planned)
+        planned: set[int] = set()
+        for step, manifest in manifests.items():
+            if manifest is not None and not manifest.stopped:
+                planned.add(step)
+        rows = read_metrics(self.metrics) if self.metrics.is_file() else []
+        return choose_best(rows, planned)
 
     def write_best(self, best: BestCheckpoint) -> None:
         """Writes best.json, which names the best checkpoint."""
@@ -342,12 +352,13 @@ class RunDir:
 
     def record_assets(self, names: Iterable[str], *, replace: bool = False) -> None:
         """Records the current state of files; `replace` removes all other entries."""
-        listed = {} if replace else {entry.path: entry for entry in self.recorded_files()}
-        files = [self.root / name for name in names]
-        current = {
-            file.name: FileEntry(file.name, file.stat().st_size, sha256_of(file)) for file in files
-        }
-        write_file_list(self.root, [*{**listed, **current}.values()])
+        entries: dict[str, FileEntry] = {}
+        if not replace:
+            entries = {entry.path: entry for entry in self.recorded_files()}
+        for name in names:
+            file = self.root / name
+            entries[file.name] = FileEntry(file.name, file.stat().st_size, sha256_of(file))
+        write_file_list(self.root, list(entries.values()))
 
     def config_tree(self) -> dict[str, Any]:
         """Tree of config.yaml."""
@@ -377,11 +388,16 @@ class RunDir:
 
 def _lost_metrics(path: Path, last_step: int, log_every: int) -> str:
     rows = list(scan_metrics(path)) if path.is_file() else []
-    if damaged := sum(not has_step(row) for row in rows[:-1]):
+    damaged = sum(not has_step(row) for row in rows[:-1])
+    if damaged:
         return f"{damaged} of {len(rows)} lines are damaged, and left out"
-    steps = [0, *sorted(row["step"] for row in rows if has_step(row) and row["step"] <= last_step)]
-    apart = [after - before for before, after in pairwise(steps)]
-    if last_step - steps[-1] < max(log_every, *apart, 0):
+    steps = [0]
+    for row in rows:
+        if has_step(row) and row["step"] <= last_step:
+            steps.append(row["step"])
+    steps.sort()
+    longest_gap = max((after - before for before, after in pairwise(steps)), default=0)
+    if last_step - steps[-1] < max(log_every, longest_gap):
         return ""
     return f"there are no rows after step {steps[-1]}, and the checkpoint is of step {last_step}"
 
@@ -407,9 +423,13 @@ def _run_error(path: Path, code: str, reason: object) -> DataError:
 
 def read_manifests(folders: Iterable[Path]) -> dict[int, CheckpointManifest | None]:
     """Map from step to manifest of checkpoints; None if it is missing or damaged."""
-    steps = {checkpoint_step(folder.name): folder for folder in folders}
-    known = {step: folder for step, folder in steps.items() if step is not None}
-    return dict(zip(known, in_parallel(_manifest, known.values(), _READ_AT_ONCE), strict=True))
+    folder_by_step: dict[int, Path] = {}
+    for folder in folders:
+        step = checkpoint_step(folder.name)
+        if step is not None:
+            folder_by_step[step] = folder
+    manifests = in_parallel(_manifest, folder_by_step.values(), _READ_AT_ONCE)
+    return dict(zip(folder_by_step, manifests, strict=True))
 
 
 def surplus_checkpoints(
@@ -424,22 +444,21 @@ def surplus_checkpoints(
     planned = sorted({*manifests} - {*stops})
     older = [] if retention.latest is None else planned[: -retention.latest]
     newest = max(manifests, default=0)
-    return [
-        *(step for step in older if retention.every is None or step % retention.every),
-        *(step for step in stops if step != newest),
-    ]
+    surplus = [step for step in older if retention.every is None or step % retention.every]
+    surplus += [step for step in stops if step != newest]
+    return surplus
 
 
 def unnamed_weights(
     manifests: Mapping[int, CheckpointManifest | None], removed: Collection[int]
 ) -> set[str]:
     """Names of frozen weights that only removed checkpoints name."""
-    names = {
-        step: set[str]() if manifest is None else {*manifest.beside}
-        for step, manifest in manifests.items()
-    }
-    remaining = [names[step] for step in manifests if step not in removed]
-    return set[str]().union(*(names[step] for step in removed)).difference(*remaining)
+    unnamed: set[str] = set()
+    named: set[str] = set()
+    for step, manifest in manifests.items():
+        if manifest is not None:
+            (unnamed if step in removed else named).update(manifest.beside)
+    return unnamed - named
 
 
 def _manifest(checkpoint: Path) -> CheckpointManifest | None:
