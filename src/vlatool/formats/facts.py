@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -125,15 +126,12 @@ class SourceFacts:
 
     def views(self, uncalibrated: str) -> list[tuple[str, ...]]:
         """Row of `_CAMERA_HEADER` for each camera; `uncalibrated` is shown without calibration."""
-        return [
-            (
-                camera.name,
-                ", ".join(map(pixels_text, camera.sizes)),
-                f"{camera.episodes} / {self.episodes}",
-                ", ".join(camera.calibration) or uncalibrated,
-            )
-            for camera in self.cameras
-        ]
+        rows: list[tuple[str, ...]] = []
+        for camera in self.cameras:
+            sizes = ", ".join(map(pixels_text, camera.sizes))
+            calibration = ", ".join(camera.calibration) or uncalibrated
+            rows.append((camera.name, sizes, f"{camera.episodes} / {self.episodes}", calibration))
+        return rows
 
 
 def report_source(
@@ -152,9 +150,10 @@ def report_source(
     files = data_files(location)
     size = sum(file.bytes for file in files) if files else _named_bytes(refs)
     facts = survey.facts(source.format, size)
-    broken = f", {len(facts.broken)} broken" if facts.broken else ""
     layout = f" ({source.reader.layout})" if source.reader.layout else ""
-    duration = f"{facts.seconds:.1f} s at {facts.rates} fps" if facts.fps else "unknown: no fps"
+    headline = f"{facts.format}{layout} source, {counted(facts.episodes, 'episode')}"
+    if facts.broken:
+        headline += f", {len(facts.broken)} broken"
     document = asdict(facts) | {"fields": {info.name: info.document() for info in facts.fields}}
     document["left_out"] = [
         {"path": part.path, "content": part.content, "reason": part.note} for part in facts.left_out
@@ -162,27 +161,39 @@ def report_source(
     for name in ("language_spans", "conventions", "image_lags"):
         if not document[name]:
             del document[name]
-    lags = [f"{name} {lag_text(each['lag'])}" for name, each in facts.image_lags.items()]
-    spans = [f"{count} {kind}" for kind, count in facts.language_spans.items()]
     return Report(
         kind="source",
-        headline=f"{facts.format}{layout} source, {counted(facts.episodes, 'episode')}{broken}",
+        headline=headline,
         facts=document,
-        summary={
-            "frames": f"{facts.frames}, {facts.lengths} per episode",
-            "duration": duration,
-            "on disk": size_text(facts.bytes),
-            "actions": facts.action_fields or "none",
-            "proprioception": facts.proprioception_fields or "none",
-            **({"texts of frames": ", ".join(spans)} if spans else {}),
-            **({"depth": facts.depth} if facts.depth else {}),
-            **({"labels": facts.labels} if facts.labels else {}),
-            **({"left out": left_out_text(facts.left_out)} if facts.left_out else {}),
-            **({"images behind joints": ", ".join(lags)} if lags else {}),
-        },
+        summary=_summary(facts),
         tables=_tables(facts),
         page=partial(_page, facts, survey.measured, source, refs, reporter),
     )
+
+
+def _summary(facts: SourceFacts) -> dict[str, object]:
+    summary: dict[str, object] = {
+        "frames": f"{facts.frames}, {facts.lengths} per episode",
+        "duration": "unknown: no fps",
+        "on disk": size_text(facts.bytes),
+        "actions": facts.action_fields or "none",
+        "proprioception": facts.proprioception_fields or "none",
+    }
+    if facts.fps:
+        summary["duration"] = f"{facts.seconds:.1f} s at {facts.rates} fps"
+    if facts.language_spans:
+        spans = [f"{count} {kind}" for kind, count in facts.language_spans.items()]
+        summary["texts of frames"] = ", ".join(spans)
+    if facts.depth:
+        summary["depth"] = facts.depth
+    if facts.labels:
+        summary["labels"] = facts.labels
+    if facts.left_out:
+        summary["left out"] = left_out_text(facts.left_out)
+    if facts.image_lags:
+        lags = [f"{name} {lag_text(lag['lag'])}" for name, lag in facts.image_lags.items()]
+        summary["images behind joints"] = ", ".join(lags)
+    return summary
 
 
 def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Reporter) -> "_Survey":
@@ -275,10 +286,12 @@ def _overview(facts: SourceFacts, crops: list[Part]) -> list[Section]:
         "frames per episode": facts.lengths,
         "on disk": size_text(facts.bytes),
     }
-    language = [
-        (kind, summary.sentences, summary.example) for kind, summary in facts.language.items()
-    ]
-    warnings = [(Code(each.code), each.count, each.example) for each in facts.warnings]
+    language: list[tuple[object, ...]] = []
+    for kind, summary in facts.language.items():
+        language.append((kind, summary.sentences, summary.example))
+    warnings: list[tuple[object, ...]] = []
+    for warning in facts.warnings:
+        warnings.append((Code(warning.code), warning.count, warning.example))
     tasks: list[Part] = [
         Table(("task", "episodes"), [*facts.tasks.items()]),
         Table(("kind", "sentences", "example"), language, "Language"),
@@ -319,8 +332,10 @@ def _field_table(fields: Sequence[field_summary.FieldSummary]) -> Table:
 
 def _named_bytes(refs: Sequence[EpisodeRef]) -> int:
     """Total size of the files of episodes, for a location that cannot be listed."""
-    paths = {path for ref in refs for path in (ref.path, *ref.files)}
-    return sum(file.bytes for files in files_below_each([*paths]) for file in files)
+    paths: set[Path] = set()
+    for ref in refs:
+        paths.update((ref.path, *ref.files))
+    return sum(file.bytes for file in chain.from_iterable(files_below_each([*paths])))
 
 
 @dataclass
@@ -406,40 +421,39 @@ class _Survey:
 
     def facts(self, name: str, size: int) -> SourceFacts:
         total = len(self.lengths)
-        absent = [
-            f"field {name!r} is in {field.episodes} of {counted(total, 'episode')}"
-            for name, field in self.ranges.items()
-            if field.episodes < total
-        ]
+        absent: list[str] = []
+        for field_name, values in self.ranges.items():
+            if values.episodes < total:
+                episodes = f"{values.episodes} of {counted(total, 'episode')}"
+                absent.append(f"field {field_name!r} is in {episodes}")
         if absent:
             self.warnings["field_not_everywhere"] = absent
+        cameras: list[CameraSummary] = []
+        for camera, sizes in self.sizes.items():
+            calibration = tuple(self.calibration.get(camera, ()))
+            cameras.append(CameraSummary(camera, tuple(sizes), sizes.total(), calibration))
+        language: dict[str, LanguageSummary] = {}
+        for kind, texts in self.sentences.items():
+            language[kind] = LanguageSummary(len(texts), next(iter(texts), ""))
+        warnings: list[WarningSummary] = []
+        for code, messages in self.warnings.items():
+            warnings.append(WarningSummary(code, len(messages), messages[0]))
         return SourceFacts(
             format=name,
-            episodes=len(self.lengths),
+            episodes=total,
             frames=sum(self.lengths),
             frames_per_episode=(min(self.lengths), max(self.lengths)),
             seconds=round(self.seconds, 3),
             fps=tuple(sorted(self.rates)),
             bytes=size,
             tasks=dict(self.tasks.most_common()),
-            cameras=tuple(
-                CameraSummary(
-                    name, tuple(sizes), sizes.total(), tuple(self.calibration.get(name, ()))
-                )
-                for name, sizes in self.sizes.items()
-            ),
+            cameras=tuple(cameras),
             fields=tuple(field.info() for field in self.ranges.values()),
             action_fields=tuple(self.actions),
             proprioception_fields=tuple(self.proprioception),
-            language={
-                kind: LanguageSummary(len(texts), next(iter(texts), ""))
-                for kind, texts in self.sentences.items()
-            },
+            language=language,
             language_spans=dict(self.spans),
-            warnings=tuple(
-                WarningSummary(code, len(messages), messages[0])
-                for code, messages in self.warnings.items()
-            ),
+            warnings=tuple(warnings),
             broken=tuple(self.broken),
             conventions=self.measured.conventions if self.measured else None,
             image_lags=self.image_lags,
@@ -606,12 +620,12 @@ def _with_videos(
 
 
 def _pose_fields(episode: Episode) -> dict[str, str]:
-    groups = {
-        actual_field(group.position_key) or group.position_key: actual_field(group.rotation_key)
-        or group.rotation_key
-        for group in episode.pose_groups
-    }
-    return groups or field_summary.position_fields(episode.lowdim)
+    """Rotation field by position field of the poses that are drawn."""
+    rotations: dict[str, str] = {}
+    for group in episode.pose_groups:
+        position = actual_field(group.position_key) or group.position_key
+        rotations[position] = actual_field(group.rotation_key) or group.rotation_key
+    return rotations or field_summary.position_fields(episode.lowdim)
 
 
 def _strip(episode: Episode, camera: str, shown: Sequence[int]) -> list[FrameView]:
@@ -622,7 +636,7 @@ def _strip(episode: Episode, camera: str, shown: Sequence[int]) -> list[FrameVie
         images = episode.cameras[camera].read(shown)
     except DataError as error:
         return [FrameView(None, problem=error.message)] * len(shown)
-    return [
-        report_episodes.frame_view(image, intrinsics, extrinsics, frame)
-        for frame, image in zip(shown, images, strict=True)
-    ]
+    views: list[FrameView] = []
+    for frame, image in zip(shown, images, strict=True):
+        views.append(report_episodes.frame_view(image, intrinsics, extrinsics, frame))
+    return views

@@ -1,8 +1,10 @@
 """Table of the cameras and fields of several sets, and the renames that make them equal."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -78,38 +80,45 @@ def set_of_shards(location: str, facts: Mapping[str, Any]) -> NamedSet:
 
 def names_report(sets: Sequence[NamedSet]) -> Report:
     """Report of who has what; renames are those to the names of the first set."""
-    renames = {each.location: list(_renames(sets[0], each)) for each in sets[1:]}
-    options = {name: [text for text, is_sure in rows if is_sure] for name, rows in renames.items()}
-    questions = [
-        f"{name}: {text}" for name, rows in renames.items() for text, is_sure in rows if not is_sure
-    ]
-    questions += [
-        text for number, each in enumerate(sets[1:], 2) for text in _turned(sets[0], each, number)
-    ]
-    by_location = {each.location: each for each in sets}
-    lines = [
-        (name, " ".join(f"{by_location[name].option} {text}" for text in texts))
-        for name, texts in options.items()
-        if texts
-    ]
-    header = ("name", *(f"[{number}]" for number, _ in enumerate(sets, 1)))
-    cameras = [{name: pixels_text(s, "yes") for name, s in each.cameras.items()} for each in sets]
-    fields = [{name: str(w or "text") for name, w in each.fields.items()} for each in sets]
+    first, *others = sets
+    options: dict[str, list[str]] = {}
+    questions: list[str] = []
+    lines: list[tuple[str, str]] = []
+    for other in others:
+        renames: list[str] = []
+        for text, is_sure in _renames(first, other):
+            if is_sure:
+                renames.append(text)
+            else:
+                questions.append(f"{other.location}: {text}")
+        options[other.location] = renames
+        if renames:
+            words = " ".join(f"{other.option} {text}" for text in renames)
+            lines.append((other.location, words))
+    for number, other in enumerate(others, 2):
+        questions += _turned(first, other, number)
+    header = ["name"]
+    summary: dict[str, str] = {}
+    cameras: list[dict[str, str]] = []
+    fields: list[dict[str, str]] = []
+    for number, named in enumerate(sets, 1):
+        header.append(f"[{number}]")
+        rate = number_text(named.fps)
+        summary[f"[{number}]"] = f"{named.location}, {rate} frames per second"
+        cameras.append({name: pixels_text(size, "yes") for name, size in named.cameras.items()})
+        fields.append({name: str(width or "text") for name, width in named.fields.items()})
     return Report(
         kind="names",
         headline=f"{counted(len(sets), 'set')}, {_difference_text(sets)}",
         facts={
-            "sets": [asdict(replace(each, looks={})) for each in sets],
+            "sets": [asdict(replace(named, looks={})) for named in sets],
             "renames": options,
             "questions": questions,
         },
-        summary={
-            f"[{number}]": f"{each.location}, {number_text(each.fps)} frames per second"
-            for number, each in enumerate(sets, 1)
-        },
+        summary=summary,
         tables=[
-            Table(header, [*_rows(cameras)], "Cameras (width x height)"),
-            Table(header, [*_rows(fields)], "Fields (width)"),
+            Table(tuple(header), _rows(cameras), "Cameras (width x height)"),
+            Table(tuple(header), _rows(fields), "Fields (width)"),
             Table(("set", "options"), lines, "Renames to the names of [1]"),
             Table(("what is the same?",), [(text,) for text in questions], "Questions"),
         ],
@@ -138,31 +147,38 @@ def _correlation(first: Array, second: Array) -> float:
 
 def _difference_text(sets: Sequence[NamedSet]) -> str:
     """Number of cameras that not all sets have, and of fields that are not the same in all."""
-    tables = [dict.fromkeys(each.cameras, 1) for each in sets], [each.fields for each in sets]
-    counts = [
-        sum(len({each.get(name) for each in columns}) > 1 for name in set().union(*columns))
-        for columns in tables
-    ]
-    return f"{counted(counts[0], 'camera')} and {counted(counts[1], 'field')} differ"
+    cameras = set().union(*(named.cameras for named in sets))
+    fields = set().union(*(named.fields for named in sets))
+    num_cameras = 0
+    for camera in cameras:
+        num_cameras += any(camera not in named.cameras for named in sets)
+    num_fields = 0
+    for name in fields:
+        num_fields += len({named.fields.get(name) for named in sets}) > 1
+    return f"{counted(num_cameras, 'camera')} and {counted(num_fields, 'field')} differ"
 
 
-def _rows(columns: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, ...]]:
-    for name in dict.fromkeys(name for column in columns for name in column):
-        yield name, *(column.get(name, "-") for column in columns)
+def _rows(columns: Sequence[Mapping[str, str]]) -> list[tuple[str, ...]]:
+    """A row for each name of any column, with `-` where a column lacks it."""
+    names: dict[str, None] = {}
+    for column in columns:
+        names |= dict.fromkeys(column)
+    return [(name, *(column.get(name, "-") for column in columns)) for name in names]
 
 
 def _renames(first: NamedSet, other: NamedSet) -> Iterator[tuple[str, bool]]:
     """Yields a rename and True, or a question and False, for names that only `first` has."""
     for kind in ("cameras", "fields"):
-        known = getattr(first, kind)
-        others = getattr(other, kind)
-        spare = [name for name in others if name not in known]
-        matches = {
-            new: _matches(first, other, kind, new, spare) for new in known if new not in others
-        }
-        for new, olds in matches.items():
-            rivals = [name for name, each in matches.items() if {*each} & {*olds}]
-            is_sure = len(olds) == 1 and rivals == [new]
+        names_of_first = getattr(first, kind)
+        names_of_other = getattr(other, kind)
+        spare = [name for name in names_of_other if name not in names_of_first]
+        olds_by_new: dict[str, list[str]] = {}
+        for new in names_of_first:
+            if new not in names_of_other:
+                olds_by_new[new] = _matches(first, other, kind, new, spare)
+        num_claims = Counter(chain.from_iterable(olds_by_new.values()))
+        for new, olds in olds_by_new.items():
+            is_sure = len(olds) == 1 and num_claims[olds[0]] == 1
             if is_sure and (kind == "fields" or name_end(olds[0]) == name_end(new)):
                 yield f"{kind}.{new}={olds[0]}", True
             elif olds:
