@@ -111,12 +111,13 @@ class VlatoolCommand(typer.core.TyperCommand):
 
     def declared(self, ctx: Any) -> dict[str, bool]:
         """Options that Typer parses; True if an option takes a value."""
-        return {
-            option: not getattr(param, "is_flag", False)
-            for param in super().get_params(ctx)
-            if param.param_type_name == "option"
-            for option in param.opts
-        }
+        has_value: dict[str, bool] = {}
+        for param in super().get_params(ctx):
+            if param.param_type_name != "option":
+                continue
+            for option in param.opts:
+                has_value[option] = not getattr(param, "is_flag", False)
+        return has_value
 
     def spellings(self, ctx: Any) -> list[str]:
         """All long options of this command, for suggestions and completion."""
@@ -127,14 +128,22 @@ class VlatoolCommand(typer.core.TyperCommand):
         from vlatool.config.synonyms import meant_keys, note_on
 
         spellings = {option[2:].replace("-", "_"): option for option in self.spellings(ctx)}
-        near = [spellings[key] for key in meant_keys(name, spellings)]
-        if not near and (note := note_on(name)):
-            return note
-        near = near or self.related(ctx, name) or _near_spellings(name, spellings)
-        return near if isinstance(near, str) else f"did you mean {', '.join(near)}?" * bool(near)
+        options = [spellings[key] for key in meant_keys(name, spellings)]
+        if not options:
+            sentence = note_on(name) or self.owner_sentence(ctx, name)
+            if sentence:
+                return sentence
+            options = self.options_of_sections(ctx, name) or _near_spellings(name, spellings)
+        if not options:
+            return ""
+        return f"did you mean {', '.join(options)}?"
 
-    def related(self, ctx: Any, name: str) -> list[str] | str:
-        """Options of sections with this name, or a sentence on who has it."""
+    def owner_sentence(self, ctx: Any, name: str) -> str:
+        """Sentence on the formats and types that have an option with this name."""
+        return ""
+
+    def options_of_sections(self, ctx: Any, name: str) -> list[str]:
+        """Options of sections whose last part is this name."""
         return []
 
     def get_help(self, ctx: Any) -> str:
@@ -173,12 +182,13 @@ class VlatoolCommand(typer.core.TyperCommand):
         return ctx.command_path
 
     def completion_words(self, ctx: Any, typed: Sequence[str]) -> CompletionWords:
-        declared = {
-            name: [] if has_value else None for name, has_value in self.declared(ctx).items()
-        }
+        options: dict[str, Sequence[str] | None] = {}
+        for name, has_value in self.declared(ctx).items():
+            options[name] = [] if has_value else None
+        options |= cli_options.OUTPUT_WORDS
         start = f"{ctx.command_path.partition(' ')[2]} "
         below = [words.removeprefix(start) for words in COMMANDS if words.startswith(start)]
-        return CompletionWords({**declared, **cli_options.OUTPUT_WORDS}, [below] if below else ())
+        return CompletionWords(options, [below] if below else ())
 
 
 @cache
@@ -232,11 +242,16 @@ class ConfigCommand(VlatoolCommand):
             return schema
         keys = self.keys(args)
         split = cli_options.split_argv(args, self.argv_spec(ctx, keys), lenient=True)
+        presets: list[str] = []
+        files: list[str] = []
+        for option, value in pairwise(split.rest):
+            if option in ("--preset", "-p"):
+                presets.append(value)
+            elif option in ("--config", "-c") and os.path.isfile(value):
+                files.append(value)
         typed = self._typed_config(ctx, split, keys)
-        pairs = list(pairwise(split.rest))
-        typed.presets = [value for option, value in pairs if option in ("--preset", "-p")]
-        files = [value for option, value in pairs if option in ("--config", "-c")]
-        typed.files = [file for file in files if os.path.isfile(file)]
+        typed.presets = presets
+        typed.files = files
         try:
             return typed.chosen_schema(schema)
         except VlatoolError:  # an unknown name, or a file that cannot be read
@@ -253,19 +268,21 @@ class ConfigCommand(VlatoolCommand):
         return {name: key for name, key in keys.items() if "." not in name and name not in aliases}
 
     def argv_spec(self, ctx: Any, keys: "Mapping[str, Key]") -> cli_options.ArgvSpec:
-        option_aliases = self.spec.option_aliases
-        names = {name: key.is_switch for name, key in keys.items()}
-        names |= {name: alias.is_switch for name, alias in option_aliases.items()}
-        names |= _published_names(self.spec.schema(ctx.meta.get(_ARGS, [])))
-        short = {alias.short: name for name, alias in option_aliases.items() if alias.short}
         from vlatool.config.base import new_names
 
-        published = new_names(self.spec.schema(ctx.meta.get(_ARGS, [])))
-        aliases = {"config_path": "config", **self.spec.aliases, **published}
-        shorts = {**short, **_shorts(keys)}
-        has_bare_keys = not self.spec.is_flat
+        schema = self.spec.schema(ctx.meta.get(_ARGS, []))
+        is_switch = {name: key.is_switch for name, key in keys.items()}
+        shorts: dict[str, str] = {}
+        for name, alias in self.spec.option_aliases.items():
+            is_switch[name] = alias.is_switch
+            if alias.short:
+                shorts[alias.short] = name
         return cli_options.ArgvSpec(
-            self.declared(ctx), names, shorts, aliases, has_bare_keys=has_bare_keys
+            self.declared(ctx),
+            is_switch | _published_names(schema),
+            shorts | _shorts(keys),
+            {"config_path": "config", **self.spec.aliases, **new_names(schema)},
+            has_bare_keys=not self.spec.is_flat,
         )
 
     def spellings(self, ctx: Any) -> list[str]:
@@ -273,23 +290,30 @@ class ConfigCommand(VlatoolCommand):
         used = {name: key for name, key in self.keys(args).items() if self.spec.is_used(name)}
         options = self.argv_spec(ctx, used).spellings()
         if not self.spec.is_flat:
-            from vlatool.config.schema import dotted_keys
-
-            infos = dotted_keys(self.chosen_schema(args, ctx))
-            keys = [info.key for info in infos if "." in info.key]
-            options += [f"--{key}" for key in keys if self.spec.is_used(key)]
+            for key in self._dotted_keys(ctx):
+                if "." in key and self.spec.is_used(key):
+                    options.append(f"--{key}")
         return [*options, *cli_options.OUTPUT_OPTIONS]
 
-    def related(self, ctx: Any, name: str) -> list[str] | str:
-        from vlatool.config.problems import owners_of_key
+    def _dotted_keys(self, ctx: Any) -> list[str]:
         from vlatool.config.schema import dotted_keys
 
         schema = self.chosen_schema(ctx.meta.get(_ARGS, []), ctx)
+        return [info.key for info in dotted_keys(schema)]
+
+    def owner_sentence(self, ctx: Any, name: str) -> str:
+        from vlatool.config.problems import owners_of_key
+
         if not self.spec.is_flat:
-            keys = [info.key for info in dotted_keys(schema)]
-            return [f"--{key}" for key in keys if key.endswith(f".{name}")][:3]
-        owners = owners_of_key(name, schema)
-        return f"only {' and '.join(owners)} has it" if owners else []
+            return ""
+        owners = owners_of_key(name, self.spec.schema(ctx.meta.get(_ARGS, [])))
+        return f"only {' and '.join(owners)} has it" if owners else ""
+
+    def options_of_sections(self, ctx: Any, name: str) -> list[str]:
+        if self.spec.is_flat:
+            return []
+        keys = [key for key in self._dotted_keys(ctx) if key.endswith(f".{name}")]
+        return [f"--{key}" for key in keys[:3]]
 
     def invoke(self, ctx: Any) -> Any:
         from vlatool.config.resolve import ReadOptions
@@ -313,27 +337,25 @@ class ConfigCommand(VlatoolCommand):
 
     def write_arguments(self, ctx: Any, formatter: Any) -> dict[str, cli_help.HelpRow]:
         keys = self._all_keys(ctx)
-        names = zip(self.spec.positionals, self.arguments.split(), strict=False)
-        arguments = [
-            cli_help.argument_row(name, keys[key], self._values(key)) for key, name in names
-        ]
+        arguments: list[cli_help.HelpRow] = []
+        for key, name in zip(self.spec.positionals, self.arguments.split(), strict=False):
+            arguments.append(cli_help.argument_row(name, keys[key], self._values(key)))
         cli_help.write_rows(formatter, "Arguments", arguments)
-        return self._alias_rows() | {
-            name: self._key_row(key, is_short=True)
-            for name, key in keys.items()
-            if name not in self.spec.positionals and ("." not in name or name in self.listed)
-        }
+        rows = self._alias_rows()
+        for name, key in keys.items():
+            is_listed = "." not in name or name in self.listed
+            if is_listed and name not in self.spec.positionals:
+                rows[name] = self._key_row(key, is_short=True)
+        return rows
 
     def write_keys(self, ctx: Any, formatter: Any) -> None:
-        rows = self.write_arguments(ctx, formatter)
+        self.write_arguments(ctx, formatter)
         groups = {"Run": list(self._alias_rows().values())}
         for name, key in self._all_keys(ctx).items():
-            if name in self.spec.option_aliases:
-                continue
-            if name not in self.spec.positionals or name in _shorts(rows):
+            if name not in self.spec.option_aliases and name not in self.spec.positionals:
                 groups.setdefault(key.group, []).append(self._key_row(key, is_short=False))
-        for title, group in groups.items():
-            cli_help.write_rows(formatter, title, group)
+        for title, rows in groups.items():
+            cli_help.write_rows(formatter, title, rows)
 
     def _all_keys(self, ctx: Any) -> "dict[str, Key]":
         from vlatool.cli.keys import declared_keys
@@ -342,11 +364,10 @@ class ConfigCommand(VlatoolCommand):
         return {name: key for name, key in keys.items() if self.spec.is_used(name)}
 
     def _alias_rows(self) -> dict[str, cli_help.HelpRow]:
-        aliases = self.spec.option_aliases.items()
-        return {
-            name: (cli_help.option_text(name, alias.short, alias.metavar), alias.help)
-            for name, alias in aliases
-        }
+        rows: dict[str, cli_help.HelpRow] = {}
+        for name, alias in self.spec.option_aliases.items():
+            rows[name] = (cli_help.option_text(name, alias.short, alias.metavar), alias.help)
+        return rows
 
     def _key_row(self, key: "Key", *, is_short: bool) -> cli_help.HelpRow:
         short = "-o" if key.name == "output" else ""
@@ -372,27 +393,34 @@ class ConfigCommand(VlatoolCommand):
         spec = self.spec
         keys = self.keys(typed)
         schema = self.chosen_schema(typed, ctx)
-        presets = [preset.name for preset in list_presets() if preset.kind in spec.presets]
         registered = {**spec.values, **spec.suggestions}
-        values = known_values(schema, keys, registered)
-        switches = {name: None for name, alias in spec.option_aliases.items() if alias.is_switch}
-        names = {name: [] for name in spec.option_aliases} | values | switches
-        options = {
-            f"--{name.replace('_', '-')}": choices
-            for name, choices in names.items()
-            if spec.is_used(name)
-        }
-        options |= {short: options[f"--{name}"] for short, name in _shorts(keys).items()}
-        above = super().completion_words(ctx, typed)
-        preset_options = {"--preset": presets, "-p": presets}
+        choices = known_values(schema, keys, registered)
+        of_command = super().completion_words(ctx, typed)
+
+        values_by_name: dict[str, Sequence[str] | None] = {name: [] for name in spec.option_aliases}
+        values_by_name |= choices
+        for name, alias in spec.option_aliases.items():
+            if alias.is_switch:
+                values_by_name[name] = None
+        options: dict[str, Sequence[str] | None] = {}
+        for name, values in values_by_name.items():
+            if spec.is_used(name):
+                options[f"--{name.replace('_', '-')}"] = values
+        for short, name in _shorts(keys).items():
+            options[short] = options[f"--{name}"]
+        options |= of_command.options
+        presets = [preset.name for preset in list_presets() if preset.kind in spec.presets]
+        options |= {"--preset": presets, "-p": presets}
+
+        arguments = [choices.get(name) or () for name in spec.positionals]
+        values_by_key: dict[str, Sequence[str]] = {}
+        for key, values in values_to_type(schema, registered).items():
+            if spec.is_used(key):
+                values_by_key[key] = values
         return CompletionWords(
-            {**options, **above.options, **preset_options},
-            [values.get(name) or () for name in spec.positionals] or above.arguments,
-            {
-                key: words
-                for key, words in values_to_type(schema, registered).items()
-                if spec.is_used(key)
-            },
+            options,
+            arguments or of_command.arguments,
+            values_by_key,
             has_bare_keys=not spec.is_flat,
         )
 
@@ -401,17 +429,24 @@ def config_command(
     spec: ConfigSpec, arguments: str = "", examples: Sequence[str] = (), listed: Sequence[str] = ()
 ) -> type[ConfigCommand]:
     """Command class with a configuration; without `listed`, `--help` lists all options."""
-    members = {"spec": spec, "arguments": arguments}
-    members |= {"examples": tuple(examples), "listed": tuple(listed)}
-    return type("Configured", (ConfigCommand,), members)
+
+    class Configured(ConfigCommand): ...
+
+    Configured.spec = spec
+    Configured.arguments = arguments
+    Configured.examples = tuple(examples)
+    Configured.listed = tuple(listed)
+    return Configured
 
 
 def _near_spellings(name: str, spellings: Mapping[str, str]) -> list[str]:
     """Options that a typing error separates from a name, or that have all its words."""
+    names = difflib.get_close_matches(name, spellings, n=3, cutoff=0.75)
     words = set(name.split("_"))
-    longer = [other for other in spellings if words <= set(re.split(r"[_.]", other))]
-    near = difflib.get_close_matches(name, spellings, n=3, cutoff=0.75)
-    return [spellings[other] for other in dict.fromkeys([*near, *longer])][:3]
+    for other in spellings:
+        if other not in names and words <= set(re.split(r"[_.]", other)):
+            names.append(other)
+    return [spellings[other] for other in names[:3]]
 
 
 def _published_names(schema: "type[ConfigModel]") -> dict[str, bool]:
@@ -427,4 +462,4 @@ def _published_names(schema: "type[ConfigModel]") -> dict[str, bool]:
 
 def _shorts(keys: Mapping[str, Any]) -> dict[str, str]:
     """Short forms of keys: `-o` in every command with the key `output`."""
-    return {short: name for short, name in {"-o": "output"}.items() if name in keys}
+    return {"-o": "output"} if "output" in keys else {}
