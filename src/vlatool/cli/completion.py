@@ -55,11 +55,12 @@ def unfinished_line(words: Sequence[str], text: str) -> Line:
 
     Bash splits at `=`. Of `--option=text` in other shells, Click only passes on the text.
     """
+    # Bash completes the word after `=`, for which Click passes on an empty text.
+    if not text and os.environ.get("COMP_WORDS", "").rstrip().endswith("="):
+        words = [*words, "="]
     joined: list[str] = []
     is_value = False
-    # Bash completes the word after `=`, for which Click passes on an empty text.
-    after_equals = os.environ.get("COMP_WORDS", "").rstrip().endswith("=")
-    for word in [*words, "="] if after_equals and not text else words:
+    for word in words:
         if word == "=" and joined:
             joined[-1] += "="
         elif is_value:
@@ -69,27 +70,33 @@ def unfinished_line(words: Sequence[str], text: str) -> Line:
         is_value = word == "="
     if is_value:
         return Line(joined[:-1], text, joined[-1].removesuffix("="), is_split=True)
-    last = os.environ.get("_TYPER_COMPLETE_ARGS", "").rpartition(" ")[2]
-    whole = last if last.startswith("--") and "=" in last else text
-    name, equals, value = whole.partition("=")
+    last_word = os.environ.get("_TYPER_COMPLETE_ARGS", "").rpartition(" ")[2]
+    if last_word.startswith("--") and "=" in last_word:
+        text = last_word
+    name, equals, value = text.partition("=")
     return Line(joined, value, name) if equals else Line(joined, text)
 
 
 def completions(words: CompletionWords, line: Line) -> list[Completion]:
+    return [Completion(value) for value in _completed(words, line)]
+
+
+def _completed(words: CompletionWords, line: Line) -> Sequence[str]:
+    text = line.text
+    if line.name and line.is_split:
+        return _values_of(words, line.name, text)
     if line.name:
-        start = "" if line.is_split else f"{line.name}="
-        values = [f"{start}{value}" for value in _values_of(words, line.name, line.text)]
-    elif line.typed and line.typed[-1] == "--set":
-        values = _assignments(words, line.text)
-    elif line.text.startswith("-"):
-        values = _spelled(_matching(_long_options(words, line.text), line.text), line.text)
-    elif (known := _values(words, line.typed)) is not None:
-        values = _starting(known, line.text)
-    elif line.text:
-        values = _assignments(words, line.text) if words.has_bare_keys else []
-    else:
-        values = _long_options(words, "")
-    return [Completion(value) for value in values]
+        return [f"{line.name}={value}" for value in _values_of(words, line.name, text)]
+    if line.typed and line.typed[-1] == "--set":
+        return _assignments(words, text)
+    if text.startswith("-"):
+        return _spelled(_matching(_long_options(words, text), text), text)
+    values = _values(words, line.typed)
+    if values is not None:
+        return _starting(values, text)
+    if not text:
+        return _long_options(words, "")
+    return _assignments(words, text) if words.has_bare_keys else []
 
 
 def _values_of(words: CompletionWords, name: str, text: str) -> list[str]:
@@ -102,13 +109,15 @@ def _values_of(words: CompletionWords, name: str, text: str) -> list[str]:
 
 
 def _assignments(words: CompletionWords, text: str) -> list[str]:
-    matches = _matching(list(words.keys), text)
-    names = _spelled(matches, text)
-    if len(matches) != 1:
+    keys = _matching(list(words.keys), text)
+    names = _spelled(keys, text)
+    if len(keys) != 1:
         return [f"{name}=" for name in names]
-    values = words.keys[matches[0]]
-    # With a second completion the shell neither takes the only value nor adds a space.
-    return [f"{names[0]}={value}" for value in (values if len(values) > 1 else ["", *values])]
+    values = words.keys[keys[0]]
+    if len(values) < 2:
+        # With a second completion the shell neither takes the only value nor adds a space.
+        values = ["", *values]
+    return [f"{names[0]}={value}" for value in values]
 
 
 def _starting(values: Sequence[str], text: str) -> list[str]:
@@ -118,30 +127,34 @@ def _starting(values: Sequence[str], text: str) -> list[str]:
 def _long_options(words: CompletionWords, text: str) -> list[str]:
     """Long options; without bare keys, those of a section only for a text with a dot."""
     names = [name for name in words.options if name.startswith("--")]
-    is_dotted = words.has_bare_keys or "." in text
-    return names if is_dotted else [name for name in names if "." not in name]
+    if words.has_bare_keys or "." in text:
+        return names
+    return [name for name in names if "." not in name]
 
 
 def _matching(names: Sequence[str], text: str) -> list[str]:
     """Names that start with a text, else those with such a part after a dot; `-` equals `_`."""
-    typed = text.replace("-", "_")
-    forms = {name: name.replace("-", "_") for name in names}
-    if matches := [name for name, form in forms.items() if form.startswith(typed)]:
+    start = text.replace("-", "_")
+    matches = [name for name in names if name.replace("-", "_").startswith(start)]
+    part = start.lstrip("_")
+    if matches or not part:
         return matches
-    part = f".{typed.lstrip('_')}"
-    return [name for name, form in forms.items() if len(part) > 1 and part in form]
+    return [name for name in names if f".{part}" in name.replace("-", "_")]
 
 
 def _spelled(names: Sequence[str], text: str) -> list[str]:
+    """Names with dashes or underscores, whichever the text has."""
     body = text.lstrip("-")
-    old, new = ("-", "_") if "_" in body else ("_", "-") if "-" in body else ("", "")
-    if not old:
-        return list(names)
-    starts = [name[: len(name) - len(name.lstrip("-"))] for name in names]
-    return [
-        f"{start}{name.removeprefix(start).replace(old, new)}"
-        for start, name in zip(starts, names, strict=True)
-    ]
+    spelled: list[str] = []
+    for name in names:
+        words = name.lstrip("-")
+        dashes = name.removesuffix(words)
+        if "_" in body:
+            words = words.replace("-", "_")
+        elif "-" in body:
+            words = words.replace("_", "-")
+        spelled.append(f"{dashes}{words}")
+    return spelled
 
 
 def _values(words: CompletionWords, typed: Sequence[str]) -> Sequence[str] | None:
@@ -160,7 +173,9 @@ def _values(words: CompletionWords, typed: Sequence[str]) -> Sequence[str] | Non
         return option_values
     if not words.arguments:
         return None
-    return words.arguments[position] if position < len(words.arguments) else ()
+    if position < len(words.arguments):
+        return words.arguments[position]
+    return ()
 
 
 def cached(command: str, make: Callable[[], CompletionWords]) -> CompletionWords:
@@ -187,13 +202,15 @@ def _cache() -> Path:
 
 def _installed_state() -> str:
     """Digest of the times of the files of vlatool and of the folders of installed packages."""
+    digest = hashlib.sha256(__version__.encode())
     package = Path(__file__).resolve().parent.parent
-    state = [__version__]
     for root in (package, package.parent.parent / "presets"):
         for folder, _, files in os.walk(root):
-            names = [name for name in files if name.endswith((".py", ".yaml"))]
-            state += [f"{name}:{os.stat(os.path.join(folder, name)).st_mtime_ns}" for name in names]
-    paths = {os.path.realpath(path) for path in sys.path if path.endswith("-packages")}
-    existing = sorted(filter(os.path.isdir, paths))
-    state += [f"{path}:{os.stat(path).st_mtime_ns}" for path in existing]
-    return hashlib.sha256("\n".join(state).encode()).hexdigest()
+            for name in files:
+                if name.endswith((".py", ".yaml")):
+                    modified_ns = os.stat(os.path.join(folder, name)).st_mtime_ns
+                    digest.update(f"\n{name}:{modified_ns}".encode())
+    for path in sorted({os.path.realpath(path) for path in sys.path}):
+        if path.endswith("-packages") and os.path.isdir(path):
+            digest.update(f"\n{path}:{os.stat(path).st_mtime_ns}".encode())
+    return digest.hexdigest()

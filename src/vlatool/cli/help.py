@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import zip_longest
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
@@ -38,17 +37,22 @@ def listed_rows(
 ) -> list[HelpRow]:
     """Rows of `--help`: the named options in their order, or all that only this command has."""
     rows = {**keys, **declared}
-    chosen = names or [name for name in rows if name not in _SHARED]
-    return [*(rows[name] for name in chosen if name in rows), _REST]
+    if not names:
+        names = [name for name in rows if name not in _SHARED]
+    listed = [rows[name] for name in names if name in rows]
+    return [*listed, _REST]
 
 
 def declared_rows(params: Iterable[Any], ctx: Any) -> dict[str, HelpRow]:
     """Rows of the options that Typer parses, by name; that of the help itself is not one."""
-    options = [param for param in params if param.param_type_name == "option"]
-    records = {
-        param.name: param.get_help_record(ctx) for param in options if not is_help(param.opts)
-    }
-    return {name: (record[0], record[1]) for name, record in records.items() if record}
+    rows: dict[str, HelpRow] = {}
+    for param in params:
+        if param.param_type_name != "option" or is_help(param.opts):
+            continue
+        record = param.get_help_record(ctx)  # None for a hidden option
+        if record:
+            rows[param.name] = (record[0], record[1])
+    return rows
 
 
 def write_rows(formatter: Any, title: str, rows: Sequence[HelpRow]) -> None:
@@ -59,10 +63,11 @@ def write_rows(formatter: Any, title: str, rows: Sequence[HelpRow]) -> None:
     formatter.write(f"\n{title}:\n")
     for option, text in rows:
         lines = wrap(text, max(formatter.width - column - 4, 10), break_on_hyphens=False)
-        if len(option) > column:
+        if len(option) > column or not lines:
             lines = ["", *lines]
-        for name, line in zip_longest([option], lines or [""], fillvalue=""):
-            formatter.write(f"  {name:<{column}}  {line}".rstrip() + "\n")
+        formatter.write(f"  {option:<{column}}  {lines[0]}".rstrip() + "\n")
+        for line in lines[1:]:
+            formatter.write(f"  {'':<{column}}  {line}\n")
 
 
 def write_examples(formatter: Any, examples: Sequence[str]) -> None:
@@ -82,23 +87,28 @@ def write_examples(formatter: Any, examples: Sequence[str]) -> None:
 
 def option_text(name: str, short: str, metavar: str) -> str:
     """Option as it is typed: `-o, --output DIR`."""
-    option = "--" + name.replace("_", "-")
-    return f"{short + ', ' if short else ''}{option}{' ' + metavar if metavar else ''}"
+    text = "--" + name.replace("_", "-")
+    if short:
+        text = f"{short}, {text}"
+    if metavar:
+        text = f"{text} {metavar}"
+    return text
 
 
 def key_row(key: "Key", short: str, values: Sequence[str], *, is_short: bool) -> HelpRow:
     """Row of a key; if `is_short`, a switch that is off has only the form that turns it on."""
-    is_off = key.is_switch and key.default == "false" and is_short
+    if key.is_switch and key.default == "false" and is_short:
+        text = f"--{key.name.replace('_', '-')}"
+        return text, _description(replace(key, default=""), values)
     if key.is_switch:
-        text = f"--{'' if is_off else '[no-]'}{key.name.replace('_', '-')}"
+        return f"--[no-]{key.name.replace('_', '-')}", _description(key, values)
+    if values:
+        metavar = "NAME"
+    elif key.name == "output":
+        metavar = "PATH"
     else:
-        text = option_text(key.name, short, "NAME" if values else _metavar(key))
-    return text, _description(replace(key, default="") if is_off else key, values)
-
-
-def _metavar(key: "Key") -> str:
-    """Form of a value; descriptions call a whole number N."""
-    return "PATH" if key.name == "output" else re.sub(r"\bint\b", "N", key.type_text)
+        metavar = re.sub(r"\bint\b", "N", key.type_text)  # descriptions call a whole number N
+    return option_text(key.name, short, metavar), _description(key, values)
 
 
 def argument_row(name: str, key: "Key", values: Sequence[str]) -> HelpRow:
@@ -108,10 +118,12 @@ def argument_row(name: str, key: "Key", values: Sequence[str]) -> HelpRow:
 
 
 def _description(key: "Key", values: Sequence[str]) -> str:
-    known = f"One of {', '.join(values)}." if values else ""
-    default = f"[{key.default}]" if key.default else ""
-    text = key.description if default else _NO_VALUE.sub("; default: ", key.description)
-    return " ".join(filter(None, (text, known, default)))
+    parts = [key.description if key.default else _NO_VALUE.sub("; default: ", key.description)]
+    if values:
+        parts.append(f"One of {', '.join(values)}.")
+    if key.default:
+        parts.append(f"[{key.default}]")
+    return " ".join(parts).lstrip()
 
 
 def help_text(text: str, ctx: Any) -> str:

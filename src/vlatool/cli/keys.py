@@ -34,32 +34,31 @@ class Key:
 
 def declared_keys(schema: type[ConfigModel]) -> dict[str, Key]:
     """All keys of a flat config class by option name, including those of its flat sections."""
-    infos = [info for info in dotted_keys(schema) if ANY_NAME not in info.key.split(".")]
-    return {key.name: key for key in _keys(infos, schema)}
-
-
-def _keys(infos: list[KeyInfo], schema: type[ConfigModel]) -> Iterator[Key]:
-    for info in infos:
+    keys: dict[str, Key] = {}
+    for info in _typable(schema):
         section, dot, rest = info.key.partition(".")
         name = rest if dot and section in schema.flat_sections else info.key
         if name == "type":  # the type of a section has its name: `--sink lbm`
             name = section
+        group = info.group
+        if not group and dot:
+            group = (schema.model_fields[section].description or "").rstrip(".")
         kinds = _ALTERNATIVE.split(info.type_text)
-        yield Key(
+        keys[name] = Key(
             name=name,
             path=info.key,
             is_switch="bool" in kinds,
             type_text="|".join(_typed_form(kind) for kind in kinds if kind != "null"),
             default=default_text(info.default),
             description=info.description,
-            group=info.group or _heading(schema, section if dot else ""),
+            group=group or "Keys",
         )
+    return keys
 
 
-def _heading(schema: type[ConfigModel], section: str) -> str:
-    """Heading of keys without a group: the description of their section."""
-    description = schema.model_fields[section].description if section else ""
-    return (description or "Keys").rstrip(".")
+def _typable(schema: type[ConfigModel]) -> list[KeyInfo]:
+    """Keys whose whole name is known: none of lists and of mappings with names of the user."""
+    return [info for info in dotted_keys(schema) if ANY_NAME not in info.key.split(".")]
 
 
 def _typed_form(kind: str) -> str:
@@ -81,38 +80,43 @@ def known_values(
     registered: Mapping[str, Callable[[], Sequence[str]]],
 ) -> dict[str, Sequence[str] | None]:
     """Option name to its known values; empty if any value is allowed, None for a switch."""
-    known: dict[str, Sequence[str] | None] = {
-        key: values for key, values in _choices(schema).items() if "." in key
-    }
+    values: dict[str, Sequence[str] | None] = {}
+    for info in _typable(schema):
+        if "." in info.key:
+            values[info.key] = _choices(schema, info)
     for name, key in keys.items():
-        known[name] = None if key.is_switch else choices(schema, key.path)
-    return known | {name: names() for name, names in registered.items()}
+        values[name] = None if key.is_switch else choices(schema, key.path)
+    for name, registered_names in registered.items():
+        values[name] = registered_names()
+    return values
 
 
 def values_to_type(
     schema: type[ConfigModel], registered: Mapping[str, Callable[[], Sequence[str]]]
 ) -> dict[str, Sequence[str]]:
     """Map from dotted key to values for `KEY=VALUE`: its choices, else its default and null."""
-    defaults = {
-        info.key: [
-            *filter(None, [default_text(info.default)]),
-            *(["null"] if "null" in _ALTERNATIVE.split(info.type_text) else []),
-        ]
-        for info in dotted_keys(schema)
-    }
-    known = _choices(schema) | {name: list(names()) for name, names in registered.items()}
-    return {key: values or defaults.get(key, []) for key, values in known.items()}
+    values_by_key: dict[str, Sequence[str]] = {}
+    for info in _typable(schema):
+        values_by_key[info.key] = _choices(schema, info) or _default_values(info)
+    for key, names in registered.items():
+        values_by_key[key] = list(names())
+    return values_by_key
 
 
-def _choices(schema: type[ConfigModel]) -> dict[str, list[str]]:
-    """Dotted key to its values, empty if there are many; without keys of indices and free names."""
-    return {
-        info.key: ["true", "false"]
-        if "bool" in info.type_text.split(" | ")
-        else choices(schema, info.key)
-        for info in dotted_keys(schema)
-        if ANY_NAME not in info.key.split(".")
-    }
+def _default_values(info: KeyInfo) -> list[str]:
+    values: list[str] = []
+    if default_text(info.default):
+        values.append(default_text(info.default))
+    if "null" in _ALTERNATIVE.split(info.type_text):
+        values.append("null")
+    return values
+
+
+def _choices(schema: type[ConfigModel], info: KeyInfo) -> list[str]:
+    """Values of a key; empty if there are many."""
+    if "bool" in info.type_text.split(" | "):
+        return ["true", "false"]
+    return choices(schema, info.key)
 
 
 def default_text(value: Any) -> str:
@@ -142,22 +146,23 @@ class TypedConfig:
 
     def overrides(self, positionals: Mapping[str, Any]) -> list[Override]:
         """Typed values as overrides: arguments, option aliases, then keys as typed."""
-        arguments = {
-            name: value for name, value in positionals.items() if value not in (None, [], ())
-        }
-        claimed = {name: f"the argument {name.upper()}" for name in arguments}
-        result = [
-            Override(name, value, f"command line, argument {name.upper()}")
-            for name, value in arguments.items()
-        ]
+        result: list[Override] = []
+        origins: dict[str, str] = {}  # keys that an argument or an alias has set
+        for name, value in positionals.items():
+            if value not in (None, [], ()):
+                origins[name] = f"the argument {name.upper()}"
+                result.append(Override(name, value, f"command line, argument {name.upper()}"))
         for name, texts in self._alias_texts().items():
             option = "--" + name.replace("_", "-")
             for key, value in self.option_aliases[name](texts).items():
-                if key in claimed:
-                    raise _given_twice_error(key, claimed[key], option)
-                claimed[key] = option
+                if key in origins:
+                    raise _given_twice_error(key, origins[key], option)
+                origins[key] = option
                 result.append(Override(key, value, f"command line, {option}"))
-        return result + self._plain(claimed)
+        for typed in self.typed:
+            if not self._is_alias(typed):
+                result.append(self._typed_override(typed, origins))
+        return result
 
     def chosen_schema(self, schema: type[ConfigModel]) -> type[ConfigModel]:
         return chosen_schema(
@@ -175,21 +180,18 @@ class TypedConfig:
                 texts.setdefault(typed.key, []).append(typed.text)
         return texts
 
-    def _plain(self, claimed: Mapping[str, str]) -> list[Override]:
-        result: list[Override] = []
-        for typed in self.typed:
-            if self._is_alias(typed):
-                continue
-            is_key = typed.is_flat and typed.key in self.keys
-            path = self.keys[typed.key].path if is_key else typed.key
-            if by := claimed.get(path.replace("-", "_")):
-                raise _given_twice_error(path, by, typed.option)
-            name = typed.option.lstrip("-").replace("-", "_")
-            path = name if name in self.published else path
-            override = parse_override(f"{path}={typed.text}", typed.option)
-            is_flat = typed.is_flat and path.endswith(f".{typed.key}")
-            result.append(replace(override, is_flat=is_flat))
-        return result
+    def _typed_override(self, typed: TypedValue, origins: Mapping[str, str]) -> Override:
+        path = typed.key
+        if typed.is_flat and typed.key in self.keys:
+            path = self.keys[typed.key].path
+        origin = origins.get(path.replace("-", "_"))
+        if origin:
+            raise _given_twice_error(path, origin, typed.option)
+        name = typed.option.lstrip("-").replace("-", "_")
+        if name in self.published:
+            path = name
+        override = parse_override(f"{path}={typed.text}", typed.option)
+        return replace(override, is_flat=typed.is_flat and path.endswith(f".{typed.key}"))
 
     def _is_alias(self, typed: TypedValue) -> bool:
         return typed.is_flat and typed.key in self.option_aliases
@@ -215,18 +217,14 @@ class KeyTable(Result):
     @classmethod
     def of(cls, schema: type[ConfigModel], is_used: Callable[[str], bool]) -> "KeyTable":
         """Keys of a config class, without those that `is_used` leaves out."""
-        return cls(
-            [
-                {
-                    "key": info.key,
-                    "type": info.type_text,
-                    "default": info.default,
-                    "description": info.description,
-                }
-                for info in dotted_keys(schema)
-                if is_used(info.key)
-            ]
-        )
+        rows: list[Mapping[str, Any]] = []
+        for info in dotted_keys(schema):
+            if not is_used(info.key):
+                continue
+            row = {"key": info.key, "type": info.type_text}
+            row |= {"default": info.default, "description": info.description}
+            rows.append(row)
+        return cls(rows)
 
     def lines(self) -> Iterator[str]:
         for row in self.keys:

@@ -52,10 +52,13 @@ class RateMeter:
         """
         if not self._recent:
             return None
-        (start, before), (now, done) = self._recent[0], self._recent[-1]
-        is_first_slow = per_second(1, start - self.started) is not None
-        overall = per_second(done, now - self.started) if is_first_slow else None
-        return overall if (rate := per_second(done - before, now - start)) is None else rate
+        first_at, first_done = self._recent[0]
+        last_at, last_done = self._recent[-1]
+        rate = per_second(last_done - first_done, last_at - first_at)
+        if rate is not None:
+            return rate
+        is_first_slow = per_second(1, first_at - self.started) is not None
+        return per_second(last_done, last_at - self.started) if is_first_slow else None
 
 
 class ProgressCounter:
@@ -106,8 +109,9 @@ class ProgressCounter:
     @property
     def remaining_s(self) -> float | None:
         """Remaining seconds at the current rate; None if unknown."""
-        rate = self.rate if self._meter.has_interval else None
-        return max(self.total - self.done, 0) / rate if self.total is not None and rate else None
+        if self.total is None or not self._meter.has_interval or not self.rate:
+            return None
+        return max(self.total - self.done, 0) / self.rate
 
 
 class LineReporter(NullReporter):
@@ -136,16 +140,16 @@ class JsonReporter(NullReporter):
         return ProgressCounter(name, total, unit, self, EVENT_EVERY_S)
 
     def show(self, count: ProgressCounter, *, is_end: bool) -> None:
+        rate = count.rate
+        remaining_s = None if is_end else count.remaining_s
         self._event(
             "progress",
             name=count.name,
             unit=count.unit,
             done=count.done,
             total=count.total,
-            rate=None if count.rate is None else round(count.rate, 3),
-            seconds_left=None
-            if is_end or count.remaining_s is None
-            else round(count.remaining_s, 1),
+            rate=None if rate is None else round(rate, 3),
+            seconds_left=None if remaining_s is None else round(remaining_s, 1),
             ended=is_end,
             complete=is_end and count.is_complete,
             fields=count.fields,
@@ -205,39 +209,39 @@ class LoggedReporter:
 
 def progress_line(count: ProgressCounter, *, is_end: bool) -> str:
     """`preprocess: 40/120 episodes (33 %), 4.1/s, 20 s left, failures 2`."""
-    percent = f" ({100 * count.done // count.total} %)" if count.total else ""
-    rate = count.rate
-    parts = [
-        f"{count.name}: {format_count(count.done, count.total, count.unit)}{percent}",
-        *([] if rate is None else [format_rate(rate, count.unit)]),
-    ]
-    if is_end:
-        prefix = "" if count.is_complete else "stopped after "
-        parts.append(f"{prefix}{format_duration(count.elapsed_s)}")
+    counts = f"{count.name}: {format_count(count.done, count.total, count.unit)}"
+    if count.total:
+        counts += f" ({100 * count.done // count.total} %)"
+    parts = [counts]
+    if count.rate is not None:
+        parts.append(format_rate(count.rate, count.unit))
+    if is_end and count.is_complete:
+        parts.append(format_duration(count.elapsed_s))
+    elif is_end:
+        parts.append(f"stopped after {format_duration(count.elapsed_s)}")
     elif count.remaining_s is not None:
         parts.append(f"{format_duration(count.remaining_s)} left")
-    return ", ".join(
-        [*parts, *(f"{name} {format_number(value)}" for name, value in count.fields.items())]
-    )
+    for name, value in count.fields.items():
+        parts.append(f"{name} {format_number(value)}")
+    return ", ".join(parts)
 
 
 def format_count(done: int, total: int | None, unit: str) -> str:
     """`40/120 episodes`; `1.2 MB/3.4 GB` for bytes."""
+    from vlatool.storage.tree import size_text
+
     if unit == "bytes":
-        return _size(done) + (f"/{_size(total)}" if total is not None else "")
-    text = unit.removesuffix("s") if total == 1 else unit
-    return f"{done}{'' if total is None else f'/{total}'} {text}"
+        return size_text(done) if total is None else f"{size_text(done)}/{size_text(total)}"
+    if total is None:
+        return f"{done} {unit}"
+    return f"{done}/{total} {unit.removesuffix('s') if total == 1 else unit}"
 
 
 def format_rate(rate: float, unit: str) -> str:
     """`4.1/s`; `1.2 MB/s` for bytes."""
-    return f"{_size(round(rate)) if unit == 'bytes' else format_number(rate)}/s"
-
-
-def _size(count: int) -> str:
     from vlatool.storage.tree import size_text
 
-    return size_text(count)
+    return f"{size_text(round(rate))}/s" if unit == "bytes" else f"{format_number(rate)}/s"
 
 
 def format_number(value: float | int | str) -> str:

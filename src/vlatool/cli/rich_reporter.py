@@ -1,9 +1,10 @@
 """Progress bars on a terminal. Imported only if stderr is a terminal, because rich is slow."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from math import isfinite, log
-from typing import IO, TYPE_CHECKING, Self, cast
+from statistics import fmean
+from typing import IO, Self, cast
 
 from rich.console import (  # noqa: TID253 - this module is loaded for a terminal only
     Console,
@@ -24,9 +25,6 @@ from vlatool.cli.output import Stderr
 from vlatool.cli.reporters import RateMeter, format_count, format_number, format_rate
 from vlatool.events import NullReporter
 from vlatool.results import one_line, printable
-
-if TYPE_CHECKING:
-    pass
 
 _MIN_BAR_WIDTH = 10
 _MAX_BAR_WIDTH = 40
@@ -123,9 +121,9 @@ class RichBar:
         self._meter.add(time.monotonic(), self._done)
         rate = self._meter.rate
         parts = ["-/s" if rate is None else format_rate(rate, self._unit)]
-        shown_below = () if self._bars.metrics is None else _METRIC_FIELDS
-        fields = {name: value for name, value in self._fields.items() if name not in shown_below}
-        parts += [f"{name} {format_number(value)}" for name, value in fields.items()]
+        for name, value in self._fields.items():
+            if self._bars.metrics is None or name not in _METRIC_FIELDS:
+                parts.append(f"{name} {format_number(value)}")
         self._bars.update(self._task, advance=amount, shown=printable("  ".join(parts)))
 
 
@@ -158,14 +156,16 @@ class _MetricsLine:
         from vlatool.report.text import spark_text
 
         values = self._values
+        loss = f"loss {format_number(values['loss'])}"
         parts = [f"{format_number(values['samples_per_second'])} samples/s"]
-        parts += [f"{values['memory_gb']:.3g} GB"] if values.get("memory_gb") else []
-        parts += [f"mfu {100 * values['mfu']:.3g} %"] if "mfu" in values else []
-        before = f"loss {format_number(values['loss'])}"
-        after = "  ".join(parts)
-        left = width - len(before) - len(after) - 2
-        points = max(_MIN_CURVE_WIDTH, min(_MAX_CURVE_WIDTH, left))
-        return f"{before} {spark_text(self._curve.points(), points)} {after}"
+        if values.get("memory_gb"):
+            parts.append(f"{values['memory_gb']:.3g} GB")
+        if "mfu" in values:
+            parts.append(f"mfu {100 * values['mfu']:.3g} %")
+        rest = "  ".join(parts)
+        free_width = width - len(loss) - len(rest) - 2
+        curve_width = max(_MIN_CURVE_WIDTH, min(_MAX_CURVE_WIDTH, free_width))
+        return f"{loss} {spark_text(self._curve.points(), curve_width)} {rest}"
 
 
 class LossCurve:
@@ -184,21 +184,21 @@ class LossCurve:
             return
         self._rest.append(loss)
         if len(self._rest) == self._reports:
-            self._points.append(_mean(self._rest))
+            self._points.append(fmean(self._rest))
             self._rest = []
         if len(self._points) == _MAX_POINTS:
             pairs = zip(self._points[::2], self._points[1::2], strict=True)
-            self._points = [_mean(pair) for pair in pairs]
+            self._points = [fmean(pair) for pair in pairs]
             self._reports *= 2
 
     def points(self) -> list[float]:
         """The means, oldest first; their logarithms where all are positive."""
-        means = [*self._points, *([_mean(self._rest)] if self._rest else [])]
-        return [log(mean) for mean in means] if all(mean > 0 for mean in means) else means
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+        means = list(self._points)
+        if self._rest:
+            means.append(fmean(self._rest))
+        if min(means, default=0.0) > 0.0:
+            return [log(mean) for mean in means]
+        return means
 
 
 class _CountColumn(TextColumn):
