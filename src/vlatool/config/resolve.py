@@ -1,14 +1,13 @@
 """Resolution of configurations: defaults < presets < files < overrides, merged and validated."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeGuard, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from vlatool.config import coerce
 from vlatool.config.base import ConfigModel, new_names, root_keys, unused_keys
@@ -16,7 +15,7 @@ from vlatool.config.includes import Budget, read_file, read_text
 from vlatool.config.presets import display_path, preset_kind, preset_path
 from vlatool.config.problems import Problem, config_error, unknown_keys, validation_problems
 from vlatool.config.rules import sections
-from vlatool.config.schema import execution_keys, flat_keys, mark, section_models
+from vlatool.config.schema import execution_keys, flat_keys, section_models
 from vlatool.errors import UsageError
 from vlatool.plugins import Registry, is_class_in_file
 from vlatool.storage.documents import MAX_DEPTH
@@ -75,13 +74,14 @@ def _value(override: Override, budget: Budget) -> coerce.Node:
 
 def _with_origin(node: coerce.Node, origin: str) -> coerce.Node:
     """Sets the override as the origin of values in its text, not of those in included files."""
-    value = node.value
-    if isinstance(value, dict):
-        value = {key: _with_origin(item, origin) for key, item in value.items()}
-    elif isinstance(value, list):
-        value = [_with_origin(item, origin) for item in value]
-    is_in_text = node.origin.startswith(f"{origin}:")
-    return replace(node, value=value, origin=origin if is_in_text else node.origin)
+    if isinstance(node.value, dict):
+        children = {key: _with_origin(item, origin) for key, item in node.value.items()}
+        node = replace(node, value=children)
+    elif isinstance(node.value, list):
+        node = replace(node, value=[_with_origin(item, origin) for item in node.value])
+    if node.origin.startswith(f"{origin}:"):
+        node = replace(node, origin=origin)
+    return node
 
 
 def _put(section: coerce.Node, parts: Sequence[str], value: coerce.Node) -> coerce.Node:
@@ -96,8 +96,9 @@ def _put(section: coerce.Node, parts: Sequence[str], value: coerce.Node) -> coer
     elif isinstance(old.value, dict) or isinstance(value.value, dict):
         children[name] = coerce.merge(old, value)
     else:
-        earlier = old.value if isinstance(old.value, coerce.Repeated) else (coerce.to_value(old),)
-        children[name] = replace(value, value=coerce.Repeated((*earlier, coerce.to_value(value))))
+        earlier = old.value if isinstance(old.value, coerce.Repeated) else [coerce.to_value(old)]
+        repeated = coerce.Repeated([*earlier, coerce.to_value(value)])
+        children[name] = replace(value, value=repeated)
     return replace(section, value=children)
 
 
@@ -143,9 +144,9 @@ class Layers:
 
     def is_typed(self, origin: str) -> bool:
         """True if a value of this origin was set explicitly, not by a preset or an include."""
-        return (
-            origin.startswith(coerce.TYPED_ORIGIN) or origin.rpartition(":")[0] in self.typed_files
-        )
+        if origin.startswith(coerce.TYPED_ORIGIN):
+            return True
+        return origin.rpartition(":")[0] in self.typed_files
 
 
 @dataclass(frozen=True)
@@ -169,50 +170,48 @@ class LayerReader:
         earlier = coerce.Node({}, coerce.TYPED_ORIGIN)
         for file in files:
             tree = self._file(file)
-            converted = self._convert_file(tree, earlier)
+            converted = self._convert(tree, earlier)
             earlier = coerce.merge(earlier, tree)
-            trees.append(coerce.lenient(converted.tree) if converted.is_record else converted.tree)
-            if not (converted.is_record or (bool(self.keys) and self.keys <= tree.value.keys())):
+            is_record = converted.is_record or self.options.compat
+            trees.append(coerce.lenient(converted.tree) if is_record else converted.tree)
+            has_all_keys = bool(self.keys) and self.keys <= tree.value.keys()
+            if not is_record and not has_all_keys:
                 typed_files.append(self._display(location(file)))
         typed = self._convert(overrides_tree(overrides, self.budget), earlier)
         if typed.preset and not trees:
             trees.append(self._preset(typed.preset))
-        return Layers([*trees, typed.tree], frozenset(typed_files))
+        trees.append(typed.tree)
+        return Layers(trees, frozenset(typed_files))
 
     def _preset(self, name: str) -> coerce.Node:
         path = preset_path(name, self.preset_roots, self.options.preset_kinds)
         tree = _check_mapping(read_file(path, display=self._display, budget=self.budget))
-        section = self.sections.get(preset_kind(path, self.preset_roots), "")
-        for name in reversed(section.split(".") if section else ()):
-            tree = coerce.Node({name: tree}, tree.origin)
+        section = self.sections.get(preset_kind(path, self.preset_roots))
+        if section:
+            for part in reversed(section.split(".")):
+                tree = coerce.Node({part: tree}, tree.origin)
         return tree
 
     def _file(self, file: str) -> coerce.Node:
         compat = self.options.compat
         tree = read_file(file, display=self._display, budget=self.budget, is_shallow=compat)
-        return self._resolve_includes(_check_mapping(tree))
-
-    def _convert_file(self, tree: coerce.Node, earlier: coerce.Node) -> ConvertedConfig:
-        converted = self._convert(tree, earlier)
-        return replace(converted, is_record=converted.is_record or self.options.compat)
-
-    def _resolve_includes(self, layer: coerce.Node) -> coerce.Node:
-        """Reads includes of published files: `key: include other.yaml`, from the current folder."""
-        top = {
-            key: read_file(match.group(1), budget=self.budget)
-            if isinstance(node.value, str) and (match := _INCLUDE.match(node.value))
-            else node
-            for key, node in layer.value.items()
-        }
-        return replace(layer, value=top)
+        _check_mapping(tree)
+        # Published files include others by `key: include other.yaml`, from the current folder.
+        top = dict(tree.value)
+        for key, node in tree.value.items():
+            match = _INCLUDE.match(node.value) if isinstance(node.value, str) else None
+            if match:
+                top[key] = read_file(match.group(1), budget=self.budget)
+        return replace(tree, value=top)
 
     def _convert(self, tree: coerce.Node, earlier: coerce.Node) -> ConvertedConfig:
         """Converts a tree with the first converter that recognizes it."""
-        table = self.translations
-        for name in table.names() if table is not None else ():
-            translate: Translate = table.get(name)  # pyright: ignore[reportOptionalMemberAccess]
-            if (converted := translate(tree, earlier)) is not None:
-                return converted
+        if self.translations is not None:
+            for name in self.translations.names():
+                translate: Translate = self.translations.get(name)
+                converted = translate(tree, earlier)
+                if converted is not None:
+                    return converted
         return ConvertedConfig(tree)
 
     @property
@@ -301,10 +300,13 @@ def _reader(
 
 def _check_no_code(tree: coerce.Node) -> None:
     """Raises for a class in a file that a file names: it would run code that nobody typed."""
-    for node in tree.value.values() if isinstance(tree.value, dict) else ():
-        is_typed = node.origin.startswith(coerce.TYPED_ORIGIN)
+    if not isinstance(tree.value, dict):
+        return
+    for node in tree.value.values():
         value = node.value
-        if not is_typed and isinstance(value, str) and is_class_in_file(value):
+        if not isinstance(value, str) or not is_class_in_file(value):
+            continue
+        if not node.origin.startswith(coerce.TYPED_ORIGIN):
             raise UsageError(
                 f"{node.origin}: {value}: a reader in a file is run only when it is typed on the "
                 "command line or in Python",
@@ -318,9 +320,11 @@ def _check_no_credentials(node: coerce.Node) -> None:
     if isinstance(node.value, str):
         for text in node.value.split(","):
             check_no_credentials(text.strip())
-    elif isinstance(node.value, dict | list):
-        children = node.value.values() if isinstance(node.value, dict) else node.value
-        for child in children:
+    elif isinstance(node.value, dict):
+        for child in node.value.values():
+            _check_no_credentials(child)
+    elif isinstance(node.value, list):
+        for child in node.value:
             _check_no_credentials(child)
 
 
@@ -344,8 +348,10 @@ def _implied(layers: Sequence[coerce.Node], schema: type[ConfigModel]) -> list[c
     """A first layer with what published keys bring along; none without such keys."""
     values: dict[str, coerce.Node] = {}
     for row in schema.published:
+        if not row.also:
+            continue
         key, _, value = row.also.partition("=")
-        for layer in layers if key else ():
+        for layer in layers:
             if row.name in layer.value:
                 values[key] = coerce.Node(value, layer.value[row.name].origin)
     return [coerce.Node(values, "default")] if values else []
@@ -359,9 +365,8 @@ def _apply_names(
     for key, node in layer.value.items():
         name = names.get(key, key).partition("=")[0]
         if name in top:
-            problems.append(
-                _conflict(node, f'"{key}" is given twice: "{name}" is the same key', key)
-            )
+            message = f'"{key}" is given twice: "{name}" is the same key'
+            problems.append(_conflict(node, message, key))
         top[name] = node
     return replace(layer, value=top)
 
@@ -376,11 +381,11 @@ def _apply_root_keys(
         if node is None or not isinstance(node.value, dict) or not _is_section(info.annotation):
             continue
         for key, name in root_keys(info.annotation).items():
-            value = top[section].value.get(key)
+            children = dict(top[section].value)
+            value = children.pop(key, None)
             if value is None:
                 continue
-            rest = {k: v for k, v in top[section].value.items() if k != key}
-            top[section] = replace(top[section], value=rest)
+            top[section] = replace(top[section], value=children)
             if coerce.plain(value) and name in top:
                 message = f'"{section}.{key}" is given twice: "{name}" is the same key'
                 problems.append(_conflict(value, message, f"{section}.{key}"))
@@ -401,14 +406,16 @@ def _expand_virtual_keys(
         node = top.get(section)
         if node is None or not isinstance(node.value, dict):
             continue
-        aliased = _apply_names(node, {name: keys[0] for name, keys in names.items()}, problems)
-        emptied = {
-            key: coerce.Node([], node.value[name].origin)
-            for name, keys in names.items()
-            if name in node.value
-            for key in keys[1:]
-        }
-        top[section] = replace(aliased, value={**emptied, **aliased.value})
+        children: dict[str, coerce.Node] = {}
+        first_keys: dict[str, str] = {}
+        for name, keys in names.items():
+            first_keys[name] = keys[0]
+            if name in node.value:
+                for key in keys[1:]:
+                    children[key] = coerce.Node([], node.value[name].origin)
+        renamed = _apply_names(node, first_keys, problems)
+        children.update(renamed.value)
+        top[section] = replace(renamed, value=children)
     return replace(layer, value=top)
 
 
@@ -422,17 +429,17 @@ def _merge_layers(
     merged = coerce.Node({}, "default")
     for layer in layers:
         for group in exclusive:
-            chosen = [
-                key
-                for key in group
-                if key in layer.value and coerce.plain(layer.value[key]) is not None
-            ]
-            if len(chosen) > 1:
-                names = " and ".join(f'"{key}"' for key in chosen)
+            keys_set: list[str] = []
+            for key in group:
+                if key in layer.value and coerce.plain(layer.value[key]) is not None:
+                    keys_set.append(key)
+            if len(keys_set) > 1:
+                names = " and ".join(f'"{key}"' for key in keys_set)
                 message = f"{names} exclude each other; set one of them"
-                problems.append(_conflict(layer.value[chosen[-1]], message, chosen[-1]))
-            if chosen:
-                rest = {k: v for k, v in merged.value.items() if k in chosen or k not in group}
+                problems.append(_conflict(layer.value[keys_set[-1]], message, keys_set[-1]))
+            if keys_set:
+                replaced = set(group) - set(keys_set)
+                rest = {key: node for key, node in merged.value.items() if key not in replaced}
                 merged = replace(merged, value=rest)
         merged = coerce.merge(merged, layer)
     return merged
@@ -458,23 +465,25 @@ def _nest_flat_keys(
     layer: coerce.Node, schema: type[ConfigModel], problems: list[Problem]
 ) -> coerce.Node:
     """Moves keys of flat sections into their sections, per layer, so that later layers win."""
-    sections = flat_keys(schema)
+    section_of = flat_keys(schema)
     for section in schema.flat_sections:
-        flat = {
-            key: replace(node, is_flat=True)
-            for key, node in layer.value.items()
-            if sections.get(key) == section
-        }
+        flat: dict[str, coerce.Node] = {}
+        top: dict[str, coerce.Node] = {}
+        for key, node in layer.value.items():
+            if section_of.get(key) == section:
+                flat[key] = replace(node, is_flat=True)
+            else:
+                top[key] = node
         if not flat:
             continue
-        rest = {key: node for key, node in layer.value.items() if key not in flat}
-        nested = rest.get(section, coerce.Node({}, next(iter(flat.values())).origin))
-        for key in flat:
+        first = next(iter(flat.values()))
+        nested = top.get(section, coerce.Node({}, first.origin))
+        for key, node in flat.items():
             if coerce.find(nested, [key]) is not None:
                 message = f'"{key}" is given twice: also as "{section}.{key}"'
-                problems.append(_conflict(flat[key], message, key))
-        rest[section] = coerce.merge(nested, coerce.Node(flat, nested.origin))
-        layer = replace(layer, value=rest)
+                problems.append(_conflict(node, message, key))
+        top[section] = coerce.merge(nested, coerce.Node(flat, nested.origin))
+        layer = replace(layer, value=top)
     return layer
 
 
@@ -484,18 +493,13 @@ def _expand_types(layer: coerce.Node, schema: type[ConfigModel]) -> coerce.Node:
     This precedes merging, because keys of a later layer would replace the text.
     """
     for section in schema.flat_sections:
+        node = layer.value.get(section)
+        if node is None or isinstance(node.value, dict | list) or coerce.plain(node) is None:
+            continue
         if any("type" in kind.model_fields for kind in section_models(schema, section)):
-            layer = _expand_type(layer, section)
+            expanded = coerce.Node({"type": node}, node.origin)
+            layer = replace(layer, value={**layer.value, section: expanded})
     return layer
-
-
-def _expand_type(layer: coerce.Node, section: str) -> coerce.Node:
-    """Replaces a section that is given as text by a section with this `type`."""
-    node = layer.value.get(section)
-    if node is None or isinstance(node.value, dict | list) or coerce.plain(node) is None:
-        return layer
-    expanded = coerce.Node({"type": node}, node.origin)
-    return replace(layer, value={**layer.value, section: expanded})
 
 
 def _without_replaced_types(
@@ -517,19 +521,22 @@ def _without_replaced_types(
 
 def _expand_texts(node: coerce.Node, annotation: Any) -> coerce.Node:
     """Replaces sections that are typed as text by their keys, so that layers merge."""
-    kinds = [kind for kind in coerce.alternatives(annotation) if hasattr(kind, "typed_form")]
-    value = node.value
-    if isinstance(value, dict):
-        fields = {name: field for kind in kinds for name, field in kind.model_fields.items()}
-        value = {
-            name: _expand_texts(item, fields[name].annotation) if name in fields else item
-            for name, item in value.items()
-        }
-        return replace(node, value=value)
-    for kind in kinds if not isinstance(value, list) else ():
-        with suppress(coerce.TypeMismatch):  # reported with its key later
-            keys = coerce.keys_of_text(value, kind)
-            return coerce.from_value(keys, node.origin) if isinstance(keys, dict) else node
+    sections = [kind for kind in coerce.alternatives(annotation) if hasattr(kind, "typed_form")]
+    if isinstance(node.value, list):
+        return node
+    if isinstance(node.value, dict):
+        children = dict(node.value)
+        for section in sections:
+            for name, info in section.model_fields.items():
+                if name in node.value:
+                    children[name] = _expand_texts(node.value[name], info.annotation)
+        return replace(node, value=children)
+    for section in sections:
+        try:
+            keys = coerce.keys_of_text(node.value, section)
+        except coerce.TypeMismatch:  # reported with its key later
+            continue
+        return coerce.from_value(keys, node.origin) if isinstance(keys, dict) else node
     return node
 
 
@@ -553,158 +560,29 @@ def _validate(
         raise config_error(problems)
     origins = dict(coerce.leaf_origins(tree))
     typed = frozenset(key for key, origin in origins.items() if layers.is_typed(origin))
-    derived = {key: f"derived: {rule}" for key, rule in rules.items()}
-    ignored = {
-        f"{prefix}{key}": row.reason
-        for prefix, section in sections(config)
-        for key, row in unused_keys(type(section)).items()
-        if any(name.startswith(f"{prefix}{key}.") or name == f"{prefix}{key}" for name in typed)
-    }
-    return Resolved(config, {**origins, **derived}, typed, tuple(dict.fromkeys(unknown)), ignored)
+    for key, rule in rules.items():
+        origins[key] = f"derived: {rule}"
+    ignored: dict[str, str] = {}
+    for prefix, section in sections(config):
+        for name, row in unused_keys(type(section)).items():
+            key = f"{prefix}{name}"
+            if any(other == key or other.startswith(f"{key}.") for other in typed):
+                ignored[key] = row.reason
+    return Resolved(config, origins, typed, tuple(dict.fromkeys(unknown)), ignored)
 
 
 def _keys_below(tree: coerce.Node, parts: Sequence[str | int]) -> list[str]:
     """Dotted keys of the values at a path, or the path itself if there are none."""
     key = ".".join(map(str, parts))
     node = coerce.find(tree, parts)
-    return [name for name, _ in coerce.leaf_origins(node, key)] if node is not None else [key]
+    if node is None:
+        return [key]
+    return [name for name, _ in coerce.leaf_origins(node, key)]
 
 
 def with_derived(resolved: Resolved[C], config: C, rules: Mapping[str, str]) -> Resolved[C]:
     """Result with a configuration that has values derived from data, by rules per key."""
-    origins = {key: f"derived: {rule}" for key, rule in rules.items()}
-    return replace(resolved, config=config, origins={**resolved.origins, **origins})
-
-
-_WIDEST_FLOW = 100
-_COMMENT_COLUMN = 60
-
-
-@dataclass(frozen=True)
-class _Line:
-    """Line of YAML; `key` is the dotted key of its value, empty for the line of a section."""
-
-    text: str
-    key: str = ""
-    rule: str = ""
-
-
-def to_yaml(resolved: Resolved[Any], *, explain: bool = False) -> str:
-    """Writes all values as YAML, in the order of their declaration."""
-    lines = list(_mapping_lines(_fields(resolved.config), "", ""))
-    comments = [_comment(line, resolved.origins, explain=explain) for line in lines]
-    widths = [len(line.text) for line, comment in zip(lines, comments, strict=True) if comment]
-    column = min(max(widths, default=0), _COMMENT_COLUMN) if explain else 0
-    commented = [
-        f"{line.text:<{column}}  # {comment}" if comment else line.text
-        for line, comment in zip(lines, comments, strict=True)
-    ]
-    return "\n".join(commented) + "\n"
-
-
-def values_to_yaml(values: Mapping[str, Any]) -> str:
-    """Writes nested plain data as YAML in the same form."""
-    return "".join(f"{line.text}\n" for line in _mapping_lines(_fields(values), "", ""))
-
-
-def origin_of(key: str, origins: Mapping[str, str]) -> str:
-    """Origin of a dotted key; an item of a list has the origin of the list."""
-    while key:
-        if key in origins:
-            return origins[key]
-        key = key.rpartition(".")[0]
-    return coerce.DEFAULT_ORIGIN
-
-
-def value_origins(resolved: Resolved[Any]) -> dict[str, str]:
-    """Map from dotted key to origin of every value, including defaults."""
-    keys = [line.key for line in _mapping_lines(_fields(resolved.config), "", "") if line.key]
-    return {key: origin_of(key, resolved.origins) for key in keys}
-
-
-def _comment(line: _Line, origins: Mapping[str, str], *, explain: bool) -> str:
-    if line.rule:
-        return f"derived: {line.rule}"
-    return origin_of(line.key, origins) if explain and line.key else ""
-
-
-@dataclass(frozen=True)
-class _Field:
-    """Name of a field, its JSON value or section, and the rule if the value is derived later."""
-
-    name: str
-    value: Any
-    rule: str = ""
-
-
-def _fields(value: BaseModel | Mapping[str, Any]) -> list[_Field]:
-    if not isinstance(value, BaseModel):
-        return [_Field(str(name), _plain(item)) for name, item in value.items()]
-    data = value.model_dump(mode="json")
-    fields: list[_Field] = []
-    for name, info in type(value).model_fields.items():
-        item = getattr(value, name)
-        rule = (mark(info, "derived") or "") if item is None else ""
-        fields.append(_Field(name, item if _has_sections(item) else data[name], rule))
-    return fields
-
-
-def _plain(item: Any) -> Any:
-    return item if not isinstance(item, tuple) else list(item)
-
-
-def _has_sections(item: Any) -> bool:
-    if isinstance(item, BaseModel):
-        return True
-    if isinstance(item, dict):
-        return any(_has_sections(part) for part in item.values())
-    return isinstance(item, list | tuple) and any(_has_sections(part) for part in item)
-
-
-def _mapping_lines(fields: list[_Field], indent: str, prefix: str) -> Iterator[_Line]:
-    for row in fields:
-        start = f"{indent}{coerce.write_scalar(row.name)}:"
-        yield from _value_lines(start, row.value, indent, f"{prefix}{row.name}", row.rule)
-
-
-def _value_lines(start: str, value: Any, indent: str, key: str, rule: str) -> Iterator[_Line]:
-    if isinstance(value, BaseModel) or (isinstance(value, dict) and value):
-        yield _Line(start)
-        yield from _mapping_lines(_fields(value), f"{indent}  ", f"{key}.")
-        return
-    flow = _flow(value)
-    if flow is not None and (len(start) + len(flow) < _WIDEST_FLOW or not isinstance(value, list)):
-        yield _Line(f"{start} {flow}", key, rule)
-        return
-    yield _Line(start, "" if flow is None else key)
-    for index, item in enumerate(value):
-        yield from _item_lines(item, indent, f"{key}.{index}", is_shown=flow is None)
-
-
-def _item_lines(item: Any, indent: str, key: str, *, is_shown: bool) -> Iterator[_Line]:
-    """Lines of an item of a block list; scalars of a list that is one value have no key."""
-    if isinstance(item, BaseModel) or (isinstance(item, dict) and item):
-        lines = list(_mapping_lines(_fields(item), f"{indent}  ", f"{key}."))
-        first = lines[0]
-        yield _Line(f"{indent}- {first.text.lstrip()}", first.key, first.rule)
-        yield from lines[1:]
-        return
-    flow = _flow(item)
-    if flow is not None:
-        yield _Line(f"{indent}- {flow}", key if is_shown else "")
-        return
-    yield _Line(f"{indent}-")
-    for index, part in enumerate(item):
-        yield from _item_lines(part, f"{indent}  ", f"{key}.{index}", is_shown=is_shown)
-
-
-def _flow(value: Any) -> str | None:
-    """One-line form of a scalar or a list without mappings; None for other values."""
-    if isinstance(value, dict):
-        return None if value else "{}"
-    if isinstance(value, BaseModel):
-        return None
-    if not isinstance(value, list | tuple):
-        return coerce.write_scalar(value)
-    items = [_flow(item) for item in value]
-    return None if None in items else f"[{', '.join(item for item in items if item)}]"
+    origins = dict(resolved.origins)
+    for key, rule in rules.items():
+        origins[key] = f"derived: {rule}"
+    return replace(resolved, config=config, origins=origins)

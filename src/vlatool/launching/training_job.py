@@ -9,9 +9,9 @@ from typing import Any
 
 from vlatool.config.base import ConfigModel
 from vlatool.config.problems import Problem, config_error
-from vlatool.config.resolve import values_to_yaml
 from vlatool.config.rules import check_rules, sections, violations
 from vlatool.config.schema import execution_keys
+from vlatool.config.yaml_text import values_to_yaml
 from vlatool.errors import UsageError
 from vlatool.events import Reporter
 from vlatool.storage.uri import is_remote, location

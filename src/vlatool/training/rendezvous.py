@@ -7,6 +7,7 @@ import logging
 import socket
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from threading import Thread
 
@@ -39,8 +40,7 @@ def meet(environ: Mapping[str, str], limit_s: float) -> object:
     Raises:
         EnvironmentProblem: A variable is missing, a port is taken, or a rank does not come.
     """
-    attempt = environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    meeting = _Meeting(*_address(environ), limit_s, hosts=_hosts(environ), attempt=attempt)
+    meeting = _Meeting(_rank(environ), limit_s)
     meeting.start()
     began = time.monotonic()
     lines = 0
@@ -53,19 +53,36 @@ def meet(environ: Mapping[str, str], limit_s: float) -> object:
             lines += 1
             seconds = _LINE_EVERY_S * lines
             message = "rank %d of %d waits for %s, since %.0f s"
-            _LOGGER.warning(message, meeting.rank, meeting.world_size, meeting.waits_for, seconds)
+            rank = meeting.rank
+            _LOGGER.warning(message, rank.number, rank.world_size, meeting.waits_for, seconds)
     if meeting.error is not None:
         raise meeting.error
     return meeting.store
 
 
-def _address(environ: Mapping[str, str]) -> tuple[int, int, str, int]:
-    """Rank, number of ranks, host and port of rank 0."""
-    values = {"MASTER_PORT": _DEFAULT_PORT, **environ}
+@dataclass(frozen=True)
+class _Rank:
+    """This process as its launcher describes it."""
+
+    number: int
+    world_size: int
+    host: str  # of rank 0
+    port: int
+    has_store: bool  # this process keeps the store; with torchrun, its agent does
+    attempt: str  # of torchrun, which starts ranks again and keeps its store
+
+
+def _rank(environ: Mapping[str, str]) -> _Rank:
     try:
-        rank = int(values["RANK"])
-        world_size = int(values["WORLD_SIZE"])
-        return rank, world_size, values["MASTER_ADDR"], int(values["MASTER_PORT"])
+        number = int(environ["RANK"])
+        return _Rank(
+            number,
+            int(environ["WORLD_SIZE"]),
+            environ["MASTER_ADDR"],
+            int(environ.get("MASTER_PORT", _DEFAULT_PORT)),
+            has_store=number == 0 and environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+            attempt=environ.get("TORCHELASTIC_RESTART_COUNT", "0"),
+        )
     except (KeyError, ValueError) as error:
         what = f"{error} is not set" if isinstance(error, KeyError) else str(error)
         raise EnvironmentProblem(
@@ -76,49 +93,34 @@ def _address(environ: Mapping[str, str]) -> tuple[int, int, str, int]:
         ) from None
 
 
-def _hosts(environ: Mapping[str, str]) -> bool:
-    """True if this process has the store; with torchrun, its agent has it."""
-    return environ["RANK"] == "0" and environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-
-
 class _Meeting(Thread):
     """Thread with all that blocks: Python handles signals in the main thread only."""
 
-    def __init__(
-        self,
-        rank: int,
-        world_size: int,
-        host: str,
-        port: int,
-        limit_s: float,
-        *,
-        hosts: bool,
-        attempt: str,
-    ) -> None:
+    def __init__(self, rank: _Rank, limit_s: float) -> None:
         super().__init__(daemon=True, name="vlatool-rendezvous")
         self.rank = rank
-        self.world_size = world_size
         self.waits_for = "itself"
         self.hint = ""
         self.error: Exception | None = None
         self.store: object = None
-        self._host = host
-        self._port = port
-        self._hosts = hosts
         self._limit = timedelta(seconds=limit_s)
-        self._came = _CAME.format(attempt=attempt)
+        self._came = _CAME.format(attempt=rank.attempt)
 
     def problem(self, what: str, hint: str = "") -> EnvironmentProblem:
         return EnvironmentProblem(
-            f"rank {self.rank} of {self.world_size} {what}",
+            f"rank {self.rank.number} of {self.rank.world_size} {what}",
             hint=hint or f"{self.hint}; distributed.start_timeout is the number of seconds",
             code="environment.process_failed",
-            details={"rank": self.rank, "address": self._host, "port": self._port},
+            details={
+                "rank": self.rank.number,
+                "address": self.rank.host,
+                "port": self.rank.port,
+            },
         )
 
     def run(self) -> None:
         try:
-            self.store = store = self._hosted() if self._hosts else self._joined()
+            self.store = store = self._hosted() if self.rank.has_store else self._joined()
             self._wait_for_all(store)
         except DistNetworkError:
             self.error = self.problem(
@@ -129,7 +131,7 @@ class _Meeting(Thread):
             self.error = error
 
     def _hosted(self) -> TCPStore:
-        self.waits_for = f"its own address {self._host}:{self._port}, which does not answer"
+        self.waits_for = f"its own address {self.rank.host}:{self.rank.port}, which does not answer"
         self.hint = "set MASTER_ADDR to a name or address of the machine of rank 0, on all machines"
         try:
             return self._connected(is_master=True, timeout=self._limit)
@@ -137,20 +139,20 @@ class _Meeting(Thread):
             if "EADDRINUSE" not in str(error):
                 raise
             raise self.problem(
-                f"cannot wait for the others: port {self._port} is taken by another process here",
+                f"cannot wait for the others: port {self.rank.port} is taken by another process here",
                 "set MASTER_PORT to a free port, on all machines, or end that process",
             ) from None
 
     def _joined(self) -> TCPStore:
         """Connects to the store of rank 0, as soon as it is there."""
-        address = f"{self._host}:{self._port}"
+        address = f"{self.rank.host}:{self.rank.port}"
         self.hint = (
             "start rank 0, and set MASTER_ADDR and MASTER_PORT to its machine and port on all "
             "machines; a firewall must let them through"
         )
         while True:
             try:
-                with socket.create_connection((self._host, self._port), timeout=_CONNECT_S):
+                with socket.create_connection((self.rank.host, self._port), timeout=_CONNECT_S):
                     self.waits_for = f"rank 0: {address} does not answer as rank 0 does"
                 return self._connected(is_master=False, timeout=timedelta(seconds=_ANSWER_S))
             except OSError as error:
@@ -161,8 +163,8 @@ class _Meeting(Thread):
 
     def _connected(self, *, is_master: bool, timeout: timedelta) -> TCPStore:
         return TCPStore(
-            self._host,
-            self._port,
+            self.rank.host,
+            self.rank.port,
             is_master=is_master,
             wait_for_workers=False,
             timeout=timeout,
@@ -172,18 +174,18 @@ class _Meeting(Thread):
     def _wait_for_all(self, store: TCPStore) -> None:
         self.hint = "start those ranks, or end this run"
         # One step of the store: of two that come at once, one is the second.
-        if store.add(f"{self._came}/{self.rank}", 1) > 1:
+        if store.add(f"{self._came}/{self.rank.number}", 1) > 1:
             raise self.problem(
-                f"is at {self._host}:{self._port} already",
+                f"is at {self.rank.host}:{self.rank.port} already",
                 "give each process its own RANK, and each run its own MASTER_PORT",
             )
-        store.append(self._came, f"{self.rank} ")  # pyright: ignore[reportAttributeAccessIssue] - no stub
-        while missing := sorted({*range(self.world_size)} - self._ranks_that_came(store)):
+        store.append(self._came, f"{self.rank.number} ")  # pyright: ignore[reportAttributeAccessIssue] - no stub
+        while missing := sorted({*range(self.rank.world_size)} - self._ranks_that_came(store)):
             word = "rank" if len(missing) == 1 else "ranks"
             shown = ", ".join(map(str, missing[:_SHOWN]))
             more = "" if len(missing) <= _SHOWN else f" and {len(missing) - _SHOWN} others"
-            self.waits_for = f"{word} {shown}{more} (at {self._host}:{self._port})"
-            time.sleep(_POLL_S * max(1.0, self.world_size / 32))
+            self.waits_for = f"{word} {shown}{more} (at {self.rank.host}:{self.rank.port})"
+            time.sleep(_POLL_S * max(1.0, self.rank.world_size / 32))
 
     def _ranks_that_came(self, store: TCPStore) -> set[int]:
         return set(map(int, store.get(self._came).split()))

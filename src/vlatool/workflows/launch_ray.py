@@ -8,8 +8,8 @@ from typing import Literal
 
 from vlatool.config.base import check_required, execution_field, option
 from vlatool.config.problems import Problem, config_error
-from vlatool.config.resolve import values_to_yaml
 from vlatool.config.schema import execution_keys
+from vlatool.config.yaml_text import values_to_yaml
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.launching import ray_file

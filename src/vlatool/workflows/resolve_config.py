@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from vlatool.config import resolve
+from vlatool.config import resolve, yaml_text
 from vlatool.config.base import ConfigModel, check_required, required_field, unused_keys
 from vlatool.config.coerce import plain
 from vlatool.config.presets import PresetInfo, display_path, preset_info
@@ -84,13 +84,13 @@ def resolve_config(
     for violation in violations(resolved.config):
         reporter.warn("broken_rule", violation.message)
     unset = unset_required(resolved.config)
-    text = resolve.to_yaml(resolved, explain=explain)
+    text = yaml_text.to_yaml(resolved, explain=explain)
     if unset:
         text += f"# required, but not set: {', '.join(unset)}\n"
     if target is not None:
         remove_partials_of(target)
         write_text(target, text)
-    origins = resolve.value_origins(resolved) if explain else None
+    origins = yaml_text.value_origins(resolved) if explain else None
     return ResolveResult(resolved.config.model_dump(mode="json"), unset, origins, target, text)
 
 
@@ -154,7 +154,7 @@ class ShownPreset(Result):
         """YAML for `--config`, after comments with the name and the description."""
         head = f"# {display_path(self.preset.path)}"
         text = f"{head}: {self.preset.description}" if self.preset.description else head
-        return [text, resolve.values_to_yaml(self.values)]
+        return [text, yaml_text.values_to_yaml(self.values)]
 
 
 def presets_show(config: PresetsShowConfig, *, reporter: Reporter = NULL) -> ShownPreset:

@@ -5,8 +5,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vlatool.config.resolve import Override, load_config, to_yaml
+from vlatool.config.resolve import Override, load_config
 from vlatool.config.schema import choices, dotted_keys, unset_required
+from vlatool.config.yaml_text import to_yaml
 
 _TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
 _OPTION = st.recursive(

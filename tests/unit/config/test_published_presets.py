@@ -14,7 +14,8 @@ import pytest
 
 from vlatool.config.coerce import plain
 from vlatool.config.includes import read_file
-from vlatool.config.resolve import Resolved, load_config, value_origins
+from vlatool.config.resolve import Resolved, load_config
+from vlatool.config.yaml_text import value_origins
 from vlatool.training.config import TrainConfig
 
 PRESETS = Path(__file__).parents[3] / "presets"

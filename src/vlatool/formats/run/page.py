@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlatool.config.coerce import DEFAULT_ORIGIN, value_text
-from vlatool.config.resolve import origin_of
+from vlatool.config.yaml_text import origin_of
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.formats.media.images import open_image
