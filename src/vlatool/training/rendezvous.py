@@ -139,7 +139,8 @@ class _Meeting(Thread):
             if "EADDRINUSE" not in str(error):
                 raise
             raise self.problem(
-                f"cannot wait for the others: port {self.rank.port} is taken by another process here",
+                f"cannot wait for the others: port {self.rank.port} is taken by another process "
+                "here",
                 "set MASTER_PORT to a free port, on all machines, or end that process",
             ) from None
 
@@ -152,7 +153,7 @@ class _Meeting(Thread):
         )
         while True:
             try:
-                with socket.create_connection((self.rank.host, self._port), timeout=_CONNECT_S):
+                with socket.create_connection((self.rank.host, self.rank.port), timeout=_CONNECT_S):
                     self.waits_for = f"rank 0: {address} does not answer as rank 0 does"
                 return self._connected(is_master=False, timeout=timedelta(seconds=_ANSWER_S))
             except OSError as error:
