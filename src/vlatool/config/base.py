@@ -123,12 +123,12 @@ class ConfigModel(BaseModel):
         """Converts all values first, because a discriminator allows no field validator."""
         if not isinstance(data, dict):
             return data
-        nested = _nest_flat_keys(data, cls)
         unused = unused_keys(cls)
-        nested = {key: value for key, value in nested.items() if key not in unused}
-        return {
-            key: _coerce_field(value, cls.model_fields.get(key)) for key, value in nested.items()
-        }
+        values: dict[str, Any] = {}
+        for key, value in _nest_flat_keys(data, cls).items():
+            if key not in unused:
+                values[key] = _coerce_field(value, cls.model_fields.get(key))
+        return values
 
 
 def new_names(schema: type[ConfigModel]) -> dict[str, str]:
@@ -148,16 +148,22 @@ def unused_keys(schema: type[ConfigModel]) -> dict[str, Published]:
 
 def _nest_flat_keys(data: dict[str, Any], model: type[ConfigModel]) -> dict[str, Any]:
     """Moves keys of flat sections into their sections; a section that is text is its `type`."""
-    sections = flat_keys(model)
+    section_of = flat_keys(model)
     for section in model.flat_sections:
-        flat = {key: value for key, value in data.items() if sections.get(key) == section}
+        nested: dict[str, Any] = {}
+        rest: dict[str, Any] = {}
         value = data.get(section)
         if isinstance(value, str):
-            flat = {"type": value, **flat}
-            value = {}
-        if flat and (value is None or isinstance(value, dict)):
-            rest = {key: value for key, value in data.items() if key not in flat}
-            data = {**rest, section: {**flat, **(value or {})}}
+            nested["type"] = value
+            value = None
+        for key, item in data.items():
+            if section_of.get(key) == section:
+                nested[key] = item
+            else:
+                rest[key] = item
+        if nested and (value is None or isinstance(value, dict)):
+            rest[section] = {**nested, **(value or {})}
+            data = rest
     return data
 
 
@@ -246,7 +252,7 @@ def _field(
     default: Any, description: str, marks: dict[str, Any], constraints: dict[str, Any]
 ) -> Any:
     if not constraints.pop("affects_output", True):
-        marks = {**marks, "affects_output": False}
+        marks["affects_output"] = False
     return Field(
         default=default, description=description, json_schema_extra=marks or None, **constraints
     )
@@ -254,15 +260,18 @@ def _field(
 
 def derivation_rules(config: ConfigModel, names: Iterable[str], prefix: str = "") -> dict[str, str]:
     """Map from dotted key to rule, for the named derived fields."""
-    fields = type(config).model_fields
-    return {f"{prefix}{name}": (mark(fields[name], "derived") or "") for name in names}
+    rules: dict[str, str] = {}
+    for name in names:
+        rules[f"{prefix}{name}"] = mark(type(config).model_fields[name], "derived") or ""
+    return rules
 
 
 def with_value(config: Any, key: str, value: Any) -> Any:
     """A copy of a config with another value of a dotted key."""
     name, _, rest = key.partition(".")
-    below = with_value(getattr(config, name), rest, value) if rest else value
-    return config.model_copy(update={name: below})
+    if rest:
+        value = with_value(getattr(config, name), rest, value)
+    return config.model_copy(update={name: value})
 
 
 def typed_command(words: str, config: ConfigModel, arguments: Sequence[str] = ()) -> str:
@@ -272,14 +281,18 @@ def typed_command(words: str, config: ConfigModel, arguments: Sequence[str] = ()
     """
     unused = set(config.no_effect_on_output)
     values = config.model_dump(mode="json", exclude_defaults=True, exclude=unused)
-    typed = ["vlatool", *words.split(), *(str(values.pop(key)) for key in arguments)]
+    line = ["vlatool", *words.split()]
+    for key in arguments:
+        line.append(str(values.pop(key)))
     for key, value in values.items():
         option = f"--{key.replace('_', '-')}"
-        if isinstance(value, str | int | float) and not isinstance(value, bool):
-            typed += [option, str(value)]
+        if value is True:
+            line.append(option)
+        elif isinstance(value, str | int | float) and not isinstance(value, bool):
+            line += [option, str(value)]
         else:
-            typed += [option] if value is True else ["--set", f"{key}={json.dumps(value)}"]
-    return shlex.join(typed)
+            line += ["--set", f"{key}={json.dumps(value)}"]
+    return shlex.join(line)
 
 
 def check_required(config: ConfigModel, usage: str) -> None:
@@ -290,7 +303,7 @@ def check_required(config: ConfigModel, usage: str) -> None:
 
 def unique_items(value: Sequence[Any]) -> Sequence[Any]:
     """Returns the values; a field validator."""
-    duplicates = [item for item in value if value.count(item) > 1]
-    if duplicates:
-        raise ValueError(f"{duplicates[0]!r} is given twice")
+    for item in value:
+        if value.count(item) > 1:
+            raise ValueError(f"{item!r} is given twice")
     return value

@@ -102,16 +102,18 @@ def nearest_origin(node: Node, parts: Sequence[str | int]) -> str:
 
 def without(node: Node, parts: Sequence[str | int]) -> Node:
     """Copy of a tree without the key at a path."""
-    name, *rest = parts
+    part, *rest = parts
     if isinstance(node.value, list):
-        items = [without(item, rest) if i == name else item for i, item in enumerate(node.value)]
+        assert isinstance(part, int)
+        items = list(node.value)
+        items[part] = without(items[part], rest)
         return replace(node, value=items)
-    remaining = {
-        key: without(item, rest) if key == name else item
-        for key, item in node.value.items()
-        if rest or key != name
-    }
-    return replace(node, value=remaining)
+    children = dict(node.value)
+    if rest:
+        children[part] = without(children[part], rest)
+    else:
+        children.pop(part, None)
+    return replace(node, value=children)
 
 
 def lenient(node: Node) -> Node:
@@ -126,19 +128,16 @@ def lenient(node: Node) -> Node:
 
 def leaf_origins(node: Node, key: str = "") -> Iterator[tuple[str, str]]:
     """Yields (dotted key, origin) of each value; a list of scalars is one value."""
-    children: list[tuple[str, Node]] = []
-    if isinstance(node.value, dict):
-        children = list(node.value.items())
-    elif isinstance(node.value, list):
-        children = [
-            (str(index), item)
-            for index, item in enumerate(node.value)
-            if isinstance(item.value, dict)
-        ]
-    if key and (not children or not isinstance(node.value, dict)):
+    start = f"{key}." if key else ""
+    if key and not (isinstance(node.value, dict) and node.value):
         yield key, node.origin
-    for name, item in children:
-        yield from leaf_origins(item, f"{key}.{name}" if key else name)
+    if isinstance(node.value, dict):
+        for name, item in node.value.items():
+            yield from leaf_origins(item, f"{start}{name}")
+    elif isinstance(node.value, list):
+        for index, item in enumerate(node.value):
+            if isinstance(item.value, dict):
+                yield from leaf_origins(item, f"{start}{index}")
 
 
 _NULL_TEXTS = frozenset({"", "~", "null", "Null", "NULL"})
@@ -182,23 +181,23 @@ def core_value(text: str) -> Any:
     """Value of unquoted text: `1e-4` is a number, `012` is twelve, `yes` is text."""
     if text in _NULL_TEXTS:
         return None
-    if text in _TRUE or text in _FALSE:
-        return text in _TRUE
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    if text in _NAN:
+        return math.nan
     if len(text) > _LONGEST_NUMBER:
         return text
     if _INT.fullmatch(text):
         return int(text)
     if _OCTAL.fullmatch(text) or _HEX.fullmatch(text):
         return int(text, 0)
-    return _core_float(text)
-
-
-def _core_float(text: str) -> float | str:
     if _FLOAT.fullmatch(text):
         return float(text)
     if _INFINITE.fullmatch(text):
         return -math.inf if text.startswith("-") else math.inf
-    return math.nan if text in _NAN else text
+    return text
 
 
 def unwrap(value: Any) -> Any:
@@ -234,16 +233,18 @@ def write_scalar(value: Any) -> str:
 def value_text(value: Any) -> str:
     """One line of YAML of a plain value, for messages; the middle of a long one is left out."""
     text = _flow(value)
-    return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT // 2]} ... {text[-9:]}"
+    if len(text) <= _LONGEST_TEXT:
+        return text
+    return f"{text[: _LONGEST_TEXT // 2]} ... {text[-9:]}"
 
 
 def _flow(value: Any) -> str:
     if isinstance(value, Mapping):
-        items: Iterable[tuple[Any, Any]] = value.items()
-        return "{" + ", ".join(f"{write_scalar(key)}: {_flow(item)}" for key, item in items) + "}"
+        entries = [f"{write_scalar(key)}: {_flow(value[key])}" for key in value]
+        return f"{{{', '.join(entries)}}}"
     if isinstance(value, list | tuple):
-        entries: Iterable[Any] = value
-        return f"[{', '.join(map(_flow, entries))}]"
+        items: Iterable[Any] = value
+        return f"[{', '.join(map(_flow, items))}]"
     return write_scalar(value)
 
 
@@ -298,28 +299,35 @@ def alternatives(annotation: Any) -> list[Any]:
     origin = get_origin(annotation)
     if origin is Annotated:
         return alternatives(get_args(annotation)[0])
-    if origin in (Union, types.UnionType):
-        return [member for part in get_args(annotation) for member in alternatives(part)]
-    return [annotation]
+    if origin not in (Union, types.UnionType):
+        return [annotation]
+    members: list[Any] = []
+    for part in get_args(annotation):
+        members += alternatives(part)
+    return members
 
 
 def _coerce(value: Any, annotation: Any) -> Any:
-    mismatches: list[TypeMismatch] = []
+    needs: list[str] = []
+    choices: list[str] = []
     for member in sorted(alternatives(annotation), key=_rank):
         try:
             return _COERCERS.get(_kind(member), _coerce_other)(value, member)
         except TypeMismatch as mismatch:
-            mismatches.append(mismatch)
-    needs = [mismatch.needs for mismatch in mismatches]
-    text = " or ".join(dict.fromkeys([need for need in needs if need != _NULL] or needs))
-    raise TypeMismatch(text, [choice for mismatch in mismatches for choice in mismatch.choices])
+            choices += mismatch.choices
+            if mismatch.needs not in needs:
+                needs.append(mismatch.needs)
+    if len(needs) > 1 and _NULL in needs:
+        needs.remove(_NULL)
+    raise TypeMismatch(" or ".join(needs), choices)
 
 
 def _rank(member: Any) -> int:
     """Position of a type in the order of attempts: narrow types first (`5` of `int | str`)."""
-    kinds = list(_COERCERS)
-    kind = _kind(member)
-    return kinds.index(kind) if kind in kinds else len(kinds)
+    for position, kind in enumerate(_COERCERS):
+        if kind == _kind(member):
+            return position
+    return len(_COERCERS)
 
 
 def _kind(member: Any) -> Any:
@@ -419,8 +427,13 @@ def _coerce_sequence(value: Any, member: Any) -> list[Any]:
 def _items(value: Any) -> list[Any] | None:
     """Items of a list in any notation; None if the value is no list."""
     if isinstance(value, Repeated):
-        parts = [_items(part) for part in value]
-        return None if None in parts else [item for part in parts for item in part or []]
+        items: list[Any] = []
+        for part in value:
+            items_of_part = _items(part)
+            if items_of_part is None:
+                return None
+            items += items_of_part
+        return items
     if isinstance(value, Plain):
         if value.value is None:
             return None
@@ -440,9 +453,13 @@ def _coerce_mapping(value: Any, member: Any) -> dict[Any, Any]:
 
 def keys_of_text(value: Any, member: Any) -> Any:
     """Keys of a section that is typed as text, if it may be; any other value as it is."""
+    if not hasattr(member, "from_texts"):
+        return value
     texts = value if isinstance(value, Repeated) else (value,)
-    is_text = all(isinstance(text, str) and unwrap(text) is not None for text in texts)
-    return member.from_texts(texts) if is_text and hasattr(member, "from_texts") else value
+    for text in texts:
+        if not isinstance(text, str) or unwrap(text) is None:
+            return value
+    return member.from_texts(texts)
 
 
 def _coerce_model(value: Any, member: Any) -> Any:
@@ -455,9 +472,10 @@ def _coerce_model(value: Any, member: Any) -> Any:
 def _coerce_other(value: Any, member: Any) -> Any:
     """Value for types that pydantic converts from text (paths, enumerations), and for `Any`."""
     value = _scalar(value)
-    if isinstance(value, Plain) and member not in (Any, object):
-        return None if value.value is None else str(value)
-    return unwrap(value)
+    meaning = unwrap(value)
+    if isinstance(value, Plain) and meaning is not None and member not in (Any, object):
+        return str(value)
+    return meaning
 
 
 _COERCERS: dict[Any, Callable[[Any, Any], Any]] = {

@@ -238,13 +238,17 @@ def _near_files(path: Path) -> str:
         files = [file for file in children if file.suffix in _SUFFIXES]
     except OSError:
         return f"the folder {path.parent} does not exist"
-    stems = {f"-c {file}": file.stem for file in sorted(files)}
-    stems |= {f"--preset {name}": name for name in preset_names()}
+    options_by_name: dict[str, list[str]] = {}
+    for file in sorted(files):
+        options_by_name.setdefault(file.stem, []).append(f"-c {file}")
+    for name in preset_names():
+        options_by_name.setdefault(name, []).append(f"--preset {name}")
     target = path.stem.replace("_", "-")
-    near = difflib.get_close_matches(target, stems.values(), cutoff=_NEAR_NAME)
-    options = [option for stem in near for option, name in stems.items() if name == stem]
+    options: list[str] = []
+    for name in difflib.get_close_matches(target, options_by_name, cutoff=_NEAR_NAME):
+        options += options_by_name[name]
     if options:
-        return f"did you mean {' or '.join(dict.fromkeys(options))}?"
+        return f"did you mean {' or '.join(options)}?"
     return "give the path of a YAML file; `vlatool presets` lists the values of --preset"
 
 

@@ -34,15 +34,20 @@ def builtin_root() -> Path:
 
 def plugin_roots() -> list[Path]:
     """Folders `presets` of packages that provide a format or a model type."""
-    packages = {
-        point.module.partition(".")[0] for group in _GROUPS for point in entry_points(group=group)
-    }
+    packages: set[str] = set()
+    for group in _GROUPS:
+        for point in entry_points(group=group):
+            packages.add(point.module.partition(".")[0])
     roots: list[Path] = []
     for package in sorted(packages):
         spec = importlib.util.find_spec(package)
-        folders = spec.submodule_search_locations if spec is not None else None
-        roots += [Path(folder) / "presets" for folder in folders or ()]
-    return [root for root in roots if root.is_dir()]
+        if spec is None or spec.submodule_search_locations is None:
+            continue
+        for folder in spec.submodule_search_locations:
+            root = Path(folder) / "presets"
+            if root.is_dir():
+                roots.append(root)
+    return roots
 
 
 def preset_names(roots: Sequence[Path] | None = None) -> list[str]:

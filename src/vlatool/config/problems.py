@@ -51,47 +51,53 @@ class Problem:
 
     def line(self) -> str:
         """One-line message."""
-        start = f"{self.origin}: " if self.origin not in ("", "default") else ""
-        names = ", ".join(f'"{name}"' for name in self.suggestions)
-        return f"{start}{self.message}" + (f" (did you mean {names}?)" if names else "")
+        text = self.message
+        if self.origin not in ("", "default"):
+            text = f"{self.origin}: {text}"
+        if self.suggestions:
+            names = ", ".join(f'"{name}"' for name in self.suggestions)
+            text = f"{text} (did you mean {names}?)"
+        return text
 
 
 def config_error(problems: Sequence[Problem], *, more: int = 0, hint: str = "") -> ConfigError:
     """Error that lists all problems; `problems`: problems, at most the first 100."""
     problems = _merge_equal(problems)
-    codes = {problem.code for problem in problems}
-    lines = [problem.line() for problem in problems[:_MAX_LINES]]
-    if len(lines) > 1:
+    if len(problems) == 1:
+        message = problems[0].line()
+    else:
         count = len(problems) + more
-        lines = [
-            f"{counted(count, 'problem')} in the configuration:",
-            *(f"  {line}" for line in lines),
-        ]
-        lines += [f"  and {count - _MAX_LINES:,} more"] if count > _MAX_LINES else []
+        message = f"{counted(count, 'problem')} in the configuration:"
+        for problem in problems[:_MAX_LINES]:
+            message += f"\n  {problem.line()}"
+        if count > _MAX_LINES:
+            message += f"\n  and {count - _MAX_LINES:,} more"
+    codes = {problem.code for problem in problems}
     return ConfigError(
-        "\n".join(lines),
+        message,
         hint=hint or "vlatool resolve-config --keys lists every key with its type and default",
-        code=codes.pop() if len(codes) == 1 else "config.invalid_value",
+        code=codes.pop() if len(codes) == 1 else _INVALID_VALUE,
         details={"problems": [asdict(problem) for problem in problems]},
     )
 
 
 def _merge_equal(problems: Sequence[Problem]) -> list[Problem]:
     """Joins equal problems of the same line, such as those of a repeated alias."""
-    causes: dict[tuple[str, ...], list[Problem]] = {}
+    groups: dict[tuple[str, ...], list[Problem]] = {}
     for problem in problems:
         leaf = problem.key.rpartition(".")[2]
         message = problem.message.replace(f'"{problem.key}"', f'"{leaf}"')
-        causes.setdefault((problem.origin, leaf, message), []).append(problem)
-    return [_joined(*same) for same in causes.values()]
-
-
-def _joined(first: Problem, *others: Problem) -> Problem:
-    if not others:
-        return first
-    names = ", ".join(f'"{problem.key}"' for problem in others[:3])
-    more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
-    return replace(first, message=f"{first.message}; the same applies to {names}{more}")
+        groups.setdefault((problem.origin, leaf, message), []).append(problem)
+    joined: list[Problem] = []
+    for first, *others in groups.values():
+        message = first.message
+        if others:
+            names = ", ".join(f'"{problem.key}"' for problem in others[:3])
+            message += f"; the same applies to {names}"
+        if len(others) > 3:
+            message += f" and {len(others) - 3:,} more"
+        joined.append(replace(first, message=message))
+    return joined
 
 
 def validation_problems(
@@ -126,8 +132,12 @@ def owners_of_key(key: str, schema: type[BaseModel]) -> list[str]:
     """Types that have a key which this configuration has not: `sink jsonl`, `format spartan`."""
     registries: Mapping[str, Registry[Any]] = getattr(schema, "registries", {})
     section, _, name = key.rpartition(".")
-    tables = [table for path, table in registries.items() if section in ("", path)]
-    return [f"{table.label} {owner}" for table in tables for owner in table.names_with_key(name)]
+    owners: list[str] = []
+    for path, registry in registries.items():
+        if section in ("", path):
+            for owner in registry.names_with_key(name):
+                owners.append(f"{registry.label} {owner}")
+    return owners
 
 
 def _meant(
@@ -135,32 +145,48 @@ def _meant(
 ) -> tuple[tuple[str, ...], str]:
     """Keys that those of another tool stand for, and the note on one that stands for none."""
     flat: tuple[str, ...] = getattr(schema, "flat_sections", ())
-    known = {*(info.key for info in dotted_keys(schema)), *section_names(schema)}
-    known |= {_without_section(name, flat) for name in known}
-    below = [] if value is None else [name for name, _ in coerce.leaf_origins(value)]
-    words = [f"{key}.{name}".rstrip(".") for name in below] or [key]
-    near = [meant for word in words for meant in meant_keys(word, known)]
-    notes = [f": {note}" for word in words if (note := note_on(word))]
-    return tuple(near[:3]), notes[0] if notes and not near else ""
+    keys: set[str] = set()
+    for name in _all_names(schema):
+        keys.add(name)
+        keys.add(_without_section(name, flat))
+    words = [key]
+    if value is not None:
+        words = [name for name, _ in coerce.leaf_origins(value, key)] or words
+    near: list[str] = []
+    notes: list[str] = []
+    for word in words:
+        near += meant_keys(word, keys)
+        note = note_on(word)
+        if note:
+            notes.append(f": {note}")
+    if near:
+        return tuple(near[:3]), ""
+    return (), notes[0] if notes else ""
+
+
+def _all_names(schema: type[BaseModel]) -> list[str]:
+    """Dotted keys and sections."""
+    return [*(info.key for info in dotted_keys(schema)), *section_names(schema)]
 
 
 def nearest_keys(key: str, schema: type[BaseModel]) -> tuple[str, ...]:
     """Valid keys of any section that are similar to `key`, the most similar first."""
-    known = [*(info.key for info in dotted_keys(schema)), *section_names(schema)]
+    patterns = _all_names(schema)
     flat: tuple[str, ...] = getattr(schema, "flat_sections", ())
     if key.partition(".")[0] not in flat:  # keys without a section get suggestions without one
-        known = [_without_section(name, flat) for name in known]
-    scored: dict[str, float] = {}
-    for pattern in known:
+        patterns = [_without_section(name, flat) for name in patterns]
+    scores: dict[str, float] = {}
+    for pattern in patterns:
         name = _concrete(pattern, key)
+        if name == key or ANY_NAME in name.split("."):
+            continue
         # From 0 to 1; the last part of a key counts most, as sections are often omitted.
-        leaf = key.rpartition(".")[2]
-        other_leaf = name.rpartition(".")[2]
-        score = 0.75 * _ratio(leaf, other_leaf) + 0.25 * _ratio(key, name)
-        if ANY_NAME not in name.split(".") and name != key and score >= _NEAR_KEY:
-            scored[name] = score
-    ranked = sorted(scored, key=lambda name: -scored[name])[:3]
-    return tuple(name for name in ranked if scored[name] >= scored[ranked[0]] - 0.1)
+        leaf_score = _ratio(key.rpartition(".")[2], name.rpartition(".")[2])
+        score = 0.75 * leaf_score + 0.25 * _ratio(key, name)
+        if score >= _NEAR_KEY:
+            scores[name] = score
+    ranked = sorted(scores, key=lambda name: -scores[name])[:3]
+    return tuple(name for name in ranked if scores[name] >= scores[ranked[0]] - 0.1)
 
 
 def _without_section(key: str, sections: Sequence[str]) -> str:
@@ -188,28 +214,23 @@ def _translate(detail: Mapping[str, Any], tree: coerce.Node, schema: type[BaseMo
     parts = _key_parts(detail["loc"], tree, kind)
     if kind.startswith("union_tag") and not rejected:
         parts.append(detail["ctx"]["discriminator"].strip("'"))
-    # Dotted key as it was written: without its section if that was omitted.
+    written = parts
     node = coerce.find(tree, parts[:2])
-    is_flat = node is not None and node.is_flat
+    if node is not None and node.is_flat:  # written without its section
+        written = parts[1:]
     context = _KeyContext(
-        ".".join(str(part) for part in (parts[1:] if is_flat else parts)),
-        coerce.nearest_origin(tree, parts),
-        _pattern(parts, schema),
+        ".".join(map(str, written)), coerce.nearest_origin(tree, parts), _pattern(parts, schema)
     )
+    value = coerce.find(tree, parts)
     if kind == "extra_forbidden":
-        message = f'unknown key "{context.key}"'
-        owners = [f"type {name}" for name in types_with(schema, context.pattern)]
-        owners = owners or owners_of_key(context.key, schema)
-        if owners:
-            message += f": it belongs to {' and '.join(owners)}"
-        near, note = ((), "") if owners else _meant(context.key, coerce.find(tree, parts), schema)
-        near = near if near or owners or note else nearest_keys(context.key, schema)
-        return Problem(context.key, context.origin, message + note, near, _UNKNOWN_KEY)
+        return _unknown(context, value, schema)
     if kind in _ABSENT and not rejected:
+        message = f'"{context.key}" is required'
         valid = choices(schema, context.pattern)
-        message = f'"{context.key}" is required' + (f"; one of {', '.join(valid)}" if valid else "")
+        if valid:
+            message += f"; one of {', '.join(valid)}"
         return Problem(context.key, context.origin, message, code="config.missing_key")
-    return _invalid(context, coerce.find(tree, parts), detail, schema)
+    return _invalid(context, value, detail, schema)
 
 
 @dataclass(frozen=True)
@@ -221,30 +242,50 @@ class _KeyContext:
     pattern: str  # declared key, with `*` for free names
 
 
+def _unknown(context: _KeyContext, value: coerce.Node | None, schema: type[BaseModel]) -> Problem:
+    key = context.key
+    message = f'unknown key "{key}"'
+    owners = [f"type {name}" for name in types_with(schema, context.pattern)]
+    owners = owners or owners_of_key(key, schema)
+    if owners:
+        message += f": it belongs to {' and '.join(owners)}"
+        return Problem(key, context.origin, message, code=_UNKNOWN_KEY)
+    near, note = _meant(key, value, schema)
+    if not near and not note:
+        near = nearest_keys(key, schema)
+    return Problem(key, context.origin, message + note, near, _UNKNOWN_KEY)
+
+
 def _invalid(
     context: _KeyContext,
     value: coerce.Node | None,
     detail: Mapping[str, Any],
     schema: type[BaseModel],
 ) -> Problem:
-    shown = _value_text(value) if value is not None else "unset"
-    rejected = detail["input"] if isinstance(detail["input"], coerce.InvalidValue) else None
-    valid = list(rejected.choices if rejected else ()) or choices(schema, context.pattern)
-    if rejected is not None:
-        reason = f"it must be {rejected.needs}"
+    given = detail["input"]
+    value_text = "unset" if value is None else _value_text(value)
+    valid = choices(schema, context.pattern)
+    if isinstance(given, coerce.InvalidValue):
+        valid = list(given.choices) or valid
+        reason = f"it must be {given.needs}"
         kinds = choices(schema, f"{context.pattern}.type")
-        reason += f" of type {' or '.join(kinds)}" if kinds else ""
+        if kinds:
+            reason += f" of type {' or '.join(kinds)}"
     elif detail["type"] == "union_tag_invalid":
         reason = f"it must be one of {', '.join(valid) or detail['ctx']['expected_tags']}"
     else:
         reason = _reason(detail)
     # A rule of a section names its keys.
-    is_rule = detail["type"] == "value_error" and isinstance(detail["input"], Mapping)
-    subject = f'"{context.key}"' if is_rule else f'"{context.key}" is {shown}'
-    message = f"{subject}: {reason}" if context.key else reason
-    near = tuple(difflib.get_close_matches(shown.strip('"'), valid, n=3, cutoff=_NEAR_VALUE))
-    if value is not None and isinstance(value.value, dict) and not is_rule:
-        near = near or _meant(context.key, value, schema)[0]
+    is_rule = detail["type"] == "value_error" and isinstance(given, Mapping)
+    if is_rule and context.key:
+        message = f'"{context.key}": {reason}'
+    elif context.key:
+        message = f'"{context.key}" is {value_text}: {reason}'
+    else:
+        message = reason
+    near = tuple(difflib.get_close_matches(value_text.strip('"'), valid, n=3, cutoff=_NEAR_VALUE))
+    if not near and not is_rule and value is not None and isinstance(value.value, dict):
+        near, _ = _meant(context.key, value, schema)
     return Problem(context.key, context.origin, message, near)
 
 
@@ -284,7 +325,9 @@ def _value_text(value: coerce.Node) -> str:
         return "a mapping"
     if isinstance(data, str):
         return f'"{_clipped(data)}"'
-    return _clipped(coerce.write_scalar(data) if not isinstance(data, list) else str(data))
+    if isinstance(data, list):
+        return _clipped(str(data))
+    return _clipped(coerce.write_scalar(data))
 
 
 def _clipped(text: str) -> str:
@@ -293,10 +336,10 @@ def _clipped(text: str) -> str:
 
 def _reason(detail: Mapping[str, Any]) -> str:
     """Description of an invalid value: that of `_REASONS`, else the message of pydantic."""
-    if rule := _REASONS.get(detail["type"]):
+    rule = _REASONS.get(detail["type"])
+    if rule:
         return rule.format(**detail.get("ctx", {}))
     message: str = detail["msg"]
-    for start in ("Value error, ", "Assertion failed, ", "Input "):
-        if message.startswith(start):
-            return ("it " if start == "Input " else "") + message.removeprefix(start)
-    return message
+    if message.startswith("Input "):
+        return f"it {message.removeprefix('Input ')}"
+    return message.removeprefix("Value error, ").removeprefix("Assertion failed, ")

@@ -39,12 +39,12 @@ def sections(config: ConfigModel, prefix: str = "") -> Iterator[tuple[str, Confi
 
 def explicit_keys(config: ConfigModel) -> frozenset[str]:
     """Dotted keys that were set when the configuration was constructed."""
-    return frozenset(
-        f"{prefix}{name}"
-        for prefix, section in sections(config)
-        for name in section.model_fields_set
-        if not isinstance(getattr(section, name), ConfigModel)
-    )
+    keys: set[str] = set()
+    for prefix, section in sections(config):
+        for name in section.model_fields_set:
+            if not isinstance(getattr(section, name), ConfigModel):
+                keys.add(f"{prefix}{name}")
+    return frozenset(keys)
 
 
 def check_rules(
@@ -52,21 +52,19 @@ def check_rules(
 ) -> None:
     """Raises an error with all violations that are errors, else reports warnings."""
     warnings: list[Violation] = []
-    errors: list[Violation] = []
+    errors: list[Problem] = []
     for violation in violations:
-        (errors if _is_error(violation, typed) else warnings).append(violation)
+        is_typed = any(key in typed for key in violation.keys)
+        if violation.level == "error" or (violation.level == "typed" and is_typed):
+            key = violation.keys[0]
+            errors.append(Problem(key, "", violation.message, code=violation.code))
+        else:
+            warnings.append(violation)
     if errors:
-        raise config_error(
-            [Problem(error.keys[0], "", error.message, code=error.code) for error in errors],
-            hint=f"set {errors[0].keys[0]} to another value, or leave it out",
-        )
+        hint = f"set {errors[0].key} to another value, or leave it out"
+        raise config_error(errors, hint=hint)
     for warning in warnings:
         reporter.warn("inherited_value", warning.message)
-
-
-def _is_error(violation: Violation, typed: Collection[str]) -> bool:
-    is_typed = any(key in typed for key in violation.keys)
-    return violation.level == "error" or (violation.level == "typed" and is_typed)
 
 
 def derivations(config: ConfigModel, rules: Mapping[str, str]) -> Iterator[str]:
@@ -81,7 +79,9 @@ def derivations(config: ConfigModel, rules: Mapping[str, str]) -> Iterator[str]:
 
 
 def _section(config: ConfigModel, key: str) -> ConfigModel:
+    if not key:
+        return config
     section: Any = config
-    for name in key.split(".") if key else ():
+    for name in key.split("."):
         section = getattr(section, name)
     return section

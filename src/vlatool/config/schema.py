@@ -44,16 +44,21 @@ def dotted_keys(schema: type[BaseModel]) -> tuple[KeyInfo, ...]:
             continue
         info = _info(declared)
         first = infos.get(info.key)
-        if first is not None and info.type_text not in first.type_text.split(" | "):
-            info = first._replace(type_text=f"{first.type_text} | {info.type_text}")
-        infos[info.key] = info if first is None else first._replace(type_text=info.type_text)
+        if first is None:
+            infos[info.key] = info
+        elif info.type_text not in first.type_text.split(" | "):
+            type_text = f"{first.type_text} | {info.type_text}"
+            infos[info.key] = first._replace(type_text=type_text)
     return tuple(infos.values())
 
 
 def section_names(schema: type[BaseModel]) -> list[str]:
     """Dotted keys of sections."""
-    keys = [item.key for item in _declared(schema) if _sections(item.field.annotation)]
-    return list(dict.fromkeys(keys))
+    keys: dict[str, None] = {}
+    for declared in _declared(schema):
+        if _sections(declared.field.annotation):
+            keys[declared.key] = None
+    return list(keys)
 
 
 def choices(schema: type[BaseModel], key: str) -> list[str]:
@@ -82,25 +87,28 @@ def section_models(schema: type[BaseModel], section: str) -> list[type[BaseModel
 def flat_keys(schema: type[BaseModel]) -> dict[str, str]:
     """Keys of flat sections that may be written at the top level, with their sections."""
     sections: tuple[str, ...] = getattr(schema, "flat_sections", ())
-    reserved = schema.model_fields.keys() | {"type"}
     section_of: dict[str, str] = {}
     for section in sections:
         for model in section_models(schema, section):
-            keys = model.model_fields.keys() - reserved
-            section_of = dict.fromkeys(keys, section) | section_of
+            for key in model.model_fields:
+                if key != "type" and key not in schema.model_fields:
+                    section_of.setdefault(key, section)
     return section_of
 
 
 def unset_required(config: BaseModel) -> list[str]:
     """Keys that must be set: required keys without a value, groups of which none is set."""
     exclusive: tuple[tuple[str, ...], ...] = getattr(config, "exclusive", ())
-    groups = [" or ".join(keys) for keys in exclusive if not any(getattr(config, k) for k in keys)]
-    return [*_unset(config, "needed"), *groups]
+    unset = list(_unset(config, "needed"))
+    for group in exclusive:
+        if not any(getattr(config, key) for key in group):
+            unset.append(" or ".join(group))
+    return unset
 
 
 def underived(config: BaseModel) -> list[str]:
     """Keys of a section that every derivation sets, and that are not set."""
-    return [*_unset(config, "derived")]
+    return list(_unset(config, "derived"))
 
 
 def execution_keys(schema: type[BaseModel]) -> frozenset[str]:
@@ -128,16 +136,19 @@ def _walk(
     above: tuple[type, ...] = (),
 ) -> Iterator[_Declared]:
     """Yields all fields of `model` and its sections, with the defaults of `instance` if given."""
-    declared = model.model_fields.items()
-    for name, field in sorted(declared, key=lambda item: bool(mark(item[1], "execution"))):
+    for name, field in sorted(model.model_fields.items(), key=_is_execution):
         key = f"{prefix}{name}"
-        default = getattr(instance, name, None) if instance is not None else default_of(field)
+        default = default_of(field) if instance is None else getattr(instance, name, None)
         yield _Declared(key, model, field, default)
         for suffix, section in _sections(field.annotation):
             if section in above:
                 continue
             below = default if type(default) is section else None
             yield from _walk(section, f"{key}{suffix}.", below, (*above, section))
+
+
+def _is_execution(item: tuple[str, FieldInfo]) -> bool:
+    return bool(mark(item[1], "execution"))
 
 
 def default_of(field: FieldInfo) -> Any:
@@ -191,8 +202,10 @@ def _info(declared: _Declared) -> KeyInfo:
 
 def _group(declared: _Declared) -> str:
     groups: Mapping[str, tuple[str, ...]] = getattr(declared.owner, "help_groups", {})
-    name = declared.key.rpartition(".")[2]
-    return next((title for title, names in groups.items() if name in names), "")
+    for title, names in groups.items():
+        if declared.key.rpartition(".")[2] in names:
+            return title
+    return ""
 
 
 def _type_text(annotation: Any) -> str:
