@@ -1,5 +1,6 @@
 """Results of commands: the fields of a class as a JSON document, and their text."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import PurePath
@@ -79,16 +80,13 @@ def outcome(subject: str, status: str, content: str, plan: str) -> str:
     return f"{subject}: {content}{done}"
 
 
-_CONTROLS = {
-    code: f"\\u{code:04x}"
-    for code in (*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A))
-}
-del _CONTROLS[ord("\n")], _CONTROLS[ord("\t")]
+# Control characters, line separators, and marks that reverse the direction of writing.
+_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
     """Text with control characters escaped as in JSON: a name may hold commands for a terminal."""
-    return text.translate(_CONTROLS)
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def one_line(text: object) -> str:
@@ -102,10 +100,11 @@ def columns(rows: Iterable[Iterable[object]]) -> str:
     if not cells:
         return "none"
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    )
+    lines: list[str] = []
+    for row in cells:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
 
 
 def _default(declared: Field[Any]) -> object:
@@ -114,7 +113,8 @@ def _default(declared: Field[Any]) -> object:
 
 
 def _plain(value: Any) -> Any:
-    if (document := getattr(value, "document", None)) is not None:
+    document = getattr(value, "document", None)
+    if document is not None:
         return document()
     if is_dataclass(value):
         return document_of(value)
@@ -122,4 +122,6 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(map(_plain, value))
-    return str(value) if isinstance(value, PurePath) else value
+    if isinstance(value, PurePath):
+        return str(value)
+    return value

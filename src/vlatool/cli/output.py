@@ -20,7 +20,6 @@ from vlatool.errors import StorageError, VlatoolError
 from vlatool.results import MERGED, Result, one_line, printable
 
 _NARROWEST = 40  # columns of a terminal for which lines are broken
-# Control characters, line separators, and marks that reverse the direction of writing.
 
 
 @dataclass(frozen=True)

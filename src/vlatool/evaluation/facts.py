@@ -76,31 +76,38 @@ def error_sections(
     samples: int,
 ) -> list[Section]:
     """Errors of an open-loop evaluation beside those of the baselines."""
-    names = [name for name in _BASELINES if name in overall]
-    shown = {_BASELINES[name]: number_text(overall[name]) for name in names}
+    predictors = [name for name in _BASELINES if name in overall]
+    tiles: dict[str, object] = {}
     curves: list[Curve] = []
-    for name in names:
-        values = [np.nan if value is None else value for value in by_step[name]]
-        curves.append(Curve(_BASELINES[name], np.arange(1, len(values) + 1), np.array(values)))
+    for predictor in predictors:
+        label = _BASELINES[predictor]
+        tiles[label] = number_text(overall[predictor])
+        errors = np.array(by_step[predictor], np.float64)  # None becomes NaN
+        curves.append(Curve(label, np.arange(1, len(errors) + 1), errors))
+    tiles["chunks"] = samples
     steps = max(len(curve.x) for curve in curves)
     axis = Axis(0.5, steps + 0.5, "step of a chunk", whole=True)
     chart = Chart("error, in standard deviations", curves, axis, has_dots=True)
-    header = ("field", *(_BASELINES[name] for name in names), "better than mean")
+    text = "Errors in standard deviations of the training data; the baselines are the mean action "
+    text += "and the last action before the chunk."
     rows: list[Sequence[object]] = []
     details: list[Part] = []
     for field, metrics in fields.items():
-        varying = metrics["moving_dimensions"]
-        means = [number_text(metrics[n]["mae"]) if n in metrics else "-" for n in names]
-        better = f"{metrics['dimensions_better_than_mean']} of {varying}" if varying else "constant"
-        label = f"{field} [{unit(field)}]" if unit(field) else field
-        rows.append((label, *means, better))
-        details.append(Titled(field, [_dimension_table(metrics, names)]))
-    text = "Errors in standard deviations of the training data; the baselines are the mean action "
-    text += "and the last action before the chunk."
-    every = Fold("mean absolute error of each dimension", details)
+        row = [f"{field} [{unit(field)}]" if unit(field) else field]
+        for predictor in predictors:
+            row.append(number_text(metrics.get(predictor, {}).get("mae")))
+        if metrics["moving_dimensions"]:
+            better = metrics["dimensions_better_than_mean"]
+            row.append(f"{better} of {metrics['moving_dimensions']}")
+        else:
+            row.append("constant")
+        rows.append(row)
+        details.append(Titled(field, [_dimension_table(metrics, predictors)]))
+    header = ["field", *(_BASELINES[predictor] for predictor in predictors), "better than mean"]
+    by_dimension = Fold("mean absolute error of each dimension", details)
     return [
-        Section("Errors", [Tiles({**shown, "chunks": samples}), Text(text, "quiet"), chart]),
-        Section("Fields", [Table(header, rows), every]),
+        Section("Errors", [Tiles(tiles), Text(text, "quiet"), chart]),
+        Section("Fields", [Table(header, rows), by_dimension]),
     ]
 
 
@@ -152,11 +159,12 @@ def counts_rows(
     report: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[str, float, str]]:
     """Rows of `rate_table` for success reports: of all episodes, and of groups if several."""
-    named = {"all": report, **(groups if len(groups) > 1 else {})}
-    return [
-        (name or "(no instruction)", each["success_rate"], counts_text(each))
-        for name, each in named.items()
-    ]
+    rows = [("all", report["success_rate"], counts_text(report))]
+    if len(groups) > 1:
+        for name, counts in groups.items():
+            label = name or "(no instruction)"
+            rows.append((label, counts["success_rate"], counts_text(counts)))
+    return rows
 
 
 def counts_text(counts: Mapping[str, Any]) -> str:
@@ -182,12 +190,15 @@ def rollout_sections(
         "steps on average": number_text(report["mean_steps"]),
         "greatest reward on average": number_text(report["mean_max_reward"]),
     }
-    names = ("task", "seed", "instruction", "success", "steps", "max_reward", "error")
-    present = [
-        name for name in names if any(row.get(name) not in ("", None) for row in report["rollouts"])
-    ]
-    starts = [[_start_text(row.get(name)) for name in present] for row in report["rollouts"]]
-    table = Table(present, starts)
+    rollouts = report["rollouts"]
+    columns: list[str] = []
+    for name in ("task", "seed", "instruction", "success", "steps", "max_reward", "error"):
+        if any(rollout.get(name) not in ("", None) for rollout in rollouts):
+            columns.append(name)
+    starts: list[Sequence[object]] = []
+    for rollout in rollouts:
+        starts.append([_cell(rollout.get(name)) for name in columns])
+    table = Table(columns, starts)
     return [
         Section("Success", [Tiles(tiles), rate_table(counts_rows(report, groups))]),
         Section("Videos", [clips]),
@@ -196,12 +207,12 @@ def rollout_sections(
     ]
 
 
-def _start_text(value: object) -> str:
-    return (
-        {True: "yes", False: "no", None: ""}[value]
-        if isinstance(value, bool | None)
-        else str(value)
-    )
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
 
 
 @dataclass(frozen=True)

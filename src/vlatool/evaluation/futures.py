@@ -51,51 +51,52 @@ class FutureScores:
         observation: Observation,  # the observation; its newest images are the present ones
     ) -> None:
         self._samples += 1
-        for camera, values in codes.items():
-            steps = [
-                step for step in STEPS if step <= len(recorded.mask) and recorded.mask[step - 1]
-            ]
-            if not steps:
-                continue
-            at = [step - 1 for step in steps]
-            tokenizer = self._tokenizer
-            real = prepared_images(tokenizer, camera, recorded.images[camera][at])
+        steps: list[int] = []  # those that were recorded
+        for step in STEPS:
+            if step <= len(recorded.mask) and recorded.mask[step - 1]:
+                steps.append(step)
+        if not steps:
+            return
+        rows = [step - 1 for step in steps]
+        tokenizer = self._tokenizer
+        for camera, predicted_codes in codes.items():
+            predicted = predicted_codes[rows]
+            real = prepared_images(tokenizer, camera, recorded.images[camera][rows])
             present = prepared_images(tokenizer, camera, observation.images[camera][-1:])
-            shown = recorded.codes[camera][at] if recorded.codes else _codes_of(tokenizer, real)
-            predicted = values[at]
-            now = _codes_of(tokenizer, present)
+            real_codes = recorded.codes[camera][rows] if recorded.codes else None
+            if real_codes is None:
+                real_codes = _codes_of(tokenizer, real)
+            present_codes = _codes_of(tokenizer, present)
+            moves: Array = np.abs(real.astype(np.int16) - present).max(axis=-1) > MOVED
             images = {
                 "psnr": decoded_images(tokenizer, predicted),
                 "copy_present_psnr": present,
-                "reconstruction_psnr": decoded_images(tokenizer, shown),
+                "reconstruction_psnr": decoded_images(tokenizer, real_codes),
             }
-            moves: Array = np.abs(real.astype(np.int16) - present).max(axis=-1) > MOVED
-            figures: dict[str, list[tuple[float, float]]] = {}  # sums and counts by step
-            for name, others in images.items():
-                errors = np.square(others.astype(np.float64) - real).mean(axis=-1)
-                figures[name] = [(float(rows.mean()), 1.0) for rows in errors]
-                figures[f"moving_{name}"] = [
-                    (float(rows[mask].sum()), float(mask.sum()))
-                    for rows, mask in zip(errors, moves, strict=True)
-                ]
-            for name, compared in (("", predicted), ("copy_present_", now)):
-                equal = (compared == shown).mean(axis=1)
-                figures[f"{name}code_accuracy"] = [(float(share), 1.0) for share in equal]
-            for name, pairs in figures.items():
-                for step, pair in zip(steps, pairs, strict=True):
-                    self._sums.setdefault(step, {}).setdefault(name, []).append(pair)
+            for name, compared in images.items():
+                errors = np.square(compared.astype(np.float64) - real).mean(axis=-1)
+                for index, step in enumerate(steps):
+                    moving = errors[index][moves[index]]
+                    self._add(step, name, errors[index].mean(), 1.0)
+                    self._add(step, f"moving_{name}", moving.sum(), float(moving.size))
+            accuracy = (predicted == real_codes).mean(axis=1)
+            copy_accuracy = (present_codes == real_codes).mean(axis=1)
+            for index, step in enumerate(steps):
+                self._add(step, "code_accuracy", accuracy[index], 1.0)
+                self._add(step, "copy_present_code_accuracy", copy_accuracy[index], 1.0)
+
+    def _add(self, step: int, name: str, total: float, count: float) -> None:
+        sums = self._sums.setdefault(step, {}).setdefault(name, [])
+        sums.append((float(total), count))
 
     def report(self) -> dict[str, Any]:
         """Figures by step: accuracies of codes, and PSNR of mean squared errors in dB; those with
         `moving_` are of the pixels that differ from the present image, None if none does.
         """
-        return {
-            "samples": self._samples,
-            "steps": {
-                str(step): {name: _figure(name, values) for name, values in sums.items()}
-                for step, sums in sorted(self._sums.items())
-            },
-        }
+        steps: dict[str, Any] = {}
+        for step, sums in sorted(self._sums.items()):
+            steps[str(step)] = {name: _figure(name, values) for name, values in sums.items()}
+        return {"samples": self._samples, "steps": steps}
 
 
 def _codes_of(tokenizer: OpenTokenizer, images: UInt8Array) -> Array:
@@ -195,22 +196,16 @@ def save_futures(
     """Saves a sheet per camera, and a video of all cameras: one line of images below the other."""
     cameras = list(next(iter(lines.values())))
     for camera in cameras:
-        count = len(next(iter(lines.values()))[camera])
-        shown = spread(count, _SHEET_COLUMNS)
-        steps = ", ".join(f"+{step + 1}" for step in shown)
-        rows = [
-            SheetRow(
-                label=f"{camera}, {label}: {steps}",
-                verdict="",
-                is_good=True,
-                frames=[images[camera][step] for step in shown],
-            )
-            for label, images in lines.items()
-        ]
+        rows: list[SheetRow] = []
+        for label, images in lines.items():
+            steps = spread(len(images[camera]), _SHEET_COLUMNS)
+            title = f"{camera}, {label}: {', '.join(f'+{step + 1}' for step in steps)}"
+            frames = [images[camera][step] for step in steps]
+            rows.append(SheetRow(title, verdict="", is_good=True, frames=frames))
         save_contact_sheet(folder / name_of(camera), rows)
-    rows_of_video = [_row([images[camera] for camera in cameras]) for images in lines.values()]
-    frames = np.concatenate(rows_of_video, axis=1)
-    write_bytes(folder / video, encode_video(list(frames), _VIDEO_FPS))
+    video_rows = [_row([images[camera] for camera in cameras]) for images in lines.values()]
+    video_frames = np.concatenate(video_rows, axis=1)
+    write_bytes(folder / video, encode_video(list(video_frames), _VIDEO_FPS))
 
 
 def _row(cameras: Sequence[UInt8Array]) -> UInt8Array:

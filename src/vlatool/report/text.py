@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from vlatool.results import one_line
@@ -20,9 +19,11 @@ _BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
 def blocks(report: "Report") -> list[str]:
     """A report as blocks of text; empty ones are left out."""
-    rows = [tuple(finding.values()) for finding in report.findings or ()]
-    findings = text_table("Findings", ("code", "message"), rows)
-    return [pairs(report.summary), findings, *(table_text(table) for table in report.tables)]
+    findings = [tuple(finding.values()) for finding in report.findings or ()]
+    texts = [pairs(report.summary), text_table("Findings", ("code", "message"), findings)]
+    for table in report.tables:
+        texts.append(table_text(table))
+    return texts
 
 
 def table_text(table: "Table") -> str:
@@ -37,17 +38,16 @@ def is_number(text: str) -> bool:
 
 def pairs(values: Mapping[str, object]) -> str:
     """Lines `name  value`, one per name; lists have a line per item, empty values are left out."""
-    shown: dict[str, list[str]] = {}
+    rows: list[tuple[str, str]] = []
     for name, value in values.items():
-        if value not in ("", (), []):
-            items = value if isinstance(value, list | tuple) else [value]
-            shown[one_line(name)] = [one_line(item) for item in items]
-    width = max((len(name) for name in shown), default=0)
-    return "\n".join(
-        f"{name if index == 0 else '':<{width}}  {line}"
-        for name, lines in shown.items()
-        for index, line in enumerate(lines)
-    )
+        items = value if isinstance(value, list | tuple) else [value]
+        if value == "" or not items:
+            continue
+        rows.append((one_line(name), one_line(items[0])))
+        for item in items[1:]:
+            rows.append(("", one_line(item)))
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{name:<{width}}  {line}" for name, line in rows)
 
 
 def text_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -57,17 +57,20 @@ def text_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object
     cells = [[one_line(cell) for cell in row] for row in rows]
     if not cells:
         return ""
-    hidden = len(cells) - _MAX_ROWS
-    cells = cells[:_MAX_ROWS]
+    names = [one_line(name) for name in header] or [""] * len(cells[0])
     columns: list[list[str]] = []
-    for index in range(len(header) or len(cells[0])):
-        name = one_line(header[index]) if header else ""
-        columns.append(_aligned([name, *(row[index] for row in cells)]))
-    lines = ["  " + "  ".join(row).rstrip() for row in zip(*columns, strict=True)]
+    for index, name in enumerate(names):
+        column = [row[index] for row in cells[:_MAX_ROWS]]
+        width = max(len(name), *map(len, column))
+        if all(map(is_number, column)):
+            columns.append([cell.rjust(width) for cell in (name, *column)])
+        else:
+            columns.append([cell.ljust(width) for cell in (name, *column)])
+    lines = [f"  {'  '.join(row).rstrip()}" for row in zip(*columns, strict=True)]
     if not header:
         lines = lines[1:]
-    if hidden > 0:
-        lines.append(f"  ... and {hidden} more; use --json for all")
+    if len(cells) > _MAX_ROWS:
+        lines.append(f"  ... and {len(cells) - _MAX_ROWS} more; use --json for all")
     return "\n".join([one_line(title), *lines])
 
 
@@ -78,8 +81,10 @@ def pixels_text(size: tuple[int, int] | None, missing: str = "") -> str:
 
 def number_text(value: Any) -> str:
     """A number with four digits, `-` for None; any other value of a damaged file as it is."""
+    if value is None:
+        return "-"
     try:
-        return "-" if value is None else f"{value:.4g}"
+        return f"{value:.4g}"
     except (TypeError, ValueError, OverflowError):
         return str(value)[:_MAX_VALUE]
 
@@ -90,18 +95,25 @@ def spark_text(values: Sequence[float], width: int = 16) -> str:
     if not finite:
         return ""
     count = min(width, len(finite))
-    edges = [index * len(finite) // count for index in range(count + 1)]
-    means = [sum(finite[a:b]) / (b - a) for a, b in pairwise(edges)]
+    means: list[float] = []
+    for index in range(count):
+        start = index * len(finite) // count
+        end = (index + 1) * len(finite) // count
+        means.append(sum(finite[start:end]) / (end - start))
     low = min(means)
-    span = max(means) - min(means)
+    span = max(means) - low
+    if span == 0:
+        return _BLOCKS[0] * count
     top = len(_BLOCKS) - 1
-    return "".join(_BLOCKS[round(top * (mean - low) / span) if span else 0] for mean in means)
+    return "".join(_BLOCKS[round(top * (mean - low) / span)] for mean in means)
 
 
 def few_text(names: Sequence[str], limit: int = 6) -> str:
     """The first names, and the number of the others."""
-    more = len(names) - limit
-    return ", ".join([*names[:limit], *([f"and {more} more"] if more > 0 else [])])
+    parts = list(names[:limit])
+    if len(names) > limit:
+        parts.append(f"and {len(names) - limit} more")
+    return ", ".join(parts)
 
 
 def range_text(values: Sequence[float | None]) -> str:
@@ -122,11 +134,7 @@ def indices_text(indices: Sequence[int], limit: int = 6) -> str:
             runs[-1].append(index)
         else:
             runs.append([index])
-    parts = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
-    return ", ".join(parts if len(parts) <= limit else [*parts[:limit], "..."])
-
-
-def _aligned(cells: Sequence[str]) -> list[str]:
-    width = max(map(len, cells))
-    is_numeric = all(is_number(cell) for cell in cells[1:])
-    return [cell.rjust(width) if is_numeric else cell.ljust(width) for cell in cells]
+    parts = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs[:limit]]
+    if len(runs) > limit:
+        parts.append("...")
+    return ", ".join(parts)
