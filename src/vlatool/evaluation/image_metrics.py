@@ -9,7 +9,7 @@ Legend of shapes: B images, H and W their size, K codes of an image, N codebook 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -104,9 +104,8 @@ class ImageScores:
         """Sum of each metric, then the number of images: float64 [names + 1]."""
         values = [[row.metrics[name] for name in self.names] for row in self.rows]
         table = torch.tensor(values, dtype=torch.float64).view(len(self.rows), len(self.names))
-        return torch.cat([table.sum(0), torch.tensor([float(len(self.rows))])]).to(
-            device=self.device
-        )
+        count = torch.tensor([len(self.rows)], dtype=torch.float64)
+        return torch.cat([table.sum(0), count]).to(device=self.device)
 
     def means(self, reduce: Reduce = lambda tensor: tensor) -> dict[str, float]:
         """Mean of each metric over all images of all ranks; empty without any."""
@@ -135,12 +134,13 @@ def extremes(rows: Sequence[ImageScore], metric: str, count: int) -> BestMedianW
     Best first; equal ones by name, so that the choice does not depend on the order of ranks.
     """
     ranked = sorted(rows, key=lambda row: (-row.metrics[metric], row.key))
-    count = min(count, max(1, len(ranked) // 3)) if ranked else 0
+    count = min(count, max(1, len(ranked) // 3))
     best = ranked[:count]
     rest = ranked[count:]
-    worst = rest[max(0, len(rest) - count) :]
-    between = rest[: len(rest) - len(worst)]
-    start = (len(between) - count) // 2 if len(between) > count else 0
+    end = max(0, len(rest) - count)
+    worst = rest[end:]
+    between = rest[:end]
+    start = max(0, (len(between) - count) // 2)
     return BestMedianWorst(best, between[start : start + count], worst)
 
 
@@ -215,7 +215,9 @@ class MovingPixels:
         """`psnr_of_moving_pixels` over all ranks, in dB; empty if no pixel moves."""
         error = reduce(self.error)
         count = reduce(self.count)
-        return {"psnr_of_moving_pixels": float(psnr_of_error(error / count))} if count else {}
+        if not count:
+            return {}
+        return {"psnr_of_moving_pixels": float(psnr_of_error(error / count))}
 
 
 def _after(
@@ -229,8 +231,10 @@ def _after(
 
 def _follow(frames: Sequence[FrameIndex], device: torch.device) -> Tensor:
     """Bool [B - 1]: True for a frame that follows the one before it in its sequence."""
-    pairs = [a.sequence == b.sequence and b.number == a.number + 1 for a, b in pairwise(frames)]
-    return torch.tensor(pairs, dtype=torch.bool, device=device)
+    is_next: list[bool] = []
+    for frame, other in pairwise(frames):
+        is_next.append(other == FrameIndex(frame.sequence, frame.number + 1))
+    return torch.tensor(is_next, dtype=torch.bool, device=device)
 
 
 @dataclass
@@ -249,9 +253,12 @@ class CodebookUsage:
         cls, codebook_size: int, codes_per_image: int, device: torch.device | None = None
     ) -> "CodebookUsage":
         """Counts of no image, all 0."""
-        options: dict[str, Any] = {"dtype": torch.int64, "device": device}
-        shapes = ((codes_per_image, codebook_size), (codes_per_image,), ())
-        return cls(*(torch.zeros(shape, **options) for shape in shapes))
+        shape = (codes_per_image, codebook_size)
+        return cls(
+            torch.zeros(shape, dtype=torch.int64, device=device),
+            torch.zeros(codes_per_image, dtype=torch.int64, device=device),
+            torch.zeros((), dtype=torch.int64, device=device),
+        )
 
     def add(self, codes: Tensor, frames: Sequence[FrameIndex] | None = None) -> None:
         """Adds codes int [B, K] of images, and the frame of each if it is known."""

@@ -23,7 +23,7 @@ from vlatool.evaluation.facts import command_section
 from vlatool.events import NULL, Reporter, counted
 from vlatool.formats.base_model import INCEPTION, find_network
 from vlatool.jobs.ownership import require_input
-from vlatool.loading.base import Batch, DroppedSample, MicroBatch
+from vlatool.loading.base import Batch, DataSet, DroppedSample, MicroBatch
 from vlatool.loading.images.config import ImageDataConfig
 from vlatool.loading.images.kind import ImageSample, ImagesInfo, ImagesKind, load_info
 from vlatool.loading.loader import LoaderPlan, build_loader
@@ -32,7 +32,7 @@ from vlatool.models.base import Reconstruction, VisualTokenizer
 from vlatool.models.images import psnr_of_error, to_uint8
 from vlatool.models.inception import inception_network
 from vlatool.models.perceptual import perceptual_network
-from vlatool.report.facts import Figure, Figures, Section, Table, Text
+from vlatool.report.facts import Figure, Figures, Part, Section, Table, Text
 from vlatool.report.page import page
 from vlatool.storage.atomic import write_text
 
@@ -81,49 +81,48 @@ class ReconstructionSums:
     ) -> None:
         self._networks = networks
         names = ["psnr", "ssim", "error", "block_error"]
-        self.scores = image_metrics.ImageScores(
-            [*names, *(["lpips"] if networks.lpips else [])], device
-        )
+        if networks.lpips is not None:
+            names.append("lpips")
+        self.scores = image_metrics.ImageScores(names, device)
         size = tokenizer.image_size
-        codes = tokenizer.codebook_size
         self._mean = image_metrics.MeanImageBaseline.of_size(size, size, device)
         self._motion = image_metrics.MovingPixels.of(device)
-        self._codes = (
-            image_metrics.CodebookUsage.of(codes, tokenizer.codes_per_image, device)
-            if codes
-            else None
-        )
-        width = None if networks.inception is None else networks.inception.width
-        self._features = [
-            image_metrics.FeatureMoments.of_width(width, device)
-            for _ in range(2)
-            if width is not None
-        ]
+        self._codes: image_metrics.CodebookUsage | None = None  # None for continuous tokens
+        if tokenizer.codebook_size:
+            self._codes = image_metrics.CodebookUsage.of(
+                tokenizer.codebook_size, tokenizer.codes_per_image, device
+            )
+        # Features of originals and of reconstructions; empty without their network.
+        self._features: list[image_metrics.FeatureMoments] = []
+        if networks.inception is not None:
+            width = networks.inception.width
+            for _ in range(2):
+                self._features.append(image_metrics.FeatureMoments.of_width(width, device))
 
     def add(self, keys: Sequence[str], original: Tensor, reconstruction: Reconstruction) -> None:
         """Adds images uint8 [B, 3, S, S] and their reconstructions."""
         images = to_uint8(reconstruction.pixels)
         error = image_metrics.squared_error(original, images)
+        blocks = image_metrics.block_means(original, BLOCK)
         metrics = {
             "psnr": psnr_of_error(error),
             "ssim": image_metrics.ssim(original, images),
             "error": error,
-            "block_error": image_metrics.squared_error(
-                original, image_metrics.block_means(original, BLOCK)
-            ),
+            "block_error": image_metrics.squared_error(original, blocks),
         }
         if self._networks.lpips is not None:
-            pixels = original.float() / 255, images.float() / 255
-            metrics["lpips"] = self._networks.lpips.distances(*pixels)
+            lpips = self._networks.lpips
+            metrics["lpips"] = lpips.distances(original.float() / 255, images.float() / 255)
         self.scores.add(keys, metrics)
         self._mean.add(original)
         frames = [frame_index_of(key) for key in keys]
         self._motion.add(original, images, frames)
         if self._codes is not None and reconstruction.codes is not None:
             self._codes.add(reconstruction.codes, frames)
-        for moments, batch in zip(self._features, (original, images), strict=False):
-            assert self._networks.inception is not None
-            moments.add(self._networks.inception(batch))
+        if self._networks.inception is not None:
+            of_originals, of_reconstructions = self._features
+            of_originals.add(self._networks.inception(original))
+            of_reconstructions.add(self._networks.inception(images))
 
     def metrics(self, reduce: image_metrics.Reduce) -> dict[str, float]:
         """Metrics over all images of all ranks; every rank calls it. Empty without an image.
@@ -139,28 +138,26 @@ class ReconstructionSums:
         features = [moments.reduced(reduce) for moments in self._features]
         if not means:
             return {}
-        error, block_error = (torch.tensor(means.pop(name)) for name in ("error", "block_error"))
-        metrics = {
-            **means,
-            "psnr_of_mean_error": float(psnr_of_error(error)),
-            **motion,
-            "mean_picture_psnr": mean_image,
-            "block_psnr": float(psnr_of_error(block_error)),
-            **({} if codes is None else codes.metrics()),
-        }
-        return (
-            {**metrics, "rfid": image_metrics.frechet_distance(*features)} if features else metrics
-        )
+        error = torch.tensor(means.pop("error"))
+        block_error = torch.tensor(means.pop("block_error"))
+        metrics = dict(means)
+        metrics["psnr_of_mean_error"] = float(psnr_of_error(error))
+        metrics |= motion
+        metrics["mean_picture_psnr"] = mean_image
+        metrics["block_psnr"] = float(psnr_of_error(block_error))
+        if codes is not None:
+            metrics |= codes.metrics()
+        if features:
+            metrics["rfid"] = image_metrics.frechet_distance(*features)
+        return metrics
 
 
 def frame_index_of(key: str) -> image_metrics.FrameIndex:
     """Frame of an image by its name: the number at the end is the frame, the rest the sequence."""
     match = _NUMBERED.match(key)
-    return (
-        image_metrics.FrameIndex(match[1], int(match[2]))
-        if match
-        else image_metrics.FrameIndex(key, 0)
-    )
+    if match is None:
+        return image_metrics.FrameIndex(key, 0)
+    return image_metrics.FrameIndex(match[1], int(match[2]))
 
 
 def load_metric_networks(weights: str | None, device: torch.device) -> MetricNetworks:
@@ -246,31 +243,36 @@ def evaluate_reconstruction(
     part = shards_of_rank(load_info(config, reporter), options.rank, options.world_size)
     sums = ReconstructionSums(tokenizer, options.device, networks)
     drops: list[DroppedSample] = []
-    with torch.inference_mode():
-        for batch in _batches(config, part, options) if part.num_samples else ():
-            if batch.drops and not drops:
-                message = f"an image is dropped; the report lists all: {batch.drops[0].message}"
-                reporter.warn("data.dropped_samples", message)
-            drops += batch.drops
-            if not batch.is_dummy:
-                images = batch.batch["images"].to(options.device)
-                sums.add(batch.samples, images, run(images.permute(0, 2, 3, 1)))
-    dropped = Counter(drop.reason for drop in drops)
-    counts = [float(dropped[reason]) for reason in ImagesKind.drop_reasons]
-    device = sums.scores.device
-    own = torch.tensor([len(sums.scores.rows), *counts], dtype=torch.float64, device=device)
-    images, *all_counts = map(int, options.reduce(own).tolist())
+    if part.num_samples:
+        with torch.inference_mode():
+            for batch in _batches(config, part, options):
+                if batch.drops and not drops:
+                    message = f"an image is dropped; the report lists all: {batch.drops[0].message}"
+                    reporter.warn("data.dropped_samples", message)
+                drops += batch.drops
+                if not batch.is_dummy:
+                    images = batch.batch["images"].to(options.device)
+                    sums.add(batch.samples, images, run(images.permute(0, 2, 3, 1)))
+    counts = [len(sums.scores.rows)]
+    drop_counts = Counter(drop.reason for drop in drops)
+    for reason in ImagesKind.drop_reasons:
+        counts.append(drop_counts[reason])
+    own = torch.tensor(counts, dtype=torch.float64, device=sums.scores.device)
+    num_images, *all_drops = map(int, options.reduce(own).tolist())
     metrics = sums.metrics(options.reduce)
-    total = {reason: n for reason, n in zip(ImagesKind.drop_reasons, all_counts, strict=True) if n}
-    if not images:
-        why = ", ".join(f"{count} {reason}" for reason, count in total.items()) or "there are none"
+    dropped: dict[str, int] = {}
+    for reason, count in zip(ImagesKind.drop_reasons, all_drops, strict=True):
+        if count:
+            dropped[reason] = count
+    if not num_images:
+        why = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
         raise DataError(
-            f"{', '.join(config.shards)}: no image could be used: {why}",
+            f"{', '.join(config.shards)}: no image could be used: {why or 'there are none'}",
             hint="check the shards with `vlatool verify`",
             code="data.no_samples",
-            details={"dropped": total},
+            details={"dropped": dropped},
         )
-    return EvalResult(metrics, images, total, sums.scores.rows, drops)
+    return EvalResult(metrics, num_images, dropped, sums.scores.rows, drops)
 
 
 def reconstruct(
@@ -283,15 +285,13 @@ def reconstruct(
     images: dict[str, ImagePair] = {}
     with torch.inference_mode(), closing(_batches(config, info, single)) as batches:
         for batch in batches:
-            chosen = [] if batch.is_dummy else [i for i, k in enumerate(batch.samples) if k in keys]
-            if chosen:
-                originals = batch.batch["images"][chosen].to(options.device)
-                pixels = to_uint8(run(originals.permute(0, 2, 3, 1)).pixels)
-                pairs = zip(
-                    *(side.permute(0, 2, 3, 1).cpu().numpy() for side in (originals, pixels)),
-                    strict=True,
-                )
-                images |= zip((batch.samples[index] for index in chosen), pairs, strict=True)
+            names = () if batch.is_dummy else batch.samples
+            rows = [row for row, name in enumerate(names) if name in keys]
+            if rows:
+                originals = batch.batch["images"][rows].to(options.device).permute(0, 2, 3, 1)
+                pixels = to_uint8(run(originals).pixels).permute(0, 2, 3, 1).cpu().numpy()
+                for position, row in enumerate(rows):
+                    images[names[row]] = (originals[position].cpu().numpy(), pixels[position])
             if len(images) == len(keys):
                 break
     return images
@@ -322,13 +322,11 @@ def _stacked(samples: Sequence[Any]) -> Batch:
 
 def shards_of_rank(info: ImagesInfo, rank: int, world_size: int) -> ImagesInfo:
     """Whole shards of one rank, so that neighboring frames stay together; may be none."""
-    return replace(
-        info,
-        datasets=tuple(
-            replace(dataset, shards=dataset.shards[rank::world_size]) for dataset in info.datasets
-        ),
-        shard_bytes=tuple(sizes[rank::world_size] for sizes in info.shard_bytes),
-    )
+    datasets: list[DataSet] = []
+    for dataset in info.datasets:
+        datasets.append(replace(dataset, shards=dataset.shards[rank::world_size]))
+    shard_bytes = [sizes[rank::world_size] for sizes in info.shard_bytes]
+    return replace(info, datasets=tuple(datasets), shard_bytes=tuple(shard_bytes))
 
 
 _GENERATOR = "vlatool tokenizer eval"
@@ -353,37 +351,31 @@ def write_tokenizer_page(
     groups: Mapping[str, Mapping[str, float]],  # best, median and worst images: name to PSNR in dB
     images: Mapping[str, ImagePair],
 ) -> None:
-    groups_of_images = [
-        Section(name.capitalize(), _group(keys, images), is_under=True)
-        for name, keys in groups.items()
-    ]
+    metrics = [Table((), report.metrics), *(Text(note, "note") for note in report.notes)]
     caption = Text(f"differences are shown times {_GAIN}", "quiet")
-    metrics = Table((), report.metrics)
-    sections = [
-        Section("Metrics", [metrics, *(Text(note, "note") for note in report.notes)]),
-        Section("Images", [caption], is_card=False),
-        *groups_of_images,
-        command_section(report.command),
-    ]
+    sections = [Section("Metrics", metrics), Section("Images", [caption], is_card=False)]
+    for name, psnr_of in groups.items():
+        rows: list[Part] = []
+        for key, psnr in psnr_of.items():
+            if key in images:
+                rows.append(_row(key, psnr, *images[key]))
+        sections.append(Section(name.capitalize(), rows, is_under=True))
+    sections.append(command_section(report.command))
     subtitle = f"{counted(report.num_images, 'image')} and their reconstructions"
     write_text(path, page(report.title, subtitle, sections, generator=_GENERATOR))
 
 
-def _group(keys: Mapping[str, float], images: Mapping[str, ImagePair]) -> list[Figures]:
-    """Original, reconstruction and difference of each image, with its PSNR."""
-    return [_row(key, psnr, *images[key]) for key, psnr in keys.items() if key in images]
-
-
 def _row(key: str, psnr: float, original: UInt8Array, reconstruction: UInt8Array) -> Figures:
+    """Original, reconstruction and difference of an image, with its PSNR in dB."""
     difference = np.abs(original.astype(np.int16) - reconstruction)
-    shown = {
+    images = {
         "original": original,
         "reconstruction": reconstruction,
         "difference": np.minimum(_GAIN * difference, 255).astype(np.uint8),
     }
-    figures = [
-        Figure(_enlarged(pixels), label, f"{key}, {label}") for label, pixels in shown.items()
-    ]
+    figures: list[Figure] = []
+    for label, pixels in images.items():
+        figures.append(Figure(_enlarged(pixels), label, f"{key}, {label}"))
     return Figures(figures, key, f"{psnr:.1f} dB")
 
 

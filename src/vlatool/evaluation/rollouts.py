@@ -110,21 +110,24 @@ class Rollouts:
     @property
     def groups(self) -> list[range]:
         """For each group, indices of its episodes in the plan."""
-        size = self._plan.parallel
         count = len(self._plan.seeds)
-        return [range(start, min(start + size, count)) for start in range(0, count, size)]
+        groups: list[range] = []
+        for start in range(0, count, self._plan.parallel):
+            groups.append(range(start, min(start + self._plan.parallel, count)))
+        return groups
 
     def run(self, group: range) -> list[Rollout]:
         slots = {self._plan.seeds[index]: index - group.start for index in group}
-        done: dict[int, Rollout] = {}
-        # An episode starts again when another one has ended the process of its environment.
-        while left := {seed: slot for seed, slot in slots.items() if seed not in done}:
+        rollouts: dict[int, Rollout] = {}
+        while len(rollouts) < len(slots):
+            # An episode starts again when another one has ended the process of its environment.
+            unfinished = {seed: slot for seed, slot in slots.items() if seed not in rollouts}
             lockstep = _Lockstep(self._environments, self._env, self._plan)
             controller = self._make_controller(self._env.action_space)
-            for rollout in lockstep.run(left, controller):
-                done[rollout.seed] = rollout
+            for rollout in lockstep.run(unfinished, controller):
+                rollouts[rollout.seed] = rollout
                 self._progress.add(rollout)
-        return [done[seed] for seed in slots]
+        return [rollouts[seed] for seed in slots]
 
 
 class RolloutProgress:
@@ -148,7 +151,10 @@ class RolloutProgress:
 
 
 def run_rollouts(rollouts: Rollouts) -> list[Rollout]:
-    return [rollout for group in rollouts.groups for rollout in rollouts.run(group)]
+    finished: list[Rollout] = []
+    for group in rollouts.groups:
+        finished += rollouts.run(group)
+    return finished
 
 
 class _Lockstep:
