@@ -35,7 +35,7 @@ OBJECTS = ["pear", "sweet potato", "meat", "salt", "cupcake"]
 
 @pytest.fixture(scope="module")
 def recording() -> Path:
-    beside = Path(__file__).parents[2].parent / "shared/data/gr1_pick"
+    beside = Path(__file__).parents[3].parent / "shared/data/gr1_pick"
     folder = Path(os.environ.get("VLATOOL_GR1", beside))
     if not (folder / "meta/info.json").exists():
         pytest.skip(f"no GR1 recording at {folder}; set VLATOOL_GR1 to its folder")

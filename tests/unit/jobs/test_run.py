@@ -295,9 +295,9 @@ def test_bug_in_a_worker_fails_only_its_item_and_is_reported_as_a_bug(tmp_path: 
 
     (failure,) = (record_of(tmp_path).result or {})["failures"]
     assert failure["details"] == run.failures[0]["details"]
-    assert "test_jobs:" in failure["details"]["traceback"][-1]
+    assert "test_run:" in failure["details"]["traceback"][-1]
     report = json.dumps(run.failures) + (tmp_path / ".vlatool/run.json").read_text()
-    here = Path(__file__).parents[2], tmp_path
+    here = Path(__file__).parents[3], tmp_path
     assert not [path for path in here if str(path) in report]
 
 

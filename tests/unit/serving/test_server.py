@@ -54,7 +54,7 @@ from vlatool.transforms.names import NameMap
 
 RESTART, INTERNAL, TOO_BIG = 1001, 1011, 1009
 MISSING = "environment.missing_dependency"
-PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
+PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
 
 
 def assert_equal(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:

@@ -216,7 +216,7 @@ def test_finite_pass_has_equally_many_micro_batches_on_every_rank(
 
 LEFT_OPEN = """
 from tests.builders.loading import RefsReader
-from tests.integration.test_loading import BIG
+from tests.unit.loading.test_loader import BIG
 from vlatool.loading.loader import LoaderPlan, build_loader
 from vlatool.loading.order import OrderOptions, SampleOrder
 

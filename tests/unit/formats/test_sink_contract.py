@@ -26,7 +26,7 @@ from vlatool.testing.sinks import check_sink
 from vlatool.workflows.preprocess import PreprocessConfig
 
 WINDOWS = {"past_lowdim_steps": 0, "future_lowdim_steps": 1, "image_indices": [0]}
-TOY = Path(__file__).parents[1] / "builders/jsonl_sink.py"
+TOY = Path(__file__).parents[2] / "builders/jsonl_sink.py"
 
 
 @pytest.mark.slow  # that of the toy is quicker, and test_preprocess_disturbed has its kills
