@@ -17,8 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 # Representation of an object, which no message may hold.
 OBJECT = re.compile(r"\b_?[A-Z]\w*\(\w+=|\bPosixPath\(| object at 0x")
 NUMBERS: tuple[Any, ...] = (
@@ -181,6 +179,8 @@ def _tensor(size: tuple[int, ...], stride: tuple[int, ...], offset: int, numel: 
 
 def pickles(seed: int, names: list[str]) -> Iterator[tuple[str, bytes]]:
     """Name and content of hostile files of weights."""
+    import torch  # recordings need none of it
+
     rng = random.Random(seed)
     sizes = (0, 1, 4, 16, 17, 2**20, 2**31, 2**62, -1)
     for number in range(16):
