@@ -262,19 +262,20 @@ class Survey:
 
     def example(self, frames: int = 1) -> "Episode":
         """Made-up episode with these fields and no images; its values are arbitrary."""
+        lowdim: dict[str, Array] = {}
+        for name, info in self.fields.items():
+            if info.width:
+                # Rotations of any representation need values that are neither zero nor equal.
+                lowdim[name] = np.tile(np.linspace(1, 2, info.width), (frames, 1))
+            else:
+                lowdim[name] = np.full(frames, "x")
         return Episode(
             id="example",
             task="",
             fps=self.fps or 1.0,
             num_frames=frames,
             cameras={},
-            lowdim={
-                # Rotations of any representation need values that are neither zero nor equal.
-                name: np.tile(np.linspace(1, 2, info.width), (frames, 1))
-                if info.width
-                else np.full(frames, "x")
-                for name, info in self.fields.items()
-            },
+            lowdim=lowdim,
             action_fields=self.action_fields,
             proprioception_fields=self.proprioception_fields,
             pose_groups=self.pose_groups,
@@ -353,15 +354,19 @@ class Episode:
     def texts(self, frame: int | None = None) -> dict[str, list[str]]:
         """Map from kind of annotation to the sentences at a frame; None: of all frames."""
         texts = {kind: list(sentences) for kind, sentences in self.language.items()}
-        for span in self.language_spans if frame is None else self.spans_at(frame):
+        spans = self.language_spans if frame is None else self.spans_at(frame)
+        for span in spans:
             texts.setdefault(span.kind, []).append(span.text)
         return texts
 
     def instruction_at(self, frame: int) -> str:
         """First sentence at a frame, of the kind `original` if it has one; empty without any."""
         kinds = self.texts(frame)
-        ordered = [kinds.get("original", ()), *kinds.values()]
-        return next((text for texts in ordered for text in texts if text.strip()), "")
+        for texts in (kinds.get("original", []), *kinds.values()):
+            for text in texts:
+                if text.strip():
+                    return text
+        return ""
 
 
 @dataclass(frozen=True)

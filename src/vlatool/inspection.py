@@ -210,9 +210,13 @@ def _verification(
 
 def code_rows() -> Iterator[dict[str, str]]:
     """Rows of all known codes, those of plugins included."""
-    owners = (registry.get(name) for registry in (FORMATS, SINKS) for name in registry.names())
-    of_plugins = (owner.findings for owner in owners)
-    tables = (*finding_codes(), SOURCE, IMAGES, CONVENTION, *of_plugins)
-    by_name = {codes.name: codes for codes in tables if isinstance(codes, FindingCodes)}
-    for codes in by_name.values():  # related formats share their codes
+    tables = [*finding_codes(), SOURCE, IMAGES, CONVENTION]
+    for registry in (FORMATS, SINKS):
+        for name in registry.names():
+            tables.append(registry.get(name).findings)
+    by_name: dict[str, FindingCodes] = {}  # related formats share their codes
+    for codes in tables:
+        if isinstance(codes, FindingCodes):
+            by_name[codes.name] = codes
+    for codes in by_name.values():
         yield from codes.rows()

@@ -374,7 +374,11 @@ _MAPPING = (
 
 
 def environment_ids() -> list[str]:
-    return [name for source in ENVIRONMENTS.values() if source.ids for name in source.load("ids")()]
+    ids: list[str] = []
+    for source in ENVIRONMENTS.values():
+        if source.ids:
+            ids += source.load("ids")()
+    return ids
 
 
 def source_of(name: str) -> EnvironmentSource | None:

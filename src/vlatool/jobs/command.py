@@ -152,12 +152,11 @@ class OutputResult(Result):
 
         `shown` replaces values of the record.
         """
-        names = {field.name for field in fields(cls)}
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in (recorded or {}).items()
-            if name in names
-        }
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            if recorded and field.name in recorded:
+                value = recorded[field.name]
+                values[field.name] = tuple(value) if isinstance(value, list) else value
         return replace(cls(**values), **shown, status="already complete")
 
 

@@ -122,10 +122,9 @@ class ProcessExecutor:
                     self._pool.shutdown(wait=False, cancel_futures=True)
                     self._pool = self._new_pool()
                     yield self._run_separately(task, item)
-                    in_flight = deque(
-                        (item, future if _is_done(future) else self._submit(task, item))
-                        for item, future in in_flight
-                    )
+                    for position, (item, future) in enumerate(in_flight):
+                        if not _is_done(future):
+                            in_flight[position] = (item, self._submit(task, item))
         finally:
             # The end of the pool cancels what is in flight. If it was cancelled here, the thread
             # of the pool would print a traceback when a worker ends before it has noticed.

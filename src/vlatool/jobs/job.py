@@ -47,12 +47,17 @@ class InputState:
 
 def input_state(paths: Sequence[Path], extra: Any = None) -> InputState:
     """State of the files at and below paths; `extra`: other input of the item, JSON."""
-    groups = files_below_each(paths)
-    sizes = [
-        [(file.name, file.bytes, file.etag)[: 3 if file.etag else 2] for file in files]
-        for files in groups
-    ]
-    times = [file.modified_ns for files in groups for file in files]
+    sizes: list[list[tuple[object, ...]]] = []
+    times: list[int] = []
+    for files in files_below_each(paths):
+        sizes_below: list[tuple[object, ...]] = []
+        for file in files:
+            times.append(file.modified_ns)
+            if file.etag:
+                sizes_below.append((file.name, file.bytes, file.etag))
+            else:
+                sizes_below.append((file.name, file.bytes))
+        sizes.append(sizes_below)
     return InputState(
         digest=digest_of([str(paths[0]), sizes, times, extra]),
         sizes=digest_of([sizes, extra]),

@@ -54,11 +54,11 @@ def check_locations(config: TrainConfig) -> None:
         )
     required = {"init_from", "remote_sync", "remote_sync_fixed_path"}
     required |= {f"data.{key}" for key in config.data_kind.folders_keys}
-    problems = [
-        Problem(key, "", f'"{key}" is {text}, a path of this machine', code="config.invalid_value")
-        for key, text in _texts(config)
-        if key not in _PATHS_THERE and _is_local(key, text, is_location=key in required)
-    ]
+    problems: list[Problem] = []
+    for key, text in _texts(config):
+        if key not in _PATHS_THERE and _is_local(key, text, is_location=key in required):
+            message = f'"{key}" is {text}, a path of this machine'
+            problems.append(Problem(key, "", message, code="config.invalid_value"))
     if problems:
         raise config_error(
             problems,

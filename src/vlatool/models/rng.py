@@ -63,10 +63,10 @@ class PerSampleRng(Distributions):
     def __init__(
         self, seeded: Callable[[int], torch.Generator], rows: Sequence[int], total: int
     ) -> None:
-        self._chunks = [
-            _Chunk(seeded(number), min(CHUNK, total - number * CHUNK), used)
-            for number, used in _by_chunk([row % total for row in rows])
-        ]
+        self._chunks: list[_Chunk] = []
+        for number, rows_of_chunk in _by_chunk([row % total for row in rows]):
+            size = min(CHUNK, total - number * CHUNK)
+            self._chunks.append(_Chunk(seeded(number), size, rows_of_chunk))
 
     def _draw(
         self, function: Callable[..., Tensor], bounds: tuple[int, ...], shape: tuple[int, ...]
@@ -146,11 +146,12 @@ def computes_by_global_batch(network: nn.Module) -> bool:
     """True if a trained module has a loss term that is not a mean over samples. Such modules have
     `uses_global_batch`, which is true.
     """
-    return any(
-        getattr(module, "uses_global_batch", False)
-        and any(parameter.requires_grad for parameter in module.parameters())
-        for module in network.modules()
-    )
+    for module in network.modules():
+        if not getattr(module, "uses_global_batch", False):
+            continue
+        if any(parameter.requires_grad for parameter in module.parameters()):
+            return True
+    return False
 
 
 def _global_dropout(module: nn.Module) -> float:

@@ -87,26 +87,25 @@ class _Run(Run):
         """Copies of all parameters, buffers and averages."""
         copies = {**self.weights(), **self.buffers()}
         for name, average in self.state.averages.items():
-            copies |= {
-                f"average of {name}.{key}": value.clone() for key, value in average.weights.items()
-            }
+            for key, value in average.weights.items():
+                copies[f"average of {name}.{key}"] = value.clone()
         return copies
 
     def weights(self) -> State:
         """Copies of all parameters."""
-        return {
-            f"{name}.{key}": value.detach().clone()
-            for name, module in self.state.modules.items()
-            for key, value in module.named_parameters()
-        }
+        copies: State = {}
+        for name, module in self.state.modules.items():
+            for key, value in module.named_parameters():
+                copies[f"{name}.{key}"] = value.detach().clone()
+        return copies
 
     def buffers(self) -> State:
         """Copies of all buffers, including those that checkpoints do not hold."""
-        return {
-            f"{name}.{key}": value.detach().clone()
-            for name, module in self.state.modules.items()
-            for key, value in module.named_buffers()
-        }
+        copies: State = {}
+        for name, module in self.state.modules.items():
+            for key, value in module.named_buffers():
+                copies[f"{name}.{key}"] = value.detach().clone()
+        return copies
 
 
 @dataclass(frozen=True)

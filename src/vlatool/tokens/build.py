@@ -228,12 +228,12 @@ def instructions_with_code_ids(
     if tokenizer is None:
         return [task for task in tasks if not task.isascii()]
     ids = TokenIds.of(tokenizer, sizes)
-    texts = {task: question("vla", task, 0, "") for task in tasks}
-    return [
-        task
-        for task, text in texts.items()
-        if ids.reserved(tokenizer.encode(text, add_special_tokens=False).ids)
-    ]
+    overlapping: list[str] = []
+    for task in dict.fromkeys(tasks):
+        encoding = tokenizer.encode(question("vla", task, 0, ""), add_special_tokens=False)
+        if ids.reserved(encoding.ids):
+            overlapping.append(task)
+    return overlapping
 
 
 SamplesLayout = Literal["jsonl", "packed"]
@@ -333,15 +333,15 @@ class EpisodeBuilder:
 
     def _check_images(self, item: WindowFile, windows: Sequence[windows_layout.Window]) -> None:
         """Raises DataError if an image that the lines will name is missing or empty."""
-        names = dict.fromkeys(path for window in windows for path in window.images)
-        folders = {path.rpartition("/")[0] for path in names}
-        there = {
-            f"{folder}/{file.name}"
-            for folder in folders
-            for file in files_below(self.tree / folder)
-            if file.bytes
-        }
-        missing = [name for name in names if name not in there]
+        names: dict[str, None] = {}
+        for window in windows:
+            names |= dict.fromkeys(window.images)
+        existing: set[str] = set()
+        for folder in {path.rpartition("/")[0] for path in names}:
+            for file in files_below(self.tree / folder):
+                if file.bytes:
+                    existing.add(f"{folder}/{file.name}")
+        missing = [name for name in names if name not in existing]
         if missing:
             more = f", and {len(missing) - 1} more images" if len(missing) > 1 else ""
             raise DataError.at(
@@ -435,7 +435,10 @@ def _check_no_repeats(item: WindowFile, windows: Sequence[windows_layout.Window]
 
 def _check_own_episode(item: WindowFile, windows: Sequence[windows_layout.Window]) -> None:
     """Raises DataError if a window names an image of another episode or folder."""
-    for path in {path for window in windows for path in (*window.images, *window.future)}:
+    paths: set[str] = set()
+    for window in windows:
+        paths.update(window.images, window.future)
+    for path in paths:
         if (folder := windows_layout.image_folder(path)) is None:
             reason = f"{path[:200]!r} is not a path such as {IMAGES_NAME}/EPISODE/NAME.png"
             raise _window_error(item.path, reason, "data.mismatch")
@@ -485,10 +488,9 @@ class DatasetTotals:
             self.ranges.append(receipt.facts["action_range"])
         self.tasks.update(receipt.facts["tasks"])
         self.id_counts.update(dict(receipt.facts["ids"]))
-        samples_by_kind = {
-            key: n for key, n in receipt.counts.items() if key not in ("samples", "windows")
-        }
-        self.kinds.update(samples_by_kind)
+        for key, number in receipt.counts.items():
+            if key not in ("samples", "windows"):
+                self.kinds[key] += number
 
     def action_ids(self) -> dict[str, float]:
         """Minimum, mean and maximum number of action ids of a window; empty without windows."""

@@ -46,11 +46,10 @@ class EpisodeImages:
         self._ref = ref
         self._cameras = episode.cameras
         self._files = episode.frame_metadata.get("file", ()) if len(self._cameras) == 1 else ()
-        self._frames = [
-            (camera, frame)
-            for camera, frames in self._cameras.items()
-            for frame in range(len(frames))
-        ]
+        self._frames: list[tuple[str, int]] = []
+        for camera, frames in self._cameras.items():
+            for frame in range(len(frames)):
+                self._frames.append((camera, frame))
         if not self._frames:
             raise DataError.at(
                 ref.path,

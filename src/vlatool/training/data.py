@@ -184,13 +184,13 @@ def _sample_refs(
     dataset_index: int, dataset: base.DataSet, max_shards: int, samples_per_shard: int
 ) -> list[base.SampleRef]:
     """References to at most `samples_per_shard` samples in each of at most `max_shards` shards."""
-    sizes = [(index, shard.size) for index, shard in enumerate(dataset.shards) if shard.size]
-    chosen = [sizes[index] for index in _evenly_spaced(len(sizes), max_shards)]
-    return [
-        base.SampleRef(dataset_index, shard, sample)
-        for shard, size in chosen
-        for sample in _evenly_spaced(size, samples_per_shard)
-    ]
+    shards = [index for index, shard in enumerate(dataset.shards) if shard.size]
+    refs: list[base.SampleRef] = []
+    for position in _evenly_spaced(len(shards), max_shards):
+        shard = shards[position]
+        for sample in _evenly_spaced(dataset.shards[shard].size, samples_per_shard):
+            refs.append(base.SampleRef(dataset_index, shard, sample))
+    return refs
 
 
 def _evenly_spaced(count: int, limit: int) -> list[int]:

@@ -32,12 +32,13 @@ def run_ranks(options: Sequence[str], folder: Path) -> list[RankExit]:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(run.run, parsed).result()
     except ChildFailedError as failed:
-        return [
-            # Torch's document for a rank without an error file has no kind.
-            RankExit(rank, end.exitcode, end.timestamp, data if "kind" in data else None)
-            for rank, end in failed.failures.items()
-            for data in (end.error_file_data,)
-        ]
+        exits: list[RankExit] = []
+        for rank, end in failed.failures.items():
+            error = end.error_file_data
+            if "kind" not in error:  # torch's document for a rank without an error file
+                error = None
+            exits.append(RankExit(rank, end.exitcode, end.timestamp, error))
+        return exits
     return []
 
 

@@ -111,9 +111,11 @@ def update(optimizer: Optimizer, scale: Tensor, limit: float | None, skip: Tenso
     `limit`: maximum gradient norm; None: no clipping; `skip`: bool scalar on the device; returns
     norm of the scaled gradients before clipping; not finite if the update was skipped for it.
     """
-    gradients = [
-        p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
-    ]
+    gradients: list[Tensor] = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                gradients.append(parameter.grad)
     norm = _norm(gradients, scale) * scale
     factor = scale
     if limit is not None:

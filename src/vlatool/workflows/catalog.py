@@ -19,20 +19,20 @@ class PluginList(Result):
     plugins: Sequence[Mapping[str, Any]]
 
     def lines(self) -> list[str]:
-        keys = ("registry", "name", "origin", "error", "about")
-        rows = ({**row, "error": row["error"] or "ok"} for row in self.plugins)
-        return [columns([row[key] for key in keys] for row in rows)]
+        rows: list[tuple[object, ...]] = []
+        for row in self.plugins:
+            state = row["error"] or "ok"
+            rows.append((row["registry"], row["name"], row["origin"], state, row["about"]))
+        return [columns(rows)]
 
 
 def plugins() -> PluginList:
     """Returns the entries of all registries with their origins and import errors."""
-    return PluginList(
-        [
-            {"registry": registry.label, **asdict(info)}
-            for registry in (FORMATS, SINKS, DATA_KINDS, MODELS)
-            for info in registry.entries()
-        ]
-    )
+    rows: list[Mapping[str, Any]] = []
+    for registry in (FORMATS, SINKS, DATA_KINDS, MODELS):
+        for info in registry.entries():
+            rows.append({"registry": registry.label, **asdict(info)})
+    return PluginList(rows)
 
 
 @dataclass(frozen=True)

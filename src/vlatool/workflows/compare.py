@@ -113,13 +113,14 @@ def compare_data(config: CompareDataConfig, *, reporter: Reporter = NULL) -> Com
         detect_source(require_existing(config.a), config.format_a, keys_a),
         detect_source(require_existing(config.b), config.format_b, keys_b),
     ]
-    first, second = (select(source.refs, config.episodes) for source in sources)
+    first = select(sources[0].refs, config.episodes)
+    second = select(sources[1].refs, config.episodes)
     comparison = DataComparison(config.images, config.tolerance, config.shared)
-    differences = [
-        Difference("episodes", ref.id, f"only in the {name}")
-        for refs, others, name in ((first, second, "first"), (second, first, "second"))
-        for ref in refs[len(others) :]
-    ]
+    differences: list[Difference] = []
+    for ref in first[len(second) :]:
+        differences.append(Difference("episodes", ref.id, "only in the first"))
+    for ref in second[len(first) :]:
+        differences.append(Difference("episodes", ref.id, "only in the second"))
     frames = 0
     readers = (sources[0].reader, sources[1].reader)
     pairs = list(zip(first, second, strict=False))

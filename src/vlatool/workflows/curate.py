@@ -62,10 +62,9 @@ class KeepRule(ConfigModel):
         return self
 
 
-_RULES: dict[str, Any] = {
-    name: (KeepRule | None, option(None, f"Rule for {name}: {about}."))
-    for name, about in curation_layout.FIGURES.items()
-}
+_RULES: dict[str, Any] = {}
+for _name, _about in curation_layout.FIGURES.items():
+    _RULES[_name] = (KeepRule | None, option(None, f"Rule for {_name}: {_about}."))
 KeepRules = create_model("KeepRules", __base__=ConfigModel, __doc__="Rules by figure.", **_RULES)
 
 
@@ -190,12 +189,13 @@ def _rules(config: CurateConfig) -> dict[str, KeepRule]:
     layers = [config.rules]
     if config.keep is not None:
         layers.append(load_config(KeepRules, files=[config.keep]).config)
-    return {
-        name: rule
-        for each in layers
-        for name in curation_layout.FIGURES
-        if (rule := getattr(each, name, None))
-    }
+    rules: dict[str, KeepRule] = {}
+    for layer in layers:
+        for name in curation_layout.FIGURES:
+            rule = getattr(layer, name, None)
+            if rule is not None:
+                rules[name] = rule
+    return rules
 
 
 def _with_rules(
@@ -282,18 +282,21 @@ def model_errors(
     of_windows["sink.type"] = record.options.get("sink", "lbm")
     folds: list[Path] = []
     for part in range(config.folds):  # every `folds`-th episode from `part` on
-        episodes = [
-            replace(each, reasons=() if row % config.folds == part else ("another fold",))
-            for row, each in enumerate(curation.episodes)
-        ]
+        episodes: list[curation_layout.CuratedEpisode] = []
+        for row, episode in enumerate(curation.episodes):
+            reasons = () if row % config.folds == part else ("another fold",)
+            episodes.append(replace(episode, reasons=reasons))
         chosen = root / f"part_{part}.json"
         curation_layout.write_curation(chosen, curation_layout.Curation(tuple(episodes), {}, {}))
         folds.append(root / f"data_{part}")
-        of_part = {"sources": config.sources, "episodes": f"@{chosen}", "output": str(folds[-1])}
-        of_part |= {
-            "workers": config.workers,
-            **({"format": config.format} if config.format else {}),
+        of_part: dict[str, Any] = {
+            "sources": config.sources,
+            "episodes": f"@{chosen}",
+            "output": str(folds[-1]),
         }
+        of_part["workers"] = config.workers
+        if config.format:
+            of_part["format"] = config.format
         windows = load_config(PreprocessConfig, overrides=_typed({**of_windows, **of_part}))
         preprocess(windows.config, reporter=reporter)
     errors: dict[str, float] = {}

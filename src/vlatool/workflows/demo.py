@@ -354,9 +354,10 @@ def _result(
 
 
 def _command(config: DemoConfig) -> str:
-    options = config.model_dump(exclude={"output"}).items()
-    words = [word for key, value in options for word in (f"--{key}", str(value))]
-    return shlex.join(["vlatool", "demo", *words])
+    words = ["vlatool", "demo"]
+    for key, value in config.model_dump(exclude={"output"}).items():
+        words += [f"--{key}", str(value)]
+    return shlex.join(words)
 
 
 def _percent(rate: float) -> str:
@@ -416,8 +417,9 @@ def write_demo_report(paths: _Paths, result: Mapping[str, Any], evaluation: _Eva
 
 
 def _training_parts(result: Mapping[str, Any], paths: _Paths) -> list[Part]:
-    rows = [*read_metrics(RunDir(paths.run).metrics)]
-    steps, losses = (np.array([float(row[key]) for row in rows]) for key in ("step", "loss"))
+    rows = list(read_metrics(RunDir(paths.run).metrics))
+    steps = np.array([float(row["step"]) for row in rows])
+    losses = np.array([float(row["loss"]) for row in rows])
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result["stages"].items())
     size = f"{result['parameters'] / 1e6:.2f} million parameters, {result['steps']} steps over "
     return [

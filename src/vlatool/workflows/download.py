@@ -179,16 +179,11 @@ class TaskList(Result):
     tasks: Sequence[Mapping[str, Any]]
 
     def lines(self) -> list[str]:
-        rows = (
-            (
-                row["task"],
-                row["station"],
-                "+".join(row["has"]),
-                f"{row['raw_gb']} GiB" if row["raw_gb"] else "",
-            )
-            for row in self.tasks
-        )
-        return [columns((("task", "station", "published", "raw size"), *rows))]
+        rows = [("task", "station", "published", "raw size")]
+        for row in self.tasks:
+            size = f"{row['raw_gb']} GiB" if row["raw_gb"] else ""
+            rows.append((row["task"], row["station"], "+".join(row["has"]), size))
+        return [columns(rows)]
 
 
 @dataclass(frozen=True)
@@ -470,12 +465,11 @@ def _selected(
         raise DataError.at(
             source, "contains no files", hint="check the location", code="data.no_source"
         )
-    selected = [
-        file
-        for file in files
-        if (not config.include or _matches(file.name, config.include))
-        and not _matches(file.name, config.leave_out)
-    ]
+    selected: list[downloads.RemoteObject] = []
+    for file in files:
+        is_included = not config.include or _matches(file.name, config.include)
+        if is_included and not _matches(file.name, config.leave_out):
+            selected.append(file)
     if not selected:
         raise UsageError(
             f"{source}: the patterns select none of {len(files)} files",

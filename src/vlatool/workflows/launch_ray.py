@@ -68,12 +68,11 @@ def launch_ray_preprocess(
     if config.ray_address is not None:
         return preprocess(config, reporter=reporter)
     check_required(config, _USAGE)
-    # Nodes of a new cluster cannot see local locations.
-    problems = [
-        Problem(key, "", f'"{key}" is {text}, a path of this machine', code="config.invalid_value")
-        for key, text in _locations(config)
-        if not is_remote(location(text))
-    ]
+    problems: list[Problem] = []
+    for key, text in _locations(config):
+        if not is_remote(location(text)):  # nodes of a new cluster cannot see it
+            message = f'"{key}" is {text}, a path of this machine'
+            problems.append(Problem(key, "", message, code="config.invalid_value"))
     if problems:
         raise config_error(
             problems,

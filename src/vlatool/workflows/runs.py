@@ -68,25 +68,20 @@ class Comparison:
         )
 
     def blocks(self) -> list[str]:
-        options = [
-            (row["key"], *(value_text(value)[:_VALUE_SHOWN] for value in row["values"]))
-            for row in self.differences
-        ]
-        rows = [
-            (
-                name,
-                row["step"],
-                *map(number_text, row["values"]),
-                *(spark_text(run.curves[name].y.tolist()) for run in self.summaries),
-            )
-            for name, row in self.metrics.items()
-        ]
+        options: list[list[str]] = []
+        for row in self.differences:
+            values = [value_text(value)[:_VALUE_SHOWN] for value in row["values"]]
+            options.append([row["key"], *values])
+        metrics: list[list[object]] = []
+        for name, row in self.metrics.items():
+            curves = [spark_text(run.curves[name].y.tolist()) for run in self.summaries]
+            metrics.append([name, row["step"], *map(number_text, row["values"]), *curves])
+        configuration = text_table("Configuration", ("key", *self.runs), options)
         header = ("metric", "step", *self.runs, "", "")
+        last_step = text_table("Metrics at the last step of both", header, metrics)
         return [
-            text_table("Configuration", ("key", *self.runs), options)
-            or "The configurations are equal.",
-            text_table("Metrics at the last step of both", header, rows)
-            or "No metric has a step in both runs.",
+            configuration or "The configurations are equal.",
+            last_step or "No metric has a step in both runs.",
         ]
 
 
@@ -107,10 +102,11 @@ class RunList(Result):
             return ["\n\n".join([*self.comparison.blocks(), *page])]
         header = ("name", "state", "step", "loss", "validation", "", "model", "changed")
         title = f"{self.location}: {counted(len(self.runs), 'run')}"
-        findings = [
-            f"{run.name}: {finding['message']}" for run in self.runs for finding in run.findings
-        ]
-        return [text_table(title, header, map(_row, self.runs)), *findings, *page]
+        lines = [text_table(title, header, map(_row, self.runs))]
+        for run in self.runs:
+            for finding in run.findings:
+                lines.append(f"{run.name}: {finding['message']}")
+        return [*lines, *page]
 
 
 def runs(config: RunsConfig, *, reporter: Reporter = NULL) -> RunList:

@@ -157,10 +157,8 @@ def _tars(folder: Path, pattern: str | None) -> Sequence[Path]:
 
 
 def _targets(config: SplitConfig, folder: Path) -> tuple[Path, Path]:
-    train, val = (
-        location(output) if output else folder / name
-        for output, name in ((config.train_output, TRAIN_LIST), (config.val_output, VAL_LIST))
-    )
+    train = location(config.train_output) if config.train_output else folder / TRAIN_LIST
+    val = location(config.val_output) if config.val_output else folder / VAL_LIST
     if train == val:
         raise UsageError(
             f"{train}: is given for both lists", hint="give two files", code="usage.conflict"

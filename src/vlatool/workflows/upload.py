@@ -151,13 +151,14 @@ def card_text(
         f"# {name}",
         f"{content[0].upper()}{content[1:]}: {report.headline}.",
         "## Contents",
-        *(
-            f"```text\n{block.rstrip()}\n```"
-            for block in report_text.blocks(report)
-            if block.strip()
-        ),
-        f"{counted(len(sizes), 'file')}, {size_text(sum(sizes))}.",
-        *_origin(record),
+    ]
+    for block in report_text.blocks(report):
+        if block.strip():
+            blocks.append(f"```text\n{block.rstrip()}\n```")
+    blocks.append(f"{counted(len(sizes), 'file')}, {size_text(sum(sizes))}.")
+    if record is not None:
+        blocks += _origin(record)
+    blocks += [
         "## Use",
         f"```bash\nvlatool download {location} --output {name}\nvlatool verify {name}\n```",
     ]
@@ -170,8 +171,12 @@ def card_text(
 
 def _metadata(folder: Path, content: str, kind: str, license_key: str | None) -> str:
     is_lerobot = (folder / INFO_FILE).is_file()
-    tags = ["vlatool", content, *(["LeRobot"] if is_lerobot else [])]
-    values: dict[str, Any] = {} if license_key is None else {"license": license_key}
+    tags = ["vlatool", content]
+    if is_lerobot:
+        tags.append("LeRobot")
+    values: dict[str, Any] = {}
+    if license_key is not None:
+        values["license"] = license_key
     if kind == "models":
         values |= {"library_name": "vlatool", "pipeline_tag": "robotics"}
     else:
@@ -182,25 +187,27 @@ def _metadata(folder: Path, content: str, kind: str, license_key: str | None) ->
     return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---"
 
 
-def _origin(record: OutputRecord | None) -> list[str]:
-    """Blocks on the command that made the files; none without a record."""
-    if record is None:
-        return []
+def _origin(record: OutputRecord) -> list[str]:
+    """Blocks on the command that made the files."""
     made_by = f"Made by `vlatool {record.command}` of vlatool {record.version}"
     if record.command in _WITHOUT_OPTIONS:
         return ["## Origin", f"{made_by}; its options are in `config.yaml`."]
     options = _set_options(record.options)
-    text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True) if options else ""
-    block = [f"```yaml\n{text.rstrip()}\n```"] if text else []
-    return ["## Origin", f"{made_by}{', with the options' if text else ''}", *block]
+    if not options:
+        return ["## Origin", made_by]
+    text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+    return ["## Origin", f"{made_by}, with the options", f"```yaml\n{text.rstrip()}\n```"]
 
 
 def _set_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    values = {
-        key: _set_options(value) if isinstance(value, Mapping) else value
-        for key, value in options.items()
-    }
-    return {key: value for key, value in values.items() if value not in (None, {}, [])}
+    """Options without empty values, also of sections."""
+    values: dict[str, Any] = {}
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            value = _set_options(value)
+        if value not in (None, {}, []):
+            values[key] = value
+    return values
 
 
 _USAGE = "vlatool upload FOLDER hf://datasets/OWNER/NAME"
@@ -363,9 +370,10 @@ def _folder(config: UploadConfig) -> Path:
 def _files(
     config: UploadConfig, folder: Path, result: VerifyResult, reporter: Reporter
 ) -> list[UploadFile]:
-    unlisted = {
-        str(finding.place.get("path")) for finding in result.findings if finding.code in _UNLISTED
-    }
+    unlisted: set[str] = set()
+    for finding in result.findings:
+        if finding.code in _UNLISTED:
+            unlisted.add(str(finding.place.get("path")))
     files = chosen_files(folder, result.kind, unlisted)
     if not files:
         raise DataError.at(
@@ -502,10 +510,12 @@ def _check_complete(
     config: UploadConfig, writer: RepositoryWriter, files: Sequence[UploadFile]
 ) -> None:
     """Raises StorageError if a file is not there: the hub leaves out what a .gitignore names."""
-    there = writer.files()
-    missing = [
-        file.name for file in files if file.name not in there or there[file.name].size != file.size
-    ]
+    remote_files = writer.files()
+    missing: list[str] = []
+    for file in files:
+        remote_file = remote_files.get(file.name)
+        if remote_file is None or remote_file.size != file.size:
+            missing.append(file.name)
     if missing:
         raise StorageError.at(
             config.location,

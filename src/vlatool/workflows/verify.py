@@ -272,17 +272,22 @@ class VerifyResult(Result):
         return DataError.exit_code
 
     def lines(self) -> list[str]:
-        groups = [
-            [finding for finding in self.findings if finding.code == code] for code in self.codes
-        ]
-        groups.sort(key=lambda group: SEVERITIES.index(group[0].severity))
-        return ["\n\n".join([*map(self._group, groups), self._last_line()])]
+        groups: dict[str, list[Finding]] = {code: [] for code in self.codes}
+        for finding in self.findings:
+            groups[finding.code].append(finding)
+        blocks: list[str] = []
+        for group in sorted(groups.values(), key=lambda group: SEVERITIES.index(group[0].severity)):
+            blocks.append(self._group(group))
+        return ["\n\n".join([*blocks, self._last_line()])]
 
     def _group(self, findings: Sequence[Finding]) -> str:
         first = findings[0]
         count = self.codes[findings[0].code]
-        lines = [f"{first.severity} {first.code}" + (f", {count} times" if count > 1 else "")]
-        lines += [f"  {one_line(finding.message)}" for finding in findings[:_MAX_SHOWN]]
+        lines = [f"{first.severity} {first.code}"]
+        if count > 1:
+            lines[0] += f", {count} times"
+        for finding in findings[:_MAX_SHOWN]:
+            lines.append(f"  {one_line(finding.message)}")
         if count > _MAX_SHOWN:
             lines.append(f"  ... and {count - _MAX_SHOWN} more, with --json")
         if first.action:
@@ -290,25 +295,23 @@ class VerifyResult(Result):
         return "\n".join(lines)
 
     def _last_line(self) -> str:
-        counts = [
-            size_text(count) if name == "bytes" else _checked_text(count, name)
-            for name, count in self.checked.items()
-            if count
-        ]
-        totals = [
-            counted(self.counts[severity], severity, "info" if severity == "info" else "")
-            for severity in SEVERITIES
-            if self.counts[severity]
-        ]
+        parts: list[str] = []
+        for severity in SEVERITIES:
+            if self.counts[severity]:
+                plural = "info" if severity == "info" else ""
+                parts.append(counted(self.counts[severity], severity, plural))
+        checked: list[str] = []
+        for name, count in self.checked.items():
+            if not count:
+                continue
+            if name == "bytes":
+                checked.append(size_text(count))
+                continue
+            unit, *words = name.replace("pictures", "images").split("_")  # `samples_read`
+            checked.append(" ".join([counted(count, unit.removesuffix("s")), *words]))
+        parts.append(f"checked {', '.join(checked) or 'nothing'}")
         state = "valid" if self.whole else "invalid"
-        parts = [*totals, f"checked {', '.join(counts) or 'nothing'}"]
         return f"{state}: {self.location} ({'; '.join(parts)})"
-
-
-def _checked_text(count: int, name: str) -> str:
-    """A count with its key in words, such as `1 sample read`."""
-    name_of_units, *others = name.replace("pictures", "images").split("_")
-    return " ".join([counted(count, name_of_units.removesuffix("s")), *others])
 
 
 def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult | CodesResult:

@@ -95,12 +95,12 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
         self._steps = 0
 
     def _observe(self) -> Observation:
-        images = {
-            view.camera.name: view.draw(self._scene)
-            if self.draws_images
-            else np.zeros((*view.size, 3), np.uint8)
-            for view in self._views
-        }
+        images: Observation = {}
+        for view in self._views:
+            if self.draws_images:
+                images[view.camera.name] = view.draw(self._scene)
+            else:
+                images[view.camera.name] = np.zeros((*view.size, 3), np.uint8)
         proprio = self._scene.gripper.copy()
         return {**images, "proprio": proprio, "instruction": self._instruction}
 

@@ -68,11 +68,11 @@ def translate(tree: Node, below: Node) -> ConvertedConfig | None:
     """Converts the options of a published command; None if there are none."""
     if not isinstance(tree.value, dict):
         return None
-    published = {
-        key: node
-        for key, node in tree.value.items()
-        if key in OPTIONS and not (key == "dataset" and isinstance(node.value, dict))
-    }
+    published: dict[str, Node] = {}
+    for key, node in tree.value.items():
+        is_section = key == "dataset" and isinstance(node.value, dict)
+        if key in OPTIONS and not is_section:
+            published[key] = node
     if not published:
         return None
     _check_values(published)
@@ -130,16 +130,12 @@ _POSSIBLE: Mapping[str, tuple[tuple[str, ...], str]] = {
 
 
 def _check_values(published: Mapping[str, Node]) -> None:
-    problems = [
-        Problem(
-            key,
-            published[key].origin,
-            f'"{key}" is {plain(published[key])!r}, which is not supported: {reason}',
-            code="config.unsupported",
-        )
-        for key, (values, reason) in _POSSIBLE.items()
-        if key in published and str(plain(published[key])) not in values
-    ]
+    problems: list[Problem] = []
+    for key, (values, reason) in _POSSIBLE.items():
+        if key in published and str(plain(published[key])) not in values:
+            message = f'"{key}" is {plain(published[key])!r}, which is not supported: {reason}'
+            origin = published[key].origin
+            problems.append(Problem(key, origin, message, code="config.unsupported"))
     folder = published.get("output_dir")
     if folder is not None and PurePosixPath(str(plain(folder))).name in ("", ".."):
         message = f'"output_dir" is {plain(folder)!r}, which is not the name of a folder'

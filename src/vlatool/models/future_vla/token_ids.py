@@ -156,13 +156,11 @@ def special_ids(tokenizer: Any) -> dict[str, int]:
 def add_markers(tokenizer: Any) -> None:
     """Adds the four markers to a text tokenizer (`tokenizers.Tokenizer`), unless it has them."""
     added = tokenizers().AddedToken
-    tokenizer.add_special_tokens(
-        [
-            added(token, special=True, normalized=False)
-            for token in _MARKERS.values()
-            if tokenizer.token_to_id(token) is None
-        ]
-    )
+    markers: list[Any] = []
+    for token in _MARKERS.values():
+        if tokenizer.token_to_id(token) is None:
+            markers.append(added(token, special=True, normalized=False))
+    tokenizer.add_special_tokens(markers)
 
 
 def parse_tokenizer(document: str) -> Any:
@@ -206,11 +204,9 @@ def _words(library: Any) -> tuple[list[str], list[tuple[str, str]]]:
     tokenizer = library.Tokenizer(library.models.BPE())
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = library.trainers.BpeTrainer(initial_alphabet=letters, show_progress=False)
-    texts = [
-        text
-        for kind in get_args(Kind)
-        for text in (question(kind, _TINY_TASK, 0, ""), answer(kind, "", ""), *_TINY_ROLES)
-    ]
+    texts: list[str] = []
+    for kind in get_args(Kind):
+        texts += [question(kind, _TINY_TASK, 0, ""), answer(kind, "", ""), *_TINY_ROLES]
     tokenizer.train_from_iterator(texts, trainer)
     trained = json.loads(tokenizer.to_str())["model"]
     merged = sorted(trained["vocab"], key=trained["vocab"].__getitem__)

@@ -133,11 +133,10 @@ def check_sizes(module: nn.Module, weights: Mapping[str, Tensor], path: Path) ->
     """
     actual = sizes_of(weights)
     expected = sizes_of(module.state_dict())
-    problems = [
-        f"{name} is {actual[name]}, expected {expected[name]}"
-        for name in expected
-        if actual[name] != expected[name]
-    ]
+    problems: list[str] = []
+    for name, size in expected.items():
+        if actual[name] != size:
+            problems.append(f"{name} is {actual[name]}, expected {size}")
     if problems:
         raise DataError(
             f"{path}: weights do not match the configuration: {'; '.join(problems)}",
