@@ -170,8 +170,8 @@ def _library(name: str) -> Any:
 
 def _without(content: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
     """Returns a mapping, and its nested mappings, without some keys."""
-    return {
-        key: _without(value, keys) if isinstance(value, Mapping) else value
-        for key, value in content.items()
-        if key not in keys
-    }
+    rest: dict[str, Any] = {}
+    for key, value in content.items():
+        if key not in keys:
+            rest[key] = _without(value, keys) if isinstance(value, Mapping) else value
+    return rest

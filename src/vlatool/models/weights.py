@@ -117,8 +117,10 @@ def _tensors_in(content: object) -> Iterator[tuple[str, Tensor]]:
             yield name, value
         elif isinstance(value, Mapping | list | tuple | Set) and id(value) not in seen:
             seen.add(id(value))
-            items = value.items() if isinstance(value, Mapping) else enumerate(value)
-            waiting += [(f"{name}.{key}" if name else f"{key}", child) for key, child in items]
+            start = f"{name}." if name else ""
+            children = value.items() if isinstance(value, Mapping) else enumerate(value)
+            for key, child in children:
+                waiting.append((f"{start}{key}", child))
 
 
 def _tensor_problem(tensor: Tensor) -> str:
@@ -159,14 +161,16 @@ def _pickle_problem(path: Path) -> str:
                 entries = archive.infolist()
         except (BadZipFile, NotImplementedError, ValueError, EOFError) as error:
             return str(error)
-        if any(entry.compress_type != ZIP_STORED for entry in entries):
-            return "it is compressed"
-        size = sum(
-            entry.file_size for entry in entries if PurePosixPath(entry.filename).name == "data.pkl"
-        )
+        size = 0
+        for entry in entries:
+            if entry.compress_type != ZIP_STORED:
+                return "it is compressed"
+            if PurePosixPath(entry.filename).name == "data.pkl":
+                size += entry.file_size
         return f"the description of its tensors has {size:,} bytes" if size > _MAX_PICKLE else ""
-    is_known = start.startswith(_PICKLE)
-    return "" if is_known else ("it is not a file of weights" if start else "it is empty")
+    if not start:
+        return "it is empty"
+    return "" if start.startswith(_PICKLE) else "it is not a file of weights"
 
 
 def write_pickled_weights(path: Path, content: Mapping[str, Any]) -> None:
@@ -188,19 +192,18 @@ def matching_state_dict(
     tensor of one element matches any shape with one element, because scalars cannot be sharded.
     """
     weights = matching_shapes(module, weights, path)
-    # `isfinite` does not support the float types of one byte.
-    bad = sorted(
-        name
-        for name, value in weights.items()
-        if not (value.itemsize == 1 or value.isfinite().all())
-    )
-    if bad:
+    not_finite: list[str] = []
+    for name, value in sorted(weights.items()):
+        # `isfinite` does not support the float types of one byte.
+        if value.itemsize > 1 and not value.isfinite().all():
+            not_finite.append(name)
+    if not_finite:
         raise DataError.at(
             path,
-            f"values are not finite: {', '.join(bad[:_SHOWN])}",
+            f"values are not finite: {', '.join(not_finite[:_SHOWN])}",
             hint="use other weights: the outputs of these would not be finite",
             code="data.not_finite",
-            tensors=bad,
+            tensors=not_finite,
         )
     return weights
 
@@ -208,17 +211,20 @@ def matching_state_dict(
 def check_shapes(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Compares the sizes of a configuration with those of a file, before they take memory."""
     matching_shapes(module, weights, path)
-    sizes = {(w.data_ptr(), w.shape, w.stride()): w.numel() * w.itemsize for w in weights.values()}
+    sizes: dict[object, int] = {}
+    storages: list[tuple[int, int]] = []
+    for weight in weights.values():
+        sizes[weight.data_ptr(), weight.shape, weight.stride()] = weight.numel() * weight.itemsize
+        storage = weight.untyped_storage()
+        storages.append((storage.data_ptr(), storage.nbytes()))
+    size = sum(sizes.values())
     stored = 0
     end = 0
-    for start, length in sorted(
-        (storage.data_ptr(), storage.nbytes())
-        for storage in (weight.untyped_storage() for weight in weights.values())
-    ):
+    for start, length in sorted(storages):
         stored += max(0, start + length - max(start, end))
         end = max(end, start + length)
-    if sum(sizes.values()) > _MAX_SHARING * stored:
-        reason = f"its tensors have {sum(sizes.values()):,} bytes, but only {stored:,} are stored"
+    if size > _MAX_SHARING * stored:
+        reason = f"its tensors have {size:,} bytes, but only {stored:,} are stored"
         raise unusable_checkpoint(path, reason)
 
 
@@ -227,13 +233,12 @@ def matching_shapes(
 ) -> dict[str, Tensor]:
     """As `matching_state_dict`, but reads no values; tensors may be on the meta device."""
     expected = module.state_dict()
-    weights = {
-        name: value.reshape(expected[name].shape)
-        if name in expected and value.numel() == expected[name].numel() == 1
-        else value
-        for name, value in weights.items()
-    }
-    problems = sorted(_differences(module, weights))
+    matching: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        if name in expected and value.numel() == expected[name].numel() == 1:
+            value = value.reshape(expected[name].shape)
+        matching[name] = value
+    problems = sorted(_differences(module, matching))
     if problems:
         raise DataError(
             f"{path}: does not match the model: {'; '.join(problems[:_SHOWN])}",
@@ -241,7 +246,7 @@ def matching_shapes(
             code="data.checkpoint_mismatch",
             details={"problems": problems},
         )
-    return weights
+    return matching
 
 
 def init_state_dict(
@@ -249,15 +254,15 @@ def init_state_dict(
 ) -> dict[str, Tensor]:
     """Returns initial weights of a module: those of a file, and its own of some networks."""
     own = module.state_dict()
-    unknown = [name for name in excluded if not any(key.startswith(f"{name}.") for key in own)]
-    if unknown:
-        known = sorted({key.partition(".")[0] for key in own})
-        raise ConfigError(
-            f"init_except: the model has no network {unknown[0]!r}",
-            hint=did_you_mean(unknown[0], known),
-            code="config.invalid_value",
-            details={"key": "init_except", "known": known},
-        )
+    for network in excluded:
+        if not any(key.startswith(f"{network}.") for key in own):
+            known = sorted({key.partition(".")[0] for key in own})
+            raise ConfigError(
+                f"init_except: the model has no network {network!r}",
+                hint=did_you_mean(network, known),
+                code="config.invalid_value",
+                details={"key": "init_except", "known": known},
+            )
     prefixes = tuple(f"{name}." for name in excluded)
     merged = {name: value for name, value in weights.items() if not name.startswith(prefixes)}
     merged |= {name: value for name, value in own.items() if name.startswith(prefixes)}
@@ -274,29 +279,39 @@ def init_state_dict(
 
 def _differences(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[str]:
     expected = module.state_dict()
-    aliases = {name for names in shared_names(module) for name in names[1:]}
-    yield from (f"missing {name}" for name in expected.keys() - weights.keys() - aliases)
-    yield from (f"unexpected {name}" for name in weights.keys() - expected.keys())
+    aliases = _aliases(shared_names(module))
     for name, value in expected.items():
-        if name in weights and weights[name].shape != value.shape:
+        if name not in weights:
+            if name not in aliases:
+                yield f"missing {name}"
+        elif weights[name].shape != value.shape:
             yield f"{name} is {list(weights[name].shape)}, the model has {list(value.shape)}"
+    for name in weights:
+        if name not in expected:
+            yield f"unexpected {name}"
 
 
 def shared_names(module: nn.Module) -> list[Sequence[str]]:
     """Groups of names of the same tensor, in the order of the state dict."""
-    tensors = [
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ]
-    groups: dict[int, list[str]] = {}
-    for name, value in tensors:
-        groups.setdefault(id(value), []).append(name)
-    return [names for names in groups.values() if len(names) > 1]
+    names_by_tensor: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names_by_tensor.setdefault(id(parameter), []).append(name)
+    for name, buffer in module.named_buffers(remove_duplicate=False):
+        names_by_tensor.setdefault(id(buffer), []).append(name)
+    return [names for names in names_by_tensor.values() if len(names) > 1]
+
+
+def _aliases(shared: Sequence[Sequence[str]]) -> set[str]:
+    """All names of shared tensors but the first of each."""
+    aliases: set[str] = set()
+    for names in shared:
+        aliases.update(names[1:])
+    return aliases
 
 
 def saved_once(tensors: Mapping[str, Tensor], shared: Sequence[Sequence[str]]) -> dict[str, Tensor]:
     """Returns tensors with shared ones under the first of their names only."""
-    aliases = {name for names in shared for name in names[1:]}
+    aliases = _aliases(shared)
     return {name: value for name, value in tensors.items() if name not in aliases}
 
 

@@ -120,13 +120,15 @@ class RoboticsPairs(base.RecordedPairs):
         self._sees = sees
         self._horizon = options.horizon
         self._anchor = info.past
-        self._offsets = sorted({step for view in sees.cameras.values() for step in view.offsets})
-        # Of a relative pose a policy sees the absolute one, from which data have it computed.
-        self._observed = [
-            name
-            for name in config.proprioception_fields
-            if name in sees.fields or name.endswith(SUFFIX)
-        ]
+        offsets: set[int] = set()
+        for view in sees.cameras.values():
+            offsets.update(view.offsets)
+        self._offsets = sorted(offsets)
+        self._observed: list[str] = []
+        for name in config.proprioception_fields:
+            # Of a relative pose a policy sees the absolute one, from which data have it computed.
+            if name in sees.fields or name.endswith(SUFFIX):
+                self._observed.append(name)
         cameras = list(sees.cameras)
         changes = {
             "camera_names": cameras or [NO_CAMERAS],
@@ -146,11 +148,11 @@ class RoboticsPairs(base.RecordedPairs):
         self._shards = info.datasets[0].shards
         self._actions = config.action_fields
         self._normalizer = assets.normalizer
-        self.fields = {
-            name: _action_field(name, assets)
-            for name in config.action_fields
-            if name not in info.sets[0].padded
-        }
+        fields: dict[str, base.ActionField] = {}
+        for name in config.action_fields:
+            if name not in info.sets[0].padded:
+                fields[name] = _action_field(name, assets)
+        self.fields = fields
 
     def __len__(self) -> int:
         return len(self._samples)
