@@ -203,6 +203,12 @@ def image_shape(shape: Sequence[int], smallest: int = SMALLEST_SIDE) -> ImageSha
     return form
 
 
+def image_size(shape: Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a row of any size; (0, 0) if it is no image."""
+    form = image_shape(shape, smallest=1)
+    return (form.height, form.width) if form else (0, 0)
+
+
 def encoded_thing(path: str, data: bytes, rows: int | None = None) -> Stored:
     """Rows of image files, of which `data` is one; its header has size and depth."""
     if data.startswith(RIFF_START):

@@ -13,7 +13,7 @@ from vlatool.episode import Array
 from vlatool.formats.inventory import Stored, is_action
 from vlatool.formats.language import kind_of_name
 from vlatool.formats.mapping import CameraMapping, RecordingMapping, proposal
-from vlatool.formats.plan import EpisodePlan, plan_by_structure
+from vlatool.formats.plan import EpisodePlan, Known, plan_by_structure
 from vlatool.storage.documents import DocumentError, read_json
 from vlatool.storage.tree import walk
 from vlatool.storage.uri import can_list
@@ -62,16 +62,20 @@ class Clues:
 
 
 def proposed_mapping(
-    clues: Clues, kind: type[RecordingMapping] = RecordingMapping, **keys: Any
+    clues: Clues,
+    kind: type[RecordingMapping] = RecordingMapping,
+    *,
+    fps: float | None = None,
+    **keys: Any,
 ) -> str:
-    """YAML of a mapping; `keys`: keys that the format knows, such as `episodes`."""
+    """YAML of a mapping; `fps`, `keys`: what the format knows, such as `episodes`."""
     count = _most_rows(clues.things)
     excluded: dict[str, str] = {}
     for thing in clues.things:
         is_single_text = thing.kind == "text" and thing.rows == 1
         if thing.rows is not None and abs(thing.rows - count) > 1 and not is_single_text:
             excluded[thing.path] = f"{thing.rows} rows, others {count}"
-    plan = plan_by_structure(clues.things, None, excluded)
+    plan = plan_by_structure(clues.things, Known(), excluded)
     things = {thing.path: thing for thing in clues.things}
     notes = _notes(plan, things)
     actions = [name for name, path in plan.fields.items() if is_action(path)]
@@ -100,6 +104,8 @@ def proposed_mapping(
     }
     mapping |= _texts(plan, clues, notes)
     mapping |= _rate(clues, notes)
+    if fps:
+        mapping["fps"] = fps
     success = [name for name in clues.values if name.rpartition("@")[2] in ("success", "ok")]
     if plan.success or success:
         mapping["success"] = plan.success or success[0]

@@ -14,7 +14,8 @@ from vlatool.formats.mcap.bag import Bag, BagChannel, TopicReader
 from vlatool.formats.mcap.check import MCAP
 from vlatool.formats.mcap.messages import decoded, image_kind
 from vlatool.formats.media.images import MAX_PIXELS, decode_values
-from vlatool.formats.plan import PlannedFrames, PlannedImages
+from vlatool.formats.plan import PlannedImages
+from vlatool.formats.planned import PlannedFrames
 
 
 class _Encoding(NamedTuple):

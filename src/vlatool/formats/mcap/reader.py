@@ -33,7 +33,8 @@ from vlatool.formats.mcap.check import MCAP
 from vlatool.formats.mcap.files import SUFFIXES, bags_below, parts_of_bag, stem_of
 from vlatool.formats.mcap.messages import flag_of
 from vlatool.formats.mcap.topics import STEM, BagMapping, Topics, is_of_bag
-from vlatool.formats.plan import EpisodePlan, preferred
+from vlatool.formats.plan import EpisodePlan
+from vlatool.formats.planned import preferred
 from vlatool.formats.rules import distinct_recordings
 from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import location
