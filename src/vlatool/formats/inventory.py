@@ -46,6 +46,11 @@ _KIND_WORDS = re.compile(
 )
 _ORTHONORMAL = 1e-3
 _MOST_PATHS = 12  # that a line names
+# Meaning of a text that says whether an episode succeeded, in lower case.
+SUCCESS_TEXTS = {
+    **dict.fromkeys(("true", "yes", "1", "success", "successful", "succeeded"), True),
+    **dict.fromkeys(("false", "no", "0", "failure", "failed", "fail"), False),
+}
 JPEG_START = b"\xff\xd8\xff"
 PNG_START = b"\x89PNG\r\n\x1a\n"
 RIFF_START = b"RIFF"

@@ -59,10 +59,6 @@ from vlatool.transforms.rates import NearestFrames
 
 PLAIN = "="  # before a text that is no reference
 _NO_TEXT = "name the key of a sentence in the mapping, such as FILE.json@KEY.text"
-_FLAGS = {
-    **dict.fromkeys(("true", "yes", "1", "success", "successful", "succeeded"), True),
-    **dict.fromkeys(("false", "no", "0", "failure", "failed", "fail"), False),
-}
 
 
 class PlannedFrames(SingleImages):
@@ -377,7 +373,7 @@ class PlannedEpisode:
             value = value.decode(errors="replace")
         if not isinstance(value, str):
             return None if value is None else bool(value)
-        meaning = _FLAGS.get(value.strip().lower())
+        meaning = inventory.SUCCESS_TEXTS.get(value.strip().lower())
         if meaning is None:
             raise self.error("not_numeric", f"success is {value!r}, neither true nor false")
         return meaning

@@ -65,7 +65,7 @@ def proposed_mapping(
     clues: Clues,
     kind: type[RecordingMapping] = RecordingMapping,
     *,
-    fps: float | None = None,
+    fps: float | str | None = None,
     **keys: Any,
 ) -> str:
     """YAML of a mapping; `fps`, `keys`: what the format knows, such as `episodes`."""
