@@ -179,11 +179,11 @@ class EpisodeValues:
 def open_episode(folder: Path, config: SpartanConfig, report: Collector) -> OpenedEpisode:
     """Checks files, cameras and headers of a `processed` folder; does not read values."""
     episode = OpenedEpisode(folder, file_names(folder))
-    for path in (folder / name for name in (METADATA, *ARCHIVES)):
-        if path.name not in episode.present:
+    for name in (METADATA, *ARCHIVES):
+        if name not in episode.present:
             report.add_error(
                 DataError.at(
-                    path,
+                    folder / name,
                     "does not exist",
                     hint="the episode is incomplete; download or record it again",
                     code="data.missing",
@@ -196,25 +196,31 @@ def open_episode(folder: Path, config: SpartanConfig, report: Collector) -> Open
     observations = episode.open_archive(OBSERVATIONS, report)
     if observations is not None:
         _open_cameras(episode, observations, report)
-        images = {
-            f"{camera}{kind}" for camera in episode.camera_ids for kind in ("", *MAP_SUFFIXES)
-        }
-        for name in observations.names:
-            if name in images or name in config.data_discard_keys:
-                continue
-            header = report.attempt(partial(observations.header, name))
-            is_named = name.startswith(("robot__", "language_"))
-            if header is not None and len(header.shape) > 2 and not is_named:
-                continue
-            episode.examined.add((OBSERVATIONS, name))
-            if header is not None and report.attempt(partial(_field_header, observations, name)):
-                episode.fields[name] = header
+        _open_fields(episode, observations, config, report)
     actions = episode.open_archive(ACTIONS, report)
     if actions is not None:
         episode.examined.add((ACTIONS, "actions"))
         episode.actions = report.attempt(partial(_action_header, actions, config, report))
     _check_lengths(episode, report)
     return episode
+
+
+def _open_fields(
+    episode: OpenedEpisode, archive: NpzArchive, config: SpartanConfig, report: Collector
+) -> None:
+    unused = set(config.data_discard_keys)
+    for camera_id in episode.camera_ids:
+        unused.update((camera_id, *(camera_id + suffix for suffix in MAP_SUFFIXES)))
+    for name in archive.names:
+        if name in unused:
+            continue
+        header = report.attempt(partial(archive.header, name))
+        is_named = name.startswith(("robot__", "language_"))
+        if header is not None and len(header.shape) > 2 and not is_named:
+            continue
+        episode.examined.add((OBSERVATIONS, name))
+        if header is not None and report.attempt(partial(_field_header, archive, name)):
+            episode.fields[name] = header
 
 
 def camera_names(path: Path, report: Collector) -> dict[str, str]:
@@ -229,16 +235,18 @@ def camera_names(path: Path, report: Collector) -> dict[str, str]:
             finding="missing_field",
             field=_CAMERA_IDS,
         )
-    original = {str(camera_id): str(name) for camera_id, name in mapping.items()}
-    names = {camera_id: name.lower() for camera_id, name in original.items()}
-    for camera_id, name in original.items():
-        location = {"path": str(path), "camera": name}
-        if not _CAMERA_NAME.match(names[camera_id]):
-            problem = f"the camera name {name[:40]!r} cannot be a file name in a shard"
+    names: dict[str, str] = {}
+    for camera_id, stored in mapping.items():
+        original = str(stored)
+        name = original.lower()
+        names[str(camera_id)] = name
+        location = {"path": str(path), "camera": original}
+        if not _CAMERA_NAME.match(name):
+            problem = f"the camera name {original[:40]!r} cannot be a file name in a shard"
             hint = "use letters, digits, dots, dashes and underscores"
             report.add_error(_camera_name_error(problem, hint, location))
-        elif name != names[camera_id]:
-            message = f"{path}: the camera name {name!r} has upper-case letters"
+        elif name != original:
+            message = f"{path}: the camera name {original!r} has upper-case letters"
             report.note("camera_name_case", message, **location)
     if len(set(names.values())) < len(names):
         problem = f"two cameras have the same name: {', '.join(names.values())}"
@@ -408,9 +416,10 @@ def read_values(episode: OpenedEpisode, config: SpartanConfig, report: Collector
 
 def _flatten(array: Array) -> Array:
     """Values as [F, C] for numbers, [F] for text."""
-    if array.dtype.kind in "US":
-        text = array if array.dtype.kind == "U" else np.char.decode(array, "utf-8", "replace")
-        return text.reshape(len(array)) if array.size == len(array) else text
+    if array.dtype.kind == "S":
+        array = np.char.decode(array, "utf-8", "replace")
+    if array.dtype.kind == "U":
+        return array.reshape(len(array)) if array.size == len(array) else array
     return array.reshape(len(array), math.prod(array.shape[1:]))
 
 
@@ -422,11 +431,13 @@ def _read_success(episode: OpenedEpisode, report: Collector) -> bool | None:
     location = {"path": str(path), "field": "episode_success"}
     try:
         value = NpzArchive(path).read("episode_success").reshape(-1)
-        problem = "it is empty" if not len(value) else f"it is {value.dtype}, not bool"
+        problem = "" if value.dtype.kind in "biu" else f"it is {value.dtype}, not bool"
+        if not len(value):
+            problem = "it is empty"
     except DataError as error:
         value = np.empty(0)
         problem = error.message
-    if not len(value) or value.dtype.kind not in "biu":
+    if problem:
         message = f"{path}: episode_success is unknown: {problem}"
         report.note("success_unreadable", message, **location)
         return None
@@ -436,10 +447,9 @@ def _read_success(episode: OpenedEpisode, report: Collector) -> bool | None:
 
 
 def _read_calibration(episode: OpenedEpisode, report: Collector) -> dict[str, Calibration]:
-    per_file: list[dict[str, Array]] = []
+    matrices: dict[tuple[str, str], Array] = {}  # by file and camera
     for file, size in CALIBRATION.items():
         archive = episode.open_archive(file, report)
-        matrices: dict[str, Array] = {}
         for camera_id, name in episode.camera_ids.items():
             if archive is None or name not in episode.cameras:
                 continue
@@ -451,12 +461,13 @@ def _read_calibration(episode: OpenedEpisode, report: Collector) -> dict[str, Ca
             episode.examined.add((file, camera_id))
             values = report.attempt(partial(_matrices, archive, camera_id, size), camera=name)
             if values is not None:
-                matrices[name] = values
-        per_file.append(matrices)
-    intrinsics, extrinsics = per_file
-    return {
-        name: Calibration(intrinsics.get(name), extrinsics.get(name)) for name in episode.cameras
-    }
+                matrices[file, name] = values
+    calibration: dict[str, Calibration] = {}
+    for name in episode.cameras:
+        calibration[name] = Calibration(
+            matrices.get(("intrinsics.npz", name)), matrices.get(("extrinsics.npz", name))
+        )
+    return calibration
 
 
 def _matrices(archive: NpzArchive, camera_id: str, size: int) -> Array:
@@ -507,18 +518,23 @@ class EpisodeLint:
             self._check_unread(file, archive)
         self._check_depth_and_labels()
         self._check_calibration()
-        for file, fields in (
-            (OBSERVATIONS, self._values.observed),
-            (ACTIONS, self._values.actions),
-        ):
-            for name, values in fields.items():
-                self._check_field(file, name, values)
-        fields = self._values.observed.items()
-        poses = [values for name, values in fields if "__actual__poses__" in name]
+        for name, values in self._values.observed.items():
+            self._check_field(OBSERVATIONS, name, values)
+        for name, values in self._values.actions.items():
+            self._check_field(ACTIONS, name, values)
+        self._check_motion()
+        self._check_actions()
+        self._check_instruction()
+
+    def _check_motion(self) -> None:
+        observed = self._values.observed.items()
+        poses = [values for name, values in observed if "__actual__poses__" in name]
         is_long = poses and min(map(len, poses)) > 1
         if is_long and not any(np.ptp(pose, axis=0).any() for pose in poses):
             self._note("no_motion", OBSERVATIONS, "no measured pose changes")
-        # Compares action[t] with desired[t + 1]
+
+    def _check_actions(self) -> None:
+        """Compares action[t] with desired[t + 1]."""
         differences: list[Array] = []
         for name, values in self._values.actions.items():
             desired = self._values.observed.get(name.replace("__action__", "__desired__"))
@@ -531,7 +547,6 @@ class EpisodeLint:
             message = f"action differs from the next desired pose in {share:.0%} of the frames"
             location = {"field": "actions", "frame": int(frames.argmax()), "share": share}
             self._note("action_not_next_desired", ACTIONS, message, **location)
-        self._check_instruction()
 
     def _note(self, code: str, file: str, message: str, **location: Any) -> None:
         path = self._episode.folder / file
@@ -566,17 +581,20 @@ class EpisodeLint:
 
     def _check_depth_and_labels(self) -> None:
         archive = self._episode.archives.get(OBSERVATIONS, ())
-        present = {
-            camera_id: [side for side in MAP_SUFFIXES if camera_id + side in archive]
-            for camera_id in self._episode.camera_ids
-            if camera_id in archive
-        }
-        for camera_id, sides in present.items() if any(present.values()) else ():
-            camera = self._episode.camera_ids[camera_id]
-            for name in (camera_id + side for side in MAP_SUFFIXES if side not in sides):
-                message = f"camera {camera!r} has no {name}"
-                location = {"camera": camera, "field": name}
-                self._note("missing_depth_or_label", OBSERVATIONS, message, **location)
+        missing: dict[str, str] = {}  # array to its camera
+        has_some = False
+        for camera_id, camera in self._episode.camera_ids.items():
+            if camera_id not in archive:
+                continue
+            for suffix in MAP_SUFFIXES:
+                if camera_id + suffix in archive:
+                    has_some = True
+                else:
+                    missing[camera_id + suffix] = camera
+        for name, camera in missing.items() if has_some else ():
+            message = f"camera {camera!r} has no {name}"
+            location = {"camera": camera, "field": name}
+            self._note("missing_depth_or_label", OBSERVATIONS, message, **location)
 
     def _check_calibration(self) -> None:
         ids = {name: camera_id for camera_id, name in self._episode.camera_ids.items()}
@@ -599,10 +617,10 @@ class EpisodeLint:
         broken = ~np.isfinite(values)
         bad = np.asarray(broken.any(axis=1))
         if bad.any():
-            width = values.shape[1]
             channel = int(broken[bad.argmax()].argmax())
-            dimension = dimension_label(name, channel, width, {}).removeprefix(name).strip(": ")
-            problem = f"is not finite{f' ({dimension})' if dimension else ''}"
+            label = dimension_label(name, channel, values.shape[1], {})
+            dimension = label.removeprefix(name).strip(": ")
+            problem = f"is not finite ({dimension})" if dimension else "is not finite"
             self._note_frames("not_finite", file, name, bad, problem)
         elif name.endswith("rot_6d") and values.shape[1] == 6:
             self._check_rotation(file, name, values.astype(np.float64))
@@ -619,9 +637,8 @@ class EpisodeLint:
         second = values[:, 3:]
         lengths = np.linalg.norm(values.reshape(-1, 2, 3), axis=2)
         area = np.linalg.norm(np.cross(first, second), axis=1)
-        degenerate = (lengths < _ZERO_LENGTH).any(axis=1) | (
-            area <= _PARALLEL * lengths.prod(axis=1)
-        )
+        is_short = (lengths < _ZERO_LENGTH).any(axis=1)
+        degenerate = is_short | (area <= _PARALLEL * lengths.prod(axis=1))
         skewed = np.abs((first * second).sum(axis=1)) > _ROUNDING
         odd = ~degenerate & (skewed | (np.abs(lengths - 1) > _ROUNDING).any(axis=1))
         problem = "has rows that are not unit and orthogonal"
@@ -669,7 +686,8 @@ def _matrix_problems(matrices: Array) -> Iterator[tuple[str, str]]:
 
 def check_members(episode: OpenedEpisode, report: Collector) -> None:
     """Inflates all members of all archives to their end, which compares the checksum."""
-    for path in (archive.path for archive in episode.archives.values()):
+    for opened in episode.archives.values():
+        path = opened.path
         with open_file(path) as file, zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
                 try:
