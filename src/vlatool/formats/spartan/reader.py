@@ -12,6 +12,7 @@ from vlatool.findings import Collector, Finding
 from vlatool.formats import base
 from vlatool.formats.rules import SOURCE, check_cameras
 from vlatool.formats.spartan import check as rules
+from vlatool.formats.spartan import lint
 from vlatool.formats.spartan.config import (
     SpartanConfig,
     language_annotations,
@@ -168,15 +169,15 @@ class SpartanReader(base.FormatReader):
         report = Collector(rules.SPARTAN, strict=False, episode=ref.id)
         opened = rules.open_episode(ref.path / "processed", self.config, report)
         values = rules.read_values(opened, self.config, report)
-        rules.EpisodeLint(opened, values, self.config.data_discard_keys, report).check()
+        lint.EpisodeLint(opened, values, self.config.data_discard_keys, report).check()
         if deep:
-            rules.check_members(opened, report)
+            lint.check_members(opened, report)
         yield from report.findings
         if deep:
             yield from check_cameras(ref.id, opened.cameras)
 
     def check_source(self, sources: Sequence[Path]) -> Iterator[Finding]:
-        yield from rules.check_siblings(list(self.discover(sources)), sources)
+        yield from lint.check_siblings(list(self.discover(sources)), sources)
 
     def _complete_groups(self, fields: Collection[str]) -> tuple[PoseGroup, ...]:
         complete: list[PoseGroup] = []
