@@ -112,17 +112,25 @@ _HEADERS = {"h264": 1, "hevc": 2}  # bytes of the header of a unit
 
 def _unit(unit: memoryview, codec: str) -> tuple[bool, bool, bool]:
     """Flags of a unit: part of an image, the first of one, of an image that needs no others."""
-    kind = unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63
-    is_image = 1 <= kind <= 5 if codec == "h264" else kind < 32
-    is_key = kind == 5 if codec == "h264" else 16 <= kind <= 23
+    if codec == "h264":
+        kind = unit[0] & 31
+        is_image = 1 <= kind <= 5
+        is_key = kind == 5
+    else:
+        kind = unit[0] >> 1 & 63
+        is_image = kind < 32
+        is_key = 16 <= kind <= 23
     header = _HEADERS[codec]
-    return is_image, is_image and len(unit) > header and unit[header] >= 128, is_key
+    is_first = is_image and len(unit) > header and unit[header] >= 128
+    return is_image, is_first, is_key
 
 
 def _samples(data: memoryview, codec: str) -> Iterator[tuple[bytes, bool]]:
     """Whole samples in the order of decoding, each with whether decoding can start there."""
-    begin = start = 0
-    has_image = has_key = False
+    begin = 0
+    start = 0
+    has_image = False
+    has_key = False
     while start + 4 < len(data):
         size = int.from_bytes(data[start : start + 4], "big")
         unit = data[start + 4 : start + 4 + size]
@@ -146,7 +154,8 @@ def _settings(sample: bytes, codec: str) -> bytes:
     """Text of the encoder about itself in its first sample; empty without one."""
     size = int.from_bytes(sample[:4], "big")
     unit = memoryview(sample)[4 : 4 + size]
-    return b"" if _unit(unit, codec)[0] else bytes(unit)
+    is_image, _, _ = _unit(unit, codec)
+    return b"" if is_image else bytes(unit)
 
 
 def _shown(samples: Sequence[tuple[bytes, bool]], template: VideoStream) -> list[Packet]:
