@@ -15,7 +15,7 @@ from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
 from vlatool.jobs.executor import attempt
 from vlatool.plugins import DEFAULT_SINK, did_you_mean
-from vlatool.storage.tree import LINKS_VARIABLE, first_link_out, real_folders
+from vlatool.storage.tree import LINKS_VARIABLE, first_link_out, real_folders, walk
 from vlatool.storage.uri import can_list, is_remote
 
 _LONGEST_CAMERA_NAME = 200  # bytes; file names add a prefix and a suffix to it
@@ -281,6 +281,30 @@ def camera_name_problem(name: str) -> DataError | None:
         code="data.bad_name",
         details={"finding": "bad_camera_name", "camera": name},
     )
+
+
+def walk_source(source: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """(folder, folder names, file names) of a source, as `walk`; none of a web server."""
+    if can_list(source):
+        yield from walk(source)
+
+
+def first_middle_last(count: int) -> list[int]:
+    """Positions that stand for all of some rows or episodes."""
+    return sorted({0, count // 2, count - 1}) if count else []
+
+
+def few(names: Sequence[str], most: int = 6) -> str:
+    """The first names, and the number of the others: `a, b and 3 more`."""
+    text = ", ".join(names[:most])
+    return f"{text} and {len(names) - most} more" if len(names) > most else text
+
+
+def text_of(value: object) -> str:
+    """A stored text, which may be bytes."""
+    if isinstance(value, bytes | memoryview):
+        return bytes(value).decode(errors="replace")
+    return str(value)
 
 
 def id_part(name: str) -> str:

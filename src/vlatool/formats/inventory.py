@@ -17,6 +17,7 @@ import simplejpeg
 
 from vlatool.episode import Array, Content, Role, StoredPart, UInt8Array
 from vlatool.findings import Finding, FindingCodes, info, warning
+from vlatool.formats.base import few
 from vlatool.formats.language import kind_of_name
 from vlatool.formats.media.images import image_info
 
@@ -509,8 +510,7 @@ def left_out_text(parts: Iterable[StoredPart]) -> str:
         by_reason.setdefault((part.is_loss, part.note), []).append(part.path)
     texts: list[str] = []
     for (_, note), paths in by_reason.items():
-        more = f" and {len(paths) - _MOST_PATHS} more" if len(paths) > _MOST_PATHS else ""
-        texts.append(f"{', '.join(paths[:_MOST_PATHS])}{more} ({note})")
+        texts.append(f"{few(paths, _MOST_PATHS)} ({note})")
     return "; ".join(texts)
 
 

@@ -20,6 +20,7 @@ from vlatool.config.base import ConfigModel, option
 from vlatool.config.presets import list_presets, preset_path
 from vlatool.episode import LanguageKind
 from vlatool.errors import DataError
+from vlatool.formats.base import few
 from vlatool.storage.documents import DocumentError, read_json, read_yaml
 from vlatool.storage.uri import location
 
@@ -160,7 +161,7 @@ def matching(reference: str, names: Sequence[str]) -> str | None:
         return None
     fitting = [name for name in names if fnmatchcase(name, reference)]
     if len(fitting) > 1:
-        raise ValueError(f"fits {_few(fitting)}; name one of them")
+        raise ValueError(f"fits {few(fitting)}; name one of them")
     return fitting[0] if fitting else None
 
 
@@ -173,12 +174,7 @@ def nearest(reference: str, names: Sequence[str]) -> str:
     for name in names:
         if name.rpartition("/")[2] == last and name not in close:
             close.append(name)
-    return f"there is {_few(close or names)}"
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
+    return f"there is {few(close or names)}"
 
 
 def filled(text: str, file: Path, episode: str) -> str:
@@ -247,7 +243,7 @@ def file_beside(name: str, file: Path) -> Path:
         return fitting[0]
     reason = "fits no file"
     if fitting:
-        reason = f"fits {_few([path.name for path in fitting])}"
+        reason = f"fits {few([path.name for path in fitting])}"
     raise broken_mapping(file.parent / name, reason, "name one file in the mapping")
 
 

@@ -502,7 +502,7 @@ class PlannedReader(base.FormatReader):
         decisions: dict[str, list[inventory.Assignment]] = {}
         names: dict[str, str] = {}
         taken: set[tuple[Role, str]] = set()
-        for number in sorted({0, len(refs) // 2, len(refs) - 1}) if refs else ():
+        for number in base.first_middle_last(len(refs)):
             with suppress(DataError), self.opened(refs[number]) as episode:
                 for path, decision in episode.decisions().items():
                     decisions.setdefault(path, []).append(decision)

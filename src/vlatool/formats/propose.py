@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from vlatool.episode import Array
+from vlatool.formats.base import walk_source
 from vlatool.formats.inventory import Stored, is_action
 from vlatool.formats.language import kind_of_name
 from vlatool.formats.mapping import CameraMapping, RecordingMapping, proposal
 from vlatool.formats.plan import EpisodePlan, Known, plan_by_structure
 from vlatool.storage.documents import DocumentError, read_json
-from vlatool.storage.tree import walk
-from vlatool.storage.uri import can_list
 
 LEFT_OUT_LINE = "# left out: "
 MEASURED = re.compile(
@@ -46,9 +45,7 @@ class Clues:
 
     def add_files_beside(self, path: Path) -> None:
         """Adds the videos and the values of JSON files of the folder of a recording."""
-        if not can_list(path.parent):
-            return
-        for folder, _, names in walk(path.parent):
+        for folder, _, names in walk_source(path.parent):
             for name in sorted(names)[:_MOST_FILES]:
                 file = folder / name
                 if file.suffix.lower() in _VIDEOS:

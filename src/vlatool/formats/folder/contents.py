@@ -11,6 +11,7 @@ import numpy as np
 
 from vlatool.episode import Array, Clip, Role
 from vlatool.findings import Finding
+from vlatool.formats.base import first_middle_last
 from vlatool.formats.folder.clocks import seconds_of
 from vlatool.formats.folder.layout import (
     EPISODE,
@@ -346,8 +347,7 @@ def _has_word(text: str, word: str) -> bool:
 
 def _three_rows(values: Array) -> Array:
     """The first, middle and last row."""
-    rows = values.shape[0]
-    return np.stack([np.asarray(values[row]) for row in sorted({0, rows // 2, rows - 1})])
+    return np.stack([np.asarray(values[row]) for row in first_middle_last(values.shape[0])])
 
 
 def _visible_files(folder: Path) -> list[Path]:

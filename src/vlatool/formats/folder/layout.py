@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from vlatool.formats.base import walk_source
 from vlatool.formats.folder.tables import SUFFIXES as TABLES
 from vlatool.jobs.record import read_record
-from vlatool.storage.tree import natural_key, walk
+from vlatool.storage.tree import natural_key
 
 VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v")
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -162,7 +163,7 @@ def find_episodes(source: Path) -> tuple[list[FilesOfEpisode], list[str]]:
 def _folders(source: Path) -> list[_Folder]:
     """Folders with visible files, from the top; a store of Zarr is a file of its parent."""
     folders: dict[tuple[str, ...], _Folder] = {}
-    for path, children, names in walk(source):
+    for path, children, names in walk_source(source):
         parts = path.relative_to(source).parts
         visible = sorted(name for name in names if not HIDDEN.search(name))
         children[:] = sorted(name for name in children if not HIDDEN.search(name))

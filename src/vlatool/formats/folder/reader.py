@@ -49,14 +49,12 @@ from vlatool.formats.plan import EpisodePlan, PlannedImages, plan_by_structure
 from vlatool.formats.planned import PlannedEpisode, PlannedFrames, PlannedReader
 from vlatool.formats.propose import MEASURED, Clues, proposed_mapping, rate_of_times
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range, read_file
-from vlatool.storage.uri import can_list
 
 MOST_CUT = 5  # frames by which a clip may be longer or shorter than a table
 _LARGEST_TEXT = 2**20
 _RATES_DIFFER = 0.1  # of the written rate
 _OBSERVED = re.compile(r"(^|[/.])(obs|observations?)[/._]|(^|[/._])(q|dq)$", re.I)
 _OTHERS = re.compile(r"object|goal|target|world", re.I)
-_MOST_NAMED = 6
 
 
 class FolderConfig(ConfigModel):
@@ -372,7 +370,7 @@ class FolderReader(PlannedReader):
         findings: list[Finding] = []
         found: list[_Found] = []
         for source in sources:
-            episodes, stray = find_episodes(source) if can_list(source) else ([], [])
+            episodes, stray = find_episodes(source)
             has_files = False  # other than images
             for files in episodes:
                 has_files = has_files or any(not name.endswith("/") for name in files.parts)
@@ -381,8 +379,7 @@ class FolderReader(PlannedReader):
                 searched = f"folders with videos, images and tables ({', '.join(SUFFIXES)})"
                 raise base.no_episodes(source, searched)
             if stray:
-                more = f" and {len(stray) - _MOST_NAMED} more" if len(stray) > _MOST_NAMED else ""
-                reason = f"of no episode: {', '.join(stray[:_MOST_NAMED])}{more}"
+                reason = f"of no episode: {base.few(stray)}"
                 findings.append(FOLDER.at("stray_files", source, reason))
         self.source_findings = findings
         refs = self._refs(_named_episodes(found, self.mapping), is_only=len(sources) == 1)
@@ -422,7 +419,7 @@ class FolderReader(PlannedReader):
         episode with fields that can be read: else it is something else, and no episode.
         """
         errors: list[DataError] = []
-        for number in sorted({0, len(refs) // 2, len(refs) - 1}) if refs else ():
+        for number in base.first_middle_last(len(refs)):
             try:
                 episode = self._episode(refs[number])
             except DataError as error:

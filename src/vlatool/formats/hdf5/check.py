@@ -20,6 +20,7 @@ from vlatool.episode import Array
 from vlatool.errors import DataError, installed
 from vlatool.findings import FindingCodes, error, warning
 from vlatool.formats import limits
+from vlatool.formats.base import first_middle_last
 from vlatool.formats.inventory import (
     RIFF_START,
     Stored,
@@ -219,7 +220,7 @@ def thing_of(name: str, dataset: Any, path: Path) -> Stored:
 
     def look() -> Array:
         check_dataset(dataset, path)
-        rows = sorted({0, shape[0] // 2, shape[0] - 1})  # at most _SAMPLED
+        rows = first_middle_last(shape[0])  # at most _SAMPLED
         return np.asarray(dataset[rows])  # a chunk is inflated once
 
     return Stored(name, "array", shape[1:], dtype.name, shape[0], look=look)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from vlatool.errors import DataError
 from vlatool.formats import limits
+from vlatool.formats.base import few
 from vlatool.formats.hdf5.check import (
     BROKEN,
     HDF5,
@@ -28,7 +29,6 @@ from vlatool.formats.plan import EpisodePlan, Known, plan_by_structure
 from vlatool.storage.tree import natural_key
 from vlatool.transforms.hold_out import split_of
 
-_MAX_LISTED = 6
 # Groups whose datasets have a row per frame; others may have any length.
 _PER_FRAME = ("obs/", "observations/", "states", "rewards", "dones")
 _OTHER_TIMES = {
@@ -76,9 +76,7 @@ def _kind_of(demo: Any) -> str:
 
 
 def _names(file: Any) -> str:
-    names = [repr(name) for name in list(file)]
-    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-    return f"its root has {', '.join(names[:_MAX_LISTED]) or 'nothing'}{more}"
+    return f"its root has {few([repr(name) for name in file]) or 'nothing'}"
 
 
 def _groups(group: Any) -> list[str]:

@@ -32,8 +32,7 @@ from vlatool.formats.plan import EpisodePlan, PlannedImages
 from vlatool.formats.planned import PLAIN, PlannedEpisode, PlannedFrames, PlannedReader
 from vlatool.formats.propose import Clues, proposed_mapping
 from vlatool.formats.rules import distinct_recordings
-from vlatool.storage.tree import natural_key, walk
-from vlatool.storage.uri import can_list
+from vlatool.storage.tree import natural_key
 
 
 class Hdf5Config(ConfigModel):
@@ -278,7 +277,7 @@ def _files(source: Path) -> list[Path]:
     if source.suffix.lower() in rules.SUFFIXES and source.is_file():
         return [source]
     paths: list[Path] = []
-    for folder, _, names in walk(source) if can_list(source) else ():
+    for folder, _, names in base.walk_source(source):
         for name in names:
             if name.lower().endswith(rules.SUFFIXES):
                 paths.append(folder / name)

@@ -32,8 +32,7 @@ from vlatool.formats.rlds.check import RLDS, StepFeature, features_of
 from vlatool.formats.rules import distinct_recordings
 from vlatool.storage.byte_ranges import ByteRange
 from vlatool.storage.documents import DocumentError, read_json
-from vlatool.storage.tree import natural_key, walk
-from vlatool.storage.uri import can_list
+from vlatool.storage.tree import natural_key
 from vlatool.transforms.hold_out import split_of
 
 _FEATURES = "features.json"
@@ -325,11 +324,8 @@ class RldsEpisode(PlannedEpisode):
         return typed.reshape(-1, max(1, math.prod(self._features[path].shape)))
 
     def texts_of(self, name: str, count: int) -> list[str]:
-        texts: list[str] = []
-        for row in self._parsed[self.find_stored(name).path][:count]:
-            text = bytes(row).decode(errors="replace") if isinstance(row, memoryview) else str(row)
-            texts.append(text.strip())
-        return texts
+        rows = self._parsed[self.find_stored(name).path]
+        return [base.text_of(row).strip() for row in rows[:count]]
 
     def value_of(self, name: str) -> Any:
         value = self._parsed[self.find_stored(name).path][-1]
@@ -375,7 +371,7 @@ def _folders(source: Path) -> list[Path]:
     Raises DataError for shards of ArrayRecord.
     """
     folders: list[Path] = []
-    for folder, _, files in walk(source) if can_list(source) else ():
+    for folder, _, files in base.walk_source(source):
         if _FEATURES not in files:
             continue
         if any(_SHARD.fullmatch(name) for name in files):

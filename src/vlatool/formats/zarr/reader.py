@@ -33,7 +33,7 @@ from vlatool.formats.planned import PLAIN, PlannedEpisode, PlannedFrames, Planne
 from vlatool.formats.propose import Clues, proposed_mapping
 from vlatool.formats.rules import distinct_recordings
 from vlatool.formats.zarr.check import ZARR
-from vlatool.storage.tree import natural_key, walk
+from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import can_list
 
 _MOST_PIXELS = 2**26
@@ -339,11 +339,7 @@ class ZarrEpisode(PlannedEpisode):
         return self._rows(path, rows).reshape(-1)
 
     def texts_of(self, name: str, count: int) -> list[str]:
-        texts: list[str] = []
-        for value in self._own_rows(name)[:count]:
-            is_bytes = isinstance(value, bytes)
-            texts.append(value.decode(errors="replace") if is_bytes else str(value))
-        return texts
+        return [base.text_of(value) for value in self._own_rows(name)[:count]]
 
     def value_of(self, name: str) -> Any:
         place, has_attribute, attribute = name.partition("@")
@@ -393,9 +389,11 @@ def _things(buffer: Buffer, first: int, stop: int) -> list[Stored]:
 
 def _three_rows(path: Path, name: str, array: Any, first: int, stop: int) -> Array:
     """The first, the middle and the last of some rows."""
-    rows = sorted({first, (first + stop) // 2, stop - 1})
+    rows: list[Array] = []
     with _readable(path, f"data/{name}"):
-        return np.concatenate([_read_rows(array, slice(row, row + 1)) for row in rows])
+        for row in base.first_middle_last(stop - first):
+            rows.append(_read_rows(array, slice(first + row, first + row + 1)))
+        return np.concatenate(rows)
 
 
 class ZarrReader(PlannedReader):
@@ -473,12 +471,13 @@ def _stores(source: Path) -> list[Path]:
     """Stores at or below a source, in natural order; stores are not entered."""
     if source.name.endswith(".zarr.zip"):
         return [source]
-    if not can_list(source):
-        return []
     stores: list[Path] = []
-    for folder, children, files in walk(source):
-        if "meta" in children and "data" in children and {".zgroup", "zarr.json"} & {*files}:
+    for folder, children, files in base.walk_source(source):
+        has_document = ".zgroup" in files or "zarr.json" in files
+        if has_document and "meta" in children and "data" in children:
             stores.append(folder)
             children.clear()
-        stores += [folder / name for name in files if name.endswith(".zarr.zip")]
+        for name in files:
+            if name.endswith(".zarr.zip"):
+                stores.append(folder / name)
     return sorted(stores, key=natural_key)
