@@ -185,7 +185,7 @@ def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Repo
     others = _Survey()
     for part in (survey, others):
         part.warn(source.reader.source_findings)
-    chosen = sampled(len(refs))
+    measured_episodes = sampled(len(refs))
     parts: list[Episode] = []
     lags = ImageLags(len(refs))
     with reporter.progress("episodes", len(refs), "episodes") as bar:
@@ -196,7 +196,7 @@ def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Repo
                 survey.fail(ref, error)
                 others.fail(ref, error)
             else:
-                if number in chosen:
+                if number in measured_episodes:
                     parts.append(sampled_part(episode, number, len(refs)))
                 if not is_remote(ref.path):  # images of remote episodes are large
                     lags.add(number, episode)
@@ -204,20 +204,21 @@ def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Repo
                 if not (episode.cameras or survey.lengths):
                     others.add(episode)
             bar.advance(failed=len((survey if survey.lengths else others).broken))
-    shown = survey if survey.lengths or not others.lengths else others
-    shown.measured = measure(parts, len(refs))
-    shown.image_lags = lags.lags()
-    if shown.measured is not None:
-        shown.warn(finding for finding, _ in contradictions(shown.measured))
-    return shown
+    if not survey.lengths and others.lengths:
+        survey = others
+    survey.measured = measure(parts, len(refs))
+    survey.image_lags = lags.lags()
+    if survey.measured is not None:
+        survey.warn(finding for finding, _ in contradictions(survey.measured))
+    return survey
 
 
 def _tables(facts: SourceFacts) -> list[Table]:
     header = ("name", "width", "dtype", "range", "constant dimensions")
     fields: list[tuple[object, ...]] = []
     for info in facts.fields:
-        shown = f'"{info.example}"' if info.dtype == "text" else info.range_text
-        fields.append((info.name, info.width or "-", info.dtype, shown, info.constant_text))
+        values = f'"{info.example}"' if info.dtype == "text" else info.range_text
+        fields.append((info.name, info.width or "-", info.dtype, values, info.constant_text))
     language: list[tuple[object, ...]] = []
     for kind, summary in facts.language.items():
         language.append((kind, summary.sentences, f'"{summary.example}"'))
@@ -306,9 +307,9 @@ def _field_parts(facts: SourceFacts) -> list[Part]:
 def _field_table(fields: Sequence[field_summary.FieldSummary]) -> Table:
     rows: list[tuple[object, ...]] = []
     for info in fields:
-        shown = info.example if info.dtype == "text" else info.range_text
+        values = info.example if info.dtype == "text" else info.range_text
         described = (unit(info.name), info.dimensions_text, info.constant_text)
-        rows.append((info.name, info.width or "", info.dtype, shown, *described))
+        rows.append((info.name, info.width or "", info.dtype, values, *described))
     header = ("field", "width", "type", "range", "unit", "dimensions", "constant dimensions")
     return Table(header, rows)
 

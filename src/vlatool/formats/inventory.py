@@ -357,10 +357,11 @@ def decide_as(role: Role, stored: Stored) -> Assignment:
 def matrix_names(shape: tuple[int, ...]) -> tuple[str, ...]:
     """Names of the numbers of a pose matrix [3, 3] or [4, 4], row by row."""
     rows, columns = shape
-    names = [f"r{row}{column}" for row in range(rows) for column in range(columns)]
-    if rows == 4:
-        for row, axis in enumerate("xyz"):
-            names[4 * row + 3] = axis
+    names: list[str] = []
+    for row in range(rows):
+        for column in range(columns):
+            is_position = rows == 4 and column == 3 and row < 3
+            names.append("xyz"[row] if is_position else f"r{row}{column}")
     return tuple(names)
 
 

@@ -466,11 +466,14 @@ def _below(path: Path, folder: Path) -> str:
 
 def preferred(texts: Sequence[tuple[str, list[str]]]) -> list[tuple[str, list[str]]]:
     """Texts by kind; of several instructions the first that says something, the others after it."""
-    saying = [(kind, rows) for kind, rows in texts if any(row.strip() for row in rows)]
-    has_instruction = any(kind == "original" for kind, _ in saying)
+    spoken: list[tuple[str, list[str]]] = []
+    for kind, rows in texts:
+        if any(row.strip() for row in rows):
+            spoken.append((kind, rows))
+    has_instruction = any(kind == "original" for kind, _ in spoken)
     ordered: list[tuple[str, list[str]]] = []
     has_first = False
-    for kind, rows in saying:
+    for kind, rows in spoken:
         if kind == "alternative" and not has_instruction:
             kind = "original"
             has_instruction = True

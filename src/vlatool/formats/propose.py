@@ -163,7 +163,10 @@ def _texts(plan: EpisodePlan, clues: Clues, notes: dict[str, str]) -> dict[str, 
         says_task = kind_of_name(key) or (_TASK.search(key) and " " in str(value).strip())
         if is_text and reference not in named and says_task:
             named.append(reference)
-    unnamed = [part.path for part in plan.parts if part.content == "text" and not part.name]
+    unnamed: list[str] = []
+    for part in plan.parts:
+        if part.content == "text" and not part.name:
+            unnamed.append(part.path)
     notes["language"] = f"KIND: PATH of a text, or of one per frame; texts here: {unnamed}"
     if not named and len(unnamed) == 1:
         named = unnamed

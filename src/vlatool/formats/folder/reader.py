@@ -244,8 +244,12 @@ class FolderEpisode(PlannedEpisode):
 
     def _check_starts(self, parts: dict[str, TimedPart]) -> None:
         """Raises DataError if parts of other lengths are numbered from other rows on."""
-        starts = {key: self.contents.starts[key] for key in parts if key in self.contents.starts}
-        ends = {start + parts[key].rows for key, start in starts.items()}
+        starts: dict[str, float] = {}
+        ends: set[float] = set()
+        for key, part in parts.items():
+            if key in self.contents.starts:
+                starts[key] = self.contents.starts[key]
+                ends.add(starts[key] + part.rows)
         firsts = set(starts.values())
         is_far = not firsts <= {0.0, 1.0}
         if len(firsts) > 1 and (is_far or len(ends) == 1):
@@ -392,7 +396,8 @@ class FolderReader(PlannedReader):
         counts: Counter[str] = Counter()
         for files, _ in found:
             counts.update(files.parts)
-        expected = [name for name, count in counts.items() if count >= max(len(found) / 2, 2)]
+        most = max(len(found) / 2, 2)
+        expected = [name for name, count in counts.items() if count >= most]
         used: dict[str, int] = {}
         refs: list[EpisodeRef] = []
         for number, (files, source) in enumerate(found):

@@ -155,7 +155,8 @@ def datasets_of(
     """(path, dataset) below a group, in natural order; None: a link that is not followed, a group
     that is too deep, damaged, or was entered before.
     """
-    seen = {address_of(group)} if seen is None else seen
+    if seen is None:
+        seen = {address_of(group)}
     for name in sorted(group, key=natural_key):
         member = None
         with suppress(*BROKEN):
@@ -378,10 +379,12 @@ def value_at(group: Any, reference: str, path: Path) -> Any:
         check_dataset(dataset, path)
         with readable(path, reference):
             return _plain(dataset[-1] if dataset.shape else dataset[()])
-    root = group.file if place.startswith("/") else group
-    owner = member_at(root, place) if place.strip("/") else root
-    if owner is None or name not in owner.attrs:
-        reason = f"is missing; {nearest(name, [] if owner is None else [*owner.attrs])}"
+    owner: Any = group.file if place.startswith("/") else group
+    if place.strip("/"):
+        owner = member_at(owner, place)
+    names = [] if owner is None else list(owner.attrs)
+    if name not in names:
+        reason = f"is missing; {nearest(name, names)}"
         raise HDF5.error("missing_dataset", path, reference, reason, field=reference)
     with readable(path, reference):
         return _plain(owner.attrs[name])

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ class _InflatedFiles(FileCache):
         with open_file(file.path) as source, open_atomic(inflated, synced=False) as target:
             stream = zstandard.ZstdDecompressor().stream_reader(source, read_across_frames=True)
             try:
-                while block := stream.read(_BLOCK):
+                for block in iter(partial(stream.read, _BLOCK), b""):
                     target.write(block)
                     if target.tell() > limit:
                         reason = f"inflates to more than {limit:,} bytes, the limit of the cache"

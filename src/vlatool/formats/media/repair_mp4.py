@@ -66,7 +66,7 @@ def _without_index(path: Path, target: Path, others: Iterable[Path]) -> Salvaged
             codec = template.codec_context.name
             if codec not in _HEADERS:
                 continue
-            first = next(bytes(p) for p in container.demux(template) if p.size)
+            first = next(bytes(packet) for packet in container.demux(template) if packet.size)
             samples = [*_samples(data, codec)]
             if not samples or _settings(first, codec) != _settings(samples[0][0], codec):
                 continue
@@ -74,7 +74,8 @@ def _without_index(path: Path, target: Path, others: Iterable[Path]) -> Salvaged
             if not packets:
                 continue
             rate = template.average_rate or Fraction(30)
-            delay = max(position - int(p.pts or 0) for position, p in enumerate(packets))
+            delays = [position - int(packet.pts or 0) for position, packet in enumerate(packets)]
+            delay = max(delays)
             with target.open("wb") as file, ClipWriter(file, template, rate, delay) as writer:
                 writer.write(packets)
         return Salvaged(
@@ -164,23 +165,27 @@ def _shown(samples: Sequence[tuple[bytes, bool]], template: VideoStream) -> list
     assert isinstance(context, VideoCodecContext)
     context.extradata = template.codec_context.extradata
     packets: list[Packet] = []
-    shown: list[int] = []
+    decoded: list[int] = []  # numbers of the samples in the order of presentation
     try:
         for number, (data, is_key) in enumerate(samples):
-            packets.append(packet := Packet(data))
-            packet.pts = packet.dts = number
+            packet = Packet(data)
+            packet.pts = number
+            packet.dts = number
             packet.is_keyframe = is_key
-            shown += _intact(context, packet)
-        shown += _intact(context, None)
+            packets.append(packet)
+            decoded += _intact(context, packet)
+        decoded += _intact(context, None)
     except av.error.FFmpegError:
         return []
-    if sorted(shown) != [*range(len(packets))] or not samples[0][1]:
+    _, starts_with_key = samples[0]
+    if sorted(decoded) != [*range(len(packets))] or not starts_with_key:
         return []
-    for rank, number in enumerate(shown):
+    for rank, number in enumerate(decoded):
         packets[number].pts = rank
+    if decoded == sorted(decoded):
+        return packets
     # Images that are shown before the last one and stored behind it may be cut off.
-    is_reordered = shown != sorted(shown)
-    return packets[: shown[-1]] if is_reordered else packets
+    return packets[: decoded[-1]]
 
 
 def _intact(context: VideoCodecContext, packet: Packet | None) -> list[int]:

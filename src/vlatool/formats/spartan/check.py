@@ -158,8 +158,13 @@ class OpenedEpisode:
 
     def field_specs(self, config: SpartanConfig) -> dict[str, FieldSpec]:
         """Fields that `read_values` returns, from headers."""
-        specs = {name: FieldSpec(_width(header)) for name, header in self.fields.items()}
-        return specs | {name: FieldSpec(end - start) for name, start, end in _parts(config)}
+        specs: dict[str, FieldSpec] = {}
+        for name, header in self.fields.items():
+            is_text = header.dtype.kind in "US"
+            specs[name] = FieldSpec(0 if is_text else math.prod(header.shape[1:]))
+        for name, start, end in _parts(config):
+            specs[name] = FieldSpec(end - start)
+        return specs
 
 
 @dataclass
@@ -320,10 +325,6 @@ def _field_header(archive: NpzArchive, name: str) -> ArrayHeader:
     )
 
 
-def _width(header: ArrayHeader) -> int:
-    return 0 if header.dtype.kind in "US" else math.prod(header.shape[1:])
-
-
 def _parts(config: SpartanConfig) -> Iterator[tuple[str, int, int]]:
     """(name, start, end) of the fields of the action vector."""
     stops = config.action_index_fields
@@ -352,7 +353,9 @@ def _action_header(archive: NpzArchive, config: SpartanConfig, report: Collector
 
 def _check_lengths(episode: OpenedEpisode, report: Collector) -> None:
     """Sets the number of frames, by majority, and reports arrays with another number."""
-    arrays = {(OBSERVATIONS, name): header.shape[0] for name, header in episode.fields.items()}
+    arrays: dict[tuple[str, str], int] = {}
+    for name, header in episode.fields.items():
+        arrays[OBSERVATIONS, name] = header.shape[0]
     if episode.actions is not None:
         arrays[ACTIONS, "actions"] = episode.actions.shape[0]
     for camera_id, name in episode.camera_ids.items():
@@ -360,7 +363,8 @@ def _check_lengths(episode: OpenedEpisode, report: Collector) -> None:
             arrays[OBSERVATIONS, camera_id] = len(episode.cameras[name])
     if not arrays:
         return
-    expected = episode.num_frames = Counter(arrays.values()).most_common(1)[0][0]
+    expected = Counter(arrays.values()).most_common(1)[0][0]
+    episode.num_frames = expected
     for (file, name), length in arrays.items():
         if length != expected:
             report.add_error(length_error(episode, file, name, length))
@@ -405,7 +409,8 @@ def read_values(episode: OpenedEpisode, config: SpartanConfig, report: Collector
     if episode.actions is not None:
         vector = report.attempt(partial(episode.archives[ACTIONS].read, "actions"))
         if vector is not None:
-            actions = {name: vector[:, start:end] for name, start, end in _parts(config)}
+            for name, start, end in _parts(config):
+                actions[name] = vector[:, start:end]
     success = _read_success(episode, report)
     return EpisodeValues(observed, actions, _read_calibration(episode, report), success)
 

@@ -27,15 +27,20 @@ _ACTION_WIDTHS = {
     "robot__action__grippers__left::panda_hand": 1,
 }
 
+
 # Poses that also get fields relative to the actual pose at the anchor. Source: formats/spartan 7.
-PUBLISHED_POSE_GROUPS = tuple(
-    PoseGroup(
-        f"{side}_panda_{kind}",
-        f"robot__{kind}__poses__{side}::panda__xyz",
-        f"robot__{kind}__poses__{side}::panda__rot_6d",
-    )
-    for kind in ("action", "desired", "actual")
-    for side in ("left", "right")
+def _published_group(kind: str, side: str) -> PoseGroup:
+    pose = f"robot__{kind}__poses__{side}::panda"
+    return PoseGroup(f"{side}_panda_{kind}", f"{pose}__xyz", f"{pose}__rot_6d")
+
+
+PUBLISHED_POSE_GROUPS = (
+    _published_group("action", "left"),
+    _published_group("action", "right"),
+    _published_group("desired", "left"),
+    _published_group("desired", "right"),
+    _published_group("actual", "left"),
+    _published_group("actual", "right"),
 )
 
 
