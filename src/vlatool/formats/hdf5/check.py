@@ -382,9 +382,8 @@ def value_at(group: Any, reference: str, path: Path) -> Any:
     owner: Any = group.file if place.startswith("/") else group
     if place.strip("/"):
         owner = member_at(owner, place)
-    names = [] if owner is None else list(owner.attrs)
-    if name not in names:
-        reason = f"is missing; {nearest(name, names)}"
+    if owner is None or name not in owner.attrs:
+        reason = f"is missing; {nearest(name, [] if owner is None else [*owner.attrs])}"
         raise HDF5.error("missing_dataset", path, reference, reason, field=reference)
     with readable(path, reference):
         return _plain(owner.attrs[name])
