@@ -15,7 +15,7 @@ from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
 from vlatool.jobs.executor import attempt
 from vlatool.plugins import DEFAULT_SINK, did_you_mean
-from vlatool.storage.tree import LINKS_VARIABLE, first_link_out, real_folders
+from vlatool.storage.tree import LINKS_VARIABLE, first_link_out, real_folders, walk
 from vlatool.storage.uri import can_list, is_remote
 
 _LONGEST_CAMERA_NAME = 200  # bytes; file names add a prefix and a suffix to it
@@ -112,7 +112,7 @@ def merge_surveys(surveys: Iterable[Survey], reasons: Sequence[VlatoolError]) ->
     the earlier episode. `reasons` are errors of the other episodes, which may be added while
     `surveys` is consumed; the first one is raised if there is no survey.
     """
-    kinds: Counter[tuple[tuple[str, FieldSpec], ...]] = Counter()  # few distinct ones
+    variants: Counter[tuple[tuple[str, FieldSpec], ...]] = Counter()  # few distinct ones
     cameras: dict[str, tuple[int, int] | None] = {}
     frames: list[int | None] = []
     policy = {name: dict[Any, None]() for name in POLICY_KEYS}
@@ -120,8 +120,9 @@ def merge_surveys(surveys: Iterable[Survey], reasons: Sequence[VlatoolError]) ->
     text_kinds: dict[str, None] = {}
     parts: dict[str, StoredPart] = {}
     for survey in surveys:
-        kinds[tuple(survey.fields.items())] += 1
-        cameras |= {name: cameras.get(name) or size for name, size in survey.cameras.items()}
+        variants[tuple(survey.fields.items())] += 1
+        for name, size in survey.cameras.items():
+            cameras[name] = cameras.get(name) or size
         frames.append(survey.frames)
         rates.add(survey.fps)
         text_kinds.update(dict.fromkeys(survey.text_kinds))
@@ -140,11 +141,12 @@ def merge_surveys(surveys: Iterable[Survey], reasons: Sequence[VlatoolError]) ->
             details={**first.details, "episodes": len(reasons)},
         )
     known_frames = [count for count in frames if count is not None]
+    has_all = len(known_frames) == len(frames)
     return Survey(
         episodes=len(frames),
         cameras=cameras,
-        fields=_majority_fields(kinds),
-        frames=sum(known_frames) if len(known_frames) == len(frames) else None,
+        fields=_majority_fields(variants),
+        frames=sum(known_frames) if has_all else None,
         fps=rates.pop() if len(rates) == 1 else None,
         text_kinds=tuple(text_kinds),
         parts=tuple(parts.values()),
@@ -176,26 +178,30 @@ def parts_of(episode: Episode) -> tuple[StoredPart, ...]:
     if episode.parts:
         return episode.parts
     parts: list[StoredPart] = []
-    images: Sequence[tuple[Role, Iterable[str]]] = (
-        ("camera", [*episode.cameras, *episode.missing_cameras]),
-        ("depth", episode.depth),
-        ("labels", episode.labels),
-    )
-    for role, names in images:
-        parts += [StoredPart(f"{role}/{name}", role, name, "images") for name in names]
-    parts += [StoredPart(name, "field", name) for name in episode.lowdim]
-    parts += [StoredPart(f"language/{k}", "language", k, "text") for k in episode.texts()]
+    images: dict[Role, Iterable[str]] = {
+        "camera": [*episode.cameras, *episode.missing_cameras],
+        "depth": episode.depth,
+        "labels": episode.labels,
+    }
+    for role, names in images.items():
+        for name in names:
+            parts.append(StoredPart(f"{role}/{name}", role, name, "images"))
+    for name in episode.lowdim:
+        parts.append(StoredPart(name, "field", name))
+    for kind in episode.texts():
+        parts.append(StoredPart(f"language/{kind}", "language", kind, "text"))
     return tuple(parts)
 
 
 def survey_episode(episode: Episode) -> Survey:
     """Survey of one episode that has been read."""
+    cameras: dict[str, tuple[int, int] | None] = {}
+    for name, camera in episode.cameras.items():
+        cameras[name] = camera.size
+    cameras |= dict.fromkeys(episode.missing_cameras)
     return Survey(
         episodes=1,
-        cameras={
-            **{name: camera.size for name, camera in episode.cameras.items()},
-            **dict.fromkeys(episode.missing_cameras),
-        },
+        cameras=cameras,
         fields=field_specs(episode),
         frames=episode.num_frames,
         fps=episode.fps or None,
@@ -239,15 +245,15 @@ def field_mismatch(
     episode: str, fields: Mapping[str, FieldSpec], expected: Mapping[str, FieldSpec | int]
 ) -> DataError | None:
     """Error if the fields of an episode differ from those of the other episodes, else None."""
-    widths = {name: spec.width for name, spec in fields.items()}
-    expected_widths = {
-        name: spec.width if isinstance(spec, FieldSpec) else spec for name, spec in expected.items()
-    }
-    for name in [*expected_widths, *widths]:
-        if widths.get(name) != expected_widths.get(name):
+    for name in (*expected, *fields):
+        width = fields[name].width if name in fields else None
+        other = expected.get(name)
+        if isinstance(other, FieldSpec):
+            other = other.width
+        if width != other:
             return DataError(
-                f"{episode}: field {name!r} is {width_text(widths.get(name))}, "
-                f"in the other episodes {width_text(expected_widths.get(name))}",
+                f"{episode}: field {name!r} is {width_text(width)}, "
+                f"in the other episodes {width_text(other)}",
                 hint="episodes of one run must have the same fields; leave the field out or "
                 "preprocess these episodes separately",
                 code="data.mismatch",
@@ -275,6 +281,30 @@ def camera_name_problem(name: str) -> DataError | None:
         code="data.bad_name",
         details={"finding": "bad_camera_name", "camera": name},
     )
+
+
+def walk_source(source: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """(folder, folder names, file names) of a source, as `walk`; none of a web server."""
+    if can_list(source):
+        yield from walk(source)
+
+
+def first_middle_last(count: int) -> list[int]:
+    """Positions that stand for all of some rows or episodes."""
+    return sorted({0, count // 2, count - 1}) if count else []
+
+
+def few(names: Sequence[str], most: int = 6) -> str:
+    """The first names, and the number of the others: `a, b and 3 more`."""
+    text = ", ".join(names[:most])
+    return f"{text} and {len(names) - most} more" if len(names) > most else text
+
+
+def text_of(value: object) -> str:
+    """A stored text, which may be bytes."""
+    if isinstance(value, bytes | memoryview):
+        return bytes(value).decode(errors="replace")
+    return str(value)
 
 
 def id_part(name: str) -> str:

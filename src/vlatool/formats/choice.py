@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from itertools import groupby
 from typing import Protocol, TypeVar
 
 from vlatool.episode import EpisodeRef
@@ -36,12 +35,11 @@ def select(
         excluded = _numbers("--exclude", exclude, known)
         selected = [number for number in selected if number not in excluded]
     if refs and not selected:
-        options = {option: include, "--exclude": exclude}
-        options_text = " ".join(
-            f"{name} {text}" for name, text in options.items() if text is not None
-        )
+        options = [] if include is None else [f"{option} {include}"]
+        if exclude is not None:
+            options.append(f"--exclude {exclude}")
         raise DataError(
-            f"{options_text}: selects none of the {counted(len(refs), 'episode')}",
+            f"{' '.join(options)}: selects none of the {counted(len(refs), 'episode')}",
             hint="select other episodes",
             code="data.no_episodes",
         )
@@ -50,17 +48,16 @@ def select(
 
 def numbered(refs: Sequence[T]) -> dict[int, T]:
     """Map from number to episode; numbers of the data set if all have one, else positions."""
-    numbers = [ref.number for ref in refs]
-    if None in numbers or len(set(numbers)) < len(numbers):
-        numbers = list(range(len(refs)))
-    return {number: ref for number, ref in zip(numbers, refs, strict=True) if number is not None}
+    by_number = {ref.number: ref for ref in refs if ref.number is not None}
+    return by_number if len(by_number) == len(refs) else dict(enumerate(refs))
 
 
 def _numbers(option: str, text: str, known: Collection[int]) -> set[int]:
     """Known numbers that a selection contains."""
-    return {
-        number for part in text.split(",") for number in _parse_part(part.strip(), known, option)
-    }
+    numbers: set[int] = set()
+    for part in text.split(","):
+        numbers.update(_parse_part(part.strip(), known, option))
+    return numbers
 
 
 def _parse_part(part: str, known: Collection[int], option: str) -> Iterable[int]:
@@ -91,6 +88,10 @@ def chosen_numbers(episodes: str | None, refs: Sequence[EpisodeRef]) -> str | No
         return episodes
     numbers = [*numbered(refs)]
     positions = selected_positions(episodes.removeprefix("@"), [ref.id for ref in refs])
-    chosen = enumerate(sorted(numbers[position] for position in positions))
-    runs = ([*run] for _, run in groupby(chosen, key=lambda each: each[1] - each[0]))
-    return ",".join(f"{run[0][1]}:{run[-1][1] + 1}" for run in runs)
+    runs: list[tuple[int, int]] = []  # first number and the one after the last
+    for number in sorted(numbers[position] for position in positions):
+        if runs and runs[-1][1] == number:
+            runs[-1] = (runs[-1][0], number + 1)
+        else:
+            runs.append((number, number + 1))
+    return ",".join(f"{first}:{stop}" for first, stop in runs)

@@ -1,18 +1,15 @@
-"""Report of the episodes of a raw source, and its page with a card for each episode.
+"""Report of the episodes of a raw source, and its page; `episode_cards.py` has a card of each.
 
-Legend of shapes: F frames, C dimensions of a field.
+Each episode is read once. A `_Survey` keeps what the report needs, and becomes `SourceFacts`.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from fractions import Fraction
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from vlatool.conventions.contradiction import contradictions
 from vlatool.conventions.file import Conventions, conventions_table
@@ -22,41 +19,27 @@ from vlatool.errors import DataError
 from vlatool.events import Reporter, counted
 from vlatool.findings import Finding
 from vlatool.formats import field_summary
-from vlatool.formats.base import FormatReader, parts_of
+from vlatool.formats.base import parts_of
 from vlatool.formats.choice import numbered, select
 from vlatool.formats.detect import DetectedSource
+from vlatool.formats.episode_cards import PROBLEMS, EpisodeCards
 from vlatool.formats.field_summary import unit
 from vlatool.formats.image_lags import ImageLags, lag_text
 from vlatool.formats.inventory import left_out_text
-from vlatool.formats.media.video import browser_clip
 from vlatool.jobs.ownership import data_files
-from vlatool.report import episodes as report_episodes
-from vlatool.report.episodes import EpisodeView, FrameView
 from vlatool.report.facts import (
     Code,
-    Figure,
-    Figures,
     Fold,
-    Gallery,
     PageRequest,
     Part,
     Report,
     Section,
     Table,
-    Text,
-    Tile,
     Tiles,
-    Titled,
-    Video,
-    evenly_spaced,
-    under_heading,
 )
-from vlatool.report.poses import crop_drawing
 from vlatool.report.text import number_text, pixels_text
 from vlatool.storage.tree import files_below_each, size_text
 from vlatool.storage.uri import is_remote
-from vlatool.transforms.geometry import make_geometry
-from vlatool.transforms.relative import actual_field
 
 _CAMERA_HEADER = ("camera", "width x height", "episodes", "calibration")
 
@@ -202,7 +185,7 @@ def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Repo
     others = _Survey()
     for part in (survey, others):
         part.warn(source.reader.source_findings)
-    chosen = sampled(len(refs))
+    measured_episodes = sampled(len(refs))
     parts: list[Episode] = []
     lags = ImageLags(len(refs))
     with reporter.progress("episodes", len(refs), "episodes") as bar:
@@ -213,7 +196,7 @@ def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Repo
                 survey.fail(ref, error)
                 others.fail(ref, error)
             else:
-                if number in chosen:
+                if number in measured_episodes:
                     parts.append(sampled_part(episode, number, len(refs)))
                 if not is_remote(ref.path):  # images of remote episodes are large
                     lags.add(number, episode)
@@ -221,20 +204,21 @@ def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Repo
                 if not (episode.cameras or survey.lengths):
                     others.add(episode)
             bar.advance(failed=len((survey if survey.lengths else others).broken))
-    shown = survey if survey.lengths or not others.lengths else others
-    shown.measured = measure(parts, len(refs))
-    shown.image_lags = lags.lags()
-    if shown.measured is not None:
-        shown.warn(finding for finding, _ in contradictions(shown.measured))
-    return shown
+    if not survey.lengths and others.lengths:
+        survey = others
+    survey.measured = measure(parts, len(refs))
+    survey.image_lags = lags.lags()
+    if survey.measured is not None:
+        survey.warn(finding for finding, _ in contradictions(survey.measured))
+    return survey
 
 
 def _tables(facts: SourceFacts) -> list[Table]:
     header = ("name", "width", "dtype", "range", "constant dimensions")
     fields: list[tuple[object, ...]] = []
     for info in facts.fields:
-        shown = f'"{info.example}"' if info.dtype == "text" else info.range_text
-        fields.append((info.name, info.width or "-", info.dtype, shown, info.constant_text))
+        values = f'"{info.example}"' if info.dtype == "text" else info.range_text
+        fields.append((info.name, info.width or "-", info.dtype, values, info.constant_text))
     language: list[tuple[object, ...]] = []
     for kind, summary in facts.language.items():
         language.append((kind, summary.sentences, f'"{summary.example}"'))
@@ -323,9 +307,9 @@ def _field_parts(facts: SourceFacts) -> list[Part]:
 def _field_table(fields: Sequence[field_summary.FieldSummary]) -> Table:
     rows: list[tuple[object, ...]] = []
     for info in fields:
-        shown = info.example if info.dtype == "text" else info.range_text
+        values = info.example if info.dtype == "text" else info.range_text
         described = (unit(info.name), info.dimensions_text, info.constant_text)
-        rows.append((info.name, info.width or "", info.dtype, shown, *described))
+        rows.append((info.name, info.width or "", info.dtype, values, *described))
     header = ("field", "width", "type", "range", "unit", "dimensions", "constant dimensions")
     return Table(header, rows)
 
@@ -465,178 +449,3 @@ class _Survey:
     def _named(self, role: Role) -> tuple[str, ...]:
         """Names of the parts with a role."""
         return tuple(part.name for part in self.parts.values() if part.role == role)
-
-
-# Name of the section of broken episodes in links.
-PROBLEMS = "problems"
-# Most episodes on a page: each has several images.
-_MAX_LISTED = 100
-
-
-class EpisodeCards:
-    """Episodes of a source on a page; each is read once."""
-
-    def __init__(
-        self,
-        reader: FormatReader,
-        known: Mapping[int, EpisodeRef],
-        broken: Mapping[str, str],  # reasons of those that cannot be read, by id
-        request: PageRequest,
-    ) -> None:
-        self._reader = reader
-        self._broken = broken
-        self._request = request
-        self._numbers = {ref.id: number for number, ref in known.items()}
-        self._first: EpisodeView | None = None
-
-    def sections(self, refs: Sequence[EpisodeRef], full: int, reporter: Reporter) -> list[Section]:
-        """Links to all episodes, `full` of them, and the others collapsed."""
-        whole = [ref.id for ref in refs if ref.id not in self._broken]
-        in_full = {whole[index] for index in evenly_spaced(len(whole), full)}
-        shown = {refs[index].id for index in evenly_spaced(len(refs), _MAX_LISTED)} | in_full
-        tiles: list[Tile] = []
-        cards: list[Section] = []
-        briefs: list[Part] = []
-        with reporter.progress("page", len(shown), "episodes") as bar:
-            for ref in refs:
-                if ref.id not in shown:
-                    continue
-                number = self._numbers[ref.id]
-                anchor = f"e{number}"
-                view = self._view(ref, is_brief=ref.id not in in_full)
-                if isinstance(view, str):
-                    listed = ["see the problems"] if ref.id in self._broken else [view]
-                    figure = FrameView(None, problem="broken").figure("")
-                    tiles.append(Tile(figure, number, ref.id, listed, PROBLEMS))
-                else:
-                    tiles.append(report_episodes.episode_tile(view, number, anchor))
-                    if ref.id in in_full:
-                        cards.append(report_episodes.episode_section(view, anchor=anchor))
-                    else:
-                        hint = f"--episodes {number} shows this episode in full"
-                        briefs.append(report_episodes.brief_episode(view, anchor, hint))
-                bar.advance()
-        overview: list[Part] = [Gallery(tiles)]
-        if len(shown) < len(refs):
-            text = f"{len(shown)} of {counted(len(refs), 'episode')}, evenly spaced"
-            overview = [Text(f"{text}; --episodes selects others", "note"), *overview]
-        return [
-            Section("All episodes", overview),
-            *under_heading(f"Episodes ({len(cards)} of {len(whole)})", cards),
-            Section("Other episodes", [Text("click to open", "quiet"), *briefs] if briefs else []),
-        ]
-
-    def crops(self) -> list[Part]:
-        """Images of the cameras of an episode, with what a center crop to a square leaves out."""
-        cameras = self._first.cameras if self._first else {}
-        figures: list[Figure] = []
-        for camera, views in cameras.items():
-            image = views[0].image if views else None
-            if image is not None and image.width != image.height:
-                figures.append(_cropped(camera, views[0], image.size))
-        text = "Dark: left out by a center crop to a square (image_resizing_method: center_crop)"
-        return [Titled(text, [Figures(figures)])]
-
-    def _view(self, ref: EpisodeRef, *, is_brief: bool) -> EpisodeView | str:
-        """View of an episode, or the reason why there is none."""
-        if ref.id in self._broken:
-            return self._broken[ref.id]
-        try:
-            episode = self._reader.read(ref)
-            view = _episode_view(episode, is_brief=is_brief)
-        except DataError as error:
-            return error.message
-        if not is_brief:
-            view = _with_videos(view, episode, self._numbers[ref.id], self._request)
-        if self._first is None or (self._first.is_brief and not is_brief):
-            self._first = view
-        return view
-
-
-def _cropped(camera: str, view: FrameView, size: tuple[int, int]) -> Figure:
-    width, height = size
-    side = min(width, height)
-    geometry = make_geometry((height, width), (side, side), "center_crop")
-    drawing = crop_drawing(size, geometry.source_box)
-    share = 1 - side / max(width, height)
-    return view.figure(f"{camera}: {share:.0%} left out", f"crop of {camera}", drawing)
-
-
-def _episode_view(episode: Episode, *, is_brief: bool) -> EpisodeView:
-    """View of a raw episode; decodes the images of its strip."""
-    shown = report_episodes.shown_positions(episode.num_frames, is_brief=is_brief)
-    cameras = [*episode.cameras][: 1 if is_brief else None]
-    numbers = field_summary.lowdim_columns(episode.lowdim, episode.num_frames)
-    actions, proprioception = field_summary.policy_fields(
-        numbers, episode.action_fields, episode.proprioception_fields, episode.dimension_names
-    )
-    return EpisodeView(
-        name=episode.id,
-        info={
-            "task": episode.task,
-            "frames": episode.num_frames,
-            "seconds": f"{episode.num_frames / episode.fps:.1f}" if episode.fps else "unknown",
-            "fps": f"{episode.fps:g}" if episode.fps else "unknown",
-        },
-        fps=episode.fps or 1.0,
-        frames=np.arange(episode.num_frames),
-        shown=shown,
-        cameras={name: _strip(episode, name, shown) for name in cameras},
-        actions=actions,
-        proprioception=proprioception,
-        tracks=field_summary.pose_tracks(numbers, _pose_fields(episode)),
-        language=episode.language,
-        spans=episode.language_spans,
-        problems=[finding.message for finding in episode.findings],
-        is_brief=is_brief,
-    )
-
-
-# Rate of the videos of episodes without one.
-_FPS = 10.0
-
-
-def _with_videos(
-    view: EpisodeView, episode: Episode, number: int, request: PageRequest
-) -> EpisodeView:
-    """The view with a video per camera; a camera that cannot be decoded is a problem."""
-    if request.keep_video is None:
-        return view
-    fps = episode.fps or _FPS
-    videos: list[Video] = []
-    problems = [*view.problems]
-    for index, (name, frames) in enumerate(episode.cameras.items()):
-        try:
-            data = browser_clip(frames, Fraction(fps).limit_denominator(1001))
-        except DataError as error:
-            problems.append(error.message)
-            continue
-        source = request.keep_video(f"{number}_camera_{index}", data)
-        if source is None:
-            problems.append(f"{name}: its video does not fit into the page; --video keeps it")
-        else:
-            videos.append(Video(source, name))
-    return replace(view, videos=videos, problems=problems, video_fps=fps)
-
-
-def _pose_fields(episode: Episode) -> dict[str, str]:
-    """Rotation field by position field of the poses that are drawn."""
-    rotations: dict[str, str] = {}
-    for group in episode.pose_groups:
-        position = actual_field(group.position_key) or group.position_key
-        rotations[position] = actual_field(group.rotation_key) or group.rotation_key
-    return rotations or field_summary.position_fields(episode.lowdim)
-
-
-def _strip(episode: Episode, camera: str, shown: Sequence[int]) -> list[FrameView]:
-    calibration = episode.calibration.get(camera)
-    intrinsics = None if calibration is None else calibration.intrinsics
-    extrinsics = None if calibration is None else calibration.extrinsics
-    try:
-        images = episode.cameras[camera].read(shown)
-    except DataError as error:
-        return [FrameView(None, problem=error.message)] * len(shown)
-    views: list[FrameView] = []
-    for frame, image in zip(shown, images, strict=True):
-        views.append(report_episodes.frame_view(image, intrinsics, extrinsics, frame))
-    return views

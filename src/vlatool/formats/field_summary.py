@@ -36,12 +36,13 @@ _FIXED: Sequence[tuple[re.Pattern[str], Sequence[str]]] = (
 def recorded_names(options: Mapping[str, Any]) -> dict[str, list[str]]:
     """Dimension names in the options of training data; malformed entries are skipped."""
     stored = options.get(DIMENSION_NAMES)
-    fields = stored.items() if isinstance(stored, Mapping) else ()
-    return {
-        str(field): [str(name) for name in names]
-        for field, names in fields
-        if isinstance(names, list)
-    }
+    if not isinstance(stored, Mapping):
+        return {}
+    recorded: dict[str, list[str]] = {}
+    for field, names in stored.items():
+        if isinstance(names, list):
+            recorded[str(field)] = [str(name) for name in names]
+    return recorded
 
 
 def dimension_names(field: str, width: int, recorded: Names) -> list[str]:
@@ -66,11 +67,10 @@ def dimension_label(field: str, dimension: int, width: int, recorded: Names) -> 
 
 def unit(field: str) -> str:
     """Unit of a field if the format defines one, else an empty string."""
-    plain = field.removesuffix("_relative")
-    is_length = plain.startswith("robot__") and (
-        plain.endswith("__xyz") or ("__grippers__" in plain and plain.endswith("panda_hand"))
-    )
-    return "m" if is_length else ""
+    plain = field.removesuffix(_RELATIVE)
+    is_width = "__grippers__" in plain and plain.endswith("panda_hand")
+    is_length = plain.endswith("__xyz") or is_width
+    return "m" if is_length and plain.startswith("robot__") else ""
 
 
 Numbers = tuple[float | None, ...]
@@ -111,9 +111,10 @@ class FieldSummary:
             return "all"
         if not self.names:
             return f"{len(self.constant)} ({indices_text(self.constant)})"
-        parts = _names_text([self.names[index] for index in self.constant])
-        shown = [*parts[:_MAX_NAMES], *(["..."] if parts[_MAX_NAMES:] else [])]
-        return f"{len(self.constant)} ({', '.join(shown)})"
+        texts = _names_text([self.names[index] for index in self.constant])
+        if len(texts) > _MAX_NAMES:
+            texts = [*texts[:_MAX_NAMES], "..."]
+        return f"{len(self.constant)} ({', '.join(texts)})"
 
     @property
     def dimensions_text(self) -> str:
@@ -199,26 +200,23 @@ class FieldRange:
 
 def dimensions_table(fields: Sequence[FieldSummary]) -> Table:
     """Table of the recorded names of dimensions, one row per field."""
-    rows = [
-        (field.name, field.dimensions_text)
-        for field in fields
-        if field.names and list(field.names) != dimension_names(field.name, field.width, {})
-    ]
+    rows: list[tuple[str, str]] = []
+    for field in fields:
+        if field.names and list(field.names) != dimension_names(field.name, field.width, {}):
+            rows.append((field.name, field.dimensions_text))
     return Table(("field", "names"), rows, "Dimensions")
 
 
 def lowdim_columns(arrays: Mapping[str, Array], rows: int) -> dict[str, Array]:
     """Arrays that are fields of numbers with `rows` rows, as [rows, C]."""
-    return {
-        name: values.reshape(rows, -1)
-        for name, values in arrays.items()
-        if values.dtype.kind in "fiu"
-        and values.ndim in (1, 2)
-        and len(values) == rows
-        and values.size > 0
-        and not name.startswith((*CALIBRATION, "intrinsics."))
-        and name not in MASKS
-    }
+    columns: dict[str, Array] = {}
+    for name, values in arrays.items():
+        if name.startswith((*CALIBRATION, "intrinsics.")) or name in MASKS:
+            continue
+        is_number = values.dtype.kind in "fiu" and values.ndim in (1, 2)
+        if is_number and values.size > 0 and len(values) == rows:
+            columns[name] = values.reshape(rows, -1)
+    return columns
 
 
 def policy_fields(
@@ -230,32 +228,47 @@ def policy_fields(
 ) -> tuple[list[FieldValues], list[FieldValues]]:
     """Action and proprioception fields for charts, at most twelve of each."""
     names = list(known)
-    chosen = [
-        _configured(configured, names) or _named(prefix, names)
-        for configured, prefix in ((actions, "robot__action"), (proprioception, "robot__actual"))
-    ]
-    if not any(chosen):
-        chosen[0] = [name for name in names if "action" in name]
-        chosen[1] = [name for name in names if name not in chosen[0]]
-    first, second = (
-        [
-            FieldValues(
-                name,
-                known[name],
-                dimension_names(name, known[name].shape[1], recorded),
-                unit(name),
-            )
-            for name in group[:_MAX_FIELDS]
-        ]
-        for group in chosen
-    )
-    return first, second
+    predicted = _configured(actions, names) or _named("robot__action", names)
+    observed = _configured(proprioception, names) or _named("robot__actual", names)
+    if not predicted and not observed:
+        predicted = [name for name in names if "action" in name]
+        observed = [name for name in names if name not in predicted]
+    return _values(predicted, known, recorded), _values(observed, known, recorded)
+
+
+def _configured(configured: Sequence[object], names: Sequence[str]) -> list[str]:
+    found: dict[str, None] = {}
+    for name in map(str, configured):
+        plain = name.removesuffix(_RELATIVE)
+        if name in names:
+            found[name] = None
+        elif plain in names:
+            found[plain] = None
+    return list(found)
+
+
+def _named(prefix: str, names: Sequence[str]) -> list[str]:
+    """Fields whose names start with `prefix`, poses and grippers first."""
+    fields = [name for name in names if name.startswith(prefix)]
+    return sorted(fields, key=lambda name: name.endswith(_RELATIVE) or not _POSE.search(name))
+
+
+def _values(names: Sequence[str], known: Mapping[str, Array], recorded: Names) -> list[FieldValues]:
+    fields: list[FieldValues] = []
+    for name in names[:_MAX_FIELDS]:
+        values = known[name]
+        dimensions = dimension_names(name, values.shape[1], recorded)
+        fields.append(FieldValues(name, values, dimensions, unit(name)))
+    return fields
 
 
 def position_fields(names: Iterable[str]) -> dict[str, str]:
     """Map from measured position field to measured rotation field, by their published names."""
-    matches = filter(None, map(_POSITION.match, names))
-    return {m.string: f"{m.string.removesuffix('xyz')}rot_6d" for m in matches}
+    rotations: dict[str, str] = {}
+    for name in names:
+        if _POSITION.match(name):
+            rotations[name] = f"{name.removesuffix('xyz')}rot_6d"
+    return rotations
 
 
 def pose_tracks(
@@ -270,31 +283,31 @@ def pose_tracks(
         rot6d = fields.get(rotation)
         if xyz is None or xyz.shape[1:] != (3,) or xyz.dtype.kind != "f":
             continue
-        has_rotation = rot6d is not None and rot6d.shape == (len(xyz), 6)
+        if rot6d is not None and rot6d.shape != (len(xyz), 6):
+            rot6d = None
         match = _POSITION.match(position)
         arm = match["arm"] if match else position
-        tracks.append(
-            EndEffectorTrack(arm, len(tracks) % _ARMS, xyz, rot6d if has_rotation else None)
-        )
+        tracks.append(EndEffectorTrack(arm, len(tracks) % _ARMS, xyz, rot6d))
     return tuple(tracks)
 
 
 def _names_text(names: Sequence[str]) -> list[str]:
     """Names of dimensions; consecutive numbers of a group become a range: `left_arm.0-6`."""
-    runs: list[tuple[str, list[int]]] = []
+    texts: list[str] = []
+    last_group = ""
+    first = 0  # of the range so far
+    last = -1
     for name in names:
         group, _, number = name.rpartition(".")
         index = int(number) if group and number.isdecimal() else -1
-        if index > 0 and runs and runs[-1][0] == group and runs[-1][1][-1] == index - 1:
-            runs[-1][1].append(index)
+        if index > 0 and group == last_group and index == last + 1:
+            texts[-1] = f"{group}.{first}-{index}"
         else:
-            runs.append((group, [index]) if index >= 0 else (name, []))
-    return [
-        f"{group}.{indices[0]}-{indices[-1]}"
-        if indices[1:]
-        else ".".join([group, *map(str, indices)])
-        for group, indices in runs
-    ]
+            texts.append(name if index < 0 else f"{group}.{index}")
+            first = index
+        last_group = group
+        last = index
+    return texts
 
 
 def _constant(name: str, statistics: Mapping[str, Array]) -> tuple[int, ...]:
@@ -306,17 +319,3 @@ def _constant(name: str, statistics: Mapping[str, Array]) -> tuple[int, ...]:
 
 def _numbers(values: Array) -> Numbers:
     return tuple(value if np.isfinite(value) else None for value in values.tolist())
-
-
-def _configured(configured: Sequence[object], names: Sequence[str]) -> list[str]:
-    known = set(names)
-    candidates = (
-        name if name in known else name.removesuffix("_relative") for name in map(str, configured)
-    )
-    return [name for name in dict.fromkeys(candidates) if name in known]
-
-
-def _named(prefix: str, names: Sequence[str]) -> list[str]:
-    """Fields whose names start with `prefix`, poses and grippers first."""
-    fields = [name for name in names if name.startswith(prefix)]
-    return sorted(fields, key=lambda name: name.endswith("_relative") or not _POSE.search(name))

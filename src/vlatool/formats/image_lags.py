@@ -30,10 +30,15 @@ class ImageLags:
 
     def add(self, number: int, episode: Episode) -> None:
         """Reads images of episode `number` if it was chosen; broken ones are reported elsewhere."""
-        names = state_fields([episode]) if number in self._chosen else []
-        fields = [episode.lowdim[name] for name in names if name in episode.lowdim]
-        states = [values[:_MOST_FRAMES] for values in fields if values.dtype.kind in "fiu"]
-        for camera, source in episode.cameras.items() if states else ():
+        if number not in self._chosen:
+            return
+        states: list[Array] = []
+        for name in state_fields([episode]):
+            if name in episode.lowdim and episode.lowdim[name].dtype.kind in "fiu":
+                states.append(episode.lowdim[name][:_MOST_FRAMES])
+        if not states:
+            return
+        for camera, source in episode.cameras.items():
             with suppress(VlatoolError, ValueError, OSError):
                 values = lag_correlations(_pixels(source), np.hstack(states))
                 if values is not None:
@@ -41,14 +46,13 @@ class ImageLags:
 
     def lags(self) -> dict[str, Mapping[str, Any]]:
         """By camera: `lag` in frames and those of its `episodes`; None: not determined."""
-        return {
-            camera: {
-                "lag": clear_lag(np.mean([*values.values()], axis=0), _MEAN_PEAK),
-                "episodes": {name: clear_lag(each, _PEAK) for name, each in values.items()},
-            }
-            for camera, values in self._values.items()
-            if len(values) >= _FEWEST_EPISODES
-        }
+        lags: dict[str, Mapping[str, Any]] = {}
+        for camera, by_episode in self._values.items():
+            if len(by_episode) >= _FEWEST_EPISODES:
+                mean = np.mean([*by_episode.values()], axis=0)
+                episodes = {name: clear_lag(values, _PEAK) for name, values in by_episode.items()}
+                lags[camera] = {"lag": clear_lag(mean, _MEAN_PEAK), "episodes": episodes}
+        return lags
 
 
 def lag_text(lag: int | None) -> str:

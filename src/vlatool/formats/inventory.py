@@ -17,6 +17,7 @@ import simplejpeg
 
 from vlatool.episode import Array, Content, Role, StoredPart, UInt8Array
 from vlatool.findings import Finding, FindingCodes, info, warning
+from vlatool.formats.base import few
 from vlatool.formats.language import kind_of_name
 from vlatool.formats.media.images import image_info
 
@@ -46,6 +47,11 @@ _KIND_WORDS = re.compile(
 )
 _ORTHONORMAL = 1e-3
 _MOST_PATHS = 12  # that a line names
+# Meaning of a text that says whether an episode succeeded, in lower case.
+SUCCESS_TEXTS = {
+    **dict.fromkeys(("true", "yes", "1", "success", "successful", "succeeded"), True),
+    **dict.fromkeys(("false", "no", "0", "failure", "failed", "fail"), False),
+}
 JPEG_START = b"\xff\xd8\xff"
 PNG_START = b"\x89PNG\r\n\x1a\n"
 RIFF_START = b"RIFF"
@@ -135,11 +141,11 @@ def decide(stored: Stored) -> Assignment:
         return _image_role(stored)
     if len(shape) == 4 and image_shape(shape[1:]) is not None:
         return _left_out("images", f"{shape[0]} images a row")
-    if len(stored.shape) == 2 and stored.shape[0] >= SMALLEST_SIDE and 3 <= stored.shape[1] <= 6:
-        return _left_out("other", f"points {list(stored.shape)}")
+    if len(shape) == 2 and shape[0] >= SMALLEST_SIDE and 3 <= shape[1] <= 6:
+        return _left_out("other", f"points {list(shape)}")
     widest = _WIDEST_EMBEDDING if _EMBEDDING.search(stored.path) else WIDEST_FIELD
     if size <= widest:
-        is_matrix = stored.shape in ((3, 3), (4, 4))
+        is_matrix = shape in ((3, 3), (4, 4))
         note = _pose_note(stored) if is_matrix else ""
         return Assignment("field", _numbers(stored.path), note, is_sampled=is_matrix)
     if _SOUND.search(stored.path):
@@ -153,20 +159,18 @@ def text_kind(path: str) -> str:
 
 
 def _left_out(content: Content, reason: str, takes: str = "") -> Assignment:
-    taken = f"; a mapping takes it with {takes}" if takes else ""
-    return Assignment("left_out", content, reason + taken)
+    if takes:
+        reason += f"; a mapping takes it with {takes}"
+    return Assignment("left_out", content, reason)
 
 
 def _content(stored: Stored) -> Content:
     """What a thing holds whose role the format gives."""
-    is_images = stored.kind in ("jpeg", "png", "video") or image_shape(stored.shape) is not None
-    if is_images:
+    if stored.kind in ("jpeg", "png", "video") or image_shape(stored.shape) is not None:
         return "images"
-    return (
-        "unusable"
-        if stored.kind == "other" and stored.role == "left_out"
-        else _numbers(stored.path)
-    )
+    if stored.kind == "other" and stored.role == "left_out":
+        return "unusable"
+    return _numbers(stored.path)
 
 
 def _numbers(path: str) -> Content:
@@ -203,6 +207,12 @@ def image_shape(shape: Sequence[int], smallest: int = SMALLEST_SIDE) -> ImageSha
     return form
 
 
+def image_size(shape: Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a row of any size; (0, 0) if it is no image."""
+    form = image_shape(shape, smallest=1)
+    return (form.height, form.width) if form else (0, 0)
+
+
 def encoded_thing(path: str, data: bytes, rows: int | None = None) -> Stored:
     """Rows of image files, of which `data` is one; its header has size and depth."""
     if data.startswith(RIFF_START):
@@ -211,10 +221,8 @@ def encoded_thing(path: str, data: bytes, rows: int | None = None) -> Stored:
             return Stored(path, "jpeg", (info.height, info.width, 3), "uint8", rows)
     if data.startswith(PNG_START) and len(data) >= _PNG_HEAD.size:
         *_, width, height, bits, color = _PNG_HEAD.unpack_from(data)
-        channels = () if color in _PNG_GRAY else (3,)
-        return Stored(
-            path, "png", (height, width, *channels), f"uint{bits}" if bits > 8 else "uint8", rows
-        )
+        shape = (height, width) if color in _PNG_GRAY else (height, width, 3)
+        return Stored(path, "png", shape, f"uint{max(bits, 8)}", rows)
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:  # reading a frame says so
@@ -248,8 +256,7 @@ def _image_role(stored: Stored) -> Assignment:
         return _left_out("images", f"{what}, with two channels")
     if channels >= 3:
         if dtype == np.uint8:
-            alpha = "; alpha is cut" if channels == 4 else ""
-            return Assignment("camera", "images", alpha.lstrip("; "))
+            return Assignment("camera", "images", "alpha is cut" if channels == 4 else "")
         if dtype.kind == "f" and channels == 3:
             return _float_camera(stored, what)
         return _left_out("images", f"{what}, neither uint8 nor float with three channels")
@@ -287,20 +294,17 @@ def _labels(stored: Stored, dtype: np.dtype) -> Assignment:
 
 def _float_camera(stored: Stored, what: str) -> Assignment:
     values = stored.look() if stored.look else np.empty(0)
-    low, high = _range(values)
+    low = -np.inf
+    high = np.inf
+    if values.size and np.isfinite(values).all():
+        low = float(values.min())
+        high = float(values.max())
     if not (low >= 0 and high <= _LEVELS):
         reason = f"{what}, with values from {low:.3g} to {high:.3g}"
         return Assignment("left_out", "images", reason, is_sampled=True)
     scale = float(_LEVELS) if 0 < high <= 1 else 1.0
     note = "float images from 0 to " + ("1" if scale > 1 else "255")
     return Assignment("camera", "images", note, scale, is_sampled=True)
-
-
-def _range(values: Array) -> tuple[float, float]:
-    """Smallest and largest value; (-inf, inf) if one is not finite or there are none."""
-    if not values.size or not np.isfinite(values).all():
-        return -np.inf, np.inf
-    return float(values.min()), float(values.max())
 
 
 def _one_channel(stored: Stored) -> Assignment:
@@ -353,17 +357,18 @@ def decide_as(role: Role, stored: Stored) -> Assignment:
 def matrix_names(shape: tuple[int, ...]) -> tuple[str, ...]:
     """Names of the numbers of a pose matrix [3, 3] or [4, 4], row by row."""
     rows, columns = shape
-    names = [f"r{row}{column}" for row in range(rows) for column in range(columns)]
-    if rows == 4:
-        for row, axis in enumerate("xyz"):
-            names[4 * row + 3] = axis
+    names: list[str] = []
+    for row in range(rows):
+        for column in range(columns):
+            is_position = rows == 4 and column == 3 and row < 3
+            names.append("xyz"[row] if is_position else f"r{row}{column}")
     return tuple(names)
 
 
 def assign(
     stored: Sequence[Stored],
-    decided: Mapping[str, Assignment] | None = None,
-    known_names: Mapping[str, str] | None = None,
+    decided: Mapping[str, Assignment],
+    known_names: Mapping[str, str],
 ) -> tuple[dict[str, Assignment], tuple[StoredPart, ...]]:
     """Assignment by path, and the named part, of each thing; two of a role never have one name.
 
@@ -371,21 +376,20 @@ def assign(
     take.
     """
     decisions: dict[str, Assignment] = {}
-    for each in stored:
-        known = (decided or {}).get(each.path)
-        decisions[each.path] = decide(each) if known is None else known
+    for thing in stored:
+        decisions[thing.path] = decided.get(thing.path) or decide(thing)
     names: dict[str, str] = {}
     for role in ("camera", "depth", "labels", "field"):
-        of_role = [each for each in stored if decisions[each.path].role == role]
-        names |= part_names(of_role, known_names or {}, is_short=role != "field")
+        of_role = [thing for thing in stored if decisions[thing.path].role == role]
+        names |= part_names(of_role, known_names, is_short=role != "field")
     _pair_with_cameras(stored, decisions, names)
     parts: list[StoredPart] = []
-    for each in stored:
-        decision = decisions[each.path]
-        name = names.get(each.path, "")
+    for thing in stored:
+        decision = decisions[thing.path]
+        name = names.get(thing.path, "")
         if decision.role == "language":
-            name = text_kind(each.path) or "original"
-        parts.append(StoredPart(each.path, decision.role, name, decision.content, decision.note))
+            name = text_kind(thing.path) or "original"
+        parts.append(StoredPart(thing.path, decision.role, name, decision.content, decision.note))
     return decisions, tuple(parts)
 
 
@@ -397,14 +401,14 @@ def sampled_decisions(
     `numbers` reads all rows of a field, to find those that are NaN throughout.
     """
     sampled: dict[str, Assignment] = {}
-    for each in stored:
-        decision = decide(each)
-        is_float = decision.role == "field" and np.dtype(each.dtype).kind == "f"
-        may_be_nan = is_float and each.look is not None and np.isnan(each.look()).all()
-        if may_be_nan and np.isnan(numbers(each)).all():
+    for thing in stored:
+        decision = decide(thing)
+        is_float = decision.role == "field" and np.dtype(thing.dtype).kind == "f"
+        may_be_nan = is_float and thing.look is not None and np.isnan(thing.look()).all()
+        if may_be_nan and np.isnan(numbers(thing)).all():
             decision = Assignment("left_out", "unusable", "NaN throughout", is_sampled=True)
         if decision.is_sampled:
-            sampled[each.path] = decision
+            sampled[thing.path] = decision
     return sampled
 
 
@@ -412,17 +416,14 @@ def _pair_with_cameras(
     stored: Sequence[Stored], decisions: Mapping[str, Assignment], names: dict[str, str]
 ) -> None:
     """Gives depth and labels the name of the only camera that is called as they are."""
-    cameras: dict[str, list[str]] = {}
-    for each in stored:
-        if decisions[each.path].role == "camera":
-            cameras.setdefault(_stem(each.path), []).append(names[each.path])
-    for role in ("depth", "labels"):
-        of_role = [each.path for each in stored if decisions[each.path].role == role]
-        for path in of_role:
-            same = cameras.get(_stem(path), [])
-            is_only = sum(_stem(other) == _stem(path) for other in of_role) == 1
-            if len(same) == 1 and is_only:
-                names[path] = same[0]
+    paths: dict[tuple[Role, str], list[str]] = {}  # by role and stem
+    for thing in stored:
+        key = (decisions[thing.path].role, _stem(thing.path))
+        paths.setdefault(key, []).append(thing.path)
+    for (role, stem), same in paths.items():
+        cameras = paths.get(("camera", stem), [])
+        if role in ("depth", "labels") and len(same) == 1 and len(cameras) == 1:
+            names[same[0]] = names[cameras[0]]
 
 
 def _stem(path: str) -> str:
@@ -432,50 +433,63 @@ def _stem(path: str) -> str:
 
 
 def part_names(
-    stored: Sequence[Stored], known: Mapping[str, str] | None = None, *, is_short: bool
+    stored: Sequence[Stored], known: Mapping[str, str], *, is_short: bool
 ) -> dict[str, str]:
     """Path to a name that no other of them has: the shortest end of the path that says something.
 
     Without `is_short` the whole path, with dots for slashes; short names differ in lower case, too,
     as loaders read names in shards.
     """
-    candidates: dict[str, Iterator[str]] = {}
     names: dict[str, str] = {}
-    for each in stored:
-        if known and each.path in known:
-            candidates[each.path] = iter(())
-            names[each.path] = known[each.path]
-            continue
-        whole = each.path.replace("/", "_" if is_short else ".")
-        options = short_names(each.path) if is_short else iter(())
-        first = [each.name] if each.name else []
-        candidates[each.path] = iter([*first, *options, whole, *([] if is_short else [each.path])])
-        names[each.path] = next(candidates[each.path])
-    used: dict[str, int] = {}
+    candidates: dict[str, Iterator[str]] = {}
+    for thing in stored:
+        if thing.path in known:
+            names[thing.path] = known[thing.path]
+        else:
+            candidates[thing.path] = _candidates(thing, is_short=is_short)
+            names[thing.path] = next(candidates[thing.path])
     key = str.lower if is_short else str
-    while doubled := [path for path in _doubled(names, key) if path not in (known or {})]:
-        for path in doubled:
-            longer = next(candidates[path], "")
-            if not longer:
-                used[key(names[path])] = number = used.get(key(names[path]), 1) + 1
-                longer = f"{names[path]}-{number}"
-            names[path] = longer
-    return names
+    used: dict[str, int] = {}
+    while True:
+        by_name: dict[str, list[str]] = {}
+        for path, name in names.items():
+            by_name.setdefault(key(name), []).append(path)
+        is_done = True
+        for name, paths in by_name.items():
+            if len(paths) == 1:
+                continue
+            for path in paths:
+                if path not in candidates:
+                    continue
+                is_done = False
+                longer = next(candidates[path], "")
+                if not longer:
+                    used[name] = used.get(name, 1) + 1
+                    longer = f"{names[path]}-{used[name]}"
+                names[path] = longer
+        if is_done:
+            return names
 
 
-def _doubled(names: Mapping[str, str], key: Callable[[str], str]) -> list[str]:
-    """Paths whose name another path has, compared by `key`."""
-    by_name: dict[str, list[str]] = {}
-    for path, name in names.items():
-        by_name.setdefault(key(name), []).append(path)
-    return [path for paths in by_name.values() if len(paths) > 1 for path in paths]
+def _candidates(thing: Stored, *, is_short: bool) -> Iterator[str]:
+    """Names of a thing, by preference."""
+    if thing.name:
+        yield thing.name
+    if is_short:
+        yield from short_names(thing.path)
+        yield thing.path.replace("/", "_")
+    else:
+        yield thing.path.replace("/", ".")
+        yield thing.path
 
 
 def short_names(path: str) -> Iterator[str]:
     """Names that a path may give a camera: `front`, `obs_front`, `front_rgb`, ..."""
     parts = [part for part in path.split("/") if part]
-    speaking = [n for n, part in enumerate(parts) if not _SAYS_NOTHING.fullmatch(part)]
-    start = speaking[-1] if speaking else len(parts) - 1
+    start = len(parts) - 1  # the last part that says something
+    for number, part in enumerate(parts):
+        if not _SAYS_NOTHING.fullmatch(part):
+            start = number
     for last in (start, len(parts) - 1):
         for first in range(start, -1, -1):
             yield "_".join(parts[first : last + 1])
@@ -497,8 +511,7 @@ def left_out_text(parts: Iterable[StoredPart]) -> str:
         by_reason.setdefault((part.is_loss, part.note), []).append(part.path)
     texts: list[str] = []
     for (_, note), paths in by_reason.items():
-        more = f" and {len(paths) - _MOST_PATHS} more" if len(paths) > _MOST_PATHS else ""
-        texts.append(f"{', '.join(paths[:_MOST_PATHS])}{more} ({note})")
+        texts.append(f"{few(paths, _MOST_PATHS)} ({note})")
     return "; ".join(texts)
 
 
@@ -532,7 +545,7 @@ def rgb_image(row: Array, scale: float = 1.0) -> UInt8Array:
 def depth_image(row: Array, scale: float = 1.0) -> Array:
     """Depth uint16 [H, W] in millimeters; what is negative, not finite or too far is 0: unknown."""
     sides = image_shape(row.shape, smallest=1)
-    values = row.reshape(sides[:2] if sides else row.shape)
+    values = row if sides is None else row.reshape(sides.height, sides.width)
     if values.dtype == np.uint16 and scale == 1.0:
         return values
     millimeters = np.round(values.astype(np.float64) * scale)
@@ -543,11 +556,8 @@ def depth_image(row: Array, scale: float = 1.0) -> Array:
 def label_image(row: Array) -> Array:
     """Labels [H, W], unsigned integers of 16 bits; ValueError if one does not fit."""
     sides = image_shape(row.shape)
-    values = row.reshape(sides[:2] if sides else row.shape)
-    if (
-        values.dtype.kind not in "iub"
-        or values.min(initial=0) < 0
-        or values.max(initial=0) >= 2**16
-    ):
+    values = row if sides is None else row.reshape(sides.height, sides.width)
+    is_whole = values.dtype.kind in "iub"
+    if not is_whole or values.min(initial=0) < 0 or values.max(initial=0) >= 2**16:
         raise ValueError(f"labels of {values.dtype} are not from 0 to {2**16 - 1}")
     return values.astype(np.uint16)

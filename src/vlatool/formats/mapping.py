@@ -6,6 +6,7 @@ attribute, `FILE.json@KEY` a value of a file beside. `*` stands for any name, if
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -19,6 +20,7 @@ from vlatool.config.base import ConfigModel, option
 from vlatool.config.presets import list_presets, preset_path
 from vlatool.episode import LanguageKind
 from vlatool.errors import DataError
+from vlatool.formats.base import few
 from vlatool.storage.documents import DocumentError, read_json, read_yaml
 from vlatool.storage.uri import location
 
@@ -159,7 +161,7 @@ def matching(reference: str, names: Sequence[str]) -> str | None:
         return None
     fitting = [name for name in names if fnmatchcase(name, reference)]
     if len(fitting) > 1:
-        raise ValueError(f"fits {_few(fitting)}; name one of them")
+        raise ValueError(f"fits {few(fitting)}; name one of them")
     return fitting[0] if fitting else None
 
 
@@ -167,16 +169,12 @@ def nearest(reference: str, names: Sequence[str]) -> str:
     """Text with the names that are there and most like a reference."""
     if not names:
         return "there is nothing here"
-    ends = {name: name.rpartition("/")[2] for name in names}
     close = get_close_matches(reference, names, _MOST_NAMED, 0.5)
     last = reference.rpartition("/")[2]
-    close += [name for name in names if ends[name] == last and name not in close]
-    return f"there is {_few(close or names)}"
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
+    for name in names:
+        if name.rpartition("/")[2] == last and name not in close:
+            close.append(name)
+    return f"there is {few(close or names)}"
 
 
 def filled(text: str, file: Path, episode: str) -> str:
@@ -221,14 +219,13 @@ def value_beside(reference: str, file: Path) -> Any:
     except (DocumentError, OSError) as error:
         raise broken_mapping(path, f"cannot be read: {error}", "correct the file") from error
     for key in filter(None, keys.split(".")):
-        members: Any = value
         if isinstance(value, list) and key.isdecimal() and int(key) < len(value):
             value = value[int(key)]
         elif isinstance(value, dict) and key in value:
             value = value[key]
         else:
-            there = nearest(key, [*members]) if isinstance(members, dict) else "it is no such table"
-            raise broken_mapping(path, f"has no {key!r}; {there}", "change the mapping")
+            others = nearest(key, [*value]) if isinstance(value, dict) else "it is no such table"
+            raise broken_mapping(path, f"has no {key!r}; {others}", "change the mapping")
     return value
 
 
@@ -239,12 +236,14 @@ def file_beside(name: str, file: Path) -> Path:
         if path.is_file():
             return path
         folder = path.parent
-        there = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
-        raise broken_mapping(path, f"is missing; {nearest(path.name, there)}", "change the mapping")
+        names = sorted(os.listdir(folder)) if folder.is_dir() else []
+        raise broken_mapping(path, f"is missing; {nearest(path.name, names)}", "change the mapping")
     fitting = sorted(file.parent.glob(name))
     if len(fitting) == 1:
         return fitting[0]
-    reason = f"fits {_few([each.name for each in fitting])}" if fitting else "fits no file"
+    reason = "fits no file"
+    if fitting:
+        reason = f"fits {few([path.name for path in fitting])}"
     raise broken_mapping(file.parent / name, reason, "name one file in the mapping")
 
 
@@ -255,18 +254,20 @@ def proposal(mapping: RecordingMapping, notes: Mapping[str, str]) -> str:
     for key, value in mapping.model_dump(mode="json").items():
         if value == defaults[key] and key not in notes:
             continue
-        note = f"  # {notes[key]}" if key in notes else ""
-        if not isinstance(value, dict):
-            lines.append(f"{key}: {_flow(value)}{note}")
+        if not value or not isinstance(value, dict):
+            lines.append(f"{key}: {_flow(value)}{_comment(notes, key)}")
             continue
-        lines.append(f"{key}:{'' if value else ' {}'}{note}")
+        lines.append(f"{key}:{_comment(notes, key)}")
         for name, part in value.items():
-            stored = {k: v for k, v in part.items() if v} if isinstance(part, dict) else part
-            comment = notes.get(f"{key}.{name}")
-            lines.append(
-                f"  {_flow(name)}: {_flow(stored)}" + (f"  # {comment}" if comment else "")
-            )
+            if isinstance(part, dict):
+                part = {option: setting for option, setting in part.items() if setting}
+            comment = _comment(notes, f"{key}.{name}")
+            lines.append(f"  {_flow(name)}: {_flow(part)}{comment}")
     return "\n".join(lines) + "\n"
+
+
+def _comment(notes: Mapping[str, str], key: str) -> str:
+    return f"  # {notes[key]}" if notes.get(key) else ""
 
 
 def _flow(value: object) -> str:

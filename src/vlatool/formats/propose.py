@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from vlatool.episode import Array
+from vlatool.formats.base import walk_source
 from vlatool.formats.inventory import Stored, is_action
 from vlatool.formats.language import kind_of_name
 from vlatool.formats.mapping import CameraMapping, RecordingMapping, proposal
-from vlatool.formats.plan import EpisodePlan, plan_by_structure
+from vlatool.formats.plan import EpisodePlan, Known, plan_by_structure
 from vlatool.storage.documents import DocumentError, read_json
-from vlatool.storage.tree import walk
-from vlatool.storage.uri import can_list
 
 LEFT_OUT_LINE = "# left out: "
 MEASURED = re.compile(
@@ -25,7 +23,7 @@ MEASURED = re.compile(
 _RATE = re.compile(r"(^|[_@/.])(fps|hz|rate|frequency|freq|control_freq)$", re.I)
 _OTHERS = re.compile(r"env_state|actor|object", re.I)  # of which a robot measures nothing
 _TIME = re.compile(r"time|stamp", re.I)
-_UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+_UNITS = (1.0, 1e3, 1e6, 1e9)  # ticks of a second: s, ms, us, ns
 _RATES = (0.5, 1000.0)  # of recordings, frames per second
 _ROUNDED = 1.1  # rounding of times may show a higher rate
 _TASK = re.compile(r"task|goal|instruction", re.I)
@@ -47,31 +45,39 @@ class Clues:
 
     def add_files_beside(self, path: Path) -> None:
         """Adds the videos and the values of JSON files of the folder of a recording."""
-        if not can_list(path.parent):
-            return
-        for folder, _, names in walk(path.parent):
+        for folder, _, names in walk_source(path.parent):
             for name in sorted(names)[:_MOST_FILES]:
                 file = folder / name
                 if file.suffix.lower() in _VIDEOS:
                     self.videos.append(file.relative_to(path.parent).as_posix())
                 if file.suffix == ".json" and folder == path.parent:
-                    with suppress(DocumentError, OSError):
-                        document = read_json(file)
-                        pairs = document.items() if isinstance(document, dict) else ()
-                        self.values |= {f"{name}@{key}": value for key, value in pairs}
+                    self._add_document(file)
+
+    def _add_document(self, file: Path) -> None:
+        try:
+            document = read_json(file)
+        except (DocumentError, OSError):
+            return
+        for key, value in document.items() if isinstance(document, dict) else ():
+            self.values[f"{file.name}@{key}"] = value
 
 
 def proposed_mapping(
-    clues: Clues, kind: type[RecordingMapping] = RecordingMapping, **keys: Any
+    clues: Clues,
+    kind: type[RecordingMapping] = RecordingMapping,
+    *,
+    fps: float | str | None = None,
+    **keys: Any,
 ) -> str:
-    """YAML of a mapping; `keys`: keys that the format knows, such as `episodes`."""
-    count = _most_rows(clues.things)
+    """YAML of a mapping; `fps`, `keys`: what the format knows, such as `episodes`."""
+    rows = [thing.rows for thing in clues.things if thing.rows and thing.kind != "text"]
+    count = max(rows, key=rows.count, default=0)
     excluded: dict[str, str] = {}
     for thing in clues.things:
         is_single_text = thing.kind == "text" and thing.rows == 1
         if thing.rows is not None and abs(thing.rows - count) > 1 and not is_single_text:
             excluded[thing.path] = f"{thing.rows} rows, others {count}"
-    plan = plan_by_structure(clues.things, None, excluded)
+    plan = plan_by_structure(clues.things, Known(), excluded)
     things = {thing.path: thing for thing in clues.things}
     notes = _notes(plan, things)
     actions = [name for name, path in plan.fields.items() if is_action(path)]
@@ -85,21 +91,25 @@ def proposed_mapping(
         notes["action_fields"] = (
             f"no field is named as a command: which is one? [next({example})] takes the next state"
         )
-    cameras = {name: CameraMapping(path=each.path) for name, each in plan.cameras.items()}
+    cameras: dict[str, CameraMapping] = {}
+    for name, images in plan.cameras.items():
+        cameras[name] = CameraMapping(path=images.path)
     for video in clues.videos:
         name = Path(video).stem
         cameras[name] = CameraMapping(video=video)
         notes[f"cameras.{name}"] = "same name in each episode? else {stem} or {FILE.json@KEY}"
     mapping: dict[str, Any] = {
         "cameras": cameras,
-        "depth": {name: each.path for name, each in plan.depth.items()},
-        "labels": {name: each.path for name, each in plan.labels.items()},
+        "depth": {name: images.path for name, images in plan.depth.items()},
+        "labels": {name: images.path for name, images in plan.labels.items()},
         "fields": plan.fields,
         "action_fields": actions,
         "proprioception_fields": observed,
     }
     mapping |= _texts(plan, clues, notes)
     mapping |= _rate(clues, notes)
+    if fps:
+        mapping["fps"] = fps
     success = [name for name in clues.values if name.rpartition("@")[2] in ("success", "ok")]
     if plan.success or success:
         mapping["success"] = plan.success or success[0]
@@ -109,11 +119,6 @@ def proposed_mapping(
         if part.role == "left_out" and part.path not in proposed.instructions:
             text += f"{LEFT_OUT_LINE}{part.path}: {part.note}\n"
     return text
-
-
-def _most_rows(things: Sequence[Stored]) -> int:
-    rows = [thing.rows for thing in things if thing.rows and thing.kind != "text"]
-    return max(rows, key=rows.count, default=0)
 
 
 def _notes(plan: EpisodePlan, things: Mapping[str, Stored]) -> dict[str, str]:
@@ -131,8 +136,10 @@ def _notes(plan: EpisodePlan, things: Mapping[str, Stored]) -> dict[str, str]:
         if part.role not in roles:
             continue
         thing = things[part.path]
-        shape = list(thing.shape) if thing.rows is None else [thing.rows, *thing.shape]
-        note = f"{thing.dtype} {shape}" if thing.kind == "array" else f"{thing.kind} {shape}"
+        shape = list(thing.shape)
+        if thing.rows is not None:
+            shape.insert(0, thing.rows)
+        note = f"{thing.dtype if thing.kind == 'array' else thing.kind} {shape}"
         if part.note:
             note += f"; {part.note}"
         if part.role == "camera":
@@ -143,15 +150,23 @@ def _notes(plan: EpisodePlan, things: Mapping[str, Stored]) -> dict[str, str]:
 
 def _texts(plan: EpisodePlan, clues: Clues, notes: dict[str, str]) -> dict[str, Any]:
     """Keys of the instruction and of other texts."""
-    named = [reference for kind, reference in plan.texts if kind in ("original", "alternative")]
+    named: list[str] = []
+    others: dict[str, str] = {}
+    for kind, reference in plan.texts:
+        if kind in ("original", "alternative"):
+            named.append(reference)
+        else:
+            others[kind] = reference
     for reference, value in clues.values.items():
         is_text = isinstance(value, str) and value.strip()
         key = reference.rpartition("@")[2]
         says_task = kind_of_name(key) or (_TASK.search(key) and " " in str(value).strip())
         if is_text and reference not in named and says_task:
             named.append(reference)
-    others = {k: ref for k, ref in plan.texts if k not in ("original", "alternative")}
-    unnamed = [part.path for part in plan.parts if part.content == "text" and not part.name]
+    unnamed: list[str] = []
+    for part in plan.parts:
+        if part.content == "text" and not part.name:
+            unnamed.append(part.path)
     notes["language"] = f"KIND: PATH of a text, or of one per frame; texts here: {unnamed}"
     if not named and len(unnamed) == 1:
         named = unnamed
@@ -182,9 +197,7 @@ def rate_of_times(times: Array) -> float | None:
     unit = unit_of_times(times)
     if unit is None:
         return None
-    intervals = np.diff(times).astype(np.float64)
-    middle = float(np.median(intervals)) or float(np.mean(intervals))
-    return float(f"{unit / middle:.3g}")
+    return float(f"{unit / _interval(times):.3g}")
 
 
 def unit_of_times(times: Array) -> float | None:
@@ -195,14 +208,21 @@ def unit_of_times(times: Array) -> float | None:
     intervals = np.diff(times).astype(np.float64)  # of integers without rounding
     if not len(intervals) or not np.isfinite(intervals).all() or (intervals < 0).any():
         return None
-    # Of times that are rounded so that they repeat, the mean interval counts.
-    middle = float(np.median(intervals)) or float(np.mean(intervals))
+    interval = _interval(times)
+    if interval <= 0:
+        return None
     fitting: list[float] = []
-    for factor in _UNITS.values() if middle > 0 else ():
-        if not _RATES[0] <= factor / middle <= _ROUNDED * _RATES[1]:
+    for factor in _UNITS:
+        if not _RATES[0] <= factor / interval <= _ROUNDED * _RATES[1]:
             continue
         if _EPOCH[0] < times[0] / factor < _EPOCH[1]:
             fitting.insert(0, factor)  # the unit in which the clock shows today
         elif times[0] < _EPOCH[0]:
             fitting.append(factor)
     return fitting[0] if fitting else None
+
+
+def _interval(times: Array) -> float:
+    """Typical interval of times; the mean one where they are rounded so that they repeat."""
+    intervals = np.diff(times).astype(np.float64)  # of integers without rounding
+    return float(np.median(intervals)) or float(np.mean(intervals))

@@ -150,12 +150,12 @@ def select_episodes(
     """Episodes of a run, and the cameras and fields that it uses. `required_cameras` are named by
     other options and must exist.
     """
-    available, discovered, chosen = _discover(reader, sources, config)
-    held_out_counts = dict(Counter(ref.excluded for ref in discovered if ref.excluded))
-    refs = tuple(ref for ref in discovered if not ref.excluded)
+    available, requested, numbers = _discover(reader, sources, config)
+    held_out_counts = dict(Counter(ref.excluded for ref in requested if ref.excluded))
+    refs = tuple(ref for ref in requested if not ref.excluded)
     if not refs:
         raise DataError(
-            f"all {counted(len(discovered), 'episode is', 'episodes are')} excluded: "
+            f"all {counted(len(requested), 'episode is', 'episodes are')} excluded: "
             f"{', '.join(held_out_counts)}",
             hint="include some of them",
             code="data.no_episodes",
@@ -165,19 +165,32 @@ def select_episodes(
     _check_sources(reader, refs)
     stored = survey
     survey = _with_cameras(survey, config.camera_names, required_cameras)
-    for problem in filter(None, map(base.camera_name_problem, survey.cameras)):
-        raise problem
-    fields = {name: info.width for name, info in survey.fields.items()}
-    options = (config.skip_episodes_missing_cameras, config.only_successful, config.fail_on_nan)
-    selection = EpisodeSelection(tuple(survey.cameras), fields, *options)
-    capitals = (
-        SOURCE("upper_case_camera", f"camera {name!r}: other loaders need lower case", camera=name)
-        for name in survey.cameras
-        if name != name.lower()
+    for camera in survey.cameras:
+        problem = base.camera_name_problem(camera)
+        if problem is not None:
+            raise problem
+    selection = EpisodeSelection(
+        cameras=tuple(survey.cameras),
+        fields={name: info.width for name, info in survey.fields.items()},
+        skip_missing_cameras=config.skip_episodes_missing_cameras,
+        only_successful=config.only_successful,
+        finite=config.fail_on_nan,
     )
-    findings = (*reader.source_findings, *capitals)
+    findings = list(reader.source_findings)
+    for name in survey.cameras:
+        if name != name.lower():
+            message = f"camera {name!r}: other loaders need lower case"
+            findings.append(SOURCE("upper_case_camera", message, camera=name))
     return SelectedEpisodes(
-        refs, held_out_counts, survey, stored, selection, findings, available, names, chosen
+        refs=refs,
+        excluded=held_out_counts,
+        survey=survey,
+        stored=stored,
+        selection=selection,
+        findings=tuple(findings),
+        available=available,
+        names=names,
+        numbers=numbers,
     )
 
 
@@ -195,16 +208,17 @@ def _discover(
             )
         check_downloaded(source)
     discovered = base.checked_refs(list(reader.discover(sources)))
-    chosen = chosen_numbers(config.episodes, discovered)
-    refs = select(discovered, chosen, config.exclude)
+    numbers = chosen_numbers(config.episodes, discovered)
+    refs = select(discovered, numbers, config.exclude)
     if not refs:
         raise DataError(
             f"{', '.join(map(str, sources))}: no episodes found",
             hint="check the format: `vlatool inspect` detects it",
             code="data.no_episodes",
         )
-    limit = config.max_episodes
-    return len(discovered), refs if limit is None or limit <= 0 else refs[:limit], chosen
+    if config.max_episodes is not None and config.max_episodes > 0:
+        refs = refs[: config.max_episodes]
+    return len(discovered), refs, numbers
 
 
 def _check_sources(reader: base.FormatReader, refs: Sequence[EpisodeRef]) -> None:
@@ -217,31 +231,34 @@ def _check_sources(reader: base.FormatReader, refs: Sequence[EpisodeRef]) -> Non
         by_source.setdefault(ref.source, []).append(ref)
     if len(by_source) < 2:
         return
-    kinds: dict[tuple[tuple[str, int], ...], list[str]] = {}
+    by_widths: dict[tuple[tuple[str, int], ...], list[str]] = {}  # widths of fields to sources
+    episodes: Counter[tuple[tuple[str, int], ...]] = Counter()
     for source, members in by_source.items():
         with suppress(DataError):  # each episode raises it again
             fields = reader.survey(members[:1]).fields
-            kind = tuple(sorted((name, spec.width) for name, spec in fields.items()))
-            kinds.setdefault(kind, []).append(source)
-    groups = sorted(kinds.items(), key=lambda item: -sum(len(by_source[s]) for s in item[1]))
-    if len(groups) < 2 or sum(len(by_source[source]) for source in groups[1][1]) < 2:
+            widths = tuple(sorted((name, spec.width) for name, spec in fields.items()))
+            by_widths.setdefault(widths, []).append(source)
+            episodes[widths] += len(members)
+    most = episodes.most_common(2)
+    if len(most) < 2 or most[1][1] < 2:
         return
-    (first, firsts) = groups[0]
-    (other, others) = groups[1]
-    widths = dict(first)
-    other_widths = dict(other)
+    usual = dict(most[0][0])
+    other = dict(most[1][0])
+    usual_source = by_widths[most[0][0]][0]
+    other_source = by_widths[most[1][0]][0]
     rows: list[str] = []
-    for name in sorted({*widths, *other_widths}):
-        if widths.get(name) != other_widths.get(name):
-            texts = [base.width_text(each.get(name)) for each in (widths, other_widths)]
-            rows.append(f"{name!r} is {texts[0]} in {firsts[0]}, {texts[1]} in {others[0]}")
+    for name in sorted({*usual, *other}):
+        if usual.get(name) != other.get(name):
+            width = base.width_text(usual.get(name))
+            other_width = base.width_text(other.get(name))
+            rows.append(f"{name!r} is {width} in {usual_source}, {other_width} in {other_source}")
     raise DataError(
         f"the sources store different fields: {few_text(rows)}",
         hint="preprocess each into its own --output and train on both (--data A --data B, with "
         "--data.pad-missing-fields true where one lacks a field); or give the fields one name and "
         "width with --rename or a mapping (vlatool inspect A B lists them)",
         code="data.mismatch",
-        details={"sources": [firsts[0], others[0]]},
+        details={"sources": [usual_source, other_source]},
     )
 
 
@@ -249,19 +266,19 @@ def _with_cameras(
     survey: Survey, cameras: Sequence[str] | None, required_cameras: Sequence[str]
 ) -> Survey:
     known = list(survey.cameras)
-    chosen = None if cameras is None else listed_cameras(cameras)
-    for name in (*(chosen or ()), *required_cameras):
+    named = [] if cameras is None else listed_cameras(cameras)
+    for name in (*named, *required_cameras):
         if name not in known:
-            others = [each for each in known if each not in (chosen or ())]
+            others = [camera for camera in known if camera not in named]
             raise DataError(
                 f"camera {name!r} is not in the data",
                 hint=did_you_mean(name, others or known),
                 code="data.unknown_field",
                 details={"camera": name, "known": known},
             )
-    if chosen is None:
+    if cameras is None:
         return survey
-    return replace(survey, cameras={name: survey.cameras[name] for name in chosen})
+    return replace(survey, cameras={name: survey.cameras[name] for name in named})
 
 
 def apply_selection(episode: Episode, selection: EpisodeSelection) -> Episode | DroppedEpisode:

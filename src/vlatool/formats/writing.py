@@ -220,8 +220,10 @@ def stored_jpeg(
     """
     with _unreadable(camera, source, frame):
         data = source.encoded(frame)
-        info = None if data is None else image_info(data)
-        if data is None or info is None or not (info.is_plain and info.format == JPEG):
+        if data is None:
+            return None
+        info = image_info(data)
+        if not (info.is_plain and info.format == JPEG):
             return None
         decoded_size(data)  # a JPEG has no checksums
     return data if info.size == size else None
@@ -239,12 +241,16 @@ def _unreadable(camera: str, source: episode.FrameSource, frame: int) -> Generat
 def _image_error(camera: str, source: episode.FrameSource, frame: int, reason: str) -> DataError:
     """The error for an image that cannot be written; it names the file of the image, if any."""
     path = source.path_of(frame)
-    file = {} if path is None else {"path": str(path)}
+    place = f"camera {camera!r}, frame {frame}"
+    details: dict[str, Any] = {"camera": camera, "frame": frame}
+    if path is not None:
+        place = str(path)
+        details["path"] = place
     return DataError(
-        f"{file.get('path', f'camera {camera!r}, frame {frame}')}: {reason}",
+        f"{place}: {reason}",
         hint="copy or record the image again, or exclude the episode with --exclude",
         code="data.broken",
-        details={"camera": camera, "frame": frame, **file},
+        details=details,
     )
 
 

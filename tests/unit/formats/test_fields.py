@@ -4,7 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from vlatool.formats.field_summary import dimension_label, dimension_names, recorded_names
+from vlatool.formats.field_summary import (
+    FieldSummary,
+    dimension_label,
+    dimension_names,
+    recorded_names,
+)
 
 XYZ = "robot__action__poses__right::panda__xyz"
 JOINTS = "robot__actual__joint_position__right::panda"
@@ -40,3 +45,7 @@ def test_label_of_a_dimension(field: str, width: int, label: str) -> None:
 @pytest.mark.parametrize("stored", [None, 3, [1], {"action": "hip"}])
 def test_malformed_names_are_ignored(stored: object) -> None:
     assert recorded_names({"dimension_names": stored}) == {}
+
+
+def test_a_dimension_without_a_number_starts_no_range() -> None:
+    assert FieldSummary("q", width=3, names=("a", "a.1", "a.2")).dimensions_text == "a, a.1-2"

@@ -85,7 +85,7 @@ def test_role_follows_from_kind_shape_type_and_name(stored: Stored, role: str) -
     ],
 )
 def test_names_are_the_shortest_ends_that_say_something(paths: list[str], names: list[str]) -> None:
-    found = part_names([Stored(path, "video") for path in paths], is_short=True)
+    found = part_names([Stored(path, "video") for path in paths], {}, is_short=True)
     assert [found[path] for path in paths] == names
 
 
@@ -106,7 +106,7 @@ THINGS = st.builds(
 def test_each_thing_of_any_inventory_has_one_role_and_a_name_of_its_own(
     things: list[Stored],
 ) -> None:
-    _, parts = assign(things)
+    _, parts = assign(things, {}, {})
     assert [part.path for part in parts] == [thing.path for thing in things]
     for role in ("camera", "depth", "labels", "field"):
         names = [part.name for part in parts if part.role == role]
@@ -119,14 +119,14 @@ def test_later_episodes_take_what_rows_of_the_first_decided() -> None:
     first = array("cam", 32, 40, dtype="uint8", rows=SHADES % 256)
     decided = sampled_decisions([first], lambda thing: np.empty(0))
     labels_alone = array("cam", 32, 40, dtype="uint8", rows=SHADES % 2 * 9)
-    _, (part,) = assign([labels_alone], decided)
+    _, (part,) = assign([labels_alone], decided, {})
     assert part.role == "camera"
 
 
 def test_a_field_that_is_nan_throughout_is_left_out_as_unusable() -> None:
     rows = np.full((3, 7), np.nan)
     decided = sampled_decisions([array("effort", 7, rows=rows)], lambda thing: rows)
-    _, (part,) = assign([array("effort", 7)], decided)
+    _, (part,) = assign([array("effort", 7)], decided, {})
     assert (part.role, part.content, part.is_loss) == ("left_out", "unusable", True)
 
 

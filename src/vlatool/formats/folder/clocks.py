@@ -53,44 +53,22 @@ def frame_rows(parts: Mapping[str, TimedPart], most_cut: int) -> dict[str, Array
     is_equal = max(counts) - min(counts) <= most_cut
     if max(counts) > min(counts) and all(part.seconds is not None for part in parts.values()):
         is_equal = is_equal and not any(_has_gap(part) for part in parts.values())
-    measured = {name: part for name, part in parts.items() if part.is_measured}
-    if is_equal and (len(measured) < 2 or _agree(measured)):
+    if is_equal and _agree(parts):
         return {}
     reference = min(parts, key=lambda name: (not parts[name].is_camera, parts[name].rows))
-    frames = parts[reference].seconds
+    rows_of_frames = parts[reference].rows
     paired: dict[str, Array] = {}
     first = 0
-    stop = parts[reference].rows
+    stop = rows_of_frames
     for name, part in parts.items():
-        if name == reference:
+        if name == reference or (part.seconds is None and part.rows == rows_of_frames):
             paired[name] = np.arange(part.rows)
             continue
-        if part.seconds is None and part.rows == parts[reference].rows:
-            paired[name] = np.arange(part.rows)
-            continue
-        if frames is None or part.seconds is None:
-            raise ValueError(f"{name} has {part.rows} rows, {reference} {parts[reference].rows}")
-        origin = _origin(part, parts)
-        nearest, distance = _nearest(part, parts[reference], origin)
-        reach = max(_period(part.seconds), _period(frames))
-        near = np.flatnonzero(distance <= reach)
-        if not len(near):
-            raise ValueError(f"the times of {name} and {reference} have nothing in common")
-        gap = int(distance[near[0] : near[-1] + 1].argmax()) + int(near[0])
-        if distance[gap] > _LARGEST_GAP * reach:
-            raise ValueError(
-                f"{name} has no row within {distance[gap]:.2f} s of frame {gap} of {reference}"
-            )
-        spans = [float(times[-1] - times[0]) for times in (part.seconds, frames)]
-        is_guess = not (part.is_measured and parts[reference].is_measured)
-        if is_guess and abs(spans[0] - spans[1]) > (most_cut + 1) * _period(frames):
-            raise ValueError(
-                f"{name} has {part.rows} rows in {spans[0]:.2f} s, "
-                f"{reference} {len(frames)} in {spans[1]:.2f} s"
-            )
+        if part.seconds is None or parts[reference].seconds is None:
+            raise ValueError(f"{name} has {part.rows} rows, {reference} {rows_of_frames}")
+        paired[name], near = _nearest_rows(name, reference, parts, most_cut)
         first = max(first, int(near[0]))
         stop = min(stop, int(near[-1]) + 1)
-        paired[name] = nearest
     if first >= stop:
         raise ValueError("the times of its parts have nothing in common")
     return {name: rows[first:stop] for name, rows in paired.items()}
@@ -105,11 +83,69 @@ def _has_gap(part: TimedPart) -> bool:
 
 
 def _agree(parts: Mapping[str, TimedPart]) -> bool:
-    """True if rows of equal numbers are less than half a period apart."""
-    seconds = [part.seconds for part in parts.values() if part.seconds is not None]
-    count = min(len(times) for times in seconds)
-    rows = np.stack([times[:count] for times in seconds])
-    return bool(np.ptp(rows, axis=0).max(initial=0) <= _period(seconds[0]) / 2)
+    """True if rows of equal numbers have measured times less than half a period apart."""
+    measured: list[Array] = []
+    for part in parts.values():
+        if part.is_measured and part.seconds is not None:
+            measured.append(part.seconds)
+    if len(measured) < 2:
+        return True
+    count = min(len(times) for times in measured)
+    rows = np.stack([times[:count] for times in measured])
+    return bool(np.ptp(rows, axis=0).max(initial=0) <= _period(measured[0]) / 2)
+
+
+def _nearest_rows(
+    name: str, reference: str, parts: Mapping[str, TimedPart], most_cut: int
+) -> tuple[Array, Array]:
+    """Row of a part nearest in time to each frame of the reference [F], and the frames near one.
+
+    Raises:
+        ValueError: Frames between those have no row near them, or the lengths contradict.
+    """
+    part = parts[name]
+    times = part.seconds
+    frames = parts[reference].seconds
+    assert times is not None, "the caller has checked it"
+    assert frames is not None, "the caller has checked it"
+    both_measured = part.is_measured and parts[reference].is_measured
+    shared_times = times
+    shared_frames = frames
+    if not (both_measured and _are_of_one_clock(times, frames)):
+        # Each counts from its own start, or from that of its clock.
+        shared_times = times - _origin(part, parts)
+        shared_frames = frames - frames[0]
+    after = np.searchsorted(shared_times, shared_frames).clip(1, len(times) - 1)
+    before = after - 1
+    is_before = shared_frames - shared_times[before] <= shared_times[after] - shared_frames
+    rows = np.where(is_before, before, after)
+    distance = np.abs(shared_times[rows] - shared_frames)
+
+    reach = max(_period(times), _period(frames))
+    near = np.flatnonzero(distance <= reach)
+    if not len(near):
+        raise ValueError(f"the times of {name} and {reference} have nothing in common")
+    gap = int(distance[near[0] : near[-1] + 1].argmax()) + int(near[0])
+    if distance[gap] > _LARGEST_GAP * reach:
+        raise ValueError(
+            f"{name} has no row within {distance[gap]:.2f} s of frame {gap} of {reference}"
+        )
+    span = float(times[-1] - times[0])
+    frames_span = float(frames[-1] - frames[0])
+    if not both_measured and abs(span - frames_span) > (most_cut + 1) * _period(frames):
+        raise ValueError(
+            f"{name} has {part.rows} rows in {span:.2f} s, "
+            f"{reference} {len(frames)} in {frames_span:.2f} s"
+        )
+    return rows, near
+
+
+def _are_of_one_clock(times: Array, frames: Array) -> bool:
+    """True if measured times overlap as those of one clock do."""
+    common = min(times[-1], frames[-1]) - max(times[0], frames[0])
+    shorter = min(times[-1] - times[0], frames[-1] - frames[0])
+    is_epoch = min(times[0], frames[0]) > _EPOCH
+    return bool(common >= _COMMON * shorter or (is_epoch and common > 0))
 
 
 def _origin(part: TimedPart, parts: Mapping[str, TimedPart]) -> float:
@@ -124,27 +160,6 @@ def _origin(part: TimedPart, parts: Mapping[str, TimedPart]) -> float:
         if min(own[-1], times[-1]) > max(own[0], times[0]):
             starts.append(float(times[0]))
     return min(starts)
-
-
-def _nearest(part: TimedPart, reference: TimedPart, origin: float) -> tuple[Array, Array]:
-    """Row of a part nearest in time to each frame, and the distance in seconds."""
-    times = part.seconds
-    frames = reference.seconds
-    assert times is not None, "the caller has checked it"
-    assert frames is not None, "the caller has checked it"
-    common = min(times[-1], frames[-1]) - max(times[0], frames[0])
-    shorter = min(times[-1] - times[0], frames[-1] - frames[0])
-    is_measured = part.is_measured and reference.is_measured
-    is_epoch = min(times[0], frames[0]) > _EPOCH
-    is_one_clock = is_measured and (common >= _COMMON * shorter or (is_epoch and common > 0))
-    if not is_one_clock:  # each counts from its own start, or from that of its clock
-        times = times - origin
-        frames = frames - frames[0]
-    after = np.searchsorted(times, frames).clip(1, len(times) - 1)
-    before = after - 1
-    is_before = frames - times[before] <= times[after] - frames
-    rows = np.where(is_before, before, after)
-    return rows, np.abs(times[rows] - frames)
 
 
 def _period(seconds: Array) -> float:

@@ -1,10 +1,9 @@
 """What the files of an episode hold, each thing as `Stored`: read from headers and tables."""
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from vlatool.episode import Array, Clip, Role
 from vlatool.findings import Finding
+from vlatool.formats.base import first_middle_last
 from vlatool.formats.folder.clocks import seconds_of
 from vlatool.formats.folder.layout import (
     EPISODE,
@@ -21,6 +21,8 @@ from vlatool.formats.folder.layout import (
     VIDEOS,
     FilesOfEpisode,
     image_series,
+    is_image,
+    is_video,
 )
 from vlatool.formats.folder.tables import FOLDER, SUFFIXES, TIME, StoredTable, flattened, read_table
 from vlatool.formats.inventory import Stored, encoded_thing
@@ -67,11 +69,12 @@ class Contents:
         self.facts: dict[str, Any] = {}
         self.images: dict[str, list[Path]] = {}
         self.clocks: dict[str, Array] = {}
-        self.shared_clocks: list[Array] = []  # of files that have nothing else
         self.starts: dict[str, float] = {}
         self.moved: dict[str, str] = {}
         self.notes: list[Finding] = []
         self._episode = episode
+        self._shared_clocks: list[Array] = []  # of files that have nothing else
+        self._named_images: set[Path] = set()  # that a table names
 
     def note(self, code: str, text: str) -> None:
         self.notes.append(FOLDER(code, f"{self._episode}: {text}", episode=self._episode))
@@ -80,159 +83,144 @@ class Contents:
         """All that the files hold, by their names and headers; tables are read."""
         things: list[Stored] = []
         for key, path in self.files.files.items():
-            suffix = path.suffix.lower()
-            if suffix in VIDEOS:
-                info = probe_video(Clip(path))
-                shape = (*info.size, 3)
-                name = self._camera_name(key)
-                things.append(Stored(key, "video", shape, "uint8", info.num_frames, name))
-            elif suffix in SUFFIXES:
-                self.tables[key] = table = read_table(path)
+            if path.suffix.lower() in SUFFIXES:
+                table = read_table(path)
+                self.tables[key] = table
                 if table.doubt:
                     self.note("cut_row", f"{path}: {table.doubt}")
                 self._add_facts(key, table.facts)
-            elif suffix in (".yaml", ".yml"):
-                try:
-                    self._add_facts(key, flattened(read_yaml(path)))
-                except (DocumentError, OSError) as error:
-                    things.append(Stored(key, "other", note=str(error), role="left_out"))
-            elif suffix in TEXTS:
-                is_task = _TASK.fullmatch(stem_of(key)) is not None or not stem_of(key)
-                things.append(Stored(key, "text", role="language" if is_task else None))
             else:
-                is_pickle = suffix in _PICKLES
-                note = _PICKLED if is_pickle else f"a file {suffix}; {_NOT_READ}"
-                role: Role | None = "left_out" if is_pickle else None
-                things.append(Stored(key, "other", note=note, role=role))
-        used: set[Path] = set()
+                things += self._file(key, path)
         for key, table in self.tables.items():
-            things += self._columns(key, table, used)
-        things += self._series(used)
-        for key, value in self.facts.items():
-            things.append(self._fact(key, value))
+            things += self._columns(key, table)
+        things += self._series()
+        for reference, value in self.facts.items():
+            things.append(_fact(reference, value))
         return things
 
+    def _file(self, key: str, path: Path) -> Iterator[Stored]:
+        """What a file is that is no table."""
+        suffix = path.suffix.lower()
+        if suffix in VIDEOS:
+            info = probe_video(Clip(path))
+            shape = (*info.size, 3)
+            yield Stored(key, "video", shape, "uint8", info.num_frames, self._camera_name(key))
+        elif suffix in (".yaml", ".yml"):
+            try:
+                self._add_facts(key, flattened(read_yaml(path)))
+            except (DocumentError, OSError) as error:
+                yield Stored(key, "other", note=str(error), role="left_out")
+        elif suffix in TEXTS:
+            is_task = _TASK.fullmatch(stem_of(key)) is not None or not stem_of(key)
+            yield Stored(key, "text", role="language" if is_task else None)
+        elif suffix in _PICKLES:
+            yield Stored(key, "other", note=_PICKLED, role="left_out")
+        else:
+            yield Stored(key, "other", note=f"a file {suffix}; {_NOT_READ}")
+
     def _add_facts(self, key: str, values: Mapping[str, Any]) -> None:
-        self.facts |= {f"{key}@{name}": value for name, value in values.items()}
+        for name, value in values.items():
+            self.facts[f"{key}@{name}"] = value
 
     def _camera_name(self, key: str) -> str:
         """Name of a video: what its file says, with its ending if another one says the same."""
         path = Path(key)
-        same = 0
-        for other in map(Path, self.files.files):
-            same += other.suffix.lower() in VIDEOS and other.with_suffix("") == path.with_suffix("")
-        return series_name(key) if same == 1 else f"{series_name(key)}_{path.suffix[1:]}".lower()
+        for other in self.files.files:
+            is_other = is_video(other) and other != key
+            if is_other and Path(other).with_suffix("") == path.with_suffix(""):
+                return f"{series_name(key)}_{path.suffix[1:]}".lower()
+        return series_name(key)
 
-    def _fact(self, reference: str, value: Any) -> Stored:
-        """A value of the whole episode."""
-        name = reference.rpartition("@")[2]
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if _SUCCESS.fullmatch(name) and isinstance(value, bool | int | str):
-            return Stored(reference, "other", role="success")
-        if is_number and RATE.fullmatch(name):
-            return Stored(reference, "other", role="time")
-        if isinstance(value, str) and value.strip():
-            is_task = kind_of_name(name) or (_TASK.fullmatch(name) and " " in value.strip())
-            if is_task:
-                return Stored(reference, "text", role="language")
-            if " " in value.strip():
-                return Stored(reference, "text")
-        return Stored(reference, "other", note="a value of the whole episode")
+    # Tables
 
-    def _columns(self, key: str, table: StoredTable, used: set[Path]) -> Iterator[Stored]:
+    def _columns(self, key: str, table: StoredTable) -> Iterator[Stored]:
         """Columns of a table; those with names of image files are cameras."""
         clocks = _joined_clocks(table)
         for name, times in clocks.items():
             self._add_clock(key, name, times)
         for name, values in table.columns.items():
             path = f"{key}/{name}" if name else key
-            last = name.rpartition("/")[2]
             rows = values.shape[0]
+            images: list[Path] | None = None
+            if values.dtype.kind == "U":
+                images = self._paths_of(values)
             if values.dtype.kind not in "fiubU":
                 yield Stored(path, "other", note=f"values of {values.dtype}")
-            elif values.dtype.kind == "U":
-                images = self._paths_of(values)
-                if images is None:
-                    yield Stored(path, "text", rows=rows)
-                    continue
-                used.update(images)
+            elif images is not None:
+                self._named_images.update(images)
                 self.images[path] = images
-                yield replace(self._first_image(path, images), name=name.rpartition(".")[2])
-            elif values.ndim == 1 and self._is_time(last or stem_of(key), np.asarray(values)):
-                if not clocks:
-                    self._add_clock(key, last, np.asarray(values))
-                yield Stored(path, "array", (), values.dtype.name, rows, role="time")
-            elif values.ndim == 1 and self._counts_rows(key, last, np.asarray(values)):
-                yield Stored(path, "array", (), values.dtype.name, rows, role="time")
-            elif values.ndim == 1 and _SUCCESS.fullmatch(last):
-                yield Stored(path, "array", (), values.dtype.name, rows, role="success")
+                yield replace(_first_image(path, images), name=name.rpartition(".")[2])
+            elif values.dtype.kind == "U":
+                yield Stored(path, "text", rows=rows)
             else:
-                names = table.names.get(name, ())
-
-                def look(values: Array = values, rows: int = rows) -> Array:
-                    sampled = sorted({0, rows // 2, rows - 1})
-                    return np.stack([np.asarray(values[row]) for row in sampled])
-
-                shape = tuple(values.shape[1:])
+                role = self._role_of_column(key, name, values, has_clock=bool(clocks))
                 yield Stored(
                     path,
                     "array",
-                    shape,
+                    tuple(values.shape[1:]),
                     values.dtype.name,
                     rows,
-                    last or series_name(key),
-                    names=names,
-                    look=look,
+                    role=role,
+                    name="" if role else name.rpartition("/")[2] or series_name(key),
+                    names=table.names.get(name, ()),
+                    look=partial(_three_rows, values),
                 )
         for name, reason in table.left_out.items():
             yield Stored(f"{key}/{name}".rstrip("/"), "other", note=reason)
 
-    def _is_time(self, name: str, values: Array) -> bool:
-        """True for a column with the name of times; one that does not ascend needs a plain name."""
-        if _PART_OF_TIME.fullmatch(name):
-            return True
-        name = name.rpartition(".")[2]
-        if values.dtype.kind not in "fiu" or TIME.fullmatch(name) is None:
-            return False
-        is_ascending = len(values) > 1 and bool((np.diff(values) >= 0).all())
-        return is_ascending or name.lower() in _CLOCKS
+    def _role_of_column(
+        self, key: str, name: str, values: Array, *, has_clock: bool
+    ) -> Role | None:
+        """Role of a column of numbers by its name; its times or numbers of rows are kept.
+
+        `has_clock`: the table has better times.
+        """
+        if values.ndim != 1:
+            return None
+        name = name.rpartition("/")[2]
+        if _is_time(name or stem_of(key), np.asarray(values)):
+            if not has_clock:
+                self._add_clock(key, name, np.asarray(values))
+            return "time"
+        if self._counts_rows(key, name, np.asarray(values)):
+            return "time"
+        return "success" if _SUCCESS.fullmatch(name) else None
 
     def _add_clock(self, key: str, column: str, times: Array) -> None:
-        """Adds times of a table, or of the video beside it whose name they have."""
-        if unit := re.search(r"_(ms|us|ns)$", column.lower()):
+        """Adds times of a table, or of the video or images beside it whose name they have."""
+        unit = re.search(r"_(ms|us|ns)$", column.lower())
+        if unit:
             times = times / {"ms": 1e3, "us": 1e6, "ns": 1e9}[unit[1]]
         folder = key.rpartition("/")[0]
         name = f"{stem_of(key)}_{column}".lower()
+        is_alone = len(self.tables[key].columns) == 1
         for place in self.files.images:
-            last = place.rpartition("/")[2].lower()
-            is_alone = place == folder and len(self.tables[key].columns) == 1
-            is_named = last and re.search(rf"(?<![a-z0-9]){re.escape(last)}(?![a-z0-9])", name)
-            if is_alone or (is_named and place.rpartition("/")[0] == folder):
+            above, _, last = place.rpartition("/")
+            is_named = last and above == folder and _has_word(name, last.lower())
+            if is_named or (is_alone and place == folder):
                 self.clocks[f"{place}/"] = times
                 return
         longest = ""
         for video in self.files.files:
             stem = stem_of(video).lower()
             is_beside = video.rpartition("/")[0] in (folder, key)
-            is_video = Path(video).suffix.lower() in VIDEOS and is_beside and stem != ""
-            is_named = re.search(rf"(?<![a-z0-9]){re.escape(stem)}(?![a-z0-9])", name)
-            if is_video and is_named and len(stem) > len(stem_of(longest)):
+            is_longer = len(stem) > len(stem_of(longest))
+            if is_video(video) and is_beside and is_longer and _has_word(name, stem):
                 longest = video
-        of_table = not longest
-        key = longest or key
-        is_plain = column.lower() in _CLOCKS
-        if key not in self.clocks or is_plain:
-            self.clocks[key] = times
-        if of_table and len(self.tables[key].columns) == 1:
-            self.shared_clocks.append(times)
+        owner = longest or key
+        if owner not in self.clocks or column.lower() in _CLOCKS:
+            self.clocks[owner] = times
+        if is_alone and not longest:
+            self._shared_clocks.append(times)
 
     def clock_of(self, key: str, rows: int) -> Array | None:
         """Stored times of a table, a video or a series: its own, or those of a file of times."""
         own = self.clocks.get(key)
         if own is not None:
             return own if len(own) == rows else None
-        is_table = key.lower().endswith(SUFFIXES)
-        fitting = [times for times in self.shared_clocks if len(times) == rows and is_table]
+        if not key.lower().endswith(SUFFIXES):
+            return None
+        fitting = [times for times in self._shared_clocks if len(times) == rows]
         return fitting[0] if len(fitting) == 1 else None
 
     def _counts_rows(self, key: str, name: str, values: Array) -> bool:
@@ -248,83 +236,84 @@ class Contents:
             self.moved[key] = f"{name} is {values[row]:g} after {values[row - 1]:g}"
         return False
 
+    # Images
+
     def _paths_of(self, values: Array) -> list[Path] | None:
         """Image files that a column names; None if it names none."""
         texts = values.tolist()
         if not texts or not all(text.lower().endswith(IMAGES) for text in texts):
             return None
-        known = self._image_files
         paths: list[Path] = []
         for text in texts:
-            parts = text.replace("\\", "/").split("/")
-            ends = ["/".join(parts[start:]) for start in range(len(parts))]
-            path = next((known[end] for end in ends if end in known), None)
-            if path is None:
+            end = text.replace("\\", "/")
+            while end and end not in self._image_files:
+                end = end.partition("/")[2]
+            if not end:
                 reason = f"names the image {text}, which is not here"
                 raise FOLDER.error("missing_file", self.files.root, reason)
-            paths.append(path)
+            paths.append(self._image_files[end])
         return paths
-
-    @property
-    def _has_video(self) -> bool:
-        return any(Path(name).suffix.lower() in VIDEOS for name in self.files.files)
 
     @cached_property
     def _image_files(self) -> dict[str, Path]:
         """Image files by their path below the root, and by their name where it is the only one."""
         files: dict[str, Path] = {}
-        names: Counter[str] = Counter()
+        same_name: dict[str, list[Path]] = {}
         for folder, path in self.files.images.items():
             at = folder.replace(EPISODE, self.files.name)
-            for file in sorted(path.iterdir()):
-                if file.suffix.lower() in IMAGES and not HIDDEN.search(file.name):
+            for file in _visible_files(path):
+                if is_image(file):
                     files[f"{at}/{file.name}".lstrip("/")] = file
-                    names[file.name] += 1
-        for file in list(files.values()):
-            if names[file.name] == 1:
-                files.setdefault(file.name, file)
+                    same_name.setdefault(file.name, []).append(file)
+        for name, paths in same_name.items():
+            if len(paths) == 1:
+                files.setdefault(name, paths[0])
         return files
 
-    def _series(self, used: set[Path]) -> Iterator[Stored]:
+    def _series(self) -> Iterator[Stored]:
         """Image files that no table names, by folder and by what their names have in common."""
+        has_others = bool(self.tables) or any(is_video(name) for name in self.files.files)
         for folder, path in self.files.images.items():
-            by_name: dict[str, Path] = {}
-            for file in sorted(path.iterdir()):
-                if file not in used and not HIDDEN.search(file.name):
-                    by_name[file.name] = file
-            for pattern, frames in image_series([*by_name]):
-                key = f"{folder}/{pattern}".lstrip("/")
-                if len(frames) == 1 and (self.tables or self._has_video):
+            files = [file for file in _visible_files(path) if file not in self._named_images]
+            clock = self.clocks.get(f"{folder}/")
+            for series in image_series([file.name for file in files]):
+                key = f"{folder}/{series.pattern}".lstrip("/")
+                numbers = np.array(series.numbers)
+                if len(numbers) == 1 and has_others:
                     yield Stored(key, "other", note="a single image", role="left_out")
                     continue
-                numbers = np.array([number for number, _ in frames])
-                times = seconds_of(numbers) if len(frames) > 1 else None
-                steps = np.diff(numbers)
-                is_counted = not (steps % max(np.median(steps), 1)).any() if len(steps) else True
-                if is_counted and len(steps) and steps.max() > np.median(steps):
-                    first = int(numbers[int(steps.argmax())] + np.median(steps))
-                    raise FOLDER.error(
-                        "missing_frames", path / pattern, f"number {first} is missing"
-                    )
-                stored = self.clocks.get(f"{folder}/")
-                if stored is not None and len(stored) == len(frames):
-                    self.clocks[key] = stored
-                elif times is not None and not is_counted:
+                is_counted = True
+                if len(numbers) > 1:
+                    steps = np.diff(numbers)
+                    step = np.median(steps)
+                    is_counted = not (steps % max(step, 1)).any()
+                    if is_counted and steps.max() > step:
+                        reason = f"number {int(numbers[int(steps.argmax())] + step)} is missing"
+                        raise FOLDER.error("missing_frames", path / series.pattern, reason)
+                if clock is not None and len(clock) == len(numbers):
+                    self.clocks[key] = clock
+                elif not is_counted and seconds_of(numbers) is not None:
                     self.clocks[key] = numbers
                 self.starts[key] = float(numbers[0])
-                self.images[key] = [by_name[name] for _, name in frames]
-                yield replace(self._first_image(key, self.images[key]), name=series_name(key))
+                self.images[key] = [path / name for name in series.names]
+                yield replace(_first_image(key, self.images[key]), name=series_name(key))
 
-    def _first_image(self, path: str, images: Sequence[Path]) -> Stored:
-        head = read_byte_range(ByteRange(images[0], 0, _HEAD))
-        thing = encoded_thing(path, head, len(images))
-        if thing.shape[0]:
-            return thing
-        try:
-            size = image_info(read_file(images[0])).size
-        except ValueError as error:
-            raise FOLDER.error("unreadable", images[0], str(error)) from error
-        return replace(thing, shape=(*size, 3))
+
+def _fact(reference: str, value: Any) -> Stored:
+    """A value of the whole episode."""
+    name = reference.rpartition("@")[2]
+    if _SUCCESS.fullmatch(name) and isinstance(value, bool | int | str):
+        return Stored(reference, "other", role="success")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and RATE.fullmatch(name):
+        return Stored(reference, "other", role="time")
+    if isinstance(value, str) and value.strip():
+        is_sentence = " " in value.strip()
+        if kind_of_name(name) or (_TASK.fullmatch(name) and is_sentence):
+            return Stored(reference, "text", role="language")
+        if is_sentence:
+            return Stored(reference, "text")
+    return Stored(reference, "other", note="a value of the whole episode")
 
 
 def _joined_clocks(table: StoredTable) -> dict[str, Array]:
@@ -339,6 +328,43 @@ def _joined_clocks(table: StoredTable) -> dict[str, Array]:
             if other is not None:
                 clocks[f"{match['base']}stamp"] = np.asarray(values) + np.asarray(other) / 1e9
     return clocks
+
+
+def _is_time(name: str, values: Array) -> bool:
+    """True for a column with the name of times; one that does not ascend needs a plain name."""
+    if _PART_OF_TIME.fullmatch(name):
+        return True
+    name = name.rpartition(".")[2]
+    if values.dtype.kind not in "fiu" or TIME.fullmatch(name) is None:
+        return False
+    is_ascending = len(values) > 1 and bool((np.diff(values) >= 0).all())
+    return is_ascending or name.lower() in _CLOCKS
+
+
+def _has_word(text: str, word: str) -> bool:
+    return bool(word and re.search(rf"(?<![a-z0-9]){re.escape(word)}(?![a-z0-9])", text))
+
+
+def _three_rows(values: Array) -> Array:
+    """The first, middle and last row."""
+    return np.stack([np.asarray(values[row]) for row in first_middle_last(values.shape[0])])
+
+
+def _visible_files(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.iterdir()) if not HIDDEN.search(file.name)]
+
+
+def _first_image(path: str, images: Sequence[Path]) -> Stored:
+    """The images of a camera, by the header of the first one."""
+    head = read_byte_range(ByteRange(images[0], 0, _HEAD))
+    thing = encoded_thing(path, head, len(images))
+    if thing.shape[0]:
+        return thing
+    try:
+        size = image_info(read_file(images[0])).size
+    except ValueError as error:
+        raise FOLDER.error("unreadable", images[0], str(error)) from error
+    return replace(thing, shape=(*size, 3))
 
 
 def key_of(path: str) -> str:

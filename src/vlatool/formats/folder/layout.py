@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
+from vlatool.formats.base import walk_source
 from vlatool.formats.folder.tables import SUFFIXES as TABLES
 from vlatool.jobs.record import read_record
-from vlatool.storage.tree import natural_key, walk
+from vlatool.storage.tree import natural_key
 
 VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v")
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -45,6 +47,35 @@ FACTS = re.compile(
 )
 
 
+def is_video(name: str | Path) -> bool:
+    """True for videos by their names."""
+    return Path(name).suffix.lower() in VIDEOS
+
+
+def is_image(name: str | Path) -> bool:
+    """True for images by their names."""
+    return Path(name).suffix.lower() in IMAGES
+
+
+def is_rows(path: Path) -> bool:
+    """True for tables and videos by their names, but for those that describe a data set."""
+    is_table = path.suffix.lower() in TABLES and not FACTS.fullmatch(path.stem)
+    return is_table or is_video(path)
+
+
+def is_part(name: str) -> bool:
+    """True if a name says nothing but that it is a part of an episode, such as `wrist_cam_1`."""
+    if name.endswith(".zarr"):
+        return True
+    words = re.findall(r"[a-z]+", name.lower())
+    has_number = re.search(r"\d", name) is not None
+    for word in words:
+        is_data = _DATA_WORD.fullmatch(word) and not has_number
+        if not _PART_WORD.fullmatch(word) and not is_data:
+            return False
+    return bool(words)
+
+
 @dataclass
 class FilesOfEpisode:
     """Files of an episode.
@@ -66,16 +97,22 @@ class FilesOfEpisode:
     @property
     def parts(self) -> set[str]:
         """Names of tables and videos, and folders of images."""
-        rows = {name for name, path in self.files.items() if is_rows(path)}
-        return rows | {f"{folder or '.'}/" for folder in self.images}
+        names = {name for name, path in self.files.items() if is_rows(path)}
+        for folder in self.images:
+            names.add(f"{folder or '.'}/")
+        return names
 
     @property
     def has_images_and_tables(self) -> bool:
         """True if it has a video and a table, or images and a table that is no JSON."""
         suffixes = {path.suffix.lower() for path in self.files.values() if is_rows(path)}
         tables = suffixes.difference(VIDEOS)
-        has_video = not suffixes.isdisjoint(VIDEOS)
-        return bool(tables) and (has_video or bool(self.images and tables - {".json"}))
+        if tables != suffixes:
+            return bool(tables)
+        return bool(self.images and tables - {".json"})
+
+
+# Folders
 
 
 @dataclass
@@ -87,10 +124,10 @@ class _Folder:
     names: list[str]
 
     def has_rows(self) -> bool:
-        return any(is_rows(self.path / name) for name in self.names)
+        return any(is_rows(Path(name)) for name in self.names)
 
     def has_images(self) -> bool:
-        return any(Path(name).suffix.lower() in IMAGES for name in self.names)
+        return any(is_image(name) for name in self.names)
 
     def row_names(self) -> list[str]:
         """Names of tables and videos, with `{episode}` for the name of the folder."""
@@ -98,86 +135,49 @@ class _Folder:
         return [name.replace(own, EPISODE) for name in self.names if is_rows(Path(name))]
 
 
-def is_rows(path: Path) -> bool:
-    """True for tables and videos by their names, but for those that describe a data set."""
-    suffix = path.suffix.lower()
-    return suffix in VIDEOS or (suffix in TABLES and not FACTS.fullmatch(path.stem))
-
-
 def find_episodes(source: Path) -> tuple[list[FilesOfEpisode], list[str]]:
     """Episodes below a source in natural order, and the names of files that belong to none."""
     folders = _folders(source)
-    roots = _roots(folders)
+    roots = sorted(_roots(folders), key=lambda parts: natural_key("/".join(parts)))
     episodes: list[FilesOfEpisode] = []
-    for several in _parallel(roots):
-        joined = _joined(source, several, folders)
-        episodes += _by_stem(joined) or [joined]
-        roots -= set(several)
-    for root in sorted(roots, key=lambda parts: natural_key("/".join(parts))):
-        inside = [folder for folder in folders if folder.parts[: len(root)] == root]
-        whole = _whole(source, root, inside)
-        episodes += _by_stem(whole) or [whole]
+    joined: set[tuple[str, ...]] = set()
+    for same_name in _parallel(roots):
+        episodes += _by_stem(_joined(source, same_name, folders))
+        joined.update(same_name)
+    for root in roots:
+        if root not in joined:
+            episodes += _by_stem(_whole(source, root, folders))
     used: set[Path] = set()
     for episode in episodes:
         used.update(episode.files.values(), episode.images.values())
     stray: list[str] = []
     for folder in folders:
         for name in folder.names:
-            is_image = Path(name).suffix.lower() in IMAGES
-            path = folder.path if is_image else folder.path / name
+            path = folder.path if is_image(name) else folder.path / name
             says_little = re.match(r"readme|license|changelog", name, re.I)
             if path not in used and not says_little:
                 stray.append("/".join((*folder.parts, name)))
     return episodes, stray
 
 
-def _parallel(roots: set[tuple[str, ...]]) -> list[list[tuple[str, ...]]]:
-    """Folders of one name in several folders of parts, such as `videos/ep0` and `data/ep0`."""
-    by_name: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
-    for root in sorted(roots, key=lambda parts: natural_key("/".join(parts))):
-        if len(root) > 1 and is_part(root[-2]):
-            by_name.setdefault((*root[:-2], root[-1]), []).append(root)
-    return [several for several in by_name.values() if len(several) > 1]
-
-
-def _joined(
-    source: Path, roots: Sequence[tuple[str, ...]], folders: Sequence[_Folder]
-) -> FilesOfEpisode:
-    """The episode that several folders of one name are together."""
-    above = roots[0][:-2]
-    joined = FilesOfEpisode(source.joinpath(*above), roots[0][-1], is_stem=True)
-    for root in roots:
-        inside = [folder for folder in folders if folder.parts[: len(root)] == root]
-        whole = _whole(source, root, inside)
-        place = f"{root[-2]}/{EPISODE}"
-        joined.files |= {f"{place}/{key}": path for key, path in whole.files.items()}
-        joined.images |= {f"{place}/{key}".rstrip("/"): path for key, path in whole.images.items()}
-    return joined
-
-
 def _folders(source: Path) -> list[_Folder]:
     """Folders with visible files, from the top; a store of Zarr is a file of its parent."""
     folders: dict[tuple[str, ...], _Folder] = {}
-    for path, children, names in walk(source):
+    for path, children, names in walk_source(source):
         parts = path.relative_to(source).parts
         visible = sorted(name for name in names if not HIDDEN.search(name))
         children[:] = sorted(name for name in children if not HIDDEN.search(name))
-        if _is_made(path):  # of recordings, by a command: no recording itself
-            children.clear()
+        record = read_record(path)
+        if record is not None and record.command not in ("sample", "download"):
+            children.clear()  # a command made it of recordings: it is no recording itself
             continue
         if parts and not set(_STORE).isdisjoint(names):
             children.clear()
             parent = folders.setdefault(parts[:-1], _Folder(path.parent, parts[:-1], []))
             parent.names.append(parts[-1])
-            visible = [name for name in visible if Path(name).suffix.lower() in VIDEOS]
+            visible = [name for name in visible if is_video(name)]
         folders[parts] = _Folder(path, parts, visible)
     return [folder for folder in folders.values() if folder.names]
-
-
-def _is_made(path: Path) -> bool:
-    """True for the output of a command that makes something of recordings."""
-    record = read_record(path)
-    return record is not None and record.command not in ("sample", "download")
 
 
 def _roots(folders: Sequence[_Folder]) -> set[tuple[str, ...]]:
@@ -187,17 +187,16 @@ def _roots(folders: Sequence[_Folder]) -> set[tuple[str, ...]]:
     for folder in with_rows:
         for name in folder.row_names():
             twins[folder.parts[:-1], name] += 1
-    roots: set[tuple[str, ...]] = set()
-    for folder in with_rows:
-        roots.add(_root_of(folder, twins))
-    outer = {root for root in roots if not any(_is_below(root, other) for other in roots)}
+    roots = {_root_of(folder, twins) for folder in with_rows}
+    outer = _outermost(roots)
     # A table of a data set or a task makes no episode of the folder that has all episodes.
     for root in [*outer]:
         inner = {other for other in roots if _is_below(other, root)}
-        is_named = [_EPISODE_WORD.search(other[-1]) is not None for other in inner]
-        if inner and (not root or (all(is_named) and not _EPISODE_WORD.search(root[-1]))):
+        are_episodes = all(_EPISODE_WORD.search(other[-1]) for other in inner)
+        is_of_many = not root or (are_episodes and not _EPISODE_WORD.search(root[-1]))
+        if inner and is_of_many:
             outer.remove(root)
-            outer |= {one for one in inner if not any(_is_below(one, other) for other in inner)}
+            outer |= _outermost(inner)
     for folder in folders:
         if folder.has_images() and not any(folder.parts[: len(root)] == root for root in outer):
             outer.add(_root_of(folder, twins))
@@ -215,27 +214,47 @@ def _root_of(folder: _Folder, twins: Counter[tuple[tuple[str, ...], str]]) -> tu
     return parts
 
 
+def _outermost(roots: set[tuple[str, ...]]) -> set[tuple[str, ...]]:
+    """The folders that are below no other."""
+    return {root for root in roots if not any(_is_below(root, other) for other in roots)}
+
+
 def _is_below(parts: tuple[str, ...], other: tuple[str, ...]) -> bool:
     return len(parts) > len(other) and parts[: len(other)] == other
 
 
-def is_part(name: str) -> bool:
-    """True if a name says nothing but that it is a part of an episode, such as `wrist_cam_1`."""
-    if name.endswith(".zarr"):
-        return True
-    words = re.findall(r"[a-z]+", name.lower())
-    has_number = re.search(r"\d", name) is not None
-    for word in words:
-        if not _PART_WORD.fullmatch(word) and (has_number or not _DATA_WORD.fullmatch(word)):
-            return False
-    return bool(words)
+def _parallel(roots: Sequence[tuple[str, ...]]) -> list[list[tuple[str, ...]]]:
+    """Folders of one name in several folders of parts, such as `videos/ep0` and `data/ep0`."""
+    by_name: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for root in roots:
+        if len(root) > 1 and is_part(root[-2]):
+            by_name.setdefault((*root[:-2], root[-1]), []).append(root)
+    return [same_name for same_name in by_name.values() if len(same_name) > 1]
+
+
+def _joined(
+    source: Path, roots: Sequence[tuple[str, ...]], folders: Sequence[_Folder]
+) -> FilesOfEpisode:
+    """The episode that several folders of one name are together."""
+    above = roots[0][:-2]
+    joined = FilesOfEpisode(source.joinpath(*above), roots[0][-1], is_stem=True)
+    for root in roots:
+        whole = _whole(source, root, folders)
+        place = f"{root[-2]}/{EPISODE}"
+        for key, path in whole.files.items():
+            joined.files[f"{place}/{key}"] = path
+        for key, path in whole.images.items():
+            joined.images[f"{place}/{key}".rstrip("/")] = path
+    return joined
 
 
 def _whole(source: Path, root: tuple[str, ...], folders: Sequence[_Folder]) -> FilesOfEpisode:
     """A folder with all that is in it as one episode."""
-    path = source.joinpath(*root)
-    episode = FilesOfEpisode(path, root[-1] if root else source.absolute().name)
+    name = root[-1] if root else source.absolute().name
+    episode = FilesOfEpisode(source.joinpath(*root), name)
     for folder in folders:
+        if folder.parts[: len(root)] != root:
+            continue
         at = "/".join(folder.parts[len(root) :])
         for name in folder.names:
             file = folder.path / name
@@ -243,35 +262,44 @@ def _whole(source: Path, root: tuple[str, ...], folders: Sequence[_Folder]) -> F
             if file.stem == episode.name and not at:
                 key = EPISODE + file.suffix
                 episode.is_stem = True
-            if file.suffix.lower() in IMAGES:
+            if is_image(name):
                 episode.images[at] = folder.path
             else:
                 episode.files[key] = file
     return episode
 
 
+# Files that share a stem
+
+
 def _by_stem(whole: FilesOfEpisode) -> list[FilesOfEpisode]:
-    """The episodes of a folder whose files share stems; none if it is one episode."""
+    """The episodes of a folder whose files share stems; else the folder itself."""
     stems = _stems(whole)
-    known = set(stems.values())
+    if not stems:
+        return [whole]
     episodes: dict[str, FilesOfEpisode] = {}
-    for stem in sorted(known, key=natural_key):
+    for stem in sorted(set(stems.values()), key=natural_key):
         episodes[stem] = FilesOfEpisode(whole.root, "", is_stem=True)
     for name, path in whole.files.items():
-        stem = stems.get(name) or _longest(path.stem, known)
+        stem = stems.get(name)
+        if stem is None:  # a file beside, of the longest stem that its name starts with
+            fitting = [stem for stem in episodes if _prefix(path.stem, stem)]
+            stem = max(fitting, key=len, default="")
         if not stem:
             continue
         own = _prefix(path.stem, stem) or stem
-        episodes[stem].name = episodes[stem].name or own
+        episode = episodes[stem]
+        episode.name = episode.name or own
         folder, _, last = name.rpartition("/")
         key = last.replace(own, EPISODE, 1)
-        episodes[stem].files[f"{folder}/{key}".lstrip("/")] = path
+        episode.files[f"{folder}/{key}".lstrip("/")] = path
     for at, path in whole.images.items():
         parts = at.split("/")
         for number, part in enumerate(parts):
-            if (stem := _normal(part)) in known:
+            episode = episodes.get(_normal(part))
+            if episode is not None:
                 key = "/".join([*parts[:number], EPISODE, *parts[number + 1 :]])
-                episodes[stem].images[key] = path
+                episode.images[key] = path
     return [*episodes.values()]
 
 
@@ -289,47 +317,45 @@ def _prefix(text: str, stem: str) -> str:
     return ""
 
 
-def _longest(text: str, stems: set[str]) -> str:
-    """The longest of some stems that a text starts with; empty if there is none."""
-    fitting = [stem for stem in stems if _prefix(text, stem)]
-    return max(fitting, key=len, default="")
-
-
 def _stems(whole: FilesOfEpisode) -> dict[str, str]:
     """File to the stem that it shares with others of its episode; empty if there are no such files.
 
     Each stem has a video and a table, or there is no video: `take1.mp4` beside `take1.csv`, or
     `demo_1.npz`. Some may lack one of both, then their episodes are broken.
     """
-    rows = {name: path for name, path in whole.files.items() if is_rows(path)}
     stems: dict[str, str] = {}
-    for name, path in rows.items():
-        if stem := _stem_of(path.name):
+    numbers: dict[str, str] = {}
+    others: list[str] = []
+    has_videos = False
+    for name, path in whole.files.items():
+        if not is_rows(path):
+            continue
+        has_videos = has_videos or is_video(name)
+        stem = _stem_of(path.name)
+        if stem:
             stems[name] = _normal(stem)
-    kinds = _kinds(stems, rows)
-    numbers = {name: re.sub(r"\D", "", stem) for name, stem in stems.items()}
-    by_number = _kinds(numbers, rows)
-    is_counted = 2 * len(by_number) == len(stems) and all(by_number)
-    is_counted = is_counted and all(len(found) == 2 for found in by_number.values())
-    if is_counted and not any(len(found) == 2 for found in kinds.values()):
+            numbers[name] = re.sub(r"\D", "", stems[name])
+        else:
+            others.append(name)
+    kinds = _kinds(stems)
+    are_pairs = [len(found) == 2 for found in kinds.values()]
+    by_number = _kinds(numbers)
+    all_counted = all(number and len(found) == 2 for number, found in by_number.items())
+    if all_counted and 2 * len(by_number) == len(stems) and not any(are_pairs):
         return numbers  # clip_1.mp4 beside traj_1.csv
-    has_videos = any(path.suffix.lower() in VIDEOS for path in rows.values())
-    is_pair = [len(found) == 2 for found in kinds.values()]
-    if len(kinds) < 2 or (has_videos and not any(is_pair)):
+    if len(kinds) < 2 or (has_videos and not any(are_pairs)):
         return {}
-    others = [path for name, path in rows.items() if name not in stems]
-    has_other_clip = any(path.suffix.lower() in VIDEOS for path in others)
-    is_numbered_throughout = all(re.search(r"\d", stem) for stem in kinds)
-    if has_other_clip or (others and not all(is_pair)):
+    if any(is_video(name) for name in others) or (others and not all(are_pairs)):
         return {}  # a clip that all share, or tables beside: these are files of one episode
-    return stems if is_numbered_throughout or all(is_pair) else {}
+    is_numbered_throughout = all(re.search(r"\d", stem) for stem in kinds)
+    return stems if is_numbered_throughout or all(are_pairs) else {}
 
 
-def _kinds(stems: Mapping[str, str], rows: Mapping[str, Path]) -> dict[str, set[bool]]:
+def _kinds(stems: Mapping[str, str]) -> dict[str, set[bool]]:
     """Stem to the kinds of files that it has: True for videos, False for tables."""
     kinds: dict[str, set[bool]] = {}
     for name, stem in stems.items():
-        kinds.setdefault(stem, set()).add(rows[name].suffix.lower() in VIDEOS)
+        kinds.setdefault(stem, set()).add(is_video(name))
     return kinds
 
 
@@ -341,77 +367,95 @@ def _stem_of(name: str) -> str:
     stem = Path(name).stem
     words = [word for word in re.split(r"[_\-. ]+", stem) if word]
     while len(words) > 1:
-        is_counted = words[-1].isdecimal() and len(words) > 2 and is_part(words[-2])
-        if not is_counted and not is_part(words[-1]):
+        if words[-1].isdecimal() and len(words) > 2 and is_part(words[-2]):
+            words = words[:-2]  # `cam_1`
+        elif is_part(words[-1]):
+            words.pop()
+        else:
             break
-        words = words[: -2 if is_counted else -1]
     while len(words) > 1 and is_part(words[0]):
         words.pop(0)
     if not words or is_part("_".join(words)):
         return ""
-    start = end = stem.find(words[0])
+    start = stem.find(words[0])
+    end = start
     for word in words:
         end = stem.index(word, end) + len(word)
     return stem[start:end]
 
 
-def image_series(names: Sequence[str]) -> Iterator[tuple[str, list[tuple[float, str]]]]:
-    """(pattern, [(number, name)]) of the images of a folder, each in the order of its numbers.
-
-    `000003_color_0.jpg` is number 3 of `*_color_0.jpg`: of several numbers the one that has most
-    values counts the frames.
-    """
-    groups: dict[tuple[str, ...], list[tuple[list[str], str]]] = {}
-    for name in names:
-        path = Path(name)
-        if path.suffix.lower() not in IMAGES:
-            continue
-        moment = _DATED.search(path.stem) or _PARTED.search(path.stem)
-        decimal = None if moment is not None else _DECIMAL.search(path.stem)
-        if decimal is not None:
-            texts = [name[: decimal.start()], name[decimal.end() :]]
-            numbers = [decimal[0]]
-        elif moment is not None:
-            texts = [name[: moment.start()], name[moment.end() :]]
-            numbers = [f"{_seconds(moment):.9f}"]
-        else:
-            pieces = re.split(r"(\d+)", name)
-            texts = pieces[::2]
-            numbers = pieces[1::2]
-        groups.setdefault(tuple(texts), []).append((numbers, name))
-    for texts, members in groups.items():
-        yield from _series_of(texts, members)
-
-
-def _series_of(
-    texts: Sequence[str], members: Sequence[tuple[list[str], str]]
-) -> Iterator[tuple[str, list[tuple[float, str]]]]:
-    """The series of names with the same texts between their numbers."""
-    values = [set(column) for column in zip(*(numbers for numbers, _ in members), strict=True)]
-    if not values or len(members) == 1:
-        for _, name in members:
-            yield name, [(0.0, name)]
-        return
-    position = max(range(len(values)), key=lambda index: len(values[index]))
-    series: dict[tuple[str, ...], list[tuple[float, str]]] = {}
-    for numbers, name in members:
-        others = tuple("*" if index == position else n for index, n in enumerate(numbers))
-        series.setdefault(others, []).append((float(numbers[position]), name))
-    if 2 * len(series) > len(members):  # each number changes from file to file: one counts time
-        last = max(range(len(values)), key=lambda index: max(map(int, values[index])))
-        yield "*" + texts[-1], sorted((float(numbers[last]), name) for numbers, name in members)
-        return
-    for others, frames in series.items():
-        pieces = [piece for pair in zip(texts, [*others, ""], strict=True) for piece in pair]
-        yield "".join(pieces), sorted(frames)
-
+# Images that count frames
 
 _DATED = re.compile(
     r"(?<!\d)(?P<date>(19|20)\d\d-?[01]\d-?[0-3]\d)[T_ -]+(?P<time>\d\d[-:_]?\d\d[-:_]?\d\d)"
     r"(?:[._](?P<part>\d+))?"
 )
-_DECIMAL = re.compile(r"(?<![\d.])\d{6,}\.\d+(?=\D*$)|^\d+\.\d+$")  # seconds or milliseconds
 _PARTED = re.compile(r"(?P<seconds>\d{9,10})[_-](?P<nanoseconds>\d{1,9})")
+_DECIMAL = re.compile(r"(?<![\d.])\d{6,}\.\d+(?=\D*$)|^\d+\.\d+$")  # seconds or milliseconds
+
+
+class ImageSeries(NamedTuple):
+    """Images of a folder in the order of their numbers.
+
+    Attributes:
+        pattern: Their names, with `*` for the number.
+        numbers: Number of each; ascending.
+        names: Name of each.
+    """
+
+    pattern: str
+    numbers: Sequence[float]
+    names: Sequence[str]
+
+
+def image_series(names: Sequence[str]) -> Iterator[ImageSeries]:
+    """The series of the images of a folder.
+
+    `000003_color_0.jpg` is number 3 of `*_color_0.jpg`: of several numbers the one that has most
+    values counts the frames.
+    """
+    groups: dict[tuple[str, ...], dict[str, list[str]]] = {}  # texts to name to numbers
+    for name in names:
+        if not is_image(name):
+            continue
+        stem = Path(name).stem
+        moment = _DATED.search(stem) or _PARTED.search(stem)
+        number = moment or _DECIMAL.search(stem)
+        if number is None:
+            pieces = re.split(r"(\d+)", name)
+            texts = pieces[::2]
+            numbers = pieces[1::2]
+        else:
+            texts = [name[: number.start()], name[number.end() :]]
+            numbers = [f"{_seconds(moment):.9f}" if moment else number[0]]
+        groups.setdefault(tuple(texts), {})[name] = numbers
+    for texts, numbers_of in groups.items():
+        yield from _series_of(texts, numbers_of)
+
+
+def _series_of(
+    texts: Sequence[str], numbers_of: Mapping[str, Sequence[str]]
+) -> Iterator[ImageSeries]:
+    """The series of names with the same texts between their numbers."""
+    if len(texts) == 1 or len(numbers_of) == 1:
+        for name in numbers_of:
+            yield ImageSeries(name, [0.0], [name])
+        return
+    values = [set(column) for column in zip(*numbers_of.values(), strict=True)]
+    position = max(range(len(values)), key=lambda index: len(values[index]))
+    members: dict[str, list[str]] = {}  # pattern to names
+    for name, numbers in numbers_of.items():
+        pattern = ""
+        for index, number in enumerate(numbers):
+            pattern += texts[index]
+            pattern += "*" if index == position else number
+        members.setdefault(pattern + texts[-1], []).append(name)
+    if 2 * len(members) > len(numbers_of):  # each number changes from file to file
+        position = max(range(len(values)), key=lambda index: max(map(int, values[index])))
+        members = {"*" + texts[-1]: [*numbers_of]}
+    for pattern, names in members.items():
+        frames = sorted((float(numbers_of[name][position]), name) for name in names)
+        yield ImageSeries(pattern, [number for number, _ in frames], [name for _, name in frames])
 
 
 def _seconds(match: re.Match[str]) -> float:

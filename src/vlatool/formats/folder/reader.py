@@ -1,34 +1,41 @@
-"""Folders of videos, images and tables, as episodes. Source: formats/folder 1 to 4."""
+"""Folders of videos, images and tables, as episodes. Source: formats/folder 1 to 4.
+
+1. `discover` lists folders and decides which files are an episode (`layout.py`). It opens a few
+   episodes, by whose paths a preset is recognized.
+2. A `FolderEpisode` lists what its files hold (`contents.py`). The rules of all formats give each
+   thing its role (`formats/planned.py`).
+3. Where the numbers of rows differ, rows are paired by their times (`clocks.py`).
+4. Images and videos stay on disk until a frame is asked for; tables are in memory.
+"""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from vlatool.config.base import ConfigModel, option
-from vlatool.episode import Array, Clip, Episode, EpisodeRef, FrameSource, Survey
-from vlatool.errors import DataError, VlatoolError
+from vlatool.episode import Array, Clip, Episode, EpisodeRef, FrameSource
+from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCodes
 from vlatool.formats import base
 from vlatool.formats.folder.clocks import TimedPart, frame_rows, seconds_of
 from vlatool.formats.folder.contents import RATE, Contents, key_of
 from vlatool.formats.folder.layout import (
     EPISODE,
-    VIDEOS,
     FilesOfEpisode,
     find_episodes,
     is_rows,
+    is_video,
 )
 from vlatool.formats.folder.tables import FOLDER, SUFFIXES, decoded, read_table
-from vlatool.formats.inventory import Stored, image_shape, is_action
+from vlatool.formats.inventory import Stored, image_size, is_action
 from vlatool.formats.mapping import (
     MAPPING,
     RecordingMapping,
@@ -38,24 +45,16 @@ from vlatool.formats.mapping import (
     read_mapping,
 )
 from vlatool.formats.media.frames import VideoFrames, open_video, packet_table, probe_video
-from vlatool.formats.plan import (
-    EpisodePlan,
-    PlannedEpisode,
-    PlannedFrames,
-    PlannedImages,
-    plan_by_structure,
-    with_decisions,
-)
+from vlatool.formats.plan import EpisodePlan, PlannedImages, plan_by_structure
+from vlatool.formats.planned import PlannedEpisode, PlannedFrames, PlannedReader
 from vlatool.formats.propose import MEASURED, Clues, proposed_mapping, rate_of_times
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range, read_file
-from vlatool.storage.uri import can_list
 
 MOST_CUT = 5  # frames by which a clip may be longer or shorter than a table
 _LARGEST_TEXT = 2**20
 _RATES_DIFFER = 0.1  # of the written rate
 _OBSERVED = re.compile(r"(^|[/.])(obs|observations?)[/._]|(^|[/._])(q|dq)$", re.I)
 _OTHERS = re.compile(r"object|goal|target|world", re.I)
-_MOST_NAMED = 6
 
 
 class FolderConfig(ConfigModel):
@@ -85,10 +84,9 @@ class FolderImages(PlannedFrames):
 
     @property
     def size(self) -> tuple[int, int]:
-        if self._thing.kind != "array":
-            return self._thing.shape[0], self._thing.shape[1]
-        form = image_shape(self._thing.shape, smallest=1)
-        return (form.height, form.width) if form else (0, 0)
+        if self._thing.kind == "array":
+            return image_size(self._thing.shape)
+        return self._thing.shape[0], self._thing.shape[1]
 
     def row(self, index: int) -> bytes | Array:
         if self._table is not None:
@@ -121,7 +119,13 @@ class FolderEpisode(PlannedEpisode):
         self, ref: EpisodeRef, mapping: RecordingMapping | None, config: FolderConfig
     ) -> None:
         self.files: FilesOfEpisode = ref.extras["files"]
-        super().__init__(ref, _with_paths(mapping), config, self.files.name)
+        if mapping is not None:  # its videos are references: the folder has them as all its files
+            cameras = dict(mapping.cameras)
+            for name, camera in cameras.items():
+                path = camera.path or camera.video
+                cameras[name] = camera.model_copy(update={"path": path, "video": ""})
+            mapping = mapping.model_copy(update={"cameras": cameras})
+        super().__init__(ref, mapping, config, self.files.name)
         self.file = self.files.root / self.files.name
         missing = sorted(set(ref.extras["expected"]) - self.files.parts)
         if missing:
@@ -129,20 +133,20 @@ class FolderEpisode(PlannedEpisode):
             reason = f"lacks {names}, which most episodes have"
             raise FOLDER.error("missing_file", ref.path, reason)
         self.contents = Contents(self.files, ref.id)
-        stored = self.contents.things()
-        self.make_plan(stored, lambda: self._by_structure(stored))
-        tables = [path for name, path in self.files.files.items() if name in self.contents.tables]
-        rows = [path for path in tables if is_rows(path)]
-        if rows and not self.plan.fields:
-            raise FOLDER.error("bad_table", rows[0], "has no rows of numbers")
+        self.make_plan(self.contents.things())
+        for name in self.contents.tables:
+            path = self.files.files[name]
+            if is_rows(path) and not self.plan.fields:
+                raise FOLDER.error("bad_table", path, "has no rows of numbers")
         for path in self.plan.fields.values():
-            if moved := self.contents.moved.get(key_of(path)):
-                reason = f"{key_of(path)}: {moved}: rows are missing or moved"
+            table = key_of(path)
+            if table in self.contents.moved:
+                reason = f"{table}: {self.contents.moved[table]}: rows are missing or moved"
                 raise self.error("missing_frames", reason)
         if not self.frame_rows:
             self._pair_by_time()
 
-    def _by_structure(self, stored: Sequence[Stored]) -> EpisodePlan:
+    def plan_by_structure(self, stored: Sequence[Stored]) -> EpisodePlan:
         """Fields named as actions are predicted, those that a robot measures of itself observed."""
         plan = plan_by_structure(stored, self.known, self._of_other_length(stored))
         plan.actions = tuple(name for name, path in plan.fields.items() if is_action(path))
@@ -162,30 +166,29 @@ class FolderEpisode(PlannedEpisode):
         leads: list[int] = []
         with_actions: set[str] = set()
         for thing in stored:
-            if thing.rows and (self._is_camera(thing) or is_action(thing.path)):
+            if thing.rows and (_is_camera(thing) or is_action(thing.path)):
                 leads.append(thing.rows)
             if thing.kind == "array" and is_action(thing.path):
                 with_actions.add(key_of(thing.path))
         count = max(leads, key=leads.count, default=0)
+        # What stands beside actions has their length; else it may be a clip that is longer.
+        most_cut = 1 if with_actions else MOST_CUT
         excluded: dict[str, str] = {}
-        others = 0
+        arrays = 0
         for thing in stored:
-            is_lead = self._is_camera(thing) or key_of(thing.path) in with_actions
-            if not (count and thing.rows and thing.kind in ("array", "text")) or is_lead:
+            table = key_of(thing.path)
+            is_column = thing.kind in ("array", "text") and table not in with_actions
+            if not (count and thing.rows and is_column and thing.role is None):
                 continue
-            others += thing.kind == "array" and thing.role is None
-            is_timed = self.contents.clock_of(key_of(thing.path), thing.rows) is not None
-            # What stands beside actions has their length; else it may be a clip that is longer.
-            most = 1 if with_actions else MOST_CUT
-            if abs(thing.rows - count) > most and not is_timed and thing.role is None:
+            arrays += thing.kind == "array"
+            is_timed = self.contents.clock_of(table, thing.rows) is not None
+            if abs(thing.rows - count) > most_cut and not is_timed:
                 excluded[thing.path] = f"{thing.rows} rows, the episode has {count}"
-        numeric = [path for path in excluded if self.things[path].kind == "array"]
-        if others and len(numeric) == others and not with_actions:
-            raise self.error("length_mismatch", f"{numeric[0]}: {excluded[numeric[0]]}")
+        excluded_arrays = [path for path in excluded if self.things[path].kind == "array"]
+        if arrays and len(excluded_arrays) == arrays and not with_actions:
+            path = excluded_arrays[0]
+            raise self.error("length_mismatch", f"{path}: {excluded[path]}")
         return excluded
-
-    def _is_camera(self, thing: Stored) -> bool:
-        return thing.kind in ("video", "jpeg", "png")
 
     # Times
 
@@ -199,22 +202,17 @@ class FolderEpisode(PlannedEpisode):
         if not parts:
             return
         counts = [part.rows for part in parts.values()]
-        if max(counts) > min(counts):
-            for key, part in parts.items():
-                if part.seconds is None and Path(key).suffix.lower() in VIDEOS:
-                    parts[key] = replace(part, seconds=_video_seconds(self.files.files[key]))
+        has_other_counts = max(counts) > min(counts)
+        for key, part in parts.items():
+            if has_other_counts and part.seconds is None and is_video(key):
+                parts[key] = replace(part, seconds=_video_seconds(self.files.files[key]))
         try:
             rows = frame_rows(parts, MOST_CUT)
         except ValueError as error:
             raise self.error("length_mismatch", str(error)) from error
-        starts = {key: self.contents.starts[key] for key in parts if key in self.contents.starts}
-        if not rows and len({*starts.values()}) > 1:
-            ends = {starts[key] + parts[key].rows for key in starts}
-            is_far = len({*starts.values()} - {0.0, 1.0}) > 0
-            if max(counts) > min(counts) and (is_far or len(ends) == 1):
-                firsts = ", ".join(f"{key} {number:g}" for key, number in starts.items())
-                raise self.error("length_mismatch", f"the first rows have the numbers {firsts}")
         if not rows:
+            if has_other_counts:
+                self._check_starts(parts)
             return
         paths += [path for path, thing in self.things.items() if thing.kind == "text"]
         for path in paths:
@@ -229,10 +227,14 @@ class FolderEpisode(PlannedEpisode):
         return path if is_series or path in self.files.files else key_of(path)
 
     def _part(self, key: str, path: str, known: TimedPart | None) -> TimedPart:
+        """A part with one more of its columns; `known`: with those before."""
         thing = self.things[path]
+        rows = thing.rows or 0
+        is_camera = _is_camera(thing)
+        if known is not None:
+            rows = min(rows, known.rows)
+            is_camera = is_camera or known.is_camera
         clock = self.contents.clock_of(key, thing.rows or 0)
-        rows = min(thing.rows or 0, known.rows if known else thing.rows or 0)
-        is_camera = self._is_camera(thing) or (known is not None and known.is_camera)
         if clock is None:
             return known or TimedPart(rows, is_camera=is_camera)
         seconds = seconds_of(clock)
@@ -240,15 +242,29 @@ class FolderEpisode(PlannedEpisode):
             self.contents.note("times_backwards", f"{key}: its times do not ascend")
         return TimedPart(rows, seconds, is_camera, is_measured=seconds is not None)
 
+    def _check_starts(self, parts: dict[str, TimedPart]) -> None:
+        """Raises DataError if parts of other lengths are numbered from other rows on."""
+        starts: dict[str, float] = {}
+        ends: set[float] = set()
+        for key, part in parts.items():
+            if key in self.contents.starts:
+                starts[key] = self.contents.starts[key]
+                ends.add(starts[key] + part.rows)
+        firsts = set(starts.values())
+        is_far = not firsts <= {0.0, 1.0}
+        if len(firsts) > 1 and (is_far or len(ends) == 1):
+            numbers = ", ".join(f"{key} {number:g}" for key, number in starts.items())
+            raise self.error("length_mismatch", f"the first rows have the numbers {numbers}")
+
     def stored_fps(self) -> float | None:
         """The rate of the frames: that of their times, else the one that is written down."""
         written: float | None = None
         for reference, value in self.contents.facts.items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             name = reference.rpartition("@")[2]
-            if is_number and RATE.fullmatch(name) and value > 0:
-                is_better = written is None or name.lower().endswith("fps")
-                written = float(value) if is_better else written
+            is_rate = is_number and RATE.fullmatch(name) and value > 0
+            if is_rate and (written is None or name.lower().endswith("fps")):
+                written = float(value)
         measured = self._measured_rate()
         if measured is None and self.frame_rows:  # the written one may be that of a table
             return self._video_rate() or written
@@ -262,8 +278,7 @@ class FolderEpisode(PlannedEpisode):
     def _measured_rate(self) -> float | None:
         """The rate of the times of the cameras, or of a table whose rows are all frames."""
         for path in self.lengths:
-            key = self._part_of(path)
-            clock = self.contents.clock_of(key, self.things[path].rows or 0)
+            clock = self.contents.clock_of(self._part_of(path), self.things[path].rows or 0)
             rows = self.frame_rows.get(path)
             is_thinned = rows is not None and len(rows) > 1 and np.diff(rows).max() > 1
             if clock is not None and not is_thinned:
@@ -295,17 +310,19 @@ class FolderEpisode(PlannedEpisode):
         return FolderImages(planned, thing, paths, table)
 
     def numbers(self, path: str) -> Array:
-        values = np.asarray(self.contents.tables[key_of(path)].columns[_column_of(path)])
+        values = np.asarray(self._column(path))
         if values.dtype.kind not in "fiub":
             raise self.error("not_numeric", f"{path}: holds {values.dtype}", field=path)
         return values.reshape(len(values), math.prod(values.shape[1:]))
+
+    def _column(self, path: str) -> Array:
+        return self.contents.tables[key_of(path)].columns[_column_of(path)]
 
     def texts_of(self, name: str, count: int) -> list[str]:
         if name in self.files.files:
             data = read_byte_range(ByteRange(self.files.files[name], 0, _LARGEST_TEXT))
             return [decoded(data)]
-        path = self.find_stored(name).path
-        values = self.contents.tables[key_of(path)].columns[_column_of(path)]
+        values = self._column(self.find_stored(name).path)
         return [str(value) for value in values[:count].tolist()]
 
     def value(self, reference: str) -> Any:
@@ -318,20 +335,13 @@ class FolderEpisode(PlannedEpisode):
             raise self.error(self.missing, reason, field=name)
         return self.numbers(self.find_stored(name).path)[-1, 0].item()
 
-    def episode(self, *, fps: float | None, success: Any = None, task: str = "") -> Episode:
-        episode = super().episode(fps=fps, success=success, task=task)
+    def episode(self, *, success: Any = None, task: str = "") -> Episode:
+        episode = super().episode(success=success, task=task)
         return replace(episode, findings=(*episode.findings, *self.contents.notes))
 
 
-def _with_paths(mapping: RecordingMapping | None) -> RecordingMapping | None:
-    """A mapping whose videos are references: the folder has them as all its files."""
-    if mapping is None:
-        return None
-    cameras = {
-        name: camera.model_copy(update={"path": camera.path or camera.video, "video": ""})
-        for name, camera in mapping.cameras.items()
-    }
-    return mapping.model_copy(update={"cameras": cameras})
+def _is_camera(thing: Stored) -> bool:
+    return thing.kind in ("video", "jpeg", "png")
 
 
 def _video_seconds(path: Path) -> Array | None:
@@ -343,7 +353,14 @@ def _video_seconds(path: Path) -> Array | None:
     return times if len(times) > 1 and tick else None
 
 
-class FolderReader(base.FormatReader):
+class _Found(NamedTuple):
+    """Files of an episode, and the source that they are below."""
+
+    files: FilesOfEpisode
+    source: Path
+
+
+class FolderReader(PlannedReader):
     """Reader of folders of files; it is asked last."""
 
     Config: ClassVar[type[ConfigModel]] = FolderConfig
@@ -352,37 +369,35 @@ class FolderReader(base.FormatReader):
     is_fallback: ClassVar[bool] = True
     config: FolderConfig
 
-    @cached_property
-    def _mapping(self) -> RecordingMapping | None:
-        name = self.config.mapping
-        return None if name is None else read_mapping(mapping_file(name), RecordingMapping)
-
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """All episodes, by name in natural order; lists folders, and opens a few episodes."""
         findings: list[Finding] = []
-        found: list[tuple[FilesOfEpisode, Path]] = []
+        found: list[_Found] = []
         for source in sources:
-            episodes, stray = find_episodes(source) if can_list(source) else ([], [])
-            if not any(name[-1] != "/" for episode in episodes for name in episode.parts):
+            episodes, stray = find_episodes(source)
+            has_files = False  # other than images
+            for files in episodes:
+                has_files = has_files or any(not name.endswith("/") for name in files.parts)
+                found.append(_Found(files, source))
+            if not has_files:
                 searched = f"folders with videos, images and tables ({', '.join(SUFFIXES)})"
                 raise base.no_episodes(source, searched)
             if stray:
-                more = f" and {len(stray) - _MOST_NAMED} more" if len(stray) > _MOST_NAMED else ""
-                reason = f"of no episode: {', '.join(stray[:_MOST_NAMED])}{more}"
+                reason = f"of no episode: {base.few(stray)}"
                 findings.append(FOLDER.at("stray_files", source, reason))
-            found += [(episode, source) for episode in episodes]
         self.source_findings = findings
-        refs = self._refs(_chosen(found, self._mapping), is_only=len(sources) == 1)
-        if self._mapping is None:
+        refs = self._refs(_named_episodes(found, self.mapping), is_only=len(sources) == 1)
+        if self.mapping is None:
             preset = self._preset_of(refs, sources[0])
             refs = [replace(ref, extras={**ref.extras, "preset": preset}) for ref in refs]
-        yield from with_decisions(refs, lambda ref: nullcontext(self._episode(ref)))
+        yield from self.with_decisions(refs)
 
-    def _refs(
-        self, found: Sequence[tuple[FilesOfEpisode, Path]], *, is_only: bool
-    ) -> list[EpisodeRef]:
-        counts = Counter(name for files, _ in found for name in files.parts)
-        expected = [name for name, count in counts.items() if count >= max(len(found) / 2, 2)]
+    def _refs(self, found: Sequence[_Found], *, is_only: bool) -> list[EpisodeRef]:
+        counts: Counter[str] = Counter()
+        for files, _ in found:
+            counts.update(files.parts)
+        most = max(len(found) / 2, 2)
+        expected = [name for name, count in counts.items() if count >= most]
         used: dict[str, int] = {}
         refs: list[EpisodeRef] = []
         for number, (files, source) in enumerate(found):
@@ -409,7 +424,7 @@ class FolderReader(base.FormatReader):
         episode with fields that can be read: else it is something else, and no episode.
         """
         errors: list[DataError] = []
-        for number in sorted({0, len(refs) // 2, len(refs) - 1}) if refs else ():
+        for number in base.first_middle_last(len(refs)):
             try:
                 episode = self._episode(refs[number])
             except DataError as error:
@@ -417,9 +432,9 @@ class FolderReader(base.FormatReader):
                 continue
             if not (episode.plan.fields and episode.count > 1):
                 continue
-            for preset, known in known_layouts():
-                if all(_fits(pattern, [*episode.things]) for pattern in known.recognized_by):
-                    self.layout = known.layout
+            for preset, layout in known_layouts():
+                if all(_has_thing(episode, pattern) for pattern in layout.recognized_by):
+                    self.layout = layout.layout
                     return preset
             return ""
         whole = [ref for ref in refs if ref.extras["files"].has_images_and_tables]
@@ -431,24 +446,18 @@ class FolderReader(base.FormatReader):
         raise base.no_episodes(source, f"folders with videos or images and tables{reason}")
 
     def _episode(self, ref: EpisodeRef) -> FolderEpisode:
-        mapping = self._mapping
-        if mapping is None and (preset := ref.extras.get("preset")):
+        mapping = self.mapping
+        preset = ref.extras.get("preset")
+        if mapping is None and preset:
             mapping = read_mapping(mapping_file(preset), RecordingMapping)
         return FolderEpisode(ref, mapping, self.config)
 
-    def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
-        """Cameras, fields and lengths; tables are read, videos and images are not."""
-        reasons: list[VlatoolError] = []
-        return base.merge_surveys(base.survey_each(self._survey, refs, reasons), reasons)
-
-    def _survey(self, ref: EpisodeRef) -> Survey:
-        episode = self._episode(ref)
-        return episode.survey(episode.stored_fps())
+    def opened(self, ref: EpisodeRef) -> AbstractContextManager[FolderEpisode]:
+        return nullcontext(self._episode(ref))
 
     def read(self, ref: EpisodeRef) -> Episode:
         opened = self._episode(ref)
-        extras = {"source_episode": opened.files.name}
-        return replace(opened.episode(fps=opened.stored_fps()), extras=extras)
+        return replace(opened.episode(), extras={"source_episode": opened.files.name})
 
     @staticmethod
     def propose(source: Path) -> str | None:
@@ -457,34 +466,29 @@ class FolderReader(base.FormatReader):
         ref = next(reader.discover([source]), None)
         if ref is None:
             return None
-        if preset := ref.extras["preset"]:
-            return mapping_file(preset).read_text()
+        if ref.extras["preset"]:
+            return mapping_file(ref.extras["preset"]).read_text()
         episode = reader._episode(ref)
-        facts = episode.contents.facts
         things: list[Stored] = []
         for path, thing in episode.things.items():
             rows = episode.frame_rows.get(path)
             things.append(thing if rows is None else replace(thing, rows=len(rows)))
-        clues = Clues(things, facts, episode.numbers)
-        rate = episode.stored_fps()
-        keys: dict[str, Any] = {"fps": rate} if rate else {}
-        return proposed_mapping(clues, **keys)
+        clues = Clues(things, episode.contents.facts, episode.numbers)
+        return proposed_mapping(clues, fps=episode.stored_fps())
 
 
-def _fits(pattern: str, names: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for name in names)
+def _has_thing(episode: FolderEpisode, pattern: str) -> bool:
+    return any(fnmatchcase(path, pattern) for path in episode.things)
 
 
-def _chosen(
-    found: list[tuple[FilesOfEpisode, Path]], mapping: RecordingMapping | None
-) -> list[tuple[FilesOfEpisode, Path]]:
+def _named_episodes(found: list[_Found], mapping: RecordingMapping | None) -> list[_Found]:
     """The episodes that the pattern of a mapping names; all without one."""
     pattern = mapping.episodes.strip("/") if mapping is not None else ""
     if not pattern:
         return found
-    chosen: list[tuple[FilesOfEpisode, Path]] = []
-    for files, source in found:
-        place = files.root.relative_to(source).as_posix()
-        if fnmatchcase(place, pattern) or fnmatchcase(files.name, pattern):
-            chosen.append((files, source))
-    return chosen
+    named: list[_Found] = []
+    for episode in found:
+        place = episode.files.root.relative_to(episode.source).as_posix()
+        if fnmatchcase(place, pattern) or fnmatchcase(episode.files.name, pattern):
+            named.append(episode)
+    return named

@@ -8,7 +8,7 @@ import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -138,11 +138,11 @@ def _read(path: Path, size: int, changed: int) -> StoredTable:
         ".parquet": _read_parquet,
         ".zarr": _read_zarr,
     }
-    is_text = path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".ndjson")
-    if is_text and size > _LARGEST_TEXT:
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv", ".jsonl", ".ndjson") and size > _LARGEST_TEXT:
         raise FOLDER.error("too_large", path, f"{size:,} bytes; the limit is {_LARGEST_TEXT:,}")
     try:
-        return readers[path.suffix.lower()](path)
+        return readers[suffix](path)
     except (OSError, ValueError, EOFError, MemoryError) as error:
         raise FOLDER.error("unreadable", path, f"cannot be read: {error}") from error
 
@@ -193,9 +193,9 @@ def _read_csv(path: Path) -> StoredTable:
     doubt = ""
     if broken:
         first = broken[0]
-        line = first.number + form.skipped - 1 if first.number else 0
         is_last = len(broken) == 1 and first.number == table.num_rows + 2
         if not is_last or first.actual_columns > first.expected_columns:
+            line = first.number + form.skipped - 1 if first.number else 0
             place = f"line {line}: " if line else ""
             reason = f"{place}{first.actual_columns} cells, the header has {first.expected_columns}"
             raise FOLDER.error("bad_table", path, reason, hint=f"correct the file, or {_EXCLUDE}")
@@ -203,7 +203,7 @@ def _read_csv(path: Path) -> StoredTable:
     elif not _ends_with_line_break(path):
         doubt = "it has no line break at its end: its last row may be cut off"
     columns = {name: _of_arrow(table[name]) for name in table.column_names}
-    return _table(columns, doubt=doubt)
+    return replace(_table(columns), doubt=doubt)
 
 
 def _ends_with_line_break(path: Path) -> bool:
@@ -221,32 +221,39 @@ def _form_of(path: Path) -> _Form:
     """Encoding, delimiter and header of a CSV file, from its first lines."""
     head = read_byte_range(ByteRange(path, 0, _HEAD))
     encoding = _encoding(head)
+    numbers: list[int] = []
+    lines: list[str] = []
     text = head.decode(encoding, errors="replace")
-    lines = [(n, line) for n, line in enumerate(text.splitlines()[:_FIRST_LINES]) if line.strip()]
+    for number, line in enumerate(text.splitlines()[:_FIRST_LINES]):
+        if line.strip():
+            numbers.append(number)
+            lines.append(line)
     if not lines:
         raise FOLDER.error("bad_table", path, "is empty")
-    delimiter = _delimiter([line for _, line in lines])
-    rows = [(number, _cells(line, delimiter)) for number, line in lines]
+    delimiter = _delimiter(lines)
+    rows = [_cells(line, delimiter) for line in lines]
     # Comments have another number of cells; a header may begin with # too, as that of numpy.
-    while len(rows) > 1 and lines[len(lines) - len(rows)][1].startswith("#"):
-        if len(rows[0][1]) == len(rows[1][1]):
-            break
-        rows = rows[1:]
-    cells = [row for _, row in rows]
+    comments = 0
+    while len(rows) > 1 and lines[comments].startswith("#") and len(rows[0]) != len(rows[1]):
+        comments += 1
+        rows.pop(0)
     header_lines = 0
-    if not _has_number(cells[0]) or (len(cells) > 1 and _is_header(cells[0], cells[1])):
+    if not _has_number(rows[0]) or (len(rows) > 1 and _is_header(rows[0], rows[1])):
         header_lines = 1
-        if len(cells) > 2 and _is_header(cells[1], cells[2]) and not _has_number(cells[1]):
+        if len(rows) > 2 and _is_header(rows[1], rows[2]) and not _has_number(rows[1]):
             header_lines = 2  # units
-    names = [f"c{number}" for number in range(len(cells[0]))]
+    names = [f"c{number}" for number in range(len(rows[0]))]
     if header_lines:
-        names = _distinct([cell.strip() for cell in cells[0]])
-    skipped = rows[header_lines][0] if header_lines < len(rows) else rows[-1][0] + 1
-    commas = False
-    for row in cells[header_lines:]:
-        commas = commas or any(_DECIMAL_COMMA.fullmatch(cell) for cell in row)
-    commas = commas and delimiter != ","
-    return _Form(encoding, delimiter, names, skipped, commas)
+        used: dict[str, int] = {}
+        for number, cell in enumerate(rows[0]):
+            names[number] = unused_id(cell.strip() or names[number], used)
+    skipped = numbers[-1] + 1
+    if header_lines < len(rows):
+        skipped = numbers[comments + header_lines]
+    has_commas = False
+    for row in rows[header_lines:]:
+        has_commas = has_commas or any(_DECIMAL_COMMA.fullmatch(cell) for cell in row)
+    return _Form(encoding, delimiter, names, skipped, has_commas and delimiter != ",")
 
 
 def _is_header(cells: Sequence[str], below: Sequence[str]) -> bool:
@@ -255,7 +262,13 @@ def _is_header(cells: Sequence[str], below: Sequence[str]) -> bool:
         is_word = cell.strip() and not _NUMBER.fullmatch(cell) and not _VALUE.fullmatch(cell)
         if is_word and _NUMBER.fullmatch(value):
             return True
-    return _is_counted(cells)
+    # A table of pandas without names has the header 0, 1, 2, ..., behind an empty cell or not.
+    counts = list(cells)
+    if counts and not counts[0].strip():
+        counts.pop(0)
+    from_0 = [str(number) for number in range(len(counts))]
+    from_1 = [str(number) for number in range(1, len(counts) + 1)]
+    return len(counts) > 1 and counts in (from_0, from_1)
 
 
 def _has_number(cells: Sequence[str]) -> bool:
@@ -280,8 +293,8 @@ def decoded(data: bytes) -> str:
 def _delimiter(lines: Sequence[str]) -> str:
     """The character that divides the last of some lines, and the one before, into as many cells."""
     for delimiter in ("\t", ";", ",", "|", " "):
-        counts = [len(_cells(line, delimiter)) for line in lines[-2:]]
-        if counts[0] > 1 and len(set(counts)) == 1:
+        counts = {len(_cells(line, delimiter)) for line in lines[-2:]}
+        if len(counts) == 1 and max(counts) > 1:
             return delimiter
     return ";" if ";" in lines[0] else ","
 
@@ -293,23 +306,6 @@ def _cells(line: str, delimiter: str) -> list[str]:
     return next(csv.reader([line], delimiter=delimiter), [])
 
 
-def _is_counted(cells: Sequence[str]) -> bool:
-    """True for the header of a table of pandas without names: 0, 1, 2, ..."""
-    numbers = cells[1:] if cells and not cells[0].strip() else cells
-    counts = [[str(n + first) for n in range(len(numbers))] for first in (0, 1)]
-    return len(numbers) > 1 and list(numbers) in counts
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Names of columns, none empty, none twice."""
-    used: dict[str, int] = {}
-    distinct: list[str] = []
-    for number, name in enumerate(names):
-        name = name or f"c{number}"
-        distinct.append(unused_id(name, used))
-    return distinct
-
-
 def _read_json(path: Path) -> StoredTable:
     try:
         document = parse_json(read_document(path, max_bytes=_LARGEST_JSON))
@@ -319,21 +315,20 @@ def _read_json(path: Path) -> StoredTable:
     facts = flattened(rest)
     if rows is not None:
         table = _of_records(rows)
-        others = {
-            key: f"a list of {len(value)} records"
-            for key, value in facts.items()
-            if isinstance(value, list) and value and isinstance(value[0], dict)
-        }
-        facts = {key: value for key, value in facts.items() if key not in others}
-        return StoredTable(table.columns, table.names, {**table.left_out, **others}, facts)
+        left_out = dict(table.left_out)
+        for key, value in list(facts.items()):
+            if isinstance(value, list) and value and isinstance(value[0], dict):
+                left_out[key] = f"a list of {len(value)} records"
+                del facts[key]
+        return replace(table, left_out=left_out, facts=facts)
     lengths = {key: len(value) for key, value in facts.items() if isinstance(value, list)}
     several = [length for length in lengths.values() if length > 1]
     count = max(several, key=several.count, default=0)
-    columns = {
-        key: facts.pop(key) for key, length in lengths.items() if abs(length - count) <= 1 < length
-    }
-    table = _of_lists(columns)
-    return StoredTable(table.columns, table.names, table.left_out, facts)
+    columns: dict[str, list[Any]] = {}
+    for key, length in lengths.items():
+        if length > 1 and abs(length - count) <= 1:
+            columns[key] = facts.pop(key)
+    return replace(_of_lists(columns), facts=facts)
 
 
 def _rows_of_document(document: Any) -> tuple[list[Any] | None, Any]:
@@ -392,8 +387,7 @@ def _read_json_lines(path: Path) -> StoredTable:
             raise FOLDER.error("bad_table", path, f"line {number}: {error.reason}") from error
     if not all(isinstance(row, dict) for row in rows):
         raise FOLDER.error("bad_table", path, "its lines are no records {NAME: VALUE}")
-    table = _of_records(rows)
-    return StoredTable(table.columns, table.names, table.left_out, doubt=doubt)
+    return replace(_of_records(rows), doubt=doubt)
 
 
 def _of_records(rows: Sequence[Mapping[str, Any]]) -> StoredTable:
@@ -413,30 +407,31 @@ def _of_lists(columns: Mapping[str, list[Any]]) -> StoredTable:
     arrays: dict[str, Array] = {}
     left_out: dict[str, str] = {}
     for name, values in columns.items():
-        array = _of_list(values)
-        if isinstance(array, str):
-            left_out[name] = array
-        else:
-            arrays[name] = array
+        try:
+            arrays[name] = _of_list(values)
+        except ValueError as error:
+            left_out[name] = str(error)
     return _table(arrays, left_out)
 
 
-def _of_list(values: list[Any]) -> Array | str:
-    """An array of a column of JSON; a text says why there is none."""
+def _of_list(values: list[Any]) -> Array:
+    """An array of a column of JSON; ValueError says why there is none."""
     if all(value is None or value in ([], "", {}) for value in values):
-        return "it is empty"
+        raise ValueError("it is empty")
     if all(isinstance(value, str) or value is None for value in values):
         return np.array([value or "" for value in values], np.str_)
     if any(isinstance(value, str | dict) for value in values):
-        return "values of several kinds"
+        raise ValueError("values of several kinds")
     missing = sum(value is None for value in values)
     if missing and any(isinstance(value, list) for value in values):
-        return f"{missing} of {len(values)} rows have no value"
+        raise ValueError(f"{missing} of {len(values)} rows have no value")
     try:
         array = np.array([np.nan if value is None else value for value in values])
     except ValueError:
-        return "rows of several widths"
-    return array if array.dtype.kind in "fiub" else f"values of {array.dtype}"
+        raise ValueError("rows of several widths") from None
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"values of {array.dtype}")
+    return array
 
 
 # Arrays
@@ -451,15 +446,14 @@ def _read_npy(path: Path) -> StoredTable:
     except ValueError as error:
         start = read_byte_range(ByteRange(path, 0, len(_PICKLE_START)))
         if start == _PICKLE_START or re.search("Python objects|Object arrays", str(error)):
-            raise FOLDER.error(
-                "pickle", path, "holds pickled objects, which can run code"
-            ) from None
+            raise FOLDER.error("pickle", path, _PICKLED) from None
         raise
     if array.dtype.names:
-        return StoredTable(
-            {}, left_out={"": f"a table of the columns {', '.join(array.dtype.names)}"}
-        )
-    return _table({"": array}) if array.ndim else StoredTable({}, facts={"": array.item()})
+        reason = f"a table of the columns {', '.join(array.dtype.names)}"
+        return StoredTable({}, left_out={"": reason})
+    if not array.ndim:
+        return StoredTable({}, facts={"": array.item()})
+    return _table({"": array})
 
 
 class StreamedRows:
@@ -485,18 +479,16 @@ def _read_npz(path: Path) -> StoredTable:
     columns: dict[str, Any] = {}
     facts: dict[str, Any] = {}
     for name in archive.names:
-        if archive.header(name).dtype.hasobject:
-            reason = f"{name} {_PICKLED}"
-            raise FOLDER.error("pickle", path, reason, field=name)
         header = archive.header(name)
+        if header.dtype.hasobject:
+            raise FOLDER.error("pickle", path, f"{name} {_PICKLED}", field=name)
         if header.dtype == np.uint8 and len(header.shape) == 4 and header.shape[3] == 3:
             columns[name] = StreamedRows(archive.frames(name), header.shape)
         elif header.shape:
             columns[name] = archive.read(name)
         else:
             facts[name] = archive.read(name).item()
-    table = _table(columns)
-    return StoredTable(table.columns, table.names, table.left_out, facts)
+    return replace(_table(columns), facts=facts)
 
 
 def _read_parquet(path: Path) -> StoredTable:
@@ -513,12 +505,14 @@ def _read_parquet(path: Path) -> StoredTable:
     left_out: dict[str, str] = {}
     for name in names:
         values = table[name]
-        is_plain = pa.types.is_primitive(values.type) or pa.types.is_string(values.type)
-        array = _of_arrow(values) if is_plain else _of_list(values.to_pylist())
-        if isinstance(array, str):
-            left_out[name] = array
-        else:
-            columns[name] = array
+        if pa.types.is_primitive(values.type) or pa.types.is_string(values.type):
+            columns[name] = _of_arrow(values)
+            continue
+        rows = values.to_pylist()
+        try:
+            columns[name] = _of_list(rows)
+        except ValueError as error:
+            left_out[name] = str(error)
     return _table(columns, left_out)
 
 
@@ -543,46 +537,49 @@ def _read_zarr(path: Path) -> StoredTable:
     from vlatool.formats.zarr.reader import open_arrays
 
     attributes, arrays, broken = open_arrays(path)
-    left_out = {name: "no rows" for name, array in arrays.items() if not array.shape}
-    left_out |= {name: error.message for name, error in broken.items()}
-    columns = {name: array for name, array in arrays.items() if array.shape}
+    columns: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    for name, array in arrays.items():
+        if array.shape:
+            columns[name] = array
+        else:
+            left_out[name] = "no rows"
+    for name, reason in broken.items():
+        left_out[name] = reason.message
     return StoredTable(columns, left_out=left_out, facts=attributes)
 
 
 # Columns
 
 
-def _table(
-    columns: Mapping[str, Array], left_out: Mapping[str, str] | None = None, *, doubt: str = ""
-) -> StoredTable:
+def _table(columns: Mapping[str, Array], left_out: Mapping[str, str] | None = None) -> StoredTable:
     """The table of some columns, of which those of one vector are joined."""
     parsed = {name: _numbers_of_texts(values) for name, values in columns.items()}
-    groups: dict[str, list[tuple[str, str]]] = {}  # base to (column, axis)
+    axes: dict[str, dict[str, str]] = {}  # name of a possible vector to its columns and their axes
     for name, values in parsed.items():
-        match = None
-        if TIME.fullmatch(name.rpartition(".")[2]):
+        is_time = TIME.fullmatch(name.rpartition(".")[2])
+        if is_time or values.ndim != 1 or values.dtype.kind not in "fiub":
             continue
-        if values.ndim == 1 and values.dtype.kind in "fiub":
-            match = _LETTERED.fullmatch(name) or _NUMBERED.fullmatch(name)
-            match = match or _DOTTED.fullmatch(name)
+        match = _LETTERED.fullmatch(name) or _NUMBERED.fullmatch(name) or _DOTTED.fullmatch(name)
         if match is not None:
             axis = match.groupdict().get("axis") or match["number"]
-            groups.setdefault(match["base"], []).append((name, axis))
+            axes.setdefault(match["base"], {})[name] = axis
+    vector_of: dict[str, str] = {}
+    for vector, axis_of in axes.items():
+        if len(axis_of) > 1 and vector not in parsed and _is_vector([*axis_of.values()]):
+            vector_of |= dict.fromkeys(axis_of, vector)
     joined: dict[str, Array] = {}
     names: dict[str, tuple[str, ...]] = {}
-    base_of: dict[str, str] = {}
-    for base, members in groups.items():
-        if len(members) > 1 and base not in parsed and _is_vector([axis for _, axis in members]):
-            base_of |= {name: base for name, _ in members}
     for name, values in parsed.items():
-        base = base_of.get(name)
-        if base is None:
+        vector = vector_of.get(name)
+        if vector is None:
             joined[name] = values
-        elif base not in joined:
-            members = groups[base]
-            joined[base] = np.stack([parsed[column] for column, _ in members], axis=1)
-            names[base] = tuple(column if axis.isdecimal() else axis for column, axis in members)
-    return StoredTable(joined, names, left_out or {}, doubt=doubt)
+        elif vector not in joined:
+            axis_of = axes[vector]
+            joined[vector] = np.stack([parsed[column] for column in axis_of], axis=1)
+            is_numbered = next(iter(axis_of.values())).isdecimal()
+            names[vector] = tuple(axis_of if is_numbered else axis_of.values())
+    return StoredTable(joined, names, left_out or {})
 
 
 def _is_vector(axes: Sequence[str]) -> bool:

@@ -1,16 +1,16 @@
-"""Each rule of HDF5 recordings, once: opening, what may be read, layouts found by structure.
+"""What is read of an HDF5 file, and what is refused, with its findings; layouts are in `layout.py`.
 
-Source: formats/hdf5 1. Legend of shapes: F frames, C dimensions of a field.
+Links are followed by `member_at` only, which stays in the file. `check_dataset` comes before each
+read: it compares sizes with what a process may take. Source: formats/hdf5 1.
+
+Shapes: F frames, C dimensions of a field.
 """
 
-import json
 import math
-import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,23 +20,17 @@ from vlatool.episode import Array
 from vlatool.errors import DataError, installed
 from vlatool.findings import FindingCodes, error, warning
 from vlatool.formats import limits
+from vlatool.formats.base import first_middle_last
 from vlatool.formats.inventory import (
     RIFF_START,
     Stored,
     encoded_thing,
-    image_shape,
+    image_size,
     is_encoded,
 )
-from vlatool.formats.mapping import (
-    RecordingMapping,
-    known_layouts,
-    matching,
-    nearest,
-)
-from vlatool.formats.plan import EpisodePlan, Known, plan_by_structure
+from vlatool.formats.mapping import matching, nearest
 from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import as_native_file, is_remote
-from vlatool.transforms.hold_out import split_of
 
 _EXCLUDE = "exclude the episode with --exclude"
 _AGAIN = f"the file is cut off or damaged: copy it again, or {_EXCLUDE}"
@@ -86,15 +80,6 @@ _BLOCK = 2**24  # bytes
 _MOST_PIXELS = 2**26
 CACHE = 2**27  # bytes of decoded chunks of a camera
 _MAX_DEPTH = 16
-_MAX_LISTED = 6
-# Groups whose datasets have a row per frame; others may have any length.
-_PER_FRAME = ("obs/", "observations/", "states", "rewards", "dones")
-_OTHER_TIMES = {
-    "next_obs/": "the observations of the next frames",
-    "initial_state/": "the state before the first frame",
-}
-# Observations that a robot measures of itself; others, such as poses of objects, are not observed.
-_MEASURED = re.compile(r"eef|ee_|gripper|joint|robot\d|qpos|qvel")
 _FIRST_ROWS = 4  # of which one has an image, if rows have images
 _MOST_LINKS = 8  # that lead to a dataset within the file
 _LONGEST_PATH = 1000  # groups of a path, with those of the links in it
@@ -102,13 +87,12 @@ _NOT_FOLLOWED = (
     "damaged, a link out of the file or to nothing, a group that is linked twice, or more than 16 "
     "groups deep; not followed"
 )
-_USED_ATTRIBUTES = ("success", "num_samples")
 _SAMPLED = 3  # rows that show what a dataset holds
 _LONGEST_TEXT = 1000  # characters of an attribute that a person wrote
 
 
 # What the library raises for damage.
-_BROKEN = (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError)
+BROKEN = (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError)
 
 
 @contextmanager
@@ -118,7 +102,7 @@ def readable(path: Path, place: str = "") -> Generator[None]:
         yield
     except DataError:
         raise
-    except _BROKEN as error:
+    except BROKEN as error:
         raise HDF5.error("unreadable", path, place, f"cannot be read: {error}") from error
 
 
@@ -134,103 +118,9 @@ def opened(path: Path, cache: int = 2**20) -> Iterator[Any]:
         yield file
 
 
-@dataclass(frozen=True)
-class FileLayout:
-    """Structure of a file."""
-
-    name: str
-    groups: tuple[str, ...]  # of the episodes, in natural order
-    actions: str = ""  # dataset of the actions in an episode; empty: a mapping names it
-    preset: str = ""  # mapping of a known layout
-
-
-def layout_of(file: Any, path: Path, mapping: RecordingMapping | None) -> FileLayout:
-    """The layout of a mapping, or the one that the structure of a file shows."""
-    with readable(path):
-        if mapping is not None:
-            return FileLayout(mapping.layout or "mapping", _episodes(file, mapping, path))
-        data = member_at(file, "data")
-        demos = sorted(_groups(data), key=natural_key)
-        for demo in demos:
-            with suppress(*_BROKEN):  # a damaged group costs its episode
-                if "actions" in data[demo]:
-                    groups = tuple(f"data/{name}" for name in demos)
-                    return FileLayout(_kind_of(data[demo]), groups, "actions")
-        for name, known in known_layouts():
-            if all(has_path(file, pattern) for pattern in known.recognized_by):
-                return FileLayout(known.layout, _episodes(file, known, path), preset=name)
-        if "action" in file and member_at(file, "observations") is not None:
-            return FileLayout("ALOHA", ("/",), "action")
-    raise HDF5.error("unknown_layout", path, f"unknown layout: {_names(file)}")
-
-
-def _kind_of(demo: Any) -> str:
-    states = member_at(demo, "states")
-    images = member_at(demo, "obs/agentview_rgb")
-    if states is not None and hasattr(states, "keys"):
-        return "Isaac Lab"
-    return "LIBERO" if images is not None else "robomimic"
-
-
-def _names(file: Any) -> str:
-    names = [repr(name) for name in list(file)]
-    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-    return f"its root has {', '.join(names[:_MAX_LISTED]) or 'nothing'}{more}"
-
-
-def _groups(group: Any) -> list[str]:
-    """Names of the groups in a group, and of what is too damaged to say; empty for others."""
-    names: list[str] = []
-    for name in group if hasattr(group, "keys") else ():
-        try:
-            is_group = hasattr(member_at(group, name), "keys")
-        except _BROKEN:
-            is_group = True
-        if is_group:
-            names.append(name)
-    return names
-
-
-def _episodes(file: Any, mapping: RecordingMapping, path: Path) -> tuple[str, ...]:
-    """Paths of the groups or datasets that are episodes; DataError if the pattern fits none."""
-    parts = tuple(part for part in PurePosixPath(mapping.episodes).parts if part != "/")
-    found = tuple(_matching(file, parts)) if parts else ("/",)
-    if not found:
-        reason = f"episodes: no group or dataset {mapping.episodes!r}; {_names(file)}"
-        raise HDF5.error("missing_dataset", path, reason)
-    return found
-
-
-def _matching(
-    group: Any, parts: tuple[str, ...], at: str = "", seen: set[Any] | None = None
-) -> Iterator[str]:
-    """Paths of the groups and datasets that a pattern names; `*` stands for one name.
-
-    `seen`: address and rest of the pattern of the groups that were entered.
-    """
-    seen = set() if seen is None else seen
-    for name in sorted(group, key=natural_key):
-        if not PurePosixPath(name).match(parts[0]):
-            continue
-        member = member_at(group, name)
-        if member is None:
-            continue
-        place = f"{at}/{name}".lstrip("/")
-        if len(parts) == 1:
-            yield place
-        elif hasattr(member, "keys") and (key := (_address(member), len(parts))) not in seen:
-            seen.add(key)
-            yield from _matching(member, parts[1:], place, seen)
-
-
-def _address(group: Any) -> int:
+def address_of(group: Any) -> int:
     """Place of a group in its file, the same by whatever link it is found."""
     return installed("h5py").h5o.get_info(group.id).addr
-
-
-def has_path(file: Any, pattern: str) -> bool:
-    """True if a group or dataset fits a pattern."""
-    return any(_matching(file, PurePosixPath(pattern.strip("/")).parts))
 
 
 def member_at(group: Any, path: str) -> Any:
@@ -265,54 +155,23 @@ def datasets_of(
     """(path, dataset) below a group, in natural order; None: a link that is not followed, a group
     that is too deep, damaged, or was entered before.
     """
-    seen = {_address(group)} if seen is None else seen
+    if seen is None:
+        seen = {address_of(group)}
     for name in sorted(group, key=natural_key):
         member = None
-        with suppress(*_BROKEN):
+        with suppress(*BROKEN):
             member = member_at(group, name)
         is_group = hasattr(member, "keys")
-        if member is None or (is_group and (depth >= _MAX_DEPTH or _address(member) in seen)):
+        if member is None or (is_group and (depth >= _MAX_DEPTH or address_of(member) in seen)):
             yield f"{at}{name}", None
         elif is_group:
-            seen.add(_address(member))
+            seen.add(address_of(member))
             yield from datasets_of(member, f"{at}{name}/", depth + 1, seen)
         else:
             yield f"{at}{name}", member
 
 
-def thing_of(name: str, dataset: Any, path: Path) -> Stored:
-    """What a dataset stores, by its type, its shape and at most its first row."""
-    h5py = installed("h5py")
-    if dataset is None:
-        return Stored(name, "other", note=_NOT_FOLLOWED, role="left_out")
-    if not isinstance(dataset, h5py.Dataset):
-        return Stored(name, "other", note="a type, no dataset")
-    shape = dataset.shape
-    dtype = dataset.dtype
-    if shape is None or not dataset.size:
-        return Stored(name, "other", rows=0, note="it is empty")
-    if dtype.names:
-        return Stored(name, "other", note=f"a table of the columns {', '.join(dtype.names)}")
-    is_bytes = dtype.kind in "SV" or h5py.check_vlen_dtype(dtype) == np.uint8
-    is_bytes = is_bytes or (dtype == np.uint8 and len(shape) == 2)
-    if is_bytes and shape:
-        check_dataset(dataset, path)
-        for row in range(min(shape[0], _FIRST_ROWS)):
-            if is_encoded(first := row_bytes(dataset, row)):
-                return encoded_thing(name, first, shape[0])
-    if h5py.check_string_dtype(dtype) is not None:
-        return Stored(name, "text", rows=shape[0] if shape else None)
-    if dtype.kind not in "fiub":
-        return Stored(name, "other", note=f"values of {dtype}")
-    if not shape:
-        return Stored(name, "other", note="one value, not one for each frame")
-
-    def look() -> Array:
-        check_dataset(dataset, path)
-        rows = sorted({0, shape[0] // 2, shape[0] - 1})[:_SAMPLED]
-        return np.asarray(dataset[rows])  # a chunk is inflated once
-
-    return Stored(name, "array", shape[1:], dtype.name, shape[0], look=look)
+# What an episode stores
 
 
 def things_of(group: Any, path: Path) -> list[Stored]:
@@ -329,31 +188,81 @@ def things_of(group: Any, path: Path) -> list[Stored]:
                 raise
             things.append(Stored(name, "other", note=error.message, role="left_out"))
     for name, value in attributes_of(group).items():
-        things += _attribute_things(name, value)
+        things.append(_attribute_thing(name, value))
     return things
 
 
-def _attribute_things(name: str, value: Any) -> list[Stored]:
-    """What an attribute stores; none for what the reader uses without a mapping."""
+def thing_of(name: str, dataset: Any, path: Path) -> Stored:
+    """What a dataset stores, by its type, its shape and at most its first row."""
+    h5py = installed("h5py")
+    if dataset is None:
+        return Stored(name, "other", note=_NOT_FOLLOWED, role="left_out")
+    if not isinstance(dataset, h5py.Dataset):
+        return Stored(name, "other", note="a type, no dataset")
+    shape = dataset.shape
+    dtype = dataset.dtype
+    if shape is None or not dataset.size:
+        return Stored(name, "other", rows=0, note="it is empty")
+    if dtype.names:
+        return Stored(name, "other", note=f"a table of the columns {', '.join(dtype.names)}")
+    is_bytes = dtype.kind in "SV" or h5py.check_vlen_dtype(dtype) == np.uint8
+    if shape and (is_bytes or (dtype == np.uint8 and len(shape) == 2)):
+        check_dataset(dataset, path)
+        for row in range(min(shape[0], _FIRST_ROWS)):
+            data = row_bytes(dataset, row)
+            if is_encoded(data):
+                return encoded_thing(name, data, shape[0])
+    if h5py.check_string_dtype(dtype) is not None:
+        return Stored(name, "text", rows=shape[0] if shape else None)
+    if dtype.kind not in "fiub":
+        return Stored(name, "other", note=f"values of {dtype}")
+    if not shape:
+        return Stored(name, "other", note="one value, not one for each frame")
+
+    def look() -> Array:
+        check_dataset(dataset, path)
+        rows = first_middle_last(shape[0])  # at most _SAMPLED
+        return np.asarray(dataset[rows])  # a chunk is inflated once
+
+    return Stored(name, "array", shape[1:], dtype.name, shape[0], look=look)
+
+
+def attributes_of(group: Any) -> dict[str, Any]:
+    """Reference to the value of the attributes of a group, and of the root of its file."""
+    owners = {"@": group}
+    if group.name != "/":
+        owners["/@"] = group.file
+    values: dict[str, Any] = {}
+    for prefix, owner in owners.items():
+        for name in owner.attrs:
+            with suppress(*BROKEN):  # of a type that NumPy lacks, or damaged
+                values[f"{prefix}{name}"] = _plain(owner.attrs[name])
+    return values
+
+
+def _attribute_thing(name: str, value: Any) -> Stored:
+    """What an attribute stores; the role of what the reader uses without a mapping."""
     key = name.rpartition("@")[2]
-    if key in _USED_ATTRIBUTES:
-        return [Stored(name, "other", role="success" if key == "success" else "time")]
+    if key == "success":
+        return Stored(name, "other", role="success")
+    if key == "num_samples":
+        return Stored(name, "other", role="time")
     is_document = isinstance(value, str) and value[:1] in ("{", "[", "<")
     if isinstance(value, str) and not is_document and len(value) <= _LONGEST_TEXT:
-        return [Stored(name, "text")]
+        return Stored(name, "text")
     if isinstance(value, np.ndarray) and value.dtype.kind in "SUO" and value.size:
-        return [Stored(name, "text", note="a list of texts")]
-    return [Stored(name, "other", note="an attribute")]
+        return Stored(name, "text", note="a list of texts")
+    return Stored(name, "other", note="an attribute")
 
 
-def row_bytes(dataset: Any, index: int) -> bytes:
-    """The bytes of a row without the zeros that fill it up."""
-    row = dataset[index]
-    data = row.tobytes() if hasattr(row, "tobytes") else bytes(row)
-    if data.startswith(RIFF_START):  # ends with zeros that strings of NumPy lose
-        size = 8 + int.from_bytes(data[4:8], "little")
-        return data[:size].ljust(size, b"\0")
-    return data.rstrip(b"\0")
+def _plain(value: Any) -> Any:
+    """A value of NumPy with one number or text as one of Python."""
+    if hasattr(value, "item") and np.size(value) == 1:
+        value = value.item()
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+# What may be read
 
 
 def check_dataset(dataset: Any, path: Path) -> None:
@@ -363,22 +272,26 @@ def check_dataset(dataset: Any, path: Path) -> None:
     if dataset.external or dataset.is_virtual:
         raise HDF5.error("data_outside", path, name, "its values are in another file", field=name)
     plist = dataset.id.get_create_plist()
+    deflations = 0
     for number in range(plist.get_nfilters()):
         code, _, _, label = plist.get_filter(number)
         if not h5py.h5z.filter_avail(code):
             known = label.decode(errors="replace") or code
             raise HDF5.error("missing_filter", path, name, f"needs the filter {known}", field=name)
+        deflations += code == _DEFLATE
     row = math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
     chunk = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
     limits.check_bytes(HDF5, path, name, max(_SAMPLED * row, chunk))
     most = limits.most_bytes() // _MOST_DEFLATED
-    deflated = [plist.get_filter(n)[0] for n in range(plist.get_nfilters())].count(_DEFLATE)
-    if deflated and dataset.id.get_storage_size() > most:
+    if deflations and dataset.id.get_storage_size() > most:
         places: list[tuple[int, ...]] = []
-        dataset.id.chunk_iter(
-            lambda info: places.append(info.chunk_offset) if info.size > most else None
-        )
-        _check_inflated(path, name, tuple(places), chunk * deflated)
+
+        def keep_large(chunk: Any) -> None:
+            if chunk.size > most:
+                places.append(chunk.chunk_offset)
+
+        dataset.id.chunk_iter(keep_large)
+        _check_inflated(path, name, tuple(places), chunk * deflations)
 
 
 @lru_cache(maxsize=1024)
@@ -402,44 +315,48 @@ def _check_inflated(
                 raise HDF5.error("unreadable", path, name, reason, field=name)
 
 
-def plan_of_layout(actions: str, stored: Sequence[Stored], known: Known) -> EpisodePlan:
-    """Plan of an episode of a layout found by structure: its other datasets have as many rows as
-    the actions, or are left out.
-    """
-    by_path = {each.path: each for each in stored}
-    count = by_path[actions].rows or 0 if actions in by_path else 0
-    excluded: dict[str, str] = {}
-    for each in stored:
-        for prefix, reason in _OTHER_TIMES.items():
-            if each.path.startswith(prefix):
-                excluded[each.path] = reason
-        is_per_frame = each.path.startswith(_PER_FRAME)
-        is_single_text = each.kind == "text" and each.rows == 1
-        is_other = each.rows is not None and abs(each.rows - count) > 1
-        if is_other and not (is_per_frame or is_single_text):
-            excluded[each.path] = f"{each.rows} rows, the episode has {count}"
-    plan = plan_by_structure(stored, known, excluded)
-    observed: list[str] = []
-    for name, path in plan.fields.items():
-        if path.startswith(("obs/", "observations/")) and _MEASURED.search(path):
-            observed.append(name)
-    plan.actions = tuple(name for name, path in plan.fields.items() if path == actions)
-    plan.observed = tuple(observed)
-    return plan
+def check_written(dataset: Any, path: Path) -> None:
+    """Raises DataError if rows of a dataset were never written, and would be read as zeros."""
+    if not dataset.size or dataset.external or dataset.is_virtual:
+        return
+    if dataset.chunks is None:
+        is_whole = dataset.id.get_storage_size() > 0
+    else:
+        chunks = 1
+        for length, side in zip(dataset.shape, dataset.chunks, strict=True):
+            chunks *= math.ceil(length / side)
+        is_whole = dataset.id.get_num_chunks() >= chunks
+    if not is_whole:
+        reason = f"some of its {len(dataset):,} rows were never written"
+        raise HDF5.error("never_written", path, dataset.name, reason, field=dataset.name)
+
+
+def image_size_of(thing: Stored, dataset: Any, path: Path) -> tuple[int, int]:
+    """(height, width) of the images of a dataset; DataError if they are too large or none."""
+    height, width = image_size(thing.shape) if thing.kind == "array" else thing.shape[:2]
+    if not 0 < height * width <= _MOST_PIXELS:
+        code = "too_large" if height * width else "not_numeric"
+        reason = f"images of {width} x {height} pixels"
+        raise HDF5.error(code, path, dataset.name, reason, field=dataset.name)
+    return height, width
+
+
+# What references name
 
 
 def dataset_at(group: Any, reference: str, path: Path) -> Any:
     """The dataset of a reference; DataError if there is none, or several fit it."""
-    if reference == "." and not hasattr(group, "keys"):
+    is_dataset = not hasattr(group, "keys")
+    if reference == "." and is_dataset:
         return group
-    root = group.file if reference.startswith("/") or not hasattr(group, "keys") else group
+    root = group.file if reference.startswith("/") or is_dataset else group
     place = f"{root.name}/{reference}".replace("//", "/").lstrip("/")
     member = member_at(root, reference)
-    if member is not None and hasattr(member, "shape"):
+    if hasattr(member, "shape"):
         return member
-    if member is None and reference in root and root.get(reference, getlink=True) is not None:
+    if member is None and reference in root:
         link = root.get(reference, getlink=True)
-        if type(link).__name__ != "HardLink":
+        if link is not None and type(link).__name__ != "HardLink":
             reason = "is a link, which is not followed"
             raise HDF5.error("data_outside", path, place, reason, field=reference)
     names = [name for name, dataset in datasets_of(root) if hasattr(dataset, "shape")]
@@ -461,18 +378,15 @@ def value_at(group: Any, reference: str, path: Path) -> Any:
         dataset = dataset_at(group, reference, path)
         check_dataset(dataset, path)
         with readable(path, reference):
-            value = dataset[()] if not dataset.shape else dataset[-1]
-    else:
-        root = group.file if place.startswith("/") else group
-        owner = member_at(root, place) if place.strip("/") else root
-        if owner is None or name not in owner.attrs:
-            there = nearest(name, [] if owner is None else [*owner.attrs])
-            reason = f"is missing; {there}"
-            raise HDF5.error("missing_dataset", path, reference, reason, field=reference)
-        with readable(path, reference):
-            value = owner.attrs[name]
-    value = value.item() if hasattr(value, "item") and np.size(value) == 1 else value
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
+            return _plain(dataset[-1] if dataset.shape else dataset[()])
+    owner: Any = group.file if place.startswith("/") else group
+    if place.strip("/"):
+        owner = member_at(owner, place)
+    if owner is None or name not in owner.attrs:
+        reason = f"is missing; {nearest(name, [] if owner is None else [*owner.attrs])}"
+        raise HDF5.error("missing_dataset", path, reference, reason, field=reference)
+    with readable(path, reference):
+        return _plain(owner.attrs[name])
 
 
 def texts_at(group: Any, reference: str, path: Path, num_frames: int) -> list[str]:
@@ -487,7 +401,7 @@ def texts_at(group: Any, reference: str, path: Path, num_frames: int) -> list[st
     if count != 1 and not num_frames <= count <= num_frames + 1:
         reason = f"has {count} texts, the episode {num_frames} frames"
         raise HDF5.error("length_mismatch", path, name, reason)
-    if not dataset.size:
+    if not count:
         raise HDF5.error("empty_episode", path, name, "has no rows", field=name)
     return texts_of(dataset, path)[:num_frames]
 
@@ -513,17 +427,15 @@ def texts_of(dataset: Any, path: Path) -> list[str]:
             size += sum(len(row) for row in block if isinstance(row, str | bytes))
             limits.check_bytes(HDF5, path, name, size)
             rows += block
-    texts: list[str] = []
-    for row in rows:
-        texts.append(row.decode(errors="replace") if isinstance(row, bytes) else str(row))
-    return texts
+    return [str(_plain(row)) for row in rows]
 
 
 def columns(dataset: Any, path: Path) -> Array:
     """The rows of a field [F, C]; DataError if they are no numbers, too large or never written."""
     name = dataset.name
-    if dataset.dtype.kind not in "fiub" or not dataset.shape:
-        what = "a single value" if dataset.dtype.kind in "fiub" else str(dataset.dtype)
+    is_number = dataset.dtype.kind in "fiub"
+    if not is_number or not dataset.shape:
+        what = "a single value" if is_number else str(dataset.dtype)
         raise HDF5.error("not_numeric", path, name, f"is {what}", field=name)
     if not dataset.size:
         raise HDF5.error("empty_episode", path, name, "has no rows", field=name)
@@ -535,123 +447,11 @@ def columns(dataset: Any, path: Path) -> Array:
     return values.reshape(len(values), -1)
 
 
-def check_written(dataset: Any, path: Path) -> None:
-    """Raises DataError if rows of a dataset were never written, and would be read as zeros."""
-    if not dataset.size or dataset.external or dataset.is_virtual:
-        return
-    if dataset.chunks is None:
-        is_whole = dataset.id.get_storage_size() > 0
-    else:
-        places = [
-            math.ceil(n / side) for n, side in zip(dataset.shape, dataset.chunks, strict=True)
-        ]
-        is_whole = dataset.id.get_num_chunks() >= math.prod(places)
-    if not is_whole:
-        reason = f"some of its {len(dataset):,} rows were never written"
-        raise HDF5.error("never_written", path, dataset.name, reason, field=dataset.name)
-
-
-def stored_facts(file: Any) -> tuple[float | None, str, str]:
-    """(frames per second, instruction, task) of the attributes of robomimic that are there."""
-    data = member_at(file, "data")
-    if data is None:
-        return None, "", ""
-    env, problem = (_document(data, name) for name in ("env_args", "problem_info"))
-    fps = limits.possible_rate(_section(env, "env_kwargs").get("control_freq"))
-    sim = _section(env, "sim_args")
-    period = _number(sim.get("dt")) * _number(sim.get("decimation"))
-    instruction = str(problem.get("language_instruction") or "").strip('"')
-    stored = fps or limits.possible_rate(1.0 / period if period else 0.0)
-    return stored or None, instruction, str(env.get("env_name") or "")
-
-
-def _section(document: Mapping[str, Any], name: str) -> dict[str, Any]:
-    section: Any = document.get(name)
-    return section if isinstance(section, dict) else {}
-
-
-def _number(value: Any) -> float:
-    """A positive number that is neither tiny nor huge; 0 for anything else."""
-    is_number = isinstance(value, int | float) and 1e-9 < value < 1e9
-    return float(value) if is_number else 0.0
-
-
-def _document(group: Any, name: str) -> dict[str, Any]:
-    try:
-        document = json.loads(group.attrs.get(name) or "{}")
-    except (ValueError, TypeError, OSError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-def masked(file: Any, name: str, path: Path) -> frozenset[str]:
-    """Names of the episodes in the list `mask/NAME`."""
-    mask = member_at(file, "mask")
-    known = [] if mask is None else list(mask)
-    if name not in known:
-        raise DataError.at(
-            path,
-            f"has no mask {name!r}",
-            hint=f"choose from: {', '.join(known)}" if known else "leave --mask out",
-            code="data.unknown_field",
-            known=known,
-        )
-    with readable(path, f"mask/{name}"):
-        dataset = dataset_at(mask, name, path)
-        if not hasattr(dataset, "dtype") or dataset.dtype.kind not in "SO":
-            raise HDF5.error("not_text", path, f"mask/{name}", "is no list of names")
-        return frozenset(texts_of(dataset, path))
-
-
-def held_out(file: Any, path: Path) -> frozenset[str]:
-    """Names of the episodes in lists for evaluation, such as robomimic's `mask/valid`."""
-    mask = member_at(file, "mask")
-    names: set[str] = set()
-    for name in () if mask is None else mask:
-        if split_of(name) == "val":
-            with suppress(DataError):  # a broken list says nothing
-                names |= masked(file, name, path)
-    return frozenset(names)
-
-
-def image_size(thing: Stored, dataset: Any, path: Path) -> tuple[int, int]:
-    """(height, width) of the images of a dataset; DataError if they are too large or none."""
-    size = thing.shape[:2]
-    if thing.kind == "array":
-        sides = image_shape(thing.shape, smallest=1)
-        size = sides[:2] if sides else (0, 0)
-    if not 0 < math.prod(size) <= _MOST_PIXELS:
-        reason = f"images of {size[1]} x {size[0]} pixels"
-        code = "too_large" if math.prod(size) else "not_numeric"
-        raise HDF5.error(code, path, dataset.name, reason, field=dataset.name)
-    return size[0], size[1]
-
-
-def first_episode(file: Any) -> tuple[str, Any]:
-    """Pattern of the episodes, and the first of them: groups of equal names but for a number."""
-    for at in ("", *(f"{name}/" for name in _groups(file))):
-        numbered: dict[str, list[str]] = {}
-        for name in sorted(_groups(file[at] if at else file), key=natural_key):
-            stem = name.rstrip("0123456789")
-            if stem != name:
-                numbered.setdefault(stem, []).append(name)
-        if numbered:
-            stem, names = max(numbered.items(), key=lambda item: len(item[1]))
-            return f"{at}{stem}*", file[f"{at}{names[0]}"]
-    return "/", file
-
-
-def attributes_of(group: Any) -> dict[str, Any]:
-    """Reference to the value of the attributes of a group, and of the root of its file."""
-    values: dict[str, Any] = {}
-    owners = {"@": group} if group.name == "/" else {"@": group, "/@": group.file}
-    for prefix, owner in owners.items():
-        for name in owner.attrs:
-            try:
-                stored = owner.attrs[name]
-            except _BROKEN:
-                continue  # of a type that NumPy lacks, or damaged
-            value = stored.item() if hasattr(stored, "item") and np.size(stored) == 1 else stored
-            is_bytes = isinstance(value, bytes)
-            values[f"{prefix}{name}"] = value.decode(errors="replace") if is_bytes else value
-    return values
+def row_bytes(dataset: Any, index: int) -> bytes:
+    """The bytes of a row without the zeros that fill it up."""
+    row = dataset[index]
+    data = row.tobytes() if hasattr(row, "tobytes") else bytes(row)
+    if data.startswith(RIFF_START):  # ends with zeros that strings of NumPy lose
+        size = 8 + int.from_bytes(data[4:8], "little")
+        return data[:size].ljust(size, b"\0")
+    return data.rstrip(b"\0")

@@ -4,12 +4,12 @@ Source: formats/hdf5 1 to 3.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Finding, FindingCodes
 from vlatool.formats import base
 from vlatool.formats.hdf5 import check as rules
+from vlatool.formats.hdf5 import layout as layouts
 from vlatool.formats.inventory import Stored
 from vlatool.formats.mapping import (
     MAPPING,
@@ -27,17 +28,11 @@ from vlatool.formats.mapping import (
     mapping_file,
     read_mapping,
 )
-from vlatool.formats.plan import (
-    PLAIN,
-    PlannedEpisode,
-    PlannedFrames,
-    PlannedImages,
-    with_decisions,
-)
+from vlatool.formats.plan import EpisodePlan, PlannedImages
+from vlatool.formats.planned import PLAIN, PlannedEpisode, PlannedFrames, PlannedReader
 from vlatool.formats.propose import Clues, proposed_mapping
 from vlatool.formats.rules import distinct_recordings
-from vlatool.storage.tree import natural_key, walk
-from vlatool.storage.uri import can_list
+from vlatool.storage.tree import natural_key
 
 
 class Hdf5Config(ConfigModel):
@@ -53,6 +48,11 @@ class Hdf5Config(ConfigModel):
     )
 
 
+class _OpenDataset(NamedTuple):
+    file: AbstractContextManager[Any]
+    dataset: Any
+
+
 class Hdf5Images(PlannedFrames):
     """A dataset of images, read row by row; opened at the first read and held until `close`."""
 
@@ -64,7 +64,7 @@ class Hdf5Images(PlannedFrames):
         self._name = name
         self.planned = planned
         self._shape = shape
-        self._open: tuple[Any, Any] | None = None
+        self._open: _OpenDataset | None = None
 
     def __len__(self) -> int:
         return self._shape[0]
@@ -78,15 +78,15 @@ class Hdf5Images(PlannedFrames):
 
     def close(self) -> None:
         if self._open is not None:
-            self._open[0].__exit__(None, None, None)
+            self._open.file.__exit__(None, None, None)
             self._open = None
 
     def row(self, index: int) -> bytes | Array:
         with rules.readable(self._path, f"{self._name}: frame {index}"):
             if self._open is None:
-                context = rules.opened(self._path, rules.CACHE)
-                self._open = context, context.__enter__()[self._name]
-            dataset = self._open[1]
+                file = rules.opened(self._path, rules.CACHE)
+                self._open = _OpenDataset(file, file.__enter__()[self._name])
+            dataset = self._open.dataset
             if len(dataset.shape) > 2:
                 return np.asarray(dataset[index])
             return rules.row_bytes(dataset, index)
@@ -108,12 +108,17 @@ class Hdf5Episode(PlannedEpisode):
     ) -> None:
         super().__init__(ref, mapping, config, group.name.rpartition("/")[2])
         self.group = group
-        actions = ref.extras["actions"]
-        stored = rules.things_of(group, ref.path)
-        self.make_plan(stored, lambda: rules.plan_of_layout(actions, stored, self.known))
+        self._actions: str = ref.extras["actions"]
+        self.make_plan(rules.things_of(group, ref.path))
         if mapping is None and not self.plan.actions:
-            self.numbers(actions)
-            raise self.error("empty_episode", f"{actions} has no rows of numbers")
+            self.numbers(self._actions)
+            raise self.error("empty_episode", f"{self._actions} has no rows of numbers")
+
+    def plan_by_structure(self, stored: Sequence[Stored]) -> EpisodePlan:
+        return layouts.plan_of_layout(self._actions, stored, self.known)
+
+    def stored_fps(self) -> float | None:
+        return layouts.stored_facts(self.group.file).fps
 
     def find_stored(self, name: str) -> Stored:
         dataset = self._dataset(name)
@@ -130,7 +135,7 @@ class Hdf5Episode(PlannedEpisode):
         dataset = self._dataset(planned.path)
         rules.check_dataset(dataset, self.ref.path)
         rules.check_written(dataset, self.ref.path)
-        height, width = rules.image_size(thing, dataset, self.ref.path)
+        height, width = rules.image_size_of(thing, dataset, self.ref.path)
         return Hdf5Images(self.ref.path, dataset.name, planned, (len(dataset), height, width))
 
     def numbers(self, path: str) -> Array:
@@ -143,17 +148,12 @@ class Hdf5Episode(PlannedEpisode):
         return rules.value_at(self.group, name, self.ref.path)
 
 
-class Hdf5Reader(base.FormatReader):
+class Hdf5Reader(PlannedReader):
     """Reader of HDF5 recordings; a source is a file or a folder of files."""
 
     Config: ClassVar[type[ConfigModel]] = Hdf5Config
     findings: ClassVar[FindingCodes | None] = rules.HDF5
     config: Hdf5Config
-
-    @cached_property
-    def _mapping(self) -> RecordingMapping | None:
-        name = self.config.mapping
-        return None if name is None else read_mapping(mapping_file(name), RecordingMapping)
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """Every group that is an episode, by file in natural order; reads names, and a few rows of
@@ -163,50 +163,49 @@ class Hdf5Reader(base.FormatReader):
         searched = f"files {', '.join(rules.SUFFIXES)}"
         files = distinct_recordings(sources, _files, searched, findings)
         self.source_findings = findings
-        yield from self._refs(files)
-
-    def _refs(self, files: Sequence[tuple[Path, Path]]) -> Iterator[EpisodeRef]:
-        """Refs of all files; a file that cannot be opened is one broken episode beside others."""
         refs: list[EpisodeRef] = []
         used: dict[str, int] = {}
-        first_error: DataError | None = None
-        is_readable = False
+        errors: list[DataError] = []
         for path, source in files:
             try:
-                refs_of_file = list(self._refs_of(path, source, used, is_only=len(files) == 1))
-            except DataError as error:
-                first_error = first_error or error
+                refs += list(self._refs_of(path, source, used, is_only=len(files) == 1))
+            except DataError as error:  # one broken episode beside others
+                errors.append(error)
                 identity = base.unused_id(base.id_part(path.stem), used)
                 extras = {"name": "/", "actions": "", "preset": ""}
-                refs_of_file = [EpisodeRef(identity, path, str(source), extras=extras)]
-            else:
-                is_readable = True
-            refs += refs_of_file
-        if first_error is not None and not is_readable:
-            raise first_error
-        yield from with_decisions(refs, self._opened)
+                refs.append(EpisodeRef(identity, path, str(source), extras=extras))
+        if errors and len(errors) == len(files):
+            raise errors[0]
+        yield from self.with_decisions(refs)
 
     def _refs_of(
         self, path: Path, source: Path, used: dict[str, int], *, is_only: bool
     ) -> Iterator[EpisodeRef]:
         with rules.opened(path) as file:
-            layout = rules.layout_of(file, path, self._mapping)
+            layout = layouts.layout_of(file, path, self.mapping)
             self.layout = self.layout or layout.name
             mask = self.config.mask
-            chosen = None if mask is None else rules.masked(file, mask, path)
-            held_out = rules.held_out(file, path)
+            in_mask = None if mask is None else layouts.masked(file, mask, path)
+            held_out = layouts.held_out(file, path)
         for group in layout.groups:
             name = group.rpartition("/")[2]
-            if chosen is not None and name not in chosen:
+            if in_mask is not None and name not in in_mask:
                 continue
-            identity = "_".join(base.id_part(part) for part in (path.stem, name) if part)
+            identity = base.id_part(path.stem)
+            if name:
+                identity += f"_{base.id_part(name)}"
+            split = ""
+            if held_out:
+                split = "val" if name in held_out else "train"
+            digits = name.rpartition("_")[2]
+            is_numbered = is_only and digits.isdecimal() and len(digits) <= 9
             yield EpisodeRef(
                 id=base.unused_id(identity, used),
                 path=path,
                 source=str(source),
-                number=_number(name) if is_only else None,
+                number=int(digits) if is_numbered else None,
                 extras={"name": group, "actions": layout.actions, "preset": layout.preset},
-                split="" if not held_out else "val" if name in held_out else "train",
+                split=split,
             )
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
@@ -217,20 +216,16 @@ class Hdf5Reader(base.FormatReader):
             with ExitStack() as held:
                 with suppress(DataError):  # which each episode raises again
                     held.enter_context(rules.opened(path))  # the library shares what it has read
-                surveys += base.survey_each(self._survey, of_file, reasons)
+                surveys += base.survey_each(self.survey_episode, of_file, reasons)
         return base.merge_surveys(surveys, reasons)
 
-    def _survey(self, ref: EpisodeRef) -> Survey:
-        with self._opened(ref) as episode:
-            return episode.survey(rules.stored_facts(episode.group.file)[0])
-
     def read(self, ref: EpisodeRef) -> Episode:
-        with self._opened(ref) as opened:
-            fps, instruction, task = rules.stored_facts(opened.group.file)
-            if instruction and not opened.plan.texts:
-                opened.plan.texts.append(("original", f"{PLAIN}{instruction}"))
+        with self.opened(ref) as opened:
+            facts = layouts.stored_facts(opened.group.file)
+            if facts.instruction and not opened.plan.texts:
+                opened.plan.texts.append(("original", f"{PLAIN}{facts.instruction}"))
             attributes = rules.attributes_of(opened.group)
-            episode = opened.episode(fps=fps, success=attributes.get("@success"), task=task)
+            episode = opened.episode(success=attributes.get("@success"), task=facts.task)
             findings = list(episode.findings)
             counted = attributes.get("@num_samples")
             if counted is not None and not np.array_equal(counted, episode.num_frames):
@@ -240,15 +235,15 @@ class Hdf5Reader(base.FormatReader):
             return replace(episode, findings=tuple(findings), extras=extras)
 
     @contextmanager
-    def _opened(self, ref: EpisodeRef) -> Iterator[Hdf5Episode]:
+    def opened(self, ref: EpisodeRef) -> Iterator[Hdf5Episode]:
         name = ref.extras["name"]
         preset = ref.extras["preset"]
         with rules.opened(ref.path) as file, rules.readable(ref.path, name):
-            mapping = self._mapping
+            mapping = self.mapping
             if mapping is None and preset:
                 mapping = _preset(preset)
             elif mapping is None and not ref.extras["actions"]:
-                rules.layout_of(file, ref.path, None)  # raises the error of the file
+                layouts.layout_of(file, ref.path, None)  # raises the error of the file
             group = rules.member_at(file, name)
             if group is None:
                 raise rules.HDF5.error("missing_dataset", ref.path, name, "is missing")
@@ -262,16 +257,14 @@ class Hdf5Reader(base.FormatReader):
             return None
         with rules.opened(path) as file, rules.readable(path):
             for name, known in known_layouts():
-                if all(rules.has_path(file, pattern) for pattern in known.recognized_by):
+                if all(layouts.has_path(file, pattern) for pattern in known.recognized_by):
                     return mapping_file(name).read_text()
-            pattern, group = rules.first_episode(file)
+            pattern, group = layouts.first_episode(file)
             clues = Clues(rules.things_of(group, path), rules.attributes_of(group))
             clues.numbers = lambda name: rules.columns(rules.dataset_at(group, name, path), path)
             if pattern == "/":
                 clues.add_files_beside(path)
-            stored_fps = rules.stored_facts(file)[0]
-            keys: dict[str, Any] = {"fps": stored_fps} if stored_fps else {}
-            return proposed_mapping(clues, episodes=pattern, **keys)
+            return proposed_mapping(clues, fps=layouts.stored_facts(file).fps, episodes=pattern)
 
 
 @lru_cache(maxsize=8)
@@ -279,19 +272,13 @@ def _preset(name: str) -> RecordingMapping:
     return read_mapping(mapping_file(name), RecordingMapping)
 
 
-def _number(name: str) -> int | None:
-    digits = name.rpartition("_")[2]
-    return int(digits) if digits.isdecimal() and len(digits) <= 9 else None
-
-
 def _files(source: Path) -> list[Path]:
     """HDF5 files at or below a source, in natural order."""
     if source.suffix.lower() in rules.SUFFIXES and source.is_file():
         return [source]
-    names = [
-        folder / name
-        for folder, _, files in (walk(source) if can_list(source) else ())
-        for name in files
-        if name.lower().endswith(rules.SUFFIXES)
-    ]
-    return sorted(names, key=natural_key)
+    paths: list[Path] = []
+    for folder, _, names in base.walk_source(source):
+        for name in names:
+            if name.lower().endswith(rules.SUFFIXES):
+                paths.append(folder / name)
+    return sorted(paths, key=natural_key)

@@ -32,7 +32,8 @@ from vlatool.formats.lerobot.parts import (
 )
 from vlatool.formats.lerobot.tables import Rows, column_names, read_rows
 from vlatool.formats.mapping import RecordingMapping
-from vlatool.formats.plan import EpisodePlan, PlannedEpisode, PlannedImages
+from vlatool.formats.plan import PlannedImages
+from vlatool.formats.planned import PlannedEpisode
 from vlatool.formats.propose import Clues, proposed_mapping
 from vlatool.formats.rules import SOURCE
 
@@ -74,7 +75,7 @@ class MappedEpisode(PlannedEpisode):
                 raise self.error("not_numeric", reason)
         if mapping.success:  # else the column of the format is it
             things = [replace(x, role="left_out") if x.role == "success" else x for x in things]
-        self.make_plan(things, EpisodePlan)
+        self.make_plan(things)
         for path in self.plan.fields.values():
             thing = self.things[path]
             if thing.kind != "array":
@@ -144,7 +145,10 @@ class MappedEpisode(PlannedEpisode):
         return float(self._rows[0].vectors(self._column(name), None).max())
 
     def _column(self, name: str) -> str:
-        return (self.things.get(name) or self.find_stored(name)).path
+        return self.find_stored(name).path
+
+    def stored_fps(self) -> float | None:
+        return self._files.dataset.info.fps
 
     def read(self) -> Episode:
         """The episode, with what the format knows of its fields."""
@@ -169,7 +173,7 @@ class MappedEpisode(PlannedEpisode):
         further = listed_parts(self._files, used, is_success=takes_success)
         self.plan.parts = (*self.plan.parts, *further)
         success = listed_success(self._files) if takes_success else None
-        episode = self.episode(fps=info.fps, success=success)
+        episode = self.episode(success=success)
         rows, metadata = self._rows
         whole: Mapping[str, Sequence[str]] = {}
         spans = episode.language_spans

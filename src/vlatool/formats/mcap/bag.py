@@ -115,7 +115,8 @@ class BagFile:
             schema = self.schemas.get(record.schema_id, ("", b""))
             self.channels[record.id] = BagChannel(record.topic, record.message_encoding, *schema)
         elif kind == "Metadata":
-            self.metadata |= {f"{record.name}@{k}": value for k, value in record.metadata.items()}
+            for key, value in record.metadata.items():
+                self.metadata[f"{record.name}@{key}"] = value
         elif kind == "AttachmentIndex":
             self.attachments[record.name] = record.data_size
         elif kind == "Statistics":
@@ -130,8 +131,8 @@ class BagFile:
         elif kind == "ChunkIndex":
             start = record.chunk_start_offset
             stop = record.chunk_start_offset + record.chunk_length
-            times = record.message_start_time, record.message_end_time
-            self.segments.append(Segment(start, stop, 1, *times))
+            first = record.message_start_time
+            self.segments.append(Segment(start, stop, 1, first, record.message_end_time))
 
 
 def _broken() -> tuple[type[Exception], ...]:
@@ -177,11 +178,10 @@ def _is_index_right(file: BagFile) -> bool:
     with open_forward(file.local) as stream:
         for segment in file.segments:
             stream.seek(segment.start)
-            head = stream.read(_HEAD.size + 16)
             length = segment.stop - segment.start - _HEAD.size
-            if head != _HEAD.pack(_CHUNKS, length) + struct.pack(
-                "<QQ", segment.first, segment.last
-            ):
+            times = struct.pack("<QQ", segment.first, segment.last)
+            expected = _HEAD.pack(_CHUNKS, length) + times
+            if stream.read(len(expected)) != expected:
                 return False
     return True
 
@@ -217,7 +217,8 @@ def _by_scan(file: BagFile, size: int) -> BagFile:
     """The file by reading it once, up to the first record that is cut off."""
     file.report("bad_index", "has no index that can be used; it is read from start to end")
     end = _find_segments(file, size)
-    left_out: list[str] = []
+    first_error = ""
+    left_out = 0
     broken = _broken()
     for segment in file.segments:
         for opcode, _, body in _records(file, segment, file.findings):
@@ -225,10 +226,11 @@ def _by_scan(file: BagFile, size: int) -> BagFile:
                 file.add_stored(opcode, body)
             except broken as error:
                 text = f"byte {segment.start}: a record is left out: {error!r}"
-                left_out.append("" if left_out else text)
+                first_error = first_error or text
+                left_out += 1
     if left_out:
-        others = f", and {len(left_out) - 1:,} more" if len(left_out) > 1 else ""
-        file.report("cut_off", left_out[0] + others)
+        more = f", and {left_out - 1:,} more" if left_out > 1 else ""
+        file.report("cut_off", first_error + more)
     if end is not None:
         count = file.counts.total()
         file.report("cut_off", f"ends at byte {end} of {size}, read up to message {count}")
@@ -443,11 +445,12 @@ def _stored_messages(
 
 def _reader_messages(number: int, file: BagFile, span: TimeSpan) -> Iterator[BagMessage]:
     reader = ros.open_reader(file.local)
-    last: dict[int, tuple[int, int]] = {}
+    last: dict[int, tuple[int, int]] = {}  # connection to a time and the number of its messages
     for link, time, data in reader.messages(start=span.start, stop=span.stop):
-        same, index = last.get(link.id, (-1, 0))
-        last[link.id] = time, (index + 1 if same == time else 0)
-        position = number, link.id, time, -1, last[link.id][1], 0
+        last_time, index = last.get(link.id, (-1, 0))
+        index = index + 1 if last_time == time else 0
+        last[link.id] = (time, index)
+        position = (number, link.id, time, -1, index, 0)
         yield BagMessage(file.channels[link.id], time, position, data)
     reader.close()
 
@@ -458,10 +461,11 @@ class TopicReader:
     def __init__(self, bag: Bag) -> None:
         self._bag = bag
         self._local: dict[int, Path] = {}
-        self._last: tuple[tuple[int, Segment] | None, Any] = None, b""  # chunk, or reader of ROS
+        self._place: tuple[int, Segment] | None = None  # file and chunk that are in memory
+        self._held: Any = b""  # content of the chunk, or the reader of ROS
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_bag": self._bag, "_local": {}, "_last": (None, b"")}
+        return {"_bag": self._bag, "_local": {}, "_place": None, "_held": b""}
 
     def read(self, position: Sequence[int]) -> bytes:
         number, *place, start, size = map(int, position)
@@ -476,18 +480,19 @@ class TopicReader:
             if segment.kind == 0:
                 start += segment.start
                 return read_byte_range(ByteRange(local, start, start + size))
-            if self._last[0] != (number, segment):
-                self._last = (number, segment), _content(path, local, segment)
-            return self._last[1][start : start + size]
+            if self._place != (number, segment):
+                self._held = _content(path, local, segment)
+                self._place = (number, segment)
+            return self._held[start : start + size]
 
     def _read_by_reader(self, local: Path, number: int, place: Sequence[int], index: int) -> bytes:
-        key = number, Segment(0, 0, -1)
-        if self._last[0] != key:
-            self._last = key, ros.open_reader(local)
-        reader = self._last[1]
-        (link, time) = place
-        chosen = [connection for connection in reader.connections if connection.id == link]
-        return next(islice(reader.messages(chosen, time, time + 1), index, None))[2]
+        file = (number, Segment(0, 0, -1))
+        if self._place != file:
+            self._held = ros.open_reader(local)
+            self._place = file
+        link, time = place
+        connections = [found for found in self._held.connections if found.id == link]
+        return next(islice(self._held.messages(connections, time, time + 1), index, None))[2]
 
 
 def bag_at(path: Path) -> Bag:

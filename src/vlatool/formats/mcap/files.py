@@ -2,16 +2,18 @@
 
 import shutil
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vlatool.errors import StorageError, installed
+from vlatool.formats.base import walk_source
 from vlatool.formats.mcap.check import MCAP
 from vlatool.storage.atomic import open_atomic
 from vlatool.storage.byte_ranges import open_file
 from vlatool.storage.cache import FileCache, FileVersion, default_cache_folder, local_copy
 from vlatool.storage.documents import DocumentError, read_yaml
-from vlatool.storage.tree import natural_key, walk
+from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import can_list
 
 METADATA = "metadata.yaml"
@@ -48,7 +50,7 @@ def bags_below(source: Path) -> list[Path]:
     if is_bag(source):
         return [source]
     bags: list[Path] = []
-    for folder, _, files in walk(source) if can_list(source) else ():
+    for folder, _, files in walk_source(source):
         names = [name for name in files if name.endswith(SUFFIXES)]
         listed = _listed(folder) if METADATA in files and names else None
         if listed is not None:
@@ -70,8 +72,12 @@ def _listed(folder: Path) -> list[str] | None:
     """Names of the files in metadata.yaml; None if it is not that of a bag."""
     try:
         document: Any = read_yaml(folder / METADATA)
-        facts = document.get("rosbag2_bagfile_information") if isinstance(document, dict) else None
-        return None if facts is None else [Path(str(n)).name for n in facts["relative_file_paths"]]
+        if not isinstance(document, dict):
+            return None
+        facts = document.get("rosbag2_bagfile_information")
+        if facts is None:
+            return None
+        return [Path(str(name)).name for name in facts["relative_file_paths"]]
     except (DocumentError, LookupError, TypeError) as error:
         hint = f"ros2 bag reindex {folder} writes it anew; without it, each file is a bag"
         raise MCAP.error("unreadable", folder / METADATA, repr(error), hint=hint) from error
@@ -126,7 +132,7 @@ class _InflatedFiles(FileCache):
         with open_file(file.path) as source, open_atomic(inflated, synced=False) as target:
             stream = zstandard.ZstdDecompressor().stream_reader(source, read_across_frames=True)
             try:
-                while block := stream.read(_BLOCK):
+                for block in iter(partial(stream.read, _BLOCK), b""):
                     target.write(block)
                     if target.tell() > limit:
                         reason = f"inflates to more than {limit:,} bytes, the limit of the cache"

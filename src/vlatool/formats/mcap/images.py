@@ -14,7 +14,8 @@ from vlatool.formats.mcap.bag import Bag, BagChannel, TopicReader
 from vlatool.formats.mcap.check import MCAP
 from vlatool.formats.mcap.messages import decoded, image_kind
 from vlatool.formats.media.images import MAX_PIXELS, decode_values
-from vlatool.formats.plan import PlannedFrames, PlannedImages
+from vlatool.formats.plan import PlannedImages
+from vlatool.formats.planned import PlannedFrames
 
 
 class _Encoding(NamedTuple):
@@ -85,13 +86,14 @@ class BagImages(PlannedFrames):
         self._kind = image_kind(channel)
         self._reader = TopicReader(bag)
         self._packets: Iterator[UInt8Array] = iter(())
-        self._last: tuple[int, Any] = -1, None  # number of a message, and its row
+        self._last: int = -1  # number of the message of the row that is kept
+        self._last_row: Any = None
 
     def __len__(self) -> int:
         return len(self._frames)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packets": iter(()), "_last": (-1, None)}
+        return {**self.__dict__, "_packets": iter(()), "_last": -1, "_last_row": None}
 
     @property
     def size(self) -> tuple[int, int]:
@@ -103,12 +105,14 @@ class BagImages(PlannedFrames):
         try:
             if self._kind == "video":
                 self._decode_up_to(number)
-            elif self._last[0] != number:
-                self._last = number, self._stored(self._message(number))
+            elif self._last != number:
+                self._last_row = self._stored(self._message(number))
+                self._last = number
         except (*BROKEN, StopIteration) as error:
-            self._last = -1, None
+            self._last = -1
+            self._last_row = None
             raise self.image_error(index, str(error) or "holds no image") from error
-        return self._last[1]
+        return self._last_row
 
     def image_error(self, index: int, reason: str) -> DataError:
         place = f"{self._channel.topic}: frame {index}"
@@ -129,12 +133,13 @@ class BagImages(PlannedFrames):
         if not len(keys):
             raise ValueError("no keyframe is before it")
         key = int(keys[-1])
-        if not key <= self._last[0] <= number:
+        if not key <= self._last <= number:
             packets = map(self._message, range(key, len(self._messages)))
             self._packets = _decode(packets)
-            self._last = (key - 1, None)
-        while self._last[0] < number:
-            self._last = self._last[0] + 1, next(self._packets)
+            self._last = key - 1
+        while self._last < number:
+            self._last_row = next(self._packets)
+            self._last += 1
 
 
 # What a topic holds
@@ -254,11 +259,14 @@ def is_keyframe(message: Any) -> bool:
     data = bytes(message.data)
     start = 0
     is_h264 = _codec(message) == "h264"
-    while (start := data.find(b"\0\0\1", start) + 3) > 2 and start < len(data):
-        unit = data[start] & 31 if is_h264 else data[start] >> 1 & 63
-        if unit == 5 if is_h264 else 16 <= unit <= 23:
+    while True:
+        start = data.find(b"\0\0\1", start) + 3
+        if start < 3 or start >= len(data):
+            return False
+        if is_h264 and data[start] & 31 == 5:
             return True
-    return False
+        if not is_h264 and 16 <= data[start] >> 1 & 63 <= 23:
+            return True
 
 
 def _codec(message: Any) -> str:

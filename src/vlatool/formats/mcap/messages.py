@@ -19,6 +19,7 @@ from vlatool.episode import Array
 from vlatool.errors import DataError, VlatoolError, installed, missing_package
 from vlatool.events import counted
 from vlatool.formats import limits
+from vlatool.formats.inventory import SUCCESS_TEXTS
 from vlatool.formats.mcap.bag import Bag, BagChannel
 from vlatool.formats.mcap.check import MCAP
 from vlatool.storage.tree import natural_key
@@ -39,10 +40,6 @@ _MOST_MEMBERS = 2**12  # of a message, with those of its members
 _DEEPEST = 32  # members of members
 _STEP = re.compile(r"\[(?P<frame>[^\]]*)\]|(?P<member>[^.\[\]]+)")
 _LARGEST_FIELD = 2**16  # numbers of a message
-_FLAGS = {
-    **dict.fromkeys(("true", "yes", "1", "success", "successful", "succeeded"), True),
-    **dict.fromkeys(("false", "no", "0", "failure", "failed", "fail"), False),
-}
 
 
 def image_kind(channel: BagChannel) -> Literal["raw", "file", "video"] | None:
@@ -141,7 +138,9 @@ def _count_items(types: Mapping[str, Any], kind: str, counts: dict[str, int]) ->
             is_array = node == nodes.ARRAY
             (node, description), length = description
             items = length if is_array else 1
-        total += items * (_count_items(types, description, counts) if node == nodes.NAME else 1)
+        if node == nodes.NAME:
+            items *= _count_items(types, description, counts)
+        total += items
     if total > _MOST_ITEMS:
         raise ValueError(f"{kind} has more than {_MOST_ITEMS:,} items, or contains itself")
     counts[kind] = total
@@ -166,10 +165,14 @@ def stamp_of(message: Any) -> int | None:
     header = getattr(message, "header", message)
     stamp = getattr(header, "stamp", None) or getattr(message, "timestamp", None)
     seconds = getattr(stamp, "sec", getattr(stamp, "seconds", 0))
-    names = (name for name in ("nanosec", "nanos", "nsec") if hasattr(stamp, name))
-    rest = getattr(stamp, next(names, ""), 0)
-    is_time = isinstance(seconds, int) and isinstance(rest, int)
-    return (seconds * 10**9 + rest or None) if is_time else None
+    rest = 0
+    for name in ("nanosec", "nanos", "nsec"):
+        if hasattr(stamp, name):
+            rest = getattr(stamp, name)
+            break
+    if not (isinstance(seconds, int) and isinstance(rest, int)):
+        return None
+    return seconds * 10**9 + rest or None
 
 
 @dataclasses.dataclass
@@ -209,21 +212,22 @@ def member_at(message: Any, path: str, frames: FrameNames | None = None) -> Any:
 
 
 def _note_frame(value: Any, names: dict[str, None]) -> None:
-    if name := frame_of(value):
+    name = frame_of(value)
+    if name:
         names[name] = None
 
 
 def _with_frame(value: Any, frame: str, frames: FrameNames) -> Any:
     """The transform with a child frame, or `parent>child`; None if there is none."""
-    chosen: Any = None
+    transform: Any = None
     for item in value if isinstance(value, Sequence) else [value]:
         name = frame_of(item)
         if frame.lstrip("/") in (name, name.partition(">")[2]):
             frames.used[name] = None
-            chosen = chosen or item
+            transform = transform or item
         else:
             frames.others[name] = None
-    return chosen
+    return transform
 
 
 def frame_of(value: Any) -> str:
@@ -280,10 +284,12 @@ def flag_of(value: Any) -> bool | None:
     """Meaning of a success flag; None: an empty text. ValueError if it has none."""
     if isinstance(value, str):
         text = value.strip().lower()
-        if text and text not in _FLAGS:
+        if text and text not in SUCCESS_TEXTS:
             raise ValueError(f"success is {value!r}, neither true nor false")
-        return _FLAGS.get(text)
-    numbers = [number for _, part in numbers_of(value) for number in part]
+        return SUCCESS_TEXTS.get(text)
+    numbers: list[float] = []
+    for _, part in numbers_of(value):
+        numbers += list(part)
     if len(numbers) != 1 or not np.isfinite(numbers[0]):
         raise ValueError(f"success is {numbers}, neither true nor false")
     return bool(numbers[0])

@@ -1,11 +1,18 @@
-"""Bags of ROS 2, Foxglove and ROS 1. Source: formats/mcap 1 to 4."""
+"""Bags of ROS 2, Foxglove and ROS 1. Source: formats/mcap 1 to 4.
+
+1. `discover` finds bags, and divides them into episodes by a marker or by gaps.
+2. `Topics` (topics.py) says what a bag stores, and the role of each, by its first second.
+3. `read` puts the messages of an episode into a `Track` for each part of the plan (tracks.py).
+4. The rows of an episode are at a rate, or at the times of a topic. Each row takes the last value
+   of each track. Images stay in the bag (images.py).
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import model_validator
@@ -33,7 +40,8 @@ from vlatool.formats.mcap.check import MCAP
 from vlatool.formats.mcap.files import SUFFIXES, bags_below, parts_of_bag, stem_of
 from vlatool.formats.mcap.messages import flag_of
 from vlatool.formats.mcap.topics import STEM, BagMapping, Topics, is_of_bag
-from vlatool.formats.plan import EpisodePlan, preferred
+from vlatool.formats.plan import EpisodePlan
+from vlatool.formats.planned import preferred
 from vlatool.formats.rules import distinct_recordings
 from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import location
@@ -72,6 +80,21 @@ class McapConfig(ConfigModel):
         return self
 
 
+class _Opened(NamedTuple):
+    """An open bag."""
+
+    topics: Topics
+    plan: EpisodePlan  # roles of what it stores
+    tracks: dict[str, mcap_tracks.Track]  # empty ones of these, by the key of a mapping
+
+
+class _EpisodeOfBag(NamedTuple):
+    """A part of a bag that is an episode."""
+
+    span: TimeSpan
+    texts: dict[str, str]  # key of a text to the last one before the span
+
+
 class McapReader(base.FormatReader):
     """Reader of bags; a source is a file, a folder with metadata.yaml, or a folder of these."""
 
@@ -99,11 +122,10 @@ class McapReader(base.FormatReader):
         """Field to the joints that the mapping chooses."""
         return self._mapping.joints if self._mapping else {}
 
-    def _open(self, path: Path) -> tuple[Topics, EpisodePlan, dict[str, mcap_tracks.Track]]:
-        """A bag, the roles of what it stores, and empty tracks of them."""
+    def _open(self, path: Path) -> _Opened:
         topics = Topics(bag_at(path))
         plan = topics.plan(self._mapping, self._marker)
-        return topics, plan, mcap_tracks.make_tracks(topics, plan, self._joints)
+        return _Opened(topics, plan, mcap_tracks.make_tracks(topics, plan, self._joints))
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """Every bag, or the parts of it by a marker or by gaps, for which all messages are read."""
@@ -112,26 +134,27 @@ class McapReader(base.FormatReader):
         self.source_findings = findings
         used: dict[str, int] = {}  # name of a bag to the number of its last namesake
         for path, source in bags:
-            parts = (path,)
-            spans = [(_FAILED, dict[str, str]())]
+            files = (path,)
+            episodes = [_EpisodeOfBag(_FAILED, {})]
             with suppress(DataError):  # which `read` raises again
-                parts = parts_of_bag(path)
-                spans = self._spans(path, findings)
-            stem = base.id_part(stem_of(path) if parts == (path,) else path.name)
+                files = parts_of_bag(path)
+                episodes = self._episodes(path, findings)
+            stem = base.id_part(stem_of(path) if files == (path,) else path.name)
             name = base.unused_id(stem, used)
-            for number, (span, texts) in enumerate(spans):
+            for number, (span, texts) in enumerate(episodes):
+                is_whole = span in (TimeSpan(), _FAILED)
                 yield EpisodeRef(
-                    id=name if span in (TimeSpan(), _FAILED) else f"{name}_{number:06d}",
+                    id=name if is_whole else f"{name}_{number:06d}",
                     path=path,
                     source=str(source),
-                    files=() if parts == (path,) else parts,
+                    files=() if files == (path,) else files,
                     extras={"span": tuple(span), "texts": texts},
                 )
 
-    def _spans(self, path: Path, findings: list[Finding]) -> list[tuple[TimeSpan, dict[str, str]]]:
-        """Spans of the episodes of a bag, and the last text of each topic before each."""
+    def _episodes(self, path: Path, findings: list[Finding]) -> list[_EpisodeOfBag]:
+        """The episodes of a bag; `findings` gets marks without effect."""
         if self._marker == "/" and self.config.gap_s is None:
-            return [(TimeSpan(), {})]
+            return [_EpisodeOfBag(TimeSpan(), {})]
         topics, _, tracks = self._open(path)
         texts = _texts_of(tracks)
         if self._marker == "/":
@@ -142,15 +165,15 @@ class McapReader(base.FormatReader):
             mcap_tracks.fill({**texts, "marker": marks}, topics.bag, TimeSpan(), [])
             spans, unused = _marked(marks.by_time())
             if unused or not spans:
-                episodes = counted(len(spans), "episode")
-                reason = f"{self._marker}: {unused} of {len(marks)} messages; {episodes}"
+                count = counted(len(spans), "episode")
+                reason = f"{self._marker}: {unused} of {len(marks)} messages; {count}"
                 findings.append(MCAP.at("bad_marker", path, reason, field=self._marker))
-        before: list[dict[str, str]] = [{} for _ in spans]
-        starts = np.array([span.start - 1 for span in spans], np.int64)
+        episodes = [_EpisodeOfBag(span, {}) for span in spans]
+        ends_before = np.array([span.start - 1 for span in spans], np.int64)
         for key, track in texts.items():
-            for known, text in zip(before, track.at(starts), strict=True):
-                known[key] = text
-        return [*zip(spans, before, strict=True)]
+            for episode, text in zip(episodes, track.at(ends_before), strict=True):
+                episode.texts[key] = text
+        return episodes
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
         """Cameras and fields by the first messages of the topics; the number of rows is unknown."""
@@ -161,7 +184,7 @@ class McapReader(base.FormatReader):
 
     def _survey(self, path: Path) -> Survey:
         topics, plan, tracks = self._open(path)
-        valued = {key: t for key, t in tracks.items() if not isinstance(t, mcap_tracks.TextTrack)}
+        valued = _valued(tracks)
         mcap_tracks.fill(valued, topics.bag, TimeSpan(), [], is_first_enough=True)
         sizes: dict[str, tuple[int, int] | None] = dict.fromkeys(plan.cameras)
         fields: dict[str, FieldSpec] = {}
@@ -177,9 +200,9 @@ class McapReader(base.FormatReader):
         for name, source in plan.following.items():
             fields[name] = fields[source]
         return Survey(
-            1,
-            sizes,
-            fields,
+            episodes=1,
+            cameras=sizes,
+            fields=fields,
             fps=self._fps(topics),
             action_fields=plan.actions,
             proprioception_fields=plan.observed,
@@ -191,20 +214,12 @@ class McapReader(base.FormatReader):
         """One episode; its images stay on disk. Without a rate, its rows are those of a topic."""
         span = TimeSpan(*ref.extras["span"])
         if span == _FAILED:
-            self._spans(ref.path, [])
-        topics, plan, tracks = self._open(ref.path)
+            self._episodes(ref.path, [])
+        opened = self._open(ref.path)
+        topics, plan, tracks = opened
         findings: list[Finding] = []
-        flag = self._flag(topics, plan)
-        late = mcap_tracks.late_joints(topics, tracks)
-        others = late if flag is None else {**late, "success": flag}
-        mcap_tracks.fill({**tracks, **others}, topics.bag, span, findings, self.config.time_source)
-        success, plan.parts = _success(topics, plan, flag)
-        for reference, track in late.items():
-            if track.note:
-                part = StoredPart(reference, "left_out", "", "unusable", track.note)
-                plan.parts = _with_part(plan.parts, part)
-        texts = _texts_of(tracks)
-        valued = {key: track for key, track in tracks.items() if key not in texts}
+        success = self._fill(opened, span, findings)
+        valued = _valued(tracks)
         if not valued:
             left = left_out_text(part for part in plan.parts if part.role == "left_out")
             damages = "".join(f"; {finding.message}" for finding in findings[-1:])
@@ -213,17 +228,20 @@ class McapReader(base.FormatReader):
             raise MCAP.error("empty_episode", ref.path, ref.id, reason, hint=hint)
         fps = self._fps(topics)
         rows = self._rows(ref, valued, fps, findings)
-        count = len(rows.times) - bool(plan.following)
+        count = len(rows.times)
+        if plan.following:  # the last row has no next one
+            count -= 1
         if count < 1:
             raise MCAP.error("empty_episode", ref.path, ref.id, "one row has no next one")
-        spoken = self._texts(ref, topics, plan, texts, rows.times[:count])
+        texts = _texts(ref, opened, rows.times[:count])
         option = self.config.instruction
-        language, others = recorded_language(ref, count, preferred(spoken), option)
+        language, others = recorded_language(ref, count, preferred(texts), option)
         findings += others
         for topic, error in topics.errors.items():
             findings.append(MCAP.from_error(error, field=topic))
         for planned in plan.cameras.values():
-            if encoding := topics.unordered.get(planned.path):
+            if planned.path in topics.unordered:
+                encoding = topics.unordered[planned.path]
                 text = f"{ref.id}: {planned.path}: {encoding}, read as blue, green, red"
                 findings.append(MCAP("color_order", text, episode=ref.id))
         findings += left_out_findings(ref.id, plan.parts)
@@ -235,15 +253,8 @@ class McapReader(base.FormatReader):
             if isinstance(track, mcap_tracks.ImageTrack):
                 images[kind][name] = track.images(topics.bag, rows.taken[key][:count])
             elif isinstance(track, mcap_tracks.NumberTrack):
-                fields[name] = track.rows(rows.taken[key])
+                fields[name] = self._field(ref, key, track, rows.taken[key], findings)
                 names[name] = track.names
-                if np.isnan(fields[name]).all():
-                    hint = "leave it out of the mapping, or exclude the episode with --exclude"
-                    reason = f"all {len(rows.times)} rows are NaN"
-                    raise MCAP.error("missing_field", ref.path, ref.id, key, reason, hint=hint)
-                if track.other_joints and name not in self._joints:
-                    text = f"{ref.id}: {name}: {', '.join(track.other_joints)}"
-                    findings.append(MCAP("late_joints", text, episode=ref.id, field=name))
         for name, source in plan.following.items():
             fields[name] = fields[source][1:]
             names[name] = names[source]
@@ -268,11 +279,23 @@ class McapReader(base.FormatReader):
             extras={"source_episode": ref.path.name, "start_ns": int(rows.times[0])},
         )
 
-    def _flag(self, topics: Topics, plan: EpisodePlan) -> mcap_tracks.FlagTrack | None:
-        """An empty track of the success flag; None if no topic has it."""
-        if not is_of_bag(plan.success):
-            return None
-        return mcap_tracks.FlagTrack(topics.bag.path, *topics.channel_of(plan.success))
+    def _fill(self, opened: _Opened, span: TimeSpan, findings: list[Finding]) -> bool | None:
+        """Fills the tracks with the messages of a span; returns the success of the episode."""
+        topics, plan, tracks = opened
+        reading = dict(tracks)
+        late = mcap_tracks.late_joints(topics, tracks)
+        reading.update(late)
+        flag: mcap_tracks.FlagTrack | None = None
+        if is_of_bag(plan.success):
+            flag = mcap_tracks.FlagTrack(topics.bag.path, *topics.channel_of(plan.success))
+            reading["success"] = flag
+        mcap_tracks.fill(reading, topics.bag, span, findings, self.config.time_source)
+        success = _success(topics, plan, flag)
+        for reference, track in late.items():
+            if track.note:
+                part = StoredPart(reference, "left_out", "", "unusable", track.note)
+                plan.parts = _with_part(plan.parts, part)
+        return success
 
     def _rows(
         self,
@@ -283,9 +306,9 @@ class McapReader(base.FormatReader):
     ) -> mcap_tracks.BagRows:
         """Rows of an episode; `findings` gets the counts of each topic."""
         damages = "".join(f"; {finding.message}" for finding in findings[-1:])
-        late: dict[str, int] = {}
+        out_of_order: dict[str, int] = {}
         for key, track in tracks.items():
-            late[key] = track.sort()
+            out_of_order[key] = track.sort()
             if not len(track):
                 raise _no_value(ref.path, f"{ref.id}: {key}", track, damages)
         max_age = self.config.max_age_s
@@ -297,7 +320,7 @@ class McapReader(base.FormatReader):
             reason = f"times from {rows.times[0]} to {rows.times[-1]} ns are too far apart"
             hint = "divide the bag at the jump with --gap-s 60, or exclude it with --exclude"
             raise MCAP.error("too_large", ref.path, ref.id, reason, hint=hint)
-        counts: dict[str, str] = {}
+        timings: dict[str, str] = {}
         for key, track in tracks.items():
             topic = track.channel.topic
             ages = rows.ages[key] / 1e9
@@ -305,32 +328,52 @@ class McapReader(base.FormatReader):
                 row = int((ages > max_age).argmax())
                 reason = f"the value in row {row} is {ages[row]:.3g} s old"
                 raise MCAP.error("stale_value", ref.path, f"{ref.id}: {key}", reason, frame=row)
-            if topic in counts:
+            if topic in timings:
                 continue
-            counts[topic], gaps = track.timing(rows.taken[key])
-            joined = track.joined if isinstance(track, mcap_tracks.NumberTrack) else 0
+            timings[topic], gaps = track.timing(rows.taken[key])
             if gaps:
                 findings.append(MCAP("gaps", f"{ref.id}: {topic}: {gaps}", episode=ref.id))
-            numbers = {"out_of_order": late[key], "skipped": track.skipped, "joined": joined}
-            for code, number in numbers.items():
-                if number:
-                    text = f"{ref.id}: {topic}: {number} messages"
+            counts = {"out_of_order": out_of_order[key], "skipped": track.skipped}
+            if isinstance(track, mcap_tracks.NumberTrack):
+                counts["joined"] = track.joined
+            for code, count in counts.items():
+                if count:
+                    text = f"{ref.id}: {topic}: {count} messages"
                     findings.append(MCAP(code, text, episode=ref.id))
-        text = "; ".join(f"{topic}: {text}" for topic, text in counts.items())
+        text = "; ".join(f"{topic}: {text}" for topic, text in timings.items())
         findings.append(MCAP("clock", f"{ref.id}: {text}", episode=ref.id))
         if any(rows.dropped):
             text = f"{ref.id}: {rows.dropped[0]} at the start, {rows.dropped[1]} at the end"
             findings.append(MCAP("rows_dropped", text, episode=ref.id))
         return rows
 
+    def _field(
+        self,
+        ref: EpisodeRef,
+        key: str,
+        track: mcap_tracks.NumberTrack,
+        taken: Array,
+        findings: list[Finding],
+    ) -> Array:
+        """Rows of a field [F, C]; DataError if they are all NaN."""
+        values = track.rows(taken)
+        if np.isnan(values).all():
+            hint = "leave it out of the mapping, or exclude the episode with --exclude"
+            reason = f"all {len(values)} rows are NaN"
+            raise MCAP.error("missing_field", ref.path, ref.id, key, reason, hint=hint)
+        name = key.partition(".")[2]
+        if track.other_joints and name not in self._joints:
+            text = f"{ref.id}: {name}: {', '.join(track.other_joints)}"
+            findings.append(MCAP("late_joints", text, episode=ref.id, field=name))
+        return values
+
     def _fps(self, topics: Topics) -> float | None:
         """Rows per second: by the option, the mapping or the metadata; None: unknown."""
         named = self._mapping.fps if self._mapping else ""
-        if self.config.fps is not None or not isinstance(named, str):
-            stored: Any = named if self.config.fps is None else self.config.fps
-            if not stored:
-                return None
-        else:
+        stored: Any = named
+        if self.config.fps is not None:
+            stored = self.config.fps
+        elif isinstance(named, str):
             stored = topics.metadata(named or "fps")
         fps = 0.0
         with suppress(ValueError):
@@ -340,29 +383,6 @@ class McapReader(base.FormatReader):
             hint = "give --fps, or a reference NAME@KEY in the mapping"
             raise MCAP.error("missing_field", topics.bag.path, named or "fps", reason, hint=hint)
         return fps or None
-
-    @staticmethod
-    def _texts(
-        ref: EpisodeRef,
-        topics: Topics,
-        plan: EpisodePlan,
-        tracks: Mapping[str, mcap_tracks.TextTrack],
-        times: Array,
-    ) -> list[tuple[str, list[str]]]:
-        """Texts of the rows, or the one of all, by kind; rows before the first have none."""
-        texts: list[tuple[str, list[str]]] = []
-        if not any(kind == "original" for kind, _ in plan.texts):
-            texts.append(("original", [topics.metadata("instruction")]))
-        for kind, reference in plan.texts:
-            if reference == STEM:
-                rows = [stem_of(ref.path).replace("_", " ")]
-            elif is_of_bag(reference):
-                key = f"{mcap_tracks.TEXTS}{reference}"
-                rows = tracks[key].at(times, ref.extras["texts"].get(key, ""))
-            else:
-                rows = [topics.metadata(reference)]
-            texts.append((kind, rows))
-        return texts
 
     @staticmethod
     def propose(source: Path) -> str | None:
@@ -375,21 +395,50 @@ class McapReader(base.FormatReader):
         return topics.proposal()
 
 
-def _success(
-    topics: Topics, plan: EpisodePlan, flag: mcap_tracks.FlagTrack | None
-) -> tuple[bool | None, tuple[StoredPart, ...]]:
-    """Success of an episode, None if it is unknown, and the parts of the episode."""
+def _texts_of(tracks: Mapping[str, mcap_tracks.Track]) -> dict[str, mcap_tracks.TextTrack]:
+    return {key: track for key, track in tracks.items() if isinstance(track, mcap_tracks.TextTrack)}
+
+
+def _valued(tracks: Mapping[str, mcap_tracks.Track]) -> dict[str, mcap_tracks.Track]:
+    """Tracks of images and numbers."""
+    texts = _texts_of(tracks)
+    return {key: track for key, track in tracks.items() if key not in texts}
+
+
+def _texts(ref: EpisodeRef, opened: _Opened, times: Array) -> list[tuple[str, list[str]]]:
+    """Texts of the rows, or the one of all, by kind; rows before the first have none."""
+    topics, plan, tracks = opened
+    spoken = _texts_of(tracks)
+    texts: list[tuple[str, list[str]]] = []
+    if not any(kind == "original" for kind, _ in plan.texts):
+        texts.append(("original", [topics.metadata("instruction")]))
+    for kind, reference in plan.texts:
+        if reference == STEM:
+            rows = [stem_of(ref.path).replace("_", " ")]
+        elif is_of_bag(reference):
+            key = f"{mcap_tracks.TEXTS}{reference}"
+            rows = spoken[key].at(times, ref.extras["texts"].get(key, ""))
+        else:
+            rows = [topics.metadata(reference)]
+        texts.append((kind, rows))
+    return texts
+
+
+def _success(topics: Topics, plan: EpisodePlan, flag: mcap_tracks.FlagTrack | None) -> bool | None:
+    """Success of an episode, None if it is unknown; a flag without meaning is left out."""
     name = plan.success
     path = topics.bag.path
     if flag is not None and flag.last is None:
         note = "no message; the success is unknown"
-        return None, _with_part(plan.parts, StoredPart(name, "left_out", "", "other", note))
+        part = StoredPart(name, "left_out", "", "other", note)
+        plan.parts = _with_part(plan.parts, part)
+        return None
     value = topics.metadata(name or "success") if flag is None else flag.last
     if name and value == "":
         hint = "give a topic, or a reference NAME@KEY in the mapping"
         raise MCAP.error("missing_field", path, name, "is not there", field=name, hint=hint)
     try:
-        return flag_of(value), plan.parts
+        return flag_of(value)
     except (ValueError, TypeError) as error:
         if name:
             raise MCAP.error("missing_field", path, name, error, field=name) from error
@@ -397,17 +446,14 @@ def _success(
         for number, part in enumerate(parts):
             if part.role == "success":
                 parts[number] = replace(part, role="left_out", note=str(error))
-        return None, tuple(parts)
+        plan.parts = tuple(parts)
+        return None
 
 
 def _with_part(parts: Sequence[StoredPart], part: StoredPart) -> tuple[StoredPart, ...]:
     """Parts with one more, or another one of its path, in natural order."""
     others = [other for other in parts if other.path != part.path]
-    return tuple(sorted([*others, part], key=lambda each: natural_key(each.path)))
-
-
-def _texts_of(tracks: Mapping[str, mcap_tracks.Track]) -> dict[str, mcap_tracks.TextTrack]:
-    return {key: track for key, track in tracks.items() if isinstance(track, mcap_tracks.TextTrack)}
+    return tuple(sorted([*others, part], key=lambda part: natural_key(part.path)))
 
 
 def _no_value(path: Path, key: str, track: mcap_tracks.Track, damages: str = "") -> DataError:
@@ -415,12 +461,13 @@ def _no_value(path: Path, key: str, track: mcap_tracks.Track, damages: str = "")
     place = track.reference
     hint = ""
     reason = f"no message, {track.skipped} left out{damages}"
-    if isinstance(track, mcap_tracks.NumberTrack) and track.missing_joints:
-        reason = f"joints without a value: {', '.join(track.missing_joints)}"
-        hint = "correct joints in the mapping"
-    elif isinstance(track, mcap_tracks.NumberTrack) and track.frames.others:
-        reason = f"{place}: no such frame; there are: {', '.join(track.frames.others)}"
-        hint = "name one of these frames in the mapping"
+    if isinstance(track, mcap_tracks.NumberTrack):
+        if track.missing_joints:
+            reason = f"joints without a value: {', '.join(track.missing_joints)}"
+            hint = "correct joints in the mapping"
+        elif track.frames.others:
+            reason = f"{place}: no such frame; there are: {', '.join(track.frames.others)}"
+            hint = "name one of these frames in the mapping"
     return MCAP.error("missing_topic", path, key, reason, field=place, hint=hint)
 
 
@@ -439,7 +486,7 @@ def _marked(marks: Sequence[tuple[int, str]]) -> tuple[list[TimeSpan], int]:
     """Spans from each start to the next mark, and the number of marks without effect."""
     spans: list[TimeSpan] = []
     unused = 0
-    start = None
+    start: int | None = None
     for time, text in marks:
         is_start = _MARKS.get(text.lower())
         if is_start is None or (not is_start and start is None):

@@ -24,8 +24,10 @@ def is_whole(path: Path) -> bool:
             summary = installed("mcap.reader").make_reader(file).get_summary()
         except _errors():
             return False
-    chunks = summary.chunk_indexes if summary is not None else [None]
-    return all(c is not None and c.chunk_start_offset + c.chunk_length <= size for c in chunks)
+    if summary is None:
+        return False
+    ends = [chunk.chunk_start_offset + chunk.chunk_length for chunk in summary.chunk_indexes]
+    return max(ends, default=0) <= size
 
 
 def salvage(path: Path, target: Path, others: Iterable[Path]) -> Salvaged:
@@ -41,7 +43,8 @@ def salvage(path: Path, target: Path, others: Iterable[Path]) -> Salvaged:
             for record in reader.records:
                 if type(record).__name__ == "DataEnd":
                     break
-                copy.add(record, whole := file.tell())
+                whole = file.tell()
+                copy.add(record, whole)
         except _errors() as error:
             copy.lose(f"bytes {whole:,} to {size:,}", error)
         copy.writer.finish()
@@ -70,7 +73,7 @@ class _Copy:
     def add(self, record: Any, position: int) -> None:
         kind = type(record).__name__
         writer = self.writer
-        key = kind, getattr(record, "id", 0)
+        key = (kind, getattr(record, "id", 0))
         if kind == "Chunk":
             parts = installed("mcap.stream_reader").breakup_chunk
             try:

@@ -103,9 +103,10 @@ class Topics:
             else:
                 self._leave_out(topic, "other", "no message")
         flags = [path for path, thing in self.things.items() if thing.role == "success"]
-        for path in flags[1:] and flags:
-            reason = "one of several flags; a mapping takes it with success: "
-            self._leave_out(path, "other", f"{reason}{path}")
+        if len(flags) > 1:
+            for path in flags:
+                reason = f"one of several flags; a mapping takes it with success: {path}"
+                self._leave_out(path, "other", reason)
 
     def _openings(self) -> dict[str, list[BagMessage]]:
         """The first message of each topic, and the small ones of a second from it on."""
@@ -152,16 +153,21 @@ class Topics:
         elif kind in _NO_FIELD:
             self._leave_out(topic, "other", _NO_FIELD[kind])
         elif hasattr(first, "transforms"):
-            frames = ", ".join(messages.frame_of(each) for each in first.transforms[:6])
+            frames = ", ".join(messages.frame_of(transform) for transform in first.transforms[:6])
             taken = f"fields: {{NAME: '{topic}/transforms[CHILD].transform'}}"
             reason = f"transforms {frames}; a mapping takes one with {taken}"
             self._leave_out(topic, "other", reason)
         else:
             try:
-                if not self._add_joints(channel, first, opening):
-                    self._add_numbers(channel, first, opening)
+                decoded = [
+                    messages.decoded(self.bag.path, channel, stored.data) for stored in opening
+                ]
             except DataError as error:
                 self._leave_out(topic, "unusable", error.message)
+                return
+            is_of_joints = messages.is_of_joints(first)
+            if not (is_of_joints and self._add_joints(topic, decoded)):
+                self._add_numbers(channel, decoded)
 
     def _add_images(self, channel: BagChannel, message: Any) -> None:
         topic = channel.topic
@@ -173,23 +179,22 @@ class Topics:
         parts = [part for part in topic.split("/") if part]
         speaking = [part for part in parts if not _GENERIC.fullmatch(part)]
         self.things[topic] = replace(thing, name=id_part("_".join(speaking or parts)))
-        if encoding := images.unordered_encoding(message):
+        encoding = images.unordered_encoding(message)
+        if encoding:
             self.unordered[topic] = encoding
 
-    def _add_joints(self, channel: BagChannel, first: Any, opening: Sequence[BagMessage]) -> bool:
+    def _add_joints(self, topic: str, opening: Sequence[Any]) -> bool:
         """Adds a field for each of position, velocity and effort that has values of joints; False
-        if a topic has no joints.
+        if the messages name no joints.
         """
-        if not messages.is_of_joints(first):
-            return False
-        decoded = [messages.decoded(self.bag.path, channel, stored.data) for stored in opening]
-        has_names = has_values = False
+        has_names = False
+        has_values = False
         late: list[str] = []
         for member in JOINT_VALUES:
-            path = f"{channel.topic}/{member}"
+            path = f"{topic}/{member}"
             joints: dict[str, None] = {}
             reason = ""
-            for message in decoded:
+            for message in opening:
                 names = messages.joints_of(message)
                 has_names = has_names or bool(names)
                 count = len(getattr(message, member, ()))
@@ -204,21 +209,20 @@ class Topics:
             elif joints:
                 has_values = True
                 self.joints[path] = [*joints]
-                self._add_field(path, member, len(joints), decoded)
+                self._add_field(path, member, len(joints), opening)
             else:
                 late.append(path)
         if has_names and not has_values:
-            self._leave_out(channel.topic, "other", "joints without values")
+            self._leave_out(topic, "other", "joints without values")
         elif has_names:
-            self.late |= dict.fromkeys(late, channel.topic)
+            self.late |= dict.fromkeys(late, topic)
         return has_names
 
-    def _add_numbers(self, channel: BagChannel, first: Any, opening: Sequence[BagMessage]) -> None:
+    def _add_numbers(self, channel: BagChannel, opening: Sequence[Any]) -> None:
         topic = channel.topic
-        decoded = [messages.decoded(self.bag.path, channel, stored.data) for stored in opening]
         sizes: dict[int, None] = {}
         try:
-            for message in [first, *decoded]:
+            for message in opening:
                 sizes[sum(len(numbers) for _, numbers in messages.numbers_of(message))] = None
         except (TypeError, ValueError) as error:
             content: Content = "actions" if is_action(topic) else "other"
@@ -231,7 +235,7 @@ class Topics:
             content = "actions" if is_action(topic) else "numbers"
             self._leave_out(topic, content, f"its messages change their length: {counts}")
             return
-        self._add_field(topic, "", next(iter(sizes)), decoded)
+        self._add_field(topic, "", next(iter(sizes)), opening)
 
     def _add_field(self, path: str, member: str, size: int, opening: Iterable[Any]) -> None:
         """Adds a field, unless its first numbers are all NaN."""
@@ -246,8 +250,10 @@ class Topics:
 
     def topic_of(self, reference: str) -> str:
         """The topic of a reference; empty if there is none."""
-        topics = [*self.channels, *self.errors]
-        fitting = [t for t in topics if f"{reference}/".startswith(f"{t.rstrip('/')}/")]
+        fitting: list[str] = []
+        for topic in (*self.channels, *self.errors):
+            if f"{reference}/".startswith(f"{topic.rstrip('/')}/"):
+                fitting.append(topic)
         return max(fitting, key=len, default="")
 
     def channel_of(self, reference: str) -> tuple[BagChannel, str]:
@@ -272,7 +278,7 @@ class Topics:
             raise MCAP.error("bad_image", path, reference, thing.note, field=reference)
         return thing
 
-    def _is_there(self, reference: str) -> bool:
+    def _has(self, reference: str) -> bool:
         if is_of_bag(reference):
             return bool(self.topic_of(reference))
         return reference == STEM or reference in self._metadata
@@ -296,9 +302,15 @@ class Topics:
         things = [thing for thing in self.things.values() if thing.path != marker]
         if mapping is None:
             plan = plan_by_structure(things, Known(self._decided))
-            plan.actions = tuple(name for name, path in plan.fields.items() if is_action(path))
-            states = [name for name, path in plan.fields.items() if _MEASURED.search(path)]
-            plan.observed = tuple(name for name in states if name not in plan.actions)
+            actions: list[str] = []
+            observed: list[str] = []
+            for name, path in plan.fields.items():
+                if is_action(path):
+                    actions.append(name)
+                elif _MEASURED.search(path):
+                    observed.append(name)
+            plan.actions = tuple(actions)
+            plan.observed = tuple(observed)
         else:
             plan = self._plan_by_mapping(mapping, things)
         for name, planned in plan.cameras.items():
@@ -309,14 +321,14 @@ class Topics:
 
     def _plan_by_mapping(self, mapping: BagMapping, things: Sequence[Stored]) -> EpisodePlan:
         if isinstance(mapping.instruction, list):
-            there = [name for name in mapping.instruction if self._is_there(name)]
+            present = [name for name in mapping.instruction if self._has(name)]
             # Without any, reading names the first one.
-            mapping = mapping.model_copy(update={"instruction": there or mapping.instruction})
+            mapping = mapping.model_copy(update={"instruction": present or mapping.instruction})
         texts = [*mapping.instructions, *mapping.language.values(), mapping.success]
         named = [*mapping.fields.values(), *texts]
         # A topic of which members are named is used.
-        used = {self.topic_of(reference) for reference in named} - {*named}
-        decided = {path: each for path, each in self._decided.items() if path not in named}
+        used = {self.topic_of(reference) for reference in named}.difference(named)
+        decided = {path: role for path, role in self._decided.items() if path not in named}
         others = [thing for thing in things if thing.path not in used]
         try:
             plan = plan_by_mapping(others, mapping, self.find, Known(decided))

@@ -86,8 +86,10 @@ class Track:
         seconds = np.diff(self.times) / 1e9
         interval = self.interval / 1e9
         is_gap = seconds > _GAP * interval
+        gaps = ""
+        if is_gap.any():
+            gaps = f"{is_gap.sum()} gaps, the longest {seconds.max():.3g} s"
         jitter = float(np.std(seconds[~is_gap])) * 1000
-        gaps = f"{is_gap.sum()} gaps, the longest {seconds.max():.3g} s" if is_gap.any() else ""
         return f"{text}, every {interval * 1000:.4g} ms, jitter {jitter:.1f} ms", gaps
 
 
@@ -104,14 +106,18 @@ class TextTrack(Track):
 
     def at(self, times: Array, before: str = "") -> list[str]:
         """The last text at each time; `before`: the one before all."""
-        sent = self.by_time()
-        texts = [before, *[text for _, text in sent]]
-        counts = np.searchsorted([time for time, _ in sent], times, side="right")
+        sent_times: list[int] = []
+        texts = [before]
+        for time, text in self.by_time():
+            sent_times.append(time)
+            texts.append(text)
+        counts = np.searchsorted(sent_times, times, side="right")
         return [texts[count] for count in counts]
 
     def _add(self, message: Any, time: int, position: tuple[int, ...]) -> bool:
-        value = messages.member_at(message, self.member)
-        text = value if isinstance(value, str | bool) else getattr(value, "data", None)
+        text = messages.member_at(message, self.member)
+        if not isinstance(text, str | bool):
+            text = getattr(text, "data", None)
         if not isinstance(text, str | bool):
             raise TypeError("is no text")
         self._texts.append(str(text).strip())
@@ -123,20 +129,17 @@ class FlagTrack(Track):
 
     def __init__(self, path: Path, channel: BagChannel, member: str = "") -> None:
         super().__init__(path, channel, member)
-        self._last: tuple[int, Any] = 0, None  # its time and value
-
-    @property
-    def last(self) -> Any:
-        """The last value; None without one."""
-        return self._last[1]
+        self.last: Any = None  # value; None without one
+        self._last_time = 0
 
     def _add(self, message: Any, time: int, position: tuple[int, ...]) -> bool:
         value = messages.member_at(message, self.member)
         value = getattr(value, "data", value)
         if isinstance(value, str) and not value.strip():
             return False
-        if time >= self._last[0]:
-            self._last = time, value
+        if time >= self._last_time:
+            self._last_time = time
+            self.last = value
         return True
 
 
@@ -151,8 +154,9 @@ class LateJoints(Track):
     @property
     def note(self) -> str:
         """Why they are left out; empty if none come."""
-        taken = f"fields: {{NAME: {self.reference}}}"
-        return f"{self._found}; a mapping takes it with {taken}" if self._found else ""
+        if not self._found:
+            return ""
+        return f"{self._found}; a mapping takes it with fields: {{NAME: {self.reference}}}"
 
     def _add(self, message: Any, time: int, position: tuple[int, ...]) -> bool:
         self._first = self._first or time
@@ -225,7 +229,8 @@ class NumberTrack(Track):
         lag = 0
         joints = messages.joints_of(message) if self.member in JOINT_VALUES else []
         if joints or self.joints:
-            if reason := messages.unnamed_values(joints, len(numbers)):
+            reason = messages.unnamed_values(joints, len(numbers))
+            if reason:
                 raise ValueError(reason)
             if not self._has_all_joints(dict(zip(joints, numbers, strict=False)), time):
                 return False
@@ -234,11 +239,10 @@ class NumberTrack(Track):
         elif not self.names:
             self.names = _names(parts)
         if not 0 < len(numbers) == len(self.names):
-            count = len(numbers)
-            before = len(self.names)
-            reason = f"its messages change their length: {count} numbers after {before}"
-            if not len(self):
-                reason = "its messages are empty"
+            reason = "its messages are empty"
+            if len(self):
+                counts = f"{len(numbers)} numbers after {len(self.names)}"
+                reason = f"its messages change their length: {counts}"
             hint = "leave it out of a mapping: vlatool inspect BAG --propose mapping.yaml does"
             place = self.reference
             raise MCAP.error("bad_message", self.path, place, reason, field=place, hint=hint)
@@ -252,14 +256,13 @@ class NumberTrack(Track):
             self._latest[joint] = float(value), time
         if not self.names:
             self.names = tuple(sorted(values, key=natural_key))
-        given = [name for name in self.names if name in values]
-        if not given:
+        count = sum(name in values for name in self.names)
+        if not count:
             return False
         if self.missing_joints:
             self.skipped += 1
             return False
-        if len(given) < len(self.names):
-            self.joined += 1
+        self.joined += count < len(self.names)
         return True
 
     @property
@@ -304,9 +307,9 @@ def make_tracks(
     """
     tracks: dict[str, Track] = {}
     path = topics.bag.path
-    by_kind = {"cameras": plan.cameras, "depth": plan.depth, "labels": plan.labels}
-    for kind, images_of_kind in by_kind.items():
-        for name, planned in images_of_kind.items():
+    for role, planned_images in plan.images.items():
+        kind = "cameras" if role == "camera" else role
+        for name, planned in planned_images.items():
             channel, _ = topics.channel_of(planned.path)
             tracks[f"{kind}.{name}"] = ImageTrack(path, channel, planned)
     for name, reference in plan.fields.items():
@@ -344,10 +347,12 @@ def leave_out_unusable(topics: Topics) -> None:
         try:
             message = messages.decoded(topics.bag.path, stored.channel, stored.data)
         except DataError as error:
-            for key in [key for key, track in taking.items() if isinstance(track, NumberTrack)]:
-                topics.leave_out(taking.pop(key).reference, error.message)
+            for key, track in list(taking.items()):
+                if isinstance(track, NumberTrack):
+                    topics.leave_out(track.reference, error.message)
+                    del taking[key]
             continue
-        for key, track in [*taking.items()]:
+        for key, track in list(taking.items()):
             try:
                 track.take(message, stored.time, stored.position)
             except DataError as error:
@@ -417,8 +422,8 @@ def make_rows(tracks: Mapping[str, Track], fps: float | None, max_age: float | N
     value does not end. Without `fps`, rows are at the values of the longest track.
     """
     times = {name: track.times for name, track in tracks.items()}
-    first = min(int(stamps[0]) for stamps in times.values())
-    start = max(int(stamps[0]) for stamps in times.values())
+    starts = [int(stamps[0]) for stamps in times.values()]
+    start = max(starts)
     stop = np.inf
     for name, track in tracks.items():
         if max_age is not None:
@@ -438,6 +443,6 @@ def make_rows(tracks: Mapping[str, Track], fps: float | None, max_age: float | N
     for name, track in tracks.items():
         taken[name] = np.searchsorted(times[name], rows + int(slack), side="right") - 1
         ages[name] = track.ages(rows, taken[name])
-    before = int((start - first) * fps / 1e9) if fps else int((clock < start).sum())
+    before = int((start - min(starts)) * fps / 1e9) if fps else int((clock < start).sum())
     after = int((clock > rows[-1]).sum()) if len(rows) else 0
     return BagRows(rows, taken, ages, (before, after))

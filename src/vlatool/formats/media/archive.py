@@ -9,6 +9,7 @@ import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, Any, NoReturn, Self, cast
 
 from vlatool.errors import DataError
@@ -100,7 +101,8 @@ class ArchiveReader:
                         stream.left = member.size + _MAX_HEADER_BYTES
                         yield member, self._content(tar.extractfile(info), member)
                 stream.left = self._size
-                while rest := tar.fileobj.read(_BUFFER_BYTES):  # pyright: ignore[reportOptionalMemberAccess]
+                read = partial(cast("Any", tar).fileobj.read, _BUFFER_BYTES)
+                for rest in iter(read, b""):
                     if rest.strip(b"\0"):
                         self._break("has content after its end marker")
         except _BROKEN as error:
@@ -135,8 +137,10 @@ class ArchiveReader:
             if info.isdir() and parts == self._prefix[: len(parts)]:
                 return None
             self._refuse(info, f"is outside of {'/'.join(self._prefix)}/")
+        if not below and info.isdir():
+            return None
         if not below:
-            return None if info.isdir() else self._refuse(info, "is a file instead of a folder")
+            self._refuse(info, "is a file instead of a folder")
         name = "/".join(below)
         above = _above(name)
         if name in self.files or (name in self.folders and not info.isdir()):

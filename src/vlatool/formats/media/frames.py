@@ -136,11 +136,9 @@ class _Packet(NamedTuple):
 
 
 def _packets(container: InputContainer, stream: VideoStream) -> Iterator[_Packet]:
-    return (
-        _Packet(packet.pts, packet.dts, packet.is_keyframe)
-        for packet in container.demux(stream)
-        if packet.size and not packet.is_discard
-    )
+    for packet in container.demux(stream):
+        if packet.size and not packet.is_discard:
+            yield _Packet(packet.pts, packet.dts, packet.is_keyframe)
 
 
 def _table(times: list[int], packets: list[_Packet], *, is_part: bool) -> PacketTable:
@@ -159,10 +157,10 @@ def _table_of_part(clip: Clip, container: InputContainer, stream: VideoStream) -
     low = first + round((clip.start - half) * ticks)
     high = first + round((clip.stop - half) * ticks) if clip.stop is not None else None
     packets = _packets_around(container, stream, low, first + round(clip.start * ticks), high)
-    times = sorted({p.pts for p in packets if p.pts is not None and p.pts >= low})
-    if high is not None:
-        del times[bisect.bisect_left(times, high) :]
-    return _table(times, [p for p in packets if p.pts is not None], is_part=True)
+    times = sorted({packet.pts for packet in packets if packet.pts is not None})
+    first_time = bisect.bisect_left(times, low)
+    times = times[first_time : None if high is None else bisect.bisect_left(times, high)]
+    return _table(times, packets, is_part=True)
 
 
 def _packets_around(
@@ -173,11 +171,11 @@ def _packets_around(
     for _ in range(_SEEKS):
         container.seek(target, stream=stream)
         packets = _packets_before(_packets(container, stream), high)
-        head = packets[0] if packets else None
-        if head is not None and head.pts is not None and head.pts <= max(start, low):
+        first = packets[0] if packets else _Packet(None, None, is_key=False)
+        if first.pts is not None and first.pts <= max(start, low):
             return packets
         # A keyframe that is decoded before `start` and shown after it.
-        target = (head.dts if head is not None and head.dts is not None else target) - 1
+        target = (target if first.dts is None else first.dts) - 1
     container.seek(stream.start_time or 0, stream=stream)
     return _packets_before(_packets(container, stream), high)
 
@@ -255,8 +253,9 @@ class VideoFrames(FrameSource):
             raise
         self._shape = self._shape or image.shape
         if image.shape != self._shape:
-            sizes = [f"{shape[1]}x{shape[0]}" for shape in (image.shape, self._shape)]
-            reason = f"its size is {sizes[0]}, that of frames before it {sizes[1]}"
+            size = f"{image.shape[1]}x{image.shape[0]}"
+            size_before = f"{self._shape[1]}x{self._shape[0]}"
+            reason = f"its size is {size}, that of frames before it {size_before}"
             raise decode_error(self._clip.path, number, reason)
         return image
 
@@ -447,7 +446,8 @@ class ParquetImages(SingleImages):
         cells = self._cells
         if cells is None or not 0 <= row - self._first_row < len(cells):
             try:
-                cells = self._cells = self._load_row_group(row)
+                cells = self._load_row_group(row)
+                self._cells = cells
             except (pa.ArrowException, OSError) as error:
                 raise self.image_error(self._rows.index(row), str(error)) from error
         cell: Any = cells[row - self._first_row].as_py()
@@ -485,13 +485,15 @@ class ParquetImages(SingleImages):
                     picture=relative,
                 )
             if is_file:
-                if (size := path.stat().st_size) > _LARGEST_FILE:
+                size = path.stat().st_size
+                if size > _LARGEST_FILE:
                     raise self.image_error(frame, f"{size:,} bytes; the limit is {_LARGEST_FILE:,}")
                 return read_file(path)
         raise self.image_error(frame, f"the image file {relative!r} is missing")
 
     def _load_row_group(self, row: int) -> pa.ChunkedArray:
-        file = self._file = self._file or pq.ParquetFile(as_native_file(self.path))
+        file = self._file or pq.ParquetFile(as_native_file(self.path))
+        self._file = file
         first = 0
         for group in range(file.num_row_groups):
             group_info = file.metadata.row_group(group)

@@ -223,8 +223,9 @@ def png_info(data: bytes) -> PngInfo:
     if not is_whole or len(header) != _HEADER.size:
         raise ValueError("an incomplete PNG: its chunks are not those of an image")
     width, height, bits, colors, *methods = _HEADER.unpack(header)
-    positions = [index for index, kind in enumerate(kinds) if kind == b"IDAT"]
-    is_one_run = positions[-1] - positions[0] + 1 == len(positions)
+    first = kinds.index(b"IDAT")
+    count = kinds.count(b"IDAT")
+    is_one_run = kinds[first : first + count].count(b"IDAT") == count
     # Chunks that are needed to decode the image begin with a capital.
     is_known = all(kind[0] & 0x20 or kind in _CRITICAL for kind in kinds)
     is_plain = is_one_run and is_known and _NOT_PLAIN.isdisjoint(kinds) and not any(methods)

@@ -540,7 +540,8 @@ class NpzFrames(FrameSource):
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-        self._file = self._values = None
+        self._file = None
+        self._values = None
 
 
 def _is_images(header: ArrayHeader, channels: int | None) -> bool:

@@ -66,7 +66,7 @@ def _without_index(path: Path, target: Path, others: Iterable[Path]) -> Salvaged
             codec = template.codec_context.name
             if codec not in _HEADERS:
                 continue
-            first = next(bytes(p) for p in container.demux(template) if p.size)
+            first = next(bytes(packet) for packet in container.demux(template) if packet.size)
             samples = [*_samples(data, codec)]
             if not samples or _settings(first, codec) != _settings(samples[0][0], codec):
                 continue
@@ -74,7 +74,8 @@ def _without_index(path: Path, target: Path, others: Iterable[Path]) -> Salvaged
             if not packets:
                 continue
             rate = template.average_rate or Fraction(30)
-            delay = max(position - int(p.pts or 0) for position, p in enumerate(packets))
+            delays = [position - int(packet.pts or 0) for position, packet in enumerate(packets)]
+            delay = max(delays)
             with target.open("wb") as file, ClipWriter(file, template, rate, delay) as writer:
                 writer.write(packets)
         return Salvaged(
@@ -112,17 +113,25 @@ _HEADERS = {"h264": 1, "hevc": 2}  # bytes of the header of a unit
 
 def _unit(unit: memoryview, codec: str) -> tuple[bool, bool, bool]:
     """Flags of a unit: part of an image, the first of one, of an image that needs no others."""
-    kind = unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63
-    is_image = 1 <= kind <= 5 if codec == "h264" else kind < 32
-    is_key = kind == 5 if codec == "h264" else 16 <= kind <= 23
+    if codec == "h264":
+        kind = unit[0] & 31
+        is_image = 1 <= kind <= 5
+        is_key = kind == 5
+    else:
+        kind = unit[0] >> 1 & 63
+        is_image = kind < 32
+        is_key = 16 <= kind <= 23
     header = _HEADERS[codec]
-    return is_image, is_image and len(unit) > header and unit[header] >= 128, is_key
+    is_first = is_image and len(unit) > header and unit[header] >= 128
+    return is_image, is_first, is_key
 
 
 def _samples(data: memoryview, codec: str) -> Iterator[tuple[bytes, bool]]:
     """Whole samples in the order of decoding, each with whether decoding can start there."""
-    begin = start = 0
-    has_image = has_key = False
+    begin = 0
+    start = 0
+    has_image = False
+    has_key = False
     while start + 4 < len(data):
         size = int.from_bytes(data[start : start + 4], "big")
         unit = data[start + 4 : start + 4 + size]
@@ -146,7 +155,8 @@ def _settings(sample: bytes, codec: str) -> bytes:
     """Text of the encoder about itself in its first sample; empty without one."""
     size = int.from_bytes(sample[:4], "big")
     unit = memoryview(sample)[4 : 4 + size]
-    return b"" if _unit(unit, codec)[0] else bytes(unit)
+    is_image, _, _ = _unit(unit, codec)
+    return b"" if is_image else bytes(unit)
 
 
 def _shown(samples: Sequence[tuple[bytes, bool]], template: VideoStream) -> list[Packet]:
@@ -155,23 +165,27 @@ def _shown(samples: Sequence[tuple[bytes, bool]], template: VideoStream) -> list
     assert isinstance(context, VideoCodecContext)
     context.extradata = template.codec_context.extradata
     packets: list[Packet] = []
-    shown: list[int] = []
+    decoded: list[int] = []  # numbers of the samples in the order of presentation
     try:
         for number, (data, is_key) in enumerate(samples):
-            packets.append(packet := Packet(data))
-            packet.pts = packet.dts = number
+            packet = Packet(data)
+            packet.pts = number
+            packet.dts = number
             packet.is_keyframe = is_key
-            shown += _intact(context, packet)
-        shown += _intact(context, None)
+            packets.append(packet)
+            decoded += _intact(context, packet)
+        decoded += _intact(context, None)
     except av.error.FFmpegError:
         return []
-    if sorted(shown) != [*range(len(packets))] or not samples[0][1]:
+    _, starts_with_key = samples[0]
+    if sorted(decoded) != [*range(len(packets))] or not starts_with_key:
         return []
-    for rank, number in enumerate(shown):
+    for rank, number in enumerate(decoded):
         packets[number].pts = rank
+    if decoded == sorted(decoded):
+        return packets
     # Images that are shown before the last one and stored behind it may be cut off.
-    is_reordered = shown != sorted(shown)
-    return packets[: shown[-1]] if is_reordered else packets
+    return packets[: decoded[-1]]
 
 
 def _intact(context: VideoCodecContext, packet: Packet | None) -> list[int]:

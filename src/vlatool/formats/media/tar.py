@@ -140,6 +140,14 @@ class TarScan:
     samples: list[TarSample] = field(default_factory=list[TarSample])
     problems: list[TarProblem] = field(default_factory=list[TarProblem])
 
+    @property
+    def damage(self) -> str:
+        """Why the tar could not be scanned to its end; empty if it could."""
+        for problem in self.problems:
+            if problem.code == "broken_tar":
+                return problem.message
+        return ""
+
 
 def scan_tar(path: Path) -> TarScan:
     """Scans all headers; contents are skipped."""
@@ -171,10 +179,7 @@ class OpenShard:
     @property
     def damage(self) -> str:
         """Reason why the tar could not be scanned to its end; empty if it could."""
-        problems = [
-            problem.message for problem in self.scan.problems if problem.code == "broken_tar"
-        ]
-        return problems[0].removeprefix("is ") if problems else ""
+        return self.scan.damage.removeprefix("is ")
 
     @contextmanager
     def reading(self, key: str) -> Generator[tar_sample.StoredSample]:
@@ -274,7 +279,7 @@ def _add_member(scan: TarScan, member: tarfile.TarInfo, end: int) -> None:
     folder, slash, file = member.name.rpartition("/")
     stem, _, suffix = file.partition(".")
     key = f"{folder}{slash}{stem}"
-    problem = _member_problem(member, member.name.rpartition("/")[2], suffix)
+    problem = _member_problem(member, file, suffix)
     if problem is not None:
         scan.problems.append(TarProblem(*problem, sample=key))
         if problem[0] in ("not_a_file", "meta_name"):
@@ -370,9 +375,12 @@ def parse_index(content: bytes) -> ShardIndex | None:
 
 def _is_in_order(index: ShardIndex) -> bool:
     """True if samples ascend without overlap inside the tar; a damaged index may not."""
-    starts = [*index.offsets.tolist(), index.shard_bytes]
-    spans = zip(index.ranges(), starts[1:], strict=True)
-    return starts[0] >= 0 and all(n > 0 and at + n <= after for (at, n), after in spans)
+    end = 0  # of the sample before
+    for offset, length in index.ranges():
+        if offset < end or length <= 0:
+            return False
+        end = offset + length
+    return end <= index.shard_bytes
 
 
 def index_by_headers(path: Path, copy: IO[bytes] | None = None) -> ShardIndex:
@@ -380,13 +388,13 @@ def index_by_headers(path: Path, copy: IO[bytes] | None = None) -> ShardIndex:
     with nullcontext(copy) if copy is not None else open_forward(path) as file:
         scan = _scan(file)
         size = file.seek(0, 2)
-    damage = [problem.message for problem in scan.problems if problem.code == "broken_tar"]
-    if damage:
-        raise _shard_error(path, damage[0])
+    if scan.damage:
+        raise _shard_error(path, scan.damage)
     # A member without a dot belongs to no sample, as in webdataset.
     samples = [sample for sample in scan.samples if any(sample.members)]
-    ranges = np.array([(sample.start, sample.end - sample.start) for sample in samples], np.int64)
-    return ShardIndex(ranges.reshape(-1, 2)[:, 0], ranges.reshape(-1, 2)[:, 1], size)
+    starts = np.array([sample.start for sample in samples], np.int64)
+    ends = np.array([sample.end for sample in samples], np.int64)
+    return ShardIndex(starts, ends - starts, size)
 
 
 def cached_index(cache: FileCache, version: FileVersion) -> ShardIndex | None:

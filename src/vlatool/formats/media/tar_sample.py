@@ -78,8 +78,12 @@ class StoredSample:
 
     def images(self) -> dict[str, ImageName]:
         """Map from suffix of each image to its parsed name, in the order of the tar."""
-        names = ((suffix, parse_image(suffix)) for suffix in self.members)
-        return {suffix: name for suffix, name in names if name is not None}
+        images: dict[str, ImageName] = {}
+        for suffix in self.members:
+            name = parse_image(suffix)
+            if name is not None:
+                images[suffix] = name
+        return images
 
     def image_suffixes(self) -> dict[tuple[str, int], str]:
         """(camera, offset) of each image to its suffix."""
@@ -100,11 +104,14 @@ class StoredSample:
     def language(self) -> dict[str, list[str]]:
         """Map from kind of annotation to its list of instructions; empty if there are none."""
         content = self.json(LANGUAGE) if LANGUAGE in self.members else None
-        return {
-            str(kind): [str(text) for text in (texts if isinstance(texts, list) else [texts])]
-            for kind, texts in (content.items() if isinstance(content, dict) else ())
-            if texts
-        }
+        if not isinstance(content, dict):
+            return {}
+        language: dict[str, list[str]] = {}
+        for kind, texts in content.items():
+            if texts:
+                several = texts if isinstance(texts, list) else [texts]
+                language[str(kind)] = [str(text) for text in several]
+        return language
 
     def arrays(self, names: Sequence[str] | None = None) -> dict[str, Array]:
         """Named low-dimensional arrays, or all; the others are not decompressed."""
@@ -219,8 +226,11 @@ def _octal(digits: bytes) -> int:
 
 def _name(header: bytes) -> str:
     name = header[:100].partition(b"\0")[0]
-    prefix = header[345:500].partition(b"\0")[0] if header[257:263] == b"ustar\0" else b""
-    return (prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape")
+    if header[257:263] == b"ustar\0":
+        prefix = header[345:500].partition(b"\0")[0]
+        if prefix:
+            name = prefix + b"/" + name
+    return name.decode("utf-8", "surrogateescape")
 
 
 def _by_tarfile(data: bytes) -> Iterator[tuple[str, bytes]]:

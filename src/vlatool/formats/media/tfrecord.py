@@ -156,12 +156,14 @@ class _Parser:
         for kind, message in self.fields(feature):
             if isinstance(message, int):
                 raise TfRecordError("a list is a number")
-            if kind == 1:
-                rows = [row for _, row in self.fields(message)]
-                return [row for row in rows if isinstance(row, memoryview)]
             parts: list[Any] = []
             for _, part in self.fields(message):
-                parts.append(varint(part) if isinstance(part, int) else part)
+                if not isinstance(part, int):
+                    parts.append(part)
+                elif kind != 1:
+                    parts.append(varint(part))
+            if kind == 1:
+                return parts
             content = parts[0] if len(parts) == 1 else b"".join(parts)
             if kind != 2:
                 return _varints(content)
@@ -247,17 +249,19 @@ def example(features: Mapping[str, Value]) -> bytes:
         if isinstance(value, np.ndarray) and value.dtype.kind == "f":
             part = _field(2, _field(1, value.astype("<f4").tobytes()))
         elif isinstance(value, np.ndarray):
-            part = _field(3, _field(1, b"".join(map(varint, value.reshape(-1).tolist()))))
+            numbers = [varint(number) for number in value.reshape(-1).tolist()]
+            part = _field(3, _field(1, b"".join(numbers)))
         else:
-            part = _field(1, b"".join(_field(1, row) for row in value))
+            rows = [_field(1, row) for row in value]
+            part = _field(1, b"".join(rows))
         entries += _field(1, _field(1, name.encode()) + _field(2, part))
     return _field(1, entries)
 
 
 def record(data: bytes) -> bytes:
     length = struct.pack("<Q", len(data))
-    sums = (struct.pack("<I", masked_crc(part)) for part in (length, data))
-    return length + next(sums) + data + next(sums)
+    header = length + struct.pack("<I", masked_crc(length))
+    return header + data + struct.pack("<I", masked_crc(data))
 
 
 def _field(number: int, data: bytes | memoryview) -> bytes:

@@ -13,9 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from itertools import dropwhile, islice
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import av
 import av.error
@@ -150,9 +150,12 @@ def browser_clip(source: FrameSource, rate: Fraction) -> bytes:
             copied = copy_clip(source.clip, len(source), rate)
     if copied and copied.kind.codec in _PLAYED and copied.kind.pixel_format == _PLAYED_PIXELS:
         return copied.data
-    height, width = (side - side % 2 for side in source.size)
-    images = (source.read([index])[0, :height, :width] for index in range(len(source)))
-    return encode_video(images, rate, crf=28, keyframe_interval=10)
+    height, width = source.size
+    encoder = VideoEncoder(rate, crf=28, keyframe_interval=10)
+    for index in range(len(source)):
+        image = source.read([index])[0]
+        encoder.add(image[: height - height % 2, : width - width % 2])
+    return encoder.finish()
 
 
 def join_clips(paths: Sequence[Path], rate: Fraction, file: IO[bytes], delay: int) -> None:
@@ -194,10 +197,10 @@ class ClipWriter:
         """Appends the packets of one clip, given in the order of decoding."""
         clip = [*packets]
         numbers = _numbers([packet.pts for packet in clip])
-        for position, (packet, number) in enumerate(zip(clip, numbers, strict=True)):
+        for position, packet in enumerate(clip):
             packet.stream = self._stream
             packet.time_base = self._tick
-            packet.pts = self._frames + number
+            packet.pts = self._frames + numbers[position]
             packet.dts = self._frames + position - self._delay
             packet.duration = 1
             self._container.mux_one(packet)
@@ -205,7 +208,9 @@ class ClipWriter:
 
 
 def _data_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
-    return (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
+    for packet in container.demux(stream):
+        if packet.size and not packet.is_discard:
+            yield packet
 
 
 def _delay(packets: Sequence[Packet]) -> int:
@@ -215,8 +220,9 @@ def _delay(packets: Sequence[Packet]) -> int:
 
 def _numbers(times: Sequence[Any]) -> list[int]:
     """Numbers in the order of presentation, from the times in the order of decoding."""
+    positions = sorted(range(len(times)), key=times.__getitem__)
     numbers = [0] * len(times)
-    for number, position in enumerate(sorted(range(len(times)), key=times.__getitem__)):
+    for number, position in enumerate(positions):
         numbers[position] = number
     return numbers
 
@@ -230,10 +236,10 @@ def _packets_of(
         return None
     if clip.start == 0 and clip.stop is None:  # one pass over a file of one episode
         packets = [*_data_packets(source, stream)]
-        span = _span([(packet.pts, packet.is_keyframe) for packet in packets], 0, count)
+        span = _span([_PacketTime(packet.pts, packet.is_keyframe) for packet in packets], 0, count)
         return None if span is None else packets[span.start : span.stop]
     table = _packet_table(clip.path, clip.path.stat().st_mtime_ns)
-    times = sorted(pts for pts, _ in table if pts is not None)
+    times = sorted(packet.pts for packet in table if packet.pts is not None)
     if not times:
         return None
     start = times[0] + (clip.start - 0.5 / float(rate)) / float(stream.time_base)
@@ -241,41 +247,50 @@ def _packets_of(
     return None if span is None else _read_span(source, stream, table, span)
 
 
-def _span(table: Sequence[tuple[int | None, bool]], first: int, count: int) -> range | None:
+class _PacketTime(NamedTuple):
+    pts: int | None  # time of presentation
+    is_key: bool
+
+
+def _span(table: Sequence[_PacketTime], first: int, count: int) -> range | None:
     """Positions of the frames from number `first` on; None if they do not stand by themselves."""
-    times = [pts for pts, _ in table]
+    times = [packet.pts for packet in table]
     if None in times or len(set(times)) < len(times):
         return None
     numbers = _numbers(times)
-    positions = [
-        position for position, number in enumerate(numbers) if first <= number < first + count
-    ]
-    if len(positions) < count or positions[-1] - positions[0] >= count:
+    if first not in numbers:
         return None
-    begins = table[positions[0]][1] and numbers[positions[0]] == first
-    return range(positions[0], positions[0] + count) if begins else None
+    # They are decoded one after the other, from a keyframe on that is shown first.
+    start = numbers.index(first)
+    span = range(start, start + count)
+    is_together = sorted(numbers[start : start + count]) == [*range(first, first + count)]
+    return span if is_together and table[start].is_key else None
 
 
 def _read_span(
-    source: InputContainer, stream: VideoStream, table: Sequence[tuple[Any, bool]], span: range
+    source: InputContainer, stream: VideoStream, table: Sequence[_PacketTime], span: range
 ) -> list[Packet]:
     """The packets at the positions `span`, after a seek where the container is exact."""
-    expected = [pts for pts, _ in table[span.start : span.stop]]
+    expected: list[Any] = [packet.pts for packet in table[span.start : span.stop]]
     source.seek(expected[0], stream=stream)
-    packets = dropwhile(lambda packet: packet.pts != expected[0], _data_packets(source, stream))
-    chosen = [*islice(packets, len(span))]
-    if [packet.pts for packet in chosen] != expected:
+    packets: list[Packet] = []
+    for packet in _data_packets(source, stream):
+        if packets or packet.pts == expected[0]:
+            packets.append(packet)
+        if len(packets) == len(span):
+            break
+    if [packet.pts for packet in packets] != expected:
         source.seek(0, stream=stream)
-        chosen = [*islice(_data_packets(source, stream), span.start, span.stop)]
-    return chosen
+        packets = [*islice(_data_packets(source, stream), span.start, span.stop)]
+    return packets
 
 
 @lru_cache(maxsize=8)  # clips of one file follow each other
-def _packet_table(path: Path, changed: int) -> list[tuple[int | None, bool]]:
-    """(time, keyframe) of each packet of a file, in the order of decoding."""
+def _packet_table(path: Path, changed: int) -> list[_PacketTime]:
+    """The packets of a file, in the order of decoding."""
     with opened(path) as source:
         packets = _data_packets(source, source.streams.video[0])
-        return [(packet.pts, packet.is_keyframe) for packet in packets]
+        return [_PacketTime(packet.pts, packet.is_keyframe) for packet in packets]
 
 
 def _kind(stream: VideoStream) -> StreamKind:

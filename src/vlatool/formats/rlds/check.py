@@ -42,6 +42,13 @@ RLDS = FindingCodes(
 
 
 Kind = Literal["numbers", "image", "text", "unknown"]
+# Key of a feature to what it holds.
+_KINDS: Mapping[str, Kind] = {
+    "image": "image",
+    "text": "text",
+    "tensor": "numbers",
+    "classLabel": "numbers",
+}
 
 
 @dataclass(frozen=True)
@@ -74,22 +81,15 @@ def features_of(document: Any, name: str = "") -> Iterator[StepFeature]:
 
 
 def _leaf(document: Mapping[str, Any], name: str) -> StepFeature:
-    kinds: tuple[tuple[str, Kind], ...] = (
-        ("image", "image"),
-        ("text", "text"),
-        ("tensor", "numbers"),
-        ("classLabel", "numbers"),
-    )
-    for key, kind in kinds:
-        if key in document:
-            facts = document[key] or {}
-            sides = (facts.get("shape") or {}).get("dimensions") or ()
-            dtype = str(facts.get("dtype") or ("int64" if key == "classLabel" else ""))
-            shape = tuple(int(side) for side in sides)
-            if kind == "numbers" and dtype == "string":
-                return StepFeature(name, "text")
-            is_plain = facts.get("encoding", "none") in ("none", "")
-            return StepFeature(
-                name, kind if kind != "numbers" or is_plain else "unknown", dtype, shape
-            )
+    for key, kind in _KINDS.items():
+        if key not in document:
+            continue
+        facts = document[key] or {}
+        shape = tuple(int(side) for side in (facts.get("shape") or {}).get("dimensions") or ())
+        dtype = str(facts.get("dtype") or ("int64" if key == "classLabel" else ""))
+        if kind == "numbers" and dtype == "string":
+            return StepFeature(name, "text")
+        if kind == "numbers" and facts.get("encoding", "none") not in ("none", ""):
+            return StepFeature(name, "unknown", dtype, shape)
+        return StepFeature(name, kind, dtype, shape)
     return StepFeature(name, "unknown")

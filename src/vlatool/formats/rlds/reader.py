@@ -1,48 +1,47 @@
-"""RLDS data sets of TFDS, without TensorFlow. Source: formats/rlds 1 to 4."""
+"""RLDS data sets of TFDS, without TensorFlow. Source: formats/rlds 1 to 4.
+
+A data set is a folder with `features.json` and shards of TFRecord; each record is an episode. Its
+features have the values of all steps one after the other, under names such as `steps/action`.
+`discover` reads the headers of records; a record is parsed when its episode is read.
+"""
 
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from vlatool.config.base import ConfigModel, option
-from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, Role, Survey
+from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
 from vlatool.formats import base, limits
-from vlatool.formats.inventory import Stored, encoded_thing, image_shape
-from vlatool.formats.mapping import MAPPING, RecordingMapping, mapping_file, read_mapping
+from vlatool.formats.inventory import Stored, encoded_thing, image_size
+from vlatool.formats.mapping import MAPPING, RecordingMapping
 from vlatool.formats.media import tfrecord
-from vlatool.formats.plan import (
-    EpisodePlan,
-    PlannedEpisode,
-    PlannedFrames,
-    PlannedImages,
-    plan_by_structure,
-    with_decisions,
-)
+from vlatool.formats.plan import EpisodePlan, PlannedImages, plan_by_structure
+from vlatool.formats.planned import PlannedEpisode, PlannedFrames, PlannedReader
 from vlatool.formats.propose import Clues, proposed_mapping
 from vlatool.formats.rlds.check import RLDS, StepFeature, features_of
 from vlatool.formats.rules import distinct_recordings
 from vlatool.storage.byte_ranges import ByteRange
 from vlatool.storage.documents import DocumentError, read_json
-from vlatool.storage.tree import natural_key, walk
-from vlatool.storage.uri import can_list
+from vlatool.storage.tree import natural_key
 from vlatool.transforms.hold_out import split_of
 
 _FEATURES = "features.json"
 _INFO = "dataset_info.json"
+_FPS = "episode_metadata/fps"
 _SHARD = re.compile(r"(?P<name>.+)-(?P<split>[^-]+)\.tfrecord-(?P<shard>\d{5})-of-(?P<of>\d{5})")
 _MEASURED = re.compile(r"state|proprio|joint|eef|ee_|gripper|cartesian|pose")
-# Flags that mark the first and the last step, which the order of the steps says.
 _ODD = (ValueError, AttributeError, TypeError)  # what values of other types raise
+# Flags that mark the first and the last step, which the order of the steps says.
 _FLAGS = ("is_first", "is_last", "is_terminal")
 _DAMAGED = -1  # end of the span of a record whose header is damaged
 _CUT_HINT = "the file is cut off or damaged: copy it again, or exclude this episode with --exclude"
@@ -75,8 +74,7 @@ class StepImages(PlannedFrames):
     @property
     def size(self) -> tuple[int, int]:
         if isinstance(self._files, np.ndarray):
-            form = image_shape(self._files.shape[1:], smallest=1)
-            return (form.height, form.width) if form else (0, 0)
+            return image_size(self._files.shape[1:])
         thing = encoded_thing("", bytes(self._files[0]))
         if thing.kind == "png" and self.planned.decision.role != "camera":
             return thing.shape[0], thing.shape[1]
@@ -91,7 +89,7 @@ class StepImages(PlannedFrames):
         return RLDS.error("unreadable", self._path, place, reason, frame=index)
 
 
-class RldsReader(base.FormatReader):
+class RldsReader(PlannedReader):
     """Reader of RLDS; a source is a folder with features.json and TFRecords, or one above it."""
 
     Config: ClassVar[type[ConfigModel]] = RldsConfig
@@ -108,45 +106,46 @@ class RldsReader(base.FormatReader):
         for path, source in folders:
             for ref in self._refs(path, source, findings, used):
                 refs.append(ref if len(folders) == 1 else replace(ref, number=None))
-        if all(ref.extras["span"][1] == _DAMAGED for ref in refs):
+        if all(ref.extras["span"].stop == _DAMAGED for ref in refs):
             self._episode(refs[0])  # raises the error of the first shard
         self.source_findings = findings
-        yield from with_decisions(refs, lambda ref: nullcontext(self._episode(ref)))
-
-    @cached_property
-    def _mapping(self) -> RecordingMapping | None:
-        name = self.config.mapping
-        return None if name is None else read_mapping(mapping_file(name), RecordingMapping)
+        yield from self.with_decisions(refs)
 
     def _refs(
         self, folder: Path, source: Path, findings: list[Finding], used: dict[str, int]
     ) -> Iterator[EpisodeRef]:
         shards = _shards(folder, self.config.split)
         lengths = _shard_lengths(folder)
-        findings += _lacking(folder, shards, lengths, self.config.split)
-        name = base.id_part(next(iter(shards))[0].name.partition("-")[0])
-        number = 0
+        findings += _lacking(folder, shards)
+        present = {shard.split for shard in shards}
+        for split in lengths:
+            if self.config.split is None and split not in present:
+                reason = f"the split {split} has no file here"
+                findings.append(RLDS.at("missing_split", folder, reason))
+        name = base.id_part(shards[0].path.name.partition("-")[0])
         if name in used:  # another version, or another set of this name
             name = base.id_part(f"{folder.parent.name}_{folder.name}")
         name = base.unused_id(name, used)
-        for path, split, shard in shards:
-            places = _places(path)
-            declared = lengths.get(split, ())
-            if shard < len(declared) and declared[shard] != len(places):
-                reason = f"has {counted(len(places), 'record')}, {_INFO} says {declared[shard]}"
-                findings.append(RLDS.at("record_count", path, reason))
-            if number + len(places) > limits.MOST_EPISODES:
+        number = 0
+        for shard in shards:
+            spans = _spans(shard.path)
+            declared = lengths.get(shard.split, ())
+            if shard.number < len(declared) and declared[shard.number] != len(spans):
+                records = counted(len(spans), "record")
+                reason = f"has {records}, {_INFO} says {declared[shard.number]}"
+                findings.append(RLDS.at("record_count", shard.path, reason))
+            if number + len(spans) > limits.MOST_EPISODES:
                 reason = f"more than {limits.MOST_EPISODES:,} records in a data set"
-                raise RLDS.error("too_large", path, reason, hint="choose one with --split")
-            for place in places:
+                raise RLDS.error("too_large", shard.path, reason, hint="choose one with --split")
+            for span in spans:
                 yield EpisodeRef(
-                    id=f"{name}_{base.id_part(split)}_{number:06d}",
-                    path=path,
+                    id=f"{name}_{base.id_part(shard.split)}_{number:06d}",
+                    path=shard.path,
                     source=str(source),
                     number=number,
                     files=(folder / _FEATURES,),
-                    extras={"span": place, "split": split},
-                    split=split_of(split),
+                    extras={"span": span, "split": shard.split},
+                    split=split_of(shard.split),
                 )
                 number += 1
 
@@ -156,36 +155,38 @@ class RldsReader(base.FormatReader):
         surveys: dict[Path, Survey] = {}
         for ref in refs:
             if ref.path.parent not in surveys:
-                for survey in base.survey_each(self._survey, [ref], reasons):
+                for survey in base.survey_each(self.survey_episode, [ref], reasons):
                     surveys[ref.path.parent] = survey
         merged = base.merge_surveys(surveys.values(), reasons)
         return replace(merged, episodes=len(refs), frames=None)
 
-    def _survey(self, ref: EpisodeRef) -> Survey:
-        opened = self._episode(ref)
-        return opened.survey(opened.stored_fps)
-
     def read(self, ref: EpisodeRef) -> Episode:
         """One episode; the record is in memory, its images are encoded."""
         opened = self._episode(ref)
-        first = ref.extras["span"][0]
-        extras = {"split": ref.extras["split"], "source_episode": f"{ref.path.name}:{first}"}
-        episode = opened.episode(fps=opened.stored_fps)
+        start = ref.extras["span"].start
+        extras = {"split": ref.extras["split"], "source_episode": f"{ref.path.name}:{start}"}
+        episode = opened.episode()
         return replace(episode, extras=extras, findings=(*episode.findings, *opened.findings))
+
+    def opened(self, ref: EpisodeRef) -> "AbstractContextManager[RldsEpisode]":
+        return nullcontext(self._episode(ref))
 
     def _episode(self, ref: EpisodeRef) -> "RldsEpisode":
         features = _features(ref.path.parent / _FEATURES)
-        first, stop = ref.extras["span"]
-        is_damaged = stop == _DAMAGED
+        span: _Span = ref.extras["span"]
+        place = f"record at byte {span.start}: "
+        hint = ""
         try:
-            if is_damaged:
-                next(tfrecord.record_spans(ref.path, first), None)
-            parsed = tfrecord.parse_example(tfrecord.read_record(ByteRange(ref.path, first, stop)))
+            if span.stop == _DAMAGED:
+                place = ""
+                hint = _CUT_HINT
+                next(tfrecord.record_spans(ref.path, span.start), None)
+            parsed = tfrecord.parse_example(
+                tfrecord.read_record(ByteRange(ref.path, span.start, span.stop))
+            )
         except tfrecord.TfRecordError as error:
-            place = "" if is_damaged else f"record at byte {first}: "
-            hint = _CUT_HINT if is_damaged else ""
             raise RLDS.error(error.code, ref.path, f"{place}{error}", hint=hint) from error
-        return RldsEpisode(ref, features, parsed, self._mapping, self.config)
+        return RldsEpisode(ref, features, parsed, self.mapping, self.config)
 
     @staticmethod
     def propose(source: Path) -> str | None:
@@ -195,9 +196,9 @@ class RldsReader(base.FormatReader):
             return None
         ref = next(iter(reader.discover([source])))
         opened = reader._episode(ref)
-        values = {}
-        if opened.stored_fps:
-            values["episode_metadata/fps"] = opened.stored_fps
+        values: dict[str, Any] = {}
+        if opened.stored_fps():
+            values[_FPS] = opened.stored_fps()
         return proposed_mapping(Clues([*opened.things.values()], values, opened.numbers))
 
 
@@ -221,20 +222,20 @@ class RldsEpisode(PlannedEpisode):
         self._dtypes: dict[str, str] = {}  # of numbers
         self.findings: list[Finding] = []
         stored = [self._thing(path, feature) for path, feature in self._features.items()]
+        steps: int | None = None
+        for thing in stored:
+            if thing.rows is None or not self._features[thing.path].is_step:
+                continue
+            steps = thing.rows if steps is None else steps
+            if thing.rows != steps:
+                reason = f"{thing.path} has {thing.rows} steps, others {steps}"
+                raise self.error("missing_feature", reason)
+        if not steps:
+            raise RLDS.error("empty_episode", ref.path, f"{ref.id}: has no steps")
         for path in self._parsed:
             if path not in self._features:
                 stored.append(Stored(path, "other", note="features.json does not declare it"))
-        counts: dict[str, int | None] = {}
-        for each in stored:
-            if each.path in self._features and self._features[each.path].is_step:
-                counts[each.path] = each.rows
-        known = [rows for rows in counts.values() if rows is not None]
-        for path, rows in counts.items():
-            if rows is not None and rows != known[0]:
-                raise self.error("missing_feature", f"{path} has {rows} steps, others {known[0]}")
-        if not any(known):
-            raise RLDS.error("empty_episode", ref.path, f"{ref.id}: has no steps")
-        self.make_plan(stored, lambda: self._by_structure(stored))
+        self.make_plan(stored)
 
     def _thing(self, path: str, feature: StepFeature) -> Stored:
         """What a feature stores; DataError if the record contradicts its declaration."""
@@ -259,6 +260,10 @@ class RldsEpisode(PlannedEpisode):
             if feature.is_step:
                 return thing
             return replace(thing, rows=None, role="left_out", note="one image for the episode")
+        return self._numeric_thing(path, feature, np.asarray(values))
+
+    def _numeric_thing(self, path: str, feature: StepFeature, values: Array) -> Stored:
+        """Numbers of all steps, which the record has one after the other."""
         if any(side < 0 for side in feature.shape):
             return Stored(path, "other", note=f"values of a varying shape {list(feature.shape)}")
         width = math.prod(feature.shape)
@@ -267,23 +272,29 @@ class RldsEpisode(PlannedEpisode):
             raise self.error("missing_feature", f"{path} has {len(values)} values, a step {shape}")
         if not feature.is_step:
             return Stored(path, "other", note="one value for the episode")
-        role: Role | None = "time" if path in _FLAGS else None
-        array = np.asarray(values)
-        is_declared = _is_number(feature.dtype)
-        if is_declared and not _fits(array, feature.dtype):
-            is_declared = False
-            text = f"{path}: features.json says {feature.dtype}; read as {array.dtype}"
-            self.findings.append(RLDS("narrow_type", f"{self.ref.id}: {text}", field=path))
-        dtype = feature.dtype if is_declared else array.dtype.name
-        self._dtypes[path] = dtype
+        self._dtypes[path] = values.dtype.name
+        if _is_number(feature.dtype):
+            if _fits(values, feature.dtype):
+                self._dtypes[path] = feature.dtype
+            else:
+                text = f"{path}: features.json says {feature.dtype}; read as {values.dtype}"
+                self.findings.append(RLDS("narrow_type", f"{self.ref.id}: {text}", field=path))
         rows = len(values) // width
 
         def look() -> Array:
             return self.numbers(path).reshape(rows, *feature.shape)[[0, rows // 2, rows - 1]]
 
-        return Stored(path, "array", feature.shape, dtype, rows, role=role, look=look)
+        return Stored(
+            path,
+            "array",
+            feature.shape,
+            self._dtypes[path],
+            rows,
+            role="time" if path in _FLAGS else None,
+            look=look,
+        )
 
-    def _by_structure(self, stored: Sequence[Stored]) -> EpisodePlan:
+    def plan_by_structure(self, stored: Sequence[Stored]) -> EpisodePlan:
         plan = plan_by_structure(stored, self.known)
         actions: list[str] = []
         observed: list[str] = []
@@ -307,45 +318,22 @@ class RldsEpisode(PlannedEpisode):
         return StepImages(self.ref.path, planned, rows)
 
     def numbers(self, path: str) -> Array:
-        feature = self._features[path]
         values = np.asarray(self._parsed[path])
         limits.check_numbers(RLDS, self.ref.path, f"{self.ref.id}: {path}", len(values))
         typed = values.astype(self._dtypes.get(path, values.dtype), copy=False)
-        return typed.reshape(-1, max(1, math.prod(feature.shape)))
+        return typed.reshape(-1, max(1, math.prod(self._features[path].shape)))
 
     def texts_of(self, name: str, count: int) -> list[str]:
-        path = (self.things.get(name) or self.find_stored(name)).path
-        texts: list[str] = []
-        for row in self._parsed[path]:
-            text = bytes(row).decode(errors="replace") if isinstance(row, memoryview) else str(row)
-            texts.append(text.strip())
-        return texts[:count]
+        rows = self._parsed[self.find_stored(name).path]
+        return [base.text_of(row).strip() for row in rows[:count]]
 
     def value_of(self, name: str) -> Any:
-        path = (self.things.get(name) or self.find_stored(name)).path
-        value = self._parsed[path][-1]
+        value = self._parsed[self.find_stored(name).path][-1]
         return bytes(value).decode() if isinstance(value, memoryview) else value.item()
 
-    @property
-    def stored_fps(self) -> float:
-        """The rate in `episode_metadata/fps`; 0 if it is not there."""
-        values = self._parsed.get("episode_metadata/fps", [])
+    def stored_fps(self) -> float | None:
+        values = self._parsed.get(_FPS, [])
         return limits.possible_rate(values[0] if len(values) else None)
-
-
-def _places(path: Path) -> list[tuple[int, int]]:
-    """Spans of the records of a shard; (start, -1) of those whose header is damaged."""
-    places: list[tuple[int, int]] = []
-    start: int | None = 0
-    while start is not None:
-        try:
-            for span in tfrecord.record_spans(path, start):
-                places.append((span.start, span.stop))
-            return places
-        except tfrecord.TfRecordError as error:
-            places.append((error.start, _DAMAGED))
-            start = tfrecord.next_record(path, error.start + 1) if path.is_file() else None
-    return places
 
 
 def _path_of(name: str) -> str:
@@ -383,7 +371,7 @@ def _folders(source: Path) -> list[Path]:
     Raises DataError for shards of ArrayRecord.
     """
     folders: list[Path] = []
-    for folder, _, files in walk(source) if can_list(source) else ():
+    for folder, _, files in base.walk_source(source):
         if _FEATURES not in files:
             continue
         if any(_SHARD.fullmatch(name) for name in files):
@@ -393,13 +381,26 @@ def _folders(source: Path) -> list[Path]:
     return sorted(folders, key=natural_key)
 
 
-def _shards(folder: Path, split: str | None) -> list[tuple[Path, str, int]]:
-    """(path, split, number) of the shards of a split or of all, in order."""
-    matches = filter(None, (_SHARD.fullmatch(path.name) for path in folder.iterdir()))
-    shards = sorted((match["split"], int(match["shard"]), match[0]) for match in matches)
-    chosen = [(folder / name, of, number) for of, number, name in shards if split in (None, of)]
-    if not chosen:
-        known = sorted({of for of, _, _ in shards})
+class _Shard(NamedTuple):
+    """A file of records; sorted by split and number."""
+
+    split: str
+    number: int
+    path: Path
+    of: int  # number of shards of the split
+
+
+def _shards(folder: Path, split: str | None) -> list[_Shard]:
+    """The shards of a split or of all, in order."""
+    shards: list[_Shard] = []
+    for path in folder.iterdir():
+        match = _SHARD.fullmatch(path.name)
+        if match is not None:
+            shards.append(_Shard(match["split"], int(match["shard"]), path, int(match["of"])))
+    shards.sort()
+    of_split = [shard for shard in shards if split in (None, shard.split)]
+    if not of_split:
+        known = sorted({shard.split for shard in shards})
         raise DataError.at(
             folder,
             f"no shard is in the split {split!r}",
@@ -407,36 +408,51 @@ def _shards(folder: Path, split: str | None) -> list[tuple[Path, str, int]]:
             code="data.unknown_field",
             known=known,
         )
-    return chosen
+    return of_split
 
 
 def _shard_lengths(folder: Path) -> dict[str, tuple[int, ...]]:
     """Number of records of each shard by split, as dataset_info.json says; empty without it."""
+    lengths: dict[str, tuple[int, ...]] = {}
     try:
-        splits = read_json(folder / _INFO).get("splits") or ()
-        return {str(s["name"]): tuple(int(n) for n in s.get("shardLengths", ())) for s in splits}
+        for split in read_json(folder / _INFO).get("splits") or ():
+            lengths[str(split["name"])] = tuple(map(int, split.get("shardLengths", ())))
     except (DocumentError, OSError, ArithmeticError, LookupError, *_ODD):
         return {}
+    return lengths
 
 
-def _lacking(
-    folder: Path,
-    shards: Sequence[tuple[Path, str, int]],
-    lengths: Mapping[str, Sequence[int]],
-    split: str | None,
-) -> Iterator[Finding]:
-    """Findings for shards that are missing, and for splits without any file."""
+def _lacking(folder: Path, shards: Sequence[_Shard]) -> Iterator[Finding]:
+    """Findings for shards that are missing."""
     numbers: dict[str, set[int]] = {}
     totals: dict[str, int] = {}
-    for path, of, number in shards:
-        match = _SHARD.fullmatch(path.name)
-        numbers.setdefault(of, set()).add(number)
-        totals[of] = int(match["of"]) if match else 0
-    for of, total in totals.items():
-        absent = sorted({*range(total)} - numbers[of])
+    for shard in shards:
+        numbers.setdefault(shard.split, set()).add(shard.number)
+        totals[shard.split] = shard.of
+    for split, total in totals.items():
+        absent = sorted(set(range(total)) - numbers[split])
         if absent:
-            reason = f"the split {of} lacks the shards {absent[:6]} of {total}"
+            reason = f"the split {split} lacks the shards {absent[:6]} of {total}"
             yield RLDS.at("missing_shard", folder, reason)
-    for of in lengths:
-        if split is None and of not in numbers:
-            yield RLDS.at("missing_split", folder, f"the split {of} has no file here")
+
+
+class _Span(NamedTuple):
+    """Bytes of a record in its shard."""
+
+    start: int
+    stop: int  # _DAMAGED if its header is damaged
+
+
+def _spans(path: Path) -> list[_Span]:
+    """Spans of the records of a shard."""
+    spans: list[_Span] = []
+    start: int | None = 0
+    while start is not None:
+        try:
+            for span in tfrecord.record_spans(path, start):
+                spans.append(_Span(span.start, span.stop))
+            return spans
+        except tfrecord.TfRecordError as error:
+            spans.append(_Span(error.start, _DAMAGED))
+            start = tfrecord.next_record(path, error.start + 1) if path.is_file() else None
+    return spans

@@ -69,7 +69,8 @@ class _Done:
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "_Done":
         """Member of a row; raises ValueError, KeyError or TypeError if it names none."""
-        start, after = int(row["start"]), int(row["next"])
+        start = int(row["start"])
+        after = int(row["next"])
         if "folder" in row:
             return cls(start, after, folder=str(row["folder"]))
         return cls(start, after, entry=entry_of(row["file"]))

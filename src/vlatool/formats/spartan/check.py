@@ -1,19 +1,17 @@
-"""Rules of a raw Spartan episode: those of a pass, which `read` ends at the first error, and more.
+"""Files of a raw Spartan episode, with the checks of reading them and all findings of the format.
 
 `open_episode` checks files and headers, which is enough for a survey; `read_values` inflates the
-arrays; `verify` alone makes the checks that read data nothing else needs.
+arrays. Problems go to a `Collector`: `read` ends at the first error, `verify` collects all. Checks
+that only `verify` makes are in `lint.py`.
 
 Legend of shapes: F frames, C dimensions. Source: formats/spartan 1, 2, 3, 4, 5, 10;
 formats/lbm-preprocessing 2.7.
 """
 
-import hashlib
 import math
 import re
-import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,14 +20,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from vlatool.episode import Array, Calibration, EpisodeRef, FieldSpec
+from vlatool.episode import Array, Calibration, FieldSpec
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.findings import Collector, Finding, FindingCodes, error, info, warning
-from vlatool.formats.field_summary import dimension_label
+from vlatool.findings import Collector, FindingCodes, error, info, warning
 from vlatool.formats.media.npz import ArrayHeader, NpzArchive, NpzFrames, missing_array_error
 from vlatool.formats.spartan.config import SpartanConfig
-from vlatool.storage.byte_ranges import open_file, read_file
 from vlatool.storage.documents import DocumentError, read_yaml
 from vlatool.storage.tree import file_names
 
@@ -162,8 +158,13 @@ class OpenedEpisode:
 
     def field_specs(self, config: SpartanConfig) -> dict[str, FieldSpec]:
         """Fields that `read_values` returns, from headers."""
-        specs = {name: FieldSpec(_width(header)) for name, header in self.fields.items()}
-        return specs | {name: FieldSpec(end - start) for name, start, end in _parts(config)}
+        specs: dict[str, FieldSpec] = {}
+        for name, header in self.fields.items():
+            is_text = header.dtype.kind in "US"
+            specs[name] = FieldSpec(0 if is_text else math.prod(header.shape[1:]))
+        for name, start, end in _parts(config):
+            specs[name] = FieldSpec(end - start)
+        return specs
 
 
 @dataclass
@@ -179,11 +180,11 @@ class EpisodeValues:
 def open_episode(folder: Path, config: SpartanConfig, report: Collector) -> OpenedEpisode:
     """Checks files, cameras and headers of a `processed` folder; does not read values."""
     episode = OpenedEpisode(folder, file_names(folder))
-    for path in (folder / name for name in (METADATA, *ARCHIVES)):
-        if path.name not in episode.present:
+    for name in (METADATA, *ARCHIVES):
+        if name not in episode.present:
             report.add_error(
                 DataError.at(
-                    path,
+                    folder / name,
                     "does not exist",
                     hint="the episode is incomplete; download or record it again",
                     code="data.missing",
@@ -196,25 +197,31 @@ def open_episode(folder: Path, config: SpartanConfig, report: Collector) -> Open
     observations = episode.open_archive(OBSERVATIONS, report)
     if observations is not None:
         _open_cameras(episode, observations, report)
-        images = {
-            f"{camera}{kind}" for camera in episode.camera_ids for kind in ("", *MAP_SUFFIXES)
-        }
-        for name in observations.names:
-            if name in images or name in config.data_discard_keys:
-                continue
-            header = report.attempt(partial(observations.header, name))
-            is_named = name.startswith(("robot__", "language_"))
-            if header is not None and len(header.shape) > 2 and not is_named:
-                continue
-            episode.examined.add((OBSERVATIONS, name))
-            if header is not None and report.attempt(partial(_field_header, observations, name)):
-                episode.fields[name] = header
+        _open_fields(episode, observations, config, report)
     actions = episode.open_archive(ACTIONS, report)
     if actions is not None:
         episode.examined.add((ACTIONS, "actions"))
         episode.actions = report.attempt(partial(_action_header, actions, config, report))
     _check_lengths(episode, report)
     return episode
+
+
+def _open_fields(
+    episode: OpenedEpisode, archive: NpzArchive, config: SpartanConfig, report: Collector
+) -> None:
+    unused = set(config.data_discard_keys)
+    for camera_id in episode.camera_ids:
+        unused.update((camera_id, *(camera_id + suffix for suffix in MAP_SUFFIXES)))
+    for name in archive.names:
+        if name in unused:
+            continue
+        header = report.attempt(partial(archive.header, name))
+        is_named = name.startswith(("robot__", "language_"))
+        if header is not None and len(header.shape) > 2 and not is_named:
+            continue
+        episode.examined.add((OBSERVATIONS, name))
+        if header is not None and report.attempt(partial(_field_header, archive, name)):
+            episode.fields[name] = header
 
 
 def camera_names(path: Path, report: Collector) -> dict[str, str]:
@@ -229,16 +236,18 @@ def camera_names(path: Path, report: Collector) -> dict[str, str]:
             finding="missing_field",
             field=_CAMERA_IDS,
         )
-    original = {str(camera_id): str(name) for camera_id, name in mapping.items()}
-    names = {camera_id: name.lower() for camera_id, name in original.items()}
-    for camera_id, name in original.items():
-        location = {"path": str(path), "camera": name}
-        if not _CAMERA_NAME.match(names[camera_id]):
-            problem = f"the camera name {name[:40]!r} cannot be a file name in a shard"
+    names: dict[str, str] = {}
+    for camera_id, stored in mapping.items():
+        original = str(stored)
+        name = original.lower()
+        names[str(camera_id)] = name
+        location = {"path": str(path), "camera": original}
+        if not _CAMERA_NAME.match(name):
+            problem = f"the camera name {original[:40]!r} cannot be a file name in a shard"
             hint = "use letters, digits, dots, dashes and underscores"
             report.add_error(_camera_name_error(problem, hint, location))
-        elif name != names[camera_id]:
-            message = f"{path}: the camera name {name!r} has upper-case letters"
+        elif name != original:
+            message = f"{path}: the camera name {original!r} has upper-case letters"
             report.note("camera_name_case", message, **location)
     if len(set(names.values())) < len(names):
         problem = f"two cameras have the same name: {', '.join(names.values())}"
@@ -316,10 +325,6 @@ def _field_header(archive: NpzArchive, name: str) -> ArrayHeader:
     )
 
 
-def _width(header: ArrayHeader) -> int:
-    return 0 if header.dtype.kind in "US" else math.prod(header.shape[1:])
-
-
 def _parts(config: SpartanConfig) -> Iterator[tuple[str, int, int]]:
     """(name, start, end) of the fields of the action vector."""
     stops = config.action_index_fields
@@ -348,7 +353,9 @@ def _action_header(archive: NpzArchive, config: SpartanConfig, report: Collector
 
 def _check_lengths(episode: OpenedEpisode, report: Collector) -> None:
     """Sets the number of frames, by majority, and reports arrays with another number."""
-    arrays = {(OBSERVATIONS, name): header.shape[0] for name, header in episode.fields.items()}
+    arrays: dict[tuple[str, str], int] = {}
+    for name, header in episode.fields.items():
+        arrays[OBSERVATIONS, name] = header.shape[0]
     if episode.actions is not None:
         arrays[ACTIONS, "actions"] = episode.actions.shape[0]
     for camera_id, name in episode.camera_ids.items():
@@ -356,7 +363,8 @@ def _check_lengths(episode: OpenedEpisode, report: Collector) -> None:
             arrays[OBSERVATIONS, camera_id] = len(episode.cameras[name])
     if not arrays:
         return
-    expected = episode.num_frames = Counter(arrays.values()).most_common(1)[0][0]
+    expected = Counter(arrays.values()).most_common(1)[0][0]
+    episode.num_frames = expected
     for (file, name), length in arrays.items():
         if length != expected:
             report.add_error(length_error(episode, file, name, length))
@@ -401,16 +409,18 @@ def read_values(episode: OpenedEpisode, config: SpartanConfig, report: Collector
     if episode.actions is not None:
         vector = report.attempt(partial(episode.archives[ACTIONS].read, "actions"))
         if vector is not None:
-            actions = {name: vector[:, start:end] for name, start, end in _parts(config)}
+            for name, start, end in _parts(config):
+                actions[name] = vector[:, start:end]
     success = _read_success(episode, report)
     return EpisodeValues(observed, actions, _read_calibration(episode, report), success)
 
 
 def _flatten(array: Array) -> Array:
     """Values as [F, C] for numbers, [F] for text."""
-    if array.dtype.kind in "US":
-        text = array if array.dtype.kind == "U" else np.char.decode(array, "utf-8", "replace")
-        return text.reshape(len(array)) if array.size == len(array) else text
+    if array.dtype.kind == "S":
+        array = np.char.decode(array, "utf-8", "replace")
+    if array.dtype.kind == "U":
+        return array.reshape(len(array)) if array.size == len(array) else array
     return array.reshape(len(array), math.prod(array.shape[1:]))
 
 
@@ -422,11 +432,13 @@ def _read_success(episode: OpenedEpisode, report: Collector) -> bool | None:
     location = {"path": str(path), "field": "episode_success"}
     try:
         value = NpzArchive(path).read("episode_success").reshape(-1)
-        problem = "it is empty" if not len(value) else f"it is {value.dtype}, not bool"
+        problem = "" if value.dtype.kind in "biu" else f"it is {value.dtype}, not bool"
+        if not len(value):
+            problem = "it is empty"
     except DataError as error:
         value = np.empty(0)
         problem = error.message
-    if not len(value) or value.dtype.kind not in "biu":
+    if problem:
         message = f"{path}: episode_success is unknown: {problem}"
         report.note("success_unreadable", message, **location)
         return None
@@ -436,10 +448,9 @@ def _read_success(episode: OpenedEpisode, report: Collector) -> bool | None:
 
 
 def _read_calibration(episode: OpenedEpisode, report: Collector) -> dict[str, Calibration]:
-    per_file: list[dict[str, Array]] = []
+    matrices: dict[tuple[str, str], Array] = {}  # by file and camera
     for file, size in CALIBRATION.items():
         archive = episode.open_archive(file, report)
-        matrices: dict[str, Array] = {}
         for camera_id, name in episode.camera_ids.items():
             if archive is None or name not in episode.cameras:
                 continue
@@ -451,12 +462,13 @@ def _read_calibration(episode: OpenedEpisode, report: Collector) -> dict[str, Ca
             episode.examined.add((file, camera_id))
             values = report.attempt(partial(_matrices, archive, camera_id, size), camera=name)
             if values is not None:
-                matrices[name] = values
-        per_file.append(matrices)
-    intrinsics, extrinsics = per_file
-    return {
-        name: Calibration(intrinsics.get(name), extrinsics.get(name)) for name in episode.cameras
-    }
+                matrices[file, name] = values
+    calibration: dict[str, Calibration] = {}
+    for name in episode.cameras:
+        calibration[name] = Calibration(
+            matrices.get(("intrinsics.npz", name)), matrices.get(("extrinsics.npz", name))
+        )
+    return calibration
 
 
 def _matrices(archive: NpzArchive, camera_id: str, size: int) -> Array:
@@ -476,242 +488,3 @@ def _matrices(archive: NpzArchive, camera_id: str, size: int) -> Array:
             field=camera_id,
         )
     return values
-
-
-_INSTRUCTION = "language_instruction"
-_CHUNK = 2**20
-_ZERO_LENGTH = 1e-6
-_PARALLEL = 1e-3
-# Tolerance for rotations that were stored as float32 or text.
-_ROUNDING = 1e-3
-_EXTRINSICS_ROUNDING = 1e-4
-
-
-class EpisodeLint:
-    """Checks of an episode that was opened and read as far as possible."""
-
-    def __init__(
-        self,
-        episode: OpenedEpisode,
-        values: EpisodeValues,
-        discarded: Collection[str],
-        report: Collector,
-    ) -> None:
-        self._episode = episode
-        self._values = values
-        self._discarded = discarded
-        self._report = report
-
-    def check(self) -> None:
-        for file, archive in self._episode.archives.items():
-            self._check_unread(file, archive)
-        self._check_depth_and_labels()
-        self._check_calibration()
-        for file, fields in (
-            (OBSERVATIONS, self._values.observed),
-            (ACTIONS, self._values.actions),
-        ):
-            for name, values in fields.items():
-                self._check_field(file, name, values)
-        fields = self._values.observed.items()
-        poses = [values for name, values in fields if "__actual__poses__" in name]
-        is_long = poses and min(map(len, poses)) > 1
-        if is_long and not any(np.ptp(pose, axis=0).any() for pose in poses):
-            self._note("no_motion", OBSERVATIONS, "no measured pose changes")
-        # Compares action[t] with desired[t + 1]
-        differences: list[Array] = []
-        for name, values in self._values.actions.items():
-            desired = self._values.observed.get(name.replace("__action__", "__desired__"))
-            if desired is not None and desired.shape == values.shape:
-                is_equal = np.isclose(values[:-1], desired[1:], rtol=1e-5, atol=1e-6)
-                differences.append(np.asarray(np.all(is_equal, axis=1) == 0))
-        frames = np.any(differences, axis=0) if differences else np.zeros(0, bool)
-        if frames.any():
-            share = float(frames.mean())
-            message = f"action differs from the next desired pose in {share:.0%} of the frames"
-            location = {"field": "actions", "frame": int(frames.argmax()), "share": share}
-            self._note("action_not_next_desired", ACTIONS, message, **location)
-        self._check_instruction()
-
-    def _note(self, code: str, file: str, message: str, **location: Any) -> None:
-        path = self._episode.folder / file
-        self._report.note(code, f"{path}: {message}", path=str(path), **location)
-
-    def _check_unread(self, file: str, archive: NpzArchive) -> None:
-        """Checks headers and lengths of the arrays that are not read."""
-        for name in archive.names:
-            if (file, name) in self._episode.examined:
-                continue
-            try:
-                header = archive.header(name)
-            except DataError as error:
-                self._note("unread_array", file, error.message, field=name)
-                continue
-            if header.dtype.hasobject:
-                self._note("ignored_objects", file, f"{name!r} holds Python objects", field=name)
-            elif name not in self._discarded:
-                is_static = file in CALIBRATION and len(header.shape) < 3
-                problem = self._length_error(file, name, None if is_static else header.shape[:1])
-                if problem is not None:
-                    self._note("unread_array", file, problem.message, field=name)
-
-    def _length_error(
-        self, file: str, name: str, lengths: tuple[int, ...] | None
-    ) -> DataError | None:
-        """Error if the first axis of an array is not the number of frames; None matches any."""
-        expected = self._episode.num_frames
-        if file == ACTIONS or expected is None or lengths in (None, (expected,)):
-            return None
-        return length_error(self._episode, file, name, lengths[0] if lengths else None)
-
-    def _check_depth_and_labels(self) -> None:
-        archive = self._episode.archives.get(OBSERVATIONS, ())
-        present = {
-            camera_id: [side for side in MAP_SUFFIXES if camera_id + side in archive]
-            for camera_id in self._episode.camera_ids
-            if camera_id in archive
-        }
-        for camera_id, sides in present.items() if any(present.values()) else ():
-            camera = self._episode.camera_ids[camera_id]
-            for name in (camera_id + side for side in MAP_SUFFIXES if side not in sides):
-                message = f"camera {camera!r} has no {name}"
-                location = {"camera": camera, "field": name}
-                self._note("missing_depth_or_label", OBSERVATIONS, message, **location)
-
-    def _check_calibration(self) -> None:
-        ids = {name: camera_id for camera_id, name in self._episode.camera_ids.items()}
-        for name, matrices in self._values.calibration.items():
-            both = (matrices.intrinsics, matrices.extrinsics)
-            for file, values in zip(CALIBRATION, both, strict=True):
-                if values is None:
-                    continue
-                lengths = values.shape[:1] if values.ndim == 3 else None
-                problem = self._length_error(file, ids[name], lengths)
-                if problem is not None:
-                    self._report.add_error(problem)
-                for code, problem in _matrix_problems(values):
-                    message = f"camera {name!r} ({ids[name]}) has {problem}"
-                    self._note(code, file, message, camera=name, field=ids[name])
-
-    def _check_field(self, file: str, name: str, values: Array) -> None:
-        if values.dtype.kind not in "fiu":
-            return
-        broken = ~np.isfinite(values)
-        bad = np.asarray(broken.any(axis=1))
-        if bad.any():
-            width = values.shape[1]
-            channel = int(broken[bad.argmax()].argmax())
-            dimension = dimension_label(name, channel, width, {}).removeprefix(name).strip(": ")
-            problem = f"is not finite{f' ({dimension})' if dimension else ''}"
-            self._note_frames("not_finite", file, name, bad, problem)
-        elif name.endswith("rot_6d") and values.shape[1] == 6:
-            self._check_rotation(file, name, values.astype(np.float64))
-        elif "timestamp" in name:
-            steps = np.diff(values, axis=0).min(axis=1, initial=1)
-            if (steps <= 0).any():
-                frame = int((steps <= 0).argmax()) + 1
-                message = f"{name!r} does not ascend at frame {frame}"
-                self._note("timestamps_not_ascending", file, message, field=name, frame=frame)
-
-    def _check_rotation(self, file: str, name: str, values: Array) -> None:
-        """Checks the two rows of each rotation in values [F, 6]."""
-        first = values[:, :3]
-        second = values[:, 3:]
-        lengths = np.linalg.norm(values.reshape(-1, 2, 3), axis=2)
-        area = np.linalg.norm(np.cross(first, second), axis=1)
-        degenerate = (lengths < _ZERO_LENGTH).any(axis=1) | (
-            area <= _PARALLEL * lengths.prod(axis=1)
-        )
-        skewed = np.abs((first * second).sum(axis=1)) > _ROUNDING
-        odd = ~degenerate & (skewed | (np.abs(lengths - 1) > _ROUNDING).any(axis=1))
-        problem = "has rows that are not unit and orthogonal"
-        self._note_frames(
-            "degenerate_rot_6d", file, name, np.asarray(degenerate), "is not a rotation"
-        )
-        self._note_frames("rot_6d_not_unit", file, name, np.asarray(odd), problem)
-
-    def _note_frames(self, code: str, file: str, name: str, frames: Array, problem: str) -> None:
-        """Reports the number of True values in a mask [F] and the first one, if there are any."""
-        if frames.any():
-            frame = int(frames.argmax())
-            count = int(frames.sum())
-            message = f"{name!r} {problem} in {counted(count, 'frame')}, first at frame {frame}"
-            self._note(code, file, message, field=name, frame=frame, count=count)
-
-    def _check_instruction(self) -> None:
-        if OBSERVATIONS not in self._episode.archives:
-            return
-        texts = self._values.observed.get(_INSTRUCTION)
-        frame = None
-        if texts is None or texts.dtype.kind != "U":
-            problem = f"has no {_INSTRUCTION}"
-        else:
-            empty = np.asarray(np.char.strip(texts) == "")
-            if not empty.any():
-                return
-            problem = f"{_INSTRUCTION} is empty in {counted(int(empty.sum()), 'frame')}"
-            frame = int(empty.argmax())
-        self._note("no_instruction", OBSERVATIONS, problem, field=_INSTRUCTION, frame=frame)
-
-
-def _matrix_problems(matrices: Array) -> Iterator[tuple[str, str]]:
-    """(code, problem) of intrinsics [(F,) 3, 3] or extrinsics [(F,) 4, 4]."""
-    if matrices.shape[-1] == 3:
-        if (matrices[..., [0, 1], [0, 1]] <= 0).any():
-            yield "zero_focal_length", "a focal length that is not positive"
-        return
-    rotation = matrices[..., :3, :3].astype(np.float64)
-    product = rotation @ np.swapaxes(rotation, -1, -2)
-    worst = float(np.abs(product - np.eye(3)).max(initial=0))
-    if worst > _EXTRINSICS_ROUNDING or (np.linalg.det(rotation) < 0).any():
-        yield "odd_extrinsics", f"a rotation with an error of {worst:.2g}"
-
-
-def check_members(episode: OpenedEpisode, report: Collector) -> None:
-    """Inflates all members of all archives to their end, which compares the checksum."""
-    for path in (archive.path for archive in episode.archives.values()):
-        with open_file(path) as file, zipfile.ZipFile(file) as archive:
-            for info in archive.infolist():
-                try:
-                    with archive.open(info) as member:
-                        while member.read(_CHUNK):
-                            pass
-                except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
-                    array = info.filename.removesuffix(".npy")
-                    message = f"{path}: {array!r} is damaged: {error}"
-                    is_read = (path.name, array) in episode.examined
-                    code = "broken_member" if is_read else "unread_array"
-                    report.note(code, message, path=str(path), field=array)
-
-
-def check_siblings(refs: Sequence[EpisodeRef], sources: Sequence[Path]) -> Iterator[Finding]:
-    """Findings on several episodes: equal ones, and folders that are not read."""
-    first: dict[bytes, EpisodeRef] = {}
-    for ref in refs:
-        digest = _digest(ref.path / "processed" / ACTIONS)
-        if digest is None:
-            continue
-        other = first.setdefault(digest, ref)
-        if other is not ref:
-            message = f"{ref.path}: has the same actions as {other.path}"
-            yield SPARTAN("duplicate_episode", message, episode=ref.id, path=str(ref.path))
-    read = {ref.path for ref in refs}
-    for folder in dict.fromkeys(ref.path.parent for ref in refs if ref.path not in sources):
-        # Folders beside episodes that are named like episodes or cannot be listed
-        for child in sorted(folder.iterdir()):
-            if child in read or not child.is_dir():
-                continue
-            try:
-                next(iter(child.iterdir()), None)
-            except OSError as error:
-                yield SPARTAN.at("unlistable_folder", child, f"cannot be listed: {error.strerror}")
-                continue
-            if child.name.lower().startswith("episode"):
-                yield SPARTAN.at("misnamed_episode", child, "is not read")
-
-
-def _digest(path: Path) -> bytes | None:
-    try:
-        return hashlib.blake2b(read_file(path), digest_size=16).digest()
-    except OSError:
-        return None

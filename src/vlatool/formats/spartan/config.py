@@ -27,15 +27,20 @@ _ACTION_WIDTHS = {
     "robot__action__grippers__left::panda_hand": 1,
 }
 
+
 # Poses that also get fields relative to the actual pose at the anchor. Source: formats/spartan 7.
-PUBLISHED_POSE_GROUPS = tuple(
-    PoseGroup(
-        f"{side}_panda_{kind}",
-        f"robot__{kind}__poses__{side}::panda__xyz",
-        f"robot__{kind}__poses__{side}::panda__rot_6d",
-    )
-    for kind in ("action", "desired", "actual")
-    for side in ("left", "right")
+def _published_group(kind: str, side: str) -> PoseGroup:
+    pose = f"robot__{kind}__poses__{side}::panda"
+    return PoseGroup(f"{side}_panda_{kind}", f"{pose}__xyz", f"{pose}__rot_6d")
+
+
+PUBLISHED_POSE_GROUPS = (
+    _published_group("action", "left"),
+    _published_group("action", "right"),
+    _published_group("desired", "left"),
+    _published_group("desired", "right"),
+    _published_group("actual", "left"),
+    _published_group("actual", "right"),
 )
 
 
@@ -96,15 +101,15 @@ def with_action_file(config: SpartanConfig) -> tuple[SpartanConfig, tuple[PoseGr
         return config, PUBLISHED_POSE_GROUPS
     content = _mapping(path, read_yaml, "action fields")
     try:
-        groups = tuple(
-            PoseGroup(str(group["name"]), str(group["position_key"]), str(group["rotation_key"]))
-            for group in content.get("pose_groups") or []
-        )
+        groups: list[PoseGroup] = []
+        for group in content.get("pose_groups") or []:
+            keys = (group["name"], group["position_key"], group["rotation_key"])
+            groups.append(PoseGroup(*map(str, keys)))
         values = {key: content[key] for key in ("action_key_fields", "action_index_fields")}
         unchanged = config.model_dump(exclude={*values, "action_fields_config_path"})
         resolved = SpartanConfig(**unchanged, **values)
-        resolved._pose_groups = groups
-        return resolved, groups
+        resolved._pose_groups = tuple(groups)
+        return resolved, resolved._pose_groups
     except ValidationError as error:
         first = error.errors()[0]
         key_path = ".".join(map(str, first["loc"]))
@@ -120,20 +125,15 @@ def validation_episodes(path: str | None) -> Mapping[str, frozenset[int]]:
     """Map from task to the numbers of the episodes to exclude."""
     if path is None:
         return {}
-    content = _mapping(path, read_json, "validation episodes")
-    try:
-        return {
-            str(task): frozenset(int(number) for number in _checked_list(task, numbers))
-            for task, numbers in content.items()
-        }
-    except (TypeError, ValueError, OverflowError) as error:
-        raise _form_error(path, "validation episodes", error) from None
-
-
-def _checked_list(task: object, numbers: object) -> list[Any]:
-    if not isinstance(numbers, list):
-        raise TypeError(f"{task} has no list of numbers")
-    return numbers
+    excluded: dict[str, frozenset[int]] = {}
+    for task, numbers in _mapping(path, read_json, "validation episodes").items():
+        if not isinstance(numbers, list):
+            raise _form_error(path, "validation episodes", f"{task} has no list of numbers")
+        try:
+            excluded[str(task)] = frozenset(map(int, numbers))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise _form_error(path, "validation episodes", error) from None
+    return excluded
 
 
 def _mapping(path: str, read: Callable[[Path], Any], label: str) -> dict[str, Any]:
@@ -157,8 +157,8 @@ def _form_error(path: str, label: str, reason: object) -> DataError:
     return _file_error(path, problem, f"expected {forms[label]}")
 
 
-def _file_error(path: str, problem: str, hint: str, code: str = "data.broken") -> DataError:
-    return DataError.at(path, problem, hint=hint, code=code)
+def _file_error(path: str, problem: str, hint: str) -> DataError:
+    return DataError.at(path, problem, hint=hint, code="data.broken")
 
 
 def language_annotations(path: str | None) -> dict[str, dict[str, list[str]]]:
@@ -181,12 +181,11 @@ def language_annotations(path: str | None) -> dict[str, dict[str, list[str]]]:
     tasks = content.get("language_dict") if isinstance(content, dict) else None
     if not isinstance(tasks, dict):
         raise _annotations_error(path, "have no mapping `language_dict` at the top")
+    annotations: dict[str, dict[str, list[str]]] = {}
     for task, kinds in tasks.items():
         _check_kinds(path, task, kinds)
-    return {
-        task: {kind: kinds[kind] for kind in _KINDS if kinds.get(kind)}
-        for task, kinds in tasks.items()
-    }
+        annotations[task] = {kind: kinds[kind] for kind in _KINDS if kinds.get(kind)}
+    return annotations
 
 
 def _check_kinds(path: str, task: Any, kinds: Any) -> None:
@@ -203,7 +202,7 @@ def _check_kinds(path: str, task: Any, kinds: Any) -> None:
 
 def _annotations_error(path: str, problem: str) -> DataError:
     hint = "expected language_dict: {Task: {original: [sentence, ...], ...}}; or omit the option"
-    return _file_error(path, f"language annotations {problem}", hint, "data.broken")
+    return _file_error(path, f"language annotations {problem}", hint)
 
 
 def task_to_sentence(task: str) -> str:

@@ -4,7 +4,6 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import repeat
 from pathlib import Path
 
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, PoseGroup, Survey
@@ -13,6 +12,7 @@ from vlatool.findings import Collector, Finding
 from vlatool.formats import base
 from vlatool.formats.rules import SOURCE, check_cameras
 from vlatool.formats.spartan import check as rules
+from vlatool.formats.spartan import lint
 from vlatool.formats.spartan.config import (
     SpartanConfig,
     language_annotations,
@@ -82,22 +82,21 @@ class SpartanReader(base.FormatReader):
         )
 
     def _surveys(self, refs: Iterator[EpisodeRef], reasons: list[VlatoolError]) -> Iterator[Survey]:
-        first = next(
-            base.survey_each(lambda ref: base.survey_episode(self.read(ref)), refs, reasons), None
-        )
+        readable = base.survey_each(lambda ref: base.survey_episode(self.read(ref)), refs, reasons)
+        first = next(readable, None)
         if first is None:
             return
         yield first
         others = list(refs)  # after the first one
+        if not others or not is_remote(others[0].path):
+            # Errors are reported when the episode is read.
+            yield from base.survey_each(self._survey_headers, others, [])
+            return
         known_cameras = set(first.cameras)
-        cameras_of = repeat(None)
-        if others and is_remote(others[0].path):
-            cameras_of = _remote_cameras(others)
-        for ref, names in zip(others, cameras_of, strict=False):
-            if names is not None and names <= known_cameras:
+        for ref, names in zip(others, _remote_cameras(others), strict=True):
+            if names <= known_cameras:
                 yield replace(first, cameras={}, frames=None)
                 continue
-            # Errors are reported when the episode is read.
             for survey in base.survey_each(self._survey_headers, [ref], []):
                 known_cameras |= survey.cameras.keys()
                 yield survey
@@ -105,9 +104,13 @@ class SpartanReader(base.FormatReader):
     def _survey_headers(self, ref: EpisodeRef) -> Survey:
         report = Collector(rules.SPARTAN, strict=True)
         episode = rules.open_episode(ref.path / "processed", self.config, report)
-        sizes = {name: camera.size for name, camera in episode.cameras.items()}
-        fields = episode.field_specs(self.config)
-        return Survey(1, sizes, fields, episode.num_frames, _RATE_HZ)
+        return Survey(
+            episodes=1,
+            cameras={name: camera.size for name, camera in episode.cameras.items()},
+            fields=episode.field_specs(self.config),
+            frames=episode.num_frames,
+            fps=_RATE_HZ,
+        )
 
     def read(self, ref: EpisodeRef) -> Episode:
         """One episode; arrays that are not used are not inflated."""
@@ -166,31 +169,32 @@ class SpartanReader(base.FormatReader):
         report = Collector(rules.SPARTAN, strict=False, episode=ref.id)
         opened = rules.open_episode(ref.path / "processed", self.config, report)
         values = rules.read_values(opened, self.config, report)
-        rules.EpisodeLint(opened, values, self.config.data_discard_keys, report).check()
+        lint.EpisodeLint(opened, values, self.config.data_discard_keys, report).check()
         if deep:
-            rules.check_members(opened, report)
+            lint.check_members(opened, report)
         yield from report.findings
         if deep:
             yield from check_cameras(ref.id, opened.cameras)
 
     def check_source(self, sources: Sequence[Path]) -> Iterator[Finding]:
-        yield from rules.check_siblings(list(self.discover(sources)), sources)
+        yield from lint.check_siblings(list(self.discover(sources)), sources)
 
     def _complete_groups(self, fields: Collection[str]) -> tuple[PoseGroup, ...]:
-        return tuple(
-            group
-            for group in self._groups
-            if all(
-                key in fields and (actual_field(key) or key) in fields
-                for key in (group.position_key, group.rotation_key)
-            )
-        )
+        complete: list[PoseGroup] = []
+        for group in self._groups:
+            keys = (group.position_key, group.rotation_key)
+            needed = {*keys, *(actual_field(key) or key for key in keys)}
+            if needed <= set(fields):
+                complete.append(group)
+        return tuple(complete)
 
     def _policy_actions(self, groups: Sequence[PoseGroup]) -> tuple[str, ...]:
         """Action fields of a policy: left arm first, poses relative if possible. Source:
         formats/lbm-preprocessing 3.4.
         """
-        relative = {key for group in groups for key in (group.position_key, group.rotation_key)}
+        relative: set[str] = set()
+        for group in groups:
+            relative.update((group.position_key, group.rotation_key))
         return tuple(name + SUFFIX if name in relative else name for name in self._ordered)
 
     def _policy_proprioception(self, lowdim: Collection[str]) -> tuple[str, ...]:
@@ -207,17 +211,17 @@ class _DepthAndLabels(Mapping[str, FrameSource]):
 
     @cached_property
     def _sources(self) -> dict[str, FrameSource]:
-        archive = self._episode.archives[rules.OBSERVATIONS]
-        keys = {
-            name: f"{camera_id}_{self._kind}"
-            for camera_id, name in self._episode.camera_ids.items()
+        episode = self._episode
+        archive = episode.archives[rules.OBSERVATIONS]
+        names = {
+            f"{camera_id}_{self._kind}": name for camera_id, name in episode.camera_ids.items()
         }
-        archive.load_headers(keys.values())
-        return {
-            name: archive.frames(key, channels=None)
-            for name, key in keys.items()
-            if key in archive and archive.header(key).shape[:1] == (self._episode.num_frames,)
-        }
+        archive.load_headers(names)
+        sources: dict[str, FrameSource] = {}
+        for key, name in names.items():
+            if key in archive and archive.header(key).shape[:1] == (episode.num_frames,):
+                sources[name] = archive.frames(key, channels=None)
+        return sources
 
     def __getitem__(self, name: str) -> FrameSource:
         return self._sources[name]
@@ -255,7 +259,11 @@ def _remote_cameras(refs: Iterable[EpisodeRef]) -> Iterator[set[str]]:
 
 
 def _published_order(field: str) -> tuple[int, int]:
-    part = 2 if "gripper" in field else (1 if field.endswith("rot_6d") else 0)
+    part = 0
+    if "gripper" in field:
+        part = 2
+    elif field.endswith("rot_6d"):
+        part = 1
     return (0 if "left" in field else 1, part)
 
 
@@ -294,12 +302,11 @@ def episode_number(folder: Path) -> int:
 def episode_ref(folder: Path, source: Path, task: str | None) -> EpisodeRef:
     """Ref with task, station and timestamp from the published folder layout, if it is that one."""
     parts = folder.parts
+    generic = ("sim", "bc", "teleop", "diffusion_spartan")
     id_parts: list[str] = []
     if "tasks" in parts[:-2]:
-        below = parts[len(parts) - 1 - parts[::-1].index("tasks") + 1 : -1]
-        id_parts = [
-            part for part in below if part not in ("sim", "bc", "teleop", "diffusion_spartan")
-        ]
+        first = len(parts) - parts[::-1].index("tasks")  # behind the last `tasks`
+        id_parts = [part for part in parts[first:-1] if part not in generic]
     task_folder = id_parts[0] if id_parts else ""
     if not id_parts:
         id_parts = [part for part in parts[-3:-1] if part not in ("/", "diffusion_spartan")]

@@ -12,41 +12,28 @@ of each, exclusive. How such a store becomes episodes:
 """
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
 from vlatool.config.base import ConfigModel, option
-from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, Role, Survey
+from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError, VlatoolError, installed
 from vlatool.findings import Finding, FindingCodes
 from vlatool.formats import base, limits
-from vlatool.formats.inventory import Stored, image_shape, is_action
-from vlatool.formats.mapping import (
-    MAPPING,
-    RecordingMapping,
-    mapping_file,
-    nearest,
-    read_mapping,
-)
-from vlatool.formats.plan import (
-    PLAIN,
-    EpisodePlan,
-    PlannedEpisode,
-    PlannedFrames,
-    PlannedImages,
-    plan_by_structure,
-    with_decisions,
-)
+from vlatool.formats.inventory import Stored, image_size, is_action
+from vlatool.formats.mapping import MAPPING, RecordingMapping, nearest
+from vlatool.formats.plan import EpisodePlan, PlannedImages, plan_by_structure
+from vlatool.formats.planned import PLAIN, PlannedEpisode, PlannedFrames, PlannedReader
 from vlatool.formats.propose import Clues, proposed_mapping
 from vlatool.formats.rules import distinct_recordings
 from vlatool.formats.zarr.check import ZARR
-from vlatool.storage.tree import natural_key, walk
+from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import can_list
 
 _MOST_PIXELS = 2**26
@@ -83,12 +70,8 @@ class Buffer:
 
     def rows(self, number: int) -> tuple[int, int]:
         """First row of an episode and the one after its last."""
-        return (self.stops[number - 1] if number else 0), self.stops[number]
-
-    @property
-    def fps(self) -> float | None:
-        """The rate in the attributes of the store."""
-        return limits.possible_rate(self.attributes.get("fps")) or None
+        first = self.stops[number - 1] if number else 0
+        return first, self.stops[number]
 
 
 @contextmanager
@@ -118,11 +101,15 @@ def open_buffer(path: Path, missing_chunks: str | None = None) -> Buffer:
         for error in broken.values():
             raise error
         raise ZARR.error("unknown_layout", path, f"has no {_ENDS}")
-    arrays = {_below_data(name): array for name, array in stored.items()}
+    arrays: dict[str, Any] = {}
+    lengths: list[int] = []
+    for name, array in stored.items():
+        arrays[_below_data(name)] = array
+        if array.shape and name.startswith("data/"):
+            lengths.append(array.shape[0])
+    count = max(lengths, key=lengths.count, default=0)
     with _readable(path, _ENDS):
         stops: Array = _read_rows(ends, slice(None)) if ends.shape else np.empty(0)
-    lengths = [array.shape[0] for name, array in arrays.items() if array.shape and name[0] != "/"]
-    count = max(lengths, key=lengths.count, default=0)
     is_list = stops.ndim == 1 and stops.dtype.kind in "iu" and len(stops)
     # Unsigned numbers have no negative differences.
     is_ascending = is_list and stops[0] >= 0 and not (stops[1:] < stops[:-1]).any()
@@ -211,6 +198,12 @@ def _library() -> Any:
     return zarr
 
 
+class _DecodedChunk(NamedTuple):
+    number: int
+    first: int  # row of the store
+    rows: Array
+
+
 class ZarrImages(PlannedFrames):
     """Images of an episode, read by whole chunks; the last chunk stays in memory."""
 
@@ -221,7 +214,7 @@ class ZarrImages(PlannedFrames):
         self.planned = planned
         self._rows = rows
         self._missing_chunks = missing_chunks
-        self._last: tuple[int, Array] | None = None
+        self._last: _DecodedChunk | None = None
 
     def __len__(self) -> int:
         return self._rows[1] - self._rows[0]
@@ -235,19 +228,19 @@ class ZarrImages(PlannedFrames):
 
     @property
     def size(self) -> tuple[int, int]:
-        form = image_shape(self._array.shape[1:], smallest=1)
-        return (form.height, form.width) if form else (0, 0)
+        return image_size(self._array.shape[1:])
 
     def row(self, index: int) -> Array:
         array = self._array
-        (first, stop) = self._rows
-        chunk = (first + index) // array.chunks[0]
-        low = max(first, chunk * array.chunks[0])
-        if self._last is None or self._last[0] != chunk:
-            rows = slice(low, min(stop, (chunk + 1) * array.chunks[0]))
+        first, stop = self._rows
+        length = array.chunks[0]
+        number = (first + index) // length
+        if self._last is None or self._last.number != number:
+            start = max(first, number * length)
+            rows = slice(start, min(stop, (number + 1) * length))
             with _readable(self._path, f"data/{self.planned.path}: frame {index}"):
-                self._last = chunk, _read_rows(array, rows)
-        return self._last[1][first + index - low]
+                self._last = _DecodedChunk(number, start, _read_rows(array, rows))
+        return self._last.rows[first + index - self._last.first]
 
     def image_error(self, index: int, reason: str) -> DataError:
         place = f"data/{self.planned.path}: frame {index}"
@@ -272,18 +265,26 @@ class ZarrEpisode(PlannedEpisode):
             )
         stored = _things(buffer, self.first, self.stop)
         for name, value in buffer.attributes.items():
-            is_text = isinstance(value, str)
-            if name not in ("fps", "instruction"):
-                note = "" if is_text else "an attribute"
-                stored.append(Stored(f"@{name}", "text" if is_text else "other", note=note))
-        self.make_plan(stored, lambda: self._by_structure(stored))
+            if name in ("fps", "instruction"):
+                continue
+            if isinstance(value, str):
+                stored.append(Stored(f"@{name}", "text"))
+            else:
+                stored.append(Stored(f"@{name}", "other", note="an attribute"))
+        self.make_plan(stored)
 
-    def _by_structure(self, stored: Sequence[Stored]) -> EpisodePlan:
+    def stored_fps(self) -> float | None:
+        return limits.possible_rate(self.buffer.attributes.get("fps"))
+
+    def plan_by_structure(self, stored: Sequence[Stored]) -> EpisodePlan:
         """`action` is predicted; what is named after the robot or its state is observed."""
         plan = plan_by_structure(stored, self.known)
         plan.actions = tuple(name for name in plan.fields if name in ("action", "actions"))
-        observed = [name for name in plan.fields if name.startswith(_MEASURED)]
-        plan.observed = tuple(name for name in observed if "demo_" not in name)
+        observed: list[str] = []
+        for name in plan.fields:
+            if name.startswith(_MEASURED) and "demo_" not in name:
+                observed.append(name)
+        plan.observed = tuple(observed)
         folder = self.ref.path.parent
         videos = folder / "videos" / self._episode
         for path in sorted(videos.glob("*.mp4")) if can_list(videos) and videos.is_dir() else ():
@@ -328,26 +329,22 @@ class ZarrEpisode(PlannedEpisode):
         with _readable(self.ref.path, place):
             return _read_rows(self.buffer.arrays[path], rows)
 
-    def _own_rows(self, path: str) -> slice:
-        """Rows of the episode in an array that has one for each frame, or for each episode."""
-        if self.buffer.arrays[path].shape[:1] == (self.buffer.num_rows,):
-            return slice(self.first, self.stop)
+    def _own_rows(self, name: str) -> Array:
+        """Values of the episode in an array that has one for each frame, or for each episode."""
+        path = self.find_stored(name).path
         number = self.ref.extras["number"]
-        return slice(number, number + 1)
+        rows = slice(number, number + 1)
+        if self.buffer.arrays[path].shape[:1] == (self.buffer.num_rows,):
+            rows = slice(self.first, self.stop)
+        return self._rows(path, rows).reshape(-1)
 
     def texts_of(self, name: str, count: int) -> list[str]:
-        path = (self.things.get(name) or self.find_stored(name)).path
-        texts = [
-            value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-            for value in self._rows(path, self._own_rows(path)).reshape(-1)
-        ]
-        return texts[:count]
+        return [base.text_of(value) for value in self._own_rows(name)[:count]]
 
     def value_of(self, name: str) -> Any:
         place, has_attribute, attribute = name.partition("@")
         if not has_attribute:
-            path = (self.things.get(name) or self.find_stored(name)).path
-            return self._rows(path, self._own_rows(path)).reshape(-1)[-1].item()
+            return self._own_rows(name)[-1].item()
         attributes = self.buffer.attributes
         if place.strip("/") or attribute not in attributes:
             reason = f"{name}: is missing; {nearest(attribute, [*attributes])}"
@@ -357,7 +354,6 @@ class ZarrEpisode(PlannedEpisode):
 
 def _things(buffer: Buffer, first: int, stop: int) -> list[Stored]:
     """What an episode of a buffer stores, in its rows from `first` to `stop`."""
-    frames = stop - first
     things: list[Stored] = []
     for path, error in buffer.broken.items():
         things.append(Stored(path, "other", note=error.message, role="left_out"))
@@ -367,52 +363,46 @@ def _things(buffer: Buffer, first: int, stop: int) -> list[Stored]:
         is_per_row = bool(shape) and shape[0] == buffer.num_rows
         is_by_episode = bool(shape) and shape[0] == len(buffer.stops)
         if dtype.kind in "UTSO" and math.prod(shape[1:]) == 1 and (is_per_row or is_by_episode):
-            things.append(Stored(path, "text", rows=frames if is_per_row else None))
+            things.append(Stored(path, "text", rows=stop - first if is_per_row else None))
         elif dtype.kind in "UTSO":
             note = f"texts {list(shape)}, neither of each row nor of each episode"
             things.append(Stored(path, "other", note=note))
         elif dtype.kind not in "fiub":
             things.append(Stored(path, "other", note=f"values of {dtype}"))
         elif path.startswith("/") and not (is_per_row or is_by_episode):
-            note = "it is not below data"
-            things.append(Stored(path, "other", note=note))
-        elif not is_per_row and is_by_episode:
+            things.append(Stored(path, "other", note="it is not below data"))
+        elif is_by_episode and not is_per_row:
             is_success = path.rpartition("/")[2] in ("success", "is_success")
-            role: Role | None = "success" if is_success else None
-            things.append(Stored(path, "other", note="one row for each episode", role=role))
+            note = "one row for each episode"
+            things.append(Stored(path, "other", note=note, role="success" if is_success else None))
         elif not is_per_row and not is_action(path):
             note = f"{shape[0] if shape else 'no'} rows, the others {buffer.num_rows}"
             things.append(Stored(path, "array", shape[1:], dtype.name, note=note, role="left_out"))
         else:
-            rows = frames if is_per_row else shape[0] if shape else None
-            look = _look(buffer.path, path, array, first, stop)
+            rows: int | None = None
+            if shape:
+                rows = stop - first if is_per_row else shape[0]
+            look = partial(_three_rows, buffer.path, path, array, first, stop)
             things.append(Stored(path, "array", shape[1:], dtype.name, rows, look=look))
     return things
 
 
-def _look(path: Path, name: str, array: Any, first: int, stop: int) -> Callable[[], Array]:
-    """Reader of the first, the middle and the last of some rows."""
-
-    def look() -> Array:
-        rows = sorted({first, (first + stop) // 2, stop - 1})
-        with _readable(path, f"data/{name}"):
-            return np.concatenate([_read_rows(array, slice(row, row + 1)) for row in rows])
-
-    return look
+def _three_rows(path: Path, name: str, array: Any, first: int, stop: int) -> Array:
+    """The first, the middle and the last of some rows."""
+    rows: list[Array] = []
+    with _readable(path, f"data/{name}"):
+        for row in base.first_middle_last(stop - first):
+            rows.append(_read_rows(array, slice(first + row, first + row + 1)))
+        return np.concatenate(rows)
 
 
-class ZarrReader(base.FormatReader):
+class ZarrReader(PlannedReader):
     """Reader of replay buffers; a source is a store, or a folder of them."""
 
     Config: ClassVar[type[ConfigModel]] = ZarrConfig
     findings: ClassVar[FindingCodes | None] = ZARR
     config: ZarrConfig
     layout: str = "replay buffer"
-
-    @cached_property
-    def _mapping(self) -> RecordingMapping | None:
-        name = self.config.mapping
-        return None if name is None else read_mapping(mapping_file(name), RecordingMapping)
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """The episodes of all stores; a store that cannot be opened is one broken episode."""
@@ -449,27 +439,20 @@ class ZarrReader(base.FormatReader):
         if len(errors) == len(stores):
             raise errors[0]
         self.source_findings = findings
-        yield from with_decisions(refs, lambda ref: nullcontext(self._episode(ref)))
+        yield from self.with_decisions(refs)
 
     def _open(self, path: Path) -> Buffer:
         return open_buffer(path, self.config.missing_chunks)
 
     def _episode(self, ref: EpisodeRef) -> ZarrEpisode:
-        return ZarrEpisode(ref, self._open(ref.path), self._mapping, self.config)
+        return ZarrEpisode(ref, self._open(ref.path), self.mapping, self.config)
 
-    def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
-        """Cameras, fields and lengths from shapes; no row is read."""
-        reasons: list[VlatoolError] = []
-        return base.merge_surveys(base.survey_each(self._survey, refs, reasons), reasons)
-
-    def _survey(self, ref: EpisodeRef) -> Survey:
-        episode = self._episode(ref)
-        return episode.survey(episode.buffer.fps)
+    def opened(self, ref: EpisodeRef) -> AbstractContextManager[ZarrEpisode]:
+        return nullcontext(self._episode(ref))
 
     def read(self, ref: EpisodeRef) -> Episode:
-        opened = self._episode(ref)
         extras = {"source_episode": f"{ref.path.name}:{ref.extras['number']}"}
-        return replace(opened.episode(fps=opened.buffer.fps), extras=extras)
+        return replace(self._episode(ref).episode(), extras=extras)
 
     @staticmethod
     def propose(source: Path) -> str | None:
@@ -488,12 +471,13 @@ def _stores(source: Path) -> list[Path]:
     """Stores at or below a source, in natural order; stores are not entered."""
     if source.name.endswith(".zarr.zip"):
         return [source]
-    if not can_list(source):
-        return []
     stores: list[Path] = []
-    for folder, children, files in walk(source):
-        if "meta" in children and "data" in children and {".zgroup", "zarr.json"} & {*files}:
+    for folder, children, files in base.walk_source(source):
+        has_document = ".zgroup" in files or "zarr.json" in files
+        if has_document and "meta" in children and "data" in children:
             stores.append(folder)
             children.clear()
-        stores += [folder / name for name in files if name.endswith(".zarr.zip")]
+        for name in files:
+            if name.endswith(".zarr.zip"):
+                stores.append(folder / name)
     return sorted(stores, key=natural_key)

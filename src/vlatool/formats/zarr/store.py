@@ -136,17 +136,19 @@ class CheckedPipeline(BatchedCodecPipeline):
         if isinstance(self.array_bytes_codec, V2Codec):
             stored = self.array_bytes_codec
             filters: list[Any] = [*(stored.filters or ())]
-            last: list[Any] = [stored.compressor] if stored.compressor is not None else []
-            while last or (filters and filters[-1].codec_id in _COMPRESSIONS):
-                compressions.append(last.pop() if last else filters.pop())
+            if stored.compressor is not None:
+                compressions.append(stored.compressor)
+            while filters and filters[-1].codec_id in _COMPRESSIONS:
+                compressions.append(filters.pop())
             others = replace(stored, filters=tuple(filters) or None, compressor=None)
             return replace(self, array_bytes_codec=others), compressions
-        codecs: list[Any] = [*self.bytes_bytes_codecs]
-        while codecs:
-            document = codecs.pop().to_dict()
+        for codec in reversed(self.bytes_bytes_codecs):
+            document: Any = codec.to_dict()
             name = document["name"].removeprefix("numcodecs.")
-            known = document.get("configuration", {}) if name == "lzma" else {}
-            compressions.append(get_codec({"id": name, **known}))
+            options: dict[str, Any] = {"id": name}
+            if name == "lzma":
+                options |= document.get("configuration", {})
+            compressions.append(get_codec(options))
         return replace(self, bytes_bytes_codecs=()), compressions
 
     def content(self, compressions: Sequence[Any], data: Any, spec: ArraySpec) -> Any:
@@ -358,7 +360,9 @@ class CheckedStore(Store):
         if self._zip is not None:
             yield from sorted(self._names.get(prefix.strip("/"), ()))
             return
-        folder = self.path / prefix.strip("/") if prefix.strip("/") else self.path
+        folder = self.path
+        if prefix.strip("/"):
+            folder = self.path / prefix.strip("/")
         if folder.is_dir():
             yield from sorted(path.name for path in folder.iterdir())
 
@@ -381,10 +385,7 @@ def _codec_names(document: Any) -> Iterator[str]:
         return
     for key, value in document.items():
         if key in ("compressor", "filters", "codecs", "index_codecs"):
-            items = value if isinstance(value, list) else [value]
-            yield from (
-                str(item.get("id") or item.get("name")).removeprefix("numcodecs.")
-                for item in items
-                if isinstance(item, dict)
-            )
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, dict):
+                    yield str(item.get("id") or item.get("name")).removeprefix("numcodecs.")
         yield from _codec_names(value)
