@@ -51,7 +51,7 @@ SHARED_VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index
 FRAME_INDEX = "frame_index"
 EPISODE_INDEX = "episode_index"
 # Columns of every data set.
-AUTOMATIC = ("timestamp", FRAME_INDEX, EPISODE_INDEX, "index", "task_index")
+AUTOMATIC: tuple[str, ...] = ("timestamp", FRAME_INDEX, EPISODE_INDEX, "index", "task_index")
 
 
 @dataclass(frozen=True)
