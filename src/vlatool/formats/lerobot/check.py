@@ -36,7 +36,7 @@ from vlatool.formats.lerobot.language import (
     text_columns,
 )
 from vlatool.formats.lerobot.layout import AUTOMATIC, EPISODES_FILE, FRAME_INDEX, moments
-from vlatool.formats.lerobot.meta import Statistics
+from vlatool.formats.lerobot.lists import Statistics
 from vlatool.formats.lerobot.parts import (
     SUCCESS,
     TASK_INDEX,

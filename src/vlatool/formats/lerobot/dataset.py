@@ -12,7 +12,7 @@ from vlatool.events import counted
 from vlatool.findings import Finding
 from vlatool.formats.base import no_episodes, unknown_field
 from vlatool.formats.inventory import Stored, decide
-from vlatool.formats.lerobot import meta
+from vlatool.formats.lerobot import lists, meta
 from vlatool.formats.lerobot.findings import LEROBOT
 from vlatool.formats.lerobot.folder import (
     Dataset,
@@ -216,7 +216,7 @@ def _episode_lines(
 ) -> list[EpisodeLine]:
     path = root / EPISODES_FILE
     if info.is_shared or path.exists():
-        lines = meta.read_episodes(root, info)
+        lines = lists.read_episodes(root, info)
     else:
         findings.append(LEROBOT.at("no_episode_list", path, "is missing"))
         lines = [EpisodeLine(number, (), None) for number in sorted(finder.numbered_data_files())]

@@ -19,7 +19,7 @@ from vlatool.episode import Clip, Declaration, RowSegment
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.formats.lerobot import layout as lerobot_layout
-from vlatool.formats.lerobot import meta, places
+from vlatool.formats.lerobot import lists, meta, places
 from vlatool.formats.lerobot.findings import LEROBOT
 from vlatool.storage.uri import can_list
 
@@ -383,17 +383,17 @@ class EpisodeFiles:
         """Map from number to text of a column, by its own table or the tasks; raises DataError."""
         path = self.dataset.text_tables.get(column)
         if path is None:
-            return meta.read_tasks(self.dataset.root, self.dataset.info)
-        return meta.read_texts(path, meta.text_kind(column))
+            return lists.read_tasks(self.dataset.root, self.dataset.info)
+        return lists.read_texts(path, lists.text_kind(column))
 
     def statistics(self) -> Mapping[str, Mapping[str, Any]]:
         """Map from feature to its published statistics; empty if there are none."""
-        return meta.episode_statistics(self.dataset.root, self.dataset.info).get(self.number, {})
+        return lists.episode_statistics(self.dataset.root, self.dataset.info).get(self.number, {})
 
 
 def text_tables(root: Path, columns: Iterable[str]) -> dict[str, Path]:
     """Map from columns whose numbers stand for texts of a table of their own to this table."""
-    tables = {column: meta.texts_path(root, column) for column in columns}
+    tables = {column: lists.texts_path(root, column) for column in columns}
     return {column: path for column, path in tables.items() if path is not None}
 
 
@@ -423,7 +423,7 @@ def named_files(root: Path) -> list[tuple[str, bool]]:
     """
     info = meta.read_info(root)
     finder = FileFinder(root, info, [])
-    lines = meta.read_episodes(root, info)
+    lines = lists.read_episodes(root, info)
     paths = [finder.data_file(line) for line in lines]
     for feature in info.features.values():
         videos = [

@@ -12,7 +12,7 @@ from vlatool.episode import Array, LanguageSpan
 from vlatool.errors import DataError
 from vlatool.findings import Collector
 from vlatool.formats.language import Language, kind_of_name, language_of
-from vlatool.formats.lerobot import meta
+from vlatool.formats.lerobot import lists
 from vlatool.formats.lerobot.folder import Dataset, EpisodeFiles
 from vlatool.formats.lerobot.layout import PERSISTENT, PERSISTENT_STYLES
 from vlatool.formats.lerobot.tables import Rows, is_annotations
@@ -30,7 +30,7 @@ def text_columns(dataset: Dataset) -> dict[str, str]:
     """Map from column besides the task to the kind of its texts: columns of numbers with a table of
     their texts, and columns of text whose name says what they are.
     """
-    kinds = {column: meta.text_kind(column) for column in dataset.text_tables}
+    kinds = {column: lists.text_kind(column) for column in dataset.text_tables}
     for name, feature in dataset.info.features.items():
         kind = kind_of_name(name.rpartition(".")[2]) if feature.dtype == "string" else ""
         if kind and not name.startswith(ANNOTATION):

@@ -20,7 +20,7 @@ from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding
 from vlatool.formats.field_summary import dimension_label
-from vlatool.formats.lerobot import meta
+from vlatool.formats.lerobot import lists, meta
 from vlatool.formats.lerobot.check import Moments, check_finite, moments_of, statistics_mismatches
 from vlatool.formats.lerobot.dataset import LeRobotConfig, dataset_roots, open_dataset
 from vlatool.formats.lerobot.findings import LEROBOT
@@ -149,16 +149,16 @@ def _statistics_finding(root: Path, info: meta.Info) -> Finding | None:
                 pass
     except DataError as error:
         return LEROBOT("stats_unreadable", error.message, path=error.details.get("path"))
-    if stats or any(meta.episode_statistics(root, info).values()):
+    if stats or any(lists.episode_statistics(root, info).values()):
         return None
     problem = "no statistics of the set or of its episodes; vlatool computes its own from the rows"
     return LEROBOT.at("no_statistics", root, problem)
 
 
-def set_statistics(root: Path) -> meta.Statistics:
+def set_statistics(root: Path) -> lists.Statistics:
     """Content of meta/stats.json; empty if it is missing or broken."""
     try:
-        return meta.feature_statistics(meta.read_object(root / STATS_FILE))
+        return lists.feature_statistics(meta.read_object(root / STATS_FILE))
     except DataError:
         return {}
 
@@ -169,7 +169,7 @@ def set_statistics(root: Path) -> meta.Statistics:
 class _Summary:
     """Facts of the rows of all episodes that can be read."""
 
-    def __init__(self, dataset: Dataset, published: meta.Statistics) -> None:
+    def __init__(self, dataset: Dataset, published: lists.Statistics) -> None:
         features = dataset.info.features
         names = [*published, *dataset.field_names]
         self.names = [

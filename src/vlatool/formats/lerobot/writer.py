@@ -26,7 +26,7 @@ from vlatool.formats.lerobot import layout as lerobot_layout
 from vlatool.formats.lerobot import output as lerobot_output
 from vlatool.formats.lerobot.episodes import LEROBOT_SINK, TASK_INDEX, LerobotEpisodeWriter
 from vlatool.formats.lerobot.folder import EpisodeFiles, known_texts, split_names
-from vlatool.formats.lerobot.meta import text_kind
+from vlatool.formats.lerobot.lists import text_kind
 from vlatool.formats.lerobot.numbering import FilePlan, Numbering, SetPart
 from vlatool.formats.lerobot.set_layout import (
     CAMERAS,
