@@ -18,7 +18,7 @@ from vlatool.formats.image_shards import layout as image_shards_layout
 from vlatool.formats.image_shards.check import IMAGE_SHARDS
 from vlatool.formats.media.images import JPEG, PNG, Subsampling
 from vlatool.formats.media.tar import TarWriter, member_bytes
-from vlatool.formats.shards.writer import write_index
+from vlatool.formats.shards.shuffle import write_index
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
