@@ -178,9 +178,9 @@ def _parse_conversation(messages: Any, images: int, future: int) -> tuple[Kind, 
             texts.append(message.get("content"))
     if tuple(roles) != _ROLES or len(messages) != len(_ROLES):
         raise ValueError("expected one message of the user and one of the assistant")
-    question_text, answer_text = texts
-    if not isinstance(question_text, str) or not isinstance(answer_text, str):
+    if not all(isinstance(text, str) for text in texts):
         raise ValueError("a message has no text")
+    question_text, answer_text = texts
     kind = _kind(answer_text, future)
     prefix = f"{IMAGE * images}{_TASK}"
     suffix = _QUESTIONS[kind]
