@@ -49,13 +49,16 @@ class EpisodeFigures:
     output: Path
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
+        """Figures of the episode as facts, and what the comparison with others needs as arrays."""
         states = _columns(episode, episode.proprioception_fields)
         actions = _columns(episode, episode.action_fields)
         figures: dict[str, float] = {}
         if episode.success is not None:
             figures["success"] = float(episode.success)
         arrays: dict[str, Array] = {}
+        changing = states[:, :0]
         if np.isfinite(states).all() and np.isfinite(actions).all() and len(states):
+            changing = moving_dimensions(states)
             figures |= motion_figures(states, episode.fps)
             times = np.linspace(0, len(states) - 1, _MOMENTS + 2).round().astype(int)[1:-1]
             arrays = {
@@ -66,15 +69,16 @@ class EpisodeFigures:
             residuals = lag_residuals(states, actions)
             if residuals is not None:
                 arrays["lags"] = residuals
-        changing = moving_dimensions(states) if arrays else states[:, :0]
-        seen: dict[str, dict[str, float]] = {}
-        rows: list[UInt8Array] = []
+
+        figures_by_camera: dict[str, dict[str, float]] = {}
+        rows: list[UInt8Array] = []  # of the strip, a camera each
         for name, source in episode.cameras.items():
             grids, repeated, shown = _read(name, source, episode.num_frames)
-            seen[name] = image_figures(grids, repeated, changing)
-            if seen[name]["blank_share"] < 1:
+            figures_by_camera[name] = image_figures(grids, repeated, changing)
+            if figures_by_camera[name]["blank_share"] < 1:
                 mean, end = mean_images(grids)
-                arrays |= {f"mean/{name}": mean, f"end/{name}": end}
+                arrays[f"mean/{name}"] = mean
+                arrays[f"end/{name}"] = end
             rows.append(np.hstack([_small(image) for image in shown]))
         files: tuple[FileEntry, ...] = ()
         if rows:
@@ -83,7 +87,11 @@ class EpisodeFigures:
             padded = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]
             write_bytes(self.output / name, encode_jpeg(np.vstack(padded), 85), synced=False)
             files = (file_entry(self.output, name),)
-        facts = {"figures": figures, "instruction": episode.instruction_at(0), "cameras": seen}
+        facts = {
+            "figures": figures,
+            "instruction": episode.instruction_at(0),
+            "cameras": figures_by_camera,
+        }
         counts = {"frames": episode.num_frames, "samples": 1}
         return Receipt(ref.id, counts=counts, files=files, facts=facts, arrays=arrays)
 
@@ -104,7 +112,7 @@ def _read(
     """Grids [F, 32, 32, 3], whether each image repeats the one before it [F - 1], and those that
     are shown.
     """
-    at = {*neighbors.spread(num_frames, _SHOWN)}
+    shown_frames = {*neighbors.spread(num_frames, _SHOWN)}
     grids: list[UInt8Array] = []
     repeated: list[Array] = []
     shown: list[UInt8Array] = []
@@ -112,11 +120,13 @@ def _read(
     last_grid: tuple[UInt8Array, ...] = ()
     for start in range(0, num_frames, writing.FRAMES_PER_READ):
         frames = range(start, min(start + writing.FRAMES_PER_READ, num_frames))
-        read = writing.read_rgb(camera, source, frames)
-        grids.append(grid(read))
-        repeated.append(repeats([*last, *read], [*last_grid, *grids[-1]]))
-        shown += [image for frame, image in zip(frames, read, strict=True) if frame in at]
-        last = (read[-1],)
+        images = writing.read_rgb(camera, source, frames)
+        grids.append(grid(images))
+        repeated.append(repeats([*last, *images], [*last_grid, *grids[-1]]))
+        for frame, image in zip(frames, images, strict=True):
+            if frame in shown_frames:
+                shown.append(image)
+        last = (images[-1],)
         last_grid = (grids[-1][-1],)
     return np.concatenate(grids), np.concatenate(repeated), shown
 
