@@ -392,7 +392,7 @@ def _read_facts(path: Path) -> ShardFacts:
         for sample in shard.scan.samples:
             counts[sample.key] += len(sample.members)
         problem = shard.damage
-        others = sum(problem.code == "not_a_file" for problem in shard.scan.problems)
+        others = sum(found.code == "not_a_file" for found in shard.scan.problems)
         if others and not problem:
             problem = f"{counted(others, 'member is', 'members are')} not plain files"
         return ShardFacts(
