@@ -67,11 +67,11 @@ def _quality(fitted: Mapping[str, Any]) -> dict[str, str]:
         "values per id": quality.get("values_per_id"),
         "share of values decoded exactly": quality.get("exact"),
     }
-    return {
-        name: number_text(value)
-        for name, value in numbers.items()
-        if isinstance(value, int | float)
-    }
+    texts: dict[str, str] = {}
+    for name, value in numbers.items():
+        if isinstance(value, int | float):
+            texts[name] = number_text(value)
+    return texts
 
 
 def _profile_table(profile: NormalizationProfile) -> Table:

@@ -20,7 +20,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vlatool.errors import DataError, UsageError
-from vlatool.formats.lines import LINES_SUFFIX, first_line, lines_index_path, read_lines
+from vlatool.formats.lines import (
+    LINES_SUFFIX,
+    first_line,
+    line_ranges,
+    lines_index_path,
+    read_lines,
+)
 from vlatool.formats.media.tar import INDEX_SUFFIX, read_index
 from vlatool.formats.samples.episode import (
     PUBLISHED_SIZES,
@@ -269,18 +275,12 @@ def read_packed(path: Path, sizes: SampleSizes) -> EpisodeSamples:
 def _line_ranges(path: Path) -> list[tuple[int, int]]:
     """(offset, length) of each line, from the index or else from the lines themselves."""
     index = read_index(lines_index_path(path))
-    ranges: list[tuple[int, int]] = []
-    start = 0
     try:
         if index is not None and index.shard_bytes == path.stat().st_size:
             return index.ranges()
-        for line in read_lines(path):
-            length = len(line) + 1
-            ranges.append((start, length))
-            start += length
+        return line_ranges(path)
     except (ValueError, OSError) as error:
         raise _samples_error(path, str(error)) from None
-    return ranges
 
 
 def recognize(location: Path) -> str | None:
