@@ -31,7 +31,6 @@ from vlatool.report.facts import (
     status_text,
 )
 from vlatool.report.text import pixels_text
-from vlatool.storage.documents import DocumentError, parse_json
 from vlatool.storage.tree import size_text
 
 _SHOWN_OPTIONS = (
@@ -172,16 +171,8 @@ def _first(tar: OpenShard) -> tuple[ImageInfo | None, dict[str, Any]]:
         if suffix is not None:
             with suppress(ValueError):
                 info = image_info(sample.members[suffix])
-        metadata = _metadata(sample.members)
+        metadata = dict(image_shards_layout.sample_metadata(sample.members))
     return info, metadata
-
-
-def _metadata(members: Mapping[str, bytes]) -> dict[str, Any]:
-    """Metadata of an image; empty if there are none, or they are unreadable."""
-    with suppress(DocumentError):
-        document = parse_json(members.get(image_shards_layout.METADATA_SUFFIX, b""))
-        return document if isinstance(document, dict) else {}
-    return {}
 
 
 def _listed(path: Path, findings: Problems) -> int | None:
@@ -219,7 +210,8 @@ def _row(path: Path) -> Part:
 def _figure(tar: OpenShard, key: str) -> Figure:
     """Image of a sample over the file that it comes from, or else its key."""
     with tar.reading(key) as sample:
-        label = str(_metadata(sample.members).get("file", key))
+        metadata = image_shards_layout.sample_metadata(sample.members)
+        label = str(metadata.get("file", key))
         suffix = image_shards_layout.image_suffix(sample.members)
         if suffix is None:
             return Figure(None, label, problem="no image")

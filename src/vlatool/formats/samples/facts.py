@@ -152,10 +152,10 @@ def _page(
     decode = None
     if request.open_decoder is not None:
         decode = request.open_decoder(folder.path, branch(folder.document, "codes"))
-    samples = [
-        card(f"Sample {index}", partial(_sample_card, folder, index, names, decode))
-        for index in _shown(folder, facts, request.samples)
-    ]
+    samples: list[Section] = []
+    for number in _shown(folder, facts, request.samples):
+        make_card = partial(_sample_card, folder, number, names, decode)
+        samples.append(card(f"Sample {number}", make_card))
     title = f"Samples ({len(samples)} of {len(folder)})"
     return [*_overview(facts, findings), *under_heading(title, samples)]
 
@@ -178,14 +178,13 @@ def _shown(folder: SamplesFolder, facts: SamplesFacts, count: int) -> list[int]:
 
 def _overview(facts: SamplesFacts, findings: Problems) -> list[Section]:
     ids = facts.action_ids
-    info = {
-        "samples": f"{facts.samples:,}",
-        **{f"of kind {kind}": f"{count:,}" for kind, count in facts.kinds.items()},
-        "episodes": f"{facts.episodes:,}",
-        "layout": facts.layout,
-        "action ids per window": f"{ids['mean']:.1f}" if "mean" in ids else "",
-        "on disk": size_text(facts.bytes),
-    }
+    info = {"samples": f"{facts.samples:,}"}
+    for kind, count in facts.kinds.items():
+        info[f"of kind {kind}"] = f"{count:,}"
+    info["episodes"] = f"{facts.episodes:,}"
+    info["layout"] = facts.layout
+    info["action ids per window"] = f"{ids['mean']:.1f}" if "mean" in ids else ""
+    info["on disk"] = size_text(facts.bytes)
     lengths: list[int] = []
     for number, count in facts.id_counts.items():
         lengths += [int(number)] * count
