@@ -137,8 +137,9 @@ class LeRobotSink(Sink):
             spans = lerobot_layout.split_spans(recording.document)
             unknown = [name for name, ranges in spans.items() if ranges is None]
             if unknown:
-                text = f"{recording.root}: the splits {few_text(unknown)} have no ranges of"
-                run.reporter.warn("splits_left_out", f"{text} episodes and are left out")
+                problem = f"the splits {few_text(unknown)} have no ranges of episodes"
+                message = f"{recording.root}: {problem} and are left out"
+                run.reporter.warn("splits_left_out", message)
         splits: dict[str, tuple[str, ...]] = {}
         for ref in self._setup.refs:
             recording = ref.extras.get("recording")

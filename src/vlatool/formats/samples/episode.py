@@ -360,22 +360,22 @@ def assemble(
 ) -> EpisodeSamples:
     """Samples of an episode; `codes`: uint16 [K] by the path of each future image."""
     distinct, indices = distinct_windows(windows)
-    pictures: dict[str, int] = {}  # those with codes first
+    rows: dict[str, int] = {}  # by path; images with codes are first
     for window in distinct:
         for path in window.future:
-            pictures.setdefault(path, len(pictures))
-    picture_codes = np.array([codes[path] for path in pictures], np.uint16)
+            rows.setdefault(path, len(rows))
+    code_rows = np.array([codes[path] for path in rows], np.uint16)
     for window in distinct:
         for path in window.images:
-            pictures.setdefault(path, len(pictures))
+            rows.setdefault(path, len(rows))
     tasks: dict[str, int] = {}
     for window in windows:
         tasks.setdefault(window.task, len(tasks))
     return EpisodeSamples(
-        pictures=tuple(pictures),
-        codes=picture_codes,
-        images=np.array([[pictures[path] for path in item.images] for item in distinct], np.int32),
-        future=np.array([[pictures[path] for path in item.future] for item in distinct], np.int32),
+        pictures=tuple(rows),
+        codes=code_rows,
+        images=np.array([[rows[path] for path in item.images] for item in distinct], np.int32),
+        future=np.array([[rows[path] for path in item.future] for item in distinct], np.int32),
         ids=np.array([*chain.from_iterable(action_ids)], np.uint16),
         id_ends=np.cumsum([len(ids) for ids in action_ids], dtype=np.int64),
         tasks=tuple(tasks),
