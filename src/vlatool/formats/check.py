@@ -92,7 +92,9 @@ def check_file(
     try:
         if not path.is_file():
             yield codes("missing_file", f"{path}: is missing", path=str(path))
-        elif (size := path.stat().st_size) != entry.bytes:
+            return
+        size = path.stat().st_size
+        if size != entry.bytes:
             message = f"{path}: has {size} bytes, expected {entry.bytes}"
             yield codes("size_mismatch", message, path=str(path))
         elif not check.is_quick and sha256_of(path) != entry.sha256:
@@ -127,7 +129,9 @@ def check_record_and_files(
 
 def check_kinds_of_files(location: Path) -> Iterator[Finding]:
     """Yields a finding for each name at and below a local folder that is no file and no folder."""
-    for folder, _, _ in () if is_remote(location) else walk(location):
+    if is_remote(location):
+        return
+    for folder, _, _ in walk(location):
         for entry in os.scandir(folder):
             path = Path(entry.path)
             # The first two need no request to the file system; broken links are neither.
@@ -195,15 +199,13 @@ def _check_listed_folder(
     """Compares a folder with its single entry in the file list."""
     path = location / entry.path
     if not job_files.is_intact(location, entry):
-        problem = (
-            f"does not contain {counted(entry.count or 0, 'file')} of {entry.bytes} bytes in total"
-        )
+        files = counted(entry.count or 0, "file")
+        problem = f"does not contain {files} of {entry.bytes} bytes in total"
         yield OUTPUT.at("size_mismatch", path, problem)
-    elif (
-        not check.is_quick
-        and job_files.folder_entry(entry.path, job_files.digests_below(path)) != entry
-    ):
-        yield OUTPUT.at("digest_mismatch", path, "was changed after it was written")
+    elif not check.is_quick:
+        actual = job_files.folder_entry(entry.path, job_files.digests_below(path))
+        if actual != entry:
+            yield OUTPUT.at("digest_mismatch", path, "was changed after it was written")
 
 
 def read_error(

@@ -58,28 +58,36 @@ def differences(trained: Contract, other: Contract) -> Iterator[Difference]:
     """Values that both know and that differ; sizes of images have a rule of their own."""
     others = _values(other)
     for key, value in _values(trained).items():
-        text = others.get(key) or value
-        if text == value or (key == "fps" and abs(float(text) / float(value) - 1) <= _RATE):
+        if key not in others or others[key] == value:
             continue
-        yield key, value, text
+        if key == "fps" and abs(float(others[key]) / float(value) - 1) <= _RATE:
+            continue
+        yield key, value, others[key]
     groups = {group.name: group for group in other.conventions}
     for group in trained.conventions:
-        yield from _meanings(group, groups.get(group.name, group))
+        if group.name in groups:
+            yield from _meanings(group, groups[group.name])
 
 
 def _values(contract: Contract) -> dict[str, str]:
     """Values that are compared, as text, by key; unknown ones are left out."""
-    turns = {name: camera.quarter_turns for name, camera in contract.cameras.items()}
-    values = {
-        **{f"cameras.{name}.quarter_turns": str(count) for name, count in turns.items()},
-        "resize_method": contract.resize_method,
-        "resize_filter": contract.resize_filter,
-        "fps": number_text(contract.fps) if contract.fps else "",
-        **{f"fields.{name}": str(width) for name, width in contract.fields.items()},
-        **{f"actions.{name}": str(width) for name, width in contract.actions.items()},
-        **{f"tokenizers.{name}": digest for name, digest in contract.tokenizers.items()},
-    }
-    return {key: value for key, value in values.items() if value}
+    values: dict[str, str] = {}
+    for name, camera in contract.cameras.items():
+        values[f"cameras.{name}.quarter_turns"] = str(camera.quarter_turns)
+    if contract.resize_method:
+        values["resize_method"] = contract.resize_method
+    if contract.resize_filter:
+        values["resize_filter"] = contract.resize_filter
+    if contract.fps:
+        values["fps"] = number_text(contract.fps)
+    for name, width in contract.fields.items():
+        values[f"fields.{name}"] = str(width)
+    for name, width in contract.actions.items():
+        values[f"actions.{name}"] = str(width)
+    for name, digest in contract.tokenizers.items():
+        if digest:
+            values[f"tokenizers.{name}"] = digest
+    return values
 
 
 def _meanings(trained: Convention, other: Convention) -> Iterator[Difference]:
@@ -95,8 +103,9 @@ def _meanings(trained: Convention, other: Convention) -> Iterator[Difference]:
     share = _SCALE + (trained.residual or 0.0) + (other.residual or 0.0)
     pairs = [*zip(trained.scale, other.scale, strict=False)]
     if any(abs(a - b) > share * max(abs(a), abs(b)) for a, b in pairs):
-        values, others = (" ".join(map(number_text, scale)) for scale in zip(*pairs, strict=True))
-        yield f"{key}.scale", values, others
+        scale = " ".join(number_text(number) for number, _ in pairs)
+        other_scale = " ".join(number_text(number) for _, number in pairs)
+        yield f"{key}.scale", scale, other_scale
 
 
 def refuse(

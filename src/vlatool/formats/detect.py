@@ -88,19 +88,20 @@ def detect_source(
     With `keys` of the format only formats that have these keys are tried.
     """
     limits.most_bytes()  # raises its own error: in a reader it would look like an unknown format
-    given = keys or {}
+    keys = keys or {}
     name = forced or _format_of_manifest(location)
     if name is not None:
-        return _discover(name, location, given)
-    names = _formats_with(given)
-    fallbacks = [name for name in names if FORMATS.get(name).is_fallback]
-    first = [name for name in names if name not in fallbacks]
-    detected, errors = _asked(first, location, given)
+        return _discover(name, location, keys)
+    formats: list[str] = []
+    fallbacks: list[str] = []
+    for name in _formats_with(keys):
+        (fallbacks if FORMATS.get(name).is_fallback else formats).append(name)
+    detected, errors = _asked(formats, location, keys)
     if not detected and not any(map(_is_of_data, errors.values())):
         if recognize(location) is not None:  # its files are no recordings, whatever they look like
             fallbacks = [name for name in fallbacks if not FORMATS.get(name).base_format]
-        detected, others = _asked(fallbacks, location, given)
-        errors |= others
+        detected, fallback_errors = _asked(fallbacks, location, keys)
+        errors |= fallback_errors
     general = {source.reader.base_format for source in detected}
     detected = [source for source in detected if source.format not in general]
     if len(detected) > 1:
@@ -121,7 +122,9 @@ def _format_of_manifest(location: Path) -> str | None:
         document: object = read_json(location / "manifest.json")
     except (DocumentError, OSError):
         return None
-    return _READ_WITH.get(str(document.get("format"))) if isinstance(document, dict) else None
+    if not isinstance(document, dict):
+        return None
+    return _READ_WITH.get(str(document.get("format")))
 
 
 def _formats_with(keys: Mapping[str, Any]) -> list[str]:
@@ -195,10 +198,9 @@ def _not_detected_error(location: Path, errors: Mapping[str, VlatoolError]) -> V
     )
     if known is not None:
         return known
-    searched = {
-        name: str(error.details.get("searched") or error.hint or error.message)
-        for name, error in errors.items()
-    }
+    searched: dict[str, str] = {}
+    for name, error in errors.items():
+        searched[name] = str(error.details.get("searched") or error.hint or error.message)
     return DataError.at(
         location,
         f"no run, no shards, and no episodes of a known format{seen}",
@@ -214,11 +216,13 @@ def _not_detected_error(location: Path, errors: Mapping[str, VlatoolError]) -> V
 
 def _seen_text(location: Path) -> str:
     """What is at a location: the number of files by their endings."""
+    if not can_list(location) or not location.is_dir():
+        return ""
     counts: Counter[str] = Counter()
-    for _, _, names in walk(location) if can_list(location) and location.is_dir() else ():
-        counts.update(
-            Path(name).suffix.lower().lstrip(".") or "without an ending" for name in names
-        )
+    for _, _, names in walk(location):
+        for name in names:
+            ending = Path(name).suffix.lower().lstrip(".")
+            counts[ending or "without an ending"] += 1
         if counts.total() > _MOST_SEEN:
             break
     if not counts:

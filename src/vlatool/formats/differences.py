@@ -56,17 +56,21 @@ class DataComparison:
         """Columns that both have are compared; only others are matched by their values."""
         columns = _columns(first)
         others = _columns(second)
-        unmatched = dict.fromkeys(name for name in others if name not in columns)
+        unmatched = [name for name in others if name not in columns]
         missing: list[str] = []
         for name, values in columns.items():
             match = name if name in others else self.matches.get(name)
             if match not in others:
-                equal = (other for other in unmatched if _are_equal(values, others[other]))
-                match = next(equal, None)
+                match = None
+                for other in unmatched:
+                    if _are_equal(values, others[other]):
+                        match = other
+                        break
             if match is None:
                 missing.append(name)
                 continue
-            unmatched.pop(match, None)
+            if match in unmatched:
+                unmatched.remove(match)
             self.matches[name] = match
             if not _are_equal(values, others[match]):
                 yield Difference("values", first.id, _value_text(name, values, others[match]))
@@ -77,14 +81,15 @@ class DataComparison:
     def _images(self, first: Episode, second: Episode) -> Iterator[Difference]:
         if self.images == 0:
             return
-        unmatched = dict.fromkeys(second.cameras)
+        unmatched = list(second.cameras)
         missing: list[str] = []
         for name, frames in first.cameras.items():
             match = self.cameras.get(name) or self._camera(name, frames, second.cameras)
             if match is None or match not in second.cameras:
                 missing.append(name)
                 continue
-            unmatched.pop(match, None)
+            if match in unmatched:
+                unmatched.remove(match)
             self.cameras[name] = match
             problem = self._image_problem(frames, second.cameras[match], first.num_frames)
             if problem:
@@ -102,21 +107,25 @@ class DataComparison:
         same = [other for other in others if _end(other) == _end(name)]
         if len(same) == 1:
             return same[0]
-        alike = (o for o, other in others.items() if not self._image_problem(frames, other, 1))
-        return next(alike, None)
+        for other, other_frames in others.items():
+            if not self._image_problem(frames, other_frames, 1):
+                return other
+        return None
 
     def _image_problem(self, frames: FrameSource, others: FrameSource, count: int) -> str:
         """Reason why images of two cameras differ; empty if they do not."""
         if frames.size != others.size:
-            sizes = [f"{width} x {height}" for height, width in (frames.size, others.size)]
-            return f"images of {sizes[0]}, in the other {sizes[1]}"
-        chosen = evenly_spaced(count, self.images if self.images is not None else count)
-        for frame in chosen:
+            height, width = frames.size
+            other_height, other_width = others.size
+            sizes = f"{width} x {height}, in the other {other_width} x {other_height}"
+            return f"images of {sizes}"
+        for frame in evenly_spaced(count, self.images if self.images is not None else count):
             try:
-                first, second = (each.read([frame])[0] for each in (frames, others))
+                image = frames.read([frame])[0]
+                other_image = others.read([frame])[0]
             except DataError as error:
                 return error.message
-            distance = float(np.abs(_blocks(first) - _blocks(second)).max())
+            distance = float(np.abs(_blocks(image) - _blocks(other_image)).max())
             if distance > self.tolerance:
                 size = f"{_BLOCK} x {_BLOCK} pixels"
                 return f"frame {frame} differs by {distance:.1f} levels in the mean of {size}"
@@ -125,10 +134,12 @@ class DataComparison:
 
 def _blocks(image: Array) -> Array:
     """Mean of each channel of the blocks of an image, which encoding hardly changes."""
-    starts = [np.arange(0, size, _BLOCK) for size in image.shape[:2]]
-    sums = np.add.reduceat(np.add.reduceat(image.astype(np.float64), starts[0], 0), starts[1], 1)
-    counts = [np.diff([*start, size]) for start, size in zip(starts, image.shape[:2], strict=True)]
-    return sums / np.multiply.outer(*counts)[..., None]
+    height, width = image.shape[:2]
+    rows = np.arange(0, height, _BLOCK)
+    columns = np.arange(0, width, _BLOCK)
+    sums = np.add.reduceat(np.add.reduceat(image.astype(np.float64), rows, 0), columns, 1)
+    counts = np.multiply.outer(np.diff([*rows, height]), np.diff([*columns, width]))
+    return sums / counts[..., None]
 
 
 def _columns(episode: Episode) -> dict[str, Array]:
@@ -143,9 +154,9 @@ def _columns(episode: Episode) -> dict[str, Array]:
 
 
 def _are_equal(first: Array, second: Array) -> bool:
-    return len(first) == len(second) and bool(
-        np.allclose(first, second, _RELATIVE, _ABSOLUTE, equal_nan=True)
-    )
+    if len(first) != len(second):
+        return False
+    return bool(np.allclose(first, second, _RELATIVE, _ABSOLUTE, equal_nan=True))
 
 
 def _value_text(name: str, first: Array, second: Array) -> str:
@@ -156,13 +167,16 @@ def _value_text(name: str, first: Array, second: Array) -> str:
 
 
 def _texts(first: Episode, second: Episode) -> Iterator[Difference]:
-    texts = [
-        [each.instruction_at(frame) or each.task for frame in range(each.num_frames)]
-        for each in (first, second)
-    ]
-    rows = [row for row, (text, other) in enumerate(zip(*texts, strict=True)) if text != other]
+    """A difference if instructions of frames differ; both have the same number of frames."""
+    rows: list[int] = []
+    shown = ""
+    for frame in range(first.num_frames):
+        text = first.instruction_at(frame) or first.task
+        other = second.instruction_at(frame) or second.task
+        if text != other:
+            rows.append(frame)
+            shown = shown or f"{text[:60]!r} and {other[:60]!r}"
     if rows:
-        shown = " and ".join(repr(each[rows[0]][:60]) for each in texts)
         message = f"instruction: {counted(len(rows), 'frame')} differ, first {rows[0]}: {shown}"
         yield Difference("texts", first.id, message)
 

@@ -42,8 +42,10 @@ def recorded_language(
         others = [(kind, rows) for kind, rows in texts if kind != "original"]
         texts = [("original", [instruction]), *others]
     language = language_of(texts)
-    missing = [] if any(language) else [no_instruction(ref)]
-    return language, [*check_language(ref.id, num_frames, language), *missing]
+    findings = list(check_language(ref.id, num_frames, language))
+    if not any(language):
+        findings.append(no_instruction(ref))
+    return language, findings
 
 
 def language_of(texts: Iterable[tuple[str, Sequence[str]]]) -> Language:
@@ -56,8 +58,9 @@ def language_of(texts: Iterable[tuple[str, Sequence[str]]]) -> Language:
     for kind, rows in texts:
         distinct = [text for text in dict.fromkeys(rows) if text.strip()]
         if len(distinct) == 1:
-            known = whole.setdefault(kind, [])
-            known += [text for text in distinct if text not in known]
+            sentences = whole.setdefault(kind, [])
+            if distinct[0] not in sentences:
+                sentences.append(distinct[0])
         elif distinct:
             spans += _runs(kind, rows)
     return whole, spans
@@ -75,7 +78,9 @@ def _runs(kind: str, rows: Sequence[str]) -> Iterator[LanguageSpan]:
 def first_text(language: Language) -> str:
     """First sentence of an episode; empty if it has none."""
     whole, spans = language
-    return next((texts[0] for texts in whole.values()), spans[0].text if spans else "")
+    for texts in whole.values():
+        return texts[0]
+    return spans[0].text if spans else ""
 
 
 def check_language(episode: str, num_frames: int, language: Language) -> Iterator[Finding]:

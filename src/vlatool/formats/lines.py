@@ -68,15 +68,22 @@ def lines_index_path(lines: Path) -> Path:
 
 def unpaired_indexes(folder: Path) -> list[Path]:
     """Indexes in a folder whose files of lines are missing, sorted by name."""
-    names = sorted(file_names(folder))
-    stems = [name.removesuffix(INDEX_SUFFIX) for name in names if name.endswith(INDEX_SUFFIX)]
-    unpaired = [stem for stem in stems if f"{stem}{LINES_SUFFIX}" not in names]
-    return [folder / f"{stem}{INDEX_SUFFIX}" for stem in unpaired]
+    names = file_names(folder)
+    unpaired: list[Path] = []
+    for name in sorted(names):
+        if name.endswith(INDEX_SUFFIX):
+            lines = f"{name.removesuffix(INDEX_SUFFIX)}{LINES_SUFFIX}"
+            if lines not in names:
+                unpaired.append(folder / name)
+    return unpaired
 
 
 def first_line(files: Iterable[Path]) -> bytes | None:
     """First line of the first file that is not empty; None if there is none."""
-    return next((line for path in files for line in read_lines(path)), None)
+    for path in files:
+        for line in read_lines(path):
+            return line
+    return None
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
@@ -87,3 +94,17 @@ def read_lines(path: Path) -> Iterator[bytes]:
                 cut = len(line) < LARGEST_LINE
                 raise ValueError("is truncated" if cut else f"is over {LARGEST_LINE:,} bytes long")
             yield line[:-1]
+
+
+def line_ranges(path: Path) -> list[tuple[int, int]]:
+    """(offset, length) in bytes of each line, its newline included; reads the whole file.
+
+    Raises ValueError or OSError as `read_lines`.
+    """
+    ranges: list[tuple[int, int]] = []
+    start = 0
+    for line in read_lines(path):
+        length = len(line) + 1
+        ranges.append((start, length))
+        start += length
+    return ranges

@@ -50,13 +50,17 @@ def read_with_names(
         return reader, survey, names
     matched = names.expanded(survey.cameras, survey.fields)
     after = renamed_survey(survey, matched)
+    unnamed: dict[str, set[int]] = {}  # dimensions of the fields of which slices have new names
+    for part in matched.fields.values():
+        if part.key:
+            columns = range(survey.fields[part.key].width)
+            unnamed.setdefault(part.key, {*columns}).difference_update(
+                columns[part.start : part.stop]
+            )
     findings: list[Finding] = []
-    for name in dict.fromkeys(part.key for part in matched.fields.values() if part.key):
-        columns = range(survey.fields[name].width)
-        parts = [part for part in matched.fields.values() if part.key == name]
-        used = {column for part in parts for column in columns[part.start : part.stop]}
-        if rest := [column for column in columns if column not in used]:
-            message = f"no new name has the dimensions {indices_text(rest)} of {name}"
+    for name, dimensions in unnamed.items():
+        if dimensions:
+            message = f"no new name has the dimensions {indices_text(sorted(dimensions))} of {name}"
             findings.append(SOURCE("dimensions_left_out", message, field=name))
     return with_names(reader, matched, findings), after, matched
 

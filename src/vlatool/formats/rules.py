@@ -146,7 +146,9 @@ def _image_problems(frames: FrameSource) -> Iterator[tuple[str, str, dict[str, i
     """(code, problem, place) of the images of a camera; decodes every frame once, in order."""
     uniform: dict[str, list[int]] = {"black": [], "constant": []}
     previous: UInt8Array | None = None
-    longest = run = (0, 0)  # index of the first of equal frames, and their number
+    start = 0  # first of the equal frames up to this one
+    longest = 0  # number of equal frames in the longest run, and its first
+    longest_start = 0
     for frame in range(len(frames)):
         try:
             image = frames.read([frame])[0]
@@ -155,21 +157,20 @@ def _image_problems(frames: FrameSource) -> Iterator[tuple[str, str, dict[str, i
             break
         if image.size and np.ptp(image.reshape(-1, image.shape[-1]), axis=0).max() == 0:
             uniform["constant" if image.any() else "black"].append(frame)
-        is_repeated = previous is not None and np.array_equal(previous, image)
-        run = (run[0], run[1] + 1) if is_repeated else (frame, 1)
-        longest = max(longest, run, key=lambda frame_run: frame_run[1])
+        if previous is None or not np.array_equal(previous, image):
+            start = frame
+        if frame + 1 - start > longest:
+            longest = frame + 1 - start
+            longest_start = start
         previous = image
     for code, numbers in uniform.items():
         if numbers:
-            problem = (
-                f"{counted(len(numbers), 'frame is', 'frames are')} {code}, first at frame "
-                f"{numbers[0]}"
-            )
+            count = counted(len(numbers), "frame is", "frames are")
+            problem = f"{count} {code}, first at frame {numbers[0]}"
             yield code, problem, {"frame": numbers[0], "count": len(numbers)}
-    start, length = longest
-    if length >= _LONG_REPETITION:
-        problem = f"frames {start} to {start + length - 1} are the same image"
-        yield "repeated", problem, {"frame": start, "count": length}
+    if longest >= _LONG_REPETITION:
+        problem = f"frames {longest_start} to {longest_start + longest - 1} are the same image"
+        yield "repeated", problem, {"frame": longest_start, "count": longest}
 
 
 def check_source(
@@ -232,8 +233,10 @@ def _check_ref(
 
 
 def _files(ref: EpisodeRef) -> Iterator[Path]:
-    below = ref.path.rglob("*") if ref.path.is_dir() else [ref.path]
-    yield from (path for path in (*below, *ref.files) if path.is_file())
+    paths = [*ref.path.rglob("*")] if ref.path.is_dir() else [ref.path]
+    for path in (*paths, *ref.files):
+        if path.is_file():
+            yield path
 
 
 def _guarded(findings: Iterator[Finding], **location: Any) -> Iterator[Finding]:

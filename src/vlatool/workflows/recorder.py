@@ -33,7 +33,7 @@ from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.events import NULL, counted
 from vlatool.formats.base import camera_name_problem
 from vlatool.formats.frames.writer import FramesConfig, FramesSink
-from vlatool.formats.lerobot.episodes import LeRobotSinkConfig
+from vlatool.formats.lerobot.set_layout import LeRobotSinkConfig
 from vlatool.formats.lerobot.writer import LeRobotSink
 from vlatool.formats.media.frames import VideoFrames
 from vlatool.formats.media.images import decode_rgb, encode_jpeg

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vlatool.episode import Episode, EpisodeRef, Survey
-from vlatool.formats.lerobot.episodes import LeRobotSinkConfig
 from vlatool.formats.lerobot.layout import Version
+from vlatool.formats.lerobot.set_layout import LeRobotSinkConfig
 from vlatool.formats.lerobot.writer import LeRobotSink
 from vlatool.formats.writing import SinkSetup, Work
 from vlatool.jobs.files import FileEntry

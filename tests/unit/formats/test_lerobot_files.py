@@ -1,6 +1,6 @@
 """Places of episodes in files. Source: formats/lerobot-writing 2."""
 
-from vlatool.formats.lerobot.writer import Rolling
+from vlatool.formats.lerobot.numbering import Rolling
 
 
 def test_files_stay_below_their_size_and_chunks_have_a_number_of_files() -> None:

@@ -101,7 +101,9 @@ class CodesManifest:
     def identity(self) -> dict[str, Any]:
         """Values that codes must share to be mixed; the name counts only without a digest."""
         info = self.encoding_info()
-        return {key: info[key] for key in info if key != "tokenizer" or not self.tokenizer_digest}
+        if self.tokenizer_digest:
+            del info["tokenizer"]
+        return info
 
 
 MANIFEST = ManifestType(
@@ -136,11 +138,10 @@ class EpisodeCodes:
     @property
     def digest(self) -> str:
         """SHA-256 of stems and codes, equal for both layouts."""
-        lines = (f"{stem} {row.tobytes().hex()}\n" for stem, row in self._rows())
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-    def _rows(self) -> Iterable[tuple[str, Array]]:
-        return zip(self.stems, self.codes.astype("<u2"), strict=True)
+        digest = hashlib.sha256()
+        for stem, row in zip(self.stems, self.codes.astype("<u2"), strict=True):
+            digest.update(f"{stem} {row.tobytes().hex()}\n".encode())
+        return digest.hexdigest()
 
     @cached_property
     def row_of(self) -> Mapping[str, int]:
@@ -150,8 +151,10 @@ class EpisodeCodes:
 
 def combined_digest(digests: Mapping[str, str]) -> str:
     """Digest of a folder from the digests of its episodes by name."""
-    lines = (f"{episode} {digest}\n" for episode, digest in sorted(digests.items()))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    combined = hashlib.sha256()
+    for episode, digest in sorted(digests.items()):
+        combined.update(f"{episode} {digest}\n".encode())
+    return combined.hexdigest()
 
 
 def write_codes(
@@ -185,8 +188,7 @@ def check_images(folder: Path) -> list[str]:
     root = folder / CHECKS_NAME
     if not can_list(root) or not root.is_dir():
         return []
-    names = (path.relative_to(folder).parts for path in root.glob("*/*.png"))
-    return sorted(check_image_name(episode, Path(name).stem) for _, episode, name in names)
+    return sorted(check_image_name(path.parent.name, path.stem) for path in root.glob("*/*.png"))
 
 
 def write_check_image(folder: Path, name: str, png: bytes) -> FileEntry:
@@ -198,15 +200,17 @@ def write_check_image(folder: Path, name: str, png: bytes) -> FileEntry:
 def parse_codes(value: Any, count: int = CODES_PER_IMAGE, size: int = CODEBOOK_SIZE) -> Array:
     """Codes of an image, uint16 [K], from a flat list or a list of one-element lists."""
     rows: list[Any] = value if isinstance(value, list) else []
-    flat = [row[0] if isinstance(row, list) and len(row) == 1 else row for row in rows]
-    if len(flat) != count:
-        raise ValueError(f"expected a list of {counted(count, 'code')}, found {len(flat)}")
-    for code in flat:
+    if len(rows) != count:
+        raise ValueError(f"expected a list of {counted(count, 'code')}, found {len(rows)}")
+    codes: list[int] = []
+    for row in rows:
+        code = row[0] if isinstance(row, list) and len(row) == 1 else row
         if type(code) is not int:
             raise ValueError(f"{str(code)[:40]!r} is not an integer")
         if not 0 <= code < size:
             raise ValueError(f"the code {code} is not in 0 to {size - 1}")
-    return np.array(flat, np.uint16)
+        codes.append(code)
+    return np.array(codes, np.uint16)
 
 
 @dataclass(frozen=True)
@@ -221,12 +225,14 @@ class CodesFolder:
     @classmethod
     def find(cls, path: Path) -> "CodesFolder | None":
         """The codes in a folder; None if there are none."""
-        has_manifest = path.name in (JSON_NAME, PACKED_NAME) or MANIFEST.is_in(path)
-        manifest = MANIFEST.read(path) if has_manifest else None
-        if manifest is not None:
-            return cls(path, manifest.layout, manifest, has_manifest=True)
+        if path.name in (JSON_NAME, PACKED_NAME) or MANIFEST.is_in(path):
+            manifest = MANIFEST.read(path)
+            if manifest is not None:
+                return cls(path, manifest.layout, manifest, has_manifest=True)
         layout = _layout_of(path)
-        return layout and cls(path, layout, CodesManifest(layout=layout), has_manifest=False)
+        if layout is None:
+            return None
+        return cls(path, layout, CodesManifest(layout=layout), has_manifest=False)
 
     @classmethod
     def open(cls, path: Path) -> "CodesFolder":
@@ -251,12 +257,13 @@ class CodesFolder:
     @property
     def is_unfinished(self) -> bool:
         """True if a run that writes these codes has started and not finished."""
-        record = None if self.has_manifest else contents_record(self.path)
-        return record is not None
+        return not self.has_manifest and contents_record(self.path) is not None
 
     def path_of(self, episode: str) -> Path:
         """Path of the codes of an episode: a file (packed) or a folder (json)."""
-        return self.path / (episode + (PACKED_SUFFIX if self.layout == "packed" else ""))
+        if self.layout == "packed":
+            return self.path / f"{episode}{PACKED_SUFFIX}"
+        return self.path / episode
 
     def state(self, episode: str) -> InputState:
         """Current state of the codes of an episode: their digest, equal for both layouts."""
@@ -295,12 +302,17 @@ class CodesFolder:
         stored = self.stems(episode)
         if not stored:
             raise self._missing_error(episode, "any image")
-        self._check_all_present(episode, sorted({*(stems or ())}.difference(stored)))
-        names = stored if stems is None or self.manifest.episode_digests else stems
+        names: Sequence[str] = stored
+        if stems is not None:
+            self._check_all_present(episode, sorted({*stems}.difference(stored)))
+            if not self.manifest.episode_digests:
+                names = stems
         read = partial(self.read_image, episode)
-        is_far = is_remote(self.path)
-        rows = in_parallel(read, names, _READ_AT_ONCE) if is_far else map(read, names)
-        return EpisodeCodes(episode, tuple(names), np.stack(list(rows)))
+        if is_remote(self.path):
+            rows = list(in_parallel(read, names, _READ_AT_ONCE))
+        else:
+            rows = [read(name) for name in names]
+        return EpisodeCodes(episode, tuple(names), np.stack(rows))
 
     def read_image(self, episode: str, stem: str) -> Array:
         """Codes of an image in the layout `json`, uint16 [K]; not compared with the manifest."""
@@ -333,20 +345,15 @@ class CodesFolder:
     def _check_codes(self, path: Path, episode: str, stems: Sequence[str], codes: Array) -> Array:
         """Codes of an archive as uint16 [N, K]."""
         expected = (len(stems), self.manifest.codes_per_picture)
-        if (
-            codes.shape != expected
-            or codes.dtype.kind not in "iu"
-            or sorted(set(stems)) != [*stems]
-        ):
+        is_sorted = sorted(set(stems)) == list(stems)
+        if codes.shape != expected or codes.dtype.kind not in "iu" or not is_sorted:
             actual = f"{codes.dtype} {list(codes.shape)} of {counted(len(stems), 'image')}"
-            raise self._broken_error(
-                path, episode, "", f"codes are {actual}, not {list(expected)}, sorted"
-            )
+            reason = f"codes are {actual}, not {list(expected)}, sorted"
+            raise self._broken_error(path, episode, "", reason)
         for stem in stems:
             if "/" in stem or not is_file_name(f"{stem}{JSON_SUFFIX}"):
-                raise self._broken_error(
-                    path, episode, "", f"{stem[:100]!r} is not the name of an image"
-                )
+                reason = f"{stem[:100]!r} is not the name of an image"
+                raise self._broken_error(path, episode, "", reason)
         wrong = np.flatnonzero(((codes < 0) | (codes >= self.manifest.codebook_size)).any(axis=1))
         if len(wrong):
             reason = f"a code outside 0 to {self.manifest.codebook_size - 1}"
@@ -407,10 +414,15 @@ class CodesFolder:
 
 def _layout_of(path: Path) -> CodesLayout | None:
     """Layout by the files: published folders have no manifest, unfinished ones not yet."""
-    if path.name == PACKED_NAME and (any(path.glob(f"*{PACKED_SUFFIX}")) or contents_record(path)):
-        return "packed"
-    if path.name == JSON_NAME and (any(path.glob(f"*/*{JSON_SUFFIX}")) or contents_record(path)):
-        return "json"
+    layouts: dict[str, tuple[CodesLayout, str]] = {
+        PACKED_NAME: ("packed", f"*{PACKED_SUFFIX}"),
+        JSON_NAME: ("json", f"*/*{JSON_SUFFIX}"),
+    }
+    if path.name not in layouts:
+        return None
+    layout, pattern = layouts[path.name]
+    if any(path.glob(pattern)) or contents_record(path):
+        return layout
     return None
 
 

@@ -82,24 +82,18 @@ class Curation:
         """Adds figures by name, a value [N] per episode, of which NaN is none."""
         lengths = np.array([episode.frames for episode in self.episodes])
         scores = {name: at_like_length(values, lengths) for name, values in columns.items()}
-        known = [
-            [name for name, values in columns.items() if not np.isnan(values[row])]
-            for row in range(len(self.episodes))
-        ]
-        episodes = tuple(
-            replace(
-                each,
-                figures={**each.figures, **{name: _number(columns[name][row]) for name in names}},
-                at_length={
-                    **each.at_length,
-                    **{name: _number(scores[name][row]) for name in names},
-                },
-            )
-            for row, (each, names) in enumerate(zip(self.episodes, known, strict=True))
-        )
-        present = {name for names in known for name in names}
-        absent = {name: why for name, why in self.absent.items() if name not in present}
-        return replace(self, episodes=episodes, absent=absent)
+        absent = dict(self.absent)
+        episodes: list[CuratedEpisode] = []
+        for row, episode in enumerate(self.episodes):
+            figures = dict(episode.figures)
+            at_length = dict(episode.at_length)
+            for name, values in columns.items():
+                if not np.isnan(values[row]):
+                    figures[name] = _number(values[row])
+                    at_length[name] = _number(scores[name][row])
+                    absent.pop(name, None)
+            episodes.append(replace(episode, figures=figures, at_length=at_length))
+        return replace(self, episodes=tuple(episodes), absent=absent)
 
 
 def _number(value: float) -> float:
@@ -108,12 +102,11 @@ def _number(value: float) -> float:
 
 
 def write_curation(path: Path, curation: Curation) -> None:
-    is_judged = curation.rules is not None
-    rows = [
-        {**asdict(each), "keep": not each.reasons if is_judged else None}
-        for each in curation.episodes
-    ]
-    _manifest(path).write(path.parent, {**asdict(curation), "episodes": rows})
+    """Writes a curation; each row says whether the episode is kept, null before rules."""
+    document = asdict(curation)
+    for episode, row in zip(curation.episodes, document["episodes"], strict=True):
+        row["keep"] = None if curation.rules is None else not episode.reasons
+    _manifest(path).write(path.parent, document)
 
 
 def read_curation(location: Path) -> Curation:
@@ -139,17 +132,24 @@ def selected_positions(place: str, ids: Sequence[str]) -> list[int]:
     """
     path = pinned(place)
     curation = read_curation(path)
+    selected = curation.selected()
     positions = {name: position for position, name in enumerate(ids)}
-    chosen = curation.selected()
-    problem = "has no rules yet" if curation.rules is None else "" if chosen else "keeps no episode"
-    for name in (name for name in chosen if name not in positions):
-        problem = problem or f"is of other episodes: {name} is not in the source"
+    unknown = [name for name in selected if name not in positions]
+    problem = ""
+    if curation.rules is None:
+        problem = "has no rules yet"
+    elif not selected:
+        problem = "keeps no episode"
+    elif unknown:
+        problem = f"is of other episodes: {unknown[0]} is not in the source"
     if problem:
         raise _manifest(path).error(path.parent, problem)
-    return [positions[name] for name in chosen]
+    return [positions[name] for name in selected]
 
 
 def recognize(location: Path) -> str | None:
+    """`curation` at the location of one, else None."""
     record = read_record(location)
-    is_curation = record is not None and record.options.get("sink") == "curation"
-    return "curation" if is_curation or (location / NAME).is_file() else None
+    if record is not None and record.options.get("sink") == "curation":
+        return "curation"
+    return "curation" if (location / NAME).is_file() else None

@@ -49,13 +49,16 @@ class EpisodeFigures:
     output: Path
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
+        """Figures of the episode as facts, and what the comparison with others needs as arrays."""
         states = _columns(episode, episode.proprioception_fields)
         actions = _columns(episode, episode.action_fields)
         figures: dict[str, float] = {}
         if episode.success is not None:
             figures["success"] = float(episode.success)
         arrays: dict[str, Array] = {}
+        changing = states[:, :0]
         if np.isfinite(states).all() and np.isfinite(actions).all() and len(states):
+            changing = moving_dimensions(states)
             figures |= motion_figures(states, episode.fps)
             times = np.linspace(0, len(states) - 1, _MOMENTS + 2).round().astype(int)[1:-1]
             arrays = {
@@ -66,15 +69,16 @@ class EpisodeFigures:
             residuals = lag_residuals(states, actions)
             if residuals is not None:
                 arrays["lags"] = residuals
-        changing = moving_dimensions(states) if arrays else states[:, :0]
-        seen: dict[str, dict[str, float]] = {}
-        rows: list[UInt8Array] = []
+
+        figures_by_camera: dict[str, dict[str, float]] = {}
+        rows: list[UInt8Array] = []  # of the strip, a camera each
         for name, source in episode.cameras.items():
             grids, repeated, shown = _read(name, source, episode.num_frames)
-            seen[name] = image_figures(grids, repeated, changing)
-            if seen[name]["blank_share"] < 1:
+            figures_by_camera[name] = image_figures(grids, repeated, changing)
+            if figures_by_camera[name]["blank_share"] < 1:
                 mean, end = mean_images(grids)
-                arrays |= {f"mean/{name}": mean, f"end/{name}": end}
+                arrays[f"mean/{name}"] = mean
+                arrays[f"end/{name}"] = end
             rows.append(np.hstack([_small(image) for image in shown]))
         files: tuple[FileEntry, ...] = ()
         if rows:
@@ -83,7 +87,11 @@ class EpisodeFigures:
             padded = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]
             write_bytes(self.output / name, encode_jpeg(np.vstack(padded), 85), synced=False)
             files = (file_entry(self.output, name),)
-        facts = {"figures": figures, "instruction": episode.instruction_at(0), "cameras": seen}
+        facts = {
+            "figures": figures,
+            "instruction": episode.instruction_at(0),
+            "cameras": figures_by_camera,
+        }
         counts = {"frames": episode.num_frames, "samples": 1}
         return Receipt(ref.id, counts=counts, files=files, facts=facts, arrays=arrays)
 
@@ -104,7 +112,7 @@ def _read(
     """Grids [F, 32, 32, 3], whether each image repeats the one before it [F - 1], and those that
     are shown.
     """
-    at = {*neighbors.spread(num_frames, _SHOWN)}
+    shown_frames = {*neighbors.spread(num_frames, _SHOWN)}
     grids: list[UInt8Array] = []
     repeated: list[Array] = []
     shown: list[UInt8Array] = []
@@ -112,11 +120,13 @@ def _read(
     last_grid: tuple[UInt8Array, ...] = ()
     for start in range(0, num_frames, writing.FRAMES_PER_READ):
         frames = range(start, min(start + writing.FRAMES_PER_READ, num_frames))
-        read = writing.read_rgb(camera, source, frames)
-        grids.append(grid(read))
-        repeated.append(repeats([*last, *read], [*last_grid, *grids[-1]]))
-        shown += [image for frame, image in zip(frames, read, strict=True) if frame in at]
-        last = (read[-1],)
+        images = writing.read_rgb(camera, source, frames)
+        grids.append(grid(images))
+        repeated.append(repeats([*last, *images], [*last_grid, *grids[-1]]))
+        for frame, image in zip(frames, images, strict=True):
+            if frame in shown_frames:
+                shown.append(image)
+        last = (images[-1],)
         last_grid = (grids[-1][-1],)
     return np.concatenate(grids), np.concatenate(repeated), shown
 
@@ -178,64 +188,24 @@ class CurationSink(writing.Sink):
 def compared(receipts: Sequence[Receipt]) -> curation_layout.Curation:
     """The episodes with their figures, those that need the others included."""
     facts = [receipt.facts for receipt in receipts]
-    texts = np.array([row["instruction"] for row in facts])
-    columns, cameras_of = _of_cameras([row["cameras"] for row in facts])
-    for name in set().union(*(row["figures"] for row in facts)):
+    instructions = np.array([row["instruction"] for row in facts])
+    columns, repeating_cameras = _of_cameras([row["cameras"] for row in facts])
+    lags = columns["camera_lag"]
+    if not np.isnan(lags).all():
+        usual = np.median(lags[~np.isnan(lags)])  # one that all episodes have is of the robot
+        columns["camera_lag"] = np.abs(lags - usual)
+    names: set[str] = set()
+    for row in facts:
+        names.update(row["figures"])
+    for name in names:
         columns[name] = np.array([row["figures"].get(name, np.nan) for row in facts])
+    columns |= _among_others(receipts, instructions)
 
-    def stacked(name: str) -> Array:
-        """An array of each episode [N, ...]; NaN for those without."""
-        known = [receipt.arrays[name] for receipt in receipts if name in receipt.arrays]
-        missing = np.full(known[0].shape if known else 1, np.nan)
-        return np.stack([receipt.arrays.get(name, missing) for receipt in receipts])
-
-    def among(figure: Callable[..., Array], *features: Array) -> Array:
-        """A figure [N] of the episodes with all features [N, ...]; NaN for others."""
-        values = np.full(len(texts), np.nan)
-        has_all = np.ones(len(texts), bool)
-        for feature in features:
-            has_all &= ~np.isnan(feature.reshape(len(texts), -1)).any(axis=1)
-        if has_all.sum() > 1 and all(feature.size for feature in features):
-            arguments = [feature[has_all] for feature in features]
-            values[has_all] = figure(*arguments, texts[has_all])
-        return values
-
-    counts: Counter[str] = Counter()
-    for receipt in receipts:
-        counts.update(receipt.arrays.keys())
-    means: list[Array] = []
-    lasts: list[Array] = []
-    for name, count in sorted(counts.items()):
-        if count <= _MOST_BLANK * len(texts):
-            continue
-        if name.startswith("mean/"):
-            means.append(stacked(name))
-        if name.startswith("end/"):
-            lasts.append(stacked(name))
-    paths = stacked("path")
-    last = paths[:, (_TIMES - 1) * paths.shape[1] // _TIMES :]
-    columns |= {
-        "end_distance": among(neighbors.distances, last),
-        "disagreement": among(neighbors.disagreements, stacked("states"), stacked("actions")),
-        "other_instruction": among(neighbors.other_group_ratios, np.hstack([last, *lasts])),
-        "duplicate_distance": among(
-            lambda paths, _: neighbors.distances(paths, [""] * len(paths), 1),
-            np.hstack([paths, *means]),
-        ),
-        "action_lag": np.abs(among(lambda lags, _: action_lags(lags), stacked("lags"))),
-    }
-    if len(means) > 1:
-        columns["swapped_cameras"] = among(
-            lambda images, _: neighbors.swapped_ratios(images), np.stack(means, axis=1)
-        )
-    lags = columns["camera_lag"]  # one that all episodes have is that of the robot
-    usual = np.median(lags[~np.isnan(lags)]) if not np.isnan(lags).all() else 0.0
-    columns["camera_lag"] = np.abs(lags - usual)
     absent = dict(_ABSENT)
-    if len(set(texts.tolist())) < 2:
+    if len(set(instructions.tolist())) < 2:
         absent["other_instruction"] = _ONE_INSTRUCTION
     episodes: list[curation_layout.CuratedEpisode] = []
-    for receipt, camera in zip(receipts, cameras_of, strict=True):
+    for receipt, camera in zip(receipts, repeating_cameras, strict=True):
         frames = receipt.counts["frames"]
         instruction = receipt.facts["instruction"]
         episodes.append(
@@ -243,6 +213,75 @@ def compared(receipts: Sequence[Receipt]) -> curation_layout.Curation:
         )
     ordered = {name: columns[name] for name in curation_layout.FIGURES if name in columns}
     return curation_layout.Curation(tuple(episodes), absent).with_figures(ordered)
+
+
+def _among_others(receipts: Sequence[Receipt], instructions: Array) -> dict[str, Array]:
+    """Figures [N] by the comparison of each episode with the others."""
+    counts: Counter[str] = Counter()
+    for receipt in receipts:
+        counts.update(receipt.arrays.keys())
+    means: list[Array] = []  # of the cameras that most episodes have
+    lasts: list[Array] = []
+    for name, count in sorted(counts.items()):
+        if count <= _MOST_BLANK * len(receipts):
+            continue
+        if name.startswith("mean/"):
+            means.append(_stacked(receipts, name))
+        if name.startswith("end/"):
+            lasts.append(_stacked(receipts, name))
+    paths = _stacked(receipts, "path")
+    last_states = paths[:, (_TIMES - 1) * paths.shape[1] // _TIMES :]
+    states = _stacked(receipts, "states")
+    actions = _stacked(receipts, "actions")
+    lags = _stacked(receipts, "lags")
+    ends = np.hstack([last_states, *lasts])
+    whole = np.hstack([paths, *means])
+    columns = {
+        "end_distance": _figure(neighbors.distances, instructions, last_states),
+        "disagreement": _figure(neighbors.disagreements, instructions, states, actions),
+        "other_instruction": _figure(neighbors.other_group_ratios, instructions, ends),
+        "duplicate_distance": _figure(_duplicate_distances, instructions, whole),
+        "action_lag": np.abs(_figure(_action_lags, instructions, lags)),
+    }
+    if len(means) > 1:
+        images = np.stack(means, axis=1)
+        columns["swapped_cameras"] = _figure(_swapped_ratios, instructions, images)
+    return columns
+
+
+def _stacked(receipts: Sequence[Receipt], name: str) -> Array:
+    """An array of each episode [N, ...]; NaN for those without."""
+    known = [receipt.arrays[name] for receipt in receipts if name in receipt.arrays]
+    missing = np.full(known[0].shape if known else 1, np.nan)
+    return np.stack([receipt.arrays.get(name, missing) for receipt in receipts])
+
+
+def _figure(function: Callable[..., Array], instructions: Array, *features: Array) -> Array:
+    """A figure [N] of the episodes with all features [N, ...]; NaN for others.
+
+    `function`: features and instructions of these episodes to their figure.
+    """
+    values = np.full(len(instructions), np.nan)
+    has_all = np.ones(len(instructions), bool)
+    for feature in features:
+        has_all &= ~np.isnan(feature.reshape(len(instructions), -1)).any(axis=1)
+    if has_all.sum() > 1 and all(feature.size for feature in features):
+        arguments = [feature[has_all] for feature in features]
+        values[has_all] = function(*arguments, instructions[has_all])
+    return values
+
+
+def _duplicate_distances(features: Array, _instructions: Array) -> Array:
+    """Distances to the nearest episode of any instruction."""
+    return neighbors.distances(features, [""] * len(features), 1)
+
+
+def _action_lags(residuals: Array, _instructions: Array) -> Array:
+    return action_lags(residuals)
+
+
+def _swapped_ratios(means: Array, _instructions: Array) -> Array:
+    return neighbors.swapped_ratios(means)
 
 
 def _of_cameras(

@@ -118,17 +118,22 @@ def _check_checkpoints(
         yield EXPERIMENT.at("no_average", newest.averaged, problem)
     for checkpoint in checkpoints:
         paths = (checkpoint.raw, checkpoint.averaged, checkpoint.optimizer)
-        for path in [path for path in paths if path.is_file()]:
-            yield from _check_weights(path, options)
+        for path in paths:
+            if path.is_file():
+                yield from _check_weights(path, options)
 
 
 def _check_weights(path: Path, options: CheckOptions) -> Iterator[Finding]:
     """Compares the checksums in a file of tensors, and looks for names of code; runs nothing."""
+    broken = None
+    code: list[str] = []
     try:
         with open_file(path) as file, zipfile.ZipFile(file) as archive:
-            broken = None if options.is_quick else archive.testzip()
-            names = [name for name in archive.namelist() if name.endswith("data.pkl")]
-            code = [name for pickle in names for name in _code_names(archive.read(pickle))]
+            if not options.is_quick:
+                broken = archive.testzip()
+            for name in archive.namelist():
+                if name.endswith("data.pkl"):
+                    code += _code_names(archive.read(name))
     except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
         yield EXPERIMENT.at("broken_weights", path, error)
         return

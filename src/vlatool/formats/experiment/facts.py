@@ -1,6 +1,7 @@
 """Report of an experiment of the published program."""
 
 from pathlib import Path
+from typing import Any
 
 from vlatool.events import counted
 from vlatool.formats.experiment.layout import CheckpointFiles, Experiment
@@ -20,24 +21,31 @@ def inspect(location: Path) -> Report:
     findings = Problems()
     config = findings.read(experiment.tree) or {}
     model = branch(config, "model")
-    data = branch(config, "data")
     kind = str(model.get("type") or "")
     backbone = str(branch(model, "vision_language_backbone").get("type") or "")
-    checkpoints = [(files.number, _sizes(files)) for files in experiment.checkpoints()]
-    cameras = [str(name) for name in data.get("camera_names") or []]
+    cameras = [str(name) for name in branch(config, "data").get("camera_names") or []]
+    checkpoints: list[dict[str, Any]] = []
+    rows: list[tuple[object, ...]] = []
+    for files in experiment.checkpoints():
+        sizes: dict[str, int] = {}
+        for path in (files.raw, files.averaged, files.optimizer):
+            if path.is_file():
+                sizes[path.name] = path.stat().st_size
+        checkpoints.append({"number": files.number, "files": sizes})
+        rows.append((files.number, size_text(sum(sizes.values())), ", ".join(sizes)))
+    title = f"experiment of {kind or 'an unknown model type'}"
     return Report(
         kind="experiment",
-        headline=f"experiment of {kind or 'an unknown model type'}, "
-        f"{counted(len(checkpoints), 'checkpoint')}",
+        headline=f"{title}, {counted(len(checkpoints), 'checkpoint')}",
         facts={
             "model_type": kind,
             "backbone": backbone,
             "cameras": cameras,
             "is_export": experiment.is_export,
-            "checkpoints": [{"number": number, "files": sizes} for number, sizes in checkpoints],
+            "checkpoints": checkpoints,
         },
         summary={"model": kind or "unknown", "backbone": backbone, "cameras": cameras},
-        tables=[_table(checkpoints)],
+        tables=[Table(("number", "size", "files"), rows, "Checkpoints")],
         findings=findings,
     )
 
@@ -52,15 +60,3 @@ def _file(location: Path) -> Report:
         facts={"number": number, "bytes": size},
         summary={"on disk": size_text(size)},
     )
-
-
-def _sizes(files: CheckpointFiles) -> dict[str, int]:
-    paths = (files.raw, files.averaged, files.optimizer)
-    return {path.name: path.stat().st_size for path in paths if path.is_file()}
-
-
-def _table(checkpoints: list[tuple[int, dict[str, int]]]) -> Table:
-    rows = [
-        (number, size_text(sum(sizes.values())), ", ".join(sizes)) for number, sizes in checkpoints
-    ]
-    return Table(("number", "size", "files"), rows, "Checkpoints")

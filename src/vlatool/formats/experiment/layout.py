@@ -52,9 +52,12 @@ class CheckpointFiles:
 
     @classmethod
     def of(cls, folder: Path, number: int) -> "CheckpointFiles":
-        names = (f"{kind}_{number}{PICKLED_SUFFIX}" for kind in (_RAW, _AVERAGED, _OPTIMIZER))
-        raw, averaged, optimizer = (folder / name for name in names)
-        return cls(number, raw, averaged, optimizer)
+        return cls(
+            number,
+            raw=folder / f"{_RAW}_{number}{PICKLED_SUFFIX}",
+            averaged=folder / f"{_AVERAGED}_{number}{PICKLED_SUFFIX}",
+            optimizer=folder / f"{_OPTIMIZER}_{number}{PICKLED_SUFFIX}",
+        )
 
     @classmethod
     def with_file(cls, path: Path) -> "CheckpointFiles | None":
@@ -85,8 +88,10 @@ class Experiment:
     @classmethod
     def of_file(cls, path: Path) -> "Experiment | None":
         """Experiment with a file in its folder of checkpoints, or beside its configuration."""
-        folders = (path.parent.parent, path.parent)
-        return next((cls(folder) for folder in folders if is_experiment(folder)), None)
+        for folder in (path.parent.parent, path.parent):
+            if is_experiment(folder):
+                return cls(folder)
+        return None
 
     @property
     def is_export(self) -> bool:
@@ -96,7 +101,10 @@ class Experiment:
     @property
     def config_files(self) -> list[str]:
         """Locations of the configuration files, each merged over the ones before it."""
-        return [str(self.config), *([str(self.root / OWN)] if self.is_export else [])]
+        files = [str(self.config)]
+        if self.is_export:
+            files.append(str(self.root / OWN))
+        return files
 
     @property
     def tokenizer_folder(self) -> Path | None:
@@ -118,11 +126,13 @@ class Experiment:
     def checkpoints(self) -> list[CheckpointFiles]:
         """Checkpoints with any weights, ascending; empty on storage that cannot be listed."""
         folder = self.root / _CHECKPOINTS
-        if not can_list(folder) or not folder.is_dir():
-            return []
-        matches = (_CHECKPOINT.fullmatch(path.name) for path in folder.iterdir())
-        numbers = sorted({int(match[2]) for match in matches if match is not None})
-        return [CheckpointFiles.of(folder, number) for number in numbers]
+        numbers: set[int] = set()
+        if can_list(folder) and folder.is_dir():
+            for path in folder.iterdir():
+                match = _CHECKPOINT.fullmatch(path.name)
+                if match is not None:
+                    numbers.add(int(match[2]))
+        return [CheckpointFiles.of(folder, number) for number in sorted(numbers)]
 
     def statistics(self) -> Statistics:
         """Content of stats.json."""
@@ -193,7 +203,9 @@ def differing_files(experiment: Experiment) -> Iterator[str]:
 
 def statistics_beside(manifest: str) -> str:
     """Location of the statistics of a data set."""
-    folder = manifest.rpartition("/")[0] if manifest.endswith(".jsonl") else manifest.rstrip("/")
+    folder = manifest.rstrip("/")
+    if manifest.endswith(".jsonl"):
+        folder = manifest.rpartition("/")[0]
     return f"{folder}/{STATS_NAME}" if folder else STATS_NAME
 
 

@@ -18,9 +18,15 @@ def inspect(location: Path) -> Report:
     findings = Problems()
     record = read_record(location)
     assert record is not None, "recognize has read it"
-    entries = findings.read(read_file_list, location) or []
-    sizes = {entry.path: entry.bytes for entry in entries}
+    sizes: dict[str, int] = {}
+    rows: list[tuple[str, str]] = []
+    for entry in findings.read(read_file_list, location) or ():
+        sizes[entry.path] = entry.bytes
+        rows.append((entry.path, size_text(entry.bytes)))
     checkpoint = str(record.options.get("checkpoint") or "")
+    summary = {"written by": f"vlatool {record.command}"}
+    if checkpoint:
+        summary["checkpoint"] = checkpoint
     title = "composed weights" if record.command == COMPOSE else f"export of {checkpoint}"
     return Report(
         kind="export",
@@ -31,10 +37,7 @@ def inspect(location: Path) -> Report:
             "is_complete": record.complete,
             "files": sizes,
         },
-        summary={
-            "written by": f"vlatool {record.command}",
-            **({"checkpoint": checkpoint} if checkpoint else {}),
-        },
-        tables=[Table(("name", "size"), [(n, size_text(s)) for n, s in sizes.items()], "Files")],
+        summary=summary,
+        tables=[Table(("name", "size"), rows, "Files")],
         findings=findings,
     )

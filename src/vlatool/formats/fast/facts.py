@@ -19,23 +19,30 @@ def inspect(location: Path) -> Report:
     code in the folder, which are not run; `profile` is None and `fitted` empty if not stored.
     """
     findings = Problems()
+    facts: dict[str, Any] = {
+        "folder": str(location),
+        "ids": 0,
+        "scale": 0.0,
+        "lowest": 0,
+        "digest": "",
+        "code": list(fast_layout.ignored_code(location)),
+        "profile": None,
+        "fitted": {},
+    }
     tokenizer = findings.read(fast_layout.read_fast, location)
-    profile = None
-    fitted = None
+    if tokenizer is not None:
+        facts["ids"] = tokenizer.vocab_size
+        facts["scale"] = tokenizer.scale
+        facts["lowest"] = tokenizer.min_token
+        facts["digest"] = tokenizer.digest
+    tables: list[Table] = []
     if (location / PROFILE_NAME).is_file():
         profile = findings.read(read_profile, str(location / PROFILE_NAME))
+        if profile is not None:
+            facts["profile"] = profile.document()
+            tables.append(_profile_table(profile))
     if (location / fast_layout.REPORT_NAME).is_file():
-        fitted = findings.read(fast_layout.read_report, location)
-    facts = {
-        "folder": str(location),
-        "ids": 0 if tokenizer is None else tokenizer.vocab_size,
-        "scale": 0.0 if tokenizer is None else tokenizer.scale,
-        "lowest": 0 if tokenizer is None else tokenizer.min_token,
-        "digest": "" if tokenizer is None else tokenizer.digest,
-        "code": list(fast_layout.ignored_code(location)),
-        "profile": None if profile is None else profile.document(),
-        "fitted": fitted or {},
-    }
+        facts["fitted"] = findings.read(fast_layout.read_report, location) or {}
     return Report(
         kind="fast",
         headline=f"action tokenizer with {facts['ids']} ids",
@@ -47,7 +54,7 @@ def inspect(location: Path) -> Report:
             "code that is not run": facts["code"],
             **_quality(facts["fitted"]),
         },
-        tables=[] if profile is None else [_profile_table(profile)],
+        tables=tables,
         findings=findings,
     )
 
@@ -60,11 +67,11 @@ def _quality(fitted: Mapping[str, Any]) -> dict[str, str]:
         "values per id": quality.get("values_per_id"),
         "share of values decoded exactly": quality.get("exact"),
     }
-    return {
-        name: number_text(value)
-        for name, value in numbers.items()
-        if isinstance(value, int | float)
-    }
+    texts: dict[str, str] = {}
+    for name, value in numbers.items():
+        if isinstance(value, int | float):
+            texts[name] = number_text(value)
+    return texts
 
 
 def _profile_table(profile: NormalizationProfile) -> Table:

@@ -30,6 +30,7 @@ from vlatool.formats.samples.profile import NormalizationProfile, write_profile
 from vlatool.formats.shards.layout import ShardFolder
 from vlatool.formats.windows import layout as windows_layout
 from vlatool.jobs.record import read_valid_record
+from vlatool.report.facts import listed
 from vlatool.storage.atomic import remove_file, write_bytes, write_json, write_text
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.documents import DocumentError, parse_json, read_document, read_json
@@ -60,7 +61,7 @@ def read_fast(folder: Path) -> ActionTokenizer:
     document = _check_tokenizer(folder / TOKENIZER_NAME, config["vocab_size"])
     options = folder / TOKENIZER_CONFIG_NAME  # an optional file
     if options.is_file():
-        _check_code(options, _read(options), _CLASS)
+        _check_code(options, _read(options))
     tokenizer = ActionTokenizer(document, scale, min_token)
     try:
         tokenizer.load()
@@ -155,9 +156,9 @@ def _is_unfinished(folder: Path) -> bool:
 
 def ignored_code(folder: Path) -> list[str]:
     """Names of the Python files in a folder, which are never run."""
-    if not can_list(folder):
-        return [CODE_NAME] if (folder / CODE_NAME).is_file() else []
-    return sorted(path.name for path in folder.iterdir() if path.suffix == ".py")
+    if can_list(folder):
+        return sorted(path.name for path in folder.iterdir() if path.suffix == ".py")
+    return [CODE_NAME] if (folder / CODE_NAME).is_file() else []
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -177,28 +178,29 @@ def fitted_steps(folder: Path) -> int | None:
 
 def _check_config(path: Path, config: Mapping[str, Any]) -> tuple[float, int]:
     """(scale, lowest coefficient)."""
-    missing = [key for key in ("scale", "vocab_size", "min_token") if key not in config]
-    if missing:
-        raise _fast_error(path, f"lacks the key {missing[0]!r}")
-    scale, size, lowest = (config[key] for key in ("scale", "vocab_size", "min_token"))
+    for key in ("scale", "vocab_size", "min_token"):
+        if key not in config:
+            raise _fast_error(path, f"lacks the key {key!r}")
+    scale = config["scale"]
+    size = config["vocab_size"]
+    lowest = config["min_token"]
     if not _is_number(scale) or not 0 < scale <= sys.float_info.max:
         raise _fast_error(path, f"scale is {str(scale)[:_SHOWN]}, not a number above 0")
     if not _is_number(size, int) or not 0 < size <= _MAX_IDS:
         raise _fast_error(path, f"vocab_size is {size!r}, not a number of ids")
     if not _is_number(lowest, int) or abs(lowest) >= 2**31:
         raise _fast_error(path, f"min_token is {lowest!r}, not an integer")
-    _check_code(path, config, _CLASS)
+    _check_code(path, config)
     return float(scale), int(lowest)
 
 
-def _check_code(path: Path, config: Mapping[str, Any], known_class: str) -> None:
+def _check_code(path: Path, config: Mapping[str, Any]) -> None:
     """Raises DataError if a folder requires a class of unknown code."""
-    stated = config.get("processor_class", known_class)
     code = config.get("auto_map", {})
     classes = list(code.values()) if isinstance(code, Mapping) else [code]
-    for name in (stated, *classes):
+    for name in (config.get("processor_class", _CLASS), *classes):
         class_name = str(name).rpartition("--")[2].rpartition(".")[2]
-        if class_name != known_class:
+        if class_name != _CLASS:
             raise DataError(
                 f"{path}: requires the class {name!r}; code from a folder is never run",
                 hint=_HINT,
@@ -256,9 +258,11 @@ def _check_vocabulary(path: Path, model: Mapping[str, Any], size: int) -> None:
 
 
 def _is_merge(value: object) -> bool:
-    parts = value.split(" ", 1) if isinstance(value, str) else value
+    """True for a pair of tokens, as a list or with a space between them."""
+    if isinstance(value, str):
+        return " " in value
     return (
-        isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) for part in parts)
+        isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)
     )
 
 
@@ -312,10 +316,12 @@ class ChunkFile:
     def read(self) -> Array:
         """Action chunks float32 [N, H, D]; row 0 of each is the action of the anchor."""
         chunks = list(self._samples() if self.fields else self._windows())
+        if not chunks:
+            return np.zeros((0, 0, 0), np.float32)
         shapes = {chunk.shape for chunk in chunks}
         if len(shapes) > 1:
             raise _chunks_error(self.path, f"has chunks of the shapes {sorted(shapes)}")
-        stacked = np.stack(chunks) if chunks else np.zeros((0, 0, 0), np.float32)
+        stacked = np.stack(chunks)
         if not np.isfinite(stacked).all():
             index = int(np.argwhere(~np.isfinite(stacked))[0][0])
             raise _chunks_error(self.path, f"chunk {index} has an action that is not finite")
@@ -376,9 +382,13 @@ def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
             hint="give a folder that `vlatool preprocess` wrote",
             code="data.no_samples",
         )
+    return _of_shards(shards, fields)
+
+
+def _of_shards(shards: ShardFolder, fields: Sequence[str]) -> ChunkSource:
     options = shards.options()
-    chosen = tuple(fields) or _recorded_fields(options)
-    if not chosen:
+    action_fields = tuple(fields) or _recorded_fields(options)
+    if not action_fields:
         raise UsageError(
             f"{shards.path}: does not record the action fields",
             hint="add --action-fields FIELD,FIELD; `vlatool inspect` shows the fields",
@@ -386,13 +396,16 @@ def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
         )
     past = options.get("past_lowdim_steps")
     first = past if isinstance(past, int) and past >= 0 else 0
-    files = (
-        ChunkFile(shard.path, chosen, first) for shard in shards.shards() if shard.num_sequences
-    )
+    files: list[ChunkFile] = []
+    for shard in shards.shards():
+        if shard.num_sequences:
+            files.append(ChunkFile(shard.path, action_fields, first))
     recorded = recorded_names(options)
-    names = [f"{field}.{name}" for field in chosen for name in recorded.get(field, ())]
-    is_whole = all(field in recorded for field in chosen) and len(set(names)) == len(names)
-    return ChunkSource(tuple(files), chosen, tuple(names) if is_whole else ())
+    names: list[str] = []
+    for field in action_fields:
+        names += [f"{field}.{name}" for name in recorded.get(field, ())]
+    is_whole = all(field in recorded for field in action_fields) and len(set(names)) == len(names)
+    return ChunkSource(tuple(files), action_fields, tuple(names) if is_whole else ())
 
 
 def _of_windows(folder: Path, lines: Sequence[Path], fields: Sequence[str]) -> ChunkSource:
@@ -400,27 +413,31 @@ def _of_windows(folder: Path, lines: Sequence[Path], fields: Sequence[str]) -> C
     record = read_valid_record(folder)
     if manifest is None and record is not None and not record.is_download:
         raise record.no_manifest_error(folder)
-    recorded = () if manifest is None else manifest.action_fields
+    recorded: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    is_relative = False
+    if manifest is not None:
+        recorded = manifest.action_fields
+        names = manifest.action_names
+        is_relative = bool(manifest.relative_dimensions)
     if fields and tuple(fields) != recorded:
         raise UsageError(
             f"{folder}: actions of windows are made of {', '.join(recorded) or 'unknown fields'}",
             hint="leave --action-fields out, or choose them with `vlatool preprocess`",
             code="usage.unsupported",
         )
-    names = () if manifest is None else manifest.action_names
-    is_relative = manifest is not None and bool(manifest.relative_dimensions)
     files = tuple(ChunkFile(path) for path in lines)
     return ChunkSource(files, names=names, is_relative=is_relative)
 
 
 def _recorded_fields(options: Mapping[str, Any]) -> tuple[str, ...]:
     """Action fields that shards were made with, poses absolute where the format names them."""
-    stored, published = (
-        tuple(map(str, names)) if isinstance(names := options.get(key), list) else ()
-        for key in ("action_fields", "action_key_fields")
-    )
+    stored = tuple(map(str, listed(options, "action_fields")))
+    published = tuple(map(str, listed(options, "action_key_fields")))
     absolute = {name.removesuffix(SUFFIX) for name in stored}
-    return published if not stored or absolute == {*published} else stored
+    if not stored or absolute == {*published}:
+        return published
+    return stored
 
 
 _chunks_error = partial(

@@ -28,7 +28,8 @@ FINDINGS: tuple[FindingCodes, ...] = (FRAMES,)
 
 def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
     """Yields the findings of frames; of some frames, or all, the images are decoded."""
-    if not (yield from check_record_and_files(location, location, options)):
+    has_ended = yield from check_record_and_files(location, location, options)
+    if not has_ended:
         return
     folder = FramesFolder(location)
     try:
@@ -40,11 +41,14 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
         folder.options()
     except DataError as error:
         yield FRAMES("no_config", error.message, path=str(location))
-    total = sum(each.frames for each in episodes)
+    total = sum(episode.frames for episode in episodes)
     before = 0
     with options.reporter.progress("episodes", len(episodes), "episodes") as bar:
         for episode in episodes:
-            selected = [n for n in range(episode.frames) if options.selects(before + n, total)]
+            selected: list[int] = []
+            for frame in range(episode.frames):
+                if options.selects(before + frame, total):
+                    selected.append(frame)
             yield from _check_episode(folder, episode, selected, options)
             options.counts.add(episodes=1, samples=episode.frames)
             before += episode.frames
@@ -54,29 +58,30 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
 def _check_episode(
     folder: FramesFolder, episode: FramesEpisode, frames: list[int], options: CheckOptions
 ) -> Iterator[Finding]:
+    """Checks the tar of an episode; `frames`: those whose images are decoded."""
     tar = folder.tar(episode.id)
     if not tar.path.is_file():
         yield FRAMES.at("missing_episode", tar.path, "is missing")
         return
     scan = scan_tar(tar.path)
-    problems = [problem.message for problem in scan.problems]
-    for message in problems:
-        yield FRAMES.at("broken_tar", tar.path, message)
-    if problems:
+    for problem in scan.problems:
+        yield FRAMES.at("broken_tar", tar.path, problem.message)
+    if scan.problems:
         return
     yield from check_index(tar.path, scan)
     try:
-        read = tar.episode(episode.id)
+        content = tar.episode(episode.id)
     except DataError as error:
         yield FRAMES("broken_numbers", error.message, path=str(tar.path))
         return
-    stored = len(scan.samples) - 1 if read.cameras else read.num_frames
-    if not stored == read.num_frames == episode.frames:
+    stored = len(scan.samples) - 1 if content.cameras else content.num_frames
+    if not stored == content.num_frames == episode.frames:
         message = f"has {stored} frames, the manifest says {episode.frames}"
         yield FRAMES.at("count_mismatch", tar.path, message)
         return
+    sources = [*content.cameras.values(), *content.depth.values(), *content.labels.values()]
     for frame in frames:
-        for source in (*read.cameras.values(), *read.depth.values(), *read.labels.values()):
+        for source in sources:
             try:
                 decoded_size(source.encoded(frame) or b"")
                 options.counts.add(pictures=1)

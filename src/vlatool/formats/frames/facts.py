@@ -13,17 +13,19 @@ def inspect(location: Path) -> Report:
     findings = Problems()
     episodes = folder.episodes
     options = findings.read(folder.options) or {}
-    frames = sum(each.frames for each in episodes)
+    frames = sum(episode.frames for episode in episodes)
     size = options.get("resize_images_size")
-    sources = options.get("source_episodes") or []
     origin = options.get("type") or "unknown"
+    sources = options.get("source_episodes") or []
+    if sources:
+        origin = f"{', '.join(sources)} ({origin})"
     held_out = folder.num_held_out
     return Report(
         kind="frames",
         headline=f"{counted(frames, 'frame')} of {counted(len(episodes), 'episode')}",
         facts={"options": options},
         summary={
-            "made from": f"{', '.join(sources)} ({origin})" if sources else origin,
+            "made from": origin,
             "image size": "as recorded" if size is None else f"{size[0]} x {size[1]}",
             "JPEG quality": options.get("jpeg_quality"),
             "held out for evaluation": counted(held_out, "episode") if held_out else "none",

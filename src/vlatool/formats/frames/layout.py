@@ -14,7 +14,6 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, NamedTuple
 
@@ -99,16 +98,19 @@ def tar_name(episode: str) -> str:
 def numbers_members(episode: Episode) -> Iterator[tuple[str, bytes]]:
     """(name, content) of the members with all of an episode but its images."""
     arrays = dict(episode.lowdim)
-    for camera, known in episode.calibration.items():
-        for prefix, values in ((_INTRINSICS, known.intrinsics), (_EXTRINSICS, known.extrinsics)):
-            arrays |= {} if values is None else {f"{prefix}{camera}": values}
-    plain = {name: getattr(episode, name) for name in (*_PLAIN, *_PLAIN_LISTS)}
-    objects = {name: [asdict(each) for each in getattr(episode, name)] for name in _OBJECTS}
-    sizes = {
-        kind: {name: list(source.size) for name, source in getattr(episode, kind).items()}
-        for kind in _SUFFIXES
-    }
-    document = {**plain, **objects, **sizes}
+    for camera, calibration in episode.calibration.items():
+        if calibration.intrinsics is not None:
+            arrays[f"{_INTRINSICS}{camera}"] = calibration.intrinsics
+        if calibration.extrinsics is not None:
+            arrays[f"{_EXTRINSICS}{camera}"] = calibration.extrinsics
+    document: dict[str, Any] = {}
+    for name in (*_PLAIN, *_PLAIN_LISTS):
+        document[name] = getattr(episode, name)
+    for name in _OBJECTS:
+        document[name] = [asdict(value) for value in getattr(episode, name)]
+    for kind in _SUFFIXES:
+        sources: Mapping[str, FrameSource] = getattr(episode, kind)
+        document[kind] = {name: list(source.size) for name, source in sources.items()}
     yield f"{episode.id}.{ARRAYS}", write_arrays(arrays)
     yield f"{episode.id}.{METADATA}", json.dumps(document, default=list).encode()
 
@@ -153,11 +155,13 @@ class FramesTar:
 
     def ranges(self, frames: Iterable[int]) -> list[FrameRange]:
         """Ranges with the images of some frames; with the numbers for -1."""
-        pairs = enumerate(sorted({*frames}))
-        runs = [
-            [n for _, n in run] for _, run in groupby(pairs, key=lambda pair: pair[1] - pair[0])
-        ]
-        return [self._range(run[0], run[-1]) for run in runs]
+        runs: list[list[int]] = []  # first and last frame
+        for frame in sorted({*frames}):
+            if runs and runs[-1][1] == frame - 1:
+                runs[-1][1] = frame
+            else:
+                runs.append([frame, frame])
+        return [self._range(first, last) for first, last in runs]
 
     def _range(self, first: int, last: int) -> FrameRange:
         rows = slice(first + 1, last + 2)
@@ -191,32 +195,44 @@ class FramesTar:
             sample = StoredSample(episode_id, self.members(-1))
             document = sample.metadata()
             arrays = dict(sample.arrays())
-            calibration = {
-                name.removeprefix(prefix): Calibration()
-                for prefix in (_INTRINSICS, _EXTRINSICS)
-                for name in arrays
-                if name.startswith(prefix)
-            }
-            for camera in calibration:
-                both = (arrays.pop(f"{kind}{camera}", None) for kind in (_INTRINSICS, _EXTRINSICS))
-                calibration[camera] = Calibration(*both)
             values: dict[str, Any] = {name: document[name] for name in (*_PLAIN, *_PLAIN_LISTS)}
-            values |= {name: tuple(values[name]) for name in _PLAIN_LISTS[:2]}
+            for name in ("action_fields", "proprioception_fields"):
+                values[name] = tuple(values[name])
             for name, kind in _OBJECTS.items():
-                values[name] = tuple(_object(kind, each) for each in document[name])
-            for name, end in _SUFFIXES.items():
-                values[name] = {
-                    camera: FrameImages(self, f"{camera}{end}", size, document["num_frames"])
-                    for camera, size in document[name].items()
-                }
+                values[name] = tuple(_object(kind, tree) for tree in document[name])
+            for name, suffix in _SUFFIXES.items():
+                sources: dict[str, FrameSource] = {}
+                for camera, size in document[name].items():
+                    member = f"{camera}{suffix}"
+                    sources[camera] = FrameImages(self, member, size, document["num_frames"])
+                values[name] = sources
+            calibration = _take_calibration(arrays)
             return Episode(id=episode_id, lowdim=arrays, calibration=calibration, **values)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self.error(f"the numbers are damaged: {error!r}") from None
 
 
+def _take_calibration(arrays: dict[str, Array]) -> dict[str, Calibration]:
+    """Calibration by camera, whose arrays are removed from those of the fields."""
+    calibration: dict[str, Calibration] = {}
+    for prefix in (_INTRINSICS, _EXTRINSICS):
+        for name in list(arrays):
+            if name.startswith(prefix):
+                camera = name.removeprefix(prefix)
+                calibration[camera] = Calibration(
+                    arrays.pop(f"{_INTRINSICS}{camera}", None),
+                    arrays.pop(f"{_EXTRINSICS}{camera}", None),
+                )
+    return calibration
+
+
 def _object(kind: type, values: Mapping[str, Any]) -> Any:
-    lists = {each.name for each in fields(kind) if str(each.type).startswith("tuple")}
-    return kind(**{key: tuple(v) if key in lists else v for key, v in values.items()})
+    """An object of its values as JSON, whose tuples are lists there."""
+    arguments = dict(values)
+    for entry in fields(kind):
+        if str(entry.type).startswith("tuple") and entry.name in arguments:
+            arguments[entry.name] = tuple(arguments[entry.name])
+    return kind(**arguments)
 
 
 class FrameImages(FrameSource):

@@ -56,6 +56,7 @@ class FramesReader(base.FormatReader):
                 )
 
     def sink_config(self, sink: Any, sources: Sequence[Path]) -> Any:
+        """The config of the sink with the keys of the stored images and windows."""
         if sink.type != "lbm":
             raise UsageError(
                 f"--sink {sink.type}: the images of frames are final, and only lbm copies them",
@@ -65,23 +66,26 @@ class FramesReader(base.FormatReader):
         for source in sources:
             folder = FramesFolder.find(source)
             options = {} if folder is None else folder.options()
-            chosen = {key: options[key] for key in _OF_IMAGES if key in options}
-            stored = type(sink).model_validate(chosen)
+            image_options = {key: options[key] for key in _OF_IMAGES if key in options}
+            stored = type(sink).model_validate(image_options)
+            changed: dict[str, Any] = {}
             for key in _OF_IMAGES:
-                asked = getattr(sink, key)
-                has = getattr(stored, key)
-                if key in sink.model_fields_set and asked != has:
-                    asked = sink.resize_filter if key == "image_resizing_filter" else asked
+                value = getattr(stored, key)
+                if key in sink.model_fields_set and getattr(sink, key) != value:
+                    wanted = getattr(sink, key)
+                    if key == "image_resizing_filter":
+                        wanted = sink.resize_filter
                     raise UsageError(
-                        f"--{key.replace('_', '-')} is {asked}, but the images in {source} have "
-                        f"{has}: they would be encoded again",
+                        f"--{key.replace('_', '-')} is {wanted}, but the images in {source} have "
+                        f"{value}: they would be encoded again",
                         hint="leave it out, or preprocess the recordings",
                         code="usage.unsupported",
                     )
-            copied = {key: getattr(stored, key) for key in _OF_IMAGES}
-            windows = WindowsConfig.model_fields.keys() & options.keys() - sink.model_fields_set
-            copied |= {key: options[key] for key in windows}
-            sink = sink.model_copy(update=copied)
+                changed[key] = value
+            for key in WindowsConfig.model_fields:
+                if key in options and key not in sink.model_fields_set:
+                    changed[key] = options[key]
+            sink = sink.model_copy(update=changed)
         return sink
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:

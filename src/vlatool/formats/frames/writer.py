@@ -29,12 +29,14 @@ from vlatool.formats.field_summary import DIMENSION_NAMES
 from vlatool.formats.frames import layout as frames_layout
 from vlatool.formats.media.tar import TarWriter, member_bytes
 from vlatool.formats.shards import writer as lbm
+from vlatool.formats.shards.images import EpisodeEncoder, image_streams
 from vlatool.formats.shards.layout import RECORDED_SIZES, write_preprocessing_config
+from vlatool.formats.shards.shuffle import write_index
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.storage.atomic import open_atomic, remove_file
-from vlatool.transforms.geometry import make_geometry
+from vlatool.transforms.geometry import ImageGeometry, make_geometry
 from vlatool.transforms.hold_out import held_out
 from vlatool.transforms.relative import with_pose_groups
 from vlatool.transforms.windows import EpisodeSampler, SampleSpec, WindowsConfig
@@ -45,20 +47,18 @@ HELD_OUT = "held_out_episodes"
 _TASK = "task"
 
 
+_IMAGE_KEYS = [
+    key for key in lbm.StoredImagesConfig.model_fields if key not in ("type", "pose_groups")
+]
+
+
 class FramesConfig(lbm.StoredImagesConfig, WindowsConfig):
     """Frames from which windows are cut later; training may change the keys of these."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Output": ("type",),
         "Windows": tuple(WindowsConfig.model_fields),
-        "Images": (
-            *(
-                key
-                for key in lbm.StoredImagesConfig.model_fields
-                if key not in ("type", "pose_groups")
-            ),
-            "copy_jpeg",
-        ),
+        "Images": (*_IMAGE_KEYS, "copy_jpeg"),
         "Unlike data sets": ("pose_groups",),
     }
 
@@ -88,43 +88,46 @@ class FramesEpisodeWriter:
     config: FramesConfig
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
+        """Writes the tar and its index; the receipt has the sizes of the recorded images."""
         config = self.config
         stored = self.stored(episode)
-        asked = {"depth": config.depth, "labels": config.labels}
-        stored = replace(stored, **{name: {} for name, is_asked in asked.items() if not is_asked})
+        if not config.depth:
+            stored = replace(stored, depth={})
+        if not config.labels:
+            stored = replace(stored, labels={})
+
         size = writing.height_and_width(config.resize_images_size)
-        turns = config.camera_rotations
-        streams = lbm.image_streams(
+
+        def geometry(camera: str, recorded: tuple[int, int]) -> ImageGeometry:
+            turns = config.camera_rotations.get(camera, 0) % 4
+            method = config.image_resizing_method
+            return make_geometry(recorded, size, method, turns, config.resize_filter)
+
+        streams = image_streams(
             stored,
-            config,
-            lambda camera, recorded: make_geometry(
-                recorded,
-                size,
-                config.image_resizing_method,
-                turns.get(camera, 0) % 4,
-                config.resize_filter,
-            ),
+            geometry,
+            has_depth=config.depth,
+            has_labels=config.labels,
             copies_jpeg=config.copy_jpeg,
         )
         name = frames_layout.tar_name(ref.id)
-        frames = range(stored.num_frames)
+        count = stored.num_frames
         ranges: list[tuple[int, int]] = []
         with (
             open_atomic(self.output / name) as file,
-            lbm.EpisodeEncoder([*streams], frames, config.jpeg_quality) as encoder,
+            EpisodeEncoder([*streams], range(count), config.jpeg_quality) as encoder,
         ):
             tar = TarWriter(file)
             parts = frames_layout.numbers_members(stored)
             ranges.append(tar.append(b"".join(member_bytes(*part) for part in parts)))
-            for frame in frames if stored.cameras else ():
-                images = encoder.images({0: frame})
-                key = f"{ref.id}_{frame:06d}"
-                parts = (member_bytes(f"{key}.{name}", data) for name, data in images.items())
-                ranges.append(tar.append(b"".join(parts)))
+            for frame in range(count if stored.cameras else 0):
+                content = b""
+                for suffix, data in encoder.images({0: frame}).items():
+                    content += member_bytes(f"{ref.id}_{frame:06d}.{suffix}", data)
+                ranges.append(tar.append(content))
             tar.finish()
-        index = lbm.write_index(self.output, name, ranges, tar.position)
+        index = write_index(self.output, name, ranges, tar.position)
         sizes = {camera: list(source.size) for camera, source in stored.cameras.items()}
-        count = stored.num_frames
         sampler = config.sampler(stored)
         return Receipt(
             ref.id,
@@ -136,6 +139,7 @@ class FramesEpisodeWriter:
         )
 
     def stored(self, episode: Episode) -> Episode:
+        """The episode with the fields of the pose groups."""
         groups = self.config.pose_groups
         return episode if groups is None else with_pose_groups(episode, groups)
 
@@ -161,9 +165,8 @@ class FramesSink(writing.Sink):
         self.work: writing.Work = self._writer
         self._example = self.stored(setup.survey.example(config.window_spec().length))
         sampler = config.sampler(self._example)  # relative poses are fields of the windows
-        self.fields: Mapping[str, int] = {
-            name: sampler.widths().get(name, 0) for name in sampler.fields
-        }
+        widths = sampler.widths()
+        self.fields: Mapping[str, int] = {name: widths.get(name, 0) for name in sampler.fields}
         self.action_fields: tuple[str, ...] = setup.policy_actions(
             self.fields, self._example.action_fields
         )
@@ -177,6 +180,7 @@ class FramesSink(writing.Sink):
         remove_file(self._setup.output / frames_layout.NAME)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> writing.SinkSummary:
+        """Chooses the episodes that are held out, and writes options and, last, the manifest."""
         output = self._setup.output
         episodes: list[frames_layout.FramesEpisode] = []
         tasks: dict[str, str] = {}
@@ -195,18 +199,25 @@ class FramesSink(writing.Sink):
                 sizes.setdefault(camera, set()).add(tuple(size))
         if not samples and not self.may_lack_windows:
             raise lbm.no_samples(run.dropped)
-        recorded = {name: [*map(list, sorted(each))] for name, each in sizes.items()}
-        write_preprocessing_config(output, {**self._options(), RECORDED_SIZES: recorded})
-        chosen = self._held_out(tasks)
+
+        options = self._options()
+        options[RECORDED_SIZES] = {
+            camera: [list(size) for size in sorted(sizes_of_camera)]
+            for camera, sizes_of_camera in sizes.items()
+        }
+        write_preprocessing_config(output, options)
+        held_out_ids = self._held_out(tasks)
         rows: list[dict[str, Any]] = []
         for episode in episodes:
-            split = frames_layout.VAL if episode.id in chosen else frames_layout.TRAIN
-            rows.append(replace(episode, split=split).row())
+            if episode.id in held_out_ids:
+                episode = replace(episode, split=frames_layout.VAL)
+            rows.append(episode.row())
         frames_layout.MANIFEST.write(output, {"episodes": rows})
         size = sum(file.bytes for file in files)
-        small = (frames_layout.CONFIG_NAME, frames_layout.NAME)
-        files += [file_entry(output, name) for name in small]
-        return writing.SinkSummary(samples, size, tuple(files), _counts(len(chosen)))
+        for name in (frames_layout.CONFIG_NAME, frames_layout.NAME):
+            files.append(file_entry(output, name))
+        counts = _counts(len(held_out_ids))
+        return writing.SinkSummary(samples, size, tuple(files), counts)
 
     def _held_out(self, tasks: Mapping[str, str]) -> Collection[str]:
         """Ids of the episodes that are held out, of all that were written.
@@ -220,14 +231,14 @@ class FramesSink(writing.Sink):
             if {*splits.values()} >= {frames_layout.TRAIN, frames_layout.VAL}:
                 return {name for name, split in splits.items() if split == frames_layout.VAL}
             share = DEFAULT_SHARE if len(tasks) >= LEAST_EPISODES else 0.0
-        chosen = held_out(tasks, share, self._setup.hold_out_seed)
-        if chosen and len(chosen) == len(tasks):
+        held_out_ids = held_out(tasks, share, self._setup.hold_out_seed)
+        if held_out_ids and len(held_out_ids) == len(tasks):
             raise UsageError(
                 f"--hold-out {share:g} of {counted(len(tasks), 'episode')} leaves none to train on",
                 hint="hold out a smaller share, or none with --hold-out 0, or add episodes",
                 code="usage.bad_value",
             )
-        return chosen
+        return held_out_ids
 
     def estimate(self) -> writing.Estimate:
         samples = lbm.estimated_windows(self._setup.survey, self._config)
@@ -237,8 +248,7 @@ class FramesSink(writing.Sink):
         """Content of preprocessing_config.yaml."""
         config = self._config
         survey = self._setup.survey
-        groups = [group.model_dump() for group in config.pose_groups or ()]
-        return {
+        options = {
             **self._setup.origin,
             **config.model_dump(mode="json", exclude={"type", "pose_groups"}),
             "sink": config.type,
@@ -247,9 +257,14 @@ class FramesSink(writing.Sink):
             "action_fields": list(self.action_fields),
             "proprioception_fields": list(self.proprioception_fields),
             "pose_groups": [asdict(group) for group in self._example.pose_groups],
-            **({"conversions": {"pose_groups": groups, "fps": None}} if groups else {}),
             "fps": survey.fps,
-            DIMENSION_NAMES: {
-                n: list(info.names) for n, info in survey.fields.items() if info.names
-            },
         }
+        if config.pose_groups:
+            groups = [group.model_dump() for group in config.pose_groups]
+            options["conversions"] = {"pose_groups": groups, "fps": None}
+        dimension_names: dict[str, list[str]] = {}
+        for name, field in survey.fields.items():
+            if field.names:
+                dimension_names[name] = list(field.names)
+        options[DIMENSION_NAMES] = dimension_names
+        return options

@@ -73,9 +73,11 @@ FINDINGS = (IMAGE_SHARDS,)
 
 
 def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
+    """Yields the findings of a folder of image shards, or of one shard."""
     if location.is_file():
-        single = ImageManifest((ImageShard(location.name, 0, 0),), {})
-        yield from _FolderCheck(location.parent, single, options).shard(single.shards[0], None)
+        shard = ImageShard(location.name, 0, 0)
+        single = ImageManifest((shard,), {})
+        yield from _FolderCheck(location.parent, single, options).shard(shard, None)
         return
     has_ended = yield from check_record_and_files(location, location, options)
     if not has_ended:
@@ -85,14 +87,15 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
     except DataError as error:
         yield IMAGE_SHARDS("broken_manifest", error.message, path=error.details["path"])
         return
+    has_counts = manifest is not None
     if manifest is None:
         yield IMAGE_SHARDS.at("no_manifest", location, "has no manifest.json")
-    tars = published_tars(location) if manifest is None else []
-    listed = manifest or ImageManifest(tuple(ImageShard(entry.name, 0, 0) for entry in tars), {})
-    if not listed.shards:
+        shards = tuple(ImageShard(tar.name, 0, 0) for tar in published_tars(location))
+        manifest = ImageManifest(shards, {})
+    if not manifest.shards:
         yield IMAGE_SHARDS.at("no_shards", location, "contains no shard")
-    yield from _FolderCheck(location, listed, options).shards(has_counts=manifest is not None)
-    yield from _check_lists(location, [location / entry.name for entry in listed.shards])
+    yield from _FolderCheck(location, manifest, options).shards(has_counts=has_counts)
+    yield from _check_lists(location, [location / shard.name for shard in manifest.shards])
 
 
 class _SampleLocation(NamedTuple):
@@ -111,7 +114,7 @@ class _FolderCheck:
         self._check = check
         self._positions = count()
         self._keys: set[str] = set()  # of the current shard
-        self._episodes: dict[str, str] = {}
+        self._shards_of_episodes: dict[str, str] = {}
         size = manifest.options.get("resize_images_size")
         self._size = tuple(size) if isinstance(size, list) else None
 
@@ -151,13 +154,13 @@ class _FolderCheck:
         location = _SampleLocation(str(path), sample.key)
         suffix = image_suffix(sample.members)
         if suffix is None:
-            yield location.finding(
-                "no_picture", f"has only the members {', '.join(sample.members)}"
-            )
+            message = f"has only the members {', '.join(sample.members)}"
+            yield location.finding("no_picture", message)
             return
         if not self._check.selects(next(self._positions), total):
             return
-        if (size := sample.end - sample.start) > LARGEST_SAMPLE:
+        size = sample.end - sample.start
+        if size > LARGEST_SAMPLE:
             problem = f"sample {sample.key} has {size} bytes; the limit is {LARGEST_SAMPLE}"
             yield SHARDS.at("huge_sample", path, problem, shard=str(path), sample=sample.key)
             return
@@ -191,10 +194,12 @@ class _FolderCheck:
             yield location.finding("bad_metadata", "has no `key`")
             return
         # All images of an episode are in one shard: keys of other shards need not be stored.
-        shard = self._episodes.setdefault(key.rpartition("/")[0].rpartition("/")[0], location.shard)
-        if key in self._keys or shard != location.shard:
-            message = f"{key} is also in {'this shard' if shard == location.shard else shard}"
-            yield location.finding("duplicate_picture", message)
+        episode = key.rpartition("/")[0].rpartition("/")[0]
+        shard = self._shards_of_episodes.setdefault(episode, location.shard)
+        if shard != location.shard:
+            yield location.finding("duplicate_picture", f"{key} is also in {shard}")
+        elif key in self._keys:
+            yield location.finding("duplicate_picture", f"{key} is also in this shard")
         self._keys.add(key)
 
 
@@ -208,12 +213,16 @@ def _check_keys(shard: str, samples: Sequence[TarSample]) -> Iterator[Finding]:
 
 def _check_lists(folder: Path, shards: Sequence[Path]) -> Iterator[Finding]:
     """Yields the findings of the lists next to the shards, which name each shard once."""
-    paths = [folder / name for name in LISTS.values()]
-    present = [path for path in paths if path.is_file()]
-    if len(present) == 1:
-        problem = f"has no counterpart {({*paths} - {*present}).pop().name}"
-        yield IMAGE_SHARDS.at("one_list", present[0], problem)
-    listed: Counter[Path] = Counter()
+    present: list[Path] = []
+    absent: list[Path] = []
+    for name in LISTS.values():
+        path = folder / name
+        (present if path.is_file() else absent).append(path)
+    if not present:
+        return
+    if absent:
+        yield IMAGE_SHARDS.at("one_list", present[0], f"has no counterpart {absent[0].name}")
+    times: Counter[Path] = Counter()
     names: dict[Path, Path] = {}
     for path in present:
         try:
@@ -226,10 +235,12 @@ def _check_lists(folder: Path, shards: Sequence[Path]) -> Iterator[Finding]:
         for tar in tars:
             if not tar.is_file():
                 yield IMAGE_SHARDS.at("listed_missing", path, f"{tar} is missing", shard=str(tar))
-        listed.update(tar.resolve() for tar in tars)
-        names |= {tar.resolve(): tar for tar in tars}
-    for tar in (names[resolved] for resolved, times in listed.items() if times > 1):
-        message = f"{tar}: is listed {listed[tar.resolve()]} times"
-        yield IMAGE_SHARDS("listed_twice", message, shard=str(tar))
-    for tar in (tar for tar in shards if present and tar.resolve() not in listed):
-        yield IMAGE_SHARDS("unlisted", f"{tar}: is in no list", shard=str(tar))
+            times[tar.resolve()] += 1
+            names[tar.resolve()] = tar
+    for resolved, tar in names.items():
+        if times[resolved] > 1:
+            message = f"{tar}: is listed {times[resolved]} times"
+            yield IMAGE_SHARDS("listed_twice", message, shard=str(tar))
+    for tar in shards:
+        if tar.resolve() not in times:
+            yield IMAGE_SHARDS("unlisted", f"{tar}: is in no list", shard=str(tar))

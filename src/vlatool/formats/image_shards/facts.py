@@ -31,7 +31,6 @@ from vlatool.report.facts import (
     status_text,
 )
 from vlatool.report.text import pixels_text
-from vlatool.storage.documents import DocumentError, parse_json
 from vlatool.storage.tree import size_text
 
 _SHOWN_OPTIONS = (
@@ -63,6 +62,7 @@ class ImageShardsFacts:
 
 def inspect(location: Path) -> Report:
     """Reads the manifest and the lists, and opens the first shard."""
+    findings = Problems()
     if location.is_file():
         with open_shard(location) as tar:
             first, metadata = _first(tar)
@@ -75,59 +75,72 @@ def inspect(location: Path) -> Report:
                 metadata=metadata,
                 options={},
             )
-            damage = {"code": "data.broken", "message": f"{location}: {tar.damage}"}
-            return _report(facts, [damage] if tar.damage else [], [location])
+            if tar.damage:
+                message = f"{location}: {tar.damage}"
+                findings.append({"code": "data.broken", "message": message})
+        return _report(facts, findings, [location])
     record = read_record(location)
     if record is not None and record.result is None:
         raise record.no_manifest_error(location)
     manifest = image_shards_layout.read_manifest(location)
     tars = image_shards_layout.image_tars(location)
-    findings = Problems()
     first = None
     metadata = dict[str, Any]()
     if tars:
         with findings.collecting(), open_shard(tars[0]) as tar:
             first, metadata = _first(tar)
-    present = [tar for tar in tars if tar.is_file()]
+    missing: list[Path] = []
+    size = 0
+    for tar in tars:
+        if tar.is_file():
+            size += tar.stat().st_size
+        else:
+            missing.append(tar)
+    if manifest is not None:
+        size = sum(shard.bytes for shard in manifest.shards)
     facts = ImageShardsFacts(
         folder=str(location),
         shards=len(tars),
         pictures=None if manifest is None else manifest.images,
-        bytes=sum(tar.stat().st_size for tar in present)
-        if manifest is None
-        else sum(shard.bytes for shard in manifest.shards),
+        bytes=size,
         first=first,
         metadata=metadata,
         train=_listed(location / image_shards_layout.TRAIN_LIST, findings),
         val=_listed(location / image_shards_layout.VAL_LIST, findings),
         options={} if manifest is None else manifest.options,
     )
-    missing = (tar for tar in tars if tar not in present)
-    findings += [{"code": "data.missing", "message": f"{tar}: is missing"} for tar in missing]
+    for tar in missing:
+        findings.append({"code": "data.missing", "message": f"{tar}: is missing"})
     return _report(facts, findings, tars)
 
 
 def _report(facts: ImageShardsFacts, findings: Findings, tars: Sequence[Path]) -> Report:
     images = "images" if facts.pictures is None else counted(facts.pictures, "image")
     status = "broken" if findings else "whole"
-    first = facts.first
+    first_image = "none"
+    if facts.first is not None:
+        size = pixels_text((facts.first.width, facts.first.height))
+        first_image = f"{facts.first.format}, {size}"
+    split = "no lists"
+    if facts.train is not None and facts.val is not None:
+        split = f"{counted(facts.train, 'shard')} for training, {facts.val} for validation"
     options = facts.options or {}
     summary = {
         "status": status_text(status),
         "on disk": size_text(facts.bytes),
         "images": "unknown" if facts.pictures is None else facts.pictures,
-        "first image": f"{first.format}, {pixels_text((first.width, first.height))}"
-        if first
-        else "none",
+        "first image": first_image,
         "cameras": ", ".join(map(str, listed(options, "cameras"))),
-        "split": "no lists"
-        if facts.train is None or facts.val is None
-        else f"{counted(facts.train, 'shard')} for training, {facts.val} for validation",
+        "split": split,
     }
+    provenance: list[tuple[str, str]] = []
     sources = ", ".join(map(str, listed(options, "source_episodes")))
-    provenance = [("from", f"{sources} ({options.get('type')})")] if sources else []
-    provenance += [(key, _text(options[key])) for key in _SHOWN_OPTIONS if key in options]
-    metadata = [*facts.metadata.items()]
+    if sources:
+        provenance.append(("from", f"{sources} ({options.get('type')})"))
+    for key in _SHOWN_OPTIONS:
+        if key in options:
+            provenance.append((key, _text(options[key])))
+    metadata = list(facts.metadata.items())
     overview: list[Part] = [Tiles({"shards": facts.shards, **summary}), *notes(findings)]
     sections = [
         Section("Overview", overview),
@@ -158,16 +171,8 @@ def _first(tar: OpenShard) -> tuple[ImageInfo | None, dict[str, Any]]:
         if suffix is not None:
             with suppress(ValueError):
                 info = image_info(sample.members[suffix])
-        metadata = _metadata(sample.members)
+        metadata = dict(image_shards_layout.sample_metadata(sample.members))
     return info, metadata
-
-
-def _metadata(members: Mapping[str, bytes]) -> dict[str, Any]:
-    """Metadata of an image; empty if there are none, or they are unreadable."""
-    with suppress(DocumentError):
-        document = parse_json(members.get(image_shards_layout.METADATA_SUFFIX, b""))
-        return document if isinstance(document, dict) else {}
-    return {}
 
 
 def _listed(path: Path, findings: Problems) -> int | None:
@@ -181,7 +186,9 @@ def _listed(path: Path, findings: Problems) -> int | None:
 def _text(value: object) -> str:
     if value is None:
         return "as stored"
-    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return " x ".join(map(str, value))
+    return str(value)
 
 
 def _page(sections: Sequence[Section], tars: Sequence[Path], request: PageRequest) -> list[Section]:
@@ -203,7 +210,8 @@ def _row(path: Path) -> Part:
 def _figure(tar: OpenShard, key: str) -> Figure:
     """Image of a sample over the file that it comes from, or else its key."""
     with tar.reading(key) as sample:
-        label = str(_metadata(sample.members).get("file", key))
+        metadata = image_shards_layout.sample_metadata(sample.members)
+        label = str(metadata.get("file", key))
         suffix = image_shards_layout.image_suffix(sample.members)
         if suffix is None:
             return Figure(None, label, problem="no image")

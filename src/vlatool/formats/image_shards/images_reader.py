@@ -144,7 +144,6 @@ CAMERA = "image"
 _SEARCHED = "folders episode_* with images, directly or in images/, or images directly in it"
 _EPISODE = "episode_"
 _IMAGES = "images"
-_AGAIN = "get or record the image again, or exclude the episode with --exclude"
 _NUMBER = re.compile(r"^episode_(\d+)$")
 _TEMPORARY = (".tmp", ".part", ".partial", ".crdownload", "~")
 _LISTED_AT_ONCE = 16
@@ -174,15 +173,17 @@ class ImagesReader(FormatReader):
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """All folders of images, one level below a source or below its `images/`."""
         findings: list[Finding] = []
-        refs_of: dict[Path, list[EpisodeRef]] = {}
+        known: set[Path] = set()
+        refs: list[EpisodeRef] = []
         for source in sources:
-            if source.resolve() in refs_of:
+            if source.resolve() in known:
                 message = f"{source} is given twice; read once"
                 findings.append(SOURCE("given_twice", message, path=str(source)))
                 continue
-            refs_of[source.resolve()] = self._refs(source, findings)
+            known.add(source.resolve())
+            refs += self._refs(source, findings)
         self.source_findings = findings
-        return unique_refs([ref for refs in refs_of.values() for ref in refs])
+        return unique_refs(refs)
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
         """One camera; the number of images is known from the names."""
@@ -218,11 +219,11 @@ class ImagesReader(FormatReader):
             yield IMAGES.from_error(error, episode=ref.id)
             return
         assert isinstance(images, ImageFiles)
-        broken = False
+        is_broken = False
         for finding in _check_images(images, ref.id):
-            broken = broken or finding.severity == "error"
+            is_broken |= finding.severity == "error"
             yield finding
-        if deep and not broken:
+        if deep and not is_broken:
             yield from check_cameras(ref.id, {CAMERA: images})
 
     def _refs(self, source: Path, findings: list[Finding]) -> list[EpisodeRef]:
@@ -231,39 +232,43 @@ class ImagesReader(FormatReader):
         for root in (source, source / _IMAGES):
             folders = self._episodes(root)
             if not any(folder.images for folder in folders):
-                folders = [scanned for scanned in [self._scan(root)] if scanned.images]
-            if folders:
-                findings += _ignored_files(source, folders)
-                windows = _windows_of(folders[0].path)
-                if windows is not None:
-                    folders += _lost_folders(root, folders)
-                    folders.sort(key=lambda folder: natural_key(folder.path.name))
-                return [_ref(folder, root, source, windows) for folder in folders]
+                folder = self._scan(root)
+                folders = [folder] if folder.images else []
+            if not folders:
+                continue
+            findings += _ignored_files(source, folders)
+            windows = _windows_of(folders[0].path)
+            if windows is not None:
+                folders += _lost_folders(root, folders)
+                folders.sort(key=lambda folder: natural_key(folder.path.name))
+            return [_ref(folder, root, source, windows) for folder in folders]
         raise no_episodes(source, _SEARCHED)
 
     def _episodes(self, root: Path) -> list[_Folder]:
         if not root.is_dir():
             return []
-        paths = [
-            child for child in root.iterdir() if child.name.startswith(_EPISODE) and child.is_dir()
-        ]
+        paths = [path for path in root.iterdir() if path.name.startswith(_EPISODE)]
+        paths = [path for path in paths if path.is_dir()]
         paths.sort(key=lambda path: natural_key(path.name))
         if not is_remote(root):
             return [self._scan(path) for path in paths]
         return list(in_parallel(self._scan, paths, _LISTED_AT_ONCE))
 
     def _scan(self, path: Path) -> _Folder:
-        if not path.is_dir():
-            return _Folder(path, (), 0, Counter())
-        names = sorted(next(iter(walk(path)))[2])
-        hidden = [name for name in names if name.startswith(".") or name.endswith(_TEMPORARY)]
-        visible = [name for name in names if name not in set(hidden)]
-        suffixes = tuple(self.config.extensions)
-        images = tuple(name for name in visible if name.lower().endswith(suffixes))
-        others = Counter(
-            Path(name).suffix for name in visible if not name.lower().endswith(suffixes)
-        )
-        return _Folder(path, images, len(hidden), others)
+        """Files directly in a folder."""
+        images: list[str] = []
+        hidden = 0
+        others: Counter[str] = Counter()
+        if path.is_dir():
+            suffixes = tuple(self.config.extensions)
+            for name in sorted(next(iter(walk(path)))[2]):
+                if name.startswith(".") or name.endswith(_TEMPORARY):
+                    hidden += 1
+                elif name.lower().endswith(suffixes):
+                    images.append(name)
+                else:
+                    others[Path(name).suffix] += 1
+        return _Folder(path, tuple(images), hidden, others)
 
 
 def _windows_of(folder: Path) -> WindowManifest | None:
@@ -277,14 +282,20 @@ def _windows_of(folder: Path) -> WindowManifest | None:
 
 
 def _lost_folders(root: Path, folders: Sequence[_Folder]) -> list[_Folder]:
+    """Folders of episodes that have windows, but no images."""
     present = {folder.path.name for folder in folders}
+    lost: list[_Folder] = []
     if root.name in present:  # a single episode
-        return []
-    names = [path.name.removesuffix(LINES_SUFFIX) for path in lines_files(root.absolute().parent)]
-    return [_Folder(root / name, (), 0, Counter()) for name in names if name not in present]
+        return lost
+    for path in lines_files(root.absolute().parent):
+        name = path.name.removesuffix(LINES_SUFFIX)
+        if name not in present:
+            lost.append(_Folder(root / name, (), 0, Counter()))
+    return lost
 
 
 def _check_counted(ref: EpisodeRef, names: Sequence[str]) -> None:
+    """Raises DataError if images are missing that the windows of an episode have."""
     windows: WindowManifest | None = ref.extras.get("windows")
     if windows is None:
         return
@@ -305,16 +316,14 @@ def _check_counted(ref: EpisodeRef, names: Sequence[str]) -> None:
         )
 
 
-def _ref(
-    folder: _Folder, root: Path, source: Path, windows: WindowManifest | None = None
-) -> EpisodeRef:
+def _ref(folder: _Folder, root: Path, source: Path, windows: WindowManifest | None) -> EpisodeRef:
     location = source.absolute()
-    is_tree = location.name == _IMAGES and root == source and folder.path != source
-    dataset = id_part((location.parent if is_tree else location).name)
-    episode_id = dataset if folder.path == root else id_part(folder.path.name)
+    if location.name == _IMAGES and root == source and folder.path != source:
+        location = location.parent  # a tree of windows
+    dataset = id_part(location.name)
     match = _NUMBER.match(folder.path.name)
     return EpisodeRef(
-        id=episode_id,
+        id=dataset if folder.path == root else id_part(folder.path.name),
         path=folder.path,
         source=str(source),
         number=int(match[1]) if match else None,
@@ -324,8 +333,11 @@ def _ref(
 
 
 def _ignored_files(source: Path, folders: Sequence[_Folder]) -> Iterator[Finding]:
-    hidden = sum(folder.hidden for folder in folders)
-    others = sum((folder.others for folder in folders), Counter[str]())
+    hidden = 0
+    others: Counter[str] = Counter()
+    for folder in folders:
+        hidden += folder.hidden
+        others.update(folder.others)
     if hidden:
         yield IMAGES.at("hidden_files", source, f"{hidden} hidden or temporary files are ignored")
     if others:

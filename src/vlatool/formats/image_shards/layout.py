@@ -16,7 +16,6 @@ import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -213,20 +212,24 @@ def write_lists(
     """
     remove_file(train[0])
     for path, tars in (val, train):
-        lines = (_line(tar, path.parent, absolute=absolute) for tar in tars)
-        write_text(path, "".join(f"{line}\n" for line in lines))
+        text = ""
+        for tar in tars:
+            text += f"{_line(tar, path.parent, absolute=absolute)}\n"
+        write_text(path, text)
 
 
 def _line(tar: Path, folder: Path, *, absolute: bool) -> str:
-    tar_path, folder_path = (
-        str(path if is_remote(path) else Path(os.path.abspath(path))) for path in (tar, folder)
-    )
-    if absolute or _storage_root(tar_path) != _storage_root(folder_path):
+    """Path of a tar as it stands in a list in a folder."""
+    tar_path = _absolute(tar)
+    folder_path = _absolute(folder)
+    root = _storage_root(tar_path)
+    if absolute or root != _storage_root(folder_path):
         return tar_path
-    return posixpath.relpath(
-        tar_path.removeprefix(_storage_root(tar_path)),
-        folder_path.removeprefix(_storage_root(folder_path)),
-    )
+    return posixpath.relpath(tar_path.removeprefix(root), folder_path.removeprefix(root))
+
+
+def _absolute(path: Path) -> str:
+    return str(path) if is_remote(path) else os.path.abspath(path)
 
 
 def _storage_root(path: str) -> str:
@@ -243,26 +246,26 @@ def read_list(path: Path) -> list[Path]:
         raise _list_error(path, f"cannot be read: {error.strerror or error}") from None
     except DocumentError as error:
         raise _list_error(path, error.reason) from None
-    return [
-        _parse_list_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()
-    ]
-
-
-def _parse_list_line(path: Path, number: int, line: str) -> Path:
-    if not all(map(is_file_name, line.split("/"))):
-        raise _list_error(path, f"line {number}: {line[:_SHOWN]!r} is not a path", number)
-    if line.startswith("/") or "://" in line:
-        return location(line)
-    return path.parent / line
+    tars: list[Path] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        if not all(is_file_name(part) for part in line.split("/")):
+            raise _list_error(path, f"line {number}: {line[:_SHOWN]!r} is not a path", number)
+        is_absolute = line.startswith("/") or "://" in line
+        tars.append(location(line) if is_absolute else path.parent / line)
+    return tars
 
 
 def _list_error(path: Path, problem: str, line: int | None = None) -> DataError:
-    details: dict[str, Any] = {"path": str(path)} | ({"line": line} if line else {})
+    details: dict[str, Any] = {"finding": "broken_list", "path": str(path)}
+    if line is not None:
+        details["line"] = line
     return DataError(
         f"{path}: {problem}",
         hint="write the lists again with `vlatool split`",
         code="data.broken",
-        details={"finding": "broken_list", **details},
+        details=details,
     )
 
 
@@ -292,16 +295,14 @@ def find_shards(text: str, split: Split = "train") -> list[Path]:
         raise _shards_error(text, f"selects more than {_MAX_SHARDS:,} shards", "mismatch")
     if not shards:
         error = _shards_error(text, "no shards here", "no_samples")
-        raise (
-            other_contents_error(
-                location(text),
-                "image shards",
-                "write them from raw episodes or windows with `vlatool preprocess SOURCE "
-                "--sink image-shards --output DIR`",
-                error.code,
-            )
-            or error
+        other_error = other_contents_error(
+            location(text),
+            "image shards",
+            "write them from raw episodes or windows with `vlatool preprocess SOURCE "
+            "--sink image-shards --output DIR`",
+            error.code,
         )
+        raise other_error or error
     for shard in {shard.parent: shard for shard in shards}.values():
         check_downloaded(shard)
     return shards
@@ -328,12 +329,12 @@ def _values(inside: str) -> Iterator[str] | None:
     match = _RANGE.match(inside)
     if match is None:
         return iter(inside.split(",")) if "," in inside else None
-    bounds = match[1], match[2]
     first = int(match[1])
     last = int(match[2])
     step = int(match[3] or 1)
-    is_padded = any(_PADDED.match(end) for end in bounds)
-    width = max(map(len, bounds)) if is_padded else 0
+    width = 0
+    if _PADDED.match(match[1]) or _PADDED.match(match[2]):
+        width = max(len(match[1]), len(match[2]))
     numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
     return (f"{number:0{width}d}" for number in numbers)
 
@@ -364,32 +365,31 @@ def _matching(pattern: str) -> Iterator[Path]:
 
 
 def _in_folder(folder: Path, split: Split) -> Iterator[Path]:
+    """Tars of the list of a split; without any list, all in the folder."""
     present = [name for name in LISTS.values() if (folder / name).is_file()]
     if LISTS[split] in present:
         yield from _read_shards(folder / LISTS[split])
     elif present:
         raise _shards_error(folder, f"has {present[0]} but no {LISTS[split]}", "no_samples")
     elif folder.is_dir():
-        tars = (path for path in folder.iterdir() if path.suffix == SHARD_SUFFIX)
-        yield from sorted(path for path in tars if not path.name.startswith("."))
+        for path in sorted(folder.iterdir()):
+            if path.suffix == SHARD_SUFFIX and not path.name.startswith("."):
+                yield path
 
 
 def _read_shards(path: Path) -> Iterator[Path]:
-    for shard in map(partial(_resolve, path), read_list(path)):
+    for shard in read_list(path):
+        if not (is_remote(path) or shard.exists()) and shard.is_relative_to(path.parent):
+            # Published lists may be relative to the working directory.
+            relative = shard.relative_to(path.parent)
+            if relative.exists():
+                shard = relative
         if shard.suffix != SHARD_SUFFIX:
             raise _shards_error(path, f"{shard.name[:100]!r} is not a .tar", "broken")
         if is_remote(path) and not is_remote(shard):
             message = f"a remote list names {str(shard)[:100]!r} on this machine"
             raise _shards_error(path, message, "broken")
         yield shard
-
-
-def _resolve(path: Path, shard: Path) -> Path:
-    """Path of a shard of a list; published lists may be relative to the working directory."""
-    if is_remote(path) or not shard.is_relative_to(path.parent) or shard.exists():
-        return shard
-    relative = shard.relative_to(path.parent)
-    return relative if relative.exists() else shard
 
 
 def _shards_error(source: str | Path, problem: str, code: str) -> DataError:

@@ -40,12 +40,19 @@ class ImageShardsReader(FormatReader):
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """All tars, in the order of the manifest, the list, or the numbers in their names."""
-        return unique_refs([ref for source in sources for ref in self._refs(source)])
+        refs: list[EpisodeRef] = []
+        for source in sources:
+            refs += self._refs(source)
+        return unique_refs(refs)
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
         """One camera; the number of images is known from manifests."""
-        counts = [ref.extras.get("pictures") for ref in refs]
-        frames = None if None in counts else sum(filter(None, counts))
+        frames: int | None = 0
+        for ref in refs:
+            if "pictures" not in ref.extras:
+                frames = None
+                break
+            frames += ref.extras["pictures"]
         return Survey(len(refs), {CAMERA: None}, {}, frames, _FPS)
 
     def read(self, ref: EpisodeRef) -> Episode:
@@ -83,12 +90,22 @@ class ImageShardsReader(FormatReader):
         names = [_SPLIT.sub("", tar.stem) for tar in counts]
         if len(set(names)) < len(names):
             names = [tar.stem for tar in counts]
-        return [
-            _ref(id_part(name), tar, source, count)
-            for name, (tar, count) in zip(names, counts.items(), strict=True)
-        ]
+        refs: list[EpisodeRef] = []
+        for name, (tar, count) in zip(names, counts.items(), strict=True):
+            episode_id = id_part(name)
+            match = _NUMBER.search(episode_id)
+            ref = EpisodeRef(
+                id=episode_id,
+                path=tar,
+                source=str(source),
+                number=int(match[1]) if match else None,
+                extras={} if count is None else {"pictures": count},
+            )
+            refs.append(ref)
+        return refs
 
     def _tars(self, source: Path) -> Mapping[Path, int | None]:
+        """Tars of a source, and their numbers of images where a manifest has them."""
         if source.suffix == image_shards_layout.LIST_SUFFIX and image_shards_layout.is_list(source):
             return dict.fromkeys(image_shards_layout.find_shards(str(source)))
         if not image_shards_layout.is_image_shards(source):
@@ -97,19 +114,8 @@ class ImageShardsReader(FormatReader):
             return {source: None}
         manifest = image_shards_layout.read_manifest(source)
         if manifest is None:
-            return dict.fromkeys(image_shards_layout.image_tars(source))
+            return dict.fromkeys(image_shards_layout.published_tars(source))
         return {source / shard.name: shard.pictures for shard in manifest.shards}
-
-
-def _ref(episode_id: str, tar: Path, source: Path, count: int | None) -> EpisodeRef:
-    match = _NUMBER.search(episode_id)
-    return EpisodeRef(
-        id=episode_id,
-        path=tar,
-        source=str(source),
-        number=int(match[1]) if match else None,
-        extras={} if count is None else {"pictures": count},
-    )
 
 
 class ShardImages(SingleImages):
@@ -179,10 +185,11 @@ class ShardImageNames(Sequence[str]):
         name = image_shards_layout.sample_metadata(members.contents).get("file")
         if isinstance(name, str) and is_file_name(name):
             return name
-        suffixes = [
-            suffix for suffix in image_shards_layout.IMAGE_SUFFIXES if suffix in members.contents
-        ]
-        return ".".join([members.key.replace("/", "_"), *suffixes[:1]])
+        key = members.key.replace("/", "_")
+        for suffix in image_shards_layout.IMAGE_SUFFIXES:
+            if suffix in members.contents:
+                return f"{key}.{suffix}"
+        return key
 
 
 def _shard_error(path: Path, problem: str, code: str, **place: int) -> DataError:

@@ -18,7 +18,7 @@ from vlatool.formats.image_shards import layout as image_shards_layout
 from vlatool.formats.image_shards.check import IMAGE_SHARDS
 from vlatool.formats.media.images import JPEG, PNG, Subsampling
 from vlatool.formats.media.tar import TarWriter, member_bytes
-from vlatool.formats.shards.writer import write_index
+from vlatool.formats.shards.shuffle import write_index
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
@@ -109,42 +109,32 @@ class ImageEpisodeWriter:
     ) -> Iterator[bytes]:
         """Tar members of each image, as bytes."""
         dataset = str(episode.extras.get("dataset") or Path(ref.source).name)
+        files = episode.frame_metadata.get("file", ())
         number = 0
         for camera, source in episode.cameras.items():
             images = writer.images(camera, source, episode.num_frames)
             for frame, (image_format, data) in enumerate(images):
                 key = image_shards_layout.image_key(number)
-                members = [(f"{key}.{image_shards_layout.SUFFIXES[image_format]}", data)]
+                suffix = image_shards_layout.SUFFIXES[image_format]
+                content = member_bytes(f"{key}.{suffix}", data)
                 if self.config.label is not None:
-                    members.append(
-                        (
-                            f"{key}.{image_shards_layout.LABEL_SUFFIX}",
-                            str(self.config.label).encode(),
-                        )
-                    )
+                    name = f"{key}.{image_shards_layout.LABEL_SUFFIX}"
+                    content += member_bytes(name, str(self.config.label).encode())
                 if self.config.image_metadata:
-                    metadata = _metadata((dataset, ref.id, camera, frame), episode)
-                    members.append(
-                        (
-                            f"{key}.{image_shards_layout.METADATA_SUFFIX}",
-                            image_shards_layout.metadata_bytes(metadata),
-                        )
-                    )
-                yield b"".join(member_bytes(*member) for member in members)
+                    place = (dataset, ref.id, camera, f"{frame:06d}")
+                    metadata: dict[str, Any] = {
+                        "key": image_shards_layout.global_key(place),
+                        "dataset": dataset,
+                        "episode": ref.id,
+                        "camera": camera,
+                        "frame": frame,
+                    }
+                    if files:
+                        metadata["file"] = files[frame]
+                    name = f"{key}.{image_shards_layout.METADATA_SUFFIX}"
+                    content += member_bytes(name, image_shards_layout.metadata_bytes(metadata))
+                yield content
                 number += 1
-
-
-def _metadata(parts: tuple[str, str, str, int], episode: Episode) -> Mapping[str, Any]:
-    dataset, episode_id, camera, frame = parts
-    files = episode.frame_metadata.get("file", ())
-    return {
-        "key": image_shards_layout.global_key((dataset, episode_id, camera, f"{frame:06d}")),
-        "dataset": dataset,
-        "episode": episode_id,
-        "camera": camera,
-        "frame": frame,
-        **({"file": files[frame]} if files else {}),
-    }
 
 
 def _image_findings(writer: writing.ImageWriter, episode: str) -> Iterator[Finding]:
@@ -203,9 +193,18 @@ class ImageShardsSink(writing.Sink):
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> writing.SinkSummary:
         """Writes the lists, if `val_ratio` is set, and the manifest."""
-        files = [entry for receipt in receipts for entry in receipt.files]
-        shards = tuple(_shard(entry) for entry in files if entry.path.endswith(".tar"))
-        manifest = image_shards_layout.ImageManifest(shards, self._options())
+        output = self._setup.output
+        files: list[FileEntry] = []
+        shards: list[image_shards_layout.ImageShard] = []
+        for receipt in receipts:
+            for entry in receipt.files:
+                files.append(entry)
+                if entry.path.endswith(".tar"):
+                    shard = image_shards_layout.ImageShard(
+                        entry.path, entry.samples or 0, entry.bytes
+                    )
+                    shards.append(shard)
+        manifest = image_shards_layout.ImageManifest(tuple(shards), self._options())
         if not manifest.images:
             raise DataError(
                 "no image was written",
@@ -213,9 +212,8 @@ class ImageShardsSink(writing.Sink):
                 code="data.no_samples",
                 details={"dropped": dict(run.dropped)},
             )
-        output = self._setup.output
         if self._config.val_ratio is not None:
-            self._split(self._config.val_ratio, [output / tar.name for tar in shards], run)
+            self._split(self._config.val_ratio, [output / shard.name for shard in shards], run)
         image_shards_layout.write_manifest(output, manifest)
         files.append(file_entry(output, image_shards_layout.MANIFEST))
         size = sum(shard.bytes for shard in shards)
@@ -227,9 +225,11 @@ class ImageShardsSink(writing.Sink):
         return writing.Estimate(frames, {"shards": survey.episodes})
 
     def _split(self, ratio: float, tars: Sequence[Path], run: JobRun) -> None:
-        held_out_indices = set(image_shards_layout.validation_positions(len(tars), ratio))
-        train = [tar for index, tar in enumerate(tars) if index not in held_out_indices]
-        val = [tar for index, tar in enumerate(tars) if index in held_out_indices]
+        """Writes the lists; warns if no shard would be left to train on."""
+        val_positions = image_shards_layout.validation_positions(len(tars), ratio)
+        val = [tars[position] for position in val_positions]
+        held_out = set(val)
+        train = [tar for tar in tars if tar not in held_out]
         if not train:
             message = (
                 f"{counted(len(tars), 'shard is', 'shards are')} too few for --val-ratio "
@@ -251,7 +251,3 @@ class ImageShardsSink(writing.Sink):
             del options["label"]  # as in manifests that have no such key
         origin = {key: self._setup.origin.get(key) for key in ("type", "source_episodes")}
         return {**origin, "cameras": list(self._setup.survey.cameras), **options}
-
-
-def _shard(entry: FileEntry) -> image_shards_layout.ImageShard:
-    return image_shards_layout.ImageShard(entry.path, entry.samples or 0, entry.bytes)

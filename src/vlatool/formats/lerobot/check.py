@@ -1,14 +1,14 @@
 """Rules of a LeRobot episode: those of one pass, which `read` ends at the first error, and more.
 
-`verify` alone makes the checks that read data nothing else needs. Legend of shapes: F frames, C
-dimensions. Source: formats/lerobot 6, 7, 8, 9, 11, 12.
+`walk_episode` makes the content of an episode as far as it can be read, for `read` and `verify`.
+`check_values` makes the checks of `verify` that read data nothing else needs. Legend of shapes: F
+frames, C dimensions. Source: formats/lerobot 6, 7, 8, 9, 11, 12.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ from vlatool.formats.lerobot.language import (
     text_columns,
 )
 from vlatool.formats.lerobot.layout import AUTOMATIC, EPISODES_FILE, FRAME_INDEX, moments
-from vlatool.formats.lerobot.meta import Statistics
+from vlatool.formats.lerobot.lists import Statistics
 from vlatool.formats.lerobot.parts import (
     SUCCESS,
     TASK_INDEX,
@@ -77,14 +77,13 @@ class EpisodeContents:
 def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) -> EpisodeContents:
     """Content of an episode as far as it can be read; images stay on disk."""
     dataset = files.dataset
-    further_texts = [
-        name
-        for name, feature in dataset.info.features.items()
-        if name.startswith(ANNOTATION) or feature.dtype == "string"
-    ]
-    task_column = [config.task_column] if config.task_column else []
-    columns = [*dataset.field_names, *further_texts, *task_column]
-    columns += [*text_columns(dataset), *SUCCESS]
+    further_texts: list[str] = []
+    for name, feature in dataset.info.features.items():
+        if name.startswith(ANNOTATION) or feature.dtype == "string":
+            further_texts.append(name)
+    columns = [*dataset.field_names, *further_texts, *text_columns(dataset), *SUCCESS]
+    if config.task_column:
+        columns.append(config.task_column)
     rows, metadata = open_rows(files, columns, report)
     missing: dict[str, DataError] = {}
     for camera in dataset.cameras:
@@ -93,6 +92,7 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
             missing[camera.name] = error
     if rows is None:
         return EpisodeContents(None, open_cameras(files, None, missing, report), missing)
+
     for column in config.needed_columns:
         report.attempt(partial(rows.require, column))
     frame_texts = column_texts(files, rows, report)
@@ -100,9 +100,11 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
     further = listed_texts(files)
     if any({*listed} == {*texts} for _, listed in further.values()):
         # One is the instruction, or repeats it: the others are alternatives.
-        frame_texts |= {path: (kind, [*own] * len(rows)) for path, (kind, own) in further.items()}
+        for path, (kind, listed) in further.items():
+            frame_texts[path] = (kind, [*listed] * len(rows))
     annotations = annotated(rows, metadata, dataset.info.fps, report)
     language, kinds = joined_language(texts, frame_texts, annotations)
+
     cameras = open_cameras(files, rows, missing, report)
     fields: dict[str, Array] = {}
     for name in dataset.field_names:
@@ -111,6 +113,7 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
         if values is not None:
             fields[name] = values
     depth, labels, lost = open_values(files, rows)
+
     kinds[config.task_column or TASK_INDEX] = "original"
     known = language_parts(kinds)
     for column in further_texts:
@@ -118,11 +121,10 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
             known[column] = text_part(files, rows, column, texts, report)
     success = _success(rows)
     is_listed = success is None
-    parts = (
-        *stored_parts(files, rows.columns, known, lost),
-        *listed_parts(files, kinds, is_success=is_listed),
-    )
-    success = listed_success(files) if is_listed else success
+    if is_listed:
+        success = listed_success(files)
+    parts = stored_parts(files, rows.columns, known, lost)
+    parts += tuple(listed_parts(files, kinds, is_success=is_listed))
     return EpisodeContents(
         rows, cameras, missing, language, metadata, fields, depth, labels, success, parts
     )
@@ -152,15 +154,20 @@ def open_rows(
             "in the list of episodes; they are taken by episode_index"
         )
         report.note("row_offsets", message, path=str(path), row=segment.first)
-    read = partial(read_rows, segment, name, [*columns, *AUTOMATIC, PERSISTENT, EVENTS])
-    rows = report.attempt(read)
+    needed = [*columns, *AUTOMATIC, PERSISTENT, EVENTS]
+    rows = report.attempt(partial(read_rows, segment, name, needed))
     if rows is None:
         return None, {}
     length = files.line.length
     if length is not None and length != len(rows):
         problem = f"has {counted(len(rows), 'row')}, the list of episodes says {length}"
         report.add_error(LEROBOT.error("length_mismatch", rows.path, problem, rows=len(rows)))
-    metadata = _bookkeeping(rows, report)
+    metadata: dict[str, Sequence[Any]] = {}
+    for column in AUTOMATIC:
+        if column in rows.columns:
+            values = report.attempt(partial(rows.numbers, column))
+            if values is not None:
+                metadata[column] = values
     _check_bookkeeping(files, rows, metadata, report)
     return rows, metadata
 
@@ -174,39 +181,30 @@ def _success(rows: Rows) -> bool | None:
     return None
 
 
-def _bookkeeping(rows: Rows, report: Collector) -> dict[str, Sequence[Any]]:
-    metadata: dict[str, Sequence[Any]] = {}
-    for name in AUTOMATIC:
-        if name in rows.columns:
-            values = report.attempt(partial(rows.numbers, name))
-            if values is not None:
-                metadata[name] = values
-    return metadata
-
-
 def _check_bookkeeping(
     files: EpisodeFiles, rows: Rows, metadata: Mapping[str, Sequence[Any]], report: Collector
 ) -> None:
-    location = {"path": str(rows.path)}
     if "timestamp" in metadata:
         problem = timestamp_problem(metadata["timestamp"], files.dataset.info.fps)
         if problem:
             message = f"{rows.episode}: {problem}; frames are matched by row number"
-            report.note("timestamps", message, **location, field="timestamp")
+            report.note("timestamps", message, path=str(rows.path), field="timestamp")
     # Reports missing or repeated frames, because rows pair with images by number
-    numbers = metadata.get(FRAME_INDEX, ())
-    frame = next((row for row, number in enumerate(numbers) if number != row), None)
-    if frame is not None:
-        problem = f"frame_index is {numbers[frame]} at row {frame}, expected {frame}"
-        place = {"field": FRAME_INDEX, "frame": frame}
-        report.add_error(
-            LEROBOT.error("frame_index_gap", rows.path, rows.episode, problem, **place)
-        )
+    for row, number in enumerate(metadata.get(FRAME_INDEX, ())):
+        if number != row:
+            problem = f"frame_index is {number} at row {row}, expected {row}"
+            error = LEROBOT.error(
+                "frame_index_gap", rows.path, rows.episode, problem, field=FRAME_INDEX, frame=row
+            )
+            report.add_error(error)
+            break
     others = set(metadata.get("episode_index", ())) - {files.number}
     if others:
         problem = f"has rows of episode_index {sorted(others, key=str)}"
-        place = {"field": "episode_index"}
-        report.add_error(LEROBOT.error("episode_index", rows.path, rows.episode, problem, **place))
+        error = LEROBOT.error(
+            "episode_index", rows.path, rows.episode, problem, field="episode_index"
+        )
+        report.add_error(error)
 
 
 # Instruction
@@ -220,9 +218,14 @@ def _instructions(
     report: Collector,
 ) -> Sequence[str]:
     """Instruction of each frame by the rows, else one from the list, else the folder name."""
-    table = _task_table(files, report)
-    is_listed = config.is_list_first and any(files.line.tasks)
-    texts = [] if is_listed else _instructions_of_rows(rows, config, table, report)
+    table: Mapping[int, str] = {}
+    try:
+        table = files.texts_by_number()
+    except DataError as error:
+        report.note("tasks_unreadable", error.message, path=error.details.get("path"))
+    texts: list[str] = []
+    if not (config.is_list_first and any(files.line.tasks)):
+        texts = _instructions_of_rows(rows, config, table, report)
     if not texts:
         texts = [_instruction_of_list(rows, files.line.tasks, table, config.task_join)]
     if any(text.strip() for text in texts):
@@ -250,27 +253,35 @@ def _instructions_of_rows(
     rows: Rows, config: LeRobotConfig, table: Mapping[int, str], report: Collector
 ) -> list[str]:
     """Task of each frame by a column of numbers or sentences; empty if there is none."""
-    described = [name for name in rows.table.column_names if name.endswith(_TASK_DESCRIPTION)]
-    usual = [TASK_INDEX] if TASK_INDEX in rows.columns else described
-    if config.task_column is not None:
-        rows.require(config.task_column)
-        usual = [config.task_column]
-    if not usual:
+    column = config.task_column
+    if column is not None:
+        rows.require(column)
+    elif TASK_INDEX in rows.columns:
+        column = TASK_INDEX
+    else:
+        for name in rows.table.column_names:
+            if name.endswith(_TASK_DESCRIPTION):
+                column = name
+                break
+    if column is None:
         return []
-    values = rows.labels(usual[0])
-    if not (table or isinstance(values[0], str)):
+    values = rows.labels(column)
+    if not table and not isinstance(values[0], str):
         return []
     texts: list[str] = []
     for value in values:
-        if not isinstance(value, str) and value not in table:
+        if isinstance(value, str):
+            texts.append(value)
+        elif value in table:
+            texts.append(table[value])
+        else:
             span = f"{min(table)}..{max(table)}" if table else "it is empty"
-            problem = f"{usual[0]} {value!r} is not in the list of tasks ({span})"
-            place = {"field": usual[0]}
-            raise LEROBOT.error("unknown_task", rows.path, rows.episode, problem, **place)
-        texts.append(value if isinstance(value, str) else table[value])
-    if (count := len({*texts})) > 1:
+            problem = f"{column} {value!r} is not in the list of tasks ({span})"
+            raise LEROBOT.error("unknown_task", rows.path, rows.episode, problem, field=column)
+    count = len({*texts})
+    if count > 1:
         message = f"{rows.episode}: its rows have {counted(count, 'task')}"
-        report.note("several_tasks", message, path=str(rows.path), field=usual[0])
+        report.note("several_tasks", message, path=str(rows.path), field=column)
     return texts
 
 
@@ -285,28 +296,19 @@ def name_to_sentence(name: str) -> str:
     return " ".join(id_part(name).replace("-", "_").split("_"))
 
 
-def _task_table(files: EpisodeFiles, report: Collector) -> Mapping[int, str]:
-    """Map from task index to sentence; empty, with a warning, if the table cannot be read."""
-    try:
-        return files.texts_by_number()
-    except DataError as error:
-        report.note("tasks_unreadable", error.message, path=error.details.get("path"))
-        return {}
-
-
 def _instruction_of_list(
     rows: Rows, listed: Sequence[str], table: Mapping[int, str], join: str | None
 ) -> str:
     """The only listed sentence of the episode, or all joined; labels are skipped."""
-    labels = {
-        table.get(value)
-        for column in rows.table.column_names
-        if column.startswith("annotation.") and not column.endswith(_TASK_DESCRIPTION)
-        for value in rows.labels(column)
-    }
+    labels: set[str | None] = set()
+    for column in rows.table.column_names:
+        if column.startswith(ANNOTATION) and not column.endswith(_TASK_DESCRIPTION):
+            labels.update(table.get(value) for value in rows.labels(column))
     sentences = without_labels([text for text in listed if text not in labels] or listed)
-    if len(sentences) <= 1:
-        return sentences[0] if sentences else ""
+    if not sentences:
+        return ""
+    if len(sentences) == 1:
+        return sentences[0]
     if join is not None:
         return join.join(sentences)
     names = ", ".join(f'"{text}"' for text in sentences)
@@ -328,30 +330,37 @@ def check_values(files: EpisodeFiles, contents: EpisodeContents, report: Collect
     for name, values in contents.fields.items():
         names = files.dataset.info.features[name].dimension_names
         report.attempt(partial(check_finite, rows, name, values, names))
-    vectors = {**contents.fields, **dict(_other_fields(files, rows, report))}
-    _check_motion(rows, contents, report)
+    others = dict(_other_fields(files, rows, report))
+    fields = list(contents.fields.values())
+    is_moving = any(np.ptp(values, axis=0).any() for values in fields)
+    if fields and len(fields[0]) > 1 and not is_moving:
+        message = f"{rows.path}: no observation or action changes"
+        report.note("no_motion", message, path=str(rows.path))
     for name, frames in contents.cameras.items():
         if isinstance(frames, SingleImages):
             report.attempt(partial(frames.read, [0]), camera=name)
-    published = files.statistics()
-    summaries = {name: moments_of(values) for name, values in vectors.items() if len(values)}
-    for name, problem in statistics_mismatches(published, summaries):
+    summaries: dict[str, Moments] = {}
+    for name, values in {**contents.fields, **others}.items():
+        if len(values):
+            summaries[name] = moments_of(values)
+    for name, problem in statistics_mismatches(files.statistics(), summaries):
         message = f"published statistics of {rows.episode}: {name} {problem}"
         report.note("stats_contradict", message, field=name)
 
 
 def _check_counting(rows: Rows, contents: EpisodeContents, report: Collector) -> None:
     """Checks that rows are in order and that `index` is continuous."""
-    location = {"path": str(rows.path)}
+    path = str(rows.path)
     if (np.diff(rows.order) != 1).any():
-        message = f"{rows.path}: rows are not in the order of frame_index"
-        report.note("rows_unsorted", message, **location, field=FRAME_INDEX)
+        message = f"{path}: rows are not in the order of frame_index"
+        report.note("rows_unsorted", message, path=path, field=FRAME_INDEX)
     values = contents.metadata.get("index", ())
     start = values[0] if values and isinstance(values[0], int) else 0
-    frame = next((row for row, value in enumerate(values) if value != row + start), None)
-    if frame is not None:
-        message = f"index is {values[frame]} at row {frame}, expected {frame + start}"
-        report.note("index_gap", f"{rows.path}: {message}", **location, field="index", frame=frame)
+    for row, value in enumerate(values):
+        if value != row + start:
+            message = f"{path}: index is {value} at row {row}, expected {row + start}"
+            report.note("index_gap", message, path=path, field="index", frame=row)
+            break
 
 
 def check_finite(rows: Rows, name: str, values: Array, dimensions: Sequence[str] = ()) -> None:
@@ -360,9 +369,11 @@ def check_finite(rows: Rows, name: str, values: Array, dimensions: Sequence[str]
     if len(bad):
         row, column = bad[0].tolist()
         value = "NaN" if np.isnan(values[row, column]) else "an infinite value"
+        problem = f"has {value} at row {row}"
         label = dimension_label(name, column, values.shape[1], {name: dimensions})
         dimension = label.removeprefix(name).removeprefix(": ")
-        problem = f"has {value} at row {row}{f', {dimension}' if dimension else ''}"
+        if dimension:
+            problem += f", {dimension}"
         raise rows.error(name, problem, "non_finite", row)
 
 
@@ -372,18 +383,17 @@ def _other_fields(
     """Numeric columns that are not fields of the episode, as [F, C]; defects are warnings."""
     used = files.dataset.field_names
     features = files.dataset.info.features
-    others = [
-        name
-        for name, feature in features.items()
-        if feature.width is not None and feature.is_readable_number
-        if name in rows.columns and name not in used
-    ]
-    try:
-        columns = [read_rows(rows.segment, rows.episode, others)] * len(others)
-    except DataError:  # at least one column is broken: each is read alone below
-        columns = []
-    for name, column in zip_longest(others, columns):
+    others: list[str] = []
+    for name, feature in features.items():
+        is_vector = feature.width is not None and feature.is_readable_number
+        if is_vector and name in rows.columns and name not in used:
+            others.append(name)
+    columns: Rows | None = None
+    with suppress(DataError):  # at least one column is broken: each is read alone below
+        columns = read_rows(rows.segment, rows.episode, others)
+    for name in others:
         try:
+            column = columns
             if column is None:
                 column = read_rows(rows.segment, rows.episode, [name])
             values = column.vectors(name, features[name].width)
@@ -392,13 +402,6 @@ def _other_fields(
             report.note("unused_column", error.message, path=str(rows.path), field=name)
         else:
             yield name, values
-
-
-def _check_motion(rows: Rows, contents: EpisodeContents, report: Collector) -> None:
-    used = list(contents.fields.values())
-    if used and len(used[0]) > 1 and not any(np.ptp(field, axis=0).any() for field in used):
-        message = f"{rows.path}: no observation or action changes"
-        report.note("no_motion", message, path=str(rows.path))
 
 
 # float32 sums over many rows; SO-101 agrees with its rows to 3e-4. Source: formats/lerobot 9

@@ -12,7 +12,7 @@ from vlatool.events import counted
 from vlatool.findings import Finding
 from vlatool.formats.base import no_episodes, unknown_field
 from vlatool.formats.inventory import Stored, decide
-from vlatool.formats.lerobot import meta
+from vlatool.formats.lerobot import lists, meta
 from vlatool.formats.lerobot.findings import LEROBOT
 from vlatool.formats.lerobot.folder import (
     Dataset,
@@ -30,7 +30,6 @@ from vlatool.formats.lerobot.layout import (
     FRAME_INDEX,
     INFO_FILE,
     EpisodeLine,
-    Span,
 )
 from vlatool.formats.lerobot.tables import check_is_data_file, column_names
 from vlatool.formats.mapping import MAPPING
@@ -106,15 +105,14 @@ def dataset_roots(source: Path) -> list[Path]:
         if (source / INFO_FILE).is_file():
             return [source]
         raise no_episodes(source, INFO_FILE)
-    for depth in _SEARCH_DEPTH:
-        markers = [INFO_FILE, EPISODES_FOLDER, "meta_data"]
-        roots = {
-            path.parents[marker.count("/")]
-            for marker in markers
-            for path in (source.glob(f"{depth}{marker}") if source.is_dir() else ())
-        }
-        if roots:
-            return sorted(roots, key=natural_key)
+    if source.is_dir():
+        for depth in _SEARCH_DEPTH:
+            roots: set[Path] = set()
+            for marker in (INFO_FILE, EPISODES_FOLDER, "meta_data"):
+                for path in source.glob(f"{depth}{marker}"):
+                    roots.add(path.parents[marker.count("/")])
+            if roots:
+                return sorted(roots, key=natural_key)
     raise no_episodes(source, f"{INFO_FILE} in it and in folders up to two levels below")
 
 
@@ -125,19 +123,55 @@ def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> 
     if f"v{info.version.removeprefix('v')}" != info.layout:
         problem = f"says {info.version or 'no version'}, the files are {info.layout}, which is read"
         findings.append(LEROBOT.at("version_mismatch", root / INFO_FILE, problem))
+
     finder = FileFinder(root, info, findings)
-    listed = _episode_lines(root, info, finder, findings)
-    files = {} if info.is_shared else finder.numbered_data_files()
-    unlisted = files.keys() - {line.number for line in listed}
-    lines = [*listed, *(EpisodeLine(number, (), None) for number in sorted(unlisted))]
+    lines = _episode_lines(root, info, finder, findings)
+    unlisted: set[int] = set()
+    if not info.is_shared:
+        unlisted = finder.numbered_data_files().keys() - {line.number for line in lines}
+        lines += [EpisodeLine(number, (), None) for number in sorted(unlisted)]
     data_files = {line.number: finder.data_file(line) for line in lines}
-    columns = None
+    columns = None  # of the first file that can be read
     for path in dict.fromkeys(data_files.values()):
         columns = column_names(path)
         if columns:
             if not config.camera_columns:
                 info = with_image_roles(root, info, path, columns)
             break
+
+    videos: dict[str, dict[int, Path]] = {}  # by feature and episode
+    absent: set[str] = set()  # images that no episode has
+    for feature in info.features.values():
+        if feature.dtype == "video":
+            paths: dict[int, Path] = {}
+            for line in lines:
+                path = finder.video_file(line, feature.name)
+                if path is not None:
+                    paths[line.number] = path
+            videos[feature.name] = paths
+            if finder.existing.isdisjoint(paths.values()):
+                absent.add(feature.name)
+        elif columns is not None and feature.name not in columns:
+            absent.add(feature.name)
+
+    dataset = _dataset(root, info, config, columns, absent, findings)
+    lost = _lost_videos(dataset, videos, finder.existing)
+    if lost is not None:
+        findings.append(lost)
+        dataset = replace(dataset, is_without_videos=True)
+    episodes = _episodes(dataset, lines, unlisted, data_files, videos, finder.existing)
+    return sorted(episodes, key=lambda episode: episode.number)
+
+
+def _dataset(
+    root: Path,
+    info: meta.Info,
+    config: LeRobotConfig,
+    columns: Sequence[str] | None,  # of a file of rows; None if none can be read
+    absent: Collection[str],  # images that no episode has
+    findings: list[Finding],
+) -> Dataset:
+    """The data set with its cameras and fields."""
     # With needed columns, an episode without actions is an error of the episode, not of the set.
     action_columns = None if config.needed_columns else columns
     try:
@@ -146,20 +180,10 @@ def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> 
         if config.mapping is None:
             raise
         actions = ()
-    videos: dict[str, dict[int, Path]] = {}
-    absent: set[str] = set()  # images that no episode has
-    for feature in info.features.values():
-        if feature.dtype == "video":
-            paths = {line.number: finder.video_file(line, feature.name) for line in lines}
-            videos[feature.name] = {n: path for n, path in paths.items() if path is not None}
-            if finder.existing.isdisjoint(videos[feature.name].values()):
-                absent.add(feature.name)
-        elif columns is not None and feature.name not in columns:
-            absent.add(feature.name)
     known = tuple(dict.fromkeys([*info.features, *(columns or ())]))
     if config.task_column is not None and config.task_column not in known:
         raise unknown_field(config.task_column, known, root / INFO_FILE, "task column")
-    dataset = Dataset(
+    return Dataset(
         root,
         info,
         _cameras(root, info, config, absent, findings),
@@ -167,13 +191,6 @@ def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> 
         actions,
         declared=meta.declarations(root, info),
         text_tables=text_tables(root, known),
-    )
-    if (lost := _lost_videos(dataset, videos, finder.existing)) is not None:
-        findings.append(lost)
-        dataset = replace(dataset, is_without_videos=True)
-    return sorted(
-        _episodes(dataset, lines, unlisted, data_files, videos, finder.existing),
-        key=lambda episode: episode.number,
     )
 
 
@@ -188,44 +205,58 @@ def _episodes(
     videos: _Videos,
     existing: set[Path],
 ) -> Iterator[EpisodeFiles]:
-    firsts = first_rows(lines)
+    first_of = first_rows(lines)
     defects = clip_defects(lines, dataset.info.fps)
     for line in lines:
         number = line.number
-        clips = {
-            camera: _clip(paths[number], line.clips.get(camera))
-            for camera, paths in videos.items()
-            if number in paths and (camera in dataset.camera_names or paths[number] in existing)
-        }
+        clips: dict[str, Clip] = {}
+        for camera, paths in videos.items():
+            if number not in paths:
+                continue
+            path = paths[number]
+            if camera in dataset.camera_names or path in existing:
+                span = line.clips.get(camera)
+                clips[camera] = Clip(path)
+                if span is not None:
+                    clips[camera] = Clip(path, span.start, span.stop)
         rows = RowSegment(data_files[number])
         if line.rows is not None:
             count = max(0, int(line.rows.stop - line.rows.start))
-            rows = RowSegment(data_files[number], firsts[number], count)
-        paths = [rows.path, *(clip.path for clip in clips.values())]
-        present = frozenset(existing.intersection(paths))
-        bad = defects.get(number, {})
-        yield EpisodeFiles(dataset, line, rows, clips, present, number not in unlisted, bad)
-
-
-def _clip(path: Path, span: Span | None) -> Clip:
-    return Clip(path) if span is None else Clip(path, span.start, span.stop)
+            rows = RowSegment(data_files[number], first_of[number], count)
+        paths_of_episode = [rows.path, *(clip.path for clip in clips.values())]
+        yield EpisodeFiles(
+            dataset,
+            line,
+            rows,
+            clips,
+            present=frozenset(existing.intersection(paths_of_episode)),
+            is_listed=number not in unlisted,
+            defects=defects.get(number, {}),
+        )
 
 
 def _episode_lines(
     root: Path, info: meta.Info, finder: FileFinder, findings: list[Finding]
 ) -> list[EpisodeLine]:
+    """The list of episodes; where v2 has none, an entry for each file."""
     path = root / EPISODES_FILE
     if info.is_shared or path.exists():
-        lines = meta.read_episodes(root, info)
+        lines = lists.read_episodes(root, info)
     else:
         findings.append(LEROBOT.at("no_episode_list", path, "is missing"))
         lines = [EpisodeLine(number, (), None) for number in sorted(finder.numbered_data_files())]
     if not lines:
-        listed = (
-            EPISODES_FOLDER if info.is_shared else f"{EPISODES_FILE} and data/*/episode_*.parquet"
-        )
+        listed = f"{EPISODES_FILE} and data/*/episode_*.parquet"
+        if info.is_shared:
+            listed = EPISODES_FOLDER
         raise no_episodes(root, f"episodes in {listed}")
-    findings += _frame_total_findings(root, info, lines)
+    lengths = [line.length for line in lines if line.length is not None]
+    if info.total_frames is not None and len(lengths) == len(lines):
+        total = sum(lengths)
+        if total != info.total_frames:
+            problem = f"total_frames is {info.total_frames}, the list of episodes has {total}"
+            finding = LEROBOT.at("totals_mismatch", root / INFO_FILE, problem, field="total_frames")
+            findings.append(finding)
     return lines
 
 
@@ -246,28 +277,34 @@ def _cameras(
         if len(cameras) < len(needed) or not all(camera.is_camera for camera in cameras):
             raise no_episodes(root, f"the cameras {', '.join(needed)} in {INFO_FILE}")
         return tuple(cameras)
-    features = info.features.values()
-    images = [feature for feature in features if feature.is_camera]
-    colors = [feature for feature in images if not (feature.is_depth or feature.is_labels)]
+    colors: list[meta.Feature] = []
+    for feature in info.features.values():
+        if feature.is_camera and not feature.is_depth and not feature.is_labels:
+            colors.append(feature)
     present = [feature for feature in colors if feature.name not in absent]
+    if not present:
+        return tuple(colors)
     for feature in colors:
-        if present and feature not in present:
+        if feature.name in absent:
             missing = "video for any episode" if feature.dtype == "video" else "column in the data"
             problem = f"camera {feature.name} has no {missing}; left out"
             finding = LEROBOT.at("camera_without_files", root, problem, camera=feature.name)
             findings.append(finding)
-    return tuple(present or colors)
+    return tuple(present)
 
 
 def _lost_videos(dataset: Dataset, videos: _Videos, existing: set[Path]) -> Finding | None:
     """Finding on a data set without any of its videos; None if one is there."""
-    names = [camera.name for camera in dataset.cameras if camera.dtype == "video"]
-    paths = dict.fromkeys(path for name in names for path in videos[name].values())
-    here = [path for path in paths if path in existing]
-    is_whole = bool(here) and is_remote(dataset.root)
-    if not paths or is_whole or not all(map(_is_pointer, here)):
+    paths: set[Path] = set()
+    for camera in dataset.cameras:
+        if camera.dtype == "video":
+            paths.update(videos[camera.name].values())
+    present = paths & existing
+    if not paths or (present and is_remote(dataset.root)):
         return None
-    reason = "their files are Git LFS pointers" if here else "no file has their names"
+    if not all(_is_pointer(path) for path in present):
+        return None
+    reason = "their files are Git LFS pointers" if present else "no file has their names"
     count = counted(len(paths), "video is", "videos are")
     return LEROBOT.at("no_videos", dataset.root, f"0 of {count} here: {reason}")
 
@@ -278,17 +315,6 @@ def _is_pointer(path: Path) -> bool:
     except DataError as error:
         return error.details.get("finding") == "lfs_pointer"
     return False
-
-
-def _frame_total_findings(
-    root: Path, info: meta.Info, lines: Sequence[EpisodeLine]
-) -> Iterator[Finding]:
-    lengths = [line.length for line in lines if line.length is not None]
-    if info.total_frames is None or len(lengths) < len(lines) or info.total_frames == sum(lengths):
-        return
-    path = root / INFO_FILE
-    problem = f"total_frames is {info.total_frames}, the list of episodes has {sum(lengths)}"
-    yield LEROBOT.at("totals_mismatch", path, problem, field="total_frames")
 
 
 def select_fields(
@@ -308,13 +334,14 @@ def select_fields(
     if requested is not None:
         return tuple(_requested_field(root, info, name) for name in requested)
     prefix, plain = convention
-    conventional = [
-        name for name in info.features if name == prefix or name.startswith(f"{prefix}.")
-    ]
-    names = [name for name in conventional if info.features[name].is_number]
-    if not names:
-        names = [plain] if plain in info.features and info.features[plain].is_number else []
     is_action = convention is PREDICTED
+    conventional: list[str] = []
+    for name in info.features:
+        if name == prefix or name.startswith(f"{prefix}."):
+            conventional.append(name)
+    names = [name for name in conventional if info.features[name].is_number]
+    if not names and plain in info.features and info.features[plain].is_number:
+        names = [plain]
     selected: list[str] = []
     for name in names:
         reason = unusable_reason(info.features[name], columns)
@@ -347,30 +374,30 @@ def unusable_reason(feature: meta.Feature, columns: Sequence[str] | None) -> str
         return "has no shape of positive integers"
     if columns is not None and feature.name not in columns:
         return "has no column in the data"
-    return "" if feature.width else f"has rows of the shape {list(feature.shape)}, no vector"
+    if not feature.width:
+        return f"has rows of the shape {list(feature.shape)}, no vector"
+    return ""
 
 
 def wide_note(feature: meta.Feature) -> str:
     """Why a vector is too wide for a field unless it is asked for; empty if it is not."""
     decision = decide(Stored(feature.name, "array", (feature.width or 1,), "float32"))
-    return decision.note.partition(";")[0] if decision.role == "left_out" else ""
+    if decision.role != "left_out":
+        return ""
+    return decision.note.partition(";")[0]
 
 
 def _requested_field(root: Path, info: meta.Info, name: str) -> str:
+    path = root / INFO_FILE
     feature = info.features.get(name)
-    numeric = [known for known, other in info.features.items() if other.is_readable_number]
+    numeric = [other.name for other in info.features.values() if other.is_readable_number]
     if feature is None:
-        raise unknown_field(name, numeric, root / INFO_FILE)
+        raise unknown_field(name, numeric, path)
     if not feature.is_readable_number:
         raise DataError(
-            f"{root / INFO_FILE}: the field {name!r} holds {feature.dtype}, expected numbers",
+            f"{path}: the field {name!r} holds {feature.dtype}, expected numbers",
             hint=f"choose from: {', '.join(numeric)}",
             code="data.mismatch",
-            details={
-                "finding": "not_numeric",
-                "field": name,
-                "known": numeric,
-                "path": str(root / INFO_FILE),
-            },
+            details={"finding": "not_numeric", "field": name, "known": numeric, "path": str(path)},
         )
     return name

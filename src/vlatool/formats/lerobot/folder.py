@@ -7,7 +7,6 @@ Source: formats/lerobot 3.1, 5.1.
 
 import math
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +18,7 @@ from vlatool.episode import Clip, Declaration, RowSegment
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.formats.lerobot import layout as lerobot_layout
-from vlatool.formats.lerobot import meta, places
+from vlatool.formats.lerobot import lists, meta, places
 from vlatool.formats.lerobot.findings import LEROBOT
 from vlatool.storage.uri import can_list
 
@@ -40,7 +39,15 @@ def fill_template(template: str, values: Mapping[str, int | str], key: str) -> s
                 continue
             if field not in values or conversion:
                 raise _template_error(key, f'uses unknown field "{{{field}}}"')
-            parts.append(_formatted(values[field], spec or "", key))
+            value = values[field]
+            if isinstance(value, str):
+                if spec:
+                    raise _template_error(key, f'formats a name with ":{spec}"')
+                parts.append(value)
+            else:
+                if not _INT_SPEC.match(spec or ""):
+                    raise _template_error(key, f'formats a number with ":{spec}"')
+                parts.append(format(value, spec or ""))
     except ValueError as error:
         raise _template_error(key, f"is not a path template: {error}") from error
     path = PurePosixPath("".join(parts))
@@ -50,16 +57,6 @@ def fill_template(template: str, values: Mapping[str, int | str], key: str) -> s
     if longest > _LONGEST_NAME or len(str(path)) > _LONGEST_PATH or "\0" in str(path):
         raise _template_error(key, f'gives "{str(path)[:40]}...", which is not a valid path')
     return str(path)
-
-
-def _formatted(value: int | str, spec: str, key: str) -> str:
-    if isinstance(value, str):
-        if spec:
-            raise _template_error(key, f'formats a name with ":{spec}"')
-        return value
-    if not _INT_SPEC.match(spec):
-        raise _template_error(key, f'formats a number with ":{spec}"')
-    return format(value, spec)
 
 
 def _template_error(key: str, problem: str) -> DataError:
@@ -90,34 +87,23 @@ class FileFinder:
 
     def data_file(self, line: lerobot_layout.EpisodeLine) -> Path:
         """Path of the parquet file of an episode; it may not exist."""
+        usual = lerobot_layout.SHARED_DATA_PATH if line.rows else lerobot_layout.DATA_PATH
         template = self._template(
             "data_path", self._info.data_path, lerobot_layout.SHARED_DATA_PATH
         )
-        values = self._values(line.number, line.rows)
-        relative = fill_template(template, values, "data_path")
-        usual = fill_template(
-            lerobot_layout.SHARED_DATA_PATH if line.rows else lerobot_layout.DATA_PATH,
-            values,
-            "data_path",
-        )
-        return self._locate("data_path", relative, usual)
+        return self._locate("data_path", template, usual, self._values(line.number, line.rows))
 
     def video_file(self, line: lerobot_layout.EpisodeLine, camera: str) -> Path | None:
         """Path of the video of a camera, which may not exist; None if the list names none."""
         span = line.clips.get(camera)
         if self._info.is_shared and span is None:
             return None
+        usual = lerobot_layout.SHARED_VIDEO_PATH if span else lerobot_layout.VIDEO_PATH
         template = self._template(
             "video_path", self._info.video_path, lerobot_layout.SHARED_VIDEO_PATH
         )
         values = {**self._values(line.number, span), "video_key": camera}
-        relative = fill_template(template, values, "video_path")
-        usual = fill_template(
-            lerobot_layout.SHARED_VIDEO_PATH if span else lerobot_layout.VIDEO_PATH,
-            values,
-            "video_path",
-        )
-        return self._locate("video_path", relative, usual, camera)
+        return self._locate("video_path", template, usual, values, camera)
 
     def _template(self, key: str, template: str, default: str) -> str:
         """The template, or that of v3.0 if it is one of v2, which cannot name shared files."""
@@ -135,10 +121,19 @@ class FileFinder:
                 numbered[int(match.group(1))] = self.root / paths[0]
         return numbered
 
-    def _locate(self, key: str, relative: str, usual: str, camera: str = "") -> Path:
-        """The path, or the file that the template should name; `usual`: path of the default
-        template.
+    def _locate(
+        self,
+        key: str,
+        template: str,
+        usual_template: str,
+        values: Mapping[str, int | str],
+        camera: str = "",
+    ) -> Path:
+        """The path of a template, or of the file that it should name: one whose name is that of
+        the usual template.
         """
+        relative = fill_template(template, values, key)
+        usual = fill_template(usual_template, values, key)
         path = self.root / relative
         if not self._can_list:
             self.existing.add(path)
@@ -167,12 +162,9 @@ class FileFinder:
             self._findings.append(LEROBOT.at("template_mismatch", self.root, problem, field=key))
 
     def _values(self, number: int, span: lerobot_layout.Span | None) -> dict[str, int | str]:
+        """Values of the fields of a template."""
         if span is not None:
-            return {
-                "chunk_index": span.chunk,
-                "file_index": span.file,
-                "episode_index": number,
-            }
+            return {"chunk_index": span.chunk, "file_index": span.file, "episode_index": number}
         chunk = number // self._info.chunks_size
         # A published v2.1 set has chunk_index for episode_chunk. Source: formats/lerobot 3.1
         return {"episode_chunk": chunk, "chunk_index": chunk, "episode_index": number}
@@ -180,18 +172,22 @@ class FileFinder:
     @cached_property
     def _by_name(self) -> Mapping[tuple[str, str], list[str]]:
         """(`data` or `videos`, file name) to the paths with that name, relative to the data set."""
-        index: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
-        for folder in ("data", "videos") if self._can_list else ():
+        index: dict[tuple[str, str], list[str]] = {}
+        if not self._can_list:
+            return index
+        for folder in ("data", "videos"):
             # Skips broken links; on S3 the listing answers this without a request.
             for path in sorted((self.root / folder).rglob("*.*")):
                 if path.is_file():
-                    index[folder, path.name].append(path.relative_to(self.root).as_posix())
-        return dict(index)
+                    relative = path.relative_to(self.root).as_posix()
+                    index.setdefault((folder, path.name), []).append(relative)
+        return index
 
 
 _LONGEST_VIDEO = 1e9  # seconds; times in ticks of a stream have 64 bits
 
 Problem = tuple[str, str, int | None]  # code, problem, episode
+_ClipOfEpisode = tuple[lerobot_layout.Span, lerobot_layout.EpisodeLine]
 
 
 def first_rows(lines: Sequence[lerobot_layout.EpisodeLine]) -> dict[int, int]:
@@ -199,34 +195,27 @@ def first_rows(lines: Sequence[lerobot_layout.EpisodeLine]) -> dict[int, int]:
     starts: dict[tuple[int, int], float] = {}
     for line in lines:
         if line.rows is not None:
-            key = (line.rows.chunk, line.rows.file)
-            starts[key] = min(line.rows.start, starts.get(key, math.inf))
-    return {
-        line.number: int(line.rows.start - starts[line.rows.chunk, line.rows.file])
-        for line in lines
-        if line.rows is not None
-    }
+            file = (line.rows.chunk, line.rows.file)
+            starts[file] = min(line.rows.start, starts.get(file, math.inf))
+    rows: dict[int, int] = {}
+    for line in lines:
+        if line.rows is not None:
+            file = (line.rows.chunk, line.rows.file)
+            rows[line.number] = int(line.rows.start - starts[file])
+    return rows
 
 
 def clip_defects(
     lines: Sequence[lerobot_layout.EpisodeLine], fps: float
 ) -> Mapping[int, Mapping[str, DataError]]:
     """Errors of clips by episode and camera: impossible times, and clips that share frames."""
-    defects: defaultdict[int, dict[str, DataError]] = defaultdict(dict)
-
-    def add(number: int, camera: str, problem: str, code: str) -> None:
-        defects[number][camera] = DataError(
-            f"episode {number}, camera {camera}: {problem}, says the list of episodes",
-            hint=LEROBOT.codes[code].action,
-            code="data.broken",
-            details={"finding": code, "episode": number, "camera": camera},
-        )
-
+    defects: dict[int, dict[str, DataError]] = {}
     for line in lines:
         for camera, clip in line.clips.items():
             if not _is_possible(clip):
                 problem = f"its clip is {clip.start:g} s to {clip.stop:g} s"
-                add(line.number, camera, problem, "clip_outside")
+                error = _clip_error(line.number, camera, problem, "clip_outside")
+                defects.setdefault(line.number, {})[camera] = error
     for camera, clips in _clips_of_files(lines):
         last_stop = 0.0
         last_number = -1
@@ -234,12 +223,22 @@ def clip_defects(
             if last_number >= 0 and clip.start < last_stop - 0.5 / fps:
                 for number, other in ((last_number, line.number), (line.number, last_number)):
                     problem = f"its clip has frames of episode {other}"
-                    add(number, camera, problem, "clips_overlap")
+                    error = _clip_error(number, camera, problem, "clips_overlap")
+                    defects.setdefault(number, {})[camera] = error
             stop = clip.stop if line.length is None else clip.start + line.length / fps
             if stop > last_stop:
                 last_stop = stop
                 last_number = line.number
-    return dict(defects)
+    return defects
+
+
+def _clip_error(number: int, camera: str, problem: str, code: str) -> DataError:
+    return DataError(
+        f"episode {number}, camera {camera}: {problem}, says the list of episodes",
+        hint=LEROBOT.codes[code].action,
+        code="data.broken",
+        details={"finding": code, "episode": number, "camera": camera},
+    )
 
 
 def _is_possible(clip: lerobot_layout.Span) -> bool:
@@ -248,15 +247,14 @@ def _is_possible(clip: lerobot_layout.Span) -> bool:
 
 def _clips_of_files(
     lines: Sequence[lerobot_layout.EpisodeLine],
-) -> Iterator[tuple[str, list[tuple[lerobot_layout.Span, lerobot_layout.EpisodeLine]]]]:
+) -> Iterator[tuple[str, list[_ClipOfEpisode]]]:
     """(camera, clips by their start) of each video of v3.0; without impossible times."""
-    files: defaultdict[
-        tuple[str, int, int], list[tuple[lerobot_layout.Span, lerobot_layout.EpisodeLine]]
-    ] = defaultdict(list)
+    files: dict[tuple[str, int, int], list[_ClipOfEpisode]] = {}
     for line in lines:
         for camera, clip in line.clips.items():
             if _is_possible(clip):
-                files[camera, clip.chunk, clip.file].append((clip, line))
+                file = (camera, clip.chunk, clip.file)
+                files.setdefault(file, []).append((clip, line))
     for (camera, _, _), clips in files.items():
         yield camera, sorted(clips, key=lambda pair: pair[0].start)
 
@@ -265,19 +263,22 @@ def list_problems(
     lines: Sequence[lerobot_layout.EpisodeLine], chunks_size: int, fps: float
 ) -> Iterator[Problem]:
     """(code, problem, episode) of numbers, rows and clips of the list that do not fit together."""
-    numbers = [line.number for line in lines]
-    missing = next((n for n, number in enumerate(numbers) if n != number), None)
-    if missing is not None:
-        problem = f"episode_index {missing} is missing; readers that count rows of the list mix up"
-        yield "list_gap", f"{problem} the episodes after it", missing
+    for expected, line in enumerate(lines):
+        if line.number != expected:
+            problem = f"episode_index {expected} is missing; readers that count rows of the list"
+            yield "list_gap", f"{problem} mix up the episodes after it", expected
+            break
     yield from _row_problems(lines)
     yield from _gaps(lines, fps)
-    spans = [(line.number, span) for line in lines for span in (line.rows, *line.clips.values())]
-    for number, span in spans:
-        if span is not None and span.file >= chunks_size:
-            problem = f"file {span.file} of chunk {span.chunk} exceeds chunks_size {chunks_size}"
-            yield "chunks", problem, number
-            break
+    for line in lines:
+        spans = list(line.clips.values())
+        if line.rows is not None:
+            spans.insert(0, line.rows)
+        for span in spans:
+            if span.file >= chunks_size:
+                place = f"file {span.file} of chunk {span.chunk}"
+                yield "chunks", f"{place} exceeds chunks_size {chunks_size}", line.number
+                return
 
 
 def _row_problems(lines: Sequence[lerobot_layout.EpisodeLine]) -> Iterator[Problem]:
@@ -339,8 +340,11 @@ class Dataset:
     @property
     def dimension_names(self) -> dict[str, tuple[str, ...]]:
         """Map from field to dimension names, for fields that have them."""
-        names = {name: self.info.features[name].dimension_names for name in self.field_names}
-        return {name: known for name, known in names.items() if known}
+        names: dict[str, tuple[str, ...]] = {}
+        for name in self.field_names:
+            if self.info.features[name].dimension_names:
+                names[name] = self.info.features[name].dimension_names
+        return names
 
 
 @dataclass(frozen=True)
@@ -383,18 +387,22 @@ class EpisodeFiles:
         """Map from number to text of a column, by its own table or the tasks; raises DataError."""
         path = self.dataset.text_tables.get(column)
         if path is None:
-            return meta.read_tasks(self.dataset.root, self.dataset.info)
-        return meta.read_texts(path, meta.text_kind(column))
+            return lists.read_tasks(self.dataset.root, self.dataset.info)
+        return lists.read_texts(path, lists.text_kind(column))
 
     def statistics(self) -> Mapping[str, Mapping[str, Any]]:
         """Map from feature to its published statistics; empty if there are none."""
-        return meta.episode_statistics(self.dataset.root, self.dataset.info).get(self.number, {})
+        return lists.episode_statistics(self.dataset.root, self.dataset.info).get(self.number, {})
 
 
 def text_tables(root: Path, columns: Iterable[str]) -> dict[str, Path]:
     """Map from columns whose numbers stand for texts of a table of their own to this table."""
-    tables = {column: meta.texts_path(root, column) for column in columns}
-    return {column: path for column, path in tables.items() if path is not None}
+    tables: dict[str, Path] = {}
+    for column in columns:
+        path = lists.texts_path(root, column)
+        if path is not None:
+            tables[column] = path
+    return tables
 
 
 def known_texts(recording: EpisodeFiles, column: str = "task_index") -> Mapping[int, str]:
@@ -410,11 +418,11 @@ def split_names(recording: EpisodeFiles) -> tuple[str, ...]:
     spans = lerobot_layout.split_spans(recording.document)
     if not any(spans.values()):
         return ("train",)
-    return tuple(
-        name
-        for name, ranges in spans.items()
-        if any(recording.number in numbers for numbers in ranges or ())
-    )
+    names: list[str] = []
+    for name, ranges in spans.items():
+        if any(recording.number in numbers for numbers in ranges or ()):
+            names.append(name)
+    return tuple(names)
 
 
 def named_files(root: Path) -> list[tuple[str, bool]]:
@@ -423,35 +431,35 @@ def named_files(root: Path) -> list[tuple[str, bool]]:
     """
     info = meta.read_info(root)
     finder = FileFinder(root, info, [])
-    lines = meta.read_episodes(root, info)
+    lines = lists.read_episodes(root, info)
     paths = [finder.data_file(line) for line in lines]
     for feature in info.features.values():
-        videos = [
-            path
-            for line in lines
-            if feature.dtype == "video"
-            if (path := finder.video_file(line, feature.name)) is not None
-        ]
-        paths += videos if videos and videos[0].is_file() else ()
-    paths += meta.episode_tables(root) if info.is_shared else ()
-    needed = (
-        (lerobot_layout.INFO_FILE,)
-        if info.is_shared
-        else (lerobot_layout.INFO_FILE, lerobot_layout.EPISODES_FILE)
-    )
-    tasks = lerobot_layout.TASKS_TABLE if info.is_shared else lerobot_layout.TASKS_FILE
-    texts = [
-        path.relative_to(root).as_posix() for path in text_tables(root, info.features).values()
-    ]
-    optional = (
+        if feature.dtype != "video":
+            continue
+        videos: list[Path] = []
+        for line in lines:
+            path = finder.video_file(line, feature.name)
+            if path is not None:
+                videos.append(path)
+        if videos and videos[0].is_file():
+            paths += videos
+
+    needed = [lerobot_layout.INFO_FILE]
+    tasks = lerobot_layout.TASKS_TABLE
+    if info.is_shared:
+        paths += meta.episode_tables(root)
+    else:
+        needed.append(lerobot_layout.EPISODES_FILE)
+        tasks = lerobot_layout.TASKS_FILE
+    optional = [
         tasks,
         lerobot_layout.STATS_FILE,
         lerobot_layout.EPISODE_STATS_FILE,
         lerobot_layout.MODALITY_FILE,
-        *texts,
-    )
-    return [
-        *((name, True) for name in needed),
-        *((name, False) for name in optional),
-        *((path.relative_to(root).as_posix(), True) for path in dict.fromkeys(paths)),
     ]
+    for path in text_tables(root, info.features).values():
+        optional.append(path.relative_to(root).as_posix())
+    files = [(name, True) for name in needed]
+    files += [(name, False) for name in optional]
+    files += [(path.relative_to(root).as_posix(), True) for path in dict.fromkeys(paths)]
+    return files

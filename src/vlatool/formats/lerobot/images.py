@@ -81,27 +81,26 @@ def missing_images(
     `columns`: those of the file of the episode; None if it cannot be read.
     """
     label = f"episode {files.number}, camera {feature.name}"
-    code = "missing_column"
-    path = files.rows.path
-    problem = "has no such column"
+    code = "missing_video"
     hint = ""
     if feature.dtype != "video":
         if columns is None or feature.name in columns:
             return None
+        code = "missing_column"
+        path = files.rows.path
+        problem = "has no such column"
     elif feature.name in files.clips:
         path = files.clips[feature.name].path
-        code = "missing_video"
-        problem = "is missing"
-        hint = "download the file again; "
         if path.exists():
             try:
                 check_is_data_file(path, label)
             except DataError as error:
                 return error
             return None
+        problem = "is missing"
+        hint = "download the file again; "
     else:
         path = files.dataset.root / EPISODES_FOLDER
-        code = "missing_video"
         problem = "names no video"
     hint += (
         "`preprocess` reads what is here with --camera-names, --exclude or "
@@ -180,18 +179,21 @@ def open_values(
     labels: dict[str, FrameSource] = {}
     lost: dict[str, str] = {}
     for feature in files.dataset.info.features.values():
-        if not (feature.is_camera and (feature.is_depth or feature.is_labels)):
+        if not feature.is_camera or not (feature.is_depth or feature.is_labels):
             continue
-        found, open_it = (depth, open_depth) if feature.is_depth else (labels, open_labels)
+        sources = depth if feature.is_depth else labels
         try:
-            source = open_it(files, feature, rows)
+            if feature.is_depth:
+                source = open_depth(files, feature, rows)
+            else:
+                source = open_labels(files, feature, rows)
         except ValueError as error:
             lost[feature.name] = str(error)
         except DataError as error:
             lost[feature.name] = error.message
         else:
             camera = camera_of_depth(feature.name, files)
-            found[feature.name if camera in found else camera] = source
+            sources[feature.name if camera in sources else camera] = source
     return depth, labels, lost
 
 

@@ -12,7 +12,7 @@ from vlatool.episode import Array, LanguageSpan
 from vlatool.errors import DataError
 from vlatool.findings import Collector
 from vlatool.formats.language import Language, kind_of_name, language_of
-from vlatool.formats.lerobot import meta
+from vlatool.formats.lerobot import lists
 from vlatool.formats.lerobot.folder import Dataset, EpisodeFiles
 from vlatool.formats.lerobot.layout import PERSISTENT, PERSISTENT_STYLES
 from vlatool.formats.lerobot.tables import Rows, is_annotations
@@ -30,11 +30,12 @@ def text_columns(dataset: Dataset) -> dict[str, str]:
     """Map from column besides the task to the kind of its texts: columns of numbers with a table of
     their texts, and columns of text whose name says what they are.
     """
-    kinds = {column: meta.text_kind(column) for column in dataset.text_tables}
+    kinds = {column: lists.text_kind(column) for column in dataset.text_tables}
     for name, feature in dataset.info.features.items():
-        kind = kind_of_name(name.rpartition(".")[2]) if feature.dtype == "string" else ""
-        if kind and not name.startswith(ANNOTATION):
-            kinds[name] = kind
+        if feature.dtype == "string" and not name.startswith(ANNOTATION):
+            kind = kind_of_name(name.rpartition(".")[2])
+            if kind:
+                kinds[name] = kind
     return kinds
 
 
@@ -48,7 +49,7 @@ def frame_texts(files: EpisodeFiles, rows: Rows, column: str, report: Collector)
     values = rows.labels(column)
     numbers = {value for value in values if isinstance(value, int)}
     table = files.texts_by_number(column) if numbers else {}
-    unknown = {number for number in numbers if number >= 0} - {*table}
+    unknown = [number for number in numbers if number >= 0 and number not in table]
     if unknown:
         place = files.dataset.text_tables.get(column, "the list of tasks")
         message = f"{rows.episode}: {column} {min(unknown)} is not in {place}"
@@ -91,15 +92,17 @@ def joined_language(
             if text.strip() and kind != "original":
                 spans.append(LanguageSpan(kind, text, first, stop - 1))
             first = stop
-    whole, several = language_of(pairs)
-    more, annotated_spans = annotations
-    return ({**whole, **more}, [*several, *spans, *annotated_spans]), kinds
+    whole, instruction_spans = language_of(pairs)
+    annotated_whole, annotated_spans = annotations
+    language = ({**whole, **annotated_whole}, [*instruction_spans, *spans, *annotated_spans])
+    return language, kinds
 
 
 def are_equal(texts: Sequence[str], instructions: Sequence[str]) -> bool:
     """True if texts of frames are the instruction of each frame, or the only one."""
-    frames = [*instructions] * (len(texts) if len(instructions) == 1 else 1)
-    return [*texts] == frames
+    if len(instructions) == 1:
+        return all(text == instructions[0] for text in texts)
+    return list(texts) == list(instructions)
 
 
 def annotated(
@@ -113,41 +116,44 @@ def annotated(
     times = np.array(metadata.get("timestamp", ()), np.float64)
     if not len(times) or not np.isfinite(times).all():
         times = np.arange(len(rows)) / fps
-    whole: list[str] = []
+    rephrased: list[str] = []
     spans: list[LanguageSpan] = []
     left_out: Counter[str] = Counter()
-    styles: dict[str, list[tuple[float, str | None]]] = {}
-    # Entries of the first row, which all rows repeat.
+    texts_by_style: dict[str, list[tuple[float, str | None]]] = {}
     column = _column(rows, PERSISTENT, report)
-    if not column.slice(1).equals(column.slice(0, max(len(column) - 1, 0))):
-        problem = f"{PERSISTENT} differs from row to row; that of the first row is used"
-        report.note("bad_language", f"{rows.episode}: {problem}", field=PERSISTENT)
-    for entry in _sentences(next(iter(column.slice(0, 1).to_pylist()), None) or (), left_out):
-        style = entry["style"]
-        text = entry["content"]
-        time = entry.get("timestamp")
-        if style == _REPHRASED:
-            whole.append(text)
-        elif isinstance(time, int | float) and np.isfinite(time):
-            styles.setdefault(style, []).append((time, text))
-        else:
-            report.note("bad_language", f"{rows.episode}: {text!r} has no time", field=PERSISTENT)
-    for style, texts in styles.items():
-        spans += _until_next(style, sorted(texts, key=lambda pair: pair[0]), times)
+    if len(column):  # entries of the first row, which all rows repeat
+        if not column.slice(1).equals(column.slice(0, len(column) - 1)):
+            problem = f"{PERSISTENT} differs from row to row; that of the first row is used"
+            report.note("bad_language", f"{rows.episode}: {problem}", field=PERSISTENT)
+        for entry in _sentences(column[0].as_py() or (), left_out):
+            text = entry["content"]
+            time = entry.get("timestamp")
+            if entry["style"] == _REPHRASED:
+                rephrased.append(text)
+            elif isinstance(time, int | float) and np.isfinite(time):
+                texts_by_style.setdefault(entry["style"], []).append((time, text))
+            else:
+                message = f"{rows.episode}: {text!r} has no time"
+                report.note("bad_language", message, field=PERSISTENT)
+    for style, texts in texts_by_style.items():
+        texts.sort(key=lambda pair: pair[0])
+        spans += _until_next(style, texts, times)
     for frame, entries in enumerate(_column(rows, EVENTS, report).to_pylist()):
         for entry in _sentences(entries or (), left_out):
             spans.append(LanguageSpan(entry["style"], entry["content"], frame, frame))
     if left_out:
         listed = ", ".join(f"{count} {name}" for name, count in left_out.items())
         report.note("language_left_out", f"{rows.episode}: left out: {listed}")
-    return {_REPHRASED: whole} if whole else {}, spans
+    return {_REPHRASED: rephrased} if rephrased else {}, spans
 
 
 def _sentences(
     entries: Sequence[Mapping[str, Any] | None], left_out: Counter[str]
 ) -> Iterator[Mapping[str, Any]]:
     """Entries but for calls of tools and what is about an image, which are counted by style."""
-    for entry in filter(None, entries):
+    for entry in entries:
+        if not entry:
+            continue
         style = entry.get("style")
         text = entry.get("content")
         is_end = text is None and style in PERSISTENT_STYLES and "timestamp" in entry
@@ -161,19 +167,27 @@ def _sentences(
 def _until_next(
     style: str, texts: Sequence[tuple[float, str | None]], times: Array
 ) -> Iterator[LanguageSpan]:
-    starts = [
-        -1 if time < times[0] - _TOLERANCE else int(np.searchsorted(times, time - _TOLERANCE))
-        for time, _ in texts
-    ]
+    """Spans of the texts of a style, ascending by time; None ends the text before."""
+    starts: list[int] = []
+    for time, _ in texts:
+        is_before = time < times[0] - _TOLERANCE
+        starts.append(-1 if is_before else int(np.searchsorted(times, time - _TOLERANCE)))
     for start, (_, text) in zip(starts, texts, strict=True):
-        following = next((later for later in starts if later > start), len(times))
-        if text is not None:
-            yield LanguageSpan(style, text, start, max(start, min(following, len(times)) - 1))
+        if text is None:
+            continue
+        stop = len(times)
+        for later in starts:
+            if later > start:
+                stop = min(later, len(times))
+                break
+        yield LanguageSpan(style, text, start, max(start, stop - 1))
 
 
 def _column(rows: Rows, name: str, report: Collector) -> pa.ChunkedArray:
     """A column of annotations; an empty one if it is missing or of another type."""
-    column = rows.table.column(name) if name in rows.columns else pa.chunked_array([], pa.null())
+    if name not in rows.columns:
+        return pa.chunked_array([], pa.null())
+    column = rows.table.column(name)
     if len(column) and not is_annotations(column.type):
         problem = f"{name} holds {column.type}, expected lists of annotations"
         report.note("bad_language", f"{rows.episode}: {problem}", field=name)

@@ -4,10 +4,10 @@ Legend of shapes: L rows, C dimensions. Source: formats/lerobot 2, 3, 4, 5, 6, 9
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +51,7 @@ SHARED_VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index
 FRAME_INDEX = "frame_index"
 EPISODE_INDEX = "episode_index"
 # Columns of every data set.
-AUTOMATIC = ("timestamp", FRAME_INDEX, EPISODE_INDEX, "index", "task_index")
+AUTOMATIC: tuple[str, ...] = ("timestamp", FRAME_INDEX, EPISODE_INDEX, "index", "task_index")
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,12 @@ def automatic_columns(
     frames: NDArray[Any], rate: float, number: int, first_row: int
 ) -> dict[str, pa.Array]:
     """The automatic columns besides `task_index`, for frames int [F] of an episode."""
-    values = (
-        (frames / rate).astype(np.float32),
-        frames,
-        np.full(len(frames), number),
-        first_row + frames,
-    )
-    return dict(zip(AUTOMATIC, map(pa.array, values), strict=False))
+    return {
+        "timestamp": pa.array((frames / rate).astype(np.float32)),
+        FRAME_INDEX: pa.array(frames),
+        EPISODE_INDEX: pa.array(np.full(len(frames), number)),
+        "index": pa.array(first_row + frames),
+    }
 
 
 def write_table(path: Path, columns: Mapping[str, pa.Array]) -> None:
@@ -117,7 +116,10 @@ def write_table(path: Path, columns: Mapping[str, pa.Array]) -> None:
 
 
 def automatic_features() -> dict[str, Any]:
-    return {name: feature("float32" if name == "timestamp" else "int64", [1]) for name in AUTOMATIC}
+    features: dict[str, Any] = {}
+    for name in AUTOMATIC:
+        features[name] = feature("float32" if name == "timestamp" else "int64", [1])
+    return features
 
 
 _SPAN = re.compile(r"^([0-9]{1,18}):([0-9]{1,18})\Z")
@@ -130,24 +132,33 @@ def split_spans(document: Mapping[str, Any]) -> dict[str, list[range] | None]:
     splits = document.get("splits")
     if not isinstance(splits, Mapping):
         return {}
-    if document.get("split_unit", "episode") not in ("episode", "episodes"):
-        return dict.fromkeys(map(str, splits))
-    return {str(name): _ranges(str(text)) for name, text in splits.items()}
+    has_unit = document.get("split_unit", "episode") in ("episode", "episodes")
+    spans: dict[str, list[range] | None] = {}
+    for name, text in splits.items():
+        spans[str(name)] = _ranges(str(text)) if has_unit else None
+    return spans
 
 
 def _ranges(text: str) -> list[range] | None:
-    matches = [_SPAN.match(part) for part in text.split(",")]
-    spans = [range(int(match[1]), int(match[2])) for match in matches if match]
-    is_valid = len(spans) == len(matches) and all(span.start <= span.stop for span in spans)
-    return spans if is_valid else None
+    """Ranges of a text such as `0:3,7:9`; None if it is another one."""
+    spans: list[range] = []
+    for part in text.split(","):
+        match = _SPAN.match(part)
+        if match is None or int(match[1]) > int(match[2]):
+            return None
+        spans.append(range(int(match[1]), int(match[2])))
+    return spans
 
 
 def spans_text(numbers: Sequence[int]) -> str:
     """Ascending numbers as ranges, such as `0:3,7:9`."""
-    known = {*numbers}
-    starts = [number for number in numbers if number - 1 not in known]
-    stops = [number + 1 for number in numbers if number + 1 not in known]
-    return ",".join(f"{start}:{stop}" for start, stop in zip(starts, stops, strict=True))
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number:
+            spans[-1][1] = number + 1
+        else:
+            spans.append([number, number + 1])
+    return ",".join(f"{start}:{stop}" for start, stop in spans)
 
 
 PERSISTENT = "language_persistent"
@@ -167,23 +178,26 @@ _PERSISTENT_ROW = pa.struct(
 
 def persistent_texts(episode: Episode, fps: float) -> pa.Array:
     """Column of the texts of an episode, equal in all its rows; null: the text before ends."""
-    entries: list[tuple[float, str, str | None]] = []
+    rows: list[dict[str, Any]] = []
+
+    def add(time: float, style: str, text: str | None) -> None:
+        rows.append({"role": "assistant", "content": text, "style": style, "timestamp": time})
+
     for style in PERSISTENT_STYLES:
-        whole = next(iter(episode.language.get(style, ())), None)
-        entries += [] if whole is None else [(0.0, style, whole)]
-        spans = sorted(
-            (span for span in episode.language_spans if span.kind == style),
-            key=lambda span: span.first,
-        )
-        for span, following in zip_longest(spans, spans[1:]):
-            entries.append((span.first / fps, style, span.text))
+        whole: str | None = None
+        for text in episode.language.get(style, ())[:1]:
+            whole = text
+            add(0.0, style, text)
+        spans = [span for span in episode.language_spans if span.kind == style]
+        spans.sort(key=lambda span: span.first)
+        for number, span in enumerate(spans):
+            add(span.first / fps, style, span.text)
             stop = span.last + 1
-            if stop < (following.first if following else episode.num_frames):
-                entries.append((stop / fps, style, whole))
-    rows = [
-        {"role": "assistant", "content": text, "style": style, "timestamp": time}
-        for time, style, text in sorted(entries, key=lambda entry: entry[0])
-    ]
+            is_last = number + 1 == len(spans)
+            following = episode.num_frames if is_last else spans[number + 1].first
+            if stop < following:
+                add(stop / fps, style, whole)
+    rows.sort(key=lambda row: row["timestamp"])
     row = pa.array([rows], pa.list_(_PERSISTENT_ROW))
     return row.take(np.zeros(episode.num_frames, np.int64))
 
@@ -193,10 +207,13 @@ def feature(dtype: str, shape: list[int], names: list[str] | None = None) -> dic
 
 
 def write_meta(output: Path, dataset: SetInfo, episodes: Sequence[EpisodeLine]) -> None:
-    lines = [
-        {"episode_index": episode.number, "tasks": episode.tasks, "length": episode.length}
-        for episode in episodes
-    ]
+    """Writes the lists and, last, `meta/info.json` of a set of v2.0 or v2.1."""
+    lines: list[dict[str, Any]] = []
+    frames = 0
+    for episode in episodes:
+        frames += episode.length or 0
+        line = {"episode_index": episode.number, "tasks": episode.tasks, "length": episode.length}
+        lines.append(line)
     write_lines(output / EPISODES_FILE, lines)
     tasks = [{"task_index": number, "task": task} for number, task in enumerate(dataset.tasks)]
     write_lines(output / TASKS_FILE, tasks)
@@ -205,10 +222,10 @@ def write_meta(output: Path, dataset: SetInfo, episodes: Sequence[EpisodeLine]) 
         "codebase_version": dataset.version,
         "robot_type": dataset.robot_type,
         "total_episodes": len(episodes),
-        "total_frames": sum(episode.length or 0 for episode in episodes),
+        "total_frames": frames,
         "total_tasks": len(dataset.tasks),
         "total_videos": videos * len(episodes),
-        "total_chunks": -(-len(episodes) // CHUNKS_SIZE),
+        "total_chunks": math.ceil(len(episodes) / CHUNKS_SIZE),
         "chunks_size": CHUNKS_SIZE,
         "fps": dataset.fps,
         "splits": {"train": f"0:{len(episodes)}"},
@@ -239,12 +256,13 @@ def moments(values: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
 
 
 def table_stats(columns: Mapping[str, pa.Array]) -> dict[str, Stats]:
+    """Statistics of each column that holds no images."""
     stats: dict[str, Stats] = {}
     for name, column in columns.items():
         if not pa.types.is_struct(column.type):
             values = np.array(column.to_pylist()).reshape(len(column), -1)
-            numbers = {key: value.tolist() for key, value in moments(values).items()}
-            stats[name] = {**numbers, "count": [len(values)]}
+            stats[name] = {key: value.tolist() for key, value in moments(values).items()}
+            stats[name]["count"] = [len(values)]
     return stats
 
 

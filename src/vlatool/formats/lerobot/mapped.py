@@ -8,12 +8,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, get_args
 
-from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, LanguageKind, StoredPart
+from vlatool.episode import (
+    Array,
+    Declaration,
+    Episode,
+    EpisodeRef,
+    FrameSource,
+    LanguageKind,
+    StoredPart,
+)
 from vlatool.errors import DataError
 from vlatool.findings import Collector, Finding, FindingCodes
 from vlatool.formats.lerobot.check import name_to_sentence, open_rows
 from vlatool.formats.lerobot.findings import LEROBOT
-from vlatool.formats.lerobot.folder import Dataset, EpisodeFiles
+from vlatool.formats.lerobot.folder import EpisodeFiles
 from vlatool.formats.lerobot.images import (
     SwappedColors,
     missing_images,
@@ -53,16 +61,17 @@ class MappedEpisode(PlannedEpisode):
     missing: ClassVar[str] = "missing_column"
 
     def __init__(self, ref: EpisodeRef, files: EpisodeFiles, mapping: RecordingMapping) -> None:
+        dataset = files.dataset
         columns = column_names(files.rows.path)
-        if mapping.rest == "assign":
-            kinds = {TASK_INDEX: "original", **text_columns(files.dataset)}
+        self._keeps_rest = mapping.rest == "assign"
+        if self._keeps_rest:
+            kinds = {TASK_INDEX: "original", **text_columns(dataset)}
             if columns is not None:
-                kinds = {column: kinds[column] for column in kinds if column in columns}
+                kinds = {column: kind for column, kind in kinds.items() if column in columns}
             mapping = _with_texts(mapping, kinds)
         super().__init__(ref, mapping, _Keys(), str(files.number))
         self._files = files
-        self._features = files.dataset.info.features
-        self._keeps_rest = mapping.rest == "assign"
+        self._features = dataset.info.features
         self._report = Collector(LEROBOT, strict=True, episode=ref.id)
         self.missing_cameras: dict[str, DataError] = {}
         count = files.line.length
@@ -74,30 +83,29 @@ class MappedEpisode(PlannedEpisode):
                 reason = f"{name} is a video; labels are images in the table"
                 raise self.error("not_numeric", reason)
         if mapping.success:  # else the column of the format is it
-            things = [replace(x, role="left_out") if x.role == "success" else x for x in things]
+            for number, thing in enumerate(things):
+                if thing.role == "success":
+                    things[number] = replace(thing, role="left_out")
         self.make_plan(things)
         for path in self.plan.fields.values():
             thing = self.things[path]
             if thing.kind != "array":
                 raise self.error("not_numeric", f"{path} is {thing.kind}, no column of numbers")
-        self.plan.parts = tuple(map(self._with_role_of_format, self.plan.parts))
-        if self._keeps_rest:
-            self._add_policy(mapping, files.dataset)
+        self.plan.parts = tuple(self._with_role_of_format(part) for part in self.plan.parts)
+        fields = self.plan.fields
+        if self._keeps_rest and not mapping.action_fields:
+            actions = [name for name, path in fields.items() if path in dataset.action_keys]
+            self.plan.actions = tuple(actions)
+        if self._keeps_rest and not mapping.proprioception_fields:
+            observed = [name for name, path in fields.items() if path in dataset.observation_keys]
+            self.plan.observed = tuple(observed)
         for name, planned in list(self.plan.cameras.items()):
-            error = None
-            if not planned.video:
-                error = missing_images(files, self._features[planned.path], columns)
+            if planned.video:
+                continue
+            error = missing_images(files, self._features[planned.path], columns)
             if error is not None:
                 self.missing_cameras[name] = error
                 del self.plan.cameras[name]
-
-    def _add_policy(self, mapping: RecordingMapping, dataset: Dataset) -> None:
-        """Sets the actions and observations of the format where the mapping has none."""
-        fields = self.plan.fields
-        if not mapping.action_fields:
-            self.plan.actions = tuple(n for n in fields if fields[n] in dataset.action_keys)
-        if not mapping.proprioception_fields:
-            self.plan.observed = tuple(n for n in fields if fields[n] in dataset.observation_keys)
 
     def _with_role_of_format(self, part: StoredPart) -> StoredPart:
         """Columns that the format itself needs, and annotations, which have no single kind."""
@@ -154,52 +162,60 @@ class MappedEpisode(PlannedEpisode):
         """The episode, with what the format knows of its fields."""
         info = self._files.dataset.info
         findings: list[Finding] = []
-        texts: list[str] = []
-        for kind, reference in self.plan.texts:
-            if kind in ("original", "alternative"):
-                texts += self.texts(reference, self.count)
-        used: dict[str, str] = {}  # texts of the list of episodes to their kind
-        if not any(text.strip() for text in texts):
-            sentence = name_to_sentence(self._files.dataset.name)
-            listed = listed_texts(self._files) if self._keeps_rest else {}
-            for path, (_, own) in [*listed.items()][:1]:
-                sentence = own[0]
-                used = {path: "original"}
-            self.config = _Keys(instruction=sentence)
-            if not used:
-                message = f"{self.ref.id}: no instruction; using {sentence!r}"
-                findings.append(SOURCE("language_fallback", message, episode=self.ref.id))
+        kinds = self._take_instruction(findings)  # of the used texts of the list of episodes
         takes_success = self._keeps_rest and not self.plan.success
-        further = listed_parts(self._files, used, is_success=takes_success)
-        self.plan.parts = (*self.plan.parts, *further)
+        listed = listed_parts(self._files, kinds, is_success=takes_success)
+        self.plan.parts = (*self.plan.parts, *listed)
         success = listed_success(self._files) if takes_success else None
         episode = self.episode(success=success)
         rows, metadata = self._rows
-        whole: Mapping[str, Sequence[str]] = {}
-        spans = episode.language_spans
+        language: dict[str, Sequence[str]] = dict(episode.language)
+        spans = list(episode.language_spans)
         if self._keeps_rest:
-            whole, further = annotated(rows, metadata, info.fps, self._report)
-            spans = (*spans, *further)
+            whole, annotated_spans = annotated(rows, metadata, info.fps, self._report)
+            language |= whole
+            spans += annotated_spans
         names: dict[str, tuple[str, ...]] = {}
-        declared = []
+        declared: list[Declaration] = []
         for name, path in self.plan.fields.items():
             if path in self._features and self._features[path].dimension_names:
                 names[name] = self._features[path].dimension_names
-            declarations = self._files.dataset.declared
-            declared += [replace(x, field=name) for x in declarations if x.field == path]
+            for declaration in self._files.dataset.declared:
+                if declaration.field == path:
+                    declared.append(replace(declaration, field=name))
         for name, source in self.plan.following.items():
             if source in names:
                 names[name] = names[source]
         return replace(
             episode,
-            language={**episode.language, **whole},
-            language_spans=spans,
+            language=language,
+            language_spans=tuple(spans),
             dimension_names=names,
             missing_cameras=self.missing_cameras,
             declared=tuple(declared),
             frame_metadata={name: values[: self.count] for name, values in metadata.items()},
             findings=(*self._report.findings, *findings, *episode.findings),
         )
+
+    def _take_instruction(self, findings: list[Finding]) -> dict[str, str]:
+        """Takes the instruction of the list of episodes, else the name of the set, if the planned
+        texts have none; the kind of what is taken, by path.
+        """
+        texts: list[str] = []
+        for kind, reference in self.plan.texts:
+            if kind in ("original", "alternative"):
+                texts += self.texts(reference, self.count)
+        if any(text.strip() for text in texts):
+            return {}
+        if self._keeps_rest:
+            for path, (_, sentences) in listed_texts(self._files).items():
+                self.config = _Keys(instruction=sentences[0])
+                return {path: "original"}
+        sentence = name_to_sentence(self._files.dataset.name)
+        self.config = _Keys(instruction=sentence)
+        message = f"{self.ref.id}: no instruction; using {sentence!r}"
+        findings.append(SOURCE("language_fallback", message, episode=self.ref.id))
+        return {}
 
 
 def _with_texts(mapping: RecordingMapping, kinds: Mapping[str, str]) -> RecordingMapping:

@@ -1,10 +1,11 @@
-"""Writing of LeRobot v3.0 and v2.1: column types, meta files, statistics, numbers of files.
+"""Writing of LeRobot v3.0 and v2.1: statistics, names and types of columns, and the meta files.
 
 Statistics are those of all rows for columns, and of sampled images for cameras. Legend of shapes: F
 frames, C dimensions, N images. Source: formats/lerobot 2, 3, 5, 6, 9.
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,28 +100,31 @@ class ImageStatistics:
         below = np.cumsum(shares, axis=1)
         for name, share in QUANTILES.items():
             values[name] = levels[(below < share - 1e-12).sum(axis=1)]
-        entry: Stats = {name: value.reshape(3, 1, 1).tolist() for name, value in values.items()}
-        return {**entry, "count": [self._images]}
+        return _camera_stats(values, self._images)
+
+
+def _camera_stats(values: Mapping[str, Array], images: int) -> Stats:
+    """Statistics of three channels with the shape (3, 1, 1) of the format."""
+    entry: Stats = {name: value.reshape(3, 1, 1).tolist() for name, value in values.items()}
+    entry["count"] = [images]
+    return entry
 
 
 def camera_entry(published: Mapping[str, Any]) -> Stats | None:
     """Published statistics of a camera in the form of the format; None if they are incomplete.
     Quantiles are optional; those that are not finite numbers of three channels are left out.
     """
-    values = {name: _channels(published.get(name)) for name in (*_MOMENTS, *QUANTILES)}
     count = _numbers(published.get("count"))
     if count is None or count.size != 1 or not count[0] > 0:
         return None
-    if any(values[name] is None for name in _MOMENTS):
-        return None
-    entry: Stats = {name: value for name, value in values.items() if value is not None}
-    return {**entry, "count": [int(count[0])]}
-
-
-def _channels(value: Any) -> list[Any] | None:
-    """Finite numbers of three channels with the shape (3, 1, 1); None for others."""
-    numbers = _numbers(value)
-    return None if numbers is None or numbers.size != 3 else numbers.reshape(3, 1, 1).tolist()
+    values: dict[str, Array] = {}
+    for name in (*_MOMENTS, *QUANTILES):
+        numbers = _numbers(published.get(name))
+        if numbers is not None and numbers.size == 3:
+            values[name] = numbers
+        elif name in _MOMENTS:
+            return None
+    return _camera_stats(values, int(count[0]))
 
 
 def _numbers(value: Any) -> Array | None:
@@ -159,8 +163,7 @@ def merged_images(parts: Sequence[Array]) -> Stats:
     for name in QUANTILES:
         if not np.isnan(values[name]).any():
             merged[name] = weights @ values[name]
-    entry: Stats = {name: value.reshape(3, 1, 1).tolist() for name, value in merged.items()}
-    return {**entry, "count": [int(counts.sum())]}
+    return _camera_stats(merged, int(counts.sum()))
 
 
 # Parts of single episodes, which the final files are made of.
@@ -204,9 +207,8 @@ def part_video(episode: str, camera: int) -> str:
 
 def data_path(version: lerobot_layout.Version, values: Mapping[str, int]) -> str:
     """Path of a data file; `values` are those of the template."""
-    return (
-        lerobot_layout.SHARED_DATA_PATH if version == "v3.0" else lerobot_layout.DATA_PATH
-    ).format(**values)
+    template = lerobot_layout.SHARED_DATA_PATH if version == "v3.0" else lerobot_layout.DATA_PATH
+    return template.format(**values)
 
 
 def video_path(version: lerobot_layout.Version, camera: str, values: Mapping[str, int]) -> str:
@@ -218,7 +220,6 @@ def video_path(version: lerobot_layout.Version, camera: str, values: Mapping[str
 def arrow_type(declared: Mapping[str, Any]) -> pa.DataType | None:
     """Type of the column of a feature; None if its declaration does not say it."""
     dtype = str(declared.get("dtype"))
-    shape = declared.get("shape")
     if dtype == "image":
         return IMAGE_CELL
     if dtype == "string":
@@ -227,7 +228,8 @@ def arrow_type(declared: Mapping[str, Any]) -> pa.DataType | None:
         value = pa.bool_() if dtype == "bool" else pa.from_numpy_dtype(np.dtype(dtype))
     except (TypeError, pa.ArrowNotImplementedError):
         return None
-    if declared.get("shape") in ([1], [], (1,), ()):  # one plain value per row
+    shape = declared.get("shape")
+    if shape in ([1], [], (1,), ()):  # one plain value per row
         return value
     if not isinstance(shape, list) or len(shape) != 1:
         return None
@@ -257,17 +259,15 @@ def write_texts(
     returns the name of the file.
     """
     key = f"{name}_index"
-    path = f"meta/{name}s"
     if version == "v2.1":
-        path = f"{path}.jsonl"
-        lerobot_layout.write_lines(
-            output / path, [{key: number, name: text} for number, text in texts.items()]
-        )
+        path = f"meta/{name}s.jsonl"
+        lines = [{key: number, name: text} for number, text in texts.items()]
+        lerobot_layout.write_lines(output / path, lines)
         return path
-    path = f"{path}.parquet"
+    path = f"meta/{name}s.parquet"
     table = pa.table({key: pa.array(texts.keys(), pa.int64()), name: [*texts.values()]})
     # The official loader reads the file with pandas and takes the index for the sentences.
-    columns = [_pandas_column(key, "int64"), _pandas_column(name, "unicode")]
+    columns = [_pandas_column(key, "int64", "int64"), _pandas_column(name, "unicode", "object")]
     described = {"index_columns": [name], "column_indexes": [], "columns": columns}
     table = table.replace_schema_metadata({"pandas": json.dumps(described)})
     with open_atomic(output / path) as file:
@@ -275,8 +275,7 @@ def write_texts(
     return path
 
 
-def _pandas_column(name: str, kind: str) -> dict[str, Any]:
-    numpy_type = "int64" if kind == "int64" else "object"
+def _pandas_column(name: str, kind: str, numpy_type: str) -> dict[str, Any]:
     return {
         "name": name,
         "field_name": name,
@@ -300,16 +299,15 @@ def write_episodes(
         return _write_episode_lines(output, episodes)
     names: list[str] = []
     for number, table in enumerate(_tables(episodes, fps, limit)):
-        values = {
-            "chunk_index": number // lerobot_layout.CHUNKS_SIZE,
-            "file_index": number % lerobot_layout.CHUNKS_SIZE,
-        }
-        names.append(_EPISODES_TABLE.format(**values))
+        chunk, file_number = divmod(number, lerobot_layout.CHUNKS_SIZE)
+        values = {"chunk_index": chunk, "file_index": file_number}
         for name, value in values.items():
             column = pa.array(np.full(len(table), value))
             table = table.append_column(f"meta/episodes/{name}", column)
-        with open_atomic(output / names[-1]) as file:
+        path = _EPISODES_TABLE.format(**values)
+        with open_atomic(output / path) as file:
             pq.write_table(table, file)
+        names.append(path)
     return names
 
 
@@ -317,12 +315,14 @@ def _tables(episodes: Iterable[WrittenEpisode], fps: float, limit: int) -> Itera
     """Table of one file after the other; rows become columns, which are small, part by part."""
     rows: list[dict[str, Any]] = []
     parts: list[pa.Table] = []
-    size = part_size = 0
+    size = 0  # bytes of the file as JSON
+    part_size = 0
     for episode in episodes:
-        rows.append(_episode_row(episode, fps))
-        row_size = len(json.dumps(rows[-1]))
-        size = size + row_size
-        part_size = part_size + row_size
+        row = _episode_row(episode, fps)
+        rows.append(row)
+        row_size = len(json.dumps(row))
+        size += row_size
+        part_size += row_size
         if part_size >= _PART_BYTES or size >= limit:
             parts.append(_table(rows))
             rows = []
@@ -343,14 +343,18 @@ def _joined(parts: Sequence[pa.Table]) -> pa.Table:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Table of rows; a key that some rows lack is null there."""
-    names = dict.fromkeys(name for row in rows for name in row)
+    names: dict[str, None] = {}
+    for row in rows:
+        names.update(dict.fromkeys(row))
     return pa.table({name: _column(name, [row.get(name) for row in rows]) for name in names})
 
 
 def _column(name: str, values: list[Any]) -> pa.Array:
     """Column of the list of episodes; statistics have one type, even where all are null."""
+    if name == "tasks":
+        return pa.array(values, pa.list_(pa.string()))
     if not name.startswith("stats/"):
-        return pa.array(values, pa.list_(pa.string()) if name == "tasks" else None)
+        return pa.array(values)
     dtype = pa.int64() if name.endswith("/count") else pa.float64()
     level = next(value for value in values if value is not None)
     while isinstance(level, list):
@@ -371,14 +375,13 @@ def _episode_row(episode: WrittenEpisode, fps: float) -> dict[str, Any]:
         "dataset_to_index": episode.first_row + episode.length,
     }
     for camera, (chunk, number, start) in episode.videos.items():
-        row |= {
-            f"videos/{camera}/chunk_index": chunk,
-            f"videos/{camera}/file_index": number,
-            f"videos/{camera}/from_timestamp": start / fps,
-            f"videos/{camera}/to_timestamp": (start + episode.length) / fps,
-        }
+        row[f"videos/{camera}/chunk_index"] = chunk
+        row[f"videos/{camera}/file_index"] = number
+        row[f"videos/{camera}/from_timestamp"] = start / fps
+        row[f"videos/{camera}/to_timestamp"] = (start + episode.length) / fps
     for feature, entry in episode.stats.items():
-        row |= {f"stats/{feature}/{name}": value for name, value in entry.items()}
+        for name, value in entry.items():
+            row[f"stats/{feature}/{name}"] = value
     return row
 
 
@@ -387,13 +390,17 @@ def _write_episode_lines(output: Path, episodes: Iterable[WrittenEpisode]) -> li
     list_path = output / lerobot_layout.EPISODES_FILE
     with open_atomic(stats_path) as stats_file, open_atomic(list_path) as list_file:
         for episode in episodes:
-            number = {"episode_index": episode.number}
-            stats = {
-                name: {key: entry[key] for key in _STATS} for name, entry in episode.stats.items()
+            stats: dict[str, Stats] = {}
+            for name, entry in episode.stats.items():
+                stats[name] = {key: entry[key] for key in _STATS}
+            line: dict[str, Any] = {"episode_index": episode.number, "stats": stats}
+            stats_file.write(lerobot_layout.json_line(line))
+            line = {
+                "episode_index": episode.number,
+                "tasks": [*episode.tasks],
+                "length": episode.length,
             }
-            stats_file.write(lerobot_layout.json_line({**number, "stats": stats}))
-            entry = {**number, "tasks": [*episode.tasks], "length": episode.length}
-            list_file.write(lerobot_layout.json_line(entry))
+            list_file.write(lerobot_layout.json_line(line))
     return [lerobot_layout.EPISODE_STATS_FILE, lerobot_layout.EPISODES_FILE]
 
 
@@ -415,14 +422,21 @@ class WrittenSet:
 def write_info(output: Path, dataset: WrittenSet, episodes: int, frames: int, tasks: int) -> None:
     """Writes `meta/info.json`, the last file of a set."""
     cameras = sum(declared["dtype"] == "video" for declared in dataset.features.values())
-    is_shared = dataset.version == "v3.0"
-    sizes: dict[str, Any] = {
-        "data_files_size_in_mb": dataset.data_mb,
-        "video_files_size_in_mb": dataset.video_mb,
-    }
-    if not is_shared:
-        chunks = -(-episodes // dataset.chunks_size)
+    if dataset.version == "v3.0":
+        data_path = lerobot_layout.SHARED_DATA_PATH
+        video_path = lerobot_layout.SHARED_VIDEO_PATH
+        sizes: dict[str, Any] = {
+            "data_files_size_in_mb": dataset.data_mb,
+            "video_files_size_in_mb": dataset.video_mb,
+        }
+    else:
+        data_path = lerobot_layout.DATA_PATH
+        video_path = lerobot_layout.VIDEO_PATH
+        chunks = math.ceil(episodes / dataset.chunks_size)
         sizes = {"total_videos": cameras * episodes, "total_chunks": chunks}
+    splits: dict[str, str] = {}
+    for name, numbers in dataset.splits.items():
+        splits[name] = lerobot_layout.spans_text(numbers)
     info = {
         "codebase_version": dataset.version,
         "robot_type": dataset.robot_type,
@@ -432,17 +446,15 @@ def write_info(output: Path, dataset: WrittenSet, episodes: int, frames: int, ta
         "chunks_size": dataset.chunks_size,
         **sizes,
         "fps": int(dataset.fps) if dataset.fps == int(dataset.fps) else dataset.fps,
-        "splits": {
-            name: lerobot_layout.spans_text(numbers) for name, numbers in dataset.splits.items()
-        },
-        "data_path": lerobot_layout.SHARED_DATA_PATH if is_shared else lerobot_layout.DATA_PATH,
-        "video_path": (lerobot_layout.SHARED_VIDEO_PATH if is_shared else lerobot_layout.VIDEO_PATH)
-        if cameras
-        else None,
+        "splits": splits,
+        "data_path": data_path,
+        "video_path": video_path if cameras else None,
         "features": dict(dataset.features),
     }
-    extra = {key: value for key, value in dataset.extra.items() if key not in (*info, *_REPLACED)}
-    write_json(output / lerobot_layout.INFO_FILE, info | extra, indent=4)
+    for key, value in dataset.extra.items():
+        if key not in _REPLACED:
+            info.setdefault(key, value)
+    write_json(output / lerobot_layout.INFO_FILE, info, indent=4)
 
 
 # Keys of the other version or of the source, which say nothing about the written set.

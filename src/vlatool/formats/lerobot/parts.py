@@ -47,29 +47,29 @@ def stored_parts(
     dataset = files.dataset
     features = dataset.info.features
     others = [name for name in columns if name not in features and not name.startswith("__")]
-    found: list[StoredPart] = []
+    parts: list[StoredPart] = []
     content: Content
     for name in (*features, *others):
         if name in known:
-            found.append(known[name])
+            parts.append(known[name])
         elif name in (PERSISTENT, EVENTS):
-            found.append(StoredPart(name, "language", "", "text"))
+            parts.append(StoredPart(name, "language", "", "text"))
         elif name in AUTOMATIC or _TIME.fullmatch(name):
-            found.append(StoredPart(name, "time"))
+            parts.append(StoredPart(name, "time"))
         elif name in SUCCESS:
-            found.append(StoredPart(name, "success"))
+            parts.append(StoredPart(name, "success"))
         elif name in dataset.field_names:
             content = "actions" if name in dataset.action_keys else "numbers"
-            found.append(StoredPart(name, "field", name, content))
+            parts.append(StoredPart(name, "field", name, content))
         elif name not in features:
             note = "no feature of meta/info.json"
             content = "actions" if is_action(name) else "other"
-            found.append(StoredPart(name, "left_out", content=content, note=note))
+            parts.append(StoredPart(name, "left_out", content=content, note=note))
         elif features[name].is_camera:
-            found.append(_images_part(files, features[name], columns, lost_depth))
+            parts.append(_images_part(files, features[name], columns, lost_depth))
         else:
-            found.append(_left_out(features[name], columns))
-    return tuple(found)
+            parts.append(_left_out(features[name], columns))
+    return tuple(parts)
 
 
 def language_parts(kinds: Mapping[str, str]) -> dict[str, StoredPart]:
@@ -83,12 +83,16 @@ def _images_part(
     name = feature.name
     if name in files.dataset.camera_names:
         return StoredPart(name, "camera", name, "images")
-    if feature.is_depth and name not in lost_depth:
+    if name in lost_depth:
+        note = lost_depth[name]
+    elif feature.is_depth:
         return StoredPart(name, "depth", name, "images", feature.found or "depth in millimeters")
-    if feature.is_labels and name not in lost_depth:
+    elif feature.is_labels:
         return StoredPart(name, "labels", name, "images", feature.found)
-    is_stored = name in files.clips or name in columns
-    note = lost_depth.get(name, "no camera of this format" if is_stored else NO_IMAGES)
+    elif name in files.clips or name in columns:
+        note = "no camera of this format"
+    else:
+        note = NO_IMAGES
     return StoredPart(name, "left_out", content="images", note=note)
 
 
@@ -184,29 +188,40 @@ def stored_things(files: EpisodeFiles, columns: Sequence[str], count: int | None
     things: list[Stored] = []
     for part in stored_parts(files, columns, known, {}):
         path = part.path
-        note = part.note
         feature = features.get(path)
-        dtype = feature.dtype if feature else ""
-        shape = (feature.shape if feature else None) or ()
+        dtype = feature.dtype if feature is not None else ""
+        shape = (feature.shape if feature is not None else None) or ()
         if feature is not None and feature.is_camera:
-            # A camera has the role of its kind, which a mapping may change.
-            role = None if part.role == "camera" else part.role
-            name = camera_of_depth(path, files) if part.role in ("depth", "labels") else path
-            kind = "video" if dtype == "video" else "png"
-            values = "uint8"
-            if feature.found:  # its kind says it
-                role = None
-                values = "uint16" if feature.is_depth else "uint8"
-            if kind == "png" and (feature.found or shape[2:] == (1,)):
-                shape = shape[:2] if len(shape) > 1 else (1, 1)
-            thing = Stored(path, kind, shape, values, count, name, note, role)
-            if part.role == "camera" and decide(thing).role != "camera":
-                thing = replace(thing, kind="jpeg")
-            things.append(thing)
+            things.append(_images_thing(files, feature, part, count))
         elif path in (PERSISTENT, EVENTS):
             things.append(Stored(path, "other", rows=count, note="annotations of frames"))
         elif part.role == "language" or dtype == "string" or path.startswith(ANNOTATION):
             things.append(Stored(path, "text", rows=count))
         else:
-            things.append(Stored(path, "array", shape, dtype, count, path, note, part.role))
+            things.append(Stored(path, "array", shape, dtype, count, path, part.note, part.role))
     return things
+
+
+def _images_thing(
+    files: EpisodeFiles, feature: Feature, part: StoredPart, count: int | None
+) -> Stored:
+    """Images of a feature; a camera has the role of its kind, which a mapping may change."""
+    path = feature.name
+    is_value = part.role in ("depth", "labels")
+    name = camera_of_depth(path, files) if is_value else path
+    role = None if part.role == "camera" else part.role
+    values = "uint8"
+    if feature.found:  # its kind says it
+        role = None
+        if feature.is_depth:
+            values = "uint16"
+    shape = feature.shape or ()
+    kind = "video"
+    if feature.dtype != "video":
+        kind = "png"
+        if feature.found or shape[2:] == (1,):
+            shape = shape[:2] if len(shape) > 1 else (1, 1)
+    thing = Stored(path, kind, shape, values, count, name, part.note, role)
+    if part.role == "camera" and decide(thing).role != "camera":
+        thing = replace(thing, kind="jpeg")
+    return thing

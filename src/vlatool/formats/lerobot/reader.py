@@ -91,17 +91,19 @@ class LeRobotReader(FormatReader):
         return merge_surveys(self._surveys(refs, reasons), reasons)
 
     def _surveys(self, refs: Sequence[EpisodeRef], reasons: list[VlatoolError]) -> Iterator[Survey]:
-        groups: dict[Path, list[EpisodeRef]] = {}
+        refs_by_root: dict[Path, list[EpisodeRef]] = {}
         for ref in refs:
-            groups.setdefault(_episode_files(ref).dataset.root, []).append(ref)
-        for members in groups.values():
-            others = iter(members)
-            first = next(survey_each(self._survey_episode, others, reasons), None)
-            if first is not None:
-                yield first
-                for files in map(_episode_files, others):  # after the first one
-                    if files.is_listed and files.rows.path in files.present:
-                        yield replace(first, frames=files.line.length)
+            refs_by_root.setdefault(_episode_files(ref).dataset.root, []).append(ref)
+        for refs_of_set in refs_by_root.values():
+            remaining = iter(refs_of_set)
+            first = next(survey_each(self._survey_episode, remaining, reasons), None)
+            if first is None:
+                continue
+            yield first
+            for ref in remaining:  # after the first one that can be read
+                files = _episode_files(ref)
+                if files.is_listed and files.rows.path in files.present:
+                    yield replace(first, frames=files.line.length)
 
     def _survey_episode(self, ref: EpisodeRef) -> Survey:
         """Survey of an episode that is read; sizes of images are the declared ones."""
@@ -129,6 +131,7 @@ class LeRobotReader(FormatReader):
         report = Collector(LEROBOT, strict=True, episode=ref.id)
         contents = rules.walk_episode(files, self.config, report)
         assert contents.rows is not None, "a strict collector raises before"
+        whole, spans = contents.language
         return Episode(
             id=ref.id,
             task=first_text(contents.language),
@@ -137,8 +140,8 @@ class LeRobotReader(FormatReader):
             cameras=contents.cameras,
             lowdim=contents.fields,
             dimension_names=dataset.dimension_names,
-            language=contents.language[0],
-            language_spans=tuple(contents.language[1]),
+            language=whole,
+            language_spans=tuple(spans),
             action_fields=dataset.action_keys,
             proprioception_fields=dataset.observation_keys,
             frame_metadata=contents.metadata,
@@ -160,9 +163,10 @@ class LeRobotReader(FormatReader):
         return self._check(ref, deep=deep) if self._mapping is None else None
 
     def _check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
+        files = _episode_files(ref)
         report = Collector(LEROBOT, strict=False, episode=ref.id)
-        contents = rules.walk_episode(_episode_files(ref), self.config, report)
-        rules.check_values(_episode_files(ref), contents, report)
+        contents = rules.walk_episode(files, self.config, report)
+        rules.check_values(files, contents, report)
         yield from report.findings
         yield from check_language(ref.id, len(contents.rows or ()), contents.language)
         yield from _left_out(ref.id, contents)
@@ -175,7 +179,9 @@ class LeRobotReader(FormatReader):
     @staticmethod
     def propose(source: Path) -> str | None:
         """A mapping of the first data set, which reads it as it is read without one."""
-        for root in dataset_roots(source) if can_list(source) and source.is_dir() else ():
+        if not can_list(source) or not source.is_dir():
+            return None
+        for root in dataset_roots(source):
             if (root / INFO_FILE).is_file():
                 return proposal_of(open_dataset(root, LeRobotConfig(), [])[0])
         return None
@@ -186,8 +192,8 @@ def _left_out(episode: str, contents: rules.EpisodeContents) -> list[Finding]:
 
 
 def _of_split(root: Path, episodes: Sequence[EpisodeFiles], split: str) -> list[EpisodeFiles]:
-    chosen = [episode for episode in episodes if split in split_names(episode)]
-    if not chosen:
+    of_split = [episode for episode in episodes if split in split_names(episode)]
+    if not of_split:
         known = [name for name, spans in split_spans(episodes[0].document).items() if spans]
         raise DataError.at(
             root / INFO_FILE,
@@ -197,7 +203,7 @@ def _of_split(root: Path, episodes: Sequence[EpisodeFiles], split: str) -> list[
             split=split,
             known=known,
         )
-    return chosen
+    return of_split
 
 
 def _episode_files(ref: EpisodeRef) -> EpisodeFiles:
@@ -205,10 +211,14 @@ def _episode_files(ref: EpisodeRef) -> EpisodeFiles:
 
 
 def _metadata(root: Path, info: Info) -> list[Path]:
-    tables = [*episode_tables(root), *files_named(root, [TASKS_TABLE])] if info.is_shared else []
+    """Files in `meta/` that the episodes of a set depend on."""
     if can_list(root):
-        return [*sorted((root / "meta").glob("*.json*")), *tables]
-    return [*files_named(root, META_FILES), *tables]
+        files = sorted((root / "meta").glob("*.json*"))
+    else:
+        files = files_named(root, META_FILES)
+    if info.is_shared:
+        files += [*episode_tables(root), *files_named(root, [TASKS_TABLE])]
+    return files
 
 
 def _refs(
@@ -222,8 +232,9 @@ def _refs(
         metadata = [*_metadata(dataset.root, dataset.info), *dataset.text_tables.values()]
         for episode in episodes:
             number = episode.number
-            further = [text for _, texts in listed_texts(episode).values() for text in texts]
-            sentences = [*rules.without_labels(episode.line.tasks), *further]
+            sentences = list(rules.without_labels(episode.line.tasks))
+            for _, texts in listed_texts(episode).values():
+                sentences += texts
             extras = {"files": episode}
             if not is_mapped:  # the sink `lerobot` copies a recording
                 extras["recording"] = episode
@@ -242,7 +253,10 @@ def _refs(
 def _split(episode: EpisodeFiles) -> str:
     """`val` if any split for evaluation has the episode, else `train` or nothing."""
     splits = {split_of(name) for name in split_names(episode)}
-    return "val" if "val" in splits else "".join(splits & {"train"})
+    for split in ("val", "train"):
+        if split in splits:
+            return split
+    return ""
 
 
 class LiberoReader(LeRobotReader):

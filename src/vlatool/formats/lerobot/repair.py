@@ -81,48 +81,56 @@ def salvage(path: Path, target: Path, others: Iterable[Path]) -> Salvaged:
     Raises:
         NothingWhole: No other file has columns that fit, or several with different columns do.
     """
-    pages = [*_pages(path)]
+    pages = list(_pages(path))
     if not pages:
         raise NothingWhole("it has no whole pages")
-    chosen = None
+    fitting: _Template | None = None
+    fitting_groups: list[list[range]] = []
+    fitting_table: _Table | None = None
     for template in _templates(path, others):
         groups = _groups(pages, template.columns)
         table = _written(path, target, template, pages, groups) if groups else None
         if table is None:
             continue
-        if chosen is not None and table.schema != chosen[2].schema:
+        if fitting is None or fitting_table is None:
+            fitting = template
+            fitting_groups = groups
+            fitting_table = table
+        elif table.schema != fitting_table.schema:
             raise NothingWhole(
-                f"it has no footer, and its pages fit the columns of {chosen[0].name} as well as "
+                f"it has no footer, and its pages fit the columns of {fitting.name} as well as "
                 f"the different ones of {template.name}: leave the wrong one out"
             )
-        if chosen is None:
-            chosen = template, groups, table
-    if chosen is None:
+    if fitting is None or fitting_table is None:
         raise NothingWhole(
             "it has no footer, and no whole file of the same columns beside it has rows to compare "
             "with"
         )
-    template, groups, table = chosen
-    _written(path, target, template, pages, groups)
+    _written(path, target, fitting, pages, fitting_groups)
     lost = ["the footer"]
-    bytes_lost = path.stat().st_size - pages[groups[-1][-1].stop - 1].stop
+    bytes_lost = path.stat().st_size - pages[fitting_groups[-1][-1].stop - 1].stop
     if bytes_lost:
         lost.append(f"{bytes_lost:,} bytes of an unfinished row group")
-    rows = f"{counted(table.rows, 'row')} in {counted(len(groups), 'row group')}"
-    return Salvaged(f"{rows}, with the columns of {template.name}", tuple(lost))
+    rows = f"{counted(fitting_table.rows, 'row')} in {counted(len(fitting_groups), 'row group')}"
+    return Salvaged(f"{rows}, with the columns of {fitting.name}", tuple(lost))
 
 
 def _pages(path: Path) -> Iterator[_Page]:
+    """Pages of a file in order, up to the first that is not whole."""
     data = memoryview(read_file(path))
+    if data[: len(_MAGIC)] != _MAGIC:
+        return
     start = len(_MAGIC)
-    while start < len(data) and data[: len(_MAGIC)] == _MAGIC:
+    while start < len(data):
         reader = thrift.StructReader(data, start)
         try:
             header = reader.struct()
-            kind, unpacked, size = (int(header[field][1]) for field in (1, 2, 3))
-            values, encoding = (
-                int(header[_HEADERS[kind]][1][field][1]) for field in (1, _ENCODINGS[kind])
-            )
+            kind = int(header[1][1])
+            unpacked = int(header[2][1])
+            size = int(header[3][1])
+            content = header[_HEADERS[kind]][1]
+            values = int(content[1][1])
+            encoding = int(content[_ENCODINGS[kind]][1])
         except (ValueError, LookupError, TypeError):
             return
         stop = reader.position + size
@@ -141,11 +149,12 @@ def _templates(path: Path, others: Iterable[Path]) -> Iterator[_Template]:
         if template is not None:
             has_others = True
             yield template
-    declared = None if has_others else _declared(path)
-    if declared is not None:
-        template = _template(_INFO, declared)
-        if template is not None:
-            yield template
+    if not has_others:
+        declared = _declared(path)
+        if declared is not None:
+            template = _template(_INFO, declared)
+            if template is not None:
+                yield template
 
 
 def _declared(path: Path) -> io.BytesIO | None:
@@ -182,9 +191,13 @@ def _template(name: str, file: IO[bytes]) -> _Template | None:
     for group in _items(footer[4]):
         rows = group[3][1]
         metas = [column[3][1] for column in _items(group[1])]
-        if rows and not any(meta[5][1] % rows for meta in metas):
-            columns = (_Column(m[5][1] // rows, 11 in m, _SIZES.get(m[1][1], 0)) for m in metas)
-            return _Template(name, footer, group, tuple(columns))
+        if not rows or any(meta[5][1] % rows for meta in metas):
+            continue
+        columns: list[_Column] = []
+        for meta in metas:
+            has_dictionary = 11 in meta
+            columns.append(_Column(meta[5][1] // rows, has_dictionary, _SIZES.get(meta[1][1], 0)))
+        return _Template(name, footer, group, tuple(columns))
     return None
 
 
@@ -276,32 +289,41 @@ def _footer(
 ) -> thrift.Struct:
     footer = {**template.footer}
     written: list[thrift.Struct] = []
+    rows = 0
     for chunks in groups:
-        written.append(_group(template, [pages[chunk.start : chunk.stop] for chunk in chunks]))
-    footer[3] = (thrift.I64, sum(group[3][1] for group in written))
+        group = _group(template, [pages[chunk.start : chunk.stop] for chunk in chunks])
+        written.append(group)
+        rows += group[3][1]
+    footer[3] = (thrift.I64, rows)
     footer[4] = (footer[4][0], (thrift.STRUCT, written))
     return footer
 
 
 def _group(template: _Template, chunks: Sequence[Sequence[_Page]]) -> thrift.Struct:
+    """A row group with the pages of each column."""
     group = {field: deepcopy(template.group[field]) for field in (1, 2, 3)}
-    metas: list[thrift.Struct] = []
-    for column, pages in zip(_items(group[1]), chunks, strict=True):
-        data = [page for page in pages if not page.is_dictionary]
-        values = {
-            5: sum(page.values for page in data),
-            6: sum(page.unpacked for page in pages),
-            7: sum(page.stop - page.start for page in pages),
-            9: data[0].start,
-        }
+    size = 0
+    rows = 0
+    for number, (column, pages) in enumerate(zip(_items(group[1]), chunks, strict=True)):
+        first_data = pages[1] if pages[0].is_dictionary else pages[0]
+        values = {5: 0, 6: 0, 7: 0, 9: first_data.start}
+        for page in pages:
+            if not page.is_dictionary:
+                values[5] += page.values
+            values[6] += page.unpacked
+            values[7] += page.stop - page.start
         if pages[0].is_dictionary:
             values[11] = pages[0].start
         meta = {field: column[3][1][field] for field in (1, 2, 3, 4)}
-        meta |= {field: (thrift.I64, value) for field, value in values.items()}
-        column[2], column[3] = (thrift.I64, 0), (column[3][0], meta)
-        for field in set(column) - {2, 3}:
-            del column[field]
-        metas.append(meta)
-    group[2] = (thrift.I64, sum(meta[6][1] for meta in metas))
-    group[3] = (thrift.I64, metas[0][5][1] // template.columns[0].values_per_row)
+        for field, value in values.items():
+            meta[field] = (thrift.I64, value)
+        column_type = column[3][0]
+        column.clear()
+        column[2] = (thrift.I64, 0)
+        column[3] = (column_type, meta)
+        size += values[6]
+        if number == 0:
+            rows = values[5] // template.columns[0].values_per_row
+    group[2] = (thrift.I64, size)
+    group[3] = (thrift.I64, rows)
     return group

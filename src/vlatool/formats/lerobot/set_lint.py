@@ -6,9 +6,8 @@ Source: formats/lerobot 3, 5, 6, 9, 12.
 """
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding
 from vlatool.formats.field_summary import dimension_label
-from vlatool.formats.lerobot import meta
+from vlatool.formats.lerobot import lists, meta
 from vlatool.formats.lerobot.check import Moments, check_finite, moments_of, statistics_mismatches
 from vlatool.formats.lerobot.dataset import LeRobotConfig, dataset_roots, open_dataset
 from vlatool.formats.lerobot.findings import LEROBOT
@@ -53,13 +52,13 @@ def check_sets(sources: Sequence[Path], config: LeRobotConfig) -> Iterator[Findi
 def _check_root(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
     path = root / INFO_FILE
     info = episodes[0].dataset.info
-    for code, field, problem in (
-        *_totals(info, len(known_texts(episodes[0])), episodes),
-        *_splits(info.document, len(episodes)),
-        *_names(info.document),
-    ):
+    problems = list(_totals(info, len(known_texts(episodes[0])), episodes))
+    problems += _splits(info.document, len(episodes))
+    problems += _names(info.document)
+    for code, field, problem in problems:
         yield LEROBOT.at(code, path, f"{field} {problem}", field=field)
-    if (finding := _statistics_finding(root, info)) is not None:
+    finding = _statistics_finding(root, info)
+    if finding is not None:
         yield finding
     if info.is_shared:
         lines = [episode.line for episode in episodes]
@@ -67,16 +66,24 @@ def _check_root(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
             place = f"{root}: episode {number}"
             yield LEROBOT(code, f"{place}: {problem}", path=str(root), episode=number)
         yield from _check_sizes(info, episodes)
-        listed = {line.number for line in lines}
-        for path in sorted(root.glob(SHARED_TABLES), key=natural_key) if can_list(root) else ():
-            others: list[int] = []
-            with suppress(pa.ArrowException, OSError):  # the check of its episodes reports it
-                others = sorted({*(episode_spans(path) or ())} - listed)
-            if others:
-                shown = few_text([*map(str, others)])
-                problem = f"has rows of episodes that the list of episodes lacks: {shown}"
-                yield LEROBOT.at("unlisted_episode", path, problem, field="episode_index")
+        yield from _unlisted_rows(root, {line.number for line in lines})
     yield from _check_rows(root, episodes)
+
+
+def _unlisted_rows(root: Path, listed: Collection[int]) -> Iterator[Finding]:
+    """Findings on data files with rows of episodes that the list lacks (v3.0)."""
+    if not can_list(root):
+        return
+    for path in sorted(root.glob(SHARED_TABLES), key=natural_key):
+        try:
+            spans = episode_spans(path) or {}
+        except (pa.ArrowException, OSError):  # the check of its episodes reports it
+            continue
+        others = [str(number) for number in sorted(spans) if number not in listed]
+        if others:
+            problem = "has rows of episodes that the list of episodes lacks"
+            problem += f": {few_text(others)}"
+            yield LEROBOT.at("unlisted_episode", path, problem, field="episode_index")
 
 
 def _totals(
@@ -84,15 +91,18 @@ def _totals(
 ) -> Iterator[tuple[str, str, str]]:
     """(code, key, problem) of totals that differ from the files."""
     dataset = episodes[0].dataset
-    actual = {"total_episodes": len(episodes), "total_tasks": tasks}
+    actual = {"total_episodes": len(episodes)}
+    if tasks:  # else the list cannot be read, which reading reports
+        actual["total_tasks"] = tasks
     if not info.is_shared:
-        actual["total_chunks"] = max(each.number for each in episodes) // info.chunks_size + 1
-    if not (info.is_shared or dataset.is_without_videos):
-        cameras = dataset.camera_names
-        clips = [clip for each in episodes for name, clip in each.clips.items() if name in cameras]
-        actual["total_videos"] = sum(clip.path.exists() for clip in clips)
-    if not tasks:  # the list cannot be read, which reading reports
-        del actual["total_tasks"]
+        last = max(episode.number for episode in episodes)
+        actual["total_chunks"] = last // info.chunks_size + 1
+    if not info.is_shared and not dataset.is_without_videos:
+        videos = 0
+        for episode in episodes:
+            for name, clip in episode.clips.items():
+                videos += name in dataset.camera_names and clip.path.exists()
+        actual["total_videos"] = videos
     for key, value in actual.items():
         stated = info.document.get(key)
         if stated is not None and stated != value:
@@ -101,13 +111,12 @@ def _totals(
 
 
 def _splits(tree: Mapping[str, Any], episodes: int) -> Iterator[tuple[str, str, str]]:
+    """(code, key, problem) of splits that are no ranges of the episodes."""
     for name, ranges in split_spans(tree).items():
         if ranges is None or any(numbers.stop > episodes for numbers in ranges):
-            yield (
-                "splits",
-                f"splits.{name}",
-                f"is {str(tree['splits'][name])[:40]!r}, there are {counted(episodes, 'episode')}",
-            )
+            stated = str(tree["splits"][name])[:40]
+            problem = f"is {stated!r}, there are {counted(episodes, 'episode')}"
+            yield "splits", f"splits.{name}", problem
 
 
 def _names(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -127,14 +136,20 @@ def _names(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 def _check_sizes(info: meta.Info, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
     """Findings on files of several episodes that are larger than the set says (v3.0)."""
-    data = Counter(episode.rows.path for episode in episodes)
-    videos = Counter(clip.path for episode in episodes for clip in episode.clips.values())
+    data: Counter[Path] = Counter()
+    videos: Counter[Path] = Counter()
+    for episode in episodes:
+        data[episode.rows.path] += 1
+        for clip in episode.clips.values():
+            videos[clip.path] += 1
     for key, files in (("data_files_size_in_mb", data), ("video_files_size_in_mb", videos)):
         limit = info.document.get(key)
         if isinstance(limit, bool) or not isinstance(limit, int | float):
             continue
         for path, count in files.items():
-            size = path.stat().st_size if count > 1 and path.exists() else 0
+            if count < 2 or not path.exists():
+                continue
+            size = path.stat().st_size
             if size > limit * _MEBIBYTE:
                 problem = f"has {size / _MEBIBYTE:.0f} MiB, {key} is {value_text(limit)}"
                 yield LEROBOT.at("file_sizes", path, problem, field=key)
@@ -142,23 +157,25 @@ def _check_sizes(info: meta.Info, episodes: Sequence[EpisodeFiles]) -> Iterator[
 
 def _statistics_finding(root: Path, info: meta.Info) -> Finding | None:
     """Finding on published statistics that cannot be read, or are missing; else None."""
+    stats: Mapping[str, Any] = {}
     try:
-        stats = meta.read_object(root / STATS_FILE) if (root / STATS_FILE).exists() else {}
+        if (root / STATS_FILE).exists():
+            stats = meta.read_object(root / STATS_FILE)
         if (root / EPISODE_STATS_FILE).exists():
             for _ in meta.read_lines(root / EPISODE_STATS_FILE):
                 pass
     except DataError as error:
         return LEROBOT("stats_unreadable", error.message, path=error.details.get("path"))
-    if stats or any(meta.episode_statistics(root, info).values()):
+    if stats or any(lists.episode_statistics(root, info).values()):
         return None
     problem = "no statistics of the set or of its episodes; vlatool computes its own from the rows"
     return LEROBOT.at("no_statistics", root, problem)
 
 
-def set_statistics(root: Path) -> meta.Statistics:
+def set_statistics(root: Path) -> lists.Statistics:
     """Content of meta/stats.json; empty if it is missing or broken."""
     try:
-        return meta.feature_statistics(meta.read_object(root / STATS_FILE))
+        return lists.feature_statistics(meta.read_object(root / STATS_FILE))
     except DataError:
         return {}
 
@@ -169,19 +186,17 @@ def set_statistics(root: Path) -> meta.Statistics:
 class _Summary:
     """Facts of the rows of all episodes that can be read."""
 
-    def __init__(self, dataset: Dataset, published: meta.Statistics) -> None:
-        features = dataset.info.features
-        names = [*published, *dataset.field_names]
-        self.names = [
-            name
-            for name in dict.fromkeys(names)
-            if name in features and features[name].is_number and features[name].width is not None
-        ]
+    def __init__(self, dataset: Dataset, published: lists.Statistics) -> None:
+        self.names: list[str] = []  # numeric vectors that are fields or have statistics
+        for name in dict.fromkeys([*published, *dataset.field_names]):
+            feature = dataset.info.features.get(name)
+            if feature is not None and feature.is_number and feature.width is not None:
+                self.names.append(name)
         self.expected = 0  # value of `index` in the next row
         self.columns: set[str] = set()
         self.is_whole = True  # True if all rows could be read
         self._dataset = dataset
-        self._moments: defaultdict[str, list[Moments]] = defaultdict(list)
+        self._moments: dict[str, list[Moments]] = {}
         self._episodes: dict[bytes, int] = {}
 
     def add(self, number: int, rows: Rows) -> int:
@@ -191,29 +206,28 @@ class _Summary:
         digest = hashlib.blake2b()
         is_moving = False
         for name in self.names:
-            values = self._vectors(rows, name)
-            if values is None:
+            try:
+                values = rows.vectors(name, self._dataset.info.features[name].width)
+                check_finite(rows, name, values)
+            except DataError:  # the check of the episode reports it
                 continue
             moments = moments_of(values)
-            self._moments[name].append(moments)
+            self._moments.setdefault(name, []).append(moments)
             if name in self._dataset.field_names:
                 digest.update(values.tobytes())
                 is_moving |= bool((moments["min"] != moments["max"]).any())
-        same = self._episodes.setdefault(digest.digest(), number) if is_moving else number
+        if not is_moving:
+            return -1
+        same = self._episodes.setdefault(digest.digest(), number)
         return -1 if same == number else same
 
-    def _vectors(self, rows: Rows, name: str) -> Any:
-        """The column; None if it is missing or invalid, which the check of the episode reports."""
-        with suppress(DataError):
-            values = rows.vectors(name, self._dataset.info.features[name].width)
-            check_finite(rows, name, values)
-            return values
-        return None
-
-    def moments(self) -> Iterator[tuple[str, Moments]]:
+    def moments(self) -> dict[str, Moments]:
+        """Statistics of the rows of all episodes by column."""
+        moments: dict[str, Moments] = {}
         for name, parts in self._moments.items():
-            merged = {key: np.array(value) for key, value in merge_stats(parts).items()}
-            yield name, {**merged, "count": np.sum([part["count"] for part in parts], axis=0)}
+            moments[name] = {key: np.array(value) for key, value in merge_stats(parts).items()}
+            moments[name]["count"] = np.sum([part["count"] for part in parts], axis=0)
+        return moments
 
 
 def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
@@ -228,29 +242,33 @@ def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
             yield from _check_next(episode, summary)
         except DataError:
             summary.is_whole = False
-    info_path = str(root / INFO_FILE)
-    for name, feature in dataset.info.features.items() if summary.columns else ():
-        if feature.dtype not in ("video", "audio") and name not in summary.columns:
-            problem = f"no file has the feature {name!r}"
-            yield LEROBOT.at("feature_without_column", info_path, problem, field=name)
-    merged = dict(summary.moments())
-    path = str(root / STATS_FILE)
-    for name, problem in statistics_mismatches(published, merged) if summary.is_whole else ():
-        yield LEROBOT.at("stats_contradict", path, f"{name} {problem}", field=name)
+    if summary.columns:
+        info_path = str(root / INFO_FILE)
+        for name, feature in dataset.info.features.items():
+            if feature.dtype not in ("video", "audio") and name not in summary.columns:
+                problem = f"no file has the feature {name!r}"
+                yield LEROBOT.at("feature_without_column", info_path, problem, field=name)
+    moments = summary.moments()
+    if summary.is_whole:
+        path = str(root / STATS_FILE)
+        for name, problem in statistics_mismatches(published, moments):
+            yield LEROBOT.at("stats_contradict", path, f"{name} {problem}", field=name)
     for name in dataset.field_names:
-        if name in merged and merged[name]["count"][0] > 1:
-            yield from _constant_dimensions(dataset, name, merged[name])
+        if name in moments and moments[name]["count"][0] > 1:
+            yield from _constant_dimensions(dataset, name, moments[name])
 
 
 def _check_next(episode: EpisodeFiles, summary: _Summary) -> Iterator[Finding]:
     """Adds the rows of an episode; checks `index`, and that the rows are new."""
     name = f"episode {episode.number}"
     rows = read_rows(episode.segment(), name, [*summary.names, "index"])
-    first = rows.first("index") if "index" in rows.columns else summary.expected
-    if first != summary.expected and summary.is_whole:
-        problem = f"index starts at {first}, expected {summary.expected}"
-        yield LEROBOT.at("index_gap", rows.path, problem, field="index", frame=0)
-        summary.expected = first if isinstance(first, int) else summary.expected
+    if "index" in rows.columns:
+        first = rows.first("index")
+        if first != summary.expected and summary.is_whole:
+            problem = f"index starts at {first}, expected {summary.expected}"
+            yield LEROBOT.at("index_gap", rows.path, problem, field="index", frame=0)
+            if isinstance(first, int):
+                summary.expected = first
     same = summary.add(episode.number, rows)
     if same >= 0:
         problem = f"{name} has the same observations and actions as episode {same}"
@@ -262,11 +280,8 @@ def _constant_dimensions(dataset: Dataset, name: str, moments: Moments) -> Itera
     width = len(moments["min"])
     if not constant or width == 1:
         return
-    labels = [
-        dimension_label(name, index, width, {name: dataset.dimension_names.get(name, ())})
-        for index in constant
-    ]
-    shown = ", ".join(labels)
+    names = {name: dataset.dimension_names.get(name, ())}
+    shown = ", ".join(dimension_label(name, index, width, names) for index in constant)
     if len(constant) > _MOST_NAMED:
         shown = f"{name}: {indices_text(constant)}"
     problem = f"{len(constant)} of {counted(width, 'dimension')} never change: {shown}"

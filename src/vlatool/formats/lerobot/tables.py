@@ -1,11 +1,14 @@
-"""Rows of parquet files that hold one episode, or many, as checked arrays."""
+"""Rows of parquet files that hold one episode, or many, as checked arrays.
+
+Footers and row groups are kept for the segments that follow each other in a file. Sizes are checked
+before values are read. Legend of shapes: F frames, C dimensions.
+"""
 
 import bisect
-from collections import Counter
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -51,40 +54,41 @@ class _File:
     size: int
     changed: int
 
-    def open(self, footer: _Footer) -> pq.ParquetFile:
-        return pq.ParquetFile(
-            as_native_file(self.path), metadata=footer.metadata, read_dictionary=footer.texts
-        )
-
 
 def _file(path: Path) -> _File:
     status = path.stat()
     return _File(path, status.st_size, status.st_mtime_ns)
 
 
+def _open(file: _File, footer: _Footer) -> pq.ParquetFile:
+    return pq.ParquetFile(
+        as_native_file(file.path), metadata=footer.metadata, read_dictionary=footer.texts
+    )
+
+
 @lru_cache(maxsize=16)  # a footer of many row groups takes longer to read than an episode
 def _footer(file: _File) -> _Footer:
+    stops: list[int] = []
+    rows = 0
     try:
         metadata = pq.read_metadata(as_native_file(file.path))
-        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         schema = metadata.schema.to_arrow_schema()
-        _ = schema.names, [_paths(group) for group in groups]
+        _ = schema.names  # decodes them
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            rows += group.num_rows
+            stops.append(rows)
+            for column in range(group.num_columns):
+                _ = group.column(column).path_in_schema  # decoded, too
     except UnicodeDecodeError as error:
         raise pa.ArrowInvalid(f"a name of a column is damaged: {error}") from error
-    types = pa.types
-    repeated = [name for name, number in Counter(schema.names).items() if number > 1]
-    if repeated:
-        raise pa.ArrowInvalid(f"it has several columns named {repeated[0]!r}")
-    texts = [
-        field.name
-        for field in schema
-        if types.is_string(field.type) or types.is_large_string(field.type)
-    ]
-    return _Footer(metadata, tuple(accumulate(group.num_rows for group in groups)), tuple(texts))
-
-
-def _paths(group: pq.RowGroupMetaData) -> list[str]:
-    return [group.column(number).path_in_schema for number in range(group.num_columns)]
+    texts: list[str] = []
+    for position, field in enumerate(schema):
+        if schema.get_field_index(field.name) != position:
+            raise pa.ArrowInvalid(f"it has several columns named {field.name!r}")
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            texts.append(field.name)
+    return _Footer(metadata, tuple(stops), tuple(texts))
 
 
 def table_columns(path: Path) -> tuple[str, ...]:
@@ -114,40 +118,42 @@ def read_segment(segment: RowSegment, columns: Sequence[str] | None = None) -> p
     """
     file = _file(segment.path)
     footer = _footer(file)
-    names = footer.metadata.schema.to_arrow_schema().names
-    selected = tuple(names if columns is None else [name for name in names if name in columns])
+    selected = tuple(footer.metadata.schema.to_arrow_schema().names)
+    if columns is not None:
+        selected = tuple(name for name in selected if name in columns)
     total = footer.metadata.num_rows
     first = min(segment.first, total)
-    stop = total if segment.count is None else min(total, first + segment.count)
+    stop = total
+    if segment.count is not None:
+        stop = min(total, first + segment.count)
     rows = stop - first
     if rows > MOST_ROWS:
         raise pa.ArrowInvalid(f"it has {rows:,} rows; the limit is {MOST_ROWS:,}")
-    if (first, stop) == (0, total):
-        groups = range(len(footer.stops))
-        _check_size(footer.metadata, groups, selected, _LARGEST_EPISODE)
-        with file.open(footer) as opened:
-            return _checked(opened.read(columns=list(selected)))
-    begin = bisect.bisect_right(footer.stops, first)
+    if rows == total:
+        _check_size(footer.metadata, range(len(footer.stops)), selected, _LARGEST_EPISODE)
+        with _open(file, footer) as opened:
+            table = opened.read(columns=list(selected))
+        table.validate(full=True)  # ArrowInvalid for texts or offsets that cannot be
+        return table
+    group = bisect.bisect_right(footer.stops, first)
     parts: list[pa.Table] = []
     while first < stop:
-        start = footer.stops[begin - 1] if begin else 0
-        part = _row_group(file, begin, selected)
+        start = footer.stops[group - 1] if group else 0
+        part = _row_group(file, group, selected)
         parts.append(part.slice(first - start, stop - first))
-        first = min(stop, footer.stops[begin])
-        begin = begin + 1
-    return pa.concat_tables(parts) if parts else _row_group(file, 0, selected).slice(0, 0)
+        first = min(stop, footer.stops[group])
+        group = group + 1
+    if not parts:
+        return _row_group(file, 0, selected).slice(0, 0)
+    return pa.concat_tables(parts)
 
 
 @lru_cache(maxsize=2)  # an episode is read in two selections of columns at most
 def _row_group(file: _File, group: int, columns: tuple[str, ...]) -> pa.Table:
     footer = _footer(file)
     _check_size(footer.metadata, [group], columns, _LARGEST_GROUP)
-    with file.open(footer) as opened:
-        return _checked(opened.read_row_group(group, columns=list(columns)))
-
-
-def _checked(table: pa.Table) -> pa.Table:
-    """The table; raises ArrowInvalid if it holds texts or offsets that cannot be."""
+    with _open(file, footer) as opened:
+        table = opened.read_row_group(group, columns=list(columns))
     table.validate(full=True)
     return table
 
@@ -158,8 +164,10 @@ def _check_size(
     """Raises ArrowInvalid if the columns are too large for memory; reads metadata only."""
     prefixes = tuple(f"{name}." for name in columns)
     size = 0
-    for group in map(metadata.row_group, groups):
-        for chunk in map(group.column, range(group.num_columns)):
+    for number in groups:
+        group = metadata.row_group(number)
+        for column in range(group.num_columns):
+            chunk = group.column(column)
             if f"{chunk.path_in_schema}.".startswith(prefixes):
                 size += max(chunk.total_uncompressed_size, 8 * chunk.num_values)
     if size > limit:
@@ -184,37 +192,43 @@ def _episode_spans(file: _File) -> Spans | None:
         return None
     spans: dict[int, list[tuple[int, int]]] = {}
     last = None
-    for group in range(len(footer.stops)):
-        start = footer.stops[group - 1] if group else 0
+    start = 0
+    for group, stop in enumerate(footer.stops):
         for number, first, count in _runs(file, footer, group):
-            if number is not None and number == last:
-                before = spans[number].pop()
-                spans[number].append((before[0], before[1] + count))
+            if number is not None and number == last:  # it began in the row group before
+                before, rows = spans[number].pop()
+                spans[number].append((before, rows + count))
             elif number is not None:
                 spans.setdefault(number, []).append((start + first, count))
             last = number
+        start = stop
     return spans
 
 
 def _runs(file: _File, footer: _Footer, group: int) -> Sequence[tuple[int | None, int, int]]:
     """(episode, first row in the group, number of rows) of equal numbers in a row group."""
     metadata = footer.metadata.row_group(group)
-    if (only := _only_number(metadata)) is not None:
-        return [(only, 0, metadata.num_rows)]
+    only_number = _only_number(metadata)
+    if only_number is not None:
+        return [(only_number, 0, metadata.num_rows)]
     numbers = _row_group(file, group, (EPISODE_INDEX,)).column(0)
     values = numbers.cast(pa.int64()).fill_null(-1).to_numpy()
     starts = np.flatnonzero(np.diff(values, prepend=values[:1] - 1))
     counts = np.diff(starts, append=len(values))
-    return [
-        (None if values[first] < 0 else int(values[first]), int(first), int(count))
-        for first, count in zip(starts, counts, strict=True)
-    ]
+    runs: list[tuple[int | None, int, int]] = []
+    for first, count in zip(starts.tolist(), counts.tolist(), strict=True):
+        number = int(values[first])
+        runs.append((None if number < 0 else number, first, count))
+    return runs
 
 
 def _only_number(group: pq.RowGroupMetaData) -> int | None:
     """The episode of all rows of a row group, if its statistics have it."""
-    for chunk in map(group.column, range(group.num_columns)):
-        stats = chunk.statistics if chunk.path_in_schema == EPISODE_INDEX else None
+    for column in range(group.num_columns):
+        chunk = group.column(column)
+        if chunk.path_in_schema != EPISODE_INDEX:
+            continue
+        stats = chunk.statistics
         if stats is not None and stats.has_min_max and stats.null_count == 0:
             return int(stats.min) if stats.min == stats.max and stats.min >= 0 else None
     return None
@@ -255,32 +269,32 @@ class Rows:
         if not (pa.types.is_integer(dtype) or pa.types.is_floating(dtype)):
             raise self.error(name, f"holds {dtype}, expected numbers", "not_numeric")
         values = self.values(name)
-        return [None if value is None or not np.isfinite(value) else value for value in values]
+        for row, value in enumerate(values):
+            if value is not None and not math.isfinite(value):
+                values[row] = None
+        return values
 
     def labels(self, name: str) -> list[Any]:
         """Values of a column of integers or texts."""
         dtype = self.table.schema.field(name).type
-        if pa.types.is_dictionary(dtype):  # each distinct text is stored once
-            chunks = self.table.column(name).chunks
-            texts = [(chunk.dictionary.to_pylist(), chunk.indices.to_pylist()) for chunk in chunks]
-            return [
-                None if index is None else values_of[index]
-                for values_of, rows in texts
-                for index in rows
-            ]
-        if not pa.types.is_integer(dtype):
+        if pa.types.is_integer(dtype):
+            return self.values(name)
+        if not pa.types.is_dictionary(dtype):
             problem = f"holds {dtype}, expected integers or texts"
             raise self.error(name, problem, "not_numeric")
-        return self.values(name)
+        labels: list[Any] = []
+        for chunk in self.table.column(name).chunks:
+            texts = chunk.dictionary.to_pylist()  # each distinct text is in memory once
+            for index in chunk.indices.to_pylist():
+                labels.append(None if index is None else texts[index])
+        return labels
 
     def vectors(self, name: str, width: int | None) -> Array:
         """Numeric column as [F, C] in its stored dtype; booleans become float32. C is `width`, the
         declared width; None: the width of the first row.
         """
         self.require(name)
-        return self._matrix(name, self.table.column(name).combine_chunks(), width)
-
-    def _matrix(self, name: str, column: Any, width: int | None) -> Array:
+        column: Any = self.table.column(name).combine_chunks()
         if isinstance(column, pa.ExtensionArray):
             column = column.storage
         if not _is_list(column.type):
@@ -295,16 +309,13 @@ class Rows:
         return self._numbers(name, column.flatten(), width).reshape(len(column), width)
 
     def _check_widths(self, name: str, widths: Array, declared: int | None) -> int:
+        """Values per row; raises DataError if rows differ in it."""
         expected = int(widths[0]) if declared is None else declared
         wrong = widths != expected
         if wrong.any():
             row = int(wrong.argmax())
-            raise self.error(
-                name,
-                f"has {counted(int(widths[row]), 'value')} at row {row}, expected {expected}",
-                "ragged_rows",
-                row,
-            )
+            problem = f"has {counted(int(widths[row]), 'value')} at row {row}, expected {expected}"
+            raise self.error(name, problem, "ragged_rows", row)
         return expected
 
     def _numbers(self, name: str, values: Any, width: int = 1) -> Array:
@@ -339,17 +350,21 @@ def read_rows(segment: RowSegment, episode: str, requested: Sequence[str]) -> Ro
         raise damaged_error(path, episode, str(error)) from error
     if not total:
         raise damaged_error(path, episode, "the file has no rows")
-    num_rows = min(total - segment.first, total if segment.count is None else segment.count)
-    if segment.count is not None and num_rows < segment.count:
-        stop = segment.first + segment.count
-        problem = f"its rows are {segment.first} to {stop} of {total}"
-        raise LEROBOT.error("rows_outside", path, episode, problem, row=segment.first)
+    num_rows = total - segment.first
+    if segment.count is not None:
+        if num_rows < segment.count:
+            stop = segment.first + segment.count
+            problem = f"its rows are {segment.first} to {stop} of {total}"
+            raise LEROBOT.error("rows_outside", path, episode, problem, row=segment.first)
+        num_rows = segment.count
     if not num_rows:
         raise LEROBOT.error("rows_outside", path, episode, "the list of episodes gives it no rows")
-    order = frame_order(table)
-    if order is None:
-        order = np.arange(num_rows)
-    elif not np.array_equal(order, np.arange(num_rows)):
+    order = np.arange(num_rows)
+    if FRAME_INDEX in table.column_names:
+        column = table.column(FRAME_INDEX)
+        if pa.types.is_integer(column.type) and not column.null_count:
+            order = np.argsort(column.to_numpy(), kind="stable")
+    if not np.array_equal(order, np.arange(num_rows)):
         table = table.take(pa.array(order))
     return Rows(segment, episode, table, order, table_columns(path))
 
@@ -364,7 +379,7 @@ def column_names(path: Path) -> tuple[str, ...] | None:
 
 def timestamp_problem(timestamps: Sequence[Any], fps: float) -> str:
     """Deviation of timestamps from `row / fps`, as a message; empty if there is none."""
-    times = np.array([np.nan if t is None else t for t in timestamps], np.float64)
+    times = np.array(timestamps, np.float64)  # NaN for None
     if not np.isfinite(times).all():
         return "timestamps have missing values"
     falls = np.flatnonzero(np.diff(times) <= 0)
@@ -380,20 +395,11 @@ def timestamp_problem(timestamps: Sequence[Any], fps: float) -> str:
     return ""
 
 
-def frame_order(table: pa.Table) -> Array | None:
-    """Rows in the order of `frame_index`, int [F]; None without such a column of integers."""
-    if FRAME_INDEX not in table.column_names:
-        return None
-    column = table.column(FRAME_INDEX)
-    if column.null_count or not pa.types.is_integer(column.type):
-        return None
-    return np.argsort(column.to_numpy(), kind="stable")
-
-
 def is_annotations(dtype: pa.DataType) -> bool:
     """True for lists of structs, and for empty lists, whose type was inferred."""
-    inner = dtype.value_type if _is_list(dtype) else pa.int64()
-    return pa.types.is_struct(inner) or pa.types.is_null(inner)
+    if not _is_list(dtype):
+        return False
+    return pa.types.is_struct(dtype.value_type) or pa.types.is_null(dtype.value_type)
 
 
 def _is_list(dtype: pa.DataType) -> bool:

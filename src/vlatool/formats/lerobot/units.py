@@ -5,7 +5,6 @@ Legend of shapes: E episodes, C dimensions.
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 
 import numpy as np
 
@@ -39,19 +38,25 @@ def unit_findings(episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
         if width > 1:
             widths[name] = width
     numbers: list[int] = []  # of the episodes that can be read
-    sizes: dict[str, list[Array]] = {name: [] for name in widths}  # [2, C] of each episode
+    largest: dict[str, list[Array]] = {name: [] for name in widths}  # [C] of each episode
+    ranges: dict[str, list[Array]] = {name: [] for name in widths}
     for index in spread(len(episodes), _MOST_EPISODES):
         episode = episodes[index]
-        with suppress(DataError):  # the check of the episode reports it
+        try:
             rows = read_rows(episode.segment(), f"episode {episode.number}", [*widths])
-            vectors = [rows.vectors(name, width) for name, width in widths.items()]
-            numbers.append(episode.number)
-            for name, values in zip(widths, vectors, strict=True):
-                sizes[name].append(np.stack([np.abs(values).max(axis=0), np.ptp(values, axis=0)]))
-    for name, parts in sizes.items() if numbers else ():
-        largest, ranges = np.array(parts, np.float64).swapaxes(0, 1)
-        degrees = [str(numbers[index]) for index in degrees_of(largest, ranges)]
-        if degrees:
+            vectors = {name: rows.vectors(name, width) for name, width in widths.items()}
+        except DataError:  # the check of the episode reports it
+            continue
+        numbers.append(episode.number)
+        for name, values in vectors.items():
+            largest[name].append(np.abs(values).max(axis=0))
+            ranges[name].append(np.ptp(values, axis=0))
+    if not numbers:
+        return
+    for name in widths:
+        found = degrees_of(np.array(largest[name], np.float64), np.array(ranges[name], np.float64))
+        if found:
+            degrees = [str(numbers[index]) for index in found]
             problem = (
                 f"{name} of {counted(len(degrees), 'episode')} of {len(numbers)} "
                 f"({few_text(degrees)}) is about 57.3 times that of the others: degrees and radians"
@@ -71,6 +76,8 @@ def degrees_of(largest: Array, ranges: Array) -> list[int]:
     rows = np.flatnonzero(is_moving[:, dimensions].all(axis=1))
     if len(rows) < 2 or dimensions.sum() < 2:
         return []
+
+    # Two groups of episodes, where their sizes differ most.
     logs = np.log(largest[rows][:, dimensions])
     sizes = np.median(logs - np.median(logs, axis=0), axis=1)
     ordered = np.sort(sizes)
@@ -78,14 +85,19 @@ def degrees_of(largest: Array, ranges: Array) -> list[int]:
     if ordered[gap + 1] - ordered[gap] < _FACTOR / 2:
         return []
     is_large = sizes > ordered[gap]
+
+    # The factor between the groups, of values and of ranges.
     large = np.median(logs[is_large], axis=0)
     small = np.median(logs[~is_large], axis=0)
-    is_near = np.abs(large - small - _FACTOR) < _EACH_WITHIN
-    is_factor = abs(np.median(large - small) - _FACTOR) < _MEDIAN_WITHIN
+    if abs(np.median(large - small) - _FACTOR) >= _MEDIAN_WITHIN:
+        return []
     logs = np.log(ranges[rows][:, dimensions])
     motion = np.median(logs[is_large], axis=0) - np.median(logs[~is_large], axis=0)
-    is_motion = abs(np.median(motion) - _FACTOR) < _EACH_WITHIN
-    if not (is_factor and is_motion) or is_near.sum() < max(2, 0.6 * len(is_near)):
+    if abs(np.median(motion) - _FACTOR) >= _EACH_WITHIN:
         return []
-    are_radians = np.exp(small[is_near]).max() <= _FULL_TURN < np.exp(large[is_near]).max()
-    return rows[is_large].tolist() if are_radians else []
+    is_near = np.abs(large - small - _FACTOR) < _EACH_WITHIN
+    if is_near.sum() < max(2, 0.6 * len(is_near)):
+        return []
+    if not np.exp(small[is_near]).max() <= _FULL_TURN < np.exp(large[is_near]).max():
+        return []
+    return rows[is_large].tolist()

@@ -82,19 +82,22 @@ FINDINGS = (RUN,)
 
 
 def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
-    yield from (_check_run if is_run(location) else _check_checkpoint)(location, options)
+    """Yields the findings of a run or a checkpoint."""
+    if is_run(location):
+        yield from _check_run(location, options)
+    else:
+        yield from _check_checkpoint(location, options, set())
 
 
 def _check_run(location: Path, check: CheckOptions) -> Iterator[Finding]:
     run = RunDir(location)
-    broken = list(_check_readable(run))
-    yield from broken
-    paths = {finding.place.get("path") for finding in broken}
-    yield from (
-        finding
-        for finding in _check_asset_digests(run, check)
-        if finding.place["path"] not in paths
-    )
+    reported: set[Any] = set()
+    for finding in _check_readable(run):
+        reported.add(finding.place.get("path"))
+        yield finding
+    for finding in _check_asset_digests(run, check):
+        if finding.place["path"] not in reported:
+            yield finding
     yield from _check_metrics(run)
     yield from read_error(RUN, "broken_record", partial(read_valid_record, run.root), run.root)
     yield from _check_latest(run)
@@ -107,9 +110,8 @@ def _check_run(location: Path, check: CheckOptions) -> Iterator[Finding]:
     checked: set[Path] = set()
     with check.reporter.progress("checkpoints", len(folders), "checkpoints") as bar:
         for folder in folders:
-            if (folder / checkpoint.MANIFEST).is_file() or (
-                newest is not None and folder == newest[1]
-            ):
+            is_newest = newest is not None and folder == newest[1]
+            if is_newest or (folder / checkpoint.MANIFEST).is_file():
                 yield from _check_checkpoint(folder, check, checked)
             else:
                 problem = f"has no {checkpoint.MANIFEST}, so it is not used"
@@ -129,31 +131,32 @@ def _check_readable(run: RunDir) -> Iterator[Finding]:
         yield from _check_assets(run, config)
 
 
-def _check_checkpoint(
-    location: Path, check: CheckOptions, checked: set[Path] | None = None
-) -> Iterator[Finding]:
+def _check_checkpoint(location: Path, check: CheckOptions, checked: set[Path]) -> Iterator[Finding]:
+    """Checks a checkpoint; `checked`: files that were checked with another one."""
     try:
         manifest = checkpoint.CheckpointManifest.read(location)
     except DataError as error:
         yield RUN("broken_manifest", error.message, path=str(location / checkpoint.MANIFEST))
         return
-    checked = set() if checked is None else checked
     entries = {**manifest.files, **manifest.beside}
     for path in manifest.paths(location, list(manifest.files)):
         if path in checked:
             continue
-        findings = list(check_file(RUN, path, entries[path.name], check))
-        yield from findings
-        if _ABSENT.isdisjoint(finding.code for finding in findings):
-            check.counts.add(files=1, bytes=entries[path.name].bytes)
-            if path.name.endswith(checkpoint.WEIGHTS_SUFFIX):
-                yield from read_error(
-                    RUN, "broken_weights", partial(checkpoint.read_weights_header, path), path
-                )
         checked.add(path)
-    for path in sorted(location.iterdir()) if can_list(location) else ():
-        if path.name != checkpoint.MANIFEST and path.name not in entries:
-            yield RUN.at("unlisted_file", path, f"is not in {checkpoint.MANIFEST}")
+        is_absent = False
+        for finding in check_file(RUN, path, entries[path.name], check):
+            is_absent |= finding.code in _ABSENT
+            yield finding
+        if is_absent:
+            continue
+        check.counts.add(files=1, bytes=entries[path.name].bytes)
+        if path.name.endswith(checkpoint.WEIGHTS_SUFFIX):
+            read_header = partial(checkpoint.read_weights_header, path)
+            yield from read_error(RUN, "broken_weights", read_header, path)
+    if can_list(location):
+        for path in sorted(location.iterdir()):
+            if path.name != checkpoint.MANIFEST and path.name not in entries:
+                yield RUN.at("unlisted_file", path, f"is not in {checkpoint.MANIFEST}")
     named_step = checkpoint.checkpoint_step(location.name)
     if named_step not in (None, manifest.step):
         problem = f"has step {manifest.step}, the folder name {named_step}"
@@ -236,13 +239,15 @@ def _check_latest(run: RunDir) -> Iterator[Finding]:
     except DataError as error:
         yield RUN("broken_latest", error.message, path=path)
         return
-    newest = next(iter(run.checkpoints()[-1:]), None)
-    if newest is None:
+    checkpoints = run.checkpoints()
+    if not checkpoints:
         yield RUN.at("no_checkpoint", run.root, "has no complete checkpoint")
+        if not content:
+            return
     named = content.get("checkpoint")
-    if not content and newest is None:
-        return
     if not isinstance(named, str) or not _is_checkpoint_of(run, named):
         yield RUN.at("broken_latest", path, "names no complete checkpoint")
-    elif newest is not None and run.root / named != newest[1]:
-        yield RUN.at("stale_latest", path, f"names {named}, the newest is {newest[1].name}")
+    elif checkpoints:
+        newest = checkpoints[-1][1]
+        if run.root / named != newest:
+            yield RUN.at("stale_latest", path, f"names {named}, the newest is {newest.name}")

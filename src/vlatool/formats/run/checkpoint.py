@@ -83,40 +83,35 @@ class CheckpointManifest:
         beside: Mapping[str, FileEntry] | None = None,
     ) -> "CheckpointManifest":
         """Manifest of the files in a folder, and of given files next to it."""
-        files = {
-            file.name: FileEntry(file.name, file.stat().st_size, sha256_of(file))
-            for file in sorted(folder.iterdir())
-            if file.name != MANIFEST
-        }
+        files: dict[str, FileEntry] = {}
+        for file in sorted(folder.iterdir()):
+            if file.name != MANIFEST:
+                files[file.name] = FileEntry(file.name, file.stat().st_size, sha256_of(file))
         return cls(step, samples, files, stopped, beside or {})
 
     def write(self, folder: Path) -> None:
-        files, beside = (
-            {name: {"bytes": entry.bytes, "sha256": entry.sha256} for name, entry in group.items()}
-            for group in (self.files, self.beside)
-        )
-        info = {"step": self.step, "samples": self.samples}
-        stopped = {_STOPPED: True} if self.stopped else {}
-        frozen = {_BESIDE: beside} if beside else {}
-        write_json(folder / MANIFEST, {**info, **stopped, "files": files, **frozen})
+        document: dict[str, Any] = {"step": self.step, "samples": self.samples}
+        if self.stopped:
+            document[_STOPPED] = True
+        document["files"] = _rows(self.files)
+        if self.beside:
+            document[_BESIDE] = _rows(self.beside)
+        write_json(folder / MANIFEST, document)
 
     @classmethod
     def read(cls, folder: Path) -> "CheckpointManifest":
+        """Manifest of a checkpoint; raises DataError if it is missing or damaged."""
         path = folder / MANIFEST
         try:
             content = parse_values(_Content, read_json(path))
-            names = [*content.files, *content.beside]
-            outside = [name for name in names if "/" in name or name in ("", "..")]
-            if outside:
-                raise ValueError(f"names {outside[0]!r}")
+            for name in (*content.files, *content.beside):
+                if "/" in name or name in ("", ".."):
+                    raise ValueError(f"names {name!r}")
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise checkpoint_error(path, f"not the manifest of a checkpoint: {reason}") from None
-        files, beside = (
-            {name: FileEntry(name, row.bytes, row.sha256) for name, row in rows.items()}
-            for rows in (content.files, content.beside)
-        )
-        return cls(content.step, content.samples, files, content.stopped, beside)
+        files = _entries(content.files)
+        return cls(content.step, content.samples, files, content.stopped, _entries(content.beside))
 
     def paths(self, folder: Path, names: Sequence[str] | None = None) -> list[Path]:
         """Paths of files of the checkpoint, and of the frozen weights next to it.
@@ -124,11 +119,11 @@ class CheckpointManifest:
         `names`: names of files in the folder; None: those that inference needs, which are all but
         the trainer state.
         """
-        chosen = [name for name in self.files if name != TRAINER] if names is None else names
-        return [
-            *(folder / name for name in chosen),
-            *(frozen_path(folder, name) for name in self.beside),
-        ]
+        if names is None:
+            names = [name for name in self.files if name != TRAINER]
+        paths = [folder / name for name in names]
+        paths += [frozen_path(folder, name) for name in self.beside]
+        return paths
 
     def check(self, folder: Path, names: Sequence[str] | None = None) -> None:
         """Checks that the files of the checkpoint are unchanged; reads all of them.
@@ -162,6 +157,14 @@ class CheckpointManifest:
                 raise checkpoint_error(path, reason)
 
 
+def _rows(entries: Mapping[str, FileEntry]) -> dict[str, Any]:
+    return {name: {"bytes": entry.bytes, "sha256": entry.sha256} for name, entry in entries.items()}
+
+
+def _entries(rows: Mapping[str, _Row]) -> dict[str, FileEntry]:
+    return {name: FileEntry(name, row.bytes, row.sha256) for name, row in rows.items()}
+
+
 def checkpoint_error(path: Path, problem: str) -> DataError:
     """Error for a missing or damaged file of a checkpoint."""
     hint = (
@@ -177,7 +180,7 @@ def part_weights(part: str, *, averaged: bool = False) -> str:
     """File name of a part's weights; for `model` model.safetensors and ema.safetensors."""
     if part == _MAIN_PART:
         return EMA if averaged else MODEL
-    return f"{part}{_EMA_SUFFIX if averaged else WEIGHTS_SUFFIX}"
+    return part + (_EMA_SUFFIX if averaged else WEIGHTS_SUFFIX)
 
 
 def frozen_weights(digest: str) -> str:
@@ -193,8 +196,11 @@ def frozen_path(folder: Path, name: str) -> Path:
 
 def is_checkpoint(location: Path) -> bool:
     """True if a folder looks like a checkpoint, damaged or not."""
-    traces = [(location / name).is_file() for name in (MANIFEST, MODEL)]
-    return all(traces) or (any(traces) and checkpoint_step(location.name) is not None)
+    has_manifest = (location / MANIFEST).is_file()
+    has_weights = (location / MODEL).is_file()
+    if has_manifest and has_weights:
+        return True
+    return (has_manifest or has_weights) and checkpoint_step(location.name) is not None
 
 
 def checkpoint_name(step: int) -> str:
@@ -233,27 +239,32 @@ def read_weights_header(path: Path) -> WeightsInfo:
 def read_part_header(path: Path) -> WeightsInfo:
     """Counts of a part: of its weights file, and of the frozen weights that the file names."""
     info, frozen = _read_header(path)
-    return info if not frozen else info + read_weights_header(frozen_path(path.parent, frozen))
+    if frozen:
+        info += read_weights_header(frozen_path(path.parent, frozen))
+    return info
 
 
 def _read_header(path: Path) -> tuple[WeightsInfo, str]:
     """Counts, and the name of the file of frozen weights; empty if there is none."""
+    parameters = 0
+    tensors = 0
+    dtypes: set[str] = set()
+    end = 0  # of the tensors, after the header
     try:
         with open_file(path) as file:
             length = int.from_bytes(file.read(8), "little")
             if length > _MAX_HEADER_BYTES:
                 raise ValueError(f"a header of {length} bytes")
             header: dict[str, Any] = parse_json(file.read(length))
-        frozen = str(header.get(_METADATA, {}).get(FROZEN, ""))
-        tensors = {name: tensor for name, tensor in header.items() if name != _METADATA}
-        sizes = [math.prod(map(int, tensor["shape"])) for tensor in tensors.values()]
-        end = (
-            8
-            + length
-            + max((int(tensor["data_offsets"][1]) for tensor in tensors.values()), default=0)
-        )
-        if path.stat().st_size != end:
-            raise ValueError(f"{path.stat().st_size} bytes, the header says {end}")
+        frozen = str(header.pop(_METADATA, {}).get(FROZEN, ""))
+        for tensor in header.values():
+            tensors += 1
+            parameters += math.prod(map(int, tensor["shape"]))
+            dtypes.add(str(tensor.get("dtype")))
+            end = max(end, int(tensor["data_offsets"][1]))
+        size = path.stat().st_size
+        if size != 8 + length + end:
+            raise ValueError(f"{size} bytes, the header says {8 + length + end}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise DataError.at(
             path,
@@ -262,5 +273,4 @@ def _read_header(path: Path) -> tuple[WeightsInfo, str]:
             code="data.broken",
             finding="broken_weights",
         ) from None
-    dtypes = sorted({str(tensor.get("dtype")) for tensor in tensors.values()})
-    return WeightsInfo(sum(sizes), len(sizes), tuple(dtypes)), frozen
+    return WeightsInfo(parameters, tensors, tuple(sorted(dtypes))), frozen

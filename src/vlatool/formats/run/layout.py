@@ -69,7 +69,9 @@ def choose_best(rows: Iterable[Mapping[str, Any]], steps: Collection[int]) -> Be
     signs = {SUCCESS: 1, **dict.fromkeys(VALIDATION_LOSSES, -1)}
     measured: dict[str, dict[int, float]] = {metric: {} for metric in signs}
     for row in rows:
-        for metric in signs if row["step"] in steps else ():
+        if row["step"] not in steps:
+            continue
+        for metric in signs:
             value = row.get(metric)
             if isinstance(value, int | float) and math.isfinite(value):
                 measured[metric][row["step"]] = float(value)
@@ -150,13 +152,16 @@ class RunDir:
 
         On storage that cannot be listed, the one that latest.json names.
         """
+        folders: list[Path] = []
         if not can_list(self.root):
             latest = str(self.read_latest().get("checkpoint", "")).rpartition("/")[2]
-            return [self.checkpoints_folder / latest] if checkpoint_step(latest) is not None else []
-        entries = self.checkpoints_folder.iterdir() if self.checkpoints_folder.is_dir() else ()
-        return sorted(
-            folder for folder in entries if folder.is_dir() and not folder.name.startswith(".")
-        )
+            if checkpoint_step(latest) is not None:
+                folders.append(self.checkpoints_folder / latest)
+        elif self.checkpoints_folder.is_dir():
+            for folder in sorted(self.checkpoints_folder.iterdir()):
+                if folder.is_dir() and not folder.name.startswith("."):
+                    folders.append(folder)
+        return folders
 
     def check_no_files(self) -> None:
         """Raises StorageError if a file has the name of a folder that training writes."""
@@ -182,9 +187,11 @@ class RunDir:
         newest = self.newest_folder()
         if newest is None or (newest[1] / MANIFEST).is_file():
             return newest
-        complete = self.checkpoints()[-1:]
-        if is_remote(self.root) and self.read_latest().get("step") in (None, *dict(complete)):
-            return complete[0] if complete else None
+        complete = self.checkpoints()
+        if is_remote(self.root):
+            named = self.read_latest().get("step")
+            if named is None or (complete and named == complete[-1][0]):
+                return complete[-1] if complete else None
         raise checkpoint_error(newest[1] / MANIFEST, "is missing")
 
     def newest_folder(self) -> tuple[int, Path] | None:
@@ -440,11 +447,16 @@ def surplus_checkpoints(
     A checkpoint of a stop or of the clock only serves to resume: it does not count for
     `retention`.
     """
-    stops = [step for step, manifest in manifests.items() if manifest and manifest.stopped]
-    planned = sorted({*manifests} - {*stops})
-    older = [] if retention.latest is None else planned[: -retention.latest]
+    planned: list[int] = []
+    stops: list[int] = []
+    for step, manifest in manifests.items():
+        (stops if manifest is not None and manifest.stopped else planned).append(step)
+    surplus: list[int] = []
+    if retention.latest is not None:
+        for step in sorted(planned)[: -retention.latest]:
+            if retention.every is None or step % retention.every:
+                surplus.append(step)
     newest = max(manifests, default=0)
-    surplus = [step for step in older if retention.every is None or step % retention.every]
     surplus += [step for step in stops if step != newest]
     return surplus
 
@@ -456,8 +468,12 @@ def unnamed_weights(
     unnamed: set[str] = set()
     named: set[str] = set()
     for step, manifest in manifests.items():
-        if manifest is not None:
-            (unnamed if step in removed else named).update(manifest.beside)
+        if manifest is None:
+            continue
+        if step in removed:
+            unnamed.update(manifest.beside)
+        else:
+            named.update(manifest.beside)
     return unnamed - named
 
 

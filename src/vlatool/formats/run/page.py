@@ -60,14 +60,16 @@ def overview(runs: Sequence[RunSummary], links: Mapping[str, str]) -> list[Secti
     header = ("name", "state", "step", "loss", "validation", "model", "last change (UTC)")
     rows: list[tuple[object, ...]] = []
     problems: list[Part] = []
+    metrics: set[str] = set()
     for run in runs:
         losses = (number_text(run.last("loss")), number_text(run.last(*VALIDATION_LOSSES)))
         state = (run.state, step_text(run))
         name = Link(run.name, links[run.name])
         rows.append((name, *state, *losses, run.model_type, changed_text(run)))
         problems += notes(run.findings)
+        metrics.update(run.curves)
     charts: list[Chart] = []
-    for name in _ordered({name for run in runs for name in run.curves}):
+    for name in _ordered(metrics):
         for start in range(0, len(runs), NUM_COLORS):
             curves: list[Curve] = []
             for color, run in enumerate(runs[start : start + NUM_COLORS]):
@@ -80,19 +82,8 @@ def overview(runs: Sequence[RunSummary], links: Mapping[str, str]) -> list[Secti
 def run_page(run: RunSummary, overview_link: str) -> list[Section]:
     """Sections of the page of a run: curves, images, checkpoints, data, configuration."""
     findings = Problems(run.findings)
+    checkpoints = _checkpoints(run, findings)
     typed, others = _configuration(run)
-    rows: list[tuple[object, ...]] = []
-    for folder in run.run.checkpoint_folders():
-        try:
-            manifest = CheckpointManifest.read(folder)
-        except DataError as error:
-            findings.append({"code": error.code, "message": error.message})
-            continue
-        size = sum(entry.bytes for entry in (*manifest.files.values(), *manifest.beside.values()))
-        step = checkpoint_step(folder.name)
-        is_best = run.best is not None and step == run.best.step
-        note = "best" if is_best else "of a stop" if manifest.stopped else ""
-        rows.append((step, size_text(size), ", ".join(sorted(manifest.files)), note))
     validation = run.last(*VALIDATION_LOSSES)
     facts = {
         "state": run.state,
@@ -108,17 +99,40 @@ def run_page(run: RunSummary, overview_link: str) -> list[Section]:
         Section("Differs from the presets", [typed]),
         Section("Curves", screens(_charts_of(run))),
         Section("Images", _images(run)),
-        Section("Checkpoints", [Table(("step", "size", "files", ""), rows)]),
+        Section("Checkpoints", [checkpoints]),
         Section("Data", [_data(run)]),
         Section("Configuration", [others]),
     ]
 
 
+def _checkpoints(run: RunSummary, findings: Problems) -> Table:
+    """Table of the checkpoints; those that cannot be read are added to `findings`."""
+    rows: list[tuple[object, ...]] = []
+    for folder in run.run.checkpoint_folders():
+        try:
+            manifest = CheckpointManifest.read(folder)
+        except DataError as error:
+            findings.append({"code": error.code, "message": error.message})
+            continue
+        size = 0
+        for entry in (*manifest.files.values(), *manifest.beside.values()):
+            size += entry.bytes
+        step = checkpoint_step(folder.name)
+        note = ""
+        if run.best is not None and step == run.best.step:
+            note = "best"
+        elif manifest.stopped:
+            note = "of a stop"
+        rows.append((step, size_text(size), ", ".join(sorted(manifest.files)), note))
+    return Table(("step", "size", "files", ""), rows)
+
+
 def step_text(run: RunSummary) -> str:
     """Last step, and the budget of a run that is not complete."""
     step = "-" if run.step is None else str(run.step)
-    is_open = run.total_steps is not None and run.state != "complete"
-    return f"{step} / {run.total_steps}" if is_open else step
+    if run.total_steps is None or run.state == "complete":
+        return step
+    return f"{step} / {run.total_steps}"
 
 
 def changed_text(run: RunSummary) -> str:
@@ -137,33 +151,41 @@ def _charts_of(run: RunSummary) -> list[Chart]:
     """Chart of each metric, with those of the validation in the chart of the training."""
     groups: dict[str, list[Curve]] = {}
     for name in _ordered({*run.curves}):
-        prefix = next((start for start in (_AVERAGED, VALIDATION) if name.startswith(start)), "")
+        prefix = ""
+        if name.startswith(_AVERAGED):
+            prefix = _AVERAGED
+        elif name.startswith(VALIDATION):
+            prefix = VALIDATION
         color, word = _SERIES[prefix]
         curve = replace(run.curves[name], name=word, color=color)
         groups.setdefault(name.removeprefix(prefix), []).append(curve)
     charts: list[Chart] = []
     for name, curves in groups.items():
-        shown = curves if len(curves) > 1 else [replace(curves[0], name="")]
-        charts += metric_charts(name, shown)
+        if len(curves) == 1:
+            curves = [replace(curves[0], name="")]
+        charts += metric_charts(name, curves)
     return charts
 
 
 # Parts of each image of the sheets that the built-in model types log.
 _LABELS = {"reconstruction": "each: image, reconstruction, absolute difference"}
+# Ends of the keys of the configuration that are locations of data, or weights of them.
+_DATA_KEYS = ("manifest", "shards", "folders", "samples", "statistics", "weighting")
 
 
 def _images(run: RunSummary) -> list[Part]:
     """The newest sheets of images by name, evenly spaced over the steps."""
     folder = run.run.root / IMAGES
     by_name: dict[str, list[tuple[int, Path]]] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        number, _, name = path.stem.removeprefix("step_").partition("_")
-        if path.suffix == ".png" and name and number.isdecimal():
-            by_name.setdefault(name, []).append((int(number), path))
+    if folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            number, _, name = path.stem.removeprefix("step_").partition("_")
+            if path.suffix == ".png" and name and number.isdecimal():
+                by_name.setdefault(name, []).append((int(number), path))
     parts: list[Part] = []
     for name, sheets in by_name.items():
-        chosen = [sheets[index] for index in evenly_spaced(len(sheets) - 1, _SHEETS - 1)]
-        figures = [_sheet(step, path, name) for step, path in [*chosen, sheets[-1]]]
+        positions = [*evenly_spaced(len(sheets) - 1, _SHEETS - 1), -1]
+        figures = [_sheet(*sheets[position], name) for position in positions]
         parts.append(Titled(name, [Figures(figures, _LABELS.get(name, ""), size="wide")]))
     return parts
 
@@ -182,17 +204,19 @@ def _sheet(step: int, path: Path, name: str) -> Figure:
 
 
 def _data(run: RunSummary) -> Table:
+    """Locations of the data, by the configuration and the record of the run."""
     rows: list[tuple[object, ...]] = []
     for key, value in branch(run.config, "data").items():
-        is_named = key.endswith(
-            ("manifest", "shards", "folders", "samples", "statistics", "weighting")
-        )
-        if is_named and value and isinstance(value, str | list):
-            rows.append((key, Code(value if isinstance(value, str) else value_text(value))))
-    options = {} if run.record is None else run.record.options
-    for key, value in options.items():
-        if str(key).startswith(("data set", "statistics")) and isinstance(value, str):
+        if not value or not key.endswith(_DATA_KEYS):
+            continue
+        if isinstance(value, str):
             rows.append((key, Code(value)))
+        elif isinstance(value, list):
+            rows.append((key, Code(value_text(value))))
+    if run.record is not None:
+        for key, value in run.record.options.items():
+            if str(key).startswith(("data set", "statistics")) and isinstance(value, str):
+                rows.append((key, Code(value)))
     return Table((), rows)
 
 
@@ -203,8 +227,11 @@ def _configuration(run: RunSummary) -> tuple[Table, Fold]:
     others: list[tuple[object, ...]] = []
     for key, value in _leaves(run.config):
         origin = origin_of(key, origins) if origins else ""
-        is_typed = origin and not origin.startswith(_NOT_TYPED)
-        (typed if is_typed else others).append((Code(key), Code(value_text(value)), origin))
+        row = (Code(key), Code(value_text(value)), origin)
+        if origin and not origin.startswith(_NOT_TYPED):
+            typed.append(row)
+        else:
+            others.append(row)
     header = ("key", "value", "origin")
     rest = f"{counted(len(others), 'key')} of presets, derived or with the default"
     return Table(header, typed), Fold(rest, [Table(header, others)])

@@ -46,19 +46,22 @@ class RunSummary:
         points: dict[str, dict[int, float]] = {}
         for row in self.rows:
             for name, value in row.items():
-                if name != "step" and (number := _number(value)) is not None:
+                number = _number(value)
+                if name != "step" and number is not None:
                     points.setdefault(name, {})[row["step"]] = number
-        return {
-            name: Curve(self.name, np.array([*values]), np.array([*values.values()]))
-            for name, values in points.items()
-        }
+        curves: dict[str, Curve] = {}
+        for name, values in points.items():
+            curves[name] = Curve(self.name, np.array([*values]), np.array([*values.values()]))
+        return curves
 
     def last(self, *names: str) -> float | None:
         """Last finite value of the first of some metrics that has one."""
         for name in names:
-            values = self.curves[name].y if name in self.curves else np.array([])
-            if (finite := values[np.isfinite(values)]).size:
-                return float(finite[-1])
+            if name in self.curves:
+                values = self.curves[name].y
+                finite = values[np.isfinite(values)]
+                if finite.size:
+                    return float(finite[-1])
         return None
 
     @property
@@ -69,8 +72,12 @@ class RunSummary:
     @property
     def step(self) -> int | None:
         """Last step that is known; None before the first."""
-        steps = [*(row["step"] for row in self.rows[-1:]), self.checkpoint]
-        return max((step for step in steps if step is not None), default=None)
+        steps: list[int] = []
+        if self.rows:
+            steps.append(self.rows[-1]["step"])
+        if self.checkpoint is not None:
+            steps.append(self.checkpoint)
+        return max(steps, default=None)
 
     @property
     def total_steps(self) -> int | None:
@@ -108,12 +115,12 @@ def find_runs(folder: Path, levels: int = _LEVELS) -> list[Path]:
     record = read_record(folder)
     if run_layout.is_run(folder) or is_started(folder):
         return [folder]
-    if record is not None or not levels or not folder.is_dir():
-        return []
-    children = sorted(
-        child for child in folder.iterdir() if not child.name.startswith(".") and child.is_dir()
-    )
-    return [run for child in children for run in find_runs(child, levels - 1)]
+    runs: list[Path] = []
+    if record is None and levels and folder.is_dir():
+        for child in sorted(folder.iterdir()):
+            if not child.name.startswith(".") and child.is_dir():
+                runs += find_runs(child, levels - 1)
+    return runs
 
 
 def read_summary(root: Path, name: str) -> RunSummary:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -10,7 +9,7 @@ from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes, error, info, warning
 from vlatool.formats.check import CheckOptions, check_record_and_files
-from vlatool.formats.lines import lines_index_path, read_lines, unpaired_indexes
+from vlatool.formats.lines import line_ranges, lines_index_path, read_lines, unpaired_indexes
 from vlatool.formats.media.tar import read_index
 from vlatool.formats.samples import layout as samples_layout
 from vlatool.formats.samples.episode import TokenSample, parse_sample, render_sample
@@ -217,9 +216,9 @@ def _check_index(path: Path) -> Iterator[Finding]:
         return
     index = read_index(index_path)
     try:
-        lengths = [len(line) + 1 for line in read_lines(path)]
+        ranges = line_ranges(path)
     except (ValueError, OSError):
         return  # already a finding
-    expected = [(end - n, n) for end, n in zip(accumulate(lengths), lengths, strict=True)]
-    if index is None or index.ranges() != expected or index.shard_bytes != sum(lengths):
+    size = sum(length for _, length in ranges)
+    if index is None or index.ranges() != ranges or index.shard_bytes != size:
         yield SAMPLES.at("index_mismatch", index_path, f"does not match the lines of {path.name}")

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from vlatool.episode import Array
 from vlatool.events import counted
 from vlatool.formats.codes.layout import CODEBOOK_SIZE, CODES_PER_IMAGE
 from vlatool.formats.media.npz import read_arrays, write_arrays
-from vlatool.formats.windows.layout import IMAGE, RESERVED, Kind, Window, reserved_word
+from vlatool.formats.windows.layout import IMAGE, Kind, Window, reserved_word
 from vlatool.storage.documents import parse_json
 
 KINDS: tuple[Kind, ...] = ("vla", "wm")
@@ -83,10 +84,11 @@ class TokenSample:
 
 def question(kind: Kind, task: str, images: int, ids: str) -> str:
     """Text of the user; `ids` are numbers separated by spaces."""
-    reserved = [word for word in RESERVED if word in task]
-    if reserved:
-        raise ValueError(f"the instruction contains the tag {reserved[0]}")
-    return f"{IMAGE * images}{f'{_TASK}{task}'.rstrip()}{_QUESTIONS[kind].format(ids=ids)}"
+    word = reserved_word(task)
+    if word:
+        raise ValueError(f"the instruction contains the tag {word}")
+    prompt = f"{_TASK}{task}".rstrip()
+    return f"{IMAGE * images}{prompt}{_QUESTIONS[kind].format(ids=ids)}"
 
 
 def answer(kind: Kind, ids: str, segments: str) -> str:
@@ -106,8 +108,10 @@ def numbers_text(numbers: Sequence[int]) -> str:
 
 def render_sample(sample: TokenSample) -> bytes:
     """Line, UTF-8, with its newline; raises ValueError if the instruction contains a tag."""
-    texts = (sample.conversation.question(), sample.conversation.answer())
-    messages = [{"role": role, "content": text} for role, text in zip(_ROLES, texts, strict=True)]
+    messages = [
+        {"role": "user", "content": sample.conversation.question()},
+        {"role": "assistant", "content": sample.conversation.answer()},
+    ]
     row = {"messages": messages, "images": list(sample.images)}
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
@@ -130,21 +134,24 @@ def parse_sample(line: bytes, sizes: SampleSizes = PUBLISHED_SIZES) -> TokenSamp
 
 def parse_messages(messages: Any, sizes: SampleSizes = PUBLISHED_SIZES) -> Conversation:
     """Conversation in the two messages of a line."""
-    entries: list[Any] = messages if isinstance(messages, list) else []
-    pairs = [
-        (entry.get("role"), entry.get("content")) for entry in entries if isinstance(entry, Mapping)
-    ]
-    texts = [text for _, text in pairs if isinstance(text, str)]
-    if [role for role, _ in pairs] != [*_ROLES] or not len(texts) == len(entries) == len(_ROLES):
+    roles: list[Any] = []
+    texts: list[str] = []
+    for message in messages if isinstance(messages, list) else []:
+        if isinstance(message, Mapping) and isinstance(message.get("content"), str):
+            roles.append(message.get("role"))
+            texts.append(message["content"])
+    if tuple(roles) != _ROLES or len(messages) != len(_ROLES):
         raise ValueError("expected one message of the user and one of the assistant, with texts")
     question_text, answer_text = texts
     match = _ANSWER.fullmatch(answer_text)
     if match is None:
         raise ValueError("the answer is none of the known ones")
-    ids = tuple(_numbers(match[2], "action ids", sizes.action_ids))
-    codes = _codes(match[4], sizes)
-    kind = _kind(f"{match[1]}<Act>{{ids}}</Act>{match[3]}")
-    conversation = Conversation(kind, *_task(kind, question_text, match[2]), ids, codes)
+    before, ids_text, after, segments = match.groups()
+    ids = tuple(_numbers(ids_text, "action ids", sizes.action_ids))
+    codes = _codes(segments, sizes)
+    kind = _kind(f"{before}<Act>{{ids}}</Act>{after}")
+    task, images = _task(kind, question_text, ids_text)
+    conversation = Conversation(kind, task, images, ids, codes)
     if (conversation.question(), conversation.answer()) != (question_text, answer_text):
         raise ValueError("numbers have extra spaces or leading zeros")
     return conversation
@@ -161,25 +168,22 @@ def _task(kind: Kind, question_text: str, ids: str) -> tuple[str, int]:
     """Instruction and number of past images."""
     match = _PROMPT.match(question_text)
     suffix = _QUESTIONS[kind].format(ids=ids)
-    if (
-        match is None
-        or not question_text.endswith(suffix)
-        or match.end() > len(question_text) - len(suffix)
-    ):
+    end = len(question_text) - len(suffix)
+    if match is None or not question_text.endswith(suffix) or match.end() > end:
         raise ValueError("the question does not match its answer")
-    task = question_text[match.end() : -len(suffix)]
+    task = question_text[match.end() : end]
     return task.removeprefix(" "), len(match[1]) // len(IMAGE)
 
 
 def _codes(segments: str, sizes: SampleSizes) -> Array:
     """The codes, uint16 [Q, K]."""
-    parts = segments[len(_OPEN) : -len(_CLOSE)].split(_CLOSE + _OPEN)
-    count = sizes.codes_per_image
-    limit = sizes.codebook_size
-    rows = [_numbers(part, f"codes of image {n}", limit) for n, part in enumerate(parts)]
+    rows: list[list[int]] = []
+    for text in segments[len(_OPEN) : -len(_CLOSE)].split(_CLOSE + _OPEN):
+        rows.append(_numbers(text, f"codes of image {len(rows)}", sizes.codebook_size))
     for number, row in enumerate(rows):
-        if len(row) != count:
-            raise ValueError(f"image {number} has {counted(len(row), 'code')}, not {count}")
+        if len(row) != sizes.codes_per_image:
+            problem = f"has {counted(len(row), 'code')}, not {sizes.codes_per_image}"
+            raise ValueError(f"image {number} {problem}")
     return np.array(rows, np.uint16)
 
 
@@ -222,19 +226,21 @@ class EpisodeSamples:
 
     def content(self) -> bytes:
         """Bytes of the file; equal samples give equal bytes."""
-        return write_arrays(
-            {name: np.asarray(getattr(self, name), t) for name, t in _TYPES.items()}
-        )
+        arrays: dict[str, Array] = {}
+        for name, dtype in _TYPES.items():
+            arrays[name] = np.asarray(getattr(self, name), dtype)
+        return write_arrays(arrays)
 
     @classmethod
     def parse(cls, content: bytes, sizes: SampleSizes = PUBLISHED_SIZES) -> "EpisodeSamples":
         """Samples in the bytes of a file; `sizes` bound the numbers."""
         try:
-            arrays = read_arrays(content, [*_TYPES])
+            values: dict[str, Any] = dict(read_arrays(content, [*_TYPES]))
         except KeyError as error:
             raise ValueError(f"lacks the array {error}") from None
-        texts = {name: tuple(map(str, arrays[name].reshape(-1))) for name in ("pictures", "tasks")}
-        samples = cls(**{**arrays, **texts})
+        for name in ("pictures", "tasks"):
+            values[name] = tuple(map(str, values[name].reshape(-1)))
+        samples = cls(**values)
         samples._check(sizes)
         return samples
 
@@ -243,8 +249,10 @@ class EpisodeSamples:
         shapes = (self.codes.ndim, self.images.ndim, self.future.ndim, self.id_ends.shape)
         if shapes != (2, 2, 2, (len(self.images),)) or len(self.future) != len(self.images):
             raise ValueError("arrays have shapes that do not fit each other")
-        if word := next(filter(None, map(reserved_word, self.tasks)), ""):
-            raise ValueError(f"an instruction contains the tag {word}")
+        for task in self.tasks:
+            word = reserved_word(task)
+            if word:
+                raise ValueError(f"an instruction contains the tag {word}")
         if self.codes.shape[1] != sizes.codes_per_image:
             count = f"{counted(self.codes.shape[1], 'code')}, not {sizes.codes_per_image}"
             raise ValueError(f"images have {count}")
@@ -263,9 +271,8 @@ class EpisodeSamples:
             (self.task_of, len(self.tasks)),
         )
         for indices, limit in limits:
-            if indices.dtype.kind not in "iu" or (
-                indices.size and not (indices.min() >= 0 and indices.max() < limit)
-            ):
+            is_integer = indices.dtype.kind in "iu"
+            if not is_integer or (indices.size and not 0 <= indices.min() <= indices.max() < limit):
                 raise ValueError("arrays have values that are out of range")
 
     def sample(self, number: int, prefix: str = "") -> TokenSample:
@@ -278,15 +285,15 @@ class EpisodeSamples:
             tuple(self._ids(window)),
             self.codes[self.future[window]],
         )
-        return TokenSample(
-            conversation, tuple(prefix + self.pictures[index] for index in self.images[window])
-        )
+        paths = tuple(prefix + self.pictures[index] for index in self.images[window])
+        return TokenSample(conversation, paths)
 
     def line(self, number: int, prefix: str = "") -> bytes:
         """Line of a sample, with its newline; arguments as in `sample`."""
         window = int(self.windows[number])
-        names = self.images[window].tolist()
-        paths = {index: _path_text(prefix, self.pictures[index]) for index in {*names}}
+        paths: dict[int, str] = {}
+        for index in self.images[window].tolist():
+            paths[index] = _path_text(prefix, self.pictures[index])
         return self._line(number, *self._window_text(window, paths))
 
     def lines(self, prefix: str = "") -> Iterator[bytes]:
@@ -353,16 +360,23 @@ def assemble(
 ) -> EpisodeSamples:
     """Samples of an episode; `codes`: uint16 [K] by the path of each future image."""
     distinct, indices = distinct_windows(windows)
-    encoded = dict.fromkeys(path for window in distinct for path in window.future)
-    observed = dict.fromkeys(path for window in distinct for path in window.images)
-    rows = {path: row for row, path in enumerate({**encoded, **observed})}
-    tasks = {task: row for row, task in enumerate(dict.fromkeys(item.task for item in windows))}
+    rows: dict[str, int] = {}  # by path; images with codes are first
+    for window in distinct:
+        for path in window.future:
+            rows.setdefault(path, len(rows))
+    code_rows = np.array([codes[path] for path in rows], np.uint16)
+    for window in distinct:
+        for path in window.images:
+            rows.setdefault(path, len(rows))
+    tasks: dict[str, int] = {}
+    for window in windows:
+        tasks.setdefault(window.task, len(tasks))
     return EpisodeSamples(
         pictures=tuple(rows),
-        codes=np.array([codes[path] for path in encoded], np.uint16),
+        codes=code_rows,
         images=np.array([[rows[path] for path in item.images] for item in distinct], np.int32),
         future=np.array([[rows[path] for path in item.future] for item in distinct], np.int32),
-        ids=np.array([item for ids in action_ids for item in ids], np.uint16),
+        ids=np.array([*chain.from_iterable(action_ids)], np.uint16),
         id_ends=np.cumsum([len(ids) for ids in action_ids], dtype=np.int64),
         tasks=tuple(tasks),
         kinds=np.array([KINDS.index(item.kind) for item in windows], np.uint8),

@@ -87,17 +87,18 @@ def inspect(location: Path) -> Report:
         message = f"the images of the samples are missing: {folder.images_root} is not a folder"
         findings.append({"code": "data.missing", "message": message})
     ids = facts.action_ids
+    action_ids = ""
+    if {"min", "max", "mean"} <= ids.keys():
+        action_ids = f"{ids['min']:g} to {ids['max']:g}, {ids['mean']:g} on average"
+    samples = counted(facts.samples, "sample")
     return Report(
         kind="samples",
-        headline=f"{counted(facts.samples, 'sample')} of {counted(facts.episodes, 'episode')}, "
-        f"{facts.layout}",
+        headline=f"{samples} of {counted(facts.episodes, 'episode')}, {facts.layout}",
         facts=asdict(facts),
         summary={
             "samples": ", ".join(f"{count} {kind}" for kind, count in facts.kinds.items()),
             "window": ", ".join(f"{count} {name}" for name, count in facts.shape.items()),
-            "action ids": f"{ids['min']:g} to {ids['max']:g}, {ids['mean']:g} on average"
-            if {"min", "max", "mean"} <= ids.keys()
-            else "",
+            "action ids": action_ids,
             "images": facts.pictures,
             "on disk": f"{size_text(facts.bytes)} in {counted(facts.files, 'file')}",
             **facts.origin,
@@ -129,17 +130,13 @@ def _read_facts(folder: SamplesFolder) -> SamplesFacts:
 
 
 def _origin(document: Mapping[str, Any]) -> dict[str, str]:
-    codes, fast, profile = (branch(document, key) for key in ("codes", "fast", "profile"))
+    codes = branch(document, "codes").get("tokenizer_digest") or "unknown"
+    action_ids = branch(document, "fast").get("digest") or "unknown"
+    profile = branch(document, "profile")
     raw = ", ".join(map(str, profile.get("raw") or ())) or "none"
-    digests = (
-        f"{label} {str(tree.get(key) or 'unknown')[:_DIGEST]}"
-        for label, tree, key in (
-            ("codes", codes, "tokenizer_digest"),
-            ("action ids", fast, "digest"),
-        )
-    )
+    made_by = f"codes {str(codes)[:_DIGEST]}, action ids {str(action_ids)[:_DIGEST]}"
     return {
-        "made by": ", ".join(digests),  # a key of the JSON report
+        "made by": made_by,  # a key of the JSON report
         "profile": f"{profile.get('name', 'unknown')}, unchanged dimensions: {raw}",
     }
 
@@ -155,10 +152,10 @@ def _page(
     decode = None
     if request.open_decoder is not None:
         decode = request.open_decoder(folder.path, branch(folder.document, "codes"))
-    samples = [
-        card(f"Sample {index}", partial(_sample_card, folder, index, names, decode))
-        for index in _shown(folder, facts, request.samples)
-    ]
+    samples: list[Section] = []
+    for number in _shown(folder, facts, request.samples):
+        make_card = partial(_sample_card, folder, number, names, decode)
+        samples.append(card(f"Sample {number}", make_card))
     title = f"Samples ({len(samples)} of {len(folder)})"
     return [*_overview(facts, findings), *under_heading(title, samples)]
 
@@ -166,30 +163,28 @@ def _page(
 def _shown(folder: SamplesFolder, facts: SamplesFacts, count: int) -> list[int]:
     """Evenly spaced samples, of each kind in turn where one is near."""
     kinds = [kind for kind in KINDS if facts.kinds.get(kind)]
-    shown: list[int] = []
+    shown: set[int] = set()
     for order, index in enumerate(evenly_spaced(len(folder), count)):
-        near = [index, *range(max(index - _NEAR, 0), min(index + _NEAR, len(folder)))]
-        kind_shown = kinds[order % len(kinds)] if kinds else ""
+        kind = kinds[order % len(kinds)] if kinds else ""
+        near = range(max(index - _NEAR, 0), min(index + _NEAR, len(folder)))
         with suppress(DataError):
-            index = next((n for n in near if _kind(folder, n) == kind_shown), index)
-        shown.append(index)
-    return sorted({*shown})
-
-
-def _kind(folder: SamplesFolder, number: int) -> str:
-    return folder.sample(number).conversation.kind
+            for number in (index, *near):
+                if folder.sample(number).conversation.kind == kind:
+                    index = number
+                    break
+        shown.add(index)
+    return sorted(shown)
 
 
 def _overview(facts: SamplesFacts, findings: Problems) -> list[Section]:
     ids = facts.action_ids
-    info = {
-        "samples": f"{facts.samples:,}",
-        **{f"of kind {kind}": f"{count:,}" for kind, count in facts.kinds.items()},
-        "episodes": f"{facts.episodes:,}",
-        "layout": facts.layout,
-        "action ids per window": f"{ids['mean']:.1f}" if "mean" in ids else "",
-        "on disk": size_text(facts.bytes),
-    }
+    info = {"samples": f"{facts.samples:,}"}
+    for kind, count in facts.kinds.items():
+        info[f"of kind {kind}"] = f"{count:,}"
+    info["episodes"] = f"{facts.episodes:,}"
+    info["layout"] = facts.layout
+    info["action ids per window"] = f"{ids['mean']:.1f}" if "mean" in ids else ""
+    info["on disk"] = size_text(facts.bytes)
     lengths: list[int] = []
     for number, count in facts.id_counts.items():
         lengths += [int(number)] * count

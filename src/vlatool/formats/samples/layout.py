@@ -15,12 +15,18 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from itertools import accumulate, takewhile
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vlatool.errors import DataError, UsageError
-from vlatool.formats.lines import LINES_SUFFIX, first_line, lines_index_path, read_lines
+from vlatool.formats.lines import (
+    LINES_SUFFIX,
+    first_line,
+    line_ranges,
+    lines_index_path,
+    read_lines,
+)
 from vlatool.formats.media.tar import INDEX_SUFFIX, read_index
 from vlatool.formats.samples.episode import (
     PUBLISHED_SIZES,
@@ -86,8 +92,11 @@ def images_prefix(tree: Path, folder: Path, *, is_absolute: bool) -> str:
             hint="add --absolute, or put both on the same storage",
             code="usage.unsupported",
         )
-    pairs = zip(tree_parts, folder_parts, strict=False)
-    shared = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    shared = 0
+    for tree_part, folder_part in zip(tree_parts, folder_parts, strict=False):
+        if tree_part != folder_part:
+            break
+        shared += 1
     steps = [".."] * (len(folder_parts) - shared) + list(tree_parts[shared:])
     return "".join(f"{part}/" for part in steps)
 
@@ -176,11 +185,12 @@ class SamplesFolder:
         if not self.has_manifest:
             return PUBLISHED_SIZES
         content = _TYPE.parse(self.path, self.document)
-        codes, (count, size, ids) = content.codes or _Codes(), PUBLISHED_SIZES
+        codes = content.codes or _Codes()
+        fast = content.fast or _Fast()
         return SampleSizes(
-            codes.codes_per_picture or count,
-            codes.codebook_size or size,
-            (content.fast or _Fast()).vocab_size or ids,
+            codes.codes_per_picture or PUBLISHED_SIZES.codes_per_image,
+            codes.codebook_size or PUBLISHED_SIZES.codebook_size,
+            fast.vocab_size or PUBLISHED_SIZES.action_ids,
         )
 
     @property
@@ -268,12 +278,9 @@ def _line_ranges(path: Path) -> list[tuple[int, int]]:
     try:
         if index is not None and index.shard_bytes == path.stat().st_size:
             return index.ranges()
-        lengths = [len(line) + 1 for line in read_lines(path)]
+        return line_ranges(path)
     except (ValueError, OSError) as error:
         raise _samples_error(path, str(error)) from None
-    return [
-        (end - length, length) for end, length in zip(accumulate(lengths), lengths, strict=True)
-    ]
 
 
 def recognize(location: Path) -> str | None:
@@ -304,8 +311,9 @@ def is_published(location: Path) -> bool:
 def _lines_files(folder: Path) -> Sequence[Path]:
     """Files of lines, sorted by name."""
     data = folder / DATA_NAME
-    is_folder = can_list(data) and data.is_dir()
-    return sorted(data.glob(f"*{LINES_SUFFIX}")) if is_folder else []
+    if not can_list(data) or not data.is_dir():
+        return []
+    return sorted(data.glob(f"*{LINES_SUFFIX}"))
 
 
 def _scanned(folder: Path) -> Mapping[str, Any]:

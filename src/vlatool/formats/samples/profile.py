@@ -105,16 +105,17 @@ class NormalizationProfile:
 
     def document(self) -> dict[str, Any]:
         """JSON-serializable form that `parse_profile` reads."""
-        held = {"held": dict(self.held)} if self.held else {}
-        return {
+        document: dict[str, Any] = {
             "name": self.name,
             "dimensions": list(self.dimensions),
             "mean": list(self.mean),
             "std": list(self.std),
             "factors": list(self.factors),
             "raw": list(self.raw),
-            **held,
         }
+        if self.held:
+            document["held"] = dict(self.held)
+        return document
 
     def _check(self) -> None:
         _require(bool(self.name and self.mean), "name or mean is missing")
@@ -153,13 +154,21 @@ def read_profile(name_or_location: str, gripper: Gripper | None = None) -> Norma
     """Profile by name, or from a file or folder at any location; `gripper`: whether the dimension
     `gripper` is normalized; None: as the profile says.
     """
-    profile = _read(_file(name_or_location))
-    others = tuple(name for name in profile.raw if name != GRIPPER)
-    if gripper == "normalised" and GRIPPER not in profile.dimensions:
-        raise no_gripper_error(profile.name, profile.dimensions)
-    if gripper is None or GRIPPER not in profile.dimensions:
+    path = _file(name_or_location)
+    try:
+        profile = parse_profile(read_yaml(path), str(path))
+    except DocumentError as error:
+        raise _broken_error(str(path), error.reason) from None
+    if GRIPPER not in profile.dimensions:
+        if gripper == "normalised":
+            raise no_gripper_error(profile.name, profile.dimensions)
         return profile
-    return replace(profile, raw=others if gripper == "normalised" else (*others, GRIPPER))
+    if gripper is None:
+        return profile
+    raw = [name for name in profile.raw if name != GRIPPER]
+    if gripper == "raw":
+        raw.append(GRIPPER)
+    return replace(profile, raw=tuple(raw))
 
 
 def has_profile(folder: Path) -> bool:
@@ -198,12 +207,16 @@ def parse_profile(document: object, where: str) -> NormalizationProfile:
             _held(content.get("held") or {}),
         )
     except ValueError as error:
-        raise DataError(
-            f"{where}: {error}",
-            hint=_HINT,
-            code="data.broken",
-            details={"finding": "broken_profile", "where": where},
-        ) from None
+        raise _broken_error(where, str(error)) from None
+
+
+def _broken_error(where: str, reason: str) -> DataError:
+    return DataError(
+        f"{where}: {reason}",
+        hint=_HINT,
+        code="data.broken",
+        details={"finding": "broken_profile", "where": where},
+    )
 
 
 def check_same_profile(first: NormalizationProfile, second: NormalizationProfile) -> None:
@@ -250,14 +263,11 @@ def _differences(first: NormalizationProfile, second: NormalizationProfile) -> l
     if first.width != second.width:
         return [f"{first.width} and {counted(second.width, 'dimension')}"]
     differences: list[str] = []
-    for label, ours, theirs in (
-        ("center", first.center, second.center),
-        ("scale", first.scale, second.scale),
-    ):
-        differences += [
-            f"dimension {first.dimensions[index]}: {label} {ours[index]!s} and {theirs[index]!s}"
-            for index in np.flatnonzero(ours != theirs)
-        ]
+    values = {"center": (first.center, second.center), "scale": (first.scale, second.scale)}
+    for label, (ours, theirs) in values.items():
+        for index in np.flatnonzero(ours != theirs):
+            place = f"dimension {first.dimensions[index]}: {label}"
+            differences.append(f"{place} {ours[index]!s} and {theirs[index]!s}")
     return differences
 
 
@@ -278,30 +288,16 @@ def _file(name_or_location: str) -> Path:
     )
 
 
-def _read(path: Path) -> NormalizationProfile:
-    try:
-        return parse_profile(read_yaml(path), str(path))
-    except DocumentError as error:
-        raise DataError(
-            f"{path}: {error.reason}",
-            hint=_HINT,
-            code="data.broken",
-            details={"finding": "broken_profile", "where": str(path)},
-        ) from None
-
-
 def _numbers(content: Mapping[str, Any], key: str) -> tuple[float, ...]:
     values = content.get(key)
-    is_list = isinstance(values, list) and all(map(_is_number, values))
-    _require(is_list and bool(values), f"{key} is not a list of numbers")
-    assert isinstance(values, list)
+    if not isinstance(values, list) or not values or not all(map(_is_number, values)):
+        raise ValueError(f"{key} is not a list of numbers")
     return tuple(map(float, values))
 
 
 def _held(content: object) -> dict[str, float]:
-    is_map = isinstance(content, Mapping) and all(map(_is_number, content.values()))
-    _require(is_map, "held is not a map from dimensions to numbers")
-    assert isinstance(content, Mapping)
+    if not isinstance(content, Mapping) or not all(map(_is_number, content.values())):
+        raise ValueError("held is not a map from dimensions to numbers")
     return {str(name): float(value) for name, value in content.items()}
 
 

@@ -26,6 +26,7 @@ from vlatool.formats.media.tar_sample import (
 )
 from vlatool.formats.shards.layout import ShardFolder
 from vlatool.formats.stats.layout import compact, number_array, read_stats
+from vlatool.report.facts import branch, listed
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.documents import parse_json
 
@@ -112,15 +113,15 @@ class ExpectedSample:
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "ExpectedSample":
         """Creates the expectation from options; values of a wrong type count as not given."""
-        cameras = options.get("camera_names")
-        offsets = options.get("image_indices")
-        size = options.get("resize_images_size")
+        cameras = tuple(map(str, listed(options, "camera_names")))
+        offsets = tuple(listed(options, "image_indices"))
+        size = listed(options, "resize_images_size")
         return cls(
-            tuple(map(str, cameras)) if isinstance(cameras, list) and cameras else None,
-            tuple(offsets) if isinstance(offsets, list) and offsets else None,
+            cameras or None,
+            offsets or None,
             _integer(options.get("past_lowdim_steps")),
             _integer(options.get("future_lowdim_steps")),
-            (size[0], size[1]) if isinstance(size, list) and len(size) == 2 else None,
+            (size[0], size[1]) if len(size) == 2 else None,
             options.get("compute_statistics") is not False,
             options.get("fail_on_nan") is False,
             recorded_names(options),
@@ -150,10 +151,17 @@ class SampleContext:
 def missing_members(suffixes: Iterable[str], expected: ExpectedSample) -> list[str]:
     """Names of the members that the sample lacks."""
     present = {name.lower() for name in suffixes}
-    views = [(c, o) for o in expected.offsets or () for c in expected.cameras or ()]
-    images = {name[:2] for name in map(parse_image, present) if name is not None}
+    images: set[tuple[str, int]] = set()
+    for suffix in present:
+        name = parse_image(suffix)
+        if name is not None:
+            images.add(name[:2])
     missing = [name for name in _REQUIRED if name not in present]
-    return missing + [image_suffix(c, o) for c, o in views if (c.lower(), o) not in images]
+    for offset in expected.offsets or ():
+        for camera in expected.cameras or ():
+            if (camera.lower(), offset) not in images:
+                missing.append(image_suffix(camera, offset))
+    return missing
 
 
 class SampleCheck:
@@ -198,33 +206,33 @@ class SampleCheck:
             required = "an integer" if past is None else past
             message = f"anchor_relative_idx is {anchor!r}, expected {required}"
             yield context.finding("bad_metadata", message, field="anchor_relative_idx")
+        stored: set[str] = set()
+        for image in context.sample.images().values():
+            if not image.is_auxiliary:
+                stored.add(image.camera)
         cameras = metadata.get("camera_names")
-        stored = {
-            image.camera for image in context.sample.images().values() if not image.is_auxiliary
-        }
         if not isinstance(cameras, list) or {str(name) for name in cameras} != stored:
-            message = (
-                f"camera_names is {cameras!r}, expected {sorted(stored)}, the cameras of the images"
-            )
+            expected = f"expected {sorted(stored)}, the cameras of the images"
+            message = f"camera_names is {cameras!r}, {expected}"
             yield context.finding("bad_metadata", message, field="camera_names")
 
     def _check_images(
         self, context: SampleContext, metadata: Mapping[str, Any]
     ) -> Iterator[Finding]:
-        sizes = metadata.get("original_image_sizes")
+        originals = branch(metadata, "original_image_sizes")
         for suffix, name in context.sample.images().items():
             self.images += 1
             actual = context.sample.image_size(suffix, decode=True)
             camera = name.base_camera
-            original = sizes.get(camera) if isinstance(sizes, dict) else None
-            required = self.expected.size or (tuple(original) if original else None)
+            required = self.expected.size
+            if required is None and originals.get(camera):
+                required = tuple(originals[camera])
             if actual is None:
                 message = f"{suffix} cannot be decoded"
                 yield context.finding("broken_picture", message, camera=camera)
             elif required is not None and actual != required:
-                message = (
-                    f"{suffix} is {actual[0]} x {actual[1]}, expected {required[0]} x {required[1]}"
-                )
+                expected = f"expected {required[0]} x {required[1]}"
+                message = f"{suffix} is {actual[0]} x {actual[1]}, {expected}"
                 yield context.finding("picture_size", message, camera=camera)
 
     def _check_arrays(self, context: SampleContext, arrays: dict[str, Array]) -> Iterator[Finding]:
@@ -256,35 +264,33 @@ class SampleCheck:
     def _check_fields(
         self, context: SampleContext, arrays: Mapping[str, Array]
     ) -> Iterator[Finding]:
+        specs = {name: (values.shape, _kind(values)) for name, values in arrays.items()}
         past = self.expected.past
         future = self.expected.future
-        length = None if past is None or future is None else past + 1 + future
-        specs = {name: (values.shape, _kind(values)) for name, values in arrays.items()}
-        for name, (shape, _) in specs.items():
-            if length is not None and shape[:1] != (length,):
-                message = (
-                    f"{name!r} has the shape {list(shape)}, expected {counted(length, 'step')}"
-                )
-                yield context.finding("window_length", message, field=name)
+        if past is not None and future is not None:
+            length = past + 1 + future
+            for name, (shape, _) in specs.items():
+                if shape[:1] != (length,):
+                    expected = f"expected {counted(length, 'step')}"
+                    message = f"{name!r} has the shape {list(shape)}, {expected}"
+                    yield context.finding("window_length", message, field=name)
         if not self.fields:
             self.fields = specs
         for name in dict.fromkeys([*self.fields, *specs]):
             is_optional = name.startswith(CALIBRATION) and (name in self.fields) != (name in specs)
             if self.fields.get(name) != specs.get(name) and not is_optional:
-                message = (
-                    f"{name!r} is {_described(specs.get(name))}, "
-                    f"in the first sample {_described(self.fields.get(name))}"
-                )
+                first = _described(self.fields.get(name))
+                message = f"{name!r} is {_described(specs.get(name))}, in the first sample {first}"
                 yield context.finding("field_mismatch", message, field=name)
 
 
 def numeric_fields(fields: Mapping[str, tuple[tuple[int, ...], str]]) -> list[str]:
     """Names of the fields that have statistics: no masks, no calibration, no text."""
-    return [
-        name
-        for name, (_, kind) in fields.items()
-        if kind != "text" and name not in MASKS and not name.startswith(CALIBRATION)
-    ]
+    names: list[str] = []
+    for name, (_, kind) in fields.items():
+        if kind != "text" and name not in MASKS and not name.startswith(CALIBRATION):
+            names.append(name)
+    return names
 
 
 def _kind(values: Array) -> str:
@@ -338,19 +344,24 @@ class StatsCheck:
                 is_equal = False
             if not is_equal:
                 yield STATS.at("copies_differ", copy, f"differs from {self.path}")
-        self._bounds = {
-            name: bounds for name, entry in self._entries.items() if (bounds := _bounds(entry))
-        }
+        for name, entry in self._entries.items():
+            low = number_array(entry.get("min_per_timestep"))
+            high = number_array(entry.get("max_per_timestep"))
+            if low is not None and high is not None:
+                self._bounds[name] = (low, high)
 
     def add(self, context: SampleContext, arrays: Mapping[str, Array]) -> None:
         """Compares the fields [T, C] of a sample with the bounds; padded rows do not count."""
         valid = arrays["past_mask"] | arrays["future_mask"]
-        for name, (low, high) in self._bounds.items():
-            if name not in arrays:
+        for name, bounds in self._bounds.items():
+            if name not in arrays or name in self._outside:
                 continue
-            values = _as_float(arrays[name])
-            if values.shape == low.shape == high.shape and len(valid) == len(values):
-                self._compare(context, name, values, valid[:, None], (low, high))
+            array = arrays[name]
+            # A field [T] has one dimension.
+            values = array.reshape(len(array), int(np.prod(array.shape[1:]))).astype(np.float64)
+            has_shapes = values.shape == bounds[0].shape == bounds[1].shape
+            if has_shapes and len(valid) == len(values):
+                self._compare(context, name, values, valid[:, None], bounds)
 
     def findings(
         self, fields: Mapping[str, tuple[tuple[int, ...], str]], samples: int
@@ -360,15 +371,17 @@ class StatsCheck:
         """
         yield from self._outside.values()
         numeric = numeric_fields(fields)
-        for name in numeric if self._entries else ():
-            entry = self._entries.get(name)
-            if entry is None:
-                yield self._finding("missing_field", f"has no entry for {name!r}", name)
-            else:
-                yield from self._check_entry(name, entry, fields[name][0])
-        for name in self._entries if fields else ():
-            if name not in numeric:
-                yield self._finding("extra_field", f"has {name!r}, which samples lack", name)
+        if self._entries:
+            for name in numeric:
+                entry = self._entries.get(name)
+                if entry is None:
+                    yield self._finding("missing_field", f"has no entry for {name!r}", name)
+                else:
+                    yield from self._check_entry(name, entry, fields[name][0])
+        if fields:
+            for name in self._entries:
+                if name not in numeric:
+                    yield self._finding("extra_field", f"has {name!r}, which samples lack", name)
         yield from self._check_counts(samples)
 
     def _compare(
@@ -383,17 +396,18 @@ class StatsCheck:
         low, high = bounds
         slack = _TOLERANCE * np.maximum(np.maximum(np.abs(low), np.abs(high)), 1e-30)
         outside = valid & ((values < low - slack) | (values > high + slack))
-        if name in self._outside or not outside.any():
+        if not outside.any():
             return
-        step, dimension = (int(index) for index in np.argwhere(outside)[0])
+        step, dimension = np.argwhere(outside)[0].tolist()
         at = (step, dimension)
         label = dimension_label(name, dimension, values.shape[1], self._expected.names)
         message = (
             f"{label!r}, step {step}: {values[at]:.9g} in sample "
             f"{context.sample.key} is not within {low[at]:.9g} .. {high[at]:.9g}"
         )
-        location = {"shard": context.shard, "sample": context.sample.key}
-        self._outside[name] = self._finding("out_of_range", message, name, **location)
+        self._outside[name] = self._finding(
+            "out_of_range", message, name, shard=context.shard, sample=context.sample.key
+        )
 
     def _check_entry(
         self, name: str, entry: Mapping[str, Any], shape: Sequence[int]
@@ -423,30 +437,20 @@ class StatsCheck:
         """Compares `count` with the number of samples; the anchor is never padded."""
         for name, entry in self._entries.items():
             counts = entry.get("count")
-            is_list = isinstance(counts, list) and all(isinstance(value, int) for value in counts)
-            if not is_list or not counts:
+            if not isinstance(counts, list) or not counts:
+                continue
+            if not all(isinstance(value, int) for value in counts):
                 continue
             past = self._expected.past
-            anchor = counts[past] if past is not None and past < len(counts) else max(counts)
+            anchor = max(counts)
+            if past is not None and past < len(counts):
+                anchor = counts[past]
             if anchor != samples or max(counts) > samples:
-                message = (
-                    f"{name!r} counts {counted(anchor, 'row')} at the anchor, expected "
-                    f"{counted(samples, 'sample')}"
-                )
+                expected = f"expected {counted(samples, 'sample')}"
+                message = f"{name!r} counts {counted(anchor, 'row')} at the anchor, {expected}"
                 yield self._finding("wrong_count", message, name)
 
     def _finding(
         self, code: str, message: str, field: str | None = None, **location: Any
     ) -> Finding:
         return STATS(code, f"{self.path}: {message}", path=str(self.path), field=field, **location)
-
-
-def _bounds(entry: Mapping[str, Any]) -> tuple[Array, Array] | None:
-    """Minimum and maximum [T, C] of a field; NaN where they are not recorded."""
-    low, high = (number_array(entry.get(f"{key}_per_timestep")) for key in ("min", "max"))
-    return None if low is None or high is None else (low, high)
-
-
-def _as_float(values: Array) -> Array:
-    """The values as float64 [T, C]; a field [T] has one dimension."""
-    return values.reshape(len(values), int(np.prod(values.shape[1:]))).astype(np.float64)

@@ -109,43 +109,36 @@ def inspect(location: Path) -> Report:
     folder = _open(location)
     findings = Problems()
     shards = folder.shards()
-    whole = list[Shard]()
+    whole: list[Shard] = []
     for shard in shards:
         with findings.collecting():
             check_shards(folder.manifest, [shard])
             whole.append(shard)
     options = findings.read(folder.options) or {}
     statistics: Statistics = findings.read(folder.statistics) or {}
-    first = _first_sample(whole[0].path) if whole else None
-    record = findings.read(folder.record)
-    metadata = findings.read(folder.metadata) or {}
-    result = (record.result or {}) if record else {}
-    origin = Provenance(
-        format=str(options.get("type") or ""),
-        sources=tuple(map(str, listed(options, "source_episodes"))),
-        version=str(branch(metadata, "environment").get("vlatool") or ""),
-        created_at=str(metadata.get("created_at") or ""),
-        is_complete=None if record is None else record.result is not None,
-        episodes=result.get("episodes"),
-        failures=len(result.get("failures") or ()),
-        dropped=dict(result.get("dropped") or {}),
-        options=options,
-    )
+    first: tar_facts.SampleSummary | None = None
+    if whole:
+        with suppress(DataError), open_shard(whole[0].path) as tar:
+            first = tar_facts.first_sample(tar)
+    origin = _provenance(folder, options, findings)
     facts = _facts(folder, shards, first, statistics, origin)
     status = "broken" if findings else "whole"
-    status = "incomplete" if origin.is_complete is False else status
-    language = [(kind, f'"{text}"') for kind, text in facts.language.items()]
-    fields = {info.name: info.document() for info in facts.fields}
+    if origin.is_complete is False:
+        status = "incomplete"
     conventions = folder.conventions()
-    measured = {} if conventions is None else {"conventions": asdict(conventions)}
+    document = asdict(facts) | {"status": status}
+    document["fields"] = {info.name: info.document() for info in facts.fields}
+    if conventions is not None:
+        document["conventions"] = asdict(conventions)
     window = "unknown"
     share = facts.padding_share
     if facts.window is not None:
         window = f"{facts.window[0]} past + anchor + {facts.window[1]} future"
+    language = [(kind, f'"{text}"') for kind, text in facts.language.items()]
     return Report(
         kind="shards",
         headline=f"{counted(facts.samples, 'sample')} in {counted(facts.shards, 'shard')}",
-        facts=asdict(facts) | {"status": status, "fields": fields} | measured,
+        facts=document,
         summary={
             "status": status_text(status),
             "on disk": size_text(facts.bytes),
@@ -169,6 +162,24 @@ def inspect(location: Path) -> Report:
     )
 
 
+def _provenance(folder: ShardFolder, options: dict[str, Any], findings: Problems) -> Provenance:
+    """How the samples were made, by the record of the command and the files beside the shards."""
+    record = findings.read(folder.record)
+    metadata = findings.read(folder.metadata) or {}
+    result = (record.result or {}) if record else {}
+    return Provenance(
+        format=str(options.get("type") or ""),
+        sources=tuple(map(str, listed(options, "source_episodes"))),
+        version=str(branch(metadata, "environment").get("vlatool") or ""),
+        created_at=str(metadata.get("created_at") or ""),
+        is_complete=None if record is None else record.result is not None,
+        episodes=result.get("episodes"),
+        failures=len(result.get("failures") or ()),
+        dropped=dict(result.get("dropped") or {}),
+        options=options,
+    )
+
+
 def _facts(
     folder: ShardFolder,
     shards: Sequence[Shard],
@@ -178,23 +189,42 @@ def _facts(
 ) -> ShardsFacts:
     options = origin.options
     names = recorded_names(options)
-    fields = (field_summary(name, entry, names) for name, entry in statistics.items())
+    fields: list[FieldSummary] = []
+    for name, entry in statistics.items():
+        field = field_summary(name, entry, names)
+        if field is not None:
+            fields.append(field)
+    samples = 0
+    size = 0
+    for shard in shards:
+        samples += shard.num_sequences
+        if shard.path.is_file():
+            size += shard.path.stat().st_size
+    cameras: dict[str, tuple[int, int] | None] = dict.fromkeys(listed(options, "camera_names"))
+    language: dict[str, str] = {}
+    if first is not None:
+        cameras |= first.cameras()
+        language = {kind: texts[0] for kind, texts in first.language.items()}
+    past = options.get("past_lowdim_steps")
+    future = options.get("future_lowdim_steps")
+    window: tuple[int, int] | None = None
+    if isinstance(past, int) and isinstance(future, int):
+        window = (past, future)
     fps = options.get("fps")
-    samples = sum(shard.num_sequences for shard in shards)
     return ShardsFacts(
         folder=str(folder.path),
         samples=samples,
         shards=len(shards),
-        bytes=sum(shard.path.stat().st_size for shard in shards if shard.path.is_file()),
-        window=_window(options),
+        bytes=size,
+        window=window,
         fps=float(fps) if isinstance(fps, int | float) else None,
         image_indices=tuple(listed(options, "image_indices")),
         padding_share=_padding_share(statistics, samples),
-        cameras=dict.fromkeys(listed(options, "camera_names")) | (first.cameras() if first else {}),
-        fields=tuple(field for field in fields if field is not None),
+        cameras=cameras,
+        fields=tuple(fields),
         action_fields=tuple(listed(options, "action_fields")),
         proprioception_fields=tuple(listed(options, "proprioception_fields")),
-        language={kind: texts[0] for kind, texts in first.language.items()} if first else {},
+        language=language,
         origin=origin,
     )
 
@@ -215,23 +245,10 @@ def _open(location: Path) -> ShardFolder:
     return ShardFolder.open(location)
 
 
-def _first_sample(path: Path) -> tar_facts.SampleSummary | None:
-    try:
-        with open_shard(path) as shard:
-            return tar_facts.first_sample(shard)
-    except DataError:
-        return None
-
-
-def _window(options: Mapping[str, Any]) -> tuple[int, int] | None:
-    past = options.get("past_lowdim_steps")
-    future = options.get("future_lowdim_steps")
-    return (past, future) if isinstance(past, int) and isinstance(future, int) else None
-
-
 def _padding_share(statistics: Statistics, samples: int) -> float | None:
     """Share of rows that are padding. Source: formats/lbm 4.1, `count` leaves padding out."""
-    counts = next((entry.get("count") for entry in statistics.values()), None)
+    first = next(iter(statistics.values()), {})  # all are of the same windows
+    counts = first.get("count")
     if not isinstance(counts, list) or not counts or not samples:
         return None
     return round(1 - sum(counts) / (len(counts) * samples), 6)
@@ -260,7 +277,9 @@ def _provenance_table(provenance: Provenance) -> Table:
 def _option_text(value: object) -> str:
     if value is None:
         return "-"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)
 
 
 def _page(
@@ -269,8 +288,10 @@ def _page(
     samples = list(_sample_cards(folder.shards(), request.samples, facts.origin.options))
     findings = Problems()  # not shown: the report has them already
     statistics = findings.read(folder.statistics) or {}
-    episodes = (findings.read(folder.episodes.shards) if folder.episodes else None) or []
-    counts = [episode.num_sequences for episode in episodes]
+    counts: list[int] = []
+    if folder.episodes is not None:
+        for episode in findings.read(folder.episodes.shards) or ():
+            counts.append(episode.num_sequences)
     crops = Titled("Left out by the crop (dark)", _crops(folder.shards(), facts.origin.options))
     policy = {"Actions": facts.action_fields, "Proprioception": facts.proprioception_fields}
     language = Table(("kind", "example"), [*facts.language.items()])
@@ -328,15 +349,15 @@ def _sample_cards(
 
 
 def _provenance_parts(provenance: Provenance) -> list[Part]:
-    dropped = ", ".join(
-        f"{counted(count, 'sample')}: {reason}" for reason, count in provenance.dropped.items()
-    )
+    dropped: list[str] = []
+    for reason, count in provenance.dropped.items():
+        dropped.append(f"{counted(count, 'sample')}: {reason}")
     info = {
         "from": ", ".join(provenance.sources),
         "format": provenance.format,
         "episodes": provenance.episodes,
         "broken episodes left out": provenance.failures or None,
-        "dropped": dropped,
+        "dropped": ", ".join(dropped),
         "written by vlatool": provenance.version,
         "at": provenance.created_at,
     }
@@ -349,6 +370,6 @@ def _provenance_parts(provenance: Provenance) -> list[Part]:
 
 
 def _is_short(value: object) -> bool:
-    return not isinstance(value, dict) and not (
-        isinstance(value, list) and any(isinstance(item, dict) for item in value)
-    )
+    if isinstance(value, list):
+        return not any(isinstance(item, dict) for item in value)
+    return not isinstance(value, dict)

@@ -126,14 +126,15 @@ def crop_figures(tar: OpenShard, options: Mapping[str, Any]) -> list[Figure]:
 
 def _crop_figure(camera: str, image: Image.Image | None, recorded: object) -> Figure | None:
     """A stored image in the area that was recorded; None if it is all of that area."""
-    match (image, recorded):
-        case Image.Image(), [int(width), int(height)] if 0 < width <= _MAX_SIDE >= height > 0:
-            geometry = make_geometry(
-                (height, width), (int(image.height), int(image.width)), "center_crop"
-            )
-        case _:
-            return None
-    left, top, right, bottom = box = geometry.source_box
+    if image is None or not isinstance(recorded, list) or len(recorded) != 2:
+        return None
+    width, height = recorded
+    if not isinstance(width, int) or not isinstance(height, int):
+        return None
+    if not (0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE):
+        return None
+    geometry = make_geometry((height, width), (int(image.height), int(image.width)), "center_crop")
+    left, top, right, bottom = geometry.source_box
     share = 1 - (right - left) * (bottom - top) / (width * height)
     if share < _LEAST_SHARE:
         return None
@@ -141,7 +142,8 @@ def _crop_figure(camera: str, image: Image.Image | None, recorded: object) -> Fi
     size = (max(1, round(right - left)), max(1, round(bottom - top)))
     area.paste(image.resize(size), (round(left), round(top)))
     caption = f"{camera}: {share:.0%} of {width} x {height} left out"
-    return Figure(area, caption, f"crop of {camera}", crop_drawing(area.size, box))
+    drawing = crop_drawing(area.size, geometry.source_box)
+    return Figure(area, caption, f"crop of {camera}", drawing)
 
 
 def frame_rate(metadata: Mapping[str, Any], options: Mapping[str, Any]) -> float | None:
@@ -176,16 +178,14 @@ def _section(shard: OpenShard, key: str, options: Mapping[str, Any]) -> Section:
         metadata = sample.metadata()
         language = sample.language()
         window = _read_window(arrays, metadata)
-        images = {
-            view: stored_view(sample, view, arrays, window.anchor + view[1])
-            for view in sample.image_suffixes()
-        }
+        images: dict[tuple[str, int], FrameView] = {}
+        for view in sample.image_suffixes():
+            images[view] = stored_view(sample, view, arrays, window.anchor + view[1])
     numbers = field_summary.lowdim_columns(arrays, window.length)
-    positions = {
-        name: np.where(window.is_padded[:, None], np.nan, values)
-        for name, values in numbers.items()
-        if values.dtype.kind == "f"
-    }
+    positions: dict[str, Array] = {}
+    for name, values in numbers.items():
+        if values.dtype.kind == "f":
+            positions[name] = np.where(window.is_padded[:, None], np.nan, values)
     tracks = field_summary.pose_tracks(positions, field_summary.position_fields(positions))
     actions, proprioception = field_summary.policy_fields(
         numbers,
@@ -205,8 +205,12 @@ def _section(shard: OpenShard, key: str, options: Mapping[str, Any]) -> Section:
     axis = _axis(window, frame_rate(metadata, options))
     stored: list[tuple[str, Code]] = []
     for name, value in metadata.items():
-        is_tree = isinstance(value, dict | list)
-        stored.append((name, Code(json.dumps(value, ensure_ascii=False) if is_tree else value)))
+        if isinstance(value, dict | list):
+            value = json.dumps(value, ensure_ascii=False)
+        stored.append((name, Code(value)))
+    episode = metadata.get("episode_id")
+    anchor = metadata.get("anchor_timestep")
+    title = key if episode is None or anchor is None else f"{episode}, frame {anchor}"
     parts: list[Part] = [
         Tags(info),
         Text(key, "code"),
@@ -217,14 +221,7 @@ def _section(shard: OpenShard, key: str, options: Mapping[str, Any]) -> Section:
         Titled("Proprioception", field_charts(axis, window.steps, proprioception, has_dots=True)),
         Fold("Metadata", [Table(("key", "value"), stored)]),
     ]
-    return Section(_name(metadata, key), parts, is_under=True)
-
-
-def _name(metadata: Mapping[str, Any], key: str) -> str:
-    """Episode and anchor of a sample, else its key."""
-    episode = metadata.get("episode_id")
-    anchor = metadata.get("anchor_timestep")
-    return key if episode is None or anchor is None else f"{episode}, frame {anchor}"
+    return Section(title, parts, is_under=True)
 
 
 def _image_frames(metadata: Mapping[str, Any], offsets: Sequence[int]) -> dict[int, int]:
@@ -238,7 +235,8 @@ def _image_frames(metadata: Mapping[str, Any], offsets: Sequence[int]) -> dict[i
 def _read_window(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> SampleWindow:
     """Window of a sample; without masks no step is padding."""
     anchor = metadata.get("anchor_relative_idx")
-    anchor = anchor if isinstance(anchor, int) else 0
+    if not isinstance(anchor, int):
+        anchor = 0
     past = arrays.get("past_mask")
     future = arrays.get("future_mask")
     if past is not None and future is not None and past.ndim == 1 and past.shape == future.shape:
@@ -246,7 +244,10 @@ def _read_window(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> Sa
         past = past.astype(bool)
         future = future.astype(bool)
     else:
-        length = max((len(values) for values in arrays.values() if values.ndim), default=0)
+        length = 0
+        for values in arrays.values():
+            if values.ndim:
+                length = max(length, len(values))
         past = np.arange(length) < anchor
         future = np.arange(length) >= anchor
     if not length:
@@ -287,7 +288,9 @@ def _images(
 def _shown_step(window: SampleWindow, offset: int) -> int:
     """Step of an image; of a padded step, that of the first or last frame."""
     real = np.flatnonzero(~window.is_padded)
-    return int(np.clip(window.anchor + offset, real[0], real[-1])) if len(real) else window.anchor
+    if not len(real):
+        return window.anchor
+    return int(np.clip(window.anchor + offset, real[0], real[-1]))
 
 
 def _axis(window: SampleWindow, fps: float | None) -> Axis:
@@ -328,10 +331,11 @@ class SampleSummary:
 
     def array_rows(self) -> list[tuple[str, str, str]]:
         """Name, shape and type of each array, as text."""
-        return [
-            (name, " x ".join(map(str, array["shape"])) or "scalar", array["dtype"])
-            for name, array in self.arrays.items()
-        ]
+        rows: list[tuple[str, str, str]] = []
+        for name, array in self.arrays.items():
+            shape = " x ".join(map(str, array["shape"]))
+            rows.append((name, shape or "scalar", array["dtype"]))
+        return rows
 
 
 @dataclass(frozen=True)
@@ -350,12 +354,12 @@ class ShardFacts:
 def inspect_shard(path: Path) -> Report:
     """Reads the headers of a tar and its first sample."""
     facts = _read_facts(path)
-    counts = ", ".join(
-        f"{members} in {counted(samples, 'sample')}"
-        if len(facts.members_per_sample) > 1
-        else str(members)
-        for members, samples in facts.members_per_sample.items()
-    )
+    counts: list[str] = []
+    for members, samples in facts.members_per_sample.items():
+        if len(facts.members_per_sample) > 1:
+            counts.append(f"{members} in {counted(samples, 'sample')}")
+        else:
+            counts.append(str(members))
     return Report(
         kind="shard",
         headline=f"shard, {counted(facts.samples, 'sample')}",
@@ -363,7 +367,7 @@ def inspect_shard(path: Path) -> Report:
         summary={
             "status": facts.problem or status_text("whole"),
             "on disk": size_text(facts.bytes),
-            "members per sample": counts,
+            "members per sample": ", ".join(counts),
             "first sample": facts.first.key if facts.first else "none",
         },
         tables=_tables(facts.first) if facts.first else (),
@@ -387,15 +391,17 @@ def _read_facts(path: Path) -> ShardFacts:
         counts = Counter[str]()
         for sample in shard.scan.samples:
             counts[sample.key] += len(sample.members)
-        others = sum(problem.code == "not_a_file" for problem in shard.scan.problems)
+        problem = shard.damage
+        others = sum(found.code == "not_a_file" for found in shard.scan.problems)
+        if others and not problem:
+            problem = f"{counted(others, 'member is', 'members are')} not plain files"
         return ShardFacts(
             samples=len(counts),
             members=counts.total(),
             bytes=path.stat().st_size,
             members_per_sample=dict(Counter(counts.values()).most_common()),
             first=first_sample(shard),
-            problem=shard.damage
-            or (f"{counted(others, 'member is', 'members are')} not plain files" if others else ""),
+            problem=problem,
         )
 
 
@@ -406,14 +412,20 @@ def _sample_summary(sample: StoredSample, ranges: Mapping[str, tuple[int, int]])
     except ValueError:
         language = {}
     sizes = {suffix: size for suffix, (_, size) in ranges.items()}
-    headers = sample.array_headers() if ARRAYS in sample.members else {}
-    arrays = {name: {"shape": shape, "dtype": dtype} for name, (shape, dtype) in headers.items()}
+    arrays: dict[str, Mapping[str, Any]] = {}
+    if ARRAYS in sample.members:
+        for name, (shape, dtype) in sample.array_headers().items():
+            arrays[name] = {"shape": shape, "dtype": dtype}
     return SampleSummary(sample.key, sizes, sample.image_sizes(), arrays, language)
 
 
 def _tables(first: SampleSummary) -> list[Table]:
-    shown = {name: pixels_text(size, "unreadable") for name, size in first.pictures.items()}
-    members = [(name, size_text(size), shown.get(name, "")) for name, size in first.members.items()]
+    members: list[tuple[str, str, str]] = []
+    for name, size in first.members.items():
+        pixels = ""
+        if name in first.pictures:
+            pixels = pixels_text(first.pictures[name], "unreadable")
+        members.append((name, size_text(size), pixels))
     language = [(kind, f'"{texts[0]}"') for kind, texts in first.language.items()]
     return [
         Table(("name", "size", "width x height"), members, "Members of the first sample"),
@@ -445,12 +457,11 @@ def _overview(facts: ShardFacts) -> Section:
     parts: list[Part] = [Tiles(info), Text(facts.problem, "note")]
     if facts.first is not None:
         sizes = [(Code(name), f"{size:,}") for name, size in facts.first.members.items()]
-        arrays = [(Code(name), shape, dtype) for name, shape, dtype in facts.first.array_rows()]
         members = Table(("member", "bytes"), sizes)
         parts.append(Fold("Members of the first sample", [members]))
-        parts.append(
-            Fold("Arrays of the first sample", [Table(("array", "shape", "type"), arrays)])
-        )
+        rows = [(Code(name), shape, dtype) for name, shape, dtype in facts.first.array_rows()]
+        arrays = Table(("array", "shape", "type"), rows)
+        parts.append(Fold("Arrays of the first sample", [arrays]))
     return Section("Overview", parts)
 
 
@@ -543,27 +554,31 @@ def _anchor_rows(
 
 def _columns(rows: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     """Fields [S, C] that all rows have with the same width."""
-    return {
-        name: np.stack([row[name] for row in rows])
-        for name, first in rows[0].items()
-        if all(name in row and row[name].shape == first.shape for row in rows)
-    }
+    columns: dict[str, Array] = {}
+    for name, first in rows[0].items():
+        if all(name in row and row[name].shape == first.shape for row in rows):
+            columns[name] = np.stack([row[name] for row in rows])
+    return columns
 
 
 def _absolute(names: Sequence[object], known: Mapping[str, Array]) -> list[str]:
     """Configured fields; for a relative one its absolute field, if that is in `known`."""
-    pairs = ((name, name.removesuffix("_relative")) for name in map(str, names))
-    return [absolute if absolute in known else name for name, absolute in pairs]
+    fields: list[str] = []
+    for name in map(str, names):
+        absolute = name.removesuffix("_relative")
+        fields.append(absolute if absolute in known else name)
+    return fields
 
 
 def _strips(tar: OpenShard, keys: Sequence[str]) -> dict[str, list[FrameView]]:
     """Map from camera to the image nearest to the anchor of each sample."""
-    strips: dict[str, list[FrameView]] = {}
+    nearest: dict[str, int] = {}  # image offset by camera
     with tar.reading(keys[0]) as first:
-        views = first.image_suffixes()
-    for camera in dict.fromkeys(camera for camera, _ in views):
-        offset = min((offset for name, offset in views if name == camera), key=abs)
-        strips[camera] = [_stored(tar, key, (camera, offset)) for key in keys]
+        for camera, offset in first.image_suffixes():
+            nearest[camera] = min(nearest.get(camera, offset), offset, key=abs)
+    strips: dict[str, list[FrameView]] = {}
+    for view in nearest.items():
+        strips[view[0]] = [_stored(tar, key, view) for key in keys]
     return strips
 
 

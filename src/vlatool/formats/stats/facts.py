@@ -23,13 +23,14 @@ def field_summary(name: str, entry: Mapping[str, Any], recorded: Names) -> Field
     """Summary of a field from its entry in stats.json; None if that is broken."""
     try:
         mean = np.asarray(entry["mean"], np.float64)
-        values = {key: np.asarray(entry[key], np.float64) for key in ("min", "max")}
+        low = np.asarray(entry["min"], np.float64)
+        high = np.asarray(entry["max"], np.float64)
         std = np.broadcast_to(np.asarray(entry["std"], np.float64), mean.shape)
     except (KeyError, TypeError, ValueError):
         return None
-    if mean.ndim != 1 or any(value.shape != mean.shape for value in values.values()):
+    if mean.ndim != 1 or low.shape != mean.shape or high.shape != mean.shape:
         return None
-    return summarize_field(name, {**values, "mean": mean, "std": std}, recorded)
+    return summarize_field(name, {"min": low, "max": high, "mean": mean, "std": std}, recorded)
 
 
 def field_table(fields: Sequence[FieldSummary]) -> Table:
@@ -48,28 +49,30 @@ def statistics_parts(
     """Tables of the dimensions of all fields; those of the policy first, by the titles of
     `policy`.
     """
-    known = {info.name: info for info in fields}
+    summaries = {info.name: info for info in fields}
     parts: list[Part] = []
-    shown: set[str] = set()
+    others = dict(statistics)
     for title, names in policy.items():
-        present = {name: statistics[name] for name in names if name in statistics}
-        if present:
-            parts.append(Titled(title, _statistics_tables(present, known)))
-        shown.update(names)
-    others = {name: entry for name, entry in statistics.items() if name not in shown}
-    tables = _statistics_tables(others, known)
-    return [*parts, Fold(f"{len(others)} more fields", tables)] if parts else tables
+        entries = {name: statistics[name] for name in names if name in statistics}
+        if entries:
+            parts.append(Titled(title, _statistics_tables(entries, summaries)))
+        for name in names:
+            others.pop(name, None)
+    tables = _statistics_tables(others, summaries)
+    if not parts:
+        return tables
+    return [*parts, Fold(f"{len(others)} more fields", tables)]
 
 
-def _statistics_tables(statistics: Statistics, known: Mapping[str, FieldSummary]) -> list[Part]:
+def _statistics_tables(statistics: Statistics, summaries: Mapping[str, FieldSummary]) -> list[Part]:
     rows: list[tuple[object, ...]] = []
     constant: list[tuple[str, str]] = []
     for name, entry in statistics.items():
-        values = _constant(known.get(name))
-        if values:
-            constant.append((_label(name), values))
+        info = summaries.get(name)
+        if info is not None and info.width and len(info.constant) == info.width:
+            constant.append((_label(name), ", ".join(map(number_text, info.mean))))
         else:
-            rows += _dimension_rows(name, entry, known.get(name))
+            rows += _dimension_rows(name, entry, info)
     return [Table(_HEADER, rows), Table(("constant field", "values"), constant)]
 
 
@@ -78,16 +81,10 @@ def _label(name: str) -> str:
     return f"{name} [{unit(name)}]" if unit(name) else name
 
 
-def _constant(info: FieldSummary | None) -> str:
-    """Values of a constant field as text; empty for one that changes."""
-    if info is None or len(info.constant) < info.width:
-        return ""
-    return ", ".join(map(number_text, info.mean))
-
-
 def _dimension_rows(
     name: str, entry: Mapping[str, Any], info: FieldSummary | None
 ) -> list[tuple[object, ...]]:
+    """Rows of a field, one for each dimension."""
     mean = number_array(entry.get("mean"))
     if mean is None or mean.ndim != 1:
         return [(name, "", *[""] * len(_COLUMNS), "not readable")]
@@ -96,7 +93,9 @@ def _dimension_rows(
     steps = number_array(entry.get("mean_per_timestep"))
     if steps is not None and (steps.ndim != 2 or steps.shape[1] != width):
         steps = None
-    names = info.names if info and info.names else [str(number) for number in range(width)]
+    names = [str(number) for number in range(width)]
+    if info is not None and info.names:
+        names = info.names
     rows: list[tuple[object, ...]] = []
     for index, dimension in enumerate(names):
         numbers: list[str] = []
@@ -111,7 +110,6 @@ def _dimension_rows(
 def _column(value: object, width: int) -> Array:
     """Numbers [C]; NaN if there are none."""
     numbers = number_array(value)
-    try:
-        return np.broadcast_to(np.nan if numbers is None else numbers, (width,))
-    except ValueError:
-        return np.full(width, np.nan)
+    if numbers is not None and numbers.shape in ((), (1,), (width,)):
+        return np.broadcast_to(numbers, (width,))
+    return np.full(width, np.nan)

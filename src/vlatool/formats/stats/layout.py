@@ -142,10 +142,12 @@ def merge_parts(
     merged: Statistics = {}
     left_out: dict[str, str] = {}
     for name in names:
-        owners = [part for part in parts if name in part.statistics]
-        if len(owners) < len(parts) and not of_some:
-            lacking = [part.location for part in parts if name not in part.statistics]
-            places = ", ".join(place for place in lacking if place)
+        owners: list[StatsPart] = []
+        lacking: list[StatsPart] = []
+        for part in parts:
+            (owners if name in part.statistics else lacking).append(part)
+        if lacking and not of_some:
+            places = ", ".join(part.location for part in lacking if part.location)
             left_out[name] = f"not in {places or f'{len(lacking)} of {len(parts)}'}"
             continue
         widths = [_width(part.statistics[name]) for part in owners]
@@ -342,12 +344,14 @@ def digests_bytes(stats: Mapping[str, Mapping[str, Any]]) -> bytes:
     """Content of the digests file of statistics; fields without a digest are omitted."""
     arrays: dict[str, Array] = {}
     for name, entry in stats.items():
-        if (state := entry.get(_STATE)) is not None:
-            digest = from_state(state)
-            shape = tuple(state["shape"])
-            arrays[f"{name}.means"] = digest.means.reshape(*shape, -1)
-            if digest.weights is not None:
-                arrays[f"{name}.weights"] = digest.weights.reshape(*shape, -1)
+        state = entry.get(_STATE)
+        if state is None:
+            continue
+        digest = from_state(state)
+        shape = tuple(state["shape"])
+        arrays[f"{name}.means"] = digest.means.reshape(*shape, -1)
+        if digest.weights is not None:
+            arrays[f"{name}.weights"] = digest.weights.reshape(*shape, -1)
     return write_arrays(arrays)
 
 
@@ -429,27 +433,26 @@ def write_recorded(
 
     `inputs` and `contents` are those of `StatsRecord`.
     """
-    written = {
-        digests_path(stats): digests_bytes(entries),
-        stats: stats_bytes(without_digests(entries)),
-    }
-    for path in (record_path(stats), *written):
+    digests = digests_path(stats)
+    record = record_path(stats)
+    for path in (record, digests, stats):
         remove_partials_of(path)
     # A new record with old files would make those look changed by someone else.
-    for path in (stats, digests_path(stats)):
+    for path in (stats, digests):
         remove_file(path)
-    files = [
-        FileEntry(path.name, len(content), hashlib.sha256(content).hexdigest())
-        for path, content in written.items()
-    ]
+    written = {digests: digests_bytes(entries), stats: stats_bytes(without_digests(entries))}
+    rows: list[dict[str, Any]] = []
+    for path, content in written.items():
+        digest = hashlib.sha256(content).hexdigest()
+        rows.append(row_of(FileEntry(path.name, len(content), digest)))
     document = {
         "command": "stats compute",
         "version": __version__,
         "inputs": inputs,
         "contents": contents,
-        "files": [row_of(entry) for entry in files],
+        "files": rows,
     }
-    documents.write_checksummed(record_path(stats), document)
+    documents.write_checksummed(record, document)
     for path, content in written.items():
         write_bytes(path, content)
 

@@ -61,12 +61,11 @@ FINDINGS = (WINDOWS,)
 
 
 def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
+    """Yields the findings of a folder of windows."""
     nested = [name for name in (JSON_NAME, PACKED_NAME) if is_codes(location / name)]
-    nested += [
-        name
-        for name in (windows_layout.SAMPLES_NAME,)
-        if (location / name / windows_layout.MANIFEST_NAME).is_file()
-    ]
+    samples = windows_layout.SAMPLES_NAME
+    if (location / samples / windows_layout.MANIFEST_NAME).is_file():
+        nested.append(samples)
     has_ended = yield from check_record_and_files(
         location, location, options, nested_outputs=nested
     )
@@ -97,18 +96,16 @@ def _check_episodes(
             episode = _EpisodeCheck(location, path, manifest, check, positions)
             yield from episode.findings()
             folders.discard(path.stem)
-            lines = lines + episode.lines
-            images = images + len(episode.images)
+            lines += episode.lines
+            images += len(episode.images)
             bar.advance(samples=lines)
     check.counts.add(episodes=len(paths), files=len(paths), samples=lines, pictures=images)
-    for index in unpaired_indexes(location / windows_layout.DATA_NAME) if manifest is None else ():
-        yield WINDOWS.at("index_mismatch", index, "its file of lines is missing")
+    if manifest is None:
+        for index in unpaired_indexes(location / windows_layout.DATA_NAME):
+            yield WINDOWS.at("index_mismatch", index, "its file of lines is missing")
     for name in sorted(folders):
-        yield WINDOWS.at(
-            "unused_picture",
-            location / windows_layout.images_name(name),
-            "no line names its images",
-        )
+        folder = location / windows_layout.images_name(name)
+        yield WINDOWS.at("unused_picture", folder, "no line names its images")
     if manifest is None:
         return
     totals = {"episodes": len(paths), "pictures": images}
@@ -152,15 +149,22 @@ class _EpisodeCheck:
     def _check_lines(self) -> Iterator[Finding]:
         """Parses some lines; all of those that have no digest, which are compared with frames."""
         lengths: list[int] = []
-        matches = (_FRAME.search(image.name) for image in self.images)
-        frames = max((int(match[1]) for match in matches if match), default=-1) + 1
+        frames = 0
+        for image in self.images:
+            match = _FRAME.search(image.name)
+            if match is not None:
+                frames = max(frames, int(match[1]) + 1)
         try:
             for number, line in enumerate(read_lines(self.path), 1):
                 lengths.append(len(line) + 1)
                 if self.manifest is None:
                     yield from self._check_line(number, line, frames)
                 elif self.check.selects(next(self.positions), self.manifest.samples):
-                    yield from self._check_form(number, line)
+                    self.check.counts.add(samples_read=1)
+                    try:
+                        windows_layout.parse_window(line)
+                    except ValueError as error:
+                        yield self._finding("bad_line", number, str(error))
         except (ValueError, OSError) as error:
             yield WINDOWS.at("broken_lines", self.path, error, line=len(lengths) + 1)
         self.lines = len(lengths)
@@ -168,36 +172,27 @@ class _EpisodeCheck:
         if self.manifest is None:
             yield from self._check_frames(frames)
 
-    def _check_form(self, number: int, line: bytes) -> Iterator[Finding]:
-        try:
-            windows_layout.parse_window(line)
-        except ValueError as error:
-            yield self._finding("bad_line", number, str(error))
-        self.check.counts.add(samples_read=1)
-
     def _check_line(self, number: int, line: bytes, frames: int) -> Iterator[Finding]:
+        """Compares a line of the published layout with its frame."""
         try:
             window = windows_layout.parse_window(line)
             frame = self._frame_of(window)
         except ValueError as error:
             yield self._finding("bad_line", number, str(error))
             return
-        for problem in self._problems(window, frame, frames):
-            yield self._finding("wrong_line", number, f"frame {frame}: {problem}")
-        first = self._chunks.setdefault(frame, (number, window))[1]
+        steps = windows_layout.PUBLISHED_STEPS
+        problems: list[str] = []
+        if window.images != self._paths(past_frames(frame, steps)):
+            problems.append("the past images are wrong")
+        if window.future != self._paths(future_frames(frame, steps, frames)):
+            problems.append("the future images are wrong")
+        if len(window.actions) != steps:
+            problems.append(f"has {len(window.actions)} actions, expected {steps}")
+        _, first = self._chunks.setdefault(frame, (number, window))
         if (first.actions, first.task) != (window.actions, window.task):
-            problem = "lines of one frame have different actions or instructions"
+            problems.append("lines of one frame have different actions or instructions")
+        for problem in problems:
             yield self._finding("wrong_line", number, f"frame {frame}: {problem}")
-
-    def _problems(self, window: windows_layout.Window, frame: int, frames: int) -> Iterator[str]:
-        if window.images != self._paths(past_frames(frame, windows_layout.PUBLISHED_STEPS)):
-            yield "the past images are wrong"
-        if window.future != self._paths(
-            future_frames(frame, windows_layout.PUBLISHED_STEPS, frames)
-        ):
-            yield "the future images are wrong"
-        if len(window.actions) != windows_layout.PUBLISHED_STEPS:
-            yield f"has {len(window.actions)} actions, expected {windows_layout.PUBLISHED_STEPS}"
 
     def _frame_of(self, window: windows_layout.Window) -> int:
         """Frame of a line: that of its last past image."""
@@ -251,21 +246,21 @@ class _EpisodeCheck:
             yield WINDOWS.at("index_mismatch", index_path, problem)
 
     def _check_images(self) -> Iterator[Finding]:
+        names = {image.name for image in self.images}
         if self.manifest is not None:
-            names = {image.name for image in self.images}
             for name in windows_layout.missing_images(
                 self.location, self.manifest, self.path.stem, names
             ):
-                yield WINDOWS.at(
-                    "missing_picture", self.location / self.folder / name, "is missing"
-                )
+                path = self.location / self.folder / name
+                yield WINDOWS.at("missing_picture", path, "is missing")
             return
-        present = {f"{self.folder}/{image.name}" for image in self.images}
+        present = {f"{self.folder}/{name}" for name in names}
         used = set(self._paths(list(self._chunks)))
         for name in sorted(used - present):
             yield WINDOWS.at("missing_picture", self.location / name, "is missing")
-        for name in sorted(present - used) if self._chunks else ():
-            yield WINDOWS.at("unused_picture", self.location / name, "no line names it")
+        if self._chunks:
+            for name in sorted(present - used):
+                yield WINDOWS.at("unused_picture", self.location / name, "no line names it")
 
     def _check_pixels(self) -> Iterator[Finding]:
         for image in self.images:

@@ -94,11 +94,18 @@ def _read_facts(location: Path, findings: Problems) -> WindowsFacts:
     status = "published" if record is None else "whole"
     if record is not None and not record.complete:
         status = "incomplete" if record.result is None else "partial"
-    chosen = files[:: max(1, len(files) // _SHOWN_TASKS)][:_SHOWN_TASKS]
-    tasks = [findings.read(lambda path: _window_at(path, 0).task, path) for path in chosen]
+    tasks: dict[str, None] = {}
+    for path in files[:: max(1, len(files) // _SHOWN_TASKS)][:_SHOWN_TASKS]:
+        window = findings.read(_window_at, path, 0)
+        if window is not None:
+            tasks[window.task] = None
+    samples = _indexed(files)
+    cameras = windows_layout.PUBLISHED_CAMERAS
     past = windows_layout.PUBLISHED_STEPS
     future = windows_layout.PUBLISHED_STEPS
     if manifest is not None:
+        samples = manifest.samples
+        cameras = manifest.cameras
         past = manifest.past_steps
         future = manifest.future_steps
     return WindowsFacts(
@@ -106,10 +113,10 @@ def _read_facts(location: Path, findings: Problems) -> WindowsFacts:
         status="broken" if findings else status,
         bytes=sum(file.bytes for file in data_files(location)),
         episodes=len(files),
-        samples=manifest.samples if manifest else _indexed(files),
-        cameras=manifest.cameras if manifest else windows_layout.PUBLISHED_CAMERAS,
+        samples=samples,
+        cameras=cameras,
         window=(past, future),
-        tasks=tuple(dict.fromkeys(task for task in tasks if task is not None)),
+        tasks=tuple(tasks),
         manifest=manifest,
     )
 
@@ -122,7 +129,8 @@ def _summary(facts: WindowsFacts) -> dict[str, object]:
         "window": f"{counted(past, 'step')} up to the anchor, {future} from the anchor on",
         "cameras": facts.cameras,
     }
-    if (manifest := facts.manifest) is not None:
+    manifest = facts.manifest
+    if manifest is not None:
         size = manifest.image_size
         fps = manifest.fps
         fields = ", ".join(manifest.action_fields)
@@ -188,10 +196,10 @@ def _window_card(facts: WindowsFacts, path: Path, part: float) -> Section:
 def _strips(facts: WindowsFacts, names: Sequence[str]) -> Mapping[str, Sequence[FrameView]]:
     """Map from camera to its images; an image that occurs several times is read once."""
     views = {name: file_view(Path(facts.folder) / name) for name in dict.fromkeys(names)}
-    return {
-        camera: [views[name] for name in names[index :: len(facts.cameras)]]
-        for index, camera in enumerate(facts.cameras)
-    }
+    strips: dict[str, Sequence[FrameView]] = {}
+    for index, camera in enumerate(facts.cameras):
+        strips[camera] = [views[name] for name in names[index :: len(facts.cameras)]]
+    return strips
 
 
 def _charts(facts: WindowsFacts, window: windows_layout.Window) -> list[Part]:
@@ -222,9 +230,8 @@ def _window_at(path: Path, number: int) -> windows_layout.Window:
     try:
         if index is not None and number < len(index.offsets):
             start, length = index.ranges()[number]
-            return windows_layout.parse_window(
-                read_byte_range(ByteRange(path, start, start + length))
-            )
+            line = read_byte_range(ByteRange(path, start, start + length))
+            return windows_layout.parse_window(line)
         for current, line in enumerate(read_lines(path)):
             if current == number:
                 return windows_layout.parse_window(line)
@@ -240,6 +247,10 @@ def _window_at(path: Path, number: int) -> windows_layout.Window:
 
 def _indexed(files: Sequence[Path]) -> int | None:
     """Number of lines of all files; None if a file has no index."""
-    indexes = [read_index(lines_index_path(path)) for path in files]
-    counts = [len(index.offsets) for index in indexes if index is not None]
-    return sum(counts) if len(counts) == len(files) else None
+    lines = 0
+    for path in files:
+        index = read_index(lines_index_path(path))
+        if index is None:
+            return None
+        lines += len(index.offsets)
+    return lines

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,7 +95,10 @@ def render_window(window: Window) -> bytes:
 
 def reserved_word(task: str) -> str:
     """First tag in an instruction; empty if there is none."""
-    return next((word for word in RESERVED if word in task), "")
+    for word in RESERVED:
+        if word in task:
+            return word
+    return ""
 
 
 def _question(kind: Kind, task: str, images: int) -> str:
@@ -120,9 +124,8 @@ def parse_windows(lines: Iterable[bytes]) -> Iterator[Window]:
     previous = None
     previous_rest = b""
     for line in lines:
-        messages_text, separator, rest = line.partition(
-            _IMAGES_MARK
-        )  # within a text its quotes have backslashes
+        # Within a text the quotes of the mark have backslashes.
+        messages_text, separator, rest = line.partition(_IMAGES_MARK)
         if previous is not None and separator and rest == previous_rest:
             row = parse_json(messages_text + b"}")
             if not isinstance(row, Mapping) or tuple(row) != _KEYS[:1]:
@@ -151,24 +154,31 @@ def read_windows(path: Path) -> Iterator[Window]:
     try:
         yield from parse_windows(numbered())
     except (ValueError, OSError) as error:
+        reason: object = error
+        details: dict[str, Any] = {}
+        if number:
+            reason = f"line {number}: {error}"
+            details["line"] = number
         raise DataError.at(
             path,
-            f"line {number}: {error}" if number else error,
+            reason,
             hint="write the windows again with `vlatool preprocess`, or copy them again",
             code="data.broken",
-            **({"line": number} if number else {}),
+            **details,
         ) from None
 
 
 def _parse_conversation(messages: Any, images: int, future: int) -> tuple[Kind, str]:
-    entries = messages if isinstance(messages, list) else []
-    content_of = {
-        entry.get("role"): entry.get("content") for entry in entries if isinstance(entry, Mapping)
-    }
-    if len(entries) != len(_ROLES) or tuple(content_of) != _ROLES:
+    """Kind and instruction of a line; ValueError if its texts are none of the known ones."""
+    texts: list[Any] = []
+    roles: list[Any] = []
+    for message in messages if isinstance(messages, list) else []:
+        if isinstance(message, Mapping):
+            roles.append(message.get("role"))
+            texts.append(message.get("content"))
+    if tuple(roles) != _ROLES or len(messages) != len(_ROLES):
         raise ValueError("expected one message of the user and one of the assistant")
-    texts = [text for text in content_of.values() if isinstance(text, str)]
-    if len(texts) != len(_ROLES):
+    if not all(isinstance(text, str) for text in texts):
         raise ValueError("a message has no text")
     question_text, answer_text = texts
     kind = _kind(answer_text, future)
@@ -195,12 +205,13 @@ def _paths(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 
 def _actions(content: Any) -> tuple[tuple[float, ...], ...]:
+    """Rows of finite numbers, all of one width; ValueError for anything else."""
     rows = content if isinstance(content, list) else []
     if not rows or not all(isinstance(row, list) and row for row in rows):
         raise ValueError("actions is not a list of rows")
     if len({len(row) for row in rows}) > 1:
         raise ValueError("actions have rows of different widths")
-    values = [value for row in rows for value in row]
+    values = [*chain.from_iterable(rows)]
     # True is an instance of int, but not a number: exact types are compared.
     if not {*map(type, values)} <= {int, float} or not math.isfinite(_total(values)):
         raise ValueError("actions have a value that is not a finite number")
@@ -308,21 +319,29 @@ def missing_images(
     The number of frames is that of the lines, from their index; without it, the largest number of
     images of a camera.
     """
-    names, cameras = ("|".join(map(re.escape, x)) for x in (manifest.names, manifest.cameras))
-    pattern = re.compile(rf"({names})_({cameras})_{re.escape(episode)}_frame_\d{{6,12}}\.png")
-    matches = [match for match in map(pattern.fullmatch, present) if match]
+    prefixes = "|".join(map(re.escape, manifest.names))
+    cameras = "|".join(map(re.escape, manifest.cameras))
+    pattern = re.compile(rf"({prefixes})_({cameras})_{re.escape(episode)}_frame_\d{{6,12}}\.png")
+    prefix = "".join(manifest.names[:1])
+    images: Counter[str] = Counter()  # by camera
+    for name in present:
+        match = pattern.fullmatch(name)
+        if match is not None:
+            if not images:
+                prefix = match[1]
+            images[match[2]] += 1
     index = read_index(lines_index_path(folder / lines_name(episode)))
     if index is None:
-        frames = max(Counter(match[2] for match in matches).values(), default=0)
+        frames = max(images.values(), default=0)
     else:
         frames = len(index.lengths) // (2 if manifest.qa_mode == "both" else 1)
-    prefix = next((match[1] for match in matches), "".join(manifest.names[:1]))
-    expected = (
-        image_file(prefix, camera, episode, frame)
-        for frame in range(frames)
-        for camera in manifest.cameras
-    )
-    return [name for name in expected if name not in present]
+    missing: list[str] = []
+    for frame in range(frames):
+        for camera in manifest.cameras:
+            name = image_file(prefix, camera, episode, frame)
+            if name not in present:
+                missing.append(name)
+    return missing
 
 
 def recognize(location: Path) -> str | None:

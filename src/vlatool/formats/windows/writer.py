@@ -22,14 +22,13 @@ from vlatool.formats.codes.layout import IMAGES_NAME
 from vlatool.formats.lines import write_lines
 from vlatool.formats.media.images import PNG
 from vlatool.formats.windows import layout as windows_layout
-from vlatool.formats.windows.layout import reserved_word
 from vlatool.jobs.files import FileEntry, file_entry, folder_entry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.storage.atomic import bulk_folder, remove_empty, remove_file
 from vlatool.storage.uri import is_file_name, location
 from vlatool.transforms import action_tokenizer
-from vlatool.transforms.relative import relative_names, stored_from
+from vlatool.transforms.relative import groups_with, relative_names, stored_from
 
 QaMode = Literal["both", "vla", "wm", "alternate", "random"]
 
@@ -89,8 +88,8 @@ class JsonlConfig(writing.SinkConfig):
     @classmethod
     def _by_number(cls, data: Any) -> Any:
         """Converts the published numbers of `qa_mode` to names before validation."""
-        if isinstance(data, dict) and (mode := _PUBLISHED_MODES.get(str(data.get("qa_mode")))):
-            return {**data, "qa_mode": mode}
+        if isinstance(data, dict) and str(data.get("qa_mode")) in _PUBLISHED_MODES:
+            return {**data, "qa_mode": _PUBLISHED_MODES[str(data["qa_mode"])]}
         return data
 
     def encoding(self) -> writing.ImageEncoding:
@@ -117,21 +116,29 @@ class JsonlEpisodeWriter:
     is_numbered: bool  # True if episodes are named by their numbers
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
-        names = self._names(ref)
+        """Writes images and lines; the receipt has the sizes of the recorded images."""
+        name = f"episode_{ref.id}"
+        if self.is_numbered and ref.number is not None:
+            name = windows_layout.episode_name(ref.number)
+        names = EpisodeNames(name, self.prefixes[ref.source], self.cameras)
         # Errors in instruction or actions are raised before an image is written.
         chunks = self._chunks(episode)
         tasks = [_instruction(episode, frame) for frame in range(episode.num_frames)]
         untouched = 0
+        sizes: dict[str, tuple[int, int]] = {}
         with bulk_folder(self.output / names.folder) as folder:
             for camera in self.cameras:
                 writer = writing.ImageWriter(self.config.encoding())
                 if camera not in episode.cameras:
                     raise _episode_error(episode, f"has no camera {camera!r}", "missing")
-                images = writer.images(camera, episode.cameras[camera], episode.num_frames)
-                for frame, (_, data) in enumerate(images):
+                source = episode.cameras[camera]
+                for frame, (_, data) in enumerate(
+                    writer.images(camera, source, episode.num_frames)
+                ):
                     _check_sizes(writer, camera, frame)
                     folder.write(names.image(camera, frame), data)
                 untouched += writer.copied
+                sizes[camera] = source.size
         lines = self._lines(names, f"{self.config.seed} {ref.id}", tasks, chunks)
         entry, index = write_lines(self.output, windows_layout.lines_name(names.episode), lines)
         return Receipt(
@@ -143,14 +150,8 @@ class JsonlEpisodeWriter:
                 "untouched": untouched,
             },
             files=(folder_entry(names.folder, folder.files), entry, index),
-            facts={writing.SIZES: {name: episode.cameras[name].size for name in self.cameras}},
+            facts={writing.SIZES: sizes},
         )
-
-    def _names(self, ref: EpisodeRef) -> "EpisodeNames":
-        name = f"episode_{ref.id}"
-        if self.is_numbered and ref.number is not None:
-            name = windows_layout.episode_name(ref.number)
-        return EpisodeNames(name, self.prefixes[ref.source], self.cameras)
 
     def _lines(
         self, names: "EpisodeNames", seed: str, tasks: Sequence[str], chunks: Sequence[Array]
@@ -162,9 +163,8 @@ class JsonlEpisodeWriter:
             future = names.paths(action_tokenizer.future_frames(frame, config.future_steps, frames))
             chunk = chunks[frame].tolist()
             for kind in kinds_at(config.qa_mode, frame, seed):
-                yield windows_layout.render_window(
-                    windows_layout.Window(kind, tasks[frame], images, future, chunk)
-                )
+                window = windows_layout.Window(kind, tasks[frame], images, future, chunk)
+                yield windows_layout.render_window(window)
 
     def _chunks(self, episode: Episode) -> Sequence[Array]:
         """Actions [T, A] of each window."""
@@ -181,11 +181,13 @@ class JsonlEpisodeWriter:
 
     def _actions(self, episode: Episode) -> Array:
         """Actions [F, A] in their stored dtype, poses absolute; integers as float64."""
-        names = (stored_from(name, episode.lowdim) for name in self.action_fields)
-        columns = [episode.lowdim[name] for name in names]
-        actions = np.concatenate([column.reshape(len(column), -1) for column in columns], axis=1)
+        columns: list[Array] = []
+        for name in self.action_fields:
+            column = episode.lowdim[stored_from(name, episode.lowdim)]
+            columns.append(column.reshape(len(column), -1))
+        actions = np.concatenate(columns, axis=1)
         expected = (episode.num_frames, self.action_width)
-        if actions.shape != expected or not expected[0]:
+        if actions.shape != expected or not episode.num_frames:
             problem = f"actions are {list(actions.shape)}, expected {list(expected)}"
             raise _episode_error(episode, problem, "mismatch")
         _check_finite(episode, actions)
@@ -210,8 +212,11 @@ class EpisodeNames:
 
     def paths(self, frames: Sequence[int]) -> tuple[str, ...]:
         """Images of the frames, all cameras of a frame in order, relative to the output."""
-        files = (self.image(camera, frame) for frame in frames for camera in self.cameras)
-        return tuple(f"{self.folder}/{file}" for file in files)
+        paths: list[str] = []
+        for frame in frames:
+            for camera in self.cameras:
+                paths.append(f"{self.folder}/{self.image(camera, frame)}")
+        return tuple(paths)
 
 
 def kinds_at(mode: QaMode, frame: int, seed: str) -> tuple[windows_layout.Kind, ...]:
@@ -219,11 +224,12 @@ def kinds_at(mode: QaMode, frame: int, seed: str) -> tuple[windows_layout.Kind, 
     if mode == "both":
         return ("vla", "wm")
     if mode == "alternate":
-        return ("wm",) if frame % 2 else ("vla",)
-    if mode == "random":
-        random_byte = hashlib.blake2b(f"{seed} {frame}".encode(), digest_size=1).digest()[0]
-        return ("wm",) if random_byte % 2 else ("vla",)
-    return (mode,)
+        number = frame
+    elif mode == "random":
+        number = hashlib.blake2b(f"{seed} {frame}".encode(), digest_size=1).digest()[0]
+    else:
+        return (mode,)
+    return ("wm",) if number % 2 else ("vla",)
 
 
 def _check_finite(episode: Episode, values: Array) -> None:
@@ -234,6 +240,7 @@ def _check_finite(episode: Episode, values: Array) -> None:
 
 
 def _check_sizes(writer: writing.ImageWriter, camera: str, frame: int) -> None:
+    """Raises DataError unless all images of a camera have the size of the first one."""
     if len(writer.sizes) > 1:
         first, actual = (f"{width}x{height}" for height, width in writer.sizes)
         raise DataError(
@@ -249,7 +256,8 @@ def _instruction(episode: Episode, frame: int) -> str:
     if not task:
         place = f" at frame {frame}" if episode.language_spans else ""
         raise _episode_error(episode, f"has no instruction{place}", "missing")
-    if word := reserved_word(task):
+    word = windows_layout.reserved_word(task)
+    if word:
         raise _episode_error(episode, f"the instruction contains the tag {word}", "broken")
     return task
 
@@ -280,24 +288,24 @@ class JsonlSink(writing.Sink):
         survey = setup.survey
         self._config = config
         self._setup = setup
-        possible = _possible_fields(survey)
-        self.action_fields: tuple[str, ...] = setup.policy_actions(possible, survey.action_fields)
-        self.fields: Mapping[str, int] = {name: possible[name] for name in self.action_fields}
+        widths = _possible_fields(survey)
+        self.action_fields: tuple[str, ...] = setup.policy_actions(widths, survey.action_fields)
+        self.fields: Mapping[str, int] = {name: widths[name] for name in self.action_fields}
         self.proprioception_fields: tuple[str, ...] = ()
-        groups = (
-            group for group in survey.pose_groups if {*relative_names(group)} & {*self.fields}
-        )
-        numbers = [ref.number for ref in setup.refs]
+        prefixes: dict[str, str] = {}
+        numbers: list[int | None] = []
+        for ref in setup.refs:
+            prefixes[ref.source] = config.name or _folder_name(ref.source)
+            numbers.append(ref.number)
         self._work = JsonlEpisodeWriter(
             setup.output,
             config,
             tuple(survey.cameras),
             self.action_fields,
             _action_width(config, survey, self.fields),
-            tuple(groups),
-            {source: _folder_name(source) for source in {ref.source for ref in setup.refs}}
-            | ({ref.source: config.name for ref in setup.refs} if config.name else {}),
-            None not in numbers and len(set(numbers)) == len(numbers),
+            tuple(groups_with(self.fields, survey.pose_groups)),
+            prefixes,
+            is_numbered=None not in numbers and len(set(numbers)) == len(numbers),
         )
         self.work: writing.Work = self._work
 
@@ -308,6 +316,7 @@ class JsonlSink(writing.Sink):
         remove_empty(output / IMAGES_NAME)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> writing.SinkSummary:
+        """Writes the manifest."""
         files: list[FileEntry] = []
         episodes = 0
         sizes: dict[str, set[tuple[int, int]]] = {}
@@ -323,10 +332,8 @@ class JsonlSink(writing.Sink):
                 code="data.no_samples",
                 details={"dropped": dict(run.dropped)},
             )
-        manifest = self._manifest(episodes, run)
-        manifest = replace(
-            manifest, recorded_sizes={name: sorted(each) for name, each in sizes.items()}
-        )
+        recorded_sizes = {name: sorted(of_camera) for name, of_camera in sizes.items()}
+        manifest = replace(self._manifest(episodes, run), recorded_sizes=recorded_sizes)
         windows_layout.write_manifest(self._setup.output, manifest)
         size = sum(file.bytes for file in files)
         files.append(file_entry(self._setup.output, windows_layout.MANIFEST_NAME))
@@ -343,11 +350,14 @@ class JsonlSink(writing.Sink):
     def _manifest(self, episodes: int, run: JobRun) -> windows_layout.WindowManifest:
         survey = self._setup.survey
         config = self._config
-        fields = [survey.fields[stored_from(name, survey.fields)] for name in self.action_fields]
-        names = [name for field in fields for name in field.names]
-        relative = [
-            name not in survey.fields for name, width in self.fields.items() for _ in range(width)
-        ]
+        names: list[str] = []
+        relative_dimensions: list[int] = []
+        first = 0  # dimension of an action
+        for name, width in self.fields.items():
+            names += survey.fields[stored_from(name, survey.fields)].names
+            if name not in survey.fields:
+                relative_dimensions += range(first, first + width)
+            first += width
         counts: dict[str, Any] = {key: run.sums.get(key, 0) for key in _COUNT_KEYS}
         size = config.resize_images_size
         is_resized = isinstance(size, tuple)
@@ -362,7 +372,7 @@ class JsonlSink(writing.Sink):
             future_steps=config.future_steps,
             qa_mode=config.qa_mode,
             image_size=size if isinstance(size, tuple) else None,
-            relative_dimensions=tuple(np.flatnonzero(relative).tolist()),
+            relative_dimensions=tuple(relative_dimensions),
             resize_method=config.image_resizing_method if is_resized else "",
             resize_filter=config.image_resizing_filter if is_resized else "",
             episodes=episodes,
@@ -383,11 +393,11 @@ def _possible_fields(survey: Survey) -> dict[str, int]:
     """Map from the fields that an action can have to their widths: numeric ones, relative poses."""
     widths = {name: spec.width for name, spec in survey.fields.items() if spec.width}
     for group in survey.pose_groups:
-        for key, name in zip(
-            (group.position_key, group.rotation_key), relative_names(group), strict=True
-        ):
-            if key in widths:
-                widths[name] = widths[key]
+        position, rotation = relative_names(group)
+        if group.position_key in widths:
+            widths[position] = widths[group.position_key]
+        if group.rotation_key in widths:
+            widths[rotation] = widths[group.rotation_key]
     return widths
 
 
