@@ -98,11 +98,11 @@ JOB_FOLDER = ".vlatool"
 
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS, DEEPEST = 800, 80, 6, 2
 # Ceilings: they rise only with what a change adds on purpose, and fall with what goes.
-MOST_TOKENS = 761_500
-MOST_TOKENS_PER_LINE = 8.96
+MOST_TOKENS = 762_300
+MOST_TOKENS_PER_LINE = 8.83
 # In 1000 tokens.
-MOST_COMPREHENSIONS = 4.4
-MOST_CONDITIONALS = 2.91
+MOST_COMPREHENSIONS = 3.34
+MOST_CONDITIONALS = 2.33
 
 DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
