@@ -262,7 +262,7 @@ class Contents:
         for folder, path in self.files.images.items():
             at = folder.replace(EPISODE, self.files.name)
             for file in _visible_files(path):
-                if is_image(file):
+                if is_image(file.name):
                     files[f"{at}/{file.name}".lstrip("/")] = file
                     same_name.setdefault(file.name, []).append(file)
         for name, paths in same_name.items():

@@ -47,12 +47,12 @@ FACTS = re.compile(
 )
 
 
-def is_video(name: str | Path) -> bool:
+def is_video(name: str) -> bool:
     """True for videos by their names."""
     return Path(name).suffix.lower() in VIDEOS
 
 
-def is_image(name: str | Path) -> bool:
+def is_image(name: str) -> bool:
     """True for images by their names."""
     return Path(name).suffix.lower() in IMAGES
 
@@ -60,7 +60,7 @@ def is_image(name: str | Path) -> bool:
 def is_rows(path: Path) -> bool:
     """True for tables and videos by their names, but for those that describe a data set."""
     is_table = path.suffix.lower() in TABLES and not FACTS.fullmatch(path.stem)
-    return is_table or is_video(path)
+    return is_table or is_video(path.name)
 
 
 def is_part(name: str) -> bool:
