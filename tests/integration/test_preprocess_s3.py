@@ -14,14 +14,17 @@ import pytest
 
 from tests.builders.folder import write_images, write_set
 from tests.builders.lerobot import lerobot_dataset
+from tests.builders.planted import PLANTS
 from tests.builders.s3_runs import command, digests, finished, preprocess, upload
 from tests.builders.s3_server import Faults, Proxy, Request
 from tests.builders.spartan import CAMERAS as SPARTAN_CAMERAS
 from tests.builders.spartan import TASK, Documents, spartan_task
+from vlatool.formats.check import CheckOptions
 from vlatool.formats.lerobot.dataset import LeRobotConfig
 from vlatool.formats.lerobot.reader import LeRobotReader
 from vlatool.formats.spartan.config import SpartanConfig
 from vlatool.formats.spartan.reader import SpartanReader
+from vlatool.inspection import verify_location
 from vlatool.storage.atomic import write_text
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.retry import SPEED_VARIABLE
@@ -306,3 +309,24 @@ def test_a_folder_of_files_in_s3_gives_the_bytes_of_a_local_one(
     assert preprocess(remote, tmp_path / "b", format="folder") == 0
 
     assert digests(tmp_path / "b") == digests(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_a_recording_in_s3_has_the_bytes_and_findings_of_a_local_one(
+    name: str, bucket: RemotePath, tmp_path: Path
+) -> None:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    local = PLANTS[name](folder)
+    remote = upload(folder, bucket / "raw") / local.relative_to(folder).as_posix()
+    rate = () if name == "lerobot" else ("--fps", 10)
+
+    assert preprocess(local, tmp_path / "a", *rate, format=name) == 0
+    assert preprocess(remote, tmp_path / "b", *rate, format=name) == 0
+
+    assert digests(tmp_path / "b") == digests(tmp_path / "a")
+    messages: list[list[str]] = []
+    for source in (local, remote):
+        findings = verify_location(source, CheckOptions()).findings
+        messages.append([finding.message.replace(str(source), "") for finding in findings])
+    assert messages[0] == messages[1]
