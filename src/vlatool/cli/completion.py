@@ -210,7 +210,8 @@ def _installed_state() -> str:
                 if name.endswith((".py", ".yaml")):
                     modified_ns = os.stat(os.path.join(folder, name)).st_mtime_ns
                     digest.update(f"\n{name}:{modified_ns}".encode())
-    for path in sorted({os.path.realpath(path) for path in sys.path}):
-        if path.endswith("-packages") and os.path.isdir(path):
+    packages = {os.path.realpath(path) for path in sys.path if path.endswith("-packages")}
+    for path in sorted(packages):
+        if os.path.isdir(path):
             digest.update(f"\n{path}:{os.stat(path).st_mtime_ns}".encode())
     return digest.hexdigest()

@@ -63,8 +63,9 @@ class FutureScores:
             predicted = predicted_codes[rows]
             real = prepared_images(tokenizer, camera, recorded.images[camera][rows])
             present = prepared_images(tokenizer, camera, observation.images[camera][-1:])
-            real_codes = recorded.codes[camera][rows] if recorded.codes else None
-            if real_codes is None:
+            if recorded.codes:
+                real_codes = recorded.codes[camera][rows]
+            else:
                 real_codes = _codes_of(tokenizer, real)
             present_codes = _codes_of(tokenizer, present)
             moves: Array = np.abs(real.astype(np.int16) - present).max(axis=-1) > MOVED

@@ -62,9 +62,10 @@ class KeepRule(ConfigModel):
         return self
 
 
-_RULES: dict[str, Any] = {}
-for _name, _about in curation_layout.FIGURES.items():
-    _RULES[_name] = (KeepRule | None, option(None, f"Rule for {_name}: {_about}."))
+_RULES: dict[str, Any] = {
+    name: (KeepRule | None, option(None, f"Rule for {name}: {about}."))
+    for name, about in curation_layout.FIGURES.items()
+}
 KeepRules = create_model("KeepRules", __base__=ConfigModel, __doc__="Rules by figure.", **_RULES)
 
 
@@ -293,8 +294,8 @@ def model_errors(
             "sources": config.sources,
             "episodes": f"@{chosen}",
             "output": str(folds[-1]),
+            "workers": config.workers,
         }
-        of_part["workers"] = config.workers
         if config.format:
             of_part["format"] = config.format
         windows = load_config(PreprocessConfig, overrides=_typed({**of_windows, **of_part}))
