@@ -294,12 +294,6 @@ def first_middle_last(count: int) -> list[int]:
     return sorted({0, count // 2, count - 1}) if count else []
 
 
-def few(names: Sequence[str], most: int = 6) -> str:
-    """The first names, and the number of the others: `a, b and 3 more`."""
-    text = ", ".join(names[:most])
-    return f"{text} and {len(names) - most} more" if len(names) > most else text
-
-
 def text_of(value: object) -> str:
     """A stored text, which may be bytes."""
     if isinstance(value, bytes | memoryview):

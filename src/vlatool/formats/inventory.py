@@ -17,9 +17,9 @@ import simplejpeg
 
 from vlatool.episode import Array, Content, Role, StoredPart, UInt8Array
 from vlatool.findings import Finding, FindingCodes, info, warning
-from vlatool.formats.base import few
 from vlatool.formats.language import kind_of_name
 from vlatool.formats.media.images import image_info
+from vlatool.report.text import few_text
 
 SMALLEST_SIDE = 24  # pixels; smaller arrays are numbers
 WIDEST_FIELD = 256  # numbers of a row
@@ -511,7 +511,7 @@ def left_out_text(parts: Iterable[StoredPart]) -> str:
         by_reason.setdefault((part.is_loss, part.note), []).append(part.path)
     texts: list[str] = []
     for (_, note), paths in by_reason.items():
-        texts.append(f"{few(paths, _MOST_PATHS)} ({note})")
+        texts.append(f"{few_text(paths, _MOST_PATHS)} ({note})")
     return "; ".join(texts)
 
 

@@ -6,7 +6,6 @@ attribute, `FILE.json@KEY` a value of a file beside. `*` stands for any name, if
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -20,7 +19,7 @@ from vlatool.config.base import ConfigModel, option
 from vlatool.config.presets import list_presets, preset_path
 from vlatool.episode import LanguageKind
 from vlatool.errors import DataError
-from vlatool.formats.base import few
+from vlatool.report.text import few_text
 from vlatool.storage.documents import DocumentError, read_json, read_yaml
 from vlatool.storage.uri import location
 
@@ -161,7 +160,7 @@ def matching(reference: str, names: Sequence[str]) -> str | None:
         return None
     fitting = [name for name in names if fnmatchcase(name, reference)]
     if len(fitting) > 1:
-        raise ValueError(f"fits {few(fitting)}; name one of them")
+        raise ValueError(f"fits {few_text(fitting)}; name one of them")
     return fitting[0] if fitting else None
 
 
@@ -174,7 +173,7 @@ def nearest(reference: str, names: Sequence[str]) -> str:
     for name in names:
         if name.rpartition("/")[2] == last and name not in close:
             close.append(name)
-    return f"there is {few(close or names)}"
+    return f"there is {few_text(close or names)}"
 
 
 def filled(text: str, file: Path, episode: str) -> str:
@@ -236,14 +235,14 @@ def file_beside(name: str, file: Path) -> Path:
         if path.is_file():
             return path
         folder = path.parent
-        names = sorted(os.listdir(folder)) if folder.is_dir() else []
+        names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
         raise broken_mapping(path, f"is missing; {nearest(path.name, names)}", "change the mapping")
     fitting = sorted(file.parent.glob(name))
     if len(fitting) == 1:
         return fitting[0]
     reason = "fits no file"
     if fitting:
-        reason = f"fits {few([path.name for path in fitting])}"
+        reason = f"fits {few_text([path.name for path in fitting])}"
     raise broken_mapping(file.parent / name, reason, "name one file in the mapping")
 
 

@@ -85,6 +85,8 @@ def names_report(sets: Sequence[NamedSet]) -> Report:
     questions: list[str] = []
     lines: list[tuple[str, str]] = []
     for other in others:
+        if other.location in options:
+            continue
         renames: list[str] = []
         for text, is_sure in _renames(first, other):
             if is_sure:

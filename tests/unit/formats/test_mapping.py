@@ -14,8 +14,11 @@ from vlatool.episode import Episode
 from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.formats.detect import with_mapping
 from vlatool.formats.hdf5.reader import Hdf5Config, Hdf5Reader
+from vlatool.formats.mapping import file_beside
 from vlatool.formats.media.video import encode_video
 from vlatool.formats.propose import rate_of_times
+from vlatool.storage.atomic import write_bytes
+from vlatool.storage.uri import location
 from vlatool.testing import check_reader
 
 FRAMES = 5
@@ -267,6 +270,12 @@ def test_a_value_of_a_file_beside_cannot_lead_out_of_the_folder(tmp_path: Path) 
     mapping = "cameras: {c: {video: '{facts.json@video}'}}\nfields: {q: q}"
     with pytest.raises(DataError, match=r"raw/secret\.mp4: is missing"):
         read(path, mapping=mapping)
+
+
+def test_a_file_beside_remote_data_is_looked_up_as_beside_local_data(memory: str) -> None:
+    write_bytes(location(f"{memory}/raw/front.mp4"), b"")
+    with pytest.raises(DataError, match=r"raw/side\.mp4: is missing; there is front\.mp4"):
+        file_beside("side.mp4", location(f"{memory}/raw/a.h5"))
 
 
 def test_one_broken_file_of_a_set_costs_only_its_episode(tmp_path: Path) -> None:

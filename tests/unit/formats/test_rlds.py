@@ -277,3 +277,15 @@ def test_images_of_numbers_and_undeclared_features_are_not_lost(tmp_path: Path) 
     np.testing.assert_array_equal(episode.cameras["pixels"].read([2])[0], hdf5.image(2))
     (left,) = [part for part in episode.parts if part.path == "extra"]
     assert left.role == "left_out"
+
+
+def test_a_rate_that_one_record_lacks_costs_only_its_episode(tmp_path: Path) -> None:
+    folder = written(tmp_path / "toy", {})
+    document = json.loads((folder / "features.json").read_text())
+    features = document["featuresDict"]["features"]
+    features["episode_metadata"] = {"featuresDict": {"features": {"fps": tensor("float32")}}}
+    (folder / "features.json").write_text(json.dumps(document))
+    mapping = tmp_path / "mapping.yaml"
+    mapping.write_text("fields: {world: action/world}\nfps: episode_metadata/fps\n")
+    with pytest.raises(DataError, match="episode_metadata/fps is missing"):
+        read(folder, mapping=str(mapping))

@@ -48,6 +48,7 @@ from vlatool.formats.media.frames import VideoFrames, open_video, packet_table, 
 from vlatool.formats.plan import EpisodePlan, PlannedImages, plan_by_structure
 from vlatool.formats.planned import PlannedEpisode, PlannedFrames, PlannedReader
 from vlatool.formats.propose import MEASURED, Clues, proposed_mapping, rate_of_times
+from vlatool.report.text import few_text
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range, read_file
 
 MOST_CUT = 5  # frames by which a clip may be longer or shorter than a table
@@ -383,7 +384,7 @@ class FolderReader(PlannedReader):
                 searched = f"folders with videos, images and tables ({', '.join(SUFFIXES)})"
                 raise base.no_episodes(source, searched)
             if stray:
-                reason = f"of no episode: {base.few(stray)}"
+                reason = f"of no episode: {few_text(stray)}"
                 findings.append(FOLDER.at("stray_files", source, reason))
         self.source_findings = findings
         refs = self._refs(_named_episodes(found, self.mapping), is_only=len(sources) == 1)

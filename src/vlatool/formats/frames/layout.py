@@ -228,7 +228,7 @@ def _take_calibration(arrays: dict[str, Array]) -> dict[str, Calibration]:
 
 def _object(kind: type, values: Mapping[str, Any]) -> Any:
     """An object of its values as JSON, whose tuples are lists there."""
-    arguments = dict(values)
+    arguments = {**values}  # a list of pairs is no object
     for entry in fields(kind):
         if str(entry.type).startswith("tuple") and entry.name in arguments:
             arguments[entry.name] = tuple(arguments[entry.name])

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from vlatool.errors import DataError
 from vlatool.formats import limits
-from vlatool.formats.base import few
 from vlatool.formats.hdf5.check import (
     BROKEN,
     HDF5,
@@ -26,6 +25,7 @@ from vlatool.formats.hdf5.check import (
 from vlatool.formats.inventory import Stored
 from vlatool.formats.mapping import RecordingMapping, known_layouts
 from vlatool.formats.plan import EpisodePlan, Known, plan_by_structure
+from vlatool.report.text import few_text
 from vlatool.storage.tree import natural_key
 from vlatool.transforms.hold_out import split_of
 
@@ -76,7 +76,7 @@ def _kind_of(demo: Any) -> str:
 
 
 def _names(file: Any) -> str:
-    return f"its root has {few([repr(name) for name in file]) or 'nothing'}"
+    return f"its root has {few_text([repr(name) for name in file]) or 'nothing'}"
 
 
 def _groups(group: Any) -> list[str]:

@@ -92,10 +92,10 @@ def inspect(location: Path) -> Report:
     missing: list[Path] = []
     size = 0
     for tar in tars:
-        if tar.is_file():
-            size += tar.stat().st_size
-        else:
+        if not tar.is_file():
             missing.append(tar)
+        elif manifest is None:
+            size += tar.stat().st_size
     if manifest is not None:
         size = sum(shard.bytes for shard in manifest.shards)
     facts = ImageShardsFacts(

@@ -379,7 +379,8 @@ def _in_folder(folder: Path, split: Split) -> Iterator[Path]:
 
 def _read_shards(path: Path) -> Iterator[Path]:
     for shard in read_list(path):
-        if not (is_remote(path) or shard.exists()) and shard.is_relative_to(path.parent):
+        is_below = not is_remote(path) and shard.is_relative_to(path.parent)
+        if is_below and not shard.exists():
             # Published lists may be relative to the working directory.
             relative = shard.relative_to(path.parent)
             if relative.exists():

@@ -16,9 +16,7 @@ from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.formats.lerobot import layout as lerobot_layout
 from vlatool.formats.lerobot.findings import LEROBOT, METADATA
-from vlatool.formats.lerobot.tables import (
-    check_is_data_file,
-)
+from vlatool.formats.lerobot.tables import check_is_data_file
 from vlatool.storage.documents import MAX_BYTES, DocumentError, parse_json, read_document, read_json
 from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import can_list
@@ -348,7 +346,6 @@ def metadata_error(path: Path, key: str, problem: str, line: int | None = None) 
     )
 
 
-# Default column of the groups of a section.
 @dataclass(frozen=True)
 class _Group:
     """Entry of `modality.json`: dimensions of a column that have a name."""

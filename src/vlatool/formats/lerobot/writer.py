@@ -155,10 +155,10 @@ class LeRobotSink(Sink):
         config = self._config
         version = config.layout_version
         names = [lerobot_output.write_statistics(output, numbering.set_statistics())]
-        tasks = dict(enumerate(numbering.tasks))
-        names.append(lerobot_output.write_texts(output, version, "task", tasks))
-        for column, texts in self._layout.texts.items():
-            kind = text_kind(column)
+        texts_by_kind: dict[str, Mapping[int, str]] = {"task": dict(enumerate(numbering.tasks))}
+        for column, texts in self._layout.texts.items():  # columns may share a table
+            texts_by_kind[text_kind(column)] = texts
+        for kind, texts in texts_by_kind.items():
             names.append(lerobot_output.write_texts(output, version, kind, texts))
         names += lists
         modality = self._modality()

@@ -137,6 +137,7 @@ class BagImages(PlannedFrames):
             packets = map(self._message, range(key, len(self._messages)))
             self._packets = _decode(packets)
             self._last = key - 1
+            self._last_row = None
         while self._last < number:
             self._last_row = next(self._packets)
             self._last += 1

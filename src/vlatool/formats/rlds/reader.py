@@ -324,12 +324,19 @@ class RldsEpisode(PlannedEpisode):
         return typed.reshape(-1, max(1, math.prod(self._features[path].shape)))
 
     def texts_of(self, name: str, count: int) -> list[str]:
-        rows = self._parsed[self.find_stored(name).path]
+        rows = self._values(name)
         return [base.text_of(row).strip() for row in rows[:count]]
 
     def value_of(self, name: str) -> Any:
-        value = self._parsed[self.find_stored(name).path][-1]
+        value = self._values(name)[-1]
         return bytes(value).decode() if isinstance(value, memoryview) else value.item()
+
+    def _values(self, name: str) -> "list[memoryview] | Array":
+        path = self.find_stored(name).path
+        values = self._parsed.get(path, ())
+        if not len(values):
+            raise self.error("missing_feature", f"{path} is missing", field=path)
+        return values
 
     def stored_fps(self) -> float | None:
         values = self._parsed.get(_FPS, [])

@@ -249,7 +249,7 @@ def _read_header(path: Path) -> tuple[WeightsInfo, str]:
     parameters = 0
     tensors = 0
     dtypes: set[str] = set()
-    end = 0  # of the tensors, after the header
+    ends: list[int] = []  # of the tensors, after the header
     try:
         with open_file(path) as file:
             length = int.from_bytes(file.read(8), "little")
@@ -261,7 +261,8 @@ def _read_header(path: Path) -> tuple[WeightsInfo, str]:
             tensors += 1
             parameters += math.prod(map(int, tensor["shape"]))
             dtypes.add(str(tensor.get("dtype")))
-            end = max(end, int(tensor["data_offsets"][1]))
+            ends.append(int(tensor["data_offsets"][1]))
+        end = max(ends, default=0)
         size = path.stat().st_size
         if size != 8 + length + end:
             raise ValueError(f"{size} bytes, the header says {8 + length + end}")

@@ -199,7 +199,7 @@ class RunDir:
         newest: tuple[int, Path] | None = None
         for folder in self.checkpoint_folders():
             step = checkpoint_step(folder.name)
-            if step is not None and (newest is None or step > newest[0]):
+            if step is not None and (newest is None or step >= newest[0]):
                 newest = step, folder
         return newest
 

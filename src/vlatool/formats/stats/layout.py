@@ -91,7 +91,9 @@ def compact(stats: Mapping[str, Mapping[str, Any]]) -> Statistics:
     """
     compacted: Statistics = {}
     for name, entry in stats.items():
-        compacted[name] = {key: value for key, value in entry.items() if key not in _STATES}
+        compacted[name] = {
+            key: value for key, value in entry.items() if not key.startswith(_STATES[0])
+        }
     return compacted
 
 
@@ -177,14 +179,13 @@ def _width(entry: Mapping[str, Any]) -> int:
 
 def _common_window(parts: Sequence[StatsPart]) -> tuple[int, int] | None:
     """Steps before the anchor, and from it on, that all parts have; None if one is unknown."""
-    pasts: list[int] = []
+    pasts = [part.past for part in parts if part.past is not None]
+    if len(pasts) < len(parts):
+        return None
     futures: list[int] = []
-    for part in parts:
-        if part.past is None:
-            return None
+    for part, past in zip(parts, pasts, strict=True):
         steps = min(len(entry.get("count", ())) for entry in part.statistics.values())
-        pasts.append(part.past)
-        futures.append(steps - part.past)
+        futures.append(steps - past)
     return min(pasts), min(futures)
 
 
@@ -435,12 +436,12 @@ def write_recorded(
     """
     digests = digests_path(stats)
     record = record_path(stats)
+    written = {digests: digests_bytes(entries), stats: stats_bytes(without_digests(entries))}
     for path in (record, digests, stats):
         remove_partials_of(path)
     # A new record with old files would make those look changed by someone else.
     for path in (stats, digests):
         remove_file(path)
-    written = {digests: digests_bytes(entries), stats: stats_bytes(without_digests(entries))}
     rows: list[dict[str, Any]] = []
     for path, content in written.items():
         digest = hashlib.sha256(content).hexdigest()

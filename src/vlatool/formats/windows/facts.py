@@ -99,11 +99,12 @@ def _read_facts(location: Path, findings: Problems) -> WindowsFacts:
         window = findings.read(_window_at, path, 0)
         if window is not None:
             tasks[window.task] = None
-    samples = _indexed(files)
-    cameras = windows_layout.PUBLISHED_CAMERAS
-    past = windows_layout.PUBLISHED_STEPS
-    future = windows_layout.PUBLISHED_STEPS
-    if manifest is not None:
+    if manifest is None:
+        samples = _indexed(files)
+        cameras = windows_layout.PUBLISHED_CAMERAS
+        past = windows_layout.PUBLISHED_STEPS
+        future = windows_layout.PUBLISHED_STEPS
+    else:
         samples = manifest.samples
         cameras = manifest.cameras
         past = manifest.past_steps

@@ -295,7 +295,8 @@ class JsonlSink(writing.Sink):
         prefixes: dict[str, str] = {}
         numbers: list[int | None] = []
         for ref in setup.refs:
-            prefixes[ref.source] = config.name or _folder_name(ref.source)
+            if ref.source not in prefixes:
+                prefixes[ref.source] = config.name or _folder_name(ref.source)
             numbers.append(ref.number)
         self._work = JsonlEpisodeWriter(
             setup.output,
