@@ -104,6 +104,16 @@ def s3_proxy(s3: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> I
         yield proxy
 
 
+@pytest.fixture
+def gs_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Root of an empty bucket of Google Cloud Storage."""
+    from tests.builders.gcs_server import gcs_server
+
+    with gcs_server() as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.endpoint)
+        yield f"gs://{server.bucket()}"
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Parent folder of the shards of four small episodes, which tests only read."""

@@ -342,6 +342,7 @@ SCHEMES: Registry[Any] = Registry(
     "scheme",
     {
         "s3": "vlatool.storage.s3:Bucket",
+        "gs": "vlatool.storage.gcs:GoogleBucket",
         "https": "vlatool.storage.http:WebServer",
         "http": "vlatool.storage.http:WebServer",
         "hf": "vlatool.storage.hub:Repository",

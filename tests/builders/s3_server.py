@@ -92,6 +92,17 @@ class S3Server:
         self.client().create_bucket(Bucket=name)
         return name
 
+    def put(self, bucket: str, key: str, data: bytes) -> None:
+        self.client().put_object(Bucket=bucket, Key=key, Body=data)
+
+    def start_upload(self, bucket: str, key: str) -> None:
+        self.client().create_multipart_upload(Bucket=bucket, Key=key)
+
+    def unfinished(self, bucket: str) -> list[str]:
+        """Keys of unfinished uploads."""
+        uploads = self.client().list_multipart_uploads(Bucket=bucket).get("Uploads", ())
+        return sorted(upload["Key"] for upload in uploads)
+
 
 @contextmanager
 def s3_server() -> Iterator[S3Server]:

@@ -17,10 +17,11 @@ from tests.builders.web_server import TOKEN, WebServer, web_server
 from vlatool.cli import app
 from vlatool.errors import VlatoolError
 from vlatool.storage import routes
+from vlatool.storage.atomic import write_bytes
 from vlatool.storage.uri import location
 from vlatool.workflows.upload import UploadConfig, upload
 
-SCHEMES = ["s3", "https", "hf"]
+SCHEMES = ["s3", "gs", "https", "hf"]
 CONTENT = b"content" * 1000
 LOGIN, TYPED = "robot:open sesame@!", "robot:open%20sesame%40!"
 BUNDLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
@@ -62,18 +63,22 @@ def served(
     site: WebServer,
     s3: S3Server,
     s3_bucket: str,
+    gs_root: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[tuple[str, Path]]:
     """Location of a file that only a proxy can reach, by TLS, and the file of the authority."""
-    s3.client().put_object(Bucket=s3_bucket, Key="file.bin", Body=CONTENT)
-    url = s3.endpoint if scheme == "s3" else site.endpoint
+    s3.put(s3_bucket, "file.bin", CONTENT)
+    write_bytes(location(f"{gs_root}/file.bin"), CONTENT)
+    variables = {"s3": "AWS_ENDPOINT_URL", "gs": "STORAGE_EMULATOR_HOST", "hf": "HF_ENDPOINT"}
+    variable = variables.get(scheme, "")
+    url = os.environ[variable] if scheme in ("s3", "gs") else site.endpoint
     with with_tls(url, tmp_path) as (endpoint, authority):
-        variable = {"s3": "AWS_ENDPOINT_URL", "hf": "HF_ENDPOINT"}.get(scheme)
         if variable:
             monkeypatch.setenv(variable, endpoint)
         files = {
             "s3": f"s3://{s3_bucket}",
+            "gs": gs_root,
             "https": f"{endpoint}/lab/set",
             "hf": "hf://datasets/lab/set",
         }

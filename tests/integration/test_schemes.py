@@ -29,8 +29,8 @@ from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.train import train
 from vlatool.workflows.verify import InspectConfig, VerifyConfig, VerifyResult, inspect, verify
 
-SCHEMES_READ = ["s3", "http", "hf", "memory"]
-SCHEMES_LISTED = ["s3", "hf", "memory"]
+SCHEMES_READ = ["s3", "gs", "http", "hf", "memory"]
+SCHEMES_LISTED = ["s3", "gs", "hf", "memory"]
 TEXT = "\u00e4\nb\n"
 LARGE = np.random.default_rng(0).bytes(3 * 2**20)
 FILES = {
@@ -72,10 +72,10 @@ def server(world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
         yield running
 
 
-@pytest.fixture(params=["http", "memory"])  # without listings and with them
-def remote(request: pytest.FixtureRequest, server: WebServer, memory: str, world: Path) -> str:
+@pytest.fixture(params=["http", "gs"])  # without listings and with them
+def remote(request: pytest.FixtureRequest, server: WebServer, gs_root: str, world: Path) -> str:
     """Location of a copy of the repository."""
-    return copy_in(request.param, world, server, {"memory": memory})
+    return copy_in(request.param, world, server, {"gs": gs_root})
 
 
 def copy_in(scheme: str, folder: Path, server: WebServer, roots: dict[str, str]) -> str:
@@ -129,6 +129,7 @@ def copied(
     request: pytest.FixtureRequest,
     tree: Path,
     memory: str,
+    gs_root: str,
     s3_bucket: str,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -137,7 +138,7 @@ def copied(
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
     with web_server(tree.parents[1]) as running:
         monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
-        roots = {"s3": f"s3://{s3_bucket}", "memory": memory}
+        roots = {"s3": f"s3://{s3_bucket}", "gs": gs_root, "memory": memory}
         yield location(copy_in(request.param, tree, running, roots))
 
 
@@ -291,6 +292,24 @@ def test_training_and_evaluation_give_the_numbers_of_local_data(
     assert evaluated[0] == evaluated[1]
 
 
+def test_all_steps_from_a_bucket_to_a_bucket(
+    gs_root: str, world: Path, here_of: dict[str, Path], tmp_path: Path
+) -> None:
+    source = uploaded(world / "lerobot", f"{gs_root}/lerobot")
+    output = f"{gs_root}/data"
+    preprocessed(source, output)
+    assert verified(output).counts["error"] == 0
+    for name in ("shards/shard_000000.tar", "shards/stats.json"):
+        assert location(f"{output}/{name}").read_bytes() == (here_of["lerobot"] / name).read_bytes()
+
+    shards = uploaded(world / "data", f"{gs_root}/world")
+    keys: dict[str, Any] = {"save_every_n_steps": 2, "data__dataset_manifest": shards}
+    keys |= {"remote_sync": f"{gs_root}/runs", "total_train_steps": 4}
+    for machine in ("here", "there"):
+        result = train(tiny_config(world / "data", tmp_path / machine / "run", **keys))
+    assert result.status == "already complete"
+
+
 class TestWeb:
     def test_optimizer_state_is_not_fetched_for_a_policy_whose_results_need_an_output(
         self, server: WebServer, world: Path, tmp_path: Path
@@ -388,6 +407,7 @@ class TestBadInput:
             "https://user:hunter2@host/x",
             "https://host/x?token=hunter2",
             "s3://key:hunter2@bucket/x",
+            "gs://key:hunter2@bucket/x",
             "hf://user:hunter2@datasets/a/b",
         ],
     )

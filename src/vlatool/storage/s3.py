@@ -6,8 +6,7 @@ import io
 import os
 import re
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, cast
@@ -27,16 +26,6 @@ _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 _SIGNED_FOR_S = 3600
 _MAX_SIGNED = 10_000
 _MAX_ANSWER = 16 * 2**20  # bytes; 1000 keys of a listing take up to 4 MiB
-
-
-@contextmanager
-def _reading() -> Generator[None]:
-    """Raises UnusableAnswer for an answer that the client library, or this module, cannot read."""
-    try:
-        yield
-    except (LookupError, TypeError, ArithmeticError, RuntimeError, UnicodeError) as error:
-        reason = f"the server's answer cannot be read ({type(error).__name__})"
-        raise web_requests.UnusableAnswer(reason) from error
 
 
 class Bucket:
@@ -114,12 +103,12 @@ class Bucket:
             return no_credentials(location, "no AWS credentials, and the bucket is not public")
         return mapped
 
-    @_reading()
+    @web_requests.reading_answer()
     def head(self, key: str) -> remote.ObjectInfo:
         response = self.client.head_object(Bucket=self.name, Key=key)
         return _info(response, int(response["ContentLength"]))
 
-    @_reading()
+    @web_requests.reading_answer()
     def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> remote.ListPage:
         request = {"Bucket": self.name, "Prefix": below, "Delimiter": delimiter}
         if token:
@@ -152,19 +141,19 @@ class Bucket:
             return body
         return replace(body, info=replace(body.info, digest=f"md5:{md5[1]}"))
 
-    @_reading()
+    @web_requests.reading_answer()
     def put(self, key: str, data: bytes, etag: str | None = None) -> str:
         condition = {} if etag is None else {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
         put = partial(self.client.put_object, **self._object(key), Body=data, **condition)
         response = _in_time(put, len(data))
         return str(response["ETag"])
 
-    @_reading()
+    @web_requests.reading_answer()
     def multipart(self, key: str) -> remote.Upload:
         response = self.client.create_multipart_upload(**self._object(key))
         return _Multipart(self.client, {**self._object(key), "UploadId": str(response["UploadId"])})
 
-    @_reading()
+    @web_requests.reading_answer()
     def unfinished(self, below: str) -> Sequence[tuple[str, remote.Upload]]:
         uploads: list[tuple[str, remote.Upload]] = []
         request: dict[str, Any] = {"Bucket": self.name, "Prefix": below}
@@ -181,7 +170,7 @@ class Bucket:
                 raise web_requests.UnusableAnswer("the list of uploads has no end")
             request |= markers
 
-    @_reading()
+    @web_requests.reading_answer()
     def delete(self, keys: Sequence[str]) -> Sequence[str]:
         if len(keys) == 1:
             self.client.delete_object(**self._object(keys[0]))
@@ -248,13 +237,13 @@ class _Multipart:
         self._client = client
         self._request = request
 
-    @_reading()
+    @web_requests.reading_answer()
     def send(self, number: int, data: bytes) -> str:
         upload = partial(self._client.upload_part, **self._request, PartNumber=number, Body=data)
         response = _in_time(upload, len(data))
         return str(response["ETag"])
 
-    @_reading()
+    @web_requests.reading_answer()
     def complete(self, parts: Sequence[str]) -> None:
         numbered = [{"PartNumber": n, "ETag": etag} for n, etag in enumerate(parts, start=1)]
         complete = partial(self._client.complete_multipart_upload, **self._request)

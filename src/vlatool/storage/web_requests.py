@@ -44,6 +44,16 @@ class UnusableAnswer(Exception):
         self.hint = hint
 
 
+@contextmanager
+def reading_answer() -> Generator[None]:
+    """Raises UnusableAnswer for an answer that the block, or a library in it, cannot read."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, ValueError) as e:
+        reason = f"the server's answer cannot be read ({type(e).__name__})"
+        raise UnusableAnswer(reason) from e
+
+
 class BodyStream:
     """Body of a response; it fails if it comes slower than 1 KiB/s; `timeout_s`: seconds of waiting
     before the speed is checked; None: 60.

@@ -1,4 +1,4 @@
-"""Generated headers and answers of web servers, hubs and S3: each is read or an error."""
+"""Generated headers and answers of web servers, hubs and buckets: each is read or an error."""
 
 import itertools
 import json
@@ -195,13 +195,16 @@ LISTING = """<?xml version="1.0" encoding="UTF-8"?>
 TAGS = ["Key", "LastModified", "ETag", "Size", "IsTruncated", "Prefix", "Contents", "KeyCount"]
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], RemotePath]:
+@pytest.fixture(params=["s3", "gs"])
+def bucket(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], RemotePath]:
     """Function that returns a folder of a bucket at an endpoint."""
+    variable = {"s3": "AWS_ENDPOINT_URL", "gs": "STORAGE_EMULATOR_HOST"}[request.param]
 
     def folder(endpoint: str) -> RemotePath:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        return RemotePath("s3://lab/x")
+        monkeypatch.setenv(variable, endpoint)
+        return RemotePath(f"{request.param}://lab/x")
 
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
@@ -220,8 +223,20 @@ def mutated_listing(rng: random.Random) -> str:
     return f"{LISTING[:start]}<{tag}>{value}{LISTING[stop:]}"
 
 
-def test_generated_listing_of_s3_is_read_or_an_error(
-    bucket: Callable[[str], RemotePath],
+OBJECT = {"name": "x/a.bin", "size": "8", "updated": "2026-01-01T00:00:00.000Z"}
+OBJECT |= {"generation": "1", "md5Hash": "AAAAAAAAAAAAAAAAAAAAAA=="}
+PAGE = {"items": [OBJECT], "prefixes": ["x/b/"]}
+
+
+def mutated_page(rng: random.Random) -> str:
+    return json.dumps(mutated_tree(PAGE, rng))
+
+
+@pytest.mark.parametrize(
+    ("bucket", "listing"), [("s3", mutated_listing), ("gs", mutated_page)], indirect=["bucket"]
+)
+def test_generated_listing_of_a_bucket_is_read_or_an_error(
+    bucket: Callable[[str], RemotePath], listing: Callable[[random.Random], str]
 ) -> None:
     rng = random.Random("22 listing")
     content = b""
@@ -233,14 +248,14 @@ def test_generated_listing_of_s3_is_read_or_an_error(
     with serving(answer) as endpoint:
         folder = bucket(endpoint)
         for _ in range(COUNT):
-            text = mutated_listing(rng)
+            text = listing(rng)
             content = (mutated(text, rng) if rng.random() < 0.3 else text).encode("latin-1")
             check(lambda: list(folder.iterdir()), content)
             check(lambda: list(folder.rglob("*")), content)
 
 
 @pytest.mark.parametrize("name", ["Content-Length", "Last-Modified", "ETag", "Content-Range"])
-def test_generated_header_of_s3_is_read_or_an_error(
+def test_generated_header_of_a_bucket_is_read_or_an_error(
     name: str, bucket: Callable[[str], RemotePath]
 ) -> None:
     rng = random.Random(f"22 s3 {name}")
@@ -265,7 +280,7 @@ def test_generated_header_of_s3_is_read_or_an_error(
 
 @pytest.mark.parametrize("start", ["HTTP/1.1 200 OK\r\n\r\n<a>", "HTTP/1.1 200 OK\r\nX: ", "HT"])
 @pytest.mark.parametrize("body", [drops, lambda: itertools.repeat(b"x" * 2**16)])
-def test_listing_of_s3_without_an_end_takes_a_limited_time_and_memory(
+def test_listing_of_a_bucket_without_an_end_takes_a_limited_time_and_memory(
     start: str, body: Callable[[], Iterator[bytes]], bucket: Callable[[str], RemotePath]
 ) -> None:
     sent = 0
@@ -288,10 +303,20 @@ def test_listing_of_s3_without_an_end_takes_a_limited_time_and_memory(
         assert sent == before, "an answer is read on in the background"
 
 
-def test_pages_of_s3_without_an_end_are_an_error(bucket: Callable[[str], RemotePath]) -> None:
-    page = LISTING.replace(
-        "<IsTruncated>false", "<NextContinuationToken>t</NextContinuationToken><IsTruncated>true"
-    )
+XML_PAGE = LISTING.replace(
+    "<IsTruncated>false", "<NextContinuationToken>t</NextContinuationToken><IsTruncated>true"
+)
+
+
+@pytest.mark.parametrize(
+    ("bucket", "page"),
+    [("s3", XML_PAGE), ("gs", json.dumps({**PAGE, "nextPageToken": "t"}))],
+    indirect=["bucket"],
+    ids=["s3", "gs"],
+)
+def test_pages_of_a_bucket_without_an_end_are_an_error(
+    bucket: Callable[[str], RemotePath], page: str
+) -> None:
 
     def answer(first: str) -> Iterator[bytes]:
         del first

@@ -1,4 +1,4 @@
-"""Storage with a real S3 server in another process."""
+"""Buckets: a real S3 server, and a stand-in for Google Cloud Storage."""
 
 import os
 import subprocess
@@ -6,16 +6,18 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from tests.builders.errors import fails
-from tests.builders.s3_server import Proxy, S3Server, without_credentials
+from tests.builders.gcs_server import GcsServer, gcs_server
+from tests.builders.s3_server import Proxy, S3Server, faulty_proxy, without_credentials
 from vlatool.config.includes import read_file
 from vlatool.config.presets import display_path
 from vlatool.errors import DataError, StorageError, UsageError
@@ -47,14 +49,44 @@ MIB = 1024 * 1024
 BIG = np.random.default_rng(0).bytes(12 * MIB)
 
 
+class Cloud(NamedTuple):
+    server: S3Server | GcsServer
+    endpoint_variable: str
+    root: str  # of an empty bucket
+
+    @property
+    def bucket(self) -> str:
+        return self.root.partition("://")[2]
+
+
 def sizes(path: RemotePath) -> list[tuple[str, int]]:
     return [(file.name, file.bytes) for file in files_below(path)]
 
 
+@pytest.fixture(params=["s3", "gs"])
+def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    """Server of buckets, which this process and its child processes are set up to use."""
+    if request.param == "s3":
+        bucket = request.getfixturevalue("s3_bucket")
+        yield Cloud(request.getfixturevalue("s3"), "AWS_ENDPOINT_URL", f"s3://{bucket}")
+        return
+    with gcs_server() as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.endpoint)
+        yield Cloud(server, "STORAGE_EMULATOR_HOST", f"gs://{server.bucket()}")
+
+
 @pytest.fixture
-def root(s3_bucket: str) -> RemotePath:
+def root(cloud: Cloud) -> RemotePath:
     """Folder in an empty bucket."""
-    return RemotePath(f"s3://{s3_bucket}/data")
+    return RemotePath(f"{cloud.root}/data")
+
+
+@pytest.fixture
+def proxy(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """Proxy with faults, through which the buckets are used."""
+    with faulty_proxy(cloud.server.endpoint) as running:
+        monkeypatch.setenv(cloud.endpoint_variable, running.endpoint)
+        yield running
 
 
 @pytest.fixture
@@ -103,12 +135,12 @@ class TestReading:
         assert caught.value.code == "storage.changed"
 
     def test_one_member_of_a_large_zip_does_not_cost_the_archive(
-        self, root: RemotePath, s3_proxy: Proxy
+        self, root: RemotePath, proxy: Proxy
     ) -> None:
         with open_atomic(root / "file.zip") as file, zipfile.ZipFile(file, "w") as archive:
             for number in range(12):
                 archive.writestr(f"{number}.bin", BIG[number * MIB : (number + 1) * MIB])
-        s3_proxy.faults.clear()
+        proxy.faults.clear()
 
         with (
             (root / "file.zip").open("rb") as source,
@@ -117,42 +149,42 @@ class TestReading:
         ):
             assert member.read(1000) == BIG[9 * MIB : 9 * MIB + 1000]
 
-        assert sum(request.sent for request in s3_proxy.faults.requests) < MIB
+        assert sum(request.sent for request in proxy.faults.requests) < MIB
 
     def test_byte_ranges_take_one_request_each_and_sequential_reading_few(
-        self, root: RemotePath, s3_proxy: Proxy
+        self, root: RemotePath, proxy: Proxy
     ) -> None:
         write_bytes(root / "file", BIG)
         spans = [(5, 10), (len(BIG) - 3, len(BIG) + 9), (MIB, 2 * MIB), (len(BIG) + 1, 2**40)]
-        s3_proxy.faults.clear()
+        proxy.faults.clear()
         contents = list(read_byte_ranges(ByteRange(root / "file", *span) for span in spans))
         assert contents == [BIG[start:stop] for start, stop in spans]
-        assert len(s3_proxy.faults.requests) == len(spans)
+        assert len(proxy.faults.requests) == len(spans)
 
-        s3_proxy.faults.clear()
+        proxy.faults.clear()
         with open_byte_range(ByteRange(root / "file", MIB, 6 * MIB)) as file:
             assert b"".join(iter(lambda: file.read(300_000), b"")) == BIG[MIB : 6 * MIB]
-        assert sum(request.sent for request in s3_proxy.faults.requests) == 5 * MIB
+        assert sum(request.sent for request in proxy.faults.requests) == 5 * MIB
 
-        s3_proxy.faults.clear()
+        proxy.faults.clear()
         with (root / "file").open("rb") as file:
             assert b"".join(iter(lambda: file.read(100_000), b"")) == BIG
-        assert len(s3_proxy.faults.requests) <= 10
+        assert len(proxy.faults.requests) <= 10
 
         assert read_byte_range(ByteRange(root / "file", 7, len(BIG))) == BIG[7:]
         with pytest.raises(FileNotFoundError):
             read_byte_range(ByteRange(root / "missing", 0, 1))
 
-    def test_file_whose_end_is_read_first(self, root: RemotePath, s3_proxy: Proxy) -> None:
+    def test_file_whose_end_is_read_first(self, root: RemotePath, proxy: Proxy) -> None:
         for size in (0, 1, 300_000):
             write_bytes(root / "file", BIG[:size])
-            s3_proxy.faults.clear()
-            s3_proxy.faults.cut_after, s3_proxy.faults.cuts = 100_000, 1
+            proxy.faults.clear()
+            proxy.faults.cut_after, proxy.faults.cuts = 100_000, 1
 
             with open_tail(root / "file") as file:
                 file.seek(max(0, size - 10))
                 assert file.read() == BIG[max(0, size - 10) : size]
-                gets = [request for request in s3_proxy.faults.requests if request.method == "GET"]
+                gets = [request for request in proxy.faults.requests if request.method == "GET"]
                 assert len(gets) <= 2
                 file.seek(0)
                 assert file.read() == BIG[:size]
@@ -166,20 +198,20 @@ class TestListing:
         write_text(root.parent / "data2/x", "another folder whose name has the same prefix")
 
     def test_listings_have_sizes_and_take_one_request_each(
-        self, root: RemotePath, s3: S3Server, s3_proxy: Proxy
+        self, root: RemotePath, cloud: Cloud, proxy: Proxy
     ) -> None:
         found_sizes = [path.stat().st_size for path in root.rglob("*") if path.is_file()]
         assert sum(found_sizes) == sum(len(name) for name in names(root.rglob("*")) if "." in name)
         assert sizes(root / "b") == [("c.tar", 7), ("d/.f.7.partial", 16), ("d/e.json", 10)]
         assert sizes(root / "a.tar") == [("", 5)]
-        assert len(s3_proxy.faults.requests) == 4
+        assert len(proxy.faults.requests) == 4
         assert sizes(root / "missing") == sizes(root / "missing.tar") == []
         assert file_names(root / "b") == {"c.tar"}
         assert file_names(root / "missing") == frozenset()
 
         for key in ("data//x", "data/b//y", "data/empty/"):
-            s3.client().put_object(Bucket=root.address.root[5:], Key=key, Body=b"")
-        s3_proxy.faults.clear()
+            cloud.server.put(cloud.bucket, key, b"")
+        proxy.faults.clear()
         levels = {folder.name: (sorted(folders), files) for folder, folders, files in walk(root)}
         assert levels == {
             "data": (["b", "empty", "g"], ["a.tar"]),
@@ -189,7 +221,7 @@ class TestListing:
             "g": (["meta"], []),
             "meta": ([], ["info.json"]),
         }
-        assert len(s3_proxy.faults.requests) == 1
+        assert len(proxy.faults.requests) == 1
 
         visited: list[str] = []
         for folder, folders, files in walk(root):
@@ -200,12 +232,10 @@ class TestListing:
 
     @pytest.mark.slow
     def test_listing_of_several_pages_is_complete_or_an_error(
-        self, root: RemotePath, s3: S3Server, s3_proxy: Proxy, short_timeout: None
+        self, root: RemotePath, cloud: Cloud, proxy: Proxy, short_timeout: None
     ) -> None:
-        client, bucket = s3.client(), root.address.root[5:]
-
         def put(number: int) -> None:
-            client.put_object(Bucket=bucket, Key=f"data/many/{number:04d}", Body=b"x")
+            cloud.server.put(cloud.bucket, f"data/many/{number:04d}", b"x")
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(put, range(1010)))
@@ -213,10 +243,10 @@ class TestListing:
         assert len(list((root / "many").iterdir())) == 1010
         listing = (root / "many").rglob("*")
         next(listing)
-        s3_proxy.faults.fail_every = 1
+        proxy.faults.fail_every = 1
         with pytest.raises(StorageError):
             list(listing)
-        s3_proxy.faults.clear()
+        proxy.faults.clear()
         remove_tree(root / "many")
         assert not (root / "many").exists()
 
@@ -235,12 +265,11 @@ class TestListing:
 
 class TestWriting:
     def test_large_object_appears_only_when_the_block_ends_without_error(
-        self, root: RemotePath, s3: S3Server
+        self, root: RemotePath, cloud: Cloud
     ) -> None:
         with pytest.raises(FileNotFoundError):
             write_and_fail(root / "file", FileNotFoundError("an input"))
-        uploads = s3.client().list_multipart_uploads(Bucket=root.address.root[5:])
-        assert "Uploads" not in uploads
+        assert cloud.server.unfinished(cloud.bucket) == []
 
         with open_atomic(root / "file") as file:
             for start in range(0, len(BIG), 50_000):
@@ -248,20 +277,18 @@ class TestWriting:
             assert not (root / "file").exists()
         assert (root / "file").read_bytes() == BIG
 
-    def test_parts_of_a_killed_run_are_removed(self, root: RemotePath, s3: S3Server) -> None:
-        client, bucket = s3.client(), root.address.root[5:]
-        for key in ("data/a", "data/b/c", "data2"):
-            client.create_multipart_upload(Bucket=bucket, Key=key)
+    def test_parts_of_a_killed_run_are_removed(self, root: RemotePath, cloud: Cloud) -> None:
+        for key in ("data/a", "data/b/c", "data/d&<", "data2"):
+            cloud.server.start_upload(cloud.bucket, key)
 
         remove_partials(root)
 
-        left = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
-        assert [upload["Key"] for upload in left] == ["data2"]
+        assert cloud.server.unfinished(cloud.bucket) == ["data2"]
 
     def test_server_that_cannot_list_uploads_is_tolerated(
-        self, root: RemotePath, s3_proxy: Proxy, caplog: pytest.LogCaptureFixture
+        self, root: RemotePath, proxy: Proxy, caplog: pytest.LogCaptureFixture
     ) -> None:
-        s3_proxy.faults.status, s3_proxy.faults.fail_next = 403, 1
+        proxy.faults.status, proxy.faults.fail_next = 403, 1
 
         remove_partials(root)
 
@@ -284,10 +311,10 @@ class TestWriting:
 class TestFaults:
     @pytest.mark.parametrize("status", [429, 503])
     def test_retry_after_of_a_busy_server_is_respected(
-        self, root: RemotePath, s3_proxy: Proxy, status: int, monkeypatch: pytest.MonkeyPatch
+        self, root: RemotePath, proxy: Proxy, status: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv(SPEED_VARIABLE, "20")
-        faults = s3_proxy.faults
+        faults = proxy.faults
         faults.status, faults.retry_after_s, faults.fail_next = status, 10, 2
         started = time.monotonic()
 
@@ -296,27 +323,27 @@ class TestFaults:
         assert time.monotonic() - started >= 0.5
         assert (root / "file").read_bytes() == b"x"
 
-    def test_cut_bodies_resume_at_the_byte_reached(self, root: RemotePath, s3_proxy: Proxy) -> None:
+    def test_cut_bodies_resume_at_the_byte_reached(self, root: RemotePath, proxy: Proxy) -> None:
         write_bytes(root / "file", BIG)
-        s3_proxy.faults.clear()
-        s3_proxy.faults.cut_after = MIB
+        proxy.faults.clear()
+        proxy.faults.cut_after = MIB
 
         assert (root / "file").read_bytes() == BIG
-        assert sum(request.sent for request in s3_proxy.faults.requests) < 1.2 * len(BIG)
+        assert sum(request.sent for request in proxy.faults.requests) < 1.2 * len(BIG)
         with (root / "file").open("rb") as file:
             assert file.read() == BIG
 
     def test_lost_response_to_the_last_request_of_an_upload(
-        self, root: RemotePath, s3_proxy: Proxy
+        self, root: RemotePath, proxy: Proxy
     ) -> None:
         with open_atomic(root / "file") as file:
             file.write(BIG)
-            s3_proxy.faults.only, s3_proxy.faults.lose_answers = ("POST",), 1
+            proxy.faults.only, proxy.faults.lose_answers = ("POST",), 1
 
         assert (root / "file").read_bytes() == BIG
 
-    def test_missing_bucket_is_reported_immediately(self, s3_bucket: str) -> None:
-        path = location("s3://no-such-bucket-here/data")
+    def test_missing_bucket_is_reported_immediately(self, cloud: Cloud) -> None:
+        path = location(f"{cloud.root}-that-is-missing/data")
 
         for act in (path.exists, (path / "x").read_bytes, lambda: write_bytes(path / "x", b"")):
             with fails("storage.refused"):
@@ -328,7 +355,7 @@ class TestFaults:
     )
     def test_denied_access_and_missing_credentials_are_reported_immediately(
         self,
-        root: RemotePath,
+        s3_bucket: str,
         s3_proxy: Proxy,
         request: pytest.FixtureRequest,
         is_anonymous: bool,
@@ -340,7 +367,7 @@ class TestFaults:
         s3_proxy.faults.status, s3_proxy.faults.fail_every = 403, 1
 
         with fails(code, exit_code) as caught:
-            (root / "file").read_bytes()
+            location(f"s3://{s3_bucket}/file").read_bytes()
 
         assert ("AWS_ACCESS_KEY_ID" in caught.value.hint) == is_anonymous
         assert len(s3_proxy.faults.requests) == 1
@@ -355,12 +382,13 @@ class TestFaults:
             monkeypatch.setenv(name, value)
 
     def test_public_bucket_is_read_without_credentials(
-        self, root: RemotePath, s3: S3Server, anonymous: None
+        self, s3: S3Server, s3_bucket: str, anonymous: None
     ) -> None:
-        public = {"Bucket": root.address.root[5:], "ACL": "public-read"}
+        public = {"Bucket": s3_bucket, "ACL": "public-read"}
         s3.client().put_bucket_acl(**public)
-        s3.client().put_object(**public, Key="data/file", Body=b"x")
+        s3.client().put_object(**public, Key="file", Body=b"x")
 
+        root = location(f"s3://{s3_bucket}")
         assert (root / "file").read_bytes() == b"x"
         assert [path.name for path in root.iterdir()] == ["file"]
 
@@ -423,9 +451,9 @@ class TestLock:
         assert time.monotonic() - started > 0.5, "the lock may be renewed until then"
 
     def test_lost_responses_do_not_block_the_own_output(
-        self, root: RemotePath, s3_proxy: Proxy
+        self, root: RemotePath, proxy: Proxy
     ) -> None:
-        s3_proxy.faults.only, s3_proxy.faults.lose_answers = ("PUT",), 2
+        proxy.faults.only, proxy.faults.lose_answers = ("PUT",), 2
 
         with output_lock(root, "first"):
             pass
@@ -435,13 +463,13 @@ class TestLock:
     def test_end_of_a_run_waits_seconds_for_a_storage_that_is_away(
         self,
         root: RemotePath,
-        s3_proxy: Proxy,
+        proxy: Proxy,
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         monkeypatch.setenv("VLATOOL_STORAGE_CLOCK_SPEED", "60")
         with output_lock(root, "first"):
-            s3_proxy.faults.down_for(1e6)
+            proxy.faults.down_for(1e6)
 
         assert "retried for 10 s" in caplog.text
 
@@ -495,3 +523,75 @@ class TestReaders:
                 "b": f"{root}/run.yaml:2",
                 "c": f"{root}/parts/base.yaml:2",
             }
+
+
+class TestGoogleCredentials:
+    @pytest.fixture
+    def server(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[GcsServer]:
+        """A server with a file `x` in the bucket `b`, on a machine without credentials."""
+        monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+        monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+        with gcs_server() as server:
+            monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.endpoint)
+            server.buckets["b"] = {}
+            server.put("b", "x", b"content")
+            yield server
+
+    @pytest.fixture
+    def account(
+        self, server: GcsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> GcsServer:
+        """The server, with a service account; it refuses requests without a token."""
+        server.token = "not given yet"
+        file = server.service_account(tmp_path / "account.json")
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
+        return server
+
+    def test_a_public_bucket_needs_none(self, server: GcsServer) -> None:
+        assert location("gs://b/x").read_bytes() == b"content"
+
+    def test_a_bucket_that_needs_some_says_how_to_log_in(self, server: GcsServer) -> None:
+        server.token = "secret"
+        with fails("environment.credentials", 6) as caught:
+            location("gs://b/x").read_bytes()
+        assert "gcloud auth application-default login" in caught.value.hint
+
+    def test_one_token_of_a_service_account_serves_many_requests(self, account: GcsServer) -> None:
+        write_bytes(location("gs://b/y"), BIG)
+        assert [path.name for path in location("gs://b").iterdir()] == ["x", "y"]
+        assert location("gs://b/y").read_bytes() == BIG
+        assert account.tokens_given == 1
+
+    def test_a_token_that_is_withdrawn_is_replaced(self, account: GcsServer) -> None:
+        assert location("gs://b/x").read_bytes() == b"content"
+        account.token = "another"
+        assert location("gs://b/x").read_bytes() == b"content"
+        assert account.tokens_given == 2
+
+    def test_a_file_that_holds_no_account_is_named_without_its_content(
+        self, account: GcsServer, tmp_path: Path
+    ) -> None:
+        (tmp_path / "account.json").write_text('{"type": "secret"}')
+        with fails("environment.credentials", 6) as caught:
+            location("gs://b/x").read_bytes()
+        assert "secret" not in caught.value.message
+
+
+def test_the_emulator_that_others_use_is_read_and_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    emulator = pytest.importorskip("gcp_storage_emulator.server")
+    server = emulator.create_server("127.0.0.1", 0, in_memory=True, default_bucket="b")
+    server.start()
+    try:
+        port = server._api._httpd.server_address[1]
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+        root = location("gs://b/some folder")
+        write_bytes(root / "a/x?#.bin", BIG[:MIB])
+        assert (root / "a/x?#.bin").read_bytes() == BIG[:MIB]
+        assert read_byte_range(ByteRange(root / "a/x?#.bin", 7, 100)) == BIG[7:100]
+        assert [path.name for path in root.rglob("*")] == ["a", "x?#.bin"]
+        remove_file(root / "a/x?#.bin")
+        assert not root.exists()
+    finally:
+        server.stop()
