@@ -26,7 +26,7 @@ from vlatool.storage.routes import expect_answers
 
 _log = logging.getLogger(__name__)
 
-_FORWARDED = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
+_FORWARDED = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "STORAGE_EMULATOR_HOST")
 _FORWARDED_PREFIXES = ("AWS_ENDPOINT_URL", "VLATOOL_")
 
 # For an address without Ray, `ray.init` tries for two minutes and then exits the process.

@@ -78,7 +78,7 @@ class WebServer:
         raise StorageError(
             f"{self._root}/{below}: the folders of a web server cannot be listed",
             hint="use a manifest, a shard, an output of vlatool or a LeRobot data set; copy other "
-            "data to a local folder, s3:// or hf://",
+            "data to a local folder, s3://, gs:// or hf://",
             code="storage.unsupported",
             details={"path": f"{self._root}/{below}"},
         )

@@ -218,7 +218,7 @@ def call(
         raise StorageError.at(  # it implements `Remote`, but not `WritableRemote`
             address,
             "this location is read-only",
-            hint="write to a local folder or an S3 bucket",
+            hint="write to a local folder, s3:// or gs://",
             code="storage.write",
         ) from None
     except Exception as error:

@@ -122,7 +122,7 @@ class DownloadConfig(ConfigModel):
         ),
     )
 
-    source: str = option("", "Location of a folder or a file: hf://, s3:// or https://.")
+    source: str = option("", "Location of a folder or a file: hf://, s3://, gs:// or https://.")
     output: str = required_field("", "Folder for the files.")
     task: list[str] = option([], "Public LBM tasks; `--list` shows their names.")
     all: bool = option(False, "All public LBM tasks.")
@@ -436,7 +436,7 @@ def _remote(location: str) -> RemotePath:
     if not isinstance(source, RemotePath):
         raise UsageError(
             f"{location}: is a local path",
-            hint="give --registry as https://, s3:// or hf://",
+            hint="give --registry as https://, s3://, gs:// or hf://",
             code="usage.bad_value",
         )
     return source
