@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from vlatool.workflows.verify import inspect as inspect
     from vlatool.workflows.verify import verify as verify
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _WORKFLOWS = "vlatool.workflows"
 # Every command has an entry under its name with underscores; `vlatool.plugins` is the registries.
