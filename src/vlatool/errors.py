@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
-import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -217,9 +215,14 @@ def installed(module: str) -> Any:
 def install_line(extra: str) -> str:
     """Shell command that installs the packages of an extra, or the required ones.
 
-    The single file (docs/binary.md) has no extras: it takes them from the Python that runs it.
+    The single file (docs/binary.md) has no extras: it takes them from another Python.
     """
     if SINGLE_FILE in os.environ:
-        packages = [line for name, line in _requirement_lines() if name == extra]
-        return shlex.join([sys.executable, "-m", "pip", "install", *packages])
+        from vlatool import __version__
+
+        package = f"vlatool[{extra}]=={__version__}"
+        return (
+            f"python3 -m venv env && env/bin/pip install '{package}', then "
+            "export VLATOOL_PYTHON=$PWD/env/bin/python"
+        )
     return f"pip install 'vlatool[{extra}]'" if extra else "pip install vlatool"

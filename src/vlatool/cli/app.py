@@ -3,6 +3,7 @@
 import atexit
 import os
 import signal
+import subprocess
 import sys
 import time
 import warnings
@@ -25,7 +26,7 @@ from vlatool.cli.options import (
     command_app,
     take_output_options,
 )
-from vlatool.errors import UsageError, VlatoolError
+from vlatool.errors import SINGLE_FILE, EnvironmentProblem, UsageError, VlatoolError
 
 # Words that people type for a command, or for what follows the name of a group.
 _LEADS = {
@@ -232,6 +233,10 @@ def run(argv: Sequence[str]) -> int:
             group.invoke(ctx)
     except typer.Exit as error:
         return error.exit_code
+    except EnvironmentProblem as error:
+        if SINGLE_FILE in os.environ and error.code == "environment.missing_dependency":
+            _run_in_environment(argv)
+        return _report_error(error, options)
     except SystemExit as error:
         if error.code not in (130, 143):
             raise
@@ -247,6 +252,25 @@ def run(argv: Sequence[str]) -> int:
     except (Exception, KeyboardInterrupt, Terminated) as error:  # noqa: BLE001 - sets the exit code
         return 1 if _COMPLETE in os.environ else _report_error(error, options)
     return 0
+
+
+def _run_in_environment(argv: Sequence[str]) -> None:
+    """Runs a command of the single file in the Python environment that is named or active.
+
+    Returns if there is none with vlatool of this version.
+    """
+    from vlatool import __version__
+
+    environment = {name: text for name, text in os.environ.items() if name != SINGLE_FILE}
+    python = environment.get("VLATOOL_PYTHON", "")
+    for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
+        if not python and variable in environment:
+            python = f"{environment[variable]}/bin/python"
+    check = "import sys, vlatool; sys.exit(vlatool.__version__ != sys.argv[1])"
+    with suppress(OSError):
+        command = [python, "-c", check, __version__]
+        if python and not subprocess.run(command, capture_output=True, check=False).returncode:  # noqa: S603 - the Python that the user named
+            os.execve(python, [python, "-m", "vlatool", *argv], environment)  # noqa: S606
 
 
 def _check_names(argv: Sequence[str]) -> None:

@@ -478,6 +478,6 @@ def _folder(config: SlurmTrainConfig) -> Path:
 def _program(slurm: SlurmConfig) -> tuple[str, ...]:
     if slurm.setup:
         return ("vlatool",)
-    if SINGLE_FILE in os.environ:  # a module of it is importable only in its own processes
-        return (sys.executable, os.environ[SINGLE_FILE])
+    if SINGLE_FILE in os.environ:
+        return (os.environ[SINGLE_FILE],)
     return (sys.executable, "-P", "-m", "vlatool")

@@ -1,0 +1,56 @@
+"""What the single file starts: unpacks the rest of it at the first start, then runs the command."""
+
+import multiprocessing
+import os
+import shutil
+import sys
+import tarfile
+from pathlib import Path
+
+
+def main() -> None:
+    """The command; worker processes begin here, too."""
+    # PyInstaller's folder of libraries is for this process only, not for `git` or `docker`.
+    original = os.environ.pop("LD_LIBRARY_PATH_ORIG", "")
+    os.environ.pop("LD_LIBRARY_PATH", None)
+    if original:
+        os.environ["LD_LIBRARY_PATH"] = original
+    multiprocessing.freeze_support()
+    place = os.environ.pop("VLATOOL_UNPACK", "")
+    if place:
+        _finish(place)
+    from vlatool.__main__ import main as run
+
+    run()
+
+
+def _finish(place: str) -> None:
+    """Unpacks the second archive, gives the folder its name, and starts the command there."""
+    import zstandard
+
+    offset, _, name = place.partition(" ")
+    folder = Path(name)
+    partial = Path(sys.executable).parent
+    try:
+        with open(os.environ["VLATOOL_BINARY"], "rb") as file:
+            file.seek(int(offset))
+            rest = zstandard.ZstdDecompressor().stream_reader(file)
+            with tarfile.open(fileobj=rest, mode="r|") as archive:
+                archive.extractall(partial, filter="data")
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not (folder / "vlatool").exists():
+                raise
+            shutil.rmtree(partial)  # another start was faster
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        sys.stderr.write(f"error: vlatool cannot be unpacked: {error}\n")
+        sys.stderr.write("hint: set XDG_CACHE_HOME to a folder that is writable and has room\n")
+        sys.exit(6)
+    os.environ["PYINSTALLER_RESET_ENVIRONMENT"] = "1"  # else it looks for its files here
+    os.execv(folder / "vlatool", sys.argv)  # noqa: S606
+
+
+if __name__ == "__main__":
+    main()
