@@ -11,7 +11,7 @@ from tests.builders.training import world_shards
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
-HELPERS = {"equal_bytes_runs", "forked_commands"}  # processes of equal_bytes
+HELPERS = {"equal_bytes_runs", "forked_commands", "lerobot_sides"}  # processes of others
 SCRIPTS = {
     path.stem: path
     for path in sorted((ROOT / "benchmarks").glob("*.py"))
@@ -30,9 +30,7 @@ SMALLEST = {
     "future_vla_images": "--size tiny --batch 1 --repeats 1",
     "gpu": "--help",  # runs others of these scripts
     "in_turn": "--before HERE --runs 1 -- --version",
-    "lerobot_conversion": "--episodes 1 --frames 4 --runs 1",
-    "lerobot_pass": "--frames 4 --turns 1",
-    "lerobot_reads": "--help",  # installs several GB
+    "lerobot": "--help",  # installs several GB
     "loading": "DATA --workers 1 --batch 2 --steps 2 --runs 1",
     "loading_plainly": "DATA --workers 1 --batch 2 --samples 4 --runs 1",
     "loss_curve": "--steps 1",

@@ -8,15 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Dataset
+import numpy as np
+import torch
+from torch.utils.data import Dataset, default_collate, get_worker_info
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from vlatool.config.resolve import Override, load_config
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, NullReporter
-from vlatool.loading.base import DroppedSample, SampleReader
+from vlatool.loading.base import Batch, DroppedSample, SampleReader
 from vlatool.loading.base import data_kind as find_kind
 from vlatool.loading.loader import read_samples
 from vlatool.loading.order import OrderOptions, SampleOrder
+from vlatool.loading.shared_memory import is_numpy_compatible
 from vlatool.storage.uri import pinned_text
 
 
@@ -25,6 +29,29 @@ class _LoggedNotes(NullReporter):
 
     def note(self, message: str) -> None:
         logging.getLogger(__name__).warning(message)
+
+
+class _Sample(Batch):
+    """A sample as a dict. A DataLoader makes batches of them by `_stack`."""
+
+
+def _stack(samples: Sequence[_Sample], **_options: Any) -> Batch:
+    """Returns the batch of torch's `default_collate`, stacked by the calling thread alone.
+
+    Torch splits the copy of each image between its threads, which then spin until the next copy.
+    With 4 images of 256 x 256 and other programs on the 2 cores, that took 7 to 30 ms per sample,
+    and this 0.2 ms. Loader workers have one thread, and torch stacks in their shared memory.
+    """
+    batch: Batch = {}
+    for name, first in samples[0].items():
+        values = [sample[name] for sample in samples]
+        if get_worker_info() is None and is_numpy_compatible(first):
+            rows = torch.empty((len(values), *first.shape), dtype=first.dtype)
+            np.stack(values, out=rows.numpy())
+            batch[name] = rows
+        else:
+            batch[name] = default_collate(values)
+    return batch
 
 
 class SampleDataset(Dataset[Any]):
@@ -50,6 +77,7 @@ class SampleDataset(Dataset[Any]):
         self._order = order
         self._reader = reader
         self._first = 0
+        default_collate_fn_map[_Sample] = _stack
 
     def __len__(self) -> int:
         """Number of samples in an epoch, which is that of all data sets."""
@@ -80,7 +108,7 @@ class SampleDataset(Dataset[Any]):
         if self.scales is not None:
             samples = [self.scales.normalized(sample) for sample in samples]
         if self._form is not None:
-            samples = [self._form(sample) for sample in samples]
+            samples = [_Sample(self._form(sample)) for sample in samples]
         return samples
 
     def __iter__(self) -> Iterator[Any]:
@@ -88,7 +116,7 @@ class SampleDataset(Dataset[Any]):
 
     def epoch(self, number: int) -> "SampleDataset":
         """Returns the same data in the order of epoch `number`, from 0."""
-        if operator.index(number) < 0:
+        if number < 0:
             raise IndexError(f"epoch {number}: the first is 0")
         dataset = copy(self)
         dataset._first = operator.index(number) * len(self)

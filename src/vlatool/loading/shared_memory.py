@@ -130,7 +130,7 @@ class SharedPool:
         shared: dict[str, SharedTensor] = {}
         small: dict[str, Array] = {}
         for name, value in micro_batch.batch.items():
-            if not _is_numpy_compatible(value):
+            if not is_numpy_compatible(value):
                 continue
             batch[name] = None
             # A message would lose the strides of a tensor that is not contiguous.
@@ -159,7 +159,7 @@ class SharedPool:
         return tensor
 
 
-def _is_numpy_compatible(value: Any) -> bool:
+def is_numpy_compatible(value: Any) -> bool:
     """True if numpy can represent the tensor without a conversion."""
     return (
         isinstance(value, Tensor)

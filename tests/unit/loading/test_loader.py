@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import webdataset as wds
 import yaml
-from torch.utils.data import DataLoader
+from torch.autograd.profiler import profile
+from torch.utils.data import DataLoader, default_collate
 
 import vlatool
 from tests.builders.errors import fails
@@ -534,6 +536,22 @@ def test_dataset_in_a_custom_loop(folders: dict[int, Path], channels_first: bool
 
     assert sorted(seen[0]) == sorted(seen[1]) == sorted(stored_keys(folders[3]))
     assert seen[0] != seen[1]
+
+
+def test_one_thread_stacks_the_batches_of_a_loop_without_workers(folders: dict[int, Path]) -> None:
+    data = vlatool.open_dataset(folders[3])
+    with profile() as operations:
+        batch = next(iter(DataLoader(data, batch_size=SAMPLES)))
+    assert operations is not None
+    assert "aten::stack" not in {event.key for event in operations.key_averages()}
+
+    expected = default_collate([dict(data[number]) for number in range(SAMPLES)])
+    assert batch.keys() == expected.keys()
+    for name, values in expected.items():
+        if isinstance(values, torch.Tensor):
+            torch.testing.assert_close(batch[name], values, rtol=0, atol=0)
+        else:
+            assert batch[name] == values
 
 
 def test_dataset_of_a_kind_without_plain_samples_is_raw(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field
@@ -36,7 +36,6 @@ from vlatool.storage.uri import can_list, is_file_name, is_remote
 from vlatool.transforms.neighbors import spread
 
 CodesLayout = Literal["json", "packed"]
-LAYOUTS: tuple[CodesLayout, ...] = get_args(CodesLayout)
 
 JSON_NAME = "TiToken"
 PACKED_NAME = "tokens"
