@@ -6,7 +6,7 @@ LIBERO needs old packages, so it gets an environment of its own, without vlatool
     python libero_client.py --suite libero_spatial --port 8000
 
 The policy runs elsewhere: `vlatool serve RUN --map rollout-libero`. The protocol is that of
-`vlatool eval rollout RUN --env libero/libero_spatial` (docs/evaluation.md).
+`vlatool eval rollout RUN --env libero/libero_spatial` (docs/evaluate.md).
 """
 
 import argparse

@@ -215,7 +215,7 @@ def installed(module: str) -> Any:
 def install_line(extra: str) -> str:
     """Shell command that installs the packages of an extra, or the required ones.
 
-    The single file (docs/binary.md) has no extras: it takes them from another Python.
+    The single file (docs/reference/binary.md) has no extras: it takes them from another Python.
     """
     if SINGLE_FILE in os.environ:
         from vlatool import __version__

@@ -1,7 +1,7 @@
 """Findings of checks: a stable code, a severity, a place and an action.
 
 Each group of codes (`spartan`, `lerobot`, `shards`, ...) has one table next to the checks that use
-it; `vlatool verify --codes` and docs/findings.md list all of them.
+it; `vlatool verify --codes` and docs/reference/findings.md list all of them.
 """
 
 from collections.abc import Callable, Iterator, Mapping

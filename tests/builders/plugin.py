@@ -1,4 +1,4 @@
-"""The plugins of `docs/plugins.md` as a distribution, one that cannot be used, and their data.
+"""The plugins of `docs/guides/plugins.md` as a distribution, one that cannot be used, and their data.
 
 They are found like installed distributions: a folder on the import path with packages and a
 `.dist-info`.
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-PAGE = Path(__file__).parents[2] / "docs/plugins.md"
+PAGE = Path(__file__).parents[2] / "docs/guides/plugins.md"
 METADATA = "Metadata-Version: 2.1\nName: acme_vla\nVersion: 0.1\n"
 PRESET = """\
 # The model of the page.

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 STARTED = ROOT / "docs/getting-started.md"
-GUIDES = [STARTED, *sorted((ROOT / "docs/guides").glob("*.md"))]
+PUBLISHED = ("lbm", "future-vla", "metaworld")
+GUIDES = [STARTED, *(ROOT / f"docs/guides/{name}.md" for name in PUBLISHED)]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"]
 LINKS = [
     (page, link)

@@ -1,4 +1,4 @@
-"""The plugins of docs/plugins.md, installed: a format, a model type, a data kind; and a preset."""
+"""The plugins of docs/guides/plugins.md, installed: a format, a model type, a data kind; and a preset."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The scripts of docs/python.md run, with fewer steps of training."""
+"""The scripts of docs/guides/python.md run, with fewer steps of training."""
 
 import re
 import runpy

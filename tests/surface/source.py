@@ -14,7 +14,7 @@ from vlatool.inspection import code_rows
 from vlatool.training.config import TrainConfig
 
 SOURCE = Path(vlatool.__file__).parent
-FINDINGS_PAGE = Path(__file__).parents[2] / "docs" / "findings.md"
+FINDINGS_PAGE = Path(__file__).parents[2] / "docs" / "reference" / "findings.md"
 _TABLE_HEAD = "| Code | Severity | Meaning | What to do |\n|---|---|---|---|\n"
 _CODE = re.compile(r"(usage|config|data|partial|storage|environment)\.[a-z0-9_]*[a-z0-9]")
 
@@ -33,7 +33,7 @@ def recorded() -> dict[str, str]:
 
 
 def findings_page() -> str:
-    """docs/findings.md: its introduction, and a table for each group of finding codes."""
+    """docs/reference/findings.md: its introduction, and a table for each group of finding codes."""
     introduction = FINDINGS_PAGE.read_text().partition("\n## ")[0]
     groups = groupby(code_rows(), lambda row: row["code"].partition(".")[0])
     tables = (f"\n## `{name}`\n\n{_TABLE_HEAD}{_table_rows(rows)}" for name, rows in groups)

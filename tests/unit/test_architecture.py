@@ -229,7 +229,7 @@ def test_imports_point_to_lower_layers() -> None:
 
 
 def test_map_of_the_documentation_shows_the_rooms_and_their_order() -> None:
-    page = (ROOT / "docs/architecture.md").read_text()
+    page = (ROOT / "docs/reference/architecture.md").read_text()
     table = page.partition("| Room |")[2].partition("\n\n")[0]
     cells = [line.split("|")[1] for line in table.splitlines()[2:]]
     named = [PurePosixPath(name).stem for cell in cells for name in re.findall("`(.+?)`", cell)]
@@ -453,8 +453,8 @@ FOLLOWED = re.compile(r"^    ([\w/]+\.py)?\s+([\w.]+)(?: .*)?$")
 
 
 def followed_commands() -> dict[str, list[tuple[str, str]]]:
-    """Command to (file, function) of its way, from docs/architecture.md."""
-    page = (ROOT / "docs/architecture.md").read_text()
+    """Command to (file, function) of its way, from docs/reference/architecture.md."""
+    page = (ROOT / "docs/reference/architecture.md").read_text()
     section = page.partition("## Follow a command")[2].partition("\n## ")[0]
     ways: dict[str, list[tuple[str, str]]] = {}
     file = command = ""

@@ -206,8 +206,8 @@ def _not_detected_error(location: Path, errors: Mapping[str, VlatoolError]) -> V
         f"no run, no shards, and no episodes of a known format{seen}",
         hint=f"known formats: {', '.join(FORMATS.names())}; another layout of HDF5, Zarr, RLDS, "
         "bags or LeRobot needs a mapping (vlatool inspect SOURCE --propose mapping.yaml, "
-        "docs/mappings.md), other files a reader in one file (vlatool preprocess "
-        "./reader.py:Reader SOURCE, docs/plugins.md) or a script (vlatool.record, "
+        "docs/formats/mappings.md), other files a reader in one file (vlatool preprocess "
+        "./reader.py:Reader SOURCE, docs/guides/plugins.md) or a script (vlatool.record, "
         "docs/formats/folder.md)",
         code="data.no_episodes",
         searched=searched,

@@ -398,7 +398,7 @@ class RoboticsPolicy(Policy):
         Commands that will be executed weigh 1. The others are of an older observation: the new
         chunk is blended with the first of them, and at its end only. With the weights of arXiv
         2506.07339, eq. 5, which guide over the whole chunk, a robot lags more: success is lower at
-        equal seams (docs/results.md).
+        equal seams (docs/reference/results.md).
 
         Returns:
             bool [past + T], those that will be executed, if the policy was trained with such a

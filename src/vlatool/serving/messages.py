@@ -1,6 +1,6 @@
 """Messages between clients and a policy server: msgpack maps with arrays, and texts of errors.
 
-The protocol is in docs/serving.md. Part of the client package, too: nothing newer than Python 3.8,
+The protocol is in docs/reference/serving.md. Part of the client package, too: nothing newer than Python 3.8,
 relative imports.
 """
 
@@ -179,6 +179,6 @@ def _dtype(value: Mapping[Any, Any]) -> np.dtype[Any]:
 def _bad_message(reason: str) -> DataError:
     return DataError(
         reason,
-        hint="send one msgpack map per request, as docs/serving.md describes",
+        hint="send one msgpack map per request, as docs/reference/serving.md describes",
         code="data.broken",
     )

@@ -1,6 +1,6 @@
 """Websocket server of a policy: one task per client, one thread that computes.
 
-The protocol is in docs/serving.md. How a request becomes actions:
+The protocol is in docs/reference/serving.md. How a request becomes actions:
 
 1. `_process_request` answers plain HTTP, checks the key, and lets the client in;
 2. `_serve_client` sends the metadata of the policy, then answers requests until the client leaves;
@@ -322,7 +322,7 @@ def _control(request: Mapping[str, Any]) -> Mapping[str, Any]:
 def _bad_control(reason: str, hint: str = "") -> DataError:
     return DataError(
         reason,
-        hint=hint or "docs/serving.md describes the requests; is the client of another version?",
+        hint=hint or "docs/reference/serving.md describes the requests; is the client of another version?",
         code="data.broken",
     )
 

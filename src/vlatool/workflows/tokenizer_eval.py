@@ -88,7 +88,7 @@ class TokenizerEvalConfig(ConfigModel):
 class TokenizerEvalResult(Result):
     """Measured quality of a visual tokenizer."""
 
-    guide: ClassVar[str] = "docs/tokenizer.md"
+    guide: ClassVar[str] = "docs/guides/tokenizers.md"
 
     checkpoint: str  # the weights file
     data: str  # location, as given

@@ -147,7 +147,7 @@ def test_plugins_of_the_documentation_fulfill_their_contracts(
     (line,) = re.findall(
         r"```python\n([^`]*\ncheck_model_type\(.*?)```", PAGE.read_text(), re.DOTALL
     )
-    exec(compile(line, "docs/plugins.md", "exec"), {"AcmeGanType": gan})
+    exec(compile(line, "docs/guides/plugins.md", "exec"), {"AcmeGanType": gan})
 
 
 def test_checks_of_formats_need_no_torch() -> None:
