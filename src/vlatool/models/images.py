@@ -21,8 +21,6 @@ PEAK = 255.0
 MAX_PSNR_DB = 100.0
 # Number of images in a comparison.
 _SHOWN = 4
-# Tolerance of the range of pixels.
-_SLACK = 1e-3
 
 
 @dataclass(frozen=True)
@@ -62,24 +60,6 @@ def check_image(image: UInt8Array, size: int, name: str) -> None:
             hint="set the image size of the data to that of the model, or set model.image_size",
             code="data.mismatch",
             details={"sample": name},
-        )
-
-
-def check_pixels(pixels: Tensor, size: int) -> None:
-    """Raises a DataError if pixels are not float [B, 3, size, size] in [0, 1]."""
-    expected = (3, size, size)
-    if pixels.ndim != 4 or tuple(pixels.shape[1:]) != expected or not pixels.is_floating_point():
-        raise DataError(
-            f"pixels are {pixels.dtype} {list(pixels.shape)}, the model expects float "
-            f"[B, 3, {size}, {size}]",
-            code="data.mismatch",
-        )
-    low, high = (float(pixels.min()), float(pixels.max())) if pixels.numel() else (0.0, 1.0)
-    if not -_SLACK <= low <= high <= 1 + _SLACK:
-        raise DataError(
-            f"pixels range from {low:g} to {high:g}, the model expects 0 to 1",
-            hint="divide uint8 values by 255, without subtracting a mean",
-            code="data.mismatch",
         )
 
 

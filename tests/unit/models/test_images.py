@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.builders.errors import fails
 from vlatool.errors import DataError
 from vlatool.models.images import (
     ImageBatcher,
-    check_pixels,
     comparison,
     psnr,
     to_float,
@@ -46,31 +44,6 @@ def test_image_of_another_shape_raises_an_error(image: np.ndarray) -> None:
         ImageBatcher(4)([Sample("a", image)])
 
     assert (error.value.code, error.value.details["sample"]) == ("data.mismatch", "a")
-
-
-@pytest.mark.parametrize(
-    ("pixels", "code"),
-    [
-        (torch.zeros(1, 3, 4, 5), "data.mismatch"),
-        (torch.zeros(1, 1, 4, 4), "data.mismatch"),
-        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "data.mismatch"),
-        (torch.full((1, 3, 4, 4), 255.0), "data.mismatch"),
-        (torch.full((1, 3, 4, 4), 1.01), "data.mismatch"),
-        (torch.full((1, 3, 4, 4), -1.0), "data.mismatch"),
-        (torch.full((1, 3, 4, 4), float("nan")), "data.mismatch"),
-    ],
-)
-def test_pixels_of_another_shape_or_range_raise_an_error(pixels: torch.Tensor, code: str) -> None:
-    with fails(code):
-        check_pixels(pixels, 4)
-
-
-def test_rounding_beyond_the_range_of_pixels_is_accepted() -> None:
-    rounded = torch.tensor([-9e-4, 1.0009]).repeat(24).view(1, 3, 4, 4)
-    check_pixels(rounded, 4)
-
-    with pytest.raises(DataError):
-        check_pixels(rounded * 1.002, 4)
 
 
 def test_uint8_is_restored_from_float_which_is_clamped_and_rounded() -> None:
