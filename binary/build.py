@@ -74,7 +74,7 @@ def build(target: Path) -> None:
 def _frozen(temporary: Path) -> Path:
     """Runs PyInstaller; returns its folder."""
     packages = {"vlatool", *(canonicalize_name(p.name) for p in _requirements("vlatool"))}
-    options = ["--noconfirm", "--onedir", "--name", "vlatool", "--log-level", "WARN"]
+    options = ["--noconfirm", "--onedir", "--name", "vlatool", "--log-level", "ERROR"]
     options += ["--paths", str(ROOT / "src"), "--collect-data", "vlatool"]
     options += ["--add-data", f"{ROOT / 'presets'}:vlatool/presets"]
     for name in sorted(packages):  # `doctor` reads which packages are there

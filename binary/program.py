@@ -5,7 +5,10 @@ import os
 import shutil
 import sys
 import tarfile
+import time
 from pathlib import Path
+
+_ABANDONED_S = 3600.0
 
 
 def main() -> None:
@@ -47,6 +50,9 @@ def _finish(place: str, partial: Path) -> None:
             if not (folder / "vlatool").exists():
                 raise
             shutil.rmtree(partial)  # another start was faster
+        for other in folder.parent.glob(f"{folder.name}.*"):  # of starts that were killed
+            if other.stat().st_mtime < time.time() - _ABANDONED_S:
+                shutil.rmtree(other, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         sys.stderr.write(f"error: vlatool cannot be unpacked: {error}\n")
