@@ -10,19 +10,18 @@ from typing import Any
 from vlatool.errors import DataError
 from vlatool.storage.background import in_background
 from vlatool.storage.reader import RangeDownload, RemoteReader
-from vlatool.storage.remote import Address, ObjectInfo, call
+from vlatool.storage.remote import Address, ObjectInfo
 
 _BLOCK_SIZE = 2 * 1024 * 1024
 _MOST_BLOCKS = 48  # of a process, all files together
 
 
-def open_blocks(address: Address) -> io.BufferedReader:
-    """Opens the current version of an object as a seekable file.
+def open_blocks(address: Address, info: ObjectInfo) -> io.BufferedReader:
+    """Opens a version of an object as a seekable file.
 
     Files of one object share their blocks, so that reading one part after the other, each with a
     file of its own, requests no byte twice. Memory: up to 96 MiB in a process.
     """
-    info = call(address, lambda remote: remote.head(address.key))
     return io.BufferedReader(_BlockFile(address, info), 64 * 1024)
 
 

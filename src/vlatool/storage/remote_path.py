@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from vlatool.errors import StorageError
 from vlatool.storage import listing, reader
+from vlatool.storage.digests import open_blocks
 from vlatool.storage.remote import Address, ObjectInfo, call, find_object, remote_class
 from vlatool.storage.writer import delete, put
 
@@ -113,6 +114,13 @@ class RemotePath(_Path):
         """Path with the information of one request; None if it does not exist."""
         info = self._find()
         return None if info is None else self._new(self._root, self._key, info)
+
+    def opened(self) -> IO[bytes]:
+        """The object at the version that is known, else at the current one, as a seekable file."""
+        info = self._find()
+        if info is None or info.is_dir:
+            raise FileNotFoundError(2, os.strerror(2), str(self))
+        return open_blocks(self.address, info)
 
     @property
     def etag(self) -> str:

@@ -8,7 +8,6 @@ from typing import IO
 from vlatool.errors import DataError, UsageError
 from vlatool.plugins import SCHEMES, did_you_mean
 from vlatool.storage.byte_ranges import open_file
-from vlatool.storage.digests import open_blocks
 from vlatool.storage.remote import is_listable, remote_class
 from vlatool.storage.remote_path import RemotePath
 
@@ -143,7 +142,7 @@ def as_native_file(path: Path) -> str | IO[bytes]:
     Only the parts of a remote file that are read are requested, once in a process.
     """
     if isinstance(path, RemotePath):
-        return open_blocks(path.address)
+        return path.opened()
     open_file(path).close()
     return str(path)
 

@@ -191,6 +191,7 @@ def _dataset(
         actions,
         declared=meta.declarations(root, info),
         text_tables=text_tables(root, known),
+        tasks_file=lists.tasks_file(root, info),
     )
 
 

@@ -20,7 +20,7 @@ from vlatool.findings import Finding
 from vlatool.formats.lerobot import layout as lerobot_layout
 from vlatool.formats.lerobot import lists, meta, places
 from vlatool.formats.lerobot.findings import LEROBOT
-from vlatool.storage.uri import can_list
+from vlatool.storage.uri import can_list, is_remote
 
 _LONGEST_NAME = 255
 _LONGEST_PATH = 1024
@@ -89,6 +89,7 @@ class FileFinder:
         self._reported: set[str] = set()
         self._located = lru_cache(_MOST_LOCATED)(self._locate)
         self._can_list = can_list(root)
+        self._listed: dict[Path, Path] = {}  # remote files, which know their size and version
 
     def data_file(self, line: lerobot_layout.EpisodeLine) -> Path:
         """Path of the parquet file of an episode; it may not exist."""
@@ -158,6 +159,7 @@ class FileFinder:
             path = self.root / found[0]
             problem = f"{key} gives {relative}, but the file is {found[0]}"
             self._report(key, f"{problem}; using the files found")
+        path = self._listed.get(path, path)
         self.existing.add(path)
         return path
 
@@ -178,14 +180,14 @@ class FileFinder:
     def _by_name(self) -> Mapping[tuple[str, str], list[str]]:
         """(`data` or `videos`, file name) to the paths with that name, relative to the data set."""
         index: dict[tuple[str, str], list[str]] = {}
-        if not self._can_list:
-            return index
-        for folder in ("data", "videos"):
-            # Skips broken links; on S3 the listing answers this without a request.
+        for folder in ("data", "videos") if self._can_list else ():
+            # Skips broken links; in a bucket the listing answers this without a request.
             for path in sorted((self.root / folder).rglob("*.*")):
                 if path.is_file():
                     relative = path.relative_to(self.root).as_posix()
                     index.setdefault((folder, path.name), []).append(relative)
+                    if is_remote(path):
+                        self._listed[path] = path
         return index
 
 
@@ -328,6 +330,7 @@ class Dataset:
     declared: tuple[Declaration, ...] = ()  # of the actions
     # map from column of numbers besides `task_index` to the table of their texts
     text_tables: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    tasks_file: Path | None = None
 
     @property
     def name(self) -> str:
@@ -391,9 +394,10 @@ class EpisodeFiles:
     def texts_by_number(self, column: str = "task_index") -> Mapping[int, str]:
         """Map from number to text of a column, by its own table or the tasks; raises DataError."""
         path = self.dataset.text_tables.get(column)
-        if path is None:
-            return lists.read_tasks(self.dataset.root, self.dataset.info)
-        return lists.read_texts(path, lists.text_kind(column))
+        if path is not None:
+            return lists.read_texts(path, lists.text_kind(column))
+        tasks = self.dataset.tasks_file
+        return {} if tasks is None else lists.read_texts(tasks, "task")
 
     def statistics(self) -> Mapping[str, Mapping[str, Any]]:
         """Map from feature to its published statistics; empty if there are none."""

@@ -21,6 +21,7 @@ from vlatool.formats.lerobot.tables import (
     read_segment,
     table_columns,
 )
+from vlatool.storage.tree import files_named
 
 Statistics = Mapping[str, Mapping[str, Any]]
 _Columns = dict[str, list[Any]]
@@ -158,10 +159,11 @@ def _table(path: Path, needed: Sequence[str], optional: Sequence[str] | None = (
 # Texts
 
 
-def read_tasks(root: Path, info: meta.Info) -> Mapping[int, str]:
-    """Map from task index to sentence; empty without a list of tasks."""
-    path = root / (lerobot_layout.TASKS_TABLE if info.is_shared else lerobot_layout.TASKS_FILE)
-    return read_texts(path, "task") if path.exists() else {}
+def tasks_file(root: Path, info: meta.Info) -> Path | None:
+    """List of tasks; None if there is none."""
+    name = lerobot_layout.TASKS_TABLE if info.is_shared else lerobot_layout.TASKS_FILE
+    found = files_named(root, [name])
+    return found[0] if found else None
 
 
 def texts_path(root: Path, column: str) -> Path | None:
@@ -170,11 +172,9 @@ def texts_path(root: Path, column: str) -> Path | None:
     """
     if column in lerobot_layout.AUTOMATIC or not column.endswith("_index"):
         return None
-    for suffix in (".parquet", ".jsonl"):
-        path = root / "meta" / f"{text_kind(column)}s{suffix}"
-        if path.is_file():
-            return path
-    return None
+    names = [f"{text_kind(column)}s.parquet", f"{text_kind(column)}s.jsonl"]
+    found = files_named(root / "meta", names)
+    return found[0] if found else None
 
 
 def text_kind(column: str) -> str:
