@@ -27,7 +27,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "dist" / "vlatool"
 EXTRAS = {"hdf5", "zarr", "mcap", "gcs"}  # whose packages are in the file
-LEVEL = 12
+LEVEL = 15
 WINDOW_LOG = 27  # 128 MiB, the most that a decompressor takes unasked
 # Packages whose modules are imported by names that PyInstaller does not see.
 COLLECTED = {"boto3", "botocore", "google.auth", "huggingface_hub", "mcap", "numcodecs", "rosbags"}
@@ -35,6 +35,8 @@ COLLECTED |= {"s3transfer", "vlatool", "zarr"}
 HIDDEN = {"h5py", "lz4.frame", "urllib3", "zstandard", "google.oauth2.service_account"}
 # Services of AWS that vlatool talks to; the descriptions of all others take 25 MB.
 SERVICES = {"s3", "sts", "sso", "sso-oidc", "signin", "sagemaker", "ecr", "secretsmanager", "logs"}
+UNUSED_MODULES = ("zstandard._cffi", "numpy.f2py", "pydantic.v1", "scipy.stats", "scipy.optimize")
+UNUSED_MODULES += ("scipy.integrate", "scipy.interpolate", "scipy.ndimage", "scipy.signal")
 # Parts of Arrow that nothing here imports.
 UNUSED = ("libarrow_flight", "libarrow_python_flight", "_flight", "libarrow_s3", "_s3fs")
 
@@ -72,7 +74,7 @@ def build(target: Path) -> None:
 def _frozen(temporary: Path) -> Path:
     """Runs PyInstaller; returns its folder."""
     packages = {"vlatool", *(canonicalize_name(p.name) for p in _requirements("vlatool"))}
-    options = ["--noconfirm", "--onedir", "--name", "vlatool", "--log-level", "WARN"]
+    options = ["--noconfirm", "--onedir", "--name", "vlatool", "--log-level", "ERROR"]
     options += ["--paths", str(ROOT / "src"), "--collect-data", "vlatool"]
     options += ["--add-data", f"{ROOT / 'presets'}:vlatool/presets"]
     for name in sorted(packages):  # `doctor` reads which packages are there
@@ -81,6 +83,8 @@ def _frozen(temporary: Path) -> Path:
         options += ["--collect-submodules", name]
     for name in sorted(HIDDEN):
         options += ["--hidden-import", name]
+    for name in UNUSED_MODULES:
+        options += ["--exclude-module", name]
     for name, distributions in packages_distributions().items():
         if packages.isdisjoint(map(canonicalize_name, distributions)):
             options += ["--exclude-module", name]

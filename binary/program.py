@@ -5,32 +5,39 @@ import os
 import shutil
 import sys
 import tarfile
+import time
 from pathlib import Path
+
+_ABANDONED_S = 3600.0
 
 
 def main() -> None:
     """The command; worker processes begin here, too."""
-    # PyInstaller's folder of libraries is for this process only, not for `git` or `docker`.
-    original = os.environ.pop("LD_LIBRARY_PATH_ORIG", "")
+    # Libraries of the file are for this process only, not for `git` or `docker`; workers start as
+    # this process did.
+    original = os.environ.pop("VLATOOL_LD_LIBRARY_PATH", "")
+    os.environ.pop("LD_LIBRARY_PATH_ORIG", None)
     os.environ.pop("LD_LIBRARY_PATH", None)
     if original:
         os.environ["LD_LIBRARY_PATH"] = original
+    partial = Path(sys.executable).parent
+    sys.executable = os.environ["VLATOOL_BINARY"]
+    multiprocessing.set_executable(sys.executable)
     multiprocessing.freeze_support()
     place = os.environ.pop("VLATOOL_UNPACK", "")
     if place:
-        _finish(place)
+        _finish(place, partial)
     from vlatool.__main__ import main as run
 
     run()
 
 
-def _finish(place: str) -> None:
+def _finish(place: str, partial: Path) -> None:
     """Unpacks the second archive, gives the folder its name, and starts the command there."""
     import zstandard
 
     offset, _, name = place.partition(" ")
     folder = Path(name)
-    partial = Path(sys.executable).parent
     try:
         with open(os.environ["VLATOOL_BINARY"], "rb") as file:
             file.seek(int(offset))
@@ -43,13 +50,16 @@ def _finish(place: str) -> None:
             if not (folder / "vlatool").exists():
                 raise
             shutil.rmtree(partial)  # another start was faster
+        for other in folder.parent.glob(f"{folder.name}.*"):  # of starts that were killed
+            if other.stat().st_mtime < time.time() - _ABANDONED_S:
+                shutil.rmtree(other, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         sys.stderr.write(f"error: vlatool cannot be unpacked: {error}\n")
         sys.stderr.write("hint: set XDG_CACHE_HOME to a folder that is writable and has room\n")
         sys.exit(6)
     os.environ["PYINSTALLER_RESET_ENVIRONMENT"] = "1"  # else it looks for its files here
-    os.execv(folder / "vlatool", sys.argv)  # noqa: S606
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])  # noqa: S606
 
 
 if __name__ == "__main__":

@@ -125,11 +125,28 @@ static void unpack(int archive, const char *folder) {
     }
 }
 
+/* Starts a program of a folder, which finds libraries beside itself that the system may lack. */
+static void start(const char *folder, char **words) {
+    char program[PATH_MAX];
+    char libraries[2 * PATH_MAX];
+    const char *original = getenv("LD_LIBRARY_PATH");
+    join(program, folder, "vlatool");
+    if (access(program, X_OK))
+        return;
+    if (original)
+        setenv("VLATOOL_LD_LIBRARY_PATH", original, 1);
+    snprintf(libraries, sizeof libraries, "%s/_internal:%s", folder, original ? original : "");
+    setenv("LD_LIBRARY_PATH", libraries, 1);
+    words[0] = program; /* by which it finds its files where /proc is missing */
+    execv(program, words);
+    fail("set XDG_CACHE_HOME to a folder from which programs may be started",
+         "%s cannot be started: %s", program, strerror(errno));
+}
+
 int main(int count, char **words) {
     char self[PATH_MAX] = "";
     char root[PATH_MAX];
     char folder[PATH_MAX];
-    char program[PATH_MAX];
     char value[2 * PATH_MAX];
     struct statvfs disk;
     for (int i = 1; i < count; i++)
@@ -139,12 +156,7 @@ int main(int count, char **words) {
     setenv("VLATOOL_BINARY", self, 1);
     find_root(root);
     join(folder, root, DIGEST);
-    join(program, folder, "vlatool");
-    if (access(program, X_OK) == 0) {
-        execv(program, words);
-        fail("remove the folder, and run the command again", "%s cannot be started: %s", program,
-             strerror(errno));
-    }
+    start(folder, words);
     if (statvfs(root, &disk) == 0 && (unsigned long long)disk.f_bavail * disk.f_frsize < UNPACKED)
         fail("free space there, or set XDG_CACHE_HOME to another folder",
              "vlatool needs %lld MB to unpack, and %s has %lld MB", (long long)UNPACKED / 1000000,
@@ -159,8 +171,6 @@ int main(int count, char **words) {
     setenv("VLATOOL_UNPACK", value, 1);
     snprintf(folder, sizeof folder, "%.3900s/%s.%ld", root, DIGEST, (long)getpid());
     unpack(file, folder);
-    join(program, folder, "vlatool");
-    execv(program, words);
-    fail("set XDG_CACHE_HOME to a folder from which programs may be started",
-         "%s cannot be started: %s", program, strerror(errno));
+    start(folder, words);
+    fail("copy the file again", "%s holds no program", self);
 }

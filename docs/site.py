@@ -36,7 +36,6 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "benchmarks/README.md": "benchmarks.md",
-    "benchmarks/scale.md": "scale.md",
 }
 NOTEBOOK = "demo.ipynb"
 _BUILD = ROOT / "build/site"

@@ -1,7 +1,8 @@
 """What the author of a reader or a model type imports; these names stay where they are.
 
-A reader may be one file: `vlatool preprocess ./reader.py:Reader SOURCE`. See docs/guides/plugins.md. What
-imports torch is elsewhere: `vlatool.models.policy` (`RoboticsPolicy`) and `vlatool.models.weights`.
+A reader may be one file: `vlatool preprocess ./reader.py:Reader SOURCE` (docs/guides/plugins.md).
+What imports torch is elsewhere: `vlatool.models.policy` (`RoboticsPolicy`) and
+`vlatool.models.weights`.
 """
 
 from pathlib import Path

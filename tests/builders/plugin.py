@@ -1,4 +1,4 @@
-"""The plugins of `docs/guides/plugins.md` as a distribution, one that cannot be used, and their data.
+"""The plugins of `docs/guides/plugins.md` as a distribution, one that is broken, and their data.
 
 They are found like installed distributions: a folder on the import path with packages and a
 `.dist-info`.

@@ -65,7 +65,7 @@ def samples(folder: Path) -> Iterator[dict[str, Any]]:
     import webdataset as wds
 
     for shard in read_manifest(folder / "manifest.jsonl"):
-        yield from wds.WebDataset(str(shard.path), shardshuffle=False)
+        yield from wds.WebDataset(str(shard.location), shardshuffle=False)
 
 
 def arrays(sample: dict[str, Any]) -> dict[str, np.ndarray]:

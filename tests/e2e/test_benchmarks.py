@@ -43,8 +43,7 @@ SMALLEST = {
     "record": "--seconds 1",
     "recordings": "--help",  # needs recordings of others
     "run_sync": "--help",  # trains, as test_run_sync does
-    "scale": "--episodes 2",
-    "scaling": "--help",  # orders a hundred million samples
+    "scaling": "--only start --most 100",
     "seams": "--help",  # needs trained runs
     "serving": "--clients 1,2 --requests 4 --model-ms 1",
     "serving_hostile": "--bad 2 --requests 4 --forms deep,unfinished --sizes 1000",

@@ -1,9 +1,7 @@
-"""The single file, outside the repository and in an empty folder."""
+"""The single file: in an empty root, and beside a Python environment with torch."""
 
 import json
 import os
-import platform
-import resource
 import shutil
 import signal
 import subprocess
@@ -15,102 +13,120 @@ import pytest
 
 from binary.build import build
 from tests.builders.training import tiny_arguments, world_shards
+from vlatool import __version__
 from vlatool.formats.run.layout import read_metrics
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-# Without the packages of the environment that the tests run in.
-BARE = str(Path(sys.base_prefix) / "bin" / f"python3.{sys.version_info[1]}")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+# What a system without anything but the C library has.
+GLIBC = ("libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "librt.so.1", "libutil.so.1")
+USER = "1000:1000"
+LINES = (
+    "sample spartan /work/raw --episodes 2 --frames 12",
+    "preprocess spartan /work/raw --preset world-windows --output /work/data --workers 2",
+    "verify /work/data",
+    "inspect /work/data --html /work/page.html",
+    "preprocess spartan /work/raw --sink lerobot --output /work/set",
+    "sample hdf5 /work/hdf5 --episodes 1 --frames 12",
+    "inspect /work/hdf5",
+    "sample mcap /work/mcap --episodes 1 --frames 12",
+    "inspect /work/mcap",
+    "resolve-config -p world-pick",
+)
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for program in (os.environ.get("CC", "cc"), "strip"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is needed to build the file")
     target = tmp_path_factory.mktemp("binary") / "vlatool"
     build(target)
     return target
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("python")
-    subprocess.run([BARE, "-m", "venv", "--without-pip", folder], check=True)
-    return str(folder / "bin" / "python")
-
-
-@pytest.fixture(scope="module")
-def home(file: Path, bare: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Home folder with the unpacked packages; the first start of it was killed."""
-    folder = tmp_path_factory.mktemp("home")
-    first = subprocess.Popen([bare, file, "version"], env=environment(folder))
-    while not list(folder.glob(".cache/vlatool/binary/*.tmp/*/*")):
-        assert first.poll() is None
-        time.sleep(0.01)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+def root(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of a system with the C library and the file, whose home folders cannot be written."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can change the root of a process")
+    folder = tmp_path_factory.mktemp("root")
+    folder.chmod(0o755)
+    for parent in folder.parents[:3]:
+        parent.chmod(0o755)
+    for name in ("bin", "dev/shm", "home/robot", "lib64", "lib/x86_64-linux-gnu", "tmp", "work"):
+        (folder / name).mkdir(parents=True)
+    for name in ("dev/shm", "tmp", "work"):
+        (folder / name).chmod(0o1777)
+    (folder / "home/robot").chmod(0o555)
+    os.mknod(folder / "dev/null", 0o666 | 0o020000, os.makedev(1, 3))
+    (folder / "dev/null").chmod(0o666)
+    try:
+        shutil.copy("/lib64/ld-linux-x86-64.so.2", folder / "lib64")
+        for name in GLIBC:
+            shutil.copy(f"/lib/x86_64-linux-gnu/{name}", folder / "lib/x86_64-linux-gnu")
+    except FileNotFoundError as error:
+        pytest.skip(f"the C library is elsewhere here: {error}")
+    shutil.copy(file, folder / "bin/vlatool")
     return folder
 
 
-def environment(home: Path) -> dict[str, str]:
-    return {"HOME": str(home), "PATH": "/usr/bin:/bin"}
+def in_root(root: Path, line: str) -> subprocess.Popen[str]:
+    """A command of the file as another user in an empty root."""
+    chroot = shutil.which("chroot") or "chroot"
+    environment = ["env", "-i", "HOME=/home/robot", "PATH=/bin"]
+    command = [*environment, chroot, f"--userspec={USER}", str(root), "/bin/vlatool", *line.split()]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def run(python: str, file: Path, home: Path, folder: Path, *words: str, code: int = 0) -> str:
-    """Standard output of a command."""
-    command = [python, file, *words]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=folder, env=environment(home), check=False
-    )
-    assert done.returncode == code, done.stderr
-    return done.stdout
+def test_a_killed_first_start_is_repeated_and_every_later_start_unpacks_nothing(root: Path) -> None:
+    builds = root / "tmp" / "vlatool-1000"
+    with in_root(root, "version") as first:
+        while not list(builds.glob("*.*/_internal")):
+            assert first.poll() is None
+            time.sleep(0.01)
+        first.send_signal(signal.SIGKILL)
+    for _ in range(2):
+        output, _ = in_root(root, "version --json").communicate()
+        assert json.loads(output)["version"] == __version__
+    assert len([path for path in builds.iterdir() if "." not in path.name]) == 1
 
 
-def test_data_commands_work_without_torch(
-    file: Path, bare: str, home: Path, tmp_path: Path
-) -> None:
-    for line in (
-        "sample spartan raw --episodes 2 --frames 12",
-        "preprocess spartan raw --preset world-windows --output data --workers 2",
-        "verify data",
-        "inspect data --html page.html",
-        "preprocess spartan raw --sink lerobot --output set",
-        "resolve-config -p world-pick",
-    ):
-        run(bare, file, home, tmp_path, *line.split())
-    assert (tmp_path / "data/frames.json").is_file()
-    words = ["train", "--preset", "world-pick", "--data", "data", "--output", "run", "--json"]
-    error = json.loads(run(bare, file, home, tmp_path, *words, code=6))["error"]
+def test_data_commands_work_in_an_empty_root(root: Path) -> None:
+    for line in LINES:
+        process = in_root(root, line)
+        _, errors = process.communicate()
+        assert process.returncode == 0, (line, errors)
+    assert (root / "work/data/frames.json").is_file()
+    process = in_root(root, "train -p world-pick --data /work/data --output /work/run --json")
+    output, _ = process.communicate()
+    assert process.returncode == 6
+    error = json.loads(output)["error"]
     assert error["details"]["package"] == "torch"
-    assert error["hint"].startswith(f"{bare} -m pip install ")
+    assert "pip install 'vlatool[train]==" in error["hint"]
+    assert "VLATOOL_PYTHON=" in error["hint"]
 
 
-def test_help_starts_fast(file: Path, bare: str, home: Path, tmp_path: Path) -> None:
-    run(bare, file, home, tmp_path, "--help")
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    run(bare, file, home, tmp_path, "--help")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.7
-
-
-def test_training_takes_torch_from_the_environment_and_starts_itself(
-    file: Path, home: Path, tmp_path: Path
-) -> None:
+def test_training_runs_in_the_python_that_is_named(file: Path, tmp_path: Path) -> None:
     changes = {"total_train_steps": 2, "num_checkpoints": 1}
     words = tiny_arguments(world_shards(tmp_path / "world"), tmp_path / "run", **changes)
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    run(sys.executable, file, home, empty, *words, "--nproc", "2")
+    environment = {
+        "HOME": str(tmp_path),
+        "PATH": "/usr/bin:/bin",
+        "VLATOOL_PYTHON": sys.executable,
+    }
+    command = [file, *words, "--nproc", "2"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     assert [row["step"] for row in read_metrics(tmp_path / "run/metrics.jsonl")] == [1, 2]
     assert "world_size: 2" in (tmp_path / "run/config.yaml").read_text()
 
 
-def test_file_starts_with_the_python_of_path(file: Path, home: Path, tmp_path: Path) -> None:
-    (tmp_path / "python3").symlink_to(BARE)
-    shutil.copy(file, tmp_path / "vlatool")
-    paths = os.pathsep.join([str(tmp_path), "/usr/bin", "/bin"])
+def test_a_file_that_is_cut_off_says_so(file: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "vlatool"
+    cut.write_bytes(file.read_bytes()[:3_000_000])
+    cut.chmod(0o755)
     done = subprocess.run(
-        ["vlatool", "version", "--json"],
-        cwd="/",
-        capture_output=True,
-        check=True,
-        env={**environment(home), "PATH": paths},
+        [cut, "version", "--json"], env={"HOME": str(tmp_path)}, capture_output=True, text=True
     )
-    assert json.loads(done.stdout)["python"] == platform.python_version()
+    assert done.returncode == 6
+    assert json.loads(done.stdout)["error"]["hint"] == "copy the file again"

@@ -1,4 +1,4 @@
-"""The pipelines of the README, of Getting started and the guides, each as one script with less work per line."""
+"""Pipelines of README, Getting started and the guides, each a script with less work per line."""
 
 import re
 import shlex

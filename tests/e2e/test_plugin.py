@@ -1,4 +1,4 @@
-"""The plugins of docs/guides/plugins.md, installed: a format, a model type, a data kind; and a preset."""
+"""Plugins of docs/guides/plugins.md, installed: format, model type, data kind; and a preset."""
 
 import json
 import os

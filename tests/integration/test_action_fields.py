@@ -50,7 +50,7 @@ def test_windows_have_the_relative_poses_of_shards(raw: Path, intact: Path, tmp_
     assert manifest is not None
     assert (manifest.action_width, len(manifest.relative_dimensions)) == (20, 18)
     (shard,) = ShardFolder.of(tmp_path / "shards", "episodes").shards()
-    expected = ChunkFile(shard.path, manifest.action_fields).read()
+    expected = ChunkFile(shard.location, manifest.action_fields).read()
     actual = ChunkFile(lines(intact)).read()
     assert actual.shape == (FRAMES, STEPS, 20)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-7)  # float32 and float64

@@ -9,7 +9,7 @@ import pytest
 from tests.surface.invoke import run_vlatool
 from vlatool.workflows.sample import SampleConfig, sample
 
-PAGE = Path(__file__).parents[2] / "docs" / "python.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "python.md"
 TITLES = re.findall(r"^## (.*)", PAGE.read_text(), re.MULTILINE)
 SCRIPTS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
 

@@ -48,7 +48,7 @@ def test_tasks_are_outputs_of_their_own(server: WebServer, tmp_path: Path) -> No
     assert set(result.tasks) == set(TASKS)
     for task in TASKS:
         (shard,) = ShardFolder.open(tmp_path / "out" / task).shards()
-        assert shard.path.read_bytes() == f"{task} shards".encode()
+        assert shard.location.read_bytes() == f"{task} shards".encode()
         assert (tmp_path / "out" / task / ".vlatool/run.json").is_file()
     data = [str(tmp_path / "out" / task) for task in TASKS]
     assert result.text().count("next: ") == 1

@@ -67,7 +67,7 @@ def decoded(data: Path, run: Path) -> list[DecodedSample]:
     config = open_trained(str(run)).config.data
     decode = SampleDecoder(config)
     shards = read_manifest(data / "episodes" / "manifest.jsonl")
-    stored = wds.WebDataset([str(sample.path) for sample in shards], shardshuffle=False)
+    stored = wds.WebDataset([str(shard.location) for shard in shards], shardshuffle=False)
     rng = np.random.default_rng(0)
     return [decode(StoredSample(sample.pop("__key__"), sample), rng) for sample in stored]
 

@@ -98,7 +98,7 @@ def test_folder_has_the_files_and_options_that_readers_need(shards: Path, source
         "processing_metadata.json",
     }
 
-    counts = [shard.num_sequences for shard in read_manifest(shards / "manifest.jsonl")]
+    counts = [shard.size for shard in read_manifest(shards / "manifest.jsonl")]
 
     assert counts == [8, 8, 8, 3]
 

@@ -26,7 +26,7 @@ from vlatool.cli.options import (
     command_app,
     take_output_options,
 )
-from vlatool.errors import SINGLE_FILE, EnvironmentProblem, UsageError, VlatoolError
+from vlatool.errors import SINGLE_FILE, UsageError, VlatoolError
 
 # Words that people type for a command, or for what follows the name of a group.
 _LEADS = {
@@ -233,10 +233,6 @@ def run(argv: Sequence[str]) -> int:
             group.invoke(ctx)
     except typer.Exit as error:
         return error.exit_code
-    except EnvironmentProblem as error:
-        if SINGLE_FILE in os.environ and error.code == "environment.missing_dependency":
-            _run_in_environment(argv)
-        return _report_error(error, options)
     except SystemExit as error:
         if error.code not in (130, 143):
             raise
@@ -254,8 +250,8 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _run_in_environment(argv: Sequence[str]) -> None:
-    """Runs a command of the single file in the Python environment that is named or active.
+def _run_in_environment() -> None:
+    """Runs this command of the single file in the Python environment that is named or active.
 
     Returns if there is none with vlatool of this version.
     """
@@ -268,9 +264,10 @@ def _run_in_environment(argv: Sequence[str]) -> None:
             python = f"{environment[variable]}/bin/python"
     check = "import sys, vlatool; sys.exit(vlatool.__version__ != sys.argv[1])"
     with suppress(OSError):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # an ignored one would stay ignored there
         command = [python, "-c", check, __version__]
         if python and not subprocess.run(command, capture_output=True, check=False).returncode:  # noqa: S603 - the Python that the user named
-            os.execve(python, [python, "-m", "vlatool", *argv], environment)  # noqa: S606
+            os.execve(python, [python, "-m", "vlatool", *sys.argv[1:]], environment)  # noqa: S606
 
 
 def _check_names(argv: Sequence[str]) -> None:
@@ -346,6 +343,8 @@ def _report_error(error: BaseException, options: OutputOptions) -> int:
         shown = as_vlatool_error(error)
         if shown is not error:
             shown.__cause__ = error
+        if SINGLE_FILE in os.environ and shown.code == "environment.missing_dependency":
+            _run_in_environment()
         # The agent of torchrun and of `accelerate launch` shows the file as the last lines.
         if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
             if isinstance(shown, TerminatedError) and os.environ.get("RANK") != "0":

@@ -90,7 +90,7 @@ class Verdict:
 
 def verdicts(episodes: Sequence[EpisodeErrors]) -> list[Verdict]:
     """The policy against each baseline, with Student's interval over the episodes."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     found: list[Verdict] = []
     for name in BASELINES:
@@ -101,7 +101,7 @@ def verdicts(episodes: Sequence[EpisodeErrors]) -> list[Verdict]:
         mean = float(np.mean(differences))
         low = high = None
         if count > 1:
-            half = float(t.ppf(0.975, count - 1) * np.std(differences, ddof=1) / np.sqrt(count))
+            half = float(stdtrit(count - 1, 0.975) * np.std(differences, ddof=1) / np.sqrt(count))
             low = mean - half
             high = mean + half
         found.append(Verdict(name, mean, low, high, count))

@@ -324,7 +324,7 @@ def shards_of_rank(info: ImagesInfo, rank: int, world_size: int) -> ImagesInfo:
     """Whole shards of one rank, so that neighboring frames stay together; may be none."""
     datasets: list[DataSet] = []
     for dataset in info.datasets:
-        datasets.append(replace(dataset, shards=dataset.shards[rank::world_size]))
+        datasets.append(replace(dataset, shards=[*dataset.shards][rank::world_size]))
     shard_bytes = [sizes[rank::world_size] for sizes in info.shard_bytes]
     return replace(info, datasets=tuple(datasets), shard_bytes=tuple(shard_bytes))
 

@@ -7,20 +7,22 @@ data. The order of samples is the same for all kinds: see `loading.order`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import field_validator, model_validator
 
 from vlatool.config.base import ConfigModel, Published, derived_field, nullable_field, option
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.formats.contract import Contract
+from vlatool.formats.shards.layout import ShardInfo, ShardTable
 from vlatool.plugins import DATA_KINDS, did_you_mean, load_data_kind
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from vlatool.episode import Array, Observation, ObservationSpec, UInt8Array
 
 
@@ -123,26 +125,23 @@ Allocate = Callable[[int], "UInt8Array"]
 
 
 @dataclass(frozen=True)
-class ShardInfo:
-    """A file with samples that can be read by byte ranges."""
-
-    location: Path  # Path or URI of any scheme
-    size: int  # number of samples
-    digest: str = ""  # digest of the file; empty: unknown
-    first: int = 0  # number in the data set of its first sample, if a file has several parts
-
-
-@dataclass(frozen=True)
 class DataSet:
     """The shards of one data set of a run."""
 
     name: str  # name in messages
-    shards: tuple[ShardInfo, ...]  # in stored order
+    shards: Sequence[ShardInfo] | ShardTable  # in stored order
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """Number of samples of each shard."""
+        if isinstance(self.shards, ShardTable):
+            return self.shards.sizes
+        return np.array([shard.size for shard in self.shards], np.int64)
 
     @property
     def size(self) -> int:
         """Number of samples in all shards."""
-        return sum(shard.size for shard in self.shards)
+        return int(self.sizes.sum())
 
 
 class DatasetInfo(Protocol):
@@ -189,7 +188,7 @@ class SampleReader(Protocol):
     call of `read`.
     """
 
-    def read(self, refs: Sequence[SampleRef], rngs: Sequence["np.random.Generator"]) -> list[Any]:
+    def read(self, refs: Sequence[SampleRef], rngs: Sequence[np.random.Generator]) -> list[Any]:
         """Returns one sample per reference, in order; a `DroppedSample` for an unusable one.
 
         Args:
@@ -206,7 +205,7 @@ class SampleReader(Protocol):
         """Starts to download the samples of a later call `read(refs, ...)`."""
 
     def read_into(
-        self, refs: Sequence[SampleRef], rngs: Sequence["np.random.Generator"], allocate: Allocate
+        self, refs: Sequence[SampleRef], rngs: Sequence[np.random.Generator], allocate: Allocate
     ) -> list[Any]:
         """Same as `read`, with large arrays in memory that `allocate` returns.
 

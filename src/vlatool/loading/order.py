@@ -235,15 +235,10 @@ class _Stream:
         self._tables = tables
         self._lanes = options.lanes if options.shuffle else 1
         self._lane_order = bit_reversed(self._lanes)
-        owners: list[int] = []
-        shards: list[int] = []
-        sizes: list[int] = []
-        for index, dataset in datasets:
-            for number, shard in enumerate(dataset.shards):
-                owners.append(index)
-                shards.append(number)
-                sizes.append(shard.size)
-        lengths = np.array(sizes, np.int64)
+        counts = [len(dataset.sizes) for _, dataset in datasets]
+        owners = np.repeat([index for index, _ in datasets], counts)
+        shards = np.concatenate([np.arange(count) for count in counts])
+        lengths = np.concatenate([dataset.sizes for _, dataset in datasets])
         self._num_shards = int((lengths > 0).sum())
         self.size = int(lengths.sum())
         if self.size == 0:
@@ -254,11 +249,11 @@ class _Stream:
             )
         # Of each span: data set, shard, first sample, number of samples.
         longest = options.group if options.shuffle else self.size
-        counts = -(-lengths // longest)
-        rows = np.repeat(np.arange(len(lengths)), counts)
-        numbers = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-        self._owners = np.array(owners, np.int64)[rows]
-        self._shards = np.array(shards, np.int64)[rows]
+        spans = -(-lengths // longest)
+        rows = np.repeat(np.arange(len(lengths)), spans)
+        numbers = np.arange(len(rows)) - np.repeat(np.cumsum(spans) - spans, spans)
+        self._owners = owners[rows]
+        self._shards = shards[rows]
         self._offsets = numbers * longest
         self._lengths = np.minimum(lengths[rows] - self._offsets, longest)
 

@@ -1,7 +1,7 @@
 """Messages between clients and a policy server: msgpack maps with arrays, and texts of errors.
 
-The protocol is in docs/reference/serving.md. Part of the client package, too: nothing newer than Python 3.8,
-relative imports.
+The protocol is in docs/reference/serving.md. Part of the client package, too: nothing newer than
+Python 3.8, relative imports.
 """
 
 from __future__ import annotations

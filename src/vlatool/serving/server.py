@@ -322,7 +322,8 @@ def _control(request: Mapping[str, Any]) -> Mapping[str, Any]:
 def _bad_control(reason: str, hint: str = "") -> DataError:
     return DataError(
         reason,
-        hint=hint or "docs/reference/serving.md describes the requests; is the client of another version?",
+        hint=hint
+        or "docs/reference/serving.md describes the requests; is the client of another version?",
         code="data.broken",
     )
 

@@ -184,11 +184,11 @@ def _sample_refs(
     dataset_index: int, dataset: base.DataSet, max_shards: int, samples_per_shard: int
 ) -> list[base.SampleRef]:
     """References to at most `samples_per_shard` samples in each of at most `max_shards` shards."""
-    shards = [index for index, shard in enumerate(dataset.shards) if shard.size]
+    shards = np.flatnonzero(dataset.sizes).tolist()
     refs: list[base.SampleRef] = []
     for position in _evenly_spaced(len(shards), max_shards):
         shard = shards[position]
-        for sample in _evenly_spaced(dataset.shards[shard].size, samples_per_shard):
+        for sample in _evenly_spaced(int(dataset.sizes[shard]), samples_per_shard):
             refs.append(base.SampleRef(dataset_index, shard, sample))
     return refs
 

@@ -109,10 +109,7 @@ def _of_file_list(source: RemotePath, entries: Sequence[FileEntry]) -> Iterator[
 
 def _manifest_names(manifest: RemotePath) -> list[tuple[str, bool]]:
     """Names next to a manifest, and whether they must exist."""
-    shards = [
-        (shard.path.relative_to(manifest.parent).as_posix(), True)
-        for shard in read_manifest(manifest)
-    ]
+    shards = [(name, True) for name in read_manifest(manifest).names]
     return [(MANIFEST_NAME, True), *shards, *((name, False) for name in _COMPANIONS)]
 
 

@@ -46,7 +46,7 @@ _NAMES = {"json": codes_layout.JSON_NAME, "packed": codes_layout.PACKED_NAME}
 class EncodeResult(JobResult):
     """Result of a run; `failures` lists the episodes that are not in the output."""
 
-    guide: ClassVar[str] = "docs/action-tokens.md"
+    guide: ClassVar[str] = "docs/guides/tokenizers.md"
 
     layout: str
     tokenizer: str  # name of the visual tokenizer

@@ -290,7 +290,7 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
         if config.engine == "ray":
             raise UsageError(
                 f"{config.format}: nodes of a Ray cluster do not have this file",
-                hint="use --engine local, or install the reader as a package: docs/guides/plugins.md",
+                hint="use --engine local, or make the reader a package: docs/guides/plugins.md",
                 code="usage.unsupported",
             )
     with ExitStack() as stack:

@@ -19,7 +19,7 @@ from vlatool.events import NULL, Reporter, counted
 from vlatool.formats.media.tar import OpenShard, open_shard
 from vlatool.formats.media.tar_sample import MASKS
 from vlatool.formats.shards.check_samples import numeric_fields
-from vlatool.formats.shards.layout import MANIFEST_NAME, Shard, ShardFolder, check_shards
+from vlatool.formats.shards.layout import MANIFEST_NAME, ShardFolder, ShardInfo, check_shards
 from vlatool.formats.stats import layout as stats_layout
 from vlatool.formats.stats.layout import compact
 from vlatool.jobs.command import DRY_RUN_HELP, make_executor
@@ -93,12 +93,12 @@ def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> S
     folder = ShardFolder.open(pinned(config.data))
     target = folder.statistics_file if config.output is None else location(config.output)
     _check_is_free(folder, target)
-    shards = [shard for shard in folder.shards() if shard.num_sequences]
+    shards = [shard for shard in folder.shards() if shard.size]
     if not is_remote(folder.manifest):
         check_shards(folder.manifest, shards)
     # Digest of names, sizes and sample counts of shards; the same for a copy of them.
-    listed = [(shard.path.name, shard.num_sequences) for shard in shards]
-    inputs = digest_of([listed, input_state([shard.path for shard in shards]).sizes])
+    listed = [(shard.location.name, shard.size) for shard in shards]
+    inputs = digest_of([listed, input_state([shard.location for shard in shards]).sizes])
     status = "planned" if config.dry_run else "written"
     if not config.overwrite and _is_complete(target, inputs, shards, config):
         status = "already complete"
@@ -109,7 +109,7 @@ def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> S
     result = StatsComputeResult(
         data=config.data,
         output=str(target),
-        samples=sum(shard.num_sequences for shard in shards),
+        samples=sum(shard.size for shard in shards),
         shards=len(shards),
         steps=schema.steps,
         fields=schema.widths,
@@ -123,25 +123,25 @@ def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> S
     return result
 
 
-def _contents(shards: Sequence[Shard]) -> str:
+def _contents(shards: Sequence[ShardInfo]) -> str:
     """Digest of the contents of local shards; empty for remote ones, which are not read twice."""
-    paths = [shard.path for shard in shards]
+    paths = [shard.location for shard in shards]
     if any(map(is_remote, paths)):
         return ""
     with ThreadPoolExecutor() as pool:
         return digest_of(list(pool.map(sha256_of, paths)))
 
 
-def _has_changed(shards: Sequence[Shard], stats: Path, contents: str) -> bool:
+def _has_changed(shards: Sequence[ShardInfo], stats: Path, contents: str) -> bool:
     """True if shards differ from those of the statistics; only newer ones are read."""
-    if not contents or is_remote(shards[0].path):
+    if not contents or is_remote(shards[0].location):
         return False
-    changed_ns = max(shard.path.stat().st_mtime_ns for shard in shards)
+    changed_ns = max(shard.location.stat().st_mtime_ns for shard in shards)
     return changed_ns > stats.stat().st_mtime_ns and _contents(shards) != contents
 
 
 def _is_complete(
-    target: Path, inputs: str, shards: Sequence[Shard], config: StatsComputeConfig
+    target: Path, inputs: str, shards: Sequence[ShardInfo], config: StatsComputeConfig
 ) -> bool:
     """True if an earlier run has finished; False if one was interrupted or there is none."""
     record = stats_layout.read_stats_record(target)
@@ -208,9 +208,9 @@ class _Fields:
         return cls(steps, widths)
 
 
-def _first_fields(folder: ShardFolder, shards: Sequence[Shard]) -> _Fields:
+def _first_fields(folder: ShardFolder, shards: Sequence[ShardInfo]) -> _Fields:
     if shards:
-        with open_shard(shards[0].path) as tar:
+        with open_shard(shards[0].location) as tar:
             for key in tar.keys[:1]:
                 with tar.reading(key) as sample:
                     fields = _Fields.of_sample(sample.arrays())
@@ -225,7 +225,7 @@ def _first_fields(folder: ShardFolder, shards: Sequence[Shard]) -> _Fields:
 
 
 def _total(
-    shards: Sequence[Shard], schema: _Fields, workers: int | None, reporter: Reporter
+    shards: Sequence[ShardInfo], schema: _Fields, workers: int | None, reporter: Reporter
 ) -> WindowStatistics:
     """Computes the statistics of all shards, added in the order of the manifest."""
     total = StatisticsAccumulator()
@@ -250,14 +250,14 @@ class _ShardStatistics:
 
     schema: _Fields
 
-    def __call__(self, shard: Shard) -> dict[str, Array]:
+    def __call__(self, shard: ShardInfo) -> dict[str, Array]:
         total = StatisticsAccumulator()
-        with open_shard(shard.path) as tar:
-            if len(tar.keys) != shard.num_sequences or tar.damage:
+        with open_shard(shard.location) as tar:
+            if len(tar.keys) != shard.size or tar.damage:
                 problem = tar.damage or f"has {counted(len(tar.keys), 'sample')}"
                 raise DataError.at(
-                    shard.path,
-                    f"{problem}, the manifest says {counted(shard.num_sequences, 'sample')}",
+                    shard.location,
+                    f"{problem}, the manifest says {counted(shard.size, 'sample')}",
                     hint="copy the shard and its manifest again",
                     code="data.mismatch",
                 )

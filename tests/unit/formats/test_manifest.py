@@ -2,10 +2,18 @@ import io
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vlatool.errors import DataError
-from vlatool.formats.shards.layout import Shard, check_shards, read_manifest, write_manifest
+from vlatool.formats.shards.layout import (
+    ShardInfo,
+    ShardTable,
+    check_shards,
+    read_manifest,
+    write_manifest,
+)
+from vlatool.jobs.job import digest_of
 
 
 def manifest(folder: Path, text: str | bytes) -> Path:
@@ -36,7 +44,7 @@ def test_shard_name_leads_to_a_file_beside_the_manifest(
 ) -> None:
     path = manifest(tmp_path, f'{{"shard": "{name}", "num_sequences": 5}}')
 
-    assert read_manifest(path) == [Shard(tmp_path / expected, 5)]
+    assert list(read_manifest(path)) == [ShardInfo(tmp_path / expected, 5)]
 
 
 @pytest.mark.parametrize("separator", ["\n", "\n\n", "\r\n", "\n  \n"])
@@ -101,6 +109,20 @@ def test_written_manifest_has_the_published_bytes(tmp_path: Path) -> None:
     )
 
 
+def test_digest_of_a_table_is_that_of_its_names_and_sizes(tmp_path: Path) -> None:
+    names = ["a.tar", "frames/episode_1.tar", 'quoted "b"\\.tar', "naïve.tar"]
+    table = ShardTable(tmp_path, names, np.array([4, 2, 10_000_000, 1]))
+
+    assert table.digest == digest_of([(shard.location.name, shard.size) for shard in table])
+
+
+def test_table_has_the_shards_of_a_list(tmp_path: Path) -> None:
+    table = ShardTable(tmp_path, ["a.tar", "b.tar", "c.tar"], np.array([4, 2, 3]), "xyz")
+
+    assert table[1] == ShardInfo(tmp_path / "b.tar", 2, "y")
+    assert [shard.size for shard in table] == [4, 2, 3]
+
+
 def test_cut_off_shard_is_refused_by_name(tmp_path: Path) -> None:
     shard = tmp_path / "a.tar"
     with tarfile.open(shard, "w") as archive:
@@ -109,19 +131,19 @@ def test_cut_off_shard_is_refused_by_name(tmp_path: Path) -> None:
         info.size = 30_000
         archive.addfile(info, io.BytesIO(b"\x01" * 30_000))
     content = shard.read_bytes()
-    check_shards(tmp_path / "manifest.jsonl", [Shard(shard, 1)])
+    check_shards(tmp_path / "manifest.jsonl", [ShardInfo(shard, 1)])
 
     for length in (0, 500, 700, 10240, 20480):
         shard.write_bytes(content[:length])
         with pytest.raises(DataError) as caught:
-            check_shards(tmp_path / "manifest.jsonl", [Shard(shard, 1)])
+            check_shards(tmp_path / "manifest.jsonl", [ShardInfo(shard, 1)])
         assert caught.value.code == "data.broken"
         assert caught.value.details["shard"] == str(shard)
 
 
 def test_missing_shard_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        check_shards(tmp_path / "manifest.jsonl", [Shard(tmp_path / "gone.tar", 1)])
+        check_shards(tmp_path / "manifest.jsonl", [ShardInfo(tmp_path / "gone.tar", 1)])
 
     assert caught.value.code == "data.missing"
     assert caught.value.details["shard"] == str(tmp_path / "gone.tar")

@@ -19,7 +19,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_output_is_found_from_each_of_its_paths(part: str, output: Path) -> None:
     folder = ShardFolder.open(output / part)
     assert folder.path == output / "shards"
-    assert [shard.num_sequences for shard in folder.shards()] == [3, 3]
+    assert [shard.size for shard in folder.shards()] == [3, 3]
     assert set(folder.statistics()) == {"state", "action"}
 
 
@@ -36,7 +36,7 @@ def test_a_folder_under_any_name_is_found_by_its_manifest_and_episodes_without_s
     assert ShardFolder.open(tmp_path).path == tmp_path / "episodes"
     episodes = ShardFolder.open(output).episodes
     assert episodes is not None
-    assert [shard.num_sequences for shard in episodes.shards()] == [2, 2, 2]
+    assert [shard.size for shard in episodes.shards()] == [2, 2, 2]
     assert episodes.options() == ShardFolder.open(output).options()
 
 

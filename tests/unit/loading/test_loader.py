@@ -83,7 +83,7 @@ def copy(folders: dict[int, Path], tmp_path: Path) -> Path:
 
 def stored_keys(folder: Path) -> list[str]:
     """The keys of the samples in stored order, as webdataset reads them."""
-    urls = [str(shard.path) for shard in read_manifest(folder / "manifest.jsonl")]
+    urls = [str(shard.location) for shard in read_manifest(folder / "manifest.jsonl")]
     return [sample["__key__"] for sample in wds.WebDataset(urls, shardshuffle=False)]
 
 

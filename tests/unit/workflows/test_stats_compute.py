@@ -161,7 +161,7 @@ def test_statistics_of_an_output_are_not_replaced(world: Path) -> None:
 def test_dry_run_writes_nothing(published: Path) -> None:
     result = compute(published, dry_run=True)
     assert result.status == "planned"
-    assert result.samples == ShardFolder.open(published).shards()[0].num_sequences * len(
+    assert result.samples == ShardFolder.open(published).shards()[0].size * len(
         ShardFolder.open(published).shards()
     )
     assert not (published / "stats.json").exists()

@@ -398,8 +398,8 @@ def _of_shards(shards: ShardFolder, fields: Sequence[str]) -> ChunkSource:
     first = past if isinstance(past, int) and past >= 0 else 0
     files: list[ChunkFile] = []
     for shard in shards.shards():
-        if shard.num_sequences:
-            files.append(ChunkFile(shard.path, action_fields, first))
+        if shard.size:
+            files.append(ChunkFile(shard.location, action_fields, first))
     recorded = recorded_names(options)
     names: list[str] = []
     for field in action_fields:

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from string import Formatter
 from typing import Any
@@ -24,6 +24,7 @@ from vlatool.storage.uri import can_list
 
 _LONGEST_NAME = 255
 _LONGEST_PATH = 1024
+_MOST_LOCATED = 10_000  # paths that are remembered
 _INT_SPEC = re.compile(r"^0?\d{0,2}d?$")
 
 
@@ -69,6 +70,9 @@ def _template_error(key: str, problem: str) -> DataError:
     )
 
 
+_Values = tuple[tuple[str, int | str], ...]  # of the fields of a template, by name
+
+
 class FileFinder:
     """Paths of the parquet file and the videos of an episode.
 
@@ -83,6 +87,7 @@ class FileFinder:
         self._info = info
         self._findings = findings
         self._reported: set[str] = set()
+        self._located = lru_cache(_MOST_LOCATED)(self._locate)
         self._can_list = can_list(root)
 
     def data_file(self, line: lerobot_layout.EpisodeLine) -> Path:
@@ -91,7 +96,7 @@ class FileFinder:
         template = self._template(
             "data_path", self._info.data_path, lerobot_layout.SHARED_DATA_PATH
         )
-        return self._locate("data_path", template, usual, self._values(line.number, line.rows))
+        return self._located("data_path", template, usual, self._values(line.number, line.rows))
 
     def video_file(self, line: lerobot_layout.EpisodeLine, camera: str) -> Path | None:
         """Path of the video of a camera, which may not exist; None if the list names none."""
@@ -102,8 +107,8 @@ class FileFinder:
         template = self._template(
             "video_path", self._info.video_path, lerobot_layout.SHARED_VIDEO_PATH
         )
-        values = {**self._values(line.number, span), "video_key": camera}
-        return self._locate("video_path", template, usual, values, camera)
+        values = (*self._values(line.number, span), ("video_key", camera))
+        return self._located("video_path", template, usual, values, camera)
 
     def _template(self, key: str, template: str, default: str) -> str:
         """The template, or that of v3.0 if it is one of v2, which cannot name shared files."""
@@ -126,14 +131,14 @@ class FileFinder:
         key: str,
         template: str,
         usual_template: str,
-        values: Mapping[str, int | str],
+        values: _Values,
         camera: str = "",
     ) -> Path:
         """The path of a template, or of the file that it should name: one whose name is that of
         the usual template.
         """
-        relative = fill_template(template, values, key)
-        usual = fill_template(usual_template, values, key)
+        relative = fill_template(template, dict(values), key)
+        usual = fill_template(usual_template, dict(values), key)
         path = self.root / relative
         if not self._can_list:
             self.existing.add(path)
@@ -161,13 +166,13 @@ class FileFinder:
             self._reported.add(key)
             self._findings.append(LEROBOT.at("template_mismatch", self.root, problem, field=key))
 
-    def _values(self, number: int, span: lerobot_layout.Span | None) -> dict[str, int | str]:
-        """Values of the fields of a template."""
+    def _values(self, number: int, span: lerobot_layout.Span | None) -> _Values:
+        """Values of the fields of a template; those of v3.0 are equal for many episodes."""
         if span is not None:
-            return {"chunk_index": span.chunk, "file_index": span.file, "episode_index": number}
+            return ("chunk_index", span.chunk), ("file_index", span.file)
         chunk = number // self._info.chunks_size
         # A published v2.1 set has chunk_index for episode_chunk. Source: formats/lerobot 3.1
-        return {"episode_chunk": chunk, "chunk_index": chunk, "episode_index": number}
+        return ("episode_chunk", chunk), ("chunk_index", chunk), ("episode_index", number)
 
     @cached_property
     def _by_name(self) -> Mapping[tuple[str, str], list[str]]:

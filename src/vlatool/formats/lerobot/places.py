@@ -5,6 +5,7 @@ Rows are found by their `episode_index`: statistics of row groups, or this colum
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,7 +34,7 @@ def episode_segment(stated: RowSegment, number: int) -> RowSegment:
     if stated.count is None:
         return stated
     problem: DataError | None = None
-    for path in (stated.path, *_nearby_files(stated.path)):
+    for path in chain([stated.path], _nearby_files(stated.path)):
         try:
             found = _segment(path, number)
             if found is not None:

@@ -333,7 +333,7 @@ class RldsEpisode(PlannedEpisode):
 
     def _values(self, name: str) -> "list[memoryview] | Array":
         path = self.find_stored(name).path
-        values = self._parsed.get(path, ())
+        values = self._parsed.get(path, [])
         if not len(values):
             raise self.error("missing_feature", f"{path} is missing", field=path)
         return values

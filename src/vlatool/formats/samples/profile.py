@@ -36,7 +36,7 @@ _FOLDER = Path(__file__).resolve().parent / "profiles"
 _CONSTANT_WIDTH = 1e-6
 _MAX_NUMBER = 1e38  # fits float32
 _KEYS = ("name", "dimensions", "mean", "std", "factors", "raw", "held")
-_HINT = "`vlatool tokenizer fit-fast` writes one; the form is in docs/action-tokens.md"
+_HINT = "`vlatool tokenizer fit-fast` writes one; the form is in docs/guides/tokenizers.md"
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,9 @@ from vlatool.formats.shards.layout import (
     MANIFEST_NAME,
     SHARDS_NAME,
     VOLATILE_FILES,
-    Shard,
     ShardFolder,
+    ShardInfo,
+    ShardTable,
     expects_manifest,
 )
 from vlatool.formats.stats.layout import STATS_NAME, check_recorded
@@ -54,7 +55,7 @@ class ShardList:
 
     folder: ShardFolder  # folder of the shards and their metadata
     # shards of the manifest; without a manifest, the tar files of the folder
-    shards: Sequence[Shard]
+    shards: Sequence[ShardInfo] | ShardTable
     # True if there is a manifest; counts and statistics are then checked too
     has_manifest: bool = True
     keys: set[str] = field(default_factory=set[str])  # keys of the samples that were checked
@@ -62,7 +63,7 @@ class ShardList:
     @property
     def num_samples(self) -> int:
         """Number of samples according to the manifest."""
-        return sum(shard.num_sequences for shard in self.shards)
+        return sum(shard.size for shard in self.shards)
 
 
 FINDINGS = (SHARDS, STATS)
@@ -72,7 +73,7 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
     """Yields the findings of training data, a copy of them, or one shard."""
     if is_shard(location):
         folder = ShardFolder(location.parent / MANIFEST_NAME)
-        single = ShardList(folder, [Shard(location, 0)], has_manifest=False)
+        single = ShardList(folder, [ShardInfo(location, 0)], has_manifest=False)
         yield from _check_shards(single, options)
         return
     root = location.parent if location.is_file() else location
@@ -110,7 +111,7 @@ def _list_shards(folder: ShardFolder) -> Iterator[Finding | ShardList]:
             code = "no_manifest"
         yield SHARDS(code, error.message, path=str(manifest), line=error.details.get("line"))
         return
-    listed = Counter(shard.path for shard in shards)
+    listed = Counter(shard.location for shard in shards)
     tars: set[Path] = set()
     for folder_of_shards in {path.parent for path in listed if can_list(path)}:
         tars.update(folder_of_shards.glob("*.tar"))
@@ -160,22 +161,22 @@ class _FolderCheck:
         self._check = check
         self._positions = count()
 
-    def shard(self, shard: Shard) -> Iterator[Finding]:
+    def shard(self, shard: ShardInfo) -> Iterator[Finding]:
         """Yields the findings of a shard and its samples."""
-        name = str(shard.path)
-        if not shard.path.is_file():
+        name = str(shard.location)
+        if not shard.location.is_file():
             yield SHARDS("missing_shard", f"{name}: is missing", shard=name)
             return
-        self._check.counts.add(files=1, bytes=shard.path.stat().st_size)
-        scan = scan_tar(shard.path)
+        self._check.counts.add(files=1, bytes=shard.location.stat().st_size)
+        scan = scan_tar(shard.location)
         for problem in scan.problems:
             message = f"{name}: {problem.message}"
             yield SHARDS(problem.code, message, shard=name, sample=problem.sample)
-        if self._listed.has_manifest and shard.num_sequences != len(scan.samples):
+        if self._listed.has_manifest and shard.size != len(scan.samples):
             message = f"{name}: has {counted(len(scan.samples), 'sample')}, the manifest says "
-            yield SHARDS("count_mismatch", f"{message}{shard.num_sequences}", shard=name)
-        yield from check_index(shard.path, scan)
-        yield from self._samples(shard.path, scan.samples)
+            yield SHARDS("count_mismatch", f"{message}{shard.size}", shard=name)
+        yield from check_index(shard.location, scan)
+        yield from self._samples(shard.location, scan.samples)
 
     def _samples(self, path: Path, samples: Sequence[TarSample]) -> Iterator[Finding]:
         shard_keys: set[str] = set()

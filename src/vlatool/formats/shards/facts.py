@@ -3,7 +3,7 @@
 Legend of shapes: T steps of a window, C dimensions of a field.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,7 +16,13 @@ from vlatool.events import counted
 from vlatool.formats.field_summary import FieldSummary, dimensions_table, recorded_names
 from vlatool.formats.media.tar import is_shard, open_shard
 from vlatool.formats.shards import tar_facts
-from vlatool.formats.shards.layout import Shard, ShardFolder, check_shards, expects_manifest
+from vlatool.formats.shards.layout import (
+    ShardFolder,
+    ShardInfo,
+    ShardTable,
+    check_shards,
+    expects_manifest,
+)
 from vlatool.formats.stats.facts import field_summary, field_table, statistics_parts
 from vlatool.formats.stats.layout import Statistics
 from vlatool.jobs.record import read_record, read_valid_record
@@ -109,7 +115,7 @@ def inspect(location: Path) -> Report:
     folder = _open(location)
     findings = Problems()
     shards = folder.shards()
-    whole: list[Shard] = []
+    whole: list[ShardInfo] = []
     for shard in shards:
         with findings.collecting():
             check_shards(folder.manifest, [shard])
@@ -118,7 +124,7 @@ def inspect(location: Path) -> Report:
     statistics: Statistics = findings.read(folder.statistics) or {}
     first: tar_facts.SampleSummary | None = None
     if whole:
-        with suppress(DataError), open_shard(whole[0].path) as tar:
+        with suppress(DataError), open_shard(whole[0].location) as tar:
             first = tar_facts.first_sample(tar)
     origin = _provenance(folder, options, findings)
     facts = _facts(folder, shards, first, statistics, origin)
@@ -182,7 +188,7 @@ def _provenance(folder: ShardFolder, options: dict[str, Any], findings: Problems
 
 def _facts(
     folder: ShardFolder,
-    shards: Sequence[Shard],
+    shards: ShardTable,
     first: tar_facts.SampleSummary | None,
     statistics: Statistics,
     origin: Provenance,
@@ -194,12 +200,11 @@ def _facts(
         field = field_summary(name, entry, names)
         if field is not None:
             fields.append(field)
-    samples = 0
+    samples = int(shards.sizes.sum())
     size = 0
     for shard in shards:
-        samples += shard.num_sequences
-        if shard.path.is_file():
-            size += shard.path.stat().st_size
+        if shard.location.is_file():
+            size += shard.location.stat().st_size
     cameras: dict[str, tuple[int, int] | None] = dict.fromkeys(listed(options, "camera_names"))
     language: dict[str, str] = {}
     if first is not None:
@@ -290,8 +295,8 @@ def _page(
     statistics = findings.read(folder.statistics) or {}
     counts: list[int] = []
     if folder.episodes is not None:
-        for episode in findings.read(folder.episodes.shards) or ():
-            counts.append(episode.num_sequences)
+        episodes = findings.read(folder.episodes.shards)
+        counts = [] if episodes is None else episodes.sizes.tolist()
     crops = Titled("Left out by the crop (dark)", _crops(folder.shards(), facts.origin.options))
     policy = {"Actions": facts.action_fields, "Proprioception": facts.proprioception_fields}
     language = Table(("kind", "example"), [*facts.language.items()])
@@ -305,11 +310,10 @@ def _page(
     ]
 
 
-def _crops(shards: Sequence[Shard], options: Mapping[str, Any]) -> list[Part]:
+def _crops(shards: ShardTable, options: Mapping[str, Any]) -> list[Part]:
     """Images of the first sample with the part that a crop left out."""
-    for shard in shards[:1]:
-        with suppress(DataError), open_shard(shard.path) as tar:
-            return [Figures(tar_facts.crop_figures(tar, options))]
+    with suppress(DataError), open_shard(shards[0].location) as tar:
+        return [Figures(tar_facts.crop_figures(tar, options))]
     return []
 
 
@@ -328,24 +332,22 @@ def _tiles(facts: ShardsFacts, status: str) -> dict[str, object]:
     }
 
 
-def _sample_cards(
-    shards: Sequence[Shard], count: int, options: Mapping[str, Any]
-) -> Iterator[Section]:
+def _sample_cards(shards: ShardTable, count: int, options: Mapping[str, Any]) -> Iterator[Section]:
     """Yields cards of samples that are evenly spaced over all shards; opens each shard once."""
-    positions = evenly_spaced(sum(shard.num_sequences for shard in shards), count)
+    positions = evenly_spaced(int(shards.sizes.sum()), count)
     start = 0
     for shard in shards:
-        end = start + shard.num_sequences
+        end = start + shard.size
         in_shard = [position - start for position in positions if start <= position < end]
         start = end
         if not in_shard:
             continue
         try:
-            with open_shard(shard.path) as tar:
+            with open_shard(shard.location) as tar:
                 for position in in_shard:
                     yield tar_facts.sample_card(tar, position, options)
         except DataError as error:
-            yield Section(shard.path.name, [Text(error.message, "note")], is_under=True)
+            yield Section(shard.location.name, [Text(error.message, "note")], is_under=True)
 
 
 def _provenance_parts(provenance: Provenance) -> list[Part]:

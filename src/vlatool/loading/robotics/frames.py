@@ -15,6 +15,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from vlatool.conventions.file import Conventions, conventions_of
 from vlatool.episode import Array, EpisodeRef, PoseGroup
 from vlatool.errors import DataError
@@ -26,12 +28,13 @@ from vlatool.formats.frames.layout import (
     FramesEpisode,
     FramesFolder,
     FramesTar,
+    tar_name,
 )
 from vlatool.formats.media.tar_sample import METADATA, image_suffix
-from vlatool.formats.shards.layout import Shard
+from vlatool.formats.shards.layout import ShardTable
 from vlatool.formats.stats.layout import STATS_NAME, write_with_digests
 from vlatool.jobs.job import digest_of
-from vlatool.loading.base import DroppedSample, SampleRef, ShardInfo, Split
+from vlatool.loading.base import DroppedSample, SampleRef, Split
 from vlatool.loading.robotics.config import FrameWindowsConfig
 from vlatool.loading.shard_reader import BROKEN_SAMPLE, ShardCache
 from vlatool.storage.atomic import atomic_folder, write_json
@@ -151,14 +154,18 @@ class FrameWindows:
     def statistics_file(self) -> Path:
         return self.computed() / STATS_NAME
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> ShardTable:
         """The tars with windows, and how many."""
         counts: Any = read_json(self.computed() / _COUNTS)
-        shards: list[Shard] = []
+        names: list[str] = []
+        sizes: list[int] = []
+        digests: list[str] = []
         for episode, count in zip(self.selected, counts, strict=True):
             if count:
-                shards.append(Shard(self.folder.tar(episode.id).path, count, episode.sha256))
-        return shards
+                names.append(tar_name(episode.id))
+                sizes.append(count)
+                digests.append(episode.sha256)
+        return ShardTable(self.folder.path, names, np.array(sizes, np.int64), digests)
 
     def computed(self) -> Path:
         """Folder in the cache with the statistics and the number of windows of each episode.
@@ -267,7 +274,7 @@ class WindowReader:
     def __init__(
         self,
         windows: FrameWindows,
-        shards: Sequence[ShardInfo],
+        shards: ShardTable,
         cameras: Sequence[str],
         offsets: Sequence[int],
         cache: ShardCache,

@@ -19,10 +19,10 @@ from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter, counted
 from vlatool.formats.field_summary import dimension_label, recorded_names
 from vlatool.formats.frames.layout import FramesFolder
-from vlatool.formats.shards.layout import Shard, ShardFolder, check_shards
+from vlatool.formats.shards.layout import ShardFolder, ShardTable, check_shards
 from vlatool.formats.stats import layout as stats_layout
 from vlatool.jobs.job import digest_of
-from vlatool.loading.base import DataSet, ShardInfo
+from vlatool.loading.base import DataSet
 from vlatool.loading.robotics.config import (
     FrameWindowsConfig,
     RoboticsDataConfig,
@@ -41,7 +41,7 @@ class RoboticsDataSet:
     """One data set of a run; names of cameras and fields are those of the run."""
 
     name: str  # as configured
-    shards: tuple[Shard, ...]
+    shards: ShardTable
     options: Mapping[str, Any]  # content of preprocessing_config.yaml
     rename: NameMap  # what `data.rename` changes, without globs
     windows: FrameWindows | None  # windows that are cut from frames; None for shards
@@ -84,21 +84,15 @@ class RoboticsInfo:
 
     @cached_property
     def datasets(self) -> tuple[DataSet, ...]:
-        datasets: list[DataSet] = []
-        for stored in self.sets:
-            shards: list[ShardInfo] = []
-            for shard in stored.shards:
-                shards.append(ShardInfo(shard.path, shard.num_sequences, shard.digest))
-            datasets.append(DataSet(stored.name, tuple(shards)))
-        return tuple(datasets)
+        return tuple(DataSet(stored.name, stored.shards) for stored in self.sets)
 
-    @property
+    @cached_property
     def fingerprint(self) -> Mapping[str, str]:
         """Digests of the manifests and of the used statistics. Source: reference/order 7."""
         digests: dict[str, str] = {}
         for number, dataset in enumerate(self.datasets, 1):
-            rows = [(shard.location.name, shard.size) for shard in dataset.shards]
-            digests[f"data set {number}"] = f"{dataset.size} samples, {digest_of(rows)}"
+            digest = self.sets[number - 1].shards.digest
+            digests[f"data set {number}"] = f"{dataset.size} samples, {digest}"
         digests["statistics"] = digest_of({name: self.statistics.get(name) for name in self.fields})
         if self.data_statistics is not None:
             digests["statistics of the data"] = digest_of(self.data_statistics)
@@ -145,7 +139,7 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
             code="data.no_source",
         )
     folders = [data_of(text, config) for text in config.dataset_manifest]
-    shards = [tuple(folder.shards()) for folder in folders]
+    shards = [folder.shards() for folder in folders]
     _check_folders(config, folders, shards)
 
     options: list[dict[str, Any]] = []
@@ -222,7 +216,7 @@ def data_of(text: str, config: RoboticsDataConfig) -> ShardFolder | FrameWindows
 def _check_folders(
     config: RoboticsDataConfig,
     folders: Sequence[ShardFolder | FrameWindows],
-    shards: Sequence[Sequence[Shard]],
+    shards: Sequence[ShardTable],
 ) -> None:
     """Checks sizes of local shards, the rate of frames, and keys that are for frames only."""
     for folder, entries in zip(folders, shards, strict=True):

@@ -212,12 +212,11 @@ class RoboticsKind(base.DataKind):
 
     def _first_size(self, config: RoboticsDataConfig, info: RoboticsInfo) -> tuple[int, int] | None:
         """(height, width) of the images of the first sample; None if it is broken or has none."""
-        shards = info.datasets[0].shards
-        with_samples = [number for number, shard in enumerate(shards) if shard.size]
-        if not config.cameras or not with_samples:
+        with_samples = np.flatnonzero(info.datasets[0].sizes)
+        if not config.cameras or not len(with_samples):
             return None
         plain = config.model_copy(update={"augmentation": AugmentationConfig()})
-        ref = base.SampleRef(0, with_samples[0], 0)
+        ref = base.SampleRef(0, int(with_samples[0]), 0)
         with suppress(DataError):  # it is raised or counted when training reads the sample
             (sample,) = self.reader(plain, info).read([ref], [np.random.default_rng(0)])
             if not isinstance(sample, base.DroppedSample):

@@ -70,7 +70,7 @@ def pairs_info(
     fields = [*config.action_fields, *config.proprioception_fields]
     (dataset,) = info.sets
     if folder is not None and folder.episodes is not None:
-        dataset = replace(dataset, shards=tuple(folder.episodes.shards()))
+        dataset = replace(dataset, shards=folder.episodes.shards())
     if config.pad_missing_fields:
         padded = frozenset(fields) - info.statistics.keys()
         dataset = replace(dataset, padded=padded)

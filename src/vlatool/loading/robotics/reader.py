@@ -334,7 +334,7 @@ class RoboticsReader(SampleReader):
                 stored_names = dataset.rename.cameras
                 self._frames[number] = WindowReader(
                     dataset.windows,
-                    info.datasets[number].shards,
+                    dataset.shards,
                     [stored_names.get(name, name) for name in config.cameras],
                     config.image_indices,
                     cache,
