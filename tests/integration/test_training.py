@@ -187,7 +187,7 @@ def half_of(finished: Path, run: Path) -> Path:
 
 def _section(title: str) -> str:
     """Text of a section of the configuration page."""
-    page = (ROOT / "docs" / "configuration.md").read_text()
+    page = (ROOT / "docs" / "reference" / "configuration.md").read_text()
     return page.split(f"## {title}\n")[1].split("\n## ")[0]
 
 

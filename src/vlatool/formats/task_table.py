@@ -17,7 +17,7 @@ from vlatool.storage.uri import is_file_name, location
 
 _BUILT_IN = Path(__file__).resolve().parent / "tasks" / "lbm.yaml"
 _SHOWN = 100
-_HINT = "the form is that of the built-in table; docs/download.md shows it"
+_HINT = "the form is that of the built-in table; docs/storage.md shows it"
 
 Part = Literal["shards", "raw"]
 
