@@ -297,6 +297,20 @@ def test_further_lerobot_episodes_take_no_request(
     assert [requests_of(s3_proxy, f"episode_00000{number}") for number in (1, 2)] == [0, 0]
 
 
+def test_what_a_listing_says_of_lerobot_files_is_not_asked_again(
+    tmp_path: Path, s3_bucket: str, s3_proxy: Proxy
+) -> None:
+    remote = upload(lerobot_dataset(tmp_path / "pick", [3, 4]), RemotePath(f"s3://{s3_bucket}/x"))
+    reader = LeRobotReader(LeRobotConfig())
+    refs = list(reader.discover([remote]))
+    s3_proxy.faults.clear()
+
+    for ref in refs:
+        reader.read(ref)
+
+    assert [request.path for request in s3_proxy.faults.requests if request.method == "HEAD"] == []
+
+
 def test_a_folder_of_files_in_s3_gives_the_bytes_of_a_local_one(
     bucket: RemotePath, tmp_path: Path
 ) -> None:

@@ -114,17 +114,16 @@ class DataComparison:
 
     def _image_problem(self, frames: FrameSource, others: FrameSource, count: int) -> str:
         """Reason why images of two cameras differ; empty if they do not."""
-        if frames.size != others.size:
-            height, width = frames.size
-            other_height, other_width = others.size
-            sizes = f"{width} x {height}, in the other {other_width} x {other_height}"
-            return f"images of {sizes}"
         for frame in evenly_spaced(count, self.images if self.images is not None else count):
             try:
                 image = frames.read([frame])[0]
                 other_image = others.read([frame])[0]
             except DataError as error:
                 return error.message
+            height, width = image.shape[:2]
+            other_height, other_width = other_image.shape[:2]
+            if (height, width) != (other_height, other_width):
+                return f"images of {width} x {height}, in the other {other_width} x {other_height}"
             distance = float(np.abs(_blocks(image) - _blocks(other_image)).max())
             if distance > self.tolerance:
                 size = f"{_BLOCK} x {_BLOCK} pixels"

@@ -117,3 +117,11 @@ def test_fields_of_other_names_are_matched_by_their_values(raw: Path, tmp_path: 
         for name in LENGTHS:
             file.move(f"data/{name}/obs/object", f"data/{name}/obs/things")
     assert compared(raw, copy).fields["obs.object[3]"] == "obs.things[3]"
+
+
+def test_images_of_another_size_are_a_difference(raw: Path, tmp_path: Path) -> None:
+    tree = {"format": "hdf5", "sources": [str(raw)], "workers": 1, "output": str(tmp_path / "out")}
+    tree["sink"] = {"type": "frames", "resize_images_size": [48, 32], "max_padding_right": 20}
+    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    result = differing(raw, tmp_path / "out", shared=True)
+    assert any("in the other 48 x 32" in row.message for row in result.differences)
