@@ -120,6 +120,7 @@ class ShardTable:
     names: Sequence[str]  # paths of the files, relative to the folder
     sizes: NDArray[np.int64]  # number of samples of each
     digests: Sequence[str] = ()  # digest of each file; empty: unknown
+    suffix: str = ""  # of all names
 
     def __len__(self) -> int:
         return len(self.names)
@@ -129,16 +130,23 @@ class ShardTable:
 
     def __getitem__(self, index: int) -> ShardInfo:
         digest = self.digests[index] if self.digests else ""
-        return ShardInfo(self.folder / self.names[index], int(self.sizes[index]), digest)
+        return ShardInfo(
+            self.folder / f"{self.names[index]}{self.suffix}", int(self.sizes[index]), digest
+        )
 
     @property
     def digest(self) -> str:
         """Digest of the names of the files, without folders, and of their numbers of samples."""
+        # As `digest_of` the pairs, in a twentieth of its time; most names are written as they are.
+        names = self.names
+        together = "".join(names)
+        is_plain = together.isascii() and together.isprintable()
+        if not is_plain or any(character in together for character in '"\\/'):
+            names = [encode_basestring_ascii(path.rpartition("/")[2])[1:-1] for path in names]
         rows: list[str] = []
-        for path, size in zip(self.names, self.sizes.tolist(), strict=True):
-            name = encode_basestring_ascii(path.rpartition("/")[2])
-            rows.append(f"[{name}, {size}]")
-        text = f"[{', '.join(rows)}]"  # as `digest_of` the pairs, in a twentieth of its time
+        for name, size in zip(names, self.sizes.tolist(), strict=True):
+            rows.append(f'["{name}{self.suffix}", {size}]')
+        text = f"[{', '.join(rows)}]"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -168,20 +176,20 @@ def read_manifest(path: Path) -> ShardTable:
     except documents.DocumentError as error:
         raise _manifest_error(path, error.reason) from None
     stems: list[str] = _WRITTEN.findall(text)
-    counts: list[int] = []
+    counts: list[str] = []
     if len(stems) == text.rstrip().count("\n") + 1:  # all lines are as vlatool writes them
-        counts = [int(count) for count in _WRITTEN_COUNT.findall(text)]
+        counts = _WRITTEN_COUNT.findall(text)
     else:
         stems.clear()
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 stem, count = _parsed_row(path, number, line)
                 stems.append(stem)
-                counts.append(count)
+                counts.append(str(count))
     if not stems:
         raise DataError.at(path, "the manifest lists no shard", hint=_HINT, code="data.no_samples")
-    names = [f"{stem}.tar" for stem in stems]
-    return ShardTable(path.parent, names, np.array(counts, np.int64))
+    sizes = np.fromstring(" ".join(counts), np.int64, sep=" ")
+    return ShardTable(path.parent, stems, sizes, suffix=".tar")
 
 
 def write_manifest(path: Path, shards: Sequence[tuple[str, int]]) -> None:
