@@ -1,13 +1,18 @@
-"""The built wheel: it contains the presets and finds them when installed."""
+"""The source distribution and the wheel built from it: whole, and working when installed."""
 
 import ast
 import os
+import re
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+from vlatool import __version__
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,8 +20,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
-    subprocess.run([*command, str(ROOT)], check=True, capture_output=True)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder)]
+    subprocess.run([*command, str(ROOT)], check=True, capture_output=True)  # from the other one
     return next(folder.glob("*.whl"))
 
 
@@ -29,17 +34,19 @@ def test_wheel_has_every_preset_the_page_and_the_type_marker(wheel: Path) -> Non
     assert "vlatool/formats/samples/profiles/libero.yaml" in names
 
 
-def test_installed_wheel_resolves_a_preset(wheel: Path, tmp_path: Path) -> None:
-    zipfile.ZipFile(wheel).extractall(tmp_path)
-    code = (
-        "import vlatool, sys; assert vlatool.__file__.startswith(sys.argv.pop(1)); "
-        "from vlatool.cli.app import main; main()"
+def test_wheel_works_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
+    programs = tmp_path / "env/bin"
+    subprocess.run(
+        [programs / "pip", "install", "--quiet", "--no-index", "--no-deps", wheel], check=True
     )
-    command = [sys.executable, "-c", code, str(tmp_path), "resolve-config", "-p", "world-pick"]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
-        command, check=True, capture_output=True, text=True, env=environment, cwd=tmp_path
-    )
+    (packages,) = (tmp_path / "env/lib").glob("python*/site-packages")
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    line = [programs / "python", "-c", "import vlatool; print(vlatool.__file__)"]
+    done = subprocess.run(line, check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.startswith(str(packages))
+    line = [programs / "vlatool", "resolve-config", "-p", "world-pick"]
+    done = subprocess.run(line, check=True, capture_output=True, text=True, cwd=tmp_path)
     assert "type: diffusion_policy" in done.stdout
 
 
@@ -63,3 +70,9 @@ def test_the_client_package_needs_neither_the_main_package_nor_a_new_python(tmp_
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
     )
     assert done.stdout.strip() == "environment.server_unreachable"
+
+
+def test_changelog_and_citation_have_the_version() -> None:
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] in (__version__, "Unreleased")
