@@ -153,6 +153,7 @@ class VlatoolCommand(typer.core.TyperCommand):
         formatter.write_usage(ctx.command_path, f"{self.arguments} [OPTIONS]".strip())
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
+        cli_help.write_examples(formatter, self.examples)
         declared = cli_help.declared_rows(super().get_params(ctx), ctx)
         if cli_help.HELP_ALL in ctx.meta.get(_ARGS, []):
             self.write_keys(ctx, formatter)
@@ -168,9 +169,6 @@ class VlatoolCommand(typer.core.TyperCommand):
 
     def write_keys(self, ctx: Any, formatter: Any) -> None:
         """Writes all keys by group."""
-
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        cli_help.write_examples(formatter, self.examples)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         line = unfinished_line(ctx.meta.get(_ARGS, []), incomplete)
