@@ -188,8 +188,7 @@ def repeated(folder: Path, count: int) -> Figure:
 def start_of_frames(folder: Path, count: int) -> Figure:
     """Start of training on the frames of that job, whose windows were counted by an earlier run."""
     repeated(folder, count)
-    if count <= 1_000:
-        part(count, "frames", folder)  # counts the windows
+    part(count, "frames", folder)  # counts the windows
     return part(count, "frames", folder)
 
 
