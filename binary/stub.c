@@ -21,15 +21,34 @@
 
 static int wants_json;
 
+/* Writes a text as JSON. */
+static void quote(const char *text) {
+    putchar('"');
+    for (; *text; text++) {
+        if (*text == '"' || *text == '\\')
+            printf("\\%c", *text);
+        else if ((unsigned char)*text < 32)
+            printf("\\u%04x", *text);
+        else
+            putchar(*text);
+    }
+    putchar('"');
+}
+
 static void fail(const char *hint, const char *format, ...) {
     char message[2 * PATH_MAX];
     va_list values;
     va_start(values, format);
     vsnprintf(message, sizeof message, format, values);
     va_end(values);
-    if (wants_json)
-        printf("{\"error\": {\"kind\": \"environment\", \"code\": \"environment.hardware\", "
-               "\"message\": \"%s\", \"hint\": \"%s\", \"details\": {}}}\n", message, hint);
+    if (wants_json) {
+        printf("{\"error\": {\"kind\": \"environment\", \"code\": \"environment.hardware\", ");
+        printf("\"message\": ");
+        quote(message);
+        printf(", \"hint\": ");
+        quote(hint);
+        printf(", \"details\": {}}}\n");
+    }
     fflush(stdout);
     dprintf(2, "error: %s\nhint: %s\n", message, hint);
     exit(MACHINE);
@@ -54,6 +73,22 @@ static int make_folder(const char *path, mode_t mode) {
     return access(part, W_OK | X_OK);
 }
 
+/* True if nobody else could have put programs into a folder. */
+static int is_own(const char *folder) {
+    struct stat status;
+    return lstat(folder, &status) == 0 && S_ISDIR(status.st_mode) && !(status.st_mode & 02) &&
+           (status.st_uid == getuid() || status.st_uid == 0);
+}
+
+/* True if a folder of builds has this one. */
+static int has_build(const char *root) {
+    char folder[PATH_MAX];
+    char program[PATH_MAX];
+    join(folder, root, DIGEST);
+    join(program, folder, "vlatool");
+    return is_own(root) && is_own(folder) && access(program, X_OK) == 0;
+}
+
 /* Folder for unpacked builds: in the cache, or a private one in the temporary folder. */
 static void find_root(char *root) {
     const char *cache = getenv("XDG_CACHE_HOME");
@@ -63,12 +98,12 @@ static void find_root(char *root) {
     struct stat status;
     if (cache && *cache == '/') {
         join(root, cache, "vlatool/binary");
-        if (make_folder(root, 0777) == 0)
+        if (has_build(root) || (make_folder(root, 0755) == 0 && is_own(root)))
             return;
     }
     if (home && *home == '/') {
         join(root, home, ".cache/vlatool/binary");
-        if (make_folder(root, 0777) == 0 || access(root, X_OK) == 0)
+        if (has_build(root) || (make_folder(root, 0755) == 0 && is_own(root)))
             return;
     }
     snprintf(below, sizeof below, "vlatool-%ld", (long)getuid());
@@ -130,12 +165,14 @@ static void start(const char *folder, char **words) {
     char program[PATH_MAX];
     char libraries[2 * PATH_MAX];
     const char *original = getenv("LD_LIBRARY_PATH");
+    int is_set = original && *original; /* an empty path would be the current folder */
     join(program, folder, "vlatool");
     if (access(program, X_OK))
         return;
-    if (original)
+    if (is_set)
         setenv("VLATOOL_LD_LIBRARY_PATH", original, 1);
-    snprintf(libraries, sizeof libraries, "%s/_internal:%s", folder, original ? original : "");
+    snprintf(libraries, sizeof libraries, "%s/_internal%s%s", folder, is_set ? ":" : "",
+             is_set ? original : "");
     setenv("LD_LIBRARY_PATH", libraries, 1);
     words[0] = program; /* by which it finds its files where /proc is missing */
     execv(program, words);
@@ -156,7 +193,8 @@ int main(int count, char **words) {
     setenv("VLATOOL_BINARY", self, 1);
     find_root(root);
     join(folder, root, DIGEST);
-    start(folder, words);
+    if (has_build(root))
+        start(folder, words);
     if (statvfs(root, &disk) == 0 && (unsigned long long)disk.f_bavail * disk.f_frsize < UNPACKED)
         fail("free space there, or set XDG_CACHE_HOME to another folder",
              "vlatool needs %lld MB to unpack, and %s has %lld MB", (long long)UNPACKED / 1000000,
@@ -167,9 +205,13 @@ int main(int count, char **words) {
         fail("copy the file again", "%s cannot be read whole", self);
     if (isatty(2))
         dprintf(2, "first start: unpacking to %s\n", folder);
-    snprintf(value, sizeof value, "%lld %s", (long long)(size - SIZE + FIRST), folder);
+    snprintf(value, sizeof value, "%lld %lld %s", (long long)(size - SIZE), (long long)FIRST,
+             folder);
     setenv("VLATOOL_UNPACK", value, 1);
-    snprintf(folder, sizeof folder, "%.3900s/%s.%ld", root, DIGEST, (long)getpid());
+    snprintf(folder, sizeof folder, "%.3900s/%s.XXXXXX", root, DIGEST);
+    if (!mkdtemp(folder) || chmod(folder, 0755))
+        fail("set XDG_CACHE_HOME to another folder", "%s cannot be written: %s", root,
+             strerror(errno));
     unpack(file, folder);
     start(folder, words);
     fail("copy the file again", "%s holds no program", self);

@@ -154,7 +154,8 @@ class _Handler(BaseHTTPRequestHandler):
             token = {"access_token": self.store.token, "expires_in": 3600, "token_type": "Bearer"}
             return self._send(json.dumps(token).encode())
         if self.store.token and self.headers.get("Authorization") != f"Bearer {self.store.token}":
-            raise _Refusal(401)
+            is_json = path.startswith(("/storage/", "/upload/"))
+            raise _Refusal(401 if is_json or "Authorization" in self.headers else 403)
         if match := _UPLOADED.fullmatch(path):
             return self._insert(match[1], body)
         if match := _OBJECTS.fullmatch(path):

@@ -130,3 +130,25 @@ def test_a_file_that_is_cut_off_says_so(file: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 6
     assert json.loads(done.stdout)["error"]["hint"] == "copy the file again"
+
+
+def test_a_damaged_file_is_not_installed(file: Path, tmp_path: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1000] ^= 1
+    damaged = tmp_path / "vlatool"
+    damaged.write_bytes(content)
+    damaged.chmod(0o755)
+    done = subprocess.run(
+        [damaged, "version"], env={"HOME": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 6
+    assert "copy it again" in done.stderr
+    assert list((tmp_path / ".cache/vlatool/binary").iterdir()) == []
+
+
+def test_libraries_in_the_current_folder_are_not_loaded(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "libm.so.6").write_bytes(b"")
+    environment = {"HOME": str(tmp_path), "LD_LIBRARY_PATH": ""}
+    command = [file, "version"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,5 +1,6 @@
 """Buckets: a real S3 server, and a stand-in for Google Cloud Storage."""
 
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from tests.builders.errors import fails
 from tests.builders.gcs_server import GcsServer, gcs_server
 from tests.builders.s3_server import Proxy, S3Server, faulty_proxy, without_credentials
+from tests.builders.web_server import response, serving
 from vlatool.config.includes import read_file
 from vlatool.config.presets import display_path
 from vlatool.errors import DataError, StorageError, UsageError
@@ -567,6 +569,39 @@ class TestGoogleCredentials:
         account.token = "another"
         assert location("gs://b/x").read_bytes() == b"content"
         assert account.tokens_given == 2
+
+    def test_parallel_requests_survive_a_token_that_is_withdrawn(self, account: GcsServer) -> None:
+        path = location("gs://b/x")
+        assert path.read_bytes() == b"content"
+        account.token = "another"
+        with ThreadPoolExecutor(8) as pool:
+            assert {*pool.map(lambda _: path.read_bytes(), range(16))} == {b"content"}
+        assert account.tokens_given == 2
+
+    def test_a_machine_of_google_cloud_gets_a_token_when_it_is_refused(
+        self, server: GcsServer
+    ) -> None:
+        token = {"access_token": "of the machine", "expires_in": 3600, "token_type": "Bearer"}
+        account = {"email": "robot@lab", "scopes": [], "aliases": ["default"]}
+
+        def answer(first: str) -> Iterator[bytes]:
+            content = json.dumps(token if "/token" in first else account)
+            if "project" in first or "universe" in first:
+                content = "googleapis.com"
+            kind = "application/json" if content[0] == "{" else "text/plain"
+            headers = {"Metadata-Flavor": "Google", "Content-Type": kind}
+            yield response("200 OK", headers, content.encode())
+
+        code = "from vlatool.storage.remote import connect; bucket = connect('gs://b')\n"
+        code += "print(bucket.headers(), bucket._credentials.renew(''), bucket.headers())"
+        with serving(answer) as endpoint:
+            host = endpoint.removeprefix("http://")
+            environment = {**os.environ, "STORAGE_EMULATOR_HOST": ""}
+            environment |= {"GCE_METADATA_HOST": host, "GCE_METADATA_IP": host}
+            done = subprocess.run(
+                [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+            )
+        assert done.stdout == "{} True {'Authorization': 'Bearer of the machine'}\n", done.stderr
 
     def test_a_file_that_holds_no_account_is_named_without_its_content(
         self, account: GcsServer, tmp_path: Path

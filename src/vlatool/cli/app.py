@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -263,11 +264,12 @@ def _run_in_environment() -> None:
         if not python and variable in environment:
             python = f"{environment[variable]}/bin/python"
     check = "import sys, vlatool; sys.exit(vlatool.__version__ != sys.argv[1])"
+    python = shutil.which(python) or ""
     with suppress(OSError):
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # an ignored one would stay ignored there
-        command = [python, "-c", check, __version__]
+        command = [python, "-P", "-c", check, __version__]
         if python and not subprocess.run(command, capture_output=True, check=False).returncode:  # noqa: S603 - the Python that the user named
-            os.execve(python, [python, "-m", "vlatool", *sys.argv[1:]], environment)  # noqa: S606
+            os.execve(python, [python, "-P", "-m", "vlatool", *sys.argv[1:]], environment)  # noqa: S606
 
 
 def _check_names(argv: Sequence[str]) -> None:

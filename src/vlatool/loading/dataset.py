@@ -54,6 +54,10 @@ def _stack(samples: Sequence[_Sample], **_options: Any) -> Batch:
     return batch
 
 
+# A worker that is spawned imports this module with the data set.
+default_collate_fn_map[_Sample] = _stack
+
+
 class SampleDataset(Dataset[Any]):
     """Samples in the order of `vlatool train`; picklable. `dataset[n]` is the n-th sample of an
     epoch. `dataset.epoch(1)` has the samples in the order of the second epoch.
@@ -77,7 +81,6 @@ class SampleDataset(Dataset[Any]):
         self._order = order
         self._reader = reader
         self._first = 0
-        default_collate_fn_map[_Sample] = _stack
 
     def __len__(self) -> int:
         """Number of samples in an epoch, which is that of all data sets."""

@@ -8,6 +8,7 @@ import base64
 import html
 import importlib
 import io
+import math
 import os
 import re
 import threading
@@ -18,7 +19,7 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from vlatool.credentials import hide
 from vlatool.errors import EnvironmentProblem, StorageError, install_line
@@ -41,6 +42,7 @@ _NEXT_UPLOADS = re.compile(
 )
 _NO_BUCKET = re.compile(rb"NoSuchBucket|bucket does not exist")  # in XML, in JSON
 _DELETED_AT_ONCE = 16
+_MOST_EMPTY_PAGES = 1000
 _NEW_FOR_S = 60  # credentials that are refused so soon are wrong
 
 
@@ -58,10 +60,7 @@ class GoogleBucket(WebServer):
 
     @cached_property
     def endpoint(self) -> str:
-        host = os.environ.get("STORAGE_EMULATOR_HOST", "").rstrip("/")
-        if not host:
-            return _ENDPOINT
-        return host if "://" in host else f"http://{host}"
+        return _emulator() or _ENDPOINT
 
     def url(self, key: str) -> str:
         """URL of the resource of an object."""
@@ -78,11 +77,17 @@ class GoogleBucket(WebServer):
         query = {"prefix": below, "delimiter": delimiter, "pageToken": token, "maxResults": at_most}
         query["fields"] = f"items({_FIELDS}),prefixes,nextPageToken"
         named = {name: value for name, value in query.items() if value != ""}
-        page = self._document("GET", f"{self._objects}?{urlencode(named)}")
-        with web_requests.reading_answer():
-            objects = [_info(item) for item in page.get("items", ())]
-            prefixes = [str(prefix) for prefix in page.get("prefixes", ())]
-        return remote.ListPage(objects, prefixes, str(page.get("nextPageToken", "")))
+        objects: list[tuple[str, remote.ObjectInfo]] = []
+        prefixes: list[str] = []
+        for _ in range(_MOST_EMPTY_PAGES):
+            page = self._document("GET", f"{self._objects}?{urlencode(named)}")
+            with web_requests.reading_answer():
+                objects = [_info(item) for item in page.get("items", ())]
+                prefixes = [str(prefix) for prefix in page.get("prefixes", ())]
+            named["pageToken"] = str(page.get("nextPageToken", ""))
+            if objects or prefixes or not named["pageToken"]:
+                break
+        return remote.ListPage(objects, prefixes, str(named["pageToken"]))
 
     def get(self, key: str, start: int, stop: int, etag: str) -> remote.Body:
         span = str(start) if start < 0 else f"{start}-{stop - 1}"
@@ -93,7 +98,7 @@ class GoogleBucket(WebServer):
         response = web_requests.fetch(self.pool, "GET", self.path(key), headers)
         response.decode_content = False
         if response.status != 206:
-            raise self._error(response)
+            raise self._error(response, headers)
         body = ranged_body(response)
         digest = _md5_digest(_MD5.search(response.headers.get("x-goog-hash", "")))
         generation = response.headers.get("x-goog-generation", "")
@@ -145,20 +150,19 @@ class GoogleBucket(WebServer):
 
     def retry_advice(self, error: Exception) -> RetryAdvice | None:
         """Advice on retrying after an error; None if a retry is useless."""
-        if isinstance(error, HttpStatusError) and error.status == 401:
-            is_renewed = self._credentials.renew()
+        if isinstance(error, _Refusal) and error.is_about_credentials:
+            is_renewed = self._credentials.renew(error.authorization)
             return RetryAdvice("the credentials are not accepted") if is_renewed else None
-        if getattr(error, "retryable", False):  # of google-auth, which asks a server for a token
+        if _has_no_token(error):
             return RetryAdvice(f"no token ({type(error).__name__})")
         return super().retry_advice(error)
 
     def map_error(self, error: Exception, location: str) -> Exception:
-        status = error.status if isinstance(error, HttpStatusError) else 0
-        if status == 401:
-            return self._credentials.problem(location, "HTTP 401")
+        if isinstance(error, _Refusal) and error.is_about_credentials:
+            return self._credentials.problem(location, f"HTTP {error.status}")
         if type(error).__module__.startswith("google.auth"):
             return self._credentials.problem(location, type(error).__name__)
-        if status == 403:
+        if isinstance(error, _Refusal) and error.status == 403:
             return StorageError.at(
                 location,
                 "access is denied (403)",
@@ -180,7 +184,7 @@ class GoogleBucket(WebServer):
         # From a file, each block has its own time limit.
         response = web_requests.send(self.pool, method, url, headers, io.BytesIO(data))
         if response.status >= 300:
-            raise self._error(response)
+            raise self._error(response, headers)
         return web_requests.whole_body(response, MAX_BYTES), response.headers
 
     @property
@@ -197,8 +201,8 @@ class GoogleBucket(WebServer):
             raise web_requests.UnusableAnswer("the server's answer is no object")
         return cast("dict[str, Any]", document)
 
-    def _error(self, response: Any) -> Exception:
-        """Error of a response that is no success."""
+    def _error(self, response: Any, headers: Mapping[str, str]) -> Exception:
+        """Error of a response that is no success, to a request with these headers."""
         content = web_requests.error_body(response)
         if response.status == 416 or (response.status == 200 and not content):
             return remote.RangeNotSatisfiable()
@@ -210,7 +214,22 @@ class GoogleBucket(WebServer):
             reason = "the bucket does not exist"
             hint = "check its name"
             return StorageError.at(f"gs://{self.name}", reason, hint=hint, code="storage.refused")
-        return HttpStatusError(response.status, response.headers)
+        authorization = headers.get("Authorization", "")
+        return _Refusal(response.status, response.headers, authorization)
+
+
+class _Refusal(HttpStatusError):
+    """Response with a status that is no success, and the header of the request with the token."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], authorization: str) -> None:
+        super().__init__(status, headers)
+        self.authorization = authorization
+
+    @property
+    def is_about_credentials(self) -> bool:
+        """True for a token that is not accepted, and where one is needed."""
+        # To requests without a token, JSON answers 401 and XML 403.
+        return self.status == 401 or (self.status == 403 and not self.authorization)
 
 
 class _Parts:
@@ -249,7 +268,7 @@ class _Credentials:
         self._lock = threading.Lock()
         self._found: Any = None
         self._is_searched = False
-        self._renewed_at = 0.0
+        self._renewed_at = -math.inf
 
     def headers(self) -> Mapping[str, str]:
         with self._lock:
@@ -263,15 +282,19 @@ class _Credentials:
             hide(self._found.token)
             return {"Authorization": f"Bearer {self._found.token}"}
 
-    def renew(self) -> bool:
-        """Replaces credentials that were refused; False if there are none, or they are new."""
+    def renew(self, refused: str) -> bool:
+        """Replaces a token that was refused; False if there is none, or it is new."""
         with self._lock:
+            token = self._found.token if self._found is not None else None
+            is_replaced = self._found is not None and f"Bearer {token}" != refused
+            if is_replaced:  # for another thread
+                return True
             if time.monotonic() < self._renewed_at + _NEW_FOR_S:
                 return False
             self._renewed_at = time.monotonic()
             if self._found is not None:
-                self._found.refresh(self._request())
-            elif "STORAGE_EMULATOR_HOST" not in os.environ:
+                self._found.token = None  # the next request asks for another one
+            elif not _emulator():
                 self._search()
             return self._found is not None
 
@@ -296,11 +319,14 @@ class _Credentials:
             return None
 
     def _has_file(self) -> bool:
-        if "GOOGLE_APPLICATION_CREDENTIALS" in os.environ:
+        host = urlsplit(_emulator()).hostname
+        if host not in (None, "localhost", "127.0.0.1"):  # it would get the token
+            return False
+        if os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
             return True
         folder = os.environ.get("CLOUDSDK_CONFIG") or "~/.config/gcloud"
         file = Path(folder).expanduser() / "application_default_credentials.json"
-        return file.is_file() and "STORAGE_EMULATOR_HOST" not in os.environ
+        return file.is_file() and not _emulator()
 
     def _search(self) -> None:
         if self._auth is None:
@@ -315,7 +341,23 @@ class _Credentials:
         return self._auth.transport.urllib3.Request(self._pool)
 
 
-@web_requests.reading_answer()
+def _emulator() -> str:
+    """URL of the server that is used in place of Google's; empty for Google's."""
+    host = os.environ.get("STORAGE_EMULATOR_HOST", "").rstrip("/")
+    return host if "://" in host or not host else f"http://{host}"
+
+
+def _has_no_token(error: Exception) -> bool:
+    """True if the server that gives tokens did not answer."""
+    if not type(error).__module__.startswith("google.auth"):
+        return False
+    for reason in (error, error.__cause__, *error.args[:1]):
+        if type(reason).__name__ == "TransportError" or getattr(reason, "retryable", False):
+            return True
+    return False
+
+
+@web_requests.reading_answer(ValueError, AttributeError)
 def _info(item: Any) -> tuple[str, remote.ObjectInfo]:
     """Key and information of an object in an answer."""
     modified = datetime.fromisoformat(item["updated"]).timestamp()

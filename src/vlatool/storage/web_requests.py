@@ -45,13 +45,16 @@ class UnusableAnswer(Exception):
 
 
 @contextmanager
-def reading_answer() -> Generator[None]:
-    """Raises UnusableAnswer for an answer that the block, or a library in it, cannot read."""
+def reading_answer(*others: type[Exception]) -> Generator[None]:
+    """Raises UnusableAnswer for an answer that the block, or a library in it, cannot read.
+
+    `others`: further errors that mean it.
+    """
     try:
         yield
-    except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, ValueError) as e:
-        reason = f"the server's answer cannot be read ({type(e).__name__})"
-        raise UnusableAnswer(reason) from e
+    except (LookupError, TypeError, ArithmeticError, RuntimeError, UnicodeError, *others) as error:
+        reason = f"the server's answer cannot be read ({type(error).__name__})"
+        raise UnusableAnswer(reason) from error
 
 
 class BodyStream:

@@ -97,7 +97,8 @@ class FileFinder:
         template = self._template(
             "data_path", self._info.data_path, lerobot_layout.SHARED_DATA_PATH
         )
-        return self._located("data_path", template, usual, self._values(line.number, line.rows))
+        values = self._values(line.number, line.rows, template)
+        return self._located("data_path", template, usual, values)
 
     def video_file(self, line: lerobot_layout.EpisodeLine, camera: str) -> Path | None:
         """Path of the video of a camera, which may not exist; None if the list names none."""
@@ -108,7 +109,7 @@ class FileFinder:
         template = self._template(
             "video_path", self._info.video_path, lerobot_layout.SHARED_VIDEO_PATH
         )
-        values = (*self._values(line.number, span), ("video_key", camera))
+        values = (*self._values(line.number, span, template), ("video_key", camera))
         return self._located("video_path", template, usual, values, camera)
 
     def _template(self, key: str, template: str, default: str) -> str:
@@ -168,10 +169,12 @@ class FileFinder:
             self._reported.add(key)
             self._findings.append(LEROBOT.at("template_mismatch", self.root, problem, field=key))
 
-    def _values(self, number: int, span: lerobot_layout.Span | None) -> _Values:
+    def _values(self, number: int, span: lerobot_layout.Span | None, template: str) -> _Values:
         """Values of the fields of a template; those of v3.0 are equal for many episodes."""
         if span is not None:
-            return ("chunk_index", span.chunk), ("file_index", span.file)
+            shared = (("chunk_index", span.chunk), ("file_index", span.file))
+            has_number = "{episode_index" in template
+            return (*shared, ("episode_index", number)) if has_number else shared
         chunk = number // self._info.chunks_size
         # A published v2.1 set has chunk_index for episode_chunk. Source: formats/lerobot 3.1
         return ("episode_chunk", chunk), ("chunk_index", chunk), ("episode_index", number)
