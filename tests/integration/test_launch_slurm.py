@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +43,7 @@ def test_script_and_configuration_are_written(
     assert (code, result["status"]) == (0, "planned")
     assert (result["start"], "cpus-per-task" in result["script_text"]) == (None, False)
     assert "--ntasks-per-node=2" in result["script_text"]
-    assert f"{sys.executable} /lab/bin/vlatool train --config" in result["script_text"]
+    assert "/lab/bin/vlatool train --config" in result["script_text"]
     assert not (tmp_path / "runs").exists()
     monkeypatch.delenv("VLATOOL_BINARY")
 

@@ -54,5 +54,5 @@ def test_an_option_has_its_default_in_a_column_of_its_own() -> None:
 def test_diagrams_are_files_that_github_and_the_site_show() -> None:
     pages = "".join(page.read_text() for page in DOCS.rglob("*.md"))
     assert "```mermaid" not in pages  # the site would need a script of another server
-    shown = set(re.findall(r"\(diagrams/([\w-]+\.svg)\)", pages))
+    shown = set(re.findall(r"diagrams/([\w-]+\.svg)\)", pages))
     assert shown == {path.name for path in (DOCS / "diagrams").iterdir()}

@@ -20,7 +20,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from vlatool.errors import StorageError
+from vlatool.errors import EnvironmentProblem, StorageError
 from vlatool.storage.background import in_background
 from vlatool.storage.crash_points import crash_point
 from vlatool.storage.remote_path import RemotePath
@@ -50,6 +50,8 @@ _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
 _COPIED_AT_ONCE = 4 * 2**20
 # Names of temporary files written here. Other programs may have other hidden files.
 _PARTIAL = re.compile(r"\..+\.(\d+)(-[0-9a-f]+)?\.partial")
+
+_NO_LIST_OF_UPLOADS = ("storage.forbidden", "storage.unsupported", "environment.credentials")
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -192,10 +194,10 @@ def remove_partials(
     if isinstance(folder, RemotePath):
         try:
             abort_uploads(folder.address, spared)
-        except StorageError as error:
+        except (StorageError, EnvironmentProblem) as error:
             # Listing uploads needs a separate permission, and some servers do not support it. Parts
             # that remain are invisible and only take space.
-            if error.code not in ("storage.forbidden", "storage.unsupported"):
+            if error.code not in _NO_LIST_OF_UPLOADS:
                 raise
             _LOGGER.warning("%s; unfinished uploads are not removed", error.message)
         return

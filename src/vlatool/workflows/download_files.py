@@ -109,7 +109,8 @@ def _of_file_list(source: RemotePath, entries: Sequence[FileEntry]) -> Iterator[
 
 def _manifest_names(manifest: RemotePath) -> list[tuple[str, bool]]:
     """Names next to a manifest, and whether they must exist."""
-    shards = [(name, True) for name in read_manifest(manifest).names]
+    table = read_manifest(manifest)
+    shards = [(f"{name}{table.suffix}", True) for name in table.names]
     return [(MANIFEST_NAME, True), *shards, *((name, False) for name in _COMPANIONS)]
 
 

@@ -117,7 +117,7 @@ class ShardTable:
     """
 
     folder: Path
-    names: Sequence[str]  # paths of the files, relative to the folder
+    names: Sequence[str]  # paths of the files without `suffix`, relative to the folder
     sizes: NDArray[np.int64]  # number of samples of each
     digests: Sequence[str] = ()  # digest of each file; empty: unknown
     suffix: str = ""  # of all names
