@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -36,6 +37,8 @@ LINES = (
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not sysconfig.get_config_var("Py_ENABLE_SHARED"):
+        pytest.skip("PyInstaller needs a Python with a shared library")
     for program in (os.environ.get("CC", "cc"), "strip"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is needed to build the file")
