@@ -22,15 +22,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 GLIBC = ("libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "librt.so.1", "libutil.so.1")
 USER = "1000:1000"
 LINES = (
-    "sample spartan /work/raw --episodes 2 --frames 12",
-    "preprocess spartan /work/raw --preset world-windows --output /work/data --workers 2",
-    "verify /work/data",
-    "inspect /work/data --html /work/page.html",
-    "preprocess spartan /work/raw --sink lerobot --output /work/set",
-    "sample hdf5 /work/hdf5 --episodes 1 --frames 12",
-    "inspect /work/hdf5",
-    "sample mcap /work/mcap --episodes 1 --frames 12",
-    "inspect /work/mcap",
+    "sample spartan /lab/raw --episodes 2 --frames 12",
+    "preprocess spartan /lab/raw --preset world-windows --output /lab/data --workers 2",
+    "verify /lab/data",
+    "inspect /lab/data --html /lab/page.html",
+    "preprocess spartan /lab/raw --sink lerobot --output /lab/set",
+    "sample hdf5 /lab/hdf5 --episodes 1 --frames 12",
+    "inspect /lab/hdf5",
+    "sample mcap /lab/mcap --episodes 1 --frames 12",
+    "inspect /lab/mcap",
     "resolve-config -p world-pick",
 )
 
@@ -56,9 +56,9 @@ def root(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.chmod(0o755)
     for parent in folder.parents[:3]:
         parent.chmod(0o755)
-    for name in ("bin", "dev/shm", "home/robot", "lib64", "lib/x86_64-linux-gnu", "tmp", "work"):
+    for name in ("bin", "dev/shm", "home/robot", "lib64", "lib/x86_64-linux-gnu", "tmp", "lab"):
         (folder / name).mkdir(parents=True)
-    for name in ("dev/shm", "tmp", "work"):
+    for name in ("dev/shm", "tmp", "lab"):
         (folder / name).chmod(0o1777)
     (folder / "home/robot").chmod(0o555)
     os.mknod(folder / "dev/null", 0o666 | 0o020000, os.makedev(1, 3))
@@ -99,8 +99,8 @@ def test_data_commands_work_in_an_empty_root(root: Path) -> None:
         process = in_root(root, line)
         _, errors = process.communicate()
         assert process.returncode == 0, (line, errors)
-    assert (root / "work/data/frames.json").is_file()
-    process = in_root(root, "train -p world-pick --data /work/data --output /work/run --json")
+    assert (root / "lab/data/frames.json").is_file()
+    process = in_root(root, "train -p world-pick --data /lab/data --output /lab/run --json")
     output, _ = process.communicate()
     assert process.returncode == 6
     error = json.loads(output)["error"]
