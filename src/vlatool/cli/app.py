@@ -263,12 +263,15 @@ def _run_in_environment() -> None:
     for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
         if not python and variable in environment:
             python = f"{environment[variable]}/bin/python"
-    check = "import sys, vlatool; sys.exit(vlatool.__version__ != sys.argv[1])"
     python = shutil.which(python) or ""
+    if not python:
+        return
+    check = "import sys, vlatool; sys.exit(vlatool.__version__ != sys.argv[1])"
     with suppress(OSError):
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # an ignored one would stay ignored there
         command = [python, "-P", "-c", check, __version__]
-        if python and not subprocess.run(command, capture_output=True, check=False).returncode:  # noqa: S603 - the Python that the user named
+        done = subprocess.run(command, capture_output=True, check=False)  # noqa: S603 - the Python that the user named
+        if done.returncode == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # an ignored one would stay ignored there
             os.execve(python, [python, "-P", "-m", "vlatool", *sys.argv[1:]], environment)  # noqa: S606
 
 
