@@ -37,6 +37,15 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "benchmarks/README.md": "benchmarks.md",
 }
+# Pages whose sections come last among the results of a search.
+RANKED_LAST = (
+    "reference/",
+    "changelog",
+    "contributing",
+    "benchmarks",
+    "commands/launch-",
+    "commands/resolve-",
+)
 NOTEBOOK = "demo.ipynb"
 _BUILD = ROOT / "build/site"
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?![a-z]+:)([^)#\s]+)(#[^)\s]*)?\)")
@@ -73,8 +82,24 @@ def main() -> None:
     )
     shutil.rmtree(ROOT / "site", ignore_errors=True)
     (_BUILD / "site").rename(ROOT / "site")
+    index = ROOT / "site/search.json"
+    found = json.loads(index.read_text())
+    found["items"] = [ranked(item) for item in found["items"]]
+    index.write_text(json.dumps(found))
     if problems := site_problems(ROOT / "site"):
         sys.exit("\n".join(["Links of the site:", *problems]))
+
+
+def ranked(item: dict[str, Any]) -> dict[str, Any]:
+    """A section of the search index; in the reference its heading counts as text.
+
+    The search orders by titles first, so that a guide comes before a specification with the same
+    heading. The section shows the name of its page instead.
+    """
+    if item["level"] == 1 or not item["location"].startswith(RANKED_LAST):
+        return item
+    *path, page = item["path"]
+    return item | {"title": page, "path": path, "text": f"{item['title']}. {item['text']}"}
 
 
 def _generated() -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.site import command_lines, site_problems
+from docs.site import command_lines, ranked, site_problems
 from vlatool.cli.commands import COMMANDS
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -34,6 +34,16 @@ def test_each_kind_of_broken_link_is_named(tmp_path: Path, tag: str, problem: st
     (tmp_path / "index.html").write_text(f'<h1 id="top">{tag}')
     expected = [f"index.html: {problem}"] if problem else []
     assert site_problems(tmp_path) == expected
+
+
+def test_heading_of_a_specification_does_not_count_as_a_title_in_a_search() -> None:
+    section = {"level": 2, "title": "Resume", "text": "Steps.", "path": ["Reference", "Training"]}
+    guide = section | {"location": "train.html#resume"}
+    specification = section | {"location": "reference/training.html#resume"}
+
+    assert ranked(guide) == guide
+    assert ranked(specification)["title"] == "Training"
+    assert ranked(specification)["text"] == "Resume. Steps."
 
 
 def test_options_of_each_command_are_tables_with_one_anchor_for_each() -> None:
