@@ -198,9 +198,9 @@ def test_data_without_a_field_of_the_policy_are_an_error(
     with fails("data.unknown_field") as caught:
         open_loop(OpenLoopConfig(checkpoint=str(run), data=str(tmp_path)))
     assert caught.value.details["field"] == RELATIVE
-    with fails("data.no_manifest"):
+    with fails("data.no_source"):
         open_loop(OpenLoopConfig(checkpoint=str(run), data="nowhere"))
-    with fails("data.missing"):
+    with fails("data.no_source"):
         open_loop(OpenLoopConfig(checkpoint="nowhere", data=str(data)))
 
 

@@ -557,7 +557,7 @@ def test_without_docker_the_hint_has_the_three_commands(
             "usage.bad_value",
         ),
         (("--sagemaker.arn", "x", "--sagemaker.image", "a:1"), 2, "usage.bad_value"),
-        (("--data", "s3://no-data"), 3, "data.no_manifest"),
+        (("--data", "s3://no-data"), 3, "data.no_source"),
         ((), 2, "usage.missing_key"),
     ],
 )

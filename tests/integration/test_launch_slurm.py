@@ -114,7 +114,7 @@ def test_sbatch_that_gives_no_number_is_an_environment_problem(
         (["--slurm.nodes", "3"], {}, "usage.bad_value", 2),
         ([], {"name": "'my run'"}, "usage.bad_value", 2),
         ([], {"save_path": "s3://lab/runs"}, "usage.bad_value", 2),
-        ([], {"data__dataset_manifest": "gone"}, "data.no_manifest", 3),
+        ([], {"data__dataset_manifest": "gone"}, "data.no_source", 3),
         (["--slurm.folder", __file__], {}, "storage.write", 5),
     ],
 )

@@ -56,6 +56,15 @@ def test_message_says_what_the_folder_holds(
     assert f"holds {holds}, not" in error["message"]
 
 
+def test_wrong_format_is_told_the_right_one(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["preprocess", "hdf5", str(folder / "raw"), "-o", str(folder / "new"), "--json"]
+    assert run(words) == 3
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["hint"] == "these are lerobot episodes: write lerobot in place of hdf5"
+
+
 def test_action_fields_of_a_lerobot_data_set_are_known(folder: Path) -> None:
     for name in ("samples", "windows"):
         source = find_chunks(folder / name)

@@ -3,15 +3,19 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from vlatool.cli.app import run
 from vlatool.config.coerce import value_text
+from vlatool.errors import DataError
 from vlatool.formats.experiment.layout import is_experiment
 from vlatool.formats.run.layout import is_run
 from vlatool.formats.run.locations import with_run_above
 from vlatool.jobs.ownership import option_differences
+from vlatool.models.weights import init_state_dict
 from vlatool.plugins import did_you_mean
 from vlatool.report.text import few_text
+from vlatool.storage.uri import path_hint
 
 
 @pytest.mark.parametrize(
@@ -45,6 +49,20 @@ def test_experiment_without_its_model_file_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "checkpoints/checkpoint_3.pt").touch()
     assert is_experiment(tmp_path)
     assert not is_run(tmp_path)
+
+
+def test_missing_location_names_a_similar_one_and_the_folder_that_lacks_it(tmp_path: Path) -> None:
+    (tmp_path / "demos").mkdir()
+    assert path_hint(tmp_path / "dmos") == f"did you mean demos, in {tmp_path}?"
+    assert path_hint(tmp_path / "runs/a/b") == f"there is no runs in {tmp_path}"
+
+
+def test_weights_that_do_not_fit_name_the_networks_to_leave_out() -> None:
+    module = torch.nn.ModuleDict({"a": torch.nn.Linear(1, 1), "b": torch.nn.Linear(1, 1)})
+    weights = module.state_dict() | {"b.weight": torch.zeros(2, 1)}
+    with pytest.raises(DataError) as caught:
+        init_state_dict(module, weights, Path("weights"), [])
+    assert caught.value.hint.endswith("or train these anew: --init-except b")
 
 
 def test_rule_of_a_section_says_nothing_of_mappings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,8 @@ from vlatool.errors import SINGLE_FILE, UsageError, VlatoolError
 _LEADS = {
     "convert": "vlatool preprocess SOURCE --output DATA converts recordings to training data; "
     "vlatool export converts what vlatool wrote",
+    "merge": "vlatool preprocess A B --output DATA makes one data set of several; training reads "
+    "several, too: --data A --data B",
     "eval": "vlatool eval open-loop RUN compares with recorded actions; vlatool eval rollout RUN "
     "--env NAME lets the policy act",
 }

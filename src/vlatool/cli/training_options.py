@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vlatool.training.config import TrainConfig
 
 NO_MODEL_HINT = (
-    "use the configuration of the checkpoint: --preset NAME, or --config RUN/config.yaml"
+    "give the checkpoint and its configuration: --from RUN --config RUN/config.yaml, or --preset"
 )
 FileOpt = Annotated[
     str | None,

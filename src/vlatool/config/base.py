@@ -298,7 +298,9 @@ def typed_command(words: str, config: ConfigModel, arguments: Sequence[str] = ()
 def check_required(config: ConfigModel, usage: str) -> None:
     """Raises if a required key has no value."""
     for key in unset_required(config):
-        raise UsageError(f"{key!r} needs a value", hint=usage, code="usage.missing_key")
+        option = f"--{key.replace('_', '-')}"
+        name = option if option in usage else key.upper()
+        raise UsageError(f"{name} is missing", hint=usage, code="usage.missing_key")
 
 
 def unique_items(value: Sequence[Any]) -> Sequence[Any]:

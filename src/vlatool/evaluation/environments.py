@@ -1,5 +1,6 @@
 """Gymnasium environments by id: where they are registered, how they are made, their mapping."""
 
+import difflib
 import logging
 import multiprocessing
 import os
@@ -502,6 +503,9 @@ def _unknown_hint(name: str) -> str:
     if source_of(name) is not None and not name.startswith(_BUILT_IN):
         return did_you_mean(name, known)
     built_in = [known_name for known_name in known if known_name.startswith(_BUILT_IN)]
+    near = difflib.get_close_matches(name, known, n=2)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
     return f"install the package that defines it; built in: {', '.join(built_in)}"
 
 

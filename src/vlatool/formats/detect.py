@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,16 @@ def detect_source(
     if not detected:
         raise _not_detected_error(location, errors)
     return detected[0]
+
+
+def name_other_format(error: DataError, sources: Sequence[Path], name: str) -> None:
+    """Names the format of the sources in the hint if the format `name` finds no episodes there."""
+    if error.code != "data.no_episodes":
+        return
+    with suppress(VlatoolError):
+        found = detect_source(sources[0], None).format
+        if found != name:
+            error.hint = f"these are {found} episodes: write {found} in place of {name}"
 
 
 def _format_of_manifest(location: Path) -> str | None:

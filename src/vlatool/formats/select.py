@@ -25,7 +25,7 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.ownership import check_downloaded
 from vlatool.plugins import FORMATS, did_you_mean
 from vlatool.report.text import few_text
-from vlatool.storage.uri import hub_hint, is_missing
+from vlatool.storage.uri import is_missing, missing_error
 from vlatool.transforms.names import NameMap
 
 FRAMES_CUT = "frames_cut"  # reason of frames without an action or an image
@@ -200,12 +200,7 @@ def _discover(
     """Number of episodes, the requested ones, excluded ones included, and their numbers."""
     for source in sources:
         if is_missing(source):
-            raise DataError.at(
-                source,
-                "does not exist",
-                hint=f"check the path of the source{hub_hint(source)}",
-                code="data.no_source",
-            )
+            raise missing_error(source)
         check_downloaded(source)
     discovered = base.checked_refs(list(reader.discover(sources)))
     numbers = chosen_numbers(config.episodes, discovered)
@@ -271,7 +266,7 @@ def _with_cameras(
         if name not in known:
             others = [camera for camera in known if camera not in named]
             raise DataError(
-                f"camera {name!r} is not in the data",
+                f"your recordings have no camera {name!r}",
                 hint=did_you_mean(name, others or known),
                 code="data.unknown_field",
                 details={"camera": name, "known": known},

@@ -238,13 +238,15 @@ def matching_shapes(
         if name in expected and value.numel() == expected[name].numel() == 1:
             value = value.reshape(expected[name].shape)
         matching[name] = value
-    problems = sorted(_differences(module, matching))
-    if problems:
+    differences = sorted(_differences(module, matching))
+    if differences:
+        problems = [problem for _, problem in differences]
+        networks = sorted({name.partition(".")[0] for name, _ in differences})
         raise DataError(
             f"{path}: does not match the model: {'; '.join(problems[:_SHOWN])}",
             hint="use the configuration that the checkpoint was trained with",
             code="data.checkpoint_mismatch",
-            details={"problems": problems},
+            details={"problems": problems, "networks": networks},
         )
     return matching
 
@@ -269,26 +271,25 @@ def init_state_dict(
     try:
         return matching_state_dict(module, merged, path)
     except DataError as error:
-        if error.code == "data.checkpoint_mismatch":
-            error.hint += (
-                "; if the actions differ, exclude networks from loading with "
-                "--init-except action_encode,output_layer"
-            )
+        networks = error.details.get("networks", [])
+        if networks and all(any(key.startswith(f"{name}.") for key in own) for name in networks):
+            error.hint += f", or train these anew: --init-except {','.join([*excluded, *networks])}"
         raise
 
 
-def _differences(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[str]:
+def _differences(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """Name of each weight that differs, and how."""
     expected = module.state_dict()
     aliases = _aliases(shared_names(module))
     for name, value in expected.items():
         if name not in weights:
             if name not in aliases:
-                yield f"missing {name}"
+                yield name, f"missing {name}"
         elif weights[name].shape != value.shape:
-            yield f"{name} is {list(weights[name].shape)}, the model has {list(value.shape)}"
+            yield name, f"{name} is {list(weights[name].shape)}, the model has {list(value.shape)}"
     for name in weights:
         if name not in expected:
-            yield f"unexpected {name}"
+            yield name, f"unexpected {name}"
 
 
 def shared_names(module: nn.Module) -> list[Sequence[str]]:

@@ -1,5 +1,6 @@
 """Parsing of locations: local paths, or URIs with one of the registered schemes."""
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from vlatool.storage.remote_path import RemotePath
 _LONGEST_NAME = 255
 _LONGEST_PATH = 4000
 _MAX_SHOWN = 100  # characters
+_MOST_NAMES = 1000  # of a folder, among which a similar one is searched
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -93,13 +95,35 @@ def require_existing(text: str) -> Path:
     """Path of an existing location, at its current version."""
     path = pinned(text)
     if is_missing(path):
-        raise DataError(
-            f"{text}: does not exist",
-            hint=f"check the path{hub_hint(text)}",
-            code="data.no_source",
-            details={"path": str(path)},
-        )
+        raise missing_error(path)
     return path
+
+
+def missing_error(path: Path) -> DataError:
+    """Error for a location that does not exist; its hint names a similar file beside it."""
+    hint = path_hint(path) + hub_hint(path)
+    return DataError(
+        f"{path}: does not exist", hint=hint, code="data.no_source", details={"path": str(path)}
+    )
+
+
+def path_hint(path: Path) -> str:
+    """Hint on a path that does not exist: where it ends, and a similar name there."""
+    if isinstance(path, RemotePath):
+        return "check the location; `vlatool download LOCATION --dry-run` lists what is below one"
+    folder = path.absolute()
+    missing = folder.name
+    while not folder.is_dir() and folder != folder.parent:
+        missing = folder.name
+        folder = folder.parent
+    try:
+        names = sorted(os.listdir(folder))[:_MOST_NAMES]
+    except OSError:
+        return "check the path"
+    near = difflib.get_close_matches(missing, names, n=1)
+    if near:
+        return f"did you mean {near[0]}, in {folder}?"
+    return f"there is no {missing} in {folder}"
 
 
 def hub_hint(text: str | Path) -> str:

@@ -451,8 +451,8 @@ class TrainConfig(base.ConfigModel):
         if not getattr(self.model, "type", None):
             raise UsageError(
                 "no model is configured",
-                hint="start from a preset, such as --preset policy-tiny, or set "
-                "model.type; `vlatool presets` lists the presets",
+                hint="start from a preset, such as --preset policy-tiny for a policy or --preset "
+                "vqgan-tiny for a tokenizer; `vlatool presets` lists them",
                 code="usage.missing_key",
             )
 

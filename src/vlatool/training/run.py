@@ -71,9 +71,10 @@ def _pending(run: Run) -> tuple[bool, bool]:
 def _loss_of_a_kill(config: TrainConfig) -> str:
     minutes = config.save_every_minutes
     if minutes is None:
-        return "a killed run loses what came after its last planned checkpoint"
+        return "if this run is killed, you lose what came after its last planned checkpoint"
     return (
-        f"a killed run loses at most {minutes:g} min, more if saves are slow (save_every_minutes)"
+        f"if this run is killed, you lose at most {minutes:g} min, more if saves are slow "
+        "(save_every_minutes)"
     )
 
 

@@ -18,7 +18,7 @@ from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import Finding
-from vlatool.formats.detect import DeferredKeys, detect_source
+from vlatool.formats.detect import DeferredKeys, detect_source, name_other_format
 from vlatool.formats.renaming import with_names
 from vlatool.formats.select import (
     EpisodeTask,
@@ -118,11 +118,11 @@ _SHARDS = "shards"
 # Words for counts and reasons of the results.
 _AMOUNTS = {
     "held_out_episodes": "episodes held out for evaluation",
-    "untouched": "pictures copied unchanged",
+    "untouched": "images copied unchanged",
 }
 _LEFT_OUT = {
-    "padding": "they reach beyond their episode by more than --max-padding-left or "
-    "--max-padding-right",
+    "padding": "they reach further beyond their episode than --max-padding-left and "
+    "--max-padding-right allow",
     "still": "nothing moves in them (--filter-still-samples)",
 }
 _PUBLISHED_SINK = f"sink={PUBLISHED_SINK}"
@@ -314,7 +314,11 @@ class PreprocessJob:
         sources = [pinned(source) for source in config.sources]
         sink = self._reader.sink_config(config.sink, sources)
         named = getattr(sink, "camera_rotations", {})
-        self._chosen = selection = select_episodes(self._reader, sources, config, [*named])
+        try:
+            self._chosen = selection = select_episodes(self._reader, sources, config, [*named])
+        except DataError as error:
+            name_other_format(error, sources, config.format)
+            raise
         config = config.model_copy(update={"sink": sink, "episodes": selection.numbers})
         self._config = config
         names = selection.names

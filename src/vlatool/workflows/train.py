@@ -340,7 +340,7 @@ def _prepare(
 
 
 def _hint_for_own_data(error: DataError, config: TrainConfig, origins: Mapping[str, str]) -> str:
-    """The hint of an error; names that a preset gives and the data lack are those of other data."""
+    """The hint of an error; a preset for other data may give names that these data lack."""
     if error.code != "data.unknown_field":
         return error.hint
     backbone = getattr(config.model, "vision_language_backbone", None)
@@ -350,8 +350,10 @@ def _hint_for_own_data(error: DataError, config: TrainConfig, origins: Mapping[s
         is_named = any(repr(name) in error.message for name in getattr(config.data, key, ()))
         if preset and is_named and origin.startswith("presets/"):
             file = origin.rpartition(":")[0]
-            hint = f"data.{key} comes from {file}, which names those of other data: for your own, "
-            return f"{hint}train with --preset {preset}, or {error.hint}"
+            hint = (
+                f"data.{key} comes from {file}, a preset for other data; for your own, train with "
+            )
+            return f"{hint}--preset {preset}, or {error.hint}"
     return error.hint
 
 
@@ -448,8 +450,8 @@ def _log_config(
         if message.partition(" from ")[0].endswith(".type"):  # another network than asked for
             reporter.note(message)
     if derived:
-        keys = counted(len(derived), "setting follows", "settings follow")
-        reporter.note(f"{keys} from the data, such as cameras and fields; -v lists them")
+        keys = counted(len(derived), "key is", "keys are")
+        reporter.note(f"{keys} set from your data, such as cameras and fields; -v lists them")
     if config.distributed.fsdp and config.distributed.world_size == 1:
         reporter.note("distributed.fsdp has no effect with one process")
     elif config.distributed.fsdp and runtime.device.type == "cpu" and not config.device_memory:

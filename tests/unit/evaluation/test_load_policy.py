@@ -400,7 +400,7 @@ def test_more_steps_than_the_chunk_has_are_an_error(executed: Any, policy: Polic
         ({"seed": -1}, "usage.bad_value"),
         ({"seed": 2**64}, "usage.bad_value"),
         ({"checkpoint": 5}, "usage.bad_value"),
-        ({"checkpoint": "nowhere"}, "data.missing"),
+        ({"checkpoint": "nowhere"}, "data.no_source"),
         ({"checkpoint": ""}, "usage.missing_key"),
     ],
 )

@@ -762,7 +762,7 @@ def test_a_stopped_server_answers_what_it_computes() -> None:
 
 BAD_STARTS: Mapping[str, tuple[str, str, int]] = {
     "no checkpoint": ("", "usage.missing_key", 2),
-    "absent checkpoint": ("absent", "data.missing", 3),
+    "absent checkpoint": ("absent", "data.no_source", 3),
     "port in use": ("absent --port PORT", "usage.bad_value", 2),
     "unknown host": ("absent --host no_such_host", "usage.bad_value", 2),
     "host of another": ("absent --host 192.0.2.1 --key-file key", "usage.bad_value", 2),

@@ -21,7 +21,7 @@ from vlatool.jobs.ownership import check_downloaded, require_input
 from vlatool.jobs.record import read_record
 from vlatool.storage.cache import FileCache
 from vlatool.storage.tree import file_names
-from vlatool.storage.uri import can_list, is_remote, pinned
+from vlatool.storage.uri import can_list, is_missing, is_remote, missing_error, pinned
 
 
 def named_best(path: Path) -> Path:
@@ -106,6 +106,8 @@ def find_checkpoint(location: Path) -> tuple[RunDir, Path]:
         return RunDir(location.parent.parent), location
     latest = RunDir(location).latest()
     if latest is None:
+        if is_missing(location):
+            raise missing_error(location)
         started = is_started(location)
         raise DataError.at(
             location,

@@ -39,7 +39,7 @@ from vlatool.storage import documents
 from vlatool.storage.atomic import write_text
 from vlatool.storage.byte_ranges import open_file
 from vlatool.storage.manifest import parse_values
-from vlatool.storage.uri import is_file_name
+from vlatool.storage.uri import is_file_name, is_missing, missing_error
 
 MANIFEST_NAME = "manifest.jsonl"
 CONFIG_NAME = "preprocessing_config.yaml"
@@ -349,6 +349,8 @@ class ShardFolder:
         check_downloaded(location)
         folder = cls.find(location)
         if folder is None:
+            if is_missing(location):
+                raise missing_error(location)
             record = read_valid_record(location)
             if record is not None and record.result is None:
                 raise record.no_manifest_error(location)
@@ -361,7 +363,7 @@ class ShardFolder:
                 location,
                 f"no training data here: neither frames.json nor {SHARDS_NAME}/{MANIFEST_NAME}, "
                 f"{MANIFEST_NAME} or {EPISODES_NAME}/{MANIFEST_NAME} exists",
-                hint="give the --output folder of `vlatool preprocess`, or a manifest",
+                hint="give the folder that `vlatool preprocess` wrote (--output), or a manifest",
                 code="data.no_manifest",
                 finding="no_manifest",
             )

@@ -253,10 +253,9 @@ def _check_names(
             alike = [name for name in spare if name_end(name) == name_end(first)] or spare
             if len(alike) == 1:
                 hint = f"rename it with --data.rename cameras.{first}={alike[0]}, or {hint}"
-        dataset = names[number] if len(available) == len(names) > 1 else "the data"
+        dataset = names[number] if len(available) == len(names) > 1 else "your training data"
         raise DataError(
-            f"data.{key}: {first!r} is not in {dataset}, which has {present}; asked for are "
-            f"{list(values)}",
+            f"data.{key}: {first!r} is not in {dataset}: {few_text(list(map(str, present)))}",
             hint=hint,
             code="data.unknown_field",
         )

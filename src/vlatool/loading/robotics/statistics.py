@@ -155,7 +155,7 @@ def report_ranges(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Repo
     if constant:
         _log.info("never change in the data: %s", _listed(constant))
         reporter.note(
-            f"never change in the data, so the policy holds them: {few_text(constant, 3)}"
+            f"these never change in your data, so the policy holds them: {few_text(constant, 3)}"
         )
     if info.fixed_in_some:
         _log.info("fixed in one data set, but not in all: %s", _listed(info.fixed_in_some))
@@ -343,8 +343,8 @@ def _report_changed_rules(config: NormalizeConfig, run: RunDir, reporter: Report
         if key not in config.no_effect_on_output and value != before[key]:
             reporter.warn(
                 "data.normalization_differs",
-                f"data.normalization.{key} is {value_text(value)}, that of the initial weights is "
-                f"{value_text(before[key])}",
+                f"data.normalization.{key} is {value_text(value)}, and {value_text(before[key])} in "
+                "the run of the initial weights",
             )
 
 

@@ -63,7 +63,7 @@ class VlaKind(base.DataKind):
         """Checks lines and names of images, unless samples may be dropped."""
         if info.profile.held:
             listed = few_text(list(info.profile.held))
-            reporter.note(f"never change in the data, so the policy holds them: {listed}")
+            reporter.note(f"these never change in your data, so the policy holds them: {listed}")
         if not config.max_dropped_share:
             check_samples(info, reporter)
 
