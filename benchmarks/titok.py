@@ -28,10 +28,10 @@ from vlatool.models.vqgan.model import Vqgan
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # for tests.builders
 
 VARIANTS = {"s128": ("small", 128), "b64": ("base", 64), "l32": ("large", 32)}
-# Forward pass per image in GFLOP: encoder, decoder, teacher. Source: reference/titok 8.1.
+# Forward pass per image in GFLOP: encoder, decoder, teacher. Source: reference/titok 8.
 GFLOPS = {"s128": (22.0, 22.6), "b64": (58.6, 59.7), "l32": (183.2, 184.9)}
 TEACHER, PIXELS = 128.9, 186.7
-PEAK_TFLOPS = 790.0  # usable bfloat16 of the GPU of the target rates; reference/titok 8.2
+PEAK_TFLOPS = 790.0  # usable bfloat16 of the GPU of the target rates; reference/titok 8
 GPU_BATCHES = {"encode": 256, "stage 1": 64, "stage 2": 32}
 
 

@@ -33,7 +33,7 @@ from vlatool.workflows.open_loop import open_loop
 from vlatool.workflows.train import finetune, train
 from vlatool.workflows.verify import InspectConfig, inspect
 
-# Keys that records of the published program have. Source: reference/training 1.7.
+# Keys that records of the published program have. Source: reference/training 1.6.
 RECORDED = {
     "db_logging": True, "log_level": "INFO", "wandb_entity": None, "wandb_project_name": "policies",
     "wandb_tags": [], "remote_sync_fixed_path": "s3://none/none",

@@ -1,6 +1,6 @@
 """Configuration of a training run; key names are those of the published LBM program.
 
-Source: reference/training 1.7.
+Source: reference/training 1.6.
 """
 
 from collections.abc import Iterator, Mapping

@@ -160,7 +160,7 @@ def unfinished_runs(config: TrainConfig) -> list[RunDir]:
 def fixed_name(run_id: str) -> str:
     """Name of the second copy of a run: a UUID of version 4 that does not change on resume.
 
-    Source: reference/training 1.7.
+    Source: reference/training 1.6.
     """
     return str(UUID(bytes=hashlib.sha256(run_id.encode()).digest()[:16], version=4))
 

@@ -1,4 +1,4 @@
-"""LIBERO and other recordings to windows. Source: reference/future-vla 1, 6."""
+"""LIBERO and other recordings to windows. Source: reference/future-vla 1."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The order of samples. Source: reference/order 1-5, 12, 13."""
+"""The order of samples. Source: reference/order 1-5, 12."""
 
 import pickle
 import time

@@ -1,6 +1,6 @@
 """Configuration of robotics data and of the augmentation of their images.
 
-Key names are the published ones. Source: reference/training 1.7; formats/lbm 5.1.
+Key names are the published ones. Source: reference/training 1.6; formats/lbm 5.1.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

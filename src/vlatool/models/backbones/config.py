@@ -1,7 +1,7 @@
 """Sections of backbones, and of networks with a base model; no torch.
 
 A section derives the keys that follow from the data or from a base model. The class of its network
-is in `build.py`. Source: reference/policy 1.4; reference/training 1.7.
+is in `build.py`. Source: reference/policy 1.4; reference/training 1.6.
 """
 
 from abc import abstractmethod

@@ -2,7 +2,7 @@
 
 `DiffusionPolicyConfig`, at the end, is the section `model`. Its sections name a backbone
 (`models/backbones/config.py`), a denoiser, the noise and a solver; each derives the keys that
-follow from the data or from a base model. Source: reference/policy 1, 2; reference/training 1.7.
+follow from the data or from a base model. Source: reference/policy 1, 2; reference/training 1.6.
 """
 
 from typing import Annotated, Any, ClassVar, Literal, Self

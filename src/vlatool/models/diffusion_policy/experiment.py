@@ -2,7 +2,7 @@
 
 An experiment is a folder with configuration, statistics and checkpoints. `ExperimentLayout` has
 what vlatool calls, `vlatool.formats.experiment` the files on disk. Source: formats/published-runs 1
-to 5; reference/training 1.7.
+to 5; reference/training 1.6.
 """
 
 from collections.abc import Mapping, Sequence

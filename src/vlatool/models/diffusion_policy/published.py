@@ -2,7 +2,7 @@
 
 `translate` turns a job file or a recorded configuration into our keys. `split_keys` splits our
 configuration into what the published program knows, in its types (`published_keys.yaml`), and the
-rest. Source: formats/published-runs 1, 2; reference/training 1.7.
+rest. Source: formats/published-runs 1, 2; reference/training 1.6.
 """
 
 from collections.abc import Callable, Mapping

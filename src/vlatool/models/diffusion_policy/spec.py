@@ -1,6 +1,6 @@
 """The model type `diffusion_policy`: what vlatool calls, in the order of a run. No torch.
 
-Source: reference/policy 1, 2; reference/training 1.7.
+Source: reference/policy 1, 2; reference/training 1.6.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
