@@ -100,9 +100,9 @@ def parse_json(text: str | bytes, *, constants: Callable[[str], Any] | None = No
     return value
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
     """Reads a JSON file; raises as `read_document` and `parse_json`."""
-    return parse_json(read_document(path))
+    return parse_json(read_document(path, max_bytes=max_bytes))
 
 
 def parse_yaml(text: str, loader: Any = _TypedLoader) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from vlatool.errors import DataError
+from vlatool.storage.documents import MAX_BYTES
 from vlatool.storage.manifest import Count, FileName, ManifestType, Number
 
 
@@ -31,6 +32,11 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
     TYPE.write(tmp_path, {"files": [{"name": "a", "bytes": 3}], "share": 0.5})
     assert TYPE.read(tmp_path) == Content((Row("a", 3),), 0.5)
     assert json.loads((tmp_path / "m.json").read_text())["version"] == 2
+
+
+def test_a_manifest_may_be_larger_than_other_documents(tmp_path: Path) -> None:
+    TYPE.write(tmp_path, WHOLE | {"more": "x" * MAX_BYTES})
+    assert TYPE.read(tmp_path) is not None
 
 
 def test_a_missing_manifest_and_one_of_another_format_are_none(tmp_path: Path) -> None:
