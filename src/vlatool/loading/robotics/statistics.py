@@ -343,7 +343,8 @@ def _report_changed_rules(config: NormalizeConfig, run: RunDir, reporter: Report
         if key not in config.no_effect_on_output and value != before[key]:
             reporter.warn(
                 "data.normalization_differs",
-                f"data.normalization.{key} is {value_text(value)}, and {value_text(before[key])} in "
+                f"data.normalization.{key} is {value_text(value)}, and "
+                f"{value_text(before[key])} in "
                 "the run of the initial weights",
             )
 
