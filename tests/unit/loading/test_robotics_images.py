@@ -192,6 +192,17 @@ def test_missing_camera_is_black_and_masked(folder: Path, lone: Path) -> None:
         assert plain[f"observation.images.{RIGHT}_is_pad"].tolist() == [sample.dataset == 1] * 2
 
 
+def test_names_of_lerobot_get_no_second_prefix(folder: Path) -> None:
+    rename = {
+        "cameras.observation.images.left": LEFT,
+        "fields.observation.state": FIELD,
+    }
+    keys: dict[str, Any] = {"action_fields": ["observation.state"], "rename": rename}
+    data = vlatool.open_dataset(folder, proprioception_fields=["observation.state"], **keys)
+    assert "observation.images.left" in data[0]
+    assert "observation.state" in data[0]
+
+
 @pytest.mark.parametrize(
     ("cameras", "pads", "hint"),
     [([LEFT, RIGHT], False, "pad_missing_images"), ([LEFT, "wrist_left_mnius"], True, RIGHT)],

@@ -145,6 +145,8 @@ class RoboticsKind(base.DataKind):
     ) -> dict[str, Any]:
         """Returns a sample by the names of LeRobot; see `DataKind`.
 
+        Names of a LeRobot set stay as they are; others get the prefixes below.
+
         Returns observation.images.CAMERA: uint8 [N, 3, H, W] or [N, H, W, 3], in the order of
         `image_indices`. observation.images.CAMERA_is_pad: bool [N]; with `pad_missing_images` only.
         observation.FIELD: float32 [P + 1, C] of a proprioception field; the anchor is last.
@@ -161,7 +163,7 @@ class RoboticsKind(base.DataKind):
         images: Array = sample.images.transpose(0, 3, 1, 2) if channels_first else sample.images
         cameras = len(config.cameras)
         for number, camera in enumerate(config.cameras):  # time outer, camera inner
-            name = f"observation.images.{camera}"
+            name = _prefixed("observation.images.", camera)
             arrays[name] = np.ascontiguousarray(images[number::cameras])
             if config.pad_missing_images:
                 assert sample.image_mask is not None
@@ -171,7 +173,8 @@ class RoboticsKind(base.DataKind):
         assert anchor is not None, "the section is derived"
         is_real = sample.past_mask | sample.future_mask
         for name in config.proprioception_fields:
-            arrays[f"observation.{name}"] = sample.fields[name][: anchor + 1].astype(np.float32)
+            past = sample.fields[name][: anchor + 1].astype(np.float32)
+            arrays[_prefixed("observation.", name)] = past
         arrays["observation_is_pad"] = ~is_real[: anchor + 1]
         actions = [sample.fields[name][anchor:] for name in config.action_fields]
         arrays["action"] = np.concatenate(actions, axis=1).astype(np.float32)
@@ -270,3 +273,7 @@ def _merged_sizes(sets: tuple[RoboticsDataSet, ...]) -> dict[str, list[list[int]
         if is_known:
             merged[camera] = sorted(sizes)
     return merged
+
+
+def _prefixed(prefix: str, name: str) -> str:
+    return name if name.startswith(prefix) else f"{prefix}{name}"
