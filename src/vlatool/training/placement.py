@@ -239,6 +239,13 @@ _PEAKS: dict[str, float | None] = {
     "A800": 312.0,
     "L40S": 362.0,
     "L40": 181.0,
+    "L4": 121.0,
+    "RTX 5090 D": None,
+    "RTX 5090": 209.5,
+    "RTX 4090 D": None,
+    "RTX 4090": 165.2,
+    "RTX 3090 Ti": None,
+    "RTX 3090": 71.0,
     "A40": 150.0,
     "A10": 125.0,
 }
@@ -264,7 +271,7 @@ def peak_tflops(device: torch.device, *, mixed: bool) -> float | None:
 def bfloat16_tflops(name: str) -> float | None:
     """TFLOP/s of a GPU in bfloat16, by its name; None if unknown, as for a part of a GPU (MIG)."""
     words = set(re.split(r"[^A-Za-z0-9]+", name))
-    if "MIG" in words:
+    if "MIG" in words or "Laptop" in words:
         return None
     for row, peak in _PEAKS.items():
         if words.issuperset(row.split()):

@@ -17,7 +17,10 @@ from vlatool.training.placement import bfloat16_tflops
         ("NVIDIA GH200 480GB", None),
         ("NVIDIA A100-SXM4-80GB", 312.0),
         ("NVIDIA L40S", 362.0),
-        ("NVIDIA L4", None),
+        ("NVIDIA L4", 121.0),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", None),  # a seventh of it
         ("NVIDIA A10G", None),  # not an A10
         ("NVIDIA RTX A4000", None),  # not an A40
