@@ -28,7 +28,7 @@ FIRST_PRESETS = (
 class PresetsConfig(ConfigModel):
     """Options of `vlatool presets`."""
 
-    all: bool = option(False, "List every preset, not only those to start with.")
+    all: bool = option(False, "List every preset, not only the ones to start with.")
 
 
 @dataclass(frozen=True)
