@@ -1,4 +1,4 @@
-"""Images to tokens: DINOv3, convolutions, and the vision transformer of Qwen3-VL.
+"""Turns images into tokens: DINOv3, convolutions, and the vision transformer of Qwen3-VL.
 
 `VisionTower` gets features of DINOv3 in three groups, oldest images first. Convolutions make the
 grids of the older images smaller, then one transformer sees the patches of all images, each image
