@@ -1,4 +1,4 @@
-"""Meta-World as a simulator of one task: starts that follow from a generator, images, the expert.
+"""Simulates one task of Meta-World: random starts, images, the scripted expert.
 
 Legend of shapes: L frames. Source: reference/environments 1.
 """
