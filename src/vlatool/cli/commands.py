@@ -348,7 +348,7 @@ _COMMANDS: dict[str, Command] = {
             "--from runs/first --preset policy-tiny --data new -o runs/new",
             "--from s3://lab/checkpoint_3.pt -p diffusion-policy-bellpepper --data d",
         ),
-        details=f"{_NEEDS_PRESET} A checkpoint has its own in RUN/config.yaml.",
+        details=f"{_NEEDS_PRESET} A run has its configuration in RUN/config.yaml.",
         options=("from", *_TRAINING_OPTIONS),
         form="vlatool.cli.training_options:finetune_form",
         has_ranks=True,

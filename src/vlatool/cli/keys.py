@@ -33,7 +33,7 @@ class Key:
 
 
 def declared_keys(schema: type[ConfigModel]) -> dict[str, Key]:
-    """All keys of a flat config class by option name, including those of its flat sections."""
+    """All keys of a flat config class by option name, including keys of its flat sections."""
     keys: dict[str, Key] = {}
     for info in _typable(schema):
         section, dot, rest = info.key.partition(".")

@@ -352,8 +352,9 @@ def frechet_distance(first: FeatureMoments, second: FeatureMoments) -> float:
 
     Source: Heusel et al. 2017 (arXiv 1706.08500), equation 6.
 
-    The square root of the product of two covariances has the same trace as that of the symmetric
-    `root(A) B root(A)`, which avoids complex numbers. Takes some seconds for 2048 features.
+    The square root of the product of two covariances has the same trace as the square root of the
+    symmetric `root(A) B root(A)`, which avoids complex numbers. Takes some seconds for 2048
+    features.
     """
     (mean_a, a), (mean_b, b) = first.mean_and_covariance(), second.mean_and_covariance()
     values, vectors = torch.linalg.eigh(a)

@@ -46,7 +46,7 @@ class EpisodeErrors:
     episode: str
     samples: int
     error: float | None  # mean of the chunks; None if no chunk has an error
-    # Mean of the policy minus that of each baseline, over the chunks for which both have an error.
+    # Error of the policy minus error of each baseline, over chunks for which both have one.
     differences: Mapping[str, float]
     points: Sequence[Point] = field(metadata=UNLISTED)  # ascending by frame
 
@@ -71,7 +71,7 @@ class Verdict:
     """Compares the policy with a baseline: mean error over episodes, in standard deviations."""
 
     baseline: str  # a key of `BASELINES`
-    difference: float  # error of the policy minus that of the baseline
+    difference: float  # error of the policy minus error of the baseline
     low: float | None  # 95 % interval of the difference over episodes; None of one episode
     high: float | None
     episodes: int

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Any]
 
-# Largest sizes in a configuration of a network: far above those of any published model, and small
+# Largest sizes in a configuration of a network: far above any published model, and small
 # enough that its modules are built within seconds, on the meta device without memory.
 MAX_LAYERS = 256
 MAX_WIDTH = 2**16  # of tokens, channels and sequences

@@ -209,7 +209,7 @@ def matching_state_dict(
 
 
 def check_shapes(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Compares the sizes of a configuration with those of a file, before they take memory."""
+    """Compares the sizes in a configuration with the sizes in a file, before they take memory."""
     matching_shapes(module, weights, path)
     sizes: dict[object, int] = {}
     storages: list[tuple[int, int]] = []

@@ -400,14 +400,8 @@ def _lost(url: str, reason: str) -> VlatoolError:
 def _status_error(url: str, error: InvalidStatus) -> VlatoolError:
     status = error.response.status_code
     known = {
-        _UNAUTHORIZED: (
-            "environment.credentials",
-            "give its key: connect(url, api_key=...)",
-        ),
-        _BUSY: (
-            "environment.server_unreachable",
-            "wait, or raise --max-clients of the server",
-        ),
+        _UNAUTHORIZED: ("environment.credentials", "give its key: connect(url, api_key=...)"),
+        _BUSY: ("environment.server_unreachable", "wait, or raise --max-clients of the server"),
     }
     code, hint = known.get(
         status, ("environment.server_unreachable", "is `vlatool serve` running there?")

@@ -128,7 +128,7 @@ class Service:
     metadata: Mapping[str, Any]  # first message for each client
     new_session: "Callable[[], Session]"  # function that starts the session of a client
     max_bytes: int  # size of a request
-    max_objects: int  # number of values in a request besides those of arrays
+    max_objects: int  # number of values in a request, except in arrays
     key: str | None = None  # key that clients must send; None: no key
     tls: ssl.SSLContext | None = None  # TLS; None: no TLS
 

@@ -183,7 +183,7 @@ def select_profile(
 
 
 def check_factor(profile: profiles.NormalizationProfile, factor: float | None) -> None:
-    """Checks the factor by which a profile scales rotations, if one is given."""
+    """Checks the factor that scales rotations in a profile, if one is given."""
     by_name = dict(zip(profile.dimensions, profile.factors, strict=True))
     if factor is not None and any(by_name.get(name) != factor for name in _ROTATIONS):
         raise UsageError(

@@ -1,7 +1,7 @@
 """Pipeline that encodes the images of many episodes: reads, copies, computes and writes at once.
 
-Batches never span episodes, so that they do not depend on what was encoded before or by which
-process. Legend of shapes: B images of a batch, S side of an image in pixels, K codes of an image.
+Batches never span episodes, so they depend neither on what was encoded before nor on the process.
+Legend of shapes: B images of a batch, S side of an image in pixels, K codes of an image.
 """
 
 import os

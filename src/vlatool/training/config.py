@@ -220,7 +220,7 @@ class TrainConfig(base.ConfigModel):
         "runs", "Folder in which run folders are created.", affects_output=False
     )
     init_from: str | None = option(
-        None, "Initial weights: a run, a checkpoint, a published file or folder; null: random."
+        None, "Initial weights: a run, a checkpoint, a published file or folder; null: none."
     )
     init_except: list[str] = option(
         [],
@@ -299,7 +299,7 @@ class TrainConfig(base.ConfigModel):
     wandb_tags: list[str] = option([], "Tags of the run in W&B.", affects_output=False)
     remote_sync: str | None = option(
         None,
-        "Location to which the run folder is copied in the background, such as s3://bucket/runs; "
+        "Location that gets a copy of the run folder in the background, such as s3://bucket/runs; "
         "null: none.",
         affects_output=False,
     )

@@ -230,7 +230,7 @@ class Gradients(Enum):
 class StepBytes:
     """Memory of a step, without weights and the state of optimizers."""
 
-    peak: int  # bytes at the peak, without those of the gradients at the end
+    peak: int  # bytes at the peak, without gradients at the end
     retained: int  # bytes that the process does not give back after the step, without these too
 
 

@@ -74,7 +74,7 @@ class Run:
         return StepContexts(self.runtime, self.placed, self.config.hparams.seed, self.plan)
 
 
-# Options that are expected to differ from those of the earlier run.
+# Options that are expected to differ from the earlier run.
 _OF_EACH_RUN = ("init_from", "init_weights_only", "init_except", *TrainConfig.exclusive[0])
 
 

@@ -63,7 +63,7 @@ class CompareDataResult(Result):
     compared: int  # pairs of episodes
     frames: int  # of these, equal in number
     counts: Mapping[str, int]  # differences by kind
-    fields: Mapping[str, str]  # columns of the first, to those of the second
+    fields: Mapping[str, str]  # columns of the first, to columns of the second
     cameras: Mapping[str, str]
     differences: tuple[Difference, ...]  # the first 100
 

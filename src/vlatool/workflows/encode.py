@@ -53,7 +53,7 @@ class EncodeResult(JobResult):
     precision: str
     pictures: int
     bytes: int
-    agreement: float = 1.0  # share of codes that equal those of fp32, on some of the images
+    agreement: float = 1.0  # share of codes that are the same in fp32, on some of the images
     resized: int = 0  # images that were resized as in the training of the tokenizer
     rate: float = 0.0  # images per second that this run encoded
     bound: str = ""  # the slowest stage, for which the others waited

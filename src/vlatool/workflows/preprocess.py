@@ -78,7 +78,7 @@ class PreprocessResult(JobResult):
     next: str = field(default="", metadata=UNLISTED)
     # Source of the numbers of a dry run.
     plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    # Counts besides those of samples and shards.
+    # Counts besides samples and shards.
     amounts: Mapping[str, int] = field(default_factory=dict[str, int], metadata=OPTIONAL)
     left_out_fields: tuple[str, ...] = ()  # of the source, which the sink does not store
     # What else the source stores and the output does not: `path`, `content` and `reason` of each.

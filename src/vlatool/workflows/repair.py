@@ -92,7 +92,7 @@ def repair(config: RepairConfig, *, reporter: Reporter = NULL) -> RepairResult:
 class _File(NamedTuple):
     path: Path
     name: str  # below the source
-    others: tuple[Path, ...]  # files of the same kind, those of its folder first
+    others: tuple[Path, ...]  # files of the same kind, in its folder first
 
 
 class _RepairJob:

@@ -28,9 +28,7 @@ class DerivesFromData(Protocol):
     """A configuration that takes some of its values from data sets."""
 
     def derive_from_data(self) -> tuple[Any, Mapping[str, str]]:
-        """Returns the configuration with the derived values, and the rule by which each was
-        derived.
-        """
+        """Returns the configuration with the derived values, and the rule of each value."""
         ...
 
 

@@ -49,7 +49,7 @@ _WITH_LOCATIONS: Mapping[str, Sequence[str]] = {
     "export": ("*.json", "*.yaml"),
     "experiment": ("*.json", "*.yaml"),
 }
-# First folders of absolute paths: those with data of users, besides those of this machine.
+# First folders of absolute paths: folders with data of users, besides folders of this machine.
 _USER_FOLDERS = {"Users", "Volumes", "data", "home", "media", "mnt", "root", "scratch", "workspace"}
 # Folders of the system say nothing on a user; robots have topics such as /sys or /dev/video0.
 _SYSTEM_FOLDERS = {

@@ -1,6 +1,6 @@
 """Weights of the diffusion policy: initial ones, and published checkpoints with their progress.
 
-Weight names are those of the published module. Weights that a policy does not use are left out at
+Weights have the names of the published module. Weights that a policy does not use are left out at
 import, with a note, and created again at export. The published optimizer numbers its parameters:
 first all without weight decay, then the others, each group in the order of the network, including
 tables that nothing trains. Source: formats/published-runs 4, 4.1; reference/training 3.1.

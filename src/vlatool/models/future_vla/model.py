@@ -3,9 +3,9 @@
 `FutureVla` puts tokens of past images (`vision.py`) in place of the image tokens of a prompt and
 reads them with the language model. `AnswerObjective` compares the answer token by token.
 
-Names in the state dict are those of the published weights; weights of layers with adapters of low
-rank (LoRA, arXiv 2106.09685) keep their names, so that checkpoints of a model without adapters fit.
-The loss is the cross entropy of the answer, by segment. Source: reference/future-vla-model 2, 3.1.
+The state dict has the names of the published weights; weights of layers with adapters of low rank
+(LoRA, arXiv 2106.09685) keep their names, so that checkpoints of a model without adapters fit. The
+loss is the cross entropy of the answer, by segment. Source: reference/future-vla-model 2, 3.1.
 
 Legend of shapes: B samples, N images of a sample, H and W pixels, L tokens of a sequence, M
 labelled tokens, T image tokens of a sample, D number of deepstack features, V size of the

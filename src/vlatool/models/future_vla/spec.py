@@ -35,7 +35,7 @@ class QwenLayout(Layout):
         return prepare_export(trained)
 
     def recognize(self, location: Path) -> PublishedFiles | None:
-        """The files of a composed or exported folder; also those of a stock Qwen3-VL."""
+        """The files of a composed or exported folder, or of a plain Qwen3-VL."""
         return published.find_published(location)
 
     def section(self, files: PublishedFiles) -> FutureVlaConfig:

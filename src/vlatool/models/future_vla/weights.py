@@ -1,6 +1,6 @@
 """Reads weights of FUTURE-VLA from safetensors files, and exports the published layout.
 
-Memory holds one tensor of a file at a time. Names in the state dict are those of the files. Source:
+Memory holds one tensor of a file at a time. The state dict has the names of the files. Source:
 formats/future-vla.
 """
 

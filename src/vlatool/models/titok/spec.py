@@ -120,7 +120,7 @@ class TitokType(ImageTokenizerType):
         init: WeightsOrigin,
         init_except: Sequence[str],
     ) -> None:
-        """Loads the weights of a tokenizer; stage 2 takes those of stage 1 or 2."""
+        """Loads the weights of a tokenizer; stage 2 takes weights of stage 1 or 2."""
         from vlatool.models.titok.weights import load_titok
 
         load_titok(parts["model"].module, config, init.text, init_except)

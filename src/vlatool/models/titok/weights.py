@@ -1,6 +1,6 @@
 """Loads weights of TiTok from published files, published folders and runs.
 
-The names in a state dict are those of the published files. Source: reference/titok 2, 7.1.
+A state dict has the names of the published files. Source: reference/titok 2, 7.1.
 """
 
 from collections.abc import Mapping, Sequence
