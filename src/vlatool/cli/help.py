@@ -22,7 +22,7 @@ SHARED_HELP: Sequence[HelpRow] = (
     *OUTPUT_HELP,
 )
 _SHARED = frozenset({"preset", "config", "set_", "compat", "keys"})
-_REST: HelpRow = (HELP_ALL, "Show all options, also the common ones of every command.")
+_REST: HelpRow = (HELP_ALL, "Show all options, also the common ones.")
 _OPTION_COLUMN = 34
 _NO_VALUE = re.compile("; (null|empty): ")
 

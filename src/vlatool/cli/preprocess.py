@@ -109,6 +109,6 @@ def _sinks() -> Sequence[str]:
 def _note() -> str:
     return (
         "Formats and sinks have their own options: `vlatool preprocess FORMAT --sink NAME "
-        "--help-all` lists them. If you leave FORMAT out, write options of the format as "
-        "--source.NAME. If you leave --sink out, the format chooses it."
+        "--help-all` lists them. Without FORMAT, write options of the format as --source.NAME. "
+        "Without --sink, the format decides."
     )
