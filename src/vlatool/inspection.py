@@ -1,4 +1,4 @@
-"""Report of a location of any kind, its HTML page, and the findings that `verify` lists."""
+"""Inspects and verifies any location: its report, its HTML page, and its findings."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -37,7 +37,7 @@ def inspect_location(
     reporter: Reporter,
     names: NameMap | None = None,  # new names of cameras and fields of raw episodes
 ) -> tuple[str, Report]:
-    """Name of the kind in the table of artifacts, or `source`, and the report."""
+    """Reads what a location holds. Returns the kind of artifact, or `source`, and the report."""
     names = names or NameMap()
     artifact = recognize(location) if _may_be_artifact(keys) else None
     if artifact is None:
@@ -66,7 +66,7 @@ def _report_frames(artifact: Artifact, episodes: str | None, reporter: Reporter)
 
 
 def inspect_names(locations: Sequence[Path], keys: SourceKeys, episodes: str | None) -> Report:
-    """Report of the cameras and fields of several sources and folders of shards."""
+    """Compares the cameras and fields of several sources and folders of shards."""
     sets: list[NamedSet] = []
     for location in locations:
         artifact = recognize(location) if _may_be_artifact(keys) else None
@@ -77,8 +77,8 @@ def inspect_names(locations: Sequence[Path], keys: SourceKeys, episodes: str | N
         facts = artifact.inspect().facts if artifact.kind == "output" else {}
         if not facts.get("fields"):
             raise UsageError(
-                f"{location}: has no table of cameras and fields",
-                hint="give raw episodes and folders of training shards, or one location",
+                f"{location}: cameras and fields of this kind of data cannot be compared",
+                hint="give raw episodes and folders of shards only, or inspect each alone",
                 code="usage.unsupported",
             )
         sets.append(set_of_shards(str(location), facts))
@@ -86,17 +86,17 @@ def inspect_names(locations: Sequence[Path], keys: SourceKeys, episodes: str | N
 
 
 def _may_be_artifact(keys: SourceKeys) -> bool:
-    """True if a location need not be raw episodes."""
+    """True if a location may hold something else than raw episodes."""
     return keys.format is None and not keys.source_keys
 
 
 def _check_raw_options(location: Path, episodes: str | None, names: NameMap) -> None:
-    """Raises UsageError for options that only raw episodes have."""
+    """Raises UsageError for options that are only for raw episodes."""
     option = "--episodes" if episodes is not None else "" if names.is_empty else "--rename"
     if option:
         raise UsageError(
-            f"{location}: is not a source of raw episodes",
-            hint=f"leave {option} out: it is for raw episodes",
+            f"{location}: does not hold raw episodes",
+            hint=f"leave {option} out: it is only for raw episodes",
             code="usage.unsupported",
         )
 
@@ -109,7 +109,7 @@ def _with_names(source: DetectedSource, episodes: str | None, names: NameMap) ->
 
 
 def check_target(path: Path, generator: str = GENERATOR) -> None:
-    """Raises an error if a path cannot be the file of a page; called before anything is read."""
+    """Raises an error if no page can be written to a path; called before anything is read."""
     target_error = partial(UsageError, code="usage.bad_value", details={"path": str(path)})
     if not path.name or path.is_dir():
         raise target_error(
@@ -121,16 +121,16 @@ def check_target(path: Path, generator: str = GENERATOR) -> None:
             is_page = generator.encode() in file.read(_HEAD_BYTES)
         if not is_page:
             raise target_error(
-                f"--html {path}: exists and is not a page of an earlier {generator.split()[-1]}",
-                hint="choose another name, such as page.html",
+                f"--html {path}: exists, and is not a page of {generator.split()[-1]}",
+                hint="choose another name",
             )
 
 
 def write_page(
     report: Report, title: str, path: Path, request: PageRequest, *, has_videos: bool | None
 ) -> None:
-    """Writes the HTML page of a report that has one; `has_videos`: None for those that fit into it,
-    True for the others, too, in files beside it.
+    """Writes the HTML page of a report. `has_videos`: None for as many videos as fit into it; True
+    for all, the rest in files beside it.
     """
     assert report.page is not None
     remove_partials_of(path)
@@ -143,7 +143,7 @@ def write_page(
 
 @dataclass(frozen=True)
 class Verification:
-    """Running verification."""
+    """A verification that is running: its findings, and what has been counted so far."""
 
     kind: str  # kind of the artifact, `source`, or `download` for files of another kind
     root: Path  # folder that paths of findings are relative to
@@ -170,7 +170,7 @@ def verify_location(
 def _with_counts(
     findings: Iterable[Finding], root: Path, options: CheckOptions
 ) -> Iterator[Finding]:
-    """Yields the findings; counts the files of the file list if nothing else was counted."""
+    """Yields the findings; counts the files of the file list if nothing else is counted."""
     yield from findings
     if not any(asdict(options.counts).values()):
         with suppress(DataError):  # a broken list is a finding
@@ -209,7 +209,7 @@ def _verification(
 
 
 def code_rows() -> Iterator[dict[str, str]]:
-    """Rows of all known codes, those of plugins included."""
+    """Rows of all known codes, including codes of plugins."""
     tables = [*finding_codes(), SOURCE, IMAGES, CONVENTION]
     for registry in (FORMATS, SINKS):
         for name in registry.names():

@@ -262,7 +262,7 @@ def test_a_stock_model_is_refused_with_the_command_that_composes(bases: Path, te
     with fails("data.mismatch") as caught:
         derived(bases / text)
     assert f"vlatool compose --qwen {bases / 'qwen'}" in caught.value.hint
-    with pytest.raises(VlatoolError, match="stock Qwen3-VL"):
+    with pytest.raises(VlatoolError, match="plain Qwen3-VL"):
         open_trained(str(bases / text))
 
 

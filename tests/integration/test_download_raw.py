@@ -337,7 +337,7 @@ def test_annotations_are_a_file_of_their_own(server: WebServer, tmp_path: Path) 
         states.append((result.status, target.exists()))
     assert states == [("planned", False), ("written", True), ("already complete", True)]
     target.write_text("mine")
-    with pytest.raises(UsageError, match="other content"):
+    with pytest.raises(UsageError, match="its content differs"):
         download(DownloadConfig.model_validate({**values, "output": str(target)}))
     assert target.read_text() == "mine"
 

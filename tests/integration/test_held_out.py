@@ -96,7 +96,7 @@ def test_none_is_held_out_of_fewer_than_five(raw: Path, tmp_path: Path) -> None:
     ("keys", "problem"),
     [
         ({"episodes": "0"}, "leaves none to train on"),
-        ({"sink.type": "lbm"}, "--sink lbm holds no episodes out"),
+        ({"sink.type": "lbm"}, "--sink lbm cannot hold episodes out for evaluation"),
     ],
 )
 def test_a_share_that_cannot_be_held_out(
@@ -172,7 +172,7 @@ def test_without_held_out_episodes_the_data_are_asked_for(raw: Path, tmp_path: P
     result = train(config)
     assert result.next.startswith("vlatool eval open-loop")
     assert result.next.endswith(str(tmp_path / "data"))
-    with pytest.raises(UsageError, match="hold no episode out"):
+    with pytest.raises(UsageError, match="have no held-out episodes"):
         evaluated(tmp_path / "run", "", tmp_path / "report")
 
 

@@ -136,9 +136,7 @@ def test_options_of_the_job_are_in_its_request(monkeypatch: pytest.MonkeyPatch) 
     chosen = {name: text for name, text in request["Environment"].items() if "WANDB" in name}
     assert chosen == {"WANDB_PROJECT": "pick", "WANDB_ENTITY": "team"}
     assert request["Environment"]["VLATOOL_SECRETS"] == '{"WANDB_API_KEY": "lab/wandb"}'
-    assert document["notes"] == [
-        "TrainingImage was not looked up: there are no AWS credentials here"
-    ]
+    assert document["notes"] == ["TrainingImage was not checked: there are no AWS credentials here"]
     assert request["EnableManagedSpotTraining"]
     assert request["StoppingCondition"] == {
         "MaxRuntimeInSeconds": 172_800,

@@ -109,7 +109,7 @@ def test_a_field_of_another_width_is_an_error(source: FieldMap, run: Path, tmp_p
 def test_open_loop_needs_data_with_recorded_actions(run: Path, tmp_path: Path) -> None:
     with fails("data.missing"):
         open_loop(OpenLoopConfig(checkpoint=str(run), data=str(tmp_path), output=str(tmp_path)))
-    with pytest.raises(UsageError, match="hold no episode out"):
+    with pytest.raises(UsageError, match="have no held-out episodes"):
         open_loop(OpenLoopConfig(checkpoint=str(run), output=str(tmp_path)))
 
 

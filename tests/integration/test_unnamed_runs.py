@@ -61,4 +61,4 @@ def test_a_run_that_another_process_trains_is_left_alone(data: Path, stopped: Pa
     with output_lock(folder, "test"):
         output = start(data, stopped, reporter)
     assert output != folder
-    assert reporter.notes[0].endswith(f"{folder}: another process trains it")
+    assert reporter.notes[0].endswith(f"{folder}: another process is training it")

@@ -250,7 +250,7 @@ def test_samples_whose_images_are_beside_them_are_uploaded_with_a_warning(
     upload(UploadConfig.model_validate(config), reporter=reporter)
 
     (message,) = [text for code, text in reporter.warnings if code == "images_elsewhere"]
-    assert "samples in it" in message
+    assert "put the samples into it" in message
 
 
 @pytest.mark.slow

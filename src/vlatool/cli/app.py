@@ -41,7 +41,7 @@ _LEADS = {
 
 
 class TableGroup(typer.core.TyperGroup):
-    """Commands of the table with the words `prefix` first; each is built when it is needed."""
+    """The commands whose names begin with `prefix`; each is built when it is needed."""
 
     prefix: ClassVar[str] = ""
 
@@ -65,7 +65,7 @@ class TableGroup(typer.core.TyperGroup):
         return {name: f"{start}{name}" for name in names}
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Moves keys that are typed before the name of a command, `--a.b c`, behind it."""
+        """Moves keys that are typed before the name of a command, such as `--a.b c`, behind it."""
         count = 0
         while count < len(args) and args[count].startswith("--") and "." in args[count]:
             count += 1 if "=" in args[count] else 2
@@ -131,13 +131,13 @@ def _group(name: str) -> Any:
 
 
 # `--version` is the command `version`, which is listed already.
-_OWN_HELP = ("--install-completion", "Without a command: complete words in this shell.")
+_OWN_HELP = ("--install-completion", "Install or show the completion of words in your shell.")
 _COMPLETE = "_VLATOOL_COMPLETE"
 _SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 
 
 class RootGroup(TableGroup):
-    """All commands, with the output options before or after them."""
+    """The root of all commands; output options may stand before or after a command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         options = ctx.ensure_object(OutputOptions)
@@ -167,7 +167,7 @@ def root(
     ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    """From raw robot episodes to a trained, evaluated policy."""
+    """Turn recordings of your robot into a trained, evaluated policy."""
     if version:
         from vlatool.cli.output import write_result
         from vlatool.workflows.catalog import version as version_result
@@ -213,12 +213,12 @@ def main() -> None:
 
 
 def _ignore_ctrl_c() -> None:
-    """Keeps the exit code when the interpreter has removed its handlers."""
+    """Keeps the exit code if Ctrl-C comes when the interpreter has removed its handlers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs one invocation and returns its exit code."""
+    """Runs one command line and returns its exit code."""
     from vlatool.cli.failures import Terminated, raise_on_signals
 
     options = OutputOptions()
@@ -254,9 +254,10 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _run_in_environment() -> None:
-    """Runs this command of the single file in the Python environment that is named or active.
+    """Lets the single file run this command in a Python environment: the one you name, or the
+    active one.
 
-    Returns if there is none with vlatool of this version.
+    Returns if no environment has this version of vlatool.
     """
     from vlatool import __version__
 
@@ -278,16 +279,16 @@ def _run_in_environment() -> None:
 
 
 def _check_names(argv: Sequence[str]) -> None:
-    """Refuses a word that cannot be written as text: records hold the names of folders."""
+    """Refuses names that are not UTF-8, because records hold the names of folders."""
     for word in argv:
         try:
             word.encode()
         except UnicodeEncodeError:
             encoding = sys.getfilesystemencoding()
             is_utf8 = encoding.lower().replace("-", "") == "utf8"
-            hint = f"this locale reads names as {encoding}: export LC_ALL=C.UTF-8"
+            hint = f"your locale reads names as {encoding}; run: export LC_ALL=C.UTF-8"
             raise UsageError(
-                f"{word!r} is not UTF-8",
+                f"{word!r} is not text in UTF-8",
                 hint="rename that file or folder" if is_utf8 else hint,
                 code="usage.bad_value",
             ) from None
@@ -297,7 +298,7 @@ _START_FILES = {"bash": "~/.bashrc", "zsh": "~/.zshrc"}
 
 
 def _set_up_completion(argv: Sequence[str], options: OutputOptions) -> None:
-    """Shows or installs the completion of a shell, which Typer does."""
+    """Shows or installs the completion of a shell, with Typer."""
     from vlatool.cli.output import write_stdout
 
     shell = os.path.basename(os.environ.get("SHELL", ""))
@@ -319,7 +320,9 @@ def _set_up_completion(argv: Sequence[str], options: OutputOptions) -> None:
 
 
 def _fill_completion_cache() -> None:
-    """Collects the completion words of all commands, which takes too long for a key press."""
+    """Collects the completion words of all commands in advance: on a key press it would be too
+    slow.
+    """
     from vlatool.cli.forms import typer_command
     from vlatool.cli.training_options import preset_types
     from vlatool.plugins import FORMATS
@@ -341,7 +344,7 @@ def _fill_completion_cache() -> None:
 
 
 def _report_error(error: BaseException, options: OutputOptions) -> int:
-    """Writes an error, undisturbed by a second Ctrl-C, and returns its exit code."""
+    """Writes an error, even if a second Ctrl-C comes, and returns its exit code."""
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     from vlatool.cli.failures import TerminatedError, as_vlatool_error
     from vlatool.cli.output import to_json, write_error

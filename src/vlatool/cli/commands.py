@@ -1,4 +1,4 @@
-"""Table of all commands. It imports nothing of them, so that `vlatool --help` is fast."""
+"""The table of all commands. It imports none of them, so that `vlatool --help` is fast."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -9,7 +9,7 @@ TRAINING_PRESETS = ("runs", "models", "models/denoisers", "data", "hparams", "ro
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its configuration, its workflow, and what its help says."""
+    """A command: its configuration, its workflow, and the texts of its help."""
 
     summary: str  # one sentence for the help
     # `module:function(Class)`: function of `(config, *, reporter)`, which returns the result, and
@@ -50,7 +50,7 @@ _SAGEMAKER_OPTIONS = (
 )
 _SAGEMAKER_DETAILS = (
     "Takes the options of `vlatool train`, and --sagemaker.KEY VALUE. Data, weights and the copy "
-    "of the run are in buckets."
+    "of the run must be in buckets."
 )
 _SAGEMAKER_EXAMPLE = (
     "-p diffusion-policy-bellpepper --data s3://lab/data --remote-sync s3://lab/runs "
@@ -61,7 +61,7 @@ _JOB = "ada-l-vlatool-2026-11-24-09-30-00-1f2e3d4c"
 
 _LAUNCH: dict[str, Command] = {
     "launch sagemaker train": Command(
-        "Train a model in a SageMaker job.",
+        "Train a model on Amazon SageMaker.",
         "vlatool.workflows.launch_training:launch_sagemaker_train(LaunchSageMakerConfig)",
         examples=(_SAGEMAKER_EXAMPLE, f"{_SAGEMAKER_EXAMPLE} --dry-run --json | jq .request"),
         details=_SAGEMAKER_DETAILS,
@@ -70,7 +70,7 @@ _LAUNCH: dict[str, Command] = {
         presets=TRAINING_PRESETS,
     ),
     "launch sagemaker finetune": Command(
-        "Train a model in a SageMaker job, from the weights of a checkpoint.",
+        "Train on Amazon SageMaker from the weights of a checkpoint.",
         "vlatool.workflows.launch_training:launch_sagemaker_finetune(LaunchSageMakerConfig)",
         examples=tuple(
             f"--from {weights} {_SAGEMAKER_EXAMPLE}"
@@ -94,13 +94,13 @@ _LAUNCH: dict[str, Command] = {
         (f"{_JOB} | grep loss", f"{_JOB} --follow"),
     ),
     "launch stop": Command(
-        "Stop a SageMaker job; the same launch command continues its run.",
+        "Stop a SageMaker job; repeat the launch command to continue its run.",
         "vlatool.workflows.launch_training:launch_stop(LaunchStopConfig)",
         {"job": "JOB"},
         (_JOB, f"{_JOB} --dry-run"),
     ),
     "launch slurm train": Command(
-        "Write the script of a training run for Slurm; with --submit, submit it.",
+        "Write a Slurm script for a training run; with --submit, submit it.",
         "vlatool.workflows.launch_training:launch_slurm_train(SlurmTrainConfig)",
         examples=(
             "--preset policy-tiny --data data -o runs/first --slurm.gpus-per-node 1",
@@ -109,8 +109,8 @@ _LAUNCH: dict[str, Command] = {
                 "--slurm.nodes 2 --slurm.gpus-per-node 8 --submit"
             ),
         ),
-        details="Takes the options of `vlatool train`. The files go to the folder `launch` beside "
-        "the run.",
+        details="Takes the options of `vlatool train`. Script and logs go to the folder "
+        "`launch` beside the run.",
         options=(
             *("data", "output", "preset", "config", "slurm.nodes", "slurm.gpus_per_node"),
             *("slurm.cpus_per_task", "slurm.partition", "slurm.time", "slurm.setup"),
@@ -120,12 +120,12 @@ _LAUNCH: dict[str, Command] = {
         presets=TRAINING_PRESETS,
     ),
     "launch ray preprocess": Command(
-        "Preprocess on a Ray cluster, or write the file of a new one.",
+        "Preprocess on a running Ray cluster, or write the file of a new one.",
         "vlatool.workflows.launch_ray:launch_ray_preprocess(RayPreprocessConfig)",
         {"format": "[FORMAT]", "sources": "SOURCE..."},
         ("spartan s3://lab/raw -o s3://lab/data", "spartan raw -o data --ray-address auto"),
-        details="Takes the options of `vlatool preprocess`. Without --ray-address, writes the file "
-        "for `ray up` and prints the commands that run on the new cluster.",
+        details="Takes the options of `vlatool preprocess`. Without --ray-address, writes the "
+        "file for `ray up` and prints the commands to run.",
         form="vlatool.cli.preprocess:preprocess_form",
         presets=("preprocess",),
         options=(
@@ -142,7 +142,7 @@ _TRAINING_OPTIONS = (
     *("hparams.global_batch_size", "hparams.per_gpu_batch_size", "data.camera_names"),
     *("data.num_workers", "nproc", "num_checkpoints", "overwrite", "dry_run"),
 )
-_NEEDS_PRESET = "Give a preset or a file that names the model: --preset NAME or --config FILE."
+_NEEDS_PRESET = "Name the model with a preset or a file: --preset NAME or --config FILE."
 
 _COMMANDS: dict[str, Command] = {
     "demo": Command(
@@ -163,7 +163,7 @@ _COMMANDS: dict[str, Command] = {
         ),
     ),
     "download": Command(
-        "Download files of a hub, a bucket or a web server.",
+        "Download files from a hub, a bucket or a web server.",
         "vlatool.workflows.download:download(DownloadConfig)",
         {"source": "[LOCATION]"},
         (
@@ -173,7 +173,7 @@ _COMMANDS: dict[str, Command] = {
         suggestions={"task": "vlatool.formats.task_table:task_names"},
     ),
     "preprocess": Command(
-        "Turn raw episodes into training data.",
+        "Turn your recordings into training data.",
         "vlatool.workflows.preprocess:preprocess(PreprocessConfig)",
         {"format": "[FORMAT]", "sources": "SOURCE..."},
         (
@@ -189,7 +189,7 @@ _COMMANDS: dict[str, Command] = {
         ),
     ),
     "curate": Command(
-        "Choose raw episodes to train on, by figures and rules.",
+        "Measure episodes, and choose which ones to train on.",
         "vlatool.workflows.curate:curate(CurateConfig)",
         {"format": "[FORMAT]", "sources": "SOURCE..."},
         (
@@ -201,7 +201,7 @@ _COMMANDS: dict[str, Command] = {
         options=("output", "preset", "config", "keep", "episodes", "workers", "overwrite"),
     ),
     "split": Command(
-        "Write train and validation lists for image shards.",
+        "Split image shards into lists for training and validation.",
         "vlatool.workflows.split:split(SplitConfig)",
         {"shards": "SHARDS"},
         (
@@ -227,7 +227,7 @@ _COMMANDS: dict[str, Command] = {
         ),
     ),
     "tokenizer eval": Command(
-        "Measure the reconstruction of images from their codes, next to simple baselines.",
+        "Measure how well a visual tokenizer reconstructs images, beside simple baselines.",
         "vlatool.workflows.tokenizer_eval:tokenizer_eval(TokenizerEvalConfig)",
         {"checkpoint": "CHECKPOINT", "data": "DATA"},
         (
@@ -237,7 +237,7 @@ _COMMANDS: dict[str, Command] = {
         has_ranks=True,
     ),
     "tokenizer export": Command(
-        "Write a trained visual tokenizer as the published pair of files.",
+        "Export a trained visual tokenizer as the two published files.",
         "vlatool.workflows.export:tokenizer_export(TokenizerExportConfig)",
         {"checkpoint": "CHECKPOINT"},
         (
@@ -288,7 +288,7 @@ _COMMANDS: dict[str, Command] = {
         ),
     ),
     "export": Command(
-        "Convert codes, packed samples or a policy to another layout.",
+        "Export codes, packed samples or a model in another layout.",
         "vlatool.workflows.export:export(ExportConfig)",
         {"source": "SOURCE"},
         (
@@ -300,23 +300,23 @@ _COMMANDS: dict[str, Command] = {
         options=("output", "layout", "absolute", "workers", "on_error", "overwrite", "dry_run"),
     ),
     "repair": Command(
-        "Copy recordings; of damaged files what is whole.",
+        "Recover recordings that were cut off or damaged.",
         "vlatool.workflows.repair:repair(RepairConfig)",
         {"source": "SOURCE"},
         ("recordings --output healthy", "data/demos.hdf5 --output healthy --dry-run"),
-        details="Parquet without a footer, HDF5 that was not closed, MCAP without a summary, mp4 "
-        "that is cut off.",
+        details="Saves what is whole in Parquet without a footer, HDF5 that was not closed, "
+        "MCAP without a summary and mp4 that is cut off.",
         options=("output", "workers", "on_error", "overwrite", "dry_run"),
     ),
     "compare": Command(
-        "Compare two data sets in any two layouts, by content.",
+        "Compare the content of two data sets in any two layouts.",
         "vlatool.workflows.compare:compare_data(CompareDataConfig)",
         {"a": "A", "b": "B"},
         ("demos.hdf5 lerobot-set", "before after --images null --tolerance 0 --json"),
-        details="Exit 4 if they differ. Two policies are compared by `vlatool eval compare`.",
+        details="Exits with 4 if they differ. `vlatool eval compare` compares two policies.",
     ),
     "compose": Command(
-        "Write weights that a future_vla model starts from.",
+        "Write the initial weights of a future_vla model.",
         "vlatool.workflows.compose:compose(ComposeConfig)",
         examples=(
             (
@@ -342,13 +342,13 @@ _COMMANDS: dict[str, Command] = {
         presets=TRAINING_PRESETS,
     ),
     "finetune": Command(
-        "Train a model that starts from the weights of a checkpoint.",
+        "Train a model, starting from the weights of a checkpoint.",
         "vlatool.workflows.train:finetune(vlatool.training.config:TrainConfig)",
         examples=(
             "--from runs/first --preset policy-tiny --data new -o runs/new",
             "--from s3://lab/checkpoint_3.pt -p diffusion-policy-bellpepper --data d",
         ),
-        details=f"{_NEEDS_PRESET} That of the checkpoint is in its run: RUN/config.yaml.",
+        details=f"{_NEEDS_PRESET} A run has its configuration in RUN/config.yaml.",
         options=("from", *_TRAINING_OPTIONS),
         form="vlatool.cli.training_options:finetune_form",
         has_ranks=True,
@@ -377,7 +377,7 @@ _COMMANDS: dict[str, Command] = {
         presets=TRAINING_PRESETS,
     ),
     "eval open-loop": Command(
-        "Compare predicted with recorded actions, next to simple baselines.",
+        "Compare predicted with recorded actions, beside simple baselines.",
         "vlatool.workflows.open_loop:open_loop(vlatool.evaluation.config:OpenLoopConfig)",
         {"checkpoint": "CHECKPOINT", "data": "DATA"},
         ("runs/bin data-held", "runs/bin data-held --output errors --json > errors.json"),
@@ -409,7 +409,7 @@ _COMMANDS: dict[str, Command] = {
         ("runs/bin/eval/rollout-a runs/bin/eval/rollout-b", "rollouts-a rollouts-b --json"),
     ),
     "predict": Command(
-        "Ask a policy for its actions at one frame of recorded data.",
+        "Show what a policy predicts at one frame of recorded data.",
         "vlatool.workflows.predict:predict(PredictConfig)",
         {"checkpoint": "CHECKPOINT", "source": "SOURCE"},
         (
@@ -426,8 +426,8 @@ _COMMANDS: dict[str, Command] = {
         "vlatool.workflows.serve:serve(vlatool.serving.config:ServeConfig)",
         {"checkpoint": "CHECKPOINT"},
         ("runs/bin", "runs/bin --host 0.0.0.0 --key-file key.txt --map robot.yaml"),
-        details="Clients are `vlatool.connect(URL)` and the client of openpi. "
-        "GET /healthz and /metrics answer on the same port.",
+        details="Connect with `vlatool.connect(URL)`, or with the client of openpi. GET "
+        "/healthz and /metrics answer on the same port.",
         options=(
             *("host", "port", "map", "execute_steps", "weights", "inference_steps", "batch_size"),
             *("max_clients", "request_timeout_s", "key_file", "certificate", "private_key"),
@@ -440,13 +440,13 @@ _COMMANDS: dict[str, Command] = {
         ("data-a data-b --output merged.json", "data-a data-b --weights 1,3 > merged.json"),
     ),
     "stats compute": Command(
-        "Compute the statistics of shards without statistics.",
+        "Compute statistics for shards that have none.",
         "vlatool.workflows.stats:stats_compute(StatsComputeConfig)",
         {"data": "DATA"},
         ("published/shards", "published/shards --output stats/published.json --workers 8"),
     ),
     "inspect": Command(
-        "Show the contents of a source, a data folder or a run.",
+        "Show what recordings, training data or a run contain.",
         "vlatool.workflows.verify:inspect(InspectConfig)",
         {"location": "LOCATION", "others": "[OTHERS...]"},
         ("raw --html raw.html", "runs/bin --json | jq .kind", "raw other_raw shards"),
@@ -459,7 +459,7 @@ _COMMANDS: dict[str, Command] = {
         has_rows=True,
     ),
     "verify": Command(
-        "Check that an output, a run or a source is whole.",
+        "Check recordings, data or a run, and list all problems.",
         "vlatool.workflows.verify:verify(VerifyConfig)",
         {"location": "LOCATION"},
         ("my_dataset", "raw --full --json | jq .codes"),
@@ -473,17 +473,16 @@ _COMMANDS: dict[str, Command] = {
             "gr1-v3 hf://datasets/lab/gr1-pick --license cc-by-4.0",
             "runs/pick hf://models/lab/pick --public --dry-run",
         ),
-        details="Only what `vlatool verify` finds whole is uploaded; the same command continues "
-        "an upload.",
+        details="Uploads only what `vlatool verify` finds whole; repeat the command to continue.",
     ),
     "presets": Command(
         "List the presets, or show one of them.",
         "vlatool.workflows.presets:presets(PresetsConfig)",
         examples=("", "--all", "--all --jsonl | head -3"),
-        details="Lists those to start with. The second column says what a preset fills: runs are "
-        "complete training configurations, models, data and hparams parts of one, preprocess is "
-        "for `preprocess`, rollouts for `eval rollout`, and for the section `eval` of `train`. "
-        "`vlatool presets show NAME` prints one.",
+        details="Lists the presets to start with. The second column says what a preset fills: "
+        "runs are complete training configurations, models, data and hparams parts of "
+        "one, preprocess is for `preprocess`, rollouts for `eval rollout`, and for "
+        "the section `eval` of `train`. `vlatool presets show NAME` prints one.",
         has_rows=True,
     ),
     "presets show": Command(
@@ -494,7 +493,7 @@ _COMMANDS: dict[str, Command] = {
         examples=("world-pick", "titok-tiny-stage1 > stage1.yaml"),
     ),
     "plugins": Command(
-        "List formats, sinks and model types, also of plugins.",
+        "List formats, sinks and model types, also from plugins.",
         "vlatool.workflows.catalog:plugins()",
         examples=("", "--json"),
         has_rows=True,
@@ -523,7 +522,7 @@ GROUPS: dict[str, str] = {
     "tokenizer": "Train, evaluate, export visual tokenizers; fit FAST.",
     "eval": "Evaluate a policy on recorded data or in an environment.",
     "stats": "Merge statistics of data sets, or compute missing ones.",
-    "launch": "Start the same work on SageMaker, Slurm or a Ray cluster.",
+    "launch": "Train or preprocess on SageMaker, Slurm or a Ray cluster.",
     "launch sagemaker": "Start training on Amazon SageMaker.",
     "launch slurm": "Start training on a cluster with Slurm.",
     "launch ray": "Preprocess on a Ray cluster.",

@@ -1,7 +1,7 @@
 """Shell completion of options and of the values of options and arguments.
 
-The words are cached on disk between requests: collecting them imports configuration classes, which
-takes too long for a key press. The installation of the completion collects those of all commands.
+The words are cached on disk, because collecting them imports configuration classes, which is too
+slow for a key press. Installing the completion collects the words of all commands.
 """
 
 import hashlib
@@ -125,7 +125,7 @@ def _starting(values: Sequence[str], text: str) -> list[str]:
 
 
 def _long_options(words: CompletionWords, text: str) -> list[str]:
-    """Long options; without bare keys, those of a section only for a text with a dot."""
+    """Long options; without bare keys, and keys of a section only for a text with a dot."""
     names = [name for name in words.options if name.startswith("--")]
     if words.has_bare_keys or "." in text:
         return names
@@ -133,7 +133,7 @@ def _long_options(words: CompletionWords, text: str) -> list[str]:
 
 
 def _matching(names: Sequence[str], text: str) -> list[str]:
-    """Names that start with a text, else those with such a part after a dot; `-` equals `_`."""
+    """Names that start with a text, else names with such a part after a dot; `-` equals `_`."""
     start = text.replace("-", "_")
     matches = [name for name in names if name.replace("-", "_").startswith(start)]
     part = start.lstrip("_")
@@ -143,7 +143,7 @@ def _matching(names: Sequence[str], text: str) -> list[str]:
 
 
 def _spelled(names: Sequence[str], text: str) -> list[str]:
-    """Names with dashes or underscores, whichever the text has."""
+    """Names spelled with dashes or underscores, as in the text."""
     body = text.lstrip("-")
     spelled: list[str] = []
     for name in names:

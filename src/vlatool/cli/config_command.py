@@ -67,7 +67,7 @@ class ConfigSpec:
     unused_keys: tuple[str, ...] = ()
 
     def is_used(self, name: str) -> bool:
-        """True if a key, or its section, has a meaning here."""
+        """True if a key, or its section, has a meaning for this command."""
         return name.partition(".")[0] not in self.unused_keys
 
 
@@ -101,7 +101,7 @@ class VlatoolCommand(typer.core.TyperCommand):
         return super().parse_args(ctx, rest)
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Options; none during completion, because reading them makes Typer import pydantic."""
+        """Options of the command; none during completion, because Typer would import pydantic."""
         return [] if ctx.resilient_parsing else super().get_params(ctx)
 
     def split_args(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
@@ -143,7 +143,7 @@ class VlatoolCommand(typer.core.TyperCommand):
         return ""
 
     def options_of_sections(self, ctx: Any, name: str) -> list[str]:
-        """Options of sections whose last part is this name."""
+        """Options inside sections that end with this name."""
         return []
 
     def get_help(self, ctx: Any) -> str:
@@ -191,7 +191,7 @@ class VlatoolCommand(typer.core.TyperCommand):
 
 @cache
 def _config_options(*, is_flat: bool) -> list[Any]:
-    """Options of every command with a configuration; `--compat` only for one with sections."""
+    """Options of every command with a configuration; `--compat` only if it has sections."""
 
     def declare(
         preset: cli_options.PresetOpt = None,
@@ -256,7 +256,7 @@ class ConfigCommand(VlatoolCommand):
             return schema
 
     def keys(self, args: Sequence[str]) -> "dict[str, Key]":
-        """Keys by option name; of a config with sections, those outside the sections."""
+        """Keys by option name; if the config has sections, only the keys outside them."""
         from vlatool.cli.keys import declared_keys
 
         keys = declared_keys(self.spec.schema(args))
@@ -438,7 +438,7 @@ def config_command(
 
 
 def _near_spellings(name: str, spellings: Mapping[str, str]) -> list[str]:
-    """Options that a typing error separates from a name, or that have all its words."""
+    """Options that are close to a misspelled name, or that have all its words."""
     names = difflib.get_close_matches(name, spellings, n=3, cutoff=0.75)
     words = set(name.split("_"))
     for other in spellings:

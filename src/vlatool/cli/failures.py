@@ -27,10 +27,10 @@ _STORAGE_ERRNOS = {
     errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG,
 }  # fmt: skip
 _STORAGE_HINTS = {
-    errno.ENAMETOOLONG: "use a shorter name; most file systems allow 255 bytes per file name",
-    errno.ELOOP: "symbolic links form a loop; correct the links",
-    errno.EFBIG: "raise the limit on file sizes (`ulimit -f`), or choose another file system",
-    errno.EMFILE: "too many files are open: raise `ulimit -n`, or use fewer --workers",
+    errno.ENAMETOOLONG: "use a shorter name: most file systems allow 255 bytes",
+    errno.ELOOP: "symbolic links lead in a circle here: correct them",
+    errno.EFBIG: "the file is too large: raise the limit (`ulimit -f`), or use another file system",
+    errno.EMFILE: "too many files are open: raise the limit (`ulimit -n`), or use fewer --workers",
 }
 
 
@@ -92,18 +92,18 @@ def as_vlatool_error(error: BaseException) -> VlatoolError:
     if place and _known_error(error) is None:
         return BugError(
             f"{type(error).__name__}: {error} (in the plugin, at {place})",
-            hint="this is a bug of the plugin; check_reader of vlatool.testing finds it",
+            hint="this is a bug in the plugin; vlatool.testing.check_reader finds such bugs",
             details={"exception": type(error).__name__},
         )
     return _known_error(error) or BugError(
         f"this is a bug in vlatool: {type(error).__name__}: {error}",
-        hint="run again with --debug and report the traceback",
+        hint="repeat the command with --debug, and report the traceback",
         details={"exception": type(error).__name__},
     )
 
 
 def _line_with_warmup(argv: Sequence[str]) -> str:
-    """The command line with a warm-up that fits every run, in place of the typed one if any."""
+    """The command line with a warm-up that fits every run; it replaces a typed one."""
     from vlatool.training.plan import WARMUP
 
     words = []
@@ -133,20 +133,20 @@ def _os_error(error: OSError) -> VlatoolError | None:
     if isinstance(error, FileNotFoundError) and "://" in str(error.filename):
         return DataError.at(
             error.filename,
-            "is listed by the storage, and cannot be read: it does not exist",
-            hint="check the location, then run the same command again",
+            "the storage lists this file, but cannot find it",
+            hint="it was probably removed meanwhile: run the same command again",
             code="data.no_source",
         )
     if "AF_UNIX path too long" in str(error):  # Python's own check, without a number
         return EnvironmentProblem(
-            f"the path of the temporary folder is too long for sockets: {tempfile.gettempdir()}",
+            f"the path of the temporary folder is too long for a socket: {tempfile.gettempdir()}",
             hint="set TMPDIR to a folder with a shorter path, such as /tmp",
             code="environment.hardware",
         )
     if "No usable temporary directory" in str(error):  # Python's own search
         return EnvironmentProblem(
-            "there is no temporary folder that can be written",
-            hint="set TMPDIR to one, such as TMPDIR=/dev/shm, or mount /tmp writable",
+            "no temporary folder can be written",
+            hint="set TMPDIR to a folder that can, such as TMPDIR=/dev/shm, or make /tmp writable",
             code="environment.hardware",
         )
     if error.errno not in _STORAGE_ERRNOS:
@@ -155,9 +155,7 @@ def _os_error(error: OSError) -> VlatoolError | None:
     return StorageError(
         f"{path}{os.strerror(error.errno or 0)}",
         hint=_STORAGE_HINTS.get(
-            error.errno or 0,
-            "free up disk space or raise your quota, or use a location with read and write "
-            "permission",
+            error.errno or 0, "free some space, or use a location where you may read and write"
         ),
         code="storage.unreadable",
         details={"path": str(error.filename or ""), "errno": error.errno},
@@ -169,7 +167,7 @@ def _package(error: ModuleNotFoundError) -> str:
 
 
 def _stopped(kind: type[VlatoolError], word: str) -> VlatoolError:
-    """Error of a command that was stopped, with what is left of its work."""
+    """Error of a command that was stopped; says what is kept of its work."""
     line = shlex.join(["vlatool", *sys.argv[1:]])
     if _NOTHING_KEPT.intersection({*sys.argv[1:2], " ".join(sys.argv[1:3])}):
         return kind(
@@ -217,7 +215,7 @@ _UNREACHED = {"storage.unreachable", "environment.offline"}
 
 
 def name_key(error: VlatoolError, config: Mapping[str, Any]) -> None:
-    """Adds the key of a location that cannot be reached to the hint of its error."""
+    """Adds to the hint of an error which key names the location that cannot be reached."""
     if error.code not in _UNREACHED:
         return
     path = str(error.details.get("path", ""))

@@ -1,4 +1,4 @@
-"""Commands of Typer from the rows of the table, and their start on several ranks."""
+"""Builds commands of Typer from the rows of the table, and starts them on several ranks."""
 
 import inspect
 import json
@@ -51,7 +51,7 @@ def run_on_ranks(run: Invocation, processes: int | None) -> bool:
 
 @contextmanager
 def rank_errors(run: Invocation) -> Iterator[None]:
-    """In a rank of `--nproc`, writes errors for the starting process, which prints one of them."""
+    """In a rank of `--nproc`, writes errors to a file; the starting process prints one of them."""
     from vlatool.training.ranks import Launch
 
     launch = Launch.of_this_process()
@@ -105,7 +105,7 @@ def no_options() -> None:
 
 @dataclass(frozen=True)
 class Form:
-    """Form of a command on the command line."""
+    """How a command looks on the command line: arguments, options, aliases."""
 
     spec: ConfigSpec | None  # options of the configuration; None for a command without one
     body: Body = run_workflow  # function of (invocation, command, values) that runs the command

@@ -1,4 +1,4 @@
-"""Layout of the help: the most used options of a command on one screen, or all of them by group."""
+"""Lays out the help: the most used options on one screen, or all options by group."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ SHARED_HELP: Sequence[HelpRow] = (
     *OUTPUT_HELP,
 )
 _SHARED = frozenset({"preset", "config", "set_", "compat", "keys"})
-_REST: HelpRow = (HELP_ALL, "Show all options, also those of every command.")
+_REST: HelpRow = (HELP_ALL, "Show all options, also the common ones.")
 _OPTION_COLUMN = 34
 _NO_VALUE = re.compile("; (null|empty): ")
 
@@ -35,7 +35,7 @@ def is_help(args: Iterable[str]) -> bool:
 def listed_rows(
     names: Sequence[str], keys: Mapping[str, HelpRow], declared: Mapping[str, HelpRow]
 ) -> list[HelpRow]:
-    """Rows of `--help`: the named options in their order, or all that only this command has."""
+    """Rows of `--help`: the named options in their order, or all options of this command alone."""
     rows = {**keys, **declared}
     if not names:
         names = [name for name in rows if name not in _SHARED]
@@ -44,7 +44,7 @@ def listed_rows(
 
 
 def declared_rows(params: Iterable[Any], ctx: Any) -> dict[str, HelpRow]:
-    """Rows of the options that Typer parses, by name; that of the help itself is not one."""
+    """Rows of the options that Typer parses, by name, without `--help`."""
     rows: dict[str, HelpRow] = {}
     for param in params:
         if param.param_type_name != "option" or is_help(param.opts):
@@ -96,7 +96,7 @@ def option_text(name: str, short: str, metavar: str) -> str:
 
 
 def key_row(key: "Key", short: str, values: Sequence[str], *, is_short: bool) -> HelpRow:
-    """Row of a key; if `is_short`, a switch that is off has only the form that turns it on."""
+    """Row of a key; with `is_short`, a switch that is off shows only how to turn it on."""
     if key.is_switch and key.default == "false" and is_short:
         text = f"--{key.name.replace('_', '-')}"
         return text, _description(replace(key, default=""), values)
@@ -112,7 +112,7 @@ def key_row(key: "Key", short: str, values: Sequence[str], *, is_short: bool) ->
 
 
 def argument_row(name: str, key: "Key", values: Sequence[str]) -> HelpRow:
-    """Row of an argument, with the name that it has in the usage line and its known values."""
+    """Row of an argument, with its name in the usage line and its known values."""
     known = key.type_text if "|" in key.type_text else ""
     return f"{name.strip('[]')} {known}".strip(), _description(key, values)
 

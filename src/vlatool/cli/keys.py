@@ -33,7 +33,7 @@ class Key:
 
 
 def declared_keys(schema: type[ConfigModel]) -> dict[str, Key]:
-    """All keys of a flat config class by option name, including those of its flat sections."""
+    """All keys of a flat config class by option name, including keys of its flat sections."""
     keys: dict[str, Key] = {}
     for info in _typable(schema):
         section, dot, rest = info.key.partition(".")
@@ -57,7 +57,7 @@ def declared_keys(schema: type[ConfigModel]) -> dict[str, Key]:
 
 
 def _typable(schema: type[ConfigModel]) -> list[KeyInfo]:
-    """Keys whose whole name is known: none of lists and of mappings with names of the user."""
+    """Keys whose complete name is known, so none inside lists or mappings with names of yours."""
     return [info for info in dotted_keys(schema) if ANY_NAME not in info.key.split(".")]
 
 
@@ -120,7 +120,7 @@ def _choices(schema: type[ConfigModel], info: KeyInfo) -> list[str]:
 
 
 def default_text(value: Any) -> str:
-    """Default in the form in which it is typed; empty if there is none."""
+    """Default, spelled as you would type it; empty if there is none."""
     if value is None or value in ("", [], {}):
         return ""
     if isinstance(value, bool):
@@ -132,7 +132,7 @@ def default_text(value: Any) -> str:
 
 @dataclass
 class TypedConfig:
-    """Configuration part of a command line."""
+    """The configuration that a command line gives: presets, files and typed values."""
 
     typed: Sequence[TypedValue]  # values in the order typed
     keys: Mapping[str, Key] = field(default_factory=dict)  # flat keys by option name
@@ -200,7 +200,7 @@ class TypedConfig:
 def _given_twice_error(key: str, first: str, second: str) -> UsageError:
     return UsageError(
         f"the key {key!r} is given twice: by {first} and by {second}",
-        hint="keep one of them",
+        hint="keep only one of them",
         code="usage.conflict",
         details={"key": key, "by": [first, second]},
     )

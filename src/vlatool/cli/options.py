@@ -1,7 +1,7 @@
 """Options that commands share, and the separation of configuration keys from argv before Typer.
 
-Typer cannot accept keys that a schema declares at run time. If it ignored unknown options, it would
-take a misspelt option for a value.
+Typer cannot accept keys that a schema declares at run time, and if it ignored unknown options, it
+would take a misspelled option for a value.
 """
 
 import re
@@ -159,7 +159,7 @@ class _ArgvWalker:
         if self.lenient:
             return None
         raise UsageError(
-            f"option {option} needs a value",
+            f"the option {option} needs a value",
             hint=f"write {option} VALUE, or {option}=VALUE for a value that starts with a dash",
             code="usage.missing_key",
             details={"option": option},
@@ -175,7 +175,7 @@ class _ArgvWalker:
             self.result.rest.append(name)
         elif not self.lenient and value.lower() not in _BOOL_WORDS:
             raise UsageError(
-                f"option {option} is a switch and takes no value (got {value!r})",
+                f"the option {option} is a switch and takes no value, but got {value!r}",
                 hint=f"write {option}",
                 code="usage.bad_value",
                 details={"option": option},
@@ -221,7 +221,7 @@ class OutputOptions:
 
 OUTPUT_HELP = [
     ("--json", "Print the result, or the error, as JSON."),
-    ("--progress MODE", f"Form of the progress: {', '.join(PROGRESS_MODES)}."),
+    ("--progress MODE", f"How progress is shown: {', '.join(PROGRESS_MODES)}."),
     ("--quiet, --verbose", "Print warnings only (-q), the log (-v, -vv, --debug)."),
     ("--log-file FILE", "Append the complete log to FILE."),
 ]
@@ -264,7 +264,7 @@ def take_output_options(args: Sequence[str], options: OutputOptions) -> list[str
 def _set_value(name: str, value: str | None, options: OutputOptions) -> None:
     if not value:
         raise UsageError(
-            f"option {name} needs a value",
+            f"the option {name} needs a value",
             hint=f"write {name} VALUE",
             code="usage.missing_key",
             details={"option": name},
@@ -275,7 +275,7 @@ def _set_value(name: str, value: str | None, options: OutputOptions) -> None:
         options.progress = value
     else:
         raise UsageError(
-            f"invalid value {value!r} for --progress",
+            f"--progress cannot be {value!r}",
             hint=f"choose one of: {', '.join(PROGRESS_MODES)}",
             code="usage.bad_value",
             details={"option": name, "known": list(PROGRESS_MODES)},
@@ -300,7 +300,7 @@ ConfigOpt = Annotated[
 SetOpt = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Set one key, after presets and files; repeatable."
+        "--set", metavar="KEY=VALUE", help="Set one key; wins over presets and files; repeatable."
     ),
 ]
 CompatOpt = Annotated[

@@ -1,4 +1,4 @@
-"""Output of results and errors. No other module writes to stdout."""
+"""Prints results and errors. No other module writes to stdout."""
 
 import json
 import math
@@ -38,7 +38,9 @@ def is_main_process() -> bool:
 
 
 def open_streams() -> None:
-    """Opens `/dev/null` for closed standard streams, else a file may become stdout of children."""
+    """Opens `/dev/null` for closed standard streams; otherwise a file could become stdout of
+    children.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -59,14 +61,14 @@ def write_stdout(text: str) -> None:
     except OSError as error:
         silence(sys.stdout)
         raise StorageError(
-            f"the standard output cannot be written: {error.strerror}",
-            hint="free up disk space, or redirect the output to another location",
+            f"cannot write to the standard output: {error.strerror}",
+            hint="free some space, or redirect the output elsewhere",
             code="storage.write",
         ) from error
 
 
 def flush_stdout() -> None:
-    """Flushes stdout; if the interpreter did it at exit, a failure would be exit code 120."""
+    """Flushes stdout now: at exit, a failure would give the exit code 120."""
     try:
         sys.stdout.flush()
     except OSError:  # it was reported when it was written
@@ -140,7 +142,7 @@ def write_result(result: Result, options: OutputOptions) -> None:
 def wrapped(text: str, width: int) -> str:
     """Text with the lines that are wider than a terminal broken between words.
 
-    The rest of a row of a table is below its last column, that of any other line is indented.
+    The rest of a table row continues below its last column; the rest of any other line is indented.
     """
     lines: list[str] = []
     for line in text.split("\n"):
@@ -189,7 +191,7 @@ def error_document(error: VlatoolError) -> dict[str, Any]:
 
 
 def to_json(value: Any, indent: int | None = 2) -> str:
-    """Strict JSON: values of other types become text, numbers that are not finite null."""
+    """Strict JSON: values of other types become text, NaN and infinity become null."""
     return json.dumps(_json_value(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 

@@ -1,4 +1,4 @@
-"""Form of `vlatool preprocess`; its keys depend on the format and the sink."""
+"""The command line of `vlatool preprocess`; its keys depend on the format and the sink."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -59,7 +59,7 @@ def _schema(target: str, args: Sequence[str]) -> "type[ConfigModel]":
         if is_help(args):
             return schema.specialize({})
         if args and name == args[0] and error.details.get("kind") == "format":
-            error.message = f"{name!r} is neither a format nor an existing location"
+            error.message = f"{name!r} is neither a format, nor does such a location exist"
         raise
 
 
@@ -78,7 +78,7 @@ def _format_in(args: Sequence[str]) -> str:
 
 
 def _sink_in(args: Sequence[str]) -> str:
-    """The sink that the arguments name; of a published command `lbm`; else empty."""
+    """The sink that the arguments name; `lbm` for a published command; else empty."""
     if named := _value_of(args, "--sink", "--sink.type"):
         return named
     words = {arg[2:].partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--")}
@@ -86,7 +86,7 @@ def _sink_in(args: Sequence[str]) -> str:
 
 
 def _value_of(args: Sequence[str], *options: str) -> str:
-    """Value of one of the options; empty without one."""
+    """Value of the first of these options that is given; empty if none is."""
     for word, following in pairwise([*args, ""]):
         name, equals, value = word.partition("=")
         if name in options:
@@ -108,7 +108,7 @@ def _sinks() -> Sequence[str]:
 
 def _note() -> str:
     return (
-        "Formats and sinks have options of their own: `vlatool preprocess FORMAT --sink NAME "
-        "--help-all` lists them. Without FORMAT, those of the format are written --source.NAME. "
+        "Formats and sinks have their own options: `vlatool preprocess FORMAT --sink NAME "
+        "--help-all` lists them. Without FORMAT, write options of the format as --source.NAME. "
         "Without --sink, the format decides."
     )

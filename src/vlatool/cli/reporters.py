@@ -40,12 +40,12 @@ class RateMeter:
 
     @property
     def has_interval(self) -> bool:
-        """True if the rate is not that of the first units, which wait for the start of workers."""
+        """True if the rate does not depend on the first units, which wait for workers to start."""
         return len(self._recent) > 1 and self._recent[-1][0] > self._recent[0][0]
 
     @property
     def rate(self) -> float | None:
-        """Units per second; None if they took no time that can be measured.
+        """Units per second; None if they took no measurable time.
 
         An average over the whole run would count the items that an earlier run finished: it is
         used only if the first unit took long and the others came with it.

@@ -82,7 +82,7 @@ class Invocation:
         typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]
         is_named = any(override.key == "model.type" for override in typed.overrides({}))
         if not (typed.presets or typed.files or is_named):
-            raise UsageError("no model is configured", hint=hint, code="usage.missing_key")
+            raise UsageError("you have not chosen a model", hint=hint, code="usage.missing_key")
 
     def schema(self, schema: type[Schema]) -> type[Schema]:
         typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]
@@ -217,7 +217,7 @@ def _stderr_handler(options: OutputOptions) -> logging.Handler:
 
 
 class _LogFile(logging.FileHandler):
-    """Log file. The first failure to write is reported on stderr; the command continues."""
+    """Log file. If writing fails, stderr says so once, and the command continues."""
 
     problem: BaseException | None = None
 
@@ -252,7 +252,7 @@ def _log_file(path: str) -> logging.Handler:
 def _log_file_error(path: str, error: OSError) -> UsageError:
     return UsageError(
         f"cannot write the log file {path}: {error.strerror}",
-        hint="choose a file in an existing folder, on a disk with free space",
+        hint="choose a file in an existing folder where you may write",
         code="usage.bad_value",
         details={"path": path},
     )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vlatool.training.config import TrainConfig
 
 NO_MODEL_HINT = (
-    "give the checkpoint and its configuration: --from RUN --config RUN/config.yaml, or --preset"
+    "give a checkpoint and a configuration: --from RUN --config RUN/config.yaml, or --preset NAME"
 )
 FileOpt = Annotated[
     str | None,
@@ -30,7 +30,8 @@ FileOpt = Annotated[
 ]
 ExplainOpt = Annotated[bool, typer.Option("--explain", help="Show the origin of each value.")]
 DeriveOpt = Annotated[
-    bool, typer.Option("--derive", help="Read the data and add the values derived from them.")
+    bool,
+    typer.Option("--derive", help="Read the data, and add the values derived from them."),
 ]
 # Accepted and ignored, so that the arguments of `train` can be used unchanged.
 ProcessesOpt = Annotated[int | None, typer.Option("--nproc", hidden=True)]
@@ -65,8 +66,8 @@ def training_spec(row: Command, option_aliases: Mapping[str, OptionAlias]) -> Co
         option_aliases=option_aliases,
         aliases={"model": "init_from"},  # published
         note=lambda: (
-            "Defaults are those without a preset. All keys, as --keys lists them, are "
-            "options: --section.key VALUE, or --set section.key=VALUE."
+            "Defaults are shown without a preset. All keys of --keys are options: --section.key "
+            "VALUE, or --set section.key=VALUE."
         ),
         values={"model.type": model_types, "data.type": _data_kinds},
         presets=row.presets,
@@ -75,7 +76,9 @@ def training_spec(row: Command, option_aliases: Mapping[str, OptionAlias]) -> Co
 
 
 def _schema_words(args: Sequence[str]) -> Sequence[str]:
-    """Types of the presets, files with their times, and types in the arguments."""
+    """What the completion words depend on: types of presets, times of files, types in the
+    arguments.
+    """
     words: list[str] = []
     for word, following in pairwise([*args, ""]):
         name, equals, value = word.partition("=")
@@ -109,7 +112,7 @@ def preset_types() -> dict[str, list[str]]:
 
 
 def _train(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
-    """Trains a model, or prints the configuration if a published key asks for it."""
+    """Trains a model, or prints the configuration if a published key requests it."""
     resolved: Resolved[TrainConfig] = run.resolved(load(row.schema))
     if resolved.config.resolve_configs or resolved.config.resolve_configs_path:
         from vlatool.workflows.resolve_config import resolve_config
@@ -130,7 +133,7 @@ def _train(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
 def _for_processes(
     resolved: "Resolved[TrainConfig]", count: int
 ) -> tuple["TrainConfig", frozenset[str]]:
-    """The configuration of a plan for a number of processes, which are not started."""
+    """The configuration for a dry run with a number of processes, which are not started."""
     from vlatool.training.start import check_processes
 
     check_processes(count, gpus=0)
@@ -172,7 +175,7 @@ def expand_run(texts: list[str]) -> Mapping[str, Any]:
     is_bucket = parent.endswith(":/")
     if is_bucket or name in ("", ".", ".."):
         raise UsageError(
-            f"--output {texts[-1]!r} is not the name of a folder",
+            f"--output {texts[-1]!r} does not name a folder for the run",
             hint=f"write --output {texts[-1].rstrip('/') if is_bucket else 'runs'}/NAME",
             code="usage.bad_value",
             details={"output": texts[-1]},
@@ -183,14 +186,14 @@ def expand_run(texts: list[str]) -> Mapping[str, Any]:
 
 # Each data kind maps `folders` to its own key.
 DATA = OptionAlias(
-    lambda folders: {"data.folders": folders}, "DIR", "Folder of training data; repeatable."
+    lambda folders: {"data.folders": folders}, "DIR", "Recordings or training data; repeatable."
 )
 INIT_FROM = OptionAlias(
     lambda texts: {"init_from": texts[-1]},
     "CKPT",
     "Run, checkpoint or published file with the initial weights.",
 )
-RUN = OptionAlias(expand_run, "RUN", "Folder of the run.", short="-o")
+RUN = OptionAlias(expand_run, "RUN", "Folder of the run, such as runs/first.", short="-o")
 
 
 def model_types() -> Sequence[str]:

@@ -14,30 +14,29 @@ from vlatool.transforms.relative import PoseGroupConfig
 
 
 def allow_option() -> Any:
-    """Key `allow` of commands that compare what they get with what training saw."""
+    """The key `allow` of commands that compare data with the training data."""
     return option(
-        [], "Differences from what training saw that are taken, by the key that the error names."
+        [], "Differences from the training data to accept, by the key that the error names."
     )
 
 
 class SamplingOptions(ConfigModel):
-    """Options of how a policy computes a chunk."""
+    """Options that control how a policy computes an action chunk."""
 
-    inference_steps: int = option(8, "Evaluations of the network per sampled chunk.", ge=1)
+    inference_steps: int = option(8, "Evaluations of the network per action chunk.", ge=1)
     temperature: float = option(
         0.0,
-        "Temperature at which a policy that writes tokens draws its actions; 0: the most probable "
-        "ones.",
+        "Temperature of a policy that writes action tokens; 0: the most probable token each time.",
         ge=0,
         le=100,
     )
     samples: int = option(
-        1, "Answers per decision of such a policy, of which one is executed.", ge=1, le=256
+        1, "Answers that such a policy samples per decision; one of them is executed.", ge=1, le=256
     )
     selection: Rule = option(
         "probable",
-        "Rule for the answer to execute: probable has the greatest probability, central is nearest "
-        "to all others, future has the most probable predicted images.",
+        "Which answer is executed: probable has the highest probability, central is nearest to "
+        "all others, future has the most probable predicted images.",
     )
 
     @property
@@ -48,37 +47,37 @@ class SamplingOptions(ConfigModel):
     def _check_samples(self) -> Self:
         if self.samples > 1 and not self.temperature:
             raise ValueError(
-                f"{self.samples} samples are all equal with a temperature of 0; give one, such as "
+                f"{self.samples} samples are all equal at temperature 0; raise it, for example to "
                 "temperature 0.5"
             )
         if self.samples == 1 and self.selection != type(self).model_fields["selection"].default:
             raise ValueError(
-                f"selection {self.selection} chooses among several samples; give samples, such as 4"
+                f"selection {self.selection} chooses among several samples; set samples, such as 4"
             )
         return self
 
 
 class OpenLoopConfig(SamplingOptions):
-    """Options of the comparison of predicted with recorded action chunks."""
+    """Options of `vlatool eval open-loop`."""
 
-    checkpoint: str = required_field("", "Run folder or checkpoint, of any scheme.")
+    checkpoint: str = required_field("", "Run folder or checkpoint; local, s3://, gs:// or hf://.")
     data: str = option(
-        "",
-        "Output of `vlatool preprocess`, of any scheme; empty: the held-out episodes of the "
-        "training data.",
+        "", "Output of `vlatool preprocess`; empty: the held-out episodes of the training data."
     )
-    output: str | None = option(None, "Folder for the results; null: in the run, if that is local.")
-    weights: Weights = option("auto", "Averaged or raw weights; auto: averaged if any.")
-    max_samples: int = option(2000, "Most samples to evaluate, evenly spaced over the data.", ge=1)
-    batch_size: int = option(32, "Samples computed at once; fewer are filled up.", ge=1)
+    output: str | None = option(None, "Folder for the results; null: in the run, if it is local.")
+    weights: Weights = option("auto", "Averaged (ema) or raw weights; auto: averaged if any.")
+    max_samples: int = option(
+        2000, "Largest number of samples to evaluate, evenly spaced over the data.", ge=1
+    )
+    batch_size: int = option(32, "Samples per batch; a smaller last batch is filled up.", ge=1)
     seed: int = option(0, "Seed of the sampled noise.", ge=0)
     tokenizer: str | None = option(
         None,
-        "Visual tokenizer of the codes of a policy that predicts images, to compare "
-        "these too; null: compare actions only.",
+        "Visual tokenizer of a policy that predicts images, to compare the images, too; null: "
+        "compare actions only.",
     )
     future_samples: int = option(
-        32, "Most samples whose images are predicted, which takes many tokens.", ge=1
+        32, "Largest number of samples whose images are predicted, which is slow.", ge=1
     )
     allow: list[str] = allow_option()
 
@@ -88,58 +87,66 @@ ImageFit = Literal["squash", "pad", "crop"]
 
 
 class ActionMap(ConfigModel):
-    """Mapping of an action field to a part of the environment's action vector."""
+    """Sends an action field of the policy to a part of the environment's action vector."""
 
     field: str = Field(
-        description="Action field of the policy, absolute, or a group of `pose_groups`: its "
-        "position and rotation."
+        description="Absolute action field of the policy, or the name of a group in "
+        "`pose_groups` for its position and rotation."
     )
-    scale: float = option(1.0, "Factor from the field's unit to the environment's.")
-    offset: float = option(0.0, "Number that is added after the factor.")
+    scale: float = option(
+        1.0, "Factor that converts the unit of the field into the unit of the environment."
+    )
+    offset: float = option(0.0, "Number added after the factor is applied.")
 
 
 class GripperConfig(ConfigModel):
-    """Gripper whose command has two values; it changes at a threshold each way."""
+    """A gripper with only two commands, open and close, each sent when a threshold is crossed."""
 
     field: str = Field(description="Action field of the policy.")
     dimension: int = option(0, "Dimension of the field.", ge=0)
     closed: float | None = option(
-        None, "Command that closes it; null: the smallest of the training data."
+        None, "Command that closes it; null: the smallest value in the training data."
     )
     opened: float | None = option(
-        None, "Command that opens it; null: the largest of the training data."
+        None, "Command that opens it; null: the largest value in the training data."
     )
     close_below: float = option(
-        0.4, "Share of the way from closed to opened below which it closes.", ge=0, le=1
+        0.4, "It closes below this share of the way from closed to opened.", ge=0, le=1
     )
-    open_above: float = option(0.6, "Share of the way above which it opens.", ge=0, le=1)
+    open_above: float = option(0.6, "It opens above this share of the way.", ge=0, le=1)
 
     @model_validator(mode="after")
     def _check_thresholds(self) -> Self:
         if self.close_below > self.open_above:
-            raise ValueError("close_below is larger than open_above")
+            raise ValueError("close_below must not be larger than open_above")
         return self
 
 
 class RolloutTask(ConfigModel):
-    """An environment, its episodes, and the mapping to the names of a policy."""
+    """One environment, its episodes, and how its names map to the names of a policy."""
 
     env: str = required_field("", "Id of a Gymnasium environment.")
     env_options: dict[str, Any] = option({}, "Arguments of the environment, such as {cameras: 4}.")
     episodes: int = option(50, "Number of episodes.", ge=1)
     seed: int = option(100_000, "Seed of the first episode's initial state.", ge=0)
     max_steps: int | None = option(
-        None, "Maximum number of steps per episode; null: the environment's limit.", ge=1
+        None, "Largest number of steps per episode; null: the environment's limit.", ge=1
     )
     instruction: str | None = option(
-        None, "Instruction for the policy; null: that of the environment."
+        None, "Instruction for the policy; null: the instruction of the environment."
     )
-    instruction_key: str = option("instruction", "Observation or info key of the instruction.")
-    success_key: str = option("success", "Info key of success.")
+    instruction_key: str = option(
+        "instruction", "Key of the instruction in the observation or the info."
+    )
+    success_key: str = option("success", "Key in the info that says whether the episode succeeded.")
     cameras: dict[str, str] = option(
-        {}, "Camera of the policy to observation key; absent: the same name."
+        {},
+        "Observation key for each camera of the policy; a camera that is not listed has its "
+        "own name.",
     )
-    flipped_cameras: list[str] = option([], "Cameras whose images are upside down.")
+    flipped_cameras: list[str] = option(
+        [], "Cameras whose images arrive upside down, and are turned over."
+    )
     camera_rotations: dict[str, int] = option(
         {}, "Clockwise quarter turns of the images by camera of the policy."
     )
@@ -148,19 +155,21 @@ class RolloutTask(ConfigModel):
     )
     resize: ImageFit | dict[str, ImageFit] | None = option(
         None,
-        "Way in which images of another aspect ratio get that of the recordings: squash, pad or "
-        "crop, for all or by camera of the policy; null: they are refused.",
+        "How images with another aspect ratio are fitted to the recordings: squash, pad or crop, "
+        "for all cameras or by camera; null: they are refused.",
     )
-    fields: dict[str, FieldMap] = option({}, "Observation key of each field of the policy.")
+    fields: dict[str, FieldMap] = option({}, "Observation key for each field of the policy.")
     map: NameMap = option(
         NameMap(),
-        "Observation keys over those, such as cameras.front=image or fields.pose=state[0:3].",
+        "More observation keys, which win, such as cameras.front=image or fields.pose=state[0:3].",
     )
-    action: list[ActionMap] = option([], "Fields that are concatenated, in order, to the action.")
+    action: list[ActionMap] = option(
+        [], "Fields that are joined, in this order, to the action vector."
+    )
     pose_groups: list[PoseGroupConfig] = option(
         [],
-        "Poses of the robot in its convention: measured ones, by observation keys, and those that "
-        "`action` names, which are commanded.",
+        "Poses in the convention of your robot: measured poses, by observation keys, and "
+        "commanded poses, which `action` names.",
     )
 
     @field_validator("pose_groups")
@@ -179,7 +188,7 @@ class SuiteConfig(ConfigModel):
     """Tasks that a policy is evaluated on together."""
 
     tasks: dict[str, RolloutTask] = option(
-        {}, "Name of each task to its keys; the others are those of the command."
+        {}, "Keys of each task, by its name; all other keys are taken from the command."
     )
 
     @field_validator("tasks")
@@ -187,7 +196,7 @@ class SuiteConfig(ConfigModel):
     def _valid_names(cls, value: dict[str, RolloutTask]) -> dict[str, RolloutTask]:
         for name in value:
             if not re.fullmatch(r"[\w.+-]+", name):
-                raise ValueError(f"{name!r}: a name has letters, digits and . + - _ only")
+                raise ValueError(f"{name!r}: a name can only have letters, digits and . + - _")
         return value
 
 
@@ -197,62 +206,65 @@ class RolloutOptions(SamplingOptions, RolloutTask):
     suite: str | None = option(
         None, "YAML file with `tasks: {NAME: {env: ..., episodes: ...}}` to run together."
     )
-    execute_steps: int = option(4, "Steps of a chunk to execute before the next is sampled.", ge=1)
+    execute_steps: int = option(
+        4, "Steps of a chunk to execute before the next chunk is computed.", ge=1
+    )
     delay_steps: int = option(
         0,
-        "Steps of the last chunk that are executed until the next takes effect, as if "
-        "computing took that long.",
+        "Steps that pass until a new chunk takes effect, as if computing it took that long.",
         ge=0,
     )
     ensemble_decay: float | None = option(
         None,
-        "Average the commands of overlapping chunks, weighted exp(-decay i), i = 0 for "
-        "the oldest; null: the newest counts.",
+        "Average overlapping chunks with weights exp(-decay i), i = 0 for the oldest; null: use "
+        "only the newest chunk.",
         ge=-1,
     )
     grippers: list[GripperConfig] = option(
-        [], "Grippers that are opened or closed fully, with hysteresis."
+        [], "Grippers that are always fully opened or closed, with hysteresis."
     )
     compat: bool = option(
         False,
-        "Published schedule: hold still for execute_steps - 1 steps, then execute as "
-        "many of each chunk.",
+        "Published schedule: hold still for execute_steps - 1 steps, then execute that many of "
+        "each chunk.",
     )
-    batch_size: int = option(8, "Observations computed at once; fewer are filled up.", ge=1)
+    batch_size: int = option(8, "Observations per batch; a smaller batch is filled up.", ge=1)
     env_processes: int | None = execution_field(
         None,
-        "Processes that environments are in; null: one for the built-in world, else one per CPU.",
+        "Number of processes for environments; null: one for the built-in world, else one per CPU.",
         ge=1,
     )
     env_timeout_s: float = execution_field(
         600.0,
-        "Longest time of a reset or step in another process, which is then killed: an error of the "
-        "episode.",
+        "Seconds after which a reset or step in another process is killed and counts as an error "
+        "of the episode.",
         gt=0,
         le=1e6,
     )
-    videos: int = option(0, "Number of episodes of each task with a video.", ge=0)
+    videos: int = option(0, "Number of episodes per task that get a video.", ge=0)
     contact_sheet_episodes: int = option(8, "Number of episodes in the contact sheet.", ge=0)
 
     @model_validator(mode="after")
     def _check_compat(self) -> Self:
         if self.compat and (self.delay_steps or self.ensemble_decay is not None):
-            raise ValueError("compat, the published schedule, has neither a delay nor an ensemble")
+            raise ValueError(
+                "compat, the published schedule, allows neither delay_steps nor ensemble_decay"
+            )
         return self
 
 
 class RolloutConfig(RolloutOptions):
     """Options of rollouts of trained weights."""
 
-    checkpoint: str = required_field("", "Run folder or checkpoint, of any scheme.")
-    output: str | None = option(None, "Folder for the results; null: in the run, if that is local.")
-    weights: Weights = option("auto", "Averaged or raw weights; auto: averaged if any.")
+    checkpoint: str = required_field("", "Run folder or checkpoint; local, s3://, gs:// or hf://.")
+    output: str | None = option(None, "Folder for the results; null: in the run, if it is local.")
+    weights: Weights = option("auto", "Averaged (ema) or raw weights; auto: averaged if any.")
     allow: list[str] = allow_option()
 
 
 class CompareConfig(ConfigModel):
-    """Options of the comparison of two outputs of rollouts."""
+    """Options of `vlatool eval compare`."""
 
     a: str = required_field("", "Output of `vlatool eval rollout`, or its report.json.")
-    b: str = required_field("", "The output to compare with it.")
+    b: str = required_field("", "Second output of `vlatool eval rollout`, or its report.json.")
     html: str | None = option(None, "HTML page of the comparison to write.")

@@ -1,4 +1,4 @@
-"""Control loop over any policy: history of an episode, batches of one size, execution of chunks.
+"""The control loop around a policy: history of an episode, batches, execution of action chunks.
 
 Rollouts, `load_policy` and open-loop evaluation share it. Legend of shapes: B observations, T
 action steps, C dimensions of a field.
@@ -46,7 +46,7 @@ class Gripper:
     open_above: float  # A closed one opens above this share
 
     def is_open(self, value: float) -> bool:
-        """True if a value is nearer to the open state than to the closed one."""
+        """True if a value is nearer to open than to closed."""
         return self._share(value) > (self.close_below + self.open_above) / 2
 
     def commands(self, values: Array, *, is_open: bool) -> Array:
@@ -63,7 +63,7 @@ class Gripper:
 
 
 def grippers_of(configs: Sequence[GripperConfig], policy: Policy) -> tuple[Gripper, ...]:
-    """Grippers of a policy; missing commands are the range of its training data."""
+    """Grippers of a policy; commands that are not given are the extremes of its training data."""
     return tuple(_gripper(config, policy) for config in configs)
 
 
@@ -85,7 +85,7 @@ def _gripper(config: GripperConfig, policy: Policy) -> Gripper:
         if known is None:
             raise DataError(
                 f"grippers: the range of {name!r} in the training data is unknown",
-                hint="give the commands of the gripper with `closed` and `opened`",
+                hint="set `closed` and `opened` of the gripper",
                 code="data.unknown_field",
                 details={"field": name},
             )
@@ -94,8 +94,8 @@ def _gripper(config: GripperConfig, policy: Policy) -> Gripper:
         opened = float(high[dimension]) if opened is None else opened
     if closed == opened:
         raise DataError(
-            f"grippers: {name!r} is {closed:g} both open and closed",
-            hint="give different commands with `closed` and `opened`",
+            f"grippers: {name!r} has the same command {closed:g} for open and closed",
+            hint="set different `closed` and `opened`",
             code="data.contradicted_declaration",
             details={"field": name},
         )
@@ -103,13 +103,13 @@ def _gripper(config: GripperConfig, policy: Policy) -> Gripper:
 
 
 class ChunkJoiner:
-    """Commands of one episode, from the chunks that its policy plans.
+    """Joins the chunks that a policy plans into the commands of one episode.
 
     `ensemble_decay`: decay of the weights; None: no ensemble.
 
-    A chunk takes effect some steps after its observation. With an ensemble the command of a step is
-    the mean of those of all chunks that reach it, weighted exp(-decay * i), i = 0 for the oldest
-    (Zhao et al. 2023, algorithm 2). Grippers come last.
+    A chunk takes effect some steps after its observation. With an ensemble, the command of a step
+    is the mean over all chunks that reach it, weighted exp(-decay * i), i = 0 for the oldest (Zhao
+    et al. 2023, algorithm 2). Grippers come last.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class ChunkJoiner:
                 self._states[number] = gripper.is_open(values[gripper.dimension])
 
     def join(self, chunk: Commands, executed: int, delay: int) -> None:
-        """Replaces the commands by those of a chunk [T, C], from its observation on."""
+        """Takes over the commands of a new chunk [T, C], which starts at its observation."""
         self._start += executed
         blended = chunk if self._decay is None else self._ensemble(chunk, self._decay)
         carried = slice(executed, executed + delay)
@@ -147,7 +147,7 @@ class ChunkJoiner:
             self._move(gripper, delay, is_open=self._states[number])
 
     def _move(self, gripper: Gripper, delay: int, *, is_open: bool | None) -> None:
-        """Gives a gripper its two values from step `delay` on; the steps before have them."""
+        """Turns the values of a gripper into its two commands from step `delay` on."""
         field = gripper.field
         dimension = gripper.dimension
         commands = self.commands[field].copy()
@@ -160,7 +160,7 @@ class ChunkJoiner:
         self.commands = {**self.commands, field: commands}
 
     def _ensemble(self, chunk: Commands, decay: float) -> Commands:
-        """Weighted means [T, C] of a chunk and those before that reach its steps."""
+        """Weighted means [T, C] of a chunk and all earlier chunks that reach its steps."""
         self._chunks.append((self._start, chunk))
         steps = len(next(iter(chunk.values())))
         sums = {name: np.zeros_like(values) for name, values in chunk.items()}
@@ -209,10 +209,12 @@ _PIXELS = 0.5
 
 
 class ImageSizes:
-    """Rule for images of another size than that of the recordings or the training images.
+    """Decides what happens to images whose size differs from the recordings and the training
+    images.
 
-    One of the same aspect ratio is resized as training did, with a line in the log for each camera
-    and size; another ratio is an error, unless it is declared, allowed, or nothing was recorded.
+    An image with the same aspect ratio is resized as in training, with a line in the log for each
+    camera and size. Another aspect ratio is an error, unless `resize` or `allow` accepts it, or the
+    size of the recordings is unknown.
     """
 
     def __init__(
@@ -226,7 +228,7 @@ class ImageSizes:
         self.messages: list[str] = []  # of the log, until a server has sent them
 
     def check_observation(self, observation: Observation) -> None:
-        """Applies the rule to the images of an observation, which stay as they are."""
+        """Applies the rule to the images of an observation, without changing them."""
         for camera, images in observation.images.items():
             self.apply(camera, images[0], is_turned=observation.is_preprocessed)
 
@@ -238,7 +240,7 @@ class ImageSizes:
         *,
         is_turned: bool = False,
     ) -> Array:
-        """The image uint8 [H, W, 3], or one that `declared` has resized to that of a recording."""
+        """The image uint8 [H, W, 3], resized to the size of a recording if `declared` says how."""
         view = self._sees.cameras[camera]
         size = (image.shape[0], image.shape[1])
         if view.size is None:
@@ -256,9 +258,9 @@ class ImageSizes:
         elif view.recorded and not any(_is_alike(size, each) for each in known):
             texts = " or ".join(map(size_text, dict.fromkeys(known)))
             unequal = [(f"cameras.{camera}.size", texts, size_text(size))]
-            hint = "send images of that aspect ratio, or declare how they get it: `resize: "
+            hint = "send images with that aspect ratio, or say how to fit them: `resize: "
             hint += "squash`, `pad` or `crop` in --map or for rollouts"
-            self.allowed |= refuse(unequal, self._allow, "images of another aspect ratio", hint)
+            self.allowed |= refuse(unequal, self._allow, "images with another aspect ratio", hint)
         if (camera, size) not in self._logged:
             self._logged.add((camera, size))
             self.messages.append(
@@ -300,8 +302,8 @@ class ControlOptions:
 class EpisodeControl:
     """History of one episode, as many steps as the policy sees, and the chunk that is executed.
 
-    A step without an observation gets that of the next step that has one. So the steps before an
-    episode equal its first.
+    A step without an observation takes the observation of the next step that has one. So the steps
+    before an episode equal its first step.
     """
 
     def __init__(
@@ -325,7 +327,7 @@ class EpisodeControl:
         last = max(offsets)
         if last > lookahead:
             raise DataError(
-                f"the policy takes images up to {counted(last, 'step')} after the current one",
+                f"the policy needs images up to {counted(last, 'step')} after the current one",
                 hint="train a policy with data.image_indices of at most 0",
                 code="data.mismatch",
             )
@@ -348,7 +350,7 @@ class EpisodeControl:
 
     @property
     def num_left(self) -> int:
-        """Number of steps of the chunk that are not executed; 0 before the first chunk."""
+        """Number of steps of the chunk that are still to be executed; 0 before the first chunk."""
         return len(next(iter(self.chunk.values()), ())) - self.num_executed
 
     def observe(self, state: RobotState, steps: int = 1) -> None:
@@ -360,8 +362,8 @@ class EpisodeControl:
         if len(sizes) > 1 and any(view.size is None for view in self._sees.cameras.values()):
             raise DataError(
                 f"images of different sizes: {value_text(sorted(sizes))}; the run does not record "
-                "the size of its training data",
-                hint="resize all images to the size of the training data",
+                "the size of its training images",
+                hint="resize all images to the size of the training images",
                 code="data.mismatch",
             )
         images: dict[str, Array] = {}
@@ -402,7 +404,7 @@ class EpisodeControl:
     def begin(self, chunk: Mapping[str, Array]) -> None:
         """Starts to execute a chunk, a map from field to commands [T, C].
 
-        Its first `delay` steps are replaced by those that are left of the chunk before.
+        Its first `delay` steps are replaced by the steps that are left of the previous chunk.
         """
         self._join(chunk, self.delay)
         self._num_chunks += 1
@@ -416,7 +418,7 @@ class EpisodeControl:
             if values is None:
                 raise DataError(
                     f"the measured value of {name!r} is unknown, so the robot cannot be held still",
-                    hint="leave out `compat`; it is for policies with fields named "
+                    hint="leave `compat` out; it needs policies with fields named "
                     "robot__action__... and robot__actual__...",
                     code="data.unknown_field",
                     details={"field": name},
@@ -426,7 +428,7 @@ class EpisodeControl:
 
     @contextmanager
     def restored_on_error(self) -> Generator[None]:
-        """Context that forgets what was observed and executed in it if it ends with an error."""
+        """Context that restores the history of the episode if it ends with an error."""
         before = self._states.copy(), self._commands.copy(), self.num_executed
         try:
             yield
@@ -446,7 +448,7 @@ class EpisodeControl:
         self._commands.append(commands)
 
     def _known(self) -> Mapping[str, Array]:
-        """Commands [T, C] of the chunk as the policy is told of them."""
+        """Commands [T, C] of the chunk, in the form in which the policy sees them."""
         return self._chunks.planned if self._remembers_planned else self.chunk
 
     def _join(self, chunk: Mapping[str, Array], delay: int) -> None:
@@ -456,7 +458,7 @@ class EpisodeControl:
         self.num_executed = 0
 
     def _past_commands(self) -> tuple[dict[str, Array] | None, Array | None]:
-        """Last commands [past, C] by field, and the mask of those that were executed [past]."""
+        """Last commands [past, C] by field, and the mask [past] of commands that were executed."""
         past = self._sees.past
         if not self._commands:
             return None, None
@@ -491,8 +493,8 @@ def check_finite(chunks: Mapping[str, Array]) -> None:
     if bad:
         raise DataError(
             f"the policy computes actions that are not finite: {', '.join(bad)}",
-            hint="compare the observation with the training data (units, scale); if such values "
-            "give the same, the weights are damaged: use an earlier checkpoint",
+            hint="compare units and scale with the training data; if they match, the weights "
+            "are damaged: use an earlier checkpoint",
             code="data.not_finite",
             details={"fields": bad},
         )
@@ -501,7 +503,7 @@ def check_finite(chunks: Mapping[str, Array]) -> None:
 def _checked_image(camera: str, image: Array) -> UInt8Array:
     shape = image.shape
     if image.dtype != np.uint8 or len(shape) != _IMAGE_DIMENSIONS or shape[-1] != 3:
-        hint = "give one RGB image per camera, without batch, alpha or depth"
+        hint = "give one RGB image per camera, without a batch axis, alpha or depth"
         if image.dtype != np.uint8:
             hint = "give integers 0 to 255; for values 0 to 1: (255 * image).astype(np.uint8)"
         raise DataError(

@@ -1,4 +1,4 @@
-"""Controllers that act in environments, a policy and baselines, and the names that they map.
+"""Controllers that act in environments: a policy, and simple baselines.
 
 A controller gets the observations of several environments at once, so that a policy can run on
 batches.
@@ -41,7 +41,7 @@ _NUMBERS = "biuf"
 
 
 class KeyMap:
-    """Mapping of observations with other names to those of a policy, and of its commands back."""
+    """Translates observations of an environment for a policy, and its commands back."""
 
     def __init__(self, policy: Policy, config: RolloutConfig) -> None:
         self._sees = policy.sees
@@ -89,7 +89,9 @@ class KeyMap:
         return control.RobotState(images, fields)
 
     def poses(self, observation: Mapping[str, Any]) -> dict[str, Array]:
-        """Measured positions [3] and 6D rotations [6] by field, beside the numbers they are of."""
+        """Measured positions [3] and 6D rotations [6] by field, and the numbers they were computed
+        from.
+        """
         fields: dict[str, Array] = {}
         for group in self._measured:
             for name in group.recorded_fields:
@@ -98,7 +100,7 @@ class KeyMap:
         return {name: values[0] for name, values in fields.items()}
 
     def instruction(self, observation: Mapping[str, Any]) -> Any:
-        """The fixed instruction, or that of the observation."""
+        """The fixed instruction, or the instruction in the observation."""
         if self._config.instruction is not None:
             return self._config.instruction
         return observed_value(observation, self._config.instruction_key)
@@ -106,8 +108,8 @@ class KeyMap:
     def action(self, commands: Mapping[str, Array], poses: Mapping[str, Array]) -> Array:
         """Commands of the policy [..., C] by field as one array [..., sum of C].
 
-        `poses`: measured poses at the first step. Differences of later ones are to the command
-        before, which the robot is taken to have reached.
+        `poses`: measured poses at the first step. A later difference is relative to the command
+        before it, which the robot is assumed to have reached.
         """
         parts: list[Array] = []
         for part in self._config.action:
@@ -154,9 +156,9 @@ class KeyMap:
             values = source.of(self._numbers(observation, _key(source, name)))
         if len(values) != width:
             raise DataError(
-                f"the field {name!r} gets {counted(len(values), 'number')}, the policy takes "
+                f"the field {name!r} gets {counted(len(values), 'number')}, but the policy takes "
                 f"{width}",
-                hint=f"correct fields.{name}: its start and stop, or its constant",
+                hint=f"correct the range or the constant of fields.{name}",
                 code="data.mismatch",
                 details={"field": name, "width": width},
             )
@@ -174,27 +176,27 @@ class KeyMap:
 
 
 def has_mapping(config: RolloutConfig) -> bool:
-    """True if names are mapped; otherwise they are those of the policy."""
+    """True if names are mapped; otherwise the environment uses the names of the policy."""
     return bool(config.cameras or config.fields or config.action)
 
 
 def _keys_of(
     policy: Policy, config: RolloutConfig, posed: Collection[str]
 ) -> tuple[dict[str, str], dict[str, FieldMap]]:
-    """Observation key of each camera and field but those of poses; DataError for one without."""
+    """Observation key of each camera and each field that is no pose; DataError if one has none."""
     sees = policy.sees
     typed = config.map
     if unused := typed.unmatched(sees.cameras, sees.fields):
         names = [*sees.cameras, *sees.fields]
         raise DataError(
-            f"map.{unused[0]}: the policy has no such name; it sees {', '.join(names)}",
+            f"map.{unused[0]}: the policy has no such input; it sees {', '.join(names)}",
             hint=did_you_mean(unused[0].partition(".")[2].partition("=")[0], names),
             code="data.unknown_field",
         )
     if twice := [name for name in sees.fields if name in posed and typed.field_of(name)]:
         raise DataError(
-            f"map.fields.{twice[0]}: a pose group gives it already",
-            hint="leave it out, or change the keys of the group in pose_groups",
+            f"map.fields.{twice[0]}: a pose group already provides it",
+            hint="leave it out of fields, or out of pose_groups",
             code="data.broken",
         )
     others = NameMap.model_construct(cameras=config.cameras, fields=config.fields)
@@ -208,8 +210,8 @@ def _keys_of(
         part = typed.field_of(name) or others.field_of(name)
         if part is None:
             raise DataError(
-                f"the field {name!r} of the policy is mapped to no observation key",
-                hint=f"give it, such as --map fields.{name}=KEY, or use a rollout preset",
+                f"the policy needs the field {name!r}, and no observation key is mapped to it",
+                hint=f"map one with --map fields.{name}=KEY, or use a rollout preset",
                 code="data.unknown_field",
                 details={"field": name},
             )
@@ -224,7 +226,7 @@ def _check(policy: Policy, config: RolloutConfig) -> None:
     available = list(policy.actions)
     if not config.action:
         raise DataError(
-            "the action of the environment is mapped to no field of the policy",
+            "you have not said which fields of the policy make the action",
             hint=f"set action: [{{field: ...}}]; the policy has {', '.join(available)}",
             code="data.unknown_field",
         )
@@ -235,8 +237,8 @@ def _check(policy: Policy, config: RolloutConfig) -> None:
         if part.field in groups:
             if (part.scale, part.offset) != (1.0, 0.0):
                 raise DataError(
-                    f"action: {part.field!r} is a pose group, which has no scale or offset here",
-                    hint="set scale and rotation_scale of the group in pose_groups",
+                    f"action: {part.field!r} is a pose group, which takes no scale or offset here",
+                    hint="set scale and rotation_scale in pose_groups",
                     code="data.unknown_field",
                     details={"pose_group": part.field},
                 )
@@ -253,15 +255,15 @@ def _check(policy: Policy, config: RolloutConfig) -> None:
 def _check_reference(
     group: PoseGroupConfig, measured: Collection[str], available: Sequence[str]
 ) -> None:
-    """Raises DataError if a commanded pose needs a measured one that is not mapped."""
+    """Raises DataError if a commanded pose needs a measured pose that is not mapped."""
     is_whole = {group.name + POSITION, group.name + ROTATION} <= {*available}
     needs = not is_whole or group.relation == "delta" or group.reference is not None
     if group.reference not in measured and needs:
         raise DataError(
-            f"pose group {group.name!r}: its reference {group.reference!r} is no measured pose, "
-            "and the measured one is needed",
-            hint="add a pose group with the measured pose, which `action` does not name, and name "
-            "it as `reference`",
+            f"pose group {group.name!r} needs a measured pose as its reference, and "
+            f"{group.reference!r} is none",
+            hint="add a pose group for the measured pose, without naming it in `action`, and "
+            "name it as `reference`",
             code="data.unknown_field",
             details={"pose_group": group.name},
         )
@@ -270,8 +272,8 @@ def _check_reference(
 def _key(source: FieldMap, name: str) -> str:
     if source.key is None:
         raise DataError(
-            f"fields.{name} has neither key nor constant",
-            hint="give the key of the observation",
+            f"fields.{name} has neither a key nor a constant",
+            hint="give it the key of the observation",
             code="data.unknown_field",
         )
     return source.key
@@ -366,7 +368,7 @@ class PolicyController:
         self._num_skipped: dict[int, int] = {}  # observations since the last that was needed
 
     def needs_images(self, seed: int) -> bool:
-        """True if the next plan of an episode sees its next observation."""
+        """True if the policy will see the next observation of an episode when it plans."""
         episode = self._episodes.get(seed)
         if episode is None or not episode.chunk:
             return True
@@ -375,7 +377,7 @@ class PolicyController:
     def act(
         self, observations: Mapping[int, EnvObservation], instructions: Mapping[int, str]
     ) -> dict[int, Array]:
-        """Returns the next action of each chunk; plans the chunks that are due together."""
+        """Returns the next action of each episode; chunks that are due are planned in one batch."""
         for seed, observation in observations.items():
             if not self.needs_images(seed):
                 self._num_skipped[seed] = self._num_skipped.get(seed, 0) + 1
@@ -441,7 +443,7 @@ def control_options(config: RolloutConfig, policy: Policy) -> control.ControlOpt
 
 
 def steps_per_chunk(config: RolloutConfig, horizon: int) -> int:
-    """Steps between plans; the last has `delay_steps` more. Source: reference/policy 4.1."""
+    """Steps between plans; the last covers `delay_steps` more. Source: reference/policy 4.1."""
     delay = config.delay_steps
     steps = config.execute_steps
     # The default is for every policy, also for one with shorter chunks.
@@ -453,7 +455,7 @@ def steps_per_chunk(config: RolloutConfig, horizon: int) -> int:
         raise UsageError(
             f"delay_steps is {delay}, execute_steps {config.execute_steps}, and chunks of the "
             f"policy have {counted(horizon, 'step')}",
-            hint="delay_steps is at most execute_steps, and their sum at most a chunk",
+            hint="delay_steps must not exceed execute_steps, nor their sum the length of a chunk",
             code="usage.bad_value",
             details={"delay_steps": delay, "horizon": horizon},
         )
@@ -461,7 +463,7 @@ def steps_per_chunk(config: RolloutConfig, horizon: int) -> int:
 
 
 def check_environment(policy: Policy, config: RolloutConfig, make_env: MakeEnv) -> None:
-    """Checks that a policy can act in an environment; evaluates no network."""
+    """Checks that a policy can act in an environment, without computing anything."""
     sizes = control.ImageSizes(policy.sees, lambda text: None)
     PolicyController(policy, config, sizes)
     keys = KeyMap(policy, config)
@@ -471,7 +473,7 @@ def check_environment(policy: Policy, config: RolloutConfig, make_env: MakeEnv) 
     if reply.error is not None:
         raise UsageError(
             f"the environment {config.env!r} cannot be reset: {reply.error}",
-            hint="look at its documentation for the options that it needs, and set env_options",
+            hint="set the env_options that its documentation requires",
             code="usage.bad_value",
         )
     options = control_options(config, policy)
@@ -482,11 +484,11 @@ def check_environment(policy: Policy, config: RolloutConfig, make_env: MakeEnv) 
 
 
 def check_action_shape(env: Any, shape: Sequence[int]) -> None:
-    """Raises DataError if actions of a shape are not those of an environment."""
+    """Raises DataError if the actions have another shape than the environment takes."""
     if tuple(shape) != env.action_space.shape:
         raise DataError(
             f"the action has shape {tuple(shape)}, the environment takes {env.action_space.shape}",
-            hint="correct `action`: its fields, concatenated in order, must have the shape of "
-            "the environment's action space",
+            hint="correct `action`: its fields, joined in order, must give the shape that the "
+            "environment takes",
             code="data.mismatch",
         )

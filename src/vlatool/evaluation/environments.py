@@ -1,4 +1,4 @@
-"""Gymnasium environments by id: where they are registered, how they are made, their mapping."""
+"""Gymnasium environments: where they are registered, how they are made, how their names map."""
 
 import difflib
 import logging
@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EnvInfo:
-    """Description of an environment, the same for all its episodes."""
+    """Description of an environment; all its episodes share it."""
 
     make_env: MakeEnv  # function that creates one; picklable for other processes
     action_space: Any  # gymnasium space of the actions
@@ -96,7 +96,7 @@ class Reply:
 
 
 class Environments(Protocol):
-    """Environments by slot; a context manager that closes them."""
+    """Environments by slot; use it in a `with` block, which closes them."""
 
     def __enter__(self) -> Self: ...
 
@@ -109,14 +109,14 @@ class Environments(Protocol):
     def call(self, calls: Sequence[Call]) -> dict[int, Reply]:
         """Returns the replies by slot.
 
-        A slot without a reply has lost its environment, because another one ended their process:
-        its episode has to be started again.
+        A slot without a reply has lost its environment, because another one ended the process they
+        share. Its episode has to be started again.
         """
         ...
 
 
 class LocalEnvironments:
-    """Environments in this process. Those that raised an exception are replaced."""
+    """Environments in this process; an environment that raises an exception is replaced."""
 
     def __init__(self) -> None:
         self._envs: dict[int, tuple[MakeEnv, Env]] = {}
@@ -140,7 +140,7 @@ class LocalEnvironments:
         return {call.slot: self.reply(call) for call in calls}
 
     def reply(self, call: Call) -> Reply:
-        """Reply to one call; an exception of the environment is its error."""
+        """Reply to one call; an exception of the environment becomes the error of the reply."""
         try:
             # Simulators print; the standard output is for the result of the command.
             with redirect_stdout(sys.stderr):
@@ -184,8 +184,8 @@ class LocalEnvironments:
 class EnvProcesses:
     """Environments in other processes: slot i is in process i modulo their number.
 
-    A process that ends takes its environments with it. The one that it was busy with gets an error,
-    and the process is replaced. One that does not reply in time is killed.
+    If a process ends, its environments are lost, and another process replaces it. Only the
+    environment it was working on gets an error. A process that does not reply in time is killed.
     """
 
     def __init__(self, num_processes: int, timeout_s: float) -> None:
@@ -212,7 +212,7 @@ class EnvProcesses:
         except _WorkerEnded as ended:
             del self._workers[0]
             raise EnvironmentProblem(
-                f"the process that creates the environment {ended}",
+                f"the process that makes the environment {ended}",
                 hint='a script needs `if __name__ == "__main__":`; to see its messages, try '
                 "--env-processes 1",
                 code="environment.process_failed",
@@ -235,7 +235,7 @@ class EnvProcesses:
         return replies
 
     def _replies(self, number: int, share: Sequence[Call]) -> dict[int, Reply]:
-        """Replies of one process; if it has ended, only the error of the call that was running.
+        """Replies of one process; if it has ended, only an error for the call that was running.
 
         The other environments of the process are lost, also those that have replied.
         """
@@ -278,7 +278,7 @@ class _Worker:
             raise self._ended() from None
 
     def receive(self, timeout_s: float) -> Any:
-        """Next answer; the time until the process has started does not count."""
+        """Next answer; the time limit begins when the process has started."""
         try:
             if not self._is_started:
                 self._connection.recv()
@@ -346,7 +346,7 @@ def _send(connection: Connection, answer: Any) -> None:
 
 
 def _rgb(frame: Any) -> UInt8Array:
-    """Copy of a rendered image as uint8 [H, W, 3]; raises TypeError if it is none."""
+    """Copy of a rendered image as uint8 [H, W, 3]; raises TypeError for anything else."""
     image = np.array(frame, np.uint8)
     if image.ndim == _IMAGE_DIMENSIONS and image.shape[-1] == 3:
         return image
@@ -389,7 +389,7 @@ def source_of(name: str) -> EnvironmentSource | None:
 
 
 def with_mapping(config: RolloutConfig) -> RolloutConfig:
-    """Adds the mapping of the preset of the environment to a config without a mapping."""
+    """The config; without a mapping, it gets the mapping of the environment's preset."""
     source = source_of(config.env)
     if source is None or config.fields or config.action:
         return config
@@ -426,17 +426,19 @@ class EnvironmentMaker:
             raise
         except Exception as error:
             with_options = f" with {dict(self.options)}" if self.options else ""
-            hint = "set env_options to options that its documentation lists"
+            hint = "correct env_options: the documentation of the environment lists them"
             raise UsageError(
                 f"the environment {self.name!r} cannot be created{with_options}: "
                 f"{type(error).__name__}: {_first_line(error)}",
-                hint=hint if self.options else "see the documentation of the environment",
+                hint=hint
+                if self.options
+                else "the documentation of the environment may name what it needs",
                 code="usage.unsupported",
                 details={"env_options": dict(self.options)},
             ) from error
 
     def default_processes(self) -> int:
-        """Processes that its environments use by default.
+        """Default number of processes for its environments.
 
         The steps of the built-in world take less time than sending their images. An environment
         that other processes cannot make stays in this one.
@@ -459,8 +461,8 @@ def environment_maker(task: RolloutTask) -> EnvironmentMaker:
     name = task.env
     if not name:
         raise UsageError(
-            "no environment is given",
-            hint=f"give one, such as --env {environment_ids()[0]}",
+            "you have not named an environment",
+            hint=f"name one, such as --env {environment_ids()[0]}",
             code="usage.missing_key",
         )
     try:
@@ -493,7 +495,7 @@ def _missing(name: str, error: ModuleNotFoundError) -> EnvironmentProblem:
 
 
 def _extra_of(name: str) -> str:
-    """Extra that an environment needs; empty for the built-in world and unknown ones."""
+    """Extra that an environment needs; empty for the built-in world and unknown environments."""
     source = source_of(name)
     return "" if source is None else source.extra
 
@@ -506,7 +508,7 @@ def _unknown_hint(name: str) -> str:
     near = difflib.get_close_matches(name, known, n=2)
     if near:
         return f"did you mean {' or '.join(near)}?"
-    return f"install the package that defines it; built in: {', '.join(built_in)}"
+    return f"install the package that defines it, or choose a built-in one: {', '.join(built_in)}"
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What evaluations show: figures beside baselines, curves, images, videos; and contact sheets."""
+"""Content of evaluation pages: figures beside baselines, curves, images, videos, contact sheets."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +75,7 @@ def error_sections(
     fields: Mapping[str, Mapping[str, Any]],
     samples: int,
 ) -> list[Section]:
-    """Errors of an open-loop evaluation beside those of the baselines."""
+    """Errors of an open-loop evaluation, beside the errors of the baselines."""
     predictors = [name for name in _BASELINES if name in overall]
     tiles: dict[str, object] = {}
     curves: list[Curve] = []
@@ -151,14 +151,16 @@ def videos(folder: Path, captions: Mapping[str, str]) -> Videos:
 
 
 def rate_table(rows: Iterable[tuple[str, float, str]]) -> Table:
-    """Rates from 0 to 1 with a label and a remark."""
+    """Table of rates from 0 to 1, each with a label and a remark."""
     return Table((), [(label, Share(rate), remark) for label, rate, remark in rows])
 
 
 def counts_rows(
     report: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[str, float, str]]:
-    """Rows of `rate_table` for success reports: of all episodes, and of groups if several."""
+    """Rows of `rate_table` for a success report: all episodes, then each group if there are
+    several.
+    """
     rows = [("all", report["success_rate"], counts_text(report))]
     if len(groups) > 1:
         for name, counts in groups.items():
@@ -188,7 +190,7 @@ def rollout_sections(
         "episodes": report["episodes"],
         "errors": report["errors"] or "",
         "steps on average": number_text(report["mean_steps"]),
-        "greatest reward on average": number_text(report["mean_max_reward"]),
+        "highest reward on average": number_text(report["mean_max_reward"]),
     }
     rollouts = report["rollouts"]
     columns: list[str] = []

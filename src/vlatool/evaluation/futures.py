@@ -1,4 +1,4 @@
-"""Quality of predicted images, as codes and as pixels, beside simple alternatives; their drawing.
+"""Measures predicted images, as codes and as pixels, beside simple baselines, and draws them.
 
 Legend of shapes: F steps after an observation, S side of the images of the tokenizer, K codes of an
 image.
@@ -91,8 +91,8 @@ class FutureScores:
         sums.append((float(total), count))
 
     def report(self) -> dict[str, Any]:
-        """Figures by step: accuracies of codes, and PSNR of mean squared errors in dB; those with
-        `moving_` are of the pixels that differ from the present image, None if none does.
+        """Figures by step: accuracies of codes, and PSNR of mean squared errors in dB. Names with
+        `moving_` count only pixels that differ from the present image; None if none differs.
         """
         steps: dict[str, Any] = {}
         for step, sums in sorted(self._sums.items()):
@@ -113,7 +113,7 @@ def decoded_images(tokenizer: OpenTokenizer, codes: Array) -> UInt8Array:
 
 
 def reconstructed_images(tokenizer: OpenTokenizer, images: UInt8Array) -> UInt8Array:
-    """Images [N, S, S, 3] as they are after a way through the codes of a tokenizer."""
+    """Images [N, S, S, 3] after a tokenizer has encoded and decoded them."""
     return decoded_images(tokenizer, _codes_of(tokenizer, images))
 
 
@@ -146,7 +146,7 @@ def evaluate_futures(
     predicts = checked_policy(policy, tokenizer)
     if not pairs.has_futures:
         raise DataError(
-            f"{config.data}: has no images of the steps after a sample",
+            f"{config.data}: has no images from the steps after a sample",
             hint="leave --tokenizer out",
             code="data.missing",
         )
@@ -167,7 +167,7 @@ def evaluate_futures(
 
 
 def tokenizer_for(policy: Policy, location: str | None) -> OpenTokenizer | None:
-    """Opens the visual tokenizer of the codes that a policy predicts; None without a location."""
+    """Opens the visual tokenizer for the codes that a policy predicts; None without a location."""
     if location is None:
         return None
     tokenizer = open_tokenizer(location, rank_device())
@@ -176,7 +176,7 @@ def tokenizer_for(policy: Policy, location: str | None) -> OpenTokenizer | None:
 
 
 def checked_policy(policy: Policy, tokenizer: OpenTokenizer) -> Policy:
-    """Returns the policy with the tokenizer of its codes."""
+    """Returns the policy, after checking that it predicts the codes of this tokenizer."""
     if not policy.predicts_images:
         raise DataError(
             "the policy predicts no images",
@@ -194,7 +194,7 @@ def save_futures(
     name_of: Callable[[str], str],  # name of the file of a camera
     video: str,
 ) -> None:
-    """Saves a sheet per camera, and a video of all cameras: one line of images below the other."""
+    """Saves a sheet of images per camera, and a video of all cameras with rows of images."""
     cameras = list(next(iter(lines.values())))
     for camera in cameras:
         rows: list[SheetRow] = []

@@ -1,4 +1,4 @@
-"""Metrics of images and of codes, from sums that are added over ranks.
+"""Metrics of images and of codes, computed from sums that ranks add up.
 
 Images are compared as bytes, the way they are stored: the output of a network is clamped and
 rounded first. Source: reference/titok 5.4.
@@ -88,7 +88,7 @@ class ImageScore:
 
 @dataclass
 class ImageScores:
-    """Metrics of images, and their sums, which are added over ranks."""
+    """Metrics of images; ranks add up their sums."""
 
     names: Sequence[str]  # names of the metrics, the same on all ranks
     device: torch.device | None = None  # device of the sums over ranks; None: the CPU
@@ -108,7 +108,7 @@ class ImageScores:
         return torch.cat([table.sum(0), count]).to(device=self.device)
 
     def means(self, reduce: Reduce = lambda tensor: tensor) -> dict[str, float]:
-        """Mean of each metric over all images of all ranks; empty without any."""
+        """Mean of each metric over the images of all ranks; empty if there are none."""
         *totals, count = reduce(self.sums()).tolist()
         if not count:
             return {}
@@ -131,7 +131,7 @@ class BestMedianWorst:
 def extremes(rows: Sequence[ImageScore], metric: str, count: int) -> BestMedianWorst:
     """The best, median and worst `count` images by `metric`; fewer of each if images run short.
 
-    Best first; equal ones by name, so that the choice does not depend on the order of ranks.
+    Best first; ties are ordered by name, so the choice does not depend on the order of ranks.
     """
     ranked = sorted(rows, key=lambda row: (-row.metrics[metric], row.key))
     count = min(count, max(1, len(ranked) // 3))
@@ -146,7 +146,7 @@ def extremes(rows: Sequence[ImageScore], metric: str, count: int) -> BestMedianW
 
 @dataclass
 class MeanImageBaseline:
-    """Baseline that reconstructs every image as the mean of all, computed from sums."""
+    """Baseline that reconstructs every image as the mean image, computed from sums."""
 
     total: Tensor  # sum of the images, float64 [3, H, W]
     squares: Tensor  # sum of all squares, float64 scalar
@@ -183,7 +183,7 @@ class FrameIndex(NamedTuple):
 
 @dataclass
 class MovingPixels:
-    """Sums over pixels that differ by more than `MOVED` from the frame that a rank got before."""
+    """Sums over pixels that differ by more than `MOVED` from the previous frame of this rank."""
 
     # Sum of the squared errors of these pixels, means of their channels; float64 scalar.
     error: Tensor
@@ -239,7 +239,9 @@ def _follow(frames: Sequence[FrameIndex], device: torch.device) -> Tensor:
 
 @dataclass
 class CodebookUsage:
-    """Counts int64 that are summed over ranks; of neighboring frames, those that one rank gets."""
+    """How often each code occurs, summed over ranks, and how codes change between neighboring
+    frames.
+    """
 
     by_position: Tensor  # occurrences of each code at each position of an image [K, N]
     changes: Tensor  # changes of each of the K codes from one frame to the next [K]
@@ -280,13 +282,13 @@ class CodebookUsage:
         return CodebookUsage(*map(reduce, (self.by_position, self.changes, self.pairs)))
 
     def metrics(self) -> dict[str, float]:
-        """Metrics of the codes; those of neighboring frames only if there are any.
+        """Metrics of the codes; metrics of neighboring frames only if there are any.
 
         Returns codebook_usage, the share of codes that occurred; codebook_entropy in bits, at most
         log2 N; changed_codes, the mean number of the K codes that differ from one frame to the
         next; constant_places, the number of the K codes that never changed; frequent_codes, the
-        share of codes that are the most frequent of their position, 1 if all images have the same
-        codes.
+        share of codes that are the most frequent code at their position, 1 if all images have the
+        same codes.
         """
         counts = self.by_position.sum(0)
         total = float(counts.sum())
@@ -335,9 +337,9 @@ class FeatureMoments:
         """Mean [F] and unbiased covariance [F, F]."""
         if float(self.count) < 2:
             raise DataError(
-                f"{int(self.count)} images: a Frechet distance needs at least two",
-                hint="compare more images; with fewer than some ten thousand the distance is too "
-                "large",
+                f"{int(self.count)} images: a Frechet distance needs at least 2",
+                hint="compare more images; below about ten thousand the distance comes out "
+                "too large",
                 code="data.no_samples",
             )
         mean = self.total / self.count
@@ -350,8 +352,9 @@ def frechet_distance(first: FeatureMoments, second: FeatureMoments) -> float:
 
     Source: Heusel et al. 2017 (arXiv 1706.08500), equation 6.
 
-    The square root of the product of two covariances has the same trace as that of the symmetric
-    `root(A) B root(A)`, which avoids complex numbers. Takes some seconds for 2048 features.
+    The square root of the product of two covariances has the same trace as the square root of the
+    symmetric `root(A) B root(A)`, which avoids complex numbers. Takes some seconds for 2048
+    features.
     """
     (mean_a, a), (mean_b, b) = first.mean_and_covariance(), second.mean_and_covariance()
     values, vectors = torch.linalg.eigh(a)

@@ -26,7 +26,7 @@ from vlatool.results import UNLISTED
 
 @dataclass(frozen=True)
 class Point:
-    """Action at the step of one observation, recorded and predicted, each by field [D]."""
+    """Recorded and predicted action for one observation, each by field [D]."""
 
     index: int  # of the pair in the data
     frame: int
@@ -46,7 +46,7 @@ class EpisodeErrors:
     episode: str
     samples: int
     error: float | None  # mean of the chunks; None if no chunk has an error
-    # Mean of the policy minus that of each baseline, over the chunks for which both have an error.
+    # Error of the policy minus error of each baseline, over chunks for which both have one.
     differences: Mapping[str, float]
     points: Sequence[Point] = field(metadata=UNLISTED)  # ascending by frame
 
@@ -68,10 +68,10 @@ BASELINES = {"mean_action": "the mean action", "copy_last": "the last action"}
 
 @dataclass(frozen=True)
 class Verdict:
-    """Policy against a baseline, by the mean of the episodes, in standard deviations."""
+    """Compares the policy with a baseline: mean error over episodes, in standard deviations."""
 
     baseline: str  # a key of `BASELINES`
-    difference: float  # error of the policy minus that of the baseline
+    difference: float  # error of the policy minus error of the baseline
     low: float | None  # 95 % interval of the difference over episodes; None of one episode
     high: float | None
     episodes: int
@@ -89,7 +89,7 @@ class Verdict:
 
 
 def verdicts(episodes: Sequence[EpisodeErrors]) -> list[Verdict]:
-    """The policy against each baseline, with Student's interval over the episodes."""
+    """Compares the policy with each baseline, with Student's interval over the episodes."""
     from scipy.special import stdtrit
 
     found: list[Verdict] = []
@@ -166,7 +166,7 @@ class _Recorder:
         for name in self._fields:
             if name not in predicted:
                 raise DataError(
-                    f"the policy does not predict {name!r}, but {', '.join(predicted)}",
+                    f"the policy does not predict {name!r}; it predicts {', '.join(predicted)}",
                     hint="evaluate it with `vlatool eval rollout`",
                     code="data.unknown_field",
                     details={"field": name, "known": list(predicted)},
@@ -239,7 +239,7 @@ class _Recorder:
             self._points.setdefault(target.episode, []).append(point)
 
     def _error(self, predicted: Mapping[str, Array], target: Target) -> float:
-        """Mean error over steps and dimensions of a chunk [T, D], or of an action [D], by field."""
+        """Mean error by field, over steps and dimensions of a chunk [T, D] or of an action [D]."""
         errors: list[Array] = []
         for name, action in self._fields.items():
             difference = np.abs(predicted[name] - target.actions[name])
@@ -260,7 +260,7 @@ def _episode_errors(episode: str, points: Sequence[Point]) -> EpisodeErrors:
 
 
 def _finite_mean(values: Iterable[float]) -> float | None:
-    """Mean of the finite values; None without any."""
+    """Mean of the finite values; None if there are none."""
     finite = [value for value in values if np.isfinite(value)]
     return float(np.mean(finite)) if finite else None
 
@@ -315,7 +315,7 @@ class AbsoluteErrors:
 
 
 def field_report(errors: Mapping[str, AbsoluteErrors], field: ActionField) -> dict[str, Any]:
-    """Errors for one field; its means are over all dimensions."""
+    """Report of the errors of one field; its means are over all dimensions."""
     units = unit_of(field)
     varying = ~field.is_constant
     report: dict[str, Any] = {

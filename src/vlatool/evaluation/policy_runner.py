@@ -50,19 +50,19 @@ class PolicyRunner:
 
     Attributes:
         cameras: Cameras that the policy takes.
-        fields: Measured fields that an observation needs, name to width: the inputs of the policy
-            and the poses that its actions are relative to.
+        fields: Measured fields that an observation needs, name to width: the inputs of the policy,
+            and the poses to which its actions are relative.
         actions: Action fields, name to width; all absolute, so no name ends in `_relative`.
         fps: Steps per second.
         horizon: Steps of an action chunk.
         history: Number of steps before the current one that the policy sees; with 0 it needs no
             `observe`.
-        checkpoint: Checkpoint or published file that the weights are from.
+        checkpoint: Checkpoint or published file from which the weights were read.
         weights: `ema` or `raw`.
         has_instruction: True if an observation needs an `instruction`.
         names: Keys that an observation needs.
-        sizes: Rule for images of other sizes.
-        episode: History of the current episode; a server computes its chunks with others.
+        sizes: Rule for images whose size differs from training.
+        episode: History of the current episode; a server computes chunks of several in one batch.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class PolicyRunner:
         `vlatool eval rollout` they have the noise of that episode.
 
         Args:
-            seed: Seed of the sampled noise; None: that of `load_policy`.
+            seed: Seed of the sampled noise; None: the seed of `load_policy`.
 
         Raises:
             UsageError: The seed is not an integer of at least 0.
@@ -112,17 +112,17 @@ class PolicyRunner:
         """Returns the action chunk for an observation.
 
         A step lasts 1 / `fps` seconds. `executed` is the number of steps of the last chunk that
-        were executed since the last call of `act` or `observe`: a loop that executes four steps
-        and then calls again passes 4. From it the policy knows its past actions. Observations of
-        the steps in between are taken to equal the newest one; pass them to `observe` if you have
-        them.
+        were executed since the last call of `act` or `observe`: a loop that executes four steps and
+        then calls again passes 4. From this number the policy knows its past actions. It assumes
+        that the observations of the steps in between equal the newest one; pass them to `observe`
+        if you have them.
 
         Args:
             observation: Each of `cameras` to uint8 [H, W, 3], RGB, of any size, as recorded before
                 preprocessing; each of `fields` to its values [C]; `instruction` to a string.
             executed: At least 1; ignored on the first call after `reset`.
-            delay: Number of steps of the last chunk that the robot executes meanwhile. The first
-                `delay` rows of the result are these steps.
+            delay: Number of steps of the last chunk that the robot executes while this chunk is
+                computed. The first `delay` rows of the result are these steps.
 
         Returns:
             Each of `actions` to float64 [T, C], T = `horizon`, absolute, in the units of the data.
@@ -144,7 +144,7 @@ class PolicyRunner:
         return {name: chunk.copy() for name, chunk in self.episode.chunk.items()}
 
     def instruction(self, observation: Mapping[str, Any]) -> str:
-        """Instruction of an observation that `observe` has accepted."""
+        """The instruction in an observation that `observe` has accepted."""
         return observation[_INSTRUCTION] if self.has_instruction else ""
 
     def observe(self, observation: Mapping[str, Any], *, executed: int = 1) -> None:
@@ -154,10 +154,10 @@ class PolicyRunner:
         is_count = _is_int(executed) and executed >= 1
         if not is_count or (episode.chunk and executed > episode.num_left):
             raise UsageError(
-                f"executed={executed!r}: the last chunk has {counted(self.horizon, 'step')}, "
+                f"executed={executed!r}: the last chunk has {counted(self.horizon, 'step')}, and "
                 f"{episode.num_executed} of them were executed before",
-                hint="give the number of steps executed since the last call of act or observe, as "
-                "an integer",
+                hint="give the number of steps that were executed since the last call of act "
+                "or observe",
                 code="usage.bad_value",
             )
         episode.observe(state, executed)
@@ -175,7 +175,7 @@ class PolicyRunner:
         for name in observation:
             if name not in self.names:
                 raise DataError(
-                    f"the policy takes no observation {name!r}",
+                    f"the policy has no input {name!r}",
                     hint=did_you_mean(str(name), self.names),
                     code="data.bad_request",
                     details={"name": str(name), "known": self.names},
@@ -213,9 +213,7 @@ def _checked_delay(value: Any) -> int:
 def _seed(value: Any) -> int:
     if not _is_int(value) or not 0 <= value < 2**63:
         raise UsageError(
-            f"seed={value!r}",
-            hint="a seed is an integer from 0 to 2^63 - 1",
-            code="usage.bad_value",
+            f"seed={value!r}", hint="give an integer from 0 to 2^63 - 1", code="usage.bad_value"
         )
     return int(value)
 
@@ -229,7 +227,7 @@ def _vector(name: str, values: Any, width: int) -> Array:
     ]:
         raise DataError(
             f"the field {name!r} is {array.dtype} {list(array.shape)}, not {width} numbers",
-            hint="give only the newest values, in the order and units of the data",
+            hint="give only the newest values, in the order and units of the training data",
             code="data.mismatch",
             details={"field": name, "width": width},
         )
@@ -246,7 +244,7 @@ def _vector(name: str, values: Any, width: int) -> Array:
 def open_policy(
     location: str, weights: Weights, options: SamplingOptions, reporter: Reporter = NULL
 ) -> tuple[Policy, Trained]:
-    """Policy that answers as the options say, and its weights."""
+    """Opens a policy with these options; returns the policy, and where its weights came from."""
     trained = open_trained(location, weights=weights, reporter=reporter)
     policy = trained.policy().with_steps(options.inference_steps)
     return policy.with_sampling(options.sampling), trained

@@ -1,4 +1,4 @@
-"""Evaluation of the reconstructions of a visual tokenizer, by one rank or several; their page.
+"""Evaluates the reconstructions of a visual tokenizer on one or more ranks, and writes the page.
 
 Legend of shapes: B images, S side of an image in pixels, K codes of an image.
 """
@@ -52,7 +52,7 @@ _NUMBERED = re.compile(r"(.*?)(\d{1,18})\Z")
 
 
 class FeatureNetwork(Protocol):
-    """Network of the features that the Frechet distance compares: `models.inception`."""
+    """Network whose features the Frechet distance compares: `models.inception`."""
 
     width: int
 
@@ -125,7 +125,7 @@ class ReconstructionSums:
             of_reconstructions.add(self._networks.inception(images))
 
     def metrics(self, reduce: image_metrics.Reduce) -> dict[str, float]:
-        """Metrics over all images of all ranks; every rank calls it. Empty without an image.
+        """Metrics over all images of all ranks; every rank must call it. Empty without images.
 
         Returns psnr, ssim and lpips as means over images; psnr_of_mean_error, to compare with the
         baselines mean_picture_psnr (the mean of all images) and block_psnr (blocks of 16 x 16
@@ -173,8 +173,8 @@ def load_metric_networks(weights: str | None, device: torch.device) -> MetricNet
     if lpips is None and inception is None:
         raise DataError.at(
             weights,
-            f"no weights of a metric network here: {'; '.join(missing.values())}",
-            hint="give the folder with the published files; they are not downloaded",
+            f"no weights of a metric network in this folder: {'; '.join(missing.values())}",
+            hint="download the published files into one folder, and give this folder",
             code=_MISSING,
             missing=missing,
         )
@@ -231,7 +231,7 @@ def evaluate_reconstruction(
     networks: MetricNetworks,  # networks of the metrics that need one
     reporter: Reporter = NULL,  # gets the progress of indexing shards
 ) -> EvalResult:
-    """Reconstructs every image and compares. Every rank calls it; each reads whole shards."""
+    """Reconstructs every image and compares. Every rank must call it; each reads whole shards."""
     if config.preprocessing.crop_size != tokenizer.image_size:
         raise DataError(
             f"preprocessing.crop_size is {config.preprocessing.crop_size}, the tokenizer takes "
@@ -247,7 +247,9 @@ def evaluate_reconstruction(
         with torch.inference_mode():
             for batch in _batches(config, part, options):
                 if batch.drops and not drops:
-                    message = f"an image is dropped; the report lists all: {batch.drops[0].message}"
+                    message = (
+                        f"an image is left out; the report lists all: {batch.drops[0].message}"
+                    )
                     reporter.warn("data.dropped_samples", message)
                 drops += batch.drops
                 if not batch.is_dummy:
@@ -336,7 +338,7 @@ _SHOWN_SIZE = 240  # width of an image on the page, in pixels
 
 @dataclass(frozen=True)
 class ReconstructionReport:
-    """Contents of the page above the images."""
+    """Facts that the page shows above the images."""
 
     title: str  # title of the page
     command: str  # that gives the same results

@@ -1,4 +1,4 @@
-"""Frames of raw episodes as inputs of a policy, with the actions that were recorded after them."""
+"""Turns frames of raw episodes into inputs of a policy, with the actions recorded after them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,8 +40,8 @@ def frame_of_episode(
     sizes: ImageSizes,
     instruction: str | None = None,
 ) -> RecordedFrame:
-    """Input of a policy at a frame of a raw episode; the instruction is that of the frame or
-    given.
+    """Input of a policy at a frame of a raw episode. Without `instruction`, the recorded one is
+    used.
     """
     check_frame(frame, range(episode.num_frames), episode.id)
     recorded = _recorded_actions(episode, policy.actions)
@@ -70,8 +70,7 @@ def frame_of_episode(
 def replay(episode: Episode, frame: int, policy: Policy, sizes: ImageSizes) -> EpisodeControl:
     """Returns the control loop of a policy that has seen an episode up to a frame.
 
-    Its commands are the recorded ones. Frames before the first equal it, and those after the last
-    equal that.
+    It executes the recorded commands. Frames before the first or after the last repeat that frame.
     """
     lookahead = 0
     for view in policy.sees.cameras.values():
@@ -140,7 +139,7 @@ def _field(episode: Episode, name: str, width: int) -> Array:
     if values.shape != (episode.num_frames, width):
         raise DataError(
             f"{episode.id}: {name!r} is {list(values.shape[1:])} wide, the policy expects {width}",
-            hint="give episodes of the robot that the policy was trained on",
+            hint="give episodes of the robot on which the policy was trained",
             code="data.mismatch",
             details={"field": name, "width": width},
         )
@@ -149,7 +148,7 @@ def _field(episode: Episode, name: str, width: int) -> Array:
 
 def _lacks(episode: Episode, kind: str, name: str, known: list[str]) -> DataError:
     return DataError(
-        f"{episode.id}: has no {kind} {name!r}, which the policy sees",
+        f"{episode.id}: has no {kind} {name!r}, which the policy needs",
         hint=did_you_mean(name, known) or f"the episode has no {kind}s",
         code="data.unknown_field",
         details={kind: name, "known": known},

@@ -1,4 +1,4 @@
-"""Closed-loop rollouts in Gymnasium environments, several of them in lockstep."""
+"""Runs rollouts in Gymnasium environments; several episodes step together."""
 
 import logging
 import math
@@ -91,7 +91,7 @@ class RolloutPlan:
 
 
 class Rollouts:
-    """Runner of the episodes of a plan, in independent groups that reuse the same environments."""
+    """Runs the episodes of a plan, in independent groups that reuse the same environments."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class RolloutProgress:
         self._bar.advance(1, successes=self._successes)
 
     def advance_resumed(self, episodes: int) -> None:
-        """Advances the bar to `episodes`, which include those that an earlier run finished."""
+        """Advances the bar to `episodes`, which includes episodes that an earlier run finished."""
         if episodes > self._num_reported:
             self._bar.advance(episodes - self._num_reported)
 
@@ -171,8 +171,8 @@ class _Lockstep:
     def run(
         self, slots: Mapping[int, int], controller: controllers.Controller
     ) -> Iterator[Rollout]:
-        """Yields the episodes as they end, all but those that have lost their environment; `slots`:
-        map from seed to the slot of its environment.
+        """Yields the episodes as they end, except episodes that have lost their environment.
+        `slots` maps each seed to the slot of its environment.
         """
         calls: dict[int, Call] = {}
         for seed, slot in slots.items():
@@ -190,7 +190,7 @@ class _Lockstep:
             yield from self._call(calls)
 
     def _call(self, calls: Mapping[int, Call]) -> Iterator[Rollout]:
-        """Calls the environments of episodes; yields those that are over."""
+        """Calls the environments of episodes; yields the episodes that are over."""
         replies = self._environments.call(
             [replace(call, is_rendered=self._is_rendered(seed)) for seed, call in calls.items()]
         )
@@ -265,7 +265,7 @@ class _Lockstep:
 
 
 def _json_values(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Texts and numbers of the info of an environment; null for one that is not finite."""
+    """Texts and numbers in the info of an environment; numbers that are not finite become null."""
     values: dict[str, Any] = {}
     for key, value in info.items():
         if isinstance(value, float) and not np.isfinite(value):
@@ -288,14 +288,14 @@ Group = tuple[str, range]
 
 @dataclass(frozen=True)
 class RolloutRecord(Result):
-    """The report of rollouts, for the record."""
+    """The report of rollouts, as the record of the output names it."""
 
     report: Mapping[str, Any] = field(metadata=MERGED)
 
 
 @dataclass(frozen=True)
 class RolloutSetup:
-    """Parts that the rollouts of all tasks share."""
+    """What the rollouts of all tasks share."""
 
     environments: Environments
     policy: Policy
@@ -417,7 +417,7 @@ class RolloutJob:
         return RolloutRecord(report=self.report())
 
     def report(self) -> dict[str, Any]:
-        """Metrics, and the checkpoint and environment they belong to."""
+        """The report: metrics, and the checkpoint and environment to which they belong."""
         rollouts: list[Rollout] = []
         tasks: list[str] = []
         for task, group in self._finished.items():

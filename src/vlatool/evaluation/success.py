@@ -25,7 +25,9 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 
 def success_report(outcomes: Sequence[bool | None]) -> dict[str, Any]:
-    """Success rate and its 95 % interval over the outcomes but None, which an error ended."""
+    """Success rate and its 95 % interval; outcomes that are None ended with an error and do not
+    count.
+    """
     valid = [outcome for outcome in outcomes if outcome is not None]
     low, high = wilson_interval(sum(valid), len(valid))
     return {
@@ -58,11 +60,11 @@ class PairCounts:
 
     @property
     def difference(self) -> float:
-        """Success rate of b minus that of a; 0 without any start."""
+        """Success rate of b minus the success rate of a; 0 without any start."""
         return (self.only_b - self.only_a) / max(self.total, 1)
 
     def confidence_95(self) -> tuple[float, float]:
-        """95 % confidence interval of the difference; the whole range without any start."""
+        """95 % confidence interval of the difference; without any start, the whole range."""
         if not self.total:
             return -1.0, 1.0
         rate_a = self._rate(self.only_a)
@@ -75,8 +77,8 @@ class PairCounts:
         return max(self.difference - below, -1.0), min(self.difference + above, 1.0)
 
     def p_value(self) -> float:
-        """Two-sided exact test of McNemar: the chance of such a difference of equally good
-        policies.
+        """Exact two-sided McNemar test: the probability of such a difference if both are equally
+        good.
         """
         trials = self.only_a + self.only_b
         fewer = min(self.only_a, self.only_b)
@@ -101,5 +103,5 @@ class PairCounts:
 
 
 def _combined(first: float, second: float, correlation: float) -> float:
-    """Half width of the interval of a difference from those of its terms."""
+    """Half width of the interval of a difference, computed from the intervals of both terms."""
     return math.sqrt(max(first**2 - 2 * correlation * first * second + second**2, 0.0))

@@ -1,4 +1,4 @@
-"""File of Ray's cluster launcher, from the template of this package."""
+"""Writes the file for Ray's cluster launcher from a template."""
 
 import json
 import re
@@ -25,10 +25,10 @@ Name = Annotated[str, StringConstraints(pattern=r"^[\w+=,.@-]+$")]
 
 
 class RayClusterConfig(ConfigModel):
-    """File of a new Ray cluster on AWS, and the identities in it."""
+    """The file of a new Ray cluster on AWS, and the values of your account in it."""
 
     cluster: str = option(
-        "ray-cluster.yaml", "File of Ray's cluster launcher: written from a template, or yours."
+        "ray-cluster.yaml", "File for `ray up`: vlatool writes it, or you give your own."
     )
     image: Name | None = option(None, "Machine image, such as ami-0abc.")
     key_pair: Name | None = option(None, "Key pair for SSH; its file is ~/.ssh/NAME.pem.")
@@ -58,13 +58,13 @@ class RayClusterConfig(ConfigModel):
 
 
 def template() -> str:
-    """The template; every identity in it is a placeholder."""
+    """The template, with placeholders for the values of your account."""
     return files("vlatool.launching").joinpath("ray_cluster.yaml").read_text(encoding="utf-8")
 
 
 def with_program(text: str, folder: Path) -> str:
-    """The template with the program that is installed here: a version of the index, a commit of
-    Git, or a wheel, which every node gets; one of a local folder is to be built in `folder`. pip
+    """The template, which installs on every node what is installed here: a version of the index, a
+    commit of Git, or a wheel. For a local folder, the wheel has to be built in `folder`. pip
     records where a package came from (PEP 610).
     """
     origin = _origin()
@@ -84,8 +84,8 @@ def with_program(text: str, folder: Path) -> str:
         requirement = f"vlatool[ray] @ {url}"
     if without_credentials(requirement) != requirement:
         raise UsageError(
-            f"vlatool was installed from {without_credentials(url)}, an address with a credential",
-            hint="install it from a folder or a wheel",
+            f"vlatool was installed from {without_credentials(url)}, an address with a secret",
+            hint="install vlatool from a folder or a wheel",
             code="usage.secret",
         )
     return text.replace("'vlatool[ray]'", f"'{requirement}'")
@@ -104,7 +104,7 @@ def _local_source(origin: Mapping[str, Any]) -> Path | None:
 
 
 def build_wheel(folder: Path, text: str) -> None:
-    """Builds the wheel in `folder` that a cluster file mounts; nothing if it mounts none."""
+    """Builds the wheel in `folder` that a cluster file mounts, if it mounts one."""
     source = _local_source(_origin())
     if source is None or source.suffix == ".whl" or f": {folder}/vlatool-" not in text:
         return
@@ -116,8 +116,8 @@ def build_wheel(folder: Path, text: str) -> None:
         reason = ended.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise EnvironmentProblem(
             f"no wheel of vlatool could be built from {source}: {reason}",
-            hint="install vlatool from a wheel or from Git, or write the install line of the file "
-            "yourself",
+            hint="install vlatool from a wheel or from Git, or write the line that installs "
+            "it yourself",
             code="environment.missing_dependency",
             details={"path": str(source)},
         )
@@ -133,7 +133,7 @@ def filled(text: str, config: RayClusterConfig) -> str:
         if value not in text:
             raise UsageError(
                 f"{config.cluster} has another value than --ray.{key.replace('_', '-')} {value}",
-                hint="change it in the file and leave out the option, or remove the file",
+                hint="change the file and leave the option out, or remove the file",
                 code="usage.bad_value",
                 details={"key": f"ray.{key}", "path": config.cluster},
             )
@@ -160,7 +160,7 @@ def placeholder_error(config: RayClusterConfig, left: Mapping[int, list[str]]) -
     rows = [f"{name} (line {', '.join(map(str, lines))})" for name, lines in by_name.items()]
     options = [f"--ray.{key.replace('_', '-')}" for key in dict.fromkeys(known.values())]
     return UsageError(
-        f"{config.cluster}: placeholders are left: {'; '.join(rows)}",
+        f"{config.cluster}: placeholders have to be replaced: {'; '.join(rows)}",
         hint=f"replace them in the file, or run the same command again with {' '.join(options)}"
         if options
         else "replace them in the file",

@@ -1,4 +1,4 @@
-"""Training on Amazon SageMaker: the account, the image, and the log of a job."""
+"""Talks to AWS for SageMaker jobs: account, image, and log."""
 
 import base64
 import hashlib
@@ -55,7 +55,7 @@ _REJECTED = {
 
 
 class Account:
-    """Services of an account in one region; a connection is opened with the first request."""
+    """Services of an AWS account in one region; connects with the first request."""
 
     def __init__(self, profile: str | None = None, region: str | None = None) -> None:
         session: Any = importlib.import_module("boto3.session")
@@ -65,7 +65,7 @@ class Account:
         except exceptions.ProfileNotFound:
             raise EnvironmentProblem(
                 f"the AWS configuration has no profile {profile or os.environ.get('AWS_PROFILE')}",
-                hint="`aws configure list-profiles` lists the profiles; set AWS_PROFILE to one",
+                hint="set AWS_PROFILE to one that `aws configure list-profiles` lists",
                 code="environment.credentials",
             ) from None
         self._clients: dict[str, Any] = {}
@@ -108,7 +108,7 @@ def _mapped(request: Callable[[], Mapping[str, Any]], label: str) -> Mapping[str
 def _unreachable(message: str) -> StorageError:
     return StorageError(
         message,
-        hint="check the network, the region and AWS_ENDPOINT_URL, then run the same command again",
+        hint="check network, region and AWS_ENDPOINT_URL, then run the same command again",
         code="storage.unreachable",
     )
 
@@ -150,8 +150,8 @@ def _rejected(label: str, reason: str, details: Mapping[str, Any]) -> UsageError
 
 
 def load_secrets(names: str) -> dict[str, str]:
-    """Variables of a JSON object of names of secrets; of a secret in JSON, the entry of the
-    variable.
+    """Reads secrets into variables, from a JSON object that names a secret for each. If a secret is
+    JSON itself, takes its entry of the variable.
     """
     account = Account()
     return {
@@ -189,8 +189,8 @@ _STDERR = 2
 
 
 def ensure_image(account: Account, job: SageMakerConfig, reporter: Reporter) -> str:
-    """Address of the image of this version of vlatool with the packages of a job; builds and pushes
-    it if it is not there.
+    """Address of the image with this version of vlatool and the packages of a job. Builds and
+    pushes the image if the registry does not have it.
     """
     files = dict(image_files(job))
     digest = hashlib.sha256()
@@ -208,8 +208,7 @@ def ensure_image(account: Account, job: SageMakerConfig, reporter: Reporter) -> 
     if docker is None:
         commands = _commands(registries, image, folder, account.region)
         raise EnvironmentProblem(
-            f"the image {image} is not in the registry, and Docker, which would build it, is not "
-            "installed here",
+            f"the image {image} is not in the registry, and this machine has no Docker to build it",
             hint="\n  ".join(["on a machine with Docker:", *commands])
             + f"\nthen run this command again, or give --sagemaker.image {image}",
             code="environment.process_failed",
@@ -252,7 +251,7 @@ def image_files(job: SageMakerConfig) -> Iterator[tuple[str, bytes]]:
 
 
 def _package_files(package: Path) -> Iterator[Path]:
-    """The file of a wheel, or the files of a folder without hidden ones, caches and links."""
+    """The file of a wheel, or the files of a folder, except hidden ones, caches and links."""
     if package.is_file():
         yield package
     for folder, folders, files in os.walk(package):
@@ -272,8 +271,8 @@ def _requirements() -> list[str]:
         lines = requires("vlatool") or []
     except PackageNotFoundError:
         raise EnvironmentProblem(
-            "vlatool is not installed, so the packages of its image are not known",
-            hint="install it, or give an image with --sagemaker.image URI",
+            "vlatool is not installed here, so the packages of its image are unknown",
+            hint="install vlatool, or give an image with --sagemaker.image URI",
             code="environment.missing_dependency",
         ) from None
     chosen: list[str] = []
@@ -296,7 +295,9 @@ def _written(files: dict[str, bytes], tag: str) -> Path:
 
 
 def check_image(account: Account, image: str) -> None:
-    """Raises UsageError if an image of a registry of AWS is not there; others are not looked up."""
+    """Raises UsageError if a registry of AWS does not have an image; other registries are not
+    asked.
+    """
     match = _ECR_IMAGE.fullmatch(image)
     if match is None or match["region"] != account.region:
         return
@@ -305,8 +306,8 @@ def check_image(account: Account, image: str) -> None:
     if not _is_there(account, version, repositoryName=match["name"], registryId=match["account"]):
         raise UsageError(
             f"--sagemaker.image {image}: the registry has no such image",
-            hint="push it, or leave out --sagemaker.image, and the image of this version of "
-            "vlatool is built",
+            hint="push the image, or leave --sagemaker.image out: vlatool then builds one of "
+            "this version",
             code="usage.unknown_name",
             details={"image": image},
         )
@@ -350,7 +351,7 @@ def _run(command: Sequence[str], content: bytes = b"") -> None:
     if ended.returncode:
         raise EnvironmentProblem(
             f"`{shlex.join(['docker', *command[1:]])}` ended with exit code {ended.returncode}",
-            hint="see its output above; then run the same command again",
+            hint="read its output above, then run the same command again",
             code="environment.process_failed",
             details={"exit_code": ended.returncode},
         )
@@ -380,7 +381,7 @@ class FollowingInterrupted(VlatoolError):
 def follow_job(account: Account, name: str, reporter: Reporter) -> str:
     """Passes the log of a job to a reporter until the job ends; returns its last status.
 
-    A service that has answered once and then does not for a while is asked again.
+    If a service has answered once, it is asked again when it stops answering for a while.
     """
     log = _Log(account, name)
     clock = ProcessClock()
@@ -402,7 +403,7 @@ def follow_job(account: Account, name: str, reporter: Reporter) -> str:
                 if not has_described or clock.now() - last_answer > _PATIENCE_S:
                     raise
                 if not is_outage:
-                    reporter.warn("job_log", f"{error.message}; asked again for ten minutes")
+                    reporter.warn("job_log", f"{error.message}; trying again for ten minutes")
                 is_outage = True
                 clock.sleep(_POLL_S)
                 continue
@@ -427,12 +428,12 @@ def follow_job(account: Account, name: str, reporter: Reporter) -> str:
 
 
 def _pass_on(log: "_Log", reporter: Reporter) -> bool:
-    """Passes the new lines of a log to a reporter; False if this account must not read it."""
+    """Passes new lines of a log to a reporter; False if this account may not read the log."""
     try:
         for line in log.new_lines():
             reporter.note(line)
     except EnvironmentProblem as error:
-        reporter.warn("job_log", f"the log is not shown: {error.message}")
+        reporter.warn("job_log", f"the log cannot be shown: {error.message}")
         return False
     return True
 
@@ -444,8 +445,8 @@ def job_error(name: str, job: Mapping[str, Any]) -> VlatoolError:
     match = _EXIT_CODE.search(reason)
     error = _ERRORS.get(int(match[1]) if match else 6, EnvironmentProblem)
     return error(
-        f"the job {name} is {status.lower()}: {reason or 'without a reason'}",
-        hint="its log has the error; the same command then starts a job that continues the run "
+        f"the job {name} is {status.lower()}: {reason or 'no reason is given'}",
+        hint="its log has the error; then repeat the command: a new job continues the run "
         "from its last checkpoint",
         code="environment.process_failed",
         details={"job": name, "status": status, "reason": reason},
@@ -453,7 +454,7 @@ def job_error(name: str, job: Mapping[str, Any]) -> VlatoolError:
 
 
 class _Log:
-    """Log of a job; each machine of the job has its stream."""
+    """The log of a job; each machine of the job has its own stream."""
 
     def __init__(self, account: Account, name: str) -> None:
         self._account = account
@@ -506,11 +507,13 @@ def described_job(account: Account, name: str) -> Mapping[str, Any]:
             raise
         raise UsageError(
             f"{account.region} has no training job {name}",
-            hint="`vlatool launch sagemaker` prints the name of its job; --region and --profile "
-            "choose another region and account",
+            hint="`vlatool launch sagemaker` printed the name of the job; --region and "
+            "--profile choose another region and account",
             code="usage.unknown_name",
             details={"job": name},
         ) from None
     if "TrainingJobStatus" not in job or "CreationTime" not in job:
-        raise _unreachable(f"{name}: the answer describes no job; another service may answer")
+        raise _unreachable(
+            f"{name}: the answer does not describe a job; it may come from another service"
+        )
     return job

@@ -1,4 +1,4 @@
-"""Keys of a SageMaker job and its request; names are those of the published launcher."""
+"""Configuration and request of a SageMaker job; keys have the names of the published launcher."""
 
 import hashlib
 import json
@@ -35,11 +35,15 @@ class SageMakerConfig(ConfigModel):
         ),
     )
 
-    user: str | None = option(None, "Your name, for the name and the tags of the job.")
+    user: str | None = option(
+        None, "Your name, which becomes part of the name and the tags of the job."
+    )
     name_prefix: str | None = option(None, "First part of the name of the job.")
     local: bool = option(False, "Not supported: a job on this machine.")
-    region: str | None = option(None, "AWS region; null: that of the AWS settings, else us-west-2.")
-    profile: str | None = option(None, "Profile of the AWS settings; null: that of AWS_PROFILE.")
+    region: str | None = option(
+        None, "AWS region; null: the region of your AWS settings, else us-west-2."
+    )
+    profile: str | None = option(None, "Profile of your AWS settings; null: AWS_PROFILE.")
     arn: str | None = option(None, "Execution role of the job; null: SAGEMAKER_ARN.", min_length=1)
     instance_count: int = option(1, "Number of instances.", ge=1)
     instance_type: str = option(
@@ -47,50 +51,50 @@ class SageMakerConfig(ConfigModel):
     )
     volume_size: int = option(
         30,
-        "Disk of each instance in GB, for checkpoints and caches; instances with own disks use "
-        "those.",
+        "Disk of each instance in GB, for checkpoints and caches; instances with their own disks "
+        "use these instead.",
         ge=1,
         le=16_384,
     )
     subnets: list[Name] = option([], "Subnets of the job in a VPC.")
     security_group_ids: list[Name] = option([], "Security groups of the job in a VPC.")
     kms_key: Name | None = option(
-        None, "Key of KMS for the volume and the output; own disks of instances have their own."
+        None, "KMS key for volume and output; disks of an instance have their own."
     )
     keep_alive_period: int | None = option(
         None,
-        "Seconds for which the instances wait for the next job after this one, and are paid for.",
+        "Seconds that the instances wait for the next job after this one; you pay for them.",
         ge=0,
     )
     max_run: float = option(10, "Days after which SageMaker stops the job.", gt=0, le=28)
     image: str | None = option(
         None,
-        "Container image: its address in a registry; null: the one of this version of "
-        "vlatool, which is built with Docker and pushed if it is not there.",
+        "Address of a container image in a registry; null: an image with this version of vlatool, "
+        "which is built with Docker and pushed if the registry does not have it.",
         min_length=1,
     )
-    pip: list[Name] = option([], "Further packages of the built image, as pip takes them.")
+    pip: list[Name] = option([], "More packages for the image that is built, written as for pip.")
     package: list[Name] = option(
-        [], "Folders or wheels of your packages, such as plugins, in the built image."
+        [], "Folders or wheels of your own packages, such as plugins, for the image that is built."
     )
     spot: bool = option(
         False, "Use spot instances; an interrupted job restarts and continues its run."
     )
     max_wait: float | None = option(
         None,
-        "Days for a spot job, with the time that it waits for instances; null: twice max_run.",
+        "Days for a spot job, including the time that it waits for instances; null: twice max_run.",
         gt=0,
         le=28,
     )
     environment: dict[str, str] = option(
-        {}, "Environment variables of the job. Secrets are an error."
+        {}, "Environment variables of the job; secrets are refused here."
     )
     secrets: dict[str, Name] = option(
         {},
-        "Environment variables that the job reads from AWS Secrets Manager at its "
-        "start: variable to name of a secret.",
+        "Environment variables that the job reads from AWS Secrets Manager when it starts: the "
+        "name of a secret for each variable.",
     )
-    tags: dict[str, str] = option({}, "Further tags of the job.")
+    tags: dict[str, str] = option({}, "More tags of the job.")
     check_config: bool = option(False, "The same as --dry-run.")
     build_only: bool = option(False, "Build and push the image, and start no job.")
 
@@ -153,16 +157,16 @@ def instance_type(name: str) -> str:
         hint = did_you_mean(full, sorted(known))
         raise UsageError(
             f"--sagemaker.instance_type {name}: SageMaker has no such instance type",
-            hint=f"{hint}; short names: {', '.join(_INSTANCE_TYPES)}; a new type may need a newer "
-            "boto3 (pip install -U boto3)",
+            hint=f"{hint}; short names: {', '.join(_INSTANCE_TYPES)}; a new type may need a "
+            "newer boto3: pip install -U boto3",
             code="usage.bad_value",
             details={"instance_type": name},
         )
     if ".trn" in full or "-gb" in full:
         raise UsageError(
-            f"--sagemaker.instance_type {name}: its processors are not those of the image, which "
-            "is for NVIDIA GPUs and x86-64",
-            hint=f"choose another one; short names: {', '.join(_INSTANCE_TYPES)}",
+            f"--sagemaker.instance_type {name}: the image is for NVIDIA GPUs and x86-64, which "
+            "these instances do not have",
+            hint=f"choose another type; short names: {', '.join(_INSTANCE_TYPES)}",
             code="usage.bad_value",
             details={"instance_type": name},
         )
@@ -194,7 +198,7 @@ def known_instance_types() -> frozenset[str]:
 
 
 def check_request(request: Mapping[str, Any]) -> None:
-    """Raises UsageError for the values that SageMaker would reject; null is not there yet."""
+    """Raises UsageError for values that SageMaker would reject; skips values that are null."""
     problems = list(_problems(request, "CreateTrainingJobRequest", ""))
     if problems:
         raise UsageError(
@@ -232,7 +236,7 @@ def _problems(value: Any, name: str, path: str) -> Iterator[str]:
 
 
 def job_name(config: SageMakerConfig, content: str, now: datetime) -> str:
-    """Prefix and user, cut if too long, time, and a digest of what the job computes."""
+    """Name of a job: prefix and user, cut if too long, time, and a digest of what it computes."""
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
     end = f"{now:%Y-%m-%d-%H-%M-%S}-{digest}"
     start = "-".join(filter(None, [config.name_prefix, config.user, "vlatool"]))
@@ -249,7 +253,7 @@ def num_processes(config: SageMakerConfig) -> int | None:
 def check_job(config: SageMakerConfig) -> None:
     if not config.user:
         raise UsageError(
-            "sagemaker.user is not set: it names and tags the job",
+            "sagemaker.user is not set, but the job is named and tagged with it",
             hint="give your name with --sagemaker.user FIRST.LAST",
             code="usage.missing_key",
             details={"key": "sagemaker.user"},
@@ -258,13 +262,13 @@ def check_job(config: SageMakerConfig) -> None:
         raise UsageError(
             f"sagemaker.max_wait is {config.max_wait:g} days, less than sagemaker.max_run "
             f"({config.max_run:g})",
-            hint="max_wait has the time of the job and of waiting for instances",
+            hint="max_wait includes the time of the job and of waiting for instances",
             code="config.contradiction",
             details={"key": "sagemaker.max_wait"},
         )
     if bool(config.subnets) != bool(config.security_group_ids):
         raise UsageError(
-            "sagemaker.subnets and sagemaker.security_group_ids belong together",
+            "sagemaker.subnets and sagemaker.security_group_ids only work together",
             hint="give both for a job in a VPC, or neither",
             code="config.contradiction",
             details={"key": "sagemaker.subnets"},
@@ -272,16 +276,16 @@ def check_job(config: SageMakerConfig) -> None:
     _check_packages(config)
     if config.keep_alive_period and config.spot:
         raise UsageError(
-            "sagemaker.keep_alive_period is for instances that stay; spot instances do not",
-            hint="leave out one of sagemaker.keep_alive_period and sagemaker.spot",
+            "sagemaker.keep_alive_period cannot keep spot instances",
+            hint="leave out sagemaker.keep_alive_period or sagemaker.spot",
             code="config.contradiction",
             details={"key": "sagemaker.keep_alive_period"},
         )
     for name, value in config.environment.items():
         if is_credential(name, value):
             raise UsageError(
-                f"sagemaker.environment.{name} looks like a secret: whoever may describe the job "
-                "can read its environment",
+                f"sagemaker.environment.{name} looks like a secret, but everybody who may "
+                "describe the job can read its environment",
                 hint="store it with `aws secretsmanager create-secret --name NAME --secret-string "
                 f"file://FILE`, and give --sagemaker.secrets.{name} NAME",
                 code="usage.secret",
@@ -292,7 +296,7 @@ def check_job(config: SageMakerConfig) -> None:
 def _check_packages(config: SageMakerConfig) -> None:
     if config.image is not None and (config.pip or config.package):
         raise UsageError(
-            "sagemaker.pip and sagemaker.package are for the image that is built, and "
+            "sagemaker.pip and sagemaker.package are for an image that vlatool builds, but "
             "sagemaker.image is set",
             hint="leave out --sagemaker.image",
             code="config.contradiction",
@@ -301,7 +305,7 @@ def _check_packages(config: SageMakerConfig) -> None:
     for line in config.pip:
         if line.startswith("-") or "\n" in line or is_credential("", line):
             raise UsageError(
-                "sagemaker.pip: options, lines and credentials are no packages",
+                "sagemaker.pip takes packages, no options, line breaks or credentials",
                 hint="give names, versions and addresses, such as lerobot==0.4.0; for a private "
                 "package give its folder or wheel with --sagemaker.package",
                 code="usage.bad_value",
@@ -311,7 +315,7 @@ def _check_packages(config: SageMakerConfig) -> None:
         is_wheel = path.endswith(".whl") and Path(path).is_file()
         if not (is_wheel or Path(path, "pyproject.toml").is_file()):
             raise UsageError(
-                f"--sagemaker.package {path}: is no wheel and no folder with a pyproject.toml",
+                f"--sagemaker.package {path}: is no wheel, and no folder with a pyproject.toml",
                 hint="give the folder of a package, or build a wheel with `pip wheel --no-deps`",
                 code="usage.bad_value",
                 details={"key": "sagemaker.package", "path": path},
@@ -319,7 +323,7 @@ def _check_packages(config: SageMakerConfig) -> None:
 
 
 def training_job_request(config: SageMakerConfig, name: str, sync: str) -> dict[str, Any]:
-    """Request of CreateTrainingJob; image and role are null if they are not given.
+    """The request for CreateTrainingJob; image and role are null if you have not given them.
 
     There is no CheckpointConfig: the run is copied to `sync` while it trains, and a job that
     SageMaker restarts continues from there.
@@ -374,8 +378,8 @@ def training_job_request(config: SageMakerConfig, name: str, sync: str) -> dict[
 
 
 def checkout() -> tuple[dict[str, str], str]:
-    """Commit of the Git checkout in the working folder as variables of the published launcher, and
-    its differences to the commit; both are empty without one.
+    """Commit of the Git checkout in the working folder, as variables of the published launcher, and
+    the changes since this commit; both are empty without a checkout.
     """
     git = shutil.which("git")
 
@@ -404,18 +408,18 @@ def check_volume(config: SageMakerConfig, size: int) -> None:
     if has_own_disks(instance_type(config.instance_type)) or size <= config.volume_size * 10**9:
         return
     raise UsageError(
-        f"the checkpoints of the run take {size_text(size)}, and the volume has "
+        f"the checkpoints of the run take {size_text(size)}, but the volume has "
         f"{size_text(config.volume_size * 10**9)}",
-        hint=f"give --sagemaker.volume_size {-(-size // 10**9) + 10}, or fewer checkpoints with "
-        "--max-checkpoint-limit",
+        hint=f"give --sagemaker.volume_size {-(-size // 10**9) + 10}, or keep fewer "
+        "checkpoints with --max-checkpoint-limit",
         code="usage.bad_value",
         details={"key": "sagemaker.volume_size", "needed": size},
     )
 
 
 def config_location(request: Mapping[str, Any]) -> str:
-    """Location of the configuration of the run, which the job gets as a channel; empty for a job
-    of another program.
+    """Location of the configuration of the run, which the job gets as a channel; empty if the job
+    runs another program.
     """
     for channel in request.get("InputDataConfig", []):
         source = channel["DataSource"].get("S3DataSource", {})

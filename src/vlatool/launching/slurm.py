@@ -1,4 +1,4 @@
-"""Batch script of Slurm that trains a run on one or many nodes, and its submission."""
+"""Writes and submits the Slurm script that trains a run on one or more nodes."""
 
 import re
 import shlex
@@ -26,38 +26,40 @@ _TIME = r"^(\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2})$"
 
 
 class SlurmConfig(ConfigModel):
-    """Resources of a job of Slurm, and where its files are written."""
+    """Resources of a Slurm job, and where its files are written."""
 
     nodes: int = option(1, "Number of nodes.", ge=1)
-    gpus_per_node: int = option(8, "GPUs of each node, with a process for each; 0: none.", ge=0)
+    gpus_per_node: int = option(8, "GPUs per node, with one process for each; 0: no GPUs.", ge=0)
     tasks_per_node: int | None = option(
-        None, "Processes of each node; null: one for each GPU, or one without GPUs.", ge=1
+        None, "Processes per node; null: one per GPU, or one without GPUs.", ge=1
     )
     cpus_per_task: int | None = option(
         None,
-        "Processors of each process; null: with GPUs, one more than data.num_workers, or 8 if that "
-        "is null; without, as the cluster decides.",
+        "Processors per process; null: with GPUs, one more than data.num_workers, or 8 if that is "
+        "null; without GPUs, the cluster decides.",
         ge=1,
     )
-    partition: Word | None = option(None, "Partition; null: that of the cluster.")
-    account: Word | None = option(None, "Account that pays; null: yours by default.")
+    partition: Word | None = option(None, "Partition; null: the default partition.")
+    account: Word | None = option(None, "Account that pays; null: your default account.")
     time: Annotated[str, StringConstraints(pattern=_TIME)] | None = option(
-        None,
-        "Time limit, such as 1-12:00:00 (days-hours:minutes:seconds); null: that of the partition.",
+        None, "Time limit, such as 1-12:00:00 (days-hours:minutes:seconds); null: as the partition."
     )
-    options: list[Line] = option([], "Further options of sbatch, such as --qos=high.")
+    options: list[Line] = option([], "More options for sbatch, such as --qos=high.")
     setup: list[Line] = option(
         [],
-        "Shell commands before the run, such as 'source env/bin/activate'. With them the job runs "
-        "the vlatool that they put on the path, otherwise the one that wrote the script.",
+        "Shell commands before the run, such as 'source env/bin/activate'; the job then runs the "
+        "vlatool that they put on the path, instead of the one that wrote the script.",
     )
     requeue: bool = option(
         True,
-        "Queue the job again at its time limit, after a checkpoint, and when Slurm "
+        "Queue the job again when it reaches its time limit, after a checkpoint, or when Slurm "
         "takes its nodes away.",
     )
     checkpoint_before: int = option(
-        300, "Seconds before the time limit at which the last checkpoint begins.", ge=1, le=65_535
+        300,
+        "Seconds before the time limit at which the last checkpoint is started.",
+        ge=1,
+        le=65_535,
     )
     folder: str | None = option(
         None,
@@ -109,7 +111,7 @@ def batch_script(slurm: SlurmConfig, job: SlurmJob) -> str:
 
     Each process is a task of `srun`, whose variables the ranks read. Slurm sends USR1 to the script
     before the time limit; the script passes SIGTERM on to the ranks, which write a checkpoint and
-    end with exit code 143. A job that is canceled ends without that, and is not queued again.
+    end with exit code 143. A canceled job ends without this, and is not queued again.
     """
     cpus = f" --cpus-per-task={slurm.cpus_per_task}" if slurm.cpus_per_task else ""
     train = shlex.join([*job.program, "train", "--config", str(job.config)])
@@ -189,8 +191,8 @@ def submit(script: Path, environ: Mapping[str, str], reporter: Reporter) -> str:
     if hidden:
         reporter.warn(
             "variables_left_out",
-            f"the job does not get {', '.join(hidden)}: Slurm stores the environment of jobs. "
-            "Keep credentials in files of your home, such as ~/.aws/credentials and ~/.netrc",
+            f"the job does not get {', '.join(hidden)}, because Slurm stores the environment of "
+            "jobs; keep credentials in files in your home, such as ~/.aws/credentials and ~/.netrc",
         )
     environment = {name: value for name, value in environ.items() if name not in hidden}
     try:
@@ -206,7 +208,7 @@ def submit(script: Path, environ: Mapping[str, str], reporter: Reporter) -> str:
     number = done.stdout.strip().partition(";")[0]
     if done.returncode or not number.isdigit():
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        reason = lines[-1] if lines else f"exit code {done.returncode}, no number of a job"
+        reason = lines[-1] if lines else f"exit code {done.returncode}, but no job number"
         raise _sbatch_error(f"{SBATCH} rejected {script}: {reason}", script, done.returncode)
     return number
 
@@ -226,8 +228,8 @@ def check_sbatch(script: Path) -> None:
     """Raises EnvironmentProblem if this machine has no sbatch."""
     if which(SBATCH) is None:
         raise EnvironmentProblem(
-            f"{SBATCH} is not on the path: this machine submits no jobs of Slurm",
-            hint=f"run the command on a login node of the cluster; without --submit it writes "
-            f"{script}",
+            f"{SBATCH} is not on the path, so this machine cannot submit Slurm jobs",
+            hint="run this command on a login node of the cluster; without --submit, it only "
+            f"writes {script}",
             code="environment.missing_dependency",
         )

@@ -1,4 +1,4 @@
-"""Training configuration that travels to other machines: its locations, its name, its file."""
+"""Prepares a training configuration for other machines: its locations, its name, its file."""
 
 import hashlib
 import re
@@ -36,19 +36,19 @@ _PATHS_THERE |= {"sagemaker.package"}
 
 
 def check_locations(config: TrainConfig) -> None:
-    """Raises an error for each local location: another machine cannot read it."""
+    """Raises an error that lists local locations, which another machine cannot read."""
     config.check_model()
     data_key = f"data.{config.data_kind.folders_keys[0]}"
     if not getattr(config.data, config.data_kind.folders_keys[0]):
         raise UsageError(
-            f"no training data are given: {data_key} is empty",
-            hint="give their location in a bucket with --data s3://BUCKET/DIR",
+            f"you have not given training data: {data_key} is empty",
+            hint="add --data s3://BUCKET/DIR, their location in a bucket",
             code="usage.missing_key",
         )
     if config.remote_sync is None:
         raise UsageError(
-            "remote_sync is not set: the run would be lost with the machine that trains",
-            hint="give a location for the runs with --remote-sync s3://BUCKET/RUNS",
+            "remote_sync is not set, so the run would be lost with the machine that trains it",
+            hint="add --remote-sync s3://BUCKET/RUNS",
             code="usage.missing_key",
             details={"key": "remote_sync"},
         )
@@ -62,7 +62,7 @@ def check_locations(config: TrainConfig) -> None:
     if problems:
         raise config_error(
             problems,
-            hint="copy it to a bucket and give its location, such as s3://BUCKET/DIR",
+            hint="copy it to a bucket, and give its location there, such as s3://BUCKET/DIR",
         )
 
 
@@ -81,7 +81,9 @@ def check_run(
             )
     budget_samples(config, 1)
     if processes is None:
-        reporter.note("the number of processes is not known here: the job checks the batch sizes")
+        reporter.note(
+            "the number of processes is not known yet, so the job itself checks the batch sizes"
+        )
     else:
         micro_batch(config.hparams, processes)
 
@@ -89,8 +91,8 @@ def check_run(
 def check_run_with_data(
     config: TrainConfig, typed: Collection[str], processes: int | None, reporter: Reporter
 ) -> int:
-    """Checks a run with its data and initial weights, as `train` does before its first step;
-    returns the bytes of the checkpoints that are on disk at once.
+    """Checks a run with its data and initial weights, as `train` does before its first step.
+    Returns the largest number of bytes that checkpoints take on disk.
     """
     from vlatool.training.forecast import checkpoint_bytes
 
@@ -101,7 +103,7 @@ def check_run_with_data(
 
 
 def _texts(config: ConfigModel) -> Iterator[tuple[str, str]]:
-    """Dotted keys of texts, those in lists included, with the texts."""
+    """All texts in a configuration, also inside lists, with their dotted keys."""
     for prefix, section in sections(config):
         for name in type(section).model_fields.keys() - execution_keys(type(section)):
             value: Any = getattr(section, name)
@@ -111,7 +113,7 @@ def _texts(config: ConfigModel) -> Iterator[tuple[str, str]]:
 
 
 def _is_local(key: str, text: str, *, is_location: bool) -> bool:
-    """True for a path of this machine; a name on the hub, such as `owner/name`, is none."""
+    """True for a path on this machine, but not for a name on the hub, such as `owner/name`."""
     if is_location:
         return not is_remote(location(text))
     may_be_path = "/" in text or (key.startswith("model.") and not key.endswith("type"))
@@ -119,7 +121,7 @@ def _is_local(key: str, text: str, *, is_location: bool) -> bool:
 
 
 def run_name(config: TrainConfig, save_path: str) -> str:
-    """Name of the run of a job: its own, else the same for each job with this configuration."""
+    """Name of the run of a job: its own, else a name that depends only on the configuration."""
     if config.name is not None:
         return config.name
     digest = hashlib.sha256(job_yaml(config, save_path, "").encode()).hexdigest()[:8]
@@ -157,8 +159,8 @@ class CheckedRun:
 def checked_run(
     config: TrainConfig, typed: Collection[str], world_size: int, reporter: Reporter
 ) -> CheckedRun:
-    """Checks a configuration as `train` does, but no memory or disk of this machine; writes
-    nothing. A dry run opens nothing either: neither the data nor the folder of the run.
+    """Checks a configuration as `train` does, except memory and disk of this machine. Writes
+    nothing. A dry run does not even open the data or the folder of the run.
     """
     is_dry = config.dry_run
     config.check_given()

@@ -1,15 +1,15 @@
-"""Protocols of models: model types, objectives, policies and visual tokenizers.
+"""Interfaces that a model implements: model type, objective, policy and visual tokenizer.
 
-Training, evaluation and serving use these protocols only. What a class must have is abstract, and
-Python names what is missing when you make an object of it:
+Training, evaluation and serving call only these methods. The methods that your class must have are
+abstract: if one is missing, Python names it when you make an object.
 
     ModelType          build, objective, batcher, example
     Objective          optimizers, loss
     Policy             act
     VisualTokenizer    digest, encode, decode
 
-Everything else has a default. `examples/act` and `models/vqgan` are model types to copy. Legend of
-shapes: B samples of a micro-batch, N images.
+All other methods have a default. `examples/act` and `models/vqgan` are model types to copy. Legend
+of shapes: B samples of a micro-batch, N images.
 """
 
 from abc import abstractmethod
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Any]
 
-# Largest sizes in a configuration of a network: far above those of any published model, and small
+# Largest sizes in a configuration of a network: far above any published model, and small
 # enough that its modules are built within seconds, on the meta device without memory.
 MAX_LAYERS = 256
 MAX_WIDTH = 2**16  # of tokens, channels and sequences
@@ -43,12 +43,12 @@ MAX_ROWS = 2**24  # of tables
 
 @dataclass(frozen=True)
 class Part:
-    """One named network of a model type, which is optimized, averaged and saved as a unit."""
+    """A network of a model type. It has a name, and is optimized, averaged and saved as a unit."""
 
     module: "nn.Module"  # the network
-    # if True, an optimizer updates the parameters, except those that `build` or `load` froze, which
-    # never change: all checkpoints share one copy. If False, the module stays in eval mode and its
-    # parameters get no gradient; gradients still flow to its inputs
+    # if True, an optimizer updates the parameters, except parameters that `build` or `load` froze:
+    # these never change, and all checkpoints share one copy. If False, the module stays in eval
+    # mode and its parameters get no gradient; gradients still flow to its inputs
     trained: bool = True
     averaged: bool = True  # if True, the averaged weights (EMA) of the run include it
     # if True, checkpoints contain it. If False, `load` reads it again on resume, and its digest
@@ -70,7 +70,7 @@ def blocks_of(parts: Mapping[str, Part]) -> "list[nn.Module]":
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """Parameters with the same options in an optimizer."""
+    """Parameters that share the same options of an optimizer."""
 
     params: Sequence["nn.Parameter"]  # the parameters
     decays: bool = True  # if True, weight decay applies to them
@@ -78,13 +78,13 @@ class ParamGroup:
 
 
 def decays_by_name(name: str) -> bool:
-    """True if weight decay applies to a parameter of this name by the published rule."""
+    """True if the published rule applies weight decay to a parameter of this name."""
     return not (name.endswith(".bias") or "norm" in name.lower())
 
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """One optimizer, with its own learning-rate schedule and gradient clipping.
+    """An optimizer, with its own learning-rate schedule and gradient clipping.
 
     The schedule covers the steps of the run from `starts_at` on, including steps at which the
     optimizer does not run. Fractions such as `warmup: 0.05` refer to these steps. Final learning
@@ -92,23 +92,23 @@ class OptimizerSpec:
     """
 
     parts: tuple[str, ...]  # names of the parts that it updates
-    # function from the parts after sharding, by name, to parameter groups; parameters have the
-    # names of `build`. None: those of `hparams.decay_by_name`
+    # function that gets the sharded parts by name and returns parameter groups; parameters have the
+    # names of `build`. None: groups by `hparams.decay_by_name`
     groups: Callable[[Mapping[str, "nn.Module"]], Sequence[ParamGroup]] | None = None
     lr: float | None = None  # peak learning rate; None: `hparams.lr`
-    betas: tuple[float, float] | None = None  # coefficients of AdamW; None: those of `hparams`
+    betas: tuple[float, float] | None = None  # coefficients of AdamW; None: as in `hparams`
     starts_at: int = 0  # first step at which the optimizer runs
-    # map from prefix of parameter names to a factor on their learning rate. If `groups` is set,
+    # factor on the learning rate of parameters, by the prefix of their names. If `groups` is set,
     # `ParamGroup.rate` is used instead
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Loss of a micro-batch as a sum over elements.
+    """Loss of a micro-batch: the sum over its elements, and their number.
 
-    The trainer divides the sum over all micro-batches and ranks by their total count, so the mean
-    does not depend on how the global batch is split.
+    The trainer adds up the sums of all micro-batches and ranks and divides by the total count, so
+    the mean does not depend on how the global batch is split.
     """
 
     # sum of the losses of all counted elements; float32 scalar with gradient. A term that is a mean
@@ -143,7 +143,7 @@ class Rng(Protocol):
 
 @dataclass(frozen=True)
 class StepContext:
-    """State of the run that an objective may use."""
+    """What an objective may use from the run."""
 
     step: int  # number of optimizer steps before this one
     rng: Rng  # random numbers of this micro-batch
@@ -155,7 +155,7 @@ class StepContext:
 
 
 class Objective(Protocol):
-    """Losses of a model type, and the optimizers that minimize them.
+    """The losses of a model type, and the optimizers that minimize them.
 
     Rules for all methods:
 
@@ -169,7 +169,8 @@ class Objective(Protocol):
     - Call each part equally often on all ranks.
 
     Attributes:
-        samples_chunks: True if `chunk_errors` measures sampled action chunks in a validation.
+        samples_chunks: True if validation should call `chunk_errors` to measure sampled action
+            chunks.
     """
 
     samples_chunks: ClassVar[bool] = False
@@ -184,7 +185,7 @@ class Objective(Protocol):
         return [name for name, spec in self.optimizers().items() if spec.starts_at <= step]
 
     def prepare(self, batch: Batch, ctx: StepContext) -> Batch:
-        """Prepares a micro-batch on the device, for example with teacher codes or augmentation.
+        """Prepares a micro-batch on the device, for example adds teacher codes or augments images.
 
         Called once per micro-batch, before `loss`, `validate` or `images`, without gradient and
         without autocast.
@@ -192,11 +193,11 @@ class Objective(Protocol):
         return batch
 
     def global_sums(self, batch: Batch, ctx: StepContext) -> Mapping[str, "Tensor"]:
-        """Returns sums over a prepared micro-batch that its loss needs over the global batch.
+        """Returns sums over a micro-batch whose totals over the global batch the loss needs.
 
         Called before the losses of a step, without gradient and under autocast, unless the
-        micro-batch is the global batch. The sums over all micro-batches and ranks, float64, are
-        added to each batch by their names.
+        micro-batch is the global batch. Their totals over all micro-batches and ranks, float64, are
+        added to each batch under their names.
         """
         return {}
 
@@ -204,8 +205,8 @@ class Objective(Protocol):
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
         """Returns the loss of a micro-batch for one optimizer.
 
-        It may add detached tensors to the batch for later optimizers of the step. It runs under
-        autocast; a part that needs float32 disables it.
+        You may add detached tensors to the batch for later optimizers of the step. The method runs
+        under autocast; a part that needs float32 disables autocast itself.
         """
         ...
 
@@ -216,15 +217,15 @@ class Objective(Protocol):
 
         Args:
             optimizer: Name of the optimizer.
-            sums: `Loss.sums` over all micro-batches and ranks, float64, on the device. The new
-                values must not depend on anything else that differs between ranks.
-            ok: Bool scalar on the device. If False, the weights were not updated and buffers must
-                not change, as in `torch.where(ok, new, old)`.
+            sums: Totals of `Loss.sums` over all micro-batches and ranks, float64, on the device.
+                New values must not depend on anything else that differs between ranks.
+            ok: Bool scalar on the device. If False, the weights were not updated, and buffers must
+                not change either: write `torch.where(ok, new, old)`.
         """
         del optimizer, sums, ok
 
     def validate(self, batch: Batch, ctx: StepContext) -> Loss:
-        """Returns the loss of a micro-batch of validation data; eval mode, without gradient."""
+        """Returns the loss of a micro-batch of validation data; in eval mode, without gradient."""
         return self.loss(next(iter(self.optimizers())), batch, ctx)
 
     def chunk_errors(self, batch: Batch, ctx: StepContext) -> Mapping[str, "Tensor"]:
@@ -234,20 +235,20 @@ class Objective(Protocol):
         `samples_chunks` is True.
 
         Returns:
-            Map from name of a metric to float64 [2]: sum of absolute errors in physical units, and
-            their number. The names are the same for every micro-batch.
+            For each metric float64 [2]: the sum of absolute errors in physical units, and their
+            number. The names must be the same for every micro-batch.
         """
         raise AssertionError("an objective with samples_chunks has chunk_errors")
 
     def metrics(
         self, phase: str, sums: Mapping[str, "Tensor"], count: float
     ) -> Mapping[str, float]:
-        """Returns the metrics to log besides the loss of an optimizer.
+        """Returns metrics to log beside the loss of an optimizer.
 
         Args:
-            phase: Name of the optimizer; `validation` for the results of `validate`.
+            phase: Name of the optimizer, or `validation` for the results of `validate`.
             sums: `Loss.sums` over all steps since the last log, float64, on the CPU.
-            count: Number of counted elements of these steps.
+            count: Number of counted elements in these steps.
         """
         return {}
 
@@ -260,9 +261,9 @@ class Objective(Protocol):
         return ()
 
     def images(self, batch: Batch, ctx: StepContext) -> Mapping[str, "UInt8Array"]:
-        """Returns images to log during training: name to uint8 [N, H, W, 3].
+        """Returns images to log during training, uint8 [N, H, W, 3] by name.
 
-        Called on all ranks, in eval mode, without gradient; only those of rank 0 are saved.
+        Called on all ranks, in eval mode, without gradient; only the images of rank 0 are saved.
         """
         return {}
 
@@ -274,7 +275,7 @@ class Codes(NamedTuple):
     """Codes of a batch of images."""
 
     values: "Tensor"  # int64 [B, K], on the device of the tokenizer
-    # images that were encoded a second time, alone, because of a near tie
+    # number of images that were encoded again, alone, because two codes were nearly equal
     num_encoded_alone: int = 0
 
 
@@ -286,9 +287,10 @@ class Reconstruction(NamedTuple):
 
 
 class VisualTokenizer(Protocol):
-    """Network with a codebook; `ModelType.tokenizer` returns one.
+    """Encodes images to codes and decodes them; `ModelType.tokenizer` returns one.
 
-    All tensors are on the device of the network. Methods with a body are optional.
+    All tensors are on the device of the network. Methods with a body are optional. S: side of an
+    image in pixels, K: codes of an image.
 
     Attributes:
         image_size: S.
@@ -305,17 +307,17 @@ class VisualTokenizer(Protocol):
     @property
     @abstractmethod
     def digest(self) -> str:
-        """SHA-256 of all that determines the codes."""
+        """SHA-256 of everything that determines the codes."""
         ...
 
     @property
     def decoder_digest(self) -> str:
-        """SHA-256 of all that determines codes and decoded images."""
+        """SHA-256 of everything that determines the codes and the decoded images."""
         return self.digest
 
     @abstractmethod
     def encode(self, images: "Tensor", precision: Precision = "fp32") -> Codes:
-        """Codes of images uint8 [B, S, S, 3]; in fp32 those of an image depend on no other."""
+        """Codes of images uint8 [B, S, S, 3]; in fp32 they depend on no other image."""
         ...
 
     @abstractmethod
@@ -323,15 +325,15 @@ class VisualTokenizer(Protocol):
         """Images uint8 [B, S, S, 3] of codes int [B, K].
 
         Raises:
-            DataError: A code is out of range, or there are not K of them.
+            DataError: A code is out of range, or an image does not have K codes.
         """
         ...
 
     def reconstructor(self) -> "Callable[[Tensor], Reconstruction]":
-        """Function that reconstructs images uint8 [B, S, S, 3], in float32.
+        """Returns a function that reconstructs images uint8 [B, S, S, 3], in float32.
 
         Raises:
-            UsageError: The tokenizer needs a teacher to decode, and there is none.
+            UsageError: The tokenizer needs a teacher to decode, and has none.
             DataError: The teacher is missing or broken.
         """
 
@@ -347,7 +349,7 @@ Rule = Literal["probable", "central", "future"]
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling of a policy that writes tokens; see `SamplingOptions`."""
+    """How a policy that writes tokens samples its answers; see `SamplingOptions`."""
 
     temperature: float = 0.0
     samples: int = 1
@@ -356,7 +358,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Answers to one observation, N of them, of which one is executed."""
+    """N answers to one observation; one of them is executed."""
 
     chosen: int
     scores: Mapping[Rule, "Array"]  # of each answer by each rule that was computed, [N]
@@ -365,7 +367,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Decision:
-    """Chunks of a policy."""
+    """Action chunks of a policy, and facts about how it computed them."""
 
     actions: Mapping[str, "Array"]  # result of `Policy.act`
     # number of tokens that were decoded for each observation; empty if there are none
@@ -374,19 +376,19 @@ class Decision:
 
 
 class Policy(Protocol):
-    """A trained policy; evaluation, rollouts and `load_policy` use nothing else of it.
+    """A trained policy; evaluation, rollouts and `load_policy` call only these methods.
 
-    It has no memory: history and execution of chunks are in `evaluation.control`.
+    It has no memory: `evaluation.control` keeps the history and executes chunks.
 
     Attributes:
-        sees: Input of the policy.
-        actions: Commanded fields with their numbers of dimensions; poses are absolute.
+        sees: The cameras, fields and steps that the policy takes.
+        actions: Commanded fields, name to number of dimensions; poses are absolute.
         fps: Steps per second.
         horizon: Number of steps in a chunk of commands, T.
-        predicts_images: True if it also predicts images, as codes of a visual tokenizer.
-        contract: What training saw; None: unknown.
-        held: Dimensions that never moved in the training data, as `FIELD: NAME`, to the value that
-            they are commanded with.
+        predicts_images: True if the policy also predicts images, as codes of a visual tokenizer.
+        contract: What the training data looked like; None: unknown.
+        held: Dimensions that never moved in the training data, `FIELD: NAME`, to the value with
+            which the policy commands them.
     """
 
     sees: "ObservationSpec"
@@ -403,12 +405,12 @@ class Policy(Protocol):
     ) -> Mapping[str, "Array"]:
         """Returns chunks of commands by field, float [B, T, C], from the current step on.
 
-        The chunk of an observation follows from the observation, its seed and B; on one device it
-        has the same bits whichever observations share the batch.
+        A chunk must depend only on its observation, its seed and B: on the same device it has the
+        same bits, whichever observations share the batch.
 
         Args:
             observations: B observations, with the fields and cameras of `sees`.
-            seeds: Seed of the random numbers of each observation.
+            seeds: One seed for the random numbers of each observation.
 
         Raises:
             DataError: An observation lacks a value, or its images cannot be used.
@@ -416,16 +418,15 @@ class Policy(Protocol):
         ...
 
     def with_steps(self, steps: int) -> "Policy":
-        """Returns the policy with this number of evaluations of its network per chunk."""
+        """Returns the policy with `steps` evaluations of its network per chunk."""
         return self
 
     def with_sampling(self, sampling: Sampling) -> "Policy":
-        """Returns the policy that answers in this way; only one that writes tokens can."""
+        """Returns the policy with other sampling, which only a policy that writes tokens has."""
         if sampling != Sampling():
             raise UsageError(
-                "the policy writes no tokens, so that temperature, samples and selection mean "
-                "nothing",
-                hint="leave them out; other seeds give other chunks",
+                "the policy writes no tokens, so temperature, samples and selection have no effect",
+                hint="leave them out; another seed gives another chunk",
                 code="usage.unsupported",
             )
         return self
@@ -433,8 +434,8 @@ class Policy(Protocol):
     def decide(
         self, observations: "Sequence[Observation]", *, seeds: Sequence[int], look: bool = False
     ) -> Decision:
-        """Returns the chunks of `act`, with their numbers of tokens if it decodes tokens; `look`:
-        with the predicted images of all candidates, if it predicts images.
+        """Returns the chunks of `act`, and how many tokens were decoded for each. `look`: also
+        return the predicted images of all candidates, if the policy predicts images.
         """
         actions = self.act(observations, seeds=seeds)
         if not look or not self.predicts_images:
@@ -447,50 +448,51 @@ class Policy(Protocol):
         return Decision(actions, candidates=candidates)
 
     def action_range(self, field: str) -> "tuple[Array, Array] | None":
-        """Returns smallest and largest values of an action field in the training data.
+        """Returns the smallest and the largest values of an action field in the training data.
 
-        They are float64 [C]; None if they are unknown.
+        Both are float64 [C]; None if the range is unknown.
         """
         return None
 
     def with_tokenizer(self, tokenizer: VisualTokenizer) -> "Policy":
-        """Returns the policy with the tokenizer of the codes that it predicts."""
+        """Returns the policy with the tokenizer that decodes its predicted codes."""
         raise AssertionError("a policy with predicts_images has with_tokenizer")
 
     def future_codes(
         self, observations: "Sequence[Observation]", *, seeds: Sequence[int]
     ) -> Mapping[str, "Array"]:
-        """Returns codes of F steps after the current one by camera, int64 [B, F, codes].
+        """Returns predicted codes of the next F steps by camera, int64 [B, F, codes].
 
-        Arguments, errors and equal bits are those of `act`, which computes none.
+        Arguments, errors and the rule of equal bits are as for `act`, which returns no codes.
         """
         raise AssertionError("a policy with predicts_images has future_codes")
 
     def futures(
         self, observations: "Sequence[Observation]", *, seeds: Sequence[int]
     ) -> Mapping[str, "UInt8Array"]:
-        """Returns the images of these codes by camera, uint8 [B, F, H, W, 3]."""
+        """Returns the images of the codes of `future_codes` by camera, uint8 [B, F, H, W, 3]."""
         raise AssertionError("a policy with predicts_images has futures")
 
 
 class ModelType(Protocol):
-    """A type of model: its config, networks, batches, losses and policy.
+    """A type of model: defines its config, networks, batches, losses and policy.
 
-    The module of a model type must be light to import: import torch inside the methods. These get
-    the sections `model` and `data` of the configuration, `data` derived, `config` after `derive`
-    only; `info`, the metadata of the training data; the `assets` of the data kind; and the `folder`
-    of the run with the files of `save_assets`.
+    The module of a model type must be light to import: import torch inside the methods. Methods get
+    `config`, the section `model`, which is derived only after `derive`; `data`, the derived section
+    `data`; `info`, the metadata of the training data; `assets` of the data kind; and `folder`, the
+    folder of the run with the files of `save_assets`.
 
     Attributes:
-        name: Value of `model.type`.
-        Config: Type of the section `model`.
-        kinds: Accepted data kinds, the first is the default: names of built-in kinds, or
-            `module:Kind` for a kind of the plugin.
-        methods: Map from name of a part to its methods besides `forward` that use its weights.
-        needs_init: A run starts from weights of `init_from`; without them it can only be planned.
-        adapters: Dotted keys of the section `model` with which few weights are trained, such as
-            `{"lora.rank": 16}`: proposed if a run does not fit on its devices.
-        layout: Published files of this type; by default there are none.
+        name: Name of the type, which users write as `model.type`.
+        Config: Config class of the section `model`.
+        kinds: Data kinds that it accepts, the default first: names of built-in kinds, or
+            `module:Kind` for a kind in your plugin.
+        methods: For each part, the names of methods besides `forward` that use its weights.
+        needs_init: True if a run needs the weights of `init_from`; without them it can only be
+            planned.
+        adapters: Dotted keys of the section `model` that train only few weights, such as
+            `{"lora.rank": 16}`. They are proposed if a run does not fit into memory.
+        layout: How files of this type are published; by default they are not.
     """
 
     name: ClassVar[str]
@@ -505,10 +507,10 @@ class ModelType(Protocol):
 
     @abstractmethod
     def build(self, config: Any) -> Mapping[str, Part]:
-        """Returns all parts by name, initialized with the global generator of torch.
+        """Returns all parts by name, with random weights from the global generator of torch.
 
-        It must not open files and must work on the meta device. The part that acts or encodes is
-        named `model`. Do not build parameters that no loss depends on, or freeze them here.
+        It must not open files, and must work on the meta device. Name the part that acts or encodes
+        `model`. Leave out parameters on which no loss depends, or freeze them here.
         """
         ...
 
@@ -517,7 +519,8 @@ class ModelType(Protocol):
         """Returns the objective.
 
         Args:
-            parts: The parts after placement; the objective may keep references to their buffers.
+            parts: The parts, placed on the devices; the objective may keep references to their
+                buffers.
         """
         ...
 
@@ -525,7 +528,7 @@ class ModelType(Protocol):
     def batcher(
         self, config: Any, data: Any, assets: Any, folder: Path | None, *, training: bool
     ) -> "Batcher":
-        """Returns the function that converts samples to a batch of tensors, in loader workers.
+        """Returns a function that makes a batch of tensors from samples; it runs in loader workers.
 
         Args:
             folder: Folder with the files of `save_assets`; None if they are not written, as in a
@@ -538,7 +541,7 @@ class ModelType(Protocol):
     def example(self, config: Any, data: Any, size: int) -> Batch:
         """Returns a made-up batch of `size` samples, in the format of the batcher.
 
-        Its losses must be finite. It is used for dry runs, dummy micro-batches and contract checks.
+        Its losses must be finite. Dry runs, dummy micro-batches and contract checks use it.
         """
         ...
 
@@ -547,12 +550,13 @@ class ModelType(Protocol):
     def policy(
         self, config: Any, parts: Mapping[str, "nn.Module"], assets: Any, folder: Path | None
     ) -> Policy | None:
-        """Returns a policy, such as `models.policy.RoboticsPolicy`; None if the model is none.
+        """Returns a policy, such as `models.policy.RoboticsPolicy`; None if the model is not a
+        policy.
 
         Args:
             parts: Networks of `build_for_inference`, on their device, in eval mode.
-            folder: Folder with the files of `save_assets`, such as that of the run; None for
-                published weights without them.
+            folder: Folder with the files of `save_assets`, such as the run; None for published
+                weights without these files.
         """
         return None
 
@@ -563,38 +567,38 @@ class ModelType(Protocol):
 
         Args:
             parts: Networks of `build_for_inference`, on their device, in eval mode.
-            assets: Assets of the data kind; `preprocessing` is that of the images.
+            assets: Assets of the data kind; `assets.preprocessing` says how images are prepared.
         """
         return None
 
     def build_for_inference(self, config: Any) -> Mapping[str, Part]:
-        """Returns the parts that inference uses, by default those that checkpoints contain."""
+        """Returns the parts that inference uses: by default all parts that checkpoints contain."""
         return {name: part for name, part in self.build(config).items() if part.saved}
 
     def flops(self, config: Any, data: Any) -> float | None:
-        """Returns the floating-point operations of training on a sample; None if unknown.
+        """Returns the number of floating-point operations to train on one sample; None if unknown.
 
-        Those of the forward and backward passes, without recomputation by gradient checkpointing.
-        A multiplication with an addition counts as two. `models.flops.sample_flops` counts them.
+        Counts the forward and backward passes, without recomputation by gradient checkpointing. A
+        multiplication with an addition counts as two. `models.flops.sample_flops` can count them.
         """
         return None
 
     # options, in the order in which a run calls them
 
     def violations(self, config: Any, data: Any) -> "Iterable[Violation]":
-        """Returns contradictions within and between the sections `model` and `data`.
+        """Returns contradictions in the sections `model` and `data`, or between them.
 
-        The keys of a violation start at the root of the config.
+        The keys of a violation start at the root of the configuration, such as `model.width`.
         """
         return ()
 
     def check_init(self, config: Any, init_from: str | None) -> None:
-        """Checks weights to start from, before data are read. Opens no weights.
+        """Checks the initial weights before data are read. Opens no weights.
 
         Not called on resume, because the checkpoints of the run have all weights.
 
         Args:
-            init_from: Location of initial weights, which exists; None: there are none.
+            init_from: Location of the initial weights, which exists; None: there are none.
 
         Raises:
             DataError: Weights that the config names are missing.
@@ -606,24 +610,24 @@ class ModelType(Protocol):
         """Returns the config with the values that an earlier run read from base models.
 
         Args:
-            config: Section `model` as the user configured it now.
-            before: Derived section `model` of the start of a resumed run, or of the run with the
-                initial weights of a new one.
+            config: Section `model` as the user has configured it now.
+            before: Derived section `model` of an earlier run: the run that is resumed, or the run
+                of the initial weights.
         """
         return config
 
     def derive(self, config: Any, data: Any, info: Any) -> tuple[Any, dict[str, str]]:
-        """Fills in the values that follow from the data.
+        """Fills in values of the section `model` that follow from the data.
 
-        It may read config.json and the tokenizer of a base model. Opens no weights.
+        May read config.json and the tokenizer of a base model. Opens no weights.
 
         Returns:
-            The derived section, and a mapping from each dotted key that was filled in to the rule.
+            The derived section, and for each dotted key that was filled in the rule.
         """
         return config, {}
 
     def check_data(self, config: Any, data: Any, info: Any, folder: Path) -> None:
-        """Checks the data with the assets of the model, before training. Opens no weights.
+        """Checks before training that the data fit the assets of the model. Opens no weights.
 
         Raises:
             DataError: The data cannot be used with this model.
@@ -636,26 +640,25 @@ class ModelType(Protocol):
         """Writes assets such as tokenizer and processor to the run folder, when the run starts.
 
         Args:
-            before: Section `model` of the weights to start from; None: there is none.
-            source: Folder of these weights, of any scheme. Its assets are copied if they are those
-                of the config.
+            before: Section `model` of the initial weights; None: there is none.
+            source: Folder of the initial weights, local or remote. Copy its assets if they are what
+                the config needs.
         """
         del config, folder, before, source
 
     def load(
         self, config: Any, parts: Mapping[str, Part], names: Sequence[str]
     ) -> Sequence[str] | None:
-        """Loads external weights into some parts; of several processes, on the first one only.
+        """Loads weights from outside the run into some parts; called only on the first process.
 
         It may freeze parameters and change their types, but not the structure of the parts.
 
         Args:
-            names: Names of the parts to load: all on a fresh start, without `model` if that has
-                initial weights; on resume those that checkpoints do not contain.
+            names: Names of the parts to load. When a run starts: all, without `model` if it has
+                initial weights. On resume: the parts that checkpoints do not contain.
 
         Returns:
-            Messages for the user, such as tensors of a file that are not used; None: there are
-            none.
+            Messages for the user, such as tensors of a file that are not used; None: no messages.
         """
         return ()
 
@@ -666,14 +669,15 @@ class ModelType(Protocol):
         init: WeightsOrigin,
         init_except: Sequence[str],
     ) -> Sequence[str] | None:
-        """Loads initial weights into the part `model`, by default those of a run of this type.
+        """Loads initial weights into the part `model`; by default they come from a run of this
+        type.
 
         Args:
             init: Run, checkpoint, published folder or file.
             init_except: Networks of the part that keep their random weights.
 
         Returns:
-            As `load`.
+            Messages for the user, as for `load`.
 
         Raises:
             ConfigError: A network does not exist.

@@ -79,7 +79,9 @@ class VectorQuantizer(nn.Module):
 
     @property
     def uses_global_batch(self) -> bool:
-        """True if its loss term is not a mean over images: the entropy of the mean assignment."""
+        """True if its loss needs the global batch, because it has the entropy of the mean
+        assignment.
+        """
         return self.entropy_weight > 0
 
     @property
@@ -143,7 +145,7 @@ class VectorQuantizer(nn.Module):
 
 
 class CodeRevival(nn.Module):
-    """Replacement of dead codes, which no vector was mapped to for a number of steps.
+    """Replaces dead codes, to which no vector was mapped for a number of steps.
 
     At every step one vector of each image, drawn at random, is a candidate for one code, drawn at
     random; a dead code with one candidate is replaced by it. It is a part beside the model, so that
@@ -172,7 +174,7 @@ class CodeRevival(nn.Module):
         return total.index_add_(0, codes, counted)
 
     def update(self, table: Tensor, counts: Tensor, candidates: Tensor, ok: Tensor) -> None:
-        """Counts the steps without use, and replaces dead codes.
+        """Counts for each code the steps without use, and replaces dead codes.
 
         `table`: weights of the codebook [N, D], sharded or not, which are changed; `counts`: number
         of vectors of the step that were mapped to each code, [N]; `candidates`: [N, D + 1],
@@ -220,7 +222,7 @@ class CodebookTokenizer:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that determines the codes."""
+        """SHA-256 of everything that determines the codes."""
         return self._code_digest
 
     @cached_property
@@ -236,9 +238,9 @@ class CodebookTokenizer:
     def encode(self, images: Tensor, precision: Precision = "fp32") -> Codes:
         """Codes of images uint8 [B, S, S, 3].
 
-        In fp32 the codes of an image do not depend on its batch. Where two codes are almost
-        equally near, rounding, which differs between batch sizes, could pick either; such an image
-        is encoded again alone.
+        In fp32 the codes of an image do not depend on its batch. If two codes are almost equally
+        near, rounding could pick either, depending on the batch size; such an image is encoded
+        again alone.
         """
         quantizer: VectorQuantizer = self.network.quantize
         pixels = to_float(images.permute(0, 3, 1, 2))
@@ -294,7 +296,7 @@ def nearest(vectors: Tensor, table: Tensor) -> Tensor:
 
 
 def distances(rows: Tensor, table: Tensor) -> Tensor:
-    """Returns the squared distances [M, N] between rows [M, D] and those of `table` [N, D]."""
+    """Returns the squared distances [M, N] between rows [M, D] and the rows of `table` [N, D]."""
     lengths = rows.square().sum(1, keepdim=True) + table.square().sum(1)
     return torch.addmm(lengths, rows, table.t(), alpha=-2.0)
 
@@ -307,9 +309,9 @@ def entropy_penalty(vectors: Tensor, table: Tensor, mean: Tensor | None = None) 
 
     It is small if each vector is assigned to one code, and all codes are used equally often.
 
-    With p(k) the mean of these vectors and P(k) that of the global batch, the second term is sum p
-    log P: its mean over micro-batches, weighted by their vectors, is sum P log P, and so is the
-    gradient, as that of sum P is 0.
+    Let p(k) be the mean of these vectors and P(k) the mean of the global batch. The second term is
+    sum p log P. Its mean over micro-batches, weighted by their vectors, is sum P log P, and the
+    gradients agree, because the gradient of sum P is 0.
     """
     rows = vectors.reshape(-1, vectors.shape[-1])
     logits = distances(rows, table) / -_TEMPERATURE
@@ -327,7 +329,7 @@ def check_codes(codes: Tensor, size: int) -> None:
     if not is_integer or low < 0 or high >= size:
         actual = f"codes are {low} to {high}" if is_integer else f"codes have dtype {codes.dtype}"
         raise DataError(
-            f"{actual}, the codebook has codes 0 to {size - 1}",
+            f"{actual}, but the codebook has codes 0 to {size - 1}",
             hint="decode with the tokenizer that encoded the images",
             code="data.mismatch",
             details={"low": low, "high": high, "size": size},
@@ -342,13 +344,13 @@ def histogram(codes: Tensor, size: int) -> Tensor:
 
 
 def difference_sums(codes: Tensor) -> dict[str, Tensor]:
-    """Number of codes [B, K] that differ from those of the previous image, and of all compared."""
+    """Number of codes [B, K] that differ from the previous image, and number of compared codes."""
     differing = (codes[1:] != codes[:-1]).sum()
     return {"codes_differing": differing, "codes_compared": differing.new_tensor(codes[1:].numel())}
 
 
 def usage_metrics(counts: Tensor) -> Mapping[str, float]:
-    """Metrics of the use of a codebook.
+    """Metrics that tell how evenly a codebook is used.
 
     `counts`: number of occurrences of each code, float [N]; returns codebook_usage: Fraction of
     codes that occurred. dead_codes: Number of codes that did not occur. codebook_perplexity:

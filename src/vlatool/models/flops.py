@@ -1,4 +1,4 @@
-"""Floating-point operations of training, counted on fake tensors: without memory and values."""
+"""Counts floating-point operations of training on fake tensors, which have no memory or values."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -20,8 +20,8 @@ def sample_flops(model_type: ModelType, config: Any, data: Any, losses: Losses) 
 
     Returns the number; None if a network, such as one of a base model, depends on the values.
 
-    A multiplication with an addition counts as two. Recomputation by gradient checkpointing is not
-    counted, nor are operations that are no matrix product or convolution.
+    A multiplication with an addition counts as two. Only matrix products and convolutions are
+    counted, without recomputation by gradient checkpointing.
     """
     batch = model_type.example(config, data, 1)
     with torch.device("meta"):
@@ -41,7 +41,7 @@ def sample_flops(model_type: ModelType, config: Any, data: Any, losses: Losses) 
 
 
 def objective_losses(make: Callable[[Mapping[str, Part]], Objective]) -> Losses:
-    """The losses of all optimizers of an objective, at a step at which all of them run."""
+    """The losses of all optimizers of an objective, at a step in which all of them run."""
 
     def losses(parts: Mapping[str, Part], batch: Batch) -> Iterable[Tensor]:
         objective = make(parts)

@@ -53,9 +53,9 @@ def check_image(image: UInt8Array, size: int, name: str) -> None:
     """Raises a DataError if an image is not uint8 [size, size, 3]."""
     if image.dtype != np.uint8 or image.shape != (size, size, 3):
         raise DataError(
-            f"{name}: image is {image.dtype} {list(image.shape)}, the model expects uint8 "
+            f"{name}: the image is {image.dtype} {list(image.shape)}, the model expects uint8 "
             f"[{size}, {size}, 3]",
-            hint="set the image size of the data to that of the model, or set model.image_size",
+            hint="set the image size of the data, or model.image_size",
             code="data.mismatch",
             details={"sample": name},
         )

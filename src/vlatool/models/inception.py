@@ -1,6 +1,6 @@
 """Inception-v3, whose features the Frechet inception distance compares.
 
-Names are those of the released weights, which the user provides; nothing is downloaded. Source:
+Weights have the released names. You provide the files; nothing is downloaded. Source:
 reference/titok 5.4; arXiv 1512.00567, section 6.
 
 Legend of shapes: B images, D channels, H height, W width.

@@ -1,8 +1,8 @@
 """Perceptual distances of images by name: LPIPS, ConvNeXt-S, or both.
 
-`perceptual_network` makes a distance of one or two networks. Names are those of the released
-weights, which the user provides; nothing is downloaded. Source: reference/titok 4.4; arXiv
-1801.03924 (LPIPS), equation 1; arXiv 2201.03545 (ConvNeXt), section 2 and table 9.
+`perceptual_network` makes a distance of one or two networks. Weights have the released names. You
+provide the files; nothing is downloaded. Source: reference/titok 4.4; arXiv 1801.03924 (LPIPS),
+equation 1; arXiv 2201.03545 (ConvNeXt), section 2 and table 9.
 
 Legend of shapes: B images, D channels, H height, W width.
 """
@@ -58,7 +58,7 @@ class Vgg16(nn.Module):
 
 
 class LpipsHeads(nn.Module):
-    """A weight per channel of each compared layer, with the names of the released file."""
+    """A weight per channel of each compared layer; names as in the released file."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -227,7 +227,7 @@ class PerceptualDistance(nn.Module):
         self.requires_grad_(requires_grad=False).eval()
 
     def train(self, mode: bool = True) -> "PerceptualDistance":  # noqa: FBT001, FBT002 - torch's
-        """Stays in eval mode."""
+        """Keeps eval mode, whatever `mode` is."""
         return super().train(False)  # noqa: FBT003
 
     def forward(self, original: Tensor, reconstruction: Tensor) -> Tensor:
@@ -278,7 +278,7 @@ def perceptual_network(name: str, weights: Path | None) -> PerceptualDistance:
 
 
 def _parsed(name: str) -> tuple[list[str], list[float]]:
-    """Splits a name into networks and the weight of each, which is 1 if the name has none."""
+    """Splits a name into networks and their weights; a weight that is not given is 1."""
     names: list[str] = []
     shares: list[float] = []
     is_known = True
@@ -294,7 +294,7 @@ def _parsed(name: str) -> tuple[list[str], list[float]]:
         shares = [1.0] * len(names)
     if not is_known or len(shares) != len(names) or sum(shares) <= 0:
         raise UsageError(
-            f"unknown perceptual network {name!r}",
+            f"there is no perceptual network {name!r}",
             hint="use convnext_s, lpips, or both with weights, such as lpips-convnext_s-1.0-0.1",
             code="usage.unknown_name",
             details={"known": list(NAMES)},
@@ -305,7 +305,7 @@ def _parsed(name: str) -> tuple[list[str], list[float]]:
 def load_released(
     module: nn.Module, weights: Path, published: base_model.PublishedFile
 ) -> dict[str, str]:
-    """Loads a released file into a module; all tensors must match, except those without a use.
+    """Loads a released file into a module; all tensors must match, except unused ones.
 
     Returns:
         SHA-256 of the file, by its name.

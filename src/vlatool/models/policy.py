@@ -1,7 +1,7 @@
-"""Policies: observations to chunks of commands. `RoboticsPolicy` is the one for robotics data.
+"""Policies turn observations into action chunks. `RoboticsPolicy` is the policy for robotics data.
 
-`RoboticsPolicy.act` turns each observation into a sample as the training data have it, asks the
-network for normalized chunks, and turns these into absolute commands in physical units.
+`RoboticsPolicy.act` turns each observation into a sample like the training data, asks the network
+for normalized chunks, and turns these into absolute commands in physical units.
 
 Legend of shapes: B observations, N images, K images of a camera, P = past + 1 steps, T action
 steps, C dimensions.
@@ -51,12 +51,12 @@ class Sampler(Protocol):
     """A network that samples action chunks."""
 
     def __call__(self, batch: Mapping[str, Any], *, steps: int, rng: Rng) -> Tensor:
-        """Returns normalized actions [B, past + T, C] of a batch."""
+        """Returns normalized actions [B, past + T, C] for a batch."""
         ...
 
 
 class PolicyCall(Protocol):
-    """Method of a policy that answers observations, each with a seed."""
+    """Method of a policy that takes observations, each with a seed, and returns values by name."""
 
     def __call__(
         self, observations: Sequence[Observation], *, seeds: Sequence[int]
@@ -66,16 +66,16 @@ class PolicyCall(Protocol):
 def in_batches(
     ask: PolicyCall, observations: Sequence[Observation], seeds: Sequence[int], batch_size: int
 ) -> dict[str, Array]:
-    """Returns the answers of a policy [B, ...], computed in batches of one size.
+    """Returns the answers [B, ...] of a policy, computed in batches of one size.
 
-    A short batch is filled up with its last observation. So the bits of an answer do not depend on
+    A short batch is filled up with its last observation, so the bits of an answer do not depend on
     the number of observations.
 
     Args:
         ask: Method of the policy.
         observations: B observations.
-        seeds: Their seeds.
-        batch_size: Observations computed at once.
+        seeds: Seed of each observation.
+        batch_size: Observations per batch.
     """
     parts: dict[str, list[Array]] = {}
     for start in range(0, len(observations), batch_size):
@@ -95,10 +95,10 @@ class RowGroup(NamedTuple):
 
 
 def equal_groups(shapes: Sequence[Hashable]) -> list[RowGroup]:
-    """Rows of a batch with equal shapes.
+    """Groups the rows of a batch that have equal shapes.
 
-    Each group is computed with as many rows as the batch has: other numbers of rows would give
-    other rounding errors.
+    Each group is filled up to as many rows as the batch has, because another number of rows would
+    give other rounding errors.
     """
     rows_by_shape: dict[Hashable, list[int]] = {}
     for row, shape in enumerate(shapes):
@@ -110,7 +110,7 @@ def equal_groups(shapes: Sequence[Hashable]) -> list[RowGroup]:
 
 
 def example_observation(sees: ObservationSpec, rng: np.random.Generator) -> Observation:
-    """Made-up observation with random images and fields."""
+    """A made-up observation with random images and fields."""
     images: dict[str, UInt8Array] = {}
     for name, view in sees.cameras.items():
         size = view.size or (_EXAMPLE_SIDE, _EXAMPLE_SIDE)
@@ -120,9 +120,9 @@ def example_observation(sees: ObservationSpec, rng: np.random.Generator) -> Obse
 
 
 class ActionUnits:
-    """Converter from normalized action chunks to errors in physical units, by field and step.
+    """Converts normalized action chunks to errors in physical units, by field and step.
 
-    Dimensions that never change are left out, and fields without any other.
+    Leaves out dimensions that never change, and fields that have no other dimensions.
     """
 
     def __init__(self, data: RoboticsDataConfig, normalizer: Normalizer) -> None:
@@ -147,7 +147,7 @@ class ActionUnits:
             sampled: Sampled chunks, normalized [B, past + T, C of all fields].
             recorded: Recorded chunks, likewise.
             mask: bool [B, past + T], true for steps from the current one on that are not padding.
-            real: bool [B, C of all fields], False for padded fields; None: none is padded.
+            real: bool [B, C of all fields], False for padded fields; None: no field is padded.
         """
         if real is None:
             real = torch.ones_like(recorded[:, 0])
@@ -170,7 +170,7 @@ class ActionUnits:
 
 
 class RoboticsPolicy(Policy):
-    """A policy for robotics data, with its normalization and pose groups."""
+    """The policy for robotics data: normalizes inputs and outputs, and converts relative poses."""
 
     def __init__(
         self,
@@ -209,7 +209,7 @@ class RoboticsPolicy(Policy):
         return len(self._normalizer.scale(field, 1).constant)
 
     def _held(self, names: Names) -> dict[str, float]:
-        """Value of each dimension that never moved, by its label."""
+        """The recorded value of each dimension that never moved, by its label."""
         held: dict[str, float] = {}
         for field in self._data.action_fields:
             scale = self._normalizer.scale(field, 1)
@@ -227,7 +227,7 @@ class RoboticsPolicy(Policy):
         return views
 
     def _seen_fields(self) -> dict[str, int]:
-        """Widths of measured fields: absolute poses, and what actions are relative to."""
+        """Widths of measured fields: inputs, and the poses to which actions are relative."""
         relative = {name for group in self._seen_groups for name in relative_names(group)}
         fields: dict[str, int] = {}
         for name in self._data.proprioception_fields:
@@ -246,7 +246,7 @@ class RoboticsPolicy(Policy):
         if field not in self._data.action_fields:  # relative to the measured pose
             raise DataError(
                 f"the range of {field!r} in the training data is unknown",
-                hint="give the commands of the gripper with `closed` and `opened`",
+                hint="set `closed` and `opened` of the gripper",
                 code="data.unknown_field",
                 details={"field": field},
             )
@@ -262,7 +262,8 @@ class RoboticsPolicy(Policy):
     def act(self, observations: Sequence[Observation], *, seeds: Sequence[int]) -> dict[str, Array]:
         """Returns commands by field, float64 [B, T, C], in physical units; see `Policy.act`.
 
-        Poses are absolute; for preprocessed observations they are relative as the training data.
+        Poses are absolute; for preprocessed observations they are relative, as in the training
+        data.
         """
         chunks = self._predict(observations, seeds)
         actions = {name: chunk[:, self._past :] for name, chunk in chunks.items()}
@@ -273,23 +274,23 @@ class RoboticsPolicy(Policy):
             if name.endswith(SUFFIX):
                 raise DataError(
                     f"no pose group contains {name!r}, so its reference is unknown",
-                    hint="add pose_groups to preprocessing_config.yaml in the run folder",
+                    hint="add a pose group for it to preprocessing_config.yaml in the run folder",
                     code="data.missing",
                     details={"field": name},
                 )
         return actions
 
     def _measured(self, observations: Sequence[Observation]) -> dict[str, Array]:
-        """The newest poses that actions are relative to, [B, 1, C] by field."""
+        """The newest measured poses, to which actions are relative, [B, 1, C] by field."""
         measured: dict[str, Array] = {}
         for group in self._groups:
             for field in reference_keys(group):
                 for observation in observations:
                     if field not in observation.fields:
                         raise DataError(
-                            f"actions of the policy are relative to {field!r}, which is not "
-                            "observed",
-                            hint="map an observation of the environment to this field",
+                            f"actions of the policy are relative to {field!r}, which the "
+                            "observation lacks",
+                            hint="add it to the observation, or map a key of the environment to it",
                             code="data.unknown_field",
                             details={"field": field},
                         )
@@ -300,7 +301,7 @@ class RoboticsPolicy(Policy):
     def _predict(
         self, observations: Sequence[Observation], seeds: Sequence[int]
     ) -> dict[str, Array]:
-        """Chunks of each action field, float64 [B, past + T, C], in physical units."""
+        """Chunks by action field, float64 [B, past + T, C], in physical units."""
         samples = [self._sample(observation) for observation in observations]
         guidance = [self._guidance(observation) for observation in observations]
         shapes: list[Hashable] = []
@@ -331,7 +332,7 @@ class RoboticsPolicy(Policy):
         guidance: Sequence[Array | None],  # of each sample, all of one kind; see `_guidance`
         rng: Rng,
     ) -> Array:
-        """Normalized actions of samples with equal shapes [B, past + T, C of all fields]."""
+        """Normalized actions [B, past + T, C of all fields] for samples with equal shapes."""
         batch = dict(self._batcher(samples))
         for name, value in batch.items():
             if isinstance(value, Tensor):
@@ -375,7 +376,7 @@ class RoboticsPolicy(Policy):
     def _as_trained(
         self, actions: Mapping[str, Array] | None, observation: Observation
     ) -> Mapping[str, Array] | None:
-        """Commands [S, C] with the relative poses that the policy was trained on."""
+        """Commands [S, C] with relative poses, as the policy was trained."""
         if actions is None or observation.is_preprocessed:
             return actions
         measured = self._measured([observation])
@@ -385,7 +386,7 @@ class RoboticsPolicy(Policy):
     def _within_data(self, field: str, values: Array) -> Array:
         """Committed commands, limited to the range of the training data.
 
-        They guide a chunk, and a network knows nothing of other values.
+        They guide a chunk, and the network has never seen values outside this range.
         """
         stats = self._statistics[field]
         if not has_range(stats):
@@ -393,16 +394,16 @@ class RoboticsPolicy(Policy):
         return np.clip(values, *value_range(stats, field))
 
     def _guidance(self, observation: Observation) -> Array | None:
-        """The commands that a chunk continues.
+        """Weights of the commands that a chunk has to continue.
 
-        Commands that will be executed weigh 1. The others are of an older observation: the new
-        chunk is blended with the first of them, and at its end only. With the weights of arXiv
+        Commands that will be executed have the weight 1. The others come from an older observation:
+        the new chunk is blended with the first few of them only. With the weights of arXiv
         2506.07339, eq. 5, which guide over the whole chunk, a robot lags more: success is lower at
         equal seams (docs/reference/results.md).
 
         Returns:
-            bool [past + T], those that will be executed, if the policy was trained with such a
-            delay; else weights float32 [past + T]. None: of no command.
+            bool [past + T], True for commands that will be executed, if the policy was trained with
+            such a delay; else weights float32 [past + T]. None: there is no command to continue.
         """
         delay = observation.delay
         if observation.committed is None:
@@ -418,7 +419,7 @@ class RoboticsPolicy(Policy):
         return weights
 
     def _inputs(self, observation: Observation) -> dict[str, Array]:
-        """Proprioception fields [P, C]; relative poses refer to the newest measured one."""
+        """Proprioception fields [P, C]; relative poses refer to the newest measured pose."""
         fields = dict(observation.fields)
         if not observation.is_preprocessed:
             windows = {name: values[None] for name, values in fields.items()}

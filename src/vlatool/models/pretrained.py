@@ -1,4 +1,4 @@
-"""Base models: location, architecture and weights. Light to import."""
+"""Finds base models, and reads their architecture and weights. Light to import."""
 
 import importlib
 import re
@@ -50,7 +50,7 @@ def base_model(name: str, revision: str | None = None) -> Path:
     """
     if not name:
         raise DataError(
-            "no base model is configured",
+            "the base model is not set",
             hint="set hf_pretrained to owner/name[@revision] on the Hugging Face hub, or to a "
             "folder",
             code="data.missing",
@@ -70,8 +70,8 @@ def read_architecture(folder: Path, kind: str | None = None) -> dict[str, Any]:
     if kind not in (None, content["model_type"]):
         raise DataError.at(
             folder,
-            f"model_type is {content['model_type']!r}, expected {kind!r}",
-            hint=f"use {_OTHER_BASE_MODEL}; as a backbone, the type that fits this one",
+            f"model_type is {content['model_type']!r}, not {kind!r}",
+            hint=f"use {_OTHER_BASE_MODEL}, or a type of backbone that fits this one",
             code="data.missing",
             model_type=content["model_type"],
         )
@@ -81,19 +81,19 @@ def read_architecture(folder: Path, kind: str | None = None) -> dict[str, Any]:
 
 
 def architecture_problem(content: object, key: str = "") -> str:
-    """Reason why a configuration describes no network that can be built; empty if it does. Its
-    networks and tables are built before their sizes are compared with those of the weights.
+    """Reason why the network of a configuration cannot be built; empty if it can. Networks and
+    tables are built before their sizes are compared with the weights.
     """
     if isinstance(content, Mapping):
         problems = (architecture_problem(value, str(name)) for name, value in content.items())
     elif isinstance(content, list):
         if len(content) > _MAX_LIST:
-            return f"{key} has {len(content):,} entries, at most {_MAX_LIST:,} are possible"
+            return f"{key} has {len(content):,} entries, but at most {_MAX_LIST:,} are possible"
         problems = (architecture_problem(value, key) for value in content)
     else:
         limit = MAX_LAYERS if _DEPTH.search(key) else MAX_ROWS
         is_too_large = isinstance(content, int) and abs(content) > limit
-        return f"{key} is {content:.3g}, at most {limit:,} is possible" if is_too_large else ""
+        return f"{key} is {content:.3g}, but at most {limit:,} is possible" if is_too_large else ""
     return next(filter(None, problems), "")
 
 
@@ -116,7 +116,7 @@ def build_network(architecture: Mapping[str, Any], build: Callable[[Any], Any]) 
 
 
 def text_width(architecture: Mapping[str, Any]) -> int:
-    """Hidden size of a language model; 0 if its config.json does not have it."""
+    """Hidden size of a language model; 0 if its config.json does not say it."""
     section = architecture.get("text_config", architecture)
     return int(next((section[key] for key in _WIDTHS if key in section), 0))
 

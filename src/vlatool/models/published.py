@@ -1,4 +1,4 @@
-"""Models in the layouts of published programs. No torch."""
+"""Reads and writes models in the layouts of published programs. No torch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PublishedFiles:
-    """Files of a model in its published layout, of any scheme."""
+    """Files of a model in its published layout, local or remote."""
 
     weights: Path
     config: Path | None = None  # file with the configuration; None for a file of weights alone
@@ -34,12 +34,12 @@ class PublishedFiles:
     before: Any = None
 
     def checked(self, chosen: Path, local: Path) -> Path:
-        """Returns `local` after a comparison of the files with the list of an export.
+        """Returns `local`, after comparing the files with the list of an export.
 
-        `local`: local copy of it.
+        `local`: local copy of the weights.
 
-        Sizes are compared, and digests of local files. Other published files have no list. As in
-        runs, users may edit YAML.
+        Compares sizes, and digests of local files. Files from elsewhere have no list. You may edit
+        YAML files, as in runs.
         """
         root = chosen.parent if self.config is None else self.config.parent
         for entry in read_file_list(root) or ():
@@ -52,7 +52,7 @@ class PublishedFiles:
                 raise DataError.at(
                     path,
                     "is missing, or has changed since it was exported",
-                    hint="export or copy it again; `vlatool verify` lists all changed files",
+                    hint="export or copy the model again; `vlatool verify` lists all changed files",
                     code="data.broken",
                 )
         return local
@@ -130,7 +130,7 @@ _CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class WeightsOrigin:
-    """Files of trained weights; nothing of them is read but small files."""
+    """Where trained weights come from; only small files of them are read."""
 
     text: str  # location as the user wrote it
     file: Path  # file with the weights of the part `model`, of any scheme
@@ -156,7 +156,7 @@ class WeightsOrigin:
 
     @property
     def name(self) -> str:
-        """Last name of the location; of a checkpoint, the name of its run."""
+        """Last name of the location; for a checkpoint, the name of its run."""
         path = Path(self.text.rstrip("/"))
         if self.checkpoint is not None and path.parent.name == _CHECKPOINTS:
             path = path.parent.parent
@@ -177,8 +177,8 @@ class WeightsOrigin:
         if section is not None and section.get("type") != name:
             raise DataError.at(
                 self.text,
-                f"the run has model type {section.get('type')!r}, expected {name}",
-                hint=f"use a run of model type {name}, or a published file",
+                f"the run has the model type {section.get('type')!r}, not {name}",
+                hint=f"use a run of the model type {name}, or a published file",
                 code=code,
             )
 
@@ -223,9 +223,9 @@ class Trained:
 
 
 class Layout:
-    """Published files of a model type: reading, writing, and their state of training.
+    """Reads and writes the published files of a model type, and their state of training.
 
-    A layout has those of these methods that it overrides.
+    A layout overrides the methods that it supports.
     """
 
     can_read: ClassVar[bool] = True  # False for a layout that is only written
@@ -233,9 +233,9 @@ class Layout:
     def keys_of_run(
         self, section: Mapping[str, Any]
     ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """Returns what published keys of the section `model` say about the weights to start from.
+        """Returns what published keys of the section `model` say about the initial weights.
 
-        These are keys of the run, such as `init_from`, and keys of the section to reset.
+        Returns keys of the run, such as `init_from`, and keys of the section to reset.
         """
         return {}, {}
 
@@ -244,7 +244,7 @@ class Layout:
         return None
 
     def section(self, files: PublishedFiles) -> "ConfigModel | None":
-        """Returns the section `model` from small files; None if only the weights have it."""
+        """Returns the section `model` from small files; None if only the weights tell it."""
         return None
 
     def open(self, files: PublishedFiles, path: Path) -> PublishedModel:
@@ -252,21 +252,21 @@ class Layout:
         raise AssertionError("a layout with can_read has open")
 
     def problem(self, config: Any) -> str:
-        """Returns the reason why runs of a section `model` cannot be written; empty if they can."""
+        """Returns why runs with this section `model` cannot be exported; empty if they can."""
         writes = type(self).write is not Layout.write
-        return "" if writes else f"model type {config.type!r} has no published layout"
+        return "" if writes else f"the model type {config.type!r} has no published layout"
 
     def write(self, trained: Trained, tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
         """Prepares the files of opened weights; writes nothing yet.
 
-        `tree` is the whole configuration of the run; empty for published files.
+        `tree` is the complete configuration of the run; empty for published files.
         """
         raise AssertionError("a layout without a problem has write")
 
     def progress_files(self, files: PublishedFiles, *, averaged: bool) -> Sequence[Path]:
         """Returns the files that `open_progress` reads, which may be missing.
 
-        Empty if the layout has no state of training; with `averaged` also the averaged weights.
+        Empty if the layout stores no state of training; with `averaged`, also the averaged weights.
         """
         return ()
 

@@ -31,7 +31,7 @@ class _Chunk:
 
 
 class Distributions:
-    """Distributions of `models.base.Rng` from one method, which draws a row per sample."""
+    """The methods of `models.base.Rng`, from one method that draws a row per sample."""
 
     def normal(self, *shape: int) -> Tensor:
         """Returns samples of the standard normal distribution, float32 [B, *shape]."""
@@ -53,7 +53,7 @@ class Distributions:
 
 
 class PerSampleRng(Distributions):
-    """Distributions whole chunks of the global batch and returns the rows of one micro-batch.
+    """Draws random numbers for chunks of the global batch, and returns the rows of one micro-batch.
 
     All micro-batches of a step start with generators in the same state, so the n-th call draws the
     same numbers in each of them. Row numbers of `total` and above wrap around: a dummy micro-batch
@@ -81,8 +81,8 @@ class PerSampleRng(Distributions):
 
 
 class SeededRng(Distributions):
-    """Random numbers of a batch; each row is drawn by a generator of its own on the CPU. So a row
-    depends on its seed and the number of the call alone, on every device.
+    """Random numbers of a batch. Each row has its own generator on the CPU, so on every device a
+    row depends only on its seed and the number of the call.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
@@ -136,15 +136,15 @@ class SampleDropout(nn.Module):
 
 
 def draws_by_micro_batch(network: nn.Module) -> bool:
-    """True if a network in training mode draws from the global generator of torch. Such draws, as
-    those of dropout inside an attention kernel, depend on the micro-batches.
+    """True if a network in training mode draws from the global generator of torch, for example by
+    dropout inside an attention kernel. Such draws depend on the micro-batches.
     """
     return any(_global_dropout(module) > 0 for module in network.modules())
 
 
 def computes_by_global_batch(network: nn.Module) -> bool:
-    """True if a trained module has a loss term that is not a mean over samples. Such modules have
-    `uses_global_batch`, which is true.
+    """True if a trained module has a loss term that is not a mean over samples; its attribute
+    `uses_global_batch` is then true.
     """
     for module in network.modules():
         if not getattr(module, "uses_global_batch", False):
@@ -155,8 +155,8 @@ def computes_by_global_batch(network: nn.Module) -> bool:
 
 
 def _global_dropout(module: nn.Module) -> float:
-    """Share of the dropout of a layer of torch or transformers; 0 for other modules. Layers with
-    attention keep the share that they pass to the kernel as a number.
+    """Dropout of a layer of torch or transformers; 0 for other modules. Attention layers keep the
+    number that they pass to the kernel.
     """
     if isinstance(module, _DROPOUTS):
         return module.p

@@ -1,4 +1,4 @@
-"""Visual tokenizers: images to codes and back. Does not import torch.
+"""Opens visual tokenizers, which turn images into codes and back. Does not import torch.
 
 Legend of shapes: B images, S side of an image in pixels, K codes of an image.
 """
@@ -33,7 +33,7 @@ class ImageRule:
     resize: ImagePreprocessing | None = None
 
     def apply(self, pixels: UInt8Array, name: str) -> UInt8Array:
-        """Image uint8 [S, S, 3], resized if the tokenizer has a stored preprocessing."""
+        """Image uint8 [S, S, 3]; resized if the preprocessing is stored with the tokenizer."""
         checked = checked_image(pixels, name)
         if self.resize is not None:
             return prepare_image(checked, self.resize)
@@ -41,7 +41,7 @@ class ImageRule:
             height, width = checked.shape[:2]
             raise DataError(
                 f"{name}: image is {width}x{height}, the tokenizer expects {self.size}x{self.size}",
-                hint="resize the images first: this tokenizer has no stored preprocessing",
+                hint="resize the images first: no preprocessing is stored with this tokenizer",
                 code="data.mismatch",
                 details={"picture": name, "size": [height, width], "wanted": self.size},
             )
@@ -71,7 +71,7 @@ class OpenTokenizer:
         size = self.network.codebook_size
         if 0 < size <= _MAX_CODES:
             return
-        reason = f"the codebook has {size} codes, more than {_MAX_CODES}"
+        reason = f"the codebook has {size} codes, but at most {_MAX_CODES} are possible"
         location = self.trained.origin.text
         raise DataError.at(
             location,
@@ -83,8 +83,8 @@ class OpenTokenizer:
     def check_decoder(self) -> None:
         if not self.network.has_decoder:
             raise DataError(
-                f"{self.name}: is a first stage, which encodes images but cannot decode codes",
-                hint="give the run of its second stage",
+                f"{self.name}: is a first stage, which can encode images, but not decode codes",
+                hint="give the run of the second stage",
                 code="data.missing",
             )
 
@@ -97,11 +97,10 @@ class OpenTokenizer:
             return
         raise DataError.at(
             location,
-            f"codes of the tokenizer {metadata.get('tokenizer') or 'unknown'} "
-            f"({stored[0]} codes per image, codebook of {stored[1]}), not of "
-            f"{self.name} "
-            f"({counted(own[0], 'code')} per image, codebook of {own[1]})",
-            hint="decode with the tokenizer that made the codes",
+            f"codes of the tokenizer {metadata.get('tokenizer') or 'unknown'} ({stored[0]} codes "
+            f"per image, codebook of {stored[1]}), not of {self.name} ({counted(own[0], 'code')} "
+            f"per image, codebook of {own[1]})",
+            hint="decode with the tokenizer that encoded the images",
             code="data.mismatch",
         )
 
@@ -127,16 +126,16 @@ def open_tokenizer(
         raise DataError.at(
             location,
             f"the model type {model_type.name!r} is not a visual tokenizer",
-            hint="use a run of a visual tokenizer, such as titok",
+            hint="give the run of a visual tokenizer, such as titok",
             code="data.missing",
         )
     preprocessing: ImagePreprocessing = trained.assets.preprocessing
     if preprocessing.crop_size != network.image_size:
         raise DataError.at(
             location,
-            f"broken stored preprocessing: crop_size is {preprocessing.crop_size}, the "
+            f"the stored preprocessing is wrong: crop_size is {preprocessing.crop_size}, but the "
             f"tokenizer takes {network.image_size}",
-            hint="copy the preprocessing from the original run or download again",
+            hint="copy the preprocessing from the original run, or download the tokenizer again",
             code="data.broken",
         )
     plain = preprocessing.without_randomness()

@@ -1,10 +1,10 @@
-"""Trained weights, opened in one way: runs, checkpoints, published folders and files.
+"""Opens trained weights of any kind: runs, checkpoints, published folders and files.
 
 `open_trained` gives networks with their weights, configuration and assets; `locate_weights` only
 finds the files. `locate_progress` finds the state from which training continues.
 
-Locations have any scheme; remote files are copied to the cache. Files of a checkpoint or an export
-are compared with their listed digests when they are read, and only then. Does not import torch.
+Locations are local or remote; remote files are copied to the cache. Files of a checkpoint or an
+export are compared with their listed digests only when they are read. Does not import torch.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -93,8 +93,8 @@ def open_trained(
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not location:
         raise UsageError(
-            "no checkpoint is given",
-            hint="give a run folder of `vlatool train`",
+            "you have not given a checkpoint",
+            hint="give the run of `vlatool train`, such as runs/first",
             code="usage.missing_key",
         )
     published = published_at(locations.with_run_above(pinned(location)))
@@ -112,7 +112,7 @@ def open_trained(
                 sections["data"] = model.data
             config = TrainedConfig(**sections)
         if origin.weights == "raw" and weights == "auto" and pinned(location) != origin.file:
-            reporter.note(f"{location}: has no averaged weights; the raw ones are used")
+            reporter.note(f"{location}: has no averaged weights, so the raw weights are used")
         for note in model.notes:
             reporter.note(note)
         opened = Trained(config, model.parts, model.assets, origin, model.folder)
@@ -123,7 +123,8 @@ def open_trained(
 def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:
     """Files of a run, a checkpoint, a published folder, or a file.
 
-    Of a run it is the newest checkpoint. A file in a checkpoint gets the configuration of its run.
+    For a run, takes the newest checkpoint. A file in a checkpoint gets the configuration of its
+    run.
     """
     location = locations.with_run_above(pinned(text))
     if location.is_file():
@@ -152,8 +153,8 @@ def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:
     if name not in manifest.files:
         raise DataError.at(
             checkpoint,
-            f"contains no weights of a part {_MODEL!r}",
-            hint="use the checkpoint of another run",
+            f"has no weights of the part {_MODEL!r}",
+            hint="give a checkpoint of another run",
             code="data.missing",
         )
     kind = "ema" if is_averaged else "raw"
@@ -188,7 +189,7 @@ def _open_run(origin: WeightsOrigin, changes: Mapping[str, Any]) -> Trained:
     if origin.run is None or origin.checkpoint is None:
         raise DataError.at(
             origin.text,
-            "is not the weights of a known model type",
+            "holds no weights of a known model type",
             hint="give a run, a checkpoint, or a published folder or file",
             code="data.missing",
         )
@@ -233,14 +234,14 @@ def read_config(run: RunDir) -> TrainedConfig:
 
 
 def _changed(model: Any, changes: Mapping[str, Any]) -> Any:
-    """The section with the changes of keys that it has."""
+    """The section with changed keys; keys that it does not have are ignored."""
     fields = type(model).model_fields
     update = {key: value for key, value in changes.items() if key in fields}
     return model.model_copy(update=update)
 
 
 def section_of(location: str) -> tuple[ConfigModel, Path] | None:
-    """Section `model` and folder of some weights; None if they have none."""
+    """Section `model` and folder of some weights; None if there is no section."""
     with suppress(DataError, ConfigError, UsageError):
         origin = locate_weights(location)
         if origin.run is not None:
@@ -314,7 +315,7 @@ def _type_of(section: object) -> str | None:
 
 @dataclass(frozen=True)
 class ProgressOrigin:
-    """Files with a state of training: those of a run, or published ones."""
+    """Files with a state of training, of a run or published."""
 
     text: str  # location as the user wrote it
     model_type: str  # model type of the weights
@@ -337,7 +338,7 @@ class ProgressOrigin:
 
 
 def locate_progress(text: str, *, averaged: bool) -> ProgressOrigin:
-    """Files of a run, a checkpoint or a published checkpoint, from which its training continues."""
+    """Files of a run or checkpoint, also a published one, with which its training can continue."""
     location = locations.require_weights(text)
     published = published_at(location)
     if published is not None:
@@ -345,9 +346,9 @@ def locate_progress(text: str, *, averaged: bool) -> ProgressOrigin:
         paths = model_type.layout.progress_files(files, averaged=averaged)
         if not paths:
             raise UsageError(
-                f"{text}: the training of published {model_type.name} weights cannot be continued",
-                hint="start a new run with these weights: add --init-weights-only "
-                "(init_weights_only: true)",
+                f"{text}: the published files of {model_type.name} hold only weights, so their "
+                "training cannot continue",
+                hint="start a new run from these weights: add --init-weights-only",
                 code="usage.unsupported",
                 details={"key": "init_weights_only"},
             )
@@ -368,9 +369,9 @@ def _check_present(text: str, missing: Sequence[Path]) -> None:
     if missing:
         raise DataError.at(
             missing[0],
-            f"is missing, so the training of {text} cannot be continued",
-            hint="copy it from where the checkpoint was trained; to start a new run with the "
-            "weights alone, set init_weights_only (in published files model.resume_weights_only) "
-            "to true",
+            f"is missing, so the training of {text} cannot continue",
+            hint="copy it from where the checkpoint was trained; to start a new run from the "
+            "weights alone, set init_weights_only (in published files "
+            "model.resume_weights_only) to true",
             code="data.missing",
         )

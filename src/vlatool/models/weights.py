@@ -1,4 +1,4 @@
-"""Strict loading of weights from files: safetensors, or pickles that contain only tensors.
+"""Loads weights strictly: from safetensors, or from pickles that contain only tensors.
 
 Tied weights are stored once, under the first of their names.
 """
@@ -44,8 +44,8 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads the tensors of a safetensors file, and the frozen ones that it refers to, to the
-    CPU.
+    """Reads the tensors of a safetensors file to the CPU, with the frozen tensors to which it
+    refers.
     """
     try:
         open_file(path).close()  # safetensors would wait for a pipe
@@ -124,7 +124,7 @@ def _tensors_in(content: object) -> Iterator[tuple[str, Tensor]]:
 
 
 def _tensor_problem(tensor: Tensor) -> str:
-    """Reason why a tensor is no dense one of numbers; empty if it is."""
+    """Reason why a tensor is not a dense tensor of numbers; empty if it is one."""
     if tensor.is_nested or tensor.layout != torch.strided:
         return "is not dense"
     if tensor.device.type != "cpu":
@@ -138,8 +138,8 @@ def _pickle_error(path: Path, error: pickle.UnpicklingError) -> DataError:
     name = "code" if match is None else match[1]
     return DataError.at(
         path,
-        f"not loaded, because it refers to {name}, which is not a tensor",
-        hint="use a safetensors file, or a file that contains only tensors",
+        f"not loaded, because it holds {name}, which is not a tensor",
+        hint="use a safetensors file, or a file with nothing but tensors",
         code="data.unsafe",
         asks_for=name,
     )
@@ -201,7 +201,7 @@ def matching_state_dict(
         raise DataError.at(
             path,
             f"values are not finite: {', '.join(not_finite[:_SHOWN])}",
-            hint="use other weights: the outputs of these would not be finite",
+            hint="use other weights: outputs of these would not be finite",
             code="data.not_finite",
             tensors=not_finite,
         )
@@ -209,7 +209,7 @@ def matching_state_dict(
 
 
 def check_shapes(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Compares the sizes of a configuration with those of a file, before they take memory."""
+    """Compares the sizes in a configuration with the sizes in a file, before they take memory."""
     matching_shapes(module, weights, path)
     sizes: dict[object, int] = {}
     storages: list[tuple[int, int]] = []
@@ -231,7 +231,7 @@ def check_shapes(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -
 def matching_shapes(
     module: nn.Module, weights: Mapping[str, Tensor], path: Path
 ) -> dict[str, Tensor]:
-    """As `matching_state_dict`, but reads no values; tensors may be on the meta device."""
+    """Like `matching_state_dict`, but reads no values; tensors may be on the meta device."""
     expected = module.state_dict()
     matching: dict[str, Tensor] = {}
     for name, value in weights.items():
@@ -244,7 +244,7 @@ def matching_shapes(
         networks = sorted({name.partition(".")[0] for name, _ in differences})
         raise DataError(
             f"{path}: does not match the model: {'; '.join(problems[:_SHOWN])}",
-            hint="use the configuration that the checkpoint was trained with",
+            hint="use the configuration with which the checkpoint was trained",
             code="data.checkpoint_mismatch",
             details={"problems": problems, "networks": networks},
         )
@@ -254,7 +254,9 @@ def matching_shapes(
 def init_state_dict(
     module: nn.Module, weights: Mapping[str, Tensor], path: Path, excluded: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Returns initial weights of a module: those of a file, and its own of some networks."""
+    """Returns initial weights of a module: from a file, except for some networks, which keep
+    theirs.
+    """
     own = module.state_dict()
     for network in excluded:
         if not any(key.startswith(f"{network}.") for key in own):
@@ -278,7 +280,7 @@ def init_state_dict(
 
 
 def _differences(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-    """Name of each weight that differs, and how."""
+    """The weights that differ: name, and how."""
     expected = module.state_dict()
     aliases = _aliases(shared_names(module))
     for name, value in expected.items():
@@ -286,14 +288,17 @@ def _differences(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[t
             if name not in aliases:
                 yield name, f"missing {name}"
         elif weights[name].shape != value.shape:
-            yield name, f"{name} is {list(weights[name].shape)}, the model has {list(value.shape)}"
+            yield (
+                name,
+                f"{name} is {list(weights[name].shape)}, the model has {list(value.shape)}",
+            )
     for name in weights:
         if name not in expected:
             yield name, f"unexpected {name}"
 
 
 def shared_names(module: nn.Module) -> list[Sequence[str]]:
-    """Groups of names of the same tensor, in the order of the state dict."""
+    """Groups of names that share a tensor, in the order of the state dict."""
     names_by_tensor: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names_by_tensor.setdefault(id(parameter), []).append(name)
@@ -303,7 +308,7 @@ def shared_names(module: nn.Module) -> list[Sequence[str]]:
 
 
 def _aliases(shared: Sequence[Sequence[str]]) -> set[str]:
-    """All names of shared tensors but the first of each."""
+    """All names of shared tensors, except the first of each."""
     aliases: set[str] = set()
     for names in shared:
         aliases.update(names[1:])
@@ -311,7 +316,7 @@ def _aliases(shared: Sequence[Sequence[str]]) -> set[str]:
 
 
 def saved_once(tensors: Mapping[str, Tensor], shared: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-    """Returns tensors with shared ones under the first of their names only."""
+    """Returns tensors, each shared one only under its first name."""
     aliases = _aliases(shared)
     return {name: value for name, value in tensors.items() if name not in aliases}
 
@@ -322,6 +327,6 @@ def unusable_checkpoint(path: Path, error: object) -> DataError:
     return DataError.at(
         path,
         f"cannot be loaded: {reason}",
-        hint="the checkpoint is broken or of another model: use another checkpoint",
+        hint="the checkpoint is broken, or of another model: use another one",
         code="data.broken",
     )

@@ -1,4 +1,4 @@
-"""Charts of fields of numbers, one per group of dimensions.
+"""Draws charts of numeric fields, one per group of dimensions.
 
 Legend of shapes: S positions along the axis (frames of an episode, steps of a window), C dimensions
 of a field.
@@ -43,7 +43,7 @@ class FieldValues:
 def field_charts(
     axis: Axis, positions: Array, fields: Iterable[FieldValues], *, has_dots: bool = False
 ) -> list[Part]:
-    """Charts of fields over positions [S], and a table of those that never change."""
+    """Charts of fields over positions [S], and a table of dimensions that never change."""
     charts: list[Chart] = []
     constant: list[tuple[str, str]] = []
     for field in fields:
@@ -61,7 +61,7 @@ def field_charts(
 
 
 def screens(charts: Sequence[Chart]) -> list[Part]:
-    """Charts, of which those after the first ten are collapsed."""
+    """Charts; all after the first ten are collapsed."""
     rest = charts[_PER_SCREEN:]
     return [*charts[:_PER_SCREEN], Fold(f"{len(rest)} more", rest)]
 
@@ -154,7 +154,7 @@ def _varies(values: Array) -> Array:
 
 
 def _differs(recorded: Array, predicted: Array) -> Array:
-    """Dimensions whose predictions are not what was recorded, or not finite, bool [C]."""
+    """Dimensions whose predictions differ from the record, or are not finite, bool [C]."""
     with np.errstate(invalid="ignore"):
         gap = np.nan_to_num(np.abs(predicted - recorded), nan=0.0).max(axis=0, initial=0.0)
     largest = np.nan_to_num(np.abs(recorded), nan=0.0).max(axis=0, initial=1.0)

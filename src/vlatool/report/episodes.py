@@ -1,4 +1,4 @@
-"""An episode on a page: strips of images of its cameras, videos, texts and charts over time.
+"""Shows an episode on a page: strips of images, videos, texts and charts over time.
 
 Legend of shapes: S positions in time (frames of an episode, anchors).
 """
@@ -167,7 +167,7 @@ def _time_axis(view: EpisodeView) -> Axis:
 
 
 def _texts_over_time(view: EpisodeView, axis: Axis) -> list[Part]:
-    """Texts of each kind over the frames that they are about."""
+    """Texts of each kind over the frames that they describe."""
     kinds: dict[str, list[tuple[float, float, str]]] = {}
     for span in view.spans:
         start = (span.first - 0.5) / view.fps

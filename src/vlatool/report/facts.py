@@ -1,4 +1,4 @@
-"""Facts as plain data, which one renderer shows as text and another as a page.
+"""Facts as plain data; one renderer shows them as text, another as a page.
 
 A `Report` is what `inspect` returns. The sections of a page are lists of the parts below; a part
 without contents is left out, and so is a section without parts.
@@ -322,7 +322,7 @@ def notes(findings: Findings) -> list[Part]:
 
 
 def card(name: str, make: Callable[[], Section]) -> Section:
-    """Section made by `make`, or one with the error if that raises DataError."""
+    """The section that `make` returns, or one that shows its DataError."""
     try:
         return make()
     except DataError as error:
@@ -354,7 +354,7 @@ def histogram(values: Iterable[int], unit: str, noun: str = "episode") -> Bars:
 
 
 def status_text(status: str) -> str:
-    """Status of an artifact as it is shown; in documents a complete one is `whole`."""
+    """Status of an artifact as it is shown; JSON documents say `whole` for a complete one."""
     return _STATUS_TEXTS.get(status, status)
 
 

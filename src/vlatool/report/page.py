@@ -1,4 +1,4 @@
-"""Sections as one HTML page without external resources; all texts are escaped here."""
+"""Renders sections as one HTML page without external resources, and escapes all texts."""
 
 import base64
 import html
@@ -99,7 +99,7 @@ def page(
 
 
 class PageVideos:
-    """Videos of one page: inside it up to 50 MB in all, further ones in a folder beside it."""
+    """Videos of one page: up to 50 MB inside the page, the rest in a folder beside it."""
 
     def __init__(self, page: Path, *, has_files: bool) -> None:
         self._has_files = has_files  # False: further ones are left out
@@ -144,8 +144,8 @@ def common_start(names: Sequence[str]) -> str:
 def _skeleton() -> Template:
     """Markup, style and the script of charts.
 
-    Line colors are those of Okabe and Ito, which remain distinct with color blindness; the dark
-    theme has lighter ones of the same hues.
+    Lines have the colors of Okabe and Ito, which stay distinct with color blindness; the dark theme
+    has lighter ones of the same hues.
     """
     return Template(files("vlatool.report").joinpath("page.html").read_text(encoding="utf-8"))
 
@@ -233,8 +233,8 @@ def _tags(part: Tags) -> str:
 
 
 def _table(part: Table) -> str:
-    """Table; on a narrow page, the cells of a row of a wide one are below each other, each after
-    the name of its column.
+    """A table; if it is wide and the page narrow, the cells of a row are below each other, each
+    after the name of its column.
     """
     rows = [list(row) for row in part.rows]
     if not rows:
@@ -392,14 +392,14 @@ def _axis(axis: Axis) -> dict[str, Any]:
 
 
 def _drawable(values: Array) -> Array:
-    """Numbers as float64; NaN for those that are not finite or too large for differences."""
+    """Numbers as float64; NaN for numbers that are not finite, or too large for differences."""
     numbers = values.astype(np.float64)
     with np.errstate(invalid="ignore"):
         return np.where(np.abs(numbers) < MAX_DRAWN, numbers, np.nan)
 
 
 def _numbers(values: Array) -> list[float | None]:
-    """Numbers with five digits of their range; None for those that are not finite."""
+    """Numbers with five digits of their range; None for numbers that are not finite."""
     is_finite = np.isfinite(values)
     finite = values[is_finite]
     digits = _MOST_DIGITS
@@ -415,8 +415,8 @@ def _numbers(values: Array) -> list[float | None]:
 
 
 def _points(line: Curve) -> tuple[Array, Array]:
-    """Points of a line; of a long one those that keep its peaks: the least and the greatest of
-    short parts.
+    """Points of a line. A long line keeps its peaks: the least and the greatest point of short
+    parts.
     """
     ys = _drawable(line.y)
     count = len(ys)
@@ -511,7 +511,7 @@ def _video(video: Video) -> str:
 
 
 def _gallery(part: Gallery) -> str:
-    """Tiles side by side; many have a box that shows those with a text, and one that sorts them."""
+    """Tiles side by side; if there are many, with one box that filters and one that sorts them."""
     if not part.tiles:
         return ""
     start = common_start([tile.name for tile in part.tiles])

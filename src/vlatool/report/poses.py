@@ -1,4 +1,4 @@
-"""Drawings over an image, as SVG elements in its pixels: end effectors, and what a crop leaves out.
+"""Draws end effectors and crops over an image, as SVG elements in its pixels.
 
 Legend of shapes: S positions in time (frames of an episode, steps of a window).
 """
@@ -33,7 +33,7 @@ class CameraModel:
     def at(
         cls, intrinsics: Array | None, extrinsics: Array | None, row: int, size: tuple[int, int]
     ) -> "CameraModel | None":
-        """Camera model at a row of static or per-row matrices; None if they are not usable."""
+        """Camera model at a row of static or per-row matrices; None if they cannot be used."""
         matrices: list[Array] = []
         for values, width in ((intrinsics, 3), (extrinsics, 4)):
             if values is None or values.dtype.kind != "f" or values.shape[-2:] != (width, width):

@@ -1,4 +1,4 @@
-"""Facts as plain text: lines of names and values, tables, numbers."""
+"""Shows facts as plain text: lines of names and values, tables, numbers."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -90,7 +90,9 @@ def number_text(value: Any) -> str:
 
 
 def spark_text(values: Sequence[float], width: int = 16) -> str:
-    """Block characters for the course of the numbers that are finite and below 1e300; or empty."""
+    """Curve of numbers in block characters, without numbers that are not finite or huge; may be
+    empty.
+    """
     finite = [value for value in values if abs(value) < MAX_DRAWN]
     if not finite:
         return ""

@@ -23,7 +23,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         raise UsageError(
             f"the host {host!r} is unknown: {error}",
-            hint="use 127.0.0.1 for clients on this machine, 0.0.0.0 for all others",
+            hint="use 127.0.0.1 for clients on this machine, 0.0.0.0 for clients on others",
             code="usage.bad_value",
             details={"host": host},
         ) from error
@@ -46,7 +46,7 @@ def listen(bound: socket.socket) -> None:
 
 def _address_error(host: str, port: int, error: OSError) -> UsageError:
     hints = {
-        errno.EADDRINUSE: "stop the program that uses it, or choose another --port; 0 is any free",
+        errno.EADDRINUSE: "stop the program that uses it, or choose another --port; 0 takes any",
         errno.EACCES: "choose a --port of at least 1024",
         errno.EADDRNOTAVAIL: "choose a --host of this machine, such as 0.0.0.0",
     }
@@ -79,8 +79,8 @@ def read_key(key_file: str | None, host: str) -> str | None:
     if not is_usable_key(key):
         raise UsageError.at(
             key_file,
-            "has no usable key",
-            hint="write one line of printable ASCII characters",
+            "must hold one line of printable ASCII characters",
+            hint="write a long random key into it",
             code="usage.bad_value",
         )
     hide(key)
@@ -98,8 +98,8 @@ def tls_context(certificate: str | None, private_key: str | None) -> ssl.SSLCont
         if private_key is None:
             return None
         raise UsageError(
-            "--private-key is without --certificate",
-            hint="give both, or neither",
+            "--private-key needs --certificate",
+            hint="add --certificate FILE, or leave --private-key out",
             code="usage.bad_value",
         )
     for path, option in ((certificate, "--certificate"), (private_key, "--private-key")):
@@ -112,8 +112,8 @@ def tls_context(certificate: str | None, private_key: str | None) -> ssl.SSLCont
     except (OSError, ValueError) as error:
         raise UsageError.at(
             certificate,
-            f"not a certificate with its private key: {error}",
-            hint="give the chain in PEM form and its key, not encrypted, with --private-key",
+            f"this is not a certificate with its private key: {error}",
+            hint="give the chain in PEM form, and its key, unencrypted, with --private-key",
             code="usage.bad_value",
         ) from error
     return context

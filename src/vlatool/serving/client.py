@@ -1,4 +1,4 @@
-"""Client of a policy server, with the methods of `load_policy`.
+"""Client of a policy server; it has the same methods as the policy of `load_policy`.
 
 Part of the client package, too: no torch, nothing newer than Python 3.8, relative imports.
 """
@@ -57,7 +57,7 @@ _CLOSE_S = 2.0
 
 
 class SocketLog(_LoggerAdapter):
-    """Log of connections at the level DEBUG: an invalid request is a fault of a client.
+    """Log of connections at the level DEBUG, because an invalid request is the fault of a client.
 
     The library logs headers, with the key, and messages only if DEBUG is enabled, so it is not.
     """
@@ -88,22 +88,23 @@ def is_usable_key(key: str) -> bool:
 
 
 class RemotePolicy:
-    """Policy of a server, for one robot; a context manager. Methods are those of `load_policy`.
+    """A policy on a server, for one robot: the methods of `load_policy`; use it in a `with` block.
 
     An error ends the connection. `reset` connects again and starts a new episode.
 
     Attributes:
         cameras: Cameras that the policy takes; empty if the server maps keys.
-        fields: Measured fields that an observation needs, name to width; empty as above.
+        fields: Measured fields that an observation needs, name to width; empty if the server maps
+            keys.
         names: Keys that an observation needs.
         actions: Action fields, name to width; `actions` if the server maps keys.
         fps: Steps per second.
         horizon: Steps of an action chunk.
         history: Number of steps before the current one that the policy sees.
-        checkpoint: Name of the checkpoint or file that the weights are from.
+        checkpoint: Name of the checkpoint or file from which the weights were read.
         weights: `ema` or `raw`.
-        timing: Durations of the last request at the server: `infer_ms`, of the policy, and
-            `prev_total_ms`, of the whole request before.
+        timing: Durations at the server: `infer_ms` of the policy in the last request, and
+            `prev_total_ms` of the complete request before it.
     """
 
     def __init__(
@@ -132,10 +133,10 @@ class RemotePolicy:
         self.close()
 
     def reset(self, seed: int | None = None) -> None:
-        """Starts a new episode, on a new connection if that of the last one is lost.
+        """Starts a new episode, on a new connection if the old one is lost.
 
         Args:
-            seed: Seed of the sampled noise; None: that of the server.
+            seed: Seed of the sampled noise; None: the seed of the server.
 
         Raises:
             EnvironmentProblem: The server cannot be reached.
@@ -152,7 +153,7 @@ class RemotePolicy:
         Args:
             observation: Each of `names` to its value.
             executed: Steps executed since the last call of `act` or `observe`.
-            delay: Steps of the last chunk that are executed meanwhile.
+            delay: Steps of the last chunk that are executed while this chunk is computed.
 
         Returns:
             Each of `actions` to float64 [T, C], T = `horizon`.
@@ -184,13 +185,13 @@ class RemotePolicy:
         self, observation: Mapping[str, Any], control: Mapping[str, Any]
     ) -> dict[str, Any]:
         if self._connection is None:
-            raise _lost(self._url, "it is closed")
+            raise _lost(self._url, "you closed it")
         data = pack({**_arrays(observation), CONTROL: {**self._control, **control}})
         if len(data) > self._max_bytes:
             raise DataError(
-                f"the request has {len(data):,} bytes, the server accepts {self._max_bytes:,}",
-                hint="resize the images to the size of the training data, or start the server with "
-                "a larger --max-request-mb",
+                f"the request has {len(data):,} bytes, but the server accepts {self._max_bytes:,}",
+                hint="resize the images to the size of the training data, or start the server "
+                "with a larger --max-request-mb",
                 code="data.bad_request",
             )
         try:
@@ -199,7 +200,7 @@ class RemotePolicy:
             self.close()
             # Python has three of them before 3.11.
             if isinstance(error, (TimeoutError, asyncio.TimeoutError, FutureTimeoutError)):
-                raise _lost(self._url, "no reply in time") from None
+                raise _lost(self._url, "the server did not reply in time") from None
             if isinstance(error, (ConnectionClosed, OSError)):
                 raise _lost(self._url, str(error)) from error
             raise
@@ -214,7 +215,7 @@ class RemotePolicy:
         return message
 
     def _connect(self) -> None:
-        """Connects; tries again for a while if the server is not there or has too many clients."""
+        """Connects; tries again for a while if the server is away or has too many clients."""
         end = time.monotonic() + self._wait
         while True:
             try:
@@ -234,7 +235,7 @@ class RemotePolicy:
             connection, first = self._opened()
         except InvalidURI as error:
             raise UsageError(
-                f"{self._url!r} is no address of a server",
+                f"{self._url!r} is not the address of a server",
                 hint="give ws://HOST:PORT or wss://HOST:PORT",
                 code="usage.bad_value",
             ) from error
@@ -306,8 +307,8 @@ class RemotePolicy:
             self.close()
             raise EnvironmentProblem(
                 f"{self._url} is not a server of this version of vlatool",
-                hint="run the same version of vlatool on both machines; for other servers, use "
-                "their own client",
+                hint="run the same version of vlatool on both machines; for other servers, "
+                "use their own client",
                 code="environment.server_unreachable",
                 details={"url": self._url, "version": metadata.get("version")},
             )
@@ -429,10 +430,11 @@ def connect(
     Args:
         url: Address, `ws://HOST:PORT`, or `wss://HOST:PORT` for a server with TLS.
         api_key: Key of the server, if it has one.
-        timeout: Longest wait for the connection and for a reply, in seconds.
-        wait: How long to try again while the server is not there or has too many clients, in
-            seconds: start robot and server in any order with `wait=30`.
-        certificate: File with the certificates to trust, in PEM form; None: those of the system.
+        timeout: Seconds to wait at most for the connection, and for a reply.
+        wait: Seconds to keep trying while the server does not answer or has too many clients. With
+            `wait=30` you can start robot and server in any order.
+        certificate: File with the certificates to trust, in PEM form; None: the certificates of the
+            system.
 
     Raises:
         UsageError: The address, the key or the certificate cannot be used.

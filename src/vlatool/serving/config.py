@@ -10,7 +10,7 @@ from vlatool.transforms.names import NameMap
 
 
 class ServeMap(NameMap):
-    """Keys of clients: a rollout preset or file, and single keys over it."""
+    """How keys of clients are mapped: a rollout preset or file, and single keys, which win."""
 
     typed_form: ClassVar[str] = "PRESET|NAME=KEY"
 
@@ -26,11 +26,11 @@ class ServeMap(NameMap):
 class ServeConfig(SamplingOptions):
     """Options of `vlatool serve`."""
 
-    checkpoint: str = required_field("", "Run folder or checkpoint, of any scheme.")
+    checkpoint: str = required_field("", "Run folder or checkpoint; local, s3://, gs:// or hf://.")
     host: str = option(
-        "127.0.0.1", "Address to listen at; others than this machine's own need --key-file."
+        "127.0.0.1", "Address to listen at; if other machines can reach it, --key-file is needed."
     )
-    port: int = option(8000, "Port; 0: any that is free.", ge=0, le=65535)
+    port: int = option(8000, "Port to listen at; 0: any free port.", ge=0, le=65535)
     map: ServeMap = option(
         ServeMap(),
         "Rollout preset or file that maps the keys of clients, as for `eval rollout`, or single "
@@ -39,33 +39,37 @@ class ServeConfig(SamplingOptions):
     )
     execute_steps: int | None = option(
         None,
-        "Steps of a chunk that a client executes before it asks again, unless it "
-        "says; null: that of --map, else 4.",
+        "Steps of a chunk that a client executes before it asks again, if it does not say; null: "
+        "as --map says, else 4.",
         ge=1,
     )
     episode_idle_s: float | None = option(
         None,
-        "A request later than this after the one before starts a new episode; null: none does.",
+        "Seconds without a request after which the next one starts a new episode; null: never.",
         gt=0,
     )
     episode_key: str | None = option(
-        None, "Key of a request that is true at the first step of an episode; null: none."
+        None, "Key that is true in the first request of an episode; null: none."
     )
-    weights: Weights = option("auto", "Averaged or raw weights; auto: averaged if any.")
+    weights: Weights = option("auto", "Averaged (ema) or raw weights; auto: averaged if any.")
     seed: int = option(0, "Seed of the sampled noise of an episode.", ge=0)
-    batch_size: int = option(1, "Requests computed at once; fewer are filled up.", ge=1)
+    batch_size: int = option(1, "Requests per batch; a smaller batch is filled up.", ge=1)
     batch_wait_ms: float = option(
-        5.0, "Longest wait of a request for others of its batch.", ge=0, le=1000
+        5.0, "Milliseconds that a request waits for others to share its batch.", ge=0, le=1000
     )
-    max_clients: int = option(128, "Clients connected at once.", ge=1)
+    max_clients: int = option(128, "Largest number of clients connected at the same time.", ge=1)
     max_request_mb: float | None = option(
         None,
-        "Size of a request, in MB; null: 1.5 times the images and fields that the "
-        "policy sees at one step, and 64 kB.",
+        "Largest size of a request in MB; null: 64 kB more than 1.5 times the images and fields "
+        "of one step.",
         gt=0,
     )
-    max_rate: float = option(100.0, "Requests per second of a client; faster ones wait.", gt=0)
-    request_timeout_s: float = option(60.0, "Longest time until a request is answered.", gt=0)
+    max_rate: float = option(
+        100.0, "Largest number of requests per second from a client; more have to wait.", gt=0
+    )
+    request_timeout_s: float = option(
+        60.0, "Seconds after which a request that is not answered fails.", gt=0
+    )
     allow: list[str] = allow_option()
     key_file: str | None = option(None, "File with the key that clients must send; null: no key.")
     certificate: str | None = option(None, "Certificate chain in PEM form, for TLS; null: no TLS.")

@@ -1,4 +1,4 @@
-"""Commands for a robot, one per step: when to plan, planning in the background, and limits.
+"""Gives a robot one command per step: plans in time, in the background, and within limits.
 
 Part of the client package, too: no torch, nothing newer than Python 3.8, relative imports.
 """
@@ -53,7 +53,7 @@ class PolicyClient(Protocol):
 
 
 class ControlLoop:
-    """Commands of a policy for one robot, one per step; a context manager.
+    """Asks a policy for one command per step, for one robot; use it in a `with` block.
 
         policy = vlatool.load_policy("runs/mine")
         limits = {"hand": {"low": [0.2, -0.4, 0.0], "high": [0.7, 0.4, 0.5], "speed": 0.5}}
@@ -61,26 +61,27 @@ class ControlLoop:
             while robot.moves():
                 robot.execute(loop.step(robot.observation()))
 
-    Every `execute_steps` steps a chunk is planned. With `delay_steps` it is computed in a thread
-    while the robot executes that many steps of the chunk before, and takes effect after them: the
-    commands do not depend on the time that the policy takes. A plan that is late is waited for,
-    until `max_plan_s`.
+    A chunk is planned every `execute_steps` steps. With `delay_steps`, a thread computes it while
+    the robot executes that many steps of the previous chunk, and it takes effect after them. So the
+    commands do not depend on how long the policy takes. If a plan is late, the loop waits, for
+    `max_plan_s` at most.
 
     Args:
-        policy: Policy that `load_policy` or `connect` returned; a new episode of it starts.
+        policy: Policy that `load_policy` or `connect` returned; the loop starts a new episode.
         execute_steps: Steps from one plan to the next.
-        delay_steps: Steps that computing a plan may take.
+        delay_steps: Steps that computing a plan is allowed to take.
         limits: Action field to `low` and `high`, the range of a command, and `speed`, its largest
             change per second. Each is a number, or one number per dimension, in the units of the
-            robot; infinite: no limit. Commands beyond are moved to the limit and counted.
-        max_plan_s: Longest wait for a plan, in seconds; None: two chunk lengths. The first plan of
-            an episode may take longer, because the robot stands still.
-        max_age_s: Greatest age of the observation that a command comes from, in seconds; None: two
-            chunk lengths. Use `math.inf` for both in a simulator that waits for you.
+            robot; infinite: no limit. Commands outside are moved to the limit, and counted.
+        max_plan_s: Seconds to wait for a plan at most; None: twice the duration of a chunk. The
+            first plan of an episode may take longer, because the robot stands still.
+        max_age_s: Greatest age in seconds of the observation behind a command; None: twice the
+            duration of a chunk. Use `math.inf` for both in a simulator that waits for you.
 
     Attributes:
-        num_late: Number of plans of this episode that were waited for.
-        num_limited: Steps of this episode in which a limit acted, by text, such as `hand.2 speed`.
+        num_late: Number of plans in this episode for which the loop had to wait.
+        num_limited: Number of steps in this episode in which a limit acted, by limit, such as
+            `hand.2 speed`.
 
     Raises:
         UsageError: The chunks of the policy are too short for these numbers, or a limit or
@@ -102,7 +103,7 @@ class ControlLoop:
             raise UsageError(
                 f"delay_steps={delay_steps}, execute_steps={execute_steps}: a chunk has "
                 f"{policy.horizon} steps",
-                hint="delay_steps is at most execute_steps, and their sum at most a chunk",
+                hint="delay_steps may not exceed execute_steps, nor their sum a chunk",
                 code="usage.bad_value",
                 details={"delay_steps": delay_steps, "horizon": policy.horizon},
             )
@@ -130,10 +131,12 @@ class ControlLoop:
         Args:
             seed: Seed of the sampled noise; see `load_policy`.
             command: Values [C] by field that the robot holds now. The speed of the first commands
-                is limited from them; of a field without them it is not.
+                is limited relative to these values. Without them the first command of a field has
+                no limit of speed.
 
         Raises:
-            UsageError: `command` names no action, or does not have its finite values.
+            UsageError: `command` names something that is no action, or its values are not finite or
+                too many.
             EnvironmentProblem: The plan that is being computed does not end in time.
         """
         last = _checked_command(command or {}, self._policy)
@@ -162,7 +165,8 @@ class ControlLoop:
             observation: As for `act` of the policy.
 
         Raises:
-            VlatoolError: As `act` of the policy; that of a plan comes when the plan is due.
+            VlatoolError: As for `act` of the policy; an error of a plan is raised when the plan is
+                due.
             EnvironmentProblem: `environment.policy_failed`: a plan is late, or the commands come
                 from an observation that is too old. Stop the robot, and call `reset`.
         """
@@ -236,7 +240,7 @@ class ControlLoop:
         if not done:
             raise EnvironmentProblem(
                 f"a plan is not ready after {self._max_plan_s:.2f} s",
-                hint="stop the robot and call reset(); if plans may take so long, give a larger "
+                hint="stop the robot and call reset(); if a plan may take so long, raise "
                 "max_plan_s (math.inf in a simulator that waits)",
                 code="environment.policy_failed",
                 details={"max_plan_s": self._max_plan_s},
@@ -247,14 +251,14 @@ class ControlLoop:
         if age > self._max_age_s:
             raise EnvironmentProblem(
                 f"the next command comes from an observation {age:.2f} s ago",
-                hint="stop the robot and call reset(); plan more often with a smaller "
-                "execute_steps, or give a larger max_age_s (math.inf in a simulator that waits)",
+                hint="stop the robot and call reset(); lower execute_steps to plan more "
+                "often, or raise max_age_s (math.inf in a simulator that waits)",
                 code="environment.policy_failed",
                 details={"age_s": age, "max_age_s": self._max_age_s},
             )
 
     def _limited(self, commands: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The commands [C] by field within the limits; counts those that were moved."""
+        """The commands [C] by field, moved into the limits; counts steps in which one was moved."""
         for name, limit in self._limits.items():
             values = commands[name]
             within = np.clip(values, limit.low, limit.high)
@@ -272,12 +276,12 @@ class ControlLoop:
         for dimension in np.flatnonzero(moved).tolist():
             text = f"{field}.{dimension} {kind}"
             if text not in self.num_limited:
-                _log.warning("the limit acts on the commands: %s", text)
+                _log.warning("a limit changes the commands: %s", text)
             self.num_limited[text] = self.num_limited.get(text, 0) + 1
 
     def _report_limits(self) -> None:
         for text, count in self.num_limited.items():
-            _log.warning("the limit acted in %d steps of the episode: %s", count, text)
+            _log.warning("a limit changed the commands in %d steps of the episode: %s", count, text)
 
 
 @dataclass(frozen=True)
@@ -335,7 +339,7 @@ def _numbers(name: str, value: Any, width: int) -> NDArray[Any]:
     try:
         numbers = np.asarray(value, np.float64)
     except (TypeError, ValueError):
-        raise _number_error(f"{name} is not a number, nor one per dimension") from None
+        raise _number_error(f"{name} is not a number, nor one number per dimension") from None
     if numbers.shape not in ((), (width,)):
         raise _number_error(f"{name} has the shape {list(numbers.shape)}, not {width} numbers")
     if np.isnan(numbers).any():
@@ -354,7 +358,7 @@ def _checked_deadline(name: str, value: float | None, default: float) -> float:
     if not value > 0:
         raise UsageError(
             f"{name}={value!r}",
-            hint="give seconds above 0, math.inf for no deadline, or None for two chunk lengths",
+            hint="give seconds above 0, math.inf for no deadline, or None for two chunks",
             code="usage.bad_value",
         )
     return value
@@ -366,7 +370,7 @@ def _timeout(seconds: float) -> float | None:
 
 
 def _copied(observation: Mapping[str, Any]) -> dict[str, Any]:
-    """Observation that stays if a camera writes its next image into the same array."""
+    """A copy of the observation, because a camera may write its next image into the same array."""
     copied: dict[str, Any] = {}
     for name, value in observation.items():
         copied[name] = value.copy() if isinstance(value, np.ndarray) else value

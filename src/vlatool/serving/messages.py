@@ -57,7 +57,7 @@ def pack(message: Mapping[str, Any]) -> bytes:
 
 
 def unpack(data: bytes, max_objects: int = MAX_OBJECTS) -> dict[str, Any]:
-    """Message of its bytes; its arrays are read-only."""
+    """Decodes a message from bytes; its arrays are read-only."""
     left = max_objects
 
     def count(number: int) -> None:
@@ -99,13 +99,13 @@ def _depth(value: Any) -> int:
 
 
 def error_text(error: VlatoolError) -> str:
-    """Text frame of an error."""
+    """Text frame that carries an error."""
     hint = f"{_HINT}{error.hint}" if error.hint else ""
     return f"{error.message}{hint}{_CODE}{error.code}"
 
 
 def error_of(text: str) -> VlatoolError:
-    """Error of a text frame; that of another server is an `EnvironmentProblem`."""
+    """Error that a text frame carries; text of a foreign server becomes an `EnvironmentProblem`."""
     rest, _, code = text.rpartition(_CODE)
     message, _, hint = rest.partition(_HINT)
     kinds = {kind.kind: kind for kind in (DataError, UsageError, StorageError)}

@@ -1,4 +1,4 @@
-"""Computation of action chunks for several clients, in batches of one size, in one thread."""
+"""Computes action chunks for several clients in one thread, in batches of a fixed size."""
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ class PlanRequest:
 
 
 class ChunkBatcher:
-    """Computes chunks of all clients in batches of one size, so that none depends on another."""
+    """Computes chunks of all clients in batches of one size, so that no chunk depends on others."""
 
     def __init__(self, policy: Policy, config: ServeConfig, num_clients: Callable[[], int]) -> None:
         self._policy = policy
@@ -73,7 +73,7 @@ class ChunkBatcher:
                 elif not request.done.done():
                     request.done.set_exception(
                         EnvironmentProblem(
-                            "the client has left before its request was computed",
+                            "the client left before its request was computed",
                             code="environment.server_unreachable",
                         )
                     )
@@ -89,7 +89,7 @@ class ChunkBatcher:
                     request.done.set_result(outcome)
 
     async def _batch(self) -> list[PlanRequest]:
-        """Next requests, at least one; waits a short time for those of other clients."""
+        """The next requests, at least one; waits a short time for requests of other clients."""
         batch = [await self._queue.get()]
         deadline = time.perf_counter() + self._wait_s
         while len(batch) < min(self._batch_size, self._num_clients()):
@@ -105,7 +105,9 @@ class ChunkBatcher:
         return batch
 
     def _compute(self, requests: Sequence[PlanRequest]) -> list[float | VlatoolError]:
-        """Seconds, or the error, of each request. If a batch fails, each is computed by itself."""
+        """Seconds or the error of each request. If a batch fails, each request is computed on its
+        own.
+        """
         started = time.perf_counter()
         episodes = [request.episode for request in requests]
         instructions = [request.instruction for request in requests]
@@ -131,7 +133,7 @@ def _model_error(error: Exception) -> VlatoolError:
     _log.warning("the policy fails for a request: %r", error, exc_info=True)
     reason = str(error).partition("\n")[0]
     return EnvironmentProblem(
-        f"the policy fails for this request: {type(error).__name__} {reason}",
+        f"the policy failed for this request: {type(error).__name__} {reason}",
         hint="the log of the server has the details",
         code="environment.policy_failed",
     )

@@ -121,14 +121,14 @@ _ROOM = 64_000
 
 @dataclass(frozen=True)
 class Service:
-    """Parts of a server besides its socket."""
+    """The parts of a server, without its socket."""
 
     policy: Policy  # policy that acts
     config: ServeConfig  # limits of the server
     metadata: Mapping[str, Any]  # first message for each client
     new_session: "Callable[[], Session]"  # function that starts the session of a client
     max_bytes: int  # size of a request
-    max_objects: int  # number of values in a request besides those of arrays
+    max_objects: int  # number of values in a request, except in arrays
     key: str | None = None  # key that clients must send; None: no key
     tls: ssl.SSLContext | None = None  # TLS; None: no TLS
 
@@ -177,7 +177,7 @@ def service_of(
 
 
 def _rollout_of(names: ServeMap, policy: Policy) -> RolloutConfig:
-    """Options of the preset, with the single keys; without a preset, others are unchanged."""
+    """Options of the preset or file, with the single keys of the map on top."""
     rollout = RolloutConfig()
     if names.preset is not None:
         rollout = load_config(RolloutConfig, presets=[names.preset]).config
@@ -253,7 +253,7 @@ class Session:
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings for the client, without those that it has had."""
+        """Warnings that the client has not received yet."""
         texts = self._runner.sizes.messages
         self._runner.sizes.messages = []
         return texts
@@ -302,7 +302,7 @@ class Session:
 
 
 def _control(request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Checked control of the episode; empty for clients that know nothing of it."""
+    """The control values of a request, checked; empty if the client sends none."""
     control = request.get(messages.CONTROL, {})
     if not isinstance(control, Mapping):
         raise _bad_control(f"{messages.CONTROL!r} is a {type(control).__name__}, not a map")
@@ -323,7 +323,7 @@ def _bad_control(reason: str, hint: str = "") -> DataError:
     return DataError(
         reason,
         hint=hint
-        or "docs/reference/serving.md describes the requests; is the client of another version?",
+        or "docs/reference/serving.md describes requests; the client may have another version",
         code="data.broken",
     )
 
@@ -356,7 +356,7 @@ class _NoLostWrites(logging.Filter):
 
 
 class _Connection(ServerConnection):
-    """Connection that ends if its client sends many frames that carry nothing.
+    """Connection that is closed if its client sends many small frames.
 
     Reading a frame takes the loop 60 us, however little it holds: one client of pings without a
     pause held up all others for 1.5 s.
@@ -371,7 +371,7 @@ class _Connection(ServerConnection):
         self._is_flood = False
 
     def data_received(self, data: bytes) -> None:
-        """Handles bytes of the client; further ones of a flood are not read."""
+        """Handles bytes of the client; the rest of a flood is not read."""
         super().data_received(data)
         if self._is_flood:
             self.transport.abort()
@@ -443,7 +443,7 @@ class PolicyServer:
 
         `on_ready`: function that is called once clients can connect.
 
-        Requests that are computed then still get their replies.
+        Requests in progress still get their replies.
         """
         self._loop = asyncio.get_running_loop()
         if self._is_stopped:
@@ -490,7 +490,7 @@ class PolicyServer:
     async def _process_request(
         self, connection: ServerConnection, request: Request
     ) -> Response | None:
-        """Answers requests of HTTP; None for those that open a websocket."""
+        """Answers plain HTTP requests; None for a request that opens a websocket."""
         path = request.path.partition("?")[0]
         if path == "/healthz":
             return connection.respond(HTTPStatus.OK, "OK\n")
@@ -577,7 +577,7 @@ class PolicyServer:
         except TimeoutError:
             raise EnvironmentProblem(
                 f"no reply within {self._config.request_timeout_s:g} s",
-                hint="the server has too many clients, or the policy is too slow for "
+                hint="the server has too many clients, or the policy is too slow: raise "
                 "--request-timeout-s",
                 code="environment.server_unreachable",
             ) from None
@@ -589,7 +589,7 @@ class PolicyServer:
         if not isinstance(error, VlatoolError):
             _log.error("a request fails: %r", error, exc_info=True)
             error = EnvironmentProblem(
-                f"the server fails: {type(error).__name__}",
+                f"the server failed: {type(error).__name__}",
                 hint="the log of the server has the details",
                 code=messages.SERVER_FAILED,
             )
@@ -599,10 +599,10 @@ class PolicyServer:
             await connection.send(messages.error_text(error))
             await connection.close(CloseCode.INTERNAL_ERROR, "the text before has the error")
         except ConnectionClosed:
-            _log.info("a client has left before its error was sent")
+            _log.info("a client left before its error was sent")
 
 
 def _header(request: Request, name: str) -> str | None:
-    """Header of a request; None without one, or with several."""
+    """Value of a header of a request; None if the header is missing or occurs twice."""
     values = request.headers.get_all(name)
     return values[0] if len(values) == 1 else None

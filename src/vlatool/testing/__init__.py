@@ -1,11 +1,11 @@
-"""Contract checks for authors of formats, sinks, model types and policies: one line in their tests.
+"""Checks for authors of formats, sinks, model types and policies: one line in your tests.
 
     check_reader(AcmeReader, "tests/data/acme")
     check_sink(AcmeSink)
     check_model_type(AcmeType, {"width": 32}, data="tests/data/acme")
     check_policy(AcmePolicy())
 
-Each raises an AssertionError that names the part of the contract that is broken.
+Each raises an AssertionError that says which rule your class breaks.
 """
 
 from vlatool.testing.models import check_model_type, check_policy

@@ -1,4 +1,4 @@
-"""Contract checks of a model type that need no run: config, parts, batches, losses."""
+"""Checks of a model type that need no run: config, parts, batches, losses."""
 
 import math
 import pickle
@@ -56,13 +56,17 @@ def check_config(
         init_from=None if init_from is None else str(init_from),
     ).with_init_base_config()
     info = config.data_kind.load_info(config.data, NULL)
-    assert sum(dataset.size for dataset in info.datasets), "`load_info` finds no sample in the data"
+    assert sum(dataset.size for dataset in info.datasets), (
+        "`load_info` finds no samples in the data"
+    )
     for name, value in info.fingerprint.items():
         assert isinstance(value, str), (
             f"the fingerprint {name!r} is a {type(value).__name__}, not a str"
         )
     derived, _ = config.derive(info)
-    assert derived.derive(info)[0] == derived, "`derive` changes values that it derived before"
+    assert derived.derive(info)[0] == derived, (
+        "a second call of `derive` changes values that the first one derived"
+    )
     return derived, info
 
 
@@ -81,8 +85,7 @@ def _check_kinds(model_type: ModelType) -> None:
         kind = data_kind(None, [target])
         is_taken = ":" in target and kind.name in DATA_KINDS.names()
         assert not is_taken, (
-            f"the data kind {target}: its name {kind.name!r} is already used by a built-in data "
-            "kind"
+            f"the data kind {target}: a built-in data kind already has its name {kind.name!r}"
         )
         config_type = kind.Config().type
         assert config_type == kind.name, (
@@ -100,7 +103,7 @@ def _data_section(model_type: ModelType, data: Data, folder: Path) -> LoadingCon
     first: DataKind = data_kind(None, model_type.kinds)
     if data is None:
         assert first.name == _WORLD_KIND, (
-            f"pass data=FOLDER, a small data set of kind {first.name!r}"
+            f"pass data=FOLDER, a small data set of the kind {first.name!r}"
         )
         # Robotics data: three short, preprocessed episodes of the built-in world.
         raw = str(folder / "raw")
@@ -124,11 +127,11 @@ def check_build(model_type: ModelType, config: Any) -> None:
     except (RuntimeError, NotImplementedError) as error:
         raise AssertionError(f"`build` does not work on the meta device: {error}") from error
     parts = model_type.build(config)
-    assert "model" in parts, f"`build` returns the parts {sorted(parts)}, but no part 'model'"
+    assert "model" in parts, f"`build` returns the parts {sorted(parts)}, but none is named 'model'"
     for name, part in parts.items():
         is_lost = part.trained and not part.saved
         assert not is_lost, (
-            f"part {name!r} is trained but not saved: a resume would lose its weights"
+            f"part {name!r} is trained but not saved, so a resume would lose its weights"
         )
     for name, methods in model_type.methods.items():
         for method in methods:
@@ -136,7 +139,9 @@ def check_build(model_type: ModelType, config: Any) -> None:
             assert exists, f"`methods` lists {name}.{method}, which does not exist"
     modules = {id(module) for part in parts.values() for module in part.module.modules()}
     for block in blocks_of(parts):
-        assert id(block) in modules, f"`blocks` has a {type(block).__name__} that is in no part"
+        assert id(block) in modules, (
+            f"`blocks` lists a {type(block).__name__} that belongs to no part"
+        )
     first, second = (_digests(model_type, config, seed) for seed in (1, 2))
     for name, digest in first.items():
         is_loaded = second[name] == digest
@@ -172,7 +177,7 @@ def check_specs(objective: Objective, parts: Mapping[str, Part]) -> None:
         is_idle = (
             part.trained and name not in optimized and any(True for _ in trainable_parameters(part))
         )
-        assert not is_idle, f"part {name!r} is trained, but is in no optimizer"
+        assert not is_idle, f"part {name!r} is trained, but no optimizer lists it"
 
 
 def first_steps(objective: Objective) -> list[int]:
@@ -190,7 +195,7 @@ def check_flops(flops: Any) -> None:
     """Checks the operations of a sample, if the model type counts them."""
     is_number = isinstance(flops, int | float) and math.isfinite(flops) and flops > 0
     assert flops is None or is_number, (
-        f"`flops` returns {flops!r}, not a positive number of operations, and not None"
+        f"`flops` returns {flops!r}, but must return a positive number of operations, or None"
     )
 
 
@@ -211,13 +216,13 @@ def check_same_columns(example: Mapping[str, Any], batch: Mapping[str, Any]) -> 
     """Checks that `example` and batcher return equal keys, dtypes and numbers of axes."""
     names = [sorted(batch_) for batch_ in (example, batch)]
     assert names[0] == names[1], (
-        f"`example` has the keys {names[0]}, the batcher returns {names[1]}"
+        f"`example` has the keys {names[0]}, but the batcher returns {names[1]}"
     )
     for name, value in batch.items():
         example_column = _column(example[name])
         batch_column = _column(value)
         assert example_column == batch_column, (
-            f"`example` has {name!r} as {example_column}, the batcher returns {batch_column}"
+            f"`example` has {name!r} as {example_column}, but the batcher returns {batch_column}"
         )
 
 
@@ -251,14 +256,14 @@ def check_pickles(label: str, value: Any) -> None:
 def check_loss(label: str, loss: Loss) -> None:
     """Checks shape, dtype and finiteness of a loss."""
     assert loss.total.ndim == 0, (
-        f"{label}: `total` has shape {tuple(loss.total.shape)}, must be a scalar"
+        f"{label}: `total` has shape {tuple(loss.total.shape)}, but must be a scalar"
     )
     assert loss.count.ndim == 0, (
-        f"{label}: `count` has shape {tuple(loss.count.shape)}, must be a scalar"
+        f"{label}: `count` has shape {tuple(loss.count.shape)}, but must be a scalar"
     )
     assert loss.total.dtype == torch.float32, f"{label}: `total` is {loss.total.dtype}, not float32"
     assert loss.total.isfinite(), f"{label}: `total` is {float(loss.total)}"
-    assert loss.count > 0, f"{label}: `count` is {float(loss.count):g}, must be positive"
+    assert loss.count > 0, f"{label}: `count` is {float(loss.count):g}, but must be positive"
     for name, value in loss.sums.items():
         assert not value.requires_grad, f"{label}: `sums[{name!r}]` requires grad: detach it"
 
@@ -267,7 +272,7 @@ def check_gradients(label: str, name: str, part: Part) -> None:
     """Checks that every trainable parameter has a gradient."""
     for key, value in trainable_parameters(part):
         assert value.grad is not None, (
-            f"{label} gives no gradient to {name}.{key}: remove this parameter, or set "
+            f"{label} gives {name}.{key} no gradient: remove this parameter, or set "
             "requires_grad=False"
         )
 

@@ -160,7 +160,7 @@ class ModelChecks:
         with run.streams.training(0) as batches:
             micro_batch = next(batches)
         assert not micro_batch.is_dummy, (
-            f"no sample of the data can be used: {micro_batch.drops[0].message}"
+            f"none of the samples can be used: {micro_batch.drops[0].message}"
         )
         model_rules.check_batch("the batcher", micro_batch.batch, len(micro_batch.samples))
         model_rules.check_same_columns(example, micro_batch.batch)
@@ -176,7 +176,7 @@ class ModelChecks:
         rngs = [np.random.default_rng(row) for row in range(_FEWER)]
         read = reader.read(order.refs(range(_FEWER)), rngs)
         samples = [sample for sample in read if not isinstance(sample, base.DroppedSample)]
-        assert len(read) == _FEWER, f"read returns {len(read)} samples for {_FEWER} refs"
+        assert len(read) == _FEWER, f"`read` returns {len(read)} samples for {_FEWER} refs"
         batches: list[base.Batch] = []
         for assets in (kind.make_assets(data, self.info), kind.load_assets(data, root)):
             batcher = self.model_type.batcher(self.config.model, data, assets, root, training=False)
@@ -209,7 +209,7 @@ class ModelChecks:
         for step in model_rules.first_steps(run.objective):
             shapes = [self._check_step(run, step, size) for size in (model_rules.SAMPLES, _FEWER)]
             assert shapes[0] == shapes[1], (
-                f"the shapes of the sums of a loss differ between micro-batches: {shapes}"
+                f"`Loss.sums` has other shapes in another micro-batch: {shapes}"
             )
         self._check_eval(run)
 
@@ -242,13 +242,15 @@ class ModelChecks:
             sums.add(loss, is_dummy=False)
             shapes[name] = {key: tuple(value.shape) for key, value in loss.sums.items()}
             message = (
-                f"the loss of {name!r} changes the buffer {{}}; only update_buffers may change it"
+                f"the loss of {name!r} changes the buffer {{}}; only update_buffers may do that"
             )
             model_rules.check_unchanged(before, run.buffers(), message)
             with torch.no_grad():
                 not_ok = torch.zeros((), dtype=torch.bool, device=run.runtime.device)
                 objective.update_buffers(name, sums.reduced(run.runtime, []).sums, not_ok)
-            message = f"update_buffers of {name!r} changes the buffer {{}} although ok is false"
+            message = (
+                f"`update_buffers` of {name!r} changes the buffer {{}}, although `ok` is False"
+            )
             model_rules.check_unchanged(before, run.buffers(), message)
         return shapes
 
@@ -274,8 +276,8 @@ class ModelChecks:
         before = float(np.mean(losses[:_AVERAGED_STEPS]))
         after = float(np.mean(losses[-_AVERAGED_STEPS:]))
         assert after < before - _MIN_DECREASE * abs(before), (
-            f"{_LEARNING.total_steps} steps on one batch change the loss from {before} to {after}; "
-            "it must decrease"
+            f"{_LEARNING.total_steps} steps on one batch change the loss from {before} to "
+            f"{after}; the loss must fall"
         )
         return run
 
@@ -311,7 +313,7 @@ class ModelChecks:
         checkpoint = killed.folder.checkpoint(_KILLED_AT)
         resumed = self._start("killed", precision=precision, checkpoint=checkpoint)
         resumed.fit(self._batches(_KILLED_AT), self._example(_FEWER))
-        message = "{} differs after a resume: it depends on state that is not saved"
+        message = "{} differs after a resume, because it depends on state that is not saved"
         model_rules.check_unchanged(whole.tensors(), resumed.tensors(), message)
 
     def check_empty_step(self) -> None:

@@ -1,4 +1,4 @@
-"""Contract checks of a model type; the contract is `models.base.ModelType`."""
+"""Checks of a model type, whose contract is `models.base.ModelType`."""
 
 import os
 import subprocess
@@ -22,12 +22,12 @@ def check_model_type(
 
     Args:
         model_type_class: The class that the entry point names.
-        config: Config keys that differ from the defaults; choose a tiny network, and let every
+        config: Config keys that differ from the defaults. Choose a tiny network, and let every
             optimizer start before step 3.
         data: A small folder for the first data kind of the model type, or keys of the data
             section, with `type` for another kind. None: a few samples of the built-in world, for
             a model type with robotics data.
-        init_from: Weights to start from, for a model type that needs them. They have the
+        init_from: Initial weights, for a model type that needs them. They must have the
             architecture of a tiny network.
     """
     model_type = model_type_class()
@@ -50,7 +50,7 @@ def _check_light_import(module: str) -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     completed = subprocess.run([sys.executable, "-c", program], env=env, check=False)  # noqa: S603 - our own interpreter
     assert completed.returncode == 0, (
-        f"importing {module} fails or imports torch; import torch inside methods"
+        f"importing {module} fails, or imports torch: import torch inside methods"
     )
 
 

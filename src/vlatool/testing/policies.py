@@ -1,4 +1,4 @@
-"""Contract checks of a policy, as rollouts, `load_policy` and evaluation use it.
+"""Checks a policy in the ways in which rollouts, `load_policy` and evaluation use it.
 
 Legend of shapes: B observations, T steps, C dimensions.
 """
@@ -62,11 +62,11 @@ def _check_attributes(policy: Policy) -> None:
     )
     for name, view in sees.cameras.items():
         is_past = list(view.offsets) == sorted(view.offsets) and max(view.offsets, default=0) <= 0
-        assert is_past, f"camera {name!r}: offsets {view.offsets} are not ascending and at most 0"
+        assert is_past, f"camera {name!r}: offsets {view.offsets} must be ascending, and at most 0"
     for name, width in {**sees.fields, **policy.actions}.items():
         assert isinstance(width, int), f"{name!r} has the width {width!r}, not an integer"
         assert width > 0, f"{name!r} has the width {width}"
-    assert policy.actions, "actions is empty: the policy commands nothing"
+    assert policy.actions, "`actions` is empty, so the policy commands nothing"
     assert policy.fps > 0, f"fps is {policy.fps}"
     assert policy.horizon >= 1, f"horizon is {policy.horizon}"
 
@@ -74,7 +74,7 @@ def _check_attributes(policy: Policy) -> None:
 def _check_chunks(
     policy: Policy, observations: Sequence[Observation], widths: Mapping[str, int]
 ) -> None:
-    """Checks the chunks of a batch, and that they do not depend on what shares the batch."""
+    """Checks the chunks of a batch, and that they do not depend on other observations in it."""
     seeds = list(range(len(observations)))
     chunks = policy.act(observations, seeds=seeds)
     _check_shapes(chunks, {name: (policy.horizon, width) for name, width in widths.items()})
@@ -86,11 +86,11 @@ def _check_chunks(
     ]
     for name in widths:
         assert np.array_equal(chunks[name], again[name]), (
-            f"actions {name!r} use randomness that is not from the seeds"
+            f"actions {name!r} differ between equal calls: take all random numbers from the seeds"
         )
         for row, chunk in enumerate(separate):
             assert np.array_equal(chunks[name][row], chunk[name][0]), (
-                f"actions {name!r} of an observation depend on the others in its batch"
+                f"actions {name!r} of an observation depend on other observations in its batch"
             )
 
 
@@ -100,7 +100,7 @@ def _check_shapes(chunks: Any, shapes: Mapping[str, tuple[int, int]]) -> None:
         f"act returns a {type(chunks).__name__}, not a mapping of fields to actions"
     )
     missing = [name for name in shapes if name not in chunks]
-    assert not missing, f"act returns no actions for {missing[0]!r}"
+    assert not missing, f"`act` returns no actions for {missing[0]!r}"
     for name, shape in shapes.items():
         actions = chunks[name]
         kind = f"a {type(actions).__name__}"

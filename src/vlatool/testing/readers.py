@@ -1,4 +1,4 @@
-"""Contract checks of a format; the contract is `formats.base.FormatReader`.
+"""Checks of a format, whose contract is `formats.base.FormatReader`.
 
 Legend of shapes: F frames, N images, C dimensions.
 """
@@ -34,8 +34,8 @@ def check_reader(
     reader = reader_class(keys)
     refs = list(reader.discover([Path(source)]))
     again = list(reader_class(_pickled(keys)).discover([Path(source)]))
-    assert refs, f"discover finds no episode in {source}"
-    assert refs == again, "discover returns other episodes when it is called again"
+    assert refs, f"`discover` finds no episodes in {source}"
+    assert refs == again, "`discover` returns other episodes when it is called again"
     _check_refs(refs)
     code = ""
     with tempfile.TemporaryDirectory() as empty:
@@ -44,12 +44,12 @@ def check_reader(
         except DataError as error:
             code = error.code
     assert code == "data.no_episodes", (
-        "discover does not raise data.no_episodes for an empty folder"
+        "`discover` does not raise `data.no_episodes` for an empty folder"
     )
     # Workers use new readers on which discover was not called.
     episodes = [reader_class(keys).read(_pickled(ref)) for ref in refs]
     for ref, episode in zip(refs, episodes, strict=True):
-        assert episode.id == ref.id, f"read returns the id {episode.id!r} for the ref {ref.id!r}"
+        assert episode.id == ref.id, f"`read` returns the id {episode.id!r} for the ref {ref.id!r}"
         _check_episode(episode)
     _check_survey(reader_class(keys).survey(refs), episodes)
     return episodes
@@ -57,7 +57,7 @@ def check_reader(
 
 def config_section(plugin_class: Any, keys: Mapping[str, Any] | None) -> Any:
     """The config of a plugin class with keys that differ from the defaults."""
-    assert issubclass(plugin_class.Config, ConfigModel), "Config is not a ConfigModel"
+    assert issubclass(plugin_class.Config, ConfigModel), "`Config` is not a ConfigModel"
     return plugin_class.Config.model_validate(dict(keys or {}))
 
 
@@ -79,7 +79,7 @@ def _check_refs(refs: list[EpisodeRef]) -> None:
     numbers = [-1 if ref.number is None else ref.number for ref in refs]
     ordered = paths == sorted(paths) or (min(numbers) >= 0 and numbers == sorted(numbers))
     assert ordered, (
-        "discover does not return episodes in natural order: episode_2 before episode_10"
+        "`discover` does not return episodes in natural order, episode_2 before episode_10"
     )
     assert [_pickled(ref) for ref in refs] == refs, "refs change when they are pickled"
 
@@ -120,12 +120,14 @@ def _check_episode(episode: Episode) -> None:
 
 
 def _check_parts(label: str, episode: Episode) -> None:
-    """Each stored thing has one role; cameras, depth, labels and fields are those of the parts."""
+    """Checks that each part has one role, and that parts and episode name the same cameras and
+    fields.
+    """
     paths = [part.path for part in episode.parts]
     twice = sorted({path for path in paths if paths.count(path) > 1})
-    assert not twice, f"{label}: parts have {twice} more than once"
+    assert not twice, f"{label}: {twice} occurs more than once in the parts"
     silent = [part.path for part in episode.parts if part.role == "left_out" and not part.note]
-    assert not silent, f"{label}: {silent} are left out without a reason"
+    assert not silent, f"{label}: the parts {silent} are left out, but no reason is given"
     used: Mapping[str, Collection[str]] = {
         "camera": {*episode.cameras, *episode.missing_cameras},
         "depth": episode.depth,
@@ -135,7 +137,7 @@ def _check_parts(label: str, episode: Episode) -> None:
     for role, names in used.items() if episode.parts else ():
         named = [part.name for part in episode.parts if part.role == role]
         assert len(named) == len(set(named)), (
-            f"{label}: two parts with the role {role} have one name"
+            f"{label}: two parts with the role {role} have the same name"
         )
         strange = sorted({*named} - {*names})
         assert not strange, (
@@ -146,21 +148,21 @@ def _check_parts(label: str, episode: Episode) -> None:
 def _check_survey(survey: Survey, episodes: list[Episode]) -> None:
     cameras = {name for e in episodes for name in (*e.cameras, *e.missing_cameras)}
     assert set(survey.cameras) == cameras, (
-        f"survey has the cameras {sorted(survey.cameras)}, the episodes have {sorted(cameras)}"
+        f"the survey has the cameras {sorted(survey.cameras)}, but the episodes {sorted(cameras)}"
     )
     schemas = [field_specs(episode) for episode in episodes]
     common = set.intersection(*(set(schema) for schema in schemas))
     assert common <= set(survey.fields), (
-        f"survey has the fields {sorted(survey.fields)}, all episodes have {sorted(common)}"
+        f"the survey has the fields {sorted(survey.fields)}, but all episodes have {sorted(common)}"
     )
     for name, info in survey.fields.items():
         widths = {schema[name].width for schema in schemas if name in schema}
         assert info.width in widths, (
-            f"survey: field {name!r} has width {info.width}, in the episodes {sorted(widths)}"
+            f"the survey says that {name!r} has width {info.width}, episodes {sorted(widths)}"
         )
     frames = sum(episode.num_frames for episode in episodes)
     assert survey.frames in (None, frames), (
-        f"survey counts {survey.frames} frames, the episodes have {frames}"
+        f"the survey counts {survey.frames} frames, but the episodes have {frames}"
     )
 
 
@@ -171,11 +173,13 @@ def _check_field(label: str, values: Any, frames: int) -> None:
     )
     dimensions = 1 if values.dtype.kind == "U" else 2
     assert values.ndim == dimensions, f"{label} has shape {values.shape}, not [F, C] (text [F])"
-    assert len(values) == frames, f"{label} has {len(values)} rows, the episode {frames} frames"
+    assert len(values) == frames, f"{label} has {len(values)} rows, but the episode {frames} frames"
 
 
 def _check_camera(label: str, camera: FrameSource, frames: int) -> None:
-    assert len(camera) == frames, f"{label} has {len(camera)} images, the episode {frames} frames"
+    assert len(camera) == frames, (
+        f"{label} has {len(camera)} images, but the episode {frames} frames"
+    )
     last = camera.read([frames - 1])
     first = camera.read([0])
     for images in (first, last):
@@ -183,4 +187,4 @@ def _check_camera(label: str, camera: FrameSource, frames: int) -> None:
         expected = (1, *camera.size, 3)
         assert images.shape == expected, f"{label} returns shape {images.shape}, not {expected}"
     is_equal = np.array_equal(camera.read([0, frames - 1]), np.concatenate([first, last]))
-    assert is_equal, f"{label} returns other images if frames are read in another order"
+    assert is_equal, f"{label} returns other images when frames are read in another order"

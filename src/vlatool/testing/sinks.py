@@ -1,4 +1,4 @@
-"""Contract checks of a sink with complete, killed and failing runs.
+"""Checks of a sink in complete, killed and failing runs.
 
 The contract is `formats.writing.Sink`.
 """
@@ -45,9 +45,9 @@ def check_sink(
 ) -> None:
     """Checks the contract of a sink on three small episodes.
 
-    Its output must be complete, owned by the sink, and equal after kills and with any executor. It
-    must have every value of an action of each built-in format, or none, or refuse the episodes;
-    other values of an action must be another output.
+    Its output must be complete, owned by the sink, and equal after kills and with any executor. For
+    each built-in format, it must store every value of an action, or none, or refuse the episodes.
+    Other values of an action must change the output.
 
     Args:
         sink_class: The class that the table of sinks names.
@@ -143,7 +143,7 @@ class _ComparingWork:
 
 
 def _content(receipt: Receipt) -> tuple[Mapping[str, Any], Mapping[str, bytes]]:
-    """What a receipt says of an output: its row, with the digests of files, and its arrays."""
+    """What a receipt says about an output: its row, with the digests of files, and its arrays."""
     arrays = {name: values.tobytes() for name, values in receipt.arrays.items()}
     return receipt.row(), arrays
 
@@ -249,15 +249,17 @@ class SinkChecks:
             pickle.dumps(job.spec.work)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise AssertionError(f"work cannot be pickled: {error}") from error
-        assert not job.spec.output.exists(), "__init__ of the sink writes files"
+        assert not job.spec.output.exists(), "`__init__` of the sink must not write files"
         job.result(run_job(job, executor, options=JobConfig(dry_run=True)))
-        assert not job.spec.output.exists(), "estimate writes files"
+        assert not job.spec.output.exists(), "`estimate` must not write files"
         run = run_job(job, executor)
         assert not run.failures, f"an episode fails: {run.failures}"
         counts = run.sums
         samples = job.result(run).samples
         expected = {"frames": _EPISODES * _FRAMES, "samples": samples}
-        assert counts == {**counts, **expected}, f"receipts count {counts}, expected {expected}"
+        assert counts == {**counts, **expected}, (
+            f"receipts count {counts}, but must count {expected}"
+        )
         self._check_files(job)
         again = run_job(self.job("quiet"), SerialExecutor())
         assert again.status == "already complete", (
@@ -283,14 +285,14 @@ class SinkChecks:
             run = run_job(self.job(name), executor)
         expected = min(outcomes, _EPISODES)
         assert run.resumed >= expected, (
-            f"{name}: {run.resumed} episodes are resumed, expected {expected}"
+            f"{name}: {run.resumed} episodes are resumed, but must be {expected}"
         )
         self._check_equal(name)
 
     def check_failed_episode(self) -> None:
         """Checks runs in which the second episode fails at its last frame or last field."""
         failed = [self._failures(part) for part in ("cameras", "lowdim")]
-        assert max(failed) == 1, "an episode whose last field is damaged does not fail"
+        assert max(failed) == 1, "an episode whose last field is damaged must fail, but does not"
 
     def _failures(self, part: str) -> int:
         """Number of episodes that fail if `part` of one is damaged; then repairs and resumes."""
@@ -305,10 +307,10 @@ class SinkChecks:
         """Checks that the patterns `owned` match all files of the sink."""
         spec = self.job("quiet").spec
         files = [file.name for file in output_files(spec.output)]
-        assert contains_only(spec.output, spec.owned), f"owned does not match all files {files}"
+        assert contains_only(spec.output, spec.owned), f"`owned` does not match all files {files}"
         remove_owned(spec.output, spec.owned)
         left = [file.name for file in output_files(spec.output)]
-        assert not left, f"owned does not match {left}: `**` must be a separate path component"
+        assert not left, f"`owned` does not match {left}: `**` must be a path component of its own"
 
     def check_formats(self) -> None:
         """Checks the stored actions of an episode of every built-in format that is installed."""
@@ -333,7 +335,7 @@ class SinkChecks:
         assert not failures, f"an episode of the format {format_name} fails: {failures}"
         sink, setup, comparing = made[-1]
         unknown = [name for name in sink.action_fields if name not in sink.fields]
-        assert not unknown, f"action_fields has {unknown}, which are not in `fields`"
+        assert not unknown, f"`action_fields` has {unknown}, which are not in `fields`"
         known = setup.survey.fields
         recorded = sum(known[stored_from(name, known)].width for name in setup.survey.action_fields)
         stored = sum(sink.fields[name] for name in sink.action_fields)
@@ -370,11 +372,11 @@ class SinkChecks:
         files = self.contents(name)
         expected = self.contents("quiet")
         different = [key for key in files | expected if files.get(key) != expected.get(key)]
-        assert not different, f"{name}: files differ from those of an undisturbed run: {different}"
+        assert not different, f"{name}: files differ from an undisturbed run: {different}"
 
     def _check_files(self, job: PreprocessJob) -> None:
         """Checks that the file list matches the files that were written."""
         messages = [finding.message for finding in check_files(job.spec.output, CheckOptions())]
         assert not messages, (
-            f"the files that finish returns do not match the files on disk: {messages}"
+            f"the files that `finish` returns do not match the files on disk: {messages}"
         )

@@ -1,4 +1,4 @@
-"""Samples of episodes from their windows: codes are looked up, actions encoded; their totals.
+"""Builds the samples of episodes from windows: looks up codes, encodes actions, adds up totals.
 
 Legend: W windows, H actions of a window, D values of an action. Source: reference/future-vla 5.1.
 """
@@ -79,8 +79,8 @@ def check_output_outside_input(output: Path, tree: Path) -> None:
         samples_layout.is_inside(output, path) for path in inputs
     ):
         raise UsageError(
-            f"{output}: belongs to the input, which is never modified",
-            hint=f"use another --output, such as {tree / 'built'}",
+            f"{output}: is part of the input, which is never changed",
+            hint=f"choose another --output, such as {tree / 'built'}",
             code="usage.output_exists",
         )
 
@@ -91,8 +91,8 @@ def window_files(tree: Path, pattern: str) -> list[WindowFile]:
     if samples_layout.is_samples(tree) and not may_be_mixed:
         raise DataError.at(
             tree,
-            "holds samples already",
-            hint="give the folder that `vlatool preprocess` wrote, not one of `build-dataset`",
+            "holds samples, not windows",
+            hint="give the folder that `vlatool preprocess` wrote, not a folder of `build-dataset`",
             code="data.incomplete",
         )
     is_known = may_be_mixed or windows_layout.is_windows(tree)
@@ -123,8 +123,8 @@ def _other_contents_error(tree: Path) -> DataError | None:
 
 
 def select_codes(tree: Path, named: Path | None = None) -> CodesFolder:
-    """Codes for a folder of windows; packed ones if both layouts exist; `named`: folder of the
-    codes; None: the one in `tree`.
+    """The codes for a folder of windows; packed codes if both layouts exist. `named`: folder of the
+    codes; None: the folder in `tree`.
     """
     folders = [tree / name for name in (PACKED_NAME, JSON_NAME)]
     present = [folder for folder in folders if is_codes(folder)] if named is None else [named]
@@ -132,7 +132,7 @@ def select_codes(tree: Path, named: Path | None = None) -> CodesFolder:
         raise DataError.at(
             tree,
             f"has no codes: neither {PACKED_NAME}/ nor {JSON_NAME}/ exists",
-            hint="encode its images first, or pass the folder as --tokens",
+            hint="encode the images first, or name the folder of codes: --tokens DIR",
             code="data.missing",
         )
     opened = [CodesFolder.open(folder) for folder in present]
@@ -140,7 +140,7 @@ def select_codes(tree: Path, named: Path | None = None) -> CodesFolder:
         if opened[0].manifest.identity() != other.manifest.identity():
             raise UsageError(
                 f"{tree}: {PACKED_NAME}/ and {JSON_NAME}/ are codes of different tokenizers",
-                hint=f"select one with --tokens {opened[0].path}",
+                hint=f"choose one of them: --tokens {opened[0].path}",
                 code="usage.conflict",
             )
     # Raises DataError if the images were written again after the codes.
@@ -150,7 +150,7 @@ def select_codes(tree: Path, named: Path | None = None) -> CodesFolder:
     if record and above and record.parent and record.parent != above.fingerprint:
         raise DataError.at(
             codes.path,
-            f"codes of earlier images; {codes.path.parent} was written again since",
+            f"these codes are of earlier images: {codes.path.parent} was written again since",
             hint="encode the images again with --overwrite",
             code="data.incomplete",
         )
@@ -164,7 +164,7 @@ def compatible_tokenizer(folder: Path) -> ActionTokenizer:
     if tokenizer.vocab_size > _MAX_ACTION_IDS:
         raise DataError.at(
             folder,
-            f"{tokenizer.vocab_size} ids; samples support {_MAX_ACTION_IDS}",
+            f"{tokenizer.vocab_size} ids, but samples can have {_MAX_ACTION_IDS}",
             hint=f"fit a tokenizer with --vocab-size {_MAX_ACTION_IDS} or less",
             code="data.mismatch",
         )
@@ -174,7 +174,7 @@ def compatible_tokenizer(folder: Path) -> ActionTokenizer:
 def select_profile(
     name: str | None, fast: Path, gripper: profiles.Gripper | None
 ) -> profiles.NormalizationProfile:
-    """Profile by name or file; default: that of the action tokenizer, else `PUBLISHED`."""
+    """Profile by name or file; default: the profile of the action tokenizer, else `PUBLISHED`."""
     if not profiles.has_profile(fast):
         return profiles.read_profile(name or profiles.PUBLISHED, gripper)
     profile = profiles.read_profile(name or str(fast), gripper)
@@ -183,12 +183,12 @@ def select_profile(
 
 
 def check_factor(profile: profiles.NormalizationProfile, factor: float | None) -> None:
-    """Checks the factor by which a profile scales rotations, if one is given."""
+    """Checks the factor that scales rotations in a profile, if one is given."""
     by_name = dict(zip(profile.dimensions, profile.factors, strict=True))
     if factor is not None and any(by_name.get(name) != factor for name in _ROTATIONS):
         raise UsageError(
-            f"rpy_std_mult {factor:g} is not the factor of the profile {profile.name}",
-            hint="write a profile with other factors and pass it as --profile FILE",
+            f"rpy_std_mult {factor:g} differs from the factor of the profile {profile.name}",
+            hint="write a profile with this factor, and give it with --profile FILE",
             code="usage.bad_value",
         )
 
@@ -220,10 +220,10 @@ def read_text_tokenizer(text: str | None, sizes: SampleSizes) -> Any:
 def instructions_with_code_ids(
     tasks: Sequence[str], tokenizer: Any, sizes: SampleSizes
 ) -> list[str]:
-    """Instructions whose token ids overlap with the ids of codes and actions.
+    """Instructions whose token ids could be read as codes or actions.
 
     `tokenizer`: result of `read_text_tokenizer`. None returns instructions with characters outside
-    ASCII: the ids concerned are those of other scripts.
+    ASCII, because the ids in question belong to other scripts.
     """
     if tokenizer is None:
         return [task for task in tasks if not task.isascii()]
@@ -303,7 +303,7 @@ class EpisodeBuilder:
         return SampleSizes(codes.codes_per_picture, codes.codebook_size, self.action_ids)
 
     def state(self, item: WindowFile) -> InputState:
-        """Current state of the windows and their codes, which are known by their digest."""
+        """Current state of the windows and of their codes; codes are identified by their digest."""
         digest = self.codes.manifest.episode_digests.get(item.episode)
         if digest:
             return input_state([item.path], digest)
@@ -325,14 +325,14 @@ class EpisodeBuilder:
             return
         raise DataError.at(
             item.path,
-            f"windows of {steps} actions; the action tokenizer was fitted on chunks of "
+            f"the windows have {steps} actions, but the action tokenizer was fitted on chunks of "
             f"{self.fast_steps}",
-            hint="fit one on these windows with `vlatool tokenizer fit-fast`",
+            hint="fit a tokenizer on these windows with `vlatool tokenizer fit-fast`",
             code="data.mismatch",
         )
 
     def _check_images(self, item: WindowFile, windows: Sequence[windows_layout.Window]) -> None:
-        """Raises DataError if an image that the lines will name is missing or empty."""
+        """Raises DataError if an image that the samples name is missing or empty."""
         names: dict[str, None] = {}
         for window in windows:
             names |= dict.fromkeys(window.images)
@@ -346,7 +346,7 @@ class EpisodeBuilder:
             more = f", and {len(missing) - 1} more images" if len(missing) > 1 else ""
             raise DataError.at(
                 self.tree / missing[0],
-                f"is missing or empty{more}, which windows name",
+                f"is missing or empty{more}, but windows name it",
                 hint="copy the images again, write them again with `vlatool preprocess`, or leave "
                 "the episode out with --exclude",
                 code="data.missing",
@@ -365,7 +365,9 @@ class EpisodeBuilder:
         except DataError as error:
             raise _window_error(item.path, f"distinct windows, {error}", error.code) from None
         clamped = int(np.count_nonzero(encoded.clamped))
-        message = f"{item.path}: clamped actions in {clamped} of {counted(len(windows), 'window')}"
+        message = (
+            f"{item.path}: actions are clamped in {clamped} of {counted(len(windows), 'window')}"
+        )
         finding = BUILD("clamped_actions", message, episode=item.episode)
         return encoded.ids, (finding,) if clamped else ()
 
@@ -375,7 +377,7 @@ def action_tokenizer(folder: Path, digest: str) -> ActionTokenizer:
     """The action tokenizer in a folder, read once per process."""
     tokenizer = read_fast(folder)
     if tokenizer.digest != digest:
-        raise _window_error(folder, "has changed since the run started", "data.mismatch")
+        raise _window_error(folder, "has changed since this command started", "data.mismatch")
     return tokenizer
 
 
@@ -388,8 +390,8 @@ def _windows(path: Path) -> Iterator[windows_layout.Window]:
             raise
         raise DataError.at(
             path,
-            "holds samples: actions and future images are encoded already",
-            hint="give the folder that `vlatool preprocess` wrote, not one of `build-dataset`",
+            "holds samples, not windows: actions and future images are already encoded",
+            hint="give the folder that `vlatool preprocess` wrote, not a folder of `build-dataset`",
             code="data.incomplete",
         ) from None
 
@@ -410,10 +412,10 @@ def common_shape(path: Path, windows: Sequence[windows_layout.Window]) -> Window
     }
     if len(shapes) > 1:
         listed = " and ".join(str(list(shape)) for shape in shapes)
-        raise _window_error(path, f"windows of different shapes: {listed}", "data.mismatch")
+        raise _window_error(path, f"the windows have different shapes: {listed}", "data.mismatch")
     shape = next(iter(shapes))
     if not shape.future:
-        raise _window_error(path, "windows without future images", "data.mismatch")
+        raise _window_error(path, "the windows have no future images", "data.mismatch")
     for task in {window.task for window in windows}:
         try:
             question("vla", task, shape.pictures, "")
@@ -428,7 +430,7 @@ def _check_no_repeats(item: WindowFile, windows: Sequence[windows_layout.Window]
     for window in windows:
         key = (window.kind, window.task, *window.images[-1:])
         if key in seen:
-            reason = f"two {window.kind} windows up to {window.images[-1]} are equal"
+            reason = f"two {window.kind} windows that end at {window.images[-1]} are equal"
             raise _window_error(item.path, reason, "data.broken")
         seen.add(key)
 
@@ -475,9 +477,9 @@ class DatasetTotals:
         shape = WindowShape(*receipt.facts["shape"])
         if self.shape not in (None, shape):
             raise DataError(
-                f"{receipt.item}: windows of the shape {list(shape)}, those of earlier episodes "
-                f"have {list(self.shape or ())} (images, future images, actions, values)",
-                hint="build data of one shape at a time, selected with --pattern",
+                f"{receipt.item}: windows have the shape {list(shape)}, but earlier episodes "
+                f"{list(self.shape or ())} (images, future images, actions, values)",
+                hint="build the data of one shape at a time, and select it with --pattern",
                 code="data.mismatch",
                 details={"episode": receipt.item},
             )

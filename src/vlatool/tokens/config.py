@@ -35,13 +35,13 @@ class EncodeConfig(JobConfig):
         "", "Folder of windows or images, image shards, or raw episodes.", affects_output=False
     )
     tokenizer: str = required_field(
-        "", "Run, checkpoint or published folder of a tokenizer.", affects_output=False
+        "", "Run, checkpoint or published folder of a visual tokenizer.", affects_output=False
     )
     output: str | None = option(
         None, "Folder for the codes; null: TiToken/ or tokens/ next to the images."
     )
     layout: CodesLayout = option(
-        "json", "json: a file per image, as published; packed: per episode."
+        "json", "json: one file per image, as published; packed: one file per episode."
     )
     format: str | None = option(
         None, "Format of the raw episodes; null: detect it.", affects_output=False
@@ -49,20 +49,20 @@ class EncodeConfig(JobConfig):
     exclude: str | None = option(None, "Numbers of episodes to exclude, such as 0:4,7.")
     precision: Precision = option(
         "fp32",
-        "Precision of the encoder; with bf16 the share of codes equal to those of "
-        "fp32 is measured.",
+        "Precision of the encoder; with bf16, the command also measures how many codes are the "
+        "same in fp32.",
     )
-    batch_size: int = option(64, "Most images on a device at once.", ge=1, affects_output=False)
+    batch_size: int = option(
+        64, "Number of images per batch on a device.", ge=1, affects_output=False
+    )
     num_workers: int = option(
         8,
-        "Maximum number of processes that read and decode; at most one per CPU.",
+        "Largest number of processes that read and decode; at most one per CPU.",
         ge=0,
         affects_output=False,
     )
     check_every: int = option(
-        500,
-        "Save the reconstruction of every N-th image of an episode next to the original; 0: none.",
-        ge=0,
+        500, "Save every N-th image of an episode, beside its reconstruction; 0: none.", ge=0
     )
     no_amp: bool | None = option(None, "Same as --precision fp32.", affects_output=False)
 
@@ -83,4 +83,4 @@ class DecodeConfig(JobConfig):
         "", "Run, checkpoint or published folder of the tokenizer.", affects_output=False
     )
     output: str = required_field("", "Folder for the images.")
-    batch_size: int = option(32, "Most images on a device at once.", ge=1)
+    batch_size: int = option(32, "Number of images per batch on a device.", ge=1)

@@ -1,4 +1,4 @@
-"""Images from codes, by the visual tokenizer that made them.
+"""Decodes codes to images, with the visual tokenizer that made them.
 
 Legend of shapes: N images of an episode, B images of a batch, K codes of an image.
 """
@@ -41,12 +41,12 @@ def select_codes_of(tokenizer: OpenTokenizer, path: Path) -> SelectedCodes:
         folder = _folder_of(path.parent, CodesManifest(layout="packed"))
         selection = SelectedCodes(folder, [path.stem])
     if not selection.episodes:
-        raise DataError(f"{path}: contains no codes", code="data.missing")
+        raise DataError(f"{path}: holds no codes", code="data.missing")
     return replace(selection, folder=_checked(tokenizer, folder))
 
 
 def _folder_of(root: Path, assumed: CodesManifest) -> CodesFolder:
-    """Folder with a file of codes; a folder of other codes is not used."""
+    """The folder to which a file of codes belongs."""
     folder = CodesFolder.find(root)
     if folder is None or folder.layout != assumed.layout:
         return CodesFolder(root, assumed.layout, assumed, has_manifest=False)
@@ -54,7 +54,7 @@ def _folder_of(root: Path, assumed: CodesManifest) -> CodesFolder:
 
 
 def _checked(tokenizer: OpenTokenizer, folder: CodesFolder) -> CodesFolder:
-    """Checks that the codes are of the tokenizer; without a manifest, they are assumed to be."""
+    """Checks that the tokenizer made the codes; without a manifest, this is assumed."""
     if folder.has_manifest:
         tokenizer.check_tokenizer_of(folder.path, folder.manifest.encoding_info())
         return folder

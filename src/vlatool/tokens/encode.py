@@ -1,7 +1,7 @@
-"""Pipeline that encodes the images of many episodes: reads, copies, computes, writes concurrently.
+"""Pipeline that encodes the images of many episodes: reads, copies, computes and writes at once.
 
-Batches never span episodes, so that they do not depend on what was encoded before or by which
-process. Legend of shapes: B images of a batch, S side of an image in pixels, K codes of an image.
+Batches never span episodes, so they depend neither on what was encoded before nor on the process.
+Legend of shapes: B images of a batch, S side of an image in pixels, K codes of an image.
 """
 
 import os
@@ -146,7 +146,7 @@ class EncodePipeline:
 
     @property
     def bottleneck(self) -> str:
-        """Stage that the others waited for most; empty if no image was encoded."""
+        """The stage for which others waited most; empty if no image was encoded."""
         return max(self.seconds, key=self.seconds.__getitem__) if self.images else ""
 
     def encode(self, item: EpisodeRef) -> Receipt:
@@ -245,7 +245,9 @@ class EncodePipeline:
         _add_batch(episode, read, codes.values.numpy())
 
     def _compared(self, read: _Read, codes: Codes) -> dict[str, int]:
-        """Numbers of codes of an episode's first images, and of those that equal fp32."""
+        """Number of compared codes of an episode's first images, and number that is the same in
+        fp32.
+        """
         rows = [row for row, index in enumerate(read.indices) if index < _COMPARED]
         if not rows:
             return {}
@@ -402,7 +404,7 @@ def _barrier() -> None:
         distributed.barrier()
     except RuntimeError:  # the only sign of a closed connection
         raise VlatoolError(
-            f"rank {distributed.get_rank()}: another rank ended before this one",
-            hint="see the error of that rank; once it is fixed, run the same command to resume",
+            f"rank {distributed.get_rank()}: another rank has ended before this one",
+            hint="read the error of that rank; then run the same command again to resume",
             code="environment.process_failed",
         ) from None

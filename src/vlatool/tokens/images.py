@@ -1,6 +1,7 @@
-"""Images to encode: those of all cameras of an episode, by name.
+"""Images to encode, of all cameras of an episode, by name.
 
-An episode is opened twice: by the process that counts its images, and by that which decodes.
+An episode is opened twice: by the process that counts its images, and by the process that decodes
+them.
 """
 
 from collections import Counter
@@ -38,8 +39,8 @@ class EpisodeOpener:
 class EpisodeImages:
     """Images of an episode, camera by camera.
 
-    The name of an image is that of its file, if the episode has one camera and the names of its
-    files; else it consists of camera, episode and frame.
+    An image has the name of its file, if the episode has one camera and its files have names; else
+    the name consists of camera, episode and frame.
     """
 
     def __init__(self, ref: EpisodeRef, episode: Episode) -> None:
@@ -53,8 +54,8 @@ class EpisodeImages:
         if not self._frames:
             raise DataError.at(
                 ref.path,
-                "the episode has no images",
-                hint="remove the episode, or record it with a camera",
+                "the episode has no images to encode",
+                hint="leave the episode out with --exclude",
                 code="data.missing",
             )
 
@@ -99,9 +100,9 @@ def _decoded(data: bytes, name: str) -> UInt8Array:
         hint += ": the tokenizer was trained on RGB only"
         problem = str(error)
     except ValueError as error:
-        hint = "copy or record the image again"
+        hint = "copy the image again, or leave its episode out with --exclude"
         code = "data.broken"
-        problem = f"not a readable image: {error}"
+        problem = f"the image cannot be read: {error}"
     raise DataError(f"{name}: {problem}", hint=hint, code=code, details={"picture": name})
 
 
@@ -111,8 +112,8 @@ def check_unique_names(location: Path, stems: Sequence[str]) -> None:
     if duplicates:
         raise DataError.at(
             location,
-            f"{duplicates[0]} is the name of several images",
-            hint="give each image of an episode a unique name",
+            f"several images have the name {duplicates[0]}",
+            hint="give each image of an episode its own name",
             code="data.broken",
             pictures=duplicates[:20],
         )

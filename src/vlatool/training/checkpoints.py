@@ -54,7 +54,7 @@ _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 @dataclass(frozen=True)
 class _PartWeights:
-    """Full tensors of a part, on rank 0; empty on other ranks."""
+    """Complete tensors of a part on rank 0; empty on other ranks."""
 
     # map from file name to the tensors of the file, without frozen ones
     files: Mapping[str, dict[str, Tensor]]
@@ -116,7 +116,7 @@ def _part_weights(name: str, state: TrainState, *, keep_result: bool) -> _PartWe
 
 
 def _frozen_names(part: Part) -> list[str]:
-    """Names of the parameters that stay the same in all steps, because their part froze them."""
+    """Names of frozen parameters, which are the same in all steps."""
     if not part.trained:
         return []
     parameters = part.module.named_parameters()
@@ -134,7 +134,7 @@ def check_space(run: RunDir, state: TrainState) -> None:
     if free < needed:
         raise StorageError.at(
             run.root,
-            f"{size_text(int(free))} are free, a checkpoint needs about {size_text(needed)}",
+            f"{size_text(int(free))} are free, but a checkpoint needs about {size_text(needed)}",
             hint="free some space or choose another --output",
             code="storage.no_space",
             needed=needed,
@@ -196,7 +196,7 @@ def _write_error(folder: Path, content: object, error: object) -> StorageError:
         reason = "the disk is full"
     return StorageError.at(
         folder,
-        f"cannot be written: {reason}; it needs {size_text(needed)}, {free_text} are free",
+        f"cannot be written: {reason}; it needs {size_text(needed)}, and {free_text} are free",
         hint="free space on that disk, or raise your quota or the limit on file sizes, then run "
         "the same command again",
         code="storage.write",
@@ -256,7 +256,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
         state.step = index(trainer["step"])
         state.samples = index(trainer["samples"])
         if (state.step, state.samples) != (manifest.step, manifest.samples):
-            raise ValueError(f"step is {state.step}, the manifest has {manifest.step}")
+            raise ValueError(f"step is {state.step}, but the manifest says {manifest.step}")
         for name, optimizer in state.optimizers.items():
             restore_optimizer(trainer["optimizers"][name], state, optimizer)
         for name, average in state.averages.items():
@@ -268,15 +268,15 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
     changed = [name for name, digest in state.unsaved.items() if digests.get(name) != digest]
     if changed:
         raise DataError(
-            f"the weights of {changed[0]!r} differ from those at the start of the run",
-            hint="use the weights that the run started with, or restart it with --overwrite",
+            f"the weights of {changed[0]!r} have changed since the run started",
+            hint="restore the weights with which the run started, or start again with --overwrite",
             code="data.mismatch",
             details={"parts": changed},
         )
 
 
 def unsaved_digests(parts: Mapping[str, Part]) -> dict[str, str]:
-    """Map from part name to SHA-256 of its weights, for the parts that checkpoints do not hold."""
+    """SHA-256 of the weights of each part that checkpoints do not hold, by the name of the part."""
     unsaved = {name: part for name, part in parts.items() if not part.saved}
     return {name: _digest(part.module.state_dict()) for name, part in unsaved.items()}
 
@@ -308,7 +308,7 @@ def _restore(into: Mapping[str, Tensor], module: nn.Module, path: Path) -> None:
 
 
 def _optimizer_state(modules: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """Moments by parameter name; empty for an optimizer that has not made a step.
+    """Moments by parameter name; empty if the optimizer has not made a step.
 
     `get_optimizer_state_dict` initializes such an optimizer: its first step would then count as
     the second.
@@ -321,7 +321,7 @@ def _optimizer_state(modules: nn.Module, optimizer: Optimizer) -> dict[str, Any]
 def restore_optimizer(saved: Mapping[str, Any], state: TrainState, optimizer: Optimizer) -> None:
     """Restores an optimizer from its saved state, which is empty before its first step.
 
-    Weight decay, betas and the like stay those of this run.
+    Weight decay, betas and other options keep the values of this run.
     """
     if not saved:
         return

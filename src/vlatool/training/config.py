@@ -1,4 +1,4 @@
-"""Configuration of a training run; key names are those of the published LBM program.
+"""Configuration of a training run; keys have the names of the published LBM program.
 
 Source: reference/training 1.6.
 """
@@ -26,7 +26,7 @@ _MOST_VALIDATED = 2048
 
 
 class HParams(base.ConfigModel):
-    """Optimization."""
+    """Options of the optimizer, its schedule and the batches."""
 
     published: ClassVar[tuple[Published, ...]] = (
         Published(
@@ -52,7 +52,7 @@ class HParams(base.ConfigModel):
     global_batch_size: int = option(512, "Samples per optimizer step.", ge=1)
     per_gpu_batch_size: int | None = option(
         8,
-        "Samples per device and micro-batch; null: global batch / world size.",
+        "Samples per device and micro-batch; null: global batch / number of devices.",
         ge=1,
         affects_output=False,
     )
@@ -61,21 +61,23 @@ class HParams(base.ConfigModel):
     lr_scheduler: Literal["cosine", "const", "warmup_constant_decay"] = option(
         "cosine", "Learning rate schedule after warm-up."
     )
-    warmup: float = option(0.05, "Warm-up in steps; below 1: fraction of all steps.", ge=0)
+    warmup: float = option(
+        0.05, "Warm-up in steps; a value below 1 is a fraction of all steps.", ge=0
+    )
     decay: float = option(
         0.3,
-        "Length in steps of the final decay phase of warmup_constant_decay; below 1: "
+        "Length of the final decay of warmup_constant_decay in steps; a value below 1 is a "
         "fraction of all steps.",
         ge=0,
     )
-    lr_cooldown_end: float = option(0.0, "Final learning rate.", ge=0)
+    lr_cooldown_end: float = option(0.0, "Learning rate at the end of the run.", ge=0)
     force_min_lr: float = option(0.0, "Minimum learning rate of the cosine schedule.", ge=0)
     optimizer: Literal["adamw"] = option("adamw", "Optimizer.")
     wd: float = option(0.01, "Weight decay of linear and convolution weights.", ge=0)
     decay_by_name: bool = option(
         False,
-        "Weight decay, as published, of all weights but biases and those with norm in "
-        "their name. TiTok and VQGAN always have the published rule of their own.",
+        "Apply weight decay as published: to all weights except biases and weights with norm in "
+        "their name. TiTok and VQGAN always use their own published rule.",
     )
     beta1: float = option(0.9, "First beta of AdamW.", ge=0, lt=1)
     beta2: float = option(0.95, "Second beta of AdamW.", ge=0, lt=1)
@@ -83,7 +85,9 @@ class HParams(base.ConfigModel):
     loss_function: Literal["cross_entropy", "mse"] | None = option(
         None, "Loss; null: the loss of the model type.", affects_output=False
     )
-    z_loss_coefficient: float = option(0.0, "Weight of the z-loss of a cross entropy.", ge=0)
+    z_loss_coefficient: float = option(
+        0.0, "Weight of the z-loss that is added to a cross entropy.", ge=0
+    )
     grad_clip_norm: float | None = option(None, "Maximum gradient norm; null: no clipping.", gt=0)
     grad_checkpointing: bool = option(
         False, "Recompute blocks in the backward pass to save memory.", affects_output=False
@@ -112,16 +116,16 @@ class HParams(base.ConfigModel):
 class EmaConfig(base.ConfigModel):
     """Exponential moving average of the weights."""
 
-    enabled: bool = option(False, "Average the weights.")
+    enabled: bool = option(False, "Keep an average of the weights.")
     type: Literal["ema", "vanilla", "rising"] = option(
         "ema",
         "Decay: ema grows with the steps by inv_gamma and power, vanilla is fixed at "
         "alpha, rising is (1 + n) / (10 + n) with n = number of updates.",
     )
-    alpha: float = option(0.999, "Decay of type vanilla.", ge=0, lt=1)
+    alpha: float = option(0.999, "Decay if type is vanilla.", ge=0, lt=1)
     update_after_step: int = option(0, "Steps before averaging starts.", ge=0)
-    inv_gamma: float = option(1.0, "Time scale of type ema.", gt=0)
-    power: float = option(0.75, "Exponent of type ema.", gt=0)
+    inv_gamma: float = option(1.0, "Time scale if type is ema.", gt=0)
+    power: float = option(0.75, "Exponent if type is ema.", gt=0)
     min_value: float = option(0.0, "Minimum decay.", ge=0, le=1)
     max_value: float = option(0.9999, "Maximum decay.", ge=0, le=1)
 
@@ -158,13 +162,13 @@ class DistributedConfig(base.ConfigModel):
     fsdp: bool = option(False, "Shard weights and optimizer states over processes.")
     fsdp_reshard_after_forward: bool = option(
         False,
-        "Free gathered weights also after the forward pass; they are gathered again "
-        "for the backward pass.",
+        "Free gathered weights after the forward pass, and gather them again for the backward "
+        "pass.",
     )
     timeout: float = option(
         7200.0,
-        "Seconds that a process waits for another one, which may hang, before the run "
-        "ends; longer than rank 0 needs to write a checkpoint.",
+        "Seconds that a process waits for another one before the run ends; must be longer than "
+        "rank 0 needs to write a checkpoint.",
         gt=0,
         le=2_592_000,
     )
@@ -175,7 +179,7 @@ class DistributedConfig(base.ConfigModel):
         le=2_592_000,
     )
     device_tflops: float | None = option(
-        None, "Peak of a device in TFLOP/s, for the metric mfu; null: that of its name.", gt=0
+        None, "Peak of a device in TFLOP/s, for the metric mfu; null: by the name of the GPU.", gt=0
     )
     fsdp_cpu_offload: bool = option(False, "Keep sharded weights on the host.")
     dist_url: str = option("env://", "Rendezvous address of the processes.")
@@ -220,17 +224,17 @@ class TrainConfig(base.ConfigModel):
     )
     init_except: list[str] = option(
         [],
-        "Networks to initialize randomly although init_from has their weights, such as "
-        "action_encode and output_layer if the actions differ.",
+        "Networks that start with random weights, although init_from has them, such as "
+        "action_encode and output_layer if your actions differ.",
     )
     init_weights_only: bool = option(
         True,
-        "Take only the weights of init_from; false: averages, optimizer, step and "
-        "position too, to continue its training here.",
+        "Take only the weights of init_from; false: continue its training, with averages, "
+        "optimizer, step and position.",
     )
-    total_train_samples: int | None = option(None, "Budget in samples.", ge=1)
-    num_epochs: int | None = option(None, "Budget in passes over the data.", ge=1)
-    total_train_steps: int | None = option(None, "Budget in optimizer steps.", ge=1)
+    total_train_samples: int | None = option(None, "Train on this many samples.", ge=1)
+    num_epochs: int | None = option(None, "Train for this many passes over the data.", ge=1)
+    total_train_steps: int | None = option(None, "Train for this many optimizer steps.", ge=1)
     num_checkpoints: int = option(
         5, "Number of checkpoints, evenly spaced over the run.", ge=1, affects_output=False
     )
@@ -239,9 +243,9 @@ class TrainConfig(base.ConfigModel):
     )
     save_every_minutes: float | None = option(
         5.0,
-        "Also save when N minutes, or 50 times the duration of the last save if that "
-        "is longer, have passed without a checkpoint; null: never. Such a checkpoint serves to "
-        "resume: the next one replaces it.",
+        "Also save after N minutes without a checkpoint, or after 50 times the duration of the "
+        "last save if that is longer; null: never. Such a checkpoint is for resuming: the next "
+        "one replaces it.",
         gt=0,
         affects_output=False,
     )
@@ -260,8 +264,7 @@ class TrainConfig(base.ConfigModel):
     )
     total_val_samples: int | None = option(
         None,
-        "Samples per validation; null: at most 2,048 if there are validation data, or all with "
-        "val_every_n_steps.",
+        "Samples per validation; null: all with val_every_n_steps, else at most 2,048.",
         ge=1,
         affects_output=False,
     )
@@ -278,12 +281,12 @@ class TrainConfig(base.ConfigModel):
         affects_output=False,
     )
     eval_every_n_checkpoints: int = option(
-        1, "Roll out every N-th checkpoint, with the section eval.", ge=1, affects_output=False
+        1, "Roll out every N-th checkpoint, if the section eval is set.", ge=1, affects_output=False
     )
     tracker: list[Literal["tensorboard", "wandb"]] = option(
         [],
-        "Programs that also get metrics and images: tensorboard (files in the run), "
-        "wandb (Weights & Biases).",
+        "Programs that also show metrics and images: tensorboard (files in the run), wandb "
+        "(Weights & Biases).",
         affects_output=False,
     )
     wandb: bool = option(False, "The same as wandb in tracker.", affects_output=False)
@@ -296,27 +299,29 @@ class TrainConfig(base.ConfigModel):
     wandb_tags: list[str] = option([], "Tags of the run in W&B.", affects_output=False)
     remote_sync: str | None = option(
         None,
-        "Location, such as s3://bucket/runs, below which the run folder is copied in "
-        "the background; null: none.",
+        "Location that gets a copy of the run folder in the background, such as s3://bucket/runs; "
+        "null: none.",
         affects_output=False,
     )
     remote_sync_fixed_path: str | None = option(
         None,
-        "Second location of remote_sync, with a folder of random name; null: none.",
+        "Second location for a copy, in a folder of random name; null: none.",
         affects_output=False,
     )
     overwrite: bool = base.execution_field(
-        default=False, description="Replace a run made with other options."
+        default=False, description="Replace a run that was made with other options."
     )
     dry_run: bool = base.execution_field(
         default=False, description="Print the plan and write nothing."
     )
     device_memory: str | None = base.execution_field(
         default=None,
-        description="Memory of a device for --dry-run, such as 80GB; null: that of this machine.",
+        description="Memory of a device for --dry-run, such as 80GB; null: as this machine has.",
     )
     rate: float | None = base.execution_field(
-        default=None, description="Samples per second on all devices, for --dry-run.", gt=0
+        default=None,
+        description="Samples per second on all devices; --dry-run then shows hours.",
+        gt=0,
     )
     measure: bool = base.execution_field(
         default=False, description="With --dry-run, measure the rate in a few steps on this device."
@@ -327,10 +332,10 @@ class TrainConfig(base.ConfigModel):
     )
     hparams: HParams = option(HParams(), "Optimization.")
     distributed: DistributedConfig = option(DistributedConfig(), "Processes.", affects_output=False)
-    ema: EmaConfig = option(EmaConfig(), "Average of the weights.")
+    ema: EmaConfig = option(EmaConfig(), "Options of the averaged weights.")
     eval: SerializeAsAny[base.ConfigModel] | None = option(
         None,
-        "Rollouts of checkpoints while the run trains, which choose the best one.",
+        "Rollouts of checkpoints while the run trains; they choose the best checkpoint.",
         affects_output=False,
     )
 
@@ -352,8 +357,8 @@ class TrainConfig(base.ConfigModel):
         return self
 
     def derive_static(self) -> tuple[Self, Mapping[str, str]]:
-        """Derives keys that do not depend on the data: seed, world size, keys of sections; returns
-        the config, and a mapping of each derived key to the rule it follows.
+        """Derives keys that do not depend on the data: seed, world size, keys of sections. Returns
+        the config, and the rule of each derived key.
         """
         data, data_rules = self.data.derive_static()
         rules = {f"data.{key}": rule for key, rule in data_rules.items()}
@@ -369,7 +374,7 @@ class TrainConfig(base.ConfigModel):
         return self.model_copy(update=update), rules | init_rules
 
     def _published_init(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """Keys that follow from published keys of initial weights, and their rules."""
+        """Keys that the published keys for initial weights set, and their rules."""
         if not getattr(self.model, "type", None):
             return {}, {}
         keys, reset = self.model_type.layout.keys_of_run(dict(self.model))
@@ -379,27 +384,27 @@ class TrainConfig(base.ConfigModel):
             raise ConfigError(
                 f"init_from is {self.init_from!r}, and keys of the model name "
                 f"{keys['init_from']!r}",
-                hint="give the initial weights once, as init_from",
+                hint="give the initial weights only as init_from",
                 code="config.contradiction",
             )
         model = self.model.model_copy(update=dict(reset))
         return {**keys, "model": model}, dict.fromkeys(keys, ", ".join(reset))
 
     def violations(self) -> Iterator[base.Violation]:
-        """Contradictions between sections, and those that the model type reports."""
+        """Contradictions between sections, and the ones that the model type reports."""
         if self.data.seed not in (None, self.hparams.seed):
             message = (
                 f"data.seed={self.data.seed} is ignored: hparams.seed={self.hparams.seed} is used"
             )
             yield base.Violation(("data.seed",), message)
         if not self.init_weights_only and (self.init_from is None or self.init_except):
-            message = "init_weights_only is false: init_from is required, and no init_except"
+            message = "init_weights_only is false, which needs init_from, and no init_except"
             yield base.Violation(("init_weights_only",), message)
         for key in ("device_memory", "rate", "measure"):
             if getattr(self, key) and not self.dry_run:
                 yield base.Violation((key,), f"{key} has an effect only with dry_run")
         if self.rate is not None and self.measure:
-            yield base.Violation(("rate", "measure"), "rate is given, and measure would measure it")
+            yield base.Violation(("rate", "measure"), "rate is set, but measure would measure it")
         yield from self._rollout_violations()
         if getattr(self.model, "type", None):
             yield from self.model_type.violations(self.model, self.data)
@@ -409,7 +414,7 @@ class TrainConfig(base.ConfigModel):
             return
         if type(self.model_type).policy is not ModelType.policy:
             return
-        message = f"the model type {self.model_type.name!r} is no policy, so it has no rollouts"
+        message = f"the model type {self.model_type.name!r} is not a policy, so it has no rollouts"
         for key in ("eval", "eval_every_n_checkpoints"):
             if getattr(self, key) != TrainConfig.model_fields[key].default:
                 yield base.Violation((key, "model.type"), f"{key} is set, but {message}", "error")
@@ -450,9 +455,9 @@ class TrainConfig(base.ConfigModel):
         """Raises UsageError if no model is configured."""
         if not getattr(self.model, "type", None):
             raise UsageError(
-                "no model is configured",
-                hint="start from a preset, such as --preset policy-tiny for a policy or --preset "
-                "vqgan-tiny for a tokenizer; `vlatool presets` lists them",
+                "you have not chosen a model",
+                hint="use a preset: --preset policy-tiny for a policy, --preset vqgan-tiny "
+                "for a tokenizer; `vlatool presets` lists all",
                 code="usage.missing_key",
             )
 
@@ -462,23 +467,21 @@ class TrainConfig(base.ConfigModel):
         key = self.data_kind.folders_keys[0]
         if not getattr(self.data, key):
             raise UsageError(
-                f"no training data are given: data.{key} is empty",
-                hint="give a folder of training data with --data DIR",
+                f"you have not given training data: data.{key} is empty",
+                hint="add --data DIR, a folder of recordings or training data",
                 code="usage.missing_key",
             )
 
     def derive_from_data(self) -> tuple["TrainConfig", dict[str, str]]:
-        """Derives keys from the data; returns the config, and a mapping of each derived key to the
-        rule it follows.
-        """
+        """Derives keys from the data. Returns the config, and the rule of each derived key."""
         self.check_model()
         self.check_init()
         config = self.with_init_base_config()
         return config.derive(config.load_info())
 
     def load_info(self, reporter: Reporter = NULL, run: RunDir | None = None) -> DatasetInfo:
-        """Reads the metadata of the data, and the statistics that normalize them; `run`: the run to
-        resume, which has its statistics; None for a new one.
+        """Reads the metadata of the data, and the statistics that normalize them. `run`: the run to
+        resume, whose own statistics are used; None for a new run.
         """
         kind = self.data_kind
         info = kind.load_info(self.data, reporter)
@@ -498,9 +501,9 @@ class TrainConfig(base.ConfigModel):
         self.model_type.check_init(self.model, self.init_from)
         if self.init_from is None and self.model_type.needs_init and not self.dry_run:
             raise UsageError(
-                f"a {self.model_type.name} model starts from weights: without init_from a run "
-                "can only be planned",
-                hint="give --init-from, or add --dry-run",
+                f"a {self.model_type.name} model cannot train without initial weights, only plan "
+                "a run",
+                hint="add --init-from, or --dry-run to plan the run",
                 code="usage.missing_key",
                 details={"key": "init_from"},
             )
@@ -510,7 +513,7 @@ class TrainConfig(base.ConfigModel):
                 trained.locate_progress(self.init_from, averaged=self.ema.enabled)
 
     def with_init_base_config(self) -> Self:
-        """The config with what the run with the initial weights had read from base models."""
+        """The config, with the values that the run of the initial weights took from base models."""
         before = None if self.init_from is None else trained.section_of(self.init_from)
         if before is None:
             return self
@@ -518,7 +521,7 @@ class TrainConfig(base.ConfigModel):
         return self.model_copy(update={"model": model})
 
     def derive(self, info: DatasetInfo) -> tuple["TrainConfig", dict[str, str]]:
-        """Like `derive_from_data`, with dataset info that was read before."""
+        """Like `derive_from_data`, with metadata that were read before."""
         data, data_rules = self.data_kind.derive(self.data, info)
         model, model_rules = self.model_type.derive(self.model, data, info)
         rules = {f"data.{key}": rule for key, rule in data_rules.items()}

@@ -1,4 +1,4 @@
-"""Micro-batches of the training data and the validation data of a run, on the device."""
+"""Loads the micro-batches of training and validation data of a run onto the device."""
 
 import math
 from collections.abc import Iterator
@@ -30,9 +30,9 @@ _LAST_READ = (16, 8)
 _MIN_COMPARED = 4
 # Effect of a content that is the same in all samples, by its name in `DataKind.contents`.
 _CONSTANT = {
-    "images": ("data.constant_images", "the model cannot see anything"),
-    "actions": ("data.constant_actions", "there is nothing to learn"),
-    "codes": (COLLAPSED, "the tokenizer that made them has collapsed (`vlatool inspect`)"),
+    "images": ("data.constant_images", "so the model sees nothing in them"),
+    "actions": ("data.constant_actions", "so there is nothing to learn"),
+    "codes": (COLLAPSED, "so their tokenizer has collapsed; look at them with `vlatool inspect`"),
 }
 
 
@@ -56,7 +56,7 @@ def validation_data(config: TrainConfig, reporter: Reporter = NULL) -> Validatio
         key = "val_every_n_steps" if config.total_val_samples is None else "total_val_samples"
         raise UsageError(
             f"{key} is set, but there are no validation data",
-            hint=f"set data.val_{kind.folders_keys[0]}, or {key}=null",
+            hint=f"set data.val_{kind.folders_keys[0]}, or unset {key} with null",
             code="usage.missing_key",
         )
     info = kind.load_info(section, reporter)
@@ -88,14 +88,14 @@ def report_shared(info: base.DatasetInfo, validation: base.DatasetInfo, reporter
     if shared:
         reporter.warn(
             "data.validation_is_trained_on",
-            f"{shared:,} of {counted(total, 'validation sample')} are trained on, too: the "
-            "validation loss, and best.json, do not say how the policy does on other data; "
-            "choose other episodes for one of them (data.episodes, preprocess --episodes)",
+            f"{shared:,} of {counted(total, 'validation sample')} are also training data, so "
+            "validation loss and best.json say nothing about new data; choose other episodes for "
+            "one of them (data.episodes, preprocess --episodes)",
         )
 
 
 def _identity(shard: base.ShardInfo) -> tuple[str, int]:
-    """What tells samples apart: the content of a file where it is known, else its place."""
+    """What identifies a sample: the digest of its file if it is known, else its location."""
     place = shard.location
     return shard.digest or str(place if is_remote(place) else place.resolve()), shard.first
 
@@ -105,7 +105,7 @@ def check_samples(
 ) -> None:
     """Checks that each data set has usable samples, before anything is written.
 
-    `assets`: folder with the assets of the model; None: there are none yet.
+    `assets`: folder with the assets of the model; None if there are none yet.
 
     Reads a few samples spread over the data set, and more of them before it reports an error.
     """
@@ -122,10 +122,9 @@ def check_samples(
                 break
         if samples and len(dropped) == len(samples):
             raise DataError(
-                f"{dataset.name}: none of the {counted(len(samples), 'sample')} that were read "
-                "can be used: "
-                f"{dropped[0].message}",
-                hint="run `vlatool verify` on this data set to list its defects",
+                f"{dataset.name}: {counted(len(samples), 'sample')} were read, and none can be "
+                f"used: {dropped[0].message}",
+                hint="`vlatool verify` lists all defects of this data set",
                 code="data.no_samples",
                 details={"data_set": dataset.name, "sample": dropped[0].sample},
             )
@@ -136,7 +135,9 @@ def check_samples(
 def _report_constant(
     config: TrainConfig, dataset: str, samples: list[Any], reporter: Reporter
 ) -> None:
-    """Warns of what is the same in all of some samples; a single instruction is noted."""
+    """Warns of images and actions that are the same in all samples read; notes a single
+    instruction.
+    """
     kind = config.data_kind
     if len(samples) < _MIN_COMPARED:
         return
@@ -144,7 +145,7 @@ def _report_constant(
     for name, content in first.items():
         if not all(np.array_equal(content, other[name]) for other in others):
             continue
-        text = f"{dataset}: {name} of all {len(samples)} samples that were read are the same"
+        text = f"{dataset}: {name} are the same in all {len(samples)} samples that were read"
         if name in _CONSTANT:
             code, effect = _CONSTANT[name]
             reporter.warn(code, f"{text}: {effect}")
@@ -155,7 +156,7 @@ def _report_constant(
 def sample_batch(
     config: TrainConfig, info: base.DatasetInfo, assets: Path | None, size: int
 ) -> base.Batch:
-    """A batch of the first data set, in which the same few samples may be repeated."""
+    """A batch from the first data set; it may repeat a few samples."""
     kind = config.data_kind
     usable: list[Any] = []
     # `check_samples` has found a usable one within the last limits.
@@ -174,7 +175,7 @@ def sample_batch(
 def _some_samples(
     config: TrainConfig, info: base.DatasetInfo, index: int, limits: tuple[int, int]
 ) -> list[Any]:
-    """Samples, or why they are dropped, spread over a data set; see `_sample_refs`."""
+    """Samples spread over a data set, or the reason why one is dropped; see `_sample_refs`."""
     refs = _sample_refs(index, info.datasets[index], *limits)
     reader = config.data_kind.reader(config.data, info)
     return list(reader.read(refs, [np.random.default_rng(0) for _ in refs]))
@@ -233,7 +234,7 @@ class DataStreams:
             yield from self._validation_pass(data, data.order, plan)
 
     def chunk_batches(self) -> Iterator[base.MicroBatch]:
-        """One pass over the validation samples that get action chunks; otherwise as above."""
+        """One pass over the validation samples that get action chunks, as above."""
         data = self.validation
         if data is not None and data.num_chunks:
             # A few samples are read faster than loader workers start.
@@ -275,7 +276,7 @@ class DataStreams:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """The value with every tensor on the device, in nested dicts and lists too."""
+    """The value with every tensor moved to the device, also inside dicts and lists."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):

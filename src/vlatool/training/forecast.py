@@ -1,4 +1,4 @@
-"""Forecast of a run before it starts: memory of each device, disk, hours."""
+"""Forecasts memory of each device, disk space and hours of a run before it starts."""
 
 import shutil
 import statistics
@@ -51,7 +51,7 @@ Changes = dict[str, Any]
 
 @dataclass(frozen=True)
 class PlannedSteps:
-    """Settings of the steps of a run, and what they can be changed to."""
+    """Settings of the steps of a run, and how they can be changed to save memory."""
 
     settings: StepSettings
     global_batch: int  # samples per step
@@ -63,12 +63,12 @@ class PlannedSteps:
         return replace(new, accumulation=self.global_batch // (new.devices * new.micro_batch))
 
     def smaller_batches(self, devices: int) -> list[int]:
-        """Smaller numbers of samples per device, the largest first."""
+        """Smaller batches per device, in samples, largest first."""
         samples = self.global_batch // devices
         return [n for n in range(self.settings.micro_batch - 1, 0, -1) if samples % n == 0]
 
     def more_devices(self) -> list[int]:
-        """Larger numbers of devices, the smallest first."""
+        """Larger numbers of devices, smallest first."""
         numbers = (self.settings.devices * 2**n for n in range(1, _MOST_DOUBLINGS))
         return [count for count in numbers if self.global_batch % count == 0]
 
@@ -111,7 +111,7 @@ class Forecast:
 
 
 def _kinds_text(sizes: Mapping[str, int | None]) -> str:
-    """Bytes by kind of memory, without kinds that are empty or unknown."""
+    """Bytes by kind of memory, without kinds that are empty or unknown, as text."""
     return ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items() if size)
 
 
@@ -148,10 +148,9 @@ def forecast(run: Run, assets: Path | None, reporter: Reporter) -> Forecast:
     _check_memory(memory, available, estimator, planned)
     if estimator.problem and config.device_memory is not None:
         raise UsageError(
-            f"the memory of activations is unknown ({estimator.problem}), so it is not known if a "
-            f"step fits in {config.device_memory}; all else takes {size_text(memory.total)}",
-            hint="plan without --device-memory, or measure a few steps on such a device with "
-            "--measure",
+            f"the memory of activations is unknown ({estimator.problem}), so nobody can say if a "
+            f"step fits in {config.device_memory}; everything else takes {size_text(memory.total)}",
+            hint="plan without --device-memory, or run --measure on such a device",
             code="usage.bad_value",
             details={"memory": memory.kinds(), "reason": estimator.problem},
         )
@@ -166,9 +165,9 @@ def forecast(run: Run, assets: Path | None, reporter: Reporter) -> Forecast:
     if free is not None and size > free:
         reporter.warn(
             "storage.no_space",
-            f"{run.folder.root}: {counted(count, 'checkpoint')} would take {size_text(size)}, "
-            f"{size_text(free)} are free; set max_checkpoint_limit "
-            "or a larger save_every_n_steps, or choose another --output",
+            f"{run.folder.root}: {counted(count, 'checkpoint')} would take {size_text(size)}, but "
+            f"{size_text(free)} are free; set max_checkpoint_limit or a larger "
+            "save_every_n_steps, or choose another --output",
         )
     return Forecast(
         devices=settings.devices,
@@ -192,7 +191,7 @@ def _check_memory(
     if memory.total <= available:
         return
     fitting = [] if estimator.problem else _fitting(available, estimator, planned)
-    hint = "no batch size and no number of devices makes it fit; choose a smaller model"
+    hint = "no batch size and no number of devices makes it fit: choose a smaller model"
     if estimator.problem:
         hint = f"the memory of activations is unknown ({estimator.problem})"
     if fitting:
@@ -217,7 +216,7 @@ def _check_memory(
 def _fitting(
     available: int, estimator: MemoryEstimator, planned: PlannedSteps
 ) -> list[tuple[Mapping[str, Any], int]]:
-    """Keys that would make a run fit, and the bytes of each device with them."""
+    """Changes that would make a run fit, and the bytes per device with each."""
     settings = planned.settings
     recompute = Changes()
     shard = Changes()
@@ -258,14 +257,14 @@ def _first_fitting(
 
 
 def _device_memory(device: torch.device) -> int:
-    """Bytes of a GPU, or those that are available on this machine."""
+    """Memory of a GPU in bytes, or what this machine has available."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return machine.memory()
 
 
 def checkpoint_bytes(config: TrainConfig, info: DatasetInfo, plan: TrainPlan) -> int:
-    """Bytes of the checkpoints that are on disk at once."""
+    """Largest number of bytes that checkpoints of a run take on disk at any time."""
     batch = partial(sample_batch, config, info, None)
     device = torch.device("cpu")
     last = plan.total_steps - 1
@@ -274,7 +273,7 @@ def checkpoint_bytes(config: TrainConfig, info: DatasetInfo, plan: TrainPlan) ->
 
 
 def _disk(config: TrainConfig, plan: TrainPlan, estimator: MemoryEstimator) -> tuple[int, int]:
-    """Most checkpoints that are on disk at once, and their bytes."""
+    """Largest number of checkpoints on disk at any time, and their bytes."""
     size, frozen = estimator.checkpoint_bytes()
     steps = plan.checkpoint_steps
     latest = config.max_checkpoint_limit

@@ -1,4 +1,4 @@
-"""The child of `vlatool --nproc`: runs torchrun and writes how the ranks ended."""
+"""The child process of `--nproc`: runs torchrun, and writes down how the ranks ended."""
 
 import logging
 import os
@@ -18,8 +18,8 @@ FORWARDED = (signal.SIGINT, *STOP_SIGNALS)
 
 
 def run_ranks(options: Sequence[str], folder: Path) -> list[RankExit]:
-    """Runs torchrun until all ranks have ended; returns the failed ones; `folder`: folder of the
-    launch, for the error files of the ranks.
+    """Runs torchrun until all ranks have ended, and returns the failed ones. `folder` is for the
+    error files of the ranks.
     """
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -34,7 +34,7 @@ _LARGE = 2**25
 
 
 class AllocationMeter(TorchDispatchMode):
-    """Context in which new tensors are fake, and their bytes are counted until they are freed."""
+    """Context in which new tensors are fake; it counts their bytes until they are freed."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -94,7 +94,7 @@ class AllocationMeter(TorchDispatchMode):
             return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=device)
 
     def _known(self, fake: Tensor, real: Tensor) -> Tensor:
-        """Keeps the values of a tensor, if it is of a type that a model selects by."""
+        """Keeps the values of a tensor, if models use its type to select elements."""
         is_number = real.is_floating_point() or real.is_complex()
         if not real.is_meta and (not is_number or real.numel() <= _CONSTANT):
             fake.known = real  # pyright: ignore[reportAttributeAccessIssue] - read by `_values`
@@ -228,9 +228,9 @@ class Gradients(Enum):
 
 @dataclass(frozen=True)
 class StepBytes:
-    """Memory of a step besides that of weights and the state of optimizers."""
+    """Memory of a step, without weights and the state of optimizers."""
 
-    peak: int  # bytes at the peak, without those of the gradients at the end
+    peak: int  # bytes at the peak, without gradients at the end
     retained: int  # bytes that the process does not give back after the step, without these too
 
 
@@ -370,7 +370,7 @@ class DeviceMemory:
 
 @dataclass(frozen=True)
 class StepSettings:
-    """Settings of a run that change its memory and not its result."""
+    """Settings of a run that change its memory, but not its result."""
 
     devices: int  # number of devices
     micro_batch: int  # samples per device and micro-batch
@@ -417,7 +417,9 @@ class MemoryEstimator:
         return len(self._units) > len(self._trained)
 
     def with_adapters(self) -> tuple[dict[str, Any], "MemoryEstimator"] | None:
-        """Keys with which adapters are trained, and the estimator with them; None: none, or set."""
+        """Keys that train adapters, and the estimator with them; None if the model has none, or
+        they are set.
+        """
         config = self._config
         changed: dict[str, Any] = {}
         for key, value in config.model_type.adapters.items():
@@ -434,7 +436,7 @@ class MemoryEstimator:
         return weights - frozen + self._averages + _MOMENTS * self._trainable, frozen
 
     def estimate(self, settings: StepSettings) -> DeviceMemory:
-        """Memory on each device; `problem` says why activations are not known."""
+        """Estimates the memory of each device; `problem` then says why activations are unknown."""
         shards = settings.devices if settings.is_sharded else 1
         whole = sum(_all_bytes(part.module) for part in self._parts.values())
         parameters = sum(_bytes(module.parameters()) for module in self._trained)
@@ -482,7 +484,7 @@ class MemoryEstimator:
     def _measured(self, size: int, mode: Gradients, *, checkpointing: bool) -> StepBytes:
         """Memory of a step on a number of samples.
 
-        Only one sample and the micro-batch of the run are computed; others lie on the line.
+        Only one sample and the micro-batch of the run are computed; other sizes are interpolated.
         """
         last = self._step.micro_batch
         if size in (1, last) or last == 1:

@@ -1,4 +1,4 @@
-"""Metrics of a run: collection between reports, one JSON line per report.
+"""Collects the metrics of a run between reports, and writes one JSON line per report.
 
 Results of a step are logged one step late, so that the host does not wait for the device.
 """
@@ -31,7 +31,7 @@ class Meter:
     `ideal_rate`: samples per second at the peak arithmetic of the devices, if known.
 
     Times are wall-clock; `data_wait` is the fraction of time spent waiting for a batch. Metrics of
-    the first optimizer have plain names, those of the others are prefixed with the optimizer name.
+    the first optimizer have plain names; all others begin with the name of their optimizer.
     """
 
     def __init__(self, ideal_rate: float | None = None) -> None:
@@ -55,12 +55,14 @@ class Meter:
         return self._sums.get(optimizer, {}), self._counts.get(optimizer, 0.0)
 
     def add_ranks(self, data_waits_s: Sequence[float], memory: Sequence[float]) -> None:
-        """Adds, of each rank, the wait for the batch of one step and the bytes of its device."""
+        """Adds for each rank how long it waited for the batch of a step, and the bytes of its
+        device.
+        """
         self._data_wait += max(data_waits_s)
         self._memory = max(memory)
 
     def leave_out(self, seconds: float) -> None:
-        """Leaves out a time in which the run did something else than training."""
+        """Leaves out seconds in which the run did not train."""
         self._since += seconds
 
     def add_step(self, samples: int, ended_s: float) -> None:
@@ -104,7 +106,7 @@ class Meter:
 class MetricsFile:
     """Metrics file of a run, JSON lines; each line also goes to the reporter.
 
-    Numbers have nine digits; those that are not finite are null, which JSON can express.
+    Numbers have nine digits; NaN and infinity become null, because JSON has neither.
     """
 
     def __init__(self, path: Path | None, reporter: Reporter) -> None:
@@ -126,7 +128,7 @@ class MetricsFile:
 
 
 class DropsFile:
-    """List of the dropped samples of a run, JSON lines: each once, at its first step."""
+    """File with the dropped samples of a run, JSON lines: each sample once, at its first step."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
@@ -201,7 +203,7 @@ class MetricsLogger:
         *,
         save_due: bool,  # this rank asks for a checkpoint
     ) -> list[float]:
-        """Extra numbers of this rank for the first reduction of a step."""
+        """Numbers of this rank that are added to the first reduction of a step."""
         runtime = self.run.runtime
         counters = [float(stop == number) for number in STOPS]
         counters.append(float(save_due))
@@ -278,7 +280,7 @@ class MetricsLogger:
                 f"{total} of {counted(record.samples, 'sample')} could not be used "
                 f"({_listed(all_dropped)}); the latest: {drops[0].message}",
                 hint=f"{DROPS} lists them, `vlatool verify` the defects of the data; "
-                "data.max_dropped_share sets the fraction above which a run ends",
+                "data.max_dropped_share is the share that a run accepts",
                 code="data.incomplete",
                 details={"dropped": dict(all_dropped), "samples": record.samples},
             )
@@ -309,7 +311,7 @@ class MetricsLogger:
         if _VALIDATION not in self._warned:
             self._warned.add(_VALIDATION)
             message = (
-                f"{count} validation samples are dropped at each validation; {DROPS} lists them"
+                f"{count} validation samples are left out at each validation; {DROPS} lists them"
             )
             self.reporter.warn("data.dropped_samples", f"{message}: {drops[0].message}")
 
@@ -362,7 +364,7 @@ class MetricsLogger:
         return DataError(
             f"the loss or its gradient is not finite at step {record.step}; the weights were not "
             f"changed, and {last}; samples: {', '.join(keys)}",
-            hint="inspect these samples; a lower hparams.lr or hparams.grad_clip_norm may help",
+            hint="inspect these samples; lower hparams.lr or hparams.grad_clip_norm",
             code="data.not_finite",
             details={
                 "step": record.step,

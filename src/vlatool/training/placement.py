@@ -1,4 +1,4 @@
-"""Placement of parts: device, gradient checkpointing, compilation, DDP or FSDP.
+"""Places the parts of a model: device, gradient checkpointing, compilation, DDP or FSDP.
 
 The only module that uses DDP and `fully_shard`. Weights keep the names of the unwrapped modules.
 """
@@ -94,8 +94,8 @@ class PlacedParts:
         return _DdpPart(part.module, methods, placement.device)
 
     def train(self) -> None:
-        """Sets trained parts to training mode, all others and frozen modules to eval mode: without
-        dropout, because nothing adapts to it.
+        """Sets trained parts to training mode. Frozen modules and all other parts are set to eval
+        mode: they do not adapt to dropout, so they run without it.
         """
         for part in self._parts.values():
             part.module.train(part.trained)
@@ -136,7 +136,7 @@ class PlacedParts:
         """Context that reduces gradients of the named parts over ranks in the last micro-batch.
 
         Gradients of other sharded parts are reduced too: otherwise FSDP would keep them and add
-        them to the next ones. `only_trains` discards them.
+        them to the next gradients. `only_trains` discards them.
         """
         synced = set(names)
         with ExitStack() as stack:
@@ -149,7 +149,7 @@ class PlacedParts:
 
 
 class _Methods(nn.Module):
-    """Module that runs any method of another module in its forward pass, for wrapping in DDP."""
+    """Module whose forward pass runs any method of another module, so that DDP can wrap it."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -219,8 +219,8 @@ def _check_shardable(parts: Mapping[str, Part]) -> None:
             if part.trained and parameter.dim() == 0:
                 raise UsageError(
                     f"{name}.{key} is a scalar, which cannot be sharded",
-                    hint="unset distributed.fsdp; the author of the model type can change its "
-                    "shape to [1]",
+                    hint="unset distributed.fsdp, or give this parameter the shape [1] in the "
+                    "model type",
                     code="usage.unsupported",
                     details={"parameter": f"{name}.{key}"},
                 )
@@ -253,7 +253,7 @@ _TF32_SHARE = 0.5  # of the rate in bfloat16, on all of them
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes so far of the tensors on a GPU; without one, of this process in main memory."""
+    """Peak in bytes so far: of tensors on a GPU; without a GPU, of this process in main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""Arithmetic of a run: steps, learning rates, checkpoints, validations and images.
+"""Computes the plan of a run: steps, learning rates, checkpoints, validations and images.
 
 Source: reference/training 2.1, 2.2, 3.2.
 """
@@ -54,13 +54,13 @@ WARMUP = 0.05  # share of a run of any length
 
 
 def schedule_violations(h: HParams, total_steps: int) -> Iterator[Violation]:
-    """Violation for a warm-up as long as the run, with which the peak rate is never reached."""
+    """Violation for a warm-up as long as the run, so that the peak rate is never reached."""
     warmup = to_steps(h.warmup, total_steps)
     if warmup >= total_steps > 1:
         yield Violation(
             ("hparams.warmup",),
-            f"hparams.warmup is {counted(warmup, 'step')}, but the run has {total_steps}: the peak "
-            f"rate is never reached; a fraction below 1, such as {WARMUP}, works for every run",
+            f"hparams.warmup is {counted(warmup, 'step')}, but the run has {total_steps}: the "
+            f"peak rate is never reached; a fraction of the run, such as {WARMUP}, always works",
             code="usage.warmup_too_long",
         )
 
@@ -98,7 +98,7 @@ def make_plan(config: TrainConfig, datasets: Sequence[DataSet], world_size: int)
     steps = samples // h.global_batch_size
     if steps == 0:
         raise UsageError(
-            f"a budget of {counted(samples, 'sample')} does not fill one step of "
+            f"a budget of {counted(samples, 'sample')} is less than one step of "
             f"{h.global_batch_size}",
             hint="raise the budget or lower hparams.global_batch_size",
             code="usage.bad_value",
@@ -138,7 +138,7 @@ def _multiples(interval: int, steps: int) -> tuple[int, ...]:
 def budget_extension(
     config: TrainConfig, datasets: Sequence[DataSet], world_size: int, before: Mapping[str, Any]
 ) -> str:
-    """Message on a larger budget; empty if the budget is not larger."""
+    """Message about a larger budget; empty if it is not larger."""
     earlier = config.model_copy(update=dict(before))
     old_steps = make_plan(earlier, datasets, world_size).total_steps
     new_steps = make_plan(config, datasets, world_size).total_steps
@@ -150,8 +150,8 @@ def budget_extension(
     if old_rate == new_rate:
         return message
     return (
-        f"{message}; the {config.hparams.lr_scheduler} schedule is recomputed: the learning rate "
-        f"after step {old_steps} changes from {old_rate:g} to {new_rate:g}"
+        f"{message}; the {config.hparams.lr_scheduler} schedule is computed anew: the learning "
+        f"rate after step {old_steps} changes from {old_rate:g} to {new_rate:g}"
     )
 
 
@@ -179,8 +179,8 @@ def budget_samples(config: TrainConfig, size: int) -> int:
     if config.total_train_steps is not None:
         return config.total_train_steps * config.hparams.global_batch_size
     raise UsageError(
-        "no training budget is set",
-        hint="set one of --total-train-samples, --num-epochs, --total-train-steps",
+        "you have not said how long to train",
+        hint="set --num-epochs, --total-train-steps or --total-train-samples",
         code="usage.missing_key",
     )
 

@@ -1,4 +1,4 @@
-"""Ranks of a command: those that Slurm starts, data of a launch with `--nproc`, and their errors.
+"""Ranks of a command: how Slurm or `--nproc` starts them, and how they report errors.
 
 A rank does not print its error: it writes it to the error file that torchrun gives it. The starting
 process reports the error that caused the others.
@@ -36,7 +36,7 @@ _PORTS = range(10_000, 30_000)  # below those that Linux gives to connections
 def slurm_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """Variables of torchrun for a task that srun started.
 
-    Empty for any other process, for a step with one task, and where a launcher has set RANK.
+    Empty for any other process, for a step with one task, and if a launcher has set RANK.
 
     Raises:
         EnvironmentProblem: A variable of Slurm is missing or no number.
@@ -56,7 +56,7 @@ def slurm_variables(environ: Mapping[str, str]) -> dict[str, str]:
         }
     except (KeyError, ValueError, IndexError) as error:
         raise EnvironmentProblem(
-            f"{_SLURM_TASKS} is {tasks!r}, but another variable of Slurm cannot be used: {error}",
+            f"{_SLURM_TASKS} is {tasks!r}, but another variable of Slurm is wrong: {error}",
             hint=f"start the ranks with srun, or unset {_SLURM_TASKS}",
             code="environment.process_failed",
         ) from None
@@ -73,7 +73,7 @@ def _local_rank(environ: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Machine:
-    """This machine among those of a job.
+    """This machine among the machines of a job.
 
     Attributes:
         index: Its index.
@@ -87,7 +87,7 @@ class Machine:
 
     @classmethod
     def of_environment(cls, environ: Mapping[str, str]) -> Self | None:
-        """The machine that the file in HOSTS describes; None without one, and in a rank.
+        """The machine that the file named by HOSTS describes; None without a file, and in a rank.
 
         The file is the one that SageMaker writes for each container: `hosts` and `current_host`.
 
@@ -120,14 +120,14 @@ def _tasks_of_node(environ: Mapping[str, str], tasks: int) -> int:
 
 
 def first_host(nodes: str) -> str:
-    """First host of a node list of Slurm, such as `node[03-05,9],login` (node03)."""
+    """First host in a node list of Slurm: node03 for `node[03-05,9],login`."""
     first = re.split(r",(?![^[]*\])", nodes)[0]
     return re.sub(r"\[(\w+)[^]]*\]", r"\1", first)
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Data that a process passes to the processes that it starts: the launcher, then the ranks.
+    """Data that a process passes on to the processes it starts: the launcher, then the ranks.
 
     Attributes:
         parent: Process id of the process that passes the data.
@@ -150,7 +150,7 @@ class Launch:
         return {LAUNCH: json.dumps(asdict(self))}
 
     def end_with_parent(self) -> None:
-        """Lets the kernel kill this process when the process that started it ends. Linux only.
+        """Asks the kernel to kill this process when its parent process ends. Linux only.
 
         The signal is SIGKILL, because a rank that waits in a collective handles no other. The last
         checkpoint stays, as after a SIGKILL of a single process.
@@ -164,7 +164,7 @@ class Launch:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def join(self) -> None:
-        """Prepares this process as a rank: its end, its output, its signals, its threads."""
+        """Prepares this process to be a rank: how it ends, its output, signals and threads."""
         self.end_with_parent()
         if os.environ["RANK"] != "0":
             with suppress(OSError):  # stdout or stderr may be closed
@@ -183,7 +183,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class PartialResult(Result):
-    """The result of a rank that failed, to be printed by the starting process."""
+    """The result of a rank that failed, which the starting process prints."""
 
     json_document: Mapping[str, Any] = field(metadata=MERGED)
     plain_text: str = field(metadata=UNLISTED)
@@ -194,7 +194,7 @@ class PartialResult(Result):
 
 @dataclass(frozen=True)
 class RankExit:
-    """The end of a rank.
+    """How a rank ended.
 
     Attributes:
         rank: Index of the rank.
@@ -232,7 +232,7 @@ class RankExit:
 
 
 def cause(exits: Iterable[RankExit]) -> RankExit:
-    """The end that caused the others."""
+    """The end that caused all others."""
     known = list(exits)
     # Ranks that end later were ended by the agent, by SIGKILL if they hung.
     first = min(end.time_s for end in known)
@@ -260,12 +260,12 @@ def rank_error(end: RankExit) -> VlatoolError:
 def _unexplained(end: RankExit) -> Mapping[str, Any]:
     if end.exit_code >= 0:
         message = f"rank {end.rank} ended with exit code {end.exit_code}"
-        hint = "see the output of the rank above"
+        hint = "read the output of this rank above"
     else:
         message = f"rank {end.rank} was killed by {_name(-end.exit_code)}"
-        hint = "run the same command to resume from the last checkpoint"
+        hint = "run the same command again to resume from the last checkpoint"
         if -end.exit_code == signal.SIGKILL:
-            hint = f"a common reason is that the memory ran out; {hint}"
+            hint = f"it has probably run out of memory; {hint}"
     return {"kind": "rank", "message": message, "hint": hint, "code": "environment.process_failed"}
 
 

@@ -1,4 +1,4 @@
-"""Run below `remote_sync`: its lock, and its copy on a machine that does not have it.
+"""A run below `remote_sync`: locks it, and copies it to a machine that does not have it.
 
 The run `NAME` is copied to the folder `NAME` below `remote_sync`, where it reads as the same run. A
 machine whose local folder lacks it, or is behind, continues from there.
@@ -54,7 +54,9 @@ class RemoteRun:
 def held_remote_run(
     config: TrainConfig, start_in: StartIn, reporter: Reporter
 ) -> Generator[RemoteRun]:
-    """Holds the remote folder of a run until the block ends; copies what the local one lacks."""
+    """Locks the remote folder of a run until the block ends, and copies what the local folder
+    lacks.
+    """
     run = find_remote_run(config, start_in)  # raises before the lock creates a file there
     with job_record.output_lock(run.root, f"vlatool {_COMMAND}") as lock:
         if _run_id(run.root) != run.run_id:  # another machine has started it meanwhile
@@ -96,7 +98,7 @@ def _check_apart(root: Path, local: Path) -> None:
     if not is_remote(root) and root.resolve() == local.resolve():
         raise UsageError.at(
             root,
-            "is the run folder itself, not a location for its copy",
+            "is the run folder itself, so the run cannot be copied there",
             hint="choose another --remote-sync or --output",
             code="usage.conflict",
         )
@@ -117,7 +119,7 @@ def _check_same_run(root: Path, config: TrainConfig, start_in: StartIn) -> None:
 
 
 def _step_ahead(remote: RunDir, local: RunDir, *, replaces: bool) -> int | None:
-    """Step of the newest remote checkpoint; None if the local run has it or a later one."""
+    """Step of the newest remote checkpoint; None if the local run is as far, or further."""
     latest = remote.latest()
     if latest is None:
         return None
@@ -139,7 +141,7 @@ def _best_before(step: int, remote: RunDir, local: RunDir, *, replaces: bool) ->
 def _copy_to_local(
     remote: RunDir, step: int, local: RunDir, reporter: Reporter, *, replaces: bool
 ) -> None:
-    """Copies a run to the local folder, with one of its checkpoints and the best one before it.
+    """Copies a run to the local folder, with one checkpoint and the best earlier one.
 
     The record comes first and the checkpoint last: a copy that is interrupted starts again.
     """
@@ -174,7 +176,7 @@ def _copy_to_local(
 
 
 def copy_to_machine(remote: RunDir, step: int, local: RunDir, reporter: Reporter) -> None:
-    """Copies a run to a machine that does not share the disk of rank 0, which has it already."""
+    """Copies a run to a machine that does not share the disk of rank 0, where it is already."""
     if not local.checkpoint(step).exists() and remote.checkpoint(step).exists():
         _copy_to_local(remote, step, local, reporter, replaces=False)
 
@@ -187,13 +189,15 @@ def _check_copy(remote: Path, copy: Path) -> None:
         raise DataError.at(
             remote,
             f"is damaged: {Path(error.details['path']).name}{error.message.partition(':')[2]}",
-            hint="remove this checkpoint there: the run then continues from the one before it",
+            hint="remove this remote checkpoint: the run then continues from the previous one",
             code=error.code,
         ) from None
 
 
 def _is_copied(name: str, named: Collection[str]) -> bool:
-    """True for named files, and all but checkpoints, latest.json, locks and unfinished files."""
+    """True for files that are copied: named ones, and all except checkpoints, latest.json, locks
+    and unfinished files.
+    """
     is_small = not name.startswith((".", f"{CHECKPOINTS}/")) and name != LATEST
     return name in named or name == FILE_LIST or (is_small and "/." not in name)
 
@@ -212,8 +216,8 @@ class _Copier:
             if not is_inside(file.name):
                 raise DataError.at(
                     f"{source}/{file.name}",
-                    "has a name that leads out of the run",
-                    hint="remove it there: it is no file of a run",
+                    "has a name that points outside the run",
+                    hint="remove this remote file: it does not belong to a run",
                     code="data.bad_name",
                 )
 

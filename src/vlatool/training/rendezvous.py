@@ -1,4 +1,4 @@
-"""Start of a run of several processes: each waits here until all have come.
+"""Brings the processes of a run together: each waits here until all have arrived.
 
 Torch alone waits for two hours, without a line and without reacting to signals.
 """
@@ -33,12 +33,13 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def meet(environ: Mapping[str, str], limit_s: float) -> object:
-    """Waits until all ranks of a run have come; returns what rank 0 keeps until they are connected.
+    """Waits until all ranks of a run have arrived; returns what rank 0 keeps until they are
+    connected.
 
     `environ`: variables of a launcher (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
 
     Raises:
-        EnvironmentProblem: A variable is missing, a port is taken, or a rank does not come.
+        EnvironmentProblem: A variable is missing, a port is taken, or a rank does not arrive.
     """
     meeting = _Meeting(_rank(environ), limit_s)
     meeting.start()
@@ -94,7 +95,7 @@ def _rank(environ: Mapping[str, str]) -> _Rank:
 
 
 class _Meeting(Thread):
-    """Thread with all that blocks: Python handles signals in the main thread only."""
+    """Thread for everything that blocks, because Python handles signals only in the main thread."""
 
     def __init__(self, rank: _Rank, limit_s: float) -> None:
         super().__init__(daemon=True, name="vlatool-rendezvous")
@@ -124,28 +125,27 @@ class _Meeting(Thread):
             self._wait_for_all(store)
         except DistNetworkError:
             self.error = self.problem(
-                f"waited for {self.waits_for}, when rank 0 ended",
-                "see the error of rank 0, then start all ranks again",
+                f"was waiting for {self.waits_for} when rank 0 ended",
+                "read the error of rank 0, then start all ranks again",
             )
         except Exception as error:  # noqa: BLE001 - raised in the main thread
             self.error = error
 
     def _hosted(self) -> TCPStore:
         self.waits_for = f"its own address {self.rank.host}:{self.rank.port}, which does not answer"
-        self.hint = "set MASTER_ADDR to a name or address of the machine of rank 0, on all machines"
+        self.hint = "set MASTER_ADDR on all machines to the address of the machine of rank 0"
         try:
             return self._connected(is_master=True, timeout=self._limit)
         except RuntimeError as error:
             if "EADDRINUSE" not in str(error):
                 raise
             raise self.problem(
-                f"cannot wait for the others: port {self.rank.port} is taken by another process "
-                "here",
-                "set MASTER_PORT to a free port, on all machines, or end that process",
+                f"cannot wait for the others: another process here uses port {self.rank.port}",
+                "set MASTER_PORT on all machines to a free port, or end that process",
             ) from None
 
     def _joined(self) -> TCPStore:
-        """Connects to the store of rank 0, as soon as it is there."""
+        """Connects to the store of rank 0 as soon as it exists."""
         address = f"{self.rank.host}:{self.rank.port}"
         self.hint = (
             "start rank 0, and set MASTER_ADDR and MASTER_PORT to its machine and port on all "
@@ -154,7 +154,7 @@ class _Meeting(Thread):
         while True:
             try:
                 with socket.create_connection((self.rank.host, self.rank.port), timeout=_CONNECT_S):
-                    self.waits_for = f"rank 0: {address} does not answer as rank 0 does"
+                    self.waits_for = f"rank 0: {address} answers, but is not rank 0"
                 return self._connected(is_master=False, timeout=timedelta(seconds=_ANSWER_S))
             except OSError as error:
                 self.waits_for = f"rank 0 at {address} ({error.strerror or error})"

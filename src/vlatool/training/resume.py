@@ -60,7 +60,7 @@ def identity_keys(config: ConfigModel) -> dict[str, Any]:
 def run_differences(
     before: Mapping[str, Any], now: Mapping[str, Any], config: TrainConfig
 ) -> list[str]:
-    """Texts on configuration keys, data and versions that differ; without digests."""
+    """Texts about configuration keys, data and versions that differ, without digests."""
     if not config.overwrite:
         ownership.check_versions(before, now)
     versions = ownership.changed_versions(before, now)
@@ -90,7 +90,7 @@ def _difference_text(key: str, before: object, now: object) -> str:
 
 
 def _without_digests(value: object) -> str:
-    """Text of a value; `some` for one that is only a digest."""
+    """Text of a value; `some` if the value is only a digest."""
     return _DIGEST.sub("", str(value or "none")) or "some"
 
 
@@ -98,12 +98,12 @@ Run = TypeVar("Run", bound=TrainConfig)
 
 
 def with_local_folder(config: Run) -> Run:
-    """The config with a local run folder: a remote one becomes the location of its copy."""
+    """The config with a local run folder; a remote `save_path` becomes the location of the copy."""
     if is_remote(location(config.save_path)):
         if config.remote_sync not in (None, config.save_path):
             raise UsageError(
                 f"save_path is {config.save_path} and remote_sync is {config.remote_sync}",
-                hint="give the location once: as --remote-sync, with a local --output",
+                hint="give the remote location only as --remote-sync, and a local --output",
                 code="usage.conflict",
             )
         default = TrainConfig.model_fields["save_path"].default
@@ -117,7 +117,7 @@ def with_local_folder(config: Run) -> Run:
         if is_remote(path) and not is_writable(scheme):
             raise UsageError.at(
                 path,
-                f"{scheme}:// can only be read, a run cannot be copied there",
+                f"{scheme}:// locations can only be read, so a run cannot be copied there",
                 hint="choose a bucket, such as s3://bucket/runs, or a folder",
                 code="usage.unsupported",
             )
@@ -125,7 +125,7 @@ def with_local_folder(config: Run) -> Run:
 
 
 def new_name(config: TrainConfig) -> str:
-    """Name of a run folder that is not named, and that is not there yet."""
+    """New name for a run folder, if you gave none."""
     now = datetime.now(UTC).strftime("%Y_%m_%d-%H_%M_%S")
     name = first = f"{now}-model_{config.model.type}-lr_{config.hparams.lr}"  # pyright: ignore[reportAttributeAccessIssue]
     folder = location(config.save_path)
@@ -181,7 +181,7 @@ def plan_run(
     # True if the budget is larger than that of the given earlier one
     extends_budget: Callable[[Mapping[str, Any]], bool],
 ) -> tuple[RunStart, OutputRecord]:
-    """Start of a run in its folder, and its record. Writes nothing.
+    """How a run would start in its folder, and its record. Writes nothing.
 
     `new`; `resume` or `extend` (to a larger budget) with the record of the run that is there; or
     `replace`, which removes that run.
@@ -210,20 +210,18 @@ def plan_run(
 
 
 def _changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
-    """Names of the options that differ; `now` as it is read back from JSON."""
+    """Names of the options that differ; `now` has the form that JSON gives back."""
     now = json.loads(json.dumps(now, default=str))
     return {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
 
 
 def _other_data_hint(run: RunDir, config: TrainConfig) -> str:
-    """Hint for a run whose data alone have changed, such as by added episodes."""
+    """Hint if only the data of a run have changed, for example because you added episodes."""
     key = config.data_kind.folders_keys[0]
     words = ["vlatool", "finetune", "--from", str(run.root), "--config", str(run.config)]
     words += [f"--data.{key}", value_text(getattr(config.data, key))]
     line = shlex.join([*words, "--output", f"{run.root}-2"])
-    return (
-        f"a run keeps its data; a new one begins with its weights (key init_from) on these: {line}"
-    )
+    return f"a run keeps its data; this starts a new one on these, with its weights: {line}"
 
 
 def prepare_run(
@@ -277,7 +275,7 @@ def has_trained(run: RunDir) -> bool:
 
 
 def with_base_config(config: TrainConfig, run: RunDir | None) -> TrainConfig:
-    """The config with the base model keys that its run derived before.
+    """The config, with the keys that its run derived from base models before.
 
     `run`: the run folder; None if the run has no name yet.
 
@@ -292,7 +290,7 @@ def with_base_config(config: TrainConfig, run: RunDir | None) -> TrainConfig:
             if os.path.exists(text) and Path(text).resolve().is_relative_to(root):
                 raise UsageError.at(
                     text,
-                    f"is in {run.root}, which --overwrite replaces",
+                    f"is inside {run.root}, which --overwrite would replace",
                     hint="choose another --output",
                     code="usage.conflict",
                 )
@@ -312,13 +310,13 @@ def with_base_config(config: TrainConfig, run: RunDir | None) -> TrainConfig:
 
 
 def started_run(config: TrainConfig, run: RunDir | None) -> RunDir | None:
-    """The run of a folder if it has a checkpoint to resume from; None if it starts anew."""
+    """The run in a folder, if it has a checkpoint to resume from; None if it starts anew."""
     is_new = run is None or config.overwrite or run.newest_folder() is None
     return None if is_new else run
 
 
 def _earlier_record(config: TrainConfig, run: RunDir | None) -> OutputRecord | None:
-    """The record of the run that this one would resume; None without one."""
+    """The record of the run that would be resumed; None if there is none."""
     if run is None or config.overwrite or not has_trained(run):
         return None
     record = read_record(run.root)
@@ -368,7 +366,7 @@ def earlier_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:
     if not (before.options or config.overwrite):
         raise UsageError.at(
             run.root,
-            "contains the remains of a run; an earlier --overwrite was interrupted",
+            "holds the remains of a run, because an earlier --overwrite was interrupted",
             hint="run the command with --overwrite again, or choose another --output",
             code="usage.output_differs",
         )
@@ -381,7 +379,7 @@ def repair_run(run: RunDir, config: TrainConfig, save_assets: Callable[[], None]
 
     Returns names of the rewritten files.
 
-    The files are equal to those of the first start, because options and data are equal.
+    The files equal the files of the first start, because options and data are equal.
     """
     repaired: list[str] = []
     if run.repair_latest():
@@ -442,7 +440,7 @@ def _write_config(run: RunDir, config: TrainConfig) -> None:
 
 
 def reset_run(run: RunDir, record: OutputRecord) -> None:
-    """Removes the progress of a run; its record has no options while this is incomplete."""
+    """Removes the progress of a run; until this is complete, its record has no options."""
     replace(record, options={}).save(run.root)
     run.clear_progress()
 
@@ -450,8 +448,8 @@ def reset_run(run: RunDir, record: OutputRecord) -> None:
 def resolved(
     config: TrainConfig, before: RunDir | None, reporter: Reporter
 ) -> tuple[TrainConfig, DatasetInfo, Mapping[str, str]]:
-    """The derived configuration, the info on its data, and the rule of each derived key; `before`:
-    the run folder, of any scheme; None if the run has no name yet.
+    """The derived configuration, the metadata of its data, and the rule of each derived key.
+    `before`: the run folder, local or remote; None if the run has no name yet.
     """
     config = pinned_data(with_base_config(config, before))
     info = config.load_info(reporter, started_run(config, before))
@@ -460,9 +458,9 @@ def resolved(
 
 
 def network_randomness(config: TrainConfig, plan: TrainPlan) -> dict[str, str]:
-    """The rule by which networks draw random numbers by micro-batch, for the record.
+    """Text for the record: how networks draw random numbers for each micro-batch.
 
-    Its size and the number of ranks are part of the rule. Empty if no network does.
+    Names the size of a micro-batch and the number of ranks. Empty if no network draws any.
     """
     import torch
 
@@ -480,7 +478,7 @@ def network_randomness(config: TrainConfig, plan: TrainPlan) -> dict[str, str]:
 def run_identity(
     config: TrainConfig, info: DatasetInfo, plan: TrainPlan, output: Path, reporter: Reporter
 ) -> tuple[Mapping[str, Any], Callable[[Mapping[str, Any]], bool]]:
-    """Fingerprint of a run, and the function that says if its budget extends an earlier one."""
+    """Fingerprint of a run, and a function that tells whether its budget extends an earlier one."""
 
     def extends_budget(before: Mapping[str, Any]) -> bool:
         change = budget_extension(config, info.datasets, config.distributed.world_size or 1, before)
@@ -498,8 +496,8 @@ def run_identity(
 
 
 def start_in(config: TrainConfig, run: RunDir, *, world_size: int) -> RunStart:
-    """Says what a run would do in a folder of any scheme. Writes nothing; `world_size`: number of
-    ranks.
+    """Returns what a run would do in a local or remote folder. Writes nothing. `world_size`: number
+    of ranks.
     """
     count = {"world_size": world_size}
     processes = config.distributed.model_copy(update=count)

@@ -1,4 +1,4 @@
-"""One run from its setup to its last checkpoint, on one rank."""
+"""Trains one run on one rank, from its setup to its last checkpoint."""
 
 import time
 from dataclasses import dataclass, field
@@ -21,8 +21,8 @@ from vlatool.training.trainer import StopRequest, Trainer, exit_stopped
 
 
 def train_run(run: Run, reporter: Reporter) -> str:
-    """Trains a run to the end of its plan, from its newest checkpoint if it has one. Collective;
-    returns what was done: `trained` or `already complete`.
+    """Trains a run to the end of its plan, from its newest checkpoint if it has one. Returns
+    `trained` or `already complete`. Collective.
     """
     config = run.config
     plan = run.plan
@@ -57,7 +57,7 @@ def train_run(run: Run, reporter: Reporter) -> str:
 
 
 def _pending(run: Run) -> tuple[bool, bool]:
-    """True if the validation of the present step was stopped; True if its rollouts are missing."""
+    """Whether the validation of the current step was stopped; whether its rollouts are missing."""
     step = run.state.step
     plan = run.plan
     record = read_record(run.folder.root)
@@ -71,7 +71,7 @@ def _pending(run: Run) -> tuple[bool, bool]:
 def _loss_of_a_kill(config: TrainConfig) -> str:
     minutes = config.save_every_minutes
     if minutes is None:
-        return "if this run is killed, you lose what came after its last planned checkpoint"
+        return "if this run is killed, you lose everything since its last planned checkpoint"
     return (
         f"if this run is killed, you lose at most {minutes:g} min, more if saves are slow "
         "(save_every_minutes)"
@@ -79,14 +79,16 @@ def _loss_of_a_kill(config: TrainConfig) -> str:
 
 
 def _check_optimizers(run: Run, reporter: Reporter) -> None:
-    """Reports keys without an effect on an optimizer, and schedules that it does not complete."""
+    """Notes keys that have no effect on an optimizer, and schedules that it does not complete."""
     h = run.config.hparams
     total_steps = run.plan.total_steps
     for name, spec in run.objective.optimizers().items():
         if h.decay_by_name and spec.groups is not None:
             reporter.note(f"hparams.decay_by_name has no effect on {name}, which has its own rule")
         if spec.starts_at >= total_steps:
-            reporter.note(f"{name} starts at step {spec.starts_at}, after the end: it never steps")
+            reporter.note(
+                f"{name} would start at step {spec.starts_at}, after the end: it never trains"
+            )
         else:
             problems = schedule_violations(h, total_steps - spec.starts_at)
             check_rules(problems if spec.starts_at else (), run.typed, reporter)
@@ -102,8 +104,8 @@ def _policy(run: Run) -> Policy:
 
 
 def _fit(run: Run, reporter: Reporter, *, validates: bool, rolls_out: bool) -> None:
-    """Trains to the end of the plan, after what is pending of the present step; a requested stop
-    ends the process.
+    """Finishes what is pending at the current step, then trains to the end of the plan. A requested
+    stop ends the process.
     """
     total_steps = run.plan.total_steps
     state = run.state
@@ -152,7 +154,7 @@ def _fit(run: Run, reporter: Reporter, *, validates: bool, rolls_out: bool) -> N
 
 
 def _resume_hint(run: Run) -> str:
-    """Rest of a note on a stopped run: how to resume it, unless the same command does."""
+    """End of the note about a stopped run: how to resume it, unless the same command does."""
     if run.config.remote_sync is None or "name" in run.typed:
         return ""
     # Below remote_sync the same command without a name starts another run.
@@ -164,13 +166,13 @@ _SAVES_APART = 50
 
 
 def retention_of(config: TrainConfig) -> Retention:
-    """Rule for the planned checkpoints that are kept."""
+    """The rule that says which planned checkpoints are kept."""
     return Retention(config.max_checkpoint_limit, config.keep_every_n_steps)
 
 
 @dataclass
 class _Checkpoints:
-    """Checkpoints that this process writes."""
+    """Writes the checkpoints of a run."""
 
     run: Run
     # step of the newest checkpoint of this process; None if it has not written one

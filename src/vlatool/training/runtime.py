@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class RollCall:
-    """A store of all ranks, apart from the collectives that may hang.
+    """A store that all ranks share, beside the collectives, which may hang.
 
     `rank`: index of this rank; `world_size`: number of ranks; `broadcast`: returns the value of
     rank 0 on every rank. Collective.
@@ -62,9 +62,9 @@ class RollCall:
             broadcast(self._store.port)
 
     def missing(self) -> list[int]:
-        """Ranks that do not answer within seconds, after a collective of this one timed out.
+        """Ranks that do not answer within seconds, after a collective of this rank has timed out.
 
-        Rank 0 holds the store: where it does not answer, it is the only one that is named.
+        Rank 0 holds the store: if it does not answer, only rank 0 is named.
         """
         return _in_time(self._missing, default=[0])
 
@@ -79,12 +79,12 @@ class RollCall:
         return missing
 
     def has_failed(self) -> bool:
-        """True if a collective of another rank has timed out, which then closes connections."""
+        """True if a collective of another rank has timed out, and so has closed connections."""
         return _in_time(lambda: self._store.check([_FAILED]), default=False)
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Context of rank 0, in which `wait_for_main` of the others waits; see `main_works`."""
+        """Context of rank 0, during which the others wait in `wait_for_main`; see `main_works`."""
         self._works += 1
         is_done = Event()
         worker = get_ident()
@@ -118,7 +118,7 @@ class RollCall:
             time.sleep(_WATCHED_EVERY_S)
 
     def _wait(self, key: str, ranks: Sequence[int]) -> list[int]:
-        """Waits until all of the ranks have set a key; returns those that have not in time."""
+        """Waits until ranks have set a key; returns the ranks that have not done so in time."""
         until = time.monotonic() + _GRACE_S
         while missing := [rank for rank in ranks if not self._store.check([f"{key}{rank}"])]:
             if time.monotonic() >= until:
@@ -190,8 +190,8 @@ class Runtime:
         if self._accelerator.num_processes != expected:
             raise EnvironmentProblem(
                 f"{expected} processes were started, but only {self._accelerator.num_processes} "
-                "joined the process group",
-                hint="start the run with vlatool train --nproc N ..., or torchrun",
+                "have joined the run",
+                hint="start the run with `vlatool train --nproc N ...`, or with torchrun",
                 code="environment.hardware",
             )
 
@@ -211,7 +211,7 @@ class Runtime:
 
     @property
     def timeout_s(self) -> float:
-        """Seconds that this rank waits for another one; without limit if there is none."""
+        """Seconds that this rank waits for another rank; infinite if there is no other."""
         return self._timeout.total_seconds() if self.world_size > 1 else math.inf
 
     @property
@@ -269,7 +269,7 @@ class Runtime:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Context in which a rank that does not answer in time is an EnvironmentProblem.
+        """Context that raises an EnvironmentProblem if a rank does not answer in time.
 
         With NCCL a rank that does not take part in a step is noticed when its results are read.
         Elsewhere its watchdog ends the process a minute later, without an exception. Collective.
@@ -303,7 +303,7 @@ class Runtime:
     def main_works(self, is_asked_to_stop: Callable[[], bool]) -> Iterator[None]:
         """Context in which rank 0 works and the others wait, without a collective. Collective.
 
-        If one that waits is asked to stop, rank 0 receives SIGTERM.
+        If a waiting rank is asked to stop, rank 0 receives SIGTERM.
         """
         ranks = self._ranks
         if ranks is None:
@@ -341,7 +341,7 @@ class Runtime:
 
 
 def _is_timeout(error: Exception, ranks: RollCall) -> bool:
-    """True if the error is a timeout, or follows from one of another rank."""
+    """True if the error is a timeout, or follows from a timeout of another rank."""
     if _GLOO_TIMEOUT in str(error):
         return True
     if not any(text in str(error) for text in _GLOO_CLOSED):

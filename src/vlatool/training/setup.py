@@ -1,4 +1,4 @@
-"""A run on one rank, and its setup: build, load, place, optimizers, averages, restore."""
+"""Sets up a run on one rank: build, load, place, optimizers, averages, restore."""
 
 import os
 from collections.abc import Collection, Mapping
@@ -41,8 +41,8 @@ class CheckpointRollouts(Protocol):
         ...
 
     def __call__(self, checkpoint: Path, output: Path) -> Mapping[str, float]:
-        """Rolls out a checkpoint with its averaged weights, if there are any; returns map from name
-        of a metric to value, `success_rate` among them.
+        """Rolls out a checkpoint, with its averaged weights if there are any. Returns metrics by
+        name; `success_rate` is one of them.
         """
         ...
 
@@ -74,7 +74,7 @@ class Run:
         return StepContexts(self.runtime, self.placed, self.config.hparams.seed, self.plan)
 
 
-# Options that are expected to differ from those of the earlier run.
+# Options that are expected to differ from the earlier run.
 _OF_EACH_RUN = ("init_from", "init_weights_only", "init_except", *TrainConfig.exclusive[0])
 
 
@@ -85,8 +85,8 @@ def restore_progress(origin: ProgressOrigin, config: TrainConfig, state: TrainSt
     model_type = config.model_type
     if origin.model_type != model_type.name:
         raise DataError(
-            f"{origin.text}: has model type {origin.model_type!r}, expected {model_type.name!r}",
-            hint="continue with the configuration that the checkpoint was trained with",
+            f"{origin.text}: has the model type {origin.model_type!r}, not {model_type.name!r}",
+            hint="use the configuration with which the checkpoint was trained",
             code="data.checkpoint_mismatch",
         )
     notes: list[str] = []
@@ -104,7 +104,7 @@ def restore_progress(origin: ProgressOrigin, config: TrainConfig, state: TrainSt
             f"{origin.text}: read {counted(state.samples, 'sample')} in "
             f"{counted(state.step, 'step')}, which is not "
             f"hparams.global_batch_size={batch} per step",
-            hint="continue with the global batch of that run, or take only its weights: "
+            hint="use the global batch of that run, or take only its weights with "
             "init_weights_only: true",
             code="usage.bad_value",
         )
@@ -114,7 +114,7 @@ def restore_progress(origin: ProgressOrigin, config: TrainConfig, state: TrainSt
 def report_differences(
     config: TrainConfig, fingerprint: Mapping[str, Any], reporter: Reporter
 ) -> None:
-    """Warns if a run that this one continues was trained with other options or data."""
+    """Warns if this run continues a run that was trained with other options or data."""
     if config.init_from is None or config.init_weights_only:
         return
     origin = locate_progress(config.init_from, averaged=config.ema.enabled)
@@ -129,13 +129,13 @@ def report_differences(
     if differences := run_differences(before, now, unversioned):
         reporter.warn(
             "continued_with_other_options",
-            f"{config.init_from}: was trained with other options or data, so this run does not end "
-            f"as that one would have: {differences_text(differences)}",
+            f"{config.init_from}: was trained with other options or data, so this run will end "
+            f"differently: {differences_text(differences)}",
         )
 
 
 def report_launcher(config: TrainConfig, reporter: Reporter) -> None:
-    """Warns of what a configuration of `accelerate launch` asks for and the run does not do."""
+    """Warns of settings of `accelerate launch` that have no effect on this run."""
     own_keys: dict[str, str] = {}  # option of accelerate that has no effect to the key that has
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     is_amp = config.hparams.precision.startswith("amp")
@@ -147,7 +147,7 @@ def report_launcher(config: TrainConfig, reporter: Reporter) -> None:
         own_keys["deepspeed_config"] = "distributed.fsdp true"
     for name, key in own_keys.items():
         reporter.warn(
-            "launcher_option", f"{name} of the configuration of accelerate has no effect; use {key}"
+            "launcher_option", f"{name} in the configuration of accelerate has no effect; use {key}"
         )
 
 
@@ -171,9 +171,9 @@ def check_budget(state: TrainState, total_steps: int, location: str) -> None:
     """Raises UsageError if there is nothing left to train after a checkpoint."""
     if state.step >= total_steps:
         raise UsageError(
-            f"{location}: is at step {state.step}, and the budget is "
+            f"{location}: is already at step {state.step}, but the budget is "
             f"{counted(total_steps, 'step')}",
-            hint="the budget counts all steps from the first on: raise it",
+            hint="raise the budget: it counts all steps, from the first one",
             code="usage.bad_value",
         )
 
@@ -193,7 +193,7 @@ def _restore_published(progress: PublishedProgress, state: TrainState) -> None:
 def _saved_form(
     moments: Mapping[str, Mapping[str, Tensor]], state: TrainState, optimizer: Optimizer
 ) -> dict[str, Any]:
-    """State of an optimizer as checkpoints hold it, with the options of this run."""
+    """State of an optimizer in the form that checkpoints have, with the options of this run."""
     parameters = nn.ModuleDict(dict(state.modules)).named_parameters()
     names = {id(parameter): name for name, parameter in parameters}
     groups: list[dict[str, Any]] = []

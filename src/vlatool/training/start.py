@@ -1,4 +1,4 @@
-"""Start of several ranks of one command on this machine (`--nproc`).
+"""Starts several ranks of a command on this machine (`--nproc`).
 
 The starting process runs torchrun as a child (`launcher.py`). The ranks run the same command line
 without `--nproc`; `ranks.py` has the data and the errors that the processes exchange.
@@ -84,13 +84,13 @@ def start(
 
 
 def check_processes(processes: int, gpus: int, reporter: Reporter = NULL) -> None:
-    """Checks that a number of ranks can be started on this machine; warns of too few processors."""
+    """Checks that this machine can start so many ranks; warns if it has too few processors."""
     if "WORLD_SIZE" in os.environ:
         raise UsageError(
-            f"{OPTION} is not allowed in a process that a launcher has started (WORLD_SIZE is "
+            f"{OPTION} cannot be used in a process that a launcher has started (WORLD_SIZE is "
             f"{os.environ['WORLD_SIZE']!r})",
-            hint=f"leave out {OPTION} under torchrun, accelerate launch and srun; otherwise unset "
-            "WORLD_SIZE",
+            hint=f"leave {OPTION} out under torchrun, accelerate launch and srun; otherwise "
+            "unset WORLD_SIZE",
             code="usage.bad_value",
         )
     if processes < 1:
@@ -109,7 +109,7 @@ def check_processes(processes: int, gpus: int, reporter: Reporter = NULL) -> Non
         )
     if 0 < gpus < processes:
         raise EnvironmentProblem(
-            f"{OPTION} {processes} needs a GPU for each process, this machine has {gpus}",
+            f"{OPTION} {processes} needs a GPU for each process, but this machine has {gpus}",
             hint=f"use {OPTION} {gpus}",
             code="environment.hardware",
             details={"nproc": processes, "gpus": gpus},
@@ -162,8 +162,8 @@ def _shared_folder() -> Iterator[Path]:
 
 
 def _raise(exit_code: int, file: Path, received: Sequence[int]) -> None:
-    """Raises the error of the rank that failed first, from the file of the launcher; `file`: the
-    ends of the ranks that failed; missing if the launcher itself failed.
+    """Raises the error of the rank that failed first. `file`: how the failed ranks ended, written
+    by the launcher; missing if the launcher itself failed.
     """
     rows = json.loads(file.read_text())["exits"] if file.is_file() else []
     exits = [RankExit(**row) for row in rows]
@@ -174,7 +174,7 @@ def _raise(exit_code: int, file: Path, received: Sequence[int]) -> None:
     if first is None:
         raise EnvironmentProblem(
             f"torchrun ended with exit code {exit_code}",
-            hint="see its output above",
+            hint="read its output above",
             code="environment.process_failed",
         )
     if first.weight() > 2:
@@ -206,7 +206,7 @@ def _threads(processes: int) -> dict[str, str]:
 
 
 def _safe_path() -> dict[str, str]:
-    """Variable that keeps the current folder off the import path: `python -m` would add it."""
+    """Variable that keeps the current folder out of the import path, where `python -m` puts it."""
     is_on_path = {"", os.getcwd()} & set(sys.path)
     return {} if is_on_path else {"PYTHONSAFEPATH": "1"}
 
@@ -228,12 +228,12 @@ def _signal_ranks(folder: Path, send: Callable[[int, int], None], number: int) -
 def _forwarded_signals(
     folder: Path, launchers: Sequence[subprocess.Popen[bytes]]
 ) -> Iterator[list[int]]:
-    """Passes signals to stop on to the ranks; yields a growing list of those received;
+    """Passes stop signals on to the ranks; yields a growing list of the received signals.
     `launchers`: the launcher, if it waits for other machines before it starts ranks.
 
-    They go to the ranks directly. Torchrun would pass them to the process group of each rank,
-    loader workers included, whose end may cost the rank its last checkpoint, and kill it after
-    30 s.
+    Signals go directly to the ranks. Torchrun would pass them to the process group of each rank,
+    loader workers included, whose end may cost the rank its last checkpoint, and kill it after 30
+    s.
     """
     received: list[int] = []
 

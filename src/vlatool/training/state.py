@@ -1,4 +1,4 @@
-"""State of a run that changes during training: weights, their averages, optimizers, counters."""
+"""What changes while a run trains: weights, their averages, optimizers, counters."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,16 +15,16 @@ from vlatool.training.config import EmaConfig
 
 
 def is_source() -> bool:
-    """True on the rank whose tensors are sent; always with one process."""
+    """True on the rank whose tensors are sent; always True with one process."""
     return not _has_ranks() or distributed.get_rank() == 0
 
 
 @torch.no_grad()
 def scatter(weights: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
-    """Copies tensors of rank 0 to those of the same names on all ranks. Collective.
+    """Copies tensors of rank 0 to the tensors with the same names on all ranks. Collective.
 
-    `weights`: full tensors, on any device; used on rank 0 only; `into`: tensors of this rank; of a
-    sharded one it takes its shard.
+    `weights`: full tensors, on any device; used on rank 0 only; `into`: tensors of this rank; a
+    sharded tensor takes only its shard.
     """
     names = [[name for name in into if name in weights]]
     if _has_ranks():
@@ -58,12 +58,12 @@ def tensor_facts(module: nn.Module) -> dict[str, TensorFacts]:
 
 
 def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Names and tensors of all parameters and buffers, tied ones once."""
+    """Names and tensors of all parameters and buffers; tied ones occur once."""
     return [*module.named_parameters(), *module.named_buffers()]
 
 
 def with_facts(module: nn.Module, facts: Mapping[str, TensorFacts]) -> None:
-    """Gives a module on the meta device the types of the one of rank 0."""
+    """Gives a module on the meta device the types that its tensors have on rank 0."""
     tensors = dict(named_tensors(module))
     assert tensors.keys() == facts.keys(), "load() has changed the structure of a part"
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""A training step: batches prepared, losses and gradients, reduction, updates, averages.
+"""A training step: prepares batches, computes losses and gradients, reduces, updates, averages.
 
 `TrainStep.__call__` runs these in order, for each optimizer of the objective that is active:
 
@@ -35,7 +35,7 @@ from vlatool.training.state import TrainState
 
 
 def build_optimizer(spec: base.OptimizerSpec, parts: Mapping[str, nn.Module], h: HParams) -> AdamW:
-    """AdamW over the parts of one optimizer; the parts must be placed already."""
+    """AdamW for the parts of one optimizer, which must already be placed."""
     chosen = {name: parts[name] for name in spec.parts}
     if spec.groups is None:
         groups = default_param_groups(chosen, by_name=h.decay_by_name)
@@ -109,7 +109,8 @@ def update(optimizer: Optimizer, scale: Tensor, limit: float | None, skip: Tenso
     """Updates the weights; changes nothing if `skip` is true or a gradient is not finite.
 
     `limit`: maximum gradient norm; None: no clipping; `skip`: bool scalar on the device; returns
-    norm of the scaled gradients before clipping; not finite if the update was skipped for it.
+    the norm of the scaled gradients before clipping, which is not finite if the update was skipped
+    because of it.
     """
     gradients: list[Tensor] = []
     for group in optimizer.param_groups:
@@ -265,7 +266,7 @@ class StepContexts:
     def of(
         self, step: int, micro_batch: MicroBatch, rng_key: object, *, training: bool = True
     ) -> base.StepContext:
-        """The context of a micro-batch; randomness depends on its positions and `rng_key`."""
+        """The context of a micro-batch; random numbers depend on its positions and `rng_key`."""
         total = self._plan.global_batch
         # A dummy micro-batch has no positions, and the size of a full one.
         rows = micro_batch.positions or range(self._plan.micro_batch)
@@ -404,7 +405,7 @@ def backward(
     *,
     is_dummy: bool = False,
 ) -> base.Loss:
-    """Loss of a micro-batch; adds its gradients to those that are there.
+    """Loss of a micro-batch; adds its gradients to the existing ones.
 
     A dummy micro-batch takes part in every collective and adds nothing.
     """

@@ -1,4 +1,4 @@
-"""Copies of a run at remote locations, made in the background while the run trains.
+"""Copies a run to remote locations in the background, while it trains.
 
 The trainer only wakes a thread for each location: a step never waits for the storage.
 """
@@ -92,7 +92,7 @@ class RunMirror:
             self._prune()
 
     def confirm(self) -> None:
-        """Sends the newest checkpoint again if a file of it is not there."""
+        """Sends the newest checkpoint again if one of its files is missing there."""
         newest = self._run.latest()
         if newest is None:
             return
@@ -110,7 +110,8 @@ class RunMirror:
     def missing(self) -> list[int]:
         """Steps of local checkpoints that are still to be sent, ascending.
 
-        One by the clock, which the next one replaces, is left out soon after another one.
+        A checkpoint of `save_every_minutes`, which the next one replaces, is left out if another
+        one was sent shortly before.
         """
         folders = {
             step: folder for step, folder in self._run.checkpoints() if step not in self._sent
@@ -125,7 +126,9 @@ class RunMirror:
         return planned
 
     def _complete(self) -> dict[int, CheckpointManifest]:
-        """Manifests of the complete checkpoints there; those that differ from local ones go."""
+        """Manifests of the complete checkpoints there; removes checkpoints that differ from local
+        ones.
+        """
         if self._manifests is not None:
             return self._manifests
         self._check()
@@ -211,7 +214,7 @@ class RunMirror:
             pass
 
     def _send(self, name: str) -> None:
-        """Sends a file; a growing one up to its last complete line."""
+        """Sends a file; if it still grows, up to its last complete line."""
         self._check()
         source = self._run.root / name
         target = self.root / name
@@ -230,7 +233,7 @@ _NOT_SENT = (run_layout.CHECKPOINTS, run_layout.LATEST, run_layout.BEST, run_lay
 
 
 def _files(run: Path) -> Iterator[FileInfo]:
-    """Files of a run that are sent besides checkpoints, files that name them, and the record."""
+    """Files of a run to send, except checkpoints, files that name checkpoints, and the record."""
     if (run / FILE_LIST).is_file():
         yield from (replace(file, name=FILE_LIST) for file in files_below(run / FILE_LIST))
     for file in output_files(run):
@@ -250,11 +253,11 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class RunSync:
-    """Context in which a run is copied to each of some locations; rank 0 has it.
+    """Context in which rank 0 copies a run to one or more locations.
 
     On entry the record is written there, so a location that cannot be written is an error before
-    the first step. If the block ends with an error or an interruption, what is missing is sent
-    too, and only a warning says if that fails.
+    the first step. If the block ends with an error or an interruption, what is missing is still
+    sent; if that fails, you only get a warning.
     """
 
     def __init__(
@@ -291,7 +294,7 @@ class RunSync:
 
     @property
     def location(self) -> str | None:
-        """Location of the first copy; None without any."""
+        """Location of the first copy; None if there is none."""
         return str(self._senders[0].mirror.root) if self._senders else None
 
     def needed(self) -> frozenset[int]:
@@ -299,7 +302,7 @@ class RunSync:
         return frozenset(step for sender in self._senders for step in sender.mirror.missing())
 
     def saved(self) -> None:
-        """Starts to send a new checkpoint; reports a failure of the attempts before."""
+        """Starts to send a new checkpoint, and reports if earlier attempts failed."""
         for sender in self._senders:
             sender.ask()
             error = sender.error
@@ -308,8 +311,8 @@ class RunSync:
             if error is not None:
                 self._reporter.warn(
                     "sync",
-                    f"{error.message}; the run continues, and what is missing is sent "
-                    "when the storage can be used again",
+                    f"{error.message}; the run continues, and sends what is missing when the "
+                    "storage works again",
                 )
 
     def finish(self) -> None:
@@ -358,7 +361,7 @@ class RunSync:
 
 
 class _Sender:
-    """Thread that keeps one copy up to date: when it is asked, and now and then."""
+    """Thread that keeps one copy up to date: when it is asked to, and from time to time."""
 
     def __init__(self, mirror: RunMirror) -> None:
         self.mirror = mirror  # the copy
@@ -375,7 +378,7 @@ class _Sender:
 
     def ask(self, *, is_last: bool = False) -> int:
         """Asks for an attempt that begins after this call; returns a ticket for `wait`; `is_last`:
-        send the record too, after everything else.
+        also send the record, after everything else.
         """
         with self._changed:
             self._asked += 1
@@ -392,27 +395,27 @@ class _Sender:
             return self._changed.wait_for(lambda: self._has_ended or self._done >= ticket, seconds)
 
     def end(self) -> None:
-        """Ends the thread after the request that it waits for."""
+        """Ends the thread after its current request."""
         with self._changed:
             self._has_ended = True
             self._changed.notify_all()
 
     def state(self) -> str:
-        """Newest checkpoint that is there, as text."""
+        """Text that names the newest checkpoint there."""
         newest = self.mirror.newest()
         return (
             "no checkpoint is there" if newest is None else f"step {newest} is the last one there"
         )
 
     def final_error(self, run: run_layout.RunDir) -> StorageError | None:
-        """Error of a run of which a part could not be sent; None if all of it is there."""
+        """Error if a part of the run could not be sent; None if all of it is there."""
         error = self.error
         if error is None or (isinstance(error, StorageError) and error.code == _LOST):
             return error
         return StorageError(
-            f"the run could not be sent completely to {self.mirror.root}: {self.state()}, all of "
-            f"the run is in {run.root}. {error.message}",
-            hint=f"{error.hint}; the same command then sends the rest",
+            f"the run could not be sent completely to {self.mirror.root}: {self.state()}; the "
+            f"complete run is in {run.root}. {error.message}",
+            hint=f"{error.hint}; then repeat the command to send the rest",
             code="storage.write",
             details={**error.details, "location": str(self.mirror.root), "reason": error.code},
         )

@@ -1,4 +1,4 @@
-"""Trackers: programs that also get the metrics and images of a run, as wrappers of the reporter."""
+"""Trackers: programs that also get the metrics and images of a run. They wrap the reporter."""
 
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -46,9 +46,9 @@ class Tracker(Protocol):
 
 
 class TrackedReporter:
-    """Reporter that passes everything to another one, and metrics and images to trackers too.
+    """Reporter that passes everything to another one, and also metrics and images to trackers.
 
-    A tracker that fails is left out from then on, with a warning: it never ends a run.
+    A tracker that fails never ends a run: it is left out from then on, with a warning.
     """
 
     def __init__(self, reporter: Reporter, trackers: Iterable[Tracker]) -> None:
@@ -112,8 +112,8 @@ def check_trackers(names: Iterable[str]) -> None:
 def tracked(
     reporter: Reporter, config: TrainConfig, run: RunDir, last_step: int
 ) -> Generator[Reporter]:
-    """Reporter that passes the metrics of a run to its trackers too, from a step on; `last_step`:
-    last step that is not repeated; 0 at the start of a run.
+    """Reporter that also passes the metrics of a run to its trackers. `last_step`: last step that
+    is not repeated; 0 at the start of a run.
     """
     if not config.trackers:
         yield reporter
@@ -148,13 +148,13 @@ def _opened(
 
 def _failure(name: str, error: Exception) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return f"{name}: {reason}; the run continues without it, and metrics.jsonl has all metrics"
+    return f"{name}: {reason}; the run continues without it; metrics.jsonl still gets all metrics"
 
 
 class TensorBoardTracker:
     """Event files of TensorBoard in a folder of the run.
 
-    A resumed run starts a file that replaces the steps after the last one that is not repeated.
+    A resumed run starts a new file, which replaces all steps that are repeated.
     """
 
     name = "tensorboard"
@@ -216,7 +216,7 @@ class WandbTracker:
 
 
 def _open_wandb(reporter: Reporter, config: TrainConfig, folder: Path) -> WandbTracker:
-    """The run in W&B, recorded on disk if its server is away or there is no login."""
+    """The run in W&B; recorded on disk if you are not logged in or the server does not answer."""
     import wandb
 
     record = read_record(folder)
@@ -253,7 +253,7 @@ def _open_wandb(reporter: Reporter, config: TrainConfig, folder: Path) -> WandbT
 
 
 def _wandb_settings() -> Any:
-    """Settings that leave terminal, code and names of the machine alone."""
+    """Settings with which W&B records neither terminal nor code nor the names of the machine."""
     import wandb
 
     return wandb.Settings(

@@ -35,7 +35,7 @@ _POLLED_EVERY_S = 1.0
 
 
 class StopRequest:
-    """Context that stores the first SIGINT or stop signal; a later one has its usual effect.
+    """Context that remembers the first SIGINT or stop signal; a later one has its usual effect.
 
     The run stops after the step and writes a checkpoint. Stop signals count as SIGTERM.
 
@@ -64,7 +64,7 @@ class StopRequest:
 
     @contextmanager
     def interrupting(self) -> Generator[None]:
-        """Context in which the first signal also raises KeyboardInterrupt, even an earlier one."""
+        """Context in which the first signal raises KeyboardInterrupt, even if it came before."""
         self._interrupts = True
         try:
             if self.signal is not None:
@@ -90,7 +90,7 @@ class StopRequest:
 
 
 class StopPoll:
-    """Asks all ranks about once a second, at the same call on each, if one was asked to stop."""
+    """Finds out about once a second, in the same call on all ranks, if one was asked to stop."""
 
     def __init__(self, runtime: Runtime, stop: StopRequest) -> None:
         self._runtime = runtime
@@ -100,7 +100,9 @@ class StopPoll:
         self._since = time.monotonic()
 
     def __call__(self) -> int | None:
-        """Signal that asked a rank to stop; None without one, and between answers. Collective."""
+        """Signal that asked a rank to stop; None if there was none, and between answers.
+        Collective.
+        """
         if self._runtime.world_size == 1:
             return self._stop.signal
         self._calls += 1
@@ -149,8 +151,8 @@ class Trainer:
         self._step = TrainStep(run.config.hparams, run.plan, run.runtime, run.placed)
 
     def fit(self, batches: Iterator[MicroBatch]) -> None:
-        """Trains from the present step to the end of the plan, or until a stop is requested;
-        `batches`: micro-batches of this rank from that step on, on the device.
+        """Trains from the current step to the end of the plan, or until a stop is requested.
+        `batches`: micro-batches of this rank from this step on, on the device.
         """
         run = self.run
         state = run.state

@@ -1,4 +1,4 @@
-"""Validation of a run, and the images that an objective logs."""
+"""Validates a run, logs the images of its objective, and rolls out checkpoints."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -67,7 +67,7 @@ class Validation:
         return {f"{prefix}{name}": value for name, value in values.items()}
 
     def _until_stop(self, batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
-        """The micro-batches; raises _StoppedError once a rank is asked to stop. Collective."""
+        """The micro-batches; raises _StoppedError when a rank is asked to stop. Collective."""
         poll = StopPoll(self.run.runtime, self.stop)
         for micro_batch in batches:
             yield micro_batch
@@ -142,7 +142,7 @@ _COLUMNS = 8
 class ImageLogger:
     """Writes the images of an objective for a micro-batch. Collective.
 
-    They are made with the averaged weights if there are any, because these are used for inference.
+    They are made with the averaged weights if there are any, because inference uses these.
     """
 
     run: Run
@@ -190,8 +190,8 @@ def _row(images: UInt8Array, width: int) -> UInt8Array:
 
 
 def is_pending(run: RunDir, step: int, steps: tuple[int, ...], prefix: str) -> bool:
-    """True if something is to be measured at a step, and no row of the metrics has it; `prefix`:
-    start of the names of its metrics.
+    """True if a step should be measured and no row of the metrics has the result. `prefix`: start
+    of the names of these metrics.
     """
     if step not in steps:
         return False
@@ -232,7 +232,7 @@ class SuccessRate:
             self.run.folder.update_best()
 
     def _measured(self, step: int) -> Mapping[str, float]:
-        """Metrics of the rollouts; empty if a request to stop ended them, or if they failed."""
+        """Metrics of the rollouts; empty if they failed, or a request to stop ended them."""
         roll_out = self.run.roll_out
         assert roll_out is not None
         try:
@@ -247,6 +247,6 @@ class SuccessRate:
         except VlatoolError as error:
             self.logger.reporter.warn(
                 "rollouts_failed",
-                f"the rollouts of step {step} failed, and the run continues: {error.message}",
+                f"the rollouts of step {step} failed, but the run continues: {error.message}",
             )
         return {}

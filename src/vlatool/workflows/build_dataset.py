@@ -67,7 +67,7 @@ class BuildDatasetConfig(EngineConfig):
     tokens: str | None = option(
         None, "Folder of codes; null: tokens/ or TiToken/ next to data/.", affects_output=False
     )
-    kinds: list[Kind] = option([*KINDS], "Kinds of samples.", min_length=1)
+    kinds: list[Kind] = option([*KINDS], "Kinds of samples to write.", min_length=1)
     exclude: str | None = option(
         None, "Numbers of episodes to exclude, such as 0:4,7.", affects_output=False
     )
@@ -75,26 +75,25 @@ class BuildDatasetConfig(EngineConfig):
     pattern: str = option(f"{DATA_NAME}/episode_*.jsonl", "Files of windows to use.")
     profile: str | None = option(
         None,
-        "Normalization profile of actions: a name or a file; null: that of the action "
+        "Normalization profile of actions: a name or a file; null: the profile of the action "
         "tokenizer, else libero.",
     )
     gripper: Gripper | None = option(
-        None, "raw: leave the gripper unchanged; else normalize it, too; null: as the profile says."
+        None, "raw: leave the gripper unchanged; null: as the profile says; else normalize it, too."
     )
     absolute: bool = option(False, "Write absolute locations of images, as published.")
     packed: bool = option(
-        False, "Write arrays, about 1 % of the size; `vlatool export` makes lines of them."
+        False, "Write packed arrays, about 1 % of the size; `vlatool export` turns them into lines."
     )
     lines_per_file: int | None = option(None, "Lines per file; null: one file per episode.", ge=1)
     tokenizer: str | None = option(
         None,
-        "Folder of the text tokenizer, to find instructions whose token ids are "
-        "reserved for codes.",
+        "Text tokenizer; warns of instructions whose token ids are reserved for codes.",
         affects_output=False,
     )
     gripper_raw: bool | None = option(None, "Same as --gripper raw.", affects_output=False)
     rpy_std_mult: float | None = option(
-        None, "Expected factor of the profile, which is checked.", affects_output=False
+        None, "Factor that the profile must have, else the command stops.", affects_output=False
     )
 
     @field_validator("pattern")
@@ -168,7 +167,7 @@ def build_dataset(config: BuildDatasetConfig, *, reporter: Reporter = NULL) -> B
 
 
 class BuildDatasetJob:
-    """Job that builds the samples of the episodes of a folder; see `jobs.job.Job`."""
+    """Job that builds the samples of each episode of a folder; see `jobs.job.Job`."""
 
     def __init__(self, config: BuildDatasetConfig, reporter: Reporter = NULL) -> None:
         check_required(config, "vlatool build-dataset DATA --fast DIR")
@@ -238,8 +237,7 @@ class BuildDatasetJob:
         if not self._totals.samples:
             raise DataError(
                 f"{self._config.data}: no window has the kind {' or '.join(self._config.kinds)}",
-                hint="leave out --kinds, or write the windows again with a --qa-mode that "
-                "includes it",
+                hint="leave out --kinds, or preprocess again with a --qa-mode that writes it",
                 code="data.no_samples",
             )
         packed_files: list[FileEntry] = []
@@ -252,7 +250,11 @@ class BuildDatasetJob:
         colliding = build.instructions_with_code_ids(tasks, tokenizer, self._work.sizes)
         count = sum(self._totals.tasks[task] for task in colliding)
         if colliding:
-            reason = "have token ids of codes" if tokenizer else "have non-ASCII characters"
+            reason = (
+                "have token ids that are reserved for codes"
+                if tokenizer
+                else "have non-ASCII characters"
+            )
             suggestion = "" if tokenizer else "; --tokenizer DIR checks their token ids"
             message = (
                 f"{len(colliding)} instructions of {counted(count, 'sample')} {reason}, such as "
@@ -299,7 +301,7 @@ class BuildDatasetJob:
         )
 
     def _record_options(self, tree: Path, codes: CodesManifest) -> dict[str, Any]:
-        """Options for the record; inputs are given by their names and digests."""
+        """Options for the record; inputs are recorded by name and digest, without their paths."""
         config = self._config
         work = self._work
         return {
@@ -337,4 +339,4 @@ class BuildDatasetJob:
         raw = ", ".join(self._profile.raw) or "none"
         reporter.note(f"profile: {self._profile.name}, dimensions left unchanged: {raw}")
         for name in ignored_code(fast):
-            reporter.note(f"{fast / name}: is never executed")
+            reporter.note(f"{fast / name}: code of the tokenizer; it is copied, but never executed")

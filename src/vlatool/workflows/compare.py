@@ -1,4 +1,4 @@
-"""Comparison of two data sets in any two layouts, by content."""
+"""Compares the content of two data sets; their layouts may differ."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -20,9 +20,9 @@ from vlatool.storage.uri import require_existing
 _MOST_LISTED = 100
 _MOST_SHOWN = 20
 _HINTS = {
-    "fields": "--shared true leaves out what only one has",
-    "cameras": "--shared true leaves out what only one has",
-    "images": "--tolerance is for images that were encoded again",
+    "fields": "--shared true ignores fields and cameras that only one has",
+    "cameras": "--shared true ignores fields and cameras that only one has",
+    "images": "raise --tolerance if the images were encoded again",
 }
 
 
@@ -35,21 +35,19 @@ class CompareDataConfig(ConfigModel):
     format_b: str | None = option(None, "Format of B; null: detect it.")
     mapping_a: str | None = option(None, "Mapping of A, as for `preprocess`.")
     mapping_b: str | None = option(None, "Mapping of B, as for `preprocess`.")
-    format_keys_a: dict[str, Any] = option({}, "Other keys of the format of A.")
-    format_keys_b: dict[str, Any] = option({}, "Other keys of the format of B.")
+    format_keys_a: dict[str, Any] = option({}, "Keys of the format of A.")
+    format_keys_b: dict[str, Any] = option({}, "Keys of the format of B.")
     episodes: str | None = option(None, "Episodes to compare, such as 0:4,7; null: all.")
     images: int | None = option(
-        5, "Images of each camera and episode to compare, evenly spaced; null: all, 0: none.", ge=0
+        5, "Images to compare per camera and episode, evenly spaced; null: all, 0: none.", ge=0
     )
     tolerance: float = option(
         10.0,
-        "Difference of the means of 8 x 8 pixels that counts as equal, in levels of 255; 0 for"
-        " copied images, more for videos that were encoded again.",
+        "Images count as equal if the means of all blocks of 8 x 8 pixels differ by at most this, "
+        "in levels of 0 to 255; 0 for copied images, more for videos that were encoded again.",
         ge=0,
     )
-    shared: bool = option(
-        False, "Fields and cameras that only one of the sets has are no difference."
-    )
+    shared: bool = option(False, "Ignore fields and cameras that only one of the data sets has.")
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class CompareDataResult(Result):
     compared: int  # pairs of episodes
     frames: int  # of these, equal in number
     counts: Mapping[str, int]  # differences by kind
-    fields: Mapping[str, str]  # columns of the first, to those of the second
+    fields: Mapping[str, str]  # columns of the first, to columns of the second
     cameras: Mapping[str, str]
     differences: tuple[Difference, ...]  # the first 100
 
@@ -86,7 +84,7 @@ class CompareDataResult(Result):
             yield f"... and {len(alike) - _MOST_SHOWN} more, with --json"
         pairs = f"{counted(self.compared, 'pair')} of episodes, {counted(self.frames, 'frame')}"
         others = sum(name != other for name, other in self.fields.items())
-        names = f", {counted(others, 'column')} of another name" if others else ""
+        names = f", {counted(others, 'column')} with another name" if others else ""
         kinds = ", ".join(f"{count} of {kind}" for kind, count in self.counts.items())
         state = "equal"
         if not self.equal:
@@ -149,7 +147,7 @@ def _compared(
     readers: tuple[FormatReader, FormatReader],
     refs: tuple[EpisodeRef, EpisodeRef],
 ) -> tuple[int, list[Difference]]:
-    """Number of frames of a pair of episodes, and its differences."""
+    """Compares a pair of episodes; returns its number of frames and its differences."""
     try:
         first, second = (reader.read(ref) for reader, ref in zip(readers, refs, strict=True))
     except DataError as error:

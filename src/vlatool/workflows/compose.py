@@ -32,10 +32,14 @@ class ComposeConfig(ConfigModel):
 
     qwen: str | None = option(None, "Qwen3-VL: a folder of any scheme, or owner/name on the hub.")
     dino: str | None = option(None, "DINOv3 ViT: a folder of any scheme, or owner/name on the hub.")
-    tiny: bool = option(False, "Small random networks instead, with a text tokenizer on bytes.")
+    tiny: bool = option(
+        False, "Write small random networks instead, with a text tokenizer on bytes, for tests."
+    )
     output: str = required_field("", "Folder for weights, tokenizer and manifest.")
     views: int = option(2, "Number of cameras.", ge=1, le=64)
-    compress: Steps = option((8, 6, 2), "Past steps with each grid of patches, oldest first.")
+    compress: Steps = option(
+        (8, 6, 2), "Number of past steps that are compressed to each grid of patches, oldest first."
+    )
     patch_order: PatchOrder = option("raster", "raster: as published; block: as Qwen3-VL expects.")
     seed: int = option(0, "Seed of the random weights.", ge=0)
     overwrite: bool = execution_field(

@@ -1,4 +1,4 @@
-"""Figures of episodes, and rules for those to train on."""
+"""Measures each episode by several figures, and leaves episodes out by rules."""
 
 import math
 import shlex
@@ -41,17 +41,17 @@ _OF_SELECTION = ("episodes", "exclude", "max_episodes", "format", "sources", "si
 
 
 class KeepRule(ConfigModel):
-    """Episodes that one figure leaves out; several limits leave out what any of them does."""
+    """Limits of one figure; an episode that breaks any of them is left out."""
 
     above: float | None = option(None, "Leave out episodes with a larger value.")
     below: float | None = option(None, "Leave out episodes with a smaller value.")
     worst: float | None = option(
-        None, "Leave out this share of the episodes, those with the worst values.", gt=0, lt=1
+        None, "Leave out this share of the episodes, worst values first.", gt=0, lt=1
     )
     deviations: float | None = option(
         None,
-        "Leave out episodes that are worse than those of like length by more than this many robust "
-        "standard deviations.",
+        "Leave out episodes that are worse than episodes of similar length by more than this many "
+        "robust standard deviations.",
         gt=0,
     )
 
@@ -84,15 +84,17 @@ class CurateConfig(PreprocessConfig):
 
     model: str | None = option(
         None,
-        "Run of a policy. Others are trained like it, each without one fold of the episodes, and "
-        "give the model_error of that fold.",
+        "Run of a policy. For each fold of the episodes, trains one like it on the other folds "
+        "and measures its model_error on this fold.",
         affects_output=False,
     )
     folds: int = option(
-        4, "Number of folds, and of policies that are trained.", ge=2, affects_output=False
+        4, "Number of folds; one policy is trained for each.", ge=2, affects_output=False
     )
     keep: str | None = option(
-        None, "YAML file with rules by figure, over those of `rules`.", affects_output=False
+        None,
+        "YAML file with rules by figure, which replace the same ones in `rules`.",
+        affects_output=False,
     )
     rules: KeepRules = option(KeepRules(), "Rules that leave episodes out.", affects_output=False)  # pyright: ignore[reportInvalidTypeForm]
     sink: SerializeAsAny[CurationConfig] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -186,7 +188,7 @@ def curate(config: CurateConfig, *, reporter: Reporter = NULL) -> CurateResult:
 
 
 def _rules(config: CurateConfig) -> dict[str, KeepRule]:
-    """Rules by figure; those of a file over those of the config."""
+    """Rules by figure; the file of `keep` replaces rules of the config."""
     layers = [config.rules]
     if config.keep is not None:
         layers.append(load_config(KeepRules, files=[config.keep]).config)
@@ -223,8 +225,8 @@ def _with_rules(
 def with_reasons(
     episodes: Sequence[curation_layout.CuratedEpisode], rules: Mapping[str, KeepRule]
 ) -> Iterator[curation_layout.CuratedEpisode]:
-    """The episodes with the reasons for which rules leave them out; one without the figure of a
-    rule is kept by it.
+    """The episodes with the reasons for which rules leave them out. A rule keeps episodes that do
+    not have its figure.
     """
     worst: dict[str, set[str]] = {}
     for name, rule in rules.items():
@@ -240,7 +242,7 @@ def with_reasons(
                 f"> {rule.above}": rule.above is not None and value > rule.above,
                 f"< {rule.below}": rule.below is not None and value < rule.below,
                 f"among the worst {rule.worst or 0:.0%}": episode.id in worst[name],
-                f"{score:.3g} deviations worse at like length": rule.deviations is not None
+                f"{score:.3g} deviations worse than similar lengths": rule.deviations is not None
                 and score > rule.deviations,
             }
             if any(limits.values()):
@@ -252,13 +254,13 @@ def with_reasons(
 def model_errors(
     config: CurateConfig, curation: curation_layout.Curation, reporter: Reporter
 ) -> dict[str, Array]:
-    """The figure `model_error` [N]: error of the actions of each episode, in standard deviations,
-    of a policy that is trained like the run `config.model` on the other folds; NaN without.
-    Complete parts are not computed again.
+    """The figure `model_error` [N] of each episode: the error of actions, in standard deviations,
+    of a policy that was trained on the other folds with the configuration of the run
+    `config.model`; NaN where nothing was measured. Finished folds are not trained again.
 
     Raises:
         DataError: There is no such run.
-        UsageError: The run is not of a policy on the shards of `vlatool preprocess`.
+        UsageError: The run is no policy, or was not trained on data of `vlatool preprocess`.
     """
     from vlatool.evaluation.config import OpenLoopConfig
     from vlatool.training.config import TrainConfig
@@ -267,15 +269,15 @@ def model_errors(
 
     run = pinned(config.model or "")
     if not (run / CONFIG).is_file():
-        hint = "give a folder with a config.yaml"
+        hint = "give the folder of a run of `vlatool train`, with its config.yaml"
         raise DataError.at(run, "is no training run", hint=hint, code="data.no_source")
     trained: Any = load_config(TrainConfig, files=[str(run / CONFIG)]).config
     manifests = getattr(trained.data, "dataset_manifest", ())
     record = read_record(_output_of(pinned(manifests[0]))) if manifests else None
     if record is None:
         raise UsageError(
-            f"{config.model}: is no run of a policy on data that are still there",
-            hint="train one with vlatool train --data DIR of vlatool preprocess",
+            f"{config.model}: is not the run of a policy, or its training data are gone",
+            hint="train one on data of `vlatool preprocess`: vlatool train --data DIR",
             code="usage.bad_value",
         )
     root = location(config.output) / curation_layout.FOLDS / f"{run.name}_{config.folds}"
@@ -327,7 +329,7 @@ def model_errors(
 
 
 def _output_of(data: Path) -> Path:
-    """Output that has a folder of frames, or the manifest of shards."""
+    """Output folder to which a folder of frames or the manifest of shards belongs."""
     frames = FramesFolder.find(data)
     return ShardFolder.open(data).output if frames is None else frames.path
 

@@ -295,7 +295,7 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
 
 
 def _goal(seed: int) -> dict[str, Any]:
-    """Options of a rollout: goals alternate, so that each occurs equally often."""
+    """Options of a rollout; goals alternate, so that each occurs equally often."""
     return {"target": COLORS[seed % len(COLORS)]}
 
 
@@ -308,7 +308,7 @@ def _wrong_instruction(observation: Mapping[str, Any], info: Mapping[str, Any]) 
 
 
 def _obeyed(info: Mapping[str, Any], instruction: str) -> bool:
-    """True if the block in the bin is that of the instruction."""
+    """True if the block in the bin is the block that the instruction names."""
     return info["placed"] is not None and instruction_for(info["placed"]) == instruction
 
 
@@ -397,8 +397,8 @@ def write_demo_report(paths: _Paths, result: Mapping[str, Any], evaluation: _Eva
     reached = result["wrong_instruction_success_rate"]
     rates = rate_table(
         [
-            ("Block of the instruction", obeyed, "ends the episode"),
-            ("Block of the goal", reached, "at any time"),
+            ("Instructed block", obeyed, "ends the episode"),
+            ("Goal block", reached, "at any time"),
         ]
     )
     sections = [

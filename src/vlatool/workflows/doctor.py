@@ -95,7 +95,7 @@ def doctor(config: DoctorConfig | None = None, *, reporter: Reporter = NULL) -> 
 def _packages() -> Iterator[DoctorCheck]:
     extras = requirements()
     if not extras:
-        hint = "install it, so that its requirements are known: pip install vlatool"
+        hint = "pip install vlatool; vlatool then knows its requirements"
         yield DoctorCheck(
             "core packages", "warning", "vlatool is on the path but not installed", hint
         )
@@ -178,7 +178,7 @@ def _network(locations: Sequence[str]) -> Iterator[DoctorCheck]:
     wait(running.values(), _NETWORK_TIMEOUT_S)
     for name, future in running.items():
         if not future.done():
-            message = f"does not answer within {_NETWORK_TIMEOUT_S:g} s"
+            message = f"did not answer within {_NETWORK_TIMEOUT_S:g} s"
             yield DoctorCheck(name, "warning", message, _WITHOUT_NETWORK)
             continue
         try:
@@ -222,7 +222,7 @@ def _location(text: str) -> DoctorCheck:
     if path.exists():
         return DoctorCheck(name, "ok", "exists and can be read")
     if can_list(path):
-        return DoctorCheck(name, "warning", "does not exist", "check the path")
+        return DoctorCheck(name, "warning", "does not exist")
     return DoctorCheck(name, "ok", "its server answers; there is no file of this name")
 
 

@@ -54,8 +54,8 @@ def download_annotations(
 ) -> AnnotationsResult:
     """Downloads the annotations of a table to a file, unless they are there already.
 
-    `table`: the table, which has their location and digest; `registry`: location that replaces the
-    folder of their location; None: the one of the table.
+    `table` has the location and the digest of the annotations. `registry` replaces the folder of
+    that location; None keeps it.
     """
     address = table.annotations_location(registry)
     if target.is_dir():
@@ -71,7 +71,7 @@ def download_annotations(
     data = _content(address, digest)
     if here and here != hashlib.sha256(data).hexdigest():
         raise UsageError(
-            f"{target}: exists with other content than {address}",
+            f"{target}: exists, and its content differs from {address}",
             hint="remove it, or choose another --output",
             code="usage.output_exists",
         )
@@ -83,7 +83,7 @@ def download_annotations(
 
 
 def _content(address: str, sha256: str) -> bytes:
-    """Content of the annotations; compared with the digest of the table if it has one."""
+    """Content of the annotations; it must match the digest of the table, if there is one."""
     source = location(address)
     size = 0
     if isinstance(source, RemotePath):
@@ -117,7 +117,7 @@ class DownloadConfig(ConfigModel):
         Published("episodes", "view=episodes"),
         Published(
             "force",
-            reason="files that differ from those there are downloaded again; remove others",
+            reason="files that differ are downloaded again; remove others yourself",
             is_switch=True,
         ),
     )
@@ -129,19 +129,26 @@ class DownloadConfig(ConfigModel):
     view: Literal["shards", "episodes"] = option(
         "shards", "shards: shuffled samples; episodes: one tar per episode."
     )
-    raw: bool = option(False, "Raw episodes of the tasks, and the language annotations.")
+    raw: bool = option(
+        False, "Download the raw episodes of the tasks, and the language annotations."
+    )
     keep_archive: bool = option(False, "With --raw: keep TASK.tar, too, next to the episodes.")
-    annotations: bool = option(False, "Language annotations of the tasks; --output is their file.")
+    annotations: bool = option(
+        False, "Download only the language annotations; --output names the file."
+    )
     version: str | None = option(None, "Version of the public tasks; null: the published one.")
     registry: str | None = option(
-        None,
-        "Location before VERSION/TASK, or TASK.tar; null: VLATOOL_REGISTRY, or the public one.",
+        None, "Location with VERSION/TASK or TASK.tar; null: VLATOOL_REGISTRY, or the public one."
     )
     task_table: str | None = option(
         None, "YAML file with more tasks, in the form of the built-in table."
     )
-    include: list[str] = option([], "Only files whose path matches a pattern, such as 'meta/*'.")
-    leave_out: list[str] = option([], "No files whose path matches a pattern, such as '*.mp4'.")
+    include: list[str] = option(
+        [], "Download only files whose path matches a pattern, such as 'meta/*'."
+    )
+    leave_out: list[str] = option(
+        [], "Leave out files whose path matches a pattern, such as '*.mp4'."
+    )
     workers: int = execution_field(8, "Number of requests at the same time.", ge=1, le=256)
     limit_rate: str | None = execution_field(
         None, "Bytes per second at most, such as 500k, 20M or 1G; null: no limit."
@@ -171,7 +178,7 @@ def _bytes_per_s(text: str | None) -> float | None:
 
 @dataclass(frozen=True)
 class TaskList(Result):
-    """Public tasks, and what of them can be downloaded."""
+    """Public tasks, and what can be downloaded for each."""
 
     rows_key: ClassVar[str] = "tasks"
 
@@ -219,7 +226,7 @@ def download(
     Raises:
         UsageError: A required key is missing, or the output belongs to something else.
         DataError: There is nothing at the location, or names cannot be used here.
-        StorageError: Only the storage failed: of a listing, or of some files.
+        StorageError: The storage failed for the listing, or for some files and nothing else did.
         PartialFailure: Some files are not in the output.
     """
     if config.list:
@@ -299,7 +306,7 @@ def _download_tasks(config: DownloadConfig, reporter: Reporter) -> TasksResult:
         if part not in table.find(name).has:
             raise UsageError(
                 f"{name}: is published {'without raw data' if config.raw else 'as raw data only'}",
-                hint="`vlatool download --list` shows what there is of each task",
+                hint="`vlatool download --list` shows what each task has",
                 code="usage.unknown_name",
             )
     results: dict[str, downloads.DownloadResult | RawResult] = {}
@@ -360,7 +367,7 @@ def _tasks_command(config: DownloadConfig, outputs: Sequence[str], annotations: 
 
 
 def _unless(error: VlatoolError | None, result: TasksResult) -> TasksResult:
-    """The result; raises the error of the annotations with it, which `next` does not need."""
+    """The result; if the annotations failed, raises their error with the result in it."""
     if error is None:
         return result
     error.result = result
@@ -375,8 +382,8 @@ def _registry(config: DownloadConfig) -> str | None:
 def _annotations_beside(
     config: DownloadConfig, table: TaskTable, reporter: Reporter
 ) -> tuple[str, VlatoolError | None]:
-    """Downloads the annotations next to raw tasks; returns their path, empty without them, and the
-    error that the command ends with after the tasks.
+    """Downloads the annotations next to raw tasks. Returns their path, empty without them, and the
+    error with which the command ends after the tasks.
     """
     if not config.raw:
         return "", None
@@ -403,7 +410,7 @@ def _download_task(
     files, borrowed = downloads.task_files(source, config.view)
     if borrowed:
         reporter.note(
-            f"{name}: not in {config.view}/ there, from the other view: {', '.join(borrowed)}"
+            f"{name}: not in {config.view}/, taken from the other view: {', '.join(borrowed)}"
         )
     files = _selected(config, source, files)
     output = str(local_path(config.output) / name)
@@ -443,7 +450,7 @@ def _remote(location: str) -> RemotePath:
 
 
 def _task_request(config: DownloadConfig, name: str) -> dict[str, Any]:
-    """Options that select the files of a task; the output is below that of the command."""
+    """Options that select the files of a task; its output is inside the output of the command."""
     optional = {
         "version": config.version,
         "registry": _registry(config),
@@ -459,11 +466,14 @@ def _task_request(config: DownloadConfig, name: str) -> dict[str, Any]:
 def _selected(
     config: DownloadConfig, source: RemotePath, files: Sequence[downloads.RemoteObject]
 ) -> list[downloads.RemoteObject]:
-    """Files that the patterns select, without the records of outputs of vlatool."""
+    """Files that the patterns select, without the records in `.vlatool`."""
     files = [file for file in files if FOLDER not in file.name.split("/")]
     if not files:
         raise DataError.at(
-            source, "contains no files", hint="check the location", code="data.no_source"
+            source,
+            "holds no files",
+            hint="give a folder with files, or a file",
+            code="data.no_source",
         )
     selected: list[downloads.RemoteObject] = []
     for file in files:
@@ -472,8 +482,8 @@ def _selected(
             selected.append(file)
     if not selected:
         raise UsageError(
-            f"{source}: the patterns select none of {len(files)} files",
-            hint=f"names there are, for example, {', '.join(file.name for file in files[:3])}",
+            f"{source}: --include and --leave-out select none of the {len(files)} files",
+            hint=f"files there are, for example, {', '.join(file.name for file in files[:3])}",
             code="usage.missing_file",
         )
     return selected

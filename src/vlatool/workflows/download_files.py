@@ -72,7 +72,7 @@ def remote_files(source: RemotePath) -> list[RemoteObject]:
 
 
 def _named(source: RemotePath) -> list[RemoteObject]:
-    """Files of a web server: what a manifest names, or the file itself."""
+    """Files on a web server: the files that a manifest names, or the file at this address."""
     if source.name == MANIFEST_NAME and source.is_file():
         return _infos(source.parent, _manifest_names(source))
     if not PurePosixPath(source.name).suffix:
@@ -93,8 +93,8 @@ def _named(source: RemotePath) -> list[RemoteObject]:
         return [RemoteObject(source.name, source.address, info)]
     raise DataError.at(
         source,
-        f"no file, and no folder with {MANIFEST_NAME}, {INFO_FILE} or {NAME}",
-        hint="web servers cannot list folders: name a file or a manifest",
+        f"there is no file here, and no folder with {MANIFEST_NAME}, {INFO_FILE} or {NAME}",
+        hint="folders of a web server cannot be listed: give a file or a manifest",
         code="data.no_source",
     )
 
@@ -117,9 +117,10 @@ def _manifest_names(manifest: RemotePath) -> list[tuple[str, bool]]:
 def task_files(task: RemotePath, view: str) -> tuple[list[RemoteObject], list[str]]:
     """Files of a view (`shards` or `episodes`) of a published task.
 
-    Returns the files, with names below the folder of the task, and the names of those files.
+    Returns the files, with names below the folder of the task, and the names of the files that were
+    taken from the other view.
 
-    Files that training needs and the view lacks are taken from the other view.
+    Files that training needs and the view lacks are taken from there.
     """
     folder = task / view
     try:
@@ -145,7 +146,7 @@ def task_files(task: RemotePath, view: str) -> tuple[list[RemoteObject], list[st
 def doubled_error(where: object) -> DataError:
     """Error for a file that occurs twice in a list."""
     return DataError.at(
-        where, "is listed twice", hint="the list there is wrong", code="data.broken"
+        where, "is listed twice", hint="the published list is wrong", code="data.broken"
     )
 
 
@@ -163,15 +164,15 @@ def _infos(folder: Path, names: Sequence[tuple[str, bool]]) -> list[RemoteObject
         elif is_needed:
             raise DataError.at(
                 address,
-                "is listed in the manifest, and is missing",
-                hint="the data there is not complete",
+                "is named in the manifest, but there is no such file",
+                hint="the published data are incomplete: tell whoever published them",
                 code="data.missing",
             )
     return list(files.values())
 
 
 def next_command(output: str) -> str:
-    """Command for the next step after a download to `output`: its own, if it is not complete."""
+    """Command for the next step after a download; the same download if it is incomplete."""
     folder = local_path(output)
     record = read_record(folder)
     if record is not None and record.pending_downloads:
@@ -180,7 +181,9 @@ def next_command(output: str) -> str:
 
 
 def raw_command(outputs: Sequence[str], annotations: str, name: str) -> str:
-    """Command for the next step after raw tasks; `annotations` may be empty; `name`: of shards."""
+    """Command for the next step after raw tasks; `annotations` may be empty; `name` is for the
+    shards.
+    """
     words = ["vlatool", "preprocess", "spartan", *outputs]
     if annotations:
         words += ["--language-annotations-path", annotations]
@@ -238,7 +241,7 @@ def download_files(
     options: TransferOptions,
     reporter: Reporter,
 ) -> DownloadResult:
-    """Downloads files to an output; what an earlier call finished stays."""
+    """Downloads files to an output; files that an earlier call finished are kept."""
     names: set[str] = set()
     for file in files:
         if FOLDER in file.name.split("/") or not is_inside(file.name):
@@ -334,7 +337,7 @@ class DownloadJob:
         return Receipt("", counts={"bytes": done.size}, files=(entry,))
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
-        """Entries of all files, with those that an earlier call downloaded."""
+        """Entries of all files, also of the files that an earlier call downloaded."""
         entries = {entry.path: entry for receipt in receipts for entry in receipt.files}
         failed = {failure["file"] for failure in run.failures}
         for entry in self._earlier_entries():
@@ -345,7 +348,7 @@ class DownloadJob:
         return list(entries.values())
 
     def _earlier_entries(self) -> Iterator[FileEntry]:
-        """Newest entries of the files of earlier calls, also of those that were killed."""
+        """Newest entry of each file that earlier calls downloaded, also calls that were killed."""
         receipts = Journal(self._output).logged().values()
         yield from (entry for receipt in receipts for entry in receipt.files)
         yield from read_file_list(self._output) or ()
@@ -360,7 +363,7 @@ class DownloadJob:
 
 
 def recorded_source(source: RemotePath) -> dict[str, Any]:
-    """Options of the record of a download: the location, and its version on its own."""
+    """Options of the record of a download: the location without its version, and the version."""
     plain = str(source).replace(f"@{source.version}", "", 1)
     return {"source": plain, **versions_of([source])}
 
@@ -372,14 +375,14 @@ def check_space(output: Path, missing: int, hint: str = "") -> None:
     if missing > free:
         raise StorageError.at(
             output,
-            f"{size_text(missing)} are missing and {size_text(free)} are free on this disk",
+            f"{size_text(missing)} are missing, but only {size_text(free)} are free on this disk",
             hint=f"free space there, or choose an --output on another disk{hint}",
             code="storage.no_space",
         )
 
 
 def object_state(file: RemoteObject) -> InputState:
-    """State of a remote file; it does not depend on the version of vlatool."""
+    """Size and digest that tell whether a remote file has changed, in any version of vlatool."""
     info = file.info
     sizes = digest_of([info.etag or info.digest, info.size])
     return InputState(digest_of([file.path, sizes]), sizes, int(info.modified * 1e9))

@@ -35,7 +35,7 @@ _ARCHIVE = "archive"  # the unfinished archive, if it is kept
 
 @dataclass(frozen=True)
 class RawTask:
-    """Raw archive of a task."""
+    """The raw archive of a task, and where it goes."""
 
     name: str
     source: RemotePath  # location of the archive
@@ -122,7 +122,7 @@ class RawJob:
         return item.name
 
     def _state(self, item: downloads.RemoteObject) -> InputState:
-        """State of the archive; another one if it becomes a file of the output."""
+        """State of the archive; it differs if the archive itself is kept in the output."""
         state = downloads.object_state(item)
         if not (self._task.keep_archive or (self._output / item.name).is_file()):
             return state

@@ -1,4 +1,4 @@
-"""Codes of images by a visual tokenizer, on all devices, and images of codes."""
+"""Encodes images to codes of a visual tokenizer, on all devices, and decodes codes to images."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,7 +53,7 @@ class EncodeResult(JobResult):
     precision: str
     pictures: int
     bytes: int
-    agreement: float = 1.0  # share of codes that equal those of fp32, on some of the images
+    agreement: float = 1.0  # share of codes that are the same in fp32, on some of the images
     resized: int = 0  # images that were resized as in the training of the tokenizer
     rate: float = 0.0  # images per second that this run encoded
     bound: str = ""  # the slowest stage, for which the others waited
@@ -78,7 +78,7 @@ class EncodeResult(JobResult):
             devices = f"{self.processes} x {self.device}, {self.precision}"
             yield f"{self.rate:.1f} images/s on {devices}; limited by {self.bound}"
         if self.precision != "fp32":
-            yield f"{self.agreement:.2%} of the compared codes equal those of fp32"
+            yield f"{self.agreement:.2%} of the compared codes are the same in fp32"
         if self.usage:
             yield (
                 f"{self.usage['codes_in_use']} codes in use, entropy "
@@ -224,7 +224,7 @@ class EncodeJob:
         return files
 
     def log_tokenizer(self, reporter: Reporter) -> None:
-        """Logs the tokenizer and an option without effect."""
+        """Notes the tokenizer, and that `check_every` has no effect where it has none."""
         config = self._config
         tokenizer = self._tokenizer
         size = tokenizer.rule.size
@@ -262,13 +262,13 @@ def _tar_state(ref: EpisodeRef) -> InputState:
 
 
 def _output(config: EncodeConfig, format_name: str) -> Path:
-    """Folder of the codes; those of folders of images stand beside the images, as published."""
+    """Folder of the codes; for a folder of images it is beside the images, as published."""
     if config.output is not None:
         return location(config.output)
     if format_name != _IMAGES:
         raise UsageError(
             f"{config.data}: {format_name} data have no default folder for codes",
-            hint="give a folder with --output",
+            hint="add --output DIR",
             code="usage.missing_key",
             details={"key": "output"},
         )
@@ -278,7 +278,7 @@ def _output(config: EncodeConfig, format_name: str) -> Path:
 def _record_options(
     config: EncodeConfig, tokenizer: OpenTokenizer, rule: "EncodeRule"
 ) -> dict[str, Any]:
-    """Options for the record that determine the codes; the tokenizer is given by its digest."""
+    """Options that determine the codes, for the record; the tokenizer is recorded by its digest."""
     excluded = {*config.no_effect_on_output, "exclude"}  # it changes no episode that is encoded
     options = config.model_dump(mode="json", exclude=excluded)
     size = tokenizer.rule.size
@@ -295,7 +295,7 @@ def _record_options(
 
 
 def _agreement(run: JobRun) -> float:
-    """Share of codes that equal those of fp32; 1 if none were compared."""
+    """Share of the compared codes that are the same in fp32; 1 if none were compared."""
     compared = run.sums.get("compared", 0)
     return run.sums.get("agreeing", 0) / compared if compared else 1.0
 

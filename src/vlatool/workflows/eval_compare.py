@@ -75,7 +75,7 @@ class CompareResult(Result):
             yield f"differs: {row['key']} {a} in A, {b} in B"
         if self.errors:
             starts = counted(self.errors, "start")
-            yield f"left out: {starts} that an error of the environment ended in A or B"
+            yield f"left out: {starts} that ended with an error of the environment in A or B"
         if self.unpaired:
             yield f"left out: {counted(self.unpaired, 'start')} that only A or only B has"
         if self.html is not None:
@@ -160,7 +160,7 @@ def _page(result: CompareResult, pairs: Mapping[Start, tuple[bool, bool]], comma
         Section("Starts with different outcomes", [Table(("task", "seed", "A", "B"), different)]),
         command_section(command),
     ]
-    left_out = f"{result.errors} with errors and {result.unpaired} of only one are left out"
+    left_out = f"{result.errors} with errors and {result.unpaired} of only one are not counted"
     subtitle = f"{counted(starts, 'start')} of both; {left_out}"
     return page(f"A and B in {result.env}", subtitle, sections, generator=_GENERATOR)
 
@@ -175,7 +175,7 @@ def read_rollouts(location: str) -> RolloutOutput:
         rows: dict[Start, Mapping[str, Any]] = {}
         for row in report["rollouts"]:
             if not isinstance(row["success"], bool):
-                raise TypeError("success is no boolean")
+                raise TypeError("success is not true or false")
             rows[str(row.get("task", "")), int(row["seed"])] = row
         checkpoint = str(report["checkpoint"])
         weights = str(report["weights"])
@@ -184,7 +184,7 @@ def read_rollouts(location: str) -> RolloutOutput:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         raise DataError.at(
             path,
-            "no such file" if missing else "is not a report of rollouts",
+            "no such file" if missing else "is not a report of `vlatool eval rollout`",
             hint="give an output of `vlatool eval rollout`, such as RUN/eval/rollout-...",
             code="data.no_source",
         ) from None
@@ -194,7 +194,7 @@ def read_rollouts(location: str) -> RolloutOutput:
 
 
 def _differences(a: RolloutOutput, b: RolloutOutput) -> list[tuple[str, Any, Any]]:
-    """Key and both values of each option that differs.
+    """Each option that differs: its key and both values.
 
     Raises:
         DataError: The environments differ.
@@ -249,7 +249,7 @@ def _figures(pairs: Sequence[tuple[bool, bool]]) -> dict[str, Any]:
 
 
 def _outcome_row(task: str, counts: Mapping[str, Any]) -> tuple[str, ...]:
-    """Cells below `_HEADER`."""
+    """Cells of a row below `_HEADER`."""
     starts = max(counts["starts"], 1)
     low, high = counts["confidence_95"]
     return (

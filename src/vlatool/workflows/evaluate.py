@@ -1,4 +1,4 @@
-"""What evaluations of a trained policy share: its weights, recorded data, the folder of results."""
+"""Parts that all evaluations of a policy share: weights, recorded data, the folder of results."""
 
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -29,7 +29,7 @@ REPORT = "report.json"
 # Label and decimals of the errors of predicted images.
 _FUTURE_METRICS: Mapping[str, tuple[str, int]] = {
     "code_accuracy": ("accuracy of codes", 4),
-    "copy_present_code_accuracy": ("of those of the present image", 4),
+    "copy_present_code_accuracy": ("of a copy of the present image", 4),
     "psnr": ("PSNR (dB)", 2),
     "copy_present_psnr": ("of the present image", 2),
     "reconstruction_psnr": ("of the tokenizer's reconstruction", 2),
@@ -48,7 +48,7 @@ def recorded_pairs(
     pairs = kind.pairs(trained.config.data, trained.assets, location, options)
     if pairs is None:
         raise DataError(
-            f"data of the kind {kind.name!r} have no actions that a policy can be compared with",
+            f"data of the kind {kind.name!r} hold no actions to compare a policy with",
             hint="evaluate the policy with `vlatool eval rollout`",
             code="data.missing",
         )
@@ -58,13 +58,15 @@ def recorded_pairs(
 def compared(
     policy: "Policy", other: Contract | None, allow: Collection[str], where: object
 ) -> Allowed:
-    """Allowed differences between what training saw and other data; DataError for others."""
+    """Differences from the training data that `allow` permits; raises DataError for any other."""
     unequal = differences(policy.contract, other) if policy.contract and other else ()
-    return refuse(unequal, allow, where, "convert the data, or train on data like them")
+    return refuse(
+        unequal, allow, where, "convert them like the training data, or train on data like them"
+    )
 
 
 def recorded_options(config: ConfigModel, trained: Trained, **inputs: Path) -> dict[str, Any]:
-    """Options for the record, with names instead of paths of the inputs."""
+    """Options for the record; inputs are recorded by name, without their paths."""
     options = config.model_dump(mode="json", exclude={"output"})
     options |= {"checkpoint": checkpoint_of(trained).name}
     options |= {key: path.name for key, path in inputs.items()}
@@ -72,12 +74,12 @@ def recorded_options(config: ConfigModel, trained: Trained, **inputs: Path) -> d
 
 
 def results_folder(output: str | None, trained: Trained, name: str) -> Path:
-    """Folder for results: as given, or one in the run."""
+    """Folder for results: `output`, or a folder in the run."""
     root = folder_of(trained)
     if not output and (trained.origin.run is None or is_remote(root)):
         raise UsageError(
-            f"{root}: results cannot be written into remote or published files",
-            hint="give a local folder with --output",
+            f"{root}: vlatool writes no results into a remote run or a published folder",
+            hint="add --output DIR, a folder on this machine",
             code="usage.missing_key",
         )
     return local_path(output) if output else root / "eval" / name
@@ -95,7 +97,7 @@ def folder_of(trained: Trained) -> Path:
 
 
 def weights_text(weights: str) -> str:
-    """Averaged or raw weights; a published file does not say which."""
+    """Words for the kind of weights, which is unknown for a published file."""
     return f"{weights} weights" if weights else "published weights"
 
 

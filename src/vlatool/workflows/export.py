@@ -1,4 +1,4 @@
-"""Export of codes, samples and trained models into another layout with the same values."""
+"""Writes codes, samples and trained models in another layout, with the same values."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -81,7 +81,7 @@ class ModelExportResult(Result):
 def tokenizer_export(
     config: TokenizerExportConfig, *, reporter: Reporter = NULL
 ) -> ModelExportResult:
-    """As `export` of a run; takes published folders and files too.
+    """Does what `export` does with a run; also takes published folders and files.
 
     Raises:
         UsageError: A key is missing, the model has no published layout, or the output has
@@ -101,9 +101,9 @@ def export_model(
 ) -> ModelExportResult:
     """Writes trained weights in the published layout of their model type.
 
-    Of averaged and raw weights a layout with one file gets the averaged ones, if there are any. The
-    same weights give equal bytes. The written files are opened, and their outputs compared. Of the
-    `options`, `overwrite` and `dry_run` have a meaning.
+    A layout with one file gets the averaged weights, if there are any, else the raw weights. The
+    same weights give equal bytes. The written files are opened again, and the outputs of the model
+    compared. Only `overwrite` and `dry_run` of the `options` are used.
     """
     source = named_best(pinned(checkpoint))
     trained = open_trained(str(source), device="cpu")
@@ -111,7 +111,7 @@ def export_model(
     if problem := layout.problem(trained.config.model):
         raise UsageError(
             f"{checkpoint}: cannot be exported: {problem}",
-            hint="use the run itself; vlatool reads it wherever it reads an export",
+            hint="use the run itself: vlatool commands take a run wherever they take an export",
             code="usage.unsupported",
         )
     exported = layout.write(trained, _tree(trained), reporter)
@@ -130,7 +130,9 @@ def export_model(
         facts = exported.write(output)
         size = sum((output / name).stat().st_size for name in exported.weights)
         if not layout.can_read:
-            reporter.note(f"{output}: not compared, because its model type reads no export")
+            reporter.note(
+                f"{output}: not compared with the run, because this model type reads no exports"
+            )
         names = exported.weights if exported.compared is None else exported.compared
         for name in names if layout.can_read else ():
             check_equal(trained, output / name)
@@ -140,7 +142,7 @@ def export_model(
 
 
 def check_equal(trained: Trained, path: Path) -> None:
-    """Checks that exported weights give the outputs of the weights that they are from."""
+    """Checks that an exported model gives the same outputs as the model it was exported from."""
     written = open_trained(str(path), device="cpu", before=trained.config.model)
     kind = written.origin.weights
     is_other = kind in ("raw", "ema") and kind != trained.origin.weights
@@ -153,7 +155,7 @@ def check_equal(trained: Trained, path: Path) -> None:
         if not (is_equal and np.allclose(outputs[name], values, rtol=0, atol=limit)):
             raise BugError(
                 f"{path}: the exported model gives other {name} than {trained.origin.text}",
-                hint="do not use the export; report this with the configuration of the run",
+                hint="do not use the export; report this bug with the configuration of the run",
                 code="bug.differs",
                 details={"path": str(path), "output": name},
             )
@@ -182,7 +184,7 @@ def example_outputs(trained: Trained) -> dict[str, Array]:
 
 
 def _tree(trained: Trained) -> Mapping[str, Any]:
-    """Whole configuration of a run as plain data; empty for published files."""
+    """Complete configuration of a run as plain data; empty for published files."""
     if trained.origin.run is None or trained.folder is None:
         return {}
     files = [str(trained.folder / trained.origin.run.config.name)]
@@ -232,10 +234,10 @@ class ExportResult(command.JobResult):
 
 
 def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult | ModelExportResult:
-    """Writes codes or samples in the other layout, or a trained model in its published layout.
+    """Writes codes or samples in another layout, or a trained model in its published layout.
 
     An interrupted run is resumed by the same call. Packed samples become the same lines that
-    `build_dataset` writes without `packed`. Of a training run the newest checkpoint is exported.
+    `build_dataset` writes without `packed`. A training run is exported at its newest checkpoint.
 
     Raises:
         UsageError: A required key is missing, the layout does not fit the source, or the output
@@ -255,8 +257,8 @@ def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult |
 def _model(config: ExportConfig, source: Path, reporter: Reporter) -> ModelExportResult:
     if config.layout is not None:
         raise UsageError(
-            "--layout does not apply to a model",
-            hint="leave it out: a model has one published layout",
+            "--layout is for codes and samples, and this is a model",
+            hint="leave --layout out: a model has only one published layout",
             code="usage.unsupported",
         )
     output = location(config.output)
@@ -304,7 +306,7 @@ class _CodesExport:
         if source_manifest.digest and has_all and source_manifest.digest != manifest.digest:
             raise DataError.at(
                 self.source.path,
-                f"the codes do not match the digest in {codes_layout.MANIFEST_NAME}",
+                f"codes do not match the digest in {codes_layout.MANIFEST_NAME}",
                 hint="copy the folder again, or encode the images again",
                 code="data.wrong_digest",
             )
@@ -395,8 +397,8 @@ def _make_export(config: ExportConfig) -> _Export:
         find_checkpoint(source)
     raise DataError.at(
         source,
-        "contains neither codes nor samples",
-        hint="give a folder of codes, or one that `vlatool build-dataset --packed` wrote",
+        "holds no codes, no samples and no trained model",
+        hint="give a folder of codes or of packed samples, or a run",
         code="data.missing",
     )
 

@@ -47,7 +47,7 @@ class FitFastConfig(ConfigModel):
     sources: list[str] = required_field([], "Folders of windows or of shards, of any scheme.")
     output: str = required_field("", "Folder for the tokenizer, its profile and the report.")
     scale: float = option(10.0, "Factor before rounding; the rounding step is 1 / scale.", gt=0)
-    vocab_size: int = option(1024, "Maximum number of ids.", ge=256, le=2**20)
+    vocab_size: int = option(1024, "Largest number of ids.", ge=256, le=2**20)
     alphabet: Alphabet = option(
         "bytes",
         "Initial ids. bytes: one per byte, so that every chunk can be encoded; "
@@ -63,7 +63,7 @@ class FitFastConfig(ConfigModel):
         [], "Dimensions, by name or index, that a computed profile leaves unchanged."
     )
     action_fields: list[str] = option(
-        [], "Action fields of shards; default: those that they were written with."
+        [], "Action fields of shards; default: all action fields of the shards."
     )
     limit: int | None = option(
         100_000, "Fit on at most N chunks, drawn at random with the seed.", ge=1
@@ -175,9 +175,8 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
     if config.vocab_size - count < _FEW_IDS:
         reporter.warn(
             "small_vocabulary",
-            f"only {config.vocab_size - count} of {counted(config.vocab_size, 'id')} remain "
-            "for runs of "
-            "coefficients: chunks will have many ids",
+            f"only {config.vocab_size - count} of {counted(config.vocab_size, 'id')} are left for "
+            "sequences of coefficients, so chunks will have many ids; raise --vocab-size",
         )
     alphabet = [chr(code) for code in range(span)] if published else sorted(byte_characters())
     if config.dry_run:
@@ -249,15 +248,15 @@ def _all_chunks(
                 )
                 raise DataError.at(
                     outcome.item.path,
-                    f"has chunks of {last} values, the first file of {first}",
-                    hint="fit one tokenizer for each shape of chunks",
+                    f"has chunks of {last} values, but the first file has chunks of {first}",
+                    hint="call fit-fast once for each shape of chunks",
                     code="data.mismatch",
                 )
             bar.advance(1)
     if not parts:
         raise DataError(
-            "the sources contain no chunk",
-            hint="check the paths; `vlatool inspect` shows their content",
+            "the sources hold no action chunk",
+            hint="give windows or shards from `vlatool preprocess`",
             code="data.no_samples",
         )
     return np.concatenate(parts)
@@ -270,8 +269,8 @@ def _profile(
     if config.profile != COMPUTE:
         if config.raw:
             raise UsageError(
-                "--raw only applies to a computed profile",
-                hint="leave it out: a profile lists its raw dimensions",
+                "--raw is only for a computed profile",
+                hint="leave --raw out: the profile itself lists its raw dimensions",
                 code="usage.conflict",
             )
         # `raw` leaves the gripper as the profile has it.
@@ -279,9 +278,9 @@ def _profile(
         loaded = profiles.read_profile(config.profile, gripper)
         if loaded.width != width:
             raise DataError(
-                f"profile {loaded.name} has {counted(loaded.width, 'dimension')}, the actions "
+                f"profile {loaded.name} has {counted(loaded.width, 'dimension')}, but the actions "
                 f"have {width}",
-                hint="use --profile compute",
+                hint="use --profile compute, which computes one from these actions",
                 code="data.mismatch",
             )
         return loaded
@@ -306,7 +305,7 @@ def _dimension(word: str, names: Sequence[str]) -> str:
     if word.isdecimal() and int(word) < len(names):
         return names[int(word)]
     raise UsageError(
-        f"--raw {word}: no such dimension",
+        f"--raw {word}: the actions have no such dimension",
         hint=f"the dimensions are {', '.join(names)}",
         code="usage.unknown_name",
     )

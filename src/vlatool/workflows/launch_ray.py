@@ -62,7 +62,7 @@ def launch_ray_preprocess(
     A file that exists stays; only its placeholders are filled in.
 
     Raises:
-        ConfigError: Nodes of a new cluster could not see a location.
+        ConfigError: A location is on this machine, where nodes of a new cluster cannot read it.
         UsageError: A placeholder is left in the file, which is written; or as for `preprocess`.
     """
     if config.ray_address is not None:
@@ -76,8 +76,8 @@ def launch_ray_preprocess(
     if problems:
         raise config_error(
             problems,
-            hint="copy it to a bucket and give its location, such as s3://BUCKET/DIR; on a running "
-            "cluster with a shared disk, give --ray-address",
+            hint="nodes cannot read it: copy it to a bucket and give s3://BUCKET/DIR; for a "
+            "running cluster with a shared disk, give --ray-address",
         )
     cluster = local_path(config.ray.cluster)
     before = _text(cluster) if cluster.is_file() else None
@@ -104,13 +104,13 @@ def launch_ray_preprocess(
 
 
 def _text(cluster: Path) -> str:
-    """Text of a cluster file; raises UsageError if it is none."""
+    """Text of a cluster file; raises UsageError if the file is something else."""
     try:
         return read_document(cluster)
     except DocumentError as error:
         raise UsageError(
-            f"{cluster}: {error.reason}, so it is no cluster file",
-            hint="give another one with --ray.cluster; a file that does not exist is written",
+            f"{cluster}: {error.reason}, so it is not a file for `ray up`",
+            hint="give another file with --ray.cluster; if it does not exist, vlatool writes it",
             code="usage.bad_value",
             details={"path": str(cluster)},
         ) from error

@@ -64,13 +64,13 @@ class LaunchSageMakerConfig(TrainConfig):
         default=False, description="Show the log of the job until it ends."
     )
     again: bool = execution_field(
-        default=False, description="Start another job if the same one has completed."
+        default=False, description="Start a job again although the same job has completed."
     )
 
 
 @dataclass(frozen=True)
 class SageMakerResult(Result):
-    """A job, or the plan of one."""
+    """A job that was started, or would be."""
 
     job: str  # its name; empty if only the image was built
     status: str  # `planned`, `built`, or the last known status of the job
@@ -95,7 +95,7 @@ def launch_sagemaker_train(
     typed: Collection[str] | None = None,  # keys that were given for this job; None: all given ones
     reporter: Reporter = NULL,
 ) -> SageMakerResult:
-    """Starts a SageMaker job that trains; the same job, if it runs already, is not started again.
+    """Starts a SageMaker job that trains; if the same job runs already, no second one is started.
 
     Raises:
         ConfigError: A value is invalid, or a location is local.
@@ -120,8 +120,7 @@ def launch_sagemaker_train(
     if plan.request["RoleArn"] is None:
         raise UsageError(
             "there is no execution role for the job: sagemaker.arn and SAGEMAKER_ARN are not set",
-            hint="give the role with --sagemaker.arn ARN; `aws iam list-roles` lists those of the "
-            "account",
+            hint="give --sagemaker.arn ARN; `aws iam list-roles` lists the roles of your account",
             code="usage.missing_key",
             details={"key": "sagemaker.arn"},
         )
@@ -138,7 +137,7 @@ def launch_sagemaker_finetune(
     typed: Collection[str] | None = None,
     reporter: Reporter = NULL,
 ) -> SageMakerResult:
-    """As `launch_sagemaker_train`, for a new run from the weights of `init_from`.
+    """Like `launch_sagemaker_train`, but starts a new run from the weights of `init_from`.
 
     Raises:
         UsageError: No checkpoint is given.
@@ -148,7 +147,7 @@ def launch_sagemaker_finetune(
 
 
 def _plan(config: LaunchSageMakerConfig, job: SageMakerConfig, region: str) -> SageMakerResult:
-    """The job with what is known without the account."""
+    """The job, as far as it is known without asking AWS."""
     role = job.arn or os.environ.get("SAGEMAKER_ARN") or None
     job = job.model_copy(update={"arn": role, "environment": _environment(config, job)})
     content = training_job.job_yaml(config, SAVE_PATH, "") + job.model_dump_json() + region
@@ -172,16 +171,16 @@ def _environment(config: LaunchSageMakerConfig, job: SageMakerConfig) -> Mapping
 
 def _notes(job: SageMakerConfig) -> Iterator[str]:
     if job.arn is None:
-        yield "RoleArn is null: give the execution role with --sagemaker.arn ARN, or SAGEMAKER_ARN"
+        yield "RoleArn is null: give an execution role with --sagemaker.arn ARN, or SAGEMAKER_ARN"
     if job.image is None:
         yield (
-            "TrainingImage is null: its address has the number of the account; without "
-            "--sagemaker.image URI the image is built and pushed before the job starts"
+            "TrainingImage is null: its address has the number of your account; without "
+            "--sagemaker.image URI, vlatool builds and pushes the image before the job starts"
         )
 
 
 def _with_image_note(plan: SageMakerResult, account: Account) -> SageMakerResult:
-    """The plan, with the reason if it is not known whether its image is there."""
+    """The plan, with a note if vlatool cannot tell whether the image exists."""
     image = plan.request["AlgorithmSpecification"]["TrainingImage"]
     reason = "there are no AWS credentials here"
     if image is None:
@@ -192,7 +191,7 @@ def _with_image_note(plan: SageMakerResult, account: Account) -> SageMakerResult
             return plan
         except (EnvironmentProblem, StorageError) as error:
             reason = error.message
-    return replace(plan, notes=(*plan.notes, f"TrainingImage was not looked up: {reason}"))
+    return replace(plan, notes=(*plan.notes, f"TrainingImage was not checked: {reason}"))
 
 
 def _with_image(plan: SageMakerResult, image: str, status: str) -> SageMakerResult:
@@ -205,10 +204,10 @@ def _check_tracker_secrets(config: LaunchSageMakerConfig, job: SageMakerConfig) 
     is_offline = job.environment.get("WANDB_MODE") in ("offline", "disabled")
     if "wandb" in config.trackers and "WANDB_API_KEY" not in job.secrets and not is_offline:
         raise UsageError(
-            "the tracker wandb is on, and the job has no WANDB_API_KEY",
+            "the tracker wandb is on, but the job has no WANDB_API_KEY",
             hint="store it with `aws secretsmanager create-secret --name NAME --secret-string "
-            "file://FILE`, and give --sagemaker.secrets.WANDB_API_KEY NAME; without a network: "
-            "--sagemaker.environment.WANDB_MODE offline",
+            "file://FILE`, and give --sagemaker.secrets.WANDB_API_KEY NAME; or turn "
+            "uploads off: --sagemaker.environment.WANDB_MODE offline",
             code="usage.missing_key",
             details={"key": "sagemaker.secrets.WANDB_API_KEY"},
         )
@@ -236,7 +235,7 @@ def _started(
         is_complete = status == "Completed"
         raise UsageError(
             f"the same job {'has completed' if is_complete else 'is about to stop'}: {name}",
-            hint="--again starts another one, which continues its run"
+            hint="--again starts another job, which continues the run"
             if is_complete
             else "run the same command again when it has stopped",
             code="usage.output_in_use",
@@ -257,7 +256,7 @@ def _started(
 
 
 def _last_job(plan: SageMakerResult, account: Account) -> Mapping[str, Any]:
-    """The newest job that computes the same; empty if there is none."""
+    """The newest job with the same configuration; empty if there is none."""
     digest = plan.job.rpartition("-")[2]
     request = {"NameContains": digest, "SortBy": "CreationTime", "SortOrder": "Descending"}
     jobs = account.call("sagemaker", "list_training_jobs", **request, MaxResults=100)
@@ -266,8 +265,10 @@ def _last_job(plan: SageMakerResult, account: Account) -> Mapping[str, Any]:
 
 class LaunchStatusConfig(ConfigModel):
     job: str = required_field("", "Name of a SageMaker job.")
-    region: str | None = option(None, "AWS region; null: that of the AWS settings, else us-west-2.")
-    profile: str | None = option(None, "Profile of the AWS settings; null: that of AWS_PROFILE.")
+    region: str | None = option(
+        None, "AWS region; null: the region of your AWS settings, else us-west-2."
+    )
+    profile: str | None = option(None, "Profile of your AWS settings; null: AWS_PROFILE.")
 
 
 class LaunchLogsConfig(LaunchStatusConfig):
@@ -349,7 +350,7 @@ def launch_status(config: LaunchStatusConfig, *, reporter: Reporter = NULL) -> L
 
 
 def launch_logs(config: LaunchLogsConfig, *, reporter: Reporter = NULL) -> LaunchLogsResult:
-    """Log of a job up to now; with `follow`, reported until the job ends.
+    """The log of a job so far; with `follow`, passed to `reporter` until the job ends.
 
     Raises:
         UsageError: There is no such job.
@@ -368,7 +369,7 @@ def launch_logs(config: LaunchLogsConfig, *, reporter: Reporter = NULL) -> Launc
 
 
 def launch_stop(config: LaunchStopConfig, *, reporter: Reporter = NULL) -> LaunchedJobResult:
-    """Stops a job, which has 120 s to write a checkpoint; one that has ended stays as it is.
+    """Stops a job, which gets 120 s to write a checkpoint; a job that has ended is left as it is.
 
     Raises:
         UsageError: There is no such job.
@@ -386,7 +387,7 @@ def launch_stop(config: LaunchStopConfig, *, reporter: Reporter = NULL) -> Launc
         after = launch_status(config)
         if after.status not in JOB_ENDS:
             raise
-        reporter.note(f"{config.job}: is {after.status} meanwhile; nothing was done")
+        reporter.note(f"{config.job}: is {after.status} by now; nothing was done")
         return after
     return launch_status(config)
 
@@ -435,7 +436,7 @@ def launch_slurm_train(
         UsageError: Batch sizes do not fit the number of processes, or the folder of the run or of
             the script cannot be used.
         DataError: Data or weights are missing or do not fit.
-        EnvironmentProblem: There is no sbatch here, or it rejects the script.
+        EnvironmentProblem: This machine has no sbatch, or sbatch rejects the script.
     """
     typed = explicit_keys(config) if typed is None else typed
     run = training_job.checked_run(config, typed, config.slurm.world_size, reporter)
@@ -462,14 +463,14 @@ def launch_slurm_train(
 
 
 def _folder(config: SlurmTrainConfig) -> Path:
-    """Folder of the files of the job; by default beside the run."""
+    """Folder for the script and the logs of the job; by default beside the run."""
     if config.slurm.folder is not None:
         return local_path(config.slurm.folder).absolute()
     save_path = location(config.save_path)
     if is_remote(save_path):
         raise UsageError(
-            f"the run is below {config.save_path}: the script and the logs need a folder here",
-            hint="give --slurm.folder, on a disk that all nodes share",
+            f"the run is in {config.save_path}, but the script and the logs need a local folder",
+            hint="add --slurm.folder DIR, on a disk that all nodes share",
             code="usage.bad_value",
         )
     return save_path.absolute() / training_job.LAUNCH_FOLDER

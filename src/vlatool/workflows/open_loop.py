@@ -50,7 +50,7 @@ _NUM_IMAGES = 6
 
 @dataclass(frozen=True)
 class OpenLoopResult(Result):
-    """Errors of predicted action chunks evaluate.compared with recorded ones."""
+    """Errors of predicted action chunks, measured against recorded ones."""
 
     checkpoint: str
     weights: str
@@ -100,7 +100,7 @@ def _figures(values: Sequence[float | None]) -> str:
 
 
 def _field_text(metrics: Mapping[str, Any], predictors: Sequence[str]) -> str:
-    """Mean errors of a field; `constant` if no dimension changes, because nothing is to predict."""
+    """Mean errors of a field; `constant` if none of its dimensions ever changes."""
     varying = metrics["moving_dimensions"]
     better = "constant"
     if varying:
@@ -129,8 +129,8 @@ def _details(metrics: Mapping[str, Any]) -> Iterator[str]:
 def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopResult:
     """Compares predicted with recorded action chunks, usually on held-out data.
 
-    Without `data` these are the episodes that the training data hold out. Of data that the policy
-    was trained on, only the held-out episodes are taken, if there are any; of other data all.
+    Without `data`, uses the episodes that the training data hold out. If `data` are the training
+    data, only their held-out episodes are used, if there are any. Other data are used completely.
 
     Raises:
         UsageError: A required key is missing, or the output has different content.
@@ -156,9 +156,8 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     pairs = evaluate.recorded_pairs(str(data), policy, trained, config.seed, split)
     if not pairs.fields:
         raise DataError(
-            f"{data}: none of the action fields of the policy is in the data: "
-            f"{', '.join(policy.actions)}",
-            hint="preprocess the data with these fields, or rename others to them",
+            f"{data}: no field of the policy's actions is in the data: {', '.join(policy.actions)}",
+            hint="preprocess them again with these --action-fields",
             code="data.missing",
         )
     allowed = evaluate.compared(policy, pairs.contract, config.allow, data)
@@ -199,7 +198,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
 def _evaluated_data(
     config: OpenLoopConfig, trained: Trained, reporter: Reporter
 ) -> tuple[str, Split]:
-    """Location of the data, and which of their episodes are taken.
+    """Location of the data, and which of their episodes are used.
 
     Raises:
         UsageError: No data are given, and the data of the run hold nothing out.
@@ -218,7 +217,7 @@ def _evaluated_data(
                 split = "val"
     if not config.data:
         if len(held_out) != 1:
-            problem = "hold several data sets out" if held_out else "hold no episode out"
+            problem = "have several held-out data sets" if held_out else "have no held-out episodes"
             example = (held_out or trained_on or ["DATA"])[0]
             raise UsageError(
                 f"the data of {config.checkpoint} {problem}; say which data to compare with",
@@ -228,20 +227,18 @@ def _evaluated_data(
         return held_out[0], split
     place = _place(config.data)
     if split == "val" and place in map(_place, held_out):
-        reporter.note(
-            f"{config.data}: trained on, so only its held-out episodes are evaluate.compared"
-        )
+        reporter.note(f"{config.data}: trained on, so only the held-out episodes are compared")
         return config.data, "val"
     if place in map(_place, trained_on):
         reporter.note(
-            f"{config.data}: the policy was trained on these episodes; on others its errors are "
-            "larger"
+            f"{config.data}: the policy was trained on these episodes; expect larger errors on "
+            "others"
         )
     return config.data, "all"
 
 
 def _place(text: str) -> str:
-    """The folder of data, for comparison; a manifest stands for its folder."""
+    """The folder of data, so that locations can be compared; a manifest stands for its folder."""
     path = pinned(text)
     if path.suffix in (".json", ".jsonl"):
         path = path.parent
@@ -251,7 +248,7 @@ def _place(text: str) -> str:
 
 
 def _next_command(checkpoint: str, trained: Trained) -> str:
-    """Rollouts in the environment that the run names, else the server."""
+    """The next command: rollouts in the environment that the run names, else `serve`."""
     words = ["serve", checkpoint]
     if trained.origin.run is not None:
         section = (trained.origin.run.read_config() or {}).get("eval")

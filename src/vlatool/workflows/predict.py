@@ -1,4 +1,4 @@
-"""One action chunk of a policy at a frame of recorded data, beside what was recorded.
+"""Asks a policy for an action chunk at one frame of recorded data, and shows it beside the record.
 
 Legend of shapes: T action steps, C dimensions of a field.
 """
@@ -58,14 +58,20 @@ class PredictConfig(SamplingOptions, SourceKeys):
     )
     episode: str = option("0", "Number of the episode, or its id.")
     frame: int = option(0, "Frame at which the policy acts.", ge=0)
-    output: str | None = option(None, "Folder for the results; null: in the run, if that is local.")
-    instruction: str | None = option(None, "Instruction for the policy; null: that of the episode.")
-    weights: Weights = option("auto", "Averaged or raw weights; auto: averaged if any.")
+    output: str | None = option(
+        None, "Folder for the results; null: a folder in the run, if the run is local."
+    )
+    instruction: str | None = option(
+        None, "Instruction for the policy; null: the instruction of the episode."
+    )
+    weights: Weights = option(
+        "auto", "Averaged (ema) or raw weights; auto: averaged if there are any."
+    )
     seed: int = option(0, "Seed of the sampled noise.", ge=0)
     tokenizer: str | None = option(
         None,
-        "Visual tokenizer of the codes of a policy that predicts images, to draw them; "
-        "null: predict no images.",
+        "Visual tokenizer that turns predicted codes into images, for policies that predict "
+        "images; null: predict no images.",
     )
     allow: list[str] = allow_option()
 
@@ -118,9 +124,8 @@ class PredictResult(Result):
         count = self.tokens_per_decision
         tokens = "" if count is None else f" and {counted(count, 'token')}"
         yield (
-            f"{counted(horizon, 'step')} at {self.fps:g} per second, "
-            f"{self.ms_per_decision:.1f} ms{tokens} per decision, "
-            f"{evaluate.weights_text(self.weights)}; page: {self.page}"
+            f"{counted(horizon, 'step')} at {self.fps:g} per second, {self.ms_per_decision:.1f} "
+            f"ms{tokens} per decision, {evaluate.weights_text(self.weights)}; page: {self.page}"
         )
         for number, answer in enumerate(self.answers, start=1):
             figures = [f"{rule} {value:.3f}" for rule, value in _figures(answer).items()]
@@ -245,8 +250,8 @@ def _preprocessed_frame(
     index = pairs.find(config.episode, config.frame)
     if index is None:
         raise DataError(
-            f"{location}: episodes and frames of this kind of data cannot be looked up",
-            hint="give the raw episodes",
+            f"{location}: vlatool cannot find single episodes and frames in this kind of data",
+            hint="give the raw episodes from which these data were made",
             code="data.missing",
         )
     observation, target = pairs.read([index])[0]
@@ -264,7 +269,7 @@ def _pair_futures(pairs: RecordedPairs, index: int, steps: int) -> RecordedFutur
 
 
 def _field(chosen: "RecordedFrame", name: str, predicted: "Array") -> FieldPrediction:
-    """Prediction [T, C] beside what was recorded."""
+    """Prediction [T, C] beside the recorded actions."""
     target = chosen.target
     recorded = predicted[:0]
     if name in target.actions:
@@ -291,7 +296,7 @@ def future_name(camera: str) -> str:
 
 @dataclass(frozen=True)
 class _Futures:
-    """Predicted and recorded images [F, S, S, 3] by camera, and the errors of the first."""
+    """Predicted and recorded images [F, S, S, 3] by camera, and the errors of the prediction."""
 
     predicted: "Mapping[str, UInt8Array]"  # images of predicted codes of the executed answer
     lines: "Mapping[str, Mapping[str, UInt8Array]]"  # what is drawn, from top to bottom, by label
@@ -352,7 +357,7 @@ def _answers(decision: "Decision") -> list[dict[str, float | bool]]:
 
 
 def _figures(answer: Mapping[str, float | bool]) -> dict[str, float]:
-    """Figures of an answer by rule."""
+    """Figures of an answer, for each rule."""
     return {rule: value for rule, value in answer.items() if rule != "executed"}
 
 

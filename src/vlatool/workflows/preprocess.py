@@ -1,4 +1,4 @@
-"""Training data of any sink from raw episodes of any format."""
+"""Turns raw episodes of any format into training data of any sink."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,7 +78,7 @@ class PreprocessResult(JobResult):
     next: str = field(default="", metadata=UNLISTED)
     # Source of the numbers of a dry run.
     plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    # Counts besides those of samples and shards.
+    # Counts besides samples and shards.
     amounts: Mapping[str, int] = field(default_factory=dict[str, int], metadata=OPTIONAL)
     left_out_fields: tuple[str, ...] = ()  # of the source, which the sink does not store
     # What else the source stores and the output does not: `path`, `content` and `reason` of each.
@@ -121,9 +121,9 @@ _AMOUNTS = {
     "untouched": "images copied unchanged",
 }
 _LEFT_OUT = {
-    "padding": "they reach further beyond their episode than --max-padding-left and "
+    "padding": "they reach further beyond the ends of an episode than --max-padding-left and "
     "--max-padding-right allow",
-    "still": "nothing moves in them (--filter-still-samples)",
+    "still": "nothing moves in them, and --filter-still-samples is on",
 }
 _PUBLISHED_SINK = f"sink={PUBLISHED_SINK}"
 if TYPE_CHECKING:
@@ -195,25 +195,27 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
     output: str = base.required_field("", "Folder to write.")
     action_fields: list[str] = option(
         [],
-        "Fields of an action, in order; relative poses have the suffix _relative. "
-        "Default: those of the format.",
+        "Fields of an action, in order; relative poses have the suffix _relative. Default: the "
+        "action fields of the format.",
     )
     hold_out: float | None = option(
         None,
-        "Share of the episodes that training leaves out, for evaluation; null: 0.1, but 0 of fewer "
-        "than 5 episodes, and the splits of the source if it has both train and val.",
+        "Share of the episodes that training leaves out, for evaluation; null: the splits of the "
+        "source if it has train and val, else 0.1, or 0 of fewer than 5 episodes.",
         ge=0,
         lt=1,
     )
-    hold_out_seed: int | None = option(None, "Seed of the choice of these episodes; null: 0.", ge=0)
+    hold_out_seed: int | None = option(
+        None, "Seed that chooses the held-out episodes; null: 0.", ge=0
+    )
     trust_declared: bool = option(
         False,
-        "Write the data although the recorded states clearly contradict a declaration "
-        "of what the actions are.",
+        "Write the data even if the recorded states clearly contradict what you declared about "
+        "the actions.",
         affects_output=False,
     )
     train_preset: str | None = option(
-        None, "Preset of `train` that the line `next:` names.", affects_output=False
+        None, "Preset of `train` that the line `next:` shows.", affects_output=False
     )
     sink: SerializeAsAny[_DefaultConfig] = Field(
         default_factory=lambda: SINKS.get(DEFAULT_SINK).Config(), description="Keys of the sink."
@@ -259,7 +261,7 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
 
 
 def published_keys() -> frozenset[str]:
-    """Keys that only the sink with the published shards has, not the default one."""
+    """Keys that only the sink for published shards has, and the default sink does not."""
     published, default = (SINKS.get(name).Config for name in (PUBLISHED_SINK, DEFAULT_SINK))
     return frozenset(published.model_fields.keys() - default.model_fields.keys())
 
@@ -289,7 +291,7 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
         preload.append(config.format)
         if config.engine == "ray":
             raise UsageError(
-                f"{config.format}: nodes of a Ray cluster do not have this file",
+                f"{config.format}: other nodes of the Ray cluster do not have this file",
                 hint="use --engine local, or make the reader a package: docs/guides/plugins.md",
                 code="usage.unsupported",
             )
@@ -341,8 +343,8 @@ class PreprocessJob:
         self._make_sink = make_sink or SINKS.get(config.sink.type)
         if config.hold_out and not SINKS.get(config.sink.type).holds_out:
             raise UsageError(
-                f"--sink {config.sink.type} holds no episodes out",
-                hint=f"leave --hold-out away, or write --sink {DEFAULT_SINK}",
+                f"--sink {config.sink.type} cannot hold episodes out for evaluation",
+                hint=f"leave --hold-out out, or add --sink {DEFAULT_SINK}",
                 code="usage.unsupported",
             )
         self._sink: Sink = self._make_sink(config.sink, setup)
@@ -397,7 +399,7 @@ class PreprocessJob:
             raise no_rate(user)
 
     def _check_declarations(self) -> Iterator[Finding]:
-        """Yields declarations that the states contradict; DataError if one clearly does."""
+        """Yields declarations that the states contradict; raises DataError if one clearly does."""
         if self._sink.changes_rate:
             self._check_differences()
         typed = list(declarations(getattr(self._config.sink, "pose_groups", None) or ()))
@@ -455,7 +457,7 @@ class PreprocessJob:
         return [*self._summary.files, file_entry(self.spec.output, CONVENTIONS.name)]
 
     def _read_stored(self, ref: EpisodeRef) -> Episode:
-        """The episode with the fields that are stored."""
+        """Reads an episode, with only the fields that the output stores."""
         return self._sink.stored(self._reader.read(ref))
 
     def _good(self, run: JobRun) -> list[EpisodeRef]:
@@ -463,7 +465,7 @@ class PreprocessJob:
         return [ref for ref in self.items if ref.id not in left_out]
 
     def log_selection(self, reporter: Reporter) -> None:
-        """Logs format, cameras and fields, and warns of findings and of options without effect."""
+        """Notes format, cameras and fields, and warns of findings and of options without effect."""
         reporter.note(f"format: {self._config.format}")
         if len(self.items) < self._chosen.available:
             asked = f" (--episodes {self._config.episodes})" if self._config.episodes else ""
@@ -487,14 +489,14 @@ class PreprocessJob:
 
     @property
     def _left_out(self) -> tuple[str, ...]:
-        """Numeric fields of the source that the sink does not store, as relative poses neither."""
+        """Numeric fields of the source that the sink does not store, not even as relative poses."""
         stored = self._sink.fields
         known = self._chosen.survey.fields
         sources = {*stored, *(stored_from(name, known) for name in stored)}
         return tuple(name for name, field in known.items() if field.width and name not in sources)
 
     def _left_out_parts(self) -> list[dict[str, str]]:
-        """Stored things that the output lacks, other than fields, each with the reason."""
+        """Parts of the source, other than fields, that the output lacks, each with the reason."""
         kind = self._config.sink.type
         stored_roles = self._sink.stored_roles
         parts: list[dict[str, str]] = []
@@ -553,10 +555,10 @@ class PreprocessJob:
 
 
 def _ignored_options(config: PreprocessConfig) -> Iterator[str]:
-    """Yields a message for each given option that has no effect."""
+    """Yields a message for each typed option that has no effect."""
     for key in ("ray_address", "ray_num_cpus"):
         if config.engine != "ray" and getattr(config, key) is not None:
-            yield f"{key} does nothing: the engine is not ray"
+            yield f"{key} has no effect without --engine ray"
 
 
 def _count_fields(counts: Mapping[str, int]) -> dict[str, Any]:
@@ -604,7 +606,7 @@ def with_format(config: PreprocessConfig) -> PreprocessConfig:
 def source_options(
     config: PreprocessConfig, section: base.ConfigModel, resolved: base.ConfigModel
 ) -> dict[str, Any]:
-    """Options outside the section of the sink, for the metadata of the output."""
+    """All options except the section of the sink, for the metadata of the output."""
     selection_keys = ("episodes", "exclude", "max_episodes", "hold_out", "hold_out_seed")
     excluded = {*config.no_effect_on_output, *selection_keys, "source", "sink", "format"}
     excluded.add("action_fields")  # the sink has those that it stores
@@ -618,7 +620,7 @@ def source_options(
 
 
 def record_options(config: PreprocessConfig, section: base.ConfigModel) -> dict[str, Any]:
-    """Options for the record, without sections except that of the format."""
+    """Options for the record, without all sections except the section of the format."""
     excluded = {*config.no_effect_on_output, "source", "sink"}
     options = config.model_dump(mode="json", exclude=excluded)
     options |= config.sink.model_dump(mode="json", exclude={"type"}) | {"sink": config.sink.type}

@@ -28,7 +28,7 @@ FIRST_PRESETS = (
 class PresetsConfig(ConfigModel):
     """Options of `vlatool presets`."""
 
-    all: bool = option(False, "List every preset, not only those to start with.")
+    all: bool = option(False, "List every preset, not only the ones to start with.")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class PresetList(Result):
 
 
 def presets(config: PresetsConfig | None = None, *, reporter: Reporter = NULL) -> PresetList:
-    """Returns the presets to start with and those of plugins; with `all` every preset."""
+    """Returns the presets to start with, and presets of plugins; with `all`, every preset."""
     del reporter
     known = list_presets()
     if config is not None and config.all:

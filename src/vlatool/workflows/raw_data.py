@@ -1,4 +1,4 @@
-"""Raw recordings as training data: their frames are written first, beside the runs."""
+"""Lets `train` take raw recordings: their frames are written first, beside the runs."""
 
 import os
 import shutil
@@ -33,13 +33,13 @@ _WAIT_SECONDS = 1.0
 
 @contextmanager
 def with_frames(config: TrainConfig, reporter: Reporter) -> Generator[TrainConfig]:
-    """Writes the frames of the raw recordings among the data of a run, and yields the config with
+    """Writes the frames of raw recordings that a run names as data, and yields the config with
     these frames in their place.
 
-    They are at `save_path/data/NAME-DIGEST`, where the next run with unchanged recordings and equal
-    options finds them. An interrupted call continues when it is repeated. Of several processes one
-    writes, and the others wait. A dry run plans with the frames of a few episodes in a temporary
-    folder.
+    The frames are in `save_path/data/NAME-DIGEST`, where the next run with the same recordings and
+    options finds them. An interrupted call continues when it is repeated. If several processes
+    train, one of them writes and the others wait. A dry run plans with the frames of a few episodes
+    in a temporary folder.
 
     Raises:
         DataError: As `preprocess`, for recordings.
@@ -70,7 +70,7 @@ def with_frames(config: TrainConfig, reporter: Reporter) -> Generator[TrainConfi
 
 
 def _episodes(text: str) -> Sequence[EpisodeRef]:
-    """The recorded episodes at a location; empty if training data are there, or nothing."""
+    """The raw episodes at a location; empty if it holds training data, or nothing."""
     place = location(text)
     if FramesFolder.find(place) is not None or ShardFolder.find(place) is not None:
         return ()
@@ -85,8 +85,8 @@ def _episodes(text: str) -> Sequence[EpisodeRef]:
 def _job(
     text: str, episodes: Sequence[EpisodeRef], preset: str, save_path: str
 ) -> PreprocessConfig:
-    """The call of `preprocess` for recordings; its options and their files give the folder, so
-    that changed recordings have another one.
+    """The call of `preprocess` for recordings. The output folder depends on options and files, so
+    changed recordings get a new folder.
     """
     presets = [preset] if preset else []
     source = location(text)
@@ -119,15 +119,17 @@ def _write(job: PreprocessConfig, reporter: Reporter) -> None:
         return
     while is_parallel and is_being_written(Path(job.output)):  # by another machine
         time.sleep(_WAIT_SECONDS)
-    reporter.note(f"{job.sources[0]}: recordings; their frames are written to {job.output} first")
+    reporter.note(
+        f"{job.sources[0]}: raw recordings; their frames are written to {job.output} first"
+    )
     try:
         preprocess(job, reporter=reporter)
     except PartialFailure as error:
-        reporter.warn("data.episodes_failed", f"{error.message}; training uses the others")
+        reporter.warn("data.episodes_failed", f"{error.message}; training goes on without them")
 
 
 def _planned(job: PreprocessConfig, folder: Path, reporter: Reporter) -> str:
-    """Frames of the first episodes, for a dry run; says how large those of all will be."""
+    """Frames of the first episodes, for a dry run; notes how large the frames of all will be."""
     plan = preprocess(job.model_copy(update={"dry_run": True}), reporter=NULL)
     output = str(folder / "frames")
     few = job.model_copy(update={"output": output, "max_episodes": _PLANNED_EPISODES})
@@ -136,7 +138,7 @@ def _planned(job: PreprocessConfig, folder: Path, reporter: Reporter) -> str:
     total = size * plan.frames / max(written.frames, 1)
     reporter.note(
         f"{job.sources[0]}: frames of {counted(plan.episodes, 'episode')} would be written to "
-        f"{job.output} first, about {size_text(round(total))}; this plan is that of "
+        f"{job.output} first, about {size_text(round(total))}; this plan is computed from "
         f"{counted(written.episodes, 'episode')}"
     )
     return few.output

@@ -1,7 +1,7 @@
-"""Recording from Python: the steps of a robot, or of a script, as frames or as a LeRobot set.
+"""Records episodes from Python, as frames or as a LeRobot data set.
 
-Images are encoded by a thread for each camera while the loop goes on. An episode is in the output,
-which is then whole, when `end_episode` returns.
+A thread for each camera encodes images while your loop goes on. When `end_episode` returns, the
+episode is in the output, and the output is complete.
 """
 
 import logging
@@ -67,23 +67,23 @@ _FIELDS = "recorded_fields"
 
 
 def record(output: str | Path, *, fps: float, form: Form = "frames") -> "EpisodeRecorder":
-    """Opens a folder to record into; a folder with episodes is continued.
+    """Opens a folder to record into; if it has episodes already, new ones are added.
 
     Args:
         output: Local folder.
         fps: Steps per second, at which your loop calls `add`.
-        form: `frames`, which `vlatool train` reads, or `lerobot`, a LeRobot v3.0 data set. Either
-            has the files that `vlatool preprocess` writes.
+        form: `frames`, which `vlatool train` reads, or `lerobot`, a LeRobot v3.0 data set. Both
+            have the files that `vlatool preprocess` writes.
 
     Raises:
-        UsageError: The folder holds something else, or was recorded with another `fps` or `form`,
-            or another process records into it.
+        UsageError: The folder holds something else, was recorded with another `fps` or `form`, or
+            is in use by another process.
     """
     return EpisodeRecorder(location(output), fps, form)
 
 
 class EpisodeRecorder:
-    """Writer of episodes; a context manager."""
+    """Writes the episodes that you record, step by step; use it in a `with` block."""
 
     def __init__(self, output: Path, fps: float, form: Form) -> None:
         is_number = isinstance(fps, int | float | np.number) and not isinstance(fps, bool)
@@ -110,8 +110,8 @@ class EpisodeRecorder:
             damaged = changed_files(output) if is_whole else []
             if damaged:
                 raise UsageError(
-                    f"{output}: {damaged[0]} is missing or was changed since it was recorded",
-                    hint="record to another folder; vlatool verify shows what is damaged here",
+                    f"{output}: {damaged[0]} is missing, or has changed since it was recorded",
+                    hint="record to another folder; `vlatool verify` lists the damage in this one",
                     code="usage.output_differs",
                 )
             self._record = record.after(before)
@@ -149,14 +149,14 @@ class EpisodeRecorder:
         so once.
 
         Args:
-            images: Camera to its image uint8 [H, W, 3], RGB.
-            state: What the robot measures of itself: name to numbers, or the numbers. They become
-                the fields `state.NAME`, or `state`, which a policy observes.
-            action: What it is told to do, the same way; a policy predicts these fields.
+            images: Dict from the name of a camera to its image, uint8 [H, W, 3], RGB.
+            state: What the robot measures about itself: a dict from name to numbers, or the numbers
+                alone. They become the fields `state.NAME`, or `state`, which a policy observes.
+            action: What the robot is told to do, in the same form; a policy predicts these fields.
 
         Raises:
-            DataError: A value has another shape or type than those of the first step, is not
-                finite, or is missing.
+            DataError: A value is missing, is not finite, or has another shape or type than in the
+                first step.
             StorageError: An image of an earlier step cannot be written, as on a full disk: call
                 `drop_episode`, free space, and record the episode again.
         """
@@ -174,10 +174,10 @@ class EpisodeRecorder:
                 if (unusable := camera_name_problem(name)) is not None:
                     raise unusable
                 if name != name.lower():  # readers of the published files do not tell them apart
-                    problem = f"the camera {name!r} has capitals"
-                    raise _step_error(step, problem, "use small letters")
+                    problem = f"the name of the camera {name!r} has capital letters"
+                    raise _step_error(step, problem, "use lowercase letters")
             if not pixels and not values:
-                raise _step_error(step, "has neither images nor values", "give some")
+                raise _step_error(step, "has neither images nor numbers", "give some")
             self._cameras = {name: image.shape[:2] for name, image in pixels.items()}
             self._fields = {name: len(row) for name, row in values.items()}
         _check_names(step, "camera", pixels, self._cameras)
@@ -185,33 +185,33 @@ class EpisodeRecorder:
         for name, image in pixels.items():
             if image.shape[:2] != self._cameras[name]:
                 height, width = self._cameras[name]
-                size = f"{image.shape[1]} x {image.shape[0]}, the first one {width} x {height}"
+                size = f"{image.shape[1]} x {image.shape[0]}, not {width} x {height} as before"
                 raise _step_error(step, f"the camera {name!r} is {size}", "keep one size")
         for name, row in values.items():
             if len(row) != self._fields[name]:
                 problem = f"the field {name!r} has {len(row)} numbers, not {self._fields[name]}"
-                raise _step_error(step, problem, "keep one number of values")
+                raise _step_error(step, problem, "keep the same number in each step")
         self._open.add(pixels, values)
 
     def end_episode(self, *, instruction: str = "", success: bool | None = None) -> None:
-        """Writes the open episode; it is in the output when this returns.
+        """Writes the open episode to the output.
 
         Args:
             instruction: What the robot was asked to do; "" for nothing.
-            success: Whether it did; None if you do not know.
+            success: Whether it succeeded; None if you do not know.
 
         Raises:
             UsageError: No step was added.
-            StorageError: It cannot be written. The episode stays open: free space, and call again.
-                If only the lists of the output cannot be written, `episodes` counts it already:
-                the next episode, or opening the folder again, writes them.
+            StorageError: The episode cannot be written. It stays open: free space, and call again.
+                If only the lists of the output cannot be written, `episodes` already counts the
+                episode: the next episode, or opening the folder again, writes the lists.
         """
         self._check_is_open()
         if self._open is None or not self._open.frames:
-            raise _usage("end_episode() without a step", "call add for each step before")
+            raise _usage("the episode has no steps", "call add() for each step first")
         is_text = isinstance(instruction, str) and instruction.isprintable()
         if not is_text:
-            raise _usage(f"instruction={instruction!r}", "give one sentence")
+            raise _usage(f"instruction={instruction!r}", "give one sentence as text")
         if not isinstance(success, bool | np.bool_ | None):
             raise _usage(f"success={success!r}", "give True, False or None")
         episode = self._open.episode(f"{self.episodes:06d}", instruction, success=success)
@@ -239,7 +239,7 @@ class EpisodeRecorder:
             self._fields = {}
 
     def close(self) -> None:
-        """Ends recording; an open episode is dropped."""
+        """Ends the recording; an open episode is dropped."""
         try:
             self.drop_episode()
         finally:
@@ -279,7 +279,7 @@ class EpisodeRecorder:
         return RecordedSet(LeRobotSinkConfig(), setup)
 
     def _finish(self) -> None:
-        """Writes what the episodes have in common, the list of files and the record."""
+        """Writes what all episodes share: metadata, the list of files and the record."""
         refs = [
             EpisodeRef(receipt.item, self._output, str(self._output)) for receipt in self._receipts
         ]
@@ -299,13 +299,15 @@ class EpisodeRecorder:
 
 
 class RecordedFrames(FramesSink):
-    """Frames of episodes that may all be shorter than a window."""
+    """Folder of frames; its episodes may be shorter than a window."""
 
     may_lack_windows: ClassVar[bool] = True
 
 
 class RecordedSet(LeRobotSink):
-    """A LeRobot set whose episodes have files of their own: a new one changes no other file."""
+    """A LeRobot data set in which each episode has its own files, so a new one changes no other
+    file.
+    """
 
     has_own_files: ClassVar[bool] = True
 
@@ -314,14 +316,14 @@ class RecordedSet(LeRobotSink):
 
 
 class Spool(Protocol):
-    """Encoded images of a camera of the open episode."""
+    """Encoded images of one camera, for the open episode."""
 
     def add(self, image: Array) -> None:
         """Encodes an image uint8 [H, W, 3]."""
         ...
 
     def frames(self) -> FrameSource:
-        """All images, once none is added any more."""
+        """All images; call it when the episode is over."""
         ...
 
     def close(self) -> None: ...
@@ -376,7 +378,7 @@ class SpooledJpegs(FrameSource):
 
 
 class VideoSpool:
-    """A video, encoded in memory and written to a temporary file at its end."""
+    """A video, encoded in memory, and written to a temporary file when the episode ends."""
 
     def __init__(self, folder: Path, fps: float, config: LeRobotSinkConfig) -> None:
         rate = Fraction(fps).limit_denominator(_LARGEST_DENOMINATOR)
@@ -431,7 +433,7 @@ class OpenEpisode:
         with self._changed:
             if self._waiting and self._waiting + size > _LARGEST_QUEUE and not self._has_said:
                 self._has_said = True
-                _log.warning("encoding falls behind: add() waits for it, no image is dropped")
+                _log.warning("encoding is slower than your loop: add() waits, no image is lost")
             while self._waiting and self._waiting + size > _LARGEST_QUEUE and not self._error:
                 self._changed.wait()
             self._waiting += size
@@ -464,7 +466,7 @@ class OpenEpisode:
                 raise self._error
 
     def episode(self, name: str, instruction: str, *, success: bool | None) -> Episode:
-        """The episode, once all images are encoded."""
+        """The episode; waits until all images are encoded."""
         with self._changed:
             while self._waiting and not self._error:
                 self._changed.wait()
@@ -497,12 +499,12 @@ class OpenEpisode:
 
 def _image(name: Any, value: Any) -> Array:
     if not isinstance(name, str):
-        raise _usage(f"the camera {name!r}", "name it with a text")
+        raise _usage(f"the camera {name!r}", "use a string as its name")
     image = channels_last(as_array(name, value))
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise DataError(
             f"the camera {name!r} is {image.dtype} {list(image.shape)}, not uint8 [H, W, 3]",
-            hint="give RGB levels from 0 to 255 as uint8",
+            hint="give an RGB image with levels 0 to 255 as uint8",
             code="data.bad_request",
             details={"camera": name},
         )
@@ -520,7 +522,7 @@ def _fields(kind: str, values: Values | None) -> dict[str, Array]:
         row = as_array(field, value).reshape(-1)
         if row.dtype.kind not in "fiub" or not row.size:
             raise DataError(
-                f"the field {field!r} is {row.dtype} {list(row.shape)}, no numbers",
+                f"the field {field!r} is {row.dtype} {list(row.shape)}, not numbers",
                 hint="give numbers",
                 code="data.mismatch",
                 details={"field": field},
@@ -530,7 +532,7 @@ def _fields(kind: str, values: Values | None) -> dict[str, Array]:
         if not np.isfinite(row).all():
             raise DataError(
                 f"the field {field!r} has values that are not finite as float32",
-                hint="give finite values; leave the step out if the robot has none",
+                hint="give finite values; leave the step out if the robot has no value",
                 code="data.not_finite",
                 details={"field": field},
             )
@@ -542,11 +544,11 @@ def _check_names(step: int, kind: str, given: Mapping[str, Any], known: Mapping[
     for name in given:
         if name not in known:
             hint = did_you_mean(name, [*known]) or f"this folder has: {', '.join(known) or 'none'}"
-            raise _step_error(step, f"the {kind} {name!r} is new", hint)
+            raise _step_error(step, f"the {kind} {name!r} was not recorded before", hint)
     missing = [name for name in known if name not in given]
     if missing:
         names = ", ".join(map(repr, missing))
-        raise _step_error(step, f"the {kind} {names} is missing", "give all in each step")
+        raise _step_error(step, f"this step lacks the {kind} {names}", "give all in each step")
 
 
 def _of(kind: str, fields: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Healthy copy of recordings: whole files as they are, damaged ones as far as they go."""
+"""Copies recordings: whole files as they are, damaged files as far as they can be read."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -40,12 +40,12 @@ class RepairConfig(command.EngineConfig):
     """Options of `vlatool repair`."""
 
     source: str = required_field("", "Folder of recordings, or one file, on this machine.")
-    output: str = required_field("", "Folder for the healthy copy.")
+    output: str = required_field("", "Folder for the repaired copy.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RepairResult(command.OutputResult):
-    """Result of a run; `failures` lists the files of which nothing is whole."""
+    """Result of a run; `failures` lists the files from which nothing can be saved."""
 
     item_name: ClassVar[str] = "file"
 
@@ -62,8 +62,7 @@ class RepairResult(command.OutputResult):
         whole = counted(self.files - self.damaged - self.not_checked, "whole file")
         others = f", {self.not_checked} not checked" if self.not_checked else ""
         return (
-            f"{whole} copied, {self.damaged} damaged as far as they go{others}, "
-            f"{size_text(self.bytes)}"
+            f"{whole} copied, {self.damaged} damaged saved in part{others}, {size_text(self.bytes)}"
         )
 
     def details(self) -> Iterable[str]:
@@ -76,14 +75,14 @@ class RepairResult(command.OutputResult):
 
 
 def repair(config: RepairConfig, *, reporter: Reporter = NULL) -> RepairResult:
-    """Copies recordings; of damaged parquet, MCAP and mp4 files what is whole.
+    """Copies recordings, and saves what is whole in damaged parquet, MCAP and mp4 files.
 
     The source is never changed. An interrupted run is resumed by the same call.
 
     Raises:
         UsageError: A key is missing, or the source or the output is not on this machine.
         DataError: Nothing in the source is whole.
-        PartialFailure: The copy is written without the files of which nothing is whole.
+        PartialFailure: The copy lacks the files from which nothing can be saved.
     """
     check_required(config, "vlatool repair SOURCE --output NEW")
     executor = command.executor_of(config)
@@ -93,7 +92,7 @@ def repair(config: RepairConfig, *, reporter: Reporter = NULL) -> RepairResult:
 class _File(NamedTuple):
     path: Path
     name: str  # below the source
-    others: tuple[Path, ...]  # files of the same kind, those of its folder first
+    others: tuple[Path, ...]  # files of the same kind, in its folder first
 
 
 class _RepairJob:
@@ -104,14 +103,14 @@ class _RepairJob:
         output = location(config.output)
         if is_remote(source) or is_remote(output):
             raise UsageError(
-                "repair reads and writes on this machine",
+                "repair reads and writes only on this machine",
                 hint="download the recordings first: vlatool download SOURCE",
                 code="usage.bad_value",
             )
         if is_inside(output, source):
             raise UsageError(
-                f"{output}: is in the source, which is never changed",
-                hint="choose another --output",
+                f"{output}: is inside the source, which repair never changes",
+                hint="choose an --output outside the source",
                 code="usage.output_exists",
             )
         self.items = _files(source)
@@ -166,7 +165,7 @@ def _files(source: Path) -> list[_File]:
     names = {name: path for name, path in names.items() if FOLDER not in Path(name).parts}
     if not names:
         raise DataError.at(
-            source, "contains no files", hint="check the location", code="data.no_source"
+            source, "holds no files", hint="name your recordings", code="data.no_source"
         )
     kinds: dict[str, list[Path]] = {}
     for name, path in names.items():
@@ -221,7 +220,7 @@ class _Repair:
         except NothingWhole as error:
             raise DataError.at(
                 file.path,
-                f"is damaged, and nothing of it can be saved: {error}",
+                f"is damaged, and nothing in it can be saved: {error}",
                 hint="record or copy the file again, or leave it out",
                 code="data.broken",
             ) from error

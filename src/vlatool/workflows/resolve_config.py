@@ -25,10 +25,10 @@ _SUFFIXES = (".yaml", ".yml")
 
 @runtime_checkable
 class DerivesFromData(Protocol):
-    """Configuration that derives some of its values from data sets."""
+    """A configuration that takes some of its values from data sets."""
 
     def derive_from_data(self) -> tuple[Any, Mapping[str, str]]:
-        """Returns the configuration with these values, and the rule of each."""
+        """Returns the configuration with the derived values, and the rule of each value."""
         ...
 
 
@@ -59,9 +59,9 @@ def resolve_config(
 ) -> ResolveResult:
     """Returns a configuration for display and writes it if requested.
 
-    The published keys `resolve_configs` and `resolve_configs_path` request the same; they are
-    reset in the result, so that `train` accepts the written file. Values that a run would reject
-    only give warnings.
+    The published keys `resolve_configs` and `resolve_configs_path` request the same; they are reset
+    in the result, so that `train` accepts the written file. Values that a run would reject give
+    warnings, no errors.
 
     Args:
         resolved: Result of `load_config`.
@@ -72,7 +72,7 @@ def resolve_config(
 
     Raises:
         UsageError: The file exists and is not a resolved configuration of the same command, or its
-            suffix is not that of a YAML file.
+            name does not end in .yaml.
     """
     if derive and isinstance(resolved.config, DerivesFromData):
         config, rules = resolved.config.derive_from_data()
@@ -110,7 +110,7 @@ def _target(output: str) -> Path:
         return path / FILE_NAME
     if path.suffix not in _SUFFIXES:
         raise UsageError(
-            f"--output {output}: is not the name of a YAML file",
+            f"--output {output}: the name of a YAML file ends in .yaml",
             hint=f"give --output {output}.yaml; --save-path and --name set the folder of a run",
             code="usage.bad_value",
             details={"output": output},
@@ -119,7 +119,7 @@ def _target(output: str) -> Path:
 
 
 def _check_target_free(target: Path, resolved: resolve.Resolved[Any]) -> None:
-    """Raises UsageError if the file exists and lacks keys, hence was not written by this module."""
+    """Raises UsageError if a file exists that this module has not written: it lacks keys."""
     if not target.exists():
         return
     with suppress(DocumentError, OSError):
@@ -131,7 +131,7 @@ def _check_target_free(target: Path, resolved: resolve.Resolved[Any]) -> None:
                 return
     raise UsageError.at(
         target,
-        "exists and was not written by resolve-config",
+        "exists, and resolve-config has not written it",
         hint="choose another --output, or remove it",
         code="usage.output_exists",
     )
@@ -145,7 +145,7 @@ class PresetsShowConfig(ConfigModel):
 
 @dataclass(frozen=True)
 class ShownPreset(Result):
-    """A preset with its values, included files merged, in the section that it fills."""
+    """A preset: its values in the section that it fills, with included files merged."""
 
     preset: PresetInfo = field(metadata=MERGED)
     values: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Closed-loop evaluation of a trained policy in Gymnasium environments."""
+"""Runs a trained policy in Gymnasium environments, in closed loop."""
 
 import math
 import shlex
@@ -37,7 +37,7 @@ __all__ = ["RolloutConfig", "rollout"]
 
 @dataclass(frozen=True)
 class RolloutResult(Result):
-    """Success rates of a policy in an environment, or in those of a suite."""
+    """Success rates of a policy in an environment, or in all environments of a suite."""
 
     checkpoint: str
     weights: str
@@ -61,7 +61,7 @@ class RolloutResult(Result):
             yield f"   {_rate(counts)}  {instruction or '(no instruction)'}"
         reward = figures["mean_max_reward"]
         if reward not in (None, figures["success_rate"]):
-            yield f"greatest reward of an episode: {reward:.3f} on average"
+            yield f"highest reward of an episode, on average: {reward:.3f}"
         errors = [row["error"] for row in figures["rollouts"] if row["error"] is not None]
         if errors:
             yield f"episodes ended by an error of the environment: {len(errors)}"
@@ -77,7 +77,7 @@ class RolloutResult(Result):
 def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResult:
     """Runs a policy in Gymnasium environments and counts its successes.
 
-    An interrupted run is resumed with the next group of episodes; a complete one is repeated.
+    An interrupted run continues with the next group of episodes; a complete run is repeated.
 
     Raises:
         UsageError: An environment does not exist, or the output has different content.
@@ -85,7 +85,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         DataError: The observations of an environment lack an input of the policy.
         EnvironmentProblem: A package of an environment is not installed.
         PartialFailure: An error of the environment ended an episode; `result` of the error has the
-            figures of the others, None if there are none.
+            figures of the other episodes, or None if all failed.
     """
     from vlatool.evaluation.control import ImageSizes
     from vlatool.evaluation.policy_runner import open_policy
@@ -128,14 +128,14 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
 
 
 def suite_tasks(config: RolloutConfig) -> dict[str, RolloutConfig]:
-    """Config of each task of a suite; without one, the config with an empty name."""
+    """Config of each task of a suite, by name; without a suite, the config under the name ""."""
     if config.suite is None:
         return {"": config}
     suite = load_config(SuiteConfig, files=[config.suite]).config
     if not suite.tasks:
         raise UsageError(
-            f"{config.suite}: has no tasks",
-            hint="give some, such as `tasks: {red: {env: vlatool/PickPlace-v0, seed: 7}}`",
+            f"{config.suite}: the suite has no tasks",
+            hint="name some, such as `tasks: {red: {env: vlatool/PickPlace-v0, seed: 7}}`",
             code="usage.bad_value",
         )
     rows = math.ceil(config.contact_sheet_episodes / len(suite.tasks))
@@ -154,9 +154,9 @@ def _environments(config: RolloutConfig, makers: Sequence[EnvironmentMaker]) -> 
     for maker in makers:
         if count > 1 and not maker.is_portable:
             raise UsageError(
-                f"other processes cannot make the environment {maker.name!r}: its registration or "
-                "its options cannot be pickled",
-                hint="use --env-processes 1",
+                f"the environment {maker.name!r} cannot be made in other processes: its "
+                "registration or its options cannot be pickled",
+                hint="use --env-processes 1, which runs it in this process",
                 code="usage.unsupported",
             )
     return EnvProcesses(count, config.env_timeout_s) if count > 1 else LocalEnvironments()
@@ -165,7 +165,7 @@ def _environments(config: RolloutConfig, makers: Sequence[EnvironmentMaker]) -> 
 def _record(
     config: RolloutConfig, tasks: Mapping[str, RolloutConfig], trained: Trained
 ) -> OutputRecord:
-    """Record with names instead of paths of the inputs."""
+    """Record of the output; inputs are recorded by name, without their paths."""
     single = tasks.get("", config)
     options = single.model_dump(mode="json", exclude={*config.no_effect_on_output})
     options["checkpoint"] = checkpoint_of(trained).name
@@ -184,7 +184,7 @@ def _episodes_failed(
     error = PartialFailure(
         f"{report['env']}: an error of the environment ended {ended}; "
         f"the first: {rows[0]['error']}",
-        hint=f"all are in {report['report']}; rates are of the other episodes",
+        hint=f"{report['report']} lists all; the rates count the other episodes",
         code="partial.failed",
         details={"failures": rows},
     )
@@ -216,8 +216,8 @@ class EnvironmentRollouts:
         self._makers = [environment_maker(task) for task in self._tasks]
 
     def check(self, policy: "Policy") -> None:
-        """Checks first observations and widths of actions; computes nothing, as weights may be
-        sharded.
+        """Checks the first observations and the widths of actions. The policy computes nothing,
+        because its weights may be sharded.
         """
         from vlatool.evaluation.controllers import check_environment
 
@@ -225,7 +225,7 @@ class EnvironmentRollouts:
             check_environment(policy, task, make_env)
 
     def __call__(self, checkpoint: Path, output: Path) -> Mapping[str, float]:
-        """Metrics of the rollouts of a checkpoint, and of each task or instruction if there are
+        """Metrics of the rollouts of a checkpoint: overall, and by task or instruction if there are
         several.
         """
         update = {"checkpoint": str(checkpoint), "output": str(output)}

@@ -34,13 +34,13 @@ _VALUE_SHOWN = 48
 class RunsConfig(ConfigModel):
     """Options of `vlatool runs`."""
 
-    location: str = option("runs", "Folder with runs, or one run; any scheme.")
-    other: str = option("", "A second run, to compare the one at `location` with.")
+    location: str = option("runs", "Folder with runs, or one run; local, s3://, gs:// or hf://.")
+    other: str = option("", "A second run, with which the run at `location` is compared.")
     compare: list[str] = option([], "Two runs to compare, by their names in the list: NAME,NAME.")
     html: str | None = option(
         None,
-        "HTML file to write, with the curves of all runs; beside it, in the folder "
-        "NAME_files, a page of each run.",
+        "HTML file to write, with the curves of all runs; a page for each run is in the folder "
+        "NAME_files beside it.",
     )
 
 
@@ -128,7 +128,7 @@ def runs(config: RunsConfig, *, reporter: Reporter = NULL) -> RunList:
     roots = find_runs(folder)
     if not roots:
         raise DataError(
-            f"{folder}: no training run in this folder or two levels below",
+            f"{folder}: no training run in this folder, or up to two levels below",
             hint="give the folder in which `vlatool train --output FOLDER/NAME` writes its runs",
             code="data.no_source",
             details={"path": str(folder)},
@@ -145,10 +145,10 @@ def runs(config: RunsConfig, *, reporter: Reporter = NULL) -> RunList:
 
 
 def _compared_pair(config: RunsConfig, target: Path | None, reporter: Reporter) -> RunList:
-    """The list of the runs at two locations, with their comparison."""
+    """Lists the runs at two locations, and compares them."""
     if config.compare:
         raise UsageError(
-            "--compare takes two runs of one folder, and a second run is given, too",
+            "--compare names two runs of one folder, but you also give a second location",
             hint=f"vlatool runs {config.location} {config.other}",
             code="usage.conflict",
         )
@@ -158,8 +158,8 @@ def _compared_pair(config: RunsConfig, target: Path | None, reporter: Reporter) 
         if not is_run(root):
             raise DataError.at(
                 root,
-                "is no training run",
-                hint="give two run folders of `vlatool train`",
+                "is not a training run",
+                hint="give two folders that `vlatool train` wrote",
                 code="data.no_source",
             )
         summaries.append(read_summary(root, text.rstrip("/")))
@@ -176,7 +176,7 @@ def _write_pages(
     comparison: Comparison | None,
     reporter: Reporter,
 ) -> None:
-    """Writes the page of all runs, after a page of each in the folder beside it."""
+    """Writes a page for each run into the folder beside the target, then the page of all runs."""
     folder = target.parent / f"{target.stem}_files"
     files = {run.name: folder / f"{run.name}.html" for run in summaries}
     for file in files.values():
@@ -221,7 +221,7 @@ def _comparison(config: RunsConfig, summaries: Sequence[RunSummary]) -> Comparis
             near = get_close_matches(name, by_name, 3) or list(by_name)[:3]
             raise UsageError(
                 f"--compare: there is no run {name!r} in {config.location}",
-                hint=f"runs there are {', '.join(near)}",
+                hint=f"there are, for example, {', '.join(near)}",
                 code="usage.unknown_name",
                 details={"name": name},
             )

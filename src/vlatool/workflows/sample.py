@@ -1,4 +1,4 @@
-"""Recording of episodes of a simulated world in a raw layout."""
+"""Records episodes of a simulated world in a raw layout."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,9 +41,7 @@ class SampleConfig(ConfigModel):
     world: World = option(
         "builtin", "World to record: the built-in one, or Meta-World (lerobot only, extra sim)."
     )
-    task: list[str] = option(
-        [], "Tasks of Meta-World, such as reach-v3; episodes of several take turns."
-    )
+    task: list[str] = option([], "Tasks of Meta-World, such as reach-v3; episodes take turns.")
     episodes: int = option(10, "Number of episodes.", ge=1)
     seed: int = option(0, "Seed; the same seed gives the same bytes.", ge=0)
     frames: int | None = option(
@@ -51,13 +49,13 @@ class SampleConfig(ConfigModel):
     )
     scenes: int | None = option(
         None,
-        "Number of start scenes that episodes share, up to 2 cm apart, as in LIBERO; "
-        "default: each has its own.",
+        "Number of start scenes; episodes of one scene start up to 2 cm apart, as in LIBERO; "
+        "default: each episode has its own scene.",
         ge=1,
     )
     cameras: CameraCount = option(2, "Number of cameras.")
     size: SizeName = option(
-        "small", "Image size: 64 x 64, 96 x 96, 128 x 128, or that of the published data."
+        "small", "Image size: 64 x 64, 96 x 96, 128 x 128, or the size of the published data."
     )
     depth: bool = option(False, "Write depth and label maps, too (spartan only).")
     layout_version: Literal["v3.0", "v2.1"] = option(
@@ -122,7 +120,7 @@ def sample(config: SampleConfig, *, reporter: Reporter = NULL) -> SampleResult:
     _check_world(config)
     if config.layout == "libero" and config.cameras != 2:
         raise UsageError(
-            f"--cameras {config.cameras}: the libero layout has two cameras",
+            f"--cameras {config.cameras}: the libero layout always has two cameras",
             hint="leave --cameras out, or use the layout spartan or lerobot",
             code="usage.unsupported",
         )
@@ -188,7 +186,7 @@ class SampleJob:
         return items
 
     def _num_frames(self, index: int) -> int:
-        """Number of frames of an episode; 0 where it takes long to simulate one."""
+        """Number of frames of an episode; 0 if finding out would take long."""
         if self._config.world != "builtin":
             return 0
         return self._config.frames or len(self._expert(index))
@@ -248,12 +246,12 @@ class ExpertWriter:
 
 
 def _state(item: tuple[int, int]) -> InputState:
-    """State of the input: only the options and the item determine an episode."""
+    """State of the input; only the options and the item determine an episode."""
     return InputState(f"{item[0]} {item[1]}")
 
 
 def _expert(config: SampleConfig) -> Callable[[int], recording.RecordableEpisode]:
-    """Picklable function from the number of an episode to the episode."""
+    """Picklable function that takes the number of an episode and returns the episode."""
     if config.world == "builtin":
         return partial(
             recording.expert_episode,
@@ -315,7 +313,7 @@ def _check_world(config: SampleConfig) -> None:
         return
     if config.layout != "lerobot" or config.size == "published":
         raise UsageError(
-            "Meta-World is recorded as a LeRobot data set with square images",
+            "Meta-World can only be recorded as a LeRobot data set with square images",
             hint="vlatool sample lerobot OUTPUT --world metaworld --task reach-v3 --size large",
             code="usage.unsupported",
         )
@@ -328,8 +326,8 @@ def _check_world(config: SampleConfig) -> None:
             )
     if not config.task:
         raise UsageError(
-            "no task of Meta-World is given",
-            hint="give one or several, such as --task reach-v3",
+            "you have not named a task of Meta-World",
+            hint="give one or more, such as --task reach-v3",
             code="usage.missing_key",
         )
     check_tasks(config.task)

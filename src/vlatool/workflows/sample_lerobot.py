@@ -1,4 +1,4 @@
-"""Recording of simulated worlds as LeRobot data sets, with the sink that `preprocess` uses.
+"""Records simulated worlds as LeRobot data sets, with the sink that `preprocess` uses.
 
 A file of its own, since only this layout needs PyAV.
 """

@@ -24,7 +24,7 @@ __all__ = ["ServeConfig", "serve"]
 
 @dataclass(frozen=True)
 class ServeResult(Result):
-    """Counts of a server that was stopped."""
+    """What a server did until it was stopped."""
 
     checkpoint: str
     weights: str
@@ -40,12 +40,13 @@ class ServeResult(Result):
 
 
 def serve(config: ServeConfig, *, reporter: Reporter = NULL) -> ServeResult:
-    """Serves a policy until Ctrl-C or SIGTERM; requests that are computed then are answered.
+    """Serves a policy until Ctrl-C or SIGTERM; requests in progress are still answered.
 
     Raises:
         UsageError: A required key is missing, or address, key or certificate cannot be used.
         ConfigError: The mapping of keys is invalid.
-        DataError: The checkpoint is missing, broken or no policy, or a field of it is not mapped.
+        DataError: The checkpoint is missing, broken or no policy, or one of its fields is not
+            mapped.
     """
     check_required(config, "vlatool serve CHECKPOINT")
     try:
@@ -62,9 +63,7 @@ def serve(config: ServeConfig, *, reporter: Reporter = NULL) -> ServeResult:
         policy, trained = open_policy(config.checkpoint, config.weights, config, reporter)
         if policy.held:
             listed = [f"{name} = {value:g}" for name, value in policy.held.items()]
-            reporter.note(
-                f"commanded as recorded, because they never moved in the data: {few_text(listed)}"
-            )
+            reporter.note(f"never moved in the data, so sent as recorded: {few_text(listed)}")
         server = PolicyServer(service_of(config, policy, trained.origin, key, tls))
         url = url_of(bound, has_tls=tls is not None)
         with _stopped_by_signals(server):
@@ -84,7 +83,7 @@ def serve(config: ServeConfig, *, reporter: Reporter = NULL) -> ServeResult:
 
 @contextmanager
 def _stopped_by_signals(server: "PolicyServer") -> Iterator[None]:
-    """Lets the first signal to stop end a server; the next one has its usual effect."""
+    """Stops the server at the first stop signal; a second one has its usual effect."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

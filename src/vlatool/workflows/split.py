@@ -1,9 +1,9 @@
-"""Training and validation lists of image shards; no image is read.
+"""Writes lists of image shards for training and validation; no image is read.
 
-A small command from top to bottom: its configuration, each key of which is an option on the command
-line; its result, which is printed as text or as one JSON document; and the function itself, which
-checks the input, writes two lists atomically, and returns the result. A row in `cli/commands.py`
-names all three.
+A small command from top to bottom: its configuration, whose keys are options on the command line;
+its result, which is printed as text or as one JSON document; and the function itself, which checks
+the input, writes two lists atomically, and returns the result. A row in `cli/commands.py` names all
+three.
 """
 
 import re
@@ -60,10 +60,10 @@ class SplitConfig(ConfigModel):
     )
     file_pattern: str | None = option(
         None,
-        "Regular expression of shard names whose first group is the episode number; "
-        f"null: the shards of the manifest, or {PUBLISHED_NAME} if there is none.",
+        "Regular expression for names of shards, whose first group is the number of the episode; "
+        f"null: the shards in the manifest, or {PUBLISHED_NAME} if there is none.",
     )
-    absolute: bool = option(False, "Write absolute paths; else relative to the list.")
+    absolute: bool = option(False, "Write absolute paths, instead of paths relative to the list.")
     dry_run: bool = execution_field(default=False, description=DRY_RUN_HELP)
 
     @field_validator("file_pattern")
@@ -114,8 +114,8 @@ def split(config: SplitConfig, *, reporter: Reporter = NULL) -> SplitResult:
     if not train:
         raise DataError.at(
             folder,
-            f"{counted(len(tars), 'shard')} cannot be split by {config.val_ratio}: "
-            "none would be left for training",
+            f"{counted(len(tars), 'shard')}: --val-ratio {config.val_ratio} leaves none for "
+            "training",
             hint="write more shards, or lower --val-ratio",
             code="data.no_samples",
             shards=len(tars),
@@ -140,8 +140,8 @@ def _tars(folder: Path, pattern: str | None) -> Sequence[Path]:
     if not tars:
         raise DataError.at(
             folder,
-            f"contains no shard whose name matches {pattern or PUBLISHED_NAME}",
-            hint="give a folder that `vlatool preprocess images` wrote, or a --file-pattern",
+            f"holds no shard whose name matches {pattern or PUBLISHED_NAME}",
+            hint="give a folder from `vlatool preprocess images`, or a --file-pattern that fits",
             code="data.no_samples",
         )
     present = set(file_names(folder)) if can_list(folder) else {tar.name for tar in tars}
@@ -167,7 +167,7 @@ def _targets(config: SplitConfig, folder: Path) -> tuple[Path, Path]:
         if target.exists() and not is_list(target):
             raise UsageError.at(
                 target,
-                "exists and is not a list of shards",
+                "exists, and is not a list of shards",
                 hint="choose other names with --train-output and --val-output",
                 code="usage.output_exists",
             )

@@ -1,4 +1,5 @@
-"""Statistics of training shards: computed for those without any, and merged over data sets.
+"""Computes the statistics of training shards that have none, and merges the statistics of data
+sets.
 
 Legend of shapes: N samples, T steps, C channels.
 """
@@ -124,7 +125,7 @@ def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> S
 
 
 def _contents(shards: Sequence[ShardInfo]) -> str:
-    """Digest of the contents of local shards; empty for remote ones, which are not read twice."""
+    """Digest of the contents of local shards; empty for remote shards, which are not read twice."""
     paths = [shard.location for shard in shards]
     if any(map(is_remote, paths)):
         return ""
@@ -133,7 +134,7 @@ def _contents(shards: Sequence[ShardInfo]) -> str:
 
 
 def _has_changed(shards: Sequence[ShardInfo], stats: Path, contents: str) -> bool:
-    """True if shards differ from those of the statistics; only newer ones are read."""
+    """True if shards have changed since the statistics were computed; reads only newer shards."""
     if not contents or is_remote(shards[0].location):
         return False
     changed_ns = max(shard.location.stat().st_mtime_ns for shard in shards)
@@ -150,14 +151,14 @@ def _is_complete(
     if existing is not None and not config.dry_run:
         raise UsageError(
             f"{existing}: already exists",
-            hint="use it, or add --overwrite, or give another --output",
+            hint="use this file, replace it with --overwrite, or give another --output",
             code="usage.output_exists",
         )
     if record is None or changed:
         return False
     if record.inputs != inputs or _has_changed(shards, target, record.contents):
         raise UsageError(
-            f"{target}: was computed from other shards",
+            f"{target}: these statistics were computed from other shards",
             hint="add --overwrite to replace it, or give another --output",
             code="usage.output_differs",
         )
@@ -169,21 +170,21 @@ def _check_is_free(folder: ShardFolder, target: Path) -> None:
     if target.is_dir():
         raise UsageError(
             f"{target}: is a folder",
-            hint="give the name of a file, or give another --output",
+            hint="give the name of a file, such as stats.json",
             code="usage.output_exists",
         )
     entries = read_file_list(folder.output) or ()
     if any((folder.output / entry.path).resolve() == target.resolve() for entry in entries):
         raise UsageError(
-            f"{target}: is listed in the output of `vlatool preprocess`",
-            hint="give another --output, and train with --data.dataset_statistics",
+            f"{target}: belongs to the output of `vlatool preprocess`",
+            hint="give another --output, and train with --data.dataset_statistics FILE",
             code="usage.output_exists",
         )
 
 
 @dataclass(frozen=True)
 class _Fields:
-    """Number of steps T and number of dimensions C of each field, equal in all samples."""
+    """Number of steps T, and of dimensions C of each field; both are equal in all samples."""
 
     steps: int
     widths: Mapping[str, int]
@@ -218,8 +219,8 @@ def _first_fields(folder: ShardFolder, shards: Sequence[ShardInfo]) -> _Fields:
                     return fields
     raise DataError.at(
         folder.manifest,
-        "lists no sample with a numeric field",
-        hint="check the path; `vlatool inspect` shows its content",
+        "the first sample has no numeric field, so there is nothing to compute",
+        hint="`vlatool inspect` shows which fields the shards hold",
         code="data.no_samples",
     )
 
@@ -257,7 +258,7 @@ class _ShardStatistics:
                 problem = tar.damage or f"has {counted(len(tar.keys), 'sample')}"
                 raise DataError.at(
                     shard.location,
-                    f"{problem}, the manifest says {counted(shard.size, 'sample')}",
+                    f"{problem}, but the manifest says {counted(shard.size, 'sample')}",
                     hint="copy the shard and its manifest again",
                     code="data.mismatch",
                 )
@@ -289,7 +290,7 @@ class _ShardStatistics:
                         tar.path,
                         f"sample {key}: {name!r} has the shape {list(array.shape)}, "
                         f"but {list(shape)} in the first sample",
-                        hint="copy the shards again: they belong to different data",
+                        hint="the shards belong to different data: copy them again",
                         code="data.mismatch",
                         sample=key,
                         field=name,
@@ -306,7 +307,7 @@ class StatsMergeConfig(ConfigModel):
         None, "Weight of each data set in the training mixture; null: every row counts once."
     )
     output: str | None = option(None, "File for the merged statistics; null: print them.")
-    compact: bool = option(False, "Do not write the t-digests, which only a further merge needs.")
+    compact: bool = option(False, "Leave out the t-digests, which only a later merge needs.")
     dry_run: bool = execution_field(default=False, description=DRY_RUN_HELP)
 
 
@@ -346,7 +347,7 @@ def stats_merge(config: StatsMergeConfig, *, reporter: Reporter = NULL) -> Stats
     """
     if len(config.sources) < 2:
         raise UsageError(
-            "stats merge requires at least two data sets",
+            "stats merge needs at least two data sets",
             hint="run vlatool stats merge A B --output merged.json",
             code="usage.missing_key",
         )
@@ -399,7 +400,7 @@ def _check_target_free(target: Path, sources: Sequence[str]) -> None:
             if entries and all("mean_per_timestep" in entry for entry in entries):
                 return
     raise UsageError(
-        f"{target}: exists and is not the output of an earlier merge",
+        f"{target}: exists, and `stats merge` has not written it",
         hint="choose another --output",
         code="usage.output_exists",
     )
@@ -411,7 +412,7 @@ def _weights(config: StatsMergeConfig) -> list[float | None]:
     if len(config.weights) != len(config.sources) or min(config.weights) <= 0:
         values = ",".join(f"{weight:g}" for weight in config.weights)
         raise UsageError(
-            f"--weights {values} does not fit {len(config.sources)} data sets",
+            f"--weights {values} does not fit: there are {len(config.sources)} data sets",
             hint="give one positive number per data set, such as --weights 1,3",
             code="usage.bad_value",
         )
@@ -437,7 +438,7 @@ def _stats_file(path: Path) -> Path:
             return candidate
     raise DataError.at(
         path,
-        "contains no statistics",
+        "holds no statistics",
         hint="give a folder that `vlatool preprocess` wrote, or a stats.json file",
         code="data.missing",
     )

@@ -1,4 +1,4 @@
-"""Reconstruction quality of a visual tokenizer: metrics, simple baselines, and an HTML page."""
+"""Measures how well a visual tokenizer reconstructs images, beside simple baselines."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,7 +51,7 @@ _METRICS: Mapping[str, tuple[str, str, int]] = {
     "codebook_entropy": ("entropy of the codes", "bits", 2),
     "changed_codes": ("codes that change per frame", "", 2),
     "constant_places": ("constant code positions", "", 0),
-    "frequent_codes": ("codes that are the most frequent of their position", "of 1", 3),
+    "frequent_codes": ("codes that are the most frequent one at their position", "of 1", 3),
 }
 
 
@@ -59,11 +59,11 @@ class TokenizerEvalConfig(ConfigModel):
     """Options of `vlatool tokenizer eval`."""
 
     checkpoint: str = required_field(
-        "", "Run, checkpoint, published folder or file of weights, of any scheme."
+        "", "Run, checkpoint, published folder or file of weights; local or remote."
     )
-    data: str = required_field("", "Image shards: a folder, a list, a pattern, of any scheme.")
+    data: str = required_field("", "Image shards: a folder, a list or a pattern; local or remote.")
     split: Literal["train", "val"] = option(
-        "val", "List to use in a folder with training and validation lists."
+        "val", "List to use, if the folder has lists for training and validation."
     )
     output: str | None = option(
         None, "Folder for the results; null: a folder in the run, if it is local."
@@ -74,11 +74,10 @@ class TokenizerEvalConfig(ConfigModel):
     )
     perceptual_weights: str | None = option(
         None,
-        "Folder with published weights of the networks of LPIPS and rFID; null: do not "
-        "measure these.",
+        "Folder with the published weights for LPIPS and rFID; null: these two are not measured.",
     )
     convert_colors: bool = option(
-        False, "Convert gray, palette and alpha images to RGB; else drop them."
+        False, "Convert gray, palette and alpha images to RGB, instead of leaving them out."
     )
     batch_size: int = option(64, "Images per batch.", ge=1)
     num_workers: int = option(0, "Loader workers per rank.", ge=0)
@@ -244,7 +243,7 @@ def _write_page(
 
 
 def _options(config: TokenizerEvalConfig, checkpoint: Path, data: Path) -> dict[str, Any]:
-    """Options for the record, with names instead of paths of the inputs."""
+    """Options for the record; inputs are recorded by name, without their paths."""
     options = config.model_dump(mode="json", exclude={"output"})
     for name in ("teacher", "perceptual_weights"):
         options[name] = None if options[name] is None else Path(options[name]).name
@@ -262,8 +261,8 @@ def _output(config: TokenizerEvalConfig) -> Path:
         root = root or (path.parent.parent if is_run(path.parent.parent) else None)
     if root is None or is_remote(path):
         raise UsageError(
-            f"{config.checkpoint}: is not a local run into which results can be written",
-            hint="give a folder with --output",
+            f"{config.checkpoint}: is not a local run, so results cannot be written into it",
+            hint="add --output DIR",
             code="usage.missing_key",
         )
     name = Path(config.data.rstrip("/")).stem

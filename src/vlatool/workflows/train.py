@@ -1,4 +1,4 @@
-"""Training of any registered model type on any data kind that it accepts, and finetuning."""
+"""Trains and finetunes any registered model type on any kind of data that it accepts."""
 
 import logging
 import os
@@ -101,7 +101,7 @@ class TrainResult(Result):
         yield f"{self.output}: {self.status}, {size}, {counted(self.steps, 'step')}{loss}"
         if self.unused_samples:
             samples = counted(self.unused_samples, "sample")
-            yield f"{samples} of the budget not used: they do not fill a step"
+            yield f"{samples} of the budget are left over, because they do not fill a step"
         for reason, count in self.dropped.items():
             yield f"{counted(count, 'sample')} dropped: {reason.replace('_', ' ')}"
         yield f"checkpoint: {self.checkpoint}"
@@ -134,13 +134,13 @@ def train(
 ) -> TrainResult:
     """Starts or resumes the run in the folder `name` of `save_path`.
 
-    With `remote_sync`, a folder without the run gets the copy of that name, and continues it.
+    With `remote_sync`, a run that is not in the local folder is copied from there, and continued.
 
     Args:
         config: Model, data and hyperparameters.
-        typed: Keys that were given for this run, by default all given ones; for inherited values
-            some rules only warn.
-        origins: Dotted key to origin, such as a file and its line, for the pages of the run.
+        typed: Keys that you gave for this run; by default all keys that are set. For values that a
+            resumed run inherits, some rules only warn.
+        origins: Origin of each dotted key, such as a file and its line, for the pages of the run.
         reporter: Receives progress and messages.
 
     Raises:
@@ -187,8 +187,8 @@ class NamedRun(NamedTuple):
 def _named_run(
     config: TrainConfig, typed: Collection[str], reporter: Reporter
 ) -> Generator[NamedRun]:
-    """Finds the run that this one continues, and holds it on rank 0: the copy below `remote_sync`,
-    or, without a name, an unfinished run with equal options and data.
+    """Finds the run to continue, and locks it on rank 0: the copy below `remote_sync`, or, if no
+    name is given, an unfinished run with equal options and data.
     """
     if config.remote_sync is not None:
         with _remote_run(config, typed, reporter) as run:
@@ -220,8 +220,8 @@ def _continued(
     stack: ExitStack,
     reporter: Reporter,
 ) -> tuple[str | None, Lock | None]:
-    """Name of the newest unfinished run with equal options and data, and its lock, which is held
-    until `stack` is closed; None without one. Says which run is continued, or why it is a new one.
+    """Name of the newest unfinished run with equal options and data; None if there is none. Its
+    lock is held until `stack` is closed. Notes which run is continued, or why a new one starts.
     """
     problems: list[str] = []
     for run in resume.unfinished_runs(config)[:_MOST_COMPARED]:
@@ -234,8 +234,8 @@ def _continued(
                 problem = error.message
         if not problem:
             reporter.note(
-                f"{run.root}: continues this unfinished run with equal options and data; for a new "
-                "run give another --output"
+                f"{run.root}: continues this unfinished run with equal options and data; to start "
+                "a new run, give --output"
             )
             return run.root.name, lock
         problems.append(problem)
@@ -251,19 +251,19 @@ def _obstacle(
 ) -> str:
     """Why this run cannot continue an unfinished one; empty if it can."""
     if is_being_written(run.root):
-        return f"{run.root}: another process trains it"
+        return f"{run.root}: another process is training it"
     try:
         start = starts(config.model_copy(update={"name": run.root.name}), run)
     except (UsageError, DataError) as error:
         return error.message
-    return "" if start in ("new", "resume") else f"{run.root}: it has other options"
+    return "" if start in ("new", "resume") else f"{run.root}: its options differ"
 
 
 @contextmanager
 def _remote_run(
     config: TrainConfig, typed: Collection[str], reporter: Reporter
 ) -> Generator[NamedRun]:
-    """Names the run, and on rank 0 holds its folder below `remote_sync`; copies what it continues.
+    """Names the run, locks its folder below `remote_sync` on rank 0, and copies what it continues.
 
     Yields the config, this rank and, on rank 0, the remote run.
     """
@@ -288,8 +288,8 @@ def _remote_run(
             latest = local.latest()
             if is_unnamed:
                 reporter.note(
-                    f"{remote.root}: copy of this run; on another machine the same command with "
-                    f"--output {local.root} continues it"
+                    f"{remote.root}: copy of this run; the same command with --output "
+                    f"{local.root} continues it on another machine"
                 )
         with runtime.waiting():
             latest = runtime.broadcast(latest)
@@ -340,7 +340,7 @@ def _prepare(
 
 
 def _hint_for_own_data(error: DataError, config: TrainConfig, origins: Mapping[str, str]) -> str:
-    """The hint of an error; a preset for other data may give names that these data lack."""
+    """The hint of an error, with advice if a preset for other data named what these data lack."""
     if error.code != "data.unknown_field":
         return error.hint
     backbone = getattr(config.model, "vision_language_backbone", None)
@@ -427,7 +427,7 @@ def _finish(run: "Run", record: OutputRecord, result: TrainResult) -> None:
 
 
 def _model_assets(config: TrainConfig, run: RunDir | None) -> Path | None:
-    """Folder with the assets of the model: of a started run, else of the initial weights."""
+    """Folder with the assets of the model: the run, if it has started, else the initial weights."""
     started = resume.started_run(config, run)
     if started is not None:
         return started.root
@@ -548,7 +548,7 @@ def _result(run: "Run", status: str, started: float) -> TrainResult:
 
 
 def _next_command(run: "Run") -> str:
-    """Command that measures a model, on its held-out data if there are any; empty for others."""
+    """The next command: measures the model, on held-out data if there are any; may be empty."""
     config = run.config
     output = str(run.folder.root)
     is_tokenizer = type(config.model_type).tokenizer is not ModelType.tokenizer
@@ -575,7 +575,7 @@ def finetune(
     origins: Mapping[str, str] | None = None,
     reporter: Reporter = NULL,
 ) -> TrainResult:
-    """Trains a new run, with its own schedule, from the weights of `init_from`; else as `train`.
+    """Like `train`, but starts a new run, with its own schedule, from the weights of `init_from`.
 
     Raises:
         UsageError: No checkpoint is given, or as for `train`.
@@ -585,21 +585,20 @@ def finetune(
 
 
 def check_initial_weights(config: TrainConfig) -> TrainConfig:
-    """The configuration with its initial weights; raises UsageError without any."""
+    """The configuration with its initial weights; raises UsageError if none are given."""
     config.check_model()
     config, _ = config.derive_static()
     if not config.init_from:
         raise UsageError(
-            "no checkpoint is given",
-            hint="give a run, one of its checkpoints or a published file with --from CKPT",
+            "finetune needs a checkpoint to start from",
+            hint="add --from CKPT: a run, one of its checkpoints, or a published file",
             code="usage.missing_key",
         )
     if not config.init_weights_only:
         raise UsageError(
-            "finetune begins a new schedule with the weights of a checkpoint, but "
-            "init_weights_only is false",
-            hint="to continue the training of that checkpoint use `vlatool train`; to take only "
-            "its weights set init_weights_only (model.resume_weights_only) to true",
+            "finetune starts anew from the weights of a checkpoint, but init_weights_only is false",
+            hint="set init_weights_only (model.resume_weights_only) to true, or continue it "
+            "with `vlatool train`",
             code="usage.conflict",
         )
     return config

@@ -1,4 +1,4 @@
-"""Upload of a folder to a repository of a model hub: its files, and a card from the records."""
+"""Uploads a folder to a repository of a model hub, with a card made from its records."""
 
 import json
 import os
@@ -49,7 +49,7 @@ _WITH_LOCATIONS: Mapping[str, Sequence[str]] = {
     "export": ("*.json", "*.yaml"),
     "experiment": ("*.json", "*.yaml"),
 }
-# First folders of absolute paths: those with data of users, besides those of this machine.
+# First folders of absolute paths: folders with data of users, besides folders of this machine.
 _USER_FOLDERS = {"Users", "Volumes", "data", "home", "media", "mnt", "root", "scratch", "workspace"}
 # Folders of the system say nothing on a user; robots have topics such as /sys or /dev/video0.
 _SYSTEM_FOLDERS = {
@@ -59,11 +59,11 @@ _SYSTEM_FOLDERS = {
 
 
 def chosen_files(folder: Path, kind: str, unlisted: Collection[str]) -> list[UploadFile]:
-    """Files to upload, sorted by path; locations in configurations have only their last part.
+    """Files to upload, sorted by path; of paths in configurations only the last part is kept.
 
-    `unlisted`: Paths of files that do not belong to it, relative to it; a license stays.
+    `unlisted`: Relative paths of files that do not belong to the folder; a license is kept.
 
-    Records (`.vlatool/`), hidden files, outputs inside this one and logs of trackers are left out.
+    Leaves out records (`.vlatool/`), hidden files, other outputs inside, and logs of trackers.
     """
     files: list[UploadFile] = []
     for info in data_files(folder):
@@ -87,7 +87,7 @@ def chosen_files(folder: Path, kind: str, unlisted: Collection[str]) -> list[Upl
 
 @cache
 def _path_pattern() -> re.Pattern[str]:
-    """Absolute path with a first folder of this machine, or of users of others."""
+    """Pattern of absolute paths that begin like a folder of this machine, or a home folder."""
     own = {entry.name for entry in os.scandir("/") if entry.is_dir()} - _SYSTEM_FOLDERS
     names = "|".join(re.escape(name) for name in sorted(own | _USER_FOLDERS))
     unix = rf"(?<![\w.@~+%/-])(?:file://)?/(?:{names})/[^\s\"'<>,;:)\]}}]+"
@@ -138,7 +138,7 @@ _LEROBOT_TABLES = "data/*/*.parquet"
 def card_text(
     folder: Path, report: Report, location: str, sizes: Sequence[int], license_key: str | None
 ) -> str:
-    """Card of a folder; the same for equal records, files and arguments.
+    """Text of the card of a folder; equal records, files and arguments give equal text.
 
     `sizes`: sizes of the files in bytes; `license_key`: license as the hub writes it, such as
     `mit`; None: the card names none.
@@ -188,7 +188,7 @@ def _metadata(folder: Path, content: str, kind: str, license_key: str | None) ->
 
 
 def _origin(record: OutputRecord) -> list[str]:
-    """Blocks on the command that made the files."""
+    """Blocks of the card about the command that made the files."""
     made_by = f"Made by `vlatool {record.command}` of vlatool {record.version}"
     if record.command in _WITHOUT_OPTIONS:
         return ["## Origin", f"{made_by}; its options are in `config.yaml`."]
@@ -200,7 +200,7 @@ def _origin(record: OutputRecord) -> list[str]:
 
 
 def _set_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options without empty values, also of sections."""
+    """Options without empty values, also inside sections."""
     values: dict[str, Any] = {}
     for key, value in options.items():
         if isinstance(value, Mapping):
@@ -233,9 +233,9 @@ class UploadConfig(ConfigModel):
         "", "Repository: hf://datasets/OWNER/NAME or hf://models/OWNER/NAME."
     )
     license: str | None = option(None, "License in the card, such as mit or cc-by-4.0; null: none.")
-    public: bool = option(False, "Create a public repository; without it, it is private.")
+    public: bool = option(False, "Create a public repository, instead of a private one.")
     overwrite: bool = execution_field(
-        default=False, description="Replace files there that differ, and remove others."
+        default=False, description="Replace files that differ there, and remove all others."
     )
     dry_run: bool = execution_field(default=False, description=DRY_RUN_HELP)
 
@@ -271,14 +271,14 @@ class UploadResult(Result):
 
 
 def upload(config: UploadConfig, *, reporter: Reporter = NULL) -> UploadResult:
-    """Uploads a folder that `verify` finds whole, with a card, to a private repository.
+    """Uploads a folder, with a card, to a private repository, if `verify` finds the folder whole.
 
     An interrupted upload is continued by the same call. Records, hidden files and logs of trackers
-    stay here; locations in the configuration of a run have only their last part there.
+    stay here; of paths in the configuration of a run only the last part is uploaded.
 
     Raises:
-        UsageError: A location is no folder or no repository, the folder is being written, or other
-            files are there.
+        UsageError: A location is no folder or no repository, the folder is being written, or the
+            repository holds other files.
         DataError: The folder is not whole.
         EnvironmentProblem: There is no token, or it gives no access.
         StorageError: The hub does not respond, or rejects the upload.
@@ -287,14 +287,14 @@ def upload(config: UploadConfig, *, reporter: Reporter = NULL) -> UploadResult:
     location(config.location)
     if not _REPOSITORY.fullmatch(config.location):
         raise UsageError(
-            f"{config.location}: is no repository of the hub",
-            hint="write hf://datasets/OWNER/NAME for data, or hf://models/OWNER/NAME",
+            f"{config.location}: is not a repository of the hub",
+            hint="write hf://datasets/OWNER/NAME for data, or hf://models/OWNER/NAME for a model",
             code="usage.bad_value",
         )
     if config.license is not None and not _LICENSE.fullmatch(config.license):
         raise UsageError(
-            f"--license {config.license}: is no license key of the hub",
-            hint="write it as the hub does: mit, apache-2.0, cc-by-4.0, other",
+            f"--license {config.license}: the hub does not know this license",
+            hint="write it as the hub does, such as mit, apache-2.0, cc-by-4.0 or other",
             code="usage.bad_value",
         )
     writer = RepositoryWriter(config.location)
@@ -302,7 +302,7 @@ def upload(config: UploadConfig, *, reporter: Reporter = NULL) -> UploadResult:
     artifact = recognize(folder)
     if artifact is not None and artifact.kind == "checkpoint":
         raise UsageError(
-            f"{folder}: is a checkpoint, a part of a run",
+            f"{folder}: is a checkpoint, which is only a part of a run",
             hint=f"upload the run, or its weights: vlatool export {folder} --output EXPORT",
             code="usage.unsupported",
         )
@@ -354,7 +354,7 @@ def _folder(config: UploadConfig) -> Path:
     require_input(str(folder))
     if not folder.is_dir():
         raise UsageError(
-            f"{folder}: is no folder",
+            f"{folder}: is not a folder",
             hint="give the folder of the data, the run, the export or the tokenizer",
             code="usage.missing_file",
         )
@@ -377,15 +377,18 @@ def _files(
     files = chosen_files(folder, result.kind, unlisted)
     if not files:
         raise DataError.at(
-            folder, "has no files to upload", hint="check the folder", code="data.no_source"
+            folder,
+            "holds no files to upload",
+            hint="give the folder of the data, the run, the export or the tokenizer",
+            code="data.no_source",
         )
     _check_files(folder, files)
     if unlisted:
         names = few_text(sorted(unlisted))
-        reporter.warn("unlisted_files", f"not uploaded, as they are not part of it: {names}")
+        reporter.warn("unlisted_files", f"not uploaded, as not part of the folder: {names}")
     cards = [file for file in files if file.name == CARD]
     if cards:
-        reporter.note(f"{CARD} of the folder is the card")
+        reporter.note(f"the folder has its own {CARD}, which becomes the card")
         return [*(file for file in files if file.name != CARD), *cards]
     _, report = inspect_location(folder, SourceKeys(), None, NULL)
     sizes = [file.size for file in files]
@@ -394,7 +397,7 @@ def _files(
 
 
 def _check_files(folder: Path, files: Sequence[UploadFile]) -> None:
-    """Raises DataError for a file that is not of this folder, or that the hub would reject."""
+    """Raises DataError for a file from outside the folder, or a name that the hub would reject."""
     folders = real_folders(folder)
     inside: set[str] = set()
     for file in files:
@@ -404,7 +407,7 @@ def _check_files(folder: Path, files: Sequence[UploadFile]) -> None:
         if not file.name.isprintable():
             raise DataError.at(
                 folder,
-                f"has a file whose name has characters that cannot be printed: {file.name!r}",
+                f"the name of a file has characters that cannot be printed: {file.name!r}",
                 hint="rename the file",
                 code="data.unsafe",
             )
@@ -419,25 +422,25 @@ def _check_card(path: Path) -> None:
     except UnicodeDecodeError as error:
         raise DataError.at(
             path,
-            f"is the card, but not UTF-8: byte {error.start:,} cannot be read",
-            hint="save it as UTF-8, or move it away: then the command writes one",
+            f"would be the card, but it is not UTF-8: byte {error.start:,} cannot be read",
+            hint="save it as UTF-8, or move it away: vlatool then writes a card",
             code="data.broken",
         ) from None
 
 
 def _warn_of_images(folder: Path, kind: str, reporter: Reporter) -> None:
-    """Warns that the images of samples are beside their folder: a copy of it lacks them."""
+    """Warns if the images of samples are outside their folder: the upload lacks them."""
     if kind != "samples":
         return
     place = folder.resolve()
     root = SamplesFolder.open(folder).images_root
     if is_remote(root) or root.is_relative_to(place):
         return
-    message = f"{folder}: its images are in {root}, and are not uploaded with it"
+    message = f"{folder}: the images of these samples are in {root}, and are not uploaded"
     if place.is_relative_to(root):
         message += (
-            f"; upload that folder, too: who downloads both needs the samples as "
-            f"{place.relative_to(root)} in it"
+            "; upload that folder, too. After downloading both, put the samples into it as "
+            f"{place.relative_to(root)}"
         )
     reporter.warn("images_elsewhere", message)
 
@@ -450,7 +453,7 @@ def _lerobot_version(folder: Path) -> str:
 
 
 def _files_there(writer: RepositoryWriter, *, is_planned: bool) -> Mapping[str, ObjectInfo]:
-    """Files of the repository, without the hub's own; none if a plan lacks the credentials."""
+    """Files of the repository, except the hub's own; empty if a dry run has no credentials."""
     try:
         files = writer.files()
     except EnvironmentProblem as error:
@@ -466,15 +469,15 @@ def _check_others(
     missing: Sequence[UploadFile],
     others: Sequence[str],
 ) -> None:
-    """Raises UsageError if the upload would change files that are there."""
+    """Raises UsageError if the upload would change files that are already in the repository."""
     changed = [file.name for file in missing if file.name in there]
     if config.overwrite or not (changed or others):
         return
     names = few_text([*changed, *others])
     raise UsageError(
-        f"{config.location}: other files are there: {names}",
-        hint="choose another repository; --overwrite replaces those that differ and removes the "
-        "others",
+        f"{config.location}: the repository already holds other files: {names}",
+        hint="choose another repository; --overwrite replaces files that differ and removes "
+        "all others",
         code="usage.output_exists",
         details={"changed": changed, "others": list(others)},
     )
@@ -509,7 +512,7 @@ def _send(
 def _check_complete(
     config: UploadConfig, writer: RepositoryWriter, files: Sequence[UploadFile]
 ) -> None:
-    """Raises StorageError if a file is not there: the hub leaves out what a .gitignore names."""
+    """Raises StorageError if a file did not arrive: the hub ignores what a .gitignore names."""
     remote_files = writer.files()
     missing: list[str] = []
     for file in files:
@@ -519,7 +522,7 @@ def _check_complete(
     if missing:
         raise StorageError.at(
             config.location,
-            f"the hub has not taken {counted(len(missing), 'file')}: {few_text(missing)}",
-            hint="run the same command again; look for a .gitignore in the repository",
+            f"the hub has not stored {counted(len(missing), 'file')}: {few_text(missing)}",
+            hint="run the same command again; a .gitignore in the repository may name them",
             code="storage.write",
         )

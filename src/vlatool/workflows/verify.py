@@ -1,4 +1,4 @@
-"""Inspection and verification of a location: an artifact of any kind, or raw episodes."""
+"""Inspects and verifies a location: any output of vlatool, or raw episodes."""
 
 import shlex
 from collections import Counter
@@ -32,30 +32,38 @@ from vlatool.transforms.names import NameMap
 class InspectConfig(SourceKeys):
     """Options of `vlatool inspect`."""
 
-    location: str = required_field("", "Folder or shard to inspect.")
-    others: list[str] = option([], "Further sources and folders of shards, to compare names.")
+    location: str = required_field(
+        "", "Raw episodes, training data, shard, run or tokenizer to inspect."
+    )
+    others: list[str] = option(
+        [], "More sources or folders of shards; shows which cameras and fields all of them have."
+    )
     episodes: str | None = option(
         None, "Raw episodes to read, such as 0:4,7; the end of a range is excluded."
     )
     rename: NameMap = option(NameMap(), "New names in raw episodes, as for `preprocess`.")
-    html: str | None = option(None, "HTML file to write, with images and charts; not for a run.")
+    html: str | None = option(
+        None, "HTML file to write, with images and charts; for a run use `vlatool runs --html`."
+    )
     html_episodes: int = option(
-        3, "Number of raw episodes in full on that page; it shows the others in brief.", ge=0
+        3, "Number of raw episodes that the page shows in full, not in brief.", ge=0
     )
     video: bool | None = option(
         None,
-        "Videos of the raw episodes in full; null: those that fit into 50 MB of that page; true: "
-        "the others, too, in files beside it.",
+        "Show videos of the episodes in full; null: as many as fit into 50 MB; true: all, some in "
+        "files beside the page.",
     )
-    html_samples: int = option(6, "Number of training samples with images on that page.", ge=0)
+    html_samples: int = option(
+        6, "Number of training samples that the page shows with images.", ge=0
+    )
     tokenizer: str | None = option(
         None,
-        "Run, checkpoint or published folder of the visual tokenizer of the codes in "
-        "samples: that page shows its reconstructions.",
+        "Run, checkpoint or published folder of the visual tokenizer that made the codes in "
+        "samples; the page then shows the images that it decodes.",
     )
     propose: str | None = option(
         None,
-        "YAML file to write with a mapping of the recordings: its cameras and fields, and "
+        "YAML file to write: a mapping of your recordings, with cameras and fields, and open "
         "questions as comments.",
     )
 
@@ -77,7 +85,7 @@ class InspectResult(Result):
 
 @dataclass(frozen=True)
 class ProposalResult(Result):
-    """Mapping that was written."""
+    """The mapping that `--propose` wrote."""
 
     location: str
     format: str
@@ -94,7 +102,7 @@ class ProposalResult(Result):
 
 
 def _propose(source: Path, target: Path, config: InspectConfig) -> ProposalResult:
-    """Writes a mapping of the first format that has one for the source."""
+    """Writes a mapping for the first detected format that supports mappings."""
     for name in [config.format] if config.format else FORMATS.names():
         try:
             text = FORMATS.get(name).propose(source)
@@ -109,7 +117,7 @@ def _propose(source: Path, target: Path, config: InspectConfig) -> ProposalResul
     raise DataError.at(
         source,
         f"the format {detected.format} has no mappings",
-        hint="leave --propose out; --rename gives cameras and fields other names",
+        hint="leave --propose out; to give cameras and fields other names, use --rename",
         code="data.missing",
     )
 
@@ -118,7 +126,7 @@ def _proposal_result(source: Path, target: Path, name: str, text: str) -> Propos
     mapping: dict[str, Any] = read_yaml(target)
     questions: list[str] = []
     if not mapping.get("action_fields"):
-        questions.append("no field is named as a command: set action_fields")
+        questions.append("no field has a name like action or command: set action_fields")
     if not mapping.get("instruction"):
         questions.append("no instruction is stored: set instruction, or give --instruction")
     words = ["vlatool", "preprocess", name, str(source), "--mapping", str(target)]
@@ -165,8 +173,7 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
         if report.page is None:
             raise UsageError(
                 f"{path}: there is no HTML page for a {kind}",
-                hint="leave --html out: it is for raw episodes and training data; `vlatool runs` "
-                "has --html for runs",
+                hint="leave --html out; for runs, use `vlatool runs --html FILE`",
                 code="usage.unknown_name",
             )
         _check_page_options(path, kind, config)
@@ -182,8 +189,8 @@ def _inspect_names(config: InspectConfig) -> InspectResult:
     for option_name, value in options.items():
         if value:
             raise UsageError(
-                f"{option_name} is for one location",
-                hint=f"leave {option_name} out, or inspect each location",
+                f"{option_name} works with one location only",
+                hint=f"leave {option_name} out, or inspect each location on its own",
                 code="usage.conflict",
             )
     locations = [config.location, *config.others]
@@ -193,7 +200,9 @@ def _inspect_names(config: InspectConfig) -> InspectResult:
 
 
 def _check_page_options(path: Path, kind: str, config: InspectConfig) -> None:
-    """Raises UsageError for options that need the HTML page of another kind, or a page at all."""
+    """Raises UsageError for options that have no effect: no page is written, or one of another
+    kind.
+    """
     for key, needed, of in (
         ("tokenizer", "samples", "a folder of `vlatool build-dataset`"),
         ("video", "source", "raw episodes"),
@@ -224,16 +233,18 @@ _MAX_SHOWN = 3
 class VerifyConfig(SourceKeys):
     """Options of `vlatool verify`."""
 
-    location: str = required_field("", "Output, shard, run, checkpoint or source to verify.")
+    location: str = required_field(
+        "", "Raw episodes, training data, shard, run or checkpoint to verify."
+    )
     episodes: str | None = option(
         None, "Raw episodes to verify, such as 0:4,7; the end of a range is excluded."
     )
     rename: NameMap = option(NameMap(), "New names in raw episodes, as for `preprocess`.")
-    full: bool = option(False, "Decode every image, read every sample.")
-    quick: bool = option(False, "Compare sizes and headers, no digests.")
-    samples: int = option(200, "Number of samples whose contents are read, evenly spaced.", ge=0)
+    full: bool = option(False, "Decode every image and read every sample; slow.")
+    quick: bool = option(False, "Compare only sizes and headers, no digests; fast.")
+    samples: int = option(200, "Number of samples whose content is read, evenly spaced.", ge=0)
     workers: int | None = option(
-        None, "Number of processes that check raw episodes; null: one per processor.", ge=1
+        None, "Number of processes for raw episodes; null: one per processor.", ge=1
     )
     codes: bool = option(False, "List all finding codes and exit.")
 
@@ -363,8 +374,8 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
 
 
 def _each_once(findings: Iterable[Finding]) -> Iterator[Finding]:
-    """The findings without repetitions. A file that the list of an output names and the check of
-    its layout misses too is said by the latter, which knows what the file was.
+    """The findings without repetitions. If both the list of files and the check of a layout miss a
+    file, the finding of the layout is kept, because it says what the file was.
     """
     missing: dict[str, Finding] = {}
     seen: set[int] = set()
@@ -383,7 +394,7 @@ def _each_once(findings: Iterable[Finding]) -> Iterator[Finding]:
 
 
 def _relative(finding: Finding, root: Path) -> Finding:
-    """The finding with paths in its place relative to `root`; its message keeps paths that open."""
+    """The finding with the paths of its place relative to `root`; the message keeps full paths."""
     location = dict(finding.place)
     for key in ("path", "shard"):
         path = type(root)(str(location[key])) if key in location else None

@@ -20,11 +20,11 @@ _LONGEST_INSTRUCTION = 200
 class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
     """Environment with the task to put the named block into the bin.
 
-    Observation: one image uint8 [H, W, 3] per camera under the camera's name, `proprio`
-    float64 [4] (x, y, z, opening of the hand, in meters) and `instruction`. Action: target
-    x, y, z, opening [4], absolute; the hand moves at most 0.045 per step. The reward is 1 when
-    the named block is in the bin, which terminates the episode; it is truncated after 104 steps.
-    With `scenes`, episodes start as those of `vlatool sample --scenes` of that number.
+    Observation: one image uint8 [H, W, 3] per camera under the camera's name, `proprio` float64 [4]
+    (x, y, z, opening of the hand, in meters) and `instruction`. Action: target x, y, z, opening
+    [4], absolute; the hand moves at most 0.045 per step. The reward is 1 when the named block is in
+    the bin, which terminates the episode; it is truncated after 104 steps. With `scenes`, episodes
+    start like the episodes of `vlatool sample --scenes` with that number.
 
     The info of every step has `instruction`, `target` (color of the named block), `placed` (color
     of the block in the bin, or None) and `success`.

@@ -1,4 +1,4 @@
-"""PushT, the simulator of `gym-pusht`: a block that a disc pushes to its place.
+"""PushT, the simulator of `gym-pusht`, in which a disc pushes a block to its place.
 
 Source: reference/environments 3.
 """

@@ -1,4 +1,4 @@
-"""Episodes of the world with the fields of LeRobot sets, and a writer of the layout of LIBERO.
+"""Episodes of the world, with the fields of LeRobot data sets, and a writer of LIBERO's layout.
 
 Source: formats/lerobot 2, 3, 4, 5, 6, 7, 10.
 """

@@ -1,8 +1,8 @@
 """Writer of raw Spartan episodes, file for file like real ones; only the right arm moves.
 
-Joints, torques and wrenches are smooth synthetic functions of the pose of the hand. Their names,
-shapes and ranges are those of real recordings; their values have no physics.
-Source: formats/spartan 1, 2, 3, 4, 5.
+Joints, torques and wrenches are smooth synthetic functions of the pose of the hand. Names, shapes
+and ranges are as in real recordings; the values have no physics. Source: formats/spartan 1, 2, 3,
+4, 5.
 """
 
 import json
@@ -82,7 +82,7 @@ class SpartanWriter:
         write_npz(folder / "detailed_task_predicate_traj.npz", [("in_bin", np.array(in_bin))])
 
     def _observations(self, episode: WorldEpisode) -> Iterable[Member]:
-        """Members one after the other, so that memory holds one camera at a time."""
+        """Yields one member after the other, so that memory holds one camera at a time."""
         for view in self.setup.views:
             yield view.camera.id, np.stack(list(episode.images(view)))
             if self.setup.depth:

@@ -254,7 +254,7 @@ class _EpisodeFiles:
 
 
 class LayoutRecorder:
-    """Recorder of a layout whose episodes have files of their own."""
+    """Recorder of a layout in which each episode has its own files."""
 
     def __init__(self, writer: LayoutWriter) -> None:
         self._writer = writer
@@ -284,7 +284,7 @@ def recorded_of(receipt: Receipt) -> RecordedEpisode:
 
 
 def with_recorded(receipt: Receipt, recorded: RecordedEpisode) -> Receipt:
-    """The receipt of a sink as one of a recorder."""
+    """Turns the receipt of a sink into the receipt of a recorder."""
     facts = {key: value for key, value in asdict(recorded).items() if key not in receipt.facts}
     return replace(receipt, item="", facts={**receipt.facts, **facts})
 

@@ -12,7 +12,7 @@ def environment_ids() -> list[str]:
 
 
 def register_environments() -> None:
-    """Registers the environments, if they are not: Gymnasium loads no entry points."""
+    """Registers the environments once, because Gymnasium loads no entry points."""
     # Imported here, because gymnasium is not a core dependency.
     from gymnasium.envs.registration import register, registry
 

@@ -173,5 +173,5 @@ def test_a_rule_about_several_keys_is_no_misspelled_key() -> None:
     typed = [Override("samples", "4", "--samples"), Override("checkpoint", "run", "CHECKPOINT")]
     with pytest.raises(ConfigError) as caught:
         load_config(OpenLoopConfig, overrides=typed)
-    assert "give one, such as temperature 0.5" in str(caught.value)
+    assert "raise it, for example to temperature 0.5" in str(caught.value)
     assert "did you mean" not in str(caught.value)

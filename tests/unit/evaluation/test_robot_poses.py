@@ -96,7 +96,10 @@ def test_rotation_that_no_policy_commands_stays_as_measured() -> None:
     [
         ({"action": [ActionMap(field="target", scale=2.0)]}, "no scale"),
         ({"resize": {"fronnt": "crop"}}, "no camera 'fronnt'"),
-        ({"map": NameMap(fields={"hand__xyz": FieldMap(key="tcp")})}, "pose group gives it"),
+        (
+            {"map": NameMap(fields={"hand__xyz": FieldMap(key="tcp")})},
+            "pose group already provides it",
+        ),
     ],
 )
 def test_keys_beside_a_pose_group_that_would_change_nothing_are_errors(
@@ -117,12 +120,12 @@ def test_a_pose_that_nothing_needs_is_not_asked_for() -> None:
 def test_a_commanded_pose_is_no_reference() -> None:
     config = robot()
     group = config.pose_groups[1].model_copy(update={"relation": "absolute", "reference": "target"})
-    with pytest.raises(DataError, match=r"'target' is no measured pose"):
+    with pytest.raises(DataError, match=r"and 'target' is none"):
         KeyMap(PosePolicy(), robot(pose_groups=[config.pose_groups[0], group]))
 
 
 def test_command_without_the_measured_pose_that_it_needs_is_an_error() -> None:
     config = robot()
     command = config.model_copy(update={"pose_groups": config.pose_groups[1:]})
-    with pytest.raises(DataError, match=r"measured one is needed"):
+    with pytest.raises(DataError, match=r"needs a measured pose"):
         KeyMap(PositionPolicy(), command)

@@ -138,13 +138,13 @@ class Zeros(Lines):
 @pytest.mark.parametrize(
     ("sink", "sentence"),
     [
-        (Forgetful, "the files that finish returns"),
-        (Greedy, "owned does not match"),
+        (Forgetful, "the files that `finish` returns"),
+        (Greedy, "`owned` does not match"),
         (Careless, "receipts count"),
         (Local, "work cannot be pickled"),
-        (Eager, "estimate writes"),
-        (Torn, "the files that finish returns"),
-        (Changing, "files differ from those of an undisturbed run"),
+        (Eager, "`estimate` must not write"),
+        (Torn, "the files that `finish` returns"),
+        (Changing, "files differ from an undisturbed run"),
         (Lossy, "stores 2 of the 20 values of an action"),
         (Empty, "does not store the values of 'robot__action__grippers"),
     ],

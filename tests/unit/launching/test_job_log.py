@@ -56,7 +56,10 @@ def test_log_of_each_machine_is_shown_to_its_last_page() -> None:
 
 def test_log_that_may_not_be_read_is_a_warning() -> None:
     status, recorder = followed(Scripted("Completed", EnvironmentProblem("no", code="x")))
-    assert (status, recorder.warnings) == ("Completed", [("job_log", "the log is not shown: no")])
+    assert (status, recorder.warnings) == (
+        "Completed",
+        [("job_log", "the log cannot be shown: no")],
+    )
     missing = UsageError("no", code="x", details={"reason": "ResourceNotFoundException"})
     assert followed(Scripted("Completed", missing))[0] == "Completed"  # there is no log yet
 

@@ -70,7 +70,7 @@ def test_map_and_digests_follow_from_weights_and_manifests(made: Path) -> None:
     [
         ({"compress": (4, 4, 4)}, {}, "usage.bad_value", "the samples have 16 steps of 2"),
         ({"views": 1}, {}, "usage.bad_value", r"of 2 \(image, wrist_image\)"),
-        ({"freeze_layers": 9}, {}, "usage.bad_value", "is 9, the language model has 4"),
+        ({"freeze_layers": 9}, {}, "usage.bad_value", "is 9, but the language model has 4"),
         ({}, {"image_size": (64, 60)}, "usage.bad_value", "64 x 60 pixels are not squares"),
         ({}, {"image_size": (24, 24)}, "usage.bad_value", "compressed to 1 x 1"),
         ({"tokens": None}, {"num_codes": 5000}, "usage.bad_value", "the data have 5000"),

@@ -194,7 +194,7 @@ def test_prompt_is_the_sequence_before_the_answer() -> None:
 @pytest.mark.parametrize(
     ("conversation", "message"),
     [
-        (talk(images=3), "has 3 past images, the model expects 2"),
+        (talk(images=3), "has 3 past images, but the model expects 2"),
         (talk(action_ids=(10,)), "action id 10, not below 10"),
         (talk(codes=np.array([[20, 0, 0]], np.uint16)), "code 20, not below 20"),
         (talk(codes=np.zeros((1, 4), np.uint16)), "4 codes per image, not 3"),
@@ -296,14 +296,16 @@ def test_a_sample_over_the_limit_is_an_error() -> None:
     sample = VlaSample("data/a.jsonl:3", talk(), np.zeros((2, 8, 8, 3), np.uint8))
     length = len(encoder().encode(talk()).ids)
     assert VlaBatcher(encoder(), length)([sample])
-    with pytest.raises(DataError, match=f"has {length} tokens, the limit is {length - 1}"):
+    with pytest.raises(DataError, match=f"has {length} tokens, but the limit is {length - 1}"):
         VlaBatcher(encoder(), length - 1)([sample])
 
 
 def test_a_vocabulary_without_room_or_special_tokens_is_an_error() -> None:
     available = tiny_tokenizer(0).token_to_id("<|endoftext|>") - 256
     sizes = SIZES._replace(codebook_size=available)
-    with pytest.raises(UsageError, match=f"room for {available} codes and action ids, the data"):
+    with pytest.raises(
+        UsageError, match=f"room for {available} codes and action ids, but the data"
+    ):
         TokenIds.of(tiny_tokenizer(0), sizes)
     document = json.loads(DOCUMENT)
     document["added_tokens"] = document["added_tokens"][:1]

@@ -126,7 +126,7 @@ def test_episodes_in_another_order_or_another_survey_are_reported(tmp_path: Path
     source = spartan_task(tmp_path, 11, 2)
     with pytest.raises(AssertionError, match="natural order"):
         check_reader(Alphabetical, source)
-    with pytest.raises(AssertionError, match="survey has the cameras"):
+    with pytest.raises(AssertionError, match="the survey has the cameras"):
         check_reader(NoSurveyedCameras, source)
 
 

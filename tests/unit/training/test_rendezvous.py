@@ -74,7 +74,10 @@ def test_rank_that_waits_too_long_says_for_whom_and_where(
 
 @pytest.mark.parametrize(
     ("rank", "message"),
-    [(0, "port {port} is taken"), (1, "127.0.0.1:{port} does not answer as rank 0 does")],
+    [
+        (0, "another process here uses port {port}"),
+        (1, "127.0.0.1:{port} answers, but is not rank 0"),
+    ],
 )
 def test_port_of_another_program_is_named(rank: int, message: str, listener: int) -> None:
     with refused(message.format(port=listener)):
@@ -160,7 +163,7 @@ def test_end_of_rank_0_ends_the_wait_of_the_others(port: int) -> None:
     first.kill()
     first.wait()
     thread.join(10.0)
-    assert "rank 1 of 3 waited for rank 2" in caught[0].message
+    assert "rank 1 of 3 was waiting for rank 2" in caught[0].message
     assert "rank 0 ended" in caught[0].message
 
 

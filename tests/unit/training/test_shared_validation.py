@@ -22,7 +22,7 @@ def warning(training: Any, validation: Any) -> str:
 def test_samples_of_a_copied_folder_are_known_by_their_digest() -> None:
     training = info(ShardInfo(Path("a/1.tar"), 5, "one"), ShardInfo(Path("a/2.tar"), 7, "two"))
     copied = info(ShardInfo(Path("b/1.tar"), 7, "two"), ShardInfo(Path("b/2.tar"), 3, "three"))
-    assert warning(training, copied).startswith("7 of 10 validation samples are trained on")
+    assert warning(training, copied).startswith("7 of 10 validation samples are also training data")
 
 
 def test_files_without_a_digest_are_known_by_their_place() -> None:

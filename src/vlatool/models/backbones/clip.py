@@ -1,7 +1,7 @@
 """CLIP as a backbone: one token for the instruction, one per image.
 
-The network is that of `transformers`, faster in two places: its GELU stores less, and the last
-layer of the vision tower computes the only token that is used. Source: reference/policy 1.4.
+The network comes from `transformers`, but is faster in two places: its GELU stores less, and the
+last layer of the vision tower computes the only token that is used. Source: reference/policy 1.4.
 
 Legend of shapes: B batch, N images of a sample, K images of a batch, S side of an image or its
 number of tokens, L token ids of an instruction, M tokens, D width of a tower, C token width.

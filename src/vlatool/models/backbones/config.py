@@ -29,7 +29,7 @@ class NetworkConfig(ConfigModel):
     """A network with optional initial weights, which may be frozen."""
 
     resume_from_checkpoint: str | None = option(
-        None, "Checkpoint with the initial weights; null: none."
+        None, "Checkpoint with the initial weights of this network; null: none."
     )
     resume_weights_only: bool = option(
         False, "Load only the weights and start a new run with them."
@@ -41,7 +41,9 @@ class NetworkConfig(ConfigModel):
         return self, {}
 
     def restore_base_config(self, before: ConfigModel | None) -> Self:
-        """The section with the derived keys of an earlier section with the same base model."""
+        """The section, with the derived keys of an earlier section if both have the same base
+        model.
+        """
         return self
 
     def save_assets(self, folder: Path, origin: Path | None = None) -> None:
@@ -84,12 +86,12 @@ class BaseModelConfig(NetworkConfig):
         return pretrained.base_model(self.hf_pretrained, self.revision)
 
     def check_base(self) -> None:
-        """Raises DataError if the base model does not exist and is needed for the architecture."""
+        """Raises DataError if the base model is missing, although its architecture is needed."""
         if self.architecture is None:
             _ = self.base
 
     def restore_base_config(self, before: ConfigModel | None) -> Self:
-        """The section with what the earlier one has read from the same base model."""
+        """The section, with what an earlier one has read from the same base model."""
         if self.architecture is not None or not isinstance(before, type(self)):
             return self
         is_same = before.hf_pretrained == self.hf_pretrained
@@ -111,7 +113,7 @@ class BaseBackboneConfig(BaseModelConfig):
         "preprocessor_config.json of hf_pretrained", "Mean of red, green and blue."
     )
     image_std: tuple[float, float, float] | None = derived_field(
-        "preprocessor_config.json of hf_pretrained", "Std of red, green and blue."
+        "preprocessor_config.json of hf_pretrained", "Standard deviation of red, green and blue."
     )
     num_images: int | None = derived_field(
         "data.camera_names times data.image_indices", "Images per sample.", ge=1, le=MAX_WIDTH
@@ -197,7 +199,7 @@ class KeypointBackboneConfig(NetworkConfig):
     hidden_dim: int = option(128, "Token width.", ge=2, le=MAX_WIDTH, multiple_of=2)
     channels: tuple[_Channels, _Channels] = option((32, 64), "Channels of the first two layers.")
     num_keypoints: int = option(64, "Keypoints per image.", ge=1, le=MAX_WIDTH)
-    group_norm: bool = option(False, "Group norms after the first two convolutions.")
+    group_norm: bool = option(False, "Use group norms after the first two convolutions.")
     text_encoder: ByteTextConfig | None = option(
         ByteTextConfig(), "Text encoder that conditions the convolutions; null: ignore language."
     )
@@ -209,7 +211,7 @@ class KeypointBackboneConfig(NetworkConfig):
     )
     num_times: int | None = derived_field(
         "number of data.image_indices",
-        "Images per camera, distinguished by a learned embedding.",
+        "Images per camera, which a learned embedding distinguishes.",
         ge=1,
         le=MAX_WIDTH,
     )
@@ -220,7 +222,7 @@ class KeypointBackboneConfig(NetworkConfig):
 
 
 class TextBackboneConfig(NetworkConfig):
-    """No images: one token of the instruction, if it is encoded."""
+    """A backbone without images: one token for the instruction, if it is encoded."""
 
     type: Literal["text_backbone"] = option("text_backbone", "Type of backbone.")
     hidden_dim: int = option(128, "Token width.", ge=2, le=MAX_WIDTH, multiple_of=2)
@@ -241,8 +243,8 @@ class ClipBackboneConfig(BaseBackboneConfig):
     disable_text: bool = option(False, "Ignore language.")
     image_words: bool = option(
         False,
-        "Write `<image> ` before the instruction once per image, as the published "
-        "processor does; for weights that were trained this way.",
+        "Write `<image> ` before the instruction once per image, as the published processor does; "
+        "needed by weights that were trained this way.",
     )
 
     def save_assets(self, folder: Path, origin: Path | None = None) -> None:
@@ -260,7 +262,7 @@ class VlmBackboneConfig(BaseBackboneConfig):
 
     type: Literal["vlm_backbone"] = option("vlm_backbone", "Type of backbone.")
     num_vlm_layers_to_use: int = option(
-        4, "Number of last layers whose states are concatenated.", ge=1, le=MAX_LAYERS
+        4, "Number of last layers whose states are joined.", ge=1, le=MAX_LAYERS
     )
     image_size: int | None = derived_field(
         "config.json of hf_pretrained",
@@ -277,33 +279,33 @@ class VlmBackboneConfig(BaseBackboneConfig):
 
 
 class FoundryBackboneConfig(NetworkConfig):
-    """A vision-language model that the published LBM program trained; the section is only read."""
+    """A vision-language model that the published LBM program trained; can be read, not trained."""
 
     published: ClassVar[tuple[Published, ...]] = (
         Published(
             "type",
             values=(),
-            reason="this backbone is not supported; use a base model from the hub with type "
-            "vlm_backbone",
+            reason="this backbone is not supported: set type to vlm_backbone, with a base "
+            "model from the hub",
         ),
     )
 
     type: Literal["vlm_foundry_backbone"] = option("vlm_foundry_backbone", "Type of backbone.")
     num_vlm_layers_to_use: int = option(
-        4, "Number of last layers whose states are concatenated.", ge=1, le=MAX_LAYERS
+        4, "Number of last layers whose states are joined.", ge=1, le=MAX_LAYERS
     )
     vlm_experiment_dir: str | None = option(None, "Run folder of the model.")
 
 
 class OpenClipConfig(NetworkConfig):
-    """A CLIP model of the OpenCLIP library; the section is only read."""
+    """A CLIP model of the OpenCLIP library; can be read, not trained."""
 
     published: ClassVar[tuple[Published, ...]] = (
         Published(
             "type",
             values=(),
-            reason="OpenCLIP is not supported; use a CLIP model from the hub with type "
-            "clip_backbone",
+            reason="OpenCLIP is not supported: set type to clip_backbone, with a CLIP model "
+            "from the hub",
         ),
     )
 

@@ -96,7 +96,7 @@ class ViTBlock(nn.Module):
         self.dropout = SampleDropout(config.dropout)
 
     def forward(self, x: Tensor, attention_mask: Tensor | None, mlp_mask: Tensor | None) -> Tensor:
-        """[K, P, C] to [K, P, C]; the masks are those of the dropout after attention and MLP."""
+        """[K, P, C] to [K, P, C]; the masks are for the dropout after attention and MLP."""
         x = x + self.dropout(self.attn(self.ln1(x)), attention_mask)
         return x + self.dropout(self.mlp(self.ln2(x)), mlp_mask)
 
@@ -123,7 +123,7 @@ class ViT(nn.Module):
 
 
 class ViTBackbone(nn.Module):
-    """One token per patch of each image, and one for language if it is encoded."""
+    """Gives one token per patch of each image, and one for language if it is encoded."""
 
     def __init__(self, config: ViTBackboneConfig) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class ViTBackbone(nn.Module):
 
 
 class TextBackbone(nn.Module):
-    """One token of the instruction if it is encoded, and none of images."""
+    """Gives one token for the instruction if it is encoded, and none for images."""
 
     def __init__(self, config: TextBackboneConfig) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class TextBackbone(nn.Module):
 
 
 class KeypointBackbone(nn.Module):
-    """One token per image with the positions of learned features, conditioned on language."""
+    """Gives one token per image: positions of learned features, conditioned on language."""
 
     def __init__(self, config: KeypointBackboneConfig) -> None:
         super().__init__()

@@ -56,7 +56,7 @@ def vlm_prompt_of(architecture: Mapping[str, Any]) -> VlmPrompt:
     kind = architecture["model_type"]
     if kind not in FAMILIES:
         raise DataError(
-            f"base models of type {kind!r} are not supported as vision-language backbone",
+            f"a base model of the type {kind!r} cannot be a vision-language backbone",
             hint=f"use a base model of one of the types {', '.join(FAMILIES)}",
             code="data.missing",
             details={"model_type": kind},

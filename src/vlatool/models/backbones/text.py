@@ -1,7 +1,7 @@
-"""Text tokenizers of backbones: instructions to token ids + 1, padded with 0.
+"""Text tokenizers of backbones: turn instructions into token ids + 1, padded with 0.
 
-Backbones that are trained from scratch read bytes, those with a base model its tokens. Source:
-reference/policy 1.1.
+Backbones that are trained from scratch read bytes; backbones with a base model use its tokens.
+Source: reference/policy 1.1.
 
 Legend of shapes: B sentences, L token ids of a text.
 """
@@ -43,9 +43,9 @@ def make_text_tokenizer(
 
     Args:
         section: The backbone.
-        max_length: Maximum number of token ids; None: that of the backbone. The prompt of a
-            vision-language model has the images too.
-        folder: Run folder with the tokenizer; None: use that of the base model.
+        max_length: Largest number of token ids; None: the number of the backbone. The prompt of a
+            vision-language model also contains the images.
+        folder: Run folder with the tokenizer; None: use the tokenizer of the base model.
     """
     if isinstance(section, VlmBackboneConfig):
         assert section.architecture is not None
@@ -56,7 +56,7 @@ def make_text_tokenizer(
             raise UsageError(
                 f"data.max_text_seq_len {max_length} is too small for the images and an "
                 "instruction",
-                hint=f"set data.max_text_seq_len to at least {needed}, or leave it out",
+                hint=f"set it to at least {needed}, or leave it out",
                 code="usage.bad_value",
             )
         prefix, suffix = vlm_prompt_of(section.architecture).prompt(images, tokens)
@@ -124,7 +124,7 @@ class SubwordTokenizer:
         except Exception as error:  # noqa: BLE001 - the library raises no narrower type
             raise DataError(
                 f"the text tokenizer of the base model cannot be read: {error}",
-                hint="copy the run or the base model again",
+                hint="copy the run, or the base model, again",
                 code="data.missing",
             ) from None
         self._tokenizer.no_padding()
@@ -150,7 +150,7 @@ class SubwordTokenizer:
 
     def _warn_once(self) -> None:
         if not self._has_warned:
-            _log.warning("an instruction is longer than %s tokens: it is truncated", self._length)
+            _log.warning("an instruction has more than %s tokens and is cut off", self._length)
         self._has_warned = True
 
 

@@ -78,7 +78,7 @@ class VlmBackbone(nn.Module):
         return torch.cat([state[rows, lengths] for state in last], dim=-1)[:, None]
 
     def _pixels(self, images: Tensor, ids: Tensor) -> dict[str, Tensor]:
-        """Images as the network takes them, with what it asks for beside them."""
+        """Images in the form that the network takes, with its other inputs."""
         assert self._config.image_size is not None
         side = (self._config.image_size, self._config.image_size)
         pixels = self._prepared(images.flatten(0, 1), side)

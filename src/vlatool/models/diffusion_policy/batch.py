@@ -1,4 +1,4 @@
-"""Samples to tensors for the policy. Source: formats/lbm 5.3, 5.4; reference/policy 1.1.
+"""Turns samples into tensors for the policy. Source: formats/lbm 5.3, 5.4; reference/policy 1.1.
 
 `PolicyBatcher` stacks and normalizes samples, and turns instructions into token ids with the text
 tokenizer of the backbone. Tensors of text hold token ids + 1, padded with 0.
@@ -62,7 +62,7 @@ class PolicyBatcher:
         shapes = {sample.images.shape for sample in samples}
         if len(shapes) > 1:
             raise DataError(
-                f"images of different sizes in one batch: {sorted(shapes)}",
+                f"a batch has images of different sizes: {sorted(shapes)}",
                 hint="preprocess all data sets with the same --resize-images-size",
                 code="data.mismatch",
             )

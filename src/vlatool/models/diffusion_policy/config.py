@@ -39,7 +39,7 @@ NormType = Literal[
 
 
 class TransformerConfig(NetworkConfig):
-    """The native transformer as denoiser."""
+    """The published transformer as denoiser."""
 
     published: ClassVar[tuple[Published, ...]] = (
         Published("cast_output_to_float32", reason="a policy has no language model head"),
@@ -55,7 +55,7 @@ class TransformerConfig(NetworkConfig):
     norm_eps: float = option(1e-5, "Epsilon of the norms.", gt=0)
     qk_norm: bool = option(False, "Norms on queries and keys.")
     positional_embedding_type: Literal["rotary", "rotary_float32", "none"] = option(
-        "rotary", "Position embedding; both rotary types compute in float32."
+        "rotary", "Position embedding; both rotary types are equal here and compute in float32."
     )
     post_embed_norm: bool = option(False, "Norm on the input tokens.")
     is_causal: bool = option(True, "Use causal attention.")
@@ -110,8 +110,8 @@ class NoiseConfig(NetworkConfig):
     num_timesteps: int = option(1000, "Number of noise levels.", ge=1, le=MAX_WIDTH)
     clamp_range: tuple[float, float] | None = option(
         (-1.5, 1.5),
-        "Limits of the noised actions (flow matching) or of the denoised actions "
-        "(diffusion); null: none.",
+        "Lowest and highest value of noised actions (flow matching) or denoised actions "
+        "(diffusion); null: no limits.",
     )
     beta_schedule: Literal["linear", "cosine"] = option(
         "linear", "Beta schedule of diffusion; cosine ignores both betas."
@@ -136,7 +136,9 @@ class DdimConfig(ConfigModel):
     """DDIM solver for diffusion, any number of steps."""
 
     type: Literal["ddim"] = option("ddim", "Type of solver.")
-    eta: float = option(0.0, "Noise added per step, as a fraction of that of DDPM.", ge=0, le=1)
+    eta: float = option(
+        0.0, "Noise added per step, as a fraction of the noise of DDPM.", ge=0, le=1
+    )
 
 
 class DdpmConfig(ConfigModel):
@@ -175,29 +177,33 @@ class DiffusionPolicyConfig(NetworkConfig):
     )
     transformer: DenoiserSection = option(TransformerConfig(), "Denoiser.")
     noise_scheduler: NoiseConfig = option(NoiseConfig(), "Forward process.")
-    use_flow_matching_scheduler: bool = option(True, "Use flow matching; else diffusion (DDPM).")
+    use_flow_matching_scheduler: bool = option(
+        True, "Use flow matching, instead of diffusion (DDPM)."
+    )
     use_diffusers_scheduler: bool = option(
-        False, "Use diffusion and ignore use_flow_matching_scheduler."
+        False, "Use diffusion, whatever use_flow_matching_scheduler says."
     )
     solver: Solver | None = option(
         None, "Solver that samples actions; null: euler for flow matching, ddim for diffusion."
     )
-    input_noise_std: float = option(0.0, "Std of noise on the inputs during training.", ge=0)
+    input_noise_std: float = option(
+        0.0, "Standard deviation of noise that is added to the inputs in training.", ge=0
+    )
     clean_padded_steps: bool = option(
         False,
-        "Add no noise to steps outside the episode, as published; the policy then "
-        "sees in its training inputs where an episode begins and ends.",
+        "Add no noise to steps outside the episode, as published; the policy can then see in "
+        "training where an episode begins and ends.",
     )
     diffusion_step_conditioning: Literal["concat", "add"] = option(
-        "concat", "Append the noise level as a token, or add it to all tokens."
+        "concat", "Whether the noise level becomes a token of its own, or is added to all tokens."
     )
     num_action_head_repeats: int | None = option(
-        None, "Noise draws per observation that share one encoding.", ge=1
+        None, "Noise levels drawn per observation, which is encoded only once.", ge=1
     )
     lr_factors: dict[PolicyModule, Annotated[float, Field(ge=0)]] = option(
         {},
-        "Network to a factor on the learning rate, such as vision_language_backbone: "
-        "0.1 for a pretrained backbone.",
+        "Factor on the learning rate by network, such as vision_language_backbone: 0.1 for a "
+        "pretrained backbone.",
     )
     action_dim: int | None = derived_field(
         "data.action_dim", "Width of an action.", ge=1, le=MAX_WIDTH
@@ -213,7 +219,7 @@ class DiffusionPolicyConfig(NetworkConfig):
 
     @property
     def chosen_solver(self) -> Solver:
-        """The solver; by default that of the forward process."""
+        """The solver that is set, else the default of the forward process."""
         return self.solver or (EulerConfig() if self.is_flow else DdimConfig())
 
     def restore_base_config(self, before: ConfigModel | None) -> Self:
@@ -245,13 +251,13 @@ class DiffusionPolicyConfig(NetworkConfig):
                 hidden_dim=backbone.hidden_dim, text_encoder=backbone.text_encoder
             )
             rules["vision_language_backbone.type"] = (
-                "data without cameras, so the policy sees states and the instruction alone"
+                "the data have no camera, so the policy sees only states and the instruction"
             )
         elif not data.cameras and not isinstance(backbone, TextBackboneConfig):
             raise DataError(
-                f"the data have no camera, and {backbone.type} encodes images",
-                hint="train with --preset policy-state, whose backbone has no images "
-                "(text_backbone), or preprocess episodes that have images",
+                f"your data have no camera, but {backbone.type} needs images",
+                hint="train with --preset policy-state, which needs no images, or preprocess "
+                "episodes with images",
                 code="data.missing",
             )
         update: dict[str, Any] = {
@@ -275,5 +281,5 @@ class DiffusionPolicyConfig(NetworkConfig):
             process = "flow matching" if self.is_flow else "diffusion"
             raise ValueError(f"solver {self.chosen_solver.type!r} does not work with {process}")
         if self.freeze:
-            raise ValueError("freeze: nothing would be left to train; freeze only a section")
+            raise ValueError("freeze would leave nothing to train: freeze a section instead")
         return self

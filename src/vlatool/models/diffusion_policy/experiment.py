@@ -1,4 +1,4 @@
-"""Experiments of the published program: read as runs, and written by `vlatool export`. No torch.
+"""Reads experiments of the published program as runs, and writes them in `export`. No torch.
 
 An experiment is a folder with configuration, statistics and checkpoints. `ExperimentLayout` has
 what vlatool calls, `vlatool.formats.experiment` the files on disk. Source: formats/published-runs 1
@@ -136,7 +136,7 @@ class ExperimentLayout(published.Layout):
 
         if trained.origin.run is None:
             raise UsageError(
-                f"{trained.origin.text}: is in the published layout already",
+                f"{trained.origin.text}: already has the published layout",
                 hint="give a run of `vlatool train`",
                 code="usage.unsupported",
             )
@@ -164,8 +164,8 @@ def _experiment_of(files: published.PublishedFiles) -> layout.Experiment:
     if files.config is None:
         raise DataError.at(
             files.weights,
-            f"there is no experiment around this checkpoint: {layout.CONFIG} is missing",
-            hint="copy the whole folder of the experiment, or start training from the file with "
+            f"this checkpoint is not in an experiment: {layout.CONFIG} is missing",
+            hint="copy the complete folder of the experiment, or train from the file alone: "
             "`vlatool finetune --from`",
             code="data.broken",
         )
@@ -175,7 +175,7 @@ def _experiment_of(files: published.PublishedFiles) -> layout.Experiment:
     if kind != "diffusion_policy":
         raise DataError.at(
             experiment.config,
-            f"the model type is {kind!r}, expected 'diffusion_policy'",
+            f"the model type is {kind!r}, not 'diffusion_policy'",
             hint="give the experiment of a policy",
             code="data.missing",
         )
@@ -210,7 +210,7 @@ def _read(
 def _with_recorded(
     data: RoboticsDataConfig, options: Mapping[str, Any], statistics: Statistics
 ) -> RoboticsDataConfig:
-    """The section with unset values filled in from the other files, as training derives them."""
+    """The section; values that are not set come from the other files, as training derives them."""
     scaling = _filled(
         data.normalization,
         {
@@ -225,7 +225,7 @@ def _with_recorded(
     for key, value in steps.items():
         if value is None:
             raise DataError(
-                f"data.{key} of the experiment is unknown",
+                f"no file of the experiment says data.{key}",
                 hint="copy the experiment again, with its preprocessing_config.yaml",
                 code="data.broken",
             )
@@ -246,7 +246,7 @@ def _filled(section: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _width(fields: Sequence[str], statistics: Statistics) -> int:
-    """Sum of the widths of fields; those without statistics are reported by the normalization."""
+    """Sum of the widths of fields; the normalization reports fields without statistics."""
     return sum(field_width(name, statistics[name]) for name in fields if name in statistics)
 
 
@@ -254,14 +254,14 @@ def _width(fields: Sequence[str], statistics: Statistics) -> int:
 
 
 def _warn_of_differences(trained: published.Trained, reporter: Reporter) -> None:
-    """Warns of what the published program does in another way than this policy."""
+    """Warns if the published program would run this policy in another way."""
     model = trained.config.model
     if getattr(model.vision_language_backbone, _IMAGE_WORDS, True) is False:
         reporter.warn(
             "export.image_words",
-            "the published program prepends `<image> ` to instructions, but this policy was "
-            "trained without it. Train with model.vision_language_backbone.image_words=true to get "
-            "equal actions in both.",
+            "the published program writes `<image> ` before instructions, but this policy was "
+            "trained without; train with model.vision_language_backbone.image_words=true for "
+            "equal actions in both",
         )
     if model.is_flow and not isinstance(model.chosen_solver, EulerConfig):
         reporter.warn(
@@ -275,7 +275,7 @@ def _warn_of_differences(trained: published.Trained, reporter: Reporter) -> None
             reporter.warn(
                 "export.reference_pose",
                 f"the published program takes the reference of the pose {group.name!r} from "
-                f"{reference_keys(without)[0]}, this policy from {reference[0]}",
+                f"{reference_keys(without)[0]}, but this policy from {reference[0]}",
             )
             break
 

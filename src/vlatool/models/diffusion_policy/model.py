@@ -46,7 +46,7 @@ _FFN_MULTIPLE = 256
 
 
 class Condition(NamedTuple):
-    """What a chunk follows from."""
+    """What a chunk is computed from: conditioning tokens and proprioception."""
 
     context: Tensor  # conditioning tokens [B, M, C]
     proprioception: Tensor  # normalized [B, P, d]
@@ -155,10 +155,10 @@ class DiffusionPolicy(nn.Module):
         """Samples normalized actions [B, T, A]; past actions that are not padding stay unchanged.
 
         Args:
-            batch: Batch of `PolicyBatcher`. It may have `given`, bool [B, T], true for the first
-                actions of the chunk that are given, or `guidance`, weights [B, T] of actions to
-                continue: 1 for committed ones, which guide the chunk, less for those that the end
-                result is blended with.
+            batch: Batch of `PolicyBatcher`. It may have `given`, bool [B, T], True for the first
+                actions of the chunk if they are given, or `guidance`, weights [B, T] of actions to
+                continue: 1 for committed actions, which guide the chunk; less for actions with
+                which the end result is blended.
             steps: Number of evaluations of the network.
             rng: Random numbers of the initial noise, and of solvers that add noise.
         """
@@ -187,7 +187,7 @@ class DiffusionPolicy(nn.Module):
 
 
 def forward_process(config: DiffusionPolicyConfig) -> ForwardProcess:
-    """The process that adds noise to the actions of a policy."""
+    """The process that adds noise to actions, as the config says."""
     if config.is_flow:
         return FlowMatching(config.noise_scheduler)
     return Diffusion(config.noise_scheduler)

@@ -41,7 +41,7 @@ class FlowMatching:
         return clamped(actions + share * (noise - actions), self._config)
 
     def target(self, actions: Tensor, noise: Tensor) -> Tensor:
-        """What the network shall predict, [B, T, A]."""
+        """What the network has to predict, [B, T, A]."""
         return noise - actions
 
     def shares(self, time: int) -> tuple[float, float]:
@@ -54,7 +54,7 @@ class FlowMatching:
         return x - self.shares(time)[1] * predicted
 
     def prediction(self, x: Tensor, denoised: Tensor, time: int) -> Tensor:
-        """Inverse of `denoised`; not at a noise level without noise."""
+        """Inverse of `denoised`; undefined at a noise level without noise."""
         return (x - denoised) / self.shares(time)[1]
 
 
@@ -218,19 +218,18 @@ def _ddim(network: Network, start: Tensor, schedule: SamplingSchedule, eta: floa
 def guided(
     network: Network, process: ForwardProcess, actions: Tensor, committed: Tensor
 ) -> Network:
-    """A network whose chunks begin with actions that a robot executes meanwhile.
+    """A network whose chunks begin with the actions that the robot executes while it computes.
 
     At each noise level the denoised actions move toward the committed ones, along the gradient of
     the squared error with respect to the noised actions, so that the later actions follow. Rows do
-    not influence each other.
-    Source: Black et al., Real-Time Execution of Action Chunking Flow Policies, 2025 (arXiv
-    2506.07339), eq. 2 and 3, written for denoised actions, so that it serves diffusion too. Later
-    actions of the chunk before do not guide: see `RoboticsPolicy`.
+    not influence each other. Source: Black et al., Real-Time Execution of Action Chunking Flow
+    Policies, 2025 (arXiv 2506.07339), eq. 2 and 3, written for denoised actions, so that it serves
+    diffusion too. Later actions of the previous chunk do not guide: see `RoboticsPolicy`.
 
     Args:
         network: Network to guide; differentiable.
         process: Forward process that it was trained with.
-        actions: Normalized actions [B, T, A]; any where none is committed.
+        actions: Normalized actions [B, T, A]; where none is committed, any values.
         committed: bool [B, T], true for committed actions.
     """
 

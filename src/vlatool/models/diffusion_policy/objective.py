@@ -67,9 +67,9 @@ class DenoisingObjective(Objective):
         learns to detect the end of an episode from its inputs (measured: it carries the block to
         the bin and never opens the gripper).
 
-        With a delay in training the first actions are given, and not counted. Dimensions that never
-        move are counted, though the policy commands them as recorded: in sampling the network gets
-        what it predicted for them, which must stay as in training.
+        With a delay in training, the first actions are given, and not counted. Dimensions that
+        never move are counted, although the policy commands them as recorded: in sampling, the
+        network gets its own prediction for them, which must stay as in training.
         """
         shape = batch["actions"].shape[1:]
         actions = self._repeated(batch["actions"])
@@ -137,7 +137,7 @@ def observation_of(batch: Batch) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class LossBreakdown:
-    """Sums of a loss by action field and by data set, and their means."""
+    """Splits a loss by action field and by data set, as sums and means."""
 
     # map from action field to its width, in order; empty: no breakdown
     fields: Mapping[str, int] = field(default_factory=dict[str, int])

@@ -1,4 +1,4 @@
-"""Configurations of the published program: read as ours, and written with its keys. No torch.
+"""Converts configurations of the published program to our keys, and back. No torch.
 
 `translate` turns a job file or a recorded configuration into our keys. `split_keys` splits our
 configuration into what the published program knows, in its types (`published_keys.yaml`), and the
@@ -34,7 +34,7 @@ _BACKBONE_KEYS: Mapping[str, tuple[str, ...]] = {
 
 
 def translate(tree: Node, below: Node) -> ConvertedConfig | None:
-    """The tree with our keys; None if it has no key that only published files have."""
+    """The tree with our keys; None if none of its keys is from a published file."""
     translated = _changed(tree, ("data", "augmentation", "image"), _with_crop)
     translated = _changed(translated, ("data",), _without_nulls)
     translated = _changed(translated, _BACKBONE, _with_backbone_type)
@@ -124,7 +124,7 @@ def _type_of(section: Any) -> str:
 
 
 def export_problem(model: DiffusionPolicyConfig) -> str:
-    """Reason why the published program has no module for a policy; empty if it has one."""
+    """Reason why the published program cannot load a policy; empty if it can."""
     backbone = model.vision_language_backbone
     if backbone.type not in _types()["backbones"]:
         return f"the published program has no {backbone.type}"
@@ -145,7 +145,7 @@ def _types() -> Mapping[str, Any]:
 def split_keys(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A configuration with the published keys and types, and one with all other keys.
 
-    A null where the published program allows none is left out: its default applies.
+    A null that the published program does not allow is left out, so its default applies.
     """
     return _split(tree, _types()["run"])
 

@@ -39,7 +39,7 @@ class DiffusionPolicyType(ModelType):
     def violations(
         self, config: DiffusionPolicyConfig, data: RoboticsDataConfig
     ) -> Iterator[Violation]:
-        """Clamp limits that do not match the normalization, and a processor that is not used."""
+        """Clamp limits that do not match the normalization, and a processor that has no effect."""
         limits = config.noise_scheduler.clamp_range
         key = "model.noise_scheduler.clamp_range"
         scaling = data.normalization
@@ -59,7 +59,7 @@ class DiffusionPolicyType(ModelType):
     def check_init(self, config: DiffusionPolicyConfig, init_from: str | None) -> None:
         """Checks that base models and the initial weights of sections exist.
 
-        A run with initial weights may have what it needs of a base model.
+        A run of the initial weights may already have what is needed of a base model.
         """
         for section in (config.vision_language_backbone, config.transformer):
             if section.resume_from_checkpoint is not None:
@@ -87,7 +87,7 @@ class DiffusionPolicyType(ModelType):
     def load(
         self, config: DiffusionPolicyConfig, parts: Mapping[str, Part], names: Sequence[str]
     ) -> Sequence[str]:
-        """Loads the weights of base models, or those that sections name."""
+        """Loads the weights of base models, or the weights that sections name."""
         from vlatool.models.diffusion_policy.weights import SECTIONS, load_sections
 
         if "model" not in names:
@@ -115,7 +115,7 @@ class DiffusionPolicyType(ModelType):
         before: ConfigModel | None = None,
         source: Path | None = None,
     ) -> None:
-        """Writes the text tokenizer; that of the same base model is copied."""
+        """Writes the text tokenizer; copies it if the initial weights have the same base model."""
         section = config.vision_language_backbone
         base = getattr(before, "vision_language_backbone", None)
         has_tokenizer = False

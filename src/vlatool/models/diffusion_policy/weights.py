@@ -1,9 +1,9 @@
 """Weights of the diffusion policy: initial ones, and published checkpoints with their progress.
 
-Weight names are those of the published module. Weights that a policy does not use are left out at
+Weights have the names of the published module. Weights that a policy does not use are left out at
 import, with a note, and created again at export. The published optimizer numbers its parameters:
-those without weight decay first, each group in the order of the network, tables that nothing trains
-included. Source: formats/published-runs 4, 4.1; reference/training 3.1.
+first all without weight decay, then the others, each group in the order of the network, including
+tables that nothing trains. Source: formats/published-runs 4, 4.1; reference/training 3.1.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,7 +55,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 def load_sections(
     config: DiffusionPolicyConfig, network: nn.Module, names: Sequence[str]
 ) -> list[str]:
-    """Loads the weights of base models, or those of the checkpoints that sections name.
+    """Loads the weights of base models, or of the checkpoints that sections name.
 
     Returns:
         Notes on what was not taken from the checkpoints.
@@ -74,7 +74,7 @@ def load_sections(
 
 
 def load_section(module: nn.Module, name: str, location: str) -> list[str]:
-    """Loads the weights of one network of a policy, from its own file or that of a policy.
+    """Loads the weights of one network of a policy, from its own file or the file of a policy.
 
     Returns:
         Notes on what was not taken from the file.
@@ -133,14 +133,14 @@ class ImportedWeights:
         if self.dead:
             yield _left_out(path, self.dead, "a policy does not use")
         if self.computed:
-            yield _left_out(path, self.computed, "this program computes again")
+            yield _left_out(path, self.computed, "vlatool computes again")
 
 
 def _left_out(path: Path, names: Sequence[str], reason: str) -> str:
     listed = ", ".join(names[:_MAX_LISTED])
     if len(names) > _MAX_LISTED:
         listed += ", ..."
-    return f"{path}: left out {len(names)} tensors that {reason}: {listed}"
+    return f"{path}: {len(names)} tensors are left out, which {reason}: {listed}"
 
 
 def import_published(state: Mapping[str, Tensor], network: nn.Module) -> ImportedWeights:
@@ -198,7 +198,7 @@ def state_of(content: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
         raise DataError.at(
             path,
             "the file holds no weights",
-            hint=f"use checkpoint_N{PICKLED_SUFFIX} or ema_N{PICKLED_SUFFIX}; not an optimizer's",
+            hint=f"use checkpoint_N{PICKLED_SUFFIX} or ema_N{PICKLED_SUFFIX}, not optimizer_N",
             code="data.missing",
         )
     return state
@@ -209,8 +209,8 @@ def export_published(config: DiffusionPolicyConfig, state: Mapping[str, Tensor])
     if problem := export_problem(config):
         raise UsageError(
             f"the policy cannot be exported: {problem}",
-            hint="export only policies with a CLIP, VLM or plain vision transformer backbone and "
-            "the native denoiser",
+            hint="only a CLIP, VLM or plain vision transformer backbone with the published "
+            "denoiser can be exported",
             code="usage.unsupported",
         )
     denoiser = config.transformer
@@ -305,14 +305,16 @@ def _moments(
             group.append(name)
         counts = [len(group["params"]) for group in groups]
         if counts != [len(undecayed), len(decayed)]:
-            raise ValueError(f"groups of {counts}, expected {[len(undecayed), len(decayed)]}")
+            raise ValueError(
+                f"has groups of {counts} parameters, not {[len(undecayed), len(decayed)]}"
+            )
         numbers = [*groups[0]["params"], *groups[1]["params"]]
         moments: dict[str, Any] = {}
         for number, name in zip(numbers, [*undecayed, *decayed], strict=True):
             if number in rows:
                 moments[name] = rows[number]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"its parameters are not those of the checkpoint: {error}"
+        reason = f"its parameters do not match the checkpoint: {error}"
         raise unusable_checkpoint(path, reason) from None
     return moments
 
@@ -350,8 +352,8 @@ def _moments_of_network(
             raise DataError.at(
                 path,
                 f"has no state of {name} that fits the model",
-                hint="use the configuration that the checkpoint was trained with, or start a new "
-                "run with the weights alone (init_weights_only: true)",
+                hint="use the configuration with which the checkpoint was trained, or start a "
+                "new run from the weights alone (init_weights_only: true)",
                 code="data.checkpoint_mismatch",
             )
         named[f"model.{name}"] = {key: row[key] for key in _MOMENTS}

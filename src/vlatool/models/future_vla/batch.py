@@ -1,4 +1,4 @@
-"""Samples of the data kind `vla` to sequences of token ids, and to batches.
+"""Turns samples of the data kind `vla` into sequences of token ids, and into batches.
 
 Legend of shapes: B samples, L tokens, P past images, Q future images, K codes of an image,
 H height, W width. Source: reference/future-vla-model 1.
@@ -68,8 +68,8 @@ class _Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class SequenceEncoder:
-    """Conversations to token ids in the layout of the chat; picklable. Every text between segments
-    is tokenized for itself.
+    """Turns conversations into token ids, in the layout of the chat; picklable. Each text between
+    segments is tokenized on its own.
     """
 
     # content of the tokenizer.json; None: every word is token 0, for made-up batches
@@ -88,7 +88,7 @@ class SequenceEncoder:
         width = conversation.codes.shape[1]
         if conversation.images not in (0, len(self.sides)):
             raise ValueError(
-                f"has {counted(conversation.images, 'past image')}, the model expects "
+                f"has {counted(conversation.images, 'past image')}, but the model expects "
                 f"{len(self.sides)}"
             )
         if width != tokens.codes_per_image:
@@ -177,8 +177,8 @@ class SequenceEncoder:
         reserved = self.tokens.reserved(ids)
         if reserved:
             raise ValueError(
-                f"the instruction has the token {reserved[0]}, which is reserved for codes, action "
-                "ids or markers"
+                f"the instruction contains the token {reserved[0]}, which is reserved for codes, "
+                "action ids or markers"
             )
 
     def _tokenize(self, text: str) -> tuple[int, ...]:
@@ -249,11 +249,11 @@ class VlaBatcher:
         try:
             row = self.encoder.encode(sample.conversation)
             if self.max_length is not None and len(row.ids) > self.max_length:
-                raise ValueError(f"has {len(row.ids)} tokens, the limit is {self.max_length}")
+                raise ValueError(f"has {len(row.ids)} tokens, but the limit is {self.max_length}")
         except ValueError as error:
             raise DataError(
                 f"{sample.key}: {error}",
-                hint="use a model for these data, or leave the sample out",
+                hint="train a model that fits these data, or leave the sample out",
                 code="data.broken",
                 details={"sample": sample.key},
             ) from None
@@ -283,8 +283,8 @@ def padded(rows: Sequence[TokenSequence], pad: int) -> dict[str, Tensor]:
 
 
 def with_futures(batch: Batch, future_start: int, is_kept: Tensor) -> Batch:
-    """A batch of which only some future images are left, bool [B, Q]; what is left has the same
-    positions. Nothing is predicted right after a gap.
+    """The batch with only some of its future images, bool [B, Q]. What is left keeps its positions.
+    Nothing is predicted right after a gap.
     """
     is_future = batch["segments"] >= FUTURE
     number = (is_future & (batch["input_ids"] == future_start)).cumsum(dim=1) - 1

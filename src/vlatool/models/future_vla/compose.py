@@ -1,4 +1,4 @@
-"""Weights to start from: Qwen3-VL, DINOv3 and new convolutions, or all of them random and tiny.
+"""Makes initial weights: Qwen3-VL, DINOv3 and new convolutions, or tiny random ones.
 
 Source: reference/future-vla-model 2.3.
 """
@@ -242,7 +242,7 @@ def _check_tensors(
     problems += [f"unexpected {name}" for name in stored.keys() - expected.keys()]
     for name, shape in expected.items():
         if name in stored and stored[name] != shape:
-            problems.append(f"{name} is {list(stored[name])}, config.json says {list(shape)}")
+            problems.append(f"{name} is {list(stored[name])}, but config.json says {list(shape)}")
     if problems:
         text = "; ".join(sorted(problems)[:_SHOWN])
         more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
@@ -266,13 +266,13 @@ def _check_ids(ids: Mapping[str, int], qwen: Mapping[str, Any], folder: Path) ->
     wrong = [name for name, value in expected.items() if value not in (None, ids[name])]
     if wrong or max(ids.values()) >= rows:
         reason = (
-            f"id of {wrong[0]} is {ids[wrong[0]]}, config.json has {expected[wrong[0]]}"
+            f"id of {wrong[0]} is {ids[wrong[0]]}, but config.json has {expected[wrong[0]]}"
             if wrong
-            else f"its markers need {max(ids.values()) + 1} rows, the embedding has {rows}"
+            else f"its markers need {max(ids.values()) + 1} rows, but the embedding has {rows}"
         )
         raise DataError.at(
             folder / TOKENIZER,
             reason,
-            hint="copy all files of the base model again",
+            hint="copy all files of the base model again, from one place",
             code="data.mismatch",
         )

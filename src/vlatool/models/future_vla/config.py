@@ -21,22 +21,22 @@ Steps = tuple[int, int, int]
 
 
 class SegmentWeights(ConfigModel):
-    """Weights of a token in the loss, by the segment of the answer that it is in."""
+    """Weight of a token in the loss, by the segment of the answer to which it belongs."""
 
-    text: float = option(1.0, "Weight of text, the end included.", ge=0)
+    text: float = option(1.0, "Weight of text, including the end.", ge=0)
     action: float = option(1.0, "Weight of action ids and markers.", ge=0)
     future: float = option(1.0, "Weight of codes and markers.", ge=0)
     moving: float = option(
         1.0,
-        "Factor of the weight of codes that change over the future images of their camera: above "
-        "1, what moves counts for more than the background.",
+        "Factor on the weight of codes that change over the future images of their camera; above "
+        "1, what moves counts more than the background.",
         gt=0,
     )
 
     @model_validator(mode="after")
     def _check_sum(self) -> Self:
         if not self.text + self.action + self.future:
-            raise ValueError("one of text, action and future must be above 0")
+            raise ValueError("set one of text, action and future above 0")
         return self
 
 
@@ -45,15 +45,17 @@ class LoraConfig(ConfigModel):
 
     rank: int = option(
         0,
-        "Rank of the adapters, which are trained in place of the language model; 0: none.",
+        "Rank of the adapters that are trained instead of the language model; 0: no adapters.",
         ge=0,
         le=MAX_WIDTH,
     )
-    alpha: float = option(32.0, "Scale of the adapters times their rank.", gt=0)
+    alpha: float = option(32.0, "Scale of the adapters, multiplied by their rank.", gt=0)
 
 
 class NumberDigests(ConfigModel):
-    """Digests of what gives the numbers in samples their meaning; empty: unknown."""
+    """Digests of the tokenizers and the normalization behind the numbers in samples; empty:
+    unknown.
+    """
 
     codes: str = option("", "Visual tokenizer of the codes.")
     actions: str = option("", "Action tokenizer of the action ids.")
@@ -95,7 +97,7 @@ class FutureVlaConfig(ConfigModel):
     views: int = option(2, "Number of cameras.", ge=1, le=64)
     compress: Steps = option(
         (8, 6, 2),
-        "Number of past steps with a quarter, half, and full side of the grid of "
+        "Number of past steps whose images get a quarter, half, and full side of the grid of "
         "patches, oldest first.",
     )
     conv_width: int = option(
@@ -114,19 +116,17 @@ class FutureVlaConfig(ConfigModel):
         False, "Do not train the vision transformer and the convolutions before it."
     )
     freeze_mergers: bool = option(
-        False, "Do not train the layers between vision and language, those of deepstack too."
+        False, "Do not train the layers between vision and language, including deepstack."
     )
     freeze_language: bool = option(False, "Do not train the language model.")
     freeze_layers: int = option(
-        0,
-        "Number of first layers of the language model that are not trained, nor the embedding.",
-        ge=0,
+        0, "Number of first layers of the language model that are frozen, like the embedding.", ge=0
     )
     lora: LoraConfig = option(LoraConfig(), "Adapters of low rank.")
     future_share: float = option(
         1.0,
-        "Share of the future images that a sample of a training step has, drawn anew each time; "
-        "each keeps its place. Below 1: more samples in the same time.",
+        "Share of the future images that each sample has in a training step, drawn anew each "
+        "time; they keep their places. Below 1, more samples fit into the same time.",
         ge=0,
         le=1,
     )
@@ -134,7 +134,7 @@ class FutureVlaConfig(ConfigModel):
 
     @property
     def length_limit(self) -> int:
-        """Largest number of tokens of a sample; of a derived section."""
+        """Largest number of tokens of a sample; the section must be derived."""
         assert self.qwen is not None
         positions = self.qwen["text_config"].get("max_position_embeddings")
         return self.max_length or int(positions or MAX_POSITIONS)
@@ -165,7 +165,7 @@ class FutureVlaConfig(ConfigModel):
 def check_grid(views: int, compress: Steps) -> None:
     """Raises ValueError if numbers of cameras and of past steps give no possible sample."""
     if min(compress) < 0 or not sum(compress):
-        raise ValueError(f"compress {list(compress)} must have counts of steps, not all 0")
+        raise ValueError(f"compress {list(compress)} must be numbers of steps, not all of them 0")
     if views * sum(compress) > MAX_IMAGES:
         count = views * sum(compress)
         raise ValueError(f"compress and views give {count} images, at most {MAX_IMAGES}")

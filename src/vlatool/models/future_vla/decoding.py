@@ -1,4 +1,4 @@
-"""Decoding of answers, token by token.
+"""Decodes answers, token by token.
 
 Decoding is constrained: tokens that an answer must have, such as its text, are read with the
 prompt, and the head is computed for the possible tokens only. `ActionGrammar` says which action ids
@@ -37,7 +37,7 @@ class ChunkState(NamedTuple):
 
 
 class ActionGrammar:
-    """Action ids that can follow, so that every chunk has exactly its number of coefficients.
+    """Knows which action ids can follow, so that every chunk gets its exact number of coefficients.
 
     Each coefficient is a character of a text in UTF-8, of which an action id is some bytes.
     """
@@ -76,7 +76,7 @@ class ActionGrammar:
         return ChunkState(change.partial, state.left - change.left)
 
     def _table(self, partial: bytes) -> list[ChunkState | None]:
-        """Of each action id, the bytes that it leaves over and the characters that it completes."""
+        """For each action id, the bytes that it leaves over and the characters it completes."""
         if partial not in self._tables:
             self._tables[partial] = [_completed(partial, piece) for piece in self._id_bytes]
         return self._tables[partial]

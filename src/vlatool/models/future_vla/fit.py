@@ -1,4 +1,4 @@
-"""Fit of the model to its data: grid, token ids, and the meaning of numbers. No torch.
+"""Fits the model to its data: grid of images, token ids, meaning of numbers. No torch.
 
 Legend: V views (cameras) of a step, P past images in the order of samples: by time, and within a
 step by camera. Source: reference/future-vla-model 1.
@@ -85,8 +85,8 @@ _OTHER_DATA = "build the samples with the tokenizers of the weights, or start fr
 def fit_to_data(
     config: FutureVlaConfig, data: VlaDataConfig
 ) -> tuple[FutureVlaConfig, dict[str, str]]:
-    """Fills in the map to token ids and the digests of the tokenizers of the numbers. Weights that
-    were trained on samples have both; then the data must agree with them.
+    """Fills in the map to token ids, and the digests of the tokenizers behind the numbers. Weights
+    that were trained on samples have both already; the data must then agree with them.
     """
     check_grid_of(config, data.shape)
     assert config.special_ids is not None
@@ -102,14 +102,14 @@ def fit_to_data(
     rows = int(config.qwen["text_config"]["vocab_size"])
     if tokens.vocabulary > rows:
         raise DataError(
-            f"token ids are up to {tokens.vocabulary - 1}, the embedding has {rows} rows",
-            hint="use the tokenizer and the weights of one model",
+            f"token ids are up to {tokens.vocabulary - 1}, but the embedding has {rows} rows",
+            hint="use tokenizer and weights of the same model",
             code="data.mismatch",
         )
     layers = int(config.qwen["text_config"]["num_hidden_layers"])
     if config.freeze_layers > layers:
         raise UsageError(
-            f"model.freeze_layers is {config.freeze_layers}, the language model has {layers}",
+            f"model.freeze_layers is {config.freeze_layers}, but the language model has {layers}",
             hint="freeze fewer layers, or all of them with model.freeze_language",
             code="usage.bad_value",
         )
@@ -117,7 +117,7 @@ def fit_to_data(
     for key, digest in data.digests.items():
         if before[key] and digest and before[key] != digest:
             raise DataError(
-                f"the samples have {_NAMES[key]} than the weights were trained on",
+                f"the samples have {_NAMES[key]} than the initial weights",
                 hint=_OTHER_DATA,
                 code="data.mismatch",
                 details={"key": key, "samples": digest, "weights": before[key]},
@@ -159,11 +159,11 @@ def check_grid_of(config: FutureVlaConfig, shape: VlaShape) -> None:
     if (config.views, sum(config.compress)) != (len(shape.cameras), shape.past_steps):
         raise UsageError(
             f"model.views {config.views} and model.compress {list(config.compress)} are for "
-            f"{sum(config.compress)} past steps of {counted(config.views, 'camera')}, the "
+            f"{sum(config.compress)} past steps of {counted(config.views, 'camera')}, but the "
             f"samples have {shape.past_steps} steps of {len(shape.cameras)} "
             f"({', '.join(shape.cameras)})",
-            hint=f"set model.views={len(shape.cameras)} and three numbers in model.compress whose "
-            f"sum is {shape.past_steps}, or write windows with other steps",
+            hint=f"set model.views={len(shape.cameras)} and three numbers in model.compress "
+            f"with the sum {shape.past_steps}, or write windows with other steps",
             code="usage.bad_value",
             details={"key": "model.compress"},
         )
@@ -189,13 +189,13 @@ def check_texts(encoder: "SequenceEncoder", info: VlaInfo, limit: int) -> None:
             codes = info.first.sizes.codes_per_image
             length = len(asked.ids) + (texts + info.max_action_ids + 2 + images * (codes + 2))
             if length > limit:
-                raise ValueError(f"has up to {length} tokens, the limit is {limit}")
+                raise ValueError(f"has up to {length} tokens, but the limit is {limit}")
         except ValueError as error:
             key = next(_with_task(info, task, kind), "")
             raise DataError(
                 f"{key}: the instruction {task!r}: {error}",
-                hint="change the instruction in the windows and build the samples again, or leave "
-                "its episodes out with `build-dataset --exclude`",
+                hint="change the instruction in the windows and build the samples again, or "
+                "leave out its episodes with `build-dataset --exclude`",
                 code="data.broken",
                 details={"task": task, "sample": key},
             ) from None

@@ -1,6 +1,6 @@
-"""Tokens of past images, computed once per image and grid.
+"""Caches the tokens of past images, so each image is computed only once per grid.
 
-At the next step of a robot most images are the same, and their tokens too, because no operation
+At the next step of a robot most images are the same, and so are their tokens, because no operation
 before the language model mixes images. Source: reference/future-vla-model 4.
 
 Legend of shapes: B observations, N past images, T image tokens of an observation, t image tokens of

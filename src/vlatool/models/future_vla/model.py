@@ -3,9 +3,9 @@
 `FutureVla` puts tokens of past images (`vision.py`) in place of the image tokens of a prompt and
 reads them with the language model. `AnswerObjective` compares the answer token by token.
 
-Names in the state dict are those of the published weights; weights of layers with adapters of low
-rank (LoRA, arXiv 2106.09685) keep their names, so that checkpoints of a model without adapters fit.
-The loss is the cross entropy of the answer, by segment. Source: reference/future-vla-model 2, 3.1.
+The state dict has the names of the published weights; weights of layers with adapters of low rank
+(LoRA, arXiv 2106.09685) keep their names, so that checkpoints of a model without adapters fit. The
+loss is the cross entropy of the answer, by segment. Source: reference/future-vla-model 2, 3.1.
 
 Legend of shapes: B samples, N images of a sample, H and W pixels, L tokens of a sequence, M
 labelled tokens, T image tokens of a sample, D number of deepstack features, V size of the
@@ -113,7 +113,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         parameters: Any = config.rope_parameters
         if parameters.get("rope_type") != "default" or "mrope_section" not in parameters:
-            raise ValueError(f"rope_parameters {parameters} are not those of Qwen3-VL")
+            raise ValueError(f"rope_parameters {parameters} differ from Qwen3-VL")
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
@@ -243,7 +243,7 @@ class FutureVla(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """Weight of the head [V, C], which may be that of the embedding."""
+        """Weight of the head [V, C]; it may be the embedding itself."""
         if hasattr(self, "lm_head"):
             return self.lm_head.weight
         return self.language_model.embed_tokens.weight
@@ -259,8 +259,8 @@ class FutureVla(nn.Module):
 
         Returns losses float32 [M] with gradient and hits float32 [M], in the order of the M labels.
 
-        Logits are computed at labelled positions only, and of a few of them at a time, again in the
-        backward pass: those of all positions would take more memory than the weights.
+        Logits are computed only at labelled positions, a few at a time, and again in the backward
+        pass: logits of all positions would take more memory than the weights.
         """
         # Not `self(...)`: within a method of a sharded module its weights are gathered already.
         hidden = self.forward(input_ids, position_ids, images=images)
@@ -287,7 +287,9 @@ class FutureVla(nn.Module):
         """Tokens of the images of samples: uint8 [B, N, H, W, 3] to [B, 1 + D, T, C]."""
         batch, count = images.shape[:2]
         if count != self.config.images:
-            raise ValueError(f"{count} images of a sample, expected {self.config.images}")
+            raise ValueError(
+                f"{count} images in a sample, but the model expects {self.config.images}"
+            )
         features = self.image_features(images.flatten(0, 1)).unflatten(0, (batch, count))
         groups = [group.flatten(0, 1) for group in features.split(self.config.frames, dim=1)]
         tokens: list[Tensor] = []
@@ -362,7 +364,7 @@ def build_network(config: FutureVlaConfig) -> FutureVla:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"model.qwen and model.dino describe no network of FUTURE-VLA: {reason}",
-            hint="use config.json of Qwen3-VL and of DINOv3 ViT as they are published",
+            hint="use the published config.json of Qwen3-VL and of DINOv3 ViT",
             code="data.missing",
         ) from None
 

@@ -34,7 +34,7 @@ _DEFAULT_FPS = 10.0
 class FutureVlaPolicy(Policy):
     """A policy that decodes the most probable answer, unless `with_sampling` says otherwise.
 
-    Its seeds have an effect on drawn answers only.
+    Seeds only matter if answers are drawn.
     """
 
     predicts_images: ClassVar[bool] = True
@@ -42,7 +42,7 @@ class FutureVlaPolicy(Policy):
     def __init__(self, network: FutureVla, encoder: SequenceEncoder, assets: VlaAssets) -> None:
         if assets.fast is None or assets.profile is None:
             raise DataError(
-                "the run has no action tokenizer, so that its action ids mean nothing",
+                "the run has no action tokenizer, so its action ids cannot be decoded",
                 hint="train on samples of `vlatool build-dataset`, or set data.fast",
                 code="data.missing",
             )
@@ -138,9 +138,7 @@ class FutureVlaPolicy(Policy):
             return self._encoder.prompt(instruction)
         except ValueError as error:
             raise DataError(
-                f"{instruction!r}: {error}",
-                hint="give another instruction",
-                code="data.broken",
+                f"{instruction!r}: {error}", hint="change the instruction", code="data.broken"
             ) from None
 
     def _past_images(self, observation: Observation) -> UInt8Array:
@@ -160,8 +158,8 @@ class FutureVlaPolicy(Policy):
         )
         if not is_same:
             raise DataError(
-                "the visual tokenizer is not the one of the data that the policy was trained on",
-                hint="give the tokenizer that encoded their images",
+                "this is not the visual tokenizer of the training data",
+                hint="give the tokenizer that encoded the images of the training data",
                 code="data.mismatch",
             )
         policy = copy(self)
@@ -184,8 +182,8 @@ class FutureVlaPolicy(Policy):
         """Returns the images of these steps by camera, uint8 [B, F, S, S, 3]."""
         if self._tokenizer is None:
             raise UsageError(
-                "the policy predicts codes, and has no visual tokenizer to decode them",
-                hint="give the run of the tokenizer with --tokenizer",
+                "the policy predicts codes, but you have not given the tokenizer that decodes them",
+                hint="add --tokenizer RUN",
                 code="usage.unsupported",
             )
         size = self._tokenizer.image_size

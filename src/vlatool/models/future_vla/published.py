@@ -138,11 +138,11 @@ def _validated(section: type[T], values: Mapping[str, Any], folder: Path, name: 
 
 
 def check_not_stock(folder: Path) -> None:
-    """Raises DataError for a stock Qwen3-VL, which has neither DINOv3 nor convolutions."""
+    """Raises DataError for a plain Qwen3-VL, which has neither DINOv3 nor convolutions."""
     if _OWN_TENSOR not in tensor_names(folder):
         raise DataError.at(
             folder,
-            "is a stock Qwen3-VL, without the weights of DINOv3 and of the convolutions",
+            "is a plain Qwen3-VL, without DINOv3 and the convolutions",
             hint=f"compose them: vlatool compose --qwen {folder} --dino DINOV3 --output COMPOSED, "
             "then use COMPOSED",
             code="data.mismatch",
@@ -170,7 +170,7 @@ def weight_map(index: Path) -> dict[str, str]:
         content = read_json(index)["weight_map"]
         files = {name: PurePosixPath(file).name for name, file in content.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _broken(index, f"is no index of weights: {error!r}") from None
+        raise _broken(index, f"is not an index of weights: {error!r}") from None
     return files
 
 

@@ -1,4 +1,4 @@
-"""Options of the published training command of FUTURE-VLA as our keys; light.
+"""Converts options of the published training command of FUTURE-VLA to our keys; light.
 
 Source: reference/future-vla-model 3.3.
 """
@@ -41,7 +41,7 @@ _PRECISIONS = {"bfloat16": "amp_bfloat16", "float32": "float32"}
 # Without an effect here: section `model` lists the reasons.
 WITHOUT_EFFECT: Mapping[str, str] = {
     "ddp_find_unused_parameters": "not needed: parameters without a use are frozen",
-    "gradient_checkpointing_kwargs": "the variant without reentrance is the only one",
+    "gradient_checkpointing_kwargs": "only the variant without reentrance is supported",
     "model_author": "it names the author in a data set that is not used here",
     "model_name": "it names the model in a data set that is not used here",
     "torch_dtype": "weights and optimizer keep float32, so that small updates are not lost; "

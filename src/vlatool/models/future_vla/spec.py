@@ -35,7 +35,7 @@ class QwenLayout(Layout):
         return prepare_export(trained)
 
     def recognize(self, location: Path) -> PublishedFiles | None:
-        """The files of a composed or exported folder; also those of a stock Qwen3-VL."""
+        """The files of a composed or exported folder, or of a plain Qwen3-VL."""
         return published.find_published(location)
 
     def section(self, files: PublishedFiles) -> FutureVlaConfig:
@@ -74,10 +74,10 @@ class FutureVlaType(ModelType):
         if init_from is None:
             if None in (config.qwen, config.dino, config.special_ids):
                 raise UsageError(
-                    "a future_vla model starts from weights, which init_from names",
-                    hint="make them with `vlatool compose --qwen DIR --dino DIR --output DIR`, or "
-                    "`vlatool compose --tiny --output DIR`; then --init-from DIR. A plan of the "
-                    "published sizes needs none: --preset future-vla-4b --dry-run",
+                    "a future_vla model needs initial weights: init_from is not set",
+                    hint="make them with `vlatool compose --qwen DIR --dino DIR --output "
+                    "DIR`, or `vlatool compose --tiny --output DIR`, then --init-from "
+                    "DIR; to plan the published sizes: --preset future-vla-4b --dry-run",
                     code="usage.missing_key",
                     details={"key": "init_from"},
                 )
@@ -90,7 +90,7 @@ class FutureVlaType(ModelType):
             read_config(origin.run)
 
     def restore_base_config(self, config: FutureVlaConfig, before: Any) -> FutureVlaConfig:
-        """The config with the architecture of weights, and with their grid where none is given."""
+        """The config, with the architecture of the weights, and with their grid if none is set."""
         if not isinstance(before, FutureVlaConfig):
             return config
         update = {
@@ -168,8 +168,8 @@ class FutureVlaType(ModelType):
     ) -> Sequence[str] | None:
         """Loads the weights of a run, or of a composed or exported folder.
 
-        Adapters of a run are trained on if the config has adapters of the same rank and scale;
-        otherwise they are merged into the weights, and those of the config start from zero.
+        If the config has adapters of the same rank and scale as the run, their training continues.
+        Otherwise the adapters of the run are merged into the weights, and new ones start from zero.
         """
         from vlatool.models.future_vla.model import adapter_names, merged_weights
         from vlatool.models.future_vla.weights import load_stored
@@ -222,10 +222,10 @@ class FutureVlaType(ModelType):
         keys = ("freeze_dino", "freeze_vision", "freeze_mergers", "freeze_language")
         if all(getattr(config, key) for key in keys) and not config.lora.rank:
             names = tuple(f"model.{key}" for key in keys)
-            yield Violation(names, "all parts of the model are frozen: nothing would be trained")
+            yield Violation(names, "all parts of the model are frozen, so nothing would be trained")
         if config.freeze_layers and config.lora.rank:
             names = ("model.freeze_layers", "model.lora.rank")
-            yield Violation(names, "adapters are in all layers, and train them in place of these")
+            yield Violation(names, "adapters in all layers are trained instead of the layers")
 
     def objective(
         self, config: FutureVlaConfig, data: Any, info: Any, parts: Mapping[str, Part]
@@ -246,8 +246,8 @@ class FutureVlaType(ModelType):
 
         if assets is None or folder is None or config.tokens is None:
             raise DataError(
-                "these weights do not say which actions and codes their tokens stand for",
-                hint="give a run of `vlatool train` that starts from them",
+                "these weights do not say what their tokens for actions and codes mean",
+                hint="give a run of `vlatool train` that started from them",
                 code="data.missing",
             )
         network: Any = parts["model"]

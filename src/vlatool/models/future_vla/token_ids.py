@@ -1,4 +1,4 @@
-"""Map from action ids and codes to token ids of the language model. No torch.
+"""Maps action ids and codes to token ids of the language model. No torch.
 
 The map belongs to the model: data have the numbers and their sizes only.
 
@@ -80,8 +80,8 @@ class TokenIds(ConfigModel):
         if first_code < _BYTES:
             available = max(ids["end_of_text"] - _BYTES, 0)
             raise UsageError(
-                f"the text tokenizer has room for {available} codes and action ids, the data have "
-                f"{sizes.codebook_size} codes and {sizes.action_ids} action ids",
+                f"the text tokenizer has room for {available} codes and action ids, but the data "
+                f"have {sizes.codebook_size} codes and {sizes.action_ids} action ids",
                 hint="use a base model with a larger vocabulary, or smaller tokenizers",
                 code="usage.bad_value",
             )
@@ -117,11 +117,11 @@ class TokenIds(ConfigModel):
         return rows.reshape(-1)
 
     def of_image(self, side: int) -> list[int]:
-        """Tokens of a past image of side x side tokens, with those around it."""
+        """Tokens of a past image of side x side tokens, with the markers around it."""
         return [self.vision_start, *[self.image_pad] * (side * side), self.vision_end]
 
     def reserved(self, token_ids: Sequence[int]) -> list[int]:
-        """Those of the token ids that an instruction must not have."""
+        """The given token ids that an instruction must not contain."""
         special = {getattr(self, key) for key in (*_SPECIAL, *_MARKERS)}
         stops = (
             (self.first_code, self.first_code + self.num_codes),
@@ -199,7 +199,7 @@ def tiny_tokenizer(reserved: int = TINY_RESERVED) -> Any:
 
 
 def _words(library: Any) -> tuple[list[str], list[tuple[str, str]]]:
-    """Bytes and the words of all questions and answers, and the merges that lead to these."""
+    """Bytes, the words of all questions and answers, and the merges that make these words."""
     letters = sorted(library.pre_tokenizers.ByteLevel.alphabet())
     tokenizer = library.Tokenizer(library.models.BPE())
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)

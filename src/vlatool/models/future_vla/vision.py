@@ -1,11 +1,10 @@
-"""Images to tokens: DINOv3, convolutions, and the vision transformer of Qwen3-VL.
+"""Turns images into tokens: DINOv3, convolutions, and the vision transformer of Qwen3-VL.
 
 `VisionTower` gets features of DINOv3 in three groups, oldest images first. Convolutions make the
 grids of the older images smaller, then one transformer sees the patches of all images, each image
 for itself, and a merger turns squares of patches into tokens of the language model.
 
-Names in the state dict are those of the published weights. Source: reference/future-vla-model
-2.1, 2.2.
+The state dict has the names of the published weights. Source: reference/future-vla-model 2.1, 2.2.
 
 Legend of shapes: K images, G side of the grid of DINOv3 in patches, S side of a smaller grid, P
 patches of all images, C channels, D number of deepstack features. No module has buffers, so that a

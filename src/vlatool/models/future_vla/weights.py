@@ -1,6 +1,6 @@
-"""Weights of FUTURE-VLA in files of safetensors, and export in the published layout.
+"""Reads weights of FUTURE-VLA from safetensors files, and exports the published layout.
 
-Memory holds one tensor of a file at a time. Names in the state dict are those of the files. Source:
+Memory holds one tensor of a file at a time. The state dict has the names of the files. Source:
 formats/future-vla.
 """
 
@@ -45,7 +45,7 @@ _ALIGNMENT = 8
 
 
 class StoredTensors:
-    """Tensors of a folder, which are read when they are needed."""
+    """Tensors of a folder; each is read when it is needed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -77,7 +77,7 @@ class StoredTensors:
             raise DataError.at(
                 self.folder,
                 f"values are not finite: {name}",
-                hint="use other weights: the outputs of these would not be finite",
+                hint="use other weights: a model with these computes no finite values",
                 code="data.not_finite",
             )
         return value
@@ -137,7 +137,7 @@ def check_written(folder: Path, tensors: Iterable[tuple[str, Tensor]], dtype: to
         if not torch.equal(written.read(name), value.detach().to("cpu", dtype)):
             raise BugError(
                 f"{folder}: {name} differs from the tensor that was written",
-                hint="do not use the folder; check the disk",
+                hint="do not use this folder, and check the disk",
                 code="bug.differs",
             )
 
@@ -181,7 +181,7 @@ _NEW_LAYER = re.compile(r"^(?:model\.)+layer\.")
 
 
 def dino_name(name: str) -> str:
-    """Name of a tensor of DINOv3 as published, from that in a file of any version."""
+    """Published name of a tensor of DINOv3, from its name in a file of any version."""
     return _NEW_LAYER.sub("layer.", name)
 
 

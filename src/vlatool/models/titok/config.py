@@ -43,7 +43,7 @@ class VitConfig(ConfigModel):
 
 
 class VqConfig(ConfigModel):
-    """Discrete tokens: the codes of a codebook."""
+    """Discrete tokens, which are codes of a codebook."""
 
     type: Literal["vq"] = option("vq", "Type of bottleneck.")
     codebook_size: int = option(4096, "Number of codes.", ge=2, le=MAX_ROWS)
@@ -70,7 +70,7 @@ Bottleneck = Annotated[VqConfig | KlConfig, Field(discriminator="type")]
 
 
 class TitokConfig(ConfigModel):
-    """Visual tokenizer with a short sequence of tokens; the defaults are those of L-32, stage 1."""
+    """Visual tokenizer with a short sequence of tokens; the defaults give L-32, stage 1."""
 
     # The location of the teacher may change, its content (digest) may not; caching does not change
     # results.
@@ -108,7 +108,7 @@ class TitokConfig(ConfigModel):
     )
     teacher: str | None = option(
         None,
-        "VQGAN for the target codes and the initial pixel decoder of stage 2: a vqgan "
+        "VQGAN that gives the target codes, and the initial pixel decoder of stage 2: a vqgan "
         "run, or the published file.",
         affects_output=False,
     )
@@ -117,8 +117,8 @@ class TitokConfig(ConfigModel):
     )
     cache_teacher_ids: bool = option(
         False,
-        "Cache the teacher codes of each image in memory, 2 bytes per patch, in "
-        "every process; useful without random crops and flips.",
+        "Keep the teacher codes of each image in memory, 2 bytes per patch in every process; "
+        "saves time without random crops and flips.",
         affects_output=False,
     )
     vqgan: config.VqganNetworkConfig = option(
@@ -137,7 +137,7 @@ class TitokConfig(ConfigModel):
 
     @property
     def revive_after(self) -> int:
-        """Steps without use after which a code is replaced; 0: never, as where codes are frozen."""
+        """Steps without use after which a code is replaced; 0: never, as for frozen codes."""
         if self.stage == 2 or not isinstance(self.quantizer, VqConfig):
             return 0
         return self.quantizer.revive_after
@@ -156,7 +156,7 @@ class TitokConfig(ConfigModel):
         named = {k: data[k] for k in ("encoder", "decoder") if isinstance(data.get(k), str)}
         unknown = sorted(set(named.values()) - set(SIZES))
         if unknown:
-            raise ValueError(f"unknown size {unknown[0]!r}, expected one of {', '.join(SIZES)}")
+            raise ValueError(f"there is no size {unknown[0]!r}; use one of {', '.join(SIZES)}")
         return {**data, **{k: VitConfig.of(size).model_dump() for k, size in named.items()}}
 
     @model_validator(mode="after")
@@ -166,7 +166,7 @@ class TitokConfig(ConfigModel):
         if self.decoder_head == "pixel" and self.stage == 2:
             raise ValueError("decoder_head=pixel has no stage 2")
         if self.quantizer.type == "kl" and self.decoder_head == "proxy":
-            raise ValueError("quantizer.type=kl requires decoder_head=pixel")
+            raise ValueError("quantizer.type=kl needs decoder_head=pixel")
         if self.decoder_head == "pixel" and self.losses.perceptual_loss == config.FEATURES:
             raise ValueError(
                 "losses.perceptual_loss=vqgan needs the teacher, which only decoder_head=proxy has"

@@ -1,4 +1,4 @@
-"""TiTok networks: images to a sequence of tokens and back, and TiTok as a visual tokenizer.
+"""TiTok networks, which turn images into a sequence of tokens and back, and TiTok as a tokenizer.
 
 Names of modules are the published ones. Source: reference/titok 1, 2.
 
@@ -220,7 +220,7 @@ class Titok(nn.Module):
     def encode(
         self, pixels: Tensor, noise: Tensor | None = None, mean_assignment: Tensor | None = None
     ) -> QuantizerOutput:
-        """Encodes pixels [B, 3, S, S] to tokens; the other arguments are those of `forward`."""
+        """Encodes pixels [B, 3, S, S] to tokens; other arguments as for `forward`."""
         features = self.features(pixels)
         if self.quantize is None:
             return posterior(features, noise)
@@ -368,9 +368,8 @@ class TitokTokenizer(CodebookTokenizer):
 def _open_teacher(config: TitokConfig) -> Vqgan:
     if config.teacher is None:
         raise UsageError(
-            "the tokenizer is a first stage, which predicts codes of its teacher and has no "
-            "decoder",
-            hint="give the teacher with --teacher, or the run of stage 2",
+            "this tokenizer is a first stage: it predicts codes of its teacher, and has no decoder",
+            hint="add --teacher LOCATION, or give the run of stage 2",
             code="usage.unsupported",
         )
     origin = existing_weights(config.teacher)
@@ -381,9 +380,9 @@ def _open_teacher(config: TitokConfig) -> Vqgan:
     if network.codebook_size != config.vqgan.codebook_size:
         raise DataError.at(
             config.teacher,
-            f"has {counted(network.codebook_size, 'code')}, the tokenizer predicts codes of "
-            f"a teacher with {config.vqgan.codebook_size}",
-            hint="give the teacher that the tokenizer was trained with",
+            f"has {counted(network.codebook_size, 'code')}, but the tokenizer predicts codes of a "
+            f"teacher with {config.vqgan.codebook_size}",
+            hint="give the teacher with which the tokenizer was trained",
             code="data.checkpoint_mismatch",
         )
     return open_vqgan(network, config.teacher)

@@ -48,8 +48,8 @@ def make_objective(config: TitokConfig, parts: Mapping[str, Part]) -> TokenizerO
 class CodesObjective(TokenizerObjective):
     """Cross-entropy of the teacher codes.
 
-    With a teacher in bfloat16, its codes of the first image of each micro-batch are compared with
-    those in float32.
+    If the teacher computes in bfloat16, its codes of the first image of each micro-batch are
+    compared with its codes in float32.
     """
 
     def __init__(self, config: TitokConfig, parts: Mapping[str, Part]) -> None:
@@ -116,8 +116,8 @@ class CodesObjective(TokenizerObjective):
         finding = Finding(
             "model.teacher_precision",
             "warning",
-            f"only {share:.1%} of the codes of the teacher in bfloat16 are those in float32",
-            action="set model.teacher_precision=float32; model.cache_teacher_ids saves time too",
+            f"only {share:.1%} of the codes of the teacher in bfloat16 are the same in float32",
+            action="set model.teacher_precision=float32; model.cache_teacher_ids then saves time",
         )
         return (finding, *findings)
 

@@ -1,4 +1,4 @@
-"""Published layout of TiTok models: a configuration and a flat file of weights; light.
+"""Reads and writes the published layout of TiTok: a configuration and a file of weights; light.
 
 Two forms: config.yaml with pytorch_model.bin, as training writes it, and config.json with
 model.safetensors, as on the hub. Stage files of training, and overrides with their keys, are
@@ -105,7 +105,7 @@ def published_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(section, Mapping):
         raise ConfigError(
             f"the configuration has no {MODEL}",
-            hint="use the config.yaml or config.json of a tokenizer",
+            hint="give the config.yaml or config.json of a tokenizer",
             code="config.missing_key",
         )
     for key, reason in model_contradictions(lambda name: _at(tree, name)):
@@ -134,7 +134,7 @@ def model_contradictions(lookup: Callable[[str], Any]) -> Iterator[tuple[str, st
     """
     encoder = lookup(_ENCODER_PATCH) or TitokConfig.model_fields["patch_size"].default
     if lookup(_DECODER_PATCH) not in (None, encoder):
-        yield _DECODER_PATCH, f"the decoder has the patches of the encoder, {_ENCODER_PATCH}"
+        yield _DECODER_PATCH, f"the decoder always has the patches of the encoder, {_ENCODER_PATCH}"
     if lookup(_MODE) not in (None, *_MODES):
         yield _MODE, f"it is one of {', '.join(_MODES)}"
 
@@ -142,10 +142,10 @@ def model_contradictions(lookup: Callable[[str], Any]) -> Iterator[tuple[str, st
 def published_tree(config: TitokConfig) -> dict[str, Any]:
     """Converts a config to the published configuration of a tokenizer.
 
-    Sizes without a published key have our keys, which only this program reads. `is_legacy` is that
-    of the layout of the latent tokens; another head than it implies has our key. The published
-    program then builds the other head, whose weights do not match, and rejects the file: it cannot
-    run the tokenizer with another layout.
+    Sizes without a published key have our keys, which only this program reads. `is_legacy` tells
+    the layout of the latent tokens; if the head is not the one that it implies, our key names the
+    head. The published program then builds the other head, whose weights do not match, and rejects
+    the file: it cannot run the tokenizer with another layout.
     """
     quantizer = config.quantizer
     is_legacy = config.latent_layout == "legacy"
@@ -254,7 +254,7 @@ Lookup = Callable[[str], Any]
 
 @dataclass(frozen=True)
 class _Rule:
-    """A conversion of several published keys, or of one whose value changes."""
+    """A rule that converts several published keys, or the value of one."""
 
     sources: tuple[str, ...]  # published keys; the rule applies if one of them is set
     # function from the values of the whole file to our keys and their values

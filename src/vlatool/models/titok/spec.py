@@ -120,7 +120,7 @@ class TitokType(ImageTokenizerType):
         init: WeightsOrigin,
         init_except: Sequence[str],
     ) -> None:
-        """Loads the weights of a tokenizer; stage 2 takes those of stage 1 or 2."""
+        """Loads the weights of a tokenizer; stage 2 takes weights of stage 1 or 2."""
         from vlatool.models.titok.weights import load_titok
 
         load_titok(parts["model"].module, config, init.text, init_except)
@@ -163,9 +163,8 @@ def check_required_weights(config: TitokConfig, *, needs_init: bool) -> None:
     if missing:
         raise UsageError(
             f"stage {config.stage} requires {' and '.join(missing)}",
-            hint="set model.teacher to a VQGAN, a run of `vlatool tokenizer train --preset "
-            "vqgan-tiny` or the published file (--model.teacher LOCATION); for stage "
-            "2 also set init_from to a run of stage 1",
+            hint="add --model.teacher LOCATION, a run of `vlatool tokenizer train --preset "
+            "vqgan-tiny` or the published file; for stage 2 also --init-from, a run of stage 1",
             code="usage.missing_key" if has_teacher else "usage.unsupported",
             details={"key": missing[0], "keys": missing},
         )
@@ -175,7 +174,7 @@ def check_grid(config: TitokConfig) -> None:
     """Raises a UsageError if the patches do not correspond to the codes of the teacher."""
     if config.decoder_head == "proxy" and config.patch_size != config.vqgan.patch_size:
         raise UsageError(
-            f"model.patch_size is {config.patch_size}, the teacher has one code per "
+            f"model.patch_size is {config.patch_size}, but the teacher has one code per "
             f"{config.vqgan.patch_size} x {config.vqgan.patch_size} pixels",
             hint=f"set model.patch_size={config.vqgan.patch_size}, or use another teacher",
             code="usage.bad_value",

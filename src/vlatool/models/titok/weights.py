@@ -1,6 +1,6 @@
-"""Weights of TiTok: published files, published folders, runs of this program.
+"""Loads weights of TiTok from published files, published folders and runs.
 
-The names in a state dict are those of the published files. Source: reference/titok 2, 7.1.
+A state dict has the names of the published files. Source: reference/titok 2, 7.1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,8 +37,8 @@ _HEAD_DIM = 64
 def load_titok(
     module: nn.Module, config: TitokConfig, origin: str, excluded: Sequence[str] = ()
 ) -> None:
-    """Loads the weights of a tokenizer; all names and shapes must match, but for some networks.
-    With weights of stage 1 for stage 2, the pixel decoder is that of the teacher.
+    """Loads the weights of a tokenizer; all names and shapes must match, except for some networks.
+    If stage 2 starts from stage 1, the teacher gives the pixel decoder.
     """
     source, weights = read_titok(origin)
     if config.stage == 2 and not any(name.startswith(_PIXELS) for name in weights):
@@ -100,9 +100,8 @@ def prepare_export(trained: published.Trained, reporter: Reporter) -> published.
     if (config.latent_layout == "legacy") != (config.decoder_head == "proxy"):
         reporter.warn(
             "export.other_layout",
-            f"only vlatool reads a {config.decoder_head} head with the {config.latent_layout} "
-            "layout; the published program rejects the file. Train with model.latent_layout=legacy "
-            "for that program.",
+            f"only vlatool can read a {config.decoder_head} head with the {config.latent_layout} "
+            "layout; for the published program, train with model.latent_layout=legacy.",
         )
     return published.Exported(
         files=(CONFIG, WEIGHTS),
@@ -140,14 +139,14 @@ def check_sizes(module: nn.Module, weights: Mapping[str, Tensor], path: Path) ->
     if problems:
         raise DataError(
             f"{path}: weights do not match the configuration: {'; '.join(problems)}",
-            hint="use the configuration that the tokenizer was trained with",
+            hint="use the configuration with which the tokenizer was trained",
             code="data.checkpoint_mismatch",
             details={"problems": problems, "path": str(path)},
         )
 
 
 def sizes_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Sizes that follow from the shapes of a state dict; None for those of missing tensors."""
+    """Sizes that follow from the shapes of a state dict; None if the tensors are missing."""
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
 
     def axis(name: str, index: int) -> int | None:
@@ -183,8 +182,8 @@ def inferred_config(weights: Mapping[str, Tensor], path: Path) -> TitokConfig:
     if not all((*counts, *widths, *rows)) or sizes["patches"] < 0:
         raise DataError.at(
             path,
-            f"not a tokenizer; its tensors are {', '.join(sorted(weights)[:3])}, ...",
-            hint="use a file of weights of TiTok",
+            f"this is not a tokenizer; its tensors are {', '.join(sorted(weights)[:3])}, ...",
+            hint="give a file with weights of TiTok",
             code="data.missing",
         )
     is_proxy = sizes["head"] == "proxy"

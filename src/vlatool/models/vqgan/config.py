@@ -27,13 +27,13 @@ WEIGHTLESS = (GRADIENTS, FEATURES, NOTHING)
 
 
 class VqganNetworkConfig(ConfigModel):
-    """A convolutional autoencoder with a codebook; the defaults are those of the published one."""
+    """A convolutional autoencoder with a codebook; the defaults give the published one."""
 
     hidden_channels: int = option(128, "Channels of the first level.", ge=1, le=MAX_WIDTH)
     channel_mult: tuple[Annotated[int, Field(ge=1, le=MAX_WIDTH)], ...] = option(
         (1, 1, 2, 2, 4),
-        "Channels of each level as multiples of hidden_channels; each level but the "
-        "first halves the resolution.",
+        "Channels of each level, as multiples of hidden_channels; each level except the first "
+        "halves the resolution.",
         min_length=1,
         max_length=MAX_LEVELS,
     )
@@ -43,7 +43,7 @@ class VqganNetworkConfig(ConfigModel):
     norm_groups: int = option(32, "Groups of the group norms.", ge=1)
     code_kernel: Literal[1, 3] = option(
         3,
-        "Side of the convolutions of the encoder at the resolution of the codes; with 1 a code "
+        "Size of the encoder's convolutions at the resolution of the codes; with 1, a code "
         "depends on little more than its own patch. The published model has 3.",
     )
 
@@ -64,24 +64,24 @@ class VqganNetworkConfig(ConfigModel):
 
 
 class CodebookAlarmConfig(ConfigModel):
-    """Detection of a collapsed codebook."""
+    """When a codebook counts as collapsed."""
 
     below: float = option(
         0.02,
-        "Threshold of codebook_evenness (perplexity over the largest possible one) and "
-        "of codes_differ (fraction of codes that differ from image to image); 0: never.",
+        "Lowest codebook_evenness (share of the largest possible perplexity) and codes_differ "
+        "(share of codes that differ from image to image) without an alarm; 0: never.",
         ge=0,
         le=1,
     )
-    windows: int = option(20, "Number of consecutive logs below the threshold.", ge=1)
-    stops: bool = option(False, "End the run with an error, not a warning.")
+    windows: int = option(20, "Number of logs in a row below the threshold.", ge=1)
+    stops: bool = option(False, "End the run with an error, instead of a warning.")
 
 
 def revive_after_field() -> Any:
     return option(
         0,
-        "Number of steps without use after which a code is replaced by an output of "
-        "the encoder; 0, as in the published models: never.",
+        "Number of steps without use after which a code is replaced by an output of the encoder; "
+        "0: never, as in the published models.",
         ge=0,
     )
 
@@ -94,15 +94,15 @@ class PixelLossConfig(ConfigModel):
     reconstruction_weight: float = option(1.0, "Weight of the squared error.", ge=0)
     foreground_weight: float = option(
         0.0,
-        "Additional weight of what differs from the mean training image: the weight of "
-        "a pixel, or of a code of the teacher, is 1 plus this times the mean absolute difference "
-        "(0 to 1). The published models use 0.",
+        "Extra weight of what differs from the mean training image: a pixel, or a code of the "
+        "teacher, weighs 1 plus this times the mean absolute difference (0 to 1). The published "
+        "models use 0.",
         ge=0,
     )
     perceptual_loss: str | None = derived_field(
         "convnext_s with perceptual_weights, else a distance without weights of its own",
-        "Perceptual distance: convnext_s, lpips, lpips-convnext_s-1.0-0.1; without weights of its "
-        "own: vqgan (features of the teacher), gradients, none.",
+        "Perceptual distance: convnext_s, lpips or lpips-convnext_s-1.0-0.1; or, without weights, "
+        "vqgan (features of the teacher), gradients or none.",
         may_be_null=True,
     )
     perceptual_weight: float = option(0.1, "Weight of the perceptual distance.", ge=0)
@@ -112,7 +112,7 @@ class PixelLossConfig(ConfigModel):
         affects_output=False,
     )
     quantizer_weight: float = option(1.0, "Weight of the loss term of the quantizer.", ge=0)
-    discriminator_start: int = option(20_000, "First step with the discriminator.", ge=0)
+    discriminator_start: int = option(20_000, "First step in which the discriminator trains.", ge=0)
     discriminator_ramp: int = option(
         0,
         "Number of steps over which the adversarial loss ramps up; the published models use 0.",
@@ -130,7 +130,7 @@ class PixelLossConfig(ConfigModel):
     )
     lecam_regularization_weight: float = option(0.001, "Weight of the LeCam regularization.", ge=0)
     lecam_ema_decay: float = option(
-        0.999, "Decay of the running means of that regularization.", ge=0, lt=1
+        0.999, "Decay of the running means of the LeCam regularization.", ge=0, lt=1
     )
 
     @property
@@ -150,7 +150,7 @@ def with_perceptual(losses: PixelLossConfig, default: str) -> tuple[PixelLossCon
         return losses.model_copy(update={"perceptual_loss": chosen}), rule
     if name not in WEIGHTLESS and losses.perceptual_weights is None:
         raise UsageError(
-            f"model.losses.perceptual_loss {name!r} requires the weights of that network",
+            f"model.losses.perceptual_loss {name!r} needs the weights of this network",
             hint="set model.losses.perceptual_weights=FILE, or use one of "
             f"{', '.join(WEIGHTLESS)}, which need no weights",
             code="usage.missing_key",
@@ -163,7 +163,7 @@ def derive_image_size(
     config: ConfigModel, size: int | None, patch_size: int, data: "ImageDataConfig"
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Derives `image_size` of a model from its data; returns the changed key with its value, and
-    its rule.
+    the rule.
     """
     data_size = data.preprocessing.crop_size
     if size not in (None, data_size):
@@ -175,8 +175,8 @@ def derive_image_size(
         )
     if data_size % patch_size:
         raise UsageError(
-            f"data.preprocessing.crop_size is {data_size}, not a multiple of {patch_size}, the "
-            "patch size of the model",
+            f"data.preprocessing.crop_size is {data_size}, which is not a multiple of the model's "
+            f"patch size {patch_size}",
             hint=f"set data.preprocessing.crop_size={max(data_size // patch_size, 1) * patch_size}",
             code="usage.bad_value",
             details={"key": "data.preprocessing.crop_size"},
@@ -197,7 +197,7 @@ class VqganConfig(VqganNetworkConfig):
     revive_after: int = revive_after_field()
     losses: PixelLossConfig = option(PixelLossConfig(), "Losses.")
     codebook_alarm: CodebookAlarmConfig = option(
-        CodebookAlarmConfig(), "Detection of a collapsed codebook."
+        CodebookAlarmConfig(), "When a codebook counts as collapsed."
     )
 
     @model_validator(mode="after")
@@ -208,5 +208,5 @@ class VqganConfig(VqganNetworkConfig):
                 f"size with {len(self.channel_mult)} entries in channel_mult)"
             )
         if self.losses.perceptual_loss == FEATURES:
-            raise ValueError(f"losses.perceptual_loss {FEATURES!r} requires a model with a teacher")
+            raise ValueError(f"losses.perceptual_loss {FEATURES!r} needs a model with a teacher")
         return self

@@ -1,4 +1,4 @@
-"""What reconstructed images are judged by: discriminator, perceptual distances, the foreground.
+"""Terms that judge reconstructed images: discriminator, perceptual distances, the foreground.
 
 `loss_parts` and `buffer_parts` give the parts that a model type adds to its network; `objective.py`
 has the loss that they enter. Source: reference/titok 4.2, 4.3.
@@ -180,14 +180,14 @@ class LecamEma(nn.Module):
         return (above.square() + below.square() + 2 * linear).sum()
 
     def update(self, real: Tensor, fake: Tensor, ok: Tensor) -> None:
-        """Updates the running means with those of a step over all ranks, if `ok` is True."""
+        """Updates the running means with the means of a step over all ranks, if `ok` is True."""
         for old, value in ((self.real, real), (self.fake, fake)):
             new = old.lerp(value.to(old.dtype).reshape(1), 1 - self.decay)
             old.copy_(torch.where(ok, new, old))
 
 
 class MeanImage(nn.Module):
-    """Mean of the training images so far, as the background of their foreground."""
+    """Mean of the training images so far; what differs from it counts as foreground."""
 
     total: Tensor  # float64 [3, S, S]
     count: Tensor  # float64 scalar

@@ -1,4 +1,4 @@
-"""MaskGIT-VQGAN: images to a grid of codes and back. Source: reference/titok 1.8, 2.2.
+"""MaskGIT-VQGAN turns images into a grid of codes and back. Source: reference/titok 1.8, 2.2.
 
 The encoder halves the resolution from level to level, the quantizer (`models/codebook.py`) replaces
 each vector by its nearest code, the decoder goes the way back. The functions at the end load
@@ -38,7 +38,7 @@ class ResidualBlock(nn.Module):
     """Two convolutions and a shortcut.
 
     If the number of channels changes, the input of the shortcut is the output of the convolutions,
-    not that of the block: the published weights were trained this way.
+    not the input of the block: the published weights were trained this way.
     """
 
     def __init__(self, before: int, after: int, groups: int, *, kernel: int = 3) -> None:
@@ -201,7 +201,7 @@ _ENCODER = "encoder."
 
 
 def load_vqgan(module: nn.Module, origin: str, excluded: Sequence[str] = ()) -> None:
-    """Loads the weights of a VQGAN; all names and shapes must match, but for some networks."""
+    """Loads the weights of a VQGAN; all names and shapes must match, except for some networks."""
     source, weights = _read(origin)
     module.load_state_dict(init_state_dict(module, weights, source.file, excluded))
 
@@ -228,7 +228,7 @@ def load_encoder(module: nn.Module, origin: str) -> None:
 
 
 def pixel_weights(origin: str) -> dict[str, Tensor]:
-    """The pixel decoder of TiTok from a VQGAN: all but its encoder, with names `pixel_*`."""
+    """The pixel decoder of TiTok from a VQGAN: all except its encoder, with names `pixel_*`."""
     _, weights = _read(origin)
     decoder: dict[str, Tensor] = {}
     for name, value in weights.items():

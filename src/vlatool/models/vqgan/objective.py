@@ -125,7 +125,7 @@ class PixelObjective(TokenizerObjective):
     """Reconstruction losses of a model, and a discriminator that starts at a configured step.
 
     The model is called with pixels and noise, and returns a `VqganOutput`. The running means of the
-    discriminator are over all ranks; the published code has separate ones per rank.
+    discriminator are over all ranks; in the published code each rank has its own.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class PixelObjective(TokenizerObjective):
         return Loss(total * count, total.new_tensor(count), sums)
 
     def validate(self, batch: Batch, ctx: StepContext) -> Loss:
-        """Loss without the discriminator, so that values of different steps are comparable."""
+        """Loss without the discriminator, so that values of different steps can be compared."""
         pixels = batch["pixels"]
         count = float(len(pixels))
         total, sums = self._reconstruction_loss(pixels, self._reconstruct(batch, ctx), ctx)
@@ -266,10 +266,10 @@ class PixelObjective(TokenizerObjective):
 
 
 class CodebookMonitor:
-    """Detector of a collapsed codebook.
+    """Detects a collapsed codebook.
 
     A codebook is collapsed if few codes are used, or if all images have the same codes. Metrics
-    must be low in several logs in a row, because those of the first steps are always low.
+    must be low in several logs in a row, because they are always low in the first steps.
     """
 
     def __init__(self, config: CodebookAlarmConfig) -> None:
@@ -293,8 +293,8 @@ class CodebookMonitor:
             f"the codebook has collapsed: its perplexity is {metrics['codebook_perplexity']:.1f}, "
             f"{int(metrics['dead_codes'])} codes are not used, {share:.1%} of the codes differ "
             "from image to image",
-            action="start a new run with another hparams.lr or a lower losses.quantizer_weight; "
-            "model.codebook_alarm has the thresholds of this check",
+            action="start a new run with another hparams.lr or a lower "
+            "losses.quantizer_weight; model.codebook_alarm sets when this check warns",
         )
         return (finding,)
 

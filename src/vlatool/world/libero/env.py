@@ -31,9 +31,9 @@ _FPS = 20
 class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     """Environment with the tasks of a suite and their fixed initial states.
 
-    A seed chooses task and initial state: 50 seeds in a row from a multiple of 50 are the 50 trials
-    of a task, the next 50 those of the next task, and so on in circles. Trials of a task with fewer
-    states repeat them.
+    A seed chooses task and initial state: 50 seeds in a row, from a multiple of 50, are the 50
+    trials of a task; the next 50 seeds belong to the next task, and after the last task to the
+    first again. A task with fewer states repeats them.
 
     Observation: `image` and `wrist_image` uint8 [H, W, 3], turned by 180 degrees as in the
     published data, `state` float32 [8] (position, axis-angle, two fingers) and `instruction`.
@@ -56,7 +56,7 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self._max_steps = SUITES[suite]
         if task is not None and not 0 <= task < self._suite.n_tasks:
             raise UsageError(
-                f"{suite} has the tasks 0 to {self._suite.n_tasks - 1}, not {task}",
+                f"{suite} has no task {task}, only 0 to {self._suite.n_tasks - 1}",
                 code="usage.unknown_name",
             )
         self._only = task
@@ -120,7 +120,7 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             self._simulator = None
 
     def _load(self, task: int) -> None:
-        """Makes the simulator of a task, unless that is loaded."""
+        """Makes the simulator of a task, unless it is loaded already."""
         if task == self._task:
             return
         self.close()

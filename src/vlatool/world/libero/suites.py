@@ -35,8 +35,8 @@ def register_environments() -> None:
         # No extra has it: it pins versions of packages that vlatool cannot use.
         raise EnvironmentProblem(
             f"LIBERO needs the package {error.name!r}, which is not installed",
-            hint="install LIBERO here, or run examples/libero_client.py in an environment that has "
-            "it, with a policy that `vlatool serve` computes",
+            hint="install LIBERO here, or serve the policy with `vlatool serve` and run "
+            "examples/libero_client.py in an environment that has LIBERO",
             code="environment.missing_dependency",
             details={"package": error.name},
         ) from None

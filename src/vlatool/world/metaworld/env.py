@@ -1,4 +1,4 @@
-"""Tasks of Meta-World as Gymnasium environments with images in place of object positions."""
+"""Tasks of Meta-World as Gymnasium environments, with images instead of object positions."""
 
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ class MetaWorldEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
     Observation: `front`, `side` and `wrist` uint8 [H, W, 3], `proprio` float64 [4] (x, y, z of the
     hand in meters, opening of the gripper from 0 to 1) and `instruction`. Action [4] from -1 to 1:
-    displacement of the hand in cm, and gripper, which closes above 0. The reward is that of
+    displacement of the hand in cm, and gripper, which closes above 0. The reward comes from
     Meta-World. An episode is truncated after 500 steps; it does not terminate.
 
     Starts are drawn from the whole range of the task and depend on the seed only. The registered

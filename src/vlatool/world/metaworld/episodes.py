@@ -1,4 +1,4 @@
-"""Episodes of the scripted experts of Meta-World with the fields of LeRobot sets.
+"""Episodes of the scripted experts of Meta-World, with the fields of LeRobot data sets.
 
 Legend of shapes: L frames. Source: reference/environments 1.
 """
@@ -77,9 +77,9 @@ def simulated_episode(
 ) -> SimulatedEpisode:
     """Episode number `index` of `seed`, independent of other episodes; tasks take turns.
 
-    The actions are those of the expert. Those that are executed differ by a disturbance, so
-    episodes show how to recover. If the expert fails, the next start is tried, 10 at most. Images
-    take most of the time, so an attempt is drawn only once it is known to be kept.
+    The recorded actions come from the expert. A disturbance changes what is executed, so episodes
+    show how to recover. If the expert fails, the next start is tried, 10 at most. Images take most
+    of the time, so an attempt is drawn only once it is known to be kept.
     """
     rng = start_rng(seed, index)
     task = tasks[index % len(tasks)]
@@ -100,8 +100,8 @@ def simulated_episode(
 def attempt(
     simulator: Simulator, rng: np.random.Generator, *, is_drawn: bool
 ) -> tuple[dict[str, list[UInt8Array]], FloatArray, FloatArray, bool]:
-    """Images, states, actions and success of the expert until some frames after the first success;
-    without images unless drawn.
+    """Images, states, actions and success of the expert, until some frames after its first success;
+    `draws` says whether there are images.
     """
     state = simulator.start(rng)
     images: dict[str, list[UInt8Array]] = {name: [] for name in VIEWS}

@@ -1,4 +1,4 @@
-"""Meta-World as a simulator of one task: starts that follow from a generator, images, the expert.
+"""Simulates one task of Meta-World: random starts, images, the scripted expert.
 
 Legend of shapes: L frames. Source: reference/environments 1.
 """
@@ -188,7 +188,7 @@ class Simulator:
         # The expert sees the goal; `proprio` has no part of it.
         name = f"{task}-goal-observable"
         self._env: Any = environments.ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[name](seed=0)
-        # Otherwise all starts are those of the seed.
+        # Otherwise the seed decides all starts.
         self._env._freeze_rand_vec = False
         self._env.seeded_rand_vec = True
         self._expert: Any = experts.ENV_POLICY_MAP[task]()
