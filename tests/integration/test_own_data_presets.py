@@ -92,7 +92,7 @@ def test_without_cameras_the_policy_learns_from_states_and_says_so(
 
 def test_clip_without_cameras_is_an_error_that_names_policy_state(root: Path) -> None:
     config = tiny(root, "policy-clip", root / "one", **{"data.camera_names": ["none"]})
-    with pytest.raises(DataError, match="clip_backbone encodes images") as caught:
+    with pytest.raises(DataError, match="clip_backbone needs images") as caught:
         train(config)
     assert "policy-state" in caught.value.hint
 

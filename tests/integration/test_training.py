@@ -123,7 +123,7 @@ def test_loss_of_the_bar_is_that_of_the_result_and_the_start_says_how_much_a_kil
     reporter = Bars()
     config = training.tiny_config(data, tmp_path / "run", total_train_steps=3, log_every_n_steps=3)
     assert train(config, reporter=reporter).loss == pytest.approx(shown[-1], rel=1e-8)
-    assert any("loses at most 5 min" in note for note in reporter.notes)
+    assert any("lose at most 5 min" in note for note in reporter.notes)
 
 
 def test_config_of_a_run_is_derived_and_can_be_trained_again(

@@ -150,7 +150,7 @@ def budget_extension(
     if old_rate == new_rate:
         return message
     return (
-        f"{message}; the {config.hparams.lr_scheduler} schedule is computed anew: the learning "
+        f"{message}; the {config.hparams.lr_scheduler} schedule is recomputed: the learning "
         f"rate after step {old_steps} changes from {old_rate:g} to {new_rate:g}"
     )
 
