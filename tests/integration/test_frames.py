@@ -210,7 +210,7 @@ def test_shards_from_frames_have_the_bytes_of_shards_from_recordings(
             {"image_resizing_filter": "lanczos_vips"},
             "is lanczos_vips, but the images .* have box",
         ),
-        ("jsonl", {}, "only lbm copies them"),
+        ("jsonl", {}, "only --sink lbm copies their images"),
     ],
 )
 def test_an_image_is_never_encoded_twice(

@@ -79,7 +79,7 @@ def test_dimensions_that_no_new_name_has_are_a_warning(recording: Path, tmp_path
     written(recording, tmp_path / "a", rename=rename, reporter=reporter)
     assert (
         "source.dimensions_left_out",
-        "no new name has the dimensions 2 of obs.robot0_eef_pos",
+        "obs.robot0_eef_pos: dimensions 2 are left out",
     ) in [*reporter.warnings]
 
 

@@ -255,7 +255,7 @@ class VideoFrames(FrameSource):
         if image.shape != self._shape:
             size = f"{image.shape[1]}x{image.shape[0]}"
             size_before = f"{self._shape[1]}x{self._shape[0]}"
-            reason = f"its size is {size}, that of frames before it {size_before}"
+            reason = f"its size is {size}, but earlier frames have {size_before}"
             raise decode_error(self._clip.path, number, reason)
         return image
 

@@ -39,7 +39,7 @@ class Archive:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Values by which an interrupted extraction is recognized."""
+        """Values that identify an interrupted extraction."""
         return {"location": self.location, "etag": self.etag, "size": self.size}
 
 
