@@ -62,7 +62,7 @@ class ImagesInfo:
 def load_info(config: ImageDataConfig, reporter: Reporter = NULL) -> ImagesInfo:
     """Finds the shards and counts their samples.
 
-    The number of samples is that of the index of a shard. A shard without an index beside it is
+    The index of a shard has its number of samples. A shard without an index beside it is
     scanned once, and its index is saved in the cache folder. A scan takes about 30 microseconds per
     sample for a local shard; a remote shard is streamed. The reporter receives the progress of the
     scans.

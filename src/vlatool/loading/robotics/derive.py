@@ -99,7 +99,7 @@ def _all_cameras(info: RoboticsInfo) -> list[str]:
 
 
 def _fields(config: RoboticsDataConfig, info: RoboticsInfo, key: str) -> list[str]:
-    """Fields that the data sets name; with padding, those of all of them."""
+    """Fields that the data sets name; with padding, the fields of all of them."""
     if config.pad_missing_fields:
         return list(info.options.get(key) or [])
     return _agreed(info, key)
@@ -234,7 +234,7 @@ def _check_names(
     Args:
         key: Key of the section.
         values: Its values.
-        available: Values of each data set; empty: unknown. Or those of all together.
+        available: Values of each data set (empty: unknown), or the values of all together.
         names: Names of the data sets.
     """
     for number, present in enumerate(available):

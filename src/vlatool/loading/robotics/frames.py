@@ -1,4 +1,4 @@
-"""Windows of frames: how many, their statistics, and their samples as those of `lbm` shards.
+"""Windows of frames: how many, their statistics, and their samples, in the form of `lbm` shards.
 
 A block of the order is the tar of an episode. What a window needs of it is a row per step of the
 numbers, which stay in memory while the episode is in use, and the images of a few frames, which are
@@ -344,7 +344,7 @@ class WindowReader:
     def _members(
         self, frames: Mapping[int, int], images: Mapping[int, Mapping[str, bytes]]
     ) -> dict[str, bytes]:
-        """Images of a window by their suffixes in shards, from those of its frames."""
+        """Images of a window by their suffixes in shards, from the images of its frames."""
         members: dict[str, bytes] = {}
         for camera in self._cameras:
             stored_suffix = image_suffix(camera, 0).lower()

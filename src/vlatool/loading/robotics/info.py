@@ -38,7 +38,7 @@ from vlatool.transforms.normalize import constant_dimensions, field_width
 
 @dataclass(frozen=True)
 class RoboticsDataSet:
-    """One data set of a run; names of cameras and fields are those of the run."""
+    """One data set of a run; its cameras and fields have the names of the run."""
 
     name: str  # as configured
     shards: ShardTable

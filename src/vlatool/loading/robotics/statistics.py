@@ -1,4 +1,4 @@
-"""Statistics of a run: normalization of fields, check of their ranges, those of initial weights.
+"""Statistics of a run: normalization of fields, checks of ranges, statistics of initial weights.
 
 `Normalizer` scales the fields of a run. `report_ranges` names dimensions that it scales badly,
 `select_statistics` takes the statistics of the data or of the initial weights and compares both,
@@ -177,7 +177,7 @@ def report_ranges(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Repo
     if narrow:
         reporter.warn(
             "data.narrow_ranges",
-            "the range by which these dimensions are normalized is far narrower than their motion, "
+            "these dimensions are normalized with a range that is far narrower than their motion, "
             f"so that a few values are very large: {_listed(narrow)}; choose another method for "
             "them in data.normalization.field_configs, such as min_max",
         )
@@ -251,7 +251,7 @@ def _moving(config: RoboticsDataConfig, info: RoboticsInfo) -> Iterator[_Dimensi
 
 
 def _of_data(info: RoboticsInfo, field: str) -> Mapping[str, Any]:
-    """Statistics of a field over the data, if those of other weights normalize it."""
+    """Statistics of a field over the data, if the statistics of other weights normalize it."""
     stats = info.statistics[field]
     own = (info.data_statistics or {}).get(field)
     if not own:
@@ -288,7 +288,7 @@ def select_statistics(
     run = _run_of(folder)
     before = _statistics_of(run, is_required=is_init)
     owner = "initial weights" if is_init else "data"
-    unknown = "" if before else "; those of the initial weights are unknown"
+    unknown = "" if before else "; the initial weights have no known statistics"
     reporter.note(
         f"data.statistics_from={config.statistics_from}: fields are normalized with the statistics "
         f"of the {owner}{unknown}"
@@ -304,7 +304,7 @@ def select_statistics(
     if changes:
         reporter.warn(
             "data.ranges_differ",
-            "the ranges of these dimensions differ by more than twice from those of the initial "
+            "the ranges of these dimensions differ more than twofold from the initial "
             f"weights: {_listed(changes)}",
         )
     if is_init:
@@ -343,8 +343,8 @@ def _report_changed_rules(config: NormalizeConfig, run: RunDir, reporter: Report
         if key not in config.no_effect_on_output and value != before[key]:
             reporter.warn(
                 "data.normalization_differs",
-                f"data.normalization.{key} is {value_text(value)}, and {value_text(before[key])} in "
-                "the run of the initial weights",
+                f"data.normalization.{key} is {value_text(value)}, but the initial weights were "
+                f"trained with {value_text(before[key])}",
             )
 
 
