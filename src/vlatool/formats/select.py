@@ -326,8 +326,7 @@ def check_finite(episode: Episode) -> None:
             label = dimension_label(name, column, values.shape[1], episode.dimension_names)
             raise DataError(
                 f"{episode.id}: {label} is NaN or infinite at frame {frame}",
-                hint="leave the episode out with --exclude, or keep such values with "
-                "--fail-on-nan false",
+                hint="leave the episode out with --exclude, or keep such values: --no-fail-on-nan",
                 code="data.not_finite",
                 details={"finding": "not_finite", "field": name, "frame": frame},
             )

@@ -62,7 +62,7 @@ class FramesConfig(lbm.StoredImagesConfig, WindowsConfig):
         "Unlike data sets": ("pose_groups",),
     }
 
-    type: Literal["frames"] = option("frames", "Form of the output: each frame once.")
+    type: Literal["frames"] = option("frames", "Form of the output.")
     copy_jpeg: bool = option(
         False, "Copy recorded JPEG images unchanged if size and rotation stay the same."
     )

@@ -57,11 +57,11 @@ class LeRobotConfig(ConfigModel):
 
     observation_keys: list[str] | None = option(
         None,
-        "Columns that a policy observes; default: all numeric columns observation.*, or state.",
+        "Columns that a policy observes; default: all numeric observation.*, or state.",
     )
     action_keys: list[str] | None = option(
         None,
-        "Columns that a policy predicts; default: all numeric columns action or action.*.",
+        "Columns that a policy predicts; default: numeric action and action.*, or actions.",
     )
     task_column: str | None = option(
         None, "Column that names the task of a row, by number or sentence; default: task_index."

@@ -117,7 +117,7 @@ class LbmConfig(StoredImagesConfig, WindowsConfig):
         "Statistics and shards": ("compute_statistics", "samples_per_shard", "seed"),
     }
 
-    type: Literal["lbm"] = option("lbm", "Form of the output: shuffled shards of windows.")
+    type: Literal["lbm"] = option("lbm", "Form of the output.")
     target: TargetConfig = option(TargetConfig(), "Form that several data sets get in common.")
     samples_per_shard: int = option(128, "Number of samples in a shard.", ge=1)
     seed: int = option(42, "Seed of the shuffle.", ge=0)

@@ -261,8 +261,8 @@ class Extraction:
         if target.is_dir():
             raise DataError.at(
                 self.archive.location,
-                f"{member.name} is a file there, and {target} is a folder",
-                hint="use another --output",
+                f"{member.name} is a file in the archive, but {target} is a folder",
+                hint="download into another --output",
                 code="data.bad_name",
             )
 
