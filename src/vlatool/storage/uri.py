@@ -49,7 +49,7 @@ def location(text: str | Path) -> Path:
     if scheme not in SCHEMES.names():
         known = [*SCHEMES.names(), "file"]
         raise UsageError(
-            f"{scheme}://: unknown scheme",
+            f"vlatool does not know locations that start with {scheme}://",
             hint=did_you_mean(scheme, known),
             code="usage.unsupported",
             details={"known": known},

@@ -214,7 +214,7 @@ class WindowsConfig(ConfigModel):
     filter_still_samples: bool = option(False, "Leave out windows in which nothing moves.")
     still_threshold: float = option(
         0.01,
-        "Count a window as still if the standard deviation of each field is below this value.",
+        "Count a window as still if the standard deviation of each field is at most this.",
         ge=0,
     )
     still_field_thresholds: dict[str, float] = option(

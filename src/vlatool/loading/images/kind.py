@@ -69,8 +69,8 @@ def load_info(config: ImageDataConfig, reporter: Reporter = NULL) -> ImagesInfo:
     """
     if not config.shards:
         raise DataError(
-            "no image shards are configured",
-            hint="set --data or data.shards",
+            "there are no image shards to train on",
+            hint="add --data with the output of `vlatool preprocess --sink image-shards`",
             code="data.no_source",
         )
     cache = shard_reader.file_cache(config.dataset_cache)

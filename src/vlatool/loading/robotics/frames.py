@@ -176,7 +176,7 @@ class FrameWindows:
             among = "" if self.episodes is None else f" among data.episodes {self.episodes}"
             raise DataError.at(
                 self.folder.path,
-                f"has no episode with data.split {self.split}{among}",
+                f"has no episodes for data.split {self.split}{among}",
                 hint="choose other episodes, or all with --data.split all",
                 code="data.no_samples",
             )
@@ -202,8 +202,8 @@ class FrameWindows:
         if statistics is None:
             raise DataError.at(
                 self.folder.path,
-                "has no window with these keys of data.windows",
-                hint="allow more padding, or smaller windows",
+                "gives no window with these values of data.windows",
+                hint="use smaller windows, or allow more padding",
                 code="data.no_samples",
             )
         with atomic_folder(place) as partial_folder:
