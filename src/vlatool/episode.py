@@ -1,4 +1,7 @@
-"""Episodes, their references and surveys, samples (windows of episodes), and what a policy sees.
+"""Episodes: what readers return, sinks write and policies see.
+
+An `EpisodeRef` says where an episode is, a `Survey` what some episodes store, an `Episode` is one
+of them. A `Sample` is a window of an episode, an `Observation` the input of a policy at one step.
 
 Shapes: F frames of an episode, N requested frames, T steps of a window, C dimensions of a field.
 """
@@ -26,13 +29,13 @@ NO_CAMERAS = "none"  # the only item of `camera_names` of data or policies witho
 
 
 def listed_cameras(names: Sequence[str]) -> list[str]:
-    """The cameras that a key `camera_names` lists."""
+    """Returns the cameras in a value of `camera_names`; none if it is `["none"]`."""
     return [] if list(names) == [NO_CAMERAS] else list(names)
 
 
 @dataclass(frozen=True)
 class RowSegment:
-    """Rows of one episode in a table file, which may also have those of others.
+    """Rows of one episode in a table file, which may hold other episodes, too.
 
     Attributes:
         path: The file.
@@ -47,7 +50,7 @@ class RowSegment:
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames of one episode in a video file, which may also have those of others.
+    """Frames of one episode in a video file, which may hold other episodes, too.
 
     Attributes:
         path: The file.
@@ -63,11 +66,12 @@ class Clip:
 class FrameSource(Protocol):
     """Images of one camera, decoded on request.
 
-    Several threads may read the cameras of an episode at the same time, one thread per camera.
+    The cameras of an episode may be read at the same time, each by one thread.
 
     Attributes:
-        is_prepared: True if `encoded` is the final image of training data and `size` is that of the
-            recording; `read` gives pixels of the final image.
+        is_prepared: True if the images are already resized for training, as the sink `frames`
+            writes them. `encoded` and `read` then return the resized image, and `size` is still
+            the size of the recording.
     """
 
     is_prepared: bool = False
@@ -82,41 +86,46 @@ class FrameSource(Protocol):
         ...
 
     def read(self, indices: Sequence[int]) -> Array:
-        """Images uint8 [N, H, W, 3], RGB; fastest if `indices` ascend from call to call.
+        """Returns images uint8 [N, H, W, 3] in RGB; depth and labels are integers [N, H, W].
 
-        Depth and labels are integers [N, H, W].
+        Reading is fastest if `indices` ascend from call to call.
 
         Raises:
-            DataError: A frame cannot be decoded; the message has file and frame.
+            DataError: A frame cannot be decoded. The message names file and frame.
         """
         ...
 
     def encoded(self, index: int) -> bytes | None:
-        """Stored PNG or JPEG file of a frame; None if it is no separate file, as in a video.
+        """Returns the stored PNG or JPEG file of a frame, so that it can be copied.
+
+        None if the frame is not stored as such a file, for example in a video.
 
         Raises:
-            DataError: The file is missing; the message has file and frame.
+            DataError: The file is missing. The message names file and frame.
         """
         return None
 
     @property
     def clip(self) -> Clip | None:
-        """The part of a video that has the images; None if they are in no video."""
+        """The part of a video that holds the images; None if they are not in a video."""
         return None
 
     def path_of(self, index: int) -> Path | None:
-        """File that has only this frame; None if there is none."""
+        """Returns the file that holds only this frame; None if there is none."""
         return None
 
 
 @dataclass(frozen=True)
 class PoseGroup:
-    """Pose that consists of a position field [F, 3] and a rotation field [F, 6].
+    """A pose: a position field [F, 3] and a rotation field [F, 6] that belong together.
 
     Attributes:
-        reference_position: Position field of the measured pose that relative poses refer to; empty
-            for the field that `transforms.relative.actual_field` names, or the pose itself.
-        reference_rotation: Rotation field of that pose.
+        name: Name of the pose.
+        position_key: Name of the position field.
+        rotation_key: Name of the rotation field (6D: the first two rows of the matrix).
+        reference_position: Position field of the measured pose to which relative poses refer. If
+            empty, `transforms.relative.actual_field` names it, else the pose refers to itself.
+        reference_rotation: Rotation field of the measured pose.
     """
 
     name: str
@@ -138,40 +147,40 @@ class Calibration:
 class Declaration:
     """Meaning of some dimensions of an action field, as the data or a user declare it."""
 
-    field: str
+    field: str  # name of the action field
     first: int  # first dimension
     last: int  # last dimension, inclusive
-    origin: str  # of the declaration, such as `meta/modality.json: right_arm`
+    origin: str  # where it is declared, such as `meta/modality.json: right_arm`
     relation: str = ""  # `absolute` or `delta`; empty: not declared
-    rotations: tuple[str, ...] = ()  # forms of a rotation that it may mean; empty: not declared
-    frame: str = ""  # `base` or `tool`, of a delta; empty: not declared
+    rotations: tuple[str, ...] = ()  # possible representations of a rotation; empty: not declared
+    frame: str = ""  # frame of reference of a delta, `base` or `tool`; empty: not declared
 
 
 @dataclass(frozen=True)
 class LanguageSpan:
-    """Text that holds for some frames of an episode."""
+    """A text that applies to some frames of an episode, such as a subtask."""
 
-    kind: str  # kind of annotation, a `LanguageKind` or one of the data
+    kind: str  # kind of annotation: a `LanguageKind`, or a name from the data
     text: str
     first: int  # first frame
     last: int  # last frame, inclusive
 
 
-# What a stored thing is used as; `time`: its values order or date the frames.
+# What a stored thing is used as; `time`: timestamps or numbers of the frames.
 Role = Literal["camera", "depth", "labels", "field", "language", "success", "time", "left_out"]
 Content = Literal["images", "numbers", "actions", "text", "unusable", "other"]
 
 
 @dataclass(frozen=True)
 class StoredPart:
-    """One thing that an episode stores, and its only role; see `formats.inventory`.
+    """One thing that an episode stores, and what it is used as; see `formats.inventory`.
 
     Attributes:
-        path: Its path in the episode, as the format writes it.
-        role: What it is used as.
-        name: Name of the camera or the field, or kind of annotation; empty: it has none.
-        content: What it holds; `unusable`: numbers that are NaN throughout.
-        note: Why it is left out and what would take it, or what its role was guessed from.
+        path: Its path in the episode, written as usual in the format.
+        role: What it is used as; each part has exactly one role.
+        name: Name of the camera or field, or kind of annotation; may be empty.
+        content: What it holds; `unusable` means that all numbers are NaN.
+        note: Why it is left out and how to use it; or what its role was guessed from.
     """
 
     path: str
@@ -182,25 +191,27 @@ class StoredPart:
 
     @property
     def is_loss(self) -> bool:
-        """True if a policy could want it, and it is left out: a camera, an action or a text."""
+        """True if it is left out although a policy may need it: a camera, an action or a text."""
         return self.role == "left_out" and self.content not in ("numbers", "other")
 
 
 @dataclass(frozen=True)
 class EpisodeRef:
-    """Reference to an episode: small, picklable, its `id` unique within a run.
+    """Says where an episode is; small and picklable, because it is sent to worker processes.
 
     Attributes:
-        id: Name of letters, digits, `_` and `-`; part of file names and sample keys.
+        id: Name of letters, digits, `_` and `-`, unique in a run. It becomes part of file names and
+            sample keys.
         path: Path that the reader opens.
-        source: Source that contains it, as the user wrote it.
-        number: Number in the data set if the format has one, for `--episodes`.
+        source: Source that contains the episode, as the user wrote it.
+        number: Number of the episode in its data set, for `--episodes`; None if it has none.
         task: Name of the task in the data.
-        files: Further files of the episode besides `path`; their sizes show if inputs changed.
+        files: Files of the episode besides `path`. A repeated command reads the episode again if
+            one of them has changed.
         language: Map from kind of annotation to sentences, if known before the episode is opened.
-        extras: Other values that the reader needs to open it.
-        excluded: Reason to exclude the episode, such as `validation_episode`; empty to use it.
-        split: `train` or `val` (held out), if the source says which; else empty.
+        extras: Anything else that the reader needs to open it.
+        excluded: Reason to leave the episode out, such as `validation_episode`; empty to use it.
+        split: `train` or `val` (held out) if the source says which, else empty.
     """
 
     id: str
@@ -217,7 +228,7 @@ class EpisodeRef:
 
 @dataclass(frozen=True)
 class FieldSpec:
-    """Width and names of a field, as the data declare them.
+    """Width and dimension names of a field.
 
     Attributes:
         width: Number of dimensions C; 0 for text.
@@ -230,22 +241,23 @@ class FieldSpec:
 
 @dataclass(frozen=True)
 class Survey:
-    """Summary of the selected episodes of a source, made without decoding images.
+    """What the selected episodes of a source store, found without decoding images.
 
     Attributes:
         episodes: Number of surveyed episodes.
-        cameras: Map from cameras of any episode, in order, to (height, width) of their images;
-            None if unknown.
-        fields: Map from fields that most episodes have to their most common specification, in the
-            order of `Episode.lowdim`. If one episode differs, it is the one that does not fit.
-        frames: Number of frames of all episodes; None if unknown.
-        fps: Frames per second; None if episodes differ or do not have it.
+        cameras: Map from camera to (height, width) of its images, or to None if unknown; has the
+            cameras of all episodes, in order.
+        fields: Map from field to its specification, in the order of `Episode.lowdim`. It has the
+            fields that most episodes have, with the most common width; an episode that differs
+            fails.
+        frames: Number of frames of all episodes together; None if unknown.
+        fps: Frames per second; None if episodes differ or state none.
         action_fields: As in `Episode`.
         proprioception_fields: As in `Episode`.
         pose_groups: As in `Episode`.
         text_kinds: Kinds of annotation besides `original` that frames may have.
         declared: As in `Episode`.
-        parts: Stored things of any episode, by path; of two roles the first one's.
+        parts: What the episodes store, each path once. If roles differ, the first episode decides.
     """
 
     episodes: int
@@ -261,7 +273,7 @@ class Survey:
     parts: tuple[StoredPart, ...] = field(default=(), compare=False)
 
     def example(self, frames: int = 1) -> "Episode":
-        """Made-up episode with these fields and no images; its values are arbitrary."""
+        """Makes up an episode with these fields and no images; its values are arbitrary."""
         lowdim: dict[str, Array] = {}
         for name, info in self.fields.items():
             if info.width:
@@ -284,22 +296,22 @@ class Survey:
 
 @dataclass(frozen=True)
 class Episode:
-    """Recording of a robot: low-dimensional fields in memory, images decoded on request.
+    """A recording of a robot: its fields are in memory, its images are decoded on request.
 
     Attributes:
         id: As in its `EpisodeRef`.
         task: Name of the task.
-        fps: Frames per second; 0 if neither the data nor the options of the reader have it.
+        fps: Frames per second; 0 if neither the data nor the options of the reader state it.
         num_frames: Number of frames F.
         cameras: Map from camera name to its images.
-        missing_cameras: Camera that the data set declares for every episode and that has no images
-            in this one, to the error. A camera that is not declared has no entry anywhere.
+        missing_cameras: Map from camera name to the error, for cameras that the data set declares
+            for every episode and that have no images in this one.
         lowdim: Map from field name to array [F, C]; text fields are unicode [F].
         dimension_names: Map from field name to the names of its C dimensions, if the data have
             them.
-        language: Kind of annotation (`original`, `randomized`, ...) to sentences that hold for the
-            whole episode.
-        language_spans: Texts that hold for some of its frames.
+        language: Map from kind of annotation (`original`, `randomized`, ...) to sentences that
+            apply to the whole episode.
+        language_spans: Texts that apply to some frames only.
         calibration: Map from camera name to calibration; cameras without calibration have no entry.
         depth: Map from camera name to depth images, uint16 [H, W] in millimeters.
         labels: Map from camera name to segmentation labels, integers [H, W].
@@ -307,11 +319,11 @@ class Episode:
         action_fields: Fields that a policy predicts by default, in order.
         proprioception_fields: Fields that a policy observes by default, in order.
         pose_groups: Poses for which relative fields can be computed.
-        frame_metadata: Map from name to one value per frame, stored with the sample of that anchor.
-        declared: Meaning of the actions as the data declare it.
-        parts: All that it stores, with the role of each.
-        cut_frames: Number of recorded frames behind the last one that has all parts.
-        findings: Defects that were tolerated; none is an error.
+        frame_metadata: Map from name to one value per frame, which is stored with each sample.
+        declared: Meaning of the actions, if the data state it.
+        parts: Everything that the episode stores, with the role of each part.
+        cut_frames: Number of frames at the end that were left out, because a part ended earlier.
+        findings: Defects that do not prevent reading; none is an error.
         extras: Values that are copied to the metadata of each sample.
     """
 
@@ -340,7 +352,7 @@ class Episode:
     extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def spans_at(self, frame: int) -> list[LanguageSpan]:
-        """Spans with a text that hold at a frame."""
+        """Returns the spans that have a text and include a frame."""
         return self._spans[frame] if self.language_spans else []
 
     @cached_property
@@ -352,7 +364,7 @@ class Episode:
         return frames
 
     def texts(self, frame: int | None = None) -> dict[str, list[str]]:
-        """Map from kind of annotation to the sentences at a frame; None: of all frames."""
+        """Returns the sentences at a frame, or of all frames (None), by kind of annotation."""
         texts = {kind: list(sentences) for kind, sentences in self.language.items()}
         spans = self.language_spans if frame is None else self.spans_at(frame)
         for span in spans:
@@ -360,7 +372,9 @@ class Episode:
         return texts
 
     def instruction_at(self, frame: int) -> str:
-        """First sentence at a frame, of the kind `original` if it has one; empty without any."""
+        """Returns the instruction at a frame: a sentence of kind `original` if there is one, else
+        of another kind; empty if there is none.
+        """
         kinds = self.texts(frame)
         for texts in (kinds.get("original", []), *kinds.values()):
             for text in texts:
@@ -371,10 +385,10 @@ class Episode:
 
 @dataclass(frozen=True)
 class Sample:
-    """Training example made of the window around an anchor frame.
+    """A training example: the window around an anchor frame.
 
     Attributes:
-        key: Deterministic name without dots; prefix of the tar members.
+        key: Name without dots, the same in every run; prefix of the tar members.
         anchor: Index of the anchor frame.
         image_frames: Map from image offset to frame index, clipped to the episode.
         lowdim: Map from field name to array [T, C] (text [T]), calibration [T, ...] and masks
@@ -396,11 +410,12 @@ class CameraView:
     """Images of one camera that a policy sees.
 
     Attributes:
-        offsets: Steps of the images from the current one, ascending, at most 0: `(-1, 0)`.
+        offsets: Steps of the images relative to the current one, ascending, at most 0; `(-1, 0)`
+            is the previous and the current image.
         size: (height, width) of the images in pixels; a policy resizes others. None: any size, the
             same for all images of an observation.
-        recorded: Sizes of the recordings that it was trained on; empty: unknown.
-        quarter_turns: By which a policy turns images of a robot, which have the size before it.
+        recorded: (height, width) of the recordings that it was trained on; empty if unknown.
+        quarter_turns: Number of quarter turns that a policy makes of the images of a robot.
     """
 
     offsets: tuple[int, ...] = (0,)
@@ -411,12 +426,12 @@ class CameraView:
 
 @dataclass(frozen=True)
 class ObservationSpec:
-    """Input that a policy takes.
+    """Describes the input that a policy takes.
 
     Attributes:
         cameras: Map from camera name to its images.
         fields: Map from measured field to its number of dimensions C.
-        past: Steps before the current one whose measured fields and commands the policy takes.
+        past: Number of steps before the current one whose fields and commands the policy takes.
         instruction: True if the policy reads the instruction.
     """
 
@@ -438,14 +453,14 @@ class Observation:
         instruction: Instruction for the robot.
         past_actions: Map from action field to the last commands [P - 1, C]; None: unknown.
         past_mask: bool [P - 1], False for padded commands; None: no command is padded.
-        committed: Map from action field to the commands [L, C] that are left of the chunk before,
+        committed: Map from action field to the commands [L, C] that are left of the previous chunk,
             from the current step on; None: the robot waits for the new chunk.
         delay: Number of these commands that the robot executes before the new chunk takes effect.
         image_masks: Map from camera to bool [K], False for padded images; a camera without an entry
             has no padded image.
-        is_preprocessed: True for the observation of a training sample: its images are rotated
-            already, and past and returned actions are the fields of the training data, with poses
-            relative where those are.
+        is_preprocessed: True for the observation of a training sample. Its images are rotated
+            already, and past and returned actions are fields of the training data, with relative
+            poses where the data have relative poses.
     """
 
     images: Mapping[str, UInt8Array] = field(default_factory=dict[str, UInt8Array])
@@ -460,7 +475,10 @@ class Observation:
 
 
 def channels_last(image: Array, *, is_first: bool = False) -> Array:
-    """Image [H, W, 3] of one that is [3, H, W]: if so declared, or if its last axis is not 3."""
+    """Turns an image [3, H, W] into [H, W, 3].
+
+    It counts as [3, H, W] if `is_first` says so, or if its last axis is not 3.
+    """
     shape = image.shape
     if len(shape) == 3 and shape[0] == 3 and (is_first or shape[-1] != 3):
         return image.transpose(1, 2, 0)
@@ -476,7 +494,7 @@ def _has_text(value: Any) -> bool:
 
 
 def as_array(name: str, values: Any) -> Array:
-    """A value of an observation as an array; raises a DataError if it cannot become one."""
+    """Turns a value of an observation into an array; raises a DataError if that is impossible."""
     kind = type(values).__name__
     try:
         if issubclass(type(values), list | tuple) and _has_text(values):
@@ -486,8 +504,8 @@ def as_array(name: str, values: Any) -> Array:
     except (TypeError, ValueError, RuntimeError) as error:  # ragged, on a GPU, with a gradient
         reason = str(error).partition("\n")[0]
         raise DataError(
-            f"{name!r} is a {kind} that cannot become an array: {reason}",
-            hint="give a numpy array, or a tensor as tensor.detach().cpu().numpy()",
+            f"{name!r} is a {kind} and cannot be turned into an array: {reason}",
+            hint="send a NumPy array; turn a tensor into one with tensor.detach().cpu().numpy()",
             code="data.missing",
             details={"name": name},
         ) from None

@@ -1,8 +1,8 @@
-"""What the author of a reader or a model type imports; these names stay where they are.
+"""Everything that you import to write a reader or a model type; these names stay stable.
 
-A reader may be one file: `vlatool preprocess ./reader.py:Reader SOURCE` (docs/guides/plugins.md).
-What imports torch is elsewhere: `vlatool.models.policy` (`RoboticsPolicy`) and
-`vlatool.models.weights`.
+A reader may be a single file: `vlatool preprocess ./reader.py:Reader SOURCE`
+(docs/guides/plugins.md). Names that need torch are in `vlatool.models.policy` (`RoboticsPolicy`)
+and `vlatool.models.weights`.
 """
 
 from pathlib import Path
@@ -95,7 +95,7 @@ __all__ = [
 
 
 def read_table(path: Path) -> dict[str, Array]:
-    """Columns of a CSV or parquet file, by name: numbers [F], or texts [F].
+    """Reads a CSV or parquet file; returns its columns by name, as numbers [F] or texts [F].
 
     Raises:
         DataError: The file cannot be read, or a column has neither numbers nor texts.
@@ -112,8 +112,8 @@ def read_table(path: Path) -> dict[str, Array]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError.at(
             path,
-            f"is no table: {error}",
-            hint="a table is CSV with a header line, or parquet",
+            f"cannot be read as a table: {error}",
+            hint="write the table as CSV with a header line, or as parquet",
             code="data.broken",
         ) from error
     columns: dict[str, Array] = {}
@@ -124,6 +124,9 @@ def read_table(path: Path) -> dict[str, Array]:
 
 
 def video(path: Path) -> VideoFrames:
-    """All frames of a video file; DataError if it is none."""
+    """Opens a video file as the images of a camera; DataError if it is no video.
+
+    Frames are decoded when they are asked for.
+    """
     clip = Clip(path)
     return VideoFrames(clip, probe_video(clip).num_frames)

@@ -1,4 +1,4 @@
-"""Registries: names of built-in objects, and of plugins in installed distributions."""
+"""Registries of formats, sinks, model types and others, built in or from installed plugins."""
 
 import difflib
 import hashlib
@@ -29,7 +29,7 @@ _loaded: set[str] = set()  # top-level names of the modules of plugins
 
 @dataclass(frozen=True)
 class PluginInfo:
-    """Entry of a registry."""
+    """An entry of a registry."""
 
     name: str  # name on the command line and in configurations
     target: str  # object as `module:object`
@@ -39,11 +39,11 @@ class PluginInfo:
 
 
 class Registry(Generic[T]):
-    """Objects of one type by name, imported on first use.
+    """Objects of one type by name; an object is imported when it is first used.
 
-    Built-in objects are given as `module:object` or as they are. A plugin cannot replace them. The
-    entry points of the group are only read for names that are not built in, and for lists. Without
-    a group there are no plugins.
+    Built-in objects are given as `module:object`, or as the object itself; a plugin cannot replace
+    them. Plugins come from the entry points of `group`, which are only read for lists and for names
+    that are not built in. Without a group there are no plugins.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Registry(Generic[T]):
         return [*self._builtins, *(name for name in third_party if name not in self._builtins)]
 
     def get(self, name: str) -> T:
-        """Object with a name."""
+        """Returns the object with a name; UsageError if there is none."""
         if name in self._builtins:
             target = self._builtins[name]
             return cast(T, _load(target)) if isinstance(target, str) else target
@@ -77,14 +77,14 @@ class Registry(Generic[T]):
             if point.name == name:
                 return cast(T, self._load_plugin(point))
         raise UsageError(
-            f"unknown {self.label} {name!r}",
+            f"there is no {self.label} {name!r}",
             hint=did_you_mean(name, self.names()),
             code="usage.unknown_name",
             details={"kind": self.label, "known": self.names()},
         )
 
     def names_with_key(self, key: str) -> list[str]:
-        """Names of entries with a key in their configuration class; broken plugins are left out."""
+        """Returns the entries whose config class has a key, without broken plugins."""
         names: list[str] = []
         for name in self.names():
             with suppress(EnvironmentProblem):
@@ -112,7 +112,7 @@ class Registry(Generic[T]):
     def _plugin_error(self, point: EntryPoint) -> str:
         """Reason why a plugin, or a data kind of a model type, cannot be used; empty if it can."""
         if point.name in self._builtins:
-            return "ignored: a built-in entry has this name"
+            return "it is ignored, because a built-in entry has this name"
         try:
             plugin = self._load_plugin(point)
             kinds: Any = getattr(plugin, "kinds", ()) if self.label == "model type" else ()
@@ -159,8 +159,8 @@ def _load_file(name: str) -> object:
         spec = importlib.util.spec_from_file_location(module_name, path)
         if spec is None or spec.loader is None or not path.is_file():
             raise UsageError(
-                f"{match['file']}: no such file",
-                hint="give the path of a Python file and the name of a reader in it, such as "
+                f"{match['file']}: there is no such file",
+                hint="write the path of a Python file and the name of a class in it, such as "
                 "./reader.py:Reader",
                 code="usage.unknown_name",
             )
@@ -210,14 +210,14 @@ def load_data_kind(target: str) -> Any:
         return _load(target)
     except (ImportError, AttributeError) as error:
         raise EnvironmentProblem(
-            f"the kind of data {target!r} cannot be imported: {error}",
-            hint="reinstall or remove its distribution",
+            f"the data kind {target!r} cannot be imported: {error}",
+            hint=f"reinstall or remove the package with {target.partition('.')[0]}",
             code="environment.missing_dependency",
         ) from error
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """Hint with similar known names, or with the first ones if none is similar."""
+    """Returns a hint with similar known names; if there are none, with the first known names."""
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     if near:
         return f"did you mean {', '.join(near)}?"
@@ -259,7 +259,7 @@ FORMATS: Registry[Any] = Registry(
         "libero": "LIBERO, as a LeRobot data set",
         "hdf5": "robomimic, Isaac Lab, LIBERO, ALOHA, and others by a mapping",
         "zarr": "replay buffers of Diffusion Policy and UMI",
-        "rlds": "RLDS data sets of TFDS, such as those of Open X-Embodiment",
+        "rlds": "RLDS data sets of TFDS, such as Open X-Embodiment",
         "mcap": "bags of ROS 2, Foxglove and ROS 1",
         "images": "folders of images",
         "image-shards": "tars of images",

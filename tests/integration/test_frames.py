@@ -203,14 +203,14 @@ def test_shards_from_frames_have_the_bytes_of_shards_from_recordings(
 @pytest.mark.parametrize(
     ("sink", "keys", "message"),
     [
-        ("lbm", {"jpeg_quality": 80}, "--jpeg-quality is 80, but the images .* have 95"),
-        ("lbm", {"resize_images_size": [9, 9]}, r"is \(9, 9\), but the images .* have \(24, 20\)"),
+        ("lbm", {"jpeg_quality": 80}, "--jpeg-quality is 80, but the images .* with 95"),
+        ("lbm", {"resize_images_size": [9, 9]}, r"is \(9, 9\), but the images .* with \(24, 20\)"),
         (
             "lbm",
             {"image_resizing_filter": "lanczos_vips"},
-            "is lanczos_vips, but the images .* have box",
+            "is lanczos_vips, but the images .* with box",
         ),
-        ("jsonl", {}, "only lbm copies them"),
+        ("jsonl", {}, "only --sink lbm copies their images"),
     ],
 )
 def test_an_image_is_never_encoded_twice(
@@ -265,15 +265,15 @@ def test_recorded_jpegs_are_copied_where_nothing_changes(
 
 def test_shards_have_no_other_windows(raw: Path, tmp_path: Path, cache: dict[str, Any]) -> None:
     written(raw, tmp_path / "lbm", "lbm", **IMAGES)
-    with pytest.raises(UsageError, match=r"data.windows is for data of the sink frames"):
+    with pytest.raises(UsageError, match=r"data.windows needs data of the sink frames"):
         samples(tmp_path / "lbm", windows={"stride": 2}, **cache)
 
 
 def test_episodes_are_chosen_from_one_data_set(frames: Path, cache: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match=r"data\.episodes: episode 7 does not exist"):
+    with pytest.raises(DataError, match=r"data\.episodes: there is no episode 7"):
         samples(frames, episodes="7", **cache)
     both = {"dataset_manifest": [str(frames)] * 2, "episodes": "0", **cache}
-    with pytest.raises(UsageError, match=r"data\.episodes is for one data set"):
+    with pytest.raises(UsageError, match=r"data\.episodes needs a single data set"):
         RoboticsKind().load_info(RoboticsDataConfig.model_validate(both))
 
 

@@ -178,7 +178,7 @@ def test_without_held_out_episodes_the_data_are_asked_for(raw: Path, tmp_path: P
 
 def test_a_choice_without_training_episodes_is_refused(frames: Path) -> None:
     number = [*splits_of(frames).values()].index("val")
-    with pytest.raises(DataError, match=r"no episode with data\.split train among"):
+    with pytest.raises(DataError, match=r"no episodes for data\.split train among"):
         open_dataset(frames, episodes=str(number))
 
 

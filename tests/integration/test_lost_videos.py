@@ -41,7 +41,7 @@ def test_data_without_videos_are_inspected_verified_and_read(
     assert facts["fields"]
     assert facts["tasks"]
     messages = [row["example"] for row in facts["warnings"]]
-    assert any("0 of 2 videos are here" in message for message in messages)
+    assert any("none of its 2 videos are here" in message for message in messages)
 
     result = verified(lost)
     codes = {code for code in result.codes if "video" in code or "lfs" in code}

@@ -62,7 +62,7 @@ def test_wrong_format_is_told_the_right_one(
     words = ["preprocess", "hdf5", str(folder / "raw"), "-o", str(folder / "new"), "--json"]
     assert run(words) == 3
     error = json.loads(capsys.readouterr().out)["error"]
-    assert error["hint"] == "these are lerobot episodes: write lerobot in place of hdf5"
+    assert error["hint"] == "your recordings have the format lerobot: write lerobot instead of hdf5"
 
 
 def test_action_fields_of_a_lerobot_data_set_are_known(folder: Path) -> None:

@@ -17,7 +17,7 @@ from vlatool.plugins import Registry
 
 @dataclass(frozen=True)
 class Published:
-    """Key of a published program that has another name, no meaning or fewer values here."""
+    """A key of a published program that has another name, no meaning or fewer values here."""
 
     name: str
     # The key here that it stands for; `KEY=VALUE` for a switch, `/KEY` for a key at the root. Empty
@@ -31,7 +31,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Violation:
-    """Violation of a rule that is checked when a command runs."""
+    """A violated rule; rules are checked when a command runs."""
 
     # dotted keys, relative to the section that reports it; change the first one
     keys: tuple[str, ...]
@@ -49,24 +49,26 @@ class ConfigModel(BaseModel):
     Keys that a section does not set keep the values of its default.
 
     Class attributes that the loader (`vlatool.config.resolve`) uses at the root of a tree:
-        exclusive: Groups of keys that exclude each other; one in a later layer replaces earlier
-            ones.
+        exclusive: Groups of keys that exclude each other. A key in a later layer replaces the keys
+            of its group in earlier layers.
         flat_sections: Sections whose keys may also be written at the top level.
-        help_groups: Heading in `--help` to the keys below it; other keys are listed together.
+        help_groups: Headings in `--help` with the keys below them; all other keys are listed
+            together.
         registries: Map from section to the registry of its types.
         no_effect_on_output: Keys that do not change what is produced: the output, keys of the
-            execution, and those with `affects_output=False`.
-        virtual_keys: Map from section to names for keys of it: the first key gets the value, the
-            others, which describe the earlier value, are emptied.
+            execution, and keys with `affects_output=False`.
+        virtual_keys: Map from section to other names for its keys. The first key gets the value;
+            the other keys, which describe the earlier value, are emptied.
         published: Keys of published programs that are different here. Values of keys without a
-            meaning are dropped, and `Resolved.ignored` lists those that were typed.
-        preset_sections: Folder of presets to the section that they fill; empty for the whole tree.
-        translations: Converters of configurations of other programs to the keys used here.
+            meaning are dropped; `Resolved.ignored` lists the typed ones.
+        preset_sections: Map from folder of presets to the section that they fill; empty for the
+            whole tree.
+        translations: Functions that convert configurations of other programs.
         published_options: Options of other programs' commands, which translations convert.
-        location_keys: Keys with a path or URI; records keep only its last part.
+        location_keys: Keys with a path or URI. Records keep only the last part of such a value.
 
-    A section with a classmethod `from_texts(texts) -> keys` may be typed as text; with a
-    `typed_form`, its form, it is one option, which may be repeated.
+    A section with a classmethod `from_texts(texts) -> keys` may be typed as text. With a
+    `typed_form`, which describes the text, it is one option that may be repeated.
     """
 
     model_config = ConfigDict(
@@ -101,19 +103,19 @@ class ConfigModel(BaseModel):
         cls.no_effect_on_output = frozenset(unused)
 
     def derive_static(self) -> tuple[Self, Mapping[str, str]]:
-        """Fills in values that follow from other keys; returns them with dotted key to rule."""
+        """Fills in values that follow from other keys; returns the rule of each by dotted key."""
         return self, {}
 
     def violations(self) -> Iterable[Violation]:
-        """Violations of rules between valid values, checked when a command runs."""
+        """Yields violated rules between valid values; they are checked when a command runs."""
         return ()
 
     @classmethod
     def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
-        """Class that validates `tree`: a subclass with the sections that names in it select.
+        """Returns the class that validates `tree`.
 
-        A name of a registry (`model.type`, `format`) is text in the tree. A root config with such a
-        section looks up the name here and returns a subclass.
+        In the tree, a registered name (`model.type`, `format`) is text. A root config with such a
+        section looks the name up here, and returns a subclass with the section that it selects.
         """
         return cls
 
@@ -182,7 +184,7 @@ def _null_is_default(field: FieldInfo) -> bool:
 
 
 def _merge_default(value: Any, field: FieldInfo) -> Any:
-    """Merges a section over its default; without a `type` it has that of the default."""
+    """Merges a section over its default; without a `type`, it takes the type of the default."""
     if not isinstance(value, dict) or field.default_factory_takes_validated_data:
         return value
     default = field.get_default(call_default_factory=True)
@@ -211,9 +213,9 @@ def derived_field(
     may_be_null: bool = False,
     **constraints: Any,
 ) -> Any:
-    """Field that is empty until it is derived from data or other keys, as `rule` describes.
+    """Declares a field that is empty until it is derived from data or other keys.
 
-    With `may_be_null`, some derivations leave it empty.
+    `rule` describes how it is derived. With `may_be_null`, it may stay empty.
     """
     marks: dict[str, Any] = {"derived": rule}
     if may_be_null:
@@ -222,28 +224,28 @@ def derived_field(
 
 
 def option(default: Any, description: str, **constraints: Any) -> Any:
-    """Field with a default.
+    """Declares a field with a default; `description` is its help.
 
-    `affects_output=False`: the key does not change what is produced, such as a number of workers;
-    a command may continue with another value. All functions for fields take it.
+    `affects_output=False` says that the key does not change what is produced, such as a number of
+    workers: a command may then be continued with another value. All functions for fields take it.
     """
     return _field(default, description, {}, constraints)
 
 
 def required_field(default: Any, description: str, **constraints: Any) -> Any:
-    """Field that may be unset while a configuration is resolved, but not when a command runs."""
+    """Declares a field that must have a value when a command runs."""
     return _field(default, description, {"needed": True}, constraints)
 
 
 def nullable_field(default: Any, description: str, **constraints: Any) -> Any:
-    """Field with a default that published files write as null."""
+    """Declares a field with a default that published files write as null."""
     return _field(default, description, {"nullable": True}, constraints)
 
 
 def execution_field(default: Any, description: str, **constraints: Any) -> Any:
-    """Field that controls how a command works and not what it writes.
+    """Declares a field that controls how a command works, and not what it writes.
 
-    It is listed after the others, and a `config.yaml` does not hold it.
+    It is listed after the others, and is not part of `config.yaml`.
     """
     return _field(default, description, {"execution": True}, constraints)
 
@@ -267,7 +269,7 @@ def derivation_rules(config: ConfigModel, names: Iterable[str], prefix: str = ""
 
 
 def with_value(config: Any, key: str, value: Any) -> Any:
-    """A copy of a config with another value of a dotted key."""
+    """Copies a config with another value of a dotted key."""
     name, _, rest = key.partition(".")
     if rest:
         value = with_value(getattr(config, name), rest, value)
@@ -275,9 +277,10 @@ def with_value(config: Any, key: str, value: Any) -> Any:
 
 
 def typed_command(words: str, config: ConfigModel, arguments: Sequence[str] = ()) -> str:
-    """Command line that gives the same results: arguments, then what differs from the defaults.
+    """Returns a command line that gives the same results.
 
-    The output, and keys that do not change what is in it, are left out.
+    It has the arguments, then all options that differ from their defaults. It leaves out the
+    output, and options that do not change its content.
     """
     unused = set(config.no_effect_on_output)
     values = config.model_dump(mode="json", exclude_defaults=True, exclude=unused)

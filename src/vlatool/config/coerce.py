@@ -52,7 +52,7 @@ def plain(node: Node) -> Any:
 def merge(base: Node, over: Node) -> Node:
     """Merges `over` into `base`: mappings are merged recursively, other values are replaced.
 
-    A mapping with `!replace` or another `type` replaces that of `base`.
+    A mapping with `!replace`, or with another `type`, replaces the mapping of `base`.
     """
     if not isinstance(base.value, dict) or not isinstance(over.value, dict):
         return over
@@ -285,8 +285,9 @@ class InvalidValue:
 
 
 def coerce(value: Any, annotation: Any) -> Any:
-    """Converts `value` to a type: `yes` to a bool, `a,b` to a list, unquoted text to text; returns
-    the converted value, or `InvalidValue` if no alternative of the type accepts it.
+    """Converts `value` to a type: `yes` to a bool, `a,b` to a list, unquoted text to text.
+
+    Returns the converted value, or `InvalidValue` if no alternative of the type accepts it.
     """
     try:
         return _coerce(value, annotation)

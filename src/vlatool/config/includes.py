@@ -232,7 +232,7 @@ def _check_tag(node: yaml.Node, origin: str, *known: str) -> None:
 
 
 def _near_files(path: Path) -> str:
-    """Hint with files of the folder, and presets, with names similar to that of a missing file."""
+    """Hint with files of the folder and presets whose names are similar to a missing file."""
     try:
         children = path.parent.iterdir() if can_list(path) else ()
         files = [file for file in children if file.suffix in _SUFFIXES]

@@ -66,8 +66,9 @@ def list_presets(roots: Sequence[Path] | None = None) -> list[PresetInfo]:
 
 
 def preset_path(name: str, roots: Sequence[Path] | None = None, kinds: Sequence[str] = ()) -> Path:
-    """File of a preset, given by name or by path; `kinds`: allowed folders below them; empty for
-    all.
+    """Returns the file of a preset, given by name or by path.
+
+    `kinds` are the allowed kinds (folders) of presets; empty allows all.
     """
     stem = name.replace("_", "-")
     if name.endswith(".yaml") or "/" in name:
@@ -112,7 +113,7 @@ def _is_allowed(kind: str, kinds: Sequence[str]) -> bool:
 def _check_kind(name: str, kind: str, kinds: Sequence[str]) -> None:
     if not _is_allowed(kind, kinds):
         raise UsageError(
-            f"the preset {name!r} is of kind {kind}, which this command does not accept",
+            f"the preset {name!r} is of kind {kind}, which this command cannot use",
             hint=f"use a preset of kind {' or '.join(kinds)}; `vlatool presets` lists all presets",
             code="usage.conflict",
             details={"preset": name, "kind": kind, "kinds": list(kinds)},
@@ -120,7 +121,7 @@ def _check_kind(name: str, kind: str, kinds: Sequence[str]) -> None:
 
 
 def display_path(path: Path, roots: Sequence[Path] | None = None) -> str:
-    """Name of a file in origins: `presets/...` below a preset folder, else its path."""
+    """Returns the name of a file for messages: `presets/...` below a preset folder, else a path."""
     if is_remote(path):
         return str(path.resolve())
     if path.is_absolute():
@@ -131,7 +132,7 @@ def display_path(path: Path, roots: Sequence[Path] | None = None) -> str:
 
 
 def _preset_roots(roots: Sequence[Path] | None) -> Iterator[Path]:
-    """Yields preset folders: that of vlatool, then those of plugins, which are found lazily."""
+    """Yields the preset folder of vlatool, then the folders of plugins, which are found lazily."""
     if roots is not None:
         yield from roots
         return
@@ -144,7 +145,7 @@ def _unknown(name: str, known: list[str]) -> UsageError:
     if not hint.startswith("did you mean"):
         hint = "`vlatool presets` lists the presets"
     return UsageError(
-        f"unknown preset {name!r}",
+        f"there is no preset {name!r}",
         hint=hint,
         code="usage.unknown_name",
         details={"preset": name, "known": known},

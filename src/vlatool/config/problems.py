@@ -82,7 +82,7 @@ def config_error(problems: Sequence[Problem], *, more: int = 0, hint: str = "") 
 
 
 def _merge_equal(problems: Sequence[Problem]) -> list[Problem]:
-    """Joins equal problems of the same line, such as those of a repeated alias."""
+    """Joins equal problems of the same line, which a repeated alias causes."""
     groups: dict[tuple[str, ...], list[Problem]] = {}
     for problem in problems:
         leaf = problem.key.rpartition(".")[2]
@@ -103,8 +103,9 @@ def _merge_equal(problems: Sequence[Problem]) -> list[Problem]:
 def validation_problems(
     error: ValidationError, tree: coerce.Node, schema: type[BaseModel]
 ) -> tuple[list[Problem], int]:
-    """Converts errors of pydantic, with keys as in the files; one problem per key; returns the
-    first problems, and the number of further ones.
+    """Converts errors of pydantic to problems, one per key, with keys as in the files.
+
+    Returns the first problems, and the number of further ones.
     """
     problems: dict[str, Problem] = {}
     details = error.errors(include_url=False)
@@ -143,7 +144,7 @@ def owners_of_key(key: str, schema: type[BaseModel]) -> list[str]:
 def _meant(
     key: str, value: coerce.Node | None, schema: type[BaseModel]
 ) -> tuple[tuple[str, ...], str]:
-    """Keys that those of another tool stand for, and the note on one that stands for none."""
+    """Returns keys that mean the same as a key of another tool, or a note if there are none."""
     flat: tuple[str, ...] = getattr(schema, "flat_sections", ())
     keys: set[str] = set()
     for name in _all_names(schema):
@@ -199,7 +200,7 @@ def _ratio(left: str, right: str) -> float:
 
 
 def _concrete(pattern: str, key: str) -> str:
-    """Replaces free names of `pattern` by those of `key`, as far as both have the same parts."""
+    """Puts the free names of `key` into `pattern`, as far as both have the same parts."""
     parts = pattern.split(".")
     typed = key.split(".")
     for index, part in enumerate(parts):
@@ -335,7 +336,7 @@ def _clipped(text: str) -> str:
 
 
 def _reason(detail: Mapping[str, Any]) -> str:
-    """Description of an invalid value: that of `_REASONS`, else the message of pydantic."""
+    """Describes an invalid value, by `_REASONS` or else by the message of pydantic."""
     rule = _REASONS.get(detail["type"])
     if rule:
         return rule.format(**detail.get("ctx", {}))

@@ -42,7 +42,7 @@ def parse_override(text: str, option: str = "") -> Override:
     parts = key.split(".")
     if not equals or not all(parts) or len(parts) > MAX_DEPTH:
         raise UsageError(
-            f"{text!r}: not of the form KEY=VALUE",
+            f"{text!r} is not of the form KEY=VALUE",
             hint="use KEY=VALUE, for example hparams.lr=1e-4",
             code="usage.bad_value",
             details={"override": text},
@@ -156,7 +156,7 @@ class LayerReader:
     sections: Mapping[str, str]  # folder of presets to the dotted section that they fill
     translations: Registry[Any] | None  # converters of configurations of other programs
     options: ReadOptions
-    # folders with presets; by default those of vlatool and of plugins
+    # folders with presets; by default the folders of vlatool and of plugins
     preset_roots: Sequence[Path] | None = None
     # top-level keys of a record. A file with all of them was written by a program
     keys: frozenset[str] = frozenset()
@@ -260,7 +260,7 @@ def load_config(
         presets: Names or paths of presets.
         files: YAML files, each merged over the ones before it.
         overrides: Overrides in order.
-        preset_roots: Folders with presets; by default those of vlatool and of plugins.
+        preset_roots: Folders with presets; by default the folders of vlatool and of plugins.
         read_options: Options of reading files.
 
     Raises:

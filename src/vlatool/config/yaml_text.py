@@ -24,7 +24,7 @@ class _Line:
 
     text: str
     key: str = ""  # dotted key of the value; empty for the line of a section
-    rule: str = ""  # rule by which the value is derived later
+    rule: str = ""  # rule for a value that is derived later
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class _Field:
 
     name: str
     value: Any  # JSON value or section
-    rule: str = ""  # rule by which the value is derived later
+    rule: str = ""  # rule for a value that is derived later
 
 
 def to_yaml(resolved: Resolved[Any], *, explain: bool = False) -> str:

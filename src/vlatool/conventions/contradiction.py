@@ -1,4 +1,4 @@
-"""What contradicts the measured conventions: declarations, relative fields, and other rates."""
+"""Finds what contradicts the measured conventions: declarations, relative fields, other rates."""
 
 from collections.abc import Collection, Iterator, Sequence
 from itertools import product
@@ -16,16 +16,16 @@ from vlatool.transforms.relative import SUFFIX
 _CLEAR_RATIO = 10
 _CLEAR_ROWS = 200
 _CLEAR_EPISODES = 3
-_RATE = 0.1  # share by which a scale may differ from the rate
+_RATE = 0.1  # share that a scale may differ from the rate
 CONVENTION = FindingCodes(
     "conventions",
     contradiction=warning(
-        "A declaration of what actions are contradicts the recorded states.",
-        "correct the declaration, or pass --trust-declared true",
+        "What you or the data declare about the actions contradicts the recorded states.",
+        "correct the declaration; if you are sure of it, add --trust-declared",
     ),
     relative_twice=warning(
-        "Actions are made relative to the measured pose, and are differences already.",
-        "take the fields without the suffix _relative",
+        "Actions that are differences already are made relative to the measured pose once more.",
+        "use the action fields without the suffix _relative",
     ),
 )
 
@@ -33,9 +33,10 @@ CONVENTION = FindingCodes(
 def contradictions(
     measured: Measured, typed: Sequence[Declaration] = ()
 ) -> Iterator[tuple[Finding, bool]]:
-    """Declarations of the data, and typed ones, that the recorded states contradict.
+    """Yields findings on declarations that the recorded states contradict.
 
-    True: the declaration fits so much worse that training on it is refused.
+    Declarations come from the data, or are typed. The second value is True if the declaration fits
+    so much worse that training on it is refused.
     """
     conventions = measured.conventions
     is_large = conventions.rows >= _CLEAR_ROWS and conventions.episodes >= _CLEAR_EPISODES
@@ -56,8 +57,8 @@ def contradictions(
             best = convention.residual or 0.0
             message = (
                 f"{convention.name}: {declaration.origin} says {' or '.join(values)} ({left}), "
-                f"the recorded states say {meaning(convention)} (residual {best:.3g}), "
-                f"{conventions.sample_text}"
+                f"but the recorded states show {meaning(convention)} (residual {best:.3g}), "
+                f"by {conventions.sample_text}"
             )
             is_worse = residual is None or residual >= _CLEAR_RATIO * best
             finding = CONVENTION("contradiction", message, field=convention.field)
@@ -81,31 +82,31 @@ def _declared(
 
 
 def _residual(samples: Samples, group: Group, name: str, values: Sequence[str]) -> float | None:
-    """Least residual of fits with one of some values of an attribute; None: there are none."""
+    """Least residual of the fits in which an attribute has one of `values`; None without any."""
     if group.pose is not None:
         return rotation_residual(samples, group.columns, group.pose, name, values)
     return min((fit.residual for fit in group.fits if getattr(fit, name) in values), default=None)
 
 
 def relative_twice(conventions: Conventions, actions: Collection[str]) -> Iterator[Finding]:
-    """Differences whose relative fields are among the actions of an output."""
+    """Yields findings on differences between frames that an output makes relative once more."""
     for group in conventions.groups:
         if group.relation == ("delta",) and group.field + SUFFIX in actions:
             message = (
-                f"{group.field}{SUFFIX} is computed from {group.name}, which the recorded "
-                f"states say is {meaning(group)} (residual {group.residual:.3g})"
+                f"{group.field}{SUFFIX} is computed from {group.name}, but the recorded states "
+                f"show that this is {meaning(group)} already (residual {group.residual:.3g})"
             )
             yield CONVENTION("relative_twice", message, field=group.field)
 
 
 def check_rate(conventions: Conventions, actions: Sequence[str], hint: str) -> None:
-    """Raises DataError if action fields that get another rate are differences between frames."""
+    """Raises DataError if actions are differences between frames: another rate changes them."""
     fields = {name.removesuffix(SUFFIX) for name in actions}
     for group in conventions.groups:
         if group.field in fields and group.relation == ("delta",):
             raise DataError(
-                f"{group.name}: actions that are differences between frames "
-                f"({meaning(group)}) mean something else at another rate",
+                f"{group.name}: these actions are differences between frames "
+                f"({meaning(group)}), so they mean something else at another rate",
                 hint=hint,
                 code="data.mismatch",
                 details={"field": group.field},

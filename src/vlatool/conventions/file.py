@@ -1,6 +1,6 @@
-"""Conventions of the action dimensions of a data set: the file that has them, and their words.
+"""Conventions of the action dimensions of a data set: their file, and their description in words.
 
-Several values of an attribute fit the data equally well.
+If an attribute has several values, all of them fit the data equally well.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from vlatool.report.facts import Table
 from vlatool.report.text import number_text
 from vlatool.storage.manifest import ManifestType
 
-_ONE = 0.02  # share by which a scale may differ from one number, or from 1
+_ONE = 0.02  # share that a scale may differ from one number, or from 1
 _MOST_NUMBERS = 3
 _ROUGH = 0.35  # residual of an answer that is one only roughly
 _CLIPPED = 0.05  # share of rows
@@ -27,16 +27,16 @@ class Convention:
         kind: `position`, `rotation`, `joints`, `gripper`, `values`, `constant`, or `missing`
             without finite numbers.
         states: Dimensions of the states that they follow, such as `state[0:3]`; empty if unknown.
-        relation: `absolute`, or `delta` for the difference between a frame and the one before.
-        lag: Frames from an action to the state that it is about; 1 for the next state.
-        frame: `base` or `tool`, of the difference of a pose.
-        rotation: Forms of the rotation in the actions.
-        state_rotation: Forms of the rotation in the states.
-        scale: Action units per unit of the states, by dimension; negative: the sign is reversed.
-        offset: Of absolute values, in action units.
-        range: Least and greatest value that 98 % of the rows are within.
-        residual: Root of the share of the variance that is left; None without any fit.
-        second: The best answer that is not the one above.
+        relation: `absolute`, or `delta` for the difference from the previous frame.
+        lag: Frames from an action to the state that it describes; 1 is the next state.
+        frame: Frame of reference, `base` or `tool`, in which a pose changes.
+        rotation: Representation of the rotation in the actions.
+        state_rotation: Representation of the rotation in the states.
+        scale: Action units per unit of the states, by dimension; negative if the sign is reversed.
+        offset: Offset of absolute values, in action units.
+        range: Lower and upper limit of 98 % of the rows.
+        residual: Root of the share of the variance that is not explained; None without any fit.
+        second: The second best answer.
     """
 
     field: str
@@ -72,7 +72,7 @@ class Convention:
 
 @dataclass(frozen=True)
 class Conventions:
-    """Conventions of all action dimensions, and the rows that they were measured on."""
+    """Conventions of all action dimensions, and the number of rows behind them."""
 
     groups: tuple[Convention, ...]
     rows: int
@@ -95,18 +95,18 @@ CONVENTIONS = ManifestType(
     "vlatool-conventions",
     1,
     Conventions,
-    "run `vlatool preprocess` again, or delete the file: it describes the data, nothing needs it",
+    "run `vlatool preprocess` again, or delete the file: it is only a description",
     optional=("trusted",),
 )
 
 
 def conventions_of(folder: Path) -> Conventions | None:
-    """Conventions in a folder of data or of a run; None if they were not measured."""
+    """Reads the conventions in a folder of data or of a run; None if they were not measured."""
     return CONVENTIONS.read(folder)
 
 
 def sentence(conventions: Conventions) -> str:
-    """What the actions are, such as `the gripper is a command from 0 to 1`."""
+    """Describes the actions, such as `the gripper is a command from 0 to 1`."""
     clauses: list[str] = []
     unknown: list[str] = []
     for group in conventions.groups:
@@ -117,7 +117,7 @@ def sentence(conventions: Conventions) -> str:
         else:
             unknown.append(group.name)
     if unknown:
-        clauses.append(f"what {', '.join(unknown)} mean is not determined")
+        clauses.append(f"the recordings do not show the meaning of {', '.join(unknown)}")
     return "; ".join(clauses) or "nothing moves"
 
 
@@ -145,7 +145,7 @@ HEADER = ("dimensions", "kind", "meaning", "residual", "second best")
 
 
 def conventions_rows(conventions: Conventions) -> list[tuple[str, ...]]:
-    """Row of `HEADER` for each group."""
+    """Returns a table row with the columns of `HEADER` for each group."""
     rows: list[tuple[str, ...]] = []
     for group in conventions.groups:
         residual = "-" if group.residual is None else f"{group.residual:.3f}"
@@ -160,7 +160,7 @@ def conventions_table(conventions: Conventions) -> Table:
 
 
 def meaning(group: Convention) -> str:
-    """The answer in words."""
+    """Says in words what a group of dimensions means."""
     if group.kind == "constant":
         return "does not move"
     if group.kind == "missing":
@@ -209,7 +209,7 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _any(values: Sequence[Any]) -> str:
-    """Such as `0 or 1`; of many the first three."""
+    """Joins values as in `0 or 1`; names at most three."""
     words = list(map(str, values[:3]))
     if len(values) > 3:
         words.append("others")

@@ -1,9 +1,9 @@
-"""Fits of recorded actions to recorded states, which show the meaning of action dimensions.
+"""Fits recorded actions to recorded states, to find out what action dimensions mean.
 
 A possible meaning predicts the actions of every row from the states: of which frame (lag), as they
-are or as a difference, in which frame of reference, in which form of rotation. The meanings of a
-group compete by the share of the actions' variance that they leave. Those that predict about as
-well as the best one are ties; what the ties agree on is determined.
+are or as a difference, in which frame of reference, in which representation of rotations. The
+meanings of a group compete: the less of the actions' variance they leave, the better. Meanings
+that predict about as well as the best one are ties; whatever all ties agree on is determined.
 
 Legend of shapes: F frames, N rows, S dimensions of the states, C of the actions.
 """
@@ -35,9 +35,9 @@ _LAGS = tuple(range(-1, 4))
 _LAGS_OF_LONG = tuple(range(-1, 7))
 _LONG = 40  # frames of an episode
 _BLOCK = 20  # consecutive rows whose errors count as one observation
-_Z = 3.5  # standard errors by which a tie is rejected
+_Z = 3.5  # standard errors from which on a tie is rejected
 _RATIO = 1.02  # of residuals, within which fits are ties whatever the number of rows
-_CLEAR_SHARE = 0.25  # of the variance, by which a fit is worse whatever the rows
+_CLEAR_SHARE = 0.25  # of the variance: such a fit is worse, whatever the number of rows
 _EXACT = 1e-4  # residual of numbers that are equal but for rounding
 LARGEST_RESIDUAL = 0.7
 # Smooth signals of few episodes follow each other by chance.
@@ -384,7 +384,7 @@ def _ranked(fits: Sequence[Fit]) -> list[Fit]:
 
 
 def ties(fits: Sequence[Fit], samples: Samples) -> list[Fit]:
-    """The best fit and those that predict no worse than by chance, from ranked ones."""
+    """Returns the best of ranked fits, and all fits that are worse only by chance."""
     best = fits[0]
     if best.residual > LARGEST_RESIDUAL:
         return list(fits)

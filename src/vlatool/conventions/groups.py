@@ -1,8 +1,8 @@
-"""Groups of action dimensions that are one quantity, by names and by fits to the recorded states.
+"""Groups action dimensions that are one quantity, by names and by fits to the recorded states.
 
-`find_groups` takes poses first: a position and a rotation that follow those of the states. Other
-dimensions are matched with the dimensions of the states that have their names or predict them best,
-and neighbors that mean the same are one group.
+`find_groups` takes poses first: a position and a rotation that follow a pose of the states. Each
+other dimension is matched with the dimension of the states that has its name, or else predicts it
+best. Neighbors that mean the same are one group.
 
 Legend of shapes: N rows, S dimensions of the states, C of the actions.
 """
@@ -26,7 +26,7 @@ _FEWEST_ROWS = 20
 _OTHER_SCALE = 2.0  # ratio of scales of dimensions that are other quantities
 _END = 0.05
 _RESTING = 0.5
-_UNIT = 0.2  # by which norms of rotations may differ from 1
+_UNIT = 0.2  # norms of rotations may differ so much from 1
 _MEASURED_UNIT = 0.02  # the same of the states
 _THREE: tuple[RotationForm, ...] = ("axis_angle", *EULER_FORMS)
 _STRUCTURES: Mapping[int, tuple[RotationForm, ...]] = {

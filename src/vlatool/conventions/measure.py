@@ -1,4 +1,4 @@
-"""Conventions of the actions of raw episodes, measured on parts of some of them."""
+"""Measures the conventions of the actions of raw episodes, on parts of some episodes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -60,7 +60,7 @@ def measure_some(
     refs: Sequence[EpisodeRef],
     actions: Sequence[str] = (),  # further action fields
 ) -> Measured | None:
-    """Conventions of some of the episodes, which are read for it; None without any actions."""
+    """Reads some of the episodes and measures their conventions; None without any actions."""
     parts: list[Episode] = []
     for number in sampled(len(refs)):
         with suppress(DataError):  # of an episode that is reported elsewhere
@@ -72,7 +72,7 @@ def measure_some(
 
 
 def measure(episodes: Sequence[Episode], total: int) -> Measured | None:
-    """Conventions of episodes, which were chosen from `total`; None without any actions."""
+    """Measures the conventions of episodes that were chosen from `total`; None without actions."""
     actions = _columns(episodes, [name.removesuffix(SUFFIX) for name in _action_fields(episodes)])
     states = _columns(episodes, state_fields(episodes))
     whole: list[Episode] = []

@@ -70,13 +70,14 @@ _CONTENTS = {
 
 
 def contents_text(kind: str) -> str:
-    """Words for a kind of `recognize`; empty for a kind without."""
+    """Returns words for a kind that `recognize` returns; empty if there are none."""
     return _CONTENTS.get(kind, "")
 
 
 def other_contents_error(location: Path, needed: str, hint: str, code: str) -> DataError | None:
-    """Error that says what a location holds instead of what a command needs; returns the error;
-    None if the contents are unknown, or those that are needed but incomplete.
+    """Returns an error that says what a location holds, if a command needs something else.
+
+    None if the contents are unknown, or if they are the needed contents, but incomplete.
     """
     contents = _contents(location)
     if not contents or contents in needed:

@@ -1,4 +1,4 @@
-"""Reader interface of dataset formats; surveys and errors of all formats."""
+"""What the reader of a dataset format must provide, and the helpers that all readers share."""
 
 import math
 import re
@@ -23,18 +23,23 @@ POLICY_KEYS = ("action_fields", "proprioception_fields", "pose_groups", "declare
 
 
 class FormatReader(Protocol):
-    """Reader of the episodes of one dataset format.
+    """Reads the episodes of one dataset format.
+
+    `discover` lists the episodes, `survey` says what they store, and `read` returns one of them.
+    The other methods are optional. docs/guides/plugins.md has an example.
 
     Attributes:
-        Config: Config class of this format; an instance is the only argument of the constructor.
-        findings: Codes of its own findings; None: it has none.
-        base_format: Name of a more general format that also recognizes the same data.
-        is_fallback: True if any other format that finds episodes at a location takes precedence.
-        default_sink: Name of the sink that is used if none is given.
-        needs_rate: True if episodes have rows at the rate only, whatever the sink stores.
-        layout: Name of the layout within the format; empty if it has one.
-        config: Resolved config.
-        source_findings: Findings of `discover` on the data set as a whole.
+        Config: Class of the options of this format. The constructor takes one instance of it.
+        findings: Codes of the format's own findings; None if it has none.
+        base_format: Name of a more general format that recognizes the same data. If both find
+            episodes, this format is used.
+        is_fallback: True if this format is tried only after no other format finds episodes.
+        default_sink: Name of the sink that `preprocess` uses without `--sink`.
+        needs_rate: True if the reader needs `fps` to make the rows of an episode, as bags do.
+            `preprocess` then requires it for every sink.
+        layout: Name of the layout that was found, for formats with several; else empty.
+        config: Options of this reader.
+        source_findings: Findings on the data set as a whole, which `discover` sets.
     """
 
     Config: ClassVar[type[ConfigModel]]
@@ -51,66 +56,69 @@ class FormatReader(Protocol):
         self.config = config
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
-        """All episodes below `sources`, in natural order; cheap and deterministic.
+        """Yields a reference to each episode below `sources`, in natural order.
+
+        It must be cheap, and yield the same references every time: list folders and read headers
+        only.
 
         Raises:
-            DataError: `data.no_episodes` if a source is missing, empty or without episodes.
+            DataError: `data.no_episodes` if a source is missing, empty or has no episodes.
         """
         ...
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
-        """Merged cameras, fields and lengths of the episodes, without decoding images.
+        """Returns the cameras, fields and lengths of the episodes, without decoding images.
 
-        Episodes that cannot be read are skipped; `read` reports them. A reader without a cheap
-        way returns `survey_by_reading(self.read, refs)`.
+        Skip episodes that cannot be read: `read` reports them. If your format has no cheap way to
+        find out, return `survey_by_reading(self.read, refs)`.
 
         Raises:
-            DataError: No episode can be read; the error of the first one.
+            DataError: No episode can be read. This is the error of the first episode.
         """
         ...
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """The episode; its images stay on disk.
+        """Returns an episode. Its images stay on disk until they are asked for.
 
         Raises:
-            DataError: The episode is broken; names file and field.
+            DataError: The episode is broken. The message names the file and the field.
         """
         ...
 
     def sink_config(self, sink: Any, sources: Sequence[Path]) -> Any:
-        """The keys of a sink, with those that the sources determine.
+        """Returns the options of a sink, completed with the values that the sources determine.
 
         Raises:
-            UsageError: The sink cannot store these episodes, or keys contradict them.
+            UsageError: The sink cannot store these episodes, or its options contradict them.
         """
         return sink
 
     @staticmethod
     def propose(source: Path) -> str | None:
-        """Proposes a mapping of a source (`vlatool.formats.mapping`) as YAML.
+        """Returns a mapping for a source to start from (`vlatool.formats.mapping`), as YAML.
 
-        None: the format has no mappings, or the source is of another one.
+        None if the format has no mappings, or the source has another format.
         """
         return None
 
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding] | None:
-        """Returns findings on an episode; with `deep` every frame is decoded.
+        """Yields what `verify` finds in an episode; with `deep` it decodes every frame.
 
-        None: the rules of all formats (`vlatool.formats.rules`) are enough.
+        Return None to use the rules for all formats (`vlatool.formats.rules`).
         """
         return None
 
     def check_source(self, sources: Sequence[Path]) -> Iterator[Finding]:
-        """Yields findings that concern more than one episode."""
+        """Yields what `verify` finds in the source as a whole, beyond single episodes."""
         yield from ()
 
 
 def merge_surveys(surveys: Iterable[Survey], reasons: Sequence[VlatoolError]) -> Survey:
-    """One survey of many episodes, merged from a survey per episode, in their order.
+    """Merges the surveys of single episodes, in their order, into one.
 
-    A field is included if most episodes have it, with its most frequent width; ties are decided by
-    the earlier episode. `reasons` are errors of the other episodes, which may be added while
-    `surveys` is consumed; the first one is raised if there is no survey.
+    The result has each field that most episodes have, with its most frequent width; on a tie the
+    earlier episode decides. `reasons` are the errors of episodes without a survey. They may be
+    added while `surveys` is consumed; if there is no survey at all, the first error is raised.
     """
     variants: Counter[tuple[tuple[str, FieldSpec], ...]] = Counter()  # few distinct ones
     cameras: dict[str, tuple[int, int] | None] = {}
@@ -134,7 +142,7 @@ def merge_surveys(surveys: Iterable[Survey], reasons: Sequence[VlatoolError]) ->
     if not frames:
         first = reasons[0]
         raise type(first)(
-            f"none of the {counted(len(reasons), 'episode')} can be read; first error: "
+            f"none of your {counted(len(reasons), 'episode')} can be read; first error: "
             f"{first.message}",
             hint=first.hint,
             code=first.code,
@@ -174,7 +182,7 @@ def _majority_fields(variants: Counter[tuple[tuple[str, FieldSpec], ...]]) -> di
 
 
 def parts_of(episode: Episode) -> tuple[StoredPart, ...]:
-    """What an episode stores; of a reader that does not say it, what it uses."""
+    """Parts that an episode stores; if its reader does not list them, the parts that it uses."""
     if episode.parts:
         return episode.parts
     parts: list[StoredPart] = []
@@ -194,7 +202,7 @@ def parts_of(episode: Episode) -> tuple[StoredPart, ...]:
 
 
 def survey_episode(episode: Episode) -> Survey:
-    """Survey of one episode that has been read."""
+    """Returns the survey of one episode that has been read."""
     cameras: dict[str, tuple[int, int] | None] = {}
     for name, camera in episode.cameras.items():
         cameras[name] = camera.size
@@ -214,7 +222,7 @@ def survey_episode(episode: Episode) -> Survey:
 def survey_each(
     survey: Callable[[EpisodeRef], Survey], refs: Iterable[EpisodeRef], reasons: list[VlatoolError]
 ) -> Iterator[Survey]:
-    """Surveys of the readable episodes; data errors and bugs are appended to `reasons`."""
+    """Yields a survey of each readable episode; appends data errors and bugs to `reasons`."""
     for ref in refs:
         outcome = attempt(survey, ref)
         if outcome.value is not None:
@@ -226,13 +234,13 @@ def survey_each(
 
 
 def survey_by_reading(read: Callable[[EpisodeRef], Episode], refs: Sequence[EpisodeRef]) -> Survey:
-    """Survey of a format without a cheap way: reads the fields of every episode."""
+    """Surveys episodes by reading all of them, for formats without a cheaper way."""
     reasons: list[VlatoolError] = []
     return merge_surveys(survey_each(lambda ref: survey_episode(read(ref)), refs, reasons), reasons)
 
 
 def field_specs(episode: Episode) -> dict[str, FieldSpec]:
-    """Width and dimension names of each field; names only if there is one per dimension."""
+    """Returns the width of each field, and its dimension names if there is one per dimension."""
     specs: dict[str, FieldSpec] = {}
     for name, values in episode.lowdim.items():
         width = 0 if values.dtype.kind == "U" else math.prod(values.shape[1:])
@@ -244,7 +252,7 @@ def field_specs(episode: Episode) -> dict[str, FieldSpec]:
 def field_mismatch(
     episode: str, fields: Mapping[str, FieldSpec], expected: Mapping[str, FieldSpec | int]
 ) -> DataError | None:
-    """Error if the fields of an episode differ from those of the other episodes, else None."""
+    """Returns an error if an episode has other fields than the other episodes, else None."""
     for name in (*expected, *fields):
         width = fields[name].width if name in fields else None
         other = expected.get(name)
@@ -253,9 +261,9 @@ def field_mismatch(
         if width != other:
             return DataError(
                 f"{episode}: field {name!r} is {width_text(width)}, "
-                f"in the other episodes {width_text(other)}",
-                hint="episodes of one run must have the same fields; leave the field out or "
-                "preprocess these episodes separately",
+                f"in the other episodes it is {width_text(other)}",
+                hint="all episodes of one run need the same fields: leave this episode out with "
+                "--exclude, or preprocess such episodes into another --output",
                 code="data.mismatch",
                 details={"field": name},
             )
@@ -263,51 +271,54 @@ def field_mismatch(
 
 
 def width_text(width: int | None) -> str:
-    """Width of a field in a message; 0 is text, None absent."""
+    """Describes the width of a field in a message; 0 stands for text, None for a missing field."""
     if width is None:
-        return "absent"
+        return "missing"
     return "text" if width == 0 else f"{width} wide"
 
 
 def camera_name_problem(name: str) -> DataError | None:
-    """Error if a camera name cannot be part of a file name, else None."""
+    """Returns an error if a camera name cannot be part of a file name, else None."""
     is_short = len(name.encode(errors="replace")) <= _LONGEST_CAMERA_NAME
     if name not in ("", NO_CAMERAS) and name.isprintable() and "/" not in name and is_short:
         return None
     return DataError(
         f"the camera name {name[:40]!r} cannot be part of a file name",
-        hint="rename it with `preprocess --rename cameras.NEW=OLD`, or choose others with "
-        "--camera-names",
+        hint="rename the camera with --rename cameras.NEW=OLD, or leave it out: --camera-names "
+        "lists the cameras to use",
         code="data.bad_name",
         details={"finding": "bad_camera_name", "camera": name},
     )
 
 
 def walk_source(source: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """(folder, folder names, file names) of a source, as `walk`; none of a web server."""
+    """Walks a source as `os.walk` does; yields nothing for web servers, which cannot be listed."""
     if can_list(source):
         yield from walk(source)
 
 
 def first_middle_last(count: int) -> list[int]:
-    """Positions that stand for all of some rows or episodes."""
+    """Returns the first, middle and last of `count` positions, as a sample of all of them."""
     return sorted({0, count // 2, count - 1}) if count else []
 
 
 def text_of(value: object) -> str:
-    """A stored text, which may be bytes."""
+    """Returns a stored text as `str`; it may be stored as bytes."""
     if isinstance(value, bytes | memoryview):
         return bytes(value).decode(errors="replace")
     return str(value)
 
 
 def id_part(name: str) -> str:
-    """`name` with everything but letters, digits, `_` and `-` replaced, for `EpisodeRef.id`."""
+    """Makes a name fit for `EpisodeRef.id`: other characters than A-Za-z0-9_- become `_`."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_") or "dataset"
 
 
 def no_episodes(source: Path, searched: str) -> DataError:
-    """Error for a source without episodes; `searched` is what was looked for."""
+    """Returns the error for a source without episodes.
+
+    `searched` says which files the reader looked for.
+    """
     if not can_list(source):
         state = "is on a web server, which cannot be listed, and has no episodes"
     elif not source.exists():
@@ -320,19 +331,19 @@ def no_episodes(source: Path, searched: str) -> DataError:
         state = "contains no episodes"
     return DataError.at(
         source,
-        f"{state}; searched for {searched}",
-        hint="check the path, and that the data has the given FORMAT",
+        f"{state}; this format needs {searched}",
+        hint=f"`vlatool inspect {source}` says what is there, whatever its format",
         code="data.no_episodes",
         searched=searched,
     )
 
 
 def unknown_field(name: str, known: Sequence[str], path: Path, kind: str = "field") -> DataError:
-    """Error for a field that the user requested and that the data does not have."""
+    """Returns the error for a field that the user named and that the data do not have."""
     known_names = ", ".join(known) or "none"
     hint = did_you_mean(name, list(known))
     if not hint.startswith("did you mean"):
-        hint = f"choose one of: {known_names}" if known else f"the data has no such {kind}s"
+        hint = f"choose one of: {known_names}" if known else f"the data have no {kind}s at all"
     return DataError(
         f"{path}: has no {kind} {name!r}; available: {known_names}",
         hint=hint,
@@ -345,7 +356,10 @@ _ID = re.compile(r"^[A-Za-z0-9_-]+\Z")
 
 
 def unique_refs(refs: Sequence[EpisodeRef]) -> Iterator[EpisodeRef]:
-    """Episodes without repeated paths; the N-th episode with the same id gets the suffix `-N`."""
+    """Yields the episodes, each path once; the N-th episode with the same id gets the suffix `-N`.
+
+    Call it in `discover` if two of your files or folders may have the same name.
+    """
     seen_paths: set[Path] = set()
     used_ids: dict[str, int] = {}
     for ref in refs:
@@ -356,7 +370,10 @@ def unique_refs(refs: Sequence[EpisodeRef]) -> Iterator[EpisodeRef]:
 
 
 def unused_id(name: str, used: dict[str, int]) -> str:
-    """`name`, or the next of NAME-2, NAME-3, ...; `used`: a name to its last number."""
+    """Returns `name`, or NAME-2, NAME-3, ... if it is taken.
+
+    `used` maps each name to the last number that it was given.
+    """
     unused = name
     while unused in used:
         used[name] += 1
@@ -366,11 +383,13 @@ def unused_id(name: str, used: dict[str, int]) -> str:
 
 
 def checked_refs(refs: Sequence[EpisodeRef]) -> Sequence[EpisodeRef]:
-    """The refs, after a check of their ids, which name files and seed random generators, and of
-    links in their files.
+    """Returns the refs after a check of their ids and of links among their files.
+
+    Ids become names of files and seeds of random generators.
 
     Raises:
-        DataError: A link leads out of the source: `data.unsafe`.
+        DataError: An id is invalid or used twice (`data.broken`), or a link leads out of the
+            source (`data.unsafe`).
     """
     _check_links(refs)
     seen: dict[str, EpisodeRef] = {}
@@ -415,7 +434,7 @@ def _check_links(refs: Sequence[EpisodeRef]) -> None:
 
 
 def links_out_error(link: Path, source: Path) -> DataError:
-    """Error for a file of a source that is a link to a place outside of it."""
+    """Returns the error for a file that is a link to a place outside of its source."""
     return DataError.at(
         link,
         f"is a link to {link.resolve()}, outside of {source}",

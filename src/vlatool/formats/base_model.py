@@ -41,7 +41,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     content = _read(path)
     if content is None:
-        raise _base_model_error(path, "is missing: the folder holds no base model")
+        raise _base_model_error(path, "is missing, so the folder is no base model")
     if not isinstance(content.get("model_type"), str):
         raise _base_model_error(path, "has no model_type")
     return content

@@ -23,30 +23,33 @@ _WRITE_AGAIN = "copy the output again, or write it again with --overwrite"
 OUTPUT = FindingCodes(
     "output",
     incomplete=error(
-        "The run that writes the output has not finished.", "run the same command again"
+        "The command that writes this output has not finished.", "run the same command again"
     ),
     partial=warning(
         "Some episodes failed and are missing from the output.",
-        "see .vlatool/run.json for the errors, fix the episodes, and run the same command again",
+        "see .vlatool/run.json for the errors, repair the episodes, and repeat the command",
     ),
     broken_record=error(".vlatool/run.json was changed after it was written.", _WRITE_AGAIN),
     broken_metadata=error(
         "processing_metadata.json was changed after it was written.", _WRITE_AGAIN
     ),
-    no_file_list=info(".vlatool/files.jsonl is missing: digests cannot be compared."),
+    no_file_list=info(
+        ".vlatool/files.jsonl is missing, so changed files cannot be detected by their digests."
+    ),
     not_listed=info(
-        "A web server does not list folders: files outside the file list are not found."
+        "A web server does not list its folders, so only files of the file list are checked."
     ),
     broken_file_list=error(".vlatool/files.jsonl cannot be read.", _WRITE_AGAIN),
-    missing_file=error("A file of the file list is missing.", _WRITE_AGAIN),
-    size_mismatch=error("The size of a file differs from the file list.", _WRITE_AGAIN),
+    missing_file=error("A file that the file list names is missing.", _WRITE_AGAIN),
+    size_mismatch=error("A file has another size than in the file list.", _WRITE_AGAIN),
     digest_mismatch=error("A file was changed after it was written.", _WRITE_AGAIN),
     unlisted_file=warning(
-        "A file is not in the file list of the run.", "move it out of the output"
+        "A file is in the output, but not in its file list.", "move it out of the output"
     ),
     unreadable_file=error("A file cannot be read.", "check the disk and the permissions"),
     not_a_file=error(
-        "A pipe, a device or a socket is among the files.", "remove it: other programs may hang"
+        "A pipe, a device or a socket is among the files.",
+        "remove it: programs that open it may hang",
     ),
 )
 
@@ -160,7 +163,7 @@ def check_files(
     """Compares every file with the file list of the run, except nested outputs.
 
     Indexes of shards may be absent from the list, as they may be written later.
-    `nested_outputs` and `volatile` are those of `check_record_and_files`.
+    `nested_outputs` and `volatile` are as in `check_record_and_files`.
     """
     try:
         entries = job_files.read_file_list(location)

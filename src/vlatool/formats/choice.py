@@ -1,4 +1,4 @@
-"""Choice of episodes: `0:4,7`, or `@CURATION` for those that a curation keeps."""
+"""Options that choose episodes: `0:4,7`, or `@CURATION` for the episodes that a curation keeps."""
 
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -25,9 +25,14 @@ T = TypeVar("T", bound=_Numbered)
 def select(
     refs: Sequence[T], include: str | None, exclude: str | None = None, option: str = "--episodes"
 ) -> list[T]:
-    """Episodes of a selection such as `0:4,7`, which `option` gives, minus those of `exclude`.
+    """Returns the episodes of a selection such as `0:4,7`, without the episodes of `exclude`.
 
-    Numbers are those of `numbered`. The end of a range is excluded.
+    The end of a range is excluded. `numbered` says which number an episode has. `option` is the
+    name of the option for messages.
+
+    Raises:
+        UsageError: The selection is not a list of numbers and ranges.
+        DataError: A number does not exist, or no episode is left.
     """
     known = numbered(refs)
     selected = list(known) if include is None else sorted(_numbers(option, include, known))
@@ -39,15 +44,15 @@ def select(
         if exclude is not None:
             options.append(f"--exclude {exclude}")
         raise DataError(
-            f"{' '.join(options)}: selects none of the {counted(len(refs), 'episode')}",
-            hint="select other episodes",
+            f"{' '.join(options)} selects none of your {counted(len(refs), 'episode')}",
+            hint=f"their numbers are {min(known)} to {max(known)}; the end of a range is excluded",
             code="data.no_episodes",
         )
     return [known[number] for number in selected]
 
 
 def numbered(refs: Sequence[T]) -> dict[int, T]:
-    """Map from number to episode; numbers of the data set if all have one, else positions."""
+    """Returns the episodes by number: their numbers in the data set, or else their positions."""
     by_number = {ref.number: ref for ref in refs if ref.number is not None}
     return by_number if len(by_number) == len(refs) else dict(enumerate(refs))
 
@@ -64,7 +69,7 @@ def _parse_part(part: str, known: Collection[int], option: str) -> Iterable[int]
     match = _RANGE.match(part)
     if not part or match is None:
         raise UsageError(
-            f"{option}: invalid selection {part[:40]!r}",
+            f"{option}: {part[:40]!r} is no number or range",
             hint="write numbers and ranges, such as 0:4,7",
             code="usage.bad_value",
         )
@@ -75,15 +80,15 @@ def _parse_part(part: str, known: Collection[int], option: str) -> Iterable[int]
         return [number for number in known if low <= number < high]
     if int(start) not in known:
         raise DataError(
-            f"{option}: episode {int(start)} does not exist",
-            hint=f"there are {counted(len(known), 'episode')}",
+            f"{option}: there is no episode {int(start)}",
+            hint=f"you have {len(known)} episodes, numbered {min(known)} to {max(known)}",
             code="data.no_episodes",
         )
     return [int(start)]
 
 
 def chosen_numbers(episodes: str | None, refs: Sequence[EpisodeRef]) -> str | None:
-    """Numbers and ranges of `--episodes`, of `@CURATION` those of the episodes that it keeps."""
+    """Returns `--episodes` as numbers and ranges, also for `@CURATION`."""
     if episodes is None or not episodes.startswith("@"):
         return episodes
     numbers = [*numbered(refs)]

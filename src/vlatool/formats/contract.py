@@ -1,4 +1,4 @@
-"""Contract of trained weights: what training saw, and how other data differ from it."""
+"""What data a policy was trained on (its contract), and how other data differ from it."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -111,14 +111,14 @@ def _meanings(trained: Convention, other: Convention) -> Iterator[Difference]:
 def refuse(
     unequal: Iterable[Difference], allow: Collection[str], where: object, hint: str
 ) -> dict[str, dict[str, str]]:
-    """Allowed differences by key; DataError for the first other one."""
+    """Returns the allowed differences by key; DataError for the first one that is not allowed."""
     allowed: dict[str, dict[str, str]] = {}
     for key, trained, other in unequal:
         allowed[key] = {"trained": trained, "given": other}
         if key not in allow:
             raise DataError(
-                f"{where}: {key} is {other}, training saw {trained}",
-                hint=f"{hint}; --allow {key} takes it",
+                f"{where}: {key} is {other}, but the policy was trained with {trained}",
+                hint=f"{hint}; --allow {key} uses it all the same",
                 code="data.mismatch",
                 details={"key": key, **allowed[key]},
             )
@@ -126,7 +126,7 @@ def refuse(
 
 
 def conventions_in(stored: object) -> tuple[Convention, ...]:
-    """Groups of the conventions in the options of data; none if there are none to be read."""
+    """Returns the conventions in the options of data; empty if there are none."""
     try:
         return parse_values(Conventions, stored).groups if stored else ()
     except ValueError:

@@ -1,4 +1,4 @@
-"""Detection of the dataset format of a location: each format is asked to find episodes."""
+"""Finds out the dataset format of a location by letting each format look for episodes there."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,14 +29,14 @@ _READ_WITH = {"vlatool.windows": "images", "vlatool.image-shards": "image-shards
 
 
 class DeferredKeys(ConfigModel):
-    """Keys of a format that is not detected yet."""
+    """Options of a format that is not known yet."""
 
     model_config = ConfigDict(extra="allow")
 
 
 @dataclass(frozen=True)
 class DetectedSource:
-    """Format that finds episodes at a location, and these episodes."""
+    """Format of a location, and its episodes."""
 
     format: str
     reader: FormatReader
@@ -44,7 +44,7 @@ class DetectedSource:
 
 
 def is_source(word: str) -> bool:
-    """True if a word is a location and not the (perhaps misspelled) name of a format."""
+    """True if a word on the command line is a location, not the name of a format."""
     if word in FORMATS.names() or is_class_in_file(word):
         return False
     try:
@@ -54,24 +54,25 @@ def is_source(word: str) -> bool:
 
 
 class SourceKeys(ConfigModel):
-    """Keys of commands that read raw episodes of a format that they may detect."""
+    """Options of commands that read raw episodes of any format."""
 
-    format: str | None = option(None, "Format of raw episodes; null: detect it.")
+    format: str | None = option(None, "Format of your recordings; null detects it.")
     mapping: str | None = option(
-        None, "Mapping of raw episodes, as for `preprocess`: a YAML file, or the name of a preset."
+        None,
+        "Mapping of your recordings, as for `preprocess`: a YAML file, or the name of a preset.",
     )
     format_keys: dict[str, Any] = option(
-        {}, "Other keys of the format of raw episodes, such as {fps: 20}."
+        {}, "Options of the format, as `preprocess FORMAT --help` lists them: {fps: 20}."
     )
 
     @property
     def source_keys(self) -> dict[str, Any]:
-        """Keys of the format that are given."""
+        """Options of the format, including the mapping."""
         return with_mapping(self.format_keys, self.mapping)
 
 
 def with_mapping(keys: Mapping[str, Any], mapping: str | None) -> dict[str, Any]:
-    """Keys of a format, with the mapping if one is given; errors if it is not there."""
+    """Returns options of a format, with the mapping if one is given; checks that it exists."""
     if mapping is None:
         return {**keys}
     file = mapping_file(mapping)
@@ -83,10 +84,16 @@ def with_mapping(keys: Mapping[str, Any], mapping: str | None) -> dict[str, Any]
 def detect_source(
     location: Path, forced: str | None, keys: Mapping[str, Any] | None = None
 ) -> DetectedSource:
-    """The format `forced`, that of the manifest, or the one that finds episodes at `location`. A
-    format takes precedence over its `base_format`, and any format over one with `is_fallback`.
+    """Returns the format that finds episodes at a location, with these episodes.
 
-    With `keys` of the format only formats that have these keys are tried.
+    This is the format `forced` if given, else the format that a manifest names. A format takes
+    precedence over its `base_format`, and all formats over one with `is_fallback`.
+
+    `keys` are options of the format: only formats that have them are tried.
+
+    Raises:
+        UsageError: Several formats find episodes (`usage.conflict`), or no format has these keys.
+        DataError: No format finds episodes, or the format cannot read them.
     """
     limits.most_bytes()  # raises its own error: in a reader it would look like an unknown format
     keys = keys or {}
@@ -108,8 +115,9 @@ def detect_source(
     if len(detected) > 1:
         counts = ", ".join(f"{source.format} ({len(source.refs)})" for source in detected)
         raise UsageError(
-            f"{location}: several formats find episodes: {counts}",
-            hint=f"choose one with --format, such as --format {detected[0].format}",
+            f"{location}: several formats find episodes here: {counts}",
+            hint=f"say which one you mean: --format {detected[0].format}, or with preprocess "
+            f"{detected[0].format} before the source",
             code="usage.conflict",
             details={"formats": [source.format for source in detected]},
         )
@@ -119,13 +127,13 @@ def detect_source(
 
 
 def name_other_format(error: DataError, sources: Sequence[Path], name: str) -> None:
-    """Names the format of the sources in the hint if the format `name` finds no episodes there."""
+    """If the format `name` finds no episodes, puts the format that does into the hint."""
     if error.code != "data.no_episodes":
         return
     with suppress(VlatoolError):
         found = detect_source(sources[0], None).format
         if found != name:
-            error.hint = f"these are {found} episodes: write {found} in place of {name}"
+            error.hint = f"your recordings have the format {found}: write {found} instead of {name}"
 
 
 def _format_of_manifest(location: Path) -> str | None:
@@ -139,15 +147,15 @@ def _format_of_manifest(location: Path) -> str | None:
 
 
 def _formats_with(keys: Mapping[str, Any]) -> list[str]:
-    """Names of the formats that have keys; UsageError if none has all of them."""
+    """Returns the names of the formats that have all `keys`; UsageError if there are none."""
     names: list[str] = []
     for name in FORMATS.names():
         if all(key in FORMATS.get(name).Config.model_fields for key in keys):
             names.append(name)
     if not names:
         raise UsageError(
-            f"no format has the keys {', '.join(keys)}",
-            hint="vlatool preprocess FORMAT --help-all lists the keys of a format",
+            f"no format has the options {', '.join(keys)}",
+            hint="`vlatool preprocess FORMAT --help-all` lists the options of a format",
             code="usage.unknown_name",
         )
     return names
@@ -169,8 +177,8 @@ def _reader(name: str, keys: Mapping[str, Any]) -> FormatReader:
     except ValidationError as error:
         missing = [".".join(map(str, problem["loc"])) for problem in error.errors()]
         raise UsageError(
-            f"the format {name!r} requires values for: {', '.join(missing)}",
-            hint=f"run vlatool preprocess {name} ... --dry-run, which accepts these keys",
+            f"the format {name!r} needs values for these options: {', '.join(missing)}",
+            hint=f"`vlatool preprocess {name} ... --dry-run` accepts these options",
             code="usage.missing_key",
             details={"format": name, "keys": missing},
         ) from None
@@ -179,7 +187,7 @@ def _reader(name: str, keys: Mapping[str, Any]) -> FormatReader:
 def _asked(
     names: Sequence[str], location: Path, keys: Mapping[str, Any]
 ) -> tuple[list[DetectedSource], dict[str, VlatoolError]]:
-    """The formats that find episodes at a location, and the errors of the others."""
+    """Returns the formats that find episodes at a location, and the errors of all others."""
     detected: list[DetectedSource] = []
     errors: dict[str, VlatoolError] = {}
     for name in names:
@@ -191,12 +199,12 @@ def _asked(
 
 
 def _is_of_data(error: VlatoolError) -> bool:
-    """True for the error of a format that recognizes the data but cannot read it."""
+    """True if a format recognizes the data but cannot read them."""
     return isinstance(error, DataError | EnvironmentProblem) and error.code != "data.no_episodes"
 
 
 def _not_detected_error(location: Path, errors: Mapping[str, VlatoolError]) -> VlatoolError:
-    """Error of a format that recognizes the data but cannot read it, else one for all formats."""
+    """Error of the format that recognizes the data but cannot read them, else a general error."""
     for error in errors.values():
         if _is_of_data(error):
             return error
@@ -214,19 +222,17 @@ def _not_detected_error(location: Path, errors: Mapping[str, VlatoolError]) -> V
         searched[name] = str(error.details.get("searched") or error.hint or error.message)
     return DataError.at(
         location,
-        f"no run, no shards, and no episodes of a known format{seen}",
-        hint=f"known formats: {', '.join(FORMATS.names())}; another layout of HDF5, Zarr, RLDS, "
-        "bags or LeRobot needs a mapping (vlatool inspect SOURCE --propose mapping.yaml, "
-        "docs/formats/mappings.md), other files a reader in one file (vlatool preprocess "
-        "./reader.py:Reader SOURCE, docs/guides/plugins.md) or a script (vlatool.record, "
-        "docs/formats/folder.md)",
+        f"vlatool finds no episodes, shards or runs here{seen}",
+        hint="put the videos, images and tables of each episode into a folder of their own "
+        "(docs/formats/folder.md), or write a reader for your files (docs/guides/plugins.md); "
+        f"known formats: {', '.join(FORMATS.names())}",
         code="data.no_episodes",
         searched=searched,
     )
 
 
 def _seen_text(location: Path) -> str:
-    """What is at a location: the number of files by their endings."""
+    """Counts the files at a location by their endings, as the end of a message."""
     if not can_list(location) or not location.is_dir():
         return ""
     counts: Counter[str] = Counter()
@@ -237,6 +243,6 @@ def _seen_text(location: Path) -> str:
         if counts.total() > _MOST_SEEN:
             break
     if not counts:
-        return ""
+        return ": the folder has no files"
     common = counts.most_common(_MOST_ENDINGS)
-    return "; it has " + ", ".join(f"{count:,} {ending}" for ending, count in common)
+    return ", only files: " + ", ".join(f"{count:,} {ending}" for ending, count in common)

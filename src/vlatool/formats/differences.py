@@ -16,7 +16,7 @@ from vlatool.report.facts import evenly_spaced
 
 _RELATIVE = 1e-6
 _ABSOLUTE = 1e-12
-_RATE = 1e-3  # share by which rates may differ
+_RATE = 1e-3  # share that rates may differ
 _BLOCK = 8  # pixels
 _SEPARATORS = ("/", "__", "::")
 

@@ -125,7 +125,7 @@ def report_source(
     survey = _surveyed(source, refs, reporter)
     if not survey.lengths:
         raise DataError(
-            f"{location}: every episode is broken; the first: {survey.broken[0]['message']}",
+            f"{location}: no episode can be read; first error: {survey.broken[0]['message']}",
             hint=survey.broken[0]["hint"],
             code="data.incomplete",
             details={"failures": survey.broken},

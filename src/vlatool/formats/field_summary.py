@@ -167,7 +167,7 @@ class FieldRange:
             self._texts |= dict.fromkeys(np.unique(values).tolist())
             return ""
         if values.shape[1] != self.width:
-            return f"is {values.shape[1]} wide, {self.width} in the episodes before"
+            return f"is {values.shape[1]} wide, but {self.width} in earlier episodes"
         self._dtypes[str(values.dtype)] = None
         return self._add_numbers(values.astype(np.float64))
 
@@ -195,7 +195,7 @@ class FieldRange:
         self._sum += np.where(finite, values, 0).sum(0)
         self._count += finite.sum(0)
         missing = int(values.size - finite.sum())
-        return f"has {counted(missing, 'value')} that are not finite" if missing else ""
+        return f"has {counted(missing, 'value')} of NaN or infinity" if missing else ""
 
 
 def dimensions_table(fields: Sequence[FieldSummary]) -> Table:

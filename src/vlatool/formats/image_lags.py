@@ -45,7 +45,7 @@ class ImageLags:
                     self._values.setdefault(camera, {})[episode.id] = values
 
     def lags(self) -> dict[str, Mapping[str, Any]]:
-        """By camera: `lag` in frames and those of its `episodes`; None: not determined."""
+        """Returns `lag` in frames, and the lags of the `episodes`, by camera; None: unknown."""
         lags: dict[str, Mapping[str, Any]] = {}
         for camera, by_episode in self._values.items():
             if len(by_episode) >= _FEWEST_EPISODES:

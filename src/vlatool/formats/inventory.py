@@ -1,7 +1,7 @@
-"""What an episode stores, and the one role of each thing: the same rules for every format.
+"""Decides what each stored thing of an episode is used as, by the same rules for every format.
 
-A reader lists what it finds as `Stored`, whatever it is, from headers or one row. `assign` gives
-each of them a role and a name. Shapes: H, W image, C numbers of a row.
+A reader lists everything that it finds as `Stored`, from headers or from one row. `assign` gives
+each thing exactly one role, and a name. Shapes: H, W image, C numbers of a row.
 """
 
 import math
@@ -62,29 +62,31 @@ Kind = Literal["array", "jpeg", "png", "video", "text", "other"]
 
 LEFT_OUT = FindingCodes(
     "left_out",
-    data=info("Stored things that nothing uses."),
+    data=info("Some stored data are not used."),
     wanted=warning(
         "A camera, an action or a text is not used.",
-        "name it in a mapping: vlatool inspect SOURCE --propose mapping.yaml",
+        "if you need it, name it in a mapping: vlatool inspect SOURCE --propose mapping.yaml",
     ),
 )
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One thing that an episode stores.
+    """One thing that an episode stores, as a reader lists it.
 
     Attributes:
         path: Path in the episode, with slashes.
-        kind: Numbers or pixels (`array`), rows of encoded images, a video, text, or `other`.
-        shape: Shape of one row; () for one number for each row.
-        dtype: Name of its dtype, such as `float32`; of encoded images that of the decoded ones.
-        rows: Number of rows; None: unknown, or one value for the whole episode.
-        name: Name that the format gives it; empty: one that is made from the path.
-        note: Of `other`: what it is, as `a point cloud`.
-        role: Role that the format itself gives it; None: what it is decides.
-        names: Names of the numbers of a row; empty: it has none.
-        look: A few rows [N, ...], decoded; called only where header and name do not decide.
+        kind: `array` (numbers or pixels), `jpeg` or `png` (encoded images), `video`, `text`, or
+            `other`.
+        shape: Shape of one row; () if a row is a single number.
+        dtype: Name of its dtype, such as `float32`; for encoded images, of the decoded pixels.
+        rows: Number of rows; None if unknown, or if the episode has a single value.
+        name: Name that the format gives it; empty: the name is made from the path.
+        note: For the kind `other`: what it is, such as `a point cloud`.
+        role: Role that the format itself gives it; None: kind, type, shape and name decide.
+        names: Names of the numbers of a row; empty if it has none.
+        look: Returns a few decoded rows [N, ...]. It is only called if the header and the name do
+            not decide.
     """
 
     path: str
@@ -101,14 +103,14 @@ class Stored:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Role of a stored thing before it has a name.
+    """Role of a stored thing that has no name yet.
 
     Attributes:
         role: The role.
         content: What it holds.
         note: As in `StoredPart`.
-        scale: Factor to levels 0 to 255 of float images of a camera, or to millimeters of depth.
-        is_sampled: True if sampled rows decided: all episodes take the decision of the first one.
+        scale: Factor from float images to levels 0 to 255, or from depth to millimeters.
+        is_sampled: True if values of some rows decided. All episodes then follow the first one.
     """
 
     role: Role
@@ -119,14 +121,14 @@ class Assignment:
 
 
 def decide(stored: Stored) -> Assignment:
-    """Role of a thing by its kind, shape, dtype and name; sampled rows decide the rest."""
+    """Decides a role by kind, shape, dtype and name, and by a few rows if these do not decide."""
     if stored.role is not None:
         return Assignment(stored.role, _content(stored), stored.note)
     if stored.kind == "text":
         if text_kind(stored.path):
             return Assignment("language", "text")
         content: Content = "other" if _METADATA.search(stored.path) else "text"
-        return _left_out(content, "a text that is no instruction", "language: {KIND: PATH}")
+        return _left_out(content, "a text, but not an instruction", "language: {KIND: PATH}")
     if stored.kind == "video":
         return Assignment("camera", "images")
     if stored.kind in ("jpeg", "png"):
@@ -140,7 +142,7 @@ def decide(stored: Stored) -> Assignment:
     if image_shape(shape) is not None and not is_action(stored.path):
         return _image_role(stored)
     if len(shape) == 4 and image_shape(shape[1:]) is not None:
-        return _left_out("images", f"{shape[0]} images a row")
+        return _left_out("images", f"{shape[0]} images per row")
     if len(shape) == 2 and shape[0] >= SMALLEST_SIDE and 3 <= shape[1] <= 6:
         return _left_out("other", f"points {list(shape)}")
     widest = _WIDEST_EMBEDDING if _EMBEDDING.search(stored.path) else WIDEST_FIELD
@@ -149,18 +151,18 @@ def decide(stored: Stored) -> Assignment:
         note = _pose_note(stored) if is_matrix else ""
         return Assignment("field", _numbers(stored.path), note, is_sampled=is_matrix)
     if _SOUND.search(stored.path):
-        return _left_out("other", f"sound, {size} samples a row")
-    return _left_out(_numbers(stored.path), f"{size} numbers a row", "fields: {NAME: PATH}")
+        return _left_out("other", f"sound, {size} samples per row")
+    return _left_out(_numbers(stored.path), f"{size} numbers per row", "fields: {NAME: PATH}")
 
 
 def text_kind(path: str) -> str:
-    """Kind of annotation that texts of a path or an attribute are; empty if they are none."""
+    """Returns the kind of annotation that a path or attribute names; empty if it names none."""
     return kind_of_name(re.split("[/@]", path)[-1].removesuffix(".txt"))
 
 
 def _left_out(content: Content, reason: str, takes: str = "") -> Assignment:
     if takes:
-        reason += f"; a mapping takes it with {takes}"
+        reason += f"; to use it, write {takes} in a mapping"
     return Assignment("left_out", content, reason)
 
 
@@ -192,7 +194,7 @@ class ImageShape(NamedTuple):
 
 
 def image_shape(shape: Sequence[int], smallest: int = SMALLEST_SIDE) -> ImageShape | None:
-    """Form of a row of this shape; None if it is no image with sides of `smallest` pixels."""
+    """Returns the form of an image of this shape; None if no side may be so short, or no image."""
     form: ImageShape | None = None
     while len(shape) > 3 and shape[0] == 1:
         shape = shape[1:]
@@ -208,13 +210,13 @@ def image_shape(shape: Sequence[int], smallest: int = SMALLEST_SIDE) -> ImageSha
 
 
 def image_size(shape: Sequence[int]) -> tuple[int, int]:
-    """(height, width) of a row of any size; (0, 0) if it is no image."""
+    """Returns (height, width) of an image of any size; (0, 0) if the shape is no image."""
     form = image_shape(shape, smallest=1)
     return (form.height, form.width) if form else (0, 0)
 
 
 def encoded_thing(path: str, data: bytes, rows: int | None = None) -> Stored:
-    """Rows of image files, of which `data` is one; its header has size and depth."""
+    """Describes rows of encoded images by `data`, the first of them."""
     if data.startswith(RIFF_START):
         with suppress(ValueError):
             info = image_info(data)
@@ -242,7 +244,7 @@ def _encoded_role(stored: Stored) -> Assignment:
     if is_single and stored.dtype == "uint16":
         return Assignment("depth", "images", "depth in millimeters, 16-bit PNG")
     if is_single and stored.kind == "png" and _LABELS.search(stored.path):
-        return Assignment("labels", "images", "labels by its name")
+        return Assignment("labels", "images", "labels, by its name")
     return Assignment("camera", "images")
 
 
@@ -259,7 +261,7 @@ def _image_role(stored: Stored) -> Assignment:
             return Assignment("camera", "images", "alpha is cut" if channels == 4 else "")
         if dtype.kind == "f" and channels == 3:
             return _float_camera(stored, what)
-        return _left_out("images", f"{what}, neither uint8 nor float with three channels")
+        return _left_out("images", f"{what}, which are neither uint8 nor float RGB")
     if dtype == np.uint8:
         return _one_channel(stored)
     if dtype == np.uint16:
@@ -309,12 +311,12 @@ def _float_camera(stored: Stored, what: str) -> Assignment:
 
 def _one_channel(stored: Stored) -> Assignment:
     if _LABELS.search(stored.path):
-        return Assignment("labels", "images", "labels by its name")
+        return Assignment("labels", "images", "labels, by its name")
     values = np.unique(stored.look()) if stored.look else np.empty(0)
     # Noise and shading of a camera fill neighboring levels.
     is_sparse = 1 < len(values) <= _MOST_LABELS and bool((np.diff(values.astype(int)) > 1).all())
     if is_sparse:
-        note = f"labels by its {len(values)} distinct values"
+        note = f"labels, because it has only {len(values)} distinct values"
         return Assignment("labels", "images", note, is_sampled=True)
     return Assignment("camera", "images", "gray", is_sampled=True)
 
@@ -329,7 +331,7 @@ def _pose_note(stored: Stored) -> str:
 
 
 def decide_as(role: Role, stored: Stored) -> Assignment:
-    """The decision of a mapping that gives a thing a role; ValueError if it cannot have it."""
+    """Gives a thing the role that a mapping says; ValueError if its type or shape do not fit."""
     natural = decide(stored)
     if natural.role == role or (role == "camera" and stored.kind in ("jpeg", "video")):
         return Assignment(role, "images", scale=natural.scale)
@@ -337,14 +339,14 @@ def decide_as(role: Role, stored: Stored) -> Assignment:
     sides = image_shape(stored.shape, smallest=1) if is_array else None
     what = f"{stored.path} holds {stored.dtype or stored.kind} {list(stored.shape)}"
     if sides is None and stored.kind != "png":
-        raise ValueError(f"{what}, no images")
+        raise ValueError(f"{what}, which are no images")
     if role != "camera" and (stored.kind == "png" or is_array):
         is_single = sides.channels == 1 if sides is not None else len(stored.shape) == 2
         if not is_single:
-            raise ValueError(f"{what}, no {role} with one channel")
+            raise ValueError(f"{what}; {role} must have one channel")
     if role == "camera" and is_array:
         if sides is None or sides.channels == 2 or stored.dtype == "uint16":
-            raise ValueError(f"{what}, no images of a camera")
+            raise ValueError(f"{what}, which are no color or gray images")
         if np.dtype(stored.dtype).kind == "f":
             decision = _float_camera(stored, what)
             if decision.role != "camera":
@@ -370,10 +372,10 @@ def assign(
     decided: Mapping[str, Assignment],
     known_names: Mapping[str, str],
 ) -> tuple[dict[str, Assignment], tuple[StoredPart, ...]]:
-    """Assignment by path, and the named part, of each thing; two of a role never have one name.
+    """Gives each thing a role and a name; two things of one role never get the same name.
 
-    `decided` and `known_names`: decisions and names by path of the first episodes, which later ones
-    take.
+    Returns the assignments by path, and the named parts. `decided` and `known_names` are the
+    assignments and names of the first episodes by path, which later episodes follow.
     """
     decisions: dict[str, Assignment] = {}
     for thing in stored:
@@ -396,9 +398,9 @@ def assign(
 def sampled_decisions(
     stored: Sequence[Stored], numbers: Callable[[Stored], Array]
 ) -> dict[str, Assignment]:
-    """Decisions that rows of one episode make, and that all episodes then take.
+    """Returns the assignments that depend on values of one episode; all episodes follow them.
 
-    `numbers` reads all rows of a field, to find those that are NaN throughout.
+    `numbers` reads all rows of a field, to find fields that are NaN throughout.
     """
     sampled: dict[str, Assignment] = {}
     for thing in stored:
@@ -435,10 +437,10 @@ def _stem(path: str) -> str:
 def part_names(
     stored: Sequence[Stored], known: Mapping[str, str], *, is_short: bool
 ) -> dict[str, str]:
-    """Path to a name that no other of them has: the shortest end of the path that says something.
+    """Gives each path a unique name: the shortest end of the path that says what it is.
 
-    Without `is_short` the whole path, with dots for slashes; short names differ in lower case, too,
-    as loaders read names in shards.
+    Without `is_short`, the name is the whole path with dots for slashes. Short names are unique in
+    lower case, too, because loaders compare names in shards in lower case.
     """
     names: dict[str, str] = {}
     candidates: dict[str, Iterator[str]] = {}
@@ -484,7 +486,7 @@ def _candidates(thing: Stored, *, is_short: bool) -> Iterator[str]:
 
 
 def short_names(path: str) -> Iterator[str]:
-    """Names that a path may give a camera: `front`, `obs_front`, `front_rgb`, ..."""
+    """Yields names that a path may give a camera: `front`, `obs_front`, `front_rgb`, ..."""
     parts = [part for part in path.split("/") if part]
     start = len(parts) - 1  # the last part that says something
     for number, part in enumerate(parts):
@@ -496,7 +498,7 @@ def short_names(path: str) -> Iterator[str]:
 
 
 def left_out_findings(episode: str, parts: Iterable[StoredPart]) -> list[Finding]:
-    """One line for all that an episode stores and nothing uses; a warning if it may be wanted."""
+    """Returns one finding for everything that is left out; a warning if you may need it."""
     left = [part for part in parts if part.role == "left_out"]
     if not left:
         return []
@@ -505,7 +507,7 @@ def left_out_findings(episode: str, parts: Iterable[StoredPart]) -> list[Finding
 
 
 def left_out_text(parts: Iterable[StoredPart]) -> str:
-    """`PATH, PATH (why), ...` of parts that are left out, those that may be wanted first."""
+    """Lists left-out parts as `PATH, PATH (why), ...`; parts that you may need come first."""
     by_reason: dict[tuple[bool, str], list[str]] = {}
     for part in sorted(parts, key=lambda part: not part.is_loss):
         by_reason.setdefault((part.is_loss, part.note), []).append(part.path)
@@ -519,15 +521,16 @@ def left_out_text(parts: Iterable[StoredPart]) -> str:
 
 
 def rgb_image(row: Array, scale: float = 1.0) -> UInt8Array:
-    """uint8 [H, W, 3] of a stored row: gray, color or color with alpha, channels first or last.
+    """Turns a stored row into an image uint8 [H, W, 3].
 
-    `scale` leads from float values to levels. Raises ValueError if values are not levels.
+    The row may be gray, color or color with alpha, with channels first or last. Values times
+    `scale` are levels; raises ValueError if they are not from 0 to 255.
     """
     while row.ndim > 3 and row.shape[0] == 1:
         row = row[0]
     form = image_shape(row.shape, smallest=1)
     if form is None:
-        raise ValueError(f"an array {list(row.shape)} is no image")
+        raise ValueError(f"an array of shape {list(row.shape)} is no image")
     if form.is_channels_first:
         image = row.transpose(1, 2, 0)
     else:
@@ -535,7 +538,7 @@ def rgb_image(row: Array, scale: float = 1.0) -> UInt8Array:
     if image.dtype != np.uint8:
         levels = np.round(image.astype(np.float64) * scale)
         if not ((levels >= 0) & (levels <= _LEVELS)).all():
-            raise ValueError(f"values of {image.dtype} are no levels from 0 to {_LEVELS}")
+            raise ValueError(f"some values ({image.dtype}) are not from 0 to {_LEVELS}")
         image = levels.astype(np.uint8)
     if form.channels == 1:
         return np.repeat(image, 3, axis=2)
@@ -543,7 +546,10 @@ def rgb_image(row: Array, scale: float = 1.0) -> UInt8Array:
 
 
 def depth_image(row: Array, scale: float = 1.0) -> Array:
-    """Depth uint16 [H, W] in millimeters; what is negative, not finite or too far is 0: unknown."""
+    """Turns a stored row into depth uint16 [H, W] in millimeters.
+
+    Values that are negative, not finite or above 65.5 m become 0, which means unknown.
+    """
     sides = image_shape(row.shape, smallest=1)
     values = row if sides is None else row.reshape(sides.height, sides.width)
     if values.dtype == np.uint16 and scale == 1.0:
@@ -554,10 +560,10 @@ def depth_image(row: Array, scale: float = 1.0) -> Array:
 
 
 def label_image(row: Array) -> Array:
-    """Labels [H, W], unsigned integers of 16 bits; ValueError if one does not fit."""
+    """Turns a stored row into labels uint16 [H, W]; ValueError if a label does not fit."""
     sides = image_shape(row.shape)
     values = row if sides is None else row.reshape(sides.height, sides.width)
     is_whole = values.dtype.kind in "iub"
     if not is_whole or values.min(initial=0) < 0 or values.max(initial=0) >= 2**16:
-        raise ValueError(f"labels of {values.dtype} are not from 0 to {2**16 - 1}")
+        raise ValueError(f"some labels ({values.dtype}) are not from 0 to {2**16 - 1}")
     return values.astype(np.uint16)

@@ -12,7 +12,7 @@ from vlatool.events import counted
 from vlatool.findings import Finding
 from vlatool.formats.rules import SOURCE, no_instruction
 
-# Sentences of the whole episode by kind of annotation, and those of some frames.
+# Sentences of the whole episode by kind of annotation, and texts of some frames.
 Language = tuple[Mapping[str, Sequence[str]], Sequence[LanguageSpan]]
 
 _INSTRUCTION = re.compile(
@@ -84,17 +84,17 @@ def first_text(language: Language) -> str:
 
 
 def check_language(episode: str, num_frames: int, language: Language) -> Iterator[Finding]:
-    """Findings on spans: overlaps within a kind, frames that do not exist, no text, gaps."""
+    """Yields findings on texts of frames: overlaps, wrong frames, missing texts, gaps."""
     whole, spans = language
     last: dict[str, int] = {}  # last frame so far, by kind
     silent = np.full(num_frames, not whole and len(spans) > 0)
     for span in sorted(spans, key=lambda span: (span.first, span.last)):
         place = f"{episode}: {span.kind!r} of frames {span.first} to {span.last}"
         if not 0 <= span.first <= span.last < num_frames:
-            message = f"{place} is outside of its {counted(num_frames, 'frame')}"
+            message = f"{place} goes beyond the {counted(num_frames, 'frame')} of the episode"
             yield SOURCE("span_outside", message, episode=episode, frame=span.first)
         if span.first <= last.get(span.kind, -1):
-            message = f"{place} begins before the end of the one before it"
+            message = f"{place} begins before the previous one ends"
             yield SOURCE("spans_overlap", message, episode=episode, frame=span.first)
         if not span.text.strip():
             yield SOURCE("empty_span", f"{place} has no text", episode=episode, frame=span.first)
@@ -104,5 +104,5 @@ def check_language(episode: str, num_frames: int, language: Language) -> Iterato
     if silent.any():
         first = int(silent.argmax())
         count = int(silent.sum())
-        message = f"{episode}: {counted(count, 'frame')} without a text, first {first}"
+        message = f"{episode}: {counted(count, 'frame has', 'frames have')} no text, first {first}"
         yield SOURCE("silent_frames", message, episode=episode, frame=first)

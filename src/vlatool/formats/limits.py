@@ -1,4 +1,4 @@
-"""What one recording may ask of a process: memory, rows and rates; the same rule for all readers.
+"""Limits of memory, rows and rates for one recording, which are the same for all readers.
 
 A process takes at most 2 GB for a recording, or 2.5 times the largest thing that is stored in it.
 Sizes are compared before memory is taken, from what a file declares.
@@ -23,7 +23,7 @@ _RATES = (1e-3, 1e6)  # frames per second
 
 
 def most_bytes() -> int:
-    """Bytes of the largest thing that is inflated or filled in at once."""
+    """Returns the largest number of bytes that a reader may inflate or fill in at once."""
     text = os.environ.get(MEMORY_VARIABLE, "")
     try:
         gigabytes = float(text or _DEFAULT_GB)
@@ -31,34 +31,34 @@ def most_bytes() -> int:
         gigabytes = 0.0
     if not 0 < gigabytes < math.inf:
         raise UsageError(
-            f"{MEMORY_VARIABLE} is {text!r}, no number of gigabytes",
-            hint=f"set it to the memory for one process, such as {MEMORY_VARIABLE}=8",
+            f"{MEMORY_VARIABLE} is {text!r}, not a number of gigabytes",
+            hint=f"set it to the memory that one process may use, such as {MEMORY_VARIABLE}=8",
             code="usage.bad_value",
         )
     return int(gigabytes * 1e9) // _COPIES
 
 
 def check_bytes(codes: FindingCodes, path: Path, place: str, size: int, stored: int = 0) -> None:
-    """Raises `too_large` for a thing of `size` bytes in memory; `stored`: its bytes on disk."""
+    """Raises an error if something takes too much memory: `size` bytes, `stored` bytes on disk."""
     if size > max(most_bytes(), stored):
         raise too_large(codes, path, place, size)
 
 
 def check_numbers(codes: FindingCodes, path: Path, place: str, count: int) -> None:
-    """Raises `too_large` for numbers of an episode, which are compared as float64, twice."""
+    """Raises an error if the numbers of an episode take too much memory, twice as float64."""
     check_bytes(codes, path, place, 16 * count)
 
 
 def too_large(codes: FindingCodes, path: Path, place: str, size: int) -> DataError:
-    """The error of a thing of `size` bytes; its hint is the value that allows it."""
+    """Returns the error for `size` bytes; its hint says which limit would allow them."""
     needed = math.ceil(size * _COPIES / 1e9)
-    hint = f"leave it out; or, with that much memory, set {MEMORY_VARIABLE}={needed}"
-    reason = f"{size:,} bytes at once; the limit is {most_bytes():,}"
+    hint = f"leave it out; or, if you have {needed} GB of memory, set {MEMORY_VARIABLE}={needed}"
+    reason = f"needs {size:,} bytes at once; the limit is {most_bytes():,}"
     return codes.error("too_large", path, place, reason, hint=hint)
 
 
 def possible_rate(value: Any) -> float:
-    """Frames per second that a file states; 0.0 for what is no rate of a robot."""
+    """Returns a frame rate that a file states; 0.0 if no robot can have this rate."""
     if not isinstance(value, int | float | np.number):
         return 0.0
     return float(value) if _RATES[0] <= value <= _RATES[1] else 0.0

@@ -44,8 +44,9 @@ class LinesWriter:
 
 
 def write_lines(output: Path, name: str, lines: Iterable[bytes]) -> tuple[FileEntry, FileEntry]:
-    """Writes a file of lines, then its index; returns their entries; `output`: the folder that
-    entries are relative to; `name`: Path of the file, relative to `output`.
+    """Writes a file of lines, then its index; returns the entries of both.
+
+    `output`: folder that entries are relative to; `name`: path of the file, relative to `output`.
     """
     path = output / name
     with open_atomic(path) as file:

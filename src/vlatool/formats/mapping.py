@@ -1,8 +1,9 @@
 """Mappings: which parts of a recording are cameras, fields, the instruction and the success.
 
-A mapping is a YAML file that comes before the roles that `formats.inventory` gives. A reference is
-a path in the episode, or from the root of the file with a `/` before it; `PATH@NAME` is an
-attribute, `FILE.json@KEY` a value of a file beside. `*` stands for any name, if only one fits.
+A mapping is a YAML file. It takes precedence over the roles that `formats.inventory` assigns. It
+names parts by references: a path in the episode, a path from the root of the file (with a leading
+`/`), an attribute (`PATH@NAME`), or a value in a JSON file in the same folder (`FILE.json@KEY`).
+`*` stands for any name, as long as only one part fits.
 """
 
 import json
@@ -25,69 +26,70 @@ from vlatool.storage.uri import location
 
 KIND = "mappings"  # folder of the presets
 MAPPING = (
-    "YAML file, or name of a preset, that says which parts are cameras and fields; null: they are "
-    "used by what they are."
+    "YAML file, or name of a preset, that says what each part of your recordings is; null: vlatool "
+    "decides by type, shape and name."
 )
 NEXT = re.compile(r"next\(\s*(?P<field>.+?)\s*\)")
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
+
 _MOST_NAMED = 6
 
 
 class CameraMapping(ConfigModel):
-    """Images of a camera; one of `path` and `video` is set."""
+    """Where the images of a camera are: either `path` or `video` is set."""
 
-    path: str = option("", "Reference of the images.")
+    path: str = option("", "Reference of the images in the recording.")
     video: str = option(
         "",
-        "Video beside the file: a path relative to it, with {stem} (of the file), {parent} and "
+        "Path of a video relative to the recording, with {stem} (name of the recording), {parent}, "
         "{grandparent} (its folders), {episode} (last part of the group) and {FILE.json@KEY}.",
     )
-    bgr: bool = option(False, "Colors are stored as blue, green, red.")
-    optional: bool = option(False, "Episodes may lack this video.")
+    bgr: bool = option(False, "Swap red and blue: colors are stored as blue, green, red.")
+    optional: bool = option(False, "Allow episodes without this video.")
 
 
 class RowsMapping(ConfigModel):
-    """Which rows are the frames of an episode."""
+    """Which rows of a recording are the frames of an episode."""
 
-    index: str = option("", "Reference of the numbers of the rows that are frames.")
+    index: str = option("", "Reference of an array with the numbers of the rows that are frames.")
 
 
 class RecordingMapping(ConfigModel):
-    """Parts of an episode."""
+    """What each part of an episode is used as."""
 
-    layout: str = option("", "Name of the layout, which inspect shows.")
-    recognized_by: list[str] = option([], "Paths in a file of this layout; for presets.")
+    layout: str = option("", "Name of the layout, which `inspect` shows.")
+    recognized_by: list[str] = option([], "Paths that every file of this layout has; for presets.")
     episodes: str = option(
-        "/", "Pattern of the groups or datasets that are episodes; /: the file is one."
+        "/", "Pattern of the groups or datasets that are episodes; / if the whole file is one."
     )
-    cameras: dict[str, CameraMapping] = option({}, "Camera to its images.")
-    depth: dict[str, str] = option({}, "Camera to the reference of its depth images.")
-    labels: dict[str, str] = option({}, "Camera to the reference of its segmentation labels.")
+    cameras: dict[str, CameraMapping] = option({}, "Where the images of each camera are.")
+    depth: dict[str, str] = option({}, "Reference of the depth images of each camera.")
+    labels: dict[str, str] = option({}, "Reference of the segmentation labels of each camera.")
     fields: dict[str, str] = option(
-        {}, "Field to its reference, or to next(FIELD): the next row of another field."
+        {}, "Reference of each field, or next(FIELD) for the next row of another field."
     )
     action_fields: list[str] = option(
         [], "Fields that a policy predicts, or next(FIELD); * stands for any name."
     )
     proprioception_fields: list[str] = option([], "Fields that it observes; * stands for any name.")
     instruction: str | list[str] = option(
-        "", "Reference of the instruction, or of texts; of a list the first that is not empty."
+        "", "Reference of the instruction. From a list, the first text that is not empty is used."
     )
     language: dict[LanguageKind, str] = option(
-        {}, "Kind of annotation to the reference of its text, or of one for each frame."
+        {}, "Reference of the text of each kind of annotation, for the episode or for each frame."
     )
     success: str = option("", "Reference of the success flag.")
     fps: Annotated[float, Field(gt=0)] | str = option(
-        "", "Frames per second, or the reference of them."
+        "", "Frames per second: a number, or the reference of a stored one."
     )
     rows: RowsMapping = option(RowsMapping(), "Which rows are frames; default: all.")
     rest: Literal["leave", "assign"] = option(
-        "leave", "What is not named: leave it out, or use it by what it is."
+        "leave", "Leave out parts that are not named, or assign them roles by type and name."
     )
 
     @property
     def instructions(self) -> list[str]:
-        """References of the instruction, by preference."""
+        """References of the instruction; the first one with a text is used."""
         names = [self.instruction] if isinstance(self.instruction, str) else self.instruction
         return [name for name in names if name]
 
@@ -96,14 +98,18 @@ Mapped = TypeVar("Mapped", bound=RecordingMapping)
 
 
 def mapping_file(name: str) -> Path:
-    """File of a mapping, by its path or by the name of a preset."""
+    """Returns the file of a mapping, given as a path or as the name of a preset."""
     if name.endswith((".yaml", ".yml")) or "/" in name or location(name).exists():
         return location(name)
     return preset_path(name, kinds=(KIND,))
 
 
 def read_mapping(path: Path, kind: type[Mapped]) -> Mapped:
-    """The mapping in a YAML file; raises DataError with the file and the key."""
+    """Reads a mapping from a YAML file.
+
+    Raises:
+        DataError: The file is missing or invalid. The message names the file and the key.
+    """
     try:
         mapping = kind.model_validate(read_yaml(path) or {})
     except DocumentError as error:
@@ -118,25 +124,26 @@ def read_mapping(path: Path, kind: type[Mapped]) -> Mapped:
         match = NEXT.fullmatch(name)
         used = match["field"] if match else name
         if used not in mapping.fields and "*" not in used and mapping.rest == "leave":
-            hint = f"add it to fields, as {used}: PATH"
-            raise broken_mapping(path, f"{used!r} is no key of fields", hint)
+            hint = f"add a line under fields: {used}: PATH"
+            raise broken_mapping(path, f"{used!r} is not listed under fields", hint)
     for name, camera in mapping.cameras.items():
         if bool(camera.path) == bool(camera.video):
-            raise broken_mapping(path, f"cameras.{name}: set one of path and video")
+            raise broken_mapping(path, f"cameras.{name}: set either path or video")
     return mapping
 
 
 def broken_mapping(path: Path, reason: str, hint: str = "") -> DataError:
+    """Returns the error for a mapping, or for a file that it names, that cannot be used."""
     return DataError.at(
         path,
         reason,
-        hint=hint or "vlatool inspect SOURCE --propose mapping.yaml writes one to start from",
+        hint=hint or "`vlatool inspect SOURCE --propose mapping.yaml` writes a mapping to edit",
         code="data.broken",
     )
 
 
 def known_layouts() -> list[tuple[str, RecordingMapping]]:
-    """(name, mapping) of the presets that say by which paths their layout is recognized."""
+    """Returns (name, mapping) of all presets whose layout is recognized by its paths."""
     known: list[tuple[str, RecordingMapping]] = []
     for preset in list_presets():
         if preset.kind == KIND:
@@ -150,9 +157,9 @@ def known_layouts() -> list[tuple[str, RecordingMapping]]:
 
 
 def matching(reference: str, names: Sequence[str]) -> str | None:
-    """The name that a reference is or fits; None if none does.
+    """Returns the name that a reference stands for; None if no name fits.
 
-    Raises ValueError if several fit.
+    Raises ValueError if several names fit.
     """
     if reference in names:
         return reference
@@ -160,14 +167,14 @@ def matching(reference: str, names: Sequence[str]) -> str | None:
         return None
     fitting = [name for name in names if fnmatchcase(name, reference)]
     if len(fitting) > 1:
-        raise ValueError(f"fits {few_text(fitting)}; name one of them")
+        raise ValueError(f"fits several parts, {few_text(fitting)}; name one of them")
     return fitting[0] if fitting else None
 
 
 def nearest(reference: str, names: Sequence[str]) -> str:
-    """Text with the names that are there and most like a reference."""
+    """Says which existing names are most like a reference, as part of a message."""
     if not names:
-        return "there is nothing here"
+        return "there is nothing at all"
     close = get_close_matches(reference, names, _MOST_NAMED, 0.5)
     last = reference.rpartition("/")[2]
     for name in names:
@@ -177,9 +184,9 @@ def nearest(reference: str, names: Sequence[str]) -> str:
 
 
 def filled(text: str, file: Path, episode: str) -> str:
-    """A reference with the values of {stem}, {parent}, {grandparent}, {episode}, {FILE.json@KEY}.
+    """Fills in {stem}, {parent}, {grandparent}, {episode} and {FILE.json@KEY} of a reference.
 
-    A value that is a path is replaced by its last part: no file can lead out of the folder.
+    Of a value that is a path, only the last part is used, so that it cannot leave the folder.
 
     Raises:
         DataError: A file, a key or a placeholder does not exist.
@@ -198,19 +205,19 @@ def filled(text: str, file: Path, episode: str) -> str:
         if "@" in name:
             return str(value_beside(name, file)).rpartition("/")[2]
         raise broken_mapping(
-            file, f"{text}: {{{name}}} is none of {', '.join(known)}, FILE.json@KEY"
+            file, f"{text}: {{{name}}} is unknown; use {', '.join(known)} or FILE.json@KEY"
         )
 
     return _PLACEHOLDER.sub(value_of, text)
 
 
 def is_beside(reference: str) -> bool:
-    """True if a reference leads to a value in a JSON file beside the recording."""
+    """True if a reference names a value in a JSON file next to the recording."""
     return ".json@" in reference
 
 
 def value_beside(reference: str, file: Path) -> Any:
-    """The value of `FILE.json@KEY.KEY` in a file beside a recording."""
+    """Reads the value that `FILE.json@KEY.KEY` names, from a file next to a recording."""
     name, _, keys = reference.partition("@")
     path = file_beside(name, file)
     try:
@@ -223,13 +230,17 @@ def value_beside(reference: str, file: Path) -> Any:
         elif isinstance(value, dict) and key in value:
             value = value[key]
         else:
-            others = nearest(key, [*value]) if isinstance(value, dict) else "it is no such table"
+            others = nearest(key, [*value]) if isinstance(value, dict) else "it has no keys here"
             raise broken_mapping(path, f"has no {key!r}; {others}", "change the mapping")
     return value
 
 
 def file_beside(name: str, file: Path) -> Path:
-    """The only file that a path relative to a recording fits."""
+    """Returns the only file that fits a path relative to a recording.
+
+    Raises:
+        DataError: No file fits, or several do.
+    """
     if "*" not in name:
         path = file.parent / name
         if path.is_file():
@@ -240,14 +251,14 @@ def file_beside(name: str, file: Path) -> Path:
     fitting = sorted(file.parent.glob(name))
     if len(fitting) == 1:
         return fitting[0]
-    reason = "fits no file"
+    reason = "no file fits this pattern"
     if fitting:
-        reason = f"fits {few_text([path.name for path in fitting])}"
-    raise broken_mapping(file.parent / name, reason, "name one file in the mapping")
+        reason = f"several files fit this pattern: {few_text([path.name for path in fitting])}"
+    raise broken_mapping(file.parent / name, reason, f"change {name} in the mapping to one file")
 
 
 def proposal(mapping: RecordingMapping, notes: Mapping[str, str]) -> str:
-    """A mapping as YAML, with a comment behind the keys (`cameras.front`, `fps`) of `notes`."""
+    """Writes a mapping as YAML; `notes` are comments by key (`cameras.front`, `fps`)."""
     lines = ["# Proposed by vlatool inspect --propose: check each line with a question mark."]
     defaults = type(mapping)().model_dump(mode="json")
     for key, value in mapping.model_dump(mode="json").items():

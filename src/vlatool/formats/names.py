@@ -1,4 +1,4 @@
-"""Table of the cameras and fields of several sets, and the renames that make them equal."""
+"""Compares the camera and field names of several data sets, and proposes renames."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,10 +29,10 @@ _CLEAR = 0.4
 
 @dataclass(frozen=True)
 class NamedSet:
-    """Names of one set."""
+    """Cameras and fields of one data set."""
 
     location: str
-    option: str  # by which names are changed
+    option: str  # option that renames them: `--rename` or `--data.rename`
     cameras: Mapping[str, tuple[int, int] | None]  # name to (width, height)
     fields: Mapping[str, int]  # name to width, 0 for text
     fps: float | None
@@ -72,14 +72,14 @@ def _looks(source: DetectedSource, refs: Sequence[EpisodeRef]) -> dict[str, Arra
 
 
 def set_of_shards(location: str, facts: Mapping[str, Any]) -> NamedSet:
-    """Names in the facts that `inspect` has on shards."""
+    """Returns the names in the facts that `inspect` reports on shards."""
     fields = {name: field["width"] for name, field in facts["fields"].items()}
     roles = facts["action_fields"], facts["proprioception_fields"]
     return NamedSet(location, "--data.rename", facts["cameras"], fields, facts["fps"], *roles)
 
 
 def names_report(sets: Sequence[NamedSet]) -> Report:
-    """Report of who has what; renames are those to the names of the first set."""
+    """Returns a report of which set has which names; it proposes the names of the first set."""
     first, *others = sets
     options: dict[str, list[str]] = {}
     questions: list[str] = []
@@ -148,7 +148,7 @@ def _correlation(first: Array, second: Array) -> float:
 
 
 def _difference_text(sets: Sequence[NamedSet]) -> str:
-    """Number of cameras that not all sets have, and of fields that are not the same in all."""
+    """Counts the cameras that not all sets have, and the fields that are not equal in all."""
     cameras = set().union(*(named.cameras for named in sets))
     fields = set().union(*(named.fields for named in sets))
     num_cameras = 0

@@ -1,6 +1,6 @@
-"""What the episodes of a container are made of: by a mapping, or by what each stored thing is.
+"""Plans which stored thing of an episode becomes which camera and field.
 
-An `EpisodePlan` says for each camera and field which stored thing it is. `formats/planned.py` reads
+An `EpisodePlan` follows a mapping, or else the rules of `formats/inventory.py`. `planned.py` reads
 episodes by their plan.
 """
 
@@ -29,7 +29,7 @@ class PlannedImages:
 
 @dataclass(frozen=True)
 class Known:
-    """What the first episodes decide for all: roles by their rows, and names, by path."""
+    """What the first episodes decide for all others: roles and names, by path."""
 
     decisions: Mapping[str, inventory.Assignment] = field(
         default_factory=dict[str, inventory.Assignment]
@@ -39,7 +39,7 @@ class Known:
 
 @dataclass
 class EpisodePlan:
-    """Roles of what an episode stores, by name; a mapping comes before what things are."""
+    """What each camera, field and text of an episode is made from."""
 
     cameras: dict[str, PlannedImages] = field(default_factory=dict[str, PlannedImages])
     depth: dict[str, PlannedImages] = field(default_factory=dict[str, PlannedImages])
@@ -198,7 +198,7 @@ def _planned_images(role: Role, reference: str, find: Find, known: Known) -> Pla
 def _found(find: Find, reference: str) -> inventory.Stored:
     thing = find(reference)
     if thing is None:
-        raise ValueError(f"{reference} is a single value, not one for each frame")
+        raise ValueError(f"{reference} is a single value; one value per frame is needed")
     return thing
 
 
@@ -209,7 +209,7 @@ def _add_rest(
     used: Mapping[str, StoredPart],
     known: Known,
 ) -> None:
-    """Adds what the mapping does not name: left out, or used by what it is."""
+    """Adds the parts that the mapping does not name: left out, or used as their type suggests."""
     others = [thing for thing in stored if thing.path not in used]
     decisions, assigned = inventory.assign(others, known.decisions, known.names)
     rows = {thing.path: thing.rows for thing in stored}
@@ -221,9 +221,9 @@ def _add_rest(
         is_single_text = part.role == "language" and length == 1
         reason = ""
         if mapping.rest == "leave":
-            reason = "the mapping does not name it"
+            reason = "not in the mapping"
         elif frames and length is not None and abs(length - frames) > 1 and not is_single_text:
-            reason = f"{length} rows, the episode has {frames}"
+            reason = f"it has {length} rows, the episode has {frames} frames"
         if reason:
             rest[part.path] = StoredPart(part.path, "left_out", "", part.content, reason)
             continue
@@ -251,11 +251,11 @@ def _add_policy(plan: EpisodePlan, mapping: RecordingMapping, unusable: Collecti
         observed += _fitting(pattern, measured)
     for name in (*actions, *observed):
         if name not in (*plan.names, *unusable):
-            raise ValueError(f"{name!r} is no field; {nearest(name, plan.names)}")
+            raise ValueError(f"there is no field {name!r}; {nearest(name, plan.names)}")
     for name in plan.following.values():
         if name not in plan.fields:
             stored = nearest(name, [*plan.fields])
-            raise ValueError(f"next({name}): {name!r} is no stored field; {stored}")
+            raise ValueError(f"next({name}): no field {name!r} is stored; {stored}")
     plan.actions = tuple(name for name in actions if name not in unusable)
     plan.observed = tuple(name for name in observed if name not in unusable)
 

@@ -1,8 +1,7 @@
-"""Episodes that are read by their plan (`formats/plan.py`), and the reader of such a format.
+"""Base classes for formats whose episodes are read by a plan (`formats/plan.py`).
 
-A format writes two classes. Its episode, a `PlannedEpisode`, lists what is stored and reads rows of
-it; roles, names, lengths and texts are the same for all formats. Its reader, a `PlannedReader`,
-finds episodes and opens them.
+A format writes two subclasses. Its `PlannedEpisode` lists what is stored and reads rows of it; the
+base class decides roles, names, lengths and texts. Its `PlannedReader` finds and opens episodes.
 
 Shapes: F frames, C numbers of a field.
 """
@@ -58,7 +57,7 @@ from vlatool.formats.rules import SOURCE
 from vlatool.transforms.rates import NearestFrames
 
 PLAIN = "="  # before a text that is no reference
-_NO_TEXT = "name the key of a sentence in the mapping, such as FILE.json@KEY.text"
+_NO_TEXT = "in the mapping, name the key of a single sentence, such as FILE.json@KEY.text"
 
 
 class PlannedFrames(SingleImages):
@@ -111,7 +110,7 @@ class PlannedEpisode:
     Attributes:
         codes: Its findings; they have `not_numeric`, `length_mismatch` and `empty_episode`.
         missing: Code of a thing that a mapping names and that is not there.
-        most_cut: Rows by which parts may differ; those behind the shortest part are cut.
+        most_cut: Number of rows that parts may differ; rows after the shortest part are cut.
         things: What the episode stores, by path.
         plan: The role of each.
         file: Where relative paths of a mapping start: in the folder of this file.
@@ -207,7 +206,7 @@ class PlannedEpisode:
             return
         rows = self.numbers(self._filled(reference))[:, 0].astype(np.int64)
         if not len(rows) or (np.diff(rows) <= 0).any() or rows[0] < 0:
-            raise self.error("length_mismatch", f"{reference}: no ascending numbers of rows")
+            raise self.error("length_mismatch", f"{reference}: row numbers must ascend")
         counts = {path: thing.rows or 0 for path, thing in self.things.items()}
         for pattern, video in self._videos.items():
             counts[pattern] = video.frames
@@ -256,13 +255,13 @@ class PlannedEpisode:
             for path in sorted((folder / place).glob(f"*{Path(pattern).suffix}")):
                 if path not in used:
                     used.add(path)
-                    note = "the mapping does not name it"
+                    note = "not in the mapping"
                     parts.append(StoredPart(_below(path, folder), "left_out", "", "images", note))
         self.plan.parts = (*self.plan.parts, *parts)
 
     @property
     def lengths(self) -> dict[str, int]:
-        """Number of frames of each part of the plan that has some."""
+        """Number of frames of each part of the plan, without parts that have a single value."""
         paths = [*self.plan.fields.values()]
         for images in self.plan.images.values():
             paths += [planned.path for planned in images.values() if planned.path]
@@ -276,10 +275,10 @@ class PlannedEpisode:
 
     @property
     def count(self) -> int:
-        """Number of frames; DataError if parts differ or there are none.
+        """Number of frames; DataError if the lengths of parts differ or there are no frames.
 
-        A part may have `most_cut` rows more or less than the actions: observations after the last
-        action, or a clip that ends a frame early. The rows behind the shortest part are cut.
+        A part may have up to `most_cut` rows more or less than the actions, such as an observation
+        after the last action. The episode ends where the shortest part ends.
         """
         lengths = self.lengths
         if not lengths:
@@ -292,7 +291,7 @@ class PlannedEpisode:
                 break
         for path, length in lengths.items():
             if abs(length - expected) > self.most_cut:
-                reason = f"{path} has {length} rows, the others {expected}"
+                reason = f"{path} has {length} rows, the other parts have {expected}"
                 raise self.error("length_mismatch", reason)
         count = min(rows)
         if self.plan.following:  # the last row has no next one
@@ -361,8 +360,8 @@ class PlannedEpisode:
         if isinstance(named, str) and named:
             value = self.value(named)
             if not limits.possible_rate(value):
-                reason = f"fps: {named} is {value!r:.40}, no number of frames per second"
-                raise self.error("not_numeric", reason, hint="correct fps in the mapping")
+                reason = f"fps: {named} is {value!r:.40}, which is no number of frames per second"
+                raise self.error("not_numeric", reason, hint="write the number into the mapping")
             named = value
         return float(named or stored or 0.0)
 
@@ -426,7 +425,7 @@ class PlannedEpisode:
         )
         if longest > count:
             frames = counted(longest - count, "frame")
-            message = f"{episode}: {frames} at its end without an action or an image; cut"
+            message = f"{episode}: {frames} at the end left out: an action or an image is missing"
             findings.append(SOURCE("frames_cut", message, episode=episode, frame=count))
         fps = self.fps()
         images: dict[Role, dict[str, FrameSource]] = {}

@@ -76,7 +76,7 @@ def proposed_mapping(
     for thing in clues.things:
         is_single_text = thing.kind == "text" and thing.rows == 1
         if thing.rows is not None and abs(thing.rows - count) > 1 and not is_single_text:
-            excluded[thing.path] = f"{thing.rows} rows, others {count}"
+            excluded[thing.path] = f"it has {thing.rows} rows, others have {count}"
     plan = plan_by_structure(clues.things, Known(), excluded)
     things = {thing.path: thing for thing in clues.things}
     notes = _notes(plan, things)
@@ -97,7 +97,7 @@ def proposed_mapping(
     for video in clues.videos:
         name = Path(video).stem
         cameras[name] = CameraMapping(video=video)
-        notes[f"cameras.{name}"] = "same name in each episode? else {stem} or {FILE.json@KEY}"
+        notes[f"cameras.{name}"] = "same name in each episode? if not: {stem} or {FILE.json@KEY}"
     mapping: dict[str, Any] = {
         "cameras": cameras,
         "depth": {name: images.path for name, images in plan.depth.items()},
@@ -124,12 +124,12 @@ def proposed_mapping(
 def _notes(plan: EpisodePlan, things: Mapping[str, Stored]) -> dict[str, str]:
     """Questions by key, and the shape and the reason of what was guessed."""
     notes = {
-        "episodes": "each such group is an episode? / : the file is one",
-        "fps": "a number, or PATH@NAME of it; or give --fps",
-        "instruction": "PATH, PATH@NAME or FILE.json@KEY of the sentence; or give --instruction",
+        "episodes": "is each such group an episode? / means the whole file",
+        "fps": "a number, or PATH@NAME of a stored one; or add --fps",
+        "instruction": "PATH, PATH@NAME or FILE.json@KEY of the sentence; or add --instruction",
         "success": "PATH@NAME of the success flag, if there is one",
         "action_fields": "which fields are commands?",
-        "proprioception_fields": "which fields does the robot measure of itself?",
+        "proprioception_fields": "which fields does the robot measure about itself?",
     }
     roles = {"camera": "cameras", "depth": "depth", "labels": "labels", "field": "fields"}
     for part in plan.parts:
@@ -143,7 +143,7 @@ def _notes(plan: EpisodePlan, things: Mapping[str, Stored]) -> dict[str, str]:
         if part.note:
             note += f"; {part.note}"
         if part.role == "camera":
-            note += "; colors swapped? then bgr: true"
+            note += "; red and blue swapped? then add bgr: true"
         notes[f"{roles[part.role]}.{part.name}"] = note
     return notes
 

@@ -42,8 +42,12 @@ def with_names(
 def read_with_names(
     reader: FormatReader, refs: Sequence[EpisodeRef], names: NameMap
 ) -> tuple[FormatReader, Survey, NameMap]:
-    """The reader with new names, the survey with them, and the names without globs; DataError for
-    old names that the episodes do not have. Dimensions that no name has are a finding.
+    """Returns the reader and its survey with new names, and the names without globs.
+
+    Dimensions of a renamed field that get no new name are a finding.
+
+    Raises:
+        DataError: The episodes do not have an old name.
     """
     survey = reader.survey(refs)
     if names.is_empty:
@@ -60,7 +64,7 @@ def read_with_names(
     findings: list[Finding] = []
     for name, dimensions in unnamed.items():
         if dimensions:
-            message = f"no new name has the dimensions {indices_text(sorted(dimensions))} of {name}"
+            message = f"{name}: dimensions {indices_text(sorted(dimensions))} are left out"
             findings.append(SOURCE("dimensions_left_out", message, field=name))
     return with_names(reader, matched, findings), after, matched
 

@@ -1,4 +1,4 @@
-"""Rules for sources of all formats, and the check of a source."""
+"""What `verify` checks in sources of every format."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,42 +38,45 @@ _CORRECT = "correct the annotations"
 SOURCE = FindingCodes(
     "source",
     language_fallback=warning("An episode has no instruction; the name of its task is used."),
-    no_language=warning("An episode has neither an instruction nor a task name.", "name the task"),
+    no_language=warning("An episode has neither instruction nor task name.", "add --instruction"),
     spans_overlap=warning(
-        "Texts of one kind hold for the same frame, which has all of them.", _CORRECT
+        "Several texts of one kind apply to the same frame; the frame gets all of them.", _CORRECT
     ),
-    span_outside=warning("A text is of frames that do not exist.", _CORRECT),
+    span_outside=warning("A text applies to frames that do not exist.", _CORRECT),
     empty_span=warning("An annotation of frames has no text.", _CORRECT),
-    silent_frames=warning("Frames have no text, others have.", _CORRECT),
-    given_twice=warning("A source is given twice; it is read once."),
-    episode_missing_camera=warning("An episode was dropped because it lacks a camera."),
+    silent_frames=warning("Some frames of an episode have a text and others have none.", _CORRECT),
+    given_twice=warning("You named a source twice; it is read once."),
+    episode_missing_camera=warning("An episode was left out because it lacks a camera."),
     upper_case_camera=warning("A camera name has upper-case letters."),
     duplicate_id=warning(
         "Two episodes have the same name; the second is renamed to NAME-2.",
         "rename one of them, or leave out one source",
     ),
     dimensions_left_out=warning(
-        "A slice of a field gets a new name, other dimensions of it get none.",
-        "name them with --rename too, or leave them out",
+        "You renamed a part of a field; the other dimensions of the field are left out.",
+        "name the other dimensions with --rename, too, if you need them",
     ),
-    frames_cut=warning("Frames without an action or an image are cut."),
-    no_fields=error("The reader finds no field.", "name the fields with the keys of the format"),
+    frames_cut=warning("Frames at the end without an action or an image are left out."),
+    no_fields=error("The reader finds no field.", "name the fields in the options of the format"),
 )
 
 IMAGES = FindingCodes(
     "pictures",
-    unreadable=error("A frame cannot be decoded.", "download or record the episode again"),
+    unreadable=error(
+        "A frame cannot be decoded.",
+        "copy the episode again, or leave it out with `preprocess --exclude`",
+    ),
     black=warning(
         "Frames are completely black.",
-        "check the camera; exclude the episode with `preprocess --exclude`",
+        "check the camera; leave the episode out with `preprocess --exclude`",
     ),
     constant=warning(
         "Frames have a single color other than black.",
-        "check the camera; exclude the episode with `preprocess --exclude`",
+        "check the camera; leave the episode out with `preprocess --exclude`",
     ),
     repeated=warning(
-        f"An image is repeated over {_LONG_REPETITION} or more frames.",
-        "check whether the camera froze; exclude the episode with `preprocess --exclude`",
+        f"The same image is repeated in {_LONG_REPETITION} or more frames in a row.",
+        "check whether the camera froze; leave the episode out with `preprocess --exclude`",
     ),
 )
 
@@ -92,13 +95,13 @@ def check_episode(reader: FormatReader, ref: EpisodeRef, *, deep: bool) -> Itera
     for finding in episode.findings:
         yield replace(finding, place={"episode": ref.id, **finding.place})
     if not episode.lowdim:
-        yield SOURCE("no_fields", f"{ref.id}: has no fields", episode=ref.id)
+        yield SOURCE("no_fields", f"{ref.id}: the reader finds no field", episode=ref.id)
     if deep:
         yield from check_cameras(ref.id, episode.cameras)
 
 
 def check_cameras(episode: str, cameras: Mapping[str, FrameSource]) -> Iterator[Finding]:
-    """Findings on the images of an episode; decodes every frame of every camera."""
+    """Yields findings on the images of an episode; decodes every frame of every camera."""
     for name, frames in cameras.items():
         label = f"{episode}, camera {name}"
         for code, message, location in _image_problems(frames):
@@ -110,9 +113,13 @@ def distinct_recordings(
     sources: Sequence[Path],
     find: Callable[[Path], Sequence[Path]],  # files or folders of recordings at a source, in order
     searched: str,
-    findings: list[Finding],  # gets those that are given twice
+    findings: list[Finding],  # gets a finding for each recording that is named twice
 ) -> list[tuple[Path, Path]]:
-    """(path, source) of the recordings of all sources, each once; DataError if one has none."""
+    """Returns (path, source) of the recordings of all sources, each recording once.
+
+    Raises:
+        DataError: A source has no recordings.
+    """
     recordings: dict[Path, tuple[Path, Path]] = {}
     for source in sources:
         paths = find(source)
@@ -120,25 +127,25 @@ def distinct_recordings(
             raise no_episodes(source, searched)
         for path in paths:
             if path.resolve() in recordings:
-                message = f"{path} is given twice; read once"
+                message = f"you named {path} twice; it is read once"
                 findings.append(SOURCE("given_twice", message, path=str(path)))
             recordings.setdefault(path.resolve(), (path, source))
     return list(recordings.values())
 
 
 def no_instruction(ref: EpisodeRef) -> Finding:
-    """Finding for an episode of a format whose reader has the key `instruction`."""
-    message = f"{ref.id}: no instruction; give one with --instruction"
+    """Returns the finding for an episode without text, if its format has `--instruction`."""
+    message = f"{ref.id}: has no instruction; give one with --instruction"
     return SOURCE("no_language", message, episode=ref.id)
 
 
 def duplicate_ids(refs: Sequence[EpisodeRef]) -> Iterator[Finding]:
-    """Findings for episodes that were renamed because their name was taken."""
+    """Yields a finding for each episode that was renamed because its name was taken."""
     ids = {ref.id for ref in refs}
     for ref in refs:
         match = _RENAMED.match(ref.id)
         if match and match["id"] in ids:
-            message = f"{ref.path}: second episode with the name {match['id']}; renamed to {ref.id}"
+            message = f"{ref.path}: another episode has the name {match['id']}; this is {ref.id}"
             yield SOURCE("duplicate_id", message, episode=ref.id, path=str(ref.path))
 
 
@@ -166,7 +173,7 @@ def _image_problems(frames: FrameSource) -> Iterator[tuple[str, str, dict[str, i
     for code, numbers in uniform.items():
         if numbers:
             count = counted(len(numbers), "frame is", "frames are")
-            problem = f"{count} {code}, first at frame {numbers[0]}"
+            problem = f"{count} {code}, the first is frame {numbers[0]}"
             yield code, problem, {"frame": numbers[0], "count": len(numbers)}
     if longest >= _LONG_REPETITION:
         problem = f"frames {longest_start} to {longest_start + longest - 1} are the same image"

@@ -1,4 +1,4 @@
-"""Selection of the episodes, cameras and fields of a source."""
+"""Chooses the episodes, cameras and fields of a source for a run."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +32,7 @@ FRAMES_CUT = "frames_cut"  # reason of frames without an action or an image
 
 
 class SelectionConfig(ConfigModel):
-    """Sources, episodes and cameras to read."""
+    """Options that choose sources, episodes and cameras."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Selection of episodes": (
@@ -46,31 +46,37 @@ class SelectionConfig(ConfigModel):
         "Cameras": ("camera_names", "skip_episodes_missing_cameras"),
     }
 
-    format: str = option("", "Format of the episodes; empty: detect it.")
-    sources: list[str] = required_field([], "Locations of the episodes.", affects_output=False)
+    format: str = option("", "Format of your recordings; empty detects it.")
+    sources: list[str] = required_field([], "Locations of your recordings.", affects_output=False)
     episodes: str | None = option(
         None,
-        "Episodes to use, such as 0:4,7; the end of a range is excluded. @DIR: those that "
-        "`vlatool curate` keeps.",
+        "Use only these episodes, such as 0:4,7; the end of a range is excluded. @DIR uses the "
+        "episodes that `vlatool curate` keeps.",
     )
-    exclude: str | None = option(None, "Episodes to exclude, written like --episodes.")
-    max_episodes: int | None = option(None, "Use at most N episodes; 0 or -1: all.", ge=-1)
+    exclude: str | None = option(None, "Leave these episodes out, written like --episodes.")
+    max_episodes: int | None = option(
+        None, "Use at most this many episodes; 0 or -1 uses all.", ge=-1
+    )
     camera_names: list[str] | None = option(
-        None, "Cameras to use, in order; null: all, none: no images."
+        None, "Use only these cameras, in this order; null uses all, none leaves out all images."
     )
     skip_episodes_missing_cameras: bool = option(
         False,
-        "Drop episodes that lack a camera. Otherwise such an episode is kept without "
+        "Leave out episodes that lack a camera. Otherwise such an episode is kept without "
         "the camera, or fails if its data set declares the camera.",
     )
-    only_successful: bool = option(False, "Drop episodes that failed or whose success is unknown.")
-    fail_on_nan: bool = option(True, "Fail episodes with NaN or infinity; otherwise keep them.")
+    only_successful: bool = option(
+        False, "Leave out episodes that failed or that do not record their success."
+    )
+    fail_on_nan: bool = option(
+        True, "Let an episode with NaN or infinity fail; false keeps such values."
+    )
     rename: NameMap = option(
         NameMap(),
-        "New names, such as cameras.wrist=wrist_left, fields.arm=state[0:7] for a part of a field, "
-        "or cameras.*=images.*.",
+        "Give cameras and fields new names (NEW=OLD): cameras.wrist=wrist_left, "
+        "fields.arm=state[0:7] for a part of a field, or cameras.*=images.* for many.",
     )
-    source: SerializeAsAny[ConfigModel] = option(ConfigModel(), "Keys of the format.")
+    source: SerializeAsAny[ConfigModel] = option(ConfigModel(), "Options of the format.")
 
     @field_validator("camera_names")
     @classmethod
@@ -80,26 +86,26 @@ class SelectionConfig(ConfigModel):
 
 @dataclass(frozen=True)
 class EpisodeSelection:
-    """Cameras, fields and conditions of the episodes of a run; small, since workers receive it."""
+    """Cameras, fields and conditions of the episodes of a run; small, as workers receive it."""
 
     cameras: tuple[str, ...]  # cameras to keep, in order
     fields: Mapping[str, int]  # map from field to its width, 0 for text
-    skip_missing_cameras: bool  # drop episodes that lack a camera
-    only_successful: bool  # drop episodes that failed or whose success is unknown
-    finite: bool  # fail episodes with NaN or infinity
+    skip_missing_cameras: bool  # leave out episodes that lack a camera
+    only_successful: bool  # leave out episodes that failed or whose success is unknown
+    finite: bool  # let episodes with NaN or infinity fail
 
 
 @dataclass(frozen=True)
 class DroppedEpisode:
-    """An episode that is dropped on purpose."""
+    """An episode that is left out on purpose."""
 
-    reason: str  # identifier of the reason, by which dropped episodes are counted
+    reason: str  # identifier of the reason; `preprocess` counts dropped episodes per reason
     findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)
 class EpisodeTask:
-    """Reads one episode, applies the selection and passes it to `work`; picklable."""
+    """Reads one episode, applies the selection and hands it to `work`; picklable."""
 
     format: str  # name of the dataset format
     config: ConfigModel  # keys of the format
@@ -121,19 +127,19 @@ class EpisodeTask:
 
 
 def count_frames(ref: EpisodeRef, episode: Episode) -> Receipt:
-    """Receipt of an episode that is read and not written."""
+    """Returns a receipt for an episode that is only read, as `--dry-run` does."""
     return Receipt(ref.id, counts={"frames": episode.num_frames})
 
 
 @dataclass(frozen=True)
 class SelectedEpisodes:
-    """Episodes of a run."""
+    """The selected episodes of a run, and what they store."""
 
     refs: tuple[EpisodeRef, ...]  # episodes to read, in order
     # map from reason to number of episodes that are excluded on purpose
     excluded: Mapping[str, int]
-    survey: Survey  # survey of the episodes, with the selected cameras
-    stored: Survey  # survey of the episodes, with all that they store
+    survey: Survey  # survey of the episodes, with the selected cameras only
+    stored: Survey  # survey of the episodes, with everything that they store
     selection: EpisodeSelection  # cameras, fields and conditions for each episode
     findings: tuple[Finding, ...]  # findings on the sources as a whole
     available: int  # number of episodes in the sources
@@ -147,17 +153,22 @@ def select_episodes(
     config: SelectionConfig,
     required_cameras: Sequence[str] = (),
 ) -> SelectedEpisodes:
-    """Episodes of a run, and the cameras and fields that it uses. `required_cameras` are named by
-    other options and must exist.
+    """Selects the episodes of a run, and the cameras and fields that it uses.
+
+    `required_cameras` are cameras that other options name; they must exist.
+
+    Raises:
+        DataError: No episode is left, a camera does not exist or has an unusable name, or the
+            sources store different fields.
     """
     available, requested, numbers = _discover(reader, sources, config)
     held_out_counts = dict(Counter(ref.excluded for ref in requested if ref.excluded))
     refs = tuple(ref for ref in requested if not ref.excluded)
     if not refs:
         raise DataError(
-            f"all {counted(len(requested), 'episode is', 'episodes are')} excluded: "
-            f"{', '.join(held_out_counts)}",
-            hint="include some of them",
+            f"all {counted(len(requested), 'selected episode is', 'selected episodes are')} "
+            f"excluded ({', '.join(held_out_counts)})",
+            hint="select other episodes with --episodes, or drop the option that excludes them",
             code="data.no_episodes",
             details={"held_out": held_out_counts},
         )
@@ -179,7 +190,7 @@ def select_episodes(
     findings = list(reader.source_findings)
     for name in survey.cameras:
         if name != name.lower():
-            message = f"camera {name!r}: other loaders need lower case"
+            message = f"camera {name!r} has upper-case letters; some loaders need lower case"
             findings.append(SOURCE("upper_case_camera", message, camera=name))
     return SelectedEpisodes(
         refs=refs,
@@ -197,7 +208,7 @@ def select_episodes(
 def _discover(
     reader: base.FormatReader, sources: Sequence[Path], config: SelectionConfig
 ) -> tuple[int, Sequence[EpisodeRef], str | None]:
-    """Number of episodes, the requested ones, excluded ones included, and their numbers."""
+    """Returns the number of episodes, the selected episodes (some excluded), and `--episodes`."""
     for source in sources:
         if is_missing(source):
             raise missing_error(source)
@@ -207,8 +218,8 @@ def _discover(
     refs = select(discovered, numbers, config.exclude)
     if not refs:
         raise DataError(
-            f"{', '.join(map(str, sources))}: no episodes found",
-            hint="check the format: `vlatool inspect` detects it",
+            f"{', '.join(map(str, sources))}: no episodes here",
+            hint=f"`vlatool inspect {sources[0]}` says what is there, whatever its format",
             code="data.no_episodes",
         )
     if config.max_episodes is not None and config.max_episodes > 0:
@@ -217,9 +228,9 @@ def _discover(
 
 
 def _check_sources(reader: base.FormatReader, refs: Sequence[EpisodeRef]) -> None:
-    """Raises one error if the sources are of unlike robots, in place of one for each episode.
+    """Raises one error if the sources come from unlike robots, instead of an error per episode.
 
-    A single odd episode is no other robot: it fails alone.
+    A single odd episode does not count as another robot: it fails alone.
     """
     by_source: dict[str, list[EpisodeRef]] = {}
     for ref in refs:
@@ -248,10 +259,10 @@ def _check_sources(reader: base.FormatReader, refs: Sequence[EpisodeRef]) -> Non
             other_width = base.width_text(other.get(name))
             rows.append(f"{name!r} is {width} in {usual_source}, {other_width} in {other_source}")
     raise DataError(
-        f"the sources store different fields: {few_text(rows)}",
-        hint="preprocess each into its own --output and train on both (--data A --data B, with "
-        "--data.pad-missing-fields true where one lacks a field); or give the fields one name and "
-        "width with --rename or a mapping (vlatool inspect A B lists them)",
+        f"your sources store different fields: {few_text(rows)}",
+        hint="preprocess each into its own --output and train on both: --data A --data B, with "
+        "--data.pad-missing-fields true if one lacks a field. Or rename the fields so that they "
+        "match: `vlatool inspect A B` lists the --rename options",
         code="data.mismatch",
         details={"sources": [usual_source, other_source]},
     )
@@ -277,7 +288,14 @@ def _with_cameras(
 
 
 def apply_selection(episode: Episode, selection: EpisodeSelection) -> Episode | DroppedEpisode:
-    """The episode with the selected cameras and the fields in the common order, or its drop."""
+    """Returns the episode with the selected cameras, and its fields in the order of all episodes.
+
+    Returns a DroppedEpisode if an option says that such an episode is left out.
+
+    Raises:
+        DataError: Its fields differ from the other episodes, a declared camera is missing, or a
+            value is NaN or infinite.
+    """
     mismatch = base.field_mismatch(episode.id, base.field_specs(episode), selection.fields)
     if mismatch is not None:
         raise mismatch
@@ -288,7 +306,7 @@ def apply_selection(episode: Episode, selection: EpisodeSelection) -> Episode | 
     missing = [name for name in selection.cameras if name not in cameras]
     is_declared = any(name in episode.missing_cameras for name in missing)
     if missing and (selection.skip_missing_cameras or not (cameras or is_declared)):
-        message = f"{episode.id}: dropped because it lacks {', '.join(missing)}"
+        message = f"{episode.id}: left out because it has no camera {', '.join(missing)}"
         finding = SOURCE("episode_missing_camera", message, episode=episode.id)
         return DroppedEpisode("episode_missing_camera", (*episode.findings, finding))
     for name in missing:
@@ -307,20 +325,20 @@ def check_finite(episode: Episode) -> None:
             frame, column = np.argwhere(~np.isfinite(values))[0].tolist()
             label = dimension_label(name, column, values.shape[1], episode.dimension_names)
             raise DataError(
-                f"{episode.id}: {label} is not finite at frame {frame}",
-                hint="repair the recording, or leave the field out",
+                f"{episode.id}: {label} is NaN or infinite at frame {frame}",
+                hint="leave the episode out with --exclude, or keep such values: --no-fail-on-nan",
                 code="data.not_finite",
                 details={"finding": "not_finite", "field": name, "frame": frame},
             )
 
 
 def episode_state(ref: EpisodeRef) -> InputState:
-    """State of the files of an episode and of its known metadata."""
+    """Returns the state of the files and metadata of an episode, to see later if they changed."""
     metadata = [ref.task, {kind: list(texts) for kind, texts in ref.language.items()}]
     return input_state((ref.path, *ref.files), metadata)
 
 
 def reader_section(config: SelectionConfig) -> ConfigModel:
-    """Keys of the format; the defaults if the config was built without them."""
+    """Returns the options of the format; its defaults if the config has none."""
     config_type = FORMATS.get(config.format).Config
     return config.source if isinstance(config.source, config_type) else config_type()

@@ -17,7 +17,7 @@ from vlatool.storage.uri import is_file_name, location
 
 _BUILT_IN = Path(__file__).resolve().parent / "tasks" / "lbm.yaml"
 _SHOWN = 100
-_HINT = "the form is that of the built-in table; docs/storage.md shows it"
+_HINT = "write it like the built-in table, which docs/storage.md shows"
 
 Part = Literal["shards", "raw"]
 
@@ -50,7 +50,7 @@ class TaskTable:
             similar = did_you_mean(name, list(self.tasks))
             listed = "`vlatool download --list` lists all tasks"
             raise UsageError(
-                f"{name}: unknown task",
+                f"there is no task {name}",
                 hint=listed if similar.startswith("known:") else f"{similar} {listed}",
                 code="usage.unknown_name",
             )

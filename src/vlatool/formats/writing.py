@@ -1,8 +1,9 @@
-"""Protocol of sinks, and the images of episodes in all of them: resize keys, reading, encoding.
+"""What a sink (a format that `preprocess` writes) must provide, and how sinks write images.
 
-A sink writes an episode completely or not at all, and yields a receipt. It receives whole episodes
-and alone defines its windows, samples and shards. It is created once per run from the survey of the
-episodes and stays in the main process; its `work` is sent to the workers.
+A sink receives whole episodes and decides itself how they become windows, samples and shards. One
+sink is made per run, from the survey of the episodes, and stays in the main process. Only its
+`work` is sent to the worker processes: it writes one episode, completely or not at all, and returns
+a receipt. At the end, `finish` joins the episodes of all receipts into the output.
 """
 
 from collections import Counter
@@ -42,47 +43,60 @@ Work = Callable[[episode.EpisodeRef, episode.Episode], Receipt]
 SIZES = "sizes"  # fact of receipts: (height, width) of the recorded images by camera
 
 
-def no_rate(user: str) -> UsageError:
-    """Error of a format or sink that needs a rate which is neither stored nor given."""
+def no_rate(user: str, format_name: str = "FORMAT") -> UsageError:
+    """Returns the error for data whose frame rate is neither stored nor given.
+
+    `user` names what needs the rate: `format`, or `sink NAME`.
+    """
     return UsageError(
-        f"the data do not store one number of frames per second, which the {user} needs",
-        hint="give the rate at which they were recorded, such as --fps 20",
+        f"the {user} needs a frame rate, and your recordings do not state a single one",
+        hint=f"name format and rate, such as: vlatool preprocess {format_name} SOURCE --fps 20",
         code="usage.missing_key",
     )
 
 
 class SinkConfig(ConfigModel):
-    """Section of a sink; `type` is its name, which `--sink NAME` sets."""
+    """Options of a sink; `type` is the name of the sink, which `--sink NAME` sets."""
 
     type: Any
 
 
 @dataclass(frozen=True)
 class SinkSetup:
-    """Arguments of a sink."""
+    """What a sink is made from: the output folder, the episodes and options of the run."""
 
     output: Path  # the output folder
     survey: episode.Survey  # survey of the selected episodes; its cameras are the selected ones
     refs: Sequence[episode.EpisodeRef]  # the episodes, in order
-    # options of the run outside the sink's section, for the metadata of the output
+    # options of the run besides the sink's own, for the metadata of the output
     origin: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    action_fields: tuple[str, ...] = ()  # requested action fields; empty: those of the survey
-    hold_out: float | None = None  # share of the episodes to hold out; None: by their number
-    hold_out_seed: int = 0  # seed of their choice
+    # fields of --action-fields; empty: use the action fields of the survey
+    action_fields: tuple[str, ...] = ()
+    # share of the episodes to hold out for evaluation; None: the number of episodes decides
+    hold_out: float | None = None
+    hold_out_seed: int = 0  # seed of the choice of these episodes
 
     def policy_actions(self, stored: Mapping[str, int], default: Sequence[str]) -> tuple[str, ...]:
-        """Action fields of the output: the requested ones, or else the default."""
+        """Returns the action fields of the output: `--action-fields` if given, else `default`.
+
+        Raises:
+            DataError: The output stores no numeric field of this name.
+        """
         return stored_fields(self.action_fields or default, stored, "--action-fields")
 
 
 def stored_fields(names: Sequence[str], stored: Mapping[str, int], option: str) -> tuple[str, ...]:
-    """The names that an option chooses; DataError if one is no numeric field of the output."""
+    """Returns the field names that an option lists, after checking that the output stores them.
+
+    Raises:
+        DataError: A name is not a numeric field of the output.
+    """
     known = [name for name, width in stored.items() if width]
     for name in names:
         if name not in known:
             raise DataError(
                 f"the output has no field {name!r} for {option}",
-                hint=did_you_mean(name, known) or f"choose others with {option}",
+                hint=did_you_mean(name, known) or "the output has no numeric field at all",
                 code="data.unknown_field",
                 details={"field": name, "known": known},
             )
@@ -95,41 +109,43 @@ class SinkSummary:
 
     samples: int  # number of training samples
     bytes: int  # size of the files that training reads
-    files: tuple[FileEntry, ...]  # every file that was written, those of the receipts included
+    files: tuple[FileEntry, ...]  # every file of the output, including the files of the receipts
     # further counts by name, such as `shards`
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Estimated size of an output; `samples` is None where the survey does not suffice."""
+    """Estimated size of an output; `samples` is None if the survey does not say enough."""
 
     samples: int | None
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 class Sink(Protocol):
-    """Writer of episodes as training data.
+    """Writes episodes as training data.
 
     Attributes:
-        Config: Its keys; the default of `type` is the name of the sink.
-        findings: Codes of the findings in its receipts; None: there are none.
-        owned: Patterns of all files that it writes; other files in the folder are not touched.
-        volatile: Those of them that hold times.
-        temporary: Those of them that are removed once the output is complete.
-        has_arrays: True if receipts carry arrays.
-        needs_rate: True if the output stores the frames per second.
-        holds_out: True if it marks the episodes that are held out for evaluation.
-        changes_rate: True if frames are stored at another rate than that of the episodes.
-        next_step: Suggested next command, with `{output}` and its last part `{name}` in it; may be
-            empty.
-        next_without_images: The same for an output without images.
-        work: Writes one episode; picklable. Files have their final names when it returns. The item
-            of its receipt is the id of the episode; the receipt counts `samples` and `frames`.
-        fields: Map from each stored field to its number of dimensions, 0 for text.
-        action_fields: Fields that a policy predicts by default, by their stored names.
-        proprioception_fields: Fields that a policy observes by default, by their stored names.
-        stored_roles: Roles of what it stores; parts of others are named as left out.
+        Config: Class of the options of the sink; the default of `type` is the name of the sink.
+        findings: Codes of the findings in its receipts; None if it has none.
+        owned: Patterns of all files that it writes. Other files in the folder are not touched.
+        volatile: Patterns of written files that contain times, so two runs differ in them.
+        temporary: Patterns of written files that are removed once the output is complete.
+        has_arrays: True if its receipts carry arrays.
+        needs_rate: True if the output stores the frame rate.
+        holds_out: True if it marks episodes as held out for evaluation.
+        changes_rate: True if it may store frames at another rate than the recorded one.
+        next_step: Command that `preprocess` suggests afterwards. `{output}` stands for the output
+            and `{name}` for its last part; empty suggests nothing.
+        next_without_images: Suggested command if the output has no images.
+        work: Writes one episode and returns its receipt; picklable. When it returns, the files
+            have their final names. The item of the receipt is the id of the episode, and the
+            receipt counts `samples` and `frames`.
+        fields: Map from the name of each stored field to its number of dimensions; 0 is text.
+        action_fields: Stored names of the fields that a policy predicts by default.
+        proprioception_fields: Stored names of the fields that a policy observes by default.
+        stored_roles: Roles of the parts that it stores. `preprocess` names all other parts as
+            left out.
     """
 
     Config: ClassVar[type[SinkConfig]]
@@ -152,15 +168,15 @@ class Sink(Protocol):
     def __init__(self, config: Any, setup: SinkSetup) -> None: ...
 
     def stored(self, episode: episode.Episode) -> episode.Episode:
-        """The episode with the fields that are stored, those of actions and states included."""
+        """Returns the episode as the sink stores it: its fields, actions and states."""
         return episode
 
     def begin(self) -> None:
-        """Removes the files that mark an output as complete."""
+        """Removes the files that mark an output as complete, before the first episode."""
         ...
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
-        """Joins the episodes of `receipts`, in their order, into the final artifact.
+        """Joins the episodes of `receipts`, in their order, into the final output.
 
         Raises:
             DataError: There is nothing to write.
@@ -168,7 +184,7 @@ class Sink(Protocol):
         ...
 
     def estimate(self) -> Estimate:
-        """Estimated size of the output of a run."""
+        """Estimates the size of the output, for `--dry-run`."""
         ...
 
 
@@ -180,12 +196,12 @@ _LARGEST_SIDE = 16_384  # pixels
 
 
 def _width_and_height(value: tuple[int, int] | int | None) -> tuple[int, int] | None:
-    """Size from the published form too: one number, 0 keeps the size."""
+    """Accepts the published forms of a size, too: a single number, and 0 to keep the size."""
     size = (value, value) if isinstance(value, int) else value
     if size in (None, (0, 0)):
         return None
     if not 1 <= min(size) <= max(size) <= _LARGEST_SIDE:
-        raise ValueError(f"width and height must be 1 to {_LARGEST_SIDE}")
+        raise ValueError(f"width and height must be from 1 to {_LARGEST_SIDE} pixels")
     return size
 
 
@@ -194,20 +210,24 @@ ImageSize = Annotated[
     tuple[int, int] | int | None,
     AfterValidator(_width_and_height),
     Field(
-        description="Width, height of the images, or one number for both; null keeps their size."
+        description="Width,height of written images in pixels, or one number; null keeps the size."
     ),
 ]
-ResizingMethod = Annotated[ResizeMethod, Field(description="Resize method.")]
-ResizingFilter = Annotated[ResizeFilter, Field(description="Resize filter.")]
+ResizingMethod = Annotated[
+    ResizeMethod, Field(description="How images of another shape are made to fit the size.")
+]
+ResizingFilter = Annotated[
+    ResizeFilter, Field(description="Filter that computes the pixels of a resized image.")
+]
 
 
 def height_and_width(size: tuple[int, int] | int | None) -> tuple[int, int] | None:
-    """(height, width) of written images for a validated `ImageSize`; None keeps their size."""
+    """Returns (height, width) for a validated `ImageSize`; None if images keep their size."""
     return (size[1], size[0]) if isinstance(size, tuple) else None
 
 
 def read_frames(camera: str, source: episode.FrameSource, frames: Sequence[int]) -> episode.Array:
-    """Frames of a camera: uint8 [N, H, W, 3], or other values [N, H, W]."""
+    """Reads frames of a camera: uint8 [N, H, W, 3], or depth or labels [N, H, W]."""
     with _unreadable(camera, source, frames[0]):
         return source.read(frames)
 
@@ -215,8 +235,9 @@ def read_frames(camera: str, source: episode.FrameSource, frames: Sequence[int])
 def stored_jpeg(
     camera: str, source: episode.FrameSource, frame: int, size: tuple[int, int]
 ) -> bytes | None:
-    """The JPEG file of a frame, if it is one of the size (height, width) that every reader decodes
-    alike.
+    """Returns the stored JPEG file of a frame, if it can be copied; else None.
+
+    It can be copied if it has the size (height, width) and every decoder gives the same pixels.
     """
     with _unreadable(camera, source, frame):
         data = source.encoded(frame)
@@ -231,7 +252,7 @@ def stored_jpeg(
 
 @contextmanager
 def _unreadable(camera: str, source: episode.FrameSource, frame: int) -> Generator[None]:
-    """Reports errors of decoders; an OSError of theirs is not one of the output disk."""
+    """Turns errors of decoders into a DataError: an OSError here is no error of the output disk."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -248,7 +269,7 @@ def _image_error(camera: str, source: episode.FrameSource, frame: int, reason: s
         details["path"] = place
     return DataError(
         f"{place}: {reason}",
-        hint="copy or record the image again, or exclude the episode with --exclude",
+        hint="copy the file from the original again, or leave the episode out with --exclude",
         code="data.broken",
         details=details,
     )
@@ -256,23 +277,23 @@ def _image_error(camera: str, source: episode.FrameSource, frame: int, reason: s
 
 @dataclass(frozen=True)
 class ImageEncoding:
-    """Form of written images."""
+    """How images are written: size, file format and quality."""
 
     size: tuple[int, int] | None  # (height, width); None keeps their size
     method: ResizeMethod
     filter: ResizeFilter
-    # formats that are copied where nothing changes, and the format of all others
+    # formats of files that are copied if nothing changes; the first one is used to encode
     formats: tuple[str, ...] = (PNG, JPEG)
     quality: int = 100  # JPEG quality
     subsampling: Subsampling = "4:4:4"  # chroma subsampling of JPEG
     verify_pixels: bool = False  # decode PNG files that are copied, too
 
     def can_copy(self, info: ImageInfo) -> bool:
-        """True if stored bytes can be written unchanged."""
+        """True if the stored file can be written unchanged."""
         return info.is_plain and info.format in self.formats and self.size in (None, info.size)
 
     def encode(self, pixels: episode.UInt8Array) -> tuple[str, bytes]:
-        """Format and bytes of an image uint8 [H, W, 3]."""
+        """Encodes an image uint8 [H, W, 3]; returns its format and bytes."""
         resized = resize(pixels, self.size, self.method, self.filter)
         if self.formats[0] == JPEG:
             return JPEG, encode_jpeg(resized, self.quality, self.subsampling)
@@ -281,7 +302,7 @@ class ImageEncoding:
 
 @dataclass
 class ImageWriter:
-    """Copies or encodes images; counts what it did."""
+    """Copies or encodes the images of a camera, and counts how many of each."""
 
     encoding: ImageEncoding  # form of the written images
     copied: int = 0  # number of images that were copied as stored bytes
@@ -293,7 +314,7 @@ class ImageWriter:
     def images(
         self, camera: str, source: episode.FrameSource, num_frames: int
     ) -> Iterator[tuple[str, bytes]]:
-        """Format and bytes of the first `num_frames` images of a camera."""
+        """Yields (format, bytes) of the first `num_frames` images of a camera."""
         if len(source) < num_frames:
             problem = f"has {counted(len(source), 'image')} for {counted(num_frames, 'frame')}"
             raise _image_error(camera, source, len(source), problem)
@@ -326,7 +347,11 @@ class ImageWriter:
 
 
 def read_rgb(camera: str, source: episode.FrameSource, frames: Sequence[int]) -> episode.UInt8Array:
-    """Frames of a camera with colors, uint8 [N, H, W, 3]; DataError if they are not."""
+    """Reads frames of a color camera, uint8 [N, H, W, 3].
+
+    Raises:
+        DataError: The images have another type or shape.
+    """
     pixels: Any = read_frames(camera, source, frames)
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
         problem = f"images are {pixels.dtype} {list(pixels.shape[1:])}, not uint8 [H, W, 3]"

@@ -19,16 +19,18 @@ _LISTED_LAST = ("failures", "resumed", "seconds", "status")
 
 
 class JobConfig(ConfigModel):
-    """Keys that control the execution of a job. None of them changes the output."""
+    """Options that control how a job runs; none of them changes the output."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {"Output": ("output", *JOB_KEYS)}
 
     on_error: Literal["skip", "stop"] = execution_field(
-        "skip", "skip: leave out episodes that fail; stop: end at the first that fails."
+        "skip", "skip leaves out episodes that fail; stop ends the command at the first failure."
     )
-    max_failures: int | None = execution_field(None, "Stop when more than N episodes fail.", ge=0)
+    max_failures: int | None = execution_field(
+        None, "Stop once more than this many episodes have failed.", ge=0
+    )
     overwrite: bool = execution_field(
-        default=False, description="Replace an output made with other options."
+        default=False, description="Replace an output that was made with other options."
     )
     dry_run: bool = execution_field(default=False, description=DRY_RUN_HELP)
 
@@ -38,7 +40,7 @@ class JobConfig(ConfigModel):
 
 
 class EngineConfig(JobConfig):
-    """Keys of a job with a pool of processes for its items, here or on Ray."""
+    """Options of a job that works in several processes, here or on a Ray cluster."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **JobConfig.help_groups,
@@ -46,16 +48,16 @@ class EngineConfig(JobConfig):
     }
 
     engine: Engine = execution_field(
-        "local", "local: processes on this machine; ray: a Ray cluster."
+        "local", "Work in processes on this machine (local), or on a Ray cluster (ray)."
     )
     workers: int | None = execution_field(
-        None, "Number of worker processes; null: one per CPU.", ge=1
+        None, "Number of worker processes; null starts one per CPU.", ge=1
     )
     ray_address: str | None = execution_field(
-        None, "Address of the Ray cluster to join; null: start a private one."
+        None, "Join the Ray cluster at this address; null starts a private one."
     )
     ray_num_cpus: int | None = execution_field(
-        None, "CPUs of a private Ray cluster; null: the value of --workers.", ge=1
+        None, "Number of CPUs of a private Ray cluster; null uses --workers.", ge=1
     )
 
 
@@ -113,7 +115,7 @@ class OutputResult(Result):
     status: str = "written"
 
     def document(self) -> dict[str, Any]:
-        """The fields; those of the loop are the last."""
+        """The fields; the fields of the loop come last."""
         values = super().document()
         return values | {name: values.pop(name) for name in _LISTED_LAST if name in values}
 

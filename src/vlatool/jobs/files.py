@@ -177,8 +177,9 @@ def belongs_in_list(path: str, volatile: Iterable[str]) -> bool:
 def remove_owned(
     folder: Path, owned: Sequence[str], is_kept: Callable[[str], bool] = lambda name: False
 ) -> None:
-    """Removes the files of `folder` that match a pattern, except those of outputs inside it;
-    `is_kept`: True for the relative name of a file that stays.
+    """Removes the files of `folder` that match a pattern, except files of outputs inside it.
+
+    `is_kept` says for the relative name of a file whether it stays.
     """
     nested = nested_outputs(folder) if owned else ()
     for pattern in owned:

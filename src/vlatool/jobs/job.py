@@ -346,7 +346,7 @@ class Items:
     ) -> Iterator[Outcome[Any, Receipt]]:
         """Earlier receipts from here and new ones from the executor, in the order of the items.
 
-        Inputs are checked in this process, also those of the items that the executor prefetches.
+        Inputs are checked in this process, also for items that the executor prefetches.
         """
         checked = deque[Outcome[_WorkItem, _CheckedInput]]()
 

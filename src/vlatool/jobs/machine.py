@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 class Cgroups:
     """Control groups of this process: version 1 or 2, and those around them.
 
-    The files are those of the kernel's pages on cgroup-v2 and cgroup-v1/memory.
+    The kernel's pages on cgroup-v2 and cgroup-v1/memory describe the files.
     """
 
     own: Path = Path("/proc/self/cgroup")

@@ -41,7 +41,7 @@ def owner_of(
     command: str,
     *,
     overwrite: bool = False,
-    # True if the files are known as those of the command where the record is lost
+    # True if the files are known to be of the command even if the record is lost
     is_own: Callable[[], bool] = lambda: False,
     hint: str = OTHER_OUTPUT,
 ) -> OutputRecord | None:
@@ -197,7 +197,7 @@ def _foreign_output_error(folder: Path, command: str, before: OutputRecord | Non
     hint = "its record .vlatool/run.json is missing: use --overwrite to replace it"
     owner = "" if before is None else f", but by vlatool {before.command}"
     return UsageError(
-        f"{folder}: exists and was not made by vlatool {command}{owner}",
+        f"{folder}: exists already, and was not made by vlatool {command}{owner}",
         hint=hint if is_lost else "choose another --output",
         code="usage.output_exists",
     )

@@ -46,7 +46,7 @@ class OutputRecord:
     parent: str = ""  # fingerprint of the output that contains this one; empty without one
     run_id: str = ""  # random id; a new one each time that the output is started from scratch
     format: int = FORMAT  # format number of the record and the journal; 0 before there was one
-    # options of the downloads into this output that are not complete: that of this run first.
+    # options of the downloads into this output that are not complete: this run's first.
     # `jobs.ownership.pending_commands` has their commands
     pending_downloads: tuple[Mapping[str, Any], ...] = ()
     # names of options for messages, where the key says too little; not saved
@@ -107,7 +107,7 @@ class OutputRecord:
 
     @property
     def is_download(self) -> bool:
-        """True if the files are those of another output, or of another program."""
+        """True if the files come from another output, or from another program."""
         return self.command == "download"
 
     @property
@@ -169,7 +169,7 @@ def parent_of(folder: Path) -> str:
         try:
             record = read_record(parent) if parent.name else None
         except StorageError as error:
-            if error.code != "storage.forbidden":  # credentials may be those of the output alone
+            if error.code != "storage.forbidden":  # credentials may be for the output alone
                 raise
             return ""
         if record is not None:

@@ -39,17 +39,19 @@ class CacheConfig(ConfigModel):
 
     enabled: bool | None = option(
         None,
-        "Download whole shards and cache them; null: if the data of the run fit in "
-        "cache_size_gb (default then: 4 GB for the data of one run, 16 GB for the whole cache).",
+        "Download whole shards and cache them; null does so if the data of the run fit in "
+        "cache_size_gb (then 4 GB for a run and 16 GB in all, unless you set it).",
     )
-    cache_dir: str | None = option(None, "Cache folder; null: vlatool in the user's cache folder.")
+    cache_dir: str | None = option(
+        None, "Cache folder; null uses vlatool in your cache folder (XDG_CACHE_HOME)."
+    )
     cache_size_gb: float | None = option(
-        None, "Largest size of the cache in gigabytes; null: no limit.", gt=0
+        None, "Largest size of the cache in gigabytes; null sets no limit.", gt=0
     )
 
 
 class LoadingConfig(ConfigModel):
-    """Training data of any kind; the section of each data kind adds its own keys."""
+    """Options of training data of any kind; each data kind adds its own."""
 
     # A key without effect on the output changes neither a sample nor its position, or is the
     # location of data whose content the fingerprint of a run covers: a run may resume with another.
@@ -61,26 +63,28 @@ class LoadingConfig(ConfigModel):
     # Key with the data sets that `dataset_weighting` is for.
     weighted_key: ClassVar[str] = ""
 
-    type: str = option("", "Data kind.")
+    type: str = option("", "Kind of the training data.")
     dataset_weighting: list[float] = option(
-        [], "Weight of each data set in the mixture; empty: its size."
+        [], "Weight of each data set in the mixture; empty weights by size."
     )
     allow_multiple_epochs: bool = option(
-        False, "Start another epoch after all samples are read.", affects_output=False
+        False, "Start another epoch once all samples are read.", affects_output=False
     )
     shuffle: bool = option(True, "Shuffle shards and samples.")
     shuffle_buffer_size: int = option(
-        500, "Number of consecutive samples of a lane to shuffle.", ge=0
+        500, "Number of consecutive samples of a lane that are shuffled together.", ge=0
     )
-    lanes: int = option(64, "Number of interleaved streams (lanes); a power of two.", ge=1)
+    lanes: int = option(
+        64, "Number of places in the data that are read in turn (lanes); a power of two.", ge=1
+    )
     num_workers: int | None = option(
         None,
-        "Loader workers per device; null: number of CPUs over number of devices.",
+        "Loader processes per device; null divides the CPUs among the devices.",
         ge=0,
         affects_output=False,
     )
     prefetch_factor: int = nullable_field(
-        4, "Micro-batches that each loader worker loads in advance.", ge=1, affects_output=False
+        4, "Micro-batches that each loader process reads ahead.", ge=1, affects_output=False
     )
     seed: int | None = derived_field(
         "hparams.seed", "Seed of the order of samples.", affects_output=False
@@ -90,7 +94,7 @@ class LoadingConfig(ConfigModel):
     )
     max_dropped_share: float = option(
         0.01,
-        "Largest share of dropped samples; a run with more ends with an error.",
+        "Share of broken samples that a run may drop; with more, it ends with an error.",
         ge=0,
         le=1,
         affects_output=False,

@@ -83,7 +83,7 @@ class SampleDataset(Dataset[Any]):
         self._first = 0
 
     def __len__(self) -> int:
-        """Number of samples in an epoch, which is that of all data sets."""
+        """Number of samples in an epoch, over all data sets."""
         return self._order.size
 
     def __getitem__(self, index: int) -> Any:

@@ -224,7 +224,7 @@ class ShardReader:
 def _open_shard(
     cache: ShardCache, shard: base.ShardInfo, index: tar.ShardIndex | None
 ) -> _OpenShard:
-    """Opens a shard; `index`: that of an earlier time."""
+    """Opens a shard; `index`: its index, if it was read before."""
     path = shard.location
     try:
         if is_remote(path):

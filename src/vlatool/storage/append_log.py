@@ -22,8 +22,10 @@ _SYNC_S = 1.0
 
 
 class AppendLog:
-    """Writer of a log; a context manager that syncs the remaining rows at its end; `sync_s`:
-    seconds after which rows are synced; infinite if only the caller syncs.
+    """Writer of a log; a context manager that syncs the remaining rows at its end.
+
+    `sync_s` is the number of seconds after which rows are synced; infinite if only the caller
+    syncs.
     """
 
     def __init__(self, path: Path, sync_s: float = _SYNC_S) -> None:

@@ -96,8 +96,9 @@ def _partial_of(path: Path) -> Path:
 
 @contextmanager
 def atomic_path(path: Path) -> Generator[Path]:
-    """Path for a library that writes a local file, which is renamed to `path` if the block ends
-    normally, else removed.
+    """Yields a path for a library that writes a local file.
+
+    The file is renamed to `path` if the block ends normally, else removed.
     """
     partial = _partial_of(path)
     try:
@@ -188,8 +189,9 @@ def renamed_folder(path: Path, sync: Callable[[Path], None]) -> Generator[Path]:
 def remove_partials(
     folder: Path, *, below: bool = True, spared: Callable[[], Sequence[str]] = tuple
 ) -> None:
-    """Removes temporary files and unfinished S3 uploads that killed runs left, except uploads with
-    one of the relative prefixes that `spared` returns.
+    """Removes temporary files and unfinished S3 uploads that killed runs left.
+
+    Uploads with one of the relative prefixes that `spared` returns stay.
     """
     if isinstance(folder, RemotePath):
         try:
@@ -213,7 +215,7 @@ def remove_partials(
 def remove_partials_of(path: Path) -> None:
     """Removes temporary files that killed writers of one local file left next to it.
 
-    Keeps those of writers that still run. For files outside of outputs (outputs have a lock).
+    Keeps files of writers that still run. For files outside of outputs (outputs have a lock).
     """
     if isinstance(path, RemotePath):
         return

@@ -66,7 +66,8 @@ class _BlockFile(RemoteReader):
 def verified_sha256(
     where: object, digest: str, size: int, blocks: Iterable[bytes | bytearray]
 ) -> str:
-    """Hexadecimal SHA-256 of content, after comparing the digest that the server vouches for;
+    """Returns the hexadecimal SHA-256 of content, after comparing it with the server's digest.
+
     `size`: number of bytes of the content; `blocks`: the content, read once.
     """
     kind, _, expected = digest.partition(":")

@@ -1,6 +1,6 @@
 """Buckets of Google Cloud Storage, through its JSON interface; contents in parts through XML.
 
-The version of an object is its generation. Credentials are those of the Google Cloud tools
+The version of an object is its generation. Credentials come from the Google Cloud tools
 (application default credentials, with the package google-auth); public buckets need none.
 """
 

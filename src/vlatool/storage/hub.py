@@ -48,8 +48,8 @@ def _with_kind(location: str) -> str:
 class Repository:
     """Files of a repository, at the commit of its revision when it is first used.
 
-    Endpoint (HF_ENDPOINT), token and cache folder are those of huggingface_hub; files in that cache
-    are read from it.
+    Endpoint (HF_ENDPOINT), token and cache folder are the same as in huggingface_hub; files in its
+    cache are read from there.
     """
 
     form = remote.LocationForm(
@@ -523,7 +523,7 @@ def _parts(files: Sequence[UploadFile], max_bytes: int) -> Iterator[list[UploadF
 
 @contextmanager
 def _without_bars(hub: Any) -> Generator[None]:
-    """Switches the progress bars of the library off: they would mix with those of the command."""
+    """Switches the progress bars of the library off: they would mix with ours."""
     bars = import_module("huggingface_hub.utils")
     were_off = bars.are_progress_bars_disabled() or hub.constants.HF_HUB_DISABLE_PROGRESS_BARS
     if not were_off:

@@ -410,7 +410,7 @@ def _excludes(path: Path) -> bool:
 
 
 def _disk_time(folder: Path) -> float:
-    """Time by the clock of the disk, which may be that of another machine."""
+    """Time by the clock of the disk, which may be on another machine."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             os.utime(file.fileno())

@@ -76,7 +76,7 @@ class RangeDownload:
             body.close()
 
     def _adopt(self, body: Body) -> None:
-        """Keeps version and size of the first response; checks those of later ones."""
+        """Keeps version and size of the first response; checks later responses against them."""
         if self.info is not None and _version(self.info) != _version(body.info):
             raise ConditionFailed
         if self.start < 0:

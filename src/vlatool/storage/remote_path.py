@@ -44,7 +44,7 @@ class RemotePath(_Path):
     _key: PurePosixPath
     _info: ObjectInfo | None
 
-    def __init__(  # pyright: ignore[reportInconsistentConstructor] - differs from that of Path
+    def __init__(  # pyright: ignore[reportInconsistentConstructor] - Path has another one
         self, location: "str | Path", *below: "str | os.PathLike[str]"
     ) -> None:
         scheme, _, rest = str(location).partition("://")

@@ -1,6 +1,6 @@
 """Way to a web server: the proxy of a URL, and the certificates that are accepted.
 
-The variables are those of urllib and the AWS tools. Passwords of proxies are in no message.
+The variables are the same as for urllib and the AWS tools. No message has passwords of proxies.
 """
 
 import errno
@@ -22,7 +22,7 @@ from urllib.request import getproxies, proxy_bypass
 from vlatool.errors import StorageError, UsageError
 from vlatool.storage.background import in_background
 
-# Files or folders of certificates that are accepted besides those of OpenSSL, which reads
+# Files or folders of certificates that are accepted besides the ones of OpenSSL, which reads
 # SSL_CERT_FILE and SSL_CERT_DIR.
 _BUNDLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _CERTIFICATES = (*_BUNDLES, "SSL_CERT_FILE", "SSL_CERT_DIR")

@@ -29,7 +29,7 @@ _MAX_ANSWER = 16 * 2**20  # bytes; 1000 keys of a listing take up to 4 MiB
 
 
 class Bucket:
-    """Objects of a bucket; endpoint, region and credentials are those of the AWS tools."""
+    """Objects of a bucket; endpoint, region and credentials come from the AWS tools."""
 
     form = remote.LocationForm("s3://bucket/key")
     settings = ("AWS_",)

@@ -72,9 +72,10 @@ def real_folders(source: Path) -> tuple[Path, ...]:
 
 
 def first_link_out(path: Path, folders: Sequence[Path], inside: set[str]) -> Path | None:
-    """A file or folder at or below a local path that is, with its links followed, in none of the
-    `folders`; None if there is none. `inside`: folders that are known to be in them; this adds to
-    it, so that files beside each other cost one look each.
+    """Returns a file or folder at or below a local path that a link leads out of all `folders`.
+
+    None if there is none. `inside` are folders that are known to be in them; this adds to it, so
+    that neighboring files cost one look each.
     """
     parent = os.path.dirname(path)
     is_plain = parent in inside and not path.is_symlink()

@@ -25,8 +25,8 @@ def local_path(location: str | Path) -> Path:
     text = str(location)
     if _scheme(text) != "file":
         raise UsageError(
-            f"{text}: must be a local path, not {_scheme(text)}://",
-            hint="give a local path; what is written there can be copied afterwards",
+            f"{text}: this must be a local path, not {_scheme(text)}://",
+            hint="write to a local folder, and copy it afterwards",
             code="usage.unsupported",
         )
     try:
@@ -49,7 +49,7 @@ def location(text: str | Path) -> Path:
     if scheme not in SCHEMES.names():
         known = [*SCHEMES.names(), "file"]
         raise UsageError(
-            f"{scheme}://: unknown scheme",
+            f"vlatool does not know locations that start with {scheme}://",
             hint=did_you_mean(scheme, known),
             code="usage.unsupported",
             details={"known": known},
@@ -65,9 +65,9 @@ def check_no_credentials(text: str) -> None:
     if scheme in SCHEMES.names() and remote_class(scheme).form.secret.match(rest):
         host = rest.partition("/")[0]
         raise UsageError(
-            f"{scheme}://{host.rpartition('@')[2].partition('?')[0]}: credentials, queries and"
-            " fragments cannot be part of a location",
-            hint="remove them; set credentials in the environment",
+            f"{scheme}://{host.rpartition('@')[2].partition('?')[0]}: a location cannot have"
+            " credentials, a query or a fragment",
+            hint="remove them; put credentials into environment variables",
             code="usage.secret",
         )
 
@@ -161,7 +161,7 @@ def version_of(path: Path) -> str:
 
 
 def as_native_file(path: Path) -> str | IO[bytes]:
-    """Input for libraries in other languages: a local file name, or an open remote file.
+    """Returns a file for libraries in other languages: a local file name, or an open remote file.
 
     Only the parts of a remote file that are read are requested, once in a process.
     """
@@ -180,7 +180,7 @@ def is_file_name(name: str) -> bool:
 
 
 def is_inside(name: str) -> bool:
-    """True if a relative name of unknown origin, with `/`, is that of a file in its folder."""
+    """True if a relative name of unknown origin, with `/`, stays inside its folder."""
     return all(part not in ("", ".", "..") and is_file_name(part) for part in name.split("/"))
 
 

@@ -254,7 +254,7 @@ def requested_wait(headers: Mapping[str, str]) -> float:
     text = lower.get("retry-after", "")
     if _SECONDS.fullmatch(text):
         return float(text)
-    # The date is that of the server's clock, which may differ from the one here.
+    # The date is by the server's clock, which may differ from the one here.
     now = date_seconds(lower.get("date", "")) or time.time()
     return max(0.0, date_seconds(text) - now)
 

@@ -34,8 +34,8 @@ def future_frames(at: int, steps: int, frames: int) -> list[int]:
 def with_padding(actions: Array, steps: int) -> Array:
     """Actions [F, A] padded for windows at the end of the episode: [F + steps, A].
 
-    A padded action does not move and keeps the gripper: zeros, except for the last value, which is
-    that of the last real action.
+    A padded action does not move and keeps the gripper: zeros, except for the last value, which
+    repeats the last real action.
     """
     still = np.zeros_like(actions[-1:])
     still[:, -1] = actions[-1, -1]
@@ -51,7 +51,7 @@ def relative_chunks(
 
     Args:
         fields: Map from field to its values [F, C].
-        names: Fields of an action, in order; those of `groups` with the suffix of relative ones.
+        names: Fields of an action, in order; fields of `groups` have the suffix of relative ones.
         groups: Poses with relative fields.
         steps: Number of actions.
     """

@@ -1,7 +1,7 @@
 """Image augmentation: crops and color jitter.
 
 Legend of shapes: H, W size of an image, P = H * W pixels. Source: formats/lbm 5.1; color arithmetic
-is that of torchvision.transforms.v2, rounding down to whole levels after each change.
+follows torchvision.transforms.v2, rounding down to whole levels after each change.
 """
 
 from collections.abc import Mapping, Sequence

@@ -163,7 +163,7 @@ class ImageGeometry:
         return matrix
 
     def intrinsics(self, matrix: Array) -> Array:
-        """Pinhole matrices float64 [..., 3, 3] of the result from those of the rotated image.
+        """Returns pinhole matrices float64 [..., 3, 3] of the result, from the rotated image's.
 
         A resize scales by the ratio of whole pixel counts and a crop shifts by whole pixels, so
         the result is exact, unlike the published rule, which uses the untruncated size.
@@ -268,7 +268,7 @@ def project(points: Array, intrinsics: Array, base_T_camera: Array) -> tuple[Arr
 
     Returns:
         Pixels float64 [N, 2] as (x, y), and bool [N], true for points in front of the camera.
-        Integers are pixel centers. Pixels may be outside the image; those of points that are not
+        Integers are pixel centers. Pixels may be outside the image; pixels of points that are not
         visible are NaN.
     """
     rotation = base_T_camera[:3, :3]

@@ -20,7 +20,7 @@ def lag_correlations(pixels: Array, states: Array) -> Array | None:
     """Correlation at each lag from -6 to 6 frames [13]; None if too few frames move.
 
     Of the changes from frame to frame of two speeds: the mean absolute difference of consecutive
-    images [F, h, w], and the norm of those of the states [F, C], each by its deviation.
+    images [F, h, w], and the norm of the change of the states [F, C], each by its deviation.
     """
     steps = np.diff(states.astype(np.float64), axis=0)
     deviation = steps.std(axis=0)

@@ -57,7 +57,7 @@ def motion_figures(states: Array, fps: float) -> dict[str, float]:
 
 
 def moving_dimensions(states: Array) -> Array:
-    """The dimensions of states [F, S] that change and are not those of a gripper."""
+    """The dimensions of states [F, S] that change, without dimensions of a gripper."""
     return states[:, _changes(states) & ~two_valued(states)]
 
 
@@ -119,10 +119,10 @@ def _residuals(inputs: Array, targets: Array) -> list[float]:
 
 
 def action_lags(residuals: Array) -> Array:
-    """Frames [N] by which actions come later than usual in the set.
+    """Number of frames [N] that actions come later than usual in the data set.
 
     0 where another lag does not explain clearly more, or where the usual one explains as much as in
-    the best quarter of all. The fit that explains more in most episodes is that of all.
+    the best quarter of all. The fit that explains more in most episodes counts for all.
 
     Args:
         residuals: `lag_residuals` [N, 2, 9] of episodes of one robot.

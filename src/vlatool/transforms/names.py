@@ -1,4 +1,4 @@
-"""Names of cameras and fields: those of a data set or environment to those of a policy.
+"""Maps names of cameras and fields of a data set or environment to the names of a policy.
 
 `NameMap` is the option `--rename`: a new name for an old one, with or without a `*`. `expanded`
 replaces the globs by the names that data have, and `renamed_episode` applies the result.
@@ -27,19 +27,21 @@ _KINDS = {"cameras": "camera", "fields": "field"}
 
 
 def name_end(name: str) -> str:
-    """Last part of a name, by which names of different layouts are alike."""
+    """Returns the last part of a name, in which names of different layouts often agree."""
     return _SEPARATORS.split(name)[-1].lower()
 
 
 class FieldMap(ConfigModel):
-    """Mapping of a value or its slice to a field; typed as `KEY` or `KEY[START:STOP]`."""
+    """Where a field comes from: a value or a slice of it, `KEY` or `KEY[START:STOP]`."""
 
-    key: str | None = option(None, "Key of the observation; dots separate nested keys.")
-    start: int = option(0, "First dimension.", ge=0)
-    stop: int | None = option(None, "Dimension after the last; null: to the end.", ge=1)
-    scale: float = option(1.0, "Factor from the environment's unit to the field's.")
+    key: str | None = option(None, "Key of the value; dots separate nested keys.")
+    start: int = option(0, "First dimension of the slice.", ge=0)
+    stop: int | None = option(
+        None, "Dimension after the last one of the slice; null takes all.", ge=1
+    )
+    scale: float = option(1.0, "Factor from the unit of the value to the unit of the field.")
     offset: float = option(0.0, "Number that is added after the factor.")
-    constant: list[float] | None = option(None, "Fixed values, without key.")
+    constant: list[float] | None = option(None, "Fixed values of the field, instead of a key.")
 
     @classmethod
     def from_texts(cls, texts: Sequence[str]) -> dict[str, Any]:
@@ -52,7 +54,7 @@ class FieldMap(ConfigModel):
     @model_validator(mode="after")
     def _check_source(self) -> Self:
         if self.constant is not None and (self.key is not None or not self.constant):
-            raise ValueError("a field has a key, or the values of a constant")
+            raise ValueError("set either key, or constant with its values")
         return self
 
     @property
@@ -83,12 +85,12 @@ class _Entry(NamedTuple):
 
 
 class NameMap(ConfigModel):
-    """New names of cameras and fields; a `*` on both sides stands for the same text."""
+    """New names of cameras and fields; a `*` on both sides stands for any text."""
 
     typed_form: ClassVar[str] = "NEW=OLD"
 
-    cameras: dict[str, str] = option({}, "New name of a camera to its name in the data.")
-    fields: dict[str, FieldMap] = option({}, "New name of a field to what it consists of.")
+    cameras: dict[str, str] = option({}, "Cameras by new name: NEW: OLD.")
+    fields: dict[str, FieldMap] = option({}, "Fields by new name: NEW: OLD, or a part of OLD.")
 
     @classmethod
     def from_texts(cls, texts: Sequence[str]) -> dict[str, Any]:
@@ -277,9 +279,9 @@ def _unknown(entry: _Entry, existing: Collection[str]) -> DataError:
     listed = ", ".join(existing) or "none"
     hint = did_you_mean(entry.old, list(existing))
     if not hint.startswith("did you mean"):
-        hint = "give an old name that they have"
+        hint = "write NEW=OLD, with an OLD from this list"
     return DataError(
-        f"{entry}: {entry.old!r} {problem} {kind} of the data, which have {listed}",
+        f"{entry}: {entry.old!r} {problem} {kind} of your data, which have {listed}",
         hint=hint,
         code="data.unknown_field",
         details={"name": entry.old, "known": list(existing)},
@@ -289,7 +291,7 @@ def _unknown(entry: _Entry, existing: Collection[str]) -> DataError:
 def _taken(message: str) -> DataError:
     return DataError(
         message,
-        hint="each new name needs one old name, and one that is not in use",
+        hint="choose a new name that no other entry and no other part of the data has",
         code="data.broken",
     )
 
@@ -337,7 +339,7 @@ def _check_slice(new: str, part: FieldMap, values: Array) -> None:
         actual = f"{width} wide" if width else "no numbers"
         raise DataError(
             f"fields.{new}={part.key}[{part.start}:{part.stop or ''}]: {part.key!r} is {actual}",
-            hint="give a slice within the field",
+            hint=f"choose a slice within its {width} dimensions",
             code="data.mismatch",
             details={"field": part.key, "width": width},
         )

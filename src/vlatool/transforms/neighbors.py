@@ -99,7 +99,7 @@ def _distance(points: Array, index: int, members: Array, count: int) -> float:
 
 
 def other_group_ratios(last: Array, groups: Sequence[str]) -> Array:
-    """Mean distance [N] to the five nearest of the same group, by that to those of another group.
+    """Mean distance [N] to the five nearest of the same group, divided by that for another group.
 
     `last`: features [N, D] of the ends. Above 1 another group is nearer. NaN with one group.
     """

@@ -62,7 +62,7 @@ def field_scale(
     epsilon: float,
     centered: bool,
 ) -> FieldScale:
-    """Scale of a field from its statistics entry.
+    """Makes the scale of a field from its entry in stats.json.
 
     A dimension with `max - min <= 1e-6 * max(1, |mean|)` is constant: it is centered and scaled by
     one, because the published rule, division by a lower bound, would amplify noise.
@@ -115,7 +115,7 @@ def held_values(stats: Mapping[str, Any], field: str) -> Array:
 
 
 def has_range(stats: Mapping[str, Any]) -> bool:
-    """True if statistics have smallest and largest values; those of other programs may not."""
+    """True if statistics have smallest and largest values; other programs may not write them."""
     return "min" in stats and "max" in stats
 
 
@@ -143,7 +143,7 @@ def normalized_range(
 ) -> tuple[Array, Array]:
     """Largest absolute value and standard deviation [C] of each dimension after normalization.
 
-    With a scale per timestep those of the step where they are largest.
+    With a scale per timestep, the values of the step where they are largest.
     """
     suffix = "_per_timestep" if scale.center.ndim == 2 else ""
     low = scale.normalize(_numbers(stats, field, "min" + suffix))
@@ -191,7 +191,7 @@ def field_width(field: str, stats: Mapping[str, Any]) -> int:
 
 
 def _numbers(stats: Mapping[str, Any], field: str, key: str) -> Array:
-    """Numbers [C], or [T, C] per timestep, of a key; the shape is that of the mean."""
+    """Numbers [C], or [T, C] per timestep, of a key, in the shape of the mean."""
     values = stats.get(key)
     if values is None:
         raise DataError(

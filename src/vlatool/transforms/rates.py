@@ -21,7 +21,7 @@ from vlatool.errors import DataError
 from vlatool.transforms.relative import reference_keys, stored_from
 from vlatool.transforms.rotations import angle_between, matrix_from_rot6d, rot6d_from_matrix
 
-_EQUAL = 1e-6  # share by which equal rates may differ
+_EQUAL = 1e-6  # share that equal rates may differ
 
 
 class NearestFrames(FrameSource):
@@ -71,7 +71,7 @@ def at_rate(
     """The episode at `fps` frames per second, and its errors; None: it has that rate.
 
     Numbers are interpolated linearly, rotations of pose groups along the shortest turn; images,
-    integers and texts are those of the nearest frame. `actions` are fields of commands: a step gets
+    integers and texts come from the nearest frame. `actions` are fields of commands: a step gets
     the last one of its time, which decides where the robot is at its end.
     """
     if abs(episode.fps - fps) <= _EQUAL * fps or not episode.num_frames:
@@ -123,7 +123,7 @@ def command_fields(
     groups: Sequence[PoseGroup],
     fields: Collection[str],
 ) -> tuple[str, ...]:
-    """Those of the stored fields that action fields, also relative ones, are made of."""
+    """Returns the stored fields that action fields, including relative ones, are made of."""
     commands = {stored_from(name, fields) for name in actions}
     for group in groups:
         pose = {group.position_key, group.rotation_key}
@@ -165,7 +165,7 @@ def _turned(rot6d: Array, times: Array) -> Array:
     except ValueError as error:  # zeros, or numbers that are not finite
         raise DataError(
             f"a rotation cannot be interpolated: {str(error).partition(chr(10))[0]}",
-            hint="leave the episode out, or repair the recording",
+            hint="leave the episode out with --exclude",
             code="data.broken",
         ) from None
     turns = Slerp(np.arange(len(rot6d)), matrices)

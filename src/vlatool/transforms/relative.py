@@ -45,31 +45,33 @@ def _recorded(key: str) -> _Recorded:
 
 
 class PoseGroupConfig(ConfigModel):
-    """Position and rotation that form a pose; keys may be slices, such as `state[0:3]`.
+    """A pose in recorded fields; a field may be a slice, such as `state[0:3]`.
 
-    The pose that is stored is always absolute, in meters and as 6D rotation.
+    The stored pose is always absolute, in meters and with a 6D rotation.
     """
 
     name: str = Field(description="Name of the pose.")
-    position_key: str = Field(description="Field with the position, 3 wide.")
+    position_key: str = Field(description="Field with the position, 3 numbers.")
     rotation_key: str = Field(description="Field with the rotation.")
     rotation: rotations.RotationForm = option(
-        "rot_6d", "Form of the rotation; others are stored as 6D as well."
+        "rot_6d", "Recorded representation of the rotation; it is stored as 6D."
     )
     relation: Literal["absolute", "delta"] = option(
-        "absolute", "`delta`: the way from the pose that `reference` has at the same frame."
+        "absolute", "Absolute, or a delta from the pose of `reference` at the same frame."
     )
     frame: Literal["base", "tool"] = option(
-        "base", "Frame of a delta: that of the base, or of the reference pose."
+        "base", "Frame of reference of a delta: the base, or the reference pose (tool)."
     )
-    scale: float = option(1.0, "Units of the position per meter.", gt=0)
+    scale: float = option(
+        1.0, "Recorded units of the position per meter, such as 1000 for millimeters.", gt=0
+    )
     rotation_scale: float = option(
-        1.0, "Units of the rotation per radian, of forms with three numbers.", gt=0
+        1.0, "Recorded units per radian of a rotation of three numbers; 57.3 for degrees.", gt=0
     )
     reference: str | None = option(
         None,
-        "Pose group at whose anchor frame the reference pose is; null: the measured "
-        "counterpart by name, else the group itself.",
+        "Pose group whose pose at the anchor is the reference; null uses the measured pose of the "
+        "same name, else this pose itself.",
     )
 
     @model_validator(mode="after")
@@ -288,7 +290,7 @@ def groups_by_name(names: Collection[str]) -> list[PoseGroup]:
 
 
 def stored_from(name: str, fields: Collection[str]) -> str:
-    """Field among `fields` that a field is computed from: itself, or that of a relative pose."""
+    """Returns the field that a field is computed from: itself, or the pose of a relative pose."""
     return name if name in fields else name.removesuffix(SUFFIX)
 
 

@@ -304,7 +304,7 @@ def window_statistics(fields: Sequence[Array], valid: Array) -> WindowStatistics
     Rows of a field with a value that is not finite do not count for that field.
 
     Args:
-        fields: Windows of each field; those of shape [N, T] have one dimension.
+        fields: Windows of each field; windows of shape [N, T] have one dimension.
         valid: Bool [N, T], false for padded steps.
     """
     wide = [np.asarray(array, np.float64).reshape(*valid.shape, -1) for array in fields]
@@ -339,7 +339,7 @@ _MOMENTS = ("count", "mean", "m2", "minimum", "maximum")
 
 
 def to_arrays(stats: WindowStatistics) -> dict[str, Array]:
-    """Partial statistics as named arrays, those of the digest as [C, T, K].
+    """Partial statistics as named arrays; arrays of the digest are [C, T, K].
 
     Neighboring steps have nearly the same values. With steps beside each other arrays compress to
     a twenty-ninth, in the order of the digest to a tenth (measured for windows of 16 steps).
@@ -378,7 +378,7 @@ class StatisticsAccumulator:
         self._digests: list[Digest] = []
 
     def add(self, part: WindowStatistics) -> None:
-        """Adds a part; its dimensions must be those of earlier parts."""
+        """Adds a part; it must have the same dimensions as earlier parts."""
         if self._moments is None:
             self._moments = part
         else:
@@ -403,7 +403,7 @@ def merge(left: WindowStatistics, right: WindowStatistics) -> WindowStatistics:
 
 
 def _merge_moments(left: WindowStatistics, right: WindowStatistics) -> WindowStatistics:
-    """Merged statistics except for the digest, which is that of `left`."""
+    """Merged statistics, except for the digest, which `left` gives."""
     total = left.count + right.count
     divisor = np.maximum(total, 1)
     with np.errstate(over="ignore", invalid="ignore"):

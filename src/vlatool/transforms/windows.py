@@ -195,27 +195,35 @@ def _exceeds_range(
 
 
 class WindowsConfig(ConfigModel):
-    """Keys of windows."""
+    """Options of windows."""
 
-    past_lowdim_steps: int = option(1, "Frames of a window before the anchor.", ge=0, le=100_000)
-    future_lowdim_steps: int = option(14, "Frames of a window after the anchor.", ge=0, le=100_000)
-    stride: int = option(1, "Frames from one anchor to the next.", ge=1)
-    max_padding_left: int = option(1, "Maximum padded frames before an episode.", ge=0)
-    max_padding_right: int = option(7, "Maximum padded frames after an episode.", ge=0)
-    padding_strategy: Padding = option("copy", "Content of padded rows.")
-    filter_still_samples: bool = option(False, "Drop windows in which nothing moves.")
+    past_lowdim_steps: int = option(
+        1, "Number of frames of a window before its anchor.", ge=0, le=100_000
+    )
+    future_lowdim_steps: int = option(
+        14, "Number of frames of a window after its anchor.", ge=0, le=100_000
+    )
+    stride: int = option(1, "Number of frames from one anchor to the next.", ge=1)
+    max_padding_left: int = option(
+        1, "Most frames of a window that may lie before the episode; they are padded.", ge=0
+    )
+    max_padding_right: int = option(
+        7, "Most frames of a window that may lie after the episode; they are padded.", ge=0
+    )
+    padding_strategy: Padding = option("copy", "What padded frames contain.")
+    filter_still_samples: bool = option(False, "Leave out windows in which nothing moves.")
     still_threshold: float = option(
         0.01,
-        "A window is still if no field's standard deviation exceeds this value, in any unit.",
+        "Count a window as still if the standard deviation of each field is at most this.",
         ge=0,
     )
     still_field_thresholds: dict[str, float] = option(
         {},
-        "Preferred rule: field to the range, in its unit, within which it is still; "
-        "only these fields count.",
+        "Count a window as still if each of these fields stays within its range, in its unit; "
+        "better than still_threshold.",
     )
     image_indices: list[int] = option(
-        [-1, 0], "Images of a sample, as frame offsets from the anchor.", min_length=1
+        [-1, 0], "Images of a sample, as numbers of frames from the anchor.", min_length=1
     )
 
     @field_validator("image_indices")
@@ -351,7 +359,7 @@ class EpisodeSampler:
                 f"{self.episode.id}: calibration of camera {camera!r} has "
                 f"{counted(len(values), 'frame')}, "
                 f"the episode {self.episode.num_frames}",
-                hint="the episode is inconsistent; record or download it again",
+                hint="leave the episode out with --exclude, or download it again",
                 code="data.mismatch",
                 details={"camera": camera},
             )

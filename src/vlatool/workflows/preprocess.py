@@ -396,7 +396,7 @@ class PreprocessJob:
             and "fps" in self._reader.Config.model_fields
         ):
             user = "format" if self._reader.needs_rate else f"sink {self._config.sink.type}"
-            raise no_rate(user)
+            raise no_rate(user, self._config.format)
 
     def _check_declarations(self) -> Iterator[Finding]:
         """Yields declarations that the states contradict; raises DataError if one clearly does."""

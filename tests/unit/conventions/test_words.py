@@ -29,7 +29,10 @@ def measured(**values: Any) -> Conventions:
             {**ABSOLUTE, "kind": "gripper", "range": (-1.0, 1.0)},
             "the gripper is a command from -1 to 1",
         ),
-        ({"relation": ("absolute", "delta")}, "what action 0-2 mean is not determined"),
+        (
+            {"relation": ("absolute", "delta")},
+            "the recordings do not show the meaning of action 0-2",
+        ),
         ({"kind": "constant"}, "nothing moves"),
     ],
 )

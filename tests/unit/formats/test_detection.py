@@ -62,14 +62,14 @@ def test_unrelated_formats_are_ambiguous(
 def test_an_unknown_folder_says_what_is_in_it_and_the_ways_on(tmp_path: Path) -> None:
     for name in ("a.npy", "b.npy", "notes.csv"):
         (tmp_path / name).write_bytes(b"0")
-    with pytest.raises(DataError, match="it has 2 npy, 1 csv") as caught:
+    with pytest.raises(DataError, match="only files: 2 npy, 1 csv") as caught:
         detect_source(tmp_path, None)
-    for way in ("hdf5", "--propose", "./reader.py:Reader"):
+    for way in ("hdf5", "docs/formats/folder.md", "docs/guides/plugins.md"):
         assert way in caught.value.hint
 
 
 def test_keys_of_a_format_choose_among_formats(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no format has the keys colour"):
+    with pytest.raises(UsageError, match="no format has the options colour"):
         detect_source(tmp_path, None, {"colour": 1})
 
 

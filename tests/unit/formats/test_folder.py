@@ -381,7 +381,7 @@ def test_values_of_another_length_are_left_out_by_name(tmp_path: Path) -> None:
     parts = {part.path: part for part in episodes(tmp_path)[0].parts}
 
     assert parts["events.csv/size"].role == "left_out"
-    assert parts["events.csv/size"].note == "2 rows, the episode has 12"
+    assert parts["events.csv/size"].note == "it has 2 rows, the episode has 12 frames"
 
 
 # Which files are an episode
@@ -395,7 +395,7 @@ def test_an_episode_without_a_file_of_the_others_is_broken(name: str, tmp_path: 
     refs = list(reader.discover([tmp_path]))
 
     assert len(refs) == 3
-    with pytest.raises(DataError, match=f"lacks {name}"):
+    with pytest.raises(DataError, match=f"has no {name}"):
         reader.read(refs[1])
 
 
@@ -504,8 +504,8 @@ def test_times_of_a_camera_are_those_with_its_whole_name(tmp_path: Path) -> None
     [
         ("frame_index,q0,q1\n0,1,2\n2,3,4\n3,5,6\n", "frame_index is 2 after 0"),
         ("frame_index,q0,q1\n2,1,2\n1,3,4\n0,5,6\n", "frame_index is 1 after 2"),
-        ("q0,q1\n", "has no rows of numbers"),
-        ("a,b\nx,y\nz,w\nv,u\n", "has no rows of numbers"),
+        ("q0,q1\n", "has no column of numbers"),
+        ("a,b\nx,y\nz,w\nv,u\n", "has no column of numbers"),
     ],
 )
 def test_a_table_that_says_that_rows_are_missing_breaks_the_episode(

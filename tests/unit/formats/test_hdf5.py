@@ -271,7 +271,7 @@ def test_a_damaged_image_names_its_frame(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("cameras: {front: {}}", "set one of path and video"),
+        ("cameras: {front: {}}", "set either path or video"),
         ("colour: red", "colour: Extra inputs"),
         ("fields: [", "not valid YAML"),
     ],
@@ -288,7 +288,10 @@ def test_mistakes_in_a_mapping_are_named(text: str, reason: str, tmp_path: Path)
     ("text", "reason"),
     [
         ("fields: {a: actions}\nlanguage: {subtask: actions}", "actions: is float32, not text"),
-        ("fields: {a: actions}\ninstruction: /mask/two", "two: has 2 texts, the episode 3 frames"),
+        (
+            "fields: {a: actions}\ninstruction: /mask/two",
+            "two: has 2 texts, but the episode has 3 frames",
+        ),
     ],
 )
 def test_a_mapping_of_what_is_not_there_is_an_error(text: str, reason: str, tmp_path: Path) -> None:
@@ -307,7 +310,7 @@ def test_a_count_that_differs_is_a_warning(tmp_path: Path) -> None:
 
     path = hdf5.robomimic(tmp_path / "lift.hdf5", {"demo_0": 3}, change)
     (finding,) = [f for f in read(path).findings if f.code == "hdf5.not_counted"]
-    assert "num_samples is 7, the episode has 3 frames" in finding.message
+    assert "num_samples is 7, but there are 3 frames" in finding.message
 
 
 def test_remote_file_is_read_in_few_requests(

@@ -87,7 +87,7 @@ ZARR: dict[str, tuple[Build, int, str]] = {
     "rows": (
         bombs.zarr_edit("data/action/.zarray", shape=[9, 2**31], chunks=[1, 2**31]),
         2,
-        "2147483648 numbers a row",
+        "2147483648 numbers per row",
     ),
     "texts": (
         bombs.zarr_edit("data/action/.zarray", dtype="<U400000000", shape=[9, 1], chunks=[9, 1]),
@@ -96,7 +96,7 @@ ZARR: dict[str, tuple[Build, int, str]] = {
     ),
     "unsigned ends that descend": (bombs.zarr_ends(9, 4), 0, "does not divide"),
     "huge ends": (bombs.zarr_ends(4, 2**63 + 5, 9), 0, "does not divide"),
-    "more ends than rows": (bombs.zarr_ends(*[9] * 1000), 0, "1,000 ends of episodes in 9 rows"),
+    "more ends than rows": (bombs.zarr_ends(*[9] * 1000), 0, "1,000 ends of episodes for 9 rows"),
     "attributes": (bombs.zarr_file(".zattrs", lambda path: path.write_text("{")), 2, "is not JSON"),
     "attributes of an array": (
         bombs.zarr_file("data/action/.zattrs", lambda path: path.write_text("")),
@@ -131,7 +131,7 @@ HDF5: dict[str, tuple[Build, int, str]] = {
     "a wide row": (
         bombs.hdf5_dataset("data/demo_0/obs/x", (5, 2**31), "f8", chunks=(1, 2**20)),
         3,
-        "numbers a row",
+        "numbers per row",
     ),
     "a wide row of bytes": (
         bombs.hdf5_dataset("data/demo_0/obs/x", (5, 2**33), "u1", chunks=(1, 2**20)),
@@ -148,7 +148,7 @@ HDF5: dict[str, tuple[Build, int, str]] = {
         3,
         "left out",
     ),
-    "rows of one number": (bombs.hdf5_file(bombs.hdf5_rows), 2, "the others 200000000"),
+    "rows of one number": (bombs.hdf5_file(bombs.hdf5_rows), 2, "the other parts have 200000000"),
     "texts that are one": (bombs.hdf5_file(bombs.hdf5_texts), 0, "bytes at once"),
     "a group in itself": (bombs.hdf5_link("data/demo_0/obs/x", "data/demo_0/obs"), 3, "twice"),
     "the root in a group": (bombs.hdf5_link("data/demo_0/x", "/", 40), 3, "twice"),
@@ -195,12 +195,12 @@ RLDS: dict[str, tuple[Build, int, str]] = {
     "a narrow type": (
         bombs.rlds_features(count=bombs.tensor("uint8")),
         3,
-        "features.json says uint8; read as int64",
+        "features.json says uint8, but it holds int64",
     ),
     "whole numbers for floats": (
         bombs.rlds_features(action=bombs.tensor("int32", 3)),
         3,
-        "features.json says int32; read as float32",
+        "features.json says int32, but it holds float32",
     ),
     "a header": (bombs.rlds_header, 2, "wrong checksum of a length"),
 }
@@ -236,7 +236,7 @@ MCAP: dict[str, tuple[Build, int, str]] = {
     "half chunks": (
         bombs.hostile_bag(bombs.mcap_chunk(b"\5", is_compressed=False) * 5_000),
         2,
-        "a chunk is left out",
+        "is damaged from its byte",
     ),
     "a chunk that says it is small": (
         bombs.hostile_bag(bombs.mcap_chunk(bytes(2**22), size=100)),
@@ -244,12 +244,12 @@ MCAP: dict[str, tuple[Build, int, str]] = {
         "wrong checksum or size",
     ),
     "a message in itself": (bombs.proto_in_itself, 2, "contains itself"),
-    "a chunk elsewhere": (bombs.mcap_index(8, 16, 3), 3, "no index that can be used"),
-    "a chunk of other times": (bombs.mcap_index(8, 0, 2**63), 3, "no index that can be used"),
+    "a chunk elsewhere": (bombs.mcap_index(8, 16, 3), 3, "no usable index"),
+    "a chunk of other times": (bombs.mcap_index(8, 0, 2**63), 3, "no usable index"),
     "metadata elsewhere": (
         bombs.mcap_index(13, 0, 40, change=lambda writer: writer.add_metadata("m", {"a": "b"})),
         3,
-        "no index that can be used",
+        "no usable index",
     ),
 }
 
@@ -272,7 +272,7 @@ def test_absent_inner_chunks_are_the_fill_value_or_an_error(tmp_path: Path) -> N
     refused, messages = read_all(tmp_path, {"missing_chunks": "error"})
 
     assert (filled, refused) == (2, 1)
-    assert any("an inner chunk of a shard is missing" in message for message in messages)
+    assert any("a chunk in a shard is missing" in message for message in messages)
 
 
 def test_a_chunk_of_gzip_inflates_to_what_it_declares(
@@ -301,7 +301,7 @@ def test_the_key_of_the_hint_allows_what_is_refused(
 def test_memory_that_is_no_number_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLATOOL_MEMORY_GB", value)
 
-    with pytest.raises(UsageError, match="no number of gigabytes"):
+    with pytest.raises(UsageError, match="not a number of gigabytes"):
         most_bytes()
 
 

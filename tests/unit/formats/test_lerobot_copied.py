@@ -144,7 +144,7 @@ def test_depth_of_other_codes_cannot_be_merged(tmp_path: Path) -> None:
         roots.append(root)
     with fails("data.mismatch") as caught:
         convert(roots, tmp_path / "out")
-    assert "the depth_max 10.0, not 5.0" in caught.value.message
+    assert "depth_max 10.0, not 5.0" in caught.value.message
 
 
 def test_rows_of_another_file_than_the_listed_one_are_copied(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_what_the_mapping_does_not_name_is_left_out_by_name(root: Path) -> None:
     episode = mapped(root, MAPPING)
     left = {part.path: part.note for part in episode.parts if part.role == "left_out"}
     assert {*left} == {"action", "observation.gripper", "observation.audio.mic", MASK}
-    assert {*left.values()} == {"the mapping does not name it"}
+    assert {*left.values()} == {"not in the mapping"}
     (finding,) = [each for each in episode.findings if each.code.startswith("left_out")]
     assert (finding.severity, "action" in finding.message) == ("warning", True)
 
@@ -136,8 +136,8 @@ def test_a_set_without_an_instruction_in_the_mapping_says_so(root: Path) -> None
         ("cameras: {top: {path: observation.images.frnt}}", f"there is {FRONT}"),
         ("fields: {state: observation.stat}", f"there is {STATE}"),
         ("instruction: tasks_index\nfields: {a: action}", "there is task_index, subtask_index"),
-        (f"cameras: {{top: {{path: {STATE}}}}}", "holds float32 \\[3\\], no images"),
-        (f"fields: {{state: {FRONT}}}", "is video, no column of numbers"),
+        (f"cameras: {{top: {{path: {STATE}}}}}", "holds float32 \\[3\\], which are no images"),
+        (f"fields: {{state: {FRONT}}}", "is video, not a column of numbers"),
     ],
 )
 def test_a_name_that_is_wrong_is_an_error_of_the_set(text: str, problem: str, root: Path) -> None:
@@ -145,11 +145,11 @@ def test_a_name_that_is_wrong_is_an_error_of_the_set(text: str, problem: str, ro
     path.write_text(text)
     with pytest.raises(DataError, match=problem) as caught:
         LeRobotReader(LeRobotConfig(mapping=str(path))).discover([root])
-    assert caught.value.hint == "change the mapping"
+    assert caught.value.hint == "name another in the mapping"
 
 
 def test_labels_in_a_video_are_refused(root: Path) -> None:
-    with pytest.raises(DataError, match="labels are images in the table"):
+    with pytest.raises(DataError, match="a video, which alters labels"):
         mapped(root, f"fields: {{a: action}}\nlabels: {{front: {FRONT}}}")
 
 
@@ -174,7 +174,7 @@ def test_a_mapping_reads_a_set_whose_action_is_no_vector(tmp_path: Path) -> None
 def test_a_proposed_mapping_reads_the_set_as_it_is_read_without_one(root: Path) -> None:
     text = LeRobotReader.propose(root)
     assert text is not None
-    assert "# left out: observation.audio.mic: sound, 300 samples a row" in text
+    assert "# left out: observation.audio.mic: sound, 300 samples per row" in text
     episode = mapped(root, text)
     reader = LeRobotReader(LeRobotConfig())
     plain = reader.read(next(iter(reader.discover([root]))))

@@ -88,7 +88,9 @@ def test_rows_in_no_file_are_an_error_that_asks_for_no_download(tmp_path: Path) 
     columns = {name: [*values, values[-1]] for name, values in read_list(root).items()}
     columns["episode_index"][-1] = 9
     write_list(root, columns)
-    with pytest.raises(DataError, match="no rows of episode 9, nor have the data files") as caught:
+    with pytest.raises(
+        DataError, match="no rows of episode 9, and neither have the files"
+    ) as caught:
         episodes(root)
     assert "download" not in (caught.value.hint or "")
 
@@ -241,7 +243,10 @@ def test_a_vector_of_more_than_256_numbers_is_observed_only_if_asked_for(tmp_pat
     assert "observation.tactile" in episode.proprioception_fields
     assert "observation.audio.mic" not in episode.lowdim
     [part] = [part for part in episode.parts if part.path == "observation.audio.mic"]
-    assert "sound, 300 samples a row; --observation-keys observation.audio.mic" in part.note
+    assert (
+        "sound, 300 samples per row; to use it, add --observation-keys observation.audio.mic"
+        in part.note
+    )
     [asked] = episodes(root, observation_keys=["observation.audio.mic"])
     assert asked.lowdim["observation.audio.mic"].shape == (3, 300)
 
@@ -531,9 +536,9 @@ def modality(root: Path, **sections: Any) -> Path:
     ("sections", "problem"),
     [
         ({"state": {"arm": {"start": 0, "end": 20}}}, "0 to 20 of observation.state, which has 3"),
-        ({"state": {"arm": {"start": 2, "end": 2}}}, "start 2 and end 2"),
-        ({"action": {"arm": {"start": 0, "end": 2, "original_key": "act"}}}, "is in act"),
-        ({"video": {"front": {"original_key": "images.front"}}}, "is in images.front"),
+        ({"state": {"arm": {"start": 2, "end": 2}}}, "start 2, end 2"),
+        ({"action": {"arm": {"start": 0, "end": 2, "original_key": "act"}}}, "names act"),
+        ({"video": {"front": {"original_key": "images.front"}}}, "names images.front"),
     ],
 )
 def test_entries_of_modality_that_do_not_fit_are_reported(
@@ -560,6 +565,6 @@ def test_lance_tables_are_named(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "set", [3], version="v3.0")
     path = root / "meta/info.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "storage_format": "lance"}))
-    with pytest.raises(DataError, match="is stored as Lance tables") as caught:
+    with pytest.raises(DataError, match="stores its rows in Lance tables") as caught:
         episodes(root)
     assert "lerobot" in (caught.value.hint or "")

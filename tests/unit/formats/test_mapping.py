@@ -244,12 +244,15 @@ def test_datasets_of_a_pattern_are_episodes(tmp_path: Path) -> None:
     [
         ("fields: {q: qq}", "runs/1/qq: is missing; there is q"),
         ("fields: {q: a}", "runs/1/a: is a group, not a dataset"),
-        ("fields: {q: 's*'}", "fits say, say2"),
-        ("cameras: {c: {path: q}}", "no images"),
-        ("cameras: {c: {video: '{nope}.mp4'}}", "{nope} is none of"),
-        ("fields: {q: q}\naction_fields: [next(u)]", "'u' is no key of fields"),
+        ("fields: {q: 's*'}", "fits several parts, say, say2"),
+        ("cameras: {c: {path: q}}", "which are no images"),
+        ("cameras: {c: {video: '{nope}.mp4'}}", "{nope} is unknown"),
+        ("fields: {q: q}\naction_fields: [next(u)]", "'u' is not listed under fields"),
         ("fields: {q: q}\nfps: '@rate'", "there is version"),
-        ("episodes: walks/*\nfields: {q: q}", "no group or dataset 'walks/*'; its root has 'runs'"),
+        (
+            "episodes: walks/*\nfields: {q: q}",
+            "no group or dataset fits 'walks/*'; its root has 'runs'",
+        ),
     ],
 )
 def test_a_wrong_reference_says_what_is_there(mapping: str, reason: str, tmp_path: Path) -> None:
@@ -332,7 +335,7 @@ def test_attributes_of_an_episode_are_named(tmp_path: Path) -> None:
     episode = read(hdf5.robomimic(tmp_path / "a.hdf5", {"demo_0": 3}, change))
     (part,) = [part for part in episode.parts if part.path == "@operator"]
     assert part.role == "left_out"
-    assert part.note.startswith("a text that is no instruction")
+    assert part.note.startswith("a text, but not an instruction")
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
@@ -399,5 +402,5 @@ def test_a_proposal_has_the_rate_of_timestamps_and_what_is_left_out(tmp_path: Pa
 def test_a_mapping_that_is_not_there_is_said_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nope\.yaml: does not exist"):
         with_mapping({}, str(tmp_path / "nope.yaml"))
-    with pytest.raises(UsageError, match="unknown preset 'nope'"):
+    with pytest.raises(UsageError, match="there is no preset 'nope'"):
         with_mapping({}, "nope")

@@ -208,7 +208,7 @@ def test_a_bag_that_was_being_recorded_is_read_up_to_its_last_whole_message(
     assert episode.id == "run"
     assert episode.lowdim["a"].ravel().tolist() == list(range(29))
     (finding,) = [finding for finding in episode.findings if finding.code == "mcap.cut_off"]
-    assert "read up to message 29" in finding.message
+    assert "29 messages are read" in finding.message
 
 
 def test_an_indexed_bag_that_is_cut_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_chunk_that_cannot_be_inflated_is_left_out(tmp_path: Path) -> None:
 def test_a_bag_without_a_whole_message_is_an_error_with_its_hint(tmp_path: Path) -> None:
     path = ros1_bag(tmp_path / "a.bag")
     build.cut(path, 4200)
-    with pytest.raises(DataError, match="no message is whole") as caught:
+    with pytest.raises(DataError, match="has no whole message") as caught:
         read(path)
     assert "copy the bag" not in caught.value.hint
 

@@ -208,7 +208,7 @@ def test_depth_of_other_forms_is_left_out_with_its_form(
     assert not episode.depth
     (part,) = [part for part in episode.parts if part.path == "/front"]
     assert part.is_loss
-    assert f"neither JPEG nor PNG, of the format '{form}'" in part.note
+    assert f"neither JPEG nor PNG, but '{form}'" in part.note
 
 
 # One verdict
@@ -217,10 +217,10 @@ def test_depth_of_other_forms_is_left_out_with_its_form(
 @pytest.mark.parametrize(
     ("key", "reason"),
     [
-        ("cameras: {a: {path: /depth}}", "no images of a camera"),
+        ("cameras: {a: {path: /depth}}", "which are no color"),
         ("cameras: {a: {path: /png}}", "name it under depth"),
-        ("depth: {a: /color}", "no depth"),
-        ("labels: {a: /color}", "no labels"),
+        ("depth: {a: /color}", "depth must have one channel"),
+        ("labels: {a: /color}", "labels must have one channel"),
         ("cameras: {a: {path: /odd}}", "is encoded as '64FC1'"),
     ],
 )

@@ -95,7 +95,7 @@ def test_a_child_of_two_parents_is_an_error_until_the_parent_is_named(tmp_path: 
 
 
 def test_a_frame_that_is_not_there_is_an_error_with_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there are: base>tool, map>odom"):
+    with pytest.raises(DataError, match="the bag has base>tool, map>odom"):
         read(tf_bag(tmp_path), "fields: {tip: '/tf/transforms[hand].transform.translation'}")
 
 
@@ -162,7 +162,7 @@ def test_a_joint_that_stops_is_too_old_although_others_go_on(tmp_path: Path) -> 
 
 def test_joints_that_no_message_has_are_named(tmp_path: Path) -> None:
     text = "{fields: {q: /joint_states/position}, joints: {q: [l1, elbow]}}"
-    with pytest.raises(DataError, match="joints without a value: elbow"):
+    with pytest.raises(DataError, match="these joints have no value: elbow"):
         read(build.bag(tmp_path / "a.mcap", arms()), text)
 
 
@@ -212,7 +212,7 @@ def test_a_field_that_is_nan_throughout_is_left_out_by_name(tmp_path: Path) -> N
     assert "joint_states.effort" not in episode.lowdim
     assert parts(episode)["/joint_states/effort"].content == "unusable"
     (finding,) = [each for each in episode.findings if each.code == "left_out.wanted"]
-    assert "/joint_states/effort (NaN" in finding.message
+    assert "/joint_states/effort (only NaN" in finding.message
     reader = reader_of(path)
     assert "joint_states.effort" not in reader.survey(list(reader.discover([path]))).fields
 
@@ -279,7 +279,7 @@ def test_every_topic_has_one_role(tmp_path: Path) -> None:
 def test_what_is_left_out_says_why_and_what_takes_it(tmp_path: Path) -> None:
     stored = parts(read(mixed_bag(tmp_path / "a.mcap")))
     assert stored["/points"].note == "a point cloud"
-    assert stored["/scan"].note.startswith("300 numbers a row; a mapping takes it with fields")
+    assert stored["/scan"].note.startswith("300 numbers per row; to use it, write fields")
     assert "base>camera" in stored["/tf_static"].note
     assert "transforms[CHILD]" in stored["/tf_static"].note
     losses = [part.path for part in stored.values() if part.is_loss]
@@ -307,7 +307,9 @@ def test_the_rest_of_a_mapping_may_be_assigned(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["action_fields", "proprioception_fields"])
 def test_a_field_of_the_mapping_that_is_not_there_is_named(key: str, tmp_path: Path) -> None:
     path = build.bag(tmp_path / "a.mcap", build.standard())
-    with pytest.raises(DataError, match="'nothing' is no field; there is action, joint_states"):
+    with pytest.raises(
+        DataError, match="there is no field 'nothing'; there is action, joint_states"
+    ):
         read(path, f"{{{key}: [nothing], rest: assign}}")
 
 
@@ -437,7 +439,11 @@ def test_a_success_that_says_nothing_is_an_error_that_names_it(tmp_path: Path) -
     path = build.bag(
         tmp_path / "a.mcap", sent, change=lambda w: w.add_metadata("lab", {"success": "partly"})
     )
-    for reference, reason in (("/done", "perhaps"), ("lab@success", "partly"), ("lab@ok", "not")):
+    for reference, reason in (
+        ("/done", "perhaps"),
+        ("lab@success", "partly"),
+        ("lab@ok", "is missing"),
+    ):
         with pytest.raises(DataError, match=f"{reference}: .*{reason}"):
             read(path, f"{{fields: {{a: /action}}, success: {reference}}}")
     episode = read(path)
@@ -456,7 +462,7 @@ def test_an_episode_without_a_message_of_success_names_the_topic(tmp_path: Path)
     reader = reader_of(path, gap_s=2)
     first, second = (reader.read(ref) for ref in reader.discover([path]))
     assert (first.success, second.success) == (None, True)
-    assert parts(first)["/success"].note == "no message; the success is unknown"
+    assert parts(first)["/success"].note == "it has no message, so the success is unknown"
 
 
 def test_a_topic_named_success_is_it_if_it_is_the_only_one(tmp_path: Path) -> None:
@@ -539,14 +545,14 @@ def test_numbers_that_change_their_length_are_named(tmp_path: Path) -> None:
         return build.bag(tmp_path / name, sorted(sent, key=lambda item: item[1]))
 
     late = changing("late.mcap", 15)
-    with pytest.raises(DataError, match="/length: its messages change their length: 4 numbers"):
+    with pytest.raises(DataError, match="/length: its messages have different lengths: 3 numbers"):
         read(late)
     early = changing("early.mcap", 5)
-    note = "its messages change their length: 3, 4"
+    note = "its messages have different lengths: 3, 4"
     assert parts(read(early))["/length"].note == note
     for path in (early, late):
         text = McapReader.propose(path) or ""
-        assert "# left out: /length: its messages change their length: " in text
+        assert "# left out: /length: its messages have different lengths: " in text
         assert "length" not in read(path, text).lowdim
 
 

@@ -142,7 +142,7 @@ def test_videos_beside_the_store_are_cameras(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "front.mp4").write_bytes(encode_video(hdf5.images(count)[:, :, :24], 10))
     assert len(read(path).cameras["front"]) == 4
-    with pytest.raises(DataError, match=r"front\.mp4 has 3 rows, the others 5"):
+    with pytest.raises(DataError, match=r"front\.mp4 has 3 rows, the other parts have 5"):
         read(path, 1)
 
 

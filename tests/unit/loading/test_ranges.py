@@ -77,7 +77,7 @@ def test_field_that_is_constant_as_a_whole_is_named_once() -> None:
 def test_values_over_1000_after_normalization_are_refused_with_their_share() -> None:
     with fails("data.wide_range") as caught:
         messages(GOOD, HUGE)
-    assert caught.value.message.startswith("action: arm.joint_1 is up to")
+    assert caught.value.message.startswith("action: arm.joint_1 reaches")
     assert "at most 2 % of the rows" in caught.value.message
 
 

@@ -294,7 +294,7 @@ def in_manifest(**values: Any) -> Break:
             build_with_other_codes,
             {"samples": ["lines", "vla"]},
             "data.mismatch",
-            "vla: codes_per_image is 3, that of",
+            "vla: codes_per_image is 3, but in",
         ),
     ],
     ids=["none", "images", "file", "fast", "profile", "episode", "data sets"],

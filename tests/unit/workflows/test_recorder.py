@@ -111,7 +111,7 @@ def test_an_episode_that_is_not_ended_is_dropped_with_a_line(
         ({"action": {"joints": [np.nan, 0.0]}}, "not finite"),
         ({"action": {"joints": [1e300, 0.0]}}, "not finite"),
         ({"images": None}, "images is a NoneType"),
-        ({"action": {"joints": ["a", "b"]}}, "cannot become an array"),
+        ({"action": {"joints": ["a", "b"]}}, "cannot be turned into an array"),
     ],
 )
 def test_a_wrong_step_is_an_error_at_the_call(

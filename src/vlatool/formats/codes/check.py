@@ -110,7 +110,7 @@ class _FolderCheck:
                     yield _finding(broken, episode)
 
     def _against_images(self, episode: str, stems: list[str]) -> Iterator[Finding]:
-        """Compares codes with images, if the folder of the images is next to that of the codes."""
+        """Compares codes with images, if both folders are next to each other."""
         images = self._folder.path.parent / codes_layout.IMAGES_NAME
         if not images.is_dir():
             return

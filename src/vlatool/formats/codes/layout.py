@@ -74,7 +74,7 @@ class CodesManifest:
     episodes: Count = 0  # number of episodes with codes
     pictures: Count = 0  # number of images with codes
     digest: str = ""  # digest of all codes and stems, equal for both layouts
-    # share of codes equal to those of fp32, measured on a sample; 1 for fp32 itself
+    # share of codes that are the same with fp32, measured on a sample; 1 for fp32 itself
     agreement: Number = 1.0
     # map from episode to the digest of its codes; empty in published folders
     episode_digests: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -363,8 +363,8 @@ class CodesFolder:
         if self.has_manifest and digest != self.manifest.tokenizer_digest:
             raise DataError.at(
                 path,
-                f"codes of another tokenizer ({digest[:12] or 'unknown'}) than that of "
-                f"{MANIFEST_NAME} ({self.manifest.tokenizer_digest[:12] or 'unknown'})",
+                f"has codes of tokenizer {digest[:12] or 'unknown'}, but "
+                f"{MANIFEST_NAME} names {self.manifest.tokenizer_digest[:12] or 'unknown'}",
                 hint="codes of different tokenizers cannot be mixed: encode the images again",
                 code="data.mismatch",
                 finding="other_tokenizer",
@@ -374,7 +374,7 @@ class CodesFolder:
         digest = self.manifest.episode_digests.get(codes.episode)
         if digest == codes.digest:
             return
-        state = "differ from those" if digest else "are not among those"
+        state = "differ from the codes" if digest else "are not among the codes"
         raise DataError.at(
             self.path_of(codes.episode),
             f"its codes {state} that {MANIFEST_NAME} lists",

@@ -21,7 +21,7 @@ NAME = "curation.json"
 FIGURES_NAME = "figures.json"
 PAGE = "curation.html"
 STRIPS = "strips"
-OWNED_FILES = (FIGURES_NAME, f"{STRIPS}/*.jpg")  # and those of `vlatool curate`, outside its job
+OWNED_FILES = (FIGURES_NAME, f"{STRIPS}/*.jpg")  # besides what `vlatool curate` writes afterwards
 MODEL_ERROR = "model_error"
 FOLDS = "folds"
 CURATION = "vlatool.curation", 1  # format and version
@@ -33,15 +33,15 @@ FIGURES: Mapping[str, str] = {
     "end_speed": "speed of the last 0.3 s, by the top speed: cut off in motion",
     "largest_jump": "largest step of a dimension of the state, by its range",
     "reversal": "negative correlation of each step with the next: above 0 for tremor",
-    "action_lag": "frames by which actions come after the motion they explain",
-    "camera_lag": "frames by which images come after the motion",
+    "action_lag": "number of frames that actions come after the motion they explain",
+    "camera_lag": "number of frames that images come after the motion",
     "frozen_share": "share of frames that repeat the image while the robot moves",
     "blank_share": "share of images of one color",
     "swapped_cameras": "distance of a camera's mean image to the usual one, by that to another's",
     "end_distance": "distance of the last state to the nearest of the same instruction",
     "duplicate_distance": "distance of states and images to the nearest episode",
     "other_instruction": "distance of the end to ends of its instruction, by that to others",
-    "disagreement": "difference of actions from those of others at like states",
+    "disagreement": "difference of actions from other episodes in similar states",
     MODEL_ERROR: "error of the actions of a policy that was not trained on it, in deviations",
 }
 _BAD_IF_LOW = frozenset({"success", "duplicate_distance"})

@@ -35,7 +35,7 @@ _MOST_BLANK = 0.5  # share of the episodes in which a camera that counts has no 
 
 
 class CurationConfig(writing.SinkConfig):
-    """Figures of episodes."""
+    """Options of the sink `curation` (figures of episodes)."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {"Output": ("type",)}
 
@@ -167,8 +167,8 @@ class CurationSink(writing.Sink):
         done = [receipt for receipt in receipts if "figures" in receipt.facts]
         if not done:
             raise DataError(
-                "no episode could be read",
-                hint="select more episodes",
+                "no episode is left to measure: all of them failed or were left out",
+                hint="select other episodes, or drop the options that leave them out",
                 code="data.no_samples",
                 details={"dropped": dict(run.dropped)},
             )

@@ -10,7 +10,7 @@ FINDINGS: tuple[FindingCodes, ...] = ()
 
 
 def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
-    """Yields the findings of exported weights; all of them are those of any output."""
+    """Yields the findings of exported weights, which are the same as for any output."""
     has_ended = yield from check_record_and_files(location, location, options)
     if has_ended:
         for path in location.iterdir():

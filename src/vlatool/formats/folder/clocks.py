@@ -1,4 +1,4 @@
-"""Times of the parts of an episode: their rate, and which rows belong to which frame.
+"""Pairs the rows of the parts of an episode by their timestamps, if their numbers differ.
 
 Shapes: F frames, N rows of a part.
 """
@@ -25,7 +25,8 @@ class TimedPart:
         rows: Number of rows N.
         seconds: Time of each row in seconds [N]; None: it has none that ascend.
         is_camera: True for images.
-        is_measured: True if the times are stored as numbers; those of a video start at 0.
+        is_measured: True if the times are stored as numbers; False for a video, whose times start
+            at 0.
     """
 
     rows: int
@@ -65,12 +66,12 @@ def frame_rows(parts: Mapping[str, TimedPart], most_cut: int) -> dict[str, Array
             paired[name] = np.arange(part.rows)
             continue
         if part.seconds is None or parts[reference].seconds is None:
-            raise ValueError(f"{name} has {part.rows} rows, {reference} {rows_of_frames}")
+            raise ValueError(f"{name} has {part.rows} rows, {reference} has {rows_of_frames}")
         paired[name], near = _nearest_rows(name, reference, parts, most_cut)
         first = max(first, int(near[0]))
         stop = min(stop, int(near[-1]) + 1)
     if first >= stop:
-        raise ValueError("the times of its parts have nothing in common")
+        raise ValueError("there is no time at which all parts have a row")
     return {name: rows[first:stop] for name, rows in paired.items()}
 
 
@@ -98,10 +99,10 @@ def _agree(parts: Mapping[str, TimedPart]) -> bool:
 def _nearest_rows(
     name: str, reference: str, parts: Mapping[str, TimedPart], most_cut: int
 ) -> tuple[Array, Array]:
-    """Row of a part nearest in time to each frame of the reference [F], and the frames near one.
+    """Returns the row that is nearest in time to each frame [F], and the frames with a row near.
 
     Raises:
-        ValueError: Frames between those have no row near them, or the lengths contradict.
+        ValueError: Frames in the middle have no row near them, or the lengths contradict.
     """
     part = parts[name]
     times = part.seconds
@@ -112,7 +113,7 @@ def _nearest_rows(
     shared_times = times
     shared_frames = frames
     if not (both_measured and _are_of_one_clock(times, frames)):
-        # Each counts from its own start, or from that of its clock.
+        # Each counts from its own start, or from the start of its clock.
         shared_times = times - _origin(part, parts)
         shared_frames = frames - frames[0]
     after = np.searchsorted(shared_times, shared_frames).clip(1, len(times) - 1)
@@ -124,7 +125,7 @@ def _nearest_rows(
     reach = max(_period(times), _period(frames))
     near = np.flatnonzero(distance <= reach)
     if not len(near):
-        raise ValueError(f"the times of {name} and {reference} have nothing in common")
+        raise ValueError(f"the timestamps of {name} and {reference} do not overlap")
     gap = int(distance[near[0] : near[-1] + 1].argmax()) + int(near[0])
     if distance[gap] > _LARGEST_GAP * reach:
         raise ValueError(
@@ -135,13 +136,13 @@ def _nearest_rows(
     if not both_measured and abs(span - frames_span) > (most_cut + 1) * _period(frames):
         raise ValueError(
             f"{name} has {part.rows} rows in {span:.2f} s, "
-            f"{reference} {len(frames)} in {frames_span:.2f} s"
+            f"{reference} has {len(frames)} in {frames_span:.2f} s"
         )
     return rows, near
 
 
 def _are_of_one_clock(times: Array, frames: Array) -> bool:
-    """True if measured times overlap as those of one clock do."""
+    """True if measured times overlap as if they come from the same clock."""
     common = min(times[-1], frames[-1]) - max(times[0], frames[0])
     shorter = min(times[-1] - times[0], frames[-1] - frames[0])
     is_epoch = min(times[0], frames[0]) > _EPOCH
@@ -149,7 +150,7 @@ def _are_of_one_clock(times: Array, frames: Array) -> bool:
 
 
 def _origin(part: TimedPart, parts: Mapping[str, TimedPart]) -> float:
-    """Start of the measured times that overlap those of a part, its own among them."""
+    """Returns the earliest measured time of all parts that overlap a part in time."""
     own = part.seconds
     assert own is not None, "the caller has checked it"
     starts = [float(own[0])]

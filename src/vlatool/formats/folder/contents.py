@@ -44,7 +44,7 @@ _SUCCESS = re.compile(r"(.*[._])?(is_)?success(ful)?", re.I)
 _TASK = re.compile(r"(.*[._])?(task|goal|instruction|description|prompt|sentence|text)", re.I)
 _SAYS_NOTHING = re.compile(r"(frames?|images?|img|rgb|colou?rs?|videos?|data)?[_.-]*\d*", re.I)
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth")
-_NOT_READ = "the format folder does not read such files"
+_NOT_READ = "which the format folder does not read"
 _PICKLED = "pickled objects, which can run code; write the episodes with vlatool.record"
 
 
@@ -116,7 +116,7 @@ class Contents:
         elif suffix in _PICKLES:
             yield Stored(key, "other", note=_PICKLED, role="left_out")
         else:
-            yield Stored(key, "other", note=f"a file {suffix}; {_NOT_READ}")
+            yield Stored(key, "other", note=f"a file {suffix}, {_NOT_READ}")
 
     def _add_facts(self, key: str, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
@@ -214,7 +214,7 @@ class Contents:
             self._shared_clocks.append(times)
 
     def clock_of(self, key: str, rows: int) -> Array | None:
-        """Stored times of a table, a video or a series: its own, or those of a file of times."""
+        """Stored times of a table, a video or a series, from itself or from a file of times."""
         own = self.clocks.get(key)
         if own is not None:
             return own if len(own) == rows else None
@@ -249,7 +249,7 @@ class Contents:
             while end and end not in self._image_files:
                 end = end.partition("/")[2]
             if not end:
-                reason = f"names the image {text}, which is not here"
+                reason = f"a table names the image {text}, which is missing"
                 raise FOLDER.error("missing_file", self.files.root, reason)
             paths.append(self._image_files[end])
         return paths
@@ -313,7 +313,7 @@ def _fact(reference: str, value: Any) -> Stored:
             return Stored(reference, "text", role="language")
         if is_sentence:
             return Stored(reference, "text")
-    return Stored(reference, "other", note="a value of the whole episode")
+    return Stored(reference, "other", note="a single value for the whole episode")
 
 
 def _joined_clocks(table: StoredTable) -> dict[str, Array]:

@@ -204,7 +204,7 @@ def _roots(folders: Sequence[_Folder]) -> set[tuple[str, ...]]:
 
 
 def _root_of(folder: _Folder, twins: Counter[tuple[tuple[str, ...], str]]) -> tuple[str, ...]:
-    """The folder itself, or the next above it whose name is not that of a part."""
+    """The folder itself, or the next folder above it that is not named like a part."""
     parts = folder.parts
     has_twin = any(twins[parts[:-1], name] > 1 for name in folder.row_names())
     if parts and has_twin and not is_part(parts[-1]):

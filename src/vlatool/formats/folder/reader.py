@@ -51,7 +51,7 @@ from vlatool.formats.propose import MEASURED, Clues, proposed_mapping, rate_of_t
 from vlatool.report.text import few_text
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range, read_file
 
-MOST_CUT = 5  # frames by which a clip may be longer or shorter than a table
+MOST_CUT = 5  # frames that a clip may be longer or shorter than a table
 _LARGEST_TEXT = 2**20
 _RATES_DIFFER = 0.1  # of the written rate
 _OBSERVED = re.compile(r"(^|[/.])(obs|observations?)[/._]|(^|[/._])(q|dq)$", re.I)
@@ -59,12 +59,16 @@ _OTHERS = re.compile(r"object|goal|target|world", re.I)
 
 
 class FolderConfig(ConfigModel):
-    """Options of folders of files. What files do not store is given here."""
+    """Options of the format `folder`; they add what your files do not store."""
 
     location_keys: ClassVar[frozenset[str]] = frozenset({"mapping"})
 
-    fps: float | None = option(None, "Frames per second; null: by the times of the files.", gt=0)
-    instruction: str | None = option(None, "Instruction of all episodes; null: that of the files.")
+    fps: float | None = option(
+        None, "Frames per second; null takes the rate from timestamps or files.", gt=0
+    )
+    instruction: str | None = option(
+        None, "Instruction of all episodes; null uses the instruction in the files."
+    )
     mapping: str | None = option(None, MAPPING)
 
 
@@ -131,24 +135,24 @@ class FolderEpisode(PlannedEpisode):
         missing = sorted(set(ref.extras["expected"]) - self.files.parts)
         if missing:
             names = ", ".join(missing).replace(EPISODE, self.files.name)
-            reason = f"lacks {names}, which most episodes have"
+            reason = f"has no {names}, which most other episodes have"
             raise FOLDER.error("missing_file", ref.path, reason)
         self.contents = Contents(self.files, ref.id)
         self.make_plan(self.contents.things())
         for name in self.contents.tables:
             path = self.files.files[name]
             if is_rows(path) and not self.plan.fields:
-                raise FOLDER.error("bad_table", path, "has no rows of numbers")
+                raise FOLDER.error("bad_table", path, "has no column of numbers")
         for path in self.plan.fields.values():
             table = key_of(path)
             if table in self.contents.moved:
-                reason = f"{table}: {self.contents.moved[table]}: rows are missing or moved"
+                reason = f"{table}: rows are missing or moved: {self.contents.moved[table]}"
                 raise self.error("missing_frames", reason)
         if not self.frame_rows:
             self._pair_by_time()
 
     def plan_by_structure(self, stored: Sequence[Stored]) -> EpisodePlan:
-        """Fields named as actions are predicted, those that a robot measures of itself observed."""
+        """Plans by names: actions are predicted, and measurements of the robot are observed."""
         plan = plan_by_structure(stored, self.known, self._of_other_length(stored))
         plan.actions = tuple(name for name, path in plan.fields.items() if is_action(path))
         observed: list[str] = []
@@ -161,8 +165,10 @@ class FolderEpisode(PlannedEpisode):
         return plan
 
     def _of_other_length(self, stored: Sequence[Stored]) -> dict[str, str]:
-        """Path to the reason for values without times that are not of the frames: a calibration, a
-        list of events. A video, images or actions of another length break the episode instead.
+        """Returns the reason, by path, for values that do not belong to frames, such as events.
+
+        They have another length than the frames, and no times. A video, images or actions of
+        another length are an error of the episode instead.
         """
         leads: list[int] = []
         with_actions: set[str] = set()
@@ -184,7 +190,7 @@ class FolderEpisode(PlannedEpisode):
             arrays += thing.kind == "array"
             is_timed = self.contents.clock_of(table, thing.rows) is not None
             if abs(thing.rows - count) > most_cut and not is_timed:
-                excluded[thing.path] = f"{thing.rows} rows, the episode has {count}"
+                excluded[thing.path] = f"it has {thing.rows} rows, the episode has {count} frames"
         excluded_arrays = [path for path in excluded if self.things[path].kind == "array"]
         if arrays and len(excluded_arrays) == arrays and not with_actions:
             path = excluded_arrays[0]
@@ -240,11 +246,11 @@ class FolderEpisode(PlannedEpisode):
             return known or TimedPart(rows, is_camera=is_camera)
         seconds = seconds_of(clock)
         if seconds is None and len(clock) > 1 and known is None:
-            self.contents.note("times_backwards", f"{key}: its times do not ascend")
+            self.contents.note("times_backwards", f"{key}: its timestamps do not ascend")
         return TimedPart(rows, seconds, is_camera, is_measured=seconds is not None)
 
     def _check_starts(self, parts: dict[str, TimedPart]) -> None:
-        """Raises DataError if parts of other lengths are numbered from other rows on."""
+        """Raises DataError if parts start with different frame numbers: their rows are shifted."""
         starts: dict[str, float] = {}
         ends: set[float] = set()
         for key, part in parts.items():
@@ -255,10 +261,10 @@ class FolderEpisode(PlannedEpisode):
         is_far = not firsts <= {0.0, 1.0}
         if len(firsts) > 1 and (is_far or len(ends) == 1):
             numbers = ", ".join(f"{key} {number:g}" for key, number in starts.items())
-            raise self.error("length_mismatch", f"the first rows have the numbers {numbers}")
+            raise self.error("length_mismatch", f"the numbers of the first rows differ: {numbers}")
 
     def stored_fps(self) -> float | None:
-        """The rate of the frames: that of their times, else the one that is written down."""
+        """The rate that the timestamps of the frames show, else the rate that a file states."""
         written: float | None = None
         for reference, value in self.contents.facts.items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -267,17 +273,17 @@ class FolderEpisode(PlannedEpisode):
             if is_rate and (written is None or name.lower().endswith("fps")):
                 written = float(value)
         measured = self._measured_rate()
-        if measured is None and self.frame_rows:  # the written one may be that of a table
+        if measured is None and self.frame_rows:  # the stated rate may be the rate of a table
             return self._video_rate() or written
         if measured is None:
             return written or self._video_rate()
         if written is not None and abs(measured - written) > _RATES_DIFFER * written:
-            text = f"{written:g} fps is written down, its times show {measured:g}"
+            text = f"a file states {written:g} fps, but the timestamps show {measured:g}"
             self.contents.note("other_rate", text)
         return measured
 
     def _measured_rate(self) -> float | None:
-        """The rate of the times of the cameras, or of a table whose rows are all frames."""
+        """The rate of the timestamps of the cameras, or of a table with one row per frame."""
         for path in self.lengths:
             clock = self.contents.clock_of(self._part_of(path), self.things[path].rows or 0)
             rows = self.frame_rows.get(path)
@@ -384,7 +390,7 @@ class FolderReader(PlannedReader):
                 searched = f"folders with videos, images and tables ({', '.join(SUFFIXES)})"
                 raise base.no_episodes(source, searched)
             if stray:
-                reason = f"of no episode: {few_text(stray)}"
+                reason = f"these files belong to no episode: {few_text(stray)}"
                 findings.append(FOLDER.at("stray_files", source, reason))
         self.source_findings = findings
         refs = self._refs(_named_episodes(found, self.mapping), is_only=len(sources) == 1)

@@ -23,48 +23,51 @@ from vlatool.storage.byte_ranges import ByteRange, read_byte_range, read_file
 from vlatool.storage.documents import DocumentError, parse_json, read_document
 from vlatool.storage.uri import as_native_file, is_remote
 
-_EXCLUDE = "exclude the episode with --exclude"
+_EXCLUDE = "leave the episode out with --exclude"
 _PICKLED = "holds pickled objects, which can run code"
 _PICKLE_START = b"\x80"  # of a file that is a pickle alone
-_RECORD = "write the episodes without pickle: vlatool.record, see docs/formats/folder.md"
+_RECORD = "write the episodes with vlatool.record, which needs no pickle: docs/formats/folder.md"
 
 FOLDER = FindingCodes(
     "folder",
     unreadable=error(
-        "A file is damaged, or no file of its kind.", f"copy the file again, or {_EXCLUDE}"
+        "A file is damaged, or its content does not fit its ending.",
+        f"copy the file again, or {_EXCLUDE}",
     ),
-    bad_table=error(
-        "A table cannot be taken apart into rows and columns.", f"correct the file, or {_EXCLUDE}"
+    bad_table=error("A table has no clear rows and columns.", f"correct the file, or {_EXCLUDE}"),
+    too_large=error(
+        "A file is too large to be read at once.", "split it, or store the table as parquet"
     ),
-    too_large=error("A file is larger than what is read at once.", "split it, or write parquet"),
     missing_file=error(
         "An episode lacks a file that most others have.",
         f"copy the file again, or {_EXCLUDE}",
     ),
     missing_frames=error(
-        "Numbers of image files have gaps: images and rows cannot be paired by number.",
+        "The numbers of image files have gaps, so images and rows cannot be paired by number.",
         f"copy the images again, or {_EXCLUDE}",
     ),
     missing_thing=error(
-        "A mapping names something that is not here.",
-        "change the mapping: vlatool inspect SOURCE --propose mapping.yaml writes one",
+        "A mapping names something that the episode does not store.",
+        "change the mapping; `vlatool inspect SOURCE --propose mapping.yaml` lists what is there",
     ),
-    not_numeric=error("A field has no numbers, or images have no pixels.", "change the mapping"),
+    not_numeric=error(
+        "A field has no numbers, or a camera has no images.", "name another part in the mapping"
+    ),
     length_mismatch=error(
-        "Parts of an episode differ in their number of rows, and no times pair them.",
-        f"leave the part out with a mapping (vlatool inspect SOURCE --propose mapping.yaml), or "
+        "The parts of an episode have different numbers of rows, and no times to pair them by.",
+        "leave the part out with a mapping (vlatool inspect SOURCE --propose mapping.yaml), or "
         f"{_EXCLUDE}",
     ),
     empty_episode=error("An episode has no frames.", _EXCLUDE),
     pickle=error("A file holds pickled objects, which can run code.", _RECORD),
     cut_row=warning("The last row of a table is cut off; it is left out."),
-    times_backwards=warning("Times do not ascend: frames are paired by number."),
-    paired_by_time=warning("Parts have rates of their own; rows are paired by their times."),
+    times_backwards=warning("Timestamps do not ascend, so rows are paired by number."),
+    paired_by_time=warning("Parts have different rates, so rows are paired by their timestamps."),
     other_rate=warning(
-        "The rate that is written down differs from that of the times, which is used.",
-        "give --fps if it is right",
+        "A file states another frame rate than its timestamps show; the timestamps count.",
+        "add --fps if the stated rate is right",
     ),
-    stray_files=warning("Files belong to no episode."),
+    stray_files=warning("Some files belong to no episode."),
 )
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".npy", ".npz", ".parquet", ".zarr")
@@ -198,10 +201,10 @@ def _read_csv(path: Path) -> StoredTable:
             line = first.number + form.skipped - 1 if first.number else 0
             place = f"line {line}: " if line else ""
             reason = f"{place}{first.actual_columns} cells, the header has {first.expected_columns}"
-            raise FOLDER.error("bad_table", path, reason, hint=f"correct the file, or {_EXCLUDE}")
-        doubt = "its last row is cut off, and left out"
+            raise FOLDER.error("bad_table", path, reason)
+        doubt = "its last row is cut off and left out"
     elif not _ends_with_line_break(path):
-        doubt = "it has no line break at its end: its last row may be cut off"
+        doubt = "it does not end with a line break: its last row may be cut off"
     columns = {name: _of_arrow(table[name]) for name in table.column_names}
     return replace(_table(columns), doubt=doubt)
 
@@ -232,7 +235,7 @@ def _form_of(path: Path) -> _Form:
         raise FOLDER.error("bad_table", path, "is empty")
     delimiter = _delimiter(lines)
     rows = [_cells(line, delimiter) for line in lines]
-    # Comments have another number of cells; a header may begin with # too, as that of numpy.
+    # Comments have another number of cells; a header may begin with # too, as numpy writes it.
     comments = 0
     while len(rows) > 1 and lines[comments].startswith("#") and len(rows[0]) != len(rows[1]):
         comments += 1
@@ -382,11 +385,11 @@ def _read_json_lines(path: Path) -> StoredTable:
             rows.append(parse_json(line))
         except DocumentError as error:
             if number == len(lines) and rows:
-                doubt = "its last row is cut off, and left out"
+                doubt = "its last row is cut off and left out"
                 break
             raise FOLDER.error("bad_table", path, f"line {number}: {error.reason}") from error
     if not all(isinstance(row, dict) for row in rows):
-        raise FOLDER.error("bad_table", path, "its lines are no records {NAME: VALUE}")
+        raise FOLDER.error("bad_table", path, 'its lines are not of the form {"NAME": VALUE}')
     return replace(_of_records(rows), doubt=doubt)
 
 
@@ -421,14 +424,14 @@ def _of_list(values: list[Any]) -> Array:
     if all(isinstance(value, str) or value is None for value in values):
         return np.array([value or "" for value in values], np.str_)
     if any(isinstance(value, str | dict) for value in values):
-        raise ValueError("values of several kinds")
+        raise ValueError("its values have several types")
     missing = sum(value is None for value in values)
     if missing and any(isinstance(value, list) for value in values):
         raise ValueError(f"{missing} of {len(values)} rows have no value")
     try:
         array = np.array([np.nan if value is None else value for value in values])
     except ValueError:
-        raise ValueError("rows of several widths") from None
+        raise ValueError("its rows have different widths") from None
     if array.dtype.kind not in "fiub":
         raise ValueError(f"values of {array.dtype}")
     return array
@@ -449,7 +452,7 @@ def _read_npy(path: Path) -> StoredTable:
             raise FOLDER.error("pickle", path, _PICKLED) from None
         raise
     if array.dtype.names:
-        reason = f"a table of the columns {', '.join(array.dtype.names)}"
+        reason = f"a table with the columns {', '.join(array.dtype.names)}"
         return StoredTable({}, left_out={"": reason})
     if not array.ndim:
         return StoredTable({}, facts={"": array.item()})
@@ -553,7 +556,7 @@ def _read_zarr(path: Path) -> StoredTable:
 
 
 def _table(columns: Mapping[str, Array], left_out: Mapping[str, str] | None = None) -> StoredTable:
-    """The table of some columns, of which those of one vector are joined."""
+    """Makes a table of some columns; columns of one vector are joined."""
     parsed = {name: _numbers_of_texts(values) for name, values in columns.items()}
     axes: dict[str, dict[str, str]] = {}  # name of a possible vector to its columns and their axes
     for name, values in parsed.items():

@@ -18,8 +18,8 @@ FRAMES = FindingCodes(
     broken_manifest=error("frames.json cannot be read.", _WRITE_AGAIN),
     no_config=error("preprocessing_config.yaml is missing or cannot be read.", _WRITE_AGAIN),
     missing_episode=error("The tar of an episode is missing.", _WRITE_AGAIN),
-    broken_tar=error("The tar of an episode is truncated or damaged.", _WRITE_AGAIN),
-    count_mismatch=error("A tar has another number of frames than frames.json.", _WRITE_AGAIN),
+    broken_tar=error("The tar of an episode is cut off or damaged.", _WRITE_AGAIN),
+    count_mismatch=error("A tar has another number of frames than frames.json says.", _WRITE_AGAIN),
     broken_numbers=error("The numbers of an episode cannot be read.", _WRITE_AGAIN),
     broken_image=error("An image is missing or cannot be decoded.", _WRITE_AGAIN),
 )

@@ -1,4 +1,4 @@
-"""How a folder of frames was made; its episodes are shown as those of a source."""
+"""How a folder of frames was made; its episodes are shown like the episodes of a source."""
 
 from pathlib import Path
 

@@ -46,7 +46,7 @@ OWNED_FILES = (f"{TARS}/episode_*.tar", f"{TARS}/episode_*{INDEX_SUFFIX}", NAME,
 # Members of the arrays that are not fields.
 _INTRINSICS = "original_intrinsics."
 _EXTRINSICS = "extrinsics."
-# Values of an episode that are written as they are; those of lists of objects, with their type.
+# Values of an episode that are written as they are; lists of objects come with their type.
 _PLAIN = ("task", "fps", "num_frames", "dimension_names", "language", "success")
 _PLAIN_LISTS = ("action_fields", "proprioception_fields", "frame_metadata", "extras")
 _OBJECTS: Mapping[str, type] = {
@@ -213,7 +213,7 @@ class FramesTar:
 
 
 def _take_calibration(arrays: dict[str, Array]) -> dict[str, Calibration]:
-    """Calibration by camera, whose arrays are removed from those of the fields."""
+    """Takes the calibration of each camera out of the arrays of the fields."""
     calibration: dict[str, Calibration] = {}
     for prefix in (_INTRINSICS, _EXTRINSICS):
         for name in list(arrays):
@@ -236,7 +236,7 @@ def _object(kind: type, values: Mapping[str, Any]) -> Any:
 
 
 class FrameImages(FrameSource):
-    """Images of a camera as they are stored; `size` is that of the recording."""
+    """Images of a camera as they are stored; `size` is the size of the recording."""
 
     is_prepared = True
 

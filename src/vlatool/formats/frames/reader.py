@@ -26,15 +26,15 @@ _OF_IMAGES = (
 
 
 class FramesKeys(ConfigModel):
-    """Keys of the format frames."""
+    """Options of the format `frames`."""
 
     split: Literal["train", "val"] | None = option(
-        None, "Episodes to read: those for training, or those that are held out; null: all."
+        None, "Read only the episodes for training (train) or held out (val); null reads all."
     )
 
 
 class FramesReader(base.FormatReader):
-    """Reader of the folders; see `formats.frames.layout`."""
+    """Reads folders that `--sink frames` wrote; see `formats.frames.layout`."""
 
     Config: ClassVar[type[ConfigModel]] = FramesKeys
     default_sink: ClassVar[str] = "lbm"
@@ -59,8 +59,8 @@ class FramesReader(base.FormatReader):
         """The config of the sink with the keys of the stored images and windows."""
         if sink.type != "lbm":
             raise UsageError(
-                f"--sink {sink.type}: the images of frames are final, and only lbm copies them",
-                hint=f"preprocess the recordings: vlatool preprocess RAW --sink {sink.type}",
+                f"--sink {sink.type} cannot read frames: only --sink lbm copies their images",
+                hint=f"use your recordings: vlatool preprocess RECORDINGS --sink {sink.type}",
                 code="usage.unsupported",
             )
         for source in sources:
@@ -76,9 +76,9 @@ class FramesReader(base.FormatReader):
                     if key == "image_resizing_filter":
                         wanted = sink.resize_filter
                     raise UsageError(
-                        f"--{key.replace('_', '-')} is {wanted}, but the images in {source} have "
-                        f"{value}: they would be encoded again",
-                        hint="leave it out, or preprocess the recordings",
+                        f"--{key.replace('_', '-')} is {wanted}, but the images in {source} are "
+                        f"already stored with {value}",
+                        hint="leave the option out, or preprocess your recordings again",
                         code="usage.unsupported",
                     )
                 changed[key] = value

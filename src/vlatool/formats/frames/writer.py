@@ -53,7 +53,7 @@ _IMAGE_KEYS = [
 
 
 class FramesConfig(lbm.StoredImagesConfig, WindowsConfig):
-    """Frames from which windows are cut later; training may change the keys of these."""
+    """Options of the sink `frames`; training may change the options of the windows."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Output": ("type",),
@@ -64,7 +64,7 @@ class FramesConfig(lbm.StoredImagesConfig, WindowsConfig):
 
     type: Literal["frames"] = option("frames", "Form of the output.")
     copy_jpeg: bool = option(
-        False, "Copy JPEG images as they are recorded where size and rotation stay."
+        False, "Copy recorded JPEG images unchanged if size and rotation stay the same."
     )
 
     def sampler(self, episode: Episode) -> EpisodeSampler:
@@ -235,7 +235,7 @@ class FramesSink(writing.Sink):
         if held_out_ids and len(held_out_ids) == len(tasks):
             raise UsageError(
                 f"--hold-out {share:g} of {counted(len(tasks), 'episode')} leaves none to train on",
-                hint="hold out a smaller share, or none with --hold-out 0, or add episodes",
+                hint="hold out a smaller share, or none with --hold-out 0",
                 code="usage.bad_value",
             )
         return held_out_ids

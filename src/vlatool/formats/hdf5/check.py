@@ -1,7 +1,7 @@
-"""What is read of an HDF5 file, and what is refused, with its findings; layouts are in `layout.py`.
+"""Reads HDF5 files safely, with the findings of the format; layouts are in `layout.py`.
 
-Links are followed by `member_at` only, which stays in the file. `check_dataset` comes before each
-read: it compares sizes with what a process may take. Source: formats/hdf5 1.
+Only `member_at` follows links, and it stays in the file. `check_dataset` precedes each read: it
+refuses data that take more memory than allowed. Source: formats/hdf5 1.
 
 Shapes: F frames, C dimensions of a field.
 """
@@ -32,44 +32,45 @@ from vlatool.formats.mapping import matching, nearest
 from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import as_native_file, is_remote
 
-_EXCLUDE = "exclude the episode with --exclude"
+_EXCLUDE = "leave the episode out with --exclude"
 _AGAIN = f"the file is cut off or damaged: copy it again, or {_EXCLUDE}"
 _CHANGE = f"change the mapping, or {_EXCLUDE}"
 
 HDF5 = FindingCodes(
     "hdf5",
     unreadable=error(
-        "A file, a group or a dataset is damaged, truncated or was not closed.",
-        f"{_AGAIN}; if its writer was killed, h5clear -s --increment on a copy may open it",
+        "A file, a group or a dataset is damaged, cut off or was not closed.",
+        f"{_AGAIN}; if the recorder was killed, `h5clear -s --increment` on a copy may help",
     ),
     unknown_layout=error(
-        "The structure is none of the known ones.",
-        "write a mapping: vlatool inspect SOURCE --propose mapping.yaml",
+        "The file has none of the known layouts.",
+        "describe it in a mapping: vlatool inspect SOURCE --propose mapping.yaml writes one",
     ),
     missing_dataset=error("A dataset or an attribute is missing.", _CHANGE),
-    not_numeric=error("A field has no numbers, or images have no pixels.", _CHANGE),
-    not_text=error("Instructions of frames are no texts.", _CHANGE),
+    not_numeric=error("A field has no numbers, or a camera has no images.", _CHANGE),
+    not_text=error("A dataset of instructions holds no texts.", _CHANGE),
     length_mismatch=error(
-        "Datasets of an episode differ in their number of frames.",
-        f"leave the dataset out with a mapping (vlatool inspect SOURCE --propose mapping.yaml), "
+        "The datasets of an episode have different numbers of frames.",
+        "leave the dataset out with a mapping (vlatool inspect SOURCE --propose mapping.yaml), "
         f"or {_EXCLUDE}",
     ),
     empty_episode=error("An episode has no frames.", _EXCLUDE),
     too_large=error(
-        "A field, an image or a chunk is larger than what is read at once.",
+        "A field, an image or a chunk is too large to be read at once.",
         "leave it out with a mapping, or rewrite it in smaller chunks (h5repack)",
     ),
     missing_filter=error(
         "A dataset is compressed with a filter that is not installed.",
-        "install the filter (package hdf5plugin), or rewrite the file with gzip (h5repack)",
+        "pip install hdf5plugin, or rewrite the file with gzip (h5repack)",
     ),
     data_outside=error("A link or a dataset leads out of the file.", "copy the data into the file"),
     never_written=error(
-        "A dataset has room for rows that were never written; the library reads them as zeros.",
+        "Some rows of a dataset were never written; they would be read as zeros.",
         f"leave the dataset out with a mapping, or {_EXCLUDE}",
     ),
     not_counted=warning(
-        "num_samples differs from the number of frames.", "none if the data is right"
+        "The attribute num_samples differs from the number of frames.",
+        "nothing, if the data are right: vlatool does not use it",
     ),
 )
 
@@ -82,7 +83,7 @@ CACHE = 2**27  # bytes of decoded chunks of a camera
 _MAX_DEPTH = 16
 _FIRST_ROWS = 4  # of which one has an image, if rows have images
 _MOST_LINKS = 8  # that lead to a dataset within the file
-_LONGEST_PATH = 1000  # groups of a path, with those of the links in it
+_LONGEST_PATH = 1000  # groups of a path, including groups in its links
 _NOT_FOLLOWED = (
     "damaged, a link out of the file or to nothing, a group that is linked twice, or more than 16 "
     "groups deep; not followed"
@@ -97,7 +98,7 @@ BROKEN = (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError
 
 @contextmanager
 def readable(path: Path, place: str = "") -> Generator[None]:
-    """Turns errors of the library into that of an unreadable file."""
+    """Turns errors of the library into the error for an unreadable file."""
     try:
         yield
     except DataError:
@@ -152,8 +153,10 @@ def member_at(group: Any, path: str) -> Any:
 def datasets_of(
     group: Any, at: str = "", depth: int = 0, seen: set[int] | None = None
 ) -> Iterator[tuple[str, Any]]:
-    """(path, dataset) below a group, in natural order; None: a link that is not followed, a group
-    that is too deep, damaged, or was entered before.
+    """Yields (path, dataset) below a group, in natural order.
+
+    The dataset is None for a link that is not followed, and for a group that is damaged, too deep,
+    or was entered before.
     """
     if seen is None:
         seen = {address_of(group)}
@@ -204,7 +207,7 @@ def thing_of(name: str, dataset: Any, path: Path) -> Stored:
     if shape is None or not dataset.size:
         return Stored(name, "other", rows=0, note="it is empty")
     if dtype.names:
-        return Stored(name, "other", note=f"a table of the columns {', '.join(dtype.names)}")
+        return Stored(name, "other", note=f"a table with the columns {', '.join(dtype.names)}")
     is_bytes = dtype.kind in "SV" or h5py.check_vlen_dtype(dtype) == np.uint8
     if shape and (is_bytes or (dtype == np.uint8 and len(shape) == 2)):
         check_dataset(dataset, path)
@@ -217,7 +220,7 @@ def thing_of(name: str, dataset: Any, path: Path) -> Stored:
     if dtype.kind not in "fiub":
         return Stored(name, "other", note=f"values of {dtype}")
     if not shape:
-        return Stored(name, "other", note="one value, not one for each frame")
+        return Stored(name, "other", note="a single value for the whole episode")
 
     def look() -> Array:
         check_dataset(dataset, path)
@@ -241,7 +244,7 @@ def attributes_of(group: Any) -> dict[str, Any]:
 
 
 def _attribute_thing(name: str, value: Any) -> Stored:
-    """What an attribute stores; the role of what the reader uses without a mapping."""
+    """Describes an attribute; it has a role if the reader uses it without a mapping."""
     key = name.rpartition("@")[2]
     if key == "success":
         return Stored(name, "other", role="success")
@@ -311,7 +314,7 @@ def _check_inflated(
                 size += len(stream.decompress(data, _BLOCK))
                 data = stream.unconsumed_tail
             if size > declared:
-                reason = f"a chunk inflates to more than the {declared:,} bytes it declares"
+                reason = f"a chunk inflates to more than the {declared:,} bytes that it declares"
                 raise HDF5.error("unreadable", path, name, reason, field=name)
 
 
@@ -336,7 +339,7 @@ def image_size_of(thing: Stored, dataset: Any, path: Path) -> tuple[int, int]:
     height, width = image_size(thing.shape) if thing.kind == "array" else thing.shape[:2]
     if not 0 < height * width <= _MOST_PIXELS:
         code = "too_large" if height * width else "not_numeric"
-        reason = f"images of {width} x {height} pixels"
+        reason = f"has images of {width} x {height} pixels"
         raise HDF5.error(code, path, dataset.name, reason, field=dataset.name)
     return height, width
 
@@ -399,7 +402,7 @@ def texts_at(group: Any, reference: str, path: Path, num_frames: int) -> list[st
     if dataset.dtype.kind not in "SO":
         raise HDF5.error("not_text", path, name, f"is {dataset.dtype}, not text")
     if count != 1 and not num_frames <= count <= num_frames + 1:
-        reason = f"has {count} texts, the episode {num_frames} frames"
+        reason = f"has {count} texts, but the episode has {num_frames} frames"
         raise HDF5.error("length_mismatch", path, name, reason)
     if not count:
         raise HDF5.error("empty_episode", path, name, "has no rows", field=name)

@@ -1,4 +1,4 @@
-"""Layouts of HDF5 files by their structure: which groups are episodes, and what layouts write down.
+"""Recognizes layouts of HDF5 files by their structure: which groups are episodes.
 
 Source: formats/hdf5 1.
 """
@@ -80,7 +80,7 @@ def _names(file: Any) -> str:
 
 
 def _groups(group: Any) -> list[str]:
-    """Names of the groups in a group, and of what is too damaged to say; empty for others."""
+    """Names of the groups in a group, including members that are too damaged to tell."""
     names: list[str] = []
     for name in group if hasattr(group, "keys") else ():
         try:
@@ -99,7 +99,7 @@ def _episodes(file: Any, mapping: RecordingMapping, path: Path) -> tuple[str, ..
         return ("/",)
     found = tuple(_matching(file, parts, "", set()))
     if not found:
-        reason = f"episodes: no group or dataset {mapping.episodes!r}; {_names(file)}"
+        reason = f"episodes: no group or dataset fits {mapping.episodes!r}; {_names(file)}"
         raise HDF5.error("missing_dataset", path, reason)
     return found
 
@@ -231,7 +231,7 @@ def masked(file: Any, name: str, path: Path) -> frozenset[str]:
     with readable(path, f"mask/{name}"):
         dataset = dataset_at(mask, name, path)
         if not hasattr(dataset, "dtype") or dataset.dtype.kind not in "SO":
-            raise HDF5.error("not_text", path, f"mask/{name}", "is no list of names")
+            raise HDF5.error("not_text", path, f"mask/{name}", "is not a list of names")
         return frozenset(texts_of(dataset, path))
 
 

@@ -36,15 +36,19 @@ from vlatool.storage.tree import natural_key
 
 
 class Hdf5Config(ConfigModel):
-    """Options of HDF5 recordings. What files do not store is given here."""
+    """Options of the format `hdf5`; they add what your files do not store."""
 
     location_keys: ClassVar[frozenset[str]] = frozenset({"mapping"})
 
-    fps: float | None = option(None, "Frames per second; null: that of the file.", gt=0)
-    instruction: str | None = option(None, "Instruction of all episodes; null: that of the file.")
+    fps: float | None = option(
+        None, "Frames per second; null uses the rate that the file states.", gt=0
+    )
+    instruction: str | None = option(
+        None, "Instruction of all episodes; null uses the instruction in the file."
+    )
     mapping: str | None = option(None, MAPPING)
     mask: str | None = option(
-        None, "Read the episodes that mask/NAME of each file lists, as train."
+        None, "Read only the episodes that the list mask/NAME of each file names, such as train."
     )
 
 
@@ -93,7 +97,7 @@ class Hdf5Images(PlannedFrames):
 
     def image_error(self, index: int, reason: str) -> DataError:
         place = f"{self._name}: frame {index}"
-        hint = "exclude the episode with --exclude"
+        hint = "leave the episode out with --exclude"
         return rules.HDF5.error("unreadable", self._path, place, reason, frame=index, hint=hint)
 
 
@@ -229,7 +233,7 @@ class Hdf5Reader(PlannedReader):
             findings = list(episode.findings)
             counted = attributes.get("@num_samples")
             if counted is not None and not np.array_equal(counted, episode.num_frames):
-                reason = f"num_samples is {counted}, the episode has {episode.num_frames} frames"
+                reason = f"num_samples is {counted}, but there are {episode.num_frames} frames"
                 findings.append(rules.HDF5.at("not_counted", ref.path, reason, episode=ref.id))
             extras = {"source_episode": f"{ref.path.name}:{ref.extras['name']}"}
             return replace(episode, findings=tuple(findings), extras=extras)

@@ -23,5 +23,5 @@ def is_whole(path: Path) -> bool:
 def salvage(path: Path, target: Path, others: Iterator[Path]) -> Salvaged:
     """Nothing: a copy of the file may be mended in place by h5clear."""
     raise NothingWhole(
-        f"HDF5 that was not closed: h5clear -s --increment {path.name} on a copy may open it"
+        f"HDF5 that was not closed: try h5clear -s --increment {path.name} on a copy of it"
     )

@@ -41,7 +41,7 @@ class ImagesConfig(ConfigModel):
     """Options for folders of images."""
 
     extensions: list[str] = option(
-        list(EXTENSIONS), "File name suffixes of images; case is ignored.", min_length=1
+        list(EXTENSIONS), "Endings of image files; upper and lower case are equal.", min_length=1
     )
 
     @field_validator("extensions")
@@ -50,13 +50,13 @@ class ImagesConfig(ConfigModel):
         return [f".{extension.lower().removeprefix('.')}" for extension in value]
 
 
-_AGAIN = "get or record the image again, or exclude the episode with --exclude"
-_CONVERTED = "none if the colors are right: the image is converted to RGB"
+_AGAIN = "copy the image again, or leave the episode out with --exclude"
+_CONVERTED = "nothing, if the colors are right: the image is converted to RGB"
 
 IMAGES = FindingCodes(
     "images",
-    no_pictures=error("The folder of an episode has no images.", "exclude it with --exclude"),
-    picture_unreadable=error("An image is truncated, damaged or not an image.", _AGAIN),
+    no_pictures=error("The folder of an episode has no images.", "leave it out with --exclude"),
+    picture_unreadable=error("An image is cut off, damaged or no image file.", _AGAIN),
     picture_too_large=error("An image file is larger than 256 MiB.", _AGAIN),
     missing_file=error(
         "An image is a broken link, or is missing although the manifest of its windows counts it.",
@@ -65,12 +65,14 @@ IMAGES = FindingCodes(
     not_rgb=warning(
         "An image is grayscale, transparent, interlaced, or not 8 bits per channel.", _CONVERTED
     ),
-    several_frames=warning("An image is an animation.", "none if the first frame is wanted"),
+    several_frames=warning(
+        "An image is an animation.", "nothing, if the first frame is the one you want"
+    ),
     mixed_sizes=warning(
-        "Images of an episode differ in size.", "resize them with --resize-images-size"
+        "The images of an episode have different sizes.", "resize them with --resize-images-size"
     ),
     hidden_files=info("Hidden or temporary files are ignored."),
-    other_files=info("Files without the suffix of an image are ignored."),
+    other_files=info("Files without the ending of an image are ignored."),
 )
 
 
@@ -177,7 +179,7 @@ class ImagesReader(FormatReader):
         refs: list[EpisodeRef] = []
         for source in sources:
             if source.resolve() in known:
-                message = f"{source} is given twice; read once"
+                message = f"you named {source} twice; it is read once"
                 findings.append(SOURCE("given_twice", message, path=str(source)))
                 continue
             known.add(source.resolve())
@@ -197,7 +199,7 @@ class ImagesReader(FormatReader):
             raise DataError.at(
                 ref.path,
                 f"has no images ({', '.join(self.config.extensions)})",
-                hint="exclude the episode with --exclude, or name other --extensions",
+                hint="leave the episode out with --exclude, or name the endings with --extensions",
                 code="data.missing",
                 finding="no_pictures",
             )

@@ -4,7 +4,7 @@ A tar holds `00000000.png` or `.jpg` and, if vlatool wrote it, `00000000.json` b
 count from 0 in every tar. Published folders have no manifest and no indexes.
 
 Shards are selected by a list, a pattern, a folder, or one tar, at any location. A list is a text
-file with a path per line. Patterns are those of shells: `{0000..0252}`, `{a,b}`, and, where folders
+file with a path per line. Patterns are as in shells: `{0000..0252}`, `{a,b}`, and, where folders
 can be listed, `*`, `?` and `[...]`.
 
 Source: reference/future-vla 2.1, 2.2, 2.3; formats/image-shards 1, 2, 5.
@@ -177,7 +177,7 @@ def published_tars(folder: Path, pattern: str = PUBLISHED_NAME) -> list[Path]:
 
 
 def image_tars(folder: Path) -> list[Path]:
-    """Tars of a folder: those of its manifest, else those with a published name."""
+    """Tars of a folder: listed in its manifest, or else with a published name."""
     manifest = read_manifest(folder)
     if manifest is None:
         return published_tars(folder)

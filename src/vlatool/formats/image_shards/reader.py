@@ -119,7 +119,7 @@ class ImageShardsReader(FormatReader):
 
 
 class ShardImages(SingleImages):
-    """Images of a tar as a `FrameSource`; those of different sizes are read one at a time."""
+    """Images of a tar as a `FrameSource`; images of different sizes are read one at a time."""
 
     may_differ: ClassVar[bool] = True
 
@@ -162,8 +162,9 @@ class ShardImages(SingleImages):
 
 
 class ShardImageNames(Sequence[str]):
-    """File names of the images of a tar, read with the images. The name is that of the original
-    file if the metadata have it, else that of the member.
+    """File names of the images of a tar, read with the images.
+
+    The name comes from the original file if the metadata have it, else from the member.
     """
 
     def __init__(self, images: ShardImages) -> None:

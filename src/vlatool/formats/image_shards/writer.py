@@ -43,7 +43,7 @@ class ImageShardsConfig(writing.SinkConfig):
 
     type: Literal["image-shards"] = option("image-shards", "Form of the output: tars of images.")
     split_name: str = option(
-        "train", "Prefix of the name of every tar.", pattern=r"^[A-Za-z0-9_-]{1,64}$"
+        "train", "Prefix of the names of all tars.", pattern=r"^[A-Za-z0-9_-]{1,64}$"
     )
     val_ratio: float | None = option(
         None,
@@ -54,19 +54,20 @@ class ImageShardsConfig(writing.SinkConfig):
     image_metadata: bool = option(True, "Store the origin of each image as JSON beside it.")
     label: int | None = option(
         None,
-        "Class label to store beside every image, which the original reader of "
-        "1d-tokenizer asks for.",
+        "Class label to store beside every image, for the original reader of 1d-tokenizer.",
         ge=0,
     )
     image_format: Literal["jpeg", "png"] | None = option(
         None, "Image format; null keeps stored PNG and JPEG, and writes PNG where pixels change."
     )
-    jpeg_quality: int = option(100, "JPEG quality.", ge=1, le=100)
-    jpeg_subsampling: Subsampling = option("4:4:4", "Chroma subsampling of JPEG.")
+    jpeg_quality: int = option(100, "JPEG quality of written images.", ge=1, le=100)
+    jpeg_subsampling: Subsampling = option("4:4:4", "Chroma subsampling of written JPEG.")
     resize_images_size: writing.ImageSize = None
     image_resizing_method: writing.ResizingMethod = "center_crop"
     image_resizing_filter: writing.ResizingFilter = "lanczos_vips"
-    verify_pixels: bool = option(False, "Also decode PNG files that are copied unchanged.")
+    verify_pixels: bool = option(
+        False, "Decode PNG files that are copied unchanged, to check them."
+    )
 
     def encoding(self) -> writing.ImageEncoding:
         return writing.ImageEncoding(
@@ -207,8 +208,8 @@ class ImageShardsSink(writing.Sink):
         manifest = image_shards_layout.ImageManifest(tuple(shards), self._options())
         if not manifest.images:
             raise DataError(
-                "no image was written",
-                hint="select episodes that have images",
+                "no image was written: the selected episodes have none",
+                hint="select episodes with images, or other cameras with --camera-names",
                 code="data.no_samples",
                 details={"dropped": dict(run.dropped)},
             )

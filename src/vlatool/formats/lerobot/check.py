@@ -1,8 +1,8 @@
-"""Rules of a LeRobot episode: those of one pass, which `read` ends at the first error, and more.
+"""Checks of a LeRobot episode.
 
-`walk_episode` makes the content of an episode as far as it can be read, for `read` and `verify`.
-`check_values` makes the checks of `verify` that read data nothing else needs. Legend of shapes: F
-frames, C dimensions. Source: formats/lerobot 6, 7, 8, 9, 11, 12.
+`walk_episode` reads an episode as far as possible: `read` stops at its first error, `verify`
+collects all. `check_values` makes checks for `verify` alone, which read data that nothing else
+needs. Shapes: F frames, C dimensions. Source: formats/lerobot 6, 7, 8, 9, 11, 12.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -135,23 +135,23 @@ def open_rows(
 ) -> tuple[Rows | None, Mapping[str, Sequence[Any]]]:
     """Rows of an episode with some columns, and its bookkeeping columns; None if they are broken.
 
-    Checks that the rows are those of the episode, in order and complete.
+    Checks that the rows belong to the episode, are in order and complete.
     """
     name = f"episode {files.number}"
     path = files.rows.path
     if not files.is_listed:
-        problem = f"exists, but {EPISODES_FILE} does not list the episode"
+        problem = f"belongs to an episode that {EPISODES_FILE} does not list"
         report.add_error(LEROBOT.error("unlisted_episode", path, problem, episode=files.number))
     segment = report.attempt(files.segment)
     if segment is None:
         return None, {}
     if segment.path != path:
-        message = f"{name}: its rows are in {segment.path}; the list of episodes says {path}"
+        message = f"{name}: its rows are in {segment.path}, but the list of episodes says {path}"
         report.note("rows_elsewhere", message, path=str(path))
     elif files.rows.count is not None and segment.first != files.rows.first:
         message = (
-            f"{name}: its rows start at row {segment.first} of {path}, and at {files.rows.first} "
-            "in the list of episodes; they are taken by episode_index"
+            f"{name}: its rows start at row {segment.first} of {path}, but the list of episodes "
+            f"says {files.rows.first}; they are found by episode_index"
         )
         report.note("row_offsets", message, path=str(path), row=segment.first)
     needed = [*columns, *AUTOMATIC, PERSISTENT, EVENTS]
@@ -160,7 +160,7 @@ def open_rows(
         return None, {}
     length = files.line.length
     if length is not None and length != len(rows):
-        problem = f"has {counted(len(rows), 'row')}, the list of episodes says {length}"
+        problem = f"has {counted(len(rows), 'row')}, but the list of episodes says {length}"
         report.add_error(LEROBOT.error("length_mismatch", rows.path, problem, rows=len(rows)))
     metadata: dict[str, Sequence[Any]] = {}
     for column in AUTOMATIC:
@@ -187,12 +187,12 @@ def _check_bookkeeping(
     if "timestamp" in metadata:
         problem = timestamp_problem(metadata["timestamp"], files.dataset.info.fps)
         if problem:
-            message = f"{rows.episode}: {problem}; frames are matched by row number"
+            message = f"{rows.episode}: {problem}; row N is paired with image N all the same"
             report.note("timestamps", message, path=str(rows.path), field="timestamp")
     # Reports missing or repeated frames, because rows pair with images by number
     for row, number in enumerate(metadata.get(FRAME_INDEX, ())):
         if number != row:
-            problem = f"frame_index is {number} at row {row}, expected {row}"
+            problem = f"frame_index is {number} at row {row}: rows are missing or repeated"
             error = LEROBOT.error(
                 "frame_index_gap", rows.path, rows.episode, problem, field=FRAME_INDEX, frame=row
             )
@@ -238,13 +238,13 @@ def _instructions(
     if config.needs_instruction:
         raise DataError.at(
             rows.path,
-            f"{rows.episode}: no instruction in the list of episodes or its rows",
-            hint="add its task there, or exclude the episode with `preprocess --exclude`",
+            f"{rows.episode}: has no instruction, neither in the list of episodes nor in its rows",
+            hint="add its task to the list, or leave the episode out with `preprocess --exclude`",
             code="data.missing",
             finding="no_instruction",
         )
     sentence = name_to_sentence(files.dataset.name)
-    message = f"{rows.episode}: no instruction; using {sentence!r}"
+    message = f"{rows.episode}: has no instruction; the name of the data set is used: {sentence!r}"
     report.add(SOURCE, "language_fallback", message)
     return [sentence]
 
@@ -280,7 +280,7 @@ def _instructions_of_rows(
             raise LEROBOT.error("unknown_task", rows.path, rows.episode, problem, field=column)
     count = len({*texts})
     if count > 1:
-        message = f"{rows.episode}: its rows have {counted(count, 'task')}"
+        message = f"{rows.episode}: its rows name {counted(count, 'task')}"
         report.note("several_tasks", message, path=str(rows.path), field=column)
     return texts
 
@@ -313,9 +313,9 @@ def _instruction_of_list(
         return join.join(sentences)
     names = ", ".join(f'"{text}"' for text in sentences)
     raise DataError(
-        f"{rows.episode} lists {counted(len(sentences), 'task')} ({names}) and its rows do not "
-        "select one",
-        hint="choose with --task-join ' / ' or --task-column NAME",
+        f"{rows.episode} lists {counted(len(sentences), 'task')} ({names}), and its rows do not "
+        "say which one applies",
+        hint="join them with --task-join ' / ', or name the column that does: --task-column NAME",
         code="data.unknown_field",
         details={"episode": rows.episode, "tasks": list(sentences)},
     )
@@ -334,7 +334,7 @@ def check_values(files: EpisodeFiles, contents: EpisodeContents, report: Collect
     fields = list(contents.fields.values())
     is_moving = any(np.ptp(values, axis=0).any() for values in fields)
     if fields and len(fields[0]) > 1 and not is_moving:
-        message = f"{rows.path}: no observation or action changes"
+        message = f"{rows.path}: no observation or action ever changes"
         report.note("no_motion", message, path=str(rows.path))
     for name, frames in contents.cameras.items():
         if isinstance(frames, SingleImages):
@@ -344,7 +344,7 @@ def check_values(files: EpisodeFiles, contents: EpisodeContents, report: Collect
         if len(values):
             summaries[name] = moments_of(values)
     for name, problem in statistics_mismatches(files.statistics(), summaries):
-        message = f"published statistics of {rows.episode}: {name} {problem}"
+        message = f"the published statistics of {rows.episode} are wrong: {name} {problem}"
         report.note("stats_contradict", message, field=name)
 
 
@@ -412,14 +412,14 @@ Moments = dict[str, Array]  # `min`, `max`, `mean`, `std`, each float64 [C], and
 
 
 def moments_of(values: Array) -> Moments:
-    """Statistics of rows [F, C], of which there is one at least."""
+    """Returns the statistics of one or more rows [F, C]."""
     return {**moments(values), "count": np.array([len(values)])}
 
 
 def statistics_mismatches(
     stated: Statistics, rows: Mapping[str, Moments]
 ) -> Iterator[tuple[str, str]]:
-    """(feature, problem) of published statistics that differ from those of the rows."""
+    """Yields (feature, problem) for published statistics that do not fit the rows."""
     for name, actual in rows.items():
         entry = stated.get(name)
         if entry is None:
@@ -432,7 +432,7 @@ def statistics_mismatches(
         count = entry.get("count")
         rows_there = int(actual["count"][0])
         if count and count not in (rows_there, [rows_there]):
-            yield name, f"has count {str(count)[:40]}, there are {counted(rows_there, 'row')}"
+            yield name, f"has count {str(count)[:40]}, but {counted(rows_there, 'row')}"
 
 
 def _difference(key: str, stated: object, actual: Array, scale: Array) -> str:
@@ -449,6 +449,5 @@ def _difference(key: str, stated: object, actual: Array, scale: Array) -> str:
         return ""
     column = int(differs.argmax())
     return (
-        f"{key} of dimension {column} is {numbers[column]:.6g}, "
-        f"that of the rows is {actual[column]:.6g}"
+        f"has {key} {numbers[column]:.6g} in dimension {column}, the rows have {actual[column]:.6g}"
     )

@@ -57,21 +57,21 @@ class LeRobotConfig(ConfigModel):
 
     observation_keys: list[str] | None = option(
         None,
-        "Columns that the policy observes; default: all numeric ones below observation., or state.",
+        "Columns that a policy observes; default: all numeric observation.*, or state.",
     )
     action_keys: list[str] | None = option(
         None,
-        "Columns that the policy predicts; default: all numeric ones below action, or actions.",
+        "Columns that a policy predicts; default: numeric action and action.*, or actions.",
     )
     task_column: str | None = option(
-        None, "Column with the task index or sentence; default: task_index."
+        None, "Column that names the task of a row, by number or sentence; default: task_index."
     )
     task_join: str | None = option(
-        None, "Separator that joins several tasks of an episode whose rows name none."
+        None, "Join the tasks of an episode by this separator if its rows do not choose one."
     )
     mapping: str | None = option(None, MAPPING)
     split: str | None = option(
-        None, "Read only this split of meta/info.json, such as train; default: all episodes."
+        None, "Read only the episodes of this split in meta/info.json; default: all episodes."
     )
 
 
@@ -87,7 +87,7 @@ class LiberoConfig(LeRobotConfig):
     }
 
     task_join: str | None = option(
-        " / ", "Separator that joins several listed tasks of an episode."
+        " / ", "Join the tasks of an episode by this separator if it lists several."
     )
 
 
@@ -113,15 +113,15 @@ def dataset_roots(source: Path) -> list[Path]:
                     roots.add(path.parents[marker.count("/")])
             if roots:
                 return sorted(roots, key=natural_key)
-    raise no_episodes(source, f"{INFO_FILE} in it and in folders up to two levels below")
+    raise no_episodes(source, f"{INFO_FILE}, here or up to two folders below")
 
 
 def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> list[EpisodeFiles]:
-    """Episodes of a data set, ascending by number, those that the list lacks included."""
+    """Returns all episodes of a data set by number, including unlisted ones."""
     info = meta.with_group_names(root, meta.read_info(root), findings)
     info = meta.with_known_names(info, config.known_names)
     if f"v{info.version.removeprefix('v')}" != info.layout:
-        problem = f"says {info.version or 'no version'}, the files are {info.layout}, which is read"
+        problem = f"says {info.version or 'no version'}, but the files are {info.layout}"
         findings.append(LEROBOT.at("version_mismatch", root / INFO_FILE, problem))
 
     finder = FileFinder(root, info, findings)
@@ -255,7 +255,7 @@ def _episode_lines(
     if info.total_frames is not None and len(lengths) == len(lines):
         total = sum(lengths)
         if total != info.total_frames:
-            problem = f"total_frames is {info.total_frames}, the list of episodes has {total}"
+            problem = f"total_frames is {info.total_frames}, but the list of episodes has {total}"
             finding = LEROBOT.at("totals_mismatch", root / INFO_FILE, problem, field="total_frames")
             findings.append(finding)
     return lines
@@ -288,14 +288,14 @@ def _cameras(
     for feature in colors:
         if feature.name in absent:
             missing = "video for any episode" if feature.dtype == "video" else "column in the data"
-            problem = f"camera {feature.name} has no {missing}; left out"
+            problem = f"camera {feature.name} has no {missing} and is left out"
             finding = LEROBOT.at("camera_without_files", root, problem, camera=feature.name)
             findings.append(finding)
     return tuple(present)
 
 
 def _lost_videos(dataset: Dataset, videos: _Videos, existing: set[Path]) -> Finding | None:
-    """Finding on a data set without any of its videos; None if one is there."""
+    """Returns a finding if all videos of a data set are missing; else None."""
     paths: set[Path] = set()
     for camera in dataset.cameras:
         if camera.dtype == "video":
@@ -307,7 +307,7 @@ def _lost_videos(dataset: Dataset, videos: _Videos, existing: set[Path]) -> Find
         return None
     reason = "their files are Git LFS pointers" if present else "no file has their names"
     count = counted(len(paths), "video is", "videos are")
-    return LEROBOT.at("no_videos", dataset.root, f"0 of {count} here: {reason}")
+    return LEROBOT.at("no_videos", dataset.root, f"none of its {count} here: {reason}")
 
 
 def _is_pointer(path: Path) -> bool:
@@ -325,12 +325,14 @@ def select_fields(
     convention: tuple[str, str],
     columns: Sequence[str] | None,
 ) -> tuple[str, ...]:
-    """The requested columns, else those of the naming convention.
+    """Returns the requested columns, else the columns that the naming convention selects.
 
-    `convention` is `OBSERVED` or `PREDICTED`. Features of the convention that are not vectors, too
-    wide to be observed, or not among the `columns` of a file (None if no file can be read), are
-    left out, as the parts of the episodes say; DataError if one has no valid shape, or if no action
-    is left.
+    `convention` is `OBSERVED` or `PREDICTED`. The convention leaves out features that are not
+    vectors, that are too wide to be observed, or that are not among the `columns` of a file (None
+    if no file can be read); the parts of the episodes list them.
+
+    Raises:
+        DataError: A feature has no valid shape, or no action is left.
     """
     if requested is not None:
         return tuple(_requested_field(root, info, name) for name in requested)
@@ -359,7 +361,7 @@ def select_fields(
         raise DataError.at(
             root / INFO_FILE,
             f"the feature {name!r} {unusable_reason(info.features[name], columns)}",
-            hint=f"correct the file, or name the columns to use with {option}",
+            hint=f"name the columns that you want with {option}",
             code="data.broken",
             finding="unusable_feature",
             field=name,
@@ -368,20 +370,20 @@ def select_fields(
 
 
 def unusable_reason(feature: meta.Feature, columns: Sequence[str] | None) -> str:
-    """Why a feature cannot be a field; empty if it can; `columns`: those of a file."""
+    """Says why a feature cannot be a field; empty if it can. `columns` are the file's columns."""
     if not feature.is_readable_number:
-        return f"holds {feature.dtype}, no numbers"
+        return f"holds {feature.dtype}, not numbers"
     if feature.shape is None:
         return "has no shape of positive integers"
     if columns is not None and feature.name not in columns:
         return "has no column in the data"
     if not feature.width:
-        return f"has rows of the shape {list(feature.shape)}, no vector"
+        return f"has rows of shape {list(feature.shape)}, not vectors"
     return ""
 
 
 def wide_note(feature: meta.Feature) -> str:
-    """Why a vector is too wide for a field unless it is asked for; empty if it is not."""
+    """Says why a vector is too wide to be a field by default; empty if it is not."""
     decision = decide(Stored(feature.name, "array", (feature.width or 1,), "float32"))
     if decision.role != "left_out":
         return ""
@@ -396,7 +398,7 @@ def _requested_field(root: Path, info: meta.Info, name: str) -> str:
         raise unknown_field(name, numeric, path)
     if not feature.is_readable_number:
         raise DataError(
-            f"{path}: the field {name!r} holds {feature.dtype}, expected numbers",
+            f"{path}: the field {name!r} holds {feature.dtype}, not numbers",
             hint=f"choose from: {', '.join(numeric)}",
             code="data.mismatch",
             details={"finding": "not_numeric", "field": name, "known": numeric, "path": str(path)},

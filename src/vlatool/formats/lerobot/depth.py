@@ -58,7 +58,7 @@ class DepthVideo(VideoFrames):
     """A clip of 12-bit codes as depth uint16 [H, W] in millimeters."""
 
     def __init__(self, clip: Clip, num_frames: int, millimeters: Array) -> None:
-        """`millimeters`: those of each code. Raises ValueError if the clip has no such codes."""
+        """`millimeters`: depth of each code. Raises ValueError if the clip has no such codes."""
         super().__init__(clip, num_frames)
         self._millimeters = millimeters
         container, stream = open_video(clip.path)

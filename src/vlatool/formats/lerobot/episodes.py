@@ -105,7 +105,7 @@ class LerobotEpisodeWriter:
                 assert recording is not None, "depth is of a LeRobot set"
                 clip = self._copied(recording.clips.get(column), episode.num_frames)
                 if clip is None:  # depth is never encoded anew
-                    raise _camera_error(ref, column, "has no video of depth that can be copied")
+                    raise _camera_error(ref, column, "has no depth video that can be copied")
                 self._store_clip(ref, column, clip, parts, is_copied=True)
         self._write_rows(ref, table, parts)
 
@@ -262,7 +262,7 @@ def _column_error(path: Path, name: str, problem: str) -> DataError:
     return DataError.at(
         path,
         f"the column {name!r} {problem}",
-        hint="repair the file, or exclude the episode with --exclude",
+        hint="correct the column, or leave the episode out with --exclude",
         code="data.mismatch",
         field=name,
     )
@@ -290,7 +290,7 @@ def _joined_rows(episode: Episode, layout: SetLayout) -> pa.Table:
 
 
 def _tasks(episode: Episode) -> tuple[list[str], list[int]]:
-    """All instructions of an episode, else the name of its task; the index of that of each row."""
+    """Returns the instructions of an episode, else its task name, and the index for each row."""
     of_rows = [episode.instruction_at(frame) for frame in range(episode.num_frames)]
     if not any(of_rows):
         of_rows = [episode.task] * episode.num_frames
@@ -319,7 +319,7 @@ def _numbers(column: pa.ChunkedArray, width: int) -> Array:
 
 
 def _left_out(episode: Episode, layout: SetLayout, *, is_copied: bool) -> Iterator[Finding]:
-    """What the layout has no place for; the columns of a recording are copied whole."""
+    """Yields findings on what the layout has no place for; copied columns are complete."""
     kinds = {span.kind for span in episode.language_spans} - {_ORIGINAL}
     if PERSISTENT in layout.features:
         kinds -= {*PERSISTENT_STYLES}
@@ -355,7 +355,7 @@ def _images(camera: str, source: FrameSource, count: int) -> Iterator[UInt8Array
 def _sampling(
     images: Iterator[UInt8Array], sampled: lerobot_output.ImageStatistics, count: int
 ) -> Iterator[UInt8Array]:
-    """The images; those of which statistics are made are added to `sampled`."""
+    """Yields the images; adds the images for statistics to `sampled`."""
     numbers = {*lerobot_output.sampled_frames(count)}
     for number, image in enumerate(images):
         if number in numbers:
@@ -385,7 +385,7 @@ def _stored_images(
         listed = ", ".join(f"{width}x{height}" for height, width in writer.sizes)
         raise DataError(
             f"{episode.id}, camera {camera}: images have different sizes: {listed}",
-            hint="exclude the episode with --exclude",
+            hint="leave the episode out with --exclude",
             code="data.mismatch",
             details={"camera": camera},
         )
@@ -422,7 +422,7 @@ def _with_images(table: pa.Table, images: Mapping[str, Iterator[bytes]]) -> Iter
 def _camera_error(ref: EpisodeRef, camera: str, problem: str) -> DataError:
     return DataError(
         f"{ref.id}: camera {camera} {problem}",
-        hint="choose with --camera-names, --exclude or --skip-episodes-missing-cameras",
+        hint="choose cameras with --camera-names, or add --skip-episodes-missing-cameras",
         code="data.missing",
         details={"camera": camera},
     )

@@ -1,7 +1,8 @@
-"""Episodes of a LeRobot data set: their files, from templates or a search, rows and clips.
+"""Finds the files, rows and clips of the episodes of a LeRobot data set.
 
-Rows are taken by their `episode_index`, so wrong row numbers are reported only. Only the list says
-which frames of a video belong to an episode, so clips that overlap are errors of their episodes.
+Files are found by the path templates, or else by name. Rows are found by their `episode_index`, so
+wrong row numbers are only reported. Which frames of a video belong to an episode is written in the
+list of episodes alone, so clips that overlap are errors.
 Source: formats/lerobot 3.1, 5.1.
 """
 
@@ -29,8 +30,10 @@ _INT_SPEC = re.compile(r"^0?\d{0,2}d?$")
 
 
 def fill_template(template: str, values: Mapping[str, int | str], key: str) -> str:
-    """Path relative to the data set. Fills only plain fields in `values`, because the template, the
-    value of `key` in info.json, is untrusted.
+    """Fills in a path template of info.json; returns a path relative to the data set.
+
+    Templates are untrusted: only plain fields in `values` are filled, and the path must stay in
+    the data set. `key` is the key of the template in info.json.
     """
     parts: list[str] = []
     try:
@@ -39,7 +42,7 @@ def fill_template(template: str, values: Mapping[str, int | str], key: str) -> s
             if field is None:
                 continue
             if field not in values or conversion:
-                raise _template_error(key, f'uses unknown field "{{{field}}}"')
+                raise _template_error(key, f'uses the unknown field "{{{field}}}"')
             value = values[field]
             if isinstance(value, str):
                 if spec:
@@ -64,7 +67,7 @@ def _template_error(key: str, problem: str) -> DataError:
     return DataError.at(
         lerobot_layout.INFO_FILE,
         f"{key} {problem}",
-        hint="correct the template; see the LeRobot v2.1 default for its form",
+        hint=f"correct the template, such as {lerobot_layout.DATA_PATH}",
         code="data.broken",
         field=key,
     )
@@ -76,9 +79,10 @@ _Values = tuple[tuple[str, int | str], ...]  # of the fields of a template, by n
 class FileFinder:
     """Paths of the parquet file and the videos of an episode.
 
-    If the path of a template does not exist, the only file of the usual name is used, of v3.0 that
-    of the usual template, with one finding per template. Source: formats/lerobot 3.1. If nothing
-    can be listed, paths are not checked; reading an episode reports missing files.
+    If the path of a template does not exist, the file with the usual name is used if there is only
+    one (in v3.0, the path of the usual template), with one finding per template. If folders cannot
+    be listed, paths are not checked; reading an episode reports missing files.
+    Source: formats/lerobot 3.1.
     """
 
     def __init__(self, root: Path, info: meta.Info, findings: list[Finding]) -> None:
@@ -113,10 +117,10 @@ class FileFinder:
         return self._located("video_path", template, usual, values, camera)
 
     def _template(self, key: str, template: str, default: str) -> str:
-        """The template, or that of v3.0 if it is one of v2, which cannot name shared files."""
+        """Returns the template, or the default of v3.0 if the template is one of v2."""
         if not self._info.is_shared or "{file_index" in template:
             return template
-        self._report(key, f"{key} is {template!r}, which names no files of v3.0; using {default}")
+        self._report(key, f"{key} is {template!r}, not a template of v3.0; using {default}")
         return default
 
     def numbered_data_files(self) -> dict[int, Path]:
@@ -136,9 +140,7 @@ class FileFinder:
         values: _Values,
         camera: str = "",
     ) -> Path:
-        """The path of a template, or of the file that it should name: one whose name is that of
-        the usual template.
-        """
+        """Returns the path of a template if it exists, else the file with the usual name."""
         relative = fill_template(template, dict(values), key)
         usual = fill_template(usual_template, dict(values), key)
         path = self.root / relative
@@ -158,8 +160,8 @@ class FileFinder:
             if len(found) != 1:
                 return path
             path = self.root / found[0]
-            problem = f"{key} gives {relative}, but the file is {found[0]}"
-            self._report(key, f"{problem}; using the files found")
+            problem = f"{key} leads to {relative}, but the file is {found[0]}, which is used"
+            self._report(key, problem)
         path = self._listed.get(path, path)
         self.existing.add(path)
         return path
@@ -170,7 +172,7 @@ class FileFinder:
             self._findings.append(LEROBOT.at("template_mismatch", self.root, problem, field=key))
 
     def _values(self, number: int, span: lerobot_layout.Span | None, template: str) -> _Values:
-        """Values of the fields of a template; those of v3.0 are equal for many episodes."""
+        """Values of the fields of a template; in v3.0, many episodes share them."""
         if span is not None:
             shared = (("chunk_index", span.chunk), ("file_index", span.file))
             has_number = "{episode_index" in template
@@ -223,7 +225,7 @@ def clip_defects(
     for line in lines:
         for camera, clip in line.clips.items():
             if not _is_possible(clip):
-                problem = f"its clip is {clip.start:g} s to {clip.stop:g} s"
+                problem = f"its clip is from {clip.start:g} s to {clip.stop:g} s"
                 error = _clip_error(line.number, camera, problem, "clip_outside")
                 defects.setdefault(line.number, {})[camera] = error
     for camera, clips in _clips_of_files(lines):
@@ -232,7 +234,7 @@ def clip_defects(
         for clip, line in clips:
             if last_number >= 0 and clip.start < last_stop - 0.5 / fps:
                 for number, other in ((last_number, line.number), (line.number, last_number)):
-                    problem = f"its clip has frames of episode {other}"
+                    problem = f"its clip overlaps the clip of episode {other}"
                     error = _clip_error(number, camera, problem, "clips_overlap")
                     defects.setdefault(number, {})[camera] = error
             stop = clip.stop if line.length is None else clip.start + line.length / fps
@@ -244,7 +246,7 @@ def clip_defects(
 
 def _clip_error(number: int, camera: str, problem: str, code: str) -> DataError:
     return DataError(
-        f"episode {number}, camera {camera}: {problem}, says the list of episodes",
+        f"episode {number}, camera {camera}: {problem}, according to the list of episodes",
         hint=LEROBOT.codes[code].action,
         code="data.broken",
         details={"finding": code, "episode": number, "camera": camera},
@@ -258,7 +260,7 @@ def _is_possible(clip: lerobot_layout.Span) -> bool:
 def _clips_of_files(
     lines: Sequence[lerobot_layout.EpisodeLine],
 ) -> Iterator[tuple[str, list[_ClipOfEpisode]]]:
-    """(camera, clips by their start) of each video of v3.0; without impossible times."""
+    """Yields (camera, clips sorted by start) of each video of v3.0, without impossible times."""
     files: dict[tuple[str, int, int], list[_ClipOfEpisode]] = {}
     for line in lines:
         for camera, clip in line.clips.items():
@@ -272,11 +274,11 @@ def _clips_of_files(
 def list_problems(
     lines: Sequence[lerobot_layout.EpisodeLine], chunks_size: int, fps: float
 ) -> Iterator[Problem]:
-    """(code, problem, episode) of numbers, rows and clips of the list that do not fit together."""
+    """Yields (code, problem, episode) for numbers, rows and clips that contradict each other."""
     for expected, line in enumerate(lines):
         if line.number != expected:
-            problem = f"episode_index {expected} is missing; readers that count rows of the list"
-            yield "list_gap", f"{problem} mix up the episodes after it", expected
+            problem = f"episode_index {expected} is missing; readers that count lines would mix up"
+            yield "list_gap", f"{problem} all later episodes", expected
             break
     yield from _row_problems(lines)
     yield from _gaps(lines, fps)
@@ -287,7 +289,7 @@ def list_problems(
         for span in spans:
             if span.file >= chunks_size:
                 place = f"file {span.file} of chunk {span.chunk}"
-                yield "chunks", f"{place} exceeds chunks_size {chunks_size}", line.number
+                yield "chunks", f"{place} is beyond chunks_size {chunks_size}", line.number
                 return
 
 
@@ -303,8 +305,8 @@ def _row_problems(lines: Sequence[lerobot_layout.EpisodeLine]) -> Iterator[Probl
             problem = f"dataset_from_index {start} and dataset_to_index {stop} are not"
             yield "row_offsets", f"{problem} {line.length} rows apart", line.number
         if start != expected:
-            kind = "overlaps the rows before" if start < expected else "leaves a gap"
-            problem = f"dataset_from_index is {start}, expected {expected}: it {kind}"
+            kind = "overlaps earlier rows" if start < expected else "leaves a gap"
+            problem = f"dataset_from_index is {start} and should be {expected}: it {kind}"
             yield "row_offsets", problem, line.number
         expected = max(stop, start)
 
@@ -314,8 +316,8 @@ def _gaps(lines: Sequence[lerobot_layout.EpisodeLine], fps: float) -> Iterator[P
         end = 0.0
         for clip, line in clips:
             if clip.start > end + 0.5 / fps:
-                problem = f"{camera}: {end:g} s to {clip.start:g} s before its clip"
-                yield "clip_gap", f"{problem} belong to no episode", line.number
+                problem = f"{camera}: the frames from {end:g} s to {clip.start:g} s, before its"
+                yield "clip_gap", f"{problem} clip, belong to no episode", line.number
             end = max(end, clip.stop)
 
 
@@ -381,7 +383,7 @@ class EpisodeFiles:
         return self.line.number
 
     def segment(self) -> RowSegment:
-        """Its rows by their `episode_index`, in whatever file; DataError if there are none."""
+        """Finds its rows by their `episode_index`, in any file; DataError if there are none."""
         return places.episode_segment(self.rows, self.number)
 
     @property
@@ -426,7 +428,7 @@ def known_texts(recording: EpisodeFiles, column: str = "task_index") -> Mapping[
 
 
 def split_names(recording: EpisodeFiles) -> tuple[str, ...]:
-    """Splits that have an episode; `train` if those of its data set cannot be read."""
+    """Returns the splits that contain an episode; `train` if the splits cannot be read."""
     spans = lerobot_layout.split_spans(recording.document)
     if not any(spans.values()):
         return ("train",)
@@ -438,8 +440,10 @@ def split_names(recording: EpisodeFiles) -> tuple[str, ...]:
 
 
 def named_files(root: Path) -> list[tuple[str, bool]]:
-    """Files that the metadata of a data set name, and whether they must exist. For storage that
-    cannot be listed. Cameras without a video of the first episode have none.
+    """Returns the files that the metadata name, and whether each must exist.
+
+    For storage that cannot be listed. A camera without a video of the first episode counts as a
+    camera without videos.
     """
     info = meta.read_info(root)
     finder = FileFinder(root, info, [])

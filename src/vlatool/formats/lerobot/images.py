@@ -42,7 +42,7 @@ _SAYS_NOTHING = re.compile(
 def with_image_roles(root: Path, info: Info, path: Path, columns: Sequence[str]) -> Info:
     """The info, with depth and labels among the image columns by the first image of each.
 
-    `path`: a file of rows, `columns`: its columns. The rules are those of all formats.
+    `path`: a file of rows, `columns`: its columns. The rules are the same for all formats.
     """
     features = dict(info.features)
     for feature in info.features.values():
@@ -76,9 +76,9 @@ class _FirstImage(ParquetImages):
 def missing_images(
     files: EpisodeFiles, feature: Feature, columns: Sequence[str] | None
 ) -> DataError | None:
-    """Error of a camera that has no file or column in this episode, None if it has one.
+    """Returns the error of a camera without a file or column in this episode; None if it has one.
 
-    `columns`: those of the file of the episode; None if it cannot be read.
+    `columns` are the columns of the episode's file; None if it cannot be read.
     """
     label = f"episode {files.number}, camera {feature.name}"
     code = "missing_video"
@@ -88,7 +88,7 @@ def missing_images(
             return None
         code = "missing_column"
         path = files.rows.path
-        problem = "has no such column"
+        problem = "has no column of this name"
     elif feature.name in files.clips:
         path = files.clips[feature.name].path
         if path.exists():
@@ -98,21 +98,18 @@ def missing_images(
                 return error
             return None
         problem = "is missing"
-        hint = "download the file again; "
+        hint = "download the file again, or go on without it: "
     else:
         path = files.dataset.root / EPISODES_FOLDER
-        problem = "names no video"
-    hint += (
-        "`preprocess` reads what is here with --camera-names, --exclude or "
-        "--skip-episodes-missing-cameras"
-    )
+        problem = "names no video for this episode"
+    hint += "--skip-episodes-missing-cameras leaves out such episodes"
     return LEROBOT.error(code, path, label, problem, hint=hint, camera=feature.name)
 
 
 def open_camera(
     files: EpisodeFiles, camera: Feature, rows: Rows | None, report: Collector
 ) -> FrameSource | None:
-    """The images of a camera that has some; without rows only its video is checked."""
+    """Opens the images of a camera; without rows, its video is only checked."""
     if camera.dtype == "video":
         return _video(files, camera, rows, report)
     return None if rows is None else column_images(files, camera, rows, ParquetImages)
@@ -148,7 +145,7 @@ def column_images(
 def open_labels(files: EpisodeFiles, feature: Feature, rows: Rows) -> FrameSource:
     """Segmentation labels of an image column; ValueError if it is a video, which changes them."""
     if feature.dtype != "image":
-        raise ValueError(f"{feature.name} is a video; labels are images in the table")
+        raise ValueError(f"{feature.name} is a video, which alters labels")
     if feature.name not in rows.columns:
         raise ValueError("it has no column in the data")
     return column_images(files, feature, rows, partial(ValueImages, convert=label_image))
@@ -174,7 +171,7 @@ class SwappedColors(FrameSource):
 def open_values(
     files: EpisodeFiles, rows: Rows
 ) -> tuple[dict[str, FrameSource], dict[str, FrameSource], dict[str, str]]:
-    """Maps from camera to its depth and its labels, and from what is lost to the reason."""
+    """Returns the depth and the labels by camera, and the reasons by feature that is lost."""
     depth: dict[str, FrameSource] = {}
     labels: dict[str, FrameSource] = {}
     lost: dict[str, str] = {}
@@ -219,8 +216,10 @@ def open_depth(files: EpisodeFiles, feature: Feature, rows: Rows) -> FrameSource
 
 
 def camera_of_depth(depth: str, files: EpisodeFiles) -> str:
-    """Camera with the depth or labels: the only one of that name but for words such as `depth`,
-    else the feature itself.
+    """Returns the camera that depth or labels belong to.
+
+    This is the only camera with the same name apart from words such as `depth`; if there is none,
+    the feature itself.
     """
     cameras = [name for name in files.dataset.camera_names if _stem(name) == _stem(depth)]
     return cameras[0] if len(cameras) == 1 else depth
@@ -257,8 +256,8 @@ def _too_short_error(
         problem += f" from {clip.start:.2f} s to {clip.stop:.2f} s"
         if info.duration is not None and clip.stop > info.duration + 0.01:
             code = "clip_outside"
-            problem += f", it ends at {info.duration:.2f} s"
-    problem += f"; the data has {counted(num_rows, 'row')}"
+            problem += f", but ends at {info.duration:.2f} s"
+    problem += f" for {counted(num_rows, 'row')}"
     place = {"camera": camera, "frames": info.num_frames}
     return LEROBOT.error(code, clip.path, label, problem, **place)
 
@@ -269,10 +268,10 @@ def _video_problems(
     """(code, problem) of a usable video that differs from the rows or from info.json."""
     if info.num_frames > num_rows:
         more = f"has {counted(info.num_frames, 'frame')} for {counted(num_rows, 'row')}"
-        yield "extra_frames", f"{more}; the last ones are unused"
+        yield "extra_frames", f"{more}; the last frames are not used"
     if info.fps is not None and abs(float(info.fps) - fps) > 0.01:
-        yield "video_fps", f"has {float(info.fps):g} fps, the data {fps:g}"
+        yield "video_fps", f"has {float(info.fps):g} fps, the data have {fps:g}"
     if camera.shape and not set(info.size) <= set(camera.shape):
         height, width = info.size
-        declared = f"meta/info.json says {list(camera.shape)}"
+        declared = f"but meta/info.json says {list(camera.shape)}"
         yield "picture_size", f"is {width}x{height} (w x h), {declared}"

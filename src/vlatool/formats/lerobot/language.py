@@ -22,7 +22,7 @@ ANNOTATION = "annotation."
 # Quality labels that GR00T-style data sets list among the tasks. Source: formats/lerobot 8
 LABELS = frozenset({"valid", "invalid"})
 FrameTexts = tuple[str, Sequence[str]]  # kind of annotation, and the text of each frame
-_TOLERANCE = 1e-4  # seconds; the library accepts as much between a time and that of its frame
+_TOLERANCE = 1e-4  # seconds; the library accepts as much between a text and its frame
 _REPHRASED = "task_aug"  # sentences for the whole episode, whatever their time
 
 
@@ -74,7 +74,7 @@ def joined_language(
 ) -> tuple[Language, dict[str, str]]:
     """Language of an episode, and the kind of the texts of each column.
 
-    Instructions of a column that differ from those of the task are alternatives.
+    Instructions of a column that differ from the instructions of the task are alternatives.
     """
     pairs = [("original", instructions)]
     spans: list[LanguageSpan] = []
@@ -123,7 +123,7 @@ def annotated(
     column = _column(rows, PERSISTENT, report)
     if len(column):  # entries of the first row, which all rows repeat
         if not column.slice(1).equals(column.slice(0, len(column) - 1)):
-            problem = f"{PERSISTENT} differs from row to row; that of the first row is used"
+            problem = f"{PERSISTENT} differs from row to row; the first row is used"
             report.note("bad_language", f"{rows.episode}: {problem}", field=PERSISTENT)
         for entry in _sentences(column[0].as_py() or (), left_out):
             text = entry["content"]

@@ -267,7 +267,7 @@ def table_stats(columns: Mapping[str, pa.Array]) -> dict[str, Stats]:
 
 
 def merge_stats(parts: Sequence[Stats]) -> Stats:
-    """Statistics of a data set from those of its episodes, without the count."""
+    """Merges the statistics of the episodes of a data set, without the count."""
     counts = np.array([part["count"][0] for part in parts], np.float64)[:, None]
     weights = counts / counts.sum()
     means = np.array([part["mean"] for part in parts])

@@ -117,7 +117,7 @@ def _is_further(name: str) -> bool:
 
 
 def _further(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the list says of an episode and reading does not need; without empty values."""
+    """Returns values of an episode in the list that reading does not need, except empty ones."""
     further: dict[str, Any] = {}
     for name, value in values.items():
         if _is_further(name) and value is not None:
@@ -149,7 +149,7 @@ def _table(path: Path, needed: Sequence[str], optional: Sequence[str] | None = (
         raise meta.metadata_error(path, "content", f"cannot be read: {error}") from error
     for name in needed:
         if name not in columns:
-            raise meta.metadata_error(path, name, "has no column")
+            raise meta.metadata_error(path, name, "is missing: no column has this name")
         for row, value in enumerate(columns[name], 1):
             if not isinstance(value, int) or not 0 <= value <= meta.LARGEST_COUNT:
                 raise meta.metadata_error(path, name, "is not a number", row)
@@ -196,7 +196,7 @@ def _texts(path: Path, name: str, changed: int) -> Mapping[int, str]:
         number = meta.optional_int(line.get(f"{name}_index"))
         text = line.get(name)
         if number is None or not isinstance(text, str):
-            problem = "are not a number and a sentence"
+            problem = "must be a number and a sentence"
             raise meta.metadata_error(path, f"{name}_index, {name}", problem, position)
         found[number] = text
     return found
@@ -214,7 +214,7 @@ def _texts_of_table(path: Path, name: str) -> dict[int, str]:
     elif len(others) == 1:
         column = others[0]
     else:
-        raise meta.metadata_error(path, name, "has no column")
+        raise meta.metadata_error(path, name, "is missing: no column has this name")
     for row, text in enumerate(columns[column], 1):
         if not isinstance(text, str):
             raise meta.metadata_error(path, column, "is not a sentence", row)
@@ -225,8 +225,9 @@ def _texts_of_table(path: Path, name: str) -> dict[int, str]:
 
 
 def episode_statistics(root: Path, info: meta.Info) -> Mapping[int, Statistics]:
-    """Map from episode to its published statistics; empty if they are missing or broken. Statistics
-    are a map from feature to `min`, `max`, `mean`, `std`, `count` and others.
+    """Returns the published statistics of each episode; empty if they are missing or broken.
+
+    Statistics are a map from feature to `min`, `max`, `mean`, `std`, `count` and others.
     """
     paths: tuple[Path, ...] = ()
     if info.is_shared:

@@ -1,4 +1,4 @@
-"""Episodes of LeRobot sets whose features have the roles of a mapping, and a mapping to start from.
+"""Reads LeRobot data sets with a mapping, and proposes a mapping for them.
 
 References are names of features and columns. Source: formats/lerobot 4.5.
 """
@@ -80,7 +80,7 @@ class MappedEpisode(PlannedEpisode):
         things = stored_things(files, columns or (), count)
         for name in mapping.labels.values():
             if name in self._features and self._features[name].dtype == "video":
-                reason = f"{name} is a video; labels are images in the table"
+                reason = f"{name} is a video, which alters labels"
                 raise self.error("not_numeric", reason)
         if mapping.success:  # else the column of the format is it
             for number, thing in enumerate(things):
@@ -90,7 +90,7 @@ class MappedEpisode(PlannedEpisode):
         for path in self.plan.fields.values():
             thing = self.things[path]
             if thing.kind != "array":
-                raise self.error("not_numeric", f"{path} is {thing.kind}, no column of numbers")
+                raise self.error("not_numeric", f"{path} is {thing.kind}, not a column of numbers")
         self.plan.parts = tuple(self._with_role_of_format(part) for part in self.plan.parts)
         fields = self.plan.fields
         if self._keeps_rest and not mapping.action_fields:
@@ -116,7 +116,7 @@ class MappedEpisode(PlannedEpisode):
         return part
 
     def error(self, code: str, reason: str, **details: Any) -> DataError:
-        return super().error(code, reason, **{"hint": "change the mapping", **details})
+        return super().error(code, reason, **{"hint": "name another in the mapping", **details})
 
     @cached_property
     def _rows(self) -> tuple[Rows, Mapping[str, Sequence[Any]]]:
@@ -198,8 +198,9 @@ class MappedEpisode(PlannedEpisode):
         )
 
     def _take_instruction(self, findings: list[Finding]) -> dict[str, str]:
-        """Takes the instruction of the list of episodes, else the name of the set, if the planned
-        texts have none; the kind of what is taken, by path.
+        """Takes another instruction if the planned texts have none; returns its kind by path.
+
+        This is the instruction in the list of episodes, else the name of the data set.
         """
         texts: list[str] = []
         for kind, reference in self.plan.texts:
@@ -213,7 +214,7 @@ class MappedEpisode(PlannedEpisode):
                 return {path: "original"}
         sentence = name_to_sentence(self._files.dataset.name)
         self.config = _Keys(instruction=sentence)
-        message = f"{self.ref.id}: no instruction; using {sentence!r}"
+        message = f"{self.ref.id}: has no instruction; the data set's name is used: {sentence!r}"
         findings.append(SOURCE("language_fallback", message, episode=self.ref.id))
         return {}
 

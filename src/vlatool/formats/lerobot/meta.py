@@ -119,8 +119,8 @@ def read_info(root: Path) -> Info:
     if storage.lower() != "parquet":  # rows are in a database
         raise DataError.at(
             root,
-            f"is stored as {storage.capitalize()} tables",
-            hint="export it with lerobot as parquet and videos, and read the export",
+            f"stores its rows in {storage.capitalize()} tables, which vlatool cannot read",
+            hint="export the data set with lerobot as parquet and videos, and use the export",
             code="data.unsupported",
             storage=storage,
         )
@@ -152,8 +152,9 @@ def read_info(root: Path) -> Info:
 
 
 def layout_of(root: Path, version: str = "") -> str:
-    """Version of the layout of the files, `v2.0`, `v2.1` or `v3.0`; what the set states is a hint.
-    Source: formats/lerobot 1.
+    """Returns the version of the layout, `v2.0`, `v2.1` or `v3.0`, as the files show it.
+
+    The version that the data set states is only a hint. Source: formats/lerobot 1.
     """
     if any(True for _ in episode_tables(root)):
         return "v3.0"
@@ -171,8 +172,9 @@ def layout_of(root: Path, version: str = "") -> str:
 
 
 def episode_tables(root: Path) -> Iterator[Path]:
-    """Tables of the list of episodes of v3.0, in natural order. Where nothing can be listed, tables
-    are expected to be numbered from 0 without a gap.
+    """Yields the tables of the list of episodes of v3.0, in natural order.
+
+    If folders cannot be listed, tables must be numbered from 0 without a gap.
     """
     if can_list(root):
         yield from sorted(root.glob(lerobot_layout.EPISODES_TABLES), key=natural_key)
@@ -187,17 +189,17 @@ def episode_tables(root: Path) -> Iterator[Path]:
 
 
 def missing_list_error(path: Path) -> DataError:
-    """Error for a data set of v3.0 without a list of episodes, which alone names their clips."""
+    """Returns the error for a data set of v3.0 without its list of episodes."""
     tables = lerobot_layout.EPISODES_TABLES.removeprefix(lerobot_layout.EPISODES_FOLDER).lstrip("/")
-    problem = f"has no {tables}, the list of episodes"
+    problem = f"has no {tables}: the list of episodes is missing"
     return LEROBOT.error("missing_file", path, problem, hint="complete the download of meta/")
 
 
 def _unsupported_error(path: Path, version: str) -> DataError:
     return DataError.at(
         path,
-        f"LeRobot {version} cannot be read; v2.0, v2.1 and v3.0 can",
-        hint="convert it with the LeRobot version that wrote it, or take a later revision",
+        f"has the LeRobot format {version}; vlatool reads v2.0, v2.1 and v3.0",
+        hint="convert it with lerobot, or download a later revision of the data set",
         code="data.unsupported",
         version=version,
     )
@@ -211,7 +213,7 @@ def is_feature_name(name: str) -> bool:
 def _feature(path: Path, name: str, value: object) -> Feature:
     tree = _mapping(value)
     if not is_feature_name(name):
-        problem = "has a name that is not a valid file name"
+        problem = "has a name that cannot be part of a file name"
         raise metadata_error(path, f"the feature {_shortened(name)}", problem)
     if not isinstance(tree.get("dtype"), str):
         raise metadata_error(path, f"the feature {name!r}", "has no dtype")
@@ -236,7 +238,8 @@ def _shape(value: Any) -> tuple[int, ...] | None:
 
 
 def _video_key(tree: Mapping[str, Any], key: str) -> Any:
-    """A fact on a video, which writers put in three places, with and without a prefix; else None.
+    """Returns a fact about a video from any of the places where writers put it; else None.
+
     Source: formats/lerobot 4.1.
     """
     for section in (tree, _mapping(tree.get("info")), _mapping(tree.get("video_info"))):
@@ -247,7 +250,8 @@ def _video_key(tree: Mapping[str, Any], key: str) -> Any:
 
 
 def feature_names(value: object) -> tuple[str, ...]:
-    """Texts of `names` of a feature; those of groups have the group before them unless unique.
+    """Returns the texts in `names` of a feature; texts that repeat get their group as a prefix.
+
     Source: formats/lerobot 4.2.
     """
     paths = list(_nested_texts(value))
@@ -281,7 +285,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Line number and mapping of each line of a JSON-lines file that is not empty."""
     for number, line in enumerate(_read_text(path, _LARGEST_LIST).split("\n"), start=1):
         if len(line) > _LARGEST_LINE:
-            raise metadata_error(path, "content", f"is a line of {len(line):,} characters", number)
+            raise metadata_error(path, "content", f"has a line of {len(line):,} bytes", number)
         if line.strip():
             yield number, _parse_object(path, line, number)
 
@@ -309,14 +313,14 @@ def _fps(path: Path, value: object) -> float:
     if _SLOWEST_FPS <= rate <= _FASTEST_FPS:
         return float(rate)
     expected = f"a number from {_SLOWEST_FPS:g} to {_FASTEST_FPS:g}"
-    raise metadata_error(path, "fps", f"is {_shortened(value)}; expected {expected}")
+    raise metadata_error(path, "fps", f"is {_shortened(value)}; it must be {expected}")
 
 
 def _chunks_size(path: Path, value: object) -> int:
     size = _number(value or lerobot_layout.CHUNKS_SIZE)
     if 1 <= size <= LARGEST_COUNT and size == int(size):
         return int(size)
-    problem = f"is {_shortened(value)}; expected a positive integer"
+    problem = f"is {_shortened(value)}; it must be a positive integer"
     raise metadata_error(path, "chunks_size", problem)
 
 
@@ -336,7 +340,7 @@ def optional_int(value: object) -> int | None:
 
 
 def metadata_error(path: Path, key: str, problem: str, line: int | None = None) -> DataError:
-    """Error for an invalid value of a file in `meta/`; `line` is its line or row, from 1."""
+    """Returns the error for an invalid value in `meta/`; `line` is its line or row, from 1."""
     location = f"{path}" if line is None else f"{path}:{line}"
     return DataError(
         f"{location}: {key} {problem}",
@@ -440,8 +444,9 @@ def declarations(root: Path, info: Info) -> tuple[Declaration, ...]:
 
 
 def _groups(root: Path, info: Info, findings: list[Finding]) -> Iterator[_Group]:
-    """The groups in modality.json that fit their columns; `findings` gets the others, and cameras
-    and texts that the set does not have.
+    """Yields the groups in modality.json that fit their columns.
+
+    `findings` gets an entry for all other groups, and for cameras and texts that do not exist.
     """
     path = root / lerobot_layout.MODALITY_FILE
     try:
@@ -457,14 +462,14 @@ def _groups(root: Path, info: Info, findings: list[Finding]) -> Iterator[_Group]
             stop = document.get("end")
             width = info.features[column].width if column in info.features else None
             if column and column not in (*info.features, *lerobot_layout.AUTOMATIC):
-                problem = f"is in {column}, which is no feature of {lerobot_layout.INFO_FILE}"
+                problem = f"names {column}, which is no feature in {lerobot_layout.INFO_FILE}"
             elif section not in _SECTIONS:
                 continue
             elif not isinstance(start, int) or not isinstance(stop, int) or not 0 <= start < stop:
-                problem = f"has no range of dimensions, but start {start} and end {stop}"
+                problem = f"has no valid range of dimensions: start {start}, end {stop}"
             elif width is None or stop > width:
                 size = f"has {width} dimensions" if width else "is no vector"
-                problem = f"is {start} to {stop} of {column}, which {size}"
+                problem = f"names dimensions {start} to {stop} of {column}, which {size}"
             else:
                 yield _Group(section, column, name, start, stop, document)
                 continue

@@ -201,8 +201,8 @@ class Numbering:
         first_size = f"{known['width']}x{known['height']}"
         if size != first_size:
             raise DataError(
-                f"camera {camera!r} is {size} in {item}, {first_size} in {first}; a data set has "
-                "one size per camera",
+                f"camera {camera!r} has images of {size} in {item} and of {first_size} in {first}; "
+                "LeRobot needs one size per camera",
                 hint="write them to separate outputs, or leave the camera out with --camera-names",
                 code="data.mismatch",
                 details={"camera": camera, "episode": item},
@@ -217,7 +217,7 @@ class Numbering:
     def _statistics(
         self, receipt: Receipt, number: int, first_row: int, tasks: Array
     ) -> dict[str, lerobot_output.Stats]:
-        """Statistics of an episode; adds them to those of the set. `tasks`: index of each row."""
+        """Adds the statistics of an episode to the data set. `tasks`: index of each row."""
         stats: dict[str, lerobot_output.Stats] = {}
         if self._layout.widths:
             part = from_arrays(receipt.arrays)

@@ -1,6 +1,6 @@
 """Writing of LeRobot v3.0 and v2.1: statistics, names and types of columns, and the meta files.
 
-Statistics are those of all rows for columns, and of sampled images for cameras. Legend of shapes: F
+Statistics are made of all rows of columns, and of sampled images of cameras. Legend of shapes: F
 frames, C dimensions, N images. Source: formats/lerobot 2, 3, 5, 6, 9.
 """
 
@@ -143,9 +143,9 @@ def entry_values(entry: Stats) -> Array:
 
 
 def merged_images(parts: Sequence[Array]) -> Stats:
-    """Statistics of a camera from those of its episodes, as `entry_values` returns them.
+    """Merges the statistics of the episodes of a camera, as `entry_values` returns them.
 
-    Quantiles are means of those of the episodes, weighted by their images; left out where an
+    Quantiles are the means over the episodes, weighted by their images; left out where an
     episode has none.
     """
     columns = np.ascontiguousarray(np.stack(parts, axis=1))
@@ -206,13 +206,13 @@ def part_video(episode: str, camera: int) -> str:
 
 
 def data_path(version: lerobot_layout.Version, values: Mapping[str, int]) -> str:
-    """Path of a data file; `values` are those of the template."""
+    """Path of a data file; `values` fill the template."""
     template = lerobot_layout.SHARED_DATA_PATH if version == "v3.0" else lerobot_layout.DATA_PATH
     return template.format(**values)
 
 
 def video_path(version: lerobot_layout.Version, camera: str, values: Mapping[str, int]) -> str:
-    """Path of a video; `values` are those of the template."""
+    """Path of a video; `values` fill the template."""
     template = lerobot_layout.SHARED_VIDEO_PATH if version == "v3.0" else lerobot_layout.VIDEO_PATH
     return template.format(video_key=camera, **values)
 

@@ -1,6 +1,6 @@
 """What a LeRobot episode stores: each feature and each further column has one role.
 
-Source: formats/lerobot 4; the rules of all formats are those of `formats.inventory`.
+The rules for all formats are in `formats.inventory`. Source: formats/lerobot 4.
 """
 
 import math
@@ -33,8 +33,8 @@ TASK_INDEX = "task_index"
 SUCCESS = ("next.success", "success", "is_success")
 NO_IMAGES = "no images in any episode"  # which a finding of the set says
 _TIME = re.compile(r"(next\.)?(done|terminated|truncated)|is_(first|last|terminal)")
-_TAKES_FIELD = "--observation-keys {} observes it, --sink lerobot copies it"
-_TAKES_TEXT = "--task-column {} makes it the instruction, --sink lerobot copies it"
+_TAKES_FIELD = "to use it, add --observation-keys {}; --sink lerobot copies it"
+_TAKES_TEXT = "to make it the instruction, add --task-column {}; --sink lerobot copies it"
 
 
 def stored_parts(
@@ -114,8 +114,9 @@ def _left_out(feature: Feature, columns: Sequence[str]) -> StoredPart:
 def text_part(
     files: EpisodeFiles, rows: Rows, column: str, instructions: Sequence[str], report: Collector
 ) -> StoredPart:
-    """A further column of texts, or of numbers of the list of tasks as GR00T sets have: the
-    instruction, a quality label, or other texts, which are left out.
+    """Returns the part for a further column of texts, or of numbers in the list of tasks (GR00T).
+
+    It is the instruction, a quality label, or another text, which is left out.
     """
     try:
         texts = frame_texts(files, rows, column, report)
@@ -125,7 +126,7 @@ def text_part(
         return StoredPart(column, "language", "original", "text")
     if {*texts} <= LABELS | {""}:
         return StoredPart(column, "left_out", content="other", note="labels of quality, or empty")
-    note = f"a text that is no instruction; {_TAKES_TEXT.format(column)}"
+    note = f"a text, but not the instruction; {_TAKES_TEXT.format(column)}"
     return StoredPart(column, "left_out", content="text", note=note)
 
 
@@ -179,9 +180,9 @@ def _listed_path(files: EpisodeFiles, name: str) -> str:
 
 
 def stored_things(files: EpisodeFiles, columns: Sequence[str], count: int | None) -> list[Stored]:
-    """What an episode of `count` rows stores, for a mapping; columns have the role of the format.
+    """Returns what an episode of `count` rows stores, for a mapping.
 
-    `columns`: those of the file of the episode.
+    `columns` are the columns of the episode's file; they have the roles of the format.
     """
     features = files.dataset.info.features
     known = language_parts({**text_columns(files.dataset), TASK_INDEX: "original"})

@@ -1,4 +1,4 @@
-"""Where the rows of an episode of v3.0 are: in the file that its list names, or in those beside it.
+"""Finds the rows of an episode of v3.0, in the file that its list names or in its neighbors.
 
 Rows are found by their `episode_index`: statistics of row groups, or this column, are read.
 """
@@ -26,7 +26,7 @@ _SHARED_FILE = re.compile(r"chunk-(\d+)/file-(\d+)\.parquet")
 def episode_segment(stated: RowSegment, number: int) -> RowSegment:
     """The rows of an episode: in the stated file, else in the nearest one that has some.
 
-    If the stated file has no column `episode_index`, the stated rows are those of the episode.
+    If the stated file has no column `episode_index`, the stated rows are used.
 
     Raises:
         DataError: No file has its rows, or they are in several places of a file.
@@ -44,7 +44,7 @@ def episode_segment(stated: RowSegment, number: int) -> RowSegment:
         except DataError as error:
             if path == stated.path:  # of another file, the check of its own episodes reports it
                 problem = error
-    reason = f"has no rows of episode {number}, nor have the data files beside it"
+    reason = f"has no rows of episode {number}, and neither have the files next to it"
     raise problem or LEROBOT.error("episode_index", stated.path, reason, field=EPISODE_INDEX)
 
 
@@ -65,7 +65,7 @@ def _segment(path: Path, number: int) -> RowSegment | None:
 
 
 def _nearby_files(path: Path) -> Iterator[Path]:
-    """Files whose numbers are near that of a file, the nearest first; they may not exist."""
+    """Yields files with neighboring numbers, the nearest first; they may not exist."""
     match = _SHARED_FILE.search(path.as_posix())
     if match is None:
         return

@@ -159,7 +159,7 @@ class LeRobotReader(FormatReader):
         )
 
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding] | None:
-        """Findings by the rules of the format; with a mapping by those of all formats."""
+        """Yields findings by the rules of LeRobot; with a mapping, by the rules of all formats."""
         return self._check(ref, deep=deep) if self._mapping is None else None
 
     def _check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
@@ -197,7 +197,7 @@ def _of_split(root: Path, episodes: Sequence[EpisodeFiles], split: str) -> list[
         known = [name for name, spans in split_spans(episodes[0].document).items() if spans]
         raise DataError.at(
             root / INFO_FILE,
-            f"no episode is in the split {split!r}",
+            f"the split {split!r} has no episode",
             hint=f"choose from: {', '.join(known or ['train'])}",
             code="data.unknown_field",
             split=split,

@@ -98,13 +98,13 @@ def salvage(path: Path, target: Path, others: Iterable[Path]) -> Salvaged:
             fitting_table = table
         elif table.schema != fitting_table.schema:
             raise NothingWhole(
-                f"it has no footer, and its pages fit the columns of {fitting.name} as well as "
-                f"the different ones of {template.name}: leave the wrong one out"
+                f"it has no footer, and its pages fit {fitting.name} as well as {template.name}, "
+                "which have different columns: move the wrong one away"
             )
     if fitting is None or fitting_table is None:
         raise NothingWhole(
-            "it has no footer, and no whole file of the same columns beside it has rows to compare "
-            "with"
+            "it has no footer, and no whole file with the same columns is beside it to learn them "
+            "from"
         )
     _written(path, target, fitting, pages, fitting_groups)
     lost = ["the footer"]
@@ -141,7 +141,7 @@ def _pages(path: Path) -> Iterator[_Page]:
 
 
 def _templates(path: Path, others: Iterable[Path]) -> Iterator[_Template]:
-    """Footers of whole files; that of the features in `meta/info.json` if there are none."""
+    """Yields the footers of whole files, or else one made from the features in `meta/info.json`."""
     has_others = False
     for other in others:
         with other.open("rb") as file:
@@ -183,7 +183,7 @@ def _empty(kind: pa.DataType | None) -> pa.Array:
 
 
 def _template(name: str, file: IO[bytes]) -> _Template | None:
-    """Footer of a file; None if it has no rows, or lists of varying length."""
+    """Reads the footer of a file; None if it has no rows, or lists of varying length."""
     file.seek(-8, os.SEEK_END)
     size = int.from_bytes(file.read(4), "little")
     file.seek(-8 - size, os.SEEK_END)
@@ -238,7 +238,7 @@ def _groups(pages: Sequence[_Page], columns: Sequence[_Column]) -> list[list[ran
     start = 0
     while start < len(pages):
         found = None
-        # The number of rows is that of the first column: one page, two, ...
+        # The first column gives the number of rows: one page, two, ...
         for stop in range(start + 1, len(pages) + 1):
             if pages[stop - 1].is_dictionary and stop > start + 1:
                 break

@@ -44,7 +44,7 @@ _LARGEST_DENOMINATOR = 1001
 
 
 class LeRobotSinkConfig(writing.SinkConfig):
-    """A LeRobot data set."""
+    """Options of the sink `lerobot`."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Output": ("type", "layout_version", "robot_type", "modality"),
@@ -53,27 +53,27 @@ class LeRobotSinkConfig(writing.SinkConfig):
     }
 
     type: Literal["lerobot"] = option("lerobot", "Form of the output: a LeRobot data set.")
-    layout_version: Version = option("v3.0", "Version of the layout.")
+    layout_version: Version = option("v3.0", "Version of the LeRobot layout to write.")
     robot_type: str | None = option(
-        None, "Name of the robot; null: that of the source, if it has one."
+        None, "Name of the robot in meta/info.json; null keeps the name in a LeRobot source."
     )
     modality: bool = option(False, "Write meta/modality.json, which GR00T reads.")
     use_videos: bool | None = option(
         None,
-        "Store cameras as videos, or as images in the table; null: as a LeRobot source "
-        "does, videos for others.",
+        "true stores cameras as videos, false as images in the table; null does what a LeRobot "
+        "source does, and writes videos for other sources.",
     )
     copy_videos: bool = option(
-        True, "Copy encoded video where it needs no change; otherwise encode it anew."
+        True, "Copy encoded video if it needs no change; false always encodes it anew."
     )
-    video_crf: int = option(18, "Quality of encoded videos; lower is better.", ge=0, le=51)
+    video_crf: int = option(18, "Quality of encoded videos (CRF); lower is better.", ge=0, le=51)
     keyframe_interval: int = option(
-        2, "Frames from one keyframe to the next; low numbers make single frames cheap.", ge=1
+        2, "Frames between keyframes; with low numbers, single frames are read faster.", ge=1
     )
-    data_files_size_in_mb: int = option(100, "MiB of a data file (v3.0).", ge=1)
-    video_files_size_in_mb: int = option(200, "MiB of a video (v3.0).", ge=1)
+    data_files_size_in_mb: int = option(100, "Largest size of a data file in MiB (v3.0).", ge=1)
+    video_files_size_in_mb: int = option(200, "Largest size of a video in MiB (v3.0).", ge=1)
     chunks_size: int = option(
-        CHUNKS_SIZE, "Files of a folder (v3.0), or episodes of it (v2.1).", ge=1
+        CHUNKS_SIZE, "Most files in a folder (v3.0), or most episodes in it (v2.1).", ge=1
     )
 
 
@@ -96,7 +96,7 @@ class SetLayout:
 
     @property
     def camera_features(self) -> tuple[str, ...]:
-        """All cameras, those of depth and labels last."""
+        """All cameras; depth and labels come last."""
         return (*self.cameras.values(), *self.depth, *self.labels)
 
     @property
@@ -147,7 +147,7 @@ def set_layout(
         if len(rates) < 2:
             raise writing.no_rate("sink lerobot")
         rows = [f"{recording.root}: {recording.document.get('fps')}" for recording in sets]
-        reason = f"the episodes have different frame rates (fps {few_text(rows)})"
+        reason = f"your data sets have different frame rates (fps): {few_text(rows)}"
         raise _merge_error(reason, ["fps"])
     rate = Fraction(setup.survey.fps).limit_denominator(_LARGEST_DENOMINATOR)
     if sets:
@@ -172,8 +172,8 @@ def _joined_layout(
         column = name.replace("/", ".")
         if column in sources:
             raise DataError(
-                f"the field {name!r} and {few_text(sources[column])} would be one column",
-                hint=f"give the field another name, as --rename fields.NEW={name}",
+                f"the field {name!r} would get the same column as {few_text(sources[column])}",
+                hint=f"give the field another name: --rename fields.NEW={name}",
                 code="data.broken",
             )
         sources[column] = (name,)
@@ -207,17 +207,17 @@ def _joined_layout(
 
 
 def _check_name(column: str, change: str) -> None:
-    """Raises DataError if no reader of the set accepts a feature of this name."""
+    """Raises DataError if LeRobot does not accept this name of a feature."""
     if not is_feature_name(column):
         raise DataError(
-            f"{column[:40]!r} ({len(column.encode())} bytes) cannot name a feature of LeRobot",
-            hint=f"choose one of at most 180 printable characters: --rename {change[:60]!r}",
+            f"{column[:40]!r} ({len(column.encode())} bytes) cannot name a LeRobot feature",
+            hint=f"choose a name of at most 180 printable characters: --rename {change[:60]!r}",
             code="data.bad_name",
         )
 
 
 def _labels(name: str, spec: FieldSpec, *, is_joined: bool) -> list[str]:
-    """Names of the dimensions of a field in a column; those of several fields have its name."""
+    """Returns names of the dimensions of a field; in a joined column they start with the field."""
     if not is_joined:
         return list(spec.names or ())
     if spec.width == 1:
@@ -306,9 +306,9 @@ def _declared(dtype: pa.DataType) -> dict[str, Any]:
 def _merged_texts(
     sets: Sequence[EpisodeFiles], features: Mapping[str, Any]
 ) -> dict[str, dict[int, str]]:
-    """Texts by number of each column of numbers, of all data sets; a text keeps its first number.
+    """Merges the texts by number of all data sets, per column; a text keeps its first number.
 
-    Raises DataError if a data set has no table for a column for which another one has one.
+    Raises DataError if only some of the data sets have a table of texts for a column.
     """
     columns: set[str] = set()
     for recording in sets:
@@ -369,11 +369,11 @@ def _comparable(recording: EpisodeFiles, cameras: Sequence[str]) -> dict[str, di
 def _difference(
     name: str, actual: Mapping[str, Any] | None, expected: Mapping[str, Any] | None
 ) -> str:
-    """In what a feature differs from that of the first data set."""
+    """Says how a feature differs from the same feature of the first data set."""
     if actual is None:
-        return f"it lacks {name!r}"
+        return f"it has no {name!r}"
     if expected is None:
-        return f"it has {name!r}, too"
+        return f"only it has {name!r}"
     key = next(key for key in actual if actual.get(key) != expected.get(key))
     value = actual[key]
     other = expected[key]
@@ -385,13 +385,13 @@ def _difference(
         value = value[index]
         other = other[index]
     shown = shorten(str(value), _LONGEST_VALUE)
-    return f"{name!r} has the {key} {shown}, not {shorten(str(other), _LONGEST_VALUE)}"
+    return f"its {name!r} has {key} {shown}, not {shorten(str(other), _LONGEST_VALUE)}"
 
 
 def _merge_error(problem: str, names: Sequence[str]) -> DataError:
     return DataError(
-        f"{problem}; they cannot be in one data set",
-        hint="write them to separate outputs; cameras that all have are chosen by --camera-names",
+        f"{problem}; one data set cannot hold both",
+        hint="write them to separate outputs, or use cameras that all have with --camera-names",
         code="data.mismatch",
         details={"field": names[0], "fields": [*names]},
     )

@@ -42,7 +42,7 @@ _MOST_NAMED = 4  # dimensions that are listed by name
 
 
 def check_sets(sources: Sequence[Path], config: LeRobotConfig) -> Iterator[Finding]:
-    """Findings on whole data sets, besides those of `discover`."""
+    """Yields findings on whole data sets that `discover` does not have."""
     for source in sources:
         for root in dataset_roots(source):
             episodes = open_dataset(root, config, [])
@@ -81,7 +81,7 @@ def _unlisted_rows(root: Path, listed: Collection[int]) -> Iterator[Finding]:
             continue
         others = [str(number) for number in sorted(spans) if number not in listed]
         if others:
-            problem = "has rows of episodes that the list of episodes lacks"
+            problem = "has rows of episodes that are not in the list of episodes"
             problem += f": {few_text(others)}"
             yield LEROBOT.at("unlisted_episode", path, problem, field="episode_index")
 
@@ -107,20 +107,20 @@ def _totals(
         stated = info.document.get(key)
         if stated is not None and stated != value:
             code = "chunks" if key == "total_chunks" else "totals_mismatch"
-            yield code, key, f"is {value_text(stated)}, there are {value}"
+            yield code, key, f"is {value_text(stated)}, but there are {value}"
 
 
 def _splits(tree: Mapping[str, Any], episodes: int) -> Iterator[tuple[str, str, str]]:
-    """(code, key, problem) of splits that are no ranges of the episodes."""
+    """Yields (code, key, problem) for splits that are not ranges of existing episodes."""
     for name, ranges in split_spans(tree).items():
         if ranges is None or any(numbers.stop > episodes for numbers in ranges):
             stated = str(tree["splits"][name])[:40]
-            problem = f"is {stated!r}, there are {counted(episodes, 'episode')}"
+            problem = f"is {stated!r}, but there are {counted(episodes, 'episode')}"
             yield "splits", f"splits.{name}", problem
 
 
 def _names(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(code, feature, problem) of vectors whose numbers of names and values differ."""
+    """Yields (code, feature, problem) for vectors with more or fewer names than values."""
     for name, feature in tree["features"].items():
         if not isinstance(feature, dict):
             continue
@@ -151,7 +151,7 @@ def _check_sizes(info: meta.Info, episodes: Sequence[EpisodeFiles]) -> Iterator[
                 continue
             size = path.stat().st_size
             if size > limit * _MEBIBYTE:
-                problem = f"has {size / _MEBIBYTE:.0f} MiB, {key} is {value_text(limit)}"
+                problem = f"has {size / _MEBIBYTE:.0f} MiB, but {key} is {value_text(limit)}"
                 yield LEROBOT.at("file_sizes", path, problem, field=key)
 
 
@@ -168,7 +168,7 @@ def _statistics_finding(root: Path, info: meta.Info) -> Finding | None:
         return LEROBOT("stats_unreadable", error.message, path=error.details.get("path"))
     if stats or any(lists.episode_statistics(root, info).values()):
         return None
-    problem = "no statistics of the set or of its episodes; vlatool computes its own from the rows"
+    problem = "has no statistics; vlatool computes its own from the rows"
     return LEROBOT.at("no_statistics", root, problem)
 
 
@@ -231,8 +231,9 @@ class _Summary:
 
 
 def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
-    """Checks all that needs the rows of all episodes, in one pass. Skips rows that cannot be read;
-    the check of that episode reports them.
+    """Makes all checks that need the rows of all episodes, in one pass.
+
+    Skips rows that cannot be read: the check of their episode reports them.
     """
     dataset = episodes[0].dataset
     published = set_statistics(root)
@@ -265,7 +266,7 @@ def _check_next(episode: EpisodeFiles, summary: _Summary) -> Iterator[Finding]:
     if "index" in rows.columns:
         first = rows.first("index")
         if first != summary.expected and summary.is_whole:
-            problem = f"index starts at {first}, expected {summary.expected}"
+            problem = f"index starts at {first} and should start at {summary.expected}"
             yield LEROBOT.at("index_gap", rows.path, problem, field="index", frame=0)
             if isinstance(first, int):
                 summary.expected = first

@@ -96,15 +96,16 @@ def table_columns(path: Path) -> tuple[str, ...]:
 
 
 def check_is_data_file(path: Path, label: str) -> None:
-    """Raises an error if `path` is missing or a Git LFS pointer; `label`: owner of the file in the
-    message, such as `episode 3`.
+    """Raises an error if `path` is missing or a Git LFS pointer.
+
+    `label` says in the message whose file it is, such as `episode 3`.
     """
     try:
         head = read_byte_range(ByteRange(path, 0, len(_LFS_HEADER)))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise LEROBOT.error("missing_file", path, label, "is missing") from None
     if head == _LFS_HEADER:
-        problem = f"is a Git LFS pointer ({path.stat().st_size} bytes), not data"
+        problem = f"is a Git LFS pointer of {path.stat().st_size} bytes, not the file itself"
         raise LEROBOT.error("lfs_pointer", path, label, problem)
 
 
@@ -255,7 +256,7 @@ class Rows:
         """Raises DataError unless the file has the column `name`."""
         if name not in self.columns:
             known = ", ".join(self.columns)
-            raise self.error(name, f"is missing; available: {known}", "missing_column")
+            raise self.error(name, f"is missing; the columns are {known}", "missing_column")
 
     def values(self, name: str) -> list[Any]:
         return self.table.column(name).to_pylist()
@@ -302,7 +303,7 @@ class Rows:
             self._check_widths(name, np.ones(len(array), np.int64), width)
             return array
         if _is_list(column.type.value_type):
-            raise self.error(name, "has 2 dimensions, expected 1", "not_a_vector")
+            raise self.error(name, "has nested lists as rows, not vectors", "not_a_vector")
         self._check_no_nulls(name, column)
         widths = pc.call_function("list_value_length", [column]).to_numpy(zero_copy_only=False)
         width = self._check_widths(name, widths, width)
@@ -314,7 +315,7 @@ class Rows:
         wrong = widths != expected
         if wrong.any():
             row = int(wrong.argmax())
-            problem = f"has {counted(int(widths[row]), 'value')} at row {row}, expected {expected}"
+            problem = f"has {counted(int(widths[row]), 'value')} at row {row}, not {expected}"
             raise self.error(name, problem, "ragged_rows", row)
         return expected
 
@@ -354,11 +355,11 @@ def read_rows(segment: RowSegment, episode: str, requested: Sequence[str]) -> Ro
     if segment.count is not None:
         if num_rows < segment.count:
             stop = segment.first + segment.count
-            problem = f"its rows are {segment.first} to {stop} of {total}"
+            problem = f"should have rows {segment.first} to {stop}, but the file has {total}"
             raise LEROBOT.error("rows_outside", path, episode, problem, row=segment.first)
         num_rows = segment.count
     if not num_rows:
-        raise LEROBOT.error("rows_outside", path, episode, "the list of episodes gives it no rows")
+        raise LEROBOT.error("rows_outside", path, episode, "has no rows in the list of episodes")
     order = np.arange(num_rows)
     if FRAME_INDEX in table.column_names:
         column = table.column(FRAME_INDEX)
@@ -378,7 +379,7 @@ def column_names(path: Path) -> tuple[str, ...] | None:
 
 
 def timestamp_problem(timestamps: Sequence[Any], fps: float) -> str:
-    """Deviation of timestamps from `row / fps`, as a message; empty if there is none."""
+    """Says how timestamps differ from `row / fps`; empty if they do not."""
     times = np.array(timestamps, np.float64)  # NaN for None
     if not np.isfinite(times).all():
         return "timestamps have missing values"
@@ -391,7 +392,7 @@ def timestamp_problem(timestamps: Sequence[Any], fps: float) -> str:
     late = np.flatnonzero(np.abs(times - np.arange(len(times)) / fps) > 0.5 / fps)
     if len(late):
         row = int(late[0])
-        return f"row {row} is at {times[row]:.3f} s, not at {row / fps:.3f} s"
+        return f"row {row} has the time {times[row]:.3f} s, but {row / fps:.3f} s by the frame rate"
     return ""
 
 

@@ -59,13 +59,13 @@ def unit_findings(episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
             degrees = [str(numbers[index]) for index in found]
             problem = (
                 f"{name} of {counted(len(degrees), 'episode')} of {len(numbers)} "
-                f"({few_text(degrees)}) is about 57.3 times that of the others: degrees and radians"
+                f"({few_text(degrees)}) is about 57.3 times larger: degrees instead of radians"
             )
             yield LEROBOT.at("mixed_units", dataset.root, problem, field=name)
 
 
 def degrees_of(largest: Array, ranges: Array) -> list[int]:
-    """Episodes whose values are degrees while those of the others are radians, as rows.
+    """Returns the rows of episodes that are in degrees while the other episodes are in radians.
 
     `largest` and `ranges` [E, C] are the largest absolute value and the range of each dimension.
     Episodes fall in two groups, by the median of their dimensions; the factor between the groups is

@@ -2,7 +2,7 @@
 
 Workers write the parts of an episode below its id (`episodes.py`). Numbers and places are given at
 the end, to the episodes that are good (`numbering.py`); a final file is then made as one, by any
-worker, and the journal has those of an earlier run. Source: formats/lerobot 4.3, 9;
+worker, and the journal lists the files of an earlier run. Source: formats/lerobot 4.3, 9;
 formats/lerobot-writing 1, 2, 3.
 """
 
@@ -107,8 +107,8 @@ class LeRobotSink(Sink):
                     yield episode
             if not numbering.episodes:
                 raise DataError(
-                    "no episode was written",
-                    hint="select more episodes",
+                    "no episode was written: all of them were left out",
+                    hint="select other episodes, or drop the options that leave them out",
                     code="data.no_samples",
                     details={"dropped": dict(run.dropped)},
                 )
@@ -132,13 +132,13 @@ class LeRobotSink(Sink):
         return SinkSummary(numbering.frames, size, (*files, *listed, *meta), counts)
 
     def _splits_by_id(self, run: JobRun) -> dict[str, tuple[str, ...]]:
-        """Splits of each episode of a LeRobot set; warns of splits that cannot be read."""
+        """Returns the splits of each episode of a LeRobot set; warns if one cannot be read."""
         for recording in self._sets:
             spans = lerobot_layout.split_spans(recording.document)
             unknown = [name for name, ranges in spans.items() if ranges is None]
             if unknown:
-                problem = f"the splits {few_text(unknown)} have no ranges of episodes"
-                message = f"{recording.root}: {problem} and are left out"
+                problem = f"the splits {few_text(unknown)} are not ranges of episodes"
+                message = f"{recording.root}: {problem}, so they are left out"
                 run.reporter.warn("splits_left_out", message)
         splits: dict[str, tuple[str, ...]] = {}
         for ref in self._setup.refs:
@@ -183,8 +183,9 @@ class LeRobotSink(Sink):
         return [*names, lerobot_layout.INFO_FILE]
 
     def _modality(self) -> Mapping[str, Any]:
-        """Content of `meta/modality.json`: that of the sources if they agree, else made if asked
-        for; empty: no file.
+        """Returns the content of `meta/modality.json`; empty if no file is written.
+
+        It is copied if all sources have the same, else made if the option `modality` is set.
         """
         if self._sets:
             trees = [_stored_modality(recording.root) for recording in self._sets]
@@ -283,7 +284,7 @@ class FileWriter:
         writer.close()
 
     def _schema(self, plan: FilePlan, first: pa.Schema) -> pa.Schema:
-        """Columns of a file; annotations have the type that holds those of all its parts."""
+        """Returns the columns of a file; annotations get a type that fits all parts of the file."""
         schemas = [first]
         names = [field.name for field in first if is_annotations(field.type)]
         if names:

@@ -215,7 +215,7 @@ def _by_summary(path: Path, local: Path, size: int) -> BagFile | None:
 
 def _by_scan(file: BagFile, size: int) -> BagFile:
     """The file by reading it once, up to the first record that is cut off."""
-    file.report("bad_index", "has no index that can be used; it is read from start to end")
+    file.report("bad_index", "has no usable index, so it is read from start to end")
     end = _find_segments(file, size)
     first_error = ""
     left_out = 0
@@ -233,7 +233,7 @@ def _by_scan(file: BagFile, size: int) -> BagFile:
         file.report("cut_off", first_error + more)
     if end is not None:
         count = file.counts.total()
-        file.report("cut_off", f"ends at byte {end} of {size}, read up to message {count}")
+        file.report("cut_off", f"is whole up to byte {end} of {size}; {count} messages are read")
     return file
 
 
@@ -241,8 +241,7 @@ def _find_segments(file: BagFile, size: int) -> int | None:
     """Adds all segments; returns the start of a record that is cut off, or None."""
     with open_forward(file.local) as stream:
         if stream.read(8) != _MAGIC:
-            hint = "check the path: it is no MCAP file"
-            raise MCAP.error("unreadable", file.path, "does not start as MCAP", hint=hint)
+            raise MCAP.error("unreadable", file.path, "is not an MCAP file")
         stop = 8
         while True:
             start = stop
@@ -293,7 +292,7 @@ def _records(
                 raise _DamageError(f"a record of {length:,} bytes at {start} of {len(data):,}")
             yield opcode, start, data[start:offset]
     except (_DamageError, struct.error) as error:
-        reason = f"byte {segment.start}: a chunk is left out from its byte {offset} on: {error}"
+        reason = f"the chunk at byte {segment.start} is damaged from its byte {offset} on: {error}"
         if len(findings) < _MOST_DAMAGES:
             findings.append(MCAP.at("damaged_chunk", file.path, reason))
         elif len(findings) == _MOST_DAMAGES:
@@ -369,7 +368,7 @@ def _ros_file(file: BagFile) -> BagFile:
 
 def _by_chunks(file: BagFile) -> BagFile:
     """A ROS 1 bag by reading it once, up to the first record that is cut off."""
-    file.report("bad_index", "has no index that can be used; it is read from start to end")
+    file.report("bad_index", "has no usable index, so it is read from start to end")
     size = file.local.stat().st_size
     is_cut = False
     for start, stop, kind in ros.chunks(file.local):
@@ -379,12 +378,12 @@ def _by_chunks(file: BagFile) -> BagFile:
             file.add_stored(opcode, body)
         is_cut = stop > size
     if not file.counts:
-        hint = "check that it is a bag of ROS 1, or exclude it with --exclude"
-        raise MCAP.error("unreadable", file.path, "no message is whole", hint=hint)
+        hint = "check that it is a bag of ROS 1, or leave it out with --exclude"
+        raise MCAP.error("unreadable", file.path, "has no whole message of ROS 1", hint=hint)
     if is_cut:
         start = file.segments[-1].start
         count = file.counts.total()
-        reason = f"ends in the chunk at byte {start} of {size}, read up to message {count}"
+        reason = f"is cut off in the chunk at byte {start} of {size}; {count} messages are read"
         file.report("cut_off", reason)
     return file
 
@@ -439,7 +438,7 @@ def _stored_messages(
     known = {finding.message for finding in file.findings}
     findings += [finding for finding in damages if finding.message not in known]
     for channel, count in unusable.items():
-        reason = f"left out: {count} messages of channel {channel}, not described or without time"
+        reason = f"left out: {count} messages of channel {channel} without description or time"
         findings.append(MCAP.at("cut_off", file.path, reason))
 
 

@@ -69,7 +69,7 @@ def _is_copy(name: str, names: Collection[str]) -> bool:
 
 
 def _listed(folder: Path) -> list[str] | None:
-    """Names of the files in metadata.yaml; None if it is not that of a bag."""
+    """Names of the files in metadata.yaml; None if it does not describe a bag."""
     try:
         document: Any = read_yaml(folder / METADATA)
         if not isinstance(document, dict):
@@ -79,7 +79,7 @@ def _listed(folder: Path) -> list[str] | None:
             return None
         return [Path(str(name)).name for name in facts["relative_file_paths"]]
     except (DocumentError, LookupError, TypeError) as error:
-        hint = f"ros2 bag reindex {folder} writes it anew; without it, each file is a bag"
+        hint = f"`ros2 bag reindex {folder}` writes it anew; if you remove it, each file is a bag"
         raise MCAP.error("unreadable", folder / METADATA, repr(error), hint=hint) from error
 
 
@@ -99,7 +99,7 @@ def parts_of_bag(path: Path) -> tuple[Path, ...]:
             hint = f"complete the folder, or list its files anew: ros2 bag reindex {path}"
             if not plain.endswith(SUFFIXES):
                 hint = f"inflate it, then list the files anew: ros2 bag reindex {path}"
-            reason = f"is listed in {METADATA}, and not there, or of no known kind"
+            reason = f"is listed in {METADATA}, but missing or of an unknown kind"
             raise MCAP.error("missing_part", path / name, reason, hint=hint)
     return tuple(parts)
 
@@ -136,7 +136,7 @@ class _InflatedFiles(FileCache):
                     target.write(block)
                     if target.tell() > limit:
                         reason = f"inflates to more than {limit:,} bytes, the limit of the cache"
-                        hint = f"inflate it beside: zstd -d {file.path}"
+                        hint = f"inflate it yourself: zstd -d {file.path}"
                         raise MCAP.error("too_large", file.path, reason, hint=hint)
             except zstandard.ZstdError as error:
                 hint = f"zstd -t {file.path} tests it; if it is damaged, copy it again"

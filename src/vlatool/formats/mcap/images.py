@@ -131,7 +131,7 @@ class BagImages(PlannedFrames):
     def _decode_up_to(self, number: int) -> None:
         keys = np.flatnonzero(self._messages[: number + 1, 6])
         if not len(keys):
-            raise ValueError("no keyframe is before it")
+            raise ValueError("there is no keyframe before it")
         key = int(keys[-1])
         if not key <= self._last <= number:
             packets = map(self._message, range(key, len(self._messages)))
@@ -159,7 +159,7 @@ def image_thing(channel: BagChannel, message: Any) -> Stored:
         if "compressedDepth" in form and not is_encoded(data):
             data = data[_DEPTH_HEAD.size :]
         if not is_encoded(data):
-            raise ValueError(f"neither JPEG nor PNG, of the format {form!r}")
+            raise ValueError(f"they are neither JPEG nor PNG, but {form!r}")
         return encoded_thing(topic, data)
     encoding, _ = _raw_rows(message)
     shape = int(message.height), int(message.width)
@@ -225,7 +225,7 @@ def _converted(values: UInt8Array, pixels: str) -> UInt8Array:
     if pixels in _PLANAR:
         height = height * 2 // 3
     elif pixels.startswith("bayer"):
-        # Whole cells of 2 x 2 pixels; a row or column that lacks is that of the cell before.
+        # Whole cells of 2 x 2 pixels; the previous cell stands in for a missing row or column.
         values = np.pad(values, ((0, height % 2), (0, width % 2), (0, 0)), mode="reflect")
         height = len(values)
     frame = av.VideoFrame(values.shape[1] + values.shape[1] % 2, height + height % 2, pixels)

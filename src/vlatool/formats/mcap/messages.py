@@ -36,7 +36,7 @@ _IMAGE_PACKAGES = ("sensor_msgs", "foxglove", "foxglove_msgs", "ffmpeg_image_tra
 _NO_VALUES = ("header", "stamp", "timestamp", "frame_id", "child_frame_id", "layout")
 _ZSTD = b"\x28\xb5\x2f\xfd"  # no start of a message in CDR
 _MOST_ITEMS = 100_000  # of the arrays of a type together: their decoder may have code for each
-_MOST_MEMBERS = 2**12  # of a message, with those of its members
+_MOST_MEMBERS = 2**12  # of a message, including members of members
 _DEEPEST = 32  # members of members
 _STEP = re.compile(r"\[(?P<frame>[^\]]*)\]|(?P<member>[^.\[\]]+)")
 _LARGEST_FIELD = 2**16  # numbers of a message
@@ -50,7 +50,7 @@ def image_kind(channel: BagChannel) -> Literal["raw", "file", "video"] | None:
 
 
 def channels_of(bag: Bag) -> tuple[dict[str, BagChannel], dict[str, DataError]]:
-    """Topic, in natural order, to the kind of its messages, and to the error of decoding them."""
+    """Returns the kind of the messages by topic, in natural order, and the errors by topic."""
     by_topic: dict[str, set[BagChannel]] = {}
     for file in bag.files:
         for channel in file.channels.values():
@@ -73,7 +73,7 @@ def channels_of(bag: Bag) -> tuple[dict[str, BagChannel], dict[str, DataError]]:
             except VlatoolError:
                 raise
             except Exception as error:  # noqa: BLE001 - the parser of the library
-                reason = f"has no usable schema {channel.type!r}: {error!r}"[:400]
+                reason = f"has a schema {channel.type!r} that cannot be used: {error!r}"[:400]
         if reason:
             errors[topic] = MCAP.error(code, bag.path, topic, reason, field=topic)
         else:
@@ -241,7 +241,7 @@ def frame_of(value: Any) -> str:
 
 
 def with_frame(path: str, frame: str) -> str:
-    """A path with the transform of a frame in place of that of a number or another frame."""
+    """Returns a path that names the transform of a frame, not of a number or another frame."""
     named, count = re.subn(r"(\.\d+|\[[^\]]*\])(?=\.|$)", f"[{frame}]", path, count=1)
     return named if count else f"[{frame}].{path}".rstrip(".")
 
@@ -305,7 +305,7 @@ def is_flag(message: Any) -> bool:
 
 
 def unnamed_values(names: Sequence[str], count: int) -> str:
-    """Why numbers cannot be those of joints of these names; empty if they can, or are none."""
+    """Says why numbers cannot belong to joints of these names; empty if they can."""
     if count and count != len(names):
         return f"has {counted(count, 'number')} of {counted(len(names), 'joint')}"
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]

@@ -51,32 +51,36 @@ _MARKS = {"true": True, "start": True, "begin": True, "false": False, "stop": Fa
 
 
 class McapConfig(ConfigModel):
-    """Options of bags. What they do not store is given here."""
+    """Options of the format `mcap`; they add what your bags do not store."""
 
-    fps: float | None = option(None, "Rows per second; null: fps in the metadata of the bag.", gt=0)
-    instruction: str | None = option(None, "Instruction of all episodes; null: that of the bag.")
+    fps: float | None = option(
+        None, "Rows per second to make of the messages; null uses fps in the bag's metadata.", gt=0
+    )
+    instruction: str | None = option(
+        None, "Instruction of all episodes; null uses the instruction in the bag."
+    )
     mapping: str | None = option(
         None,
-        "YAML file that names the topics of cameras and fields; null: all images and "
-        "plain numbers.",
+        "YAML file that says which topics are cameras and fields; null uses all images and plain "
+        "numbers.",
     )
     time_source: Literal["log", "header"] = option(
-        "log", "Time of a message: that of recording, or its header stamp."
+        "log", "Time of a message: when it was recorded (log), or its header stamp (header)."
     )
     max_age_s: float | None = option(
-        None, "Greatest age of a value in a row, in seconds; older ones fail the episode.", gt=0
+        None, "Let an episode fail if a row needs a value that is older, in seconds.", gt=0
     )
     marker: str | None = option(
         None, "Topic (Bool or String) whose messages start and stop episodes."
     )
     gap_s: float | None = option(
-        None, "Start an episode after this many seconds without a message.", gt=0
+        None, "Start a new episode after this many seconds without a message.", gt=0
     )
 
     @model_validator(mode="after")
     def _check_division(self) -> Any:
         if self.marker is not None and self.gap_s is not None:
-            raise ValueError("marker and gap_s exclude each other")
+            raise ValueError("set marker or gap_s, not both")
         return self
 
 
@@ -96,7 +100,7 @@ class _EpisodeOfBag(NamedTuple):
 
 
 class McapReader(base.FormatReader):
-    """Reader of bags; a source is a file, a folder with metadata.yaml, or a folder of these."""
+    """Reader of bags; a source is a file, a folder with metadata.yaml, or a folder of bags."""
 
     Config: ClassVar[type[ConfigModel]] = McapConfig
     findings: ClassVar[FindingCodes | None] = MCAP
@@ -114,7 +118,7 @@ class McapReader(base.FormatReader):
 
     @property
     def _marker(self) -> str:
-        """Topic that divides bags; /: none does."""
+        """Topic whose messages divide bags into episodes; / if there is none."""
         return self.config.marker or (self._mapping.episodes if self._mapping else "/")
 
     @property
@@ -166,7 +170,7 @@ class McapReader(base.FormatReader):
             spans, unused = _marked(marks.by_time())
             if unused or not spans:
                 count = counted(len(spans), "episode")
-                reason = f"{self._marker}: {unused} of {len(marks)} messages; {count}"
+                reason = f"{self._marker}: {count} by {len(marks)} messages, {unused} had no effect"
                 findings.append(MCAP.at("bad_marker", path, reason, field=self._marker))
         episodes = [_EpisodeOfBag(span, {}) for span in spans]
         ends_before = np.array([span.start - 1 for span in spans], np.int64)
@@ -211,7 +215,7 @@ class McapReader(base.FormatReader):
         )
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """One episode; its images stay on disk. Without a rate, its rows are those of a topic."""
+        """Reads an episode; its images stay on disk. Without a rate, rows follow one topic."""
         span = TimeSpan(*ref.extras["span"])
         if span == _FAILED:
             self._episodes(ref.path, [])
@@ -314,11 +318,11 @@ class McapReader(base.FormatReader):
         max_age = self.config.max_age_s
         rows = mcap_tracks.make_rows(tracks, fps, max_age)
         if not len(rows.times):
-            reason = f"no time with a value of each topic{damages}"
+            reason = f"there is no time at which all topics have a value{damages}"
             raise MCAP.error("empty_episode", ref.path, ref.id, reason)
         if len(rows.times) == limits.MOST_ROWS:
-            reason = f"times from {rows.times[0]} to {rows.times[-1]} ns are too far apart"
-            hint = "divide the bag at the jump with --gap-s 60, or exclude it with --exclude"
+            reason = f"the times jump from {rows.times[0]} to {rows.times[-1]} ns"
+            hint = "divide the bag at the jump with --gap-s 60, or leave it out with --exclude"
             raise MCAP.error("too_large", ref.path, ref.id, reason, hint=hint)
         timings: dict[str, str] = {}
         for key, track in tracks.items():
@@ -326,7 +330,7 @@ class McapReader(base.FormatReader):
             ages = rows.ages[key] / 1e9
             if max_age is not None and ages.max() > max_age:
                 row = int((ages > max_age).argmax())
-                reason = f"the value in row {row} is {ages[row]:.3g} s old"
+                reason = f"the value in row {row} is {ages[row]:.3g} s old, above --max-age-s"
                 raise MCAP.error("stale_value", ref.path, f"{ref.id}: {key}", reason, frame=row)
             if topic in timings:
                 continue
@@ -343,7 +347,7 @@ class McapReader(base.FormatReader):
         text = "; ".join(f"{topic}: {text}" for topic, text in timings.items())
         findings.append(MCAP("clock", f"{ref.id}: {text}", episode=ref.id))
         if any(rows.dropped):
-            text = f"{ref.id}: {rows.dropped[0]} at the start, {rows.dropped[1]} at the end"
+            text = f"{ref.id}: {rows.dropped[0]} rows at the start, {rows.dropped[1]} at the end"
             findings.append(MCAP("rows_dropped", text, episode=ref.id))
         return rows
 
@@ -358,7 +362,7 @@ class McapReader(base.FormatReader):
         """Rows of a field [F, C]; DataError if they are all NaN."""
         values = track.rows(taken)
         if np.isnan(values).all():
-            hint = "leave it out of the mapping, or exclude the episode with --exclude"
+            hint = "leave it out of the mapping, or leave the episode out with --exclude"
             reason = f"all {len(values)} rows are NaN"
             raise MCAP.error("missing_field", ref.path, ref.id, key, reason, hint=hint)
         name = key.partition(".")[2]
@@ -379,8 +383,8 @@ class McapReader(base.FormatReader):
         with suppress(ValueError):
             fps = limits.possible_rate(float(stored or 0))
         if not fps and (named or self.config.fps is not None):
-            reason = f"is no rate: {stored!r:.40}"
-            hint = "give --fps, or a reference NAME@KEY in the mapping"
+            reason = f"is no frame rate: {stored!r:.40}"
+            hint = "add --fps, or write NAME@KEY of a number in the bag's metadata into the mapping"
             raise MCAP.error("missing_field", topics.bag.path, named or "fps", reason, hint=hint)
         return fps or None
 
@@ -429,14 +433,14 @@ def _success(topics: Topics, plan: EpisodePlan, flag: mcap_tracks.FlagTrack | No
     name = plan.success
     path = topics.bag.path
     if flag is not None and flag.last is None:
-        note = "no message; the success is unknown"
+        note = "it has no message, so the success is unknown"
         part = StoredPart(name, "left_out", "", "other", note)
         plan.parts = _with_part(plan.parts, part)
         return None
     value = topics.metadata(name or "success") if flag is None else flag.last
     if name and value == "":
-        hint = "give a topic, or a reference NAME@KEY in the mapping"
-        raise MCAP.error("missing_field", path, name, "is not there", field=name, hint=hint)
+        hint = "name a topic, or NAME@KEY in the bag's metadata, under success in the mapping"
+        raise MCAP.error("missing_field", path, name, "is missing", field=name, hint=hint)
     try:
         return flag_of(value)
     except (ValueError, TypeError) as error:
@@ -457,16 +461,16 @@ def _with_part(parts: Sequence[StoredPart], part: StoredPart) -> tuple[StoredPar
 
 
 def _no_value(path: Path, key: str, track: mcap_tracks.Track, damages: str = "") -> DataError:
-    """Error for a part of the mapping without a value."""
+    """Returns the error for a part of the mapping that never has a value."""
     place = track.reference
     hint = ""
-    reason = f"no message, {track.skipped} left out{damages}"
+    reason = f"has no usable message; {track.skipped} are left out{damages}"
     if isinstance(track, mcap_tracks.NumberTrack):
         if track.missing_joints:
-            reason = f"joints without a value: {', '.join(track.missing_joints)}"
-            hint = "correct joints in the mapping"
+            reason = f"these joints have no value: {', '.join(track.missing_joints)}"
+            hint = "remove these joints from the mapping"
         elif track.frames.others:
-            reason = f"{place}: no such frame; there are: {', '.join(track.frames.others)}"
+            reason = f"{place}: no such frame; the bag has {', '.join(track.frames.others)}"
             hint = "name one of these frames in the mapping"
     return MCAP.error("missing_topic", path, key, reason, field=place, hint=hint)
 

@@ -59,22 +59,22 @@ class BagMapping(RecordingMapping):
 
 
 def is_of_bag(reference: str) -> bool:
-    """True if a reference of a text is that of a topic."""
+    """True if the reference of a text names a topic."""
     return reference not in ("", STEM) and "@" not in reference
 
 
 class Topics:
-    """Topics of a bag and what they hold, by their messages of the first second.
+    """Topics of a bag and what they hold, according to their messages of the first second.
 
     Attributes:
-        channels: Topic, in natural order, to the kind of its messages.
-        errors: Topic to the reason why its messages cannot be read.
-        counts: Topic to the number of its messages.
+        channels: Kind of the messages by topic, in natural order.
+        errors: Reason, by topic, why its messages cannot be read.
+        counts: Number of messages by topic.
         things: Everything that can have a role, by its reference.
-        joints: Reference of joint values to the joints of all publishers.
-        late: Reference of joint values to the topic, of those that the first second does not have.
-        unordered: Topic of images to its encoding, if neither this nor a mapping says the order of
-            the colors.
+        joints: Joints of all publishers by the reference of their values.
+        late: Topic by the reference of joint values that have no message in the first second.
+        unordered: Encoding by topic of images, if neither it nor a mapping says the order of the
+            colors.
     """
 
     def __init__(self, bag: Bag) -> None:
@@ -105,7 +105,7 @@ class Topics:
         flags = [path for path, thing in self.things.items() if thing.role == "success"]
         if len(flags) > 1:
             for path in flags:
-                reason = f"one of several flags; a mapping takes it with success: {path}"
+                reason = f"one of several flags; to use it, write success: {path} in a mapping"
                 self._leave_out(path, "other", reason)
 
     def _openings(self) -> dict[str, list[BagMessage]]:
@@ -155,7 +155,7 @@ class Topics:
         elif hasattr(first, "transforms"):
             frames = ", ".join(messages.frame_of(transform) for transform in first.transforms[:6])
             taken = f"fields: {{NAME: '{topic}/transforms[CHILD].transform'}}"
-            reason = f"transforms {frames}; a mapping takes one with {taken}"
+            reason = f"transforms {frames}; to use one, write {taken} in a mapping"
             self._leave_out(topic, "other", reason)
         else:
             try:
@@ -174,7 +174,7 @@ class Topics:
         try:
             thing = images.image_thing(channel, message)
         except images.BROKEN as error:
-            self._leave_out(topic, "images", f"images that are not read: {error}")
+            self._leave_out(topic, "images", f"images that cannot be read: {error}")
             return
         parts = [part for part in topic.split("/") if part]
         speaking = [part for part in parts if not _GENERIC.fullmatch(part)]
@@ -184,8 +184,9 @@ class Topics:
             self.unordered[topic] = encoding
 
     def _add_joints(self, topic: str, opening: Sequence[Any]) -> bool:
-        """Adds a field for each of position, velocity and effort that has values of joints; False
-        if the messages name no joints.
+        """Adds a field each for position, velocity and effort, if joints have such values.
+
+        Returns False if the messages name no joints.
         """
         has_names = False
         has_values = False
@@ -204,7 +205,7 @@ class Topics:
             if has_names and reason:
                 has_values = True
                 taken = f"fields: {{NAME: {path}.0}}"
-                reason = f"{reason}; a mapping takes a number by its place with {taken}"
+                reason = f"{reason}; to use a number by its place, write {taken} in a mapping"
                 self._leave_out(path, "unusable", reason)
             elif joints:
                 has_values = True
@@ -233,15 +234,15 @@ class Topics:
         if len(sizes) > 1:
             counts = ", ".join(map(str, sizes))
             content = "actions" if is_action(topic) else "numbers"
-            self._leave_out(topic, content, f"its messages change their length: {counts}")
+            self._leave_out(topic, content, f"its messages have different lengths: {counts}")
             return
         self._add_field(topic, "", next(iter(sizes)), opening)
 
     def _add_field(self, path: str, member: str, size: int, opening: Iterable[Any]) -> None:
         """Adds a field, unless its first numbers are all NaN."""
         if size and not _has_number(opening, member):
-            reason = "NaN throughout the first second; if numbers follow, a mapping takes it with "
-            self._leave_out(path, "unusable", f"{reason}fields: {{NAME: {path}}}")
+            reason = "only NaN in the first second; to use it all the same, write "
+            self._leave_out(path, "unusable", f"{reason}fields: {{NAME: {path}}} in a mapping")
             return
         name = ".".join(id_part(part) for part in path.split("/") if part)
         self.things[path] = Stored(path, "array", (size,), "float64", name=name)
@@ -260,7 +261,7 @@ class Topics:
         """(topic, member) of a reference; DataError if there is none, or it cannot be read."""
         topic = self.topic_of(reference)
         if not topic:
-            reason = f"no such topic; there are: {', '.join(self.channels) or 'none'}"
+            reason = f"no such topic; the bag has {', '.join(self.channels) or 'none'}"
             raise MCAP.error("missing_topic", self.bag.path, reference, reason, field=reference)
         if topic in self.errors:
             raise self.errors[topic]
@@ -351,7 +352,7 @@ class Topics:
         for planned in (*plan.depth.values(), *plan.labels.values()):
             thing = self.things[planned.path]
             if thing.kind == "video" or len(thing.shape) == 3:
-                raise ValueError(f"{planned.path} holds colors, no depth and no labels")
+                raise ValueError(f"{planned.path} holds color images, neither depth nor labels")
 
     def _all_parts(self, plan: EpisodePlan, marker: str) -> tuple[StoredPart, ...]:
         """Parts of a plan, metadata and attachments, in natural order."""

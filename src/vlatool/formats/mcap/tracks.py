@@ -23,7 +23,7 @@ from vlatool.formats.plan import EpisodePlan, PlannedImages
 from vlatool.storage.tree import natural_key
 
 TEXTS = "texts."  # start of the keys of texts
-_TOLERANCE = 0.01  # of an interval, by which a value may be later than its row: stamps are rounded
+_TOLERANCE = 0.01  # of an interval: a value may be later than its row, since stamps are rounded
 _GAP = 4.0  # times the median interval of a topic
 
 
@@ -79,7 +79,7 @@ class Track:
         return int((times < np.maximum.accumulate(times)).sum())
 
     def timing(self, taken: Array) -> tuple[str, str]:
-        """Counts, of which the values `taken` are used, and gaps; empty: none."""
+        """Returns texts with the counts and interval of messages, and with gaps (may be empty)."""
         text = f"{len(self)} messages, {len(self) - len(np.unique(taken))} unused"
         if len(self) < 2:
             return text, ""
@@ -144,7 +144,7 @@ class FlagTrack(Track):
 
 
 class LateJoints(Track):
-    """Joint values of which the first second has none: whether some come later."""
+    """Finds out whether joint values come later that the first second does not have."""
 
     def __init__(self, path: Path, channel: BagChannel, member: str) -> None:
         super().__init__(path, channel, member)
@@ -153,10 +153,10 @@ class LateJoints(Track):
 
     @property
     def note(self) -> str:
-        """Why they are left out; empty if none come."""
+        """Why these values are left out; empty if none come later."""
         if not self._found:
             return ""
-        return f"{self._found}; a mapping takes it with fields: {{NAME: {self.reference}}}"
+        return f"{self._found}; to use it, write fields: {{NAME: {self.reference}}} in a mapping"
 
     def _add(self, message: Any, time: int, position: tuple[int, ...]) -> bool:
         self._first = self._first or time
@@ -199,7 +199,7 @@ class NumberTrack(Track):
     """
 
     def __init__(self, path: Path, channel: BagChannel, member: str, joints: Sequence[str]) -> None:
-        """`joints`: those of the field in their order; empty: the field has no joints."""
+        """`joints`: joints of the field in their order; empty if the field has no joints."""
         super().__init__(path, channel, member)
         self.joints = tuple(joints)
         self.names = self.joints
@@ -241,11 +241,10 @@ class NumberTrack(Track):
         if not 0 < len(numbers) == len(self.names):
             reason = "its messages are empty"
             if len(self):
-                counts = f"{len(numbers)} numbers after {len(self.names)}"
-                reason = f"its messages change their length: {counts}"
-            hint = "leave it out of a mapping: vlatool inspect BAG --propose mapping.yaml does"
+                counts = f"{len(self.names)} numbers, then {len(numbers)}"
+                reason = f"its messages have different lengths: {counts}"
             place = self.reference
-            raise MCAP.error("bad_message", self.path, place, reason, field=place, hint=hint)
+            raise MCAP.error("bad_message", self.path, place, reason, field=place)
         self._values.extend(numbers)
         self._lags.append(lag)
         return True
@@ -276,20 +275,20 @@ class NumberTrack(Track):
         return [name for name in self._latest if name not in self.names]
 
     def _mixed_frames(self) -> DataError:
-        """Error for values of transforms between different frames."""
+        """Returns the error for a field whose transforms are between different frames."""
         used = [*self.frames.used]
         children = [name.partition(">")[2] for name in used]
         frame = children[0] if len({*children}) == len(children) else used[0]
         reference = f"{self.channel.topic}/{messages.with_frame(self.member, frame)}"
         known = dict.fromkeys([*used, *self.frames.others])
-        reason = f"messages are of different frames: {', '.join(known)}"
-        hint = f"name the frame, such as {reference}"
+        reason = f"its transforms are between different frames: {', '.join(known)}"
+        hint = f"name the frame in the mapping, such as {reference}"
         place = self.reference
         return MCAP.error("mixed_frames", self.path, place, reason, field=place, hint=hint)
 
 
 def _names(parts: Sequence[tuple[str, Array]]) -> tuple[str, ...]:
-    """Names of the numbers of a message: those of its members, with an index in arrays."""
+    """Names the numbers of a message after its members, with an index in arrays."""
     is_plain = all(name and len(part) == 1 for name, part in parts)
     names: list[str] = []
     for name, part in parts:
@@ -416,7 +415,7 @@ class BagRows(NamedTuple):
 
 
 def make_rows(tracks: Mapping[str, Track], fps: float | None, max_age: float | None) -> BagRows:
-    """Rows from the time at which all tracks have a value to that at which one of them ends.
+    """Makes rows from the time at which all tracks have a value until one of them ends.
 
     A track ends one of its intervals, or `max_age` seconds, after its last value; a track of one
     value does not end. Without `fps`, rows are at the values of the longest track.

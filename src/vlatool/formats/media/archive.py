@@ -29,7 +29,7 @@ _KINDS = {
     tarfile.CONTTYPE: "a contiguous file",
 }
 _PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
-# Far above those of honest archives; without limits, headers fill the memory.
+# Far above honest archives; without limits, headers fill the memory.
 _MAX_HEADER_BYTES = 2**20
 _MAX_MEMBERS = 2**22
 _LONGEST_NAME = 1024  # bytes: with the path of the output below the 4096 of common systems

@@ -64,7 +64,10 @@ class PacketTable:
 
 
 def probe_video(clip: Clip) -> VideoInfo:
-    """Properties of a clip; reads packets only if the container does not store their number."""
+    """Returns the properties of a clip without decoding it.
+
+    Packets are only read if the container does not store their number.
+    """
     container, stream = open_video(clip.path)
     with container:
         size = (stream.codec_context.height, stream.codec_context.width)
@@ -191,11 +194,11 @@ def _packets_before(packets: Iterator[_Packet], high: int | None) -> list[_Packe
 
 
 def decode_error(path: Path, frame: int | None, reason: str) -> DataError:
-    """Error for a file, or for one frame of it, that is no video."""
+    """Returns the error for a video, or one frame of it, that cannot be decoded."""
     location = f"{path}" if frame is None else f"{path}: frame {frame}"
     return DataError(
         f"{location} cannot be decoded: {reason}",
-        hint="download or record the video again, or save what is whole: vlatool repair",
+        hint="download the video again, or recover what is whole with `vlatool repair`",
         code="data.broken",
         details={"finding": "video_unreadable", "path": str(path), "frame": frame},
     )
@@ -206,11 +209,11 @@ _SEEK_DISTANCE = 32
 
 
 class VideoFrames(FrameSource):
-    """A clip as a `FrameSource`; its frames are counted from 0.
+    """The frames of a video clip as a `FrameSource`, counted from 0.
 
     Frames are found by presentation time, so B-frames, start offsets and uneven rates do not shift
     them. Ascending reads decode each frame once; other reads seek to the previous keyframe. The
-    file is opened at the first read and held until `close`; only clip and length are pickled.
+    file is opened at the first read and stays open until `close`; only clip and length are pickled.
     """
 
     def __init__(self, clip: Clip, num_frames: int) -> None:
@@ -255,7 +258,7 @@ class VideoFrames(FrameSource):
         if image.shape != self._shape:
             size = f"{image.shape[1]}x{image.shape[0]}"
             size_before = f"{self._shape[1]}x{self._shape[0]}"
-            reason = f"its size is {size}, that of frames before it {size_before}"
+            reason = f"its size is {size}, but earlier frames have {size_before}"
             raise decode_error(self._clip.path, number, reason)
         return image
 
@@ -363,7 +366,7 @@ class _Decoder:
 
 
 class SingleImages(FrameSource):
-    """Images that are read one by one, most of them from a file of each."""
+    """Images that are read one by one, mostly from one file per image."""
 
     may_differ: ClassVar[bool] = False  # in size from read to read
     _size: tuple[int, int] | None = None
@@ -479,7 +482,7 @@ class ParquetImages(SingleImages):
                     self.path,
                     f"{self.column} row {self._rows[frame]}: the image path "
                     f"{relative!r} leaves the data set {self._root}",
-                    hint="do not trust this file; get the data set from its publisher",
+                    hint="do not trust this file: get the data set from its publisher",
                     code="data.unsafe",
                     field=self.column,
                     picture=relative,
@@ -514,7 +517,7 @@ class ParquetImages(SingleImages):
         return DataError.at(
             self.path,
             f"{self.column} row {row}: unreadable image: {reason}",
-            hint="the file is damaged; download or record the episode again",
+            hint="the file is damaged: download it again, or leave the episode out with --exclude",
             code="data.broken",
             finding="picture_unreadable",
             field=self.column,

@@ -221,7 +221,7 @@ def png_info(data: bytes) -> PngInfo:
         kinds.append(kind)
     is_whole = kinds[0] == b"IHDR" and kinds.count(b"IHDR") == 1 and b"IDAT" in kinds
     if not is_whole or len(header) != _HEADER.size:
-        raise ValueError("an incomplete PNG: its chunks are not those of an image")
+        raise ValueError("an incomplete PNG: it lacks chunks of an image")
     width, height, bits, colors, *methods = _HEADER.unpack(header)
     first = kinds.index(b"IDAT")
     count = kinds.count(b"IDAT")

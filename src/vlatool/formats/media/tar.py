@@ -1,7 +1,7 @@
 """Tars of samples: writing, scanning of headers, reading sample by sample, indexes.
 
 Members of a sample are contiguous and tar blocks are 512 bytes, so a sample is a byte range that
-can be copied from one tar to another. Source: formats/lbm 2.5. The rules are those of webdataset:
+can be copied from one tar to another. Source: formats/lbm 2.5. The rules come from webdataset:
 the first dot of a member's name separates key and suffix, suffixes compare in lower case. The index
 file of a tar holds the byte range of each sample; readers of the published layout need none.
 Source: reference/order 11.

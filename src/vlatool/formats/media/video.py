@@ -37,7 +37,7 @@ TIMELESS_FORMATS = frozenset({"avi", "h264", "hevc", "m4v"})
 
 
 def opened(path: Path) -> InputContainer:
-    """A video file, opened for reading.
+    """Opens a video file for reading.
 
     Raises:
         FFmpegError: It is no video of a known container.

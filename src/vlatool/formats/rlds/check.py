@@ -6,37 +6,37 @@ from typing import Any, Literal
 
 from vlatool.findings import FindingCodes, error, info, warning
 
-_EXCLUDE = "exclude the episode with --exclude"
+_EXCLUDE = "leave the episode out with --exclude"
 _AGAIN = f"the file is cut off or damaged: copy it again, or {_EXCLUDE}"
 _CHANGE = f"correct features.json or the mapping, or {_EXCLUDE}"
 
 RLDS = FindingCodes(
     "rlds",
-    unreadable=error("A file or a record is damaged or truncated.", _AGAIN),
-    checksum=error("The checksum of a record is wrong.", _AGAIN),
+    unreadable=error("A file or a record is damaged or cut off.", _AGAIN),
+    checksum=error("A record is damaged: its checksum is wrong.", _AGAIN),
     broken_features=error(
-        "features.json is not that of episodes with steps.",
-        "give the folder of one version of an RLDS data set",
+        "features.json does not describe episodes with steps.",
+        "give the folder of one version of an RLDS data set, such as bridge/1.0.0",
     ),
     missing_feature=error(
-        "A record lacks a declared feature, or has another type or length.", _CHANGE
+        "A record lacks a feature of features.json, or has another type or length.", _CHANGE
     ),
     narrow_type=warning(
-        "Values do not fit the type that features.json says; they are read as they are stored.",
+        "Values do not fit the dtype in features.json; the stored type is used.",
         "correct the dtype in features.json",
     ),
-    not_numeric=error("A feature cannot have the role that the mapping gives it.", _CHANGE),
-    length_mismatch=error("Features of an episode differ in their number of steps.", _CHANGE),
+    not_numeric=error("A feature cannot be used as the mapping says.", _CHANGE),
+    length_mismatch=error("The features of an episode have different numbers of steps.", _CHANGE),
     array_record=error(
-        "Shards are in ArrayRecord, which is not read.",
-        "convert the data set to TFRecord with tfds convert_format of tensorflow_datasets",
+        "The shards are ArrayRecord files, which vlatool cannot read.",
+        "convert the data set to TFRecord: `tfds convert_format` of tensorflow_datasets",
     ),
     missing_shard=error("A shard of a split is missing.", "download the missing files"),
-    missing_split=info("A split of dataset_info.json has no file here."),
+    missing_split=info("dataset_info.json lists a split that has no file here."),
     record_count=error(
         "A shard has another number of records than dataset_info.json says.", _AGAIN
     ),
-    too_large=error("A record, or a field, is larger than what is read at once.", _EXCLUDE),
+    too_large=error("A record or a field is too large to be read at once.", _EXCLUDE),
     empty_episode=error("An episode has no steps.", _EXCLUDE),
 )
 

@@ -48,14 +48,16 @@ _CUT_HINT = "the file is cut off or damaged: copy it again, or exclude this epis
 
 
 class RldsConfig(ConfigModel):
-    """Options of RLDS data sets. What they do not store is given here."""
+    """Options of the format `rlds`; they add what your data sets do not store."""
 
     location_keys: ClassVar[frozenset[str]] = frozenset({"mapping"})
 
-    fps: float | None = option(None, "Frames per second.", gt=0)
-    instruction: str | None = option(None, "Instruction of all episodes; null: that of the data.")
+    fps: float | None = option(None, "Frames per second of the recordings.", gt=0)
+    instruction: str | None = option(
+        None, "Instruction of all episodes; null uses the instruction in the data."
+    )
     mapping: str | None = option(None, MAPPING)
-    split: str | None = option(None, "Split, such as train; null: all.")
+    split: str | None = option(None, "Read only this split, such as train; null reads all.")
 
 
 class StepImages(PlannedFrames):
@@ -120,7 +122,7 @@ class RldsReader(PlannedReader):
         present = {shard.split for shard in shards}
         for split in lengths:
             if self.config.split is None and split not in present:
-                reason = f"the split {split} has no file here"
+                reason = f"the split {split} of {_INFO} has no file here"
                 findings.append(RLDS.at("missing_split", folder, reason))
         name = base.id_part(shards[0].path.name.partition("-")[0])
         if name in used:  # another version, or another set of this name
@@ -132,10 +134,10 @@ class RldsReader(PlannedReader):
             declared = lengths.get(shard.split, ())
             if shard.number < len(declared) and declared[shard.number] != len(spans):
                 records = counted(len(spans), "record")
-                reason = f"has {records}, {_INFO} says {declared[shard.number]}"
+                reason = f"has {records}, but {_INFO} says {declared[shard.number]}"
                 findings.append(RLDS.at("record_count", shard.path, reason))
             if number + len(spans) > limits.MOST_EPISODES:
-                reason = f"more than {limits.MOST_EPISODES:,} records in a data set"
+                reason = f"the data set has more than {limits.MOST_EPISODES:,} records"
                 raise RLDS.error("too_large", shard.path, reason, hint="choose one with --split")
             for span in spans:
                 yield EpisodeRef(
@@ -228,23 +230,23 @@ class RldsEpisode(PlannedEpisode):
                 continue
             steps = thing.rows if steps is None else steps
             if thing.rows != steps:
-                reason = f"{thing.path} has {thing.rows} steps, others {steps}"
+                reason = f"{thing.path} has {thing.rows} steps, other features have {steps}"
                 raise self.error("missing_feature", reason)
         if not steps:
             raise RLDS.error("empty_episode", ref.path, f"{ref.id}: has no steps")
         for path in self._parsed:
             if path not in self._features:
-                stored.append(Stored(path, "other", note="features.json does not declare it"))
+                stored.append(Stored(path, "other", note="not in features.json"))
         self.make_plan(stored)
 
     def _thing(self, path: str, feature: StepFeature) -> Stored:
         """What a feature stores; DataError if the record contradicts its declaration."""
         if feature.kind == "unknown":
-            return Stored(path, "other", note="a feature of another kind, such as sound")
+            return Stored(path, "other", note="neither numbers nor images nor text, such as sound")
         values = self._parsed.get(path)
         if values is None:
             if not feature.is_step:
-                return Stored(path, "other", rows=0, note="the record lacks it")
+                return Stored(path, "other", rows=0, note="missing in the record")
             raise self.error("missing_feature", f"{path} is missing")
         if (feature.kind == "numbers") == isinstance(values, list) and len(values):
             raise self.error("missing_feature", f"{path} is no list of {feature.kind}")
@@ -259,7 +261,7 @@ class RldsEpisode(PlannedEpisode):
             thing = encoded_thing(path, bytes(values[0]), len(values))
             if feature.is_step:
                 return thing
-            return replace(thing, rows=None, role="left_out", note="one image for the episode")
+            return replace(thing, rows=None, role="left_out", note="one image per episode")
         return self._numeric_thing(path, feature, np.asarray(values))
 
     def _numeric_thing(self, path: str, feature: StepFeature, values: Array) -> Stored:
@@ -269,15 +271,15 @@ class RldsEpisode(PlannedEpisode):
         width = math.prod(feature.shape)
         if width < 1 or len(values) % width:
             shape = list(feature.shape)
-            raise self.error("missing_feature", f"{path} has {len(values)} values, a step {shape}")
+            raise self.error("missing_feature", f"{path}: {len(values)} values, not steps {shape}")
         if not feature.is_step:
-            return Stored(path, "other", note="one value for the episode")
+            return Stored(path, "other", note="a single value for the whole episode")
         self._dtypes[path] = values.dtype.name
         if _is_number(feature.dtype):
             if _fits(values, feature.dtype):
                 self._dtypes[path] = feature.dtype
             else:
-                text = f"{path}: features.json says {feature.dtype}; read as {values.dtype}"
+                text = f"{path}: features.json says {feature.dtype}, but it holds {values.dtype}"
                 self.findings.append(RLDS("narrow_type", f"{self.ref.id}: {text}", field=path))
         rows = len(values) // width
 
@@ -410,7 +412,7 @@ def _shards(folder: Path, split: str | None) -> list[_Shard]:
         known = sorted({shard.split for shard in shards})
         raise DataError.at(
             folder,
-            f"no shard is in the split {split!r}",
+            f"the split {split!r} has no shards",
             hint=f"choose from: {', '.join(known)}",
             code="data.unknown_field",
             known=known,
@@ -439,7 +441,7 @@ def _lacking(folder: Path, shards: Sequence[_Shard]) -> Iterator[Finding]:
     for split, total in totals.items():
         absent = sorted(set(range(total)) - numbers[split])
         if absent:
-            reason = f"the split {split} lacks the shards {absent[:6]} of {total}"
+            reason = f"the split {split} has {total} shards; missing here: {absent[:6]}"
             yield RLDS.at("missing_shard", folder, reason)
 
 

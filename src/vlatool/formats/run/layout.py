@@ -98,7 +98,7 @@ _READ_AT_ONCE = 8
 # Folders of trackers: event files of TensorBoard, and what W&B has on disk.
 WANDB = "wandb"
 TRACKERS = ("tensorboard", WANDB)
-# Results of evaluations; those of rollouts during the training in a folder for each checkpoint.
+# Results of evaluations; rollouts during the training have a folder for each checkpoint.
 EVALUATIONS = "eval"
 
 

@@ -87,7 +87,7 @@ def local_run(run: RunDir, checkpoint: Path, cache: FileCache) -> tuple[RunDir, 
 
 
 def with_run_above(path: Path) -> Path:
-    """Path of weights; that of a local checkpoint is absolute if it does not contain its run."""
+    """Path of weights, which is absolute for a local checkpoint that does not contain its run."""
     path = named_best(path)
     check_downloaded(path)
     has_run = is_remote(path) or (len(path.parts) > 1 and ".." not in path.parts)

@@ -148,7 +148,7 @@ def _ordered(names: set[str]) -> list[str]:
 
 
 def _charts_of(run: RunSummary) -> list[Chart]:
-    """Chart of each metric, with those of the validation in the chart of the training."""
+    """Chart of each metric; metrics of the validation are in the chart of the training."""
     groups: dict[str, list[Curve]] = {}
     for name in _ordered({*run.curves}):
         prefix = ""

@@ -92,7 +92,7 @@ def question(kind: Kind, task: str, images: int, ids: str) -> str:
 
 
 def answer(kind: Kind, ids: str, segments: str) -> str:
-    """Text of the assistant; `segments` are those of all future images."""
+    """Text of the assistant; `segments` belong to all future images."""
     return f"{_ANSWERS[kind].format(ids=ids)}{segments}{_END}"
 
 
@@ -308,7 +308,7 @@ class EpisodeSamples:
             yield self._line(number, *shared)
 
     def _line(self, number: int, ids: str, segments: str, images: str) -> bytes:
-        """Line, equal to that of `json.dumps`; only the question may need escapes."""
+        """Line as `json.dumps` writes it; only the question may need escapes."""
         kind = KINDS[int(self.kinds[number])]
         task = self.tasks[int(self.task_of[number])]
         user = json.dumps(question(kind, task, self.images.shape[1], ids), ensure_ascii=False)

@@ -172,7 +172,7 @@ def read_profile(name_or_location: str, gripper: Gripper | None = None) -> Norma
 
 
 def has_profile(folder: Path) -> bool:
-    """True if a folder, such as that of an action tokenizer, holds a profile."""
+    """True if a folder holds a profile, as the folder of an action tokenizer does."""
     return (folder / NAME).is_file()
 
 

@@ -228,7 +228,7 @@ def check_index(shard: Path, scan: TarScan) -> Iterator[Finding]:
     elif index.shard_bytes != (size := shard.stat().st_size):
         problem = f"was made for a shard of {index.shard_bytes} bytes, the shard has {size}"
     elif index.ranges() != [(sample.start, sample.end - sample.start) for sample in scan.samples]:
-        problem = "byte ranges differ from those of the tar headers"
+        problem = "its byte ranges differ from the tar headers"
     else:
         return
     yield SHARDS.at("index_mismatch", path, problem, shard=str(shard))

@@ -38,7 +38,7 @@ SHARDS = FindingCodes(
     no_manifest=error("manifest.jsonl is missing.", _WRITE_AGAIN),
     broken_manifest=error("The manifest cannot be read or is empty.", _WRITE_AGAIN),
     no_config=warning("preprocessing_config.yaml is missing or broken.", "copy the file again"),
-    missing_shard=error("A shard of the manifest is missing.", _WRITE_AGAIN),
+    missing_shard=error("A shard that the manifest lists is missing.", _WRITE_AGAIN),
     unlisted_shard=warning("A tar file is not in the manifest.", "move it away: it is never read"),
     index_mismatch=error(
         "The index of a shard does not match the shard.",
@@ -46,7 +46,7 @@ SHARDS = FindingCodes(
     ),
     listed_twice=error("The manifest lists a shard twice.", _WRITE_AGAIN),
     count_mismatch=error("num_sequences is not the number of samples.", _WRITE_AGAIN),
-    broken_tar=error("A tar file is truncated or damaged.", _WRITE_AGAIN),
+    broken_tar=error("A tar file is cut off or damaged.", _WRITE_AGAIN),
     not_a_file=error("A tar member is a folder, a link or a device.", _WRITER),
     unsafe_name=error("The name of a tar member is an absolute path or contains `..`.", _WRITER),
     meta_name=error("The name of a tar member has the form __x__.", _WRITER),
@@ -61,11 +61,11 @@ SHARDS = FindingCodes(
     huge_sample=error("A sample is larger than 256 MiB and is not read.", _WRITER),
     broken_npz=error("lowdim.npz cannot be read.", _WRITE_AGAIN),
     object_array=error("lowdim.npz holds pickled Python objects, which are never loaded.", _WRITER),
-    field_mismatch=error("Samples differ in fields, shapes or data types.", _WRITER),
-    window_length=error("The length of a field is not past + 1 + future.", _WRITER),
+    field_mismatch=error("Samples have different fields, shapes or data types.", _WRITER),
+    window_length=error("A field does not have past + 1 + future steps.", _WRITER),
     bad_mask=error("past_mask or future_mask is missing or not bool [T].", _WRITER),
     not_finite=error(
-        "A field holds NaN or infinity.", "fix the raw data and preprocess them again"
+        "A field holds NaN or infinity.", "correct your recordings and preprocess them again"
     ),
     nan_kept=warning("A field holds NaN or infinity, which --no-fail-on-nan allows."),
     bad_metadata=error("A key of metadata.json is missing or wrong.", _WRITER),
@@ -236,7 +236,7 @@ class SampleCheck:
                 yield context.finding("picture_size", message, camera=camera)
 
     def _check_arrays(self, context: SampleContext, arrays: dict[str, Array]) -> Iterator[Finding]:
-        """Reads lowdim.npz into `arrays` and compares it with that of the first sample."""
+        """Reads lowdim.npz into `arrays` and compares it with the first sample."""
         try:
             arrays.update(context.sample.arrays())
         except (ValueError, KeyError) as error:

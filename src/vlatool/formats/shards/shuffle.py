@@ -1,7 +1,7 @@
 """Shards of shuffled samples, made of the tars of single episodes.
 
 `SampleIndex` has the byte range of each sample, and plans the shards in a seeded shuffle; a shard
-is copied from these ranges by any worker, and the journal has those of an earlier run.
+is copied from these ranges by any worker, and the journal lists the shards of an earlier run.
 """
 
 import hashlib

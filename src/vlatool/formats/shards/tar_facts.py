@@ -68,7 +68,7 @@ from vlatool.transforms.geometry import make_geometry
 # Largest recorded side that is drawn, in pixels; smallest share that a crop leaves out.
 _MAX_SIDE = 8192
 _LEAST_SHARE = 0.01
-# Most images of a camera that leave room for those of the next one beside them.
+# Most images of a camera that leave room for the next camera beside them.
 _BESIDE = 2
 
 
@@ -286,7 +286,7 @@ def _images(
 
 
 def _shown_step(window: SampleWindow, offset: int) -> int:
-    """Step of an image; of a padded step, that of the first or last frame."""
+    """Step of an image; a padded step shows the first or last frame."""
     real = np.flatnonzero(~window.is_padded)
     if not len(real):
         return window.anchor

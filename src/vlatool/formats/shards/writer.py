@@ -48,36 +48,36 @@ from vlatool.transforms.windows import (
 
 
 class TargetConfig(ConfigModel):
-    """Form that unlike data sets have in common, so that one run can train on all of them."""
+    """Form that unlike data sets get in common, so that one run can train on all of them."""
 
     fps: float | None = option(
-        None, "Frames per second; poses are interpolated, images are the nearest.", gt=0
+        None, "Convert to this many frames per second: poses between frames, nearest images.", gt=0
     )
     proprioception_fields: list[str] = option(
-        [], "Fields that a policy observes; empty: those of the format."
+        [], "Fields that a policy observes; empty uses what the format proposes."
     )
 
 
 class StoredImagesConfig(writing.SinkConfig):
-    """Keys of stored images and poses, of all sinks from which policies are trained."""
+    """Options of stored images and poses, for all sinks from which policies are trained."""
 
     pose_groups: list[PoseGroupConfig] | None = option(
-        None, "Poses that also get relative fields; null: those of the format."
+        None, "Poses that also get relative fields; null uses the poses that the format knows."
     )
     resize_images_size: writing.ImageSize = None
     image_resizing_method: writing.ResizingMethod = "center_crop"
     image_resizing_filter: ResizeFilter | None = option(
-        None, "Resize filter; null: lanczos_vips, or lanczos with compat."
+        None, "Filter of the resize; null uses lanczos_vips, or lanczos with compat."
     )
     camera_rotations: dict[str, int] = option(
-        {}, "Clockwise quarter turns by camera, before the resize; calibration is rotated too."
+        {}, "Rotate cameras by clockwise quarter turns before the resize, with their calibration."
     )
-    jpeg_quality: int = option(95, "JPEG quality.", ge=1, le=100)
+    jpeg_quality: int = option(95, "JPEG quality of written images.", ge=1, le=100)
     depth: bool = option(False, "Store depth as 16-bit PNG, in millimeters.")
     labels: bool = option(False, "Store segmentation labels as 16-bit PNG.")
     compat: bool = option(
         False,
-        "Use the published filter and calibration arithmetic, which is off by up to half a pixel.",
+        "Resize and calibrate as the published LBM code does, which is off by up to half a pixel.",
     )
 
     @field_validator("camera_rotations")
@@ -97,7 +97,7 @@ class StoredImagesConfig(writing.SinkConfig):
 
 
 class LbmConfig(StoredImagesConfig, WindowsConfig):
-    """Training shards of the LBM pipeline."""
+    """Options of the sink `lbm`."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Output": ("type", "keep_episodes"),
@@ -118,13 +118,13 @@ class LbmConfig(StoredImagesConfig, WindowsConfig):
     }
 
     type: Literal["lbm"] = option("lbm", "Form of the output.")
-    target: TargetConfig = option(TargetConfig(), "Form that several data sets have in common.")
-    samples_per_shard: int = option(128, "Samples in a shard.", ge=1)
+    target: TargetConfig = option(TargetConfig(), "Form that several data sets get in common.")
+    samples_per_shard: int = option(128, "Number of samples in a shard.", ge=1)
     seed: int = option(42, "Seed of the shuffle.", ge=0)
     keep_episodes: bool = option(
-        True, "Keep the tars per episode, as large as the shards, once the output is complete."
+        True, "Keep the samples a second time, one tar per episode; false saves half the space."
     )
-    compute_statistics: bool = option(True, "Write stats.json.")
+    compute_statistics: bool = option(True, "Write stats.json, which training needs.")
 
     def sample_spec(self) -> SampleSpec:
         return SampleSpec(
@@ -140,8 +140,9 @@ class LbmConfig(StoredImagesConfig, WindowsConfig):
 
 
 def estimated_windows(survey: Survey, config: WindowsConfig, rate: float = 1.0) -> int | None:
-    """Number of windows if all episodes are of equal length; None if the survey has no length.
-    `rate` is that of the stored frames by that of the recording.
+    """Estimates the number of windows as if all episodes were equally long.
+
+    None if the survey has no lengths. `rate` is the stored frame rate divided by the recorded one.
     """
     if survey.frames is None:
         return None
@@ -153,13 +154,13 @@ _RATE_ERRORS = "rate_errors"  # fact of receipts: of another rate
 
 LBM = FindingCodes(
     "lbm",
-    missing_depth=warning("Depth was requested, but a camera has none."),
-    missing_labels=warning("Labels were requested, but a camera has none."),
+    missing_depth=warning("You asked for depth, but a camera has none."),
+    missing_labels=warning("You asked for labels, but a camera has none."),
 )
 
 
 def missing_findings(episode: Episode, config: StoredImagesConfig) -> Iterator[Finding]:
-    """Findings on depth and labels that were requested and that cameras lack."""
+    """Yields findings on requested depth and labels that cameras do not have."""
     requested: dict[str, Mapping[str, Any]] = {}
     if config.depth:
         requested["depth"] = episode.depth
@@ -168,7 +169,7 @@ def missing_findings(episode: Episode, config: StoredImagesConfig) -> Iterator[F
     for kind, available in requested.items():
         missing = [name for name in episode.cameras if name not in available]
         if missing:
-            message = f"{episode.id}: no {kind} of {', '.join(missing)}"
+            message = f"{episode.id}: has no {kind} of {', '.join(missing)}"
             yield LBM(f"missing_{kind}", message, episode=episode.id)
 
 
@@ -178,7 +179,7 @@ class LbmEpisodeWriter:
 
     output: Path  # the output folder
     config: LbmConfig  # options of the sink
-    commands: tuple[str, ...] = ()  # fields of the actions, also those of relative poses
+    commands: tuple[str, ...] = ()  # fields of the actions, including relative poses
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
         """Writes the tar; the receipt holds the byte ranges of its samples."""
@@ -234,7 +235,7 @@ class LbmEpisodeWriter:
 
 
 def stored_episode(episode: Episode, config: LbmConfig) -> Episode:
-    """The episode with the fields of the pose groups, without those that mean nothing."""
+    """Adds the fields of the pose groups, and removes fields that mean nothing at a new rate."""
     if config.pose_groups is None:
         return episode
     stored = with_pose_groups(episode, config.pose_groups)
@@ -266,8 +267,8 @@ _DROP_HINTS = {
     "still": "lower --still-threshold or --still-field-thresholds, or leave out "
     "--filter-still-samples",
     "unsuccessful_episode": "leave out --only-successful",
-    "success_unknown": "no episode records success or failure; leave out --only-successful",
-    "episode_missing_camera": "choose cameras that the episodes have with --camera-names, or leave "
+    "success_unknown": "your episodes do not record their success; leave out --only-successful",
+    "episode_missing_camera": "use only cameras that the episodes have (--camera-names), or leave "
     "out --skip-episodes-missing-cameras",
 }
 
@@ -283,7 +284,7 @@ def check_names(fields: Iterable[str]) -> None:
         if name in _TAKEN or name.startswith(_TAKEN_STARTS):
             content = "the mask of the steps" if name in _TAKEN else "calibration of a camera"
             raise DataError(
-                f"the episodes have a field {name!r}, which in the output is {content}",
+                f"your field {name!r} has a name that the output uses for {content}",
                 hint=f"give it another name: --rename fields.NEW={name}",
                 code="data.broken",
                 details={"field": name},
@@ -291,12 +292,12 @@ def check_names(fields: Iterable[str]) -> None:
 
 
 def no_samples(dropped: Mapping[str, int]) -> DataError:
-    """Error of an output without any sample; `dropped`: number of samples by reason."""
+    """Returns the error for an output without samples; `dropped`: number of samples by reason."""
     main_reason = max(dropped, key=lambda reason: dropped[reason], default="padding")
     listed = ", ".join(f"{count} for {reason}" for reason, count in dropped.items())
-    relax = f"relax the rule that drops the most samples: {main_reason}"
+    relax = f"most samples are left out because of {main_reason}: relax this rule"
     return DataError(
-        f"no sample was written; dropped: {listed or 'none'}",
+        f"no sample is left to write; left out: {listed or 'none'}",
         hint=_DROP_HINTS.get(main_reason, relax),
         code="data.no_samples",
         details={"dropped": dict(dropped)},
@@ -335,8 +336,8 @@ class LbmSink(writing.Sink):
         self.stored_roles: Collection[str] = stored_roles(config)
         if not setup.survey.fields:
             raise DataError(
-                "the episodes have no field; windows need at least one",
-                hint="write images only with --sink image-shards",
+                "your recordings have images only; windows need at least one field of numbers",
+                hint="to write images alone, use --sink image-shards",
                 code="data.missing",
             )
         check_names(setup.survey.fields)

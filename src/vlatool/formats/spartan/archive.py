@@ -39,7 +39,7 @@ class Archive:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Values by which an interrupted extraction is recognized."""
+        """Values that identify an interrupted extraction."""
         return {"location": self.location, "etag": self.etag, "size": self.size}
 
 
@@ -261,8 +261,8 @@ class Extraction:
         if target.is_dir():
             raise DataError.at(
                 self.archive.location,
-                f"{member.name} is a file there, and {target} is a folder",
-                hint="use another --output",
+                f"{member.name} is a file in the archive, but {target} is a folder",
+                hint="download into another --output",
                 code="data.bad_name",
             )
 

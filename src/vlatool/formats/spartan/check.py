@@ -29,15 +29,15 @@ from vlatool.formats.spartan.config import SpartanConfig
 from vlatool.storage.documents import DocumentError, read_yaml
 from vlatool.storage.tree import file_names
 
-_AGAIN = "download or record the episode again"
-_LOOK = "inspect the recording; exclude the episode with `preprocess --exclude`"
+_AGAIN = "download the episode again, or leave it out with `preprocess --exclude`"
+_LOOK = "look at it with `vlatool inspect --html`; leave it out with `preprocess --exclude`"
 
 SPARTAN = FindingCodes(
     "spartan",
     missing_file=error("A required file of the episode is missing.", _AGAIN),
     unreadable_file=error("A YAML or npz file cannot be read.", _AGAIN),
     unreadable_array=error("An array of an npz file cannot be read.", _AGAIN),
-    broken_member=error("An npz member is truncated or fails its checksum (--full).", _AGAIN),
+    broken_member=error("An array in an npz file is cut off or damaged (--full).", _AGAIN),
     object_array=error(
         "An observation holds pickled Python objects, which are never loaded.",
         "leave the field out with --data-discard-keys",
@@ -47,12 +47,13 @@ SPARTAN = FindingCodes(
     length_mismatch=error("An array has another number of frames than most.", _AGAIN),
     empty_episode=error("The episode has no frames.", _AGAIN),
     not_finite=error(
-        "A field holds NaN or infinity.", "repair it, or drop the field or the episode"
+        "A field holds NaN or infinity.",
+        "leave out the field with --data-discard-keys, or the episode with --exclude",
     ),
     no_cameras=error("metadata.yaml names no camera that has images.", _AGAIN),
     camera_without_pictures=warning(
         "metadata.yaml names a camera that has no images.",
-        "use the other cameras, or record the episode again",
+        "nothing, if you do not need this camera",
     ),
     bad_pictures=error("Images of a camera are not uint8 [frames, height, width, 3].", _AGAIN),
     bad_camera_name=error(
@@ -61,7 +62,7 @@ SPARTAN = FindingCodes(
     ),
     camera_name_case=warning("A camera name has upper-case letters; it is used in lower case."),
     missing_calibration=warning(
-        "A camera has no intrinsics or extrinsics.", "samples will lack them too"
+        "A camera has no intrinsics or extrinsics.", "nothing; your samples will lack them, too"
     ),
     bad_calibration=error("A calibration matrix has another shape, NaN or infinity.", _AGAIN),
     zero_focal_length=warning("Intrinsics have a focal length that is not positive.", _LOOK),
@@ -76,13 +77,13 @@ SPARTAN = FindingCodes(
         "Actions differ from the desired poses of the next frame.",
         "check that actions and observations start at the same frame",
     ),
-    degenerate_rot_6d=warning("A 6D rotation is not a rotation.", _LOOK),
-    rot_6d_not_unit=warning("A 6D rotation has rows that are not unit and orthogonal.", _LOOK),
+    degenerate_rot_6d=warning("A 6D rotation has parallel rows or zeros: no rotation.", _LOOK),
+    rot_6d_not_unit=warning("The rows of a 6D rotation are not unit and orthogonal.", _LOOK),
     no_motion=warning("No measured pose changes in the whole episode.", _LOOK),
     timestamps_not_ascending=warning("A timestamp does not ascend.", _LOOK),
     no_instruction=warning(
         "language_instruction is missing or empty.",
-        "set --language-annotations-path; otherwise the task name is the instruction",
+        "add --language-annotations-path; without it, the task name is the instruction",
     ),
     bad_field=error(
         "An observation holds neither numbers nor text.",
@@ -90,17 +91,17 @@ SPARTAN = FindingCodes(
     ),
     success_unreadable=warning("summary.npz does not state the success of the episode.", _AGAIN),
     validation_episode_missing=warning(
-        "An episode to exclude is not in the source.",
+        "A validation episode is not in the source.",
         "correct the file of --validation-episodes-path",
     ),
     not_successful=info("summary.npz says that the episode failed."),
     missing_depth_or_label=info("Some cameras have depth or label images and others do not."),
     duplicate_episode=warning(
-        "Two episodes have equal actions.", "exclude one of them with `preprocess --exclude`"
+        "Two episodes have equal actions.", "leave one of them out with `preprocess --exclude`"
     ),
     misnamed_episode=warning(
-        "A folder beside the episodes has a similar name but is not read.",
-        "rename it to episode_<number> with a folder processed, or move it away",
+        "A folder beside the episodes has a similar name, but is not read.",
+        "name it episode_<number>, with a folder processed in it; or move it away",
     ),
     unlistable_folder=warning(
         "A folder cannot be listed.", "grant read permission and verify again"

@@ -45,30 +45,31 @@ PUBLISHED_POSE_GROUPS = (
 
 
 class SpartanConfig(ConfigModel):
-    """Options for raw Spartan episodes."""
+    """Options of the format `spartan` (raw LBM episodes)."""
 
     location_keys: ClassVar[frozenset[str]] = frozenset(
         {"language_annotations_path", "action_fields_config_path", "validation_episodes_path"}
     )
 
-    data_discard_keys: list[str] = option([], "Observation arrays to leave out; they are not read.")
+    data_discard_keys: list[str] = option([], "Leave these observation arrays out, unread.")
     language_annotations_path: str | None = option(
-        None, "YAML file with `language_dict`: task to kind to sentences."
+        None, "YAML file with `language_dict`, which lists sentences by task and kind."
     )
     action_fields_config_path: str | None = option(
         None,
-        "YAML file with action_key_fields, action_index_fields and pose_groups, which "
-        "replaces these keys; null: use the keys.",
+        "YAML file with action_key_fields, action_index_fields and pose_groups, which replaces "
+        "these options.",
     )
     validation_episodes_path: str | None = option(
-        None, "JSON file: task to the numbers of episodes to exclude."
+        None, "JSON file with the numbers of the episodes to leave out, by task."
     )
-    task: str | None = option(None, "Task of all episodes; null: the task in their paths.")
+    task: str | None = option(None, "Task of all episodes; null uses the task in their paths.")
     action_key_fields: list[str] = option(
         list(_ACTION_WIDTHS), "Fields of the action vector, in order."
     )
     action_index_fields: list[int] = option(
-        np.cumsum(list(_ACTION_WIDTHS.values())).tolist(), "End index of each field, ascending."
+        np.cumsum(list(_ACTION_WIDTHS.values())).tolist(),
+        "Index after the last dimension of each field in the action vector, ascending.",
     )
 
     @field_validator("data_discard_keys", mode="before")

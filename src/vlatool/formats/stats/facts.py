@@ -46,7 +46,7 @@ def field_table(fields: Sequence[FieldSummary]) -> Table:
 def statistics_parts(
     statistics: Statistics, fields: Sequence[FieldSummary], policy: Mapping[str, Sequence[str]]
 ) -> list[Part]:
-    """Tables of the dimensions of all fields; those of the policy first, by the titles of
+    """Tables of the dimensions of all fields; fields of the policy come first, by the titles of
     `policy`.
     """
     summaries = {info.name: info for info in fields}

@@ -134,7 +134,7 @@ def merge_parts(
     parts: Sequence[StatsPart], *, leave_out_unequal: bool = False, of_some: bool = False
 ) -> MergedStats:
     """Merged statistics of data sets whose windows may differ: steps are aligned at the anchor.
-    With `of_some`, those of a field that not all have are of the data sets that have it, for the
+    With `of_some`, a field that not all have is merged over the data sets that have it, for the
     steps that all have.
     """
     window = _common_window(parts) if of_some else None
@@ -432,7 +432,7 @@ def write_recorded(
 ) -> None:
     """Writes statistics, their digests and their record, in place of earlier ones.
 
-    `inputs` and `contents` are those of `StatsRecord`.
+    `inputs` and `contents` are as in `StatsRecord`.
     """
     digests = digests_path(stats)
     record = record_path(stats)

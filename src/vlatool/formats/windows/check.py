@@ -195,7 +195,7 @@ class _EpisodeCheck:
             yield self._finding("wrong_line", number, f"frame {frame}: {problem}")
 
     def _frame_of(self, window: windows_layout.Window) -> int:
-        """Frame of a line: that of its last past image."""
+        """Frame of a line: the frame of its last past image."""
         episode = re.escape(self.path.stem)
         camera = re.escape(windows_layout.PUBLISHED_CAMERAS[-1])
         last = window.images[-1] if window.images else ""
@@ -233,7 +233,7 @@ class _EpisodeCheck:
         for frame, (number, window) in self._chunks.items():
             expected = np.array(future_actions(padded, frame, windows_layout.PUBLISHED_STEPS))
             if not np.array_equal(np.array(window.actions), expected):
-                message = f"frame {frame}: the actions do not match those of the next frames"
+                message = f"frame {frame}: its actions do not match the actions of the next frames"
                 yield self._finding("wrong_line", number, message)
 
     def _check_index(self, lengths: Sequence[int]) -> Iterator[Finding]:

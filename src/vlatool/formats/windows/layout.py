@@ -120,7 +120,7 @@ def parse_window(line: bytes) -> Window:
 
 
 def parse_windows(lines: Iterable[bytes]) -> Iterator[Window]:
-    """Window in each line; images and actions that equal those of the line before are reused."""
+    """Window in each line; images and actions that equal the previous line are reused."""
     previous = None
     previous_rest = b""
     for line in lines:
@@ -316,7 +316,7 @@ def missing_images(
 ) -> list[str]:
     """Names of the images of an episode that are not there, in order.
 
-    The number of frames is that of the lines, from their index; without it, the largest number of
+    The number of frames is the number of lines, from their index; without it, the largest number of
     images of a camera.
     """
     prefixes = "|".join(map(re.escape, manifest.names))

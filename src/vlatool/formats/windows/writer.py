@@ -53,28 +53,28 @@ class JsonlConfig(writing.SinkConfig):
     type: Literal["jsonl"] = option(
         "jsonl", "Form of the output: windows as JSON lines, and images."
     )
-    name: str = option("", "Prefix of image names; empty: the name of the source folder.")
-    past_steps: int = option(16, "Observed steps, the anchor included.", ge=1, le=10_000)
+    name: str = option("", "Prefix of image names; empty uses the name of the source folder.")
+    past_steps: int = option(16, "Number of observed steps, with the anchor.", ge=1, le=10_000)
     future_steps: int = option(
-        16, "Actions from the anchor on, and images of the steps after it.", ge=1, le=10_000
+        16, "Number of actions from the anchor on, and of images after it.", ge=1, le=10_000
     )
     action_width: int | None = option(
-        None, "Required number of values of an action; null: any.", ge=1
+        None, "Number of values that an action must have; null accepts any.", ge=1
     )
     qa_mode: QaMode = option(
         "both",
-        "Lines of a frame: vla (or 1) asks for the action, wm (or 2) for the state "
+        "Lines to write for a frame: vla (or 1) asks for the action, wm (or 2) for the state "
         "after it, both writes two lines, alternate and random (seeded) one of them.",
     )
     seed: int = option(42, "Seed of the random lines.", ge=0)
     resize_images_size: writing.ImageSize = option(
         (256, 256),
-        "Width, height of the images, or one number for both; null keeps their size. "
-        "PNG files of this size are copied unchanged.",
+        "Width,height of written images in pixels, or one number; null keeps the size. PNG files "
+        "of this size are copied unchanged.",
     )
     image_resizing_method: writing.ResizingMethod = "center_crop"
     image_resizing_filter: writing.ResizingFilter = "lanczos_vips"
-    verify_pixels: bool = option(False, "Decode images that are copied unchanged, to verify them.")
+    verify_pixels: bool = option(False, "Decode images that are copied unchanged, to check them.")
 
     @field_validator("name")
     @classmethod
@@ -236,7 +236,9 @@ def _check_finite(episode: Episode, values: Array) -> None:
     """Raises DataError if a value [F, ...] of an action is not finite."""
     if not np.isfinite(values).all():
         frame = int(np.argwhere(~np.isfinite(values))[0][0])
-        raise _episode_error(episode, f"an action is not finite at frame {frame}", "not_finite")
+        raise _episode_error(
+            episode, f"an action is NaN or infinite at frame {frame}", "not_finite"
+        )
 
 
 def _check_sizes(writer: writing.ImageWriter, camera: str, frame: int) -> None:
@@ -244,8 +246,8 @@ def _check_sizes(writer: writing.ImageWriter, camera: str, frame: int) -> None:
     if len(writer.sizes) > 1:
         first, actual = (f"{width}x{height}" for height, width in writer.sizes)
         raise DataError(
-            f"camera {camera!r}, frame {frame}: has {actual} pixels, the first has {first}",
-            hint="the images are damaged or of several kinds; record or download the episode again",
+            f"camera {camera!r}, frame {frame}: has {actual} pixels, the first frame has {first}",
+            hint="leave the episode out with --exclude, or copy its images again",
             code="data.broken",
             details={"camera": camera, "frame": frame},
         )
@@ -265,7 +267,7 @@ def _instruction(episode: Episode, frame: int) -> str:
 def _episode_error(episode: Episode, problem: str, code: str) -> DataError:
     return DataError(
         f"{episode.id}: {problem}",
-        hint="repair the episode, or leave it out with --exclude",
+        hint="correct the recording, or leave the episode out with --exclude",
         code=f"data.{code}",
         details={"episode": episode.id},
     )
@@ -328,8 +330,8 @@ class JsonlSink(writing.Sink):
             episodes += bool(receipt.files)
         if not episodes:
             raise DataError(
-                "no episode was written",
-                hint="select more episodes",
+                "no episode was written: all of them were left out",
+                hint="select other episodes, or drop the options that leave them out",
                 code="data.no_samples",
                 details={"dropped": dict(run.dropped)},
             )
@@ -404,15 +406,16 @@ def _possible_fields(survey: Survey) -> dict[str, int]:
 
 def _action_width(config: JsonlConfig, survey: Survey, fields: Mapping[str, int]) -> int:
     if not survey.cameras:
-        raise _source_error("the episodes have no camera", "missing", "use another source")
+        hint = "this sink needs images: use recordings with a camera, or --sink lbm"
+        raise _source_error("your recordings have no camera", "missing", hint)
     width = sum(fields.values())
     if not width:
-        problem = "the episodes have no action field"
-        hint = "set one with --action-fields or the keys of the format"
+        problem = "your recordings do not say which field is the action"
+        hint = "name it with --action-fields"
         raise _source_error(problem, "missing", hint)
     if config.action_width not in (None, width):
-        problem = f"an action has {counted(width, 'value')} ({', '.join(fields)}), expected "
-        hint = "set other fields with --action-fields, or another --action-width"
+        problem = f"an action has {counted(width, 'value')} ({', '.join(fields)}), not "
+        hint = "choose other fields with --action-fields, or another --action-width"
         raise _source_error(f"{problem}{config.action_width}", "mismatch", hint)
     return width
 

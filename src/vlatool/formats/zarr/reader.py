@@ -43,17 +43,17 @@ _ENDS = "meta/episode_ends"
 
 
 class ZarrConfig(ConfigModel):
-    """Options of replay buffers. What stores do not have is given here."""
+    """Options of the format `zarr` (replay buffers); they add what your stores do not have."""
 
     location_keys: ClassVar[frozenset[str]] = frozenset({"mapping"})
 
-    fps: float | None = option(None, "Frames per second.", gt=0)
+    fps: float | None = option(None, "Frames per second of the recordings.", gt=0)
     instruction: str | None = option(None, "Instruction of all episodes.")
     mapping: str | None = option(None, MAPPING)
     missing_chunks: Literal["error", "fill"] | None = option(
         None,
-        "Chunks that are not there: an error, or the fill value; null: an error in Zarr 2, the "
-        "fill value in Zarr 3, which leaves out chunks that have only this value.",
+        "Treat missing chunks as an error, or as full of the fill value. null: an error in Zarr 2; "
+        "the fill value in Zarr 3, which leaves such chunks out.",
     )
 
 
@@ -114,9 +114,9 @@ def open_buffer(path: Path, missing_chunks: str | None = None) -> Buffer:
     # Unsigned numbers have no negative differences.
     is_ascending = is_list and stops[0] >= 0 and not (stops[1:] < stops[:-1]).any()
     if not is_ascending or stops[-1] > count:
-        raise ZARR.error("bad_ends", path, _ENDS, f"does not divide {count} rows")
+        raise ZARR.error("bad_ends", path, _ENDS, f"does not divide the {count} rows")
     if len(stops) > min(count, limits.MOST_EPISODES):
-        reason = f"has {len(stops):,} ends of episodes in {count:,} rows"
+        reason = f"has {len(stops):,} ends of episodes for {count:,} rows"
         raise ZARR.error("bad_ends", path, _ENDS, reason)
     by_name = {_below_data(name): error for name, error in broken.items()}
     return Buffer(path, arrays, tuple(stops.tolist()), count, attributes, by_name)
@@ -130,8 +130,13 @@ def _below_data(name: str) -> str:
 def open_arrays(
     path: Path, missing_chunks: str | None = None
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, DataError]]:
-    """Attributes of the root of a store, its arrays by path, and the errors of what of them cannot
-    be opened; no row is read. DataError for actions, and for codecs that are not installed.
+    """Opens the arrays of a store; no row is read.
+
+    Returns the attributes of its root, its arrays by path, and the errors of arrays that cannot be
+    opened.
+
+    Raises:
+        DataError: An array of actions cannot be opened, or a codec is not installed.
     """
     with _readable(path, ""):
         zarr = _library()
@@ -303,10 +308,10 @@ class ZarrEpisode(PlannedEpisode):
         array = self.buffer.arrays[path]
         row = math.prod(array.shape[1:])
         if row > 3 * _MOST_PIXELS or not row:
-            raise ZARR.error("too_large", self.ref.path, f"data/{path}", f"{row:,} values in a row")
+            raise ZARR.error("too_large", self.ref.path, f"data/{path}", f"rows of {row:,} values")
         if not array.shape or array.shape[0] != self.buffer.num_rows:
             rows = array.shape[0] if array.shape else "no"
-            reason = f"has {rows} rows, the others {self.buffer.num_rows}"
+            reason = f"has {rows} rows, the other arrays have {self.buffer.num_rows}"
             raise ZARR.error("length_mismatch", self.ref.path, f"data/{path}", reason)
         return array
 
@@ -365,18 +370,18 @@ def _things(buffer: Buffer, first: int, stop: int) -> list[Stored]:
         if dtype.kind in "UTSO" and math.prod(shape[1:]) == 1 and (is_per_row or is_by_episode):
             things.append(Stored(path, "text", rows=stop - first if is_per_row else None))
         elif dtype.kind in "UTSO":
-            note = f"texts {list(shape)}, neither of each row nor of each episode"
+            note = f"texts {list(shape)}, neither one per row nor one per episode"
             things.append(Stored(path, "other", note=note))
         elif dtype.kind not in "fiub":
             things.append(Stored(path, "other", note=f"values of {dtype}"))
         elif path.startswith("/") and not (is_per_row or is_by_episode):
-            things.append(Stored(path, "other", note="it is not below data"))
+            things.append(Stored(path, "other", note="it is not in the group data"))
         elif is_by_episode and not is_per_row:
             is_success = path.rpartition("/")[2] in ("success", "is_success")
-            note = "one row for each episode"
+            note = "one value per episode"
             things.append(Stored(path, "other", note=note, role="success" if is_success else None))
         elif not is_per_row and not is_action(path):
-            note = f"{shape[0] if shape else 'no'} rows, the others {buffer.num_rows}"
+            note = f"{shape[0] if shape else 'no'} rows, the others have {buffer.num_rows}"
             things.append(Stored(path, "array", shape[1:], dtype.name, note=note, role="left_out"))
         else:
             rows: int | None = None

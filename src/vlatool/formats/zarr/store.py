@@ -1,8 +1,8 @@
-"""A folder or zip of Zarr v2 or v3, read only: nothing that is missing becomes zeros.
+"""A read-only folder or zip of Zarr v2 or v3, in which missing chunks do not become zeros.
 
-Zarr's own stores return the fill value for a chunk that is not there. Here it is an error in Zarr
-2, unless the user allows it. Zarr 3 leaves out chunks that have only the fill value. The codecs of
-Zarr inflate whatever a chunk holds. Here a chunk inflates to what its array declares, or fails.
+Zarr's own stores return the fill value for a missing chunk. Here it is an error in Zarr 2, unless
+the user allows it. (Zarr 3 leaves out chunks that only have the fill value.) Zarr's own codecs
+inflate a chunk to any size. Here it must have the size that its array declares.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ _CONCURRENT = 10  # chunks that Zarr decodes at once
 _BESIDE = 64  # bytes of checksums in a chunk
 # True if what is missing in a shard of the array that is read is the fill value.
 _MAY_FILL = ContextVar("may_fill", default=True)
-_LARGE_CHUNKS = Lock()  # a setting of Zarr is that of all threads
+_LARGE_CHUNKS = Lock()  # a setting of Zarr applies to all threads
 _BLOSC = struct.Struct("<4xI4xI")  # of a chunk: bytes when inflated, bytes as stored
 # Names of codecs that only transform bytes; others, such as pickle, may run code.
 _CODECS = re.compile(
@@ -60,9 +60,10 @@ _COMPRESSIONS = ("blosc", "zstd", "lz4", "gzip", "zlib", "bz2", "lzma")
 
 
 def inflated(codec: Any, data: Any, limit: int) -> Any:
-    """What a codec of numcodecs makes of a chunk; ValueError if it is more than `limit` bytes and
-    64 for checksums, or if the chunk is shorter than its header says: the library would read memory
-    that is not its.
+    """Inflates a chunk with a codec of numcodecs.
+
+    Raises ValueError if the content exceeds `limit` bytes (and 64 for checksums), or if the chunk
+    is shorter than its header says: the library would then read foreign memory.
     """
     name = codec.codec_id
     if name in ("blosc", "zstd", "lz4"):
@@ -70,7 +71,7 @@ def inflated(codec: Any, data: Any, limit: int) -> Any:
         if size is None:
             size = limit  # what does not fill it exactly is an error
         if size > limit + _BESIDE:
-            raise ValueError(f"its header says {size:,} bytes, the array {limit:,}")
+            raise ValueError(f"its header says {size:,} bytes, but the array {limit:,}")
         return codec.decode(data, np.empty(size, np.uint8))
     stream: Any = zlib.decompressobj(_GZIP_OR_ZLIB)
     if name == "bz2":
@@ -87,7 +88,7 @@ def inflated(codec: Any, data: Any, limit: int) -> Any:
 
 
 def _declared_size(name: str, data: bytes) -> int | None:
-    """Bytes of the content that a header declares; None if it does not say, as that of a stream.
+    """Returns the size in bytes that a header declares; None if it declares none, as in a stream.
 
     ValueError if the chunk is cut off.
     """
@@ -121,7 +122,7 @@ class CheckedPipeline(BatchedCodecPipeline):
         pairs: list[tuple[Buffer | None, ArraySpec]] = []
         for data, spec in chunk_bytes_and_specs:
             if data is None and not _MAY_FILL.get():
-                raise ValueError("an inner chunk of a shard is missing")
+                raise ValueError("a chunk in a shard is missing")
             if data is not None:
                 content = await asyncio.to_thread(
                     plain.content, compressions, data.as_numpy_array(), spec
@@ -163,7 +164,7 @@ class CheckedPipeline(BatchedCodecPipeline):
         size = math.prod(spec.shape) * dtype.itemsize
         if names in ([], ["bytes"]) and dtype.kind not in "OT":
             if size > limit:
-                raise ValueError(f"a chunk of {size:,} bytes; see {limits.MEMORY_VARIABLE}")
+                raise ValueError(f"a chunk has {size:,} bytes; raise {limits.MEMORY_VARIABLE}")
             limit = size
         for codec in compressions:
             if codec.codec_id in _COMPRESSIONS:
@@ -173,7 +174,7 @@ class CheckedPipeline(BatchedCodecPipeline):
         if names and names[0].startswith("vlen-"):
             count = int.from_bytes(data[:4], "little")
             if count != math.prod(spec.shape):
-                raise ValueError(f"has {count:,} texts, the array {math.prod(spec.shape):,}")
+                raise ValueError(f"has {count:,} texts, but the array {math.prod(spec.shape):,}")
         return data
 
 
@@ -251,7 +252,7 @@ class CheckedStore(Store):
         if data is not None and is_metadata:
             self._check_document(key, data)
         if data is None and not is_metadata and not self.may_fill:
-            hint = "--missing-chunks fill reads it as the fill value, which Zarr 3 leaves out"
+            hint = "copy the store again; if its writer left chunks out, use --missing-chunks fill"
             raise ZARR.error("missing_chunk", self.path, key, "the chunk is missing", hint=hint)
         return data
 

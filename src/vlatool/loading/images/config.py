@@ -13,20 +13,21 @@ from vlatool.transforms.geometry import ResizeFilter, resampled
 
 
 class ImagePreprocessing(ConfigModel):
-    """Resize and crop to the square image that a model expects; saved with the weights. The
-    defaults are those of the published pipeline, except for the flip. Source: reference/titok 6.1.
+    """Resize and crop to the square image that a model expects; saved with the weights.
+
+    The defaults are the published values, except for the flip. Source: reference/titok 6.1.
     """
 
     resize: Literal["shorter_edge", "squash"] = option(
         "shorter_edge",
-        "shorter_edge: keep the aspect ratio, then crop; squash: resize both edges to crop_size.",
+        "shorter_edge keeps the aspect ratio, then crops; squash resizes both edges to crop_size.",
     )
     resize_shorter_edge: int | None = option(
-        None, "Shorter edge in pixels before the crop; null: crop_size.", ge=1
+        None, "Shorter edge in pixels before the crop; null means crop_size.", ge=1
     )
     crop_size: int = option(256, "Edge of the square crop in pixels.", ge=1)
     random_crop: bool = option(
-        True, "Crop at a random position during training; otherwise in the center."
+        True, "Crop at a random place during training; false crops the center."
     )
     random_flip: bool = option(
         False,
@@ -54,12 +55,12 @@ class ImagePreprocessing(ConfigModel):
 
 
 class ImageDataConfig(LoadingConfig):
-    """Image shards (tar files)."""
+    """Options of image shards (tar files)."""
 
     weighted_key: ClassVar[str] = "shards"
 
     type: Literal["images"] = option(  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
-        "images", "Data kind."
+        "images", "Kind of the training data."
     )
     shards: list[str] = required_field(
         [],
@@ -69,18 +70,16 @@ class ImageDataConfig(LoadingConfig):
     )
     val_shards: list[str] = option(
         [],
-        "Shards of each validation data set, as for shards; of a folder, its "
-        "validation shards are used.",
+        "Shards of each validation data set, written like shards; of a folder, its validation "
+        "shards are used.",
         affects_output=False,
     )
-    split: Literal["train", "val"] = option(
-        "train", "Shard list to read in a folder that has lists of both."
-    )
-    preprocessing: ImagePreprocessing = option(ImagePreprocessing(), "Preprocessing of images.")
+    split: Literal["train", "val"] = option("train", "Shard list to read in a folder that has two.")
+    preprocessing: ImagePreprocessing = option(ImagePreprocessing(), "Resize, crop and flip.")
     convert_colors: bool = option(
         False,
-        "Convert grayscale, palette and RGBA images to RGB, as the published reader "
-        "does; otherwise they are dropped and counted.",
+        "Convert grayscale, palette and RGBA images to RGB, as the published reader does; false "
+        "drops and counts them.",
     )
 
 

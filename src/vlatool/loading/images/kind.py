@@ -62,15 +62,15 @@ class ImagesInfo:
 def load_info(config: ImageDataConfig, reporter: Reporter = NULL) -> ImagesInfo:
     """Finds the shards and counts their samples.
 
-    The number of samples is that of the index of a shard. A shard without an index beside it is
+    The index of a shard has its number of samples. A shard without an index beside it is
     scanned once, and its index is saved in the cache folder. A scan takes about 30 microseconds per
     sample for a local shard; a remote shard is streamed. The reporter receives the progress of the
     scans.
     """
     if not config.shards:
         raise DataError(
-            "no image shards are configured",
-            hint="set --data or data.shards",
+            "there are no image shards to train on",
+            hint="add --data with the output of `vlatool preprocess --sink image-shards`",
             code="data.no_source",
         )
     cache = shard_reader.file_cache(config.dataset_cache)

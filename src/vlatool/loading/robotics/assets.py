@@ -1,7 +1,7 @@
 """What a policy needs of robotics data besides weights: normalization, poses, images, contract.
 
-`assets_of` makes it of the section `data`, of statistics and of preprocessing options: those of the
-data when training starts, those in the folder of the run afterwards.
+`assets_of` makes it of the section `data`, of statistics and of preprocessing options. They come
+from the data when training starts, and from the folder of the run afterwards.
 """
 
 from collections.abc import Mapping, Sequence

@@ -21,12 +21,12 @@ _Side = Annotated[float, Field(gt=0)]
 
 
 class JitterConfig(base.ConfigModel):
-    """Color jitter. A factor is drawn uniformly between 1 - x and 1 + x for a range x."""
+    """Color jitter. For a range x, a factor is drawn uniformly from 1 - x to 1 + x."""
 
-    enabled: bool = option(False, "Change colors randomly.")
-    brightness: float = option(0.2, "Range of the brightness factor.", ge=0)
-    contrast: float = option(0.4, "Range of the contrast factor.", ge=0)
-    saturation: float = option(0.2, "Range of the saturation factor.", ge=0)
+    enabled: bool = option(False, "Change the colors of training images randomly.")
+    brightness: float = option(0.2, "Range x of the brightness factor, 1 - x to 1 + x.", ge=0)
+    contrast: float = option(0.4, "Range x of the contrast factor, 1 - x to 1 + x.", ge=0)
+    saturation: float = option(0.2, "Range x of the saturation factor, 1 - x to 1 + x.", ge=0)
     hue: tuple[_Hue, _Hue] = option(
         (-0.05, 0.05), "Lowest and highest hue shift, as fractions of the color circle."
     )
@@ -35,19 +35,21 @@ class JitterConfig(base.ConfigModel):
 class CropConfig(base.ConfigModel):
     """Crop of images."""
 
-    enabled: bool = option(False, "Crop images.")
+    enabled: bool = option(False, "Crop training images; evaluation crops their center.")
     shape: tuple[_Side, _Side] = option(
         (224, 224),
         "Height and width of the crop in pixels; if both are at most 1, as fractions of the image.",
     )
-    mode: Literal["random", "center"] = option("random", "Position of the crop.")
+    mode: Literal["random", "center"] = option(
+        "random", "Crop at a random place, or at the center."
+    )
 
     @model_validator(mode="after")
     def _check_shares(self) -> Self:
         if (self.shape[0] <= 1) != (self.shape[1] <= 1):
             raise ValueError(f"shape {list(self.shape)} mixes pixels and fractions")
         if self.mode == "center" and self.shape[0] <= 1:
-            raise ValueError("a shape in fractions of the image requires mode: random")
+            raise ValueError("a shape in fractions of the image needs mode: random")
         return self
 
 
@@ -61,7 +63,7 @@ class ImageAugmentationConfig(base.ConfigModel):
 class AugmentationConfig(base.ConfigModel):
     """Augmentation of training samples."""
 
-    enabled: bool = option(True, "Apply the augmentation below.")
+    enabled: bool = option(True, "Apply crop and color jitter.")
     image: ImageAugmentationConfig = option(ImageAugmentationConfig(), "Augmentation of images.")
 
     def without_randomness(self) -> Self:
@@ -79,12 +81,12 @@ class AugmentationConfig(base.ConfigModel):
 
 
 class FieldNormalizeConfig(base.ConfigModel):
-    """Normalization of one field; null: the value of the section above."""
+    """Normalization of one field; null takes the value for all fields."""
 
-    enabled: bool | None = option(None, "Normalize the field.")
-    method: Method | None = option(None, "Statistics that are used.")
+    enabled: bool | None = option(None, "Normalize this field.")
+    method: Method | None = option(None, "Statistics that normalize this field.")
     scope: Scope | None = option(None, "One scale for all steps, or one per step.")
-    epsilon: float | None = option(None, "Smallest scale.", gt=0)
+    epsilon: float | None = option(None, "Smallest scale that values are divided by.", gt=0)
 
 
 class NormalizeConfig(base.ConfigModel):
@@ -92,15 +94,15 @@ class NormalizeConfig(base.ConfigModel):
 
     # These values follow from other keys and from the data.
 
-    enabled: bool = option(True, "Normalize fields.")
-    method: Method = option("std", "Statistics that are used.")
-    scope: Scope = option("global", "One scale for all steps, or one per step.")
-    epsilon: float = option(1e-8, "Smallest scale.", gt=0)
+    enabled: bool = option(True, "Normalize action and proprioception fields.")
+    method: Method = option("std", "Statistics that normalize the fields.")
+    scope: Scope = option("global", "One scale for all steps of a window, or one per step.")
+    epsilon: float = option(1e-8, "Smallest scale that values are divided by.", gt=0)
     centered_norm: bool = option(
         False, "Normalize to [-1, 1] instead of [0, 1]; method `std` is always centered."
     )
     field_configs: dict[str, FieldNormalizeConfig] = option(
-        {}, "Field name to values that differ for this field."
+        {}, "Settings of single fields that differ from the others, by field name."
     )
     include_fields: list[str] = base.derived_field(
         "data.proprioception_fields and data.action_fields",
@@ -148,7 +150,7 @@ class FrameWindowsConfig(base.ConfigModel):
     still_field_thresholds: dict[str, float] | None = _window_key("still_field_thresholds")
     image_indices: list[int] | None = _window_key("image_indices")
     fps: float | None = option(
-        None, "Frames per second; poses are interpolated, images are the nearest.", gt=0
+        None, "Convert to this many frames per second: poses between frames, nearest images.", gt=0
     )
 
     @model_validator(mode="after")
@@ -162,7 +164,7 @@ class FrameWindowsConfig(base.ConfigModel):
         return self
 
     def complete(self, stored: Mapping[str, Any]) -> WindowsConfig:
-        """These keys, and the stored values of those that are null."""
+        """These keys; a key that is null takes its stored value."""
         keys = {key: stored[key] for key in WindowsConfig.model_fields if key in stored}
         if self.filter_still_samples is False:
             keys.pop("still_field_thresholds", None)
@@ -197,12 +199,12 @@ class RoboticsDataConfig(LoadingConfig):
         Published("tactile_fields", reason="no model uses them"),
         Published("use_point_cloud", reason="no model uses point clouds"),
         Published("point_cloud_num_points", reason="no model uses point clouds"),
-        Published("pose_groups", reason="those of preprocessing_config.yaml are used"),
+        Published("pose_groups", reason="preprocessing_config.yaml has them"),
         Published("intrinsics_fields", reason="no model uses the calibration"),
         Published("extrinsics_fields", reason="no model uses the calibration"),
     )
 
-    # True if camera_names are those of other data; these data may lack some of the cameras.
+    # True if camera_names come from other data; these data may lack some of the cameras.
     cameras_are_known: ClassVar[bool] = False
 
     type: Literal["robotics"] = option(  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
@@ -213,55 +215,54 @@ class RoboticsDataConfig(LoadingConfig):
     )
     dataset_statistics: list[str] = option(
         [],
-        "stats.json of each data set; empty: the one beside each manifest.",
+        "stats.json of each data set; empty takes the file beside each manifest.",
         affects_output=False,
     )
     statistics_from: Literal["data", "init"] = option(
         "data",
-        "Statistics that normalize the fields: those of these data, or those of the "
-        "weights in init_from.",
+        "Normalize fields by the statistics of these data, or of the weights in init_from.",
     )
     dataset_modality: list[Literal["robotics"]] = option(
-        [], "Modality of each data set; empty: robotics."
+        [], "Modality of each data set; empty means robotics."
     )
     val_dataset_manifest: list[str] = option(
         [], "Folder or manifest.jsonl of each validation data set.", affects_output=False
     )
     windows: FrameWindowsConfig = option(
-        FrameWindowsConfig(), "Windows of data of the sink frames; shards have theirs."
+        FrameWindowsConfig(), "Windows to cut from data of the sink frames; shards have their own."
     )
     episodes: str | None = option(
         None,
-        "Episodes of a data set of the sink frames: numbers and ranges, such as 0:4,7, or "
-        "@CURATION for those that `vlatool curate` keeps.",
+        "Use only these episodes of a data set of the sink frames: numbers and ranges such as "
+        "0:4,7, or @CURATION for the episodes that `vlatool curate` keeps.",
     )
     split: Split | None = option(
         None,
-        "Episodes of frames that hold some out: train, val (the held-out ones) or all; "
-        "null: train.",
+        "Episodes to use of frames that hold some out: train, val (held out) or all; null means "
+        "train.",
     )
     frames_preset: str = option(
         "",
-        "Preset of `preprocess` for recordings in dataset_manifest, whose frames `train` writes "
-        "first; empty: its defaults.",
+        "If dataset_manifest names recordings, `train` preprocesses them first, with this preset "
+        "of `preprocess`; empty uses its defaults.",
         affects_output=False,
     )
     rename: NameMap = option(
         NameMap(),
-        "New names of cameras and whole fields, such as cameras.wrist=wrist_left, in data sets "
-        "that have the old name and not the new one.",
+        "Give cameras and whole fields new names, such as cameras.wrist=wrist_left, in data sets "
+        "that have only the old name.",
     )
     language_instruction_types: list[LanguageKind] = option(
         ["original"], "Kinds of instructions; each sample gets a random one of these kinds."
     )
     camera_names: list[str] = base.derived_field(
         "cameras of the data set's preprocessing_config.yaml",
-        "Cameras, in order; none: read no image.",
+        "Cameras that the policy sees, in order; none reads no images.",
         default=[],
     )
     image_indices: list[int] = base.derived_field(
         "image indices of preprocessing_config.yaml",
-        "Frames of the images, relative to the anchor.",
+        "Frames of the images relative to the anchor, such as [-1, 0].",
         default=[],
     )
     image_names: list[str] = base.derived_field(
@@ -277,37 +278,39 @@ class RoboticsDataConfig(LoadingConfig):
     mask_padded_images: bool = option(
         False, "Mask padded images, so that models do not attend to them."
     )
-    processor: str | None = option(None, "Processor of images and text; that of the backbone.")
+    processor: str | None = option(
+        None, "Processor of images and text; always the one of the backbone."
+    )
     max_text_seq_len: int | None = option(
-        None, "Largest number of tokens of a text; null: the limit of the backbone.", ge=1
+        None, "Largest number of tokens of a text; null uses the limit of the backbone.", ge=1
     )
     augmentation: AugmentationConfig = option(
         AugmentationConfig(), "Augmentation of training samples."
     )
     proprioception_fields: list[str] = base.derived_field(
         "proprioception fields of preprocessing_config.yaml",
-        "Observed fields.",
+        "Fields that the policy observes.",
         default=[],
     )
     action_fields: list[str] = base.derived_field(
-        "action fields of preprocessing_config.yaml", "Predicted fields.", default=[]
+        "action fields of preprocessing_config.yaml", "Fields that the policy predicts.", default=[]
     )
     normalization: NormalizeConfig = option(NormalizeConfig(), "Normalization of fields.")
     allow: list[str] = option(
         [],
-        "Fields whose normalized values may exceed 1,000, which is an error otherwise.",
+        "Accept these fields although their normalized values exceed 1,000.",
         affects_output=False,
     )
     lowdim_past_timesteps: int | None = base.derived_field(
-        "past steps of preprocessing_config.yaml", "Steps before the anchor.", ge=0
+        "past steps of preprocessing_config.yaml", "Steps of a window before the anchor.", ge=0
     )
     lowdim_future_timesteps: int | None = base.derived_field(
-        "future steps of preprocessing_config.yaml", "Steps after the anchor.", ge=0
+        "future steps of preprocessing_config.yaml", "Steps of a window after the anchor.", ge=0
     )
     max_delay: int = option(
         0,
-        "Steps of a chunk that a robot may execute while the policy plans the next one: training "
-        "gives it up to as many of the first actions.",
+        "Train for robots that execute up to this many steps of the old chunk while the policy "
+        "plans the next one: the policy is given these first actions.",
         ge=0,
     )
     action_dim: int | None = base.derived_field(
@@ -325,7 +328,7 @@ class RoboticsDataConfig(LoadingConfig):
     @model_validator(mode="after")
     def _check_masking(self) -> Self:
         if self.mask_padded_images and not self.pad_missing_images:
-            raise ValueError("mask_padded_images requires pad_missing_images")
+            raise ValueError("mask_padded_images needs pad_missing_images")
         return self
 
     @field_validator("rename")

@@ -73,8 +73,8 @@ def _check_renames(config: RoboticsDataConfig, info: RoboticsInfo) -> None:
     unused = config.rename.unmatched(cameras, fields)
     if unused and not config.cameras_are_known:
         raise DataError(
-            f"data.rename.{unused[0]}: no data set has this name; their cameras are "
-            f"{', '.join(cameras) or 'none'}, their fields {few_text(fields, _MAX_LISTED)}",
+            f"data.rename.{unused[0]}: none of your data sets has this name; they have cameras "
+            f"{', '.join(cameras) or 'none'} and fields {few_text(fields, _MAX_LISTED)}",
             hint=did_you_mean(unused[0].partition("=")[2], [*cameras, *fields]),
             code="data.unknown_field",
         )
@@ -99,7 +99,7 @@ def _all_cameras(info: RoboticsInfo) -> list[str]:
 
 
 def _fields(config: RoboticsDataConfig, info: RoboticsInfo, key: str) -> list[str]:
-    """Fields that the data sets name; with padding, those of all of them."""
+    """Fields that the data sets name; with padding, the fields of all of them."""
     if config.pad_missing_fields:
         return list(info.options.get(key) or [])
     return _agreed(info, key)
@@ -116,7 +116,7 @@ def _agreed(info: RoboticsInfo, key: str) -> list[Any]:
                 kind = "images" if key == "camera_names" else "fields"
                 hint += f", data.rename (see `vlatool inspect A B`) or data.pad_missing_{kind}"
             raise DataError(
-                f"the data sets differ in {key}: {first} and {values}",
+                f"your data sets have different {key}: {first} and {values}",
                 hint=hint,
                 code="data.mismatch",
             )
@@ -139,8 +139,8 @@ def _check(derived: RoboticsDataConfig, config: RoboticsDataConfig, info: Roboti
     chunk = (derived.lowdim_future_timesteps or 0) + 1
     if derived.max_delay >= chunk:
         raise UsageError(
-            f"data.max_delay is {derived.max_delay}, a chunk has {counted(chunk, 'step')}",
-            hint="a delay is at most half of a chunk: the chunk before has as many steps left",
+            f"data.max_delay is {derived.max_delay}, but a chunk has {counted(chunk, 'step')}",
+            hint="set data.max_delay to at most half of the steps of a chunk",
             code="usage.bad_value",
         )
     if not derived.action_fields:
@@ -153,8 +153,8 @@ def _check(derived: RoboticsDataConfig, config: RoboticsDataConfig, info: Roboti
         if getattr(derived, key) > available:
             raise DataError(
                 f"data.{key} is {getattr(derived, key)}, but the windows have {available}",
-                hint=f"lower data.{key}, or make larger windows: of frames with data.windows, of "
-                "shards when preprocessing",
+                hint=f"lower data.{key}, or make larger windows: with data.windows for frames, "
+                "with `vlatool preprocess` for shards",
                 code="data.mismatch",
             )
     for key in ("action_dim", "proprioception_dim"):
@@ -185,16 +185,18 @@ def _no_actions(info: RoboticsInfo) -> DataError:
         if names:
             options.append(f"--{key} {','.join(names)}")
     return DataError(
-        f"the data name no action fields; their fields (dimensions) are: {text}",
-        hint=f"select predicted and observed fields, such as {' '.join(options)}",
+        f"your data do not say which fields are actions; they have (dimensions): {text}",
+        hint=f"name predicted and observed fields, such as {' '.join(options)}",
         code="data.missing",
         details={"known": widths},
     )
 
 
 def _check_images(config: RoboticsDataConfig, info: RoboticsInfo) -> None:
-    """Raises an error if a data set lacks a configured camera or image index. With padding, one
-    data set must have each camera. Padded validation data may lack cameras, but not all of them.
+    """Raises an error if a data set lacks a configured camera or image index.
+
+    With padding, it is enough if one data set has a camera. Padded validation data may lack some
+    cameras, but not all.
     """
     cameras = [dataset.cameras for dataset in info.sets]
     if config.pad_missing_images:
@@ -219,7 +221,7 @@ def _check_images(config: RoboticsDataConfig, info: RoboticsInfo) -> None:
     if len(sizes) > 1 and (shape is None or max(shape) <= 1):
         listed = ", ".join(map(value_text, sorted(sizes, key=str)))
         raise DataError(
-            f"the data sets have images of different sizes (width, height): {listed}",
+            f"your data sets have images of different sizes (width, height): {listed}",
             hint="preprocess them with the same --resize-images-size, or crop to a size in pixels "
             "with data.augmentation.image.crop",
             code="data.mismatch",
@@ -234,7 +236,7 @@ def _check_names(
     Args:
         key: Key of the section.
         values: Its values.
-        available: Values of each data set; empty: unknown. Or those of all together.
+        available: Values of each data set (empty: unknown), or the values of all together.
         names: Names of the data sets.
     """
     for number, present in enumerate(available):
@@ -255,7 +257,7 @@ def _check_names(
                 hint = f"rename it with --data.rename cameras.{first}={alike[0]}, or {hint}"
         dataset = names[number] if len(available) == len(names) > 1 else "your training data"
         raise DataError(
-            f"data.{key}: {first!r} is not in {dataset}: {few_text(list(map(str, present)))}",
+            f"data.{key}: {first!r} is not in {dataset}, only {few_text(list(map(str, present)))}",
             hint=hint,
             code="data.unknown_field",
         )

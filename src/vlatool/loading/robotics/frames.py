@@ -1,4 +1,4 @@
-"""Windows of frames: how many, their statistics, and their samples as those of `lbm` shards.
+"""Windows of frames: how many, their statistics, and their samples, in the form of `lbm` shards.
 
 A block of the order is the tar of an episode. What a window needs of it is a row per step of the
 numbers, which stay in memory while the episode is in use, and the images of a few frames, which are
@@ -176,7 +176,7 @@ class FrameWindows:
             among = "" if self.episodes is None else f" among data.episodes {self.episodes}"
             raise DataError.at(
                 self.folder.path,
-                f"has no episode with data.split {self.split}{among}",
+                f"has no episodes for data.split {self.split}{among}",
                 hint="choose other episodes, or all with --data.split all",
                 code="data.no_samples",
             )
@@ -202,8 +202,8 @@ class FrameWindows:
         if statistics is None:
             raise DataError.at(
                 self.folder.path,
-                "has no window with these keys of data.windows",
-                hint="allow more padding, or smaller windows",
+                "gives no window with these values of data.windows",
+                hint="use smaller windows, or allow more padding",
                 code="data.no_samples",
             )
         with atomic_folder(place) as partial_folder:
@@ -344,7 +344,7 @@ class WindowReader:
     def _members(
         self, frames: Mapping[int, int], images: Mapping[int, Mapping[str, bytes]]
     ) -> dict[str, bytes]:
-        """Images of a window by their suffixes in shards, from those of its frames."""
+        """Images of a window by their suffixes in shards, from the images of its frames."""
         members: dict[str, bytes] = {}
         for camera in self._cameras:
             stored_suffix = image_suffix(camera, 0).lower()

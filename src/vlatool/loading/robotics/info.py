@@ -38,7 +38,7 @@ from vlatool.transforms.normalize import constant_dimensions, field_width
 
 @dataclass(frozen=True)
 class RoboticsDataSet:
-    """One data set of a run; names of cameras and fields are those of the run."""
+    """One data set of a run; its cameras and fields have the names of the run."""
 
     name: str  # as configured
     shards: ShardTable
@@ -114,15 +114,15 @@ class RoboticsInfo:
             if name in self.left_out:
                 raise DataError(
                     f"the field {name!r} cannot be used: {self.left_out[name]}",
-                    hint="leave the field out of data.action_fields or "
-                    "data.proprioception_fields, rename it (`vlatool inspect A B`), train on one "
-                    "of them, or use zeros where it is missing: data.pad_missing_fields true",
+                    hint="if it has another name there, rename it (`vlatool inspect A B` shows "
+                    "how); else set data.pad_missing_fields true, or leave it out of "
+                    "data.action_fields and data.proprioception_fields",
                     code="data.mismatch",
                     details={"field": name},
                 )
             if name not in self.statistics:
                 raise DataError(
-                    f"the field {name!r} is not in the statistics of the data",
+                    f"your data have no field {name!r}, or no statistics of it",
                     hint=did_you_mean(name, list(self.statistics)),
                     code="data.unknown_field",
                     details={"field": name, "known": list(self.statistics)},
@@ -134,8 +134,8 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
     """Reads manifests, statistics and preprocessing options; checks the sizes of local shards."""
     if not config.dataset_manifest:
         raise DataError(
-            "no data set is configured",
-            hint="set --data DIR or data.dataset_manifest",
+            "there is no data set to train on",
+            hint="add --data with the output of `vlatool preprocess`",
             code="data.no_source",
         )
     folders = [data_of(text, config) for text in config.dataset_manifest]
@@ -231,22 +231,22 @@ def _check_folders(
     is_typed = config.windows != FrameWindowsConfig() and not config.cameras_are_known
     if is_typed and not has_frames:
         raise UsageError(
-            f"data.windows is for data of the sink frames; {config.dataset_manifest[0]} has shards",
-            hint="take fewer of their steps with data.lowdim_past_timesteps and "
+            f"data.windows needs data of the sink frames; {config.dataset_manifest[0]} has shards",
+            hint="use fewer steps with data.lowdim_past_timesteps and "
             "data.lowdim_future_timesteps, or preprocess with --sink frames",
             code="usage.unsupported",
         )
     if config.episodes is not None and (len(folders) > 1 or not has_frames):
         raise UsageError(
-            "data.episodes is for one data set, of the sink frames",
-            hint="choose episodes when preprocessing, with --episodes",
+            "data.episodes needs a single data set, written by the sink frames",
+            hint="choose the episodes earlier: vlatool preprocess ... --episodes 0:4,7",
             code="usage.unsupported",
         )
     for text, folder in zip(config.dataset_manifest, folders, strict=True):
         if config.split == "val" and isinstance(folder, ShardFolder):
             raise DataError(
-                f"{text}: training shards hold no episode out, so data.split val is empty",
-                hint="preprocess with --sink frames, which holds episodes out, or give other data",
+                f"{text}: shards hold no episodes out, so data.split val has no samples",
+                hint="preprocess with --sink frames, which holds episodes out",
                 code="data.no_samples",
             )
 
@@ -402,7 +402,7 @@ def _fixed_in_some(
 
 
 def held_out_data(config: RoboticsDataConfig) -> list[str]:
-    """Those of the data sets that hold episodes out."""
+    """Returns the data sets that hold episodes out."""
     held_out: list[str] = []
     for text in config.dataset_manifest:
         folder = data_of(text, config.model_copy(update={"split": "val"}))
@@ -422,5 +422,5 @@ def report_held_out(info: RoboticsInfo, reporter: Reporter) -> None:
         verb = "is" if count == 1 else "are"
         reporter.note(
             f"{dataset.name}: {count} of {total} {verb} held out for evaluation; "
-            "--data.split all trains on all"
+            "add --data.split all to train on all"
         )

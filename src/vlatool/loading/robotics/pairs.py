@@ -137,7 +137,7 @@ class RoboticsPairs(base.RecordedPairs):
             "proprioception_fields": self._observed,
             "lowdim_past_timesteps": info.past,
             "lowdim_future_timesteps": options.horizon - 1,
-            # No random crops; weights are those of the training data sets.
+            # No random crops; weights belong to the training data sets.
             "augmentation": AugmentationConfig(),
             "dataset_weighting": [],
         }
@@ -223,7 +223,7 @@ class RoboticsPairs(base.RecordedPairs):
         return pairs[name][frame]
 
     def _stored(self, episode: str) -> Iterator[tuple[int, StoredSample | WindowSample]]:
-        """Yields samples with their indices; only those of the episode if tars are episodes."""
+        """Yields samples with their indices; if tars are episodes, only samples of the episode."""
         refs = list(enumerate(self._order.refs(range(len(self)))))
         tars = [tar_episode(shard.location) or "" for shard in self._shards]
         if all(tars):

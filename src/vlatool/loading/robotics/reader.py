@@ -123,8 +123,8 @@ class ImageDecoder:
                 raise DataError(
                     f"sample {key} has images of different sizes (height, width): "
                     + ", ".join(map(value_text, by_size)),
-                    hint="select cameras with data.camera_names, crop with "
-                    "data.augmentation.image.crop, or preprocess with --resize-images-size",
+                    hint="preprocess with --resize-images-size, crop with "
+                    "data.augmentation.image.crop, or choose cameras with data.camera_names",
                     code="data.mismatch",
                     details={"sample": key},
                 )
@@ -143,7 +143,7 @@ class ImageDecoder:
         pixels = decode_rgb(data, memory.reshape(-1))
         height, width = pixels.shape[:2]
         if self._size not in (None, (width, height)):
-            raise ValueError(f"{name} has size {(width, height)}, expected {self._size}")
+            raise ValueError(f"{name} has size {(width, height)}, not {self._size}")
         if pixels.size > self._scratch.size:
             self._scratch = np.empty(pixels.size, np.uint8)
         return pixels
@@ -235,7 +235,7 @@ class SampleDecoder:
             shortest = min(len(values) for values in arrays.values())
             if start < 0 or stop > shortest:
                 raise ValueError(
-                    f"the window is steps {start} to {stop}, the sample has {shortest}"
+                    f"the window has steps {start} to {stop}, but the sample has {shortest}"
                 )
             span = slice(start, stop)
             fields: dict[str, Array] = {}
@@ -244,8 +244,8 @@ class SampleDecoder:
             for name, values in fields.items():
                 if not np.isfinite(values).all():
                     raise DataError(
-                        f"sample {key}: a value of {name!r} is not finite",
-                        hint="preprocess with --fail-on-nan to find the episode",
+                        f"sample {key}: {name!r} has NaN or an infinite value",
+                        hint="preprocess again with --fail-on-nan, which names the episode",
                         code="data.not_finite",
                         details={"sample": key, "field": name},
                     )
@@ -277,7 +277,7 @@ class SampleDecoder:
         except _DECODE_ERRORS as error:
             raise DataError(
                 f"sample {key} cannot be decoded: {error}",
-                hint="its shard is broken: preprocess or copy it again",
+                hint="its shard is damaged: copy it again, or preprocess again",
                 code="data.broken",
                 details={"sample": key},
             ) from None
@@ -292,8 +292,8 @@ class SampleDecoder:
             raise DataError(
                 f"sample {key}: {name} has {counted(columns.shape[1], 'dimension')}, its "
                 f"statistics have {width}",
-                hint="shard and statistics are of different data: remove data.dataset_statistics, "
-                "or preprocess again",
+                hint="these statistics belong to other data: remove data.dataset_statistics, or "
+                "preprocess again",
                 code="data.broken",
                 details={"sample": key, "field": name},
             )

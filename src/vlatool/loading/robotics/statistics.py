@@ -1,4 +1,4 @@
-"""Statistics of a run: normalization of fields, check of their ranges, those of initial weights.
+"""Statistics of a run: normalization of fields, checks of ranges, statistics of initial weights.
 
 `Normalizer` scales the fields of a run. `report_ranges` names dimensions that it scales badly,
 `select_statistics` takes the statistics of the data or of the initial weights and compares both,
@@ -72,8 +72,8 @@ class Normalizer:
             if has_steps and (self._first < 0 or last >= len(scale.center)):
                 raise DataError(
                     f"the statistics of field {name!r} have "
-                    f"{counted(len(scale.center), 'step')}, the window is steps {self._first} to "
-                    f"{last}",
+                    f"{counted(len(scale.center), 'step')}, but the window has steps "
+                    f"{self._first} to {last}",
                     hint="compute statistics with `vlatool stats compute DATA`, or use one scale "
                     "for all steps: data.normalization.scope=global",
                     code="data.broken",
@@ -106,8 +106,8 @@ def scale_of(name: str, stats: Mapping[str, Any] | None, section: NormalizeConfi
     config = section.for_field(name)
     if stats is None:
         raise DataError(
-            f"the statistics have no field {name!r}",
-            hint="preprocess the data again, or remove the field from the config",
+            f"the statistics of your data have no field {name!r}",
+            hint="leave it out of data.action_fields and data.proprioception_fields",
             code="data.missing",
             details={"field": name},
         )
@@ -177,7 +177,7 @@ def report_ranges(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Repo
     if narrow:
         reporter.warn(
             "data.narrow_ranges",
-            "the range by which these dimensions are normalized is far narrower than their motion, "
+            "these dimensions are normalized with a range that is far narrower than their motion, "
             f"so that a few values are very large: {_listed(narrow)}; choose another method for "
             "them in data.normalization.field_configs, such as min_max",
         )
@@ -192,8 +192,8 @@ def report_ranges(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Repo
     if uneven:
         reporter.warn(
             "data.uneven_scales",
-            "the standard deviations of these dimensions, as the model receives them, differ by "
-            f"orders of magnitude from the median {median:.3g}: {_listed(uneven)}; check "
+            "after normalization, the standard deviations of these dimensions differ by orders of "
+            f"magnitude from the median {median:.3g}: {_listed(uneven)}; check "
             "data.normalization and its epsilon",
         )
 
@@ -207,11 +207,11 @@ def _reach_error(
     scale = scale_of(field, stats, config.normalization)
     share = share_beyond(_of_data(info, field), field, scale, dimension.index, _REFUSED_REACH)
     return DataError(
-        f"{dimension.label} is up to {dimension.reach:.3g} when it is normalized with {method}: "
+        f"{dimension.label} reaches {dimension.reach:.3g} when it is normalized with {method}: "
         f"{share} of the rows are over {_REFUSED_REACH:,.0f}",
         hint="normalize it by its standard deviation, --set 'data.normalization.field_configs="
         f"{{{field}: {{method: std}}}}', or leave it out of data.action_fields and "
-        f"data.proprioception_fields; --data.allow {field} takes it",
+        f"data.proprioception_fields; --data.allow {field} accepts it as it is",
         code="data.wide_range",
         details={"field": field, "dimension": dimension.index, "largest": dimension.reach},
     )
@@ -251,7 +251,7 @@ def _moving(config: RoboticsDataConfig, info: RoboticsInfo) -> Iterator[_Dimensi
 
 
 def _of_data(info: RoboticsInfo, field: str) -> Mapping[str, Any]:
-    """Statistics of a field over the data, if those of other weights normalize it."""
+    """Statistics of a field over the data, if the statistics of other weights normalize it."""
     stats = info.statistics[field]
     own = (info.data_statistics or {}).get(field)
     if not own:
@@ -268,7 +268,7 @@ _HINT = "set data.statistics_from=data to normalize with the statistics of the d
 def select_statistics(
     config: RoboticsDataConfig, info: RoboticsInfo, folder: Path | None, reporter: Reporter
 ) -> RoboticsInfo:
-    """The info with the statistics that `config.statistics_from` selects.
+    """Returns the info with the statistics that `config.statistics_from` selects.
 
     Args:
         config: Section `data`, derived.
@@ -288,7 +288,7 @@ def select_statistics(
     run = _run_of(folder)
     before = _statistics_of(run, is_required=is_init)
     owner = "initial weights" if is_init else "data"
-    unknown = "" if before else "; those of the initial weights are unknown"
+    unknown = "" if before else "; the initial weights have no known statistics"
     reporter.note(
         f"data.statistics_from={config.statistics_from}: fields are normalized with the statistics "
         f"of the {owner}{unknown}"
@@ -304,7 +304,7 @@ def select_statistics(
     if changes:
         reporter.warn(
             "data.ranges_differ",
-            "the ranges of these dimensions differ by more than twice from those of the initial "
+            "the ranges of these dimensions differ more than twofold from the initial "
             f"weights: {_listed(changes)}",
         )
     if is_init:
@@ -343,9 +343,8 @@ def _report_changed_rules(config: NormalizeConfig, run: RunDir, reporter: Report
         if key not in config.no_effect_on_output and value != before[key]:
             reporter.warn(
                 "data.normalization_differs",
-                f"data.normalization.{key} is {value_text(value)}, and "
-                f"{value_text(before[key])} in "
-                "the run of the initial weights",
+                f"data.normalization.{key} is {value_text(value)}, but the initial weights were "
+                f"trained with {value_text(before[key])}",
             )
 
 
@@ -416,9 +415,7 @@ def _replaced(info: RoboticsInfo, before: Statistics, run: RunDir, folder: Path)
 def _check_held(
     name: str, before: Mapping[str, Any], own: Mapping[str, Any], info: RoboticsInfo
 ) -> None:
-    """Raises DataError if a dimension that never moved in the data of the weights moves, or has
-    another value.
-    """
+    """Raises DataError if a dimension never moved in the data of the weights, but differs now."""
     moves = ~constant_dimensions(own, name)
     values = held_values(before, name)
     is_other = ~np.isclose(values, held_values(own, name), rtol=1e-6, atol=1e-6)
@@ -427,8 +424,8 @@ def _check_held(
         first = int(index[0])
         label = dimension_label(name, first, len(moves), recorded_names(info.options))
         raise _not_usable(
-            f"{label} never moved in the data of the initial weights, and moves or has another "
-            f"value in these data: their statistics would hold it at {values[first]:g}"
+            f"{label} never moved in the data of the initial weights, but it moves or has another "
+            f"value in your data: their statistics would keep it at {values[first]:g}"
         )
 
 
@@ -443,8 +440,8 @@ def report_blind(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Repor
     if others and not config.proprioception_fields:
         reporter.warn(
             "data.nothing_observed",
-            f"the policy observes images only; the data have {few_text(others)}: name what the "
-            "robot measures with --data.proprioception-fields",
+            f"the policy observes images only, but your data have {few_text(others)}: name what "
+            "the robot measures with --data.proprioception-fields",
         )
 
 
@@ -476,6 +473,6 @@ def _report_differences(
     for key, value, other in differences(contract, _meaning_of(options)):
         reporter.warn(
             "data.conventions_differ",
-            f"{key} is {value} in {owner}, {other} in {name}: convert one of them with "
+            f"{key} is {value} in {owner}, but {other} in {name}: convert one of them with "
             "`vlatool preprocess`",
         )

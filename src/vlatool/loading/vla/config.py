@@ -71,7 +71,7 @@ class VlaDataConfig(LoadingConfig):
     weighted_key: ClassVar[str] = "samples"
 
     type: Literal["vla"] = option(  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
-        "vla", "Data kind."
+        "vla", "Kind of the training data."
     )
     samples: list[str] = required_field(
         [],
@@ -82,31 +82,33 @@ class VlaDataConfig(LoadingConfig):
     val_samples: list[str] = option([], "Folders of validation samples.", affects_output=False)
     val_ratio: float = option(
         0.0,
-        "Share of the episodes of each folder for validation, evenly spaced as those "
-        "of image shards; 0: all are for training.",
+        "Share of the episodes of each folder for validation, evenly spaced; 0 uses all for "
+        "training.",
         ge=0,
         lt=1,
     )
     split: Literal["train", "val"] = option(
-        "train", "Part of the episodes to read if val_ratio is not 0."
+        "train", "Episodes to read if val_ratio is not 0: for training or for validation."
     )
     images_root: str | None = option(
         None,
-        "Folder with images/, if it is not where the samples say; for published lines "
-        "with paths of another machine.",
+        "Folder with images/, if the images are not where the samples say, as in published "
+        "samples.",
         affects_output=False,
     )
     fast: str | None = option(
-        None, "FAST action tokenizer; null: fast/ in the folder of samples.", affects_output=False
+        None,
+        "FAST action tokenizer; null uses fast/ in the folder of samples.",
+        affects_output=False,
     )
     profile: str | None = option(
         None,
-        "Normalization of the actions of published samples: name or file; null: that "
+        "Normalization of the actions of published samples, as a name or file; null uses the one "
         "of the samples, or libero.",
     )
     max_dropped_share: float = option(
         0.0,
-        "Largest share of dropped samples; 0: a run ends at the first one.",
+        "Share of broken samples that a run may drop; with 0, it ends at the first one.",
         ge=0,
         le=1,
         affects_output=False,

@@ -70,7 +70,7 @@ class VlaFolder:
 
     samples: SamplesFolder
     spans: tuple[LineSpan, ...]  # the samples in use
-    # folder with the images, which replaces that of the samples; None: their own
+    # folder with the images, if it is not the one that the samples name; None: theirs
     images_root: Path | None
     shape: VlaShape  # sizes of a sample
     fps: float  # frames per second
@@ -221,7 +221,7 @@ def load_info(config: VlaDataConfig, reporter: Reporter = NULL) -> VlaInfo:
         for key, value in folder.agreed.items():
             if value != agreed[key]:
                 raise DataError(
-                    f"{name}: {key} is {value_text(value)}, that of {config.samples[0]} is "
+                    f"{name}: {key} is {value_text(value)}, but in {config.samples[0]} it is "
                     f"{value_text(agreed[key])}",
                     hint=_DIFFERS,
                     code="data.mismatch",
@@ -423,7 +423,7 @@ def _fast(
 
 
 def _profile(samples: SamplesFolder, config: VlaDataConfig) -> NormalizationProfile:
-    """Normalization of the actions: that of the manifest, else that of the config or `libero`."""
+    """Normalization of the actions, from the manifest, else from the config or `libero`."""
     recorded: Any = dict(samples.document.get("profile") or {})
     digest = recorded.pop("digest", "")
     if not recorded:

@@ -40,7 +40,7 @@ class _Episode:
 
 class VlaPairs(base.RecordedPairs):
     """Pairs of samples; see `RecordedPairs`. A window with a sample of each kind is one pair.
-    Recorded actions are those of the action ids.
+    Recorded actions are decoded from the action ids.
     """
 
     has_futures: ClassVar[bool] = True
