@@ -305,7 +305,7 @@ class ConfigCommand(VlatoolCommand):
         if not self.spec.is_flat:
             return ""
         owners = owners_of_key(name, self.spec.schema(ctx.meta.get(_ARGS, [])))
-        return f"only {' and '.join(owners)} has it" if owners else ""
+        return f"name what has it: {', '.join(owners)}" if owners else ""
 
     def options_of_sections(self, ctx: Any, name: str) -> list[str]:
         if self.spec.is_flat:

@@ -109,6 +109,5 @@ def _sinks() -> Sequence[str]:
 def _note() -> str:
     return (
         "Formats and sinks have their own options: `vlatool preprocess FORMAT --sink NAME "
-        "--help-all` lists them. Without FORMAT, write options of the format as --source.NAME. "
-        "Without --sink, the format decides."
+        "--help-all` lists them. Without FORMAT, write options of the format as --source.NAME."
     )

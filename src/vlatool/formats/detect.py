@@ -128,7 +128,7 @@ def detect_source(
 
 def name_other_format(error: DataError, sources: Sequence[Path], name: str) -> None:
     """If the format `name` finds no episodes, puts the format that does into the hint."""
-    if error.code != "data.no_episodes":
+    if "searched" not in error.details:  # episodes were found, and none of them is chosen
         return
     with suppress(VlatoolError):
         found = detect_source(sources[0], None).format

@@ -54,9 +54,7 @@ class SelectionConfig(ConfigModel):
         "episodes that `vlatool curate` keeps.",
     )
     exclude: str | None = option(None, "Leave these episodes out, written like --episodes.")
-    max_episodes: int | None = option(
-        None, "Use at most this many episodes; 0 or -1 uses all.", ge=-1
-    )
+    max_episodes: int | None = option(None, "At most this many episodes; 0 or -1: all.", ge=-1)
     camera_names: list[str] | None = option(
         None, "Use only these cameras, in this order; null uses all, none leaves out all images."
     )

@@ -50,9 +50,7 @@ class EngineConfig(JobConfig):
     engine: Engine = execution_field(
         "local", "Work in processes on this machine (local), or on a Ray cluster (ray)."
     )
-    workers: int | None = execution_field(
-        None, "Number of worker processes; null starts one per CPU.", ge=1
-    )
+    workers: int | None = execution_field(None, "Worker processes; null: one per CPU.", ge=1)
     ray_address: str | None = execution_field(
         None, "Join the Ray cluster at this address; null starts a private one."
     )

@@ -416,7 +416,7 @@ class PreprocessJob:
             if is_clear and not self._config.trust_declared:
                 raise DataError(
                     finding.message,
-                    hint="correct the declaration; --trust-declared true takes it as it is",
+                    hint="correct the declaration; --trust-declared takes it as it is",
                     code="data.contradicted_declaration",
                     details=finding.place,
                 )
@@ -433,7 +433,7 @@ class PreprocessJob:
                 measured.conventions,
                 actions,
                 "declare their pose in pose_groups, which makes it absolute, or choose other "
-                "--action-fields; --trust-declared true writes them as they are",
+                "--action-fields; --trust-declared writes them as they are",
             )
 
     def name(self, item: EpisodeRef) -> str:

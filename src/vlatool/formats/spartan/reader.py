@@ -49,12 +49,7 @@ class SpartanReader(base.FormatReader):
         for source in sources:
             folders = episode_folders(source)
             if not folders:
-                raise DataError.at(
-                    source,
-                    "no Spartan episodes in it or below",
-                    hint="searched for folders episode_<N> that contain processed/",
-                    code="data.no_episodes",
-                )
+                raise base.no_episodes(source, "folders episode_<N> that contain processed/")
             for folder in folders:
                 ref = episode_ref(folder, source, self.config.task)
                 is_excluded = episode_number(folder) in validation.get(ref.task, ())
