@@ -125,7 +125,7 @@ _LAUNCH: dict[str, Command] = {
         {"format": "[FORMAT]", "sources": "SOURCE..."},
         ("spartan s3://lab/raw -o s3://lab/data", "spartan raw -o data --ray-address auto"),
         details="Takes the options of `vlatool preprocess`. Without --ray-address, writes the "
-        "file for `ray up` and prints the commands to run.",
+        "file for `ray up`.",
         form="vlatool.cli.preprocess:preprocess_form",
         presets=("preprocess",),
         options=(
