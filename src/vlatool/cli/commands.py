@@ -124,8 +124,7 @@ _LAUNCH: dict[str, Command] = {
         "vlatool.workflows.launch_ray:launch_ray_preprocess(RayPreprocessConfig)",
         {"format": "[FORMAT]", "sources": "SOURCE..."},
         ("spartan s3://lab/raw -o s3://lab/data", "spartan raw -o data --ray-address auto"),
-        details="Takes the options of `vlatool preprocess`. Without --ray-address, writes the "
-        "file for `ray up`.",
+        details="As `vlatool preprocess`; without --ray-address, writes the file for `ray up`.",
         form="vlatool.cli.preprocess:preprocess_form",
         presets=("preprocess",),
         options=(
