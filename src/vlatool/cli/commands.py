@@ -120,11 +120,11 @@ _LAUNCH: dict[str, Command] = {
         presets=TRAINING_PRESETS,
     ),
     "launch ray preprocess": Command(
-        "Preprocess on a running Ray cluster, or write the file of a new one.",
+        "Preprocess on a Ray cluster, or write the file of `ray up` for a new one.",
         "vlatool.workflows.launch_ray:launch_ray_preprocess(RayPreprocessConfig)",
         {"format": "[FORMAT]", "sources": "SOURCE..."},
         ("spartan s3://lab/raw -o s3://lab/data", "spartan raw -o data --ray-address auto"),
-        details="As `vlatool preprocess`; without --ray-address, writes the file for `ray up`.",
+        details="As `vlatool preprocess`; without --ray-address, for a new cluster.",
         form="vlatool.cli.preprocess:preprocess_form",
         presets=("preprocess",),
         options=(
