@@ -24,7 +24,8 @@ def held_out(tasks: Mapping[str, str], share: float, seed: int) -> frozenset[str
 
     An episode is held out if the digest of its id with the seed, as a number from 0 to 1, is below
     the share. So an episode stays where it is when others are added. Of a task with five episodes
-    or more, and of all episodes together, the one with the smallest number is held out in any case.
+    or more, and of all episodes together, the one with the smallest number is held out in any case;
+    an added episode with a smaller one takes its place.
 
     Args:
         tasks: Map from the id of each episode to its task.
