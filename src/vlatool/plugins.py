@@ -211,7 +211,7 @@ def load_data_kind(target: str) -> Any:
     except (ImportError, AttributeError) as error:
         raise EnvironmentProblem(
             f"the data kind {target!r} cannot be imported: {error}",
-            hint=f"reinstall or remove the package with {target.partition('.')[0]}",
+            hint=f"reinstall or remove the package that has {target.partition(':')[0]}",
             code="environment.missing_dependency",
         ) from error
 

@@ -55,6 +55,8 @@ def test_missing_location_names_a_similar_one_and_the_folder_that_lacks_it(tmp_p
     (tmp_path / "demos").mkdir()
     assert path_hint(tmp_path / "dmos") == f"did you mean demos, in {tmp_path}?"
     assert path_hint(tmp_path / "runs/a/b") == f"there is no runs in {tmp_path}"
+    (tmp_path / "demo.hdf5").touch()
+    assert path_hint(tmp_path / "demo.hdf5/ep1").startswith(f"{tmp_path / 'demo.hdf5'} is a file")
 
 
 def test_weights_that_do_not_fit_name_the_networks_to_leave_out() -> None:

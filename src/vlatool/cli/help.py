@@ -24,7 +24,8 @@ SHARED_HELP: Sequence[HelpRow] = (
 _SHARED = frozenset({"preset", "config", "set_", "compat", "keys"})
 _REST: HelpRow = (HELP_ALL, "Show all options, also the common ones.")
 _OPTION_COLUMN = 34
-_NO_VALUE = re.compile("; (null|empty): ")
+# What a description says of a key without a value, which is its default.
+_NO_VALUE = re.compile(r"; (null|empty)(:| uses| means| takes|(?= \w+s\b)) ")
 
 
 def is_help(args: Iterable[str]) -> bool:

@@ -186,7 +186,9 @@ def expand_run(texts: list[str]) -> Mapping[str, Any]:
 
 # Each data kind maps `folders` to its own key.
 DATA = OptionAlias(
-    lambda folders: {"data.folders": folders}, "DIR", "Recordings or training data; repeatable."
+    lambda folders: {"data.folders": folders},
+    "DIR",
+    "Training data, or recordings for a policy; repeatable.",
 )
 INIT_FROM = OptionAlias(
     lambda texts: {"init_from": texts[-1]},

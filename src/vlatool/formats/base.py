@@ -329,10 +329,13 @@ def no_episodes(source: Path, searched: str) -> DataError:
         state = "is an empty folder"
     else:
         state = "contains no episodes"
+    hint = f"`vlatool inspect {source}` says what is there, whatever its format"
+    if not can_list(source):
+        hint = "download the recordings first"
     return DataError.at(
         source,
         f"{state}; this format needs {searched}",
-        hint=f"`vlatool inspect {source}` says what is there, whatever its format",
+        hint=hint,
         code="data.no_episodes",
         searched=searched,
     )

@@ -44,8 +44,8 @@ def select(
         if exclude is not None:
             options.append(f"--exclude {exclude}")
         raise DataError(
-            f"{' '.join(options)} selects none of your {counted(len(refs), 'episode')}",
-            hint=f"their numbers are {min(known)} to {max(known)}; the end of a range is excluded",
+            f"{' '.join(options)} leaves none of your {counted(len(refs), 'episode')}",
+            hint=f"{_numbers_text(known)}; the end of a range is excluded",
             code="data.no_episodes",
         )
     return [known[number] for number in selected]
@@ -81,10 +81,16 @@ def _parse_part(part: str, known: Collection[int], option: str) -> Iterable[int]
     if int(start) not in known:
         raise DataError(
             f"{option}: there is no episode {int(start)}",
-            hint=f"you have {len(known)} episodes, numbered {min(known)} to {max(known)}",
+            hint=_numbers_text(known),
             code="data.no_episodes",
         )
     return [int(start)]
+
+
+def _numbers_text(known: Collection[int]) -> str:
+    if not known:
+        return "you have no episodes"
+    return f"you have {counted(len(known), 'episode')}, from number {min(known)} to {max(known)}"
 
 
 def chosen_numbers(episodes: str | None, refs: Sequence[EpisodeRef]) -> str | None:

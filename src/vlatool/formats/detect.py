@@ -19,6 +19,7 @@ from vlatool.formats.base import FormatReader, checked_refs
 from vlatool.formats.mapping import broken_mapping, mapping_file
 from vlatool.plugins import FORMATS, is_class_in_file
 from vlatool.storage.documents import DocumentError, read_json
+from vlatool.storage.manifest import MAX_MANIFEST_BYTES
 from vlatool.storage.tree import walk
 from vlatool.storage.uri import can_list
 
@@ -62,7 +63,7 @@ class SourceKeys(ConfigModel):
         "Mapping of your recordings, as for `preprocess`: a YAML file, or the name of a preset.",
     )
     format_keys: dict[str, Any] = option(
-        {}, "Options of the format, as `preprocess FORMAT --help` lists them: {fps: 20}."
+        {}, "Options of the format, as `preprocess FORMAT --help-all` lists them: {fps: 20}."
     )
 
     @property
@@ -138,7 +139,7 @@ def name_other_format(error: DataError, sources: Sequence[Path], name: str) -> N
 
 def _format_of_manifest(location: Path) -> str | None:
     try:
-        document: object = read_json(location / "manifest.json")
+        document: object = read_json(location / "manifest.json", max_bytes=MAX_MANIFEST_BYTES)
     except (DocumentError, OSError):
         return None
     if not isinstance(document, dict):

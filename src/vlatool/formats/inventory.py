@@ -194,7 +194,7 @@ class ImageShape(NamedTuple):
 
 
 def image_shape(shape: Sequence[int], smallest: int = SMALLEST_SIDE) -> ImageShape | None:
-    """Returns the form of an image of this shape; None if no side may be so short, or no image."""
+    """Returns the form of an image of this shape; None if a side is too short."""
     form: ImageShape | None = None
     while len(shape) > 3 and shape[0] == 1:
         shape = shape[1:]

@@ -38,7 +38,10 @@ _CORRECT = "correct the annotations"
 SOURCE = FindingCodes(
     "source",
     language_fallback=warning("An episode has no instruction; the name of its task is used."),
-    no_language=warning("An episode has neither instruction nor task name.", "add --instruction"),
+    no_language=warning(
+        "An episode has neither instruction nor task name.",
+        "add --instruction, or --task for Spartan episodes",
+    ),
     spans_overlap=warning(
         "Several texts of one kind apply to the same frame; the frame gets all of them.", _CORRECT
     ),

@@ -397,9 +397,9 @@ class RoboticsPolicy(Policy):
         """Weights of the commands that a chunk has to continue.
 
         Commands that will be executed have the weight 1. The others come from an older observation:
-        the new chunk is blended with the first few of them only. With the weights of arXiv
-        2506.07339, eq. 5, which guide over the whole chunk, a robot lags more: success is lower at
-        equal seams (docs/reference/results.md).
+        the new chunk is blended with them at its end, with weights that fall fast. With the weights
+        of arXiv 2506.07339, eq. 5, which guide over the whole chunk, a robot lags more: success is
+        lower at equal seams (docs/reference/results.md).
 
         Returns:
             bool [past + T], True for commands that will be executed, if the policy was trained with

@@ -135,8 +135,8 @@ class ControlLoop:
                 no limit of speed.
 
         Raises:
-            UsageError: `command` names something that is no action, or its values are not finite or
-                too many.
+            UsageError: `command` names something that is no action, or its values are not finite,
+                or not as many as the field has.
             EnvironmentProblem: The plan that is being computed does not end in time.
         """
         last = _checked_command(command or {}, self._policy)

@@ -356,7 +356,7 @@ class _NoLostWrites(logging.Filter):
 
 
 class _Connection(ServerConnection):
-    """Connection that is closed if its client sends many small frames.
+    """Connection that is closed if its client sends many small frames that are no messages.
 
     Reading a frame takes the loop 60 us, however little it holds: one client of pings without a
     pause held up all others for 1.5 s.

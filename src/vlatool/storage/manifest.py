@@ -21,7 +21,7 @@ from vlatool.storage.uri import is_file_name
 T = TypeVar("T")
 
 _SHOWN = 200
-_MAX_BYTES = 2**29  # room for the rows of three million episodes
+MAX_MANIFEST_BYTES = 2**29  # room for the rows of three million episodes
 
 
 def _relative(name: str) -> str:
@@ -73,7 +73,7 @@ class ManifestType(Generic[T]):
     def is_in(self, folder: Path) -> bool:
         """True if a folder has a manifest of this format, possibly broken."""
         try:
-            document = read_json(folder / self.name, max_bytes=_MAX_BYTES)
+            document = read_json(folder / self.name, max_bytes=MAX_MANIFEST_BYTES)
         except (DocumentError, OSError):
             return False
         if not isinstance(document, dict):
@@ -83,7 +83,7 @@ class ManifestType(Generic[T]):
     def document(self, folder: Path) -> dict[str, Any] | None:
         """JSON object of the manifest; None if it is missing or has another format."""
         try:
-            content: object = read_json(folder / self.name, max_bytes=_MAX_BYTES)
+            content: object = read_json(folder / self.name, max_bytes=MAX_MANIFEST_BYTES)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except DocumentError as error:

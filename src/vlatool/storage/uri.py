@@ -110,7 +110,7 @@ def missing_error(path: Path) -> DataError:
 def path_hint(path: Path) -> str:
     """Hint on a path that does not exist: where it ends, and a similar name there."""
     if isinstance(path, RemotePath):
-        return "check the location; `vlatool download LOCATION --dry-run` lists what is below one"
+        return "check the location and its spelling"
     folder = path.absolute()
     missing = folder.name
     while not folder.is_dir() and folder != folder.parent:
@@ -120,6 +120,8 @@ def path_hint(path: Path) -> str:
         names = sorted(os.listdir(folder))[:_MOST_NAMES]
     except OSError:
         return "check the path"
+    if missing in names:
+        return f"{folder / missing} is a file, or a link to something that does not exist"
     near = difflib.get_close_matches(missing, names, n=1)
     if near:
         return f"did you mean {near[0]}, in {folder}?"

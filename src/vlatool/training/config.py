@@ -468,7 +468,7 @@ class TrainConfig(base.ConfigModel):
         if not getattr(self.data, key):
             raise UsageError(
                 f"you have not given training data: data.{key} is empty",
-                hint="add --data DIR, a folder of recordings or training data",
+                hint="add --data DIR: training data, or recordings for a policy",
                 code="usage.missing_key",
             )
 

@@ -148,7 +148,7 @@ def _report_constant(
         text = f"{dataset}: {name} are the same in all {len(samples)} samples that were read"
         if name in _CONSTANT:
             code, effect = _CONSTANT[name]
-            reporter.warn(code, f"{text}: {effect}")
+            reporter.warn(code, f"{text}, {effect}")
         elif content:
             reporter.note(f"{dataset}: all samples that were read have the same {name}: {content}")
 

@@ -154,7 +154,9 @@ class _Meeting(Thread):
         while True:
             try:
                 with socket.create_connection((self.rank.host, self.rank.port), timeout=_CONNECT_S):
-                    self.waits_for = f"rank 0: {address} answers, but is not rank 0"
+                    self.waits_for = (
+                        f"rank 0: {address} accepts connections, but does not answer as it"
+                    )
                 return self._connected(is_master=False, timeout=timedelta(seconds=_ANSWER_S))
             except OSError as error:
                 self.waits_for = f"rank 0 at {address} ({error.strerror or error})"

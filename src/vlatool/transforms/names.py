@@ -339,7 +339,9 @@ def _check_slice(new: str, part: FieldMap, values: Array) -> None:
         actual = f"{width} wide" if width else "no numbers"
         raise DataError(
             f"fields.{new}={part.key}[{part.start}:{part.stop or ''}]: {part.key!r} is {actual}",
-            hint=f"choose a slice within its {width} dimensions",
+            hint=f"choose a slice within its {width} dimensions"
+            if width
+            else "leave the slice out",
             code="data.mismatch",
             details={"field": part.key, "width": width},
         )

@@ -72,7 +72,7 @@ def resolve_config(
 
     Raises:
         UsageError: The file exists and is not a resolved configuration of the same command, or its
-            name does not end in .yaml.
+            name does not end in .yaml or .yml.
     """
     if derive and isinstance(resolved.config, DerivesFromData):
         config, rules = resolved.config.derive_from_data()
@@ -110,7 +110,7 @@ def _target(output: str) -> Path:
         return path / FILE_NAME
     if path.suffix not in _SUFFIXES:
         raise UsageError(
-            f"--output {output}: the name of a YAML file ends in .yaml",
+            f"--output {output}: the name of a YAML file ends in .yaml or .yml",
             hint=f"give --output {output}.yaml; --save-path and --name set the folder of a run",
             code="usage.bad_value",
             details={"output": output},

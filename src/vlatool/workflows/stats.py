@@ -219,7 +219,7 @@ def _first_fields(folder: ShardFolder, shards: Sequence[ShardInfo]) -> _Fields:
                     return fields
     raise DataError.at(
         folder.manifest,
-        "the first sample has no numeric field, so there is nothing to compute",
+        "has no samples, or the first one has no numeric field",
         hint="`vlatool inspect` shows which fields the shards hold",
         code="data.no_samples",
     )

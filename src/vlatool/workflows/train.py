@@ -101,7 +101,7 @@ class TrainResult(Result):
         yield f"{self.output}: {self.status}, {size}, {counted(self.steps, 'step')}{loss}"
         if self.unused_samples:
             samples = counted(self.unused_samples, "sample")
-            yield f"{samples} of the budget are left over, because they do not fill a step"
+            yield f"left over from the budget: {samples}, too few for a step"
         for reason, count in self.dropped.items():
             yield f"{counted(count, 'sample')} dropped: {reason.replace('_', ' ')}"
         yield f"checkpoint: {self.checkpoint}"

@@ -76,7 +76,7 @@ def test_rank_that_waits_too_long_says_for_whom_and_where(
     ("rank", "message"),
     [
         (0, "another process here uses port {port}"),
-        (1, "127.0.0.1:{port} answers, but is not rank 0"),
+        (1, "127.0.0.1:{port} accepts connections, but does not answer as it"),
     ],
 )
 def test_port_of_another_program_is_named(rank: int, message: str, listener: int) -> None:

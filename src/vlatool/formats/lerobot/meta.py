@@ -285,7 +285,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Line number and mapping of each line of a JSON-lines file that is not empty."""
     for number, line in enumerate(_read_text(path, _LARGEST_LIST).split("\n"), start=1):
         if len(line) > _LARGEST_LINE:
-            raise metadata_error(path, "content", f"has a line of {len(line):,} bytes", number)
+            raise metadata_error(path, "content", f"has a line of {len(line):,} characters", number)
         if line.strip():
             yield number, _parse_object(path, line, number)
 

@@ -373,7 +373,7 @@ def _difference(
     if actual is None:
         return f"it has no {name!r}"
     if expected is None:
-        return f"only it has {name!r}"
+        return f"it has {name!r}, which the first has not"
     key = next(key for key in actual if actual.get(key) != expected.get(key))
     value = actual[key]
     other = expected[key]

@@ -120,7 +120,10 @@ class FutureVlaConfig(ConfigModel):
     )
     freeze_language: bool = option(False, "Do not train the language model.")
     freeze_layers: int = option(
-        0, "Number of first layers of the language model that are frozen, like the embedding.", ge=0
+        0,
+        "Number of first layers of the language model that are frozen, together with the "
+        "embedding; 0 freezes none.",
+        ge=0,
     )
     lora: LoraConfig = option(LoraConfig(), "Adapters of low rank.")
     future_share: float = option(

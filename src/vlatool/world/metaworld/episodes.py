@@ -101,7 +101,7 @@ def attempt(
     simulator: Simulator, rng: np.random.Generator, *, is_drawn: bool
 ) -> tuple[dict[str, list[UInt8Array]], FloatArray, FloatArray, bool]:
     """Images, states, actions and success of the expert, until some frames after its first success;
-    `draws` says whether there are images.
+    `is_drawn`: make images.
     """
     state = simulator.start(rng)
     images: dict[str, list[UInt8Array]] = {name: [] for name in VIEWS}
