@@ -29,13 +29,13 @@ def test_configuration_file_of_accelerate_starts_the_ranks_of_a_run(
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 2
     assert json.loads((run / "checkpoints/step_00000002/manifest.json").read_text())
-    assert done.stderr.count("mixed_precision of the configuration of accelerate") == 1
+    assert done.stderr.count("mixed_precision in the configuration of accelerate") == 1
 
 
 @pytest.mark.parametrize(
     ("words", "exit_code", "message", "hint"),
     [
-        ([], "3", "no training data here", "give the --output folder of `vlatool prep"),
+        ([], "3", "nothing/shards/manifest.jsonl: does not exist", "there is no nothing in"),
         (["--steps", "2"], "2", "unknown option --steps", "did you mean --total-train-steps?"),
     ],
 )

@@ -249,7 +249,9 @@ def test_name_that_is_not_text_here_is_refused_before_any_work(
     words = [os.fsencode(sys.executable), b"-m", b"vlatool", b"sample", b"spartan", name]
     environ = {**os.environ, "PYTHONCOERCECLOCALE": "0", **locale}
     done = subprocess.run(words, env=environ, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.splitlines()[0][-12:]) == (2, "is not UTF-8"), done.stderr
+    assert (done.returncode, done.stderr.splitlines()[0][-20:]) == (2, "is not text in UTF-8"), (
+        done.stderr
+    )
     assert hint in done.stderr
     assert not list(tmp_path.iterdir())
 

@@ -34,7 +34,10 @@ def test_wheel_has_every_preset_the_page_and_the_type_marker(wheel: Path) -> Non
     assert "vlatool/formats/samples/profiles/libero.yaml" in names
 
 
-def test_wheel_works_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
+def test_wheel_works_in_an_empty_environment(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # it may name this checkout
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
     programs = tmp_path / "env/bin"
     subprocess.run(

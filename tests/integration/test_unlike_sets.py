@@ -110,7 +110,7 @@ def test_training_names_sets_that_differ_and_records_how_each_was_made(
 
     differing = [text for code, text in recorder.warnings if code == "data.conventions_differ"]
     assert len(differing) == 1
-    assert f"fps is 10 in {folders[0]}, 5 in {slow}" in differing[0]
+    assert f"fps is 10 in {folders[0]}, but 5 in {slow}" in differing[0]
     rows = read_preprocessing_config(tmp_path)["data_sets"]
     groups = [row["conversions"]["pose_groups"][1] for row in rows]
     assert [group["relation"] for group in groups] == ["absolute", "delta", "absolute"]

@@ -441,7 +441,8 @@ def _lacking(folder: Path, shards: Sequence[_Shard]) -> Iterator[Finding]:
     for split, total in totals.items():
         absent = sorted(set(range(total)) - numbers[split])
         if absent:
-            reason = f"the split {split} has {total} shards; missing here: {absent[:6]}"
+            of = counted(total, "shard")
+            reason = f"the split {split} has {of}; missing here: {absent[:6]}"
             yield RLDS.at("missing_shard", folder, reason)
 
 
