@@ -1,6 +1,5 @@
 """Gymnasium environments: where they are registered, how they are made, how their names map."""
 
-import difflib
 import logging
 import multiprocessing
 import os
@@ -502,12 +501,12 @@ def _extra_of(name: str) -> str:
 
 def _unknown_hint(name: str) -> str:
     known = environment_ids()
+    hint = did_you_mean(name, known)
     if source_of(name) is not None and not name.startswith(_BUILT_IN):
-        return did_you_mean(name, known)
+        return hint
+    if not hint.startswith("known:"):
+        return hint
     built_in = [known_name for known_name in known if known_name.startswith(_BUILT_IN)]
-    near = difflib.get_close_matches(name, known, n=2)
-    if near:
-        return f"did you mean {' or '.join(near)}?"
     return f"install the package that defines it, or choose a built-in one: {', '.join(built_in)}"
 
 

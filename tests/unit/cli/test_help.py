@@ -50,6 +50,14 @@ def test_help_fits_on_one_screen(words: str) -> None:
 
 
 @pytest.mark.parametrize("words", COMMANDS)
+def test_what_a_description_says_of_no_value_is_shown_as_the_default(words: str) -> None:
+    text = help_of(*words.split(), "--help-all")
+    for row in re.sub(r"\n {8,}", " ", text).splitlines():
+        if re.search(r"; (null|empty)\b", row):
+            assert "default: " in row or row.rstrip().endswith("]")
+
+
+@pytest.mark.parametrize("words", COMMANDS)
 def test_help_lists_named_options_in_their_order_and_help_all_lists_all(words: str) -> None:
     named = [name.rstrip("_").replace("_", "-") for name in COMMANDS[words].options]
     listed = rows_of(help_of(*words.split(), "--help"))
