@@ -26,6 +26,7 @@ LanguageKind = Literal[
     "original", "randomized", "verbose", "alternative", "subtask", "plan", "motion", "task_aug"
 ]
 NO_CAMERAS = "none"  # the only item of `camera_names` of data or policies without images
+NO_ACTIONS = "none"  # the only item of `action_fields` of data without actions
 
 
 def listed_cameras(names: Sequence[str]) -> list[str]:

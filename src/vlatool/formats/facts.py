@@ -21,6 +21,7 @@ from vlatool.findings import Finding
 from vlatool.formats import field_summary
 from vlatool.formats.base import parts_of
 from vlatool.formats.choice import numbered, select
+from vlatool.formats.commands import LaterValues, later_values
 from vlatool.formats.detect import DetectedSource
 from vlatool.formats.episode_cards import PROBLEMS, EpisodeCards
 from vlatool.formats.field_summary import unit
@@ -96,6 +97,7 @@ class SourceFacts:
     depth: tuple[str, ...]  # cameras with depth images
     labels: tuple[str, ...]  # cameras with segmentation labels
     left_out: tuple[StoredPart, ...]  # stored things that nothing uses
+    possible_actions: tuple[LaterValues, ...] = ()  # if no field is called an action
 
     @property
     def lengths(self) -> str:
@@ -141,7 +143,7 @@ def report_source(
     document["left_out"] = [
         {"path": part.path, "content": part.content, "reason": part.note} for part in facts.left_out
     ]
-    for name in ("language_spans", "conventions", "image_lags"):
+    for name in ("language_spans", "conventions", "image_lags", "possible_actions"):
         if not document[name]:
             del document[name]
     return Report(
@@ -159,7 +161,7 @@ def _summary(facts: SourceFacts) -> dict[str, object]:
         "frames": f"{facts.frames}, {facts.lengths} per episode",
         "duration": "unknown: no fps",
         "on disk": size_text(facts.bytes),
-        "actions": facts.action_fields or "none",
+        "actions": facts.action_fields or _no_actions_text(facts),
         "proprioception": facts.proprioception_fields or "none",
     }
     if facts.fps:
@@ -177,6 +179,13 @@ def _summary(facts: SourceFacts) -> dict[str, object]:
         lags = [f"{name} {lag_text(lag['lag'])}" for name, lag in facts.image_lags.items()]
         summary["images behind joints"] = ", ".join(lags)
     return summary
+
+
+def _no_actions_text(facts: SourceFacts) -> str:
+    texts: list[str] = []
+    for later in facts.possible_actions:
+        texts.append(f"{later.text}: is it the action? --action-fields {later.field}")
+    return "; ".join(["none", *texts])
 
 
 def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Reporter) -> "_Survey":
@@ -207,6 +216,8 @@ def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Repo
     if not survey.lengths and others.lengths:
         survey = others
     survey.measured = measure(parts, len(refs))
+    if not survey.actions:
+        survey.possible_actions = later_values(parts)
     survey.image_lags = lags.lags()
     if survey.measured is not None:
         survey.warn(finding for finding, _ in contradictions(survey.measured))
@@ -345,6 +356,7 @@ class _Survey:
     warnings: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     parts: dict[str, StoredPart] = field(default_factory=dict[str, StoredPart])
     measured: Measured | None = None
+    possible_actions: Sequence[LaterValues] = ()
     image_lags: dict[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
 
     def add(self, episode: Episode) -> None:
@@ -444,6 +456,7 @@ class _Survey:
             depth=self._named("depth"),
             labels=self._named("labels"),
             left_out=tuple(part for part in self.parts.values() if part.role == "left_out"),
+            possible_actions=tuple(self.possible_actions),
         )
 
     def _named(self, role: Role) -> tuple[str, ...]:

@@ -82,6 +82,9 @@ class RecordingMapping(ConfigModel):
     fps: Annotated[float, Field(gt=0)] | str = option(
         "", "Frames per second: a number, or the reference of a stored one."
     )
+    usual_fps: float | None = option(
+        None, "Rate that such recordings usually have, for the error where none is stored.", gt=0
+    )
     rows: RowsMapping = option(RowsMapping(), "Which rows are frames; default: all.")
     rest: Literal["leave", "assign"] = option(
         "leave", "Leave out parts that are not named, or assign them roles by type and name."
@@ -151,6 +154,16 @@ def known_layouts() -> list[tuple[str, RecordingMapping]]:
             if mapping.recognized_by:
                 known.append((preset.name, mapping))
     return known
+
+
+def usual_rate(layout: str, mapping: str | None) -> float | None:
+    """Returns the rate that recordings of a layout or mapping usually have; it is not stored."""
+    if mapping is not None:
+        return read_mapping(mapping_file(mapping), RecordingMapping).usual_fps
+    for _, known in known_layouts():
+        if known.layout == layout:
+            return known.usual_fps
+    return None
 
 
 # References

@@ -32,6 +32,7 @@ from vlatool.errors import DataError, VlatoolError
 from vlatool.events import counted
 from vlatool.findings import FindingCodes
 from vlatool.formats import base, inventory, limits
+from vlatool.formats.commands import named_commands
 from vlatool.formats.language import first_text, recorded_language
 from vlatool.formats.mapping import (
     RecordingMapping,
@@ -196,6 +197,7 @@ class PlannedEpisode:
         try:
             if self.mapping is None:
                 self.plan = self.plan_by_structure(stored)
+                self._name_commands()
             else:
                 self.plan = plan_by_mapping(stored, self.mapping, self.find, self.known)
         except ValueError as error:
@@ -213,6 +215,17 @@ class PlannedEpisode:
         for path, count in counts.items():
             if count > int(rows[-1]):
                 self.frame_rows[path] = rows
+
+    def _name_commands(self) -> None:
+        """Predicts fields such as `target_q` where the layout names no action."""
+        if self.plan.actions:
+            return
+        widths = {
+            name: math.prod(self.things[path].shape) for name, path in self.plan.fields.items()
+        }
+        commands = named_commands(widths)
+        self.plan.actions = commands
+        self.plan.observed = tuple(name for name in self.plan.observed if name not in commands)
 
     def _filled(self, reference: str) -> str:
         return self.name_of(filled(reference, self.file, self._episode))
@@ -363,7 +376,14 @@ class PlannedEpisode:
                 reason = f"fps: {named} is {value!r:.40}, which is no number of frames per second"
                 raise self.error("not_numeric", reason, hint="write the number into the mapping")
             named = value
-        return float(named or stored or 0.0)
+        return float(named or stored or self._video_rate() or 0.0)
+
+    def _video_rate(self) -> float | None:
+        """The rate that a video beside the recording states."""
+        for video in self._videos.values():
+            rate = probe_video(Clip(video.path)).fps
+            return float(rate) if rate else None
+        return None
 
     def success(self, stored: Any = None) -> bool | None:
         """The success flag of the plan, else the stored one."""

@@ -24,6 +24,7 @@ _RATE = re.compile(r"(^|[_@/.])(fps|hz|rate|frequency|freq|control_freq)$", re.I
 _OTHERS = re.compile(r"env_state|actor|object", re.I)  # of which a robot measures nothing
 _TIME = re.compile(r"time|stamp", re.I)
 _UNITS = (1.0, 1e3, 1e6, 1e9)  # ticks of a second: s, ms, us, ns
+_FEWEST_STEPS = 2  # of times that are rounded so that they repeat
 _RATES = (0.5, 1000.0)  # of recordings, frames per second
 _ROUNDED = 1.1  # rounding of times may show a higher rate
 _TASK = re.compile(r"task|goal|instruction", re.I)
@@ -182,7 +183,7 @@ def _rate(clues: Clues, notes: dict[str, str]) -> dict[str, Any]:
         if is_number and _RATE.search(reference) and _RATES[0] <= value <= _RATES[1]:
             return {"fps": reference}
     for thing in clues.things:
-        is_column = thing.kind == "array" and thing.shape in ((), (1,))
+        is_column = thing.kind == "array" and thing.shape in ((), (1,)) and thing.dtype != "bool"
         if not (is_column and clues.numbers and _TIME.search(thing.path)):
             continue
         rate = rate_of_times(clues.numbers(thing.path).reshape(-1))
@@ -207,6 +208,8 @@ def unit_of_times(times: Array) -> float | None:
     """
     intervals = np.diff(times).astype(np.float64)  # of integers without rounding
     if not len(intervals) or not np.isfinite(intervals).all() or (intervals < 0).any():
+        return None
+    if (intervals > 0).sum() < min(_FEWEST_STEPS, len(intervals)):  # a flag that is set once
         return None
     interval = _interval(times)
     if interval <= 0:

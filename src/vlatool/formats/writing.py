@@ -43,14 +43,21 @@ Work = Callable[[episode.EpisodeRef, episode.Episode], Receipt]
 SIZES = "sizes"  # fact of receipts: (height, width) of the recorded images by camera
 
 
-def no_rate(user: str, format_name: str = "FORMAT") -> UsageError:
+def no_rate(
+    user: str, format_name: str = "FORMAT", layout: str = "", usual: float | None = None
+) -> UsageError:
     """Returns the error for data whose frame rate is neither stored nor given.
 
-    `user` names what needs the rate: `format`, or `sink NAME`.
+    `user` names what needs the rate: `format`, or `sink NAME`. `usual`: rate that recordings of
+    this layout usually have.
     """
+    hint = f"name format and rate, such as: vlatool preprocess {format_name} SOURCE --fps 20"
+    if usual:
+        hint = f"{layout or 'such recordings'} usually has {usual:g} frames per second; if yours "
+        hint += f"does, add --fps {usual:g}"
     return UsageError(
         f"the {user} needs a frame rate, and your recordings do not state a single one",
-        hint=f"name format and rate, such as: vlatool preprocess {format_name} SOURCE --fps 20",
+        hint=hint,
         code="usage.missing_key",
     )
 
@@ -133,6 +140,7 @@ class Sink(Protocol):
         temporary: Patterns of written files that are removed once the output is complete.
         has_arrays: True if its receipts carry arrays.
         needs_rate: True if the output stores the frame rate.
+        needs_actions: True if the output is for training policies, which need actions.
         holds_out: True if it marks episodes as held out for evaluation.
         changes_rate: True if it may store frames at another rate than the recorded one.
         next_step: Command that `preprocess` suggests afterwards. `{output}` stands for the output
@@ -155,6 +163,7 @@ class Sink(Protocol):
     temporary: Sequence[str] = ()
     has_arrays: ClassVar[bool] = True
     needs_rate: ClassVar[bool] = True
+    needs_actions: ClassVar[bool] = False
     holds_out: ClassVar[bool] = False
     changes_rate: bool = False
     next_step: ClassVar[str] = ""

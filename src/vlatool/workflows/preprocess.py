@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -14,11 +14,14 @@ from vlatool.config.resolve import Override, load_config
 from vlatool.conventions.contradiction import check_rate, contradictions, relative_twice
 from vlatool.conventions.file import CONVENTIONS
 from vlatool.conventions.measure import Measured, measure_some
-from vlatool.episode import Episode, EpisodeRef
+from vlatool.episode import NO_ACTIONS, Episode, EpisodeRef, Survey
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import Finding
+from vlatool.formats.base import FormatReader
+from vlatool.formats.commands import LaterValues, later_values, proposals_text
 from vlatool.formats.detect import DeferredKeys, detect_source, name_other_format
+from vlatool.formats.mapping import usual_rate
 from vlatool.formats.renaming import with_names
 from vlatool.formats.select import (
     EpisodeTask,
@@ -51,6 +54,7 @@ from vlatool.plugins import (
     file_digest_of,
     is_class_in_file,
 )
+from vlatool.report.facts import evenly_spaced
 from vlatool.report.text import few_text
 from vlatool.results import OPTIONAL, UNLISTED
 from vlatool.storage.tree import size_text
@@ -115,6 +119,7 @@ class PreprocessResult(JobResult):
 
 
 _SHARDS = "shards"
+_MOST_COMPARED = 8  # episodes, to find the action by its numbers
 # Words for counts and reasons of the results.
 _AMOUNTS = {
     "held_out_episodes": "episodes held out for evaluation",
@@ -130,6 +135,7 @@ if TYPE_CHECKING:
     _DefaultConfig = SinkConfig
 else:
     _DefaultConfig = SINKS.get(DEFAULT_SINK).Config
+_NEXT_WITHOUT_ACTIONS = "vlatool inspect {output}"
 _TRAIN_PRESET = "vlatool train --preset {preset} --data {output} --output runs/{name}"
 
 
@@ -196,7 +202,7 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
     action_fields: list[str] = option(
         [],
         "Fields of an action, in order; relative poses have the suffix _relative. Default: the "
-        "action fields of the format.",
+        "action fields of the format, or the field whose name or numbers say so; none: no action.",
     )
     hold_out: float | None = option(
         None,
@@ -322,17 +328,21 @@ class PreprocessJob:
             name_other_format(error, sources, config.format)
             raise
         config = config.model_copy(update={"sink": sink, "episodes": selection.numbers})
-        self._config = config
         names = selection.names
         self._reader = with_names(self._reader, names)
         self.items: Sequence[EpisodeRef] = selection.refs
+        self._found_action = ""
+        survey = selection.survey
+        if make_sink is None and SINKS.get(config.sink.type).needs_actions:
+            survey, config = self._with_actions(survey, config)
+        self._config = config
         output = location(config.output)
         versions = versions_of(sources)
         origin = source_options(config, section, resolved) | versions
-        actions = tuple(config.action_fields)
+        actions = tuple(name for name in config.action_fields if name != NO_ACTIONS)
         setup = SinkSetup(
             output,
-            selection.survey,
+            survey,
             selection.refs,
             origin,
             actions,
@@ -352,10 +362,6 @@ class PreprocessJob:
         self._measured: Measured | None = None
         self._trusted: list[str] = []
         self._conflicts = list(self._check_declarations())
-        has_images = bool(setup.survey.cameras)
-        next_step = self._sink.next_step if has_images else self._sink.next_without_images
-        if config.train_preset is not None and has_images:
-            next_step = _TRAIN_PRESET
         self.spec = JobSpec(
             output=output,
             record=OutputRecord("preprocess", record_options(config, section) | versions),
@@ -380,12 +386,53 @@ class PreprocessJob:
             has_arrays=self._sink.has_arrays,
             shown={
                 "output": config.output,
-                "next": next_step.format(
+                "next": self._next_step().format(
                     output=config.output, name=output.name, preset=config.train_preset
                 ),
             },
         )
         self._summary: SinkSummary | None = None
+
+    def _with_actions(
+        self, survey: Survey, config: PreprocessConfig
+    ) -> tuple[Survey, PreprocessConfig]:
+        """Completes the action fields by what the numbers of some episodes say, if none is known.
+
+        Raises:
+            UsageError: There is no action, and `--action-fields none` does not ask for that.
+        """
+        named = config.action_fields
+        if named == [NO_ACTIONS]:
+            return replace(survey, action_fields=()), config
+        if survey.action_fields:
+            return survey, config
+        if not named:
+            found = later_values(self._some_episodes())
+            certain = [later for later in found if later.is_certain]
+            if not certain:
+                raise _no_action(self._reader, found, survey)
+            named = [later.field for later in certain]
+            texts = ", ".join(later.text for later in certain)
+            self._found_action = f"{texts}: taken as the action"
+            config = config.model_copy(update={"action_fields": named})
+        # A field that was observed for want of another role is not observed beside itself.
+        observed = tuple(name for name in survey.proprioception_fields if name not in named)
+        return replace(survey, proprioception_fields=observed), config
+
+    def _some_episodes(self) -> list[Episode]:
+        episodes: list[Episode] = []
+        for number in evenly_spaced(len(self.items), _MOST_COMPARED):
+            with suppress(DataError):  # of an episode that is reported elsewhere
+                episodes.append(self._reader.read(self.items[number]))
+        return episodes
+
+    def _next_step(self) -> str:
+        """Command that the result suggests, with the places of output and preset."""
+        if self._config.action_fields == [NO_ACTIONS]:
+            return _NEXT_WITHOUT_ACTIONS
+        if not self._setup.survey.cameras:
+            return self._sink.next_without_images
+        return self._sink.next_step if self._config.train_preset is None else _TRAIN_PRESET
 
     def _check_rate(self) -> None:
         """Raises UsageError if the rate is needed, and neither stored nor given."""
@@ -396,7 +443,9 @@ class PreprocessJob:
             and "fps" in self._reader.Config.model_fields
         ):
             user = "format" if self._reader.needs_rate else f"sink {self._config.sink.type}"
-            raise no_rate(user, self._config.format)
+            layout = self._reader.layout
+            usual = usual_rate(layout, getattr(self._reader.config, "mapping", None))
+            raise no_rate(user, self._config.format, layout, usual)
 
     def _check_declarations(self) -> Iterator[Finding]:
         """Yields declarations that the states contradict; raises DataError if one clearly does."""
@@ -472,6 +521,8 @@ class PreprocessJob:
             reporter.note(f"episodes: {len(self.items)} of {self._chosen.available}{asked}")
         for finding in (*self._chosen.findings, *self._conflicts):
             reporter.warn(finding.code, finding.message)
+        if self._found_action:
+            reporter.note(self._found_action)
         for message in _ignored_options(self._config):
             reporter.warn("option_without_effect", message)
         actions = self._sink.action_fields
@@ -552,6 +603,30 @@ class PreprocessJob:
             "bytes": self._summary.bytes,
             "dropped": {**run.dropped, **self._chosen.excluded},
         }
+
+
+def _no_action(
+    reader: FormatReader, found: Sequence[LaterValues], survey: Survey
+) -> DataError | UsageError:
+    """Error for recordings of which no field is known to be the action."""
+    widths = {name: spec.width for name, spec in survey.fields.items() if spec.width}
+    if not widths:
+        return DataError(
+            "your recordings have images only; a policy needs at least one field of numbers",
+            hint="to write images alone, use --sink image-shards; --action-fields none writes data "
+            "without actions",
+            code="data.missing",
+        )
+    where = (
+        "in action_fields of your mapping, or " if getattr(reader.config, "mapping", None) else ""
+    )
+    return UsageError(
+        f"your recordings do not say which field is the action: {proposals_text(found, widths)}",
+        hint=f"name it {where}with --action-fields; --action-fields none writes data without "
+        "actions, and --sink image-shards writes images alone",
+        code="usage.missing_key",
+        details={"key": "action_fields", "known": widths},
+    )
 
 
 def _ignored_options(config: PreprocessConfig) -> Iterator[str]:

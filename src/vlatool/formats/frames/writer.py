@@ -153,6 +153,7 @@ class FramesSink(writing.Sink):
     has_arrays: ClassVar[bool] = False
     holds_out: ClassVar[bool] = True
     may_lack_windows: ClassVar[bool] = False
+    needs_actions: ClassVar[bool] = True
     next_step: ClassVar[str] = lbm.LbmSink.next_step
     next_without_images: ClassVar[str] = lbm.LbmSink.next_without_images
 

@@ -281,6 +281,7 @@ class JsonlSink(writing.Sink):
 
     Config: ClassVar[type[writing.SinkConfig]] = JsonlConfig
     owned: ClassVar[Sequence[str]] = windows_layout.OWNED_FILES
+    needs_actions: ClassVar[bool] = True
     next_step: ClassVar[str] = (
         "vlatool preprocess images {output} --val-ratio 0.05 --output {output}-images"
     )

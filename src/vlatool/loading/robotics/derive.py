@@ -10,6 +10,7 @@ from vlatool.config.coerce import value_text
 from vlatool.episode import NO_CAMERAS, listed_cameras
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter, counted
+from vlatool.formats.commands import named_commands
 from vlatool.loading.robotics.config import RoboticsDataConfig, image_names
 from vlatool.loading.robotics.info import RoboticsInfo
 from vlatool.plugins import did_you_mean
@@ -175,15 +176,14 @@ def _no_actions(info: RoboticsInfo) -> DataError:
     text = ", ".join(listed[:_MAX_LISTED])
     if len(listed) > _MAX_LISTED:
         text += f" and {len(listed) - _MAX_LISTED} more"
-    actions = [name for name in widths if "action" in name] or list(widths)
+    actions = [name for name in widths if "action" in name] or [*named_commands(widths)]
     observed = [name for name in widths if name not in actions and "desired" not in name]
     options: list[str] = []
     for key, names in (
         ("data.action_fields", actions[:2]),
         ("data.proprioception_fields", observed[:2]),
     ):
-        if names:
-            options.append(f"--{key} {','.join(names)}")
+        options.append(f"--{key} {','.join(names) if actions else 'NAME'}")
     return DataError(
         f"your data do not say which fields are actions; they have (dimensions): {text}",
         hint=f"name predicted and observed fields, such as {' '.join(options)}",
