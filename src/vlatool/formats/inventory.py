@@ -35,6 +35,11 @@ _LABELS = re.compile(r"mask|seg|label", re.I)
 _METADATA = re.compile(r"(^|[_/@.])(path|folder\w*|file\w*|uuid|id|date|user|version)$", re.I)
 _SOUND = re.compile(r"(^|[_/.])(audio|mic|microphone|sound)", re.I)
 _ACTION = re.compile(r"(^|[_/.])(actions?|commands?|cmd)([_/.\d]|$)", re.I)
+# Names of times: a word of its own such as `t`, or an end such as `cam_timestamp_ns`.
+TIME = re.compile(
+    r"%?(time|t|ts|secs?|seconds|(.*[_./])?(time_?stamps?|stamps?|times?))(_?(s|secs?|ms|us|ns))?",
+    re.I,
+)
 # Parts of a path that say nothing about which camera or field it is.
 _SAYS_NOTHING = re.compile(
     r"rgb|images?|img|colors?|raw|data|depth|obs|observations?|steps|sensor_data|values?|video"

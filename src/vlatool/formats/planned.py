@@ -33,6 +33,7 @@ from vlatool.events import counted
 from vlatool.findings import FindingCodes
 from vlatool.formats import base, inventory, limits
 from vlatool.formats.commands import named_commands
+from vlatool.formats.cuts import CutColumns, find_cuts
 from vlatool.formats.language import first_text, recorded_language
 from vlatool.formats.mapping import (
     RecordingMapping,
@@ -55,6 +56,7 @@ from vlatool.formats.plan import (
     plan_by_structure,
 )
 from vlatool.formats.rules import SOURCE
+from vlatool.report.text import few_text
 from vlatool.transforms.rates import NearestFrames
 
 PLAIN = "="  # before a text that is no reference
@@ -94,6 +96,16 @@ class PlannedFrames(SingleImages):
             return inventory.label_image(values)
         except ValueError as error:
             raise self.image_error(index, str(error)) from error
+
+
+class Span(NamedTuple):
+    """The rows of a recording that are one of its episodes."""
+
+    first: int
+    stop: int
+    total: int  # rows of the recording
+    name: str  # of the episode
+    names: tuple[str, ...]  # paths of the columns that name the episodes
 
 
 class _Video(NamedTuple):
@@ -136,6 +148,7 @@ class PlannedEpisode:
         self.plan = EpisodePlan()
         self.file = ref.path
         self.frame_rows: dict[str, Array] = {}
+        self.span: Span | None = ref.extras.get("episode_rows")
         self._episode = episode
         self._videos: dict[str, _Video] = {}  # by pattern
 
@@ -193,6 +206,11 @@ class PlannedEpisode:
 
     def make_plan(self, stored: Sequence[inventory.Stored]) -> None:
         """Sets things and plan, by the mapping if there is one."""
+        if "mixed" in self.ref.extras:
+            raise SOURCE.error("mixed_episodes", self.ref.path, self.ref.extras["mixed"])
+        if self.span is not None:
+            names = self.span.names
+            stored = [replace(s, role="time") if s.path in names else s for s in stored]
         self.things = {thing.path: thing for thing in stored}
         try:
             if self.mapping is None:
@@ -203,6 +221,7 @@ class PlannedEpisode:
         except ValueError as error:
             raise self.error("not_numeric", str(error)) from error
         self._find_videos()
+        self._take_span()
         reference = self.mapping.rows.index if self.mapping else ""
         if not reference:
             return
@@ -215,6 +234,18 @@ class PlannedEpisode:
         for path, count in counts.items():
             if count > int(rows[-1]):
                 self.frame_rows[path] = rows
+
+    def _take_span(self) -> None:
+        """Keeps the rows of the episode, of things that have one for each row of the recording."""
+        if self.span is None:
+            return
+        rows = np.arange(self.span.first, self.span.stop)
+        for path, thing in self.things.items():
+            if thing.rows is not None and abs(thing.rows - self.span.total) <= 1:
+                self.frame_rows[path] = rows[rows < thing.rows]
+        for pattern, video in self._videos.items():
+            if abs(video.frames - self.span.total) <= self.most_cut:
+                self.frame_rows[pattern] = rows[rows < video.frames]
 
     def _name_commands(self) -> None:
         """Predicts fields such as `target_q` where the layout names no action."""
@@ -434,10 +465,8 @@ class PlannedEpisode:
         limits.check_numbers(self.codes, self.ref.path, episode, rows * numbers)
         fields: dict[str, Array] = {}
         for name, path in plan.fields.items():
-            values = self.numbers(path)
-            if path in self.frame_rows:
-                values = values[self.frame_rows[path]]
-            fields[name] = values[:rows]
+            fields[name] = self.field_rows(path)[:rows]
+            self._check_time(name, fields[name])
         for name, source in plan.following.items():
             fields[name] = fields[source][1:]
         language, findings = recorded_language(
@@ -471,11 +500,35 @@ class PlannedEpisode:
             findings=(*findings, *inventory.left_out_findings(episode, plan.parts)),
         )
 
+    def field_rows(self, path: str) -> Array:
+        """The rows of a field that are frames [F, C]."""
+        values = self.numbers(path)
+        return values[self.frame_rows[path]] if path in self.frame_rows else values
+
+    def _check_time(self, name: str, values: Array) -> None:
+        """Raises DataError if a field of times runs backwards."""
+        is_time = values.shape[1:] == (1,) and values.dtype.kind in "fiu"
+        if not is_time or not inventory.TIME.fullmatch(name.rpartition(".")[2]):
+            return
+        if self.mapping is None:
+            check_ascending(self.ref.path, name, values[:, 0])
+
     def decisions(self) -> dict[str, inventory.Assignment]:
         """What rows of this episode decide for other episodes."""
         count = self.count
         things = [thing for thing in self.things.values() if abs((thing.rows or 0) - count) <= 1]
         return inventory.sampled_decisions(things, lambda thing: self.numbers(thing.path))
+
+
+def check_ascending(path: Path, name: str, times: Array) -> None:
+    """Raises DataError if times [F] run backwards."""
+    backwards = np.flatnonzero(np.diff(times.astype(np.float64)) < 0)
+    if len(backwards):
+        row = int(backwards[0])
+        reason = (
+            f"{name}: the time is {times[row + 1]:.10g} after {times[row]:.10g} in row {row + 1}"
+        )
+        raise SOURCE.error("times_backwards", path, reason, field=name)
 
 
 def _below(path: Path, folder: Path) -> str:
@@ -536,6 +589,45 @@ class PlannedReader(base.FormatReader):
         known = Known({path: _merged(several) for path, several in decisions.items()}, names)
         for ref in refs:
             yield replace(ref, extras={**ref.extras, "known": known})
+
+    def tables_of(self, ref: EpisodeRef) -> list[CutColumns]:
+        """The columns of a recording that may divide its rows into episodes, by table."""
+        return []
+
+    def divided(self, refs: Sequence[EpisodeRef]) -> Iterator[EpisodeRef]:
+        """The refs, with one for each episode where the rows of a recording are several.
+
+        Only recordings with a column like the first, middle or last one are read.
+        """
+        samples = [refs[number] for number in base.first_middle_last(len(refs))]
+        if not any(self.tables_of(ref) for ref in samples):
+            yield from refs
+            return
+        divided: list[EpisodeRef] = []
+        texts: list[str] = []
+        for ref in refs:
+            try:
+                found = [find_cuts(*table) for table in self.tables_of(ref)]
+            except ValueError as error:
+                divided.append(replace(ref, extras={**ref.extras, "mixed": str(error)}))
+                continue
+            cuts = max(filter(None, found), key=lambda cuts: cuts.stops[-1], default=None)
+            if cuts is None:
+                divided.append(ref)
+                continue
+            texts.append(f"{ref.id}: {cuts.text}")
+            names = cuts.names or [f"{number:06d}" for number in range(len(cuts.stops))]
+            for (first, stop), name in zip(cuts.spans, names, strict=True):
+                columns = cuts.by if cuts.names else ()
+                span = Span(first, stop, cuts.stops[-1], name, columns)
+                extras = {**ref.extras, "episode_rows": span}
+                identity = f"{ref.id}_episode_{base.id_part(name)}"
+                divided.append(replace(ref, id=identity, extras=extras))
+        if texts:
+            self.source_findings = [*self.source_findings, SOURCE("divided", few_text(texts))]
+        is_numbered = all(ref.number is not None for ref in refs) or len(refs) == 1
+        for number, ref in enumerate(divided):
+            yield replace(ref, number=number) if texts and is_numbered else ref
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
         """Cameras, fields and lengths, from shapes; no image is read."""

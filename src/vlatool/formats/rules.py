@@ -15,7 +15,7 @@ from vlatool.conventions.measure import measure_some
 from vlatool.episode import EpisodeRef, FieldSpec, FrameSource, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.findings import Finding, FindingCodes, error, finding_of_error, warning
+from vlatool.findings import Finding, FindingCodes, error, finding_of_error, info, warning
 from vlatool.formats.base import (
     FormatReader,
     camera_name_problem,
@@ -58,6 +58,21 @@ SOURCE = FindingCodes(
     dimensions_left_out=warning(
         "You renamed a part of a field; the other dimensions of the field are left out.",
         "name the other dimensions with --rename, too, if you need them",
+    ),
+    divided=info("A recording holds several episodes."),
+    mixed_episodes=error(
+        "The column that names the episodes comes back to an earlier one.",
+        "sort the rows by episode, or give each episode a name of its own",
+    ),
+    times_backwards=error(
+        "Times run backwards, so the rows may be several episodes.",
+        "add a column such as episode that names the episode of each row, write each episode to a "
+        "file of its own, or leave the times out with a mapping",
+    ),
+    shared_video=error(
+        "Several episodes would use the same video.",
+        "write {stem} or {episode} for what differs in the name of the video, or name the rows of "
+        "each episode: rows: {index: PATH}",
     ),
     frames_cut=warning("Frames at the end without an action or an image are left out."),
     no_fields=error("The reader finds no field.", "name the fields in the options of the format"),

@@ -520,7 +520,10 @@ class PreprocessJob:
             asked = f" (--episodes {self._config.episodes})" if self._config.episodes else ""
             reporter.note(f"episodes: {len(self.items)} of {self._chosen.available}{asked}")
         for finding in (*self._chosen.findings, *self._conflicts):
-            reporter.warn(finding.code, finding.message)
+            if finding.severity == "info":
+                reporter.note(finding.message)
+            else:
+                reporter.warn(finding.code, finding.message)
         if self._found_action:
             reporter.note(self._found_action)
         for message in _ignored_options(self._config):

@@ -350,12 +350,11 @@ def test_times_of_a_kilohertz_table_are_read_with_their_rounding(tmp_path: Path)
     assert episodes(tmp_path)[0].num_frames == 30
 
 
-def test_times_that_run_backwards_are_said_and_not_used(tmp_path: Path) -> None:
+def test_times_that_run_backwards_are_an_error(tmp_path: Path) -> None:
     text = table(8).replace("\n0.233333", "\n0.000001")
-    first = episodes(write_set(tmp_path, text=text))[0]
-
-    assert first.num_frames == 8
-    assert "folder.times_backwards" in codes(first)
+    with pytest.raises(DataError) as raised:
+        episodes(write_set(tmp_path, text=text))
+    assert raised.value.details["finding"] == "times_backwards"
 
 
 def test_a_rate_that_its_times_contradict_is_said(tmp_path: Path) -> None:

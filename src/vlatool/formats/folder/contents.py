@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from vlatool.episode import Array, Clip, Role
+from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.formats.base import first_middle_last
+from vlatool.formats.cuts import CutColumns, find_cuts, may_cut
 from vlatool.formats.folder.clocks import seconds_of
 from vlatool.formats.folder.layout import (
     EPISODE,
@@ -24,15 +26,25 @@ from vlatool.formats.folder.layout import (
     is_image,
     is_video,
 )
-from vlatool.formats.folder.tables import FOLDER, SUFFIXES, TIME, StoredTable, flattened, read_table
-from vlatool.formats.inventory import Stored, encoded_thing
+from vlatool.formats.folder.tables import (
+    FOLDER,
+    SUFFIXES,
+    EncodedColumn,
+    StoredTable,
+    flattened,
+    read_table,
+)
+from vlatool.formats.inventory import TIME, Stored, encoded_thing, is_encoded, short_names
 from vlatool.formats.language import kind_of_name
 from vlatool.formats.media.frames import probe_video
 from vlatool.formats.media.images import image_info
+from vlatool.formats.planned import Span
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range, read_file
 from vlatool.storage.documents import DocumentError, read_yaml
 
 RATE = re.compile(r"(.*[._])?(fps|hz|rate|frequency|freq|control_freq)", re.I)
+MOST_CUT = 5  # frames that a clip may be longer or shorter than a table
+_FIRST_ROWS = 8  # of a column of images, of which one must have an image
 _HEAD = 2**16  # bytes of an image that have its size
 _COUNTER = re.compile(
     r"([\w.]*[._])?(seq|frame|index|idx|step|frame_index|row|id|i|n|count|c0)", re.I
@@ -60,11 +72,15 @@ class Contents:
         starts: Table or series of images to the number of its first row.
         moved: Table whose numbers of rows say that some are missing or moved, to the reason.
         notes: Findings.
+        broken: File that cannot be used to its error.
     """
 
-    def __init__(self, files: FilesOfEpisode, episode: str) -> None:
-        """`episode`: its id, for findings."""
+    def __init__(self, files: FilesOfEpisode, episode: str, span: Span | None = None) -> None:
+        """`episode`: its id, for findings; `span`: rows of the episode in files of several."""
         self.files = files
+        self.span = span
+        self.first_rows: dict[str, int] = {}  # of the episode, by table
+        self.broken: dict[str, DataError] = {}
         self.tables: dict[str, StoredTable] = {}
         self.facts: dict[str, Any] = {}
         self.images: dict[str, list[Path]] = {}
@@ -84,7 +100,13 @@ class Contents:
         things: list[Stored] = []
         for key, path in self.files.files.items():
             if path.suffix.lower() in SUFFIXES:
-                table = read_table(path)
+                try:
+                    table = self._cut(key, read_table(path))
+                except DataError as error:
+                    self.broken[key] = error
+                    reason = error.message.removeprefix(f"{path}: ")
+                    things.append(Stored(key, "other", note=reason, role="left_out"))
+                    continue
                 self.tables[key] = table
                 if table.doubt:
                     self.note("cut_row", f"{path}: {table.doubt}")
@@ -98,13 +120,39 @@ class Contents:
             things.append(_fact(reference, value))
         return things
 
+    def rows_of(self, rows: int) -> slice:
+        """Rows of the episode in a file with so many; all but in a file of several episodes."""
+        span = self.span
+        if span is None or abs(rows - span.total) > MOST_CUT:
+            return slice(0, rows)
+        return slice(span.first, min(span.stop, rows))
+
+    def _cut(self, key: str, table: StoredTable) -> StoredTable:
+        """The rows of the episode in a table; those of its name in a table of another length."""
+        if self.span is None:
+            return table
+        columns: dict[str, Any] = {}
+        cuts = find_cuts(*cut_columns(key, table))
+        for name, values in table.columns.items():
+            rows = self.rows_of(values.shape[0])
+            if rows == slice(0, values.shape[0]) and cuts and self.span.name in cuts.names:
+                rows = slice(*cuts.spans[cuts.names.index(self.span.name)])
+            self.first_rows[key] = rows.start
+            if isinstance(values, EncodedColumn):
+                columns[name] = EncodedColumn(values.read, values.rows[rows], values.close)
+            else:
+                columns[name] = values[rows]
+        return replace(table, columns=columns)
+
     def _file(self, key: str, path: Path) -> Iterator[Stored]:
         """What a file is that is no table."""
         suffix = path.suffix.lower()
         if suffix in VIDEOS:
             info = probe_video(Clip(path))
             shape = (*info.size, 3)
-            yield Stored(key, "video", shape, "uint8", info.num_frames, self._camera_name(key))
+            rows = self.rows_of(info.num_frames)
+            frames = rows.stop - rows.start
+            yield Stored(key, "video", shape, "uint8", frames, self._camera_name(key))
         elif suffix in (".yaml", ".yml"):
             try:
                 self._add_facts(key, flattened(read_yaml(path)))
@@ -144,7 +192,9 @@ class Contents:
             images: list[Path] | None = None
             if values.dtype.kind == "U":
                 images = self._paths_of(values)
-            if values.dtype.kind not in "fiubU":
+            if isinstance(values, EncodedColumn):
+                yield _encoded_column(path, name, values)
+            elif values.dtype.kind not in "fiubU":
                 yield Stored(path, "other", note=f"values of {values.dtype}")
             elif images is not None:
                 self._named_images.update(images)
@@ -278,7 +328,8 @@ class Contents:
             clock = self.clocks.get(f"{folder}/")
             for series in image_series([file.name for file in files]):
                 key = f"{folder}/{series.pattern}".lstrip("/")
-                numbers = np.array(series.numbers)
+                rows = self.rows_of(len(series.numbers))
+                numbers = np.array(series.numbers[rows])
                 if len(numbers) == 1 and has_others:
                     yield Stored(key, "other", note="a single image", role="left_out")
                     continue
@@ -295,8 +346,33 @@ class Contents:
                 elif not is_counted and seconds_of(numbers) is not None:
                     self.clocks[key] = numbers
                 self.starts[key] = float(numbers[0])
-                self.images[key] = [path / name for name in series.names]
+                self.images[key] = [path / name for name in series.names[rows]]
                 yield replace(_first_image(key, self.images[key]), name=series_name(key))
+
+
+def _encoded_column(path: str, name: str, column: EncodedColumn) -> Stored:
+    """The images of a camera in a column, by the first row that has one."""
+    for row in range(min(len(column), _FIRST_ROWS)):
+        try:
+            data = column[row]
+        except DataError:  # an empty cell
+            continue
+        if is_encoded(data):
+            thing = encoded_thing(path, data, len(column))
+            return replace(thing, name=next(short_names(name.replace(".", "/")), ""))
+    column.close()
+    return Stored(path, "other", note="binary values that are no JPEG, PNG or WebP")
+
+
+def cut_columns(key: str, table: StoredTable) -> CutColumns:
+    """The columns of a table that may divide its rows into episodes."""
+    rows = max((values.shape[0] for values in table.columns.values()), default=0)
+    named: dict[str, Array] = {}
+    for name, values in table.columns.items():
+        is_plain = values.ndim == 1 and not isinstance(values, EncodedColumn)
+        if is_plain and may_cut(name):
+            named[f"{key}/{name}"] = np.asarray(values)
+    return CutColumns(named, rows)
 
 
 def _fact(reference: str, value: Any) -> Stored:

@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,8 +25,9 @@ from vlatool.episode import Array, Clip, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCodes
 from vlatool.formats import base
+from vlatool.formats.cuts import CutColumns
 from vlatool.formats.folder.clocks import TimedPart, frame_rows, seconds_of
-from vlatool.formats.folder.contents import RATE, Contents, key_of
+from vlatool.formats.folder.contents import MOST_CUT, RATE, Contents, cut_columns, key_of
 from vlatool.formats.folder.layout import (
     EPISODE,
     FilesOfEpisode,
@@ -34,7 +35,7 @@ from vlatool.formats.folder.layout import (
     is_rows,
     is_video,
 )
-from vlatool.formats.folder.tables import FOLDER, SUFFIXES, decoded, read_table
+from vlatool.formats.folder.tables import FOLDER, SUFFIXES, EncodedColumn, decoded, read_table
 from vlatool.formats.inventory import Stored, image_size, is_action
 from vlatool.formats.mapping import (
     MAPPING,
@@ -46,13 +47,20 @@ from vlatool.formats.mapping import (
 )
 from vlatool.formats.media.frames import VideoFrames, open_video, packet_table, probe_video
 from vlatool.formats.plan import EpisodePlan, PlannedImages, plan_by_structure
-from vlatool.formats.planned import PlannedEpisode, PlannedFrames, PlannedReader
+from vlatool.formats.planned import (
+    PlannedEpisode,
+    PlannedFrames,
+    PlannedReader,
+    check_ascending,
+)
 from vlatool.formats.propose import MEASURED, Clues, proposed_mapping, rate_of_times
 from vlatool.report.text import few_text
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range, read_file
+from vlatool.transforms.rates import NearestFrames
 
-MOST_CUT = 5  # frames that a clip may be longer or shorter than a table
 _LARGEST_TEXT = 2**20
+# Errors of what is an episode for certain.
+_OF_EPISODES = ("pickle", "mixed_episodes", "times_backwards")
 _RATES_DIFFER = 0.1  # of the written rate
 _OBSERVED = re.compile(r"(^|[/.])(obs|observations?)[/._]|(^|[/._])(q|dq)$", re.I)
 _OTHERS = re.compile(r"object|goal|target|world", re.I)
@@ -76,13 +84,28 @@ class FolderImages(PlannedFrames):
     """Images in files, or in rows of a table."""
 
     def __init__(
-        self, planned: PlannedImages, thing: Stored, paths: Sequence[Path], table: Path | None
+        self,
+        planned: PlannedImages,
+        thing: Stored,
+        paths: Sequence[Path],
+        table: Path | None,
+        first: int = 0,
     ) -> None:
-        """`paths`: of image files; `table`: the file with the rows, if there are none."""
+        """`paths`: of image files; `table`: the file with the rows from `first` on, if there are
+        none.
+        """
         self.planned = planned
         self._thing = thing
         self._paths = paths
         self._table = table
+        self._first = first
+
+    def close(self) -> None:
+        if self._table is None:
+            return
+        column: Any = read_table(self._table).columns[_column_of(self._thing.path)]
+        if isinstance(column, EncodedColumn):
+            column.close()
 
     def __len__(self) -> int:
         return self._thing.rows or 0
@@ -95,7 +118,9 @@ class FolderImages(PlannedFrames):
 
     def row(self, index: int) -> bytes | Array:
         if self._table is not None:
-            return np.asarray(read_table(self._table).columns[_column_of(self._thing.path)][index])
+            column = read_table(self._table).columns[_column_of(self._thing.path)]
+            row = column[self._first + index]
+            return row if isinstance(row, bytes) else np.asarray(row)
         try:
             return read_file(self._paths[index])
         except OSError as error:
@@ -137,8 +162,12 @@ class FolderEpisode(PlannedEpisode):
             names = ", ".join(missing).replace(EPISODE, self.files.name)
             reason = f"has no {names}, which most other episodes have"
             raise FOLDER.error("missing_file", ref.path, reason)
-        self.contents = Contents(self.files, ref.id)
+        self.contents = Contents(self.files, ref.id, self.span)
         self.make_plan(self.contents.things())
+        for name, error in self.contents.broken.items():
+            used = {key_of(path) for path in self.known.names}
+            if name in used or not (self.plan.cameras or self.plan.fields):
+                raise error
         for name in self.contents.tables:
             path = self.files.files[name]
             if is_rows(path) and not self.plan.fields:
@@ -163,6 +192,9 @@ class FolderEpisode(PlannedEpisode):
                 observed.append(name)
         plan.observed = tuple(observed)
         return plan
+
+    def _take_span(self) -> None:
+        """Nothing: `Contents` has the rows of the episode alone."""
 
     def _of_other_length(self, stored: Sequence[Stored]) -> dict[str, str]:
         """Returns the reason, by path, for values that do not belong to frames, such as events.
@@ -245,6 +277,8 @@ class FolderEpisode(PlannedEpisode):
         if clock is None:
             return known or TimedPart(rows, is_camera=is_camera)
         seconds = seconds_of(clock)
+        if seconds is None and known is None and self.mapping is None:
+            check_ascending(self.ref.path, key, clock)
         if seconds is None and len(clock) > 1 and known is None:
             self.contents.note("times_backwards", f"{key}: its timestamps do not ascend")
         return TimedPart(rows, seconds, is_camera, is_measured=seconds is not None)
@@ -310,11 +344,19 @@ class FolderEpisode(PlannedEpisode):
 
     def open_images(self, planned: PlannedImages) -> FrameSource:
         thing = self.things[planned.path]
-        if thing.kind == "video":
-            return VideoFrames(Clip(self.files.files[planned.path]), thing.rows or 0)
+        key = key_of(planned.path)
         paths = self.contents.images.get(planned.path, [])
-        table = None if paths else self.files.files[key_of(planned.path)]
-        return FolderImages(planned, thing, paths, table)
+        if thing.kind == "video":
+            path = self.files.files[planned.path]
+            first = self.contents.rows_of(probe_video(Clip(path)).num_frames).start
+            count = thing.rows or 0
+            video = VideoFrames(Clip(path), first + count)
+            return NearestFrames(video, np.arange(first, first + count)) if first else video
+        if paths:
+            return FolderImages(planned, thing, paths, None)
+        return FolderImages(
+            planned, thing, [], self.files.files[key], self.contents.first_rows.get(key, 0)
+        )
 
     def numbers(self, path: str) -> Array:
         values = np.asarray(self._column(path))
@@ -394,6 +436,7 @@ class FolderReader(PlannedReader):
                 findings.append(FOLDER.at("stray_files", source, reason))
         self.source_findings = findings
         refs = self._refs(_named_episodes(found, self.mapping), is_only=len(sources) == 1)
+        refs = [*self.divided(refs)]
         if self.mapping is None:
             preset = self._preset_of(refs, sources[0])
             refs = [replace(ref, extras={**ref.extras, "preset": preset}) for ref in refs]
@@ -431,12 +474,14 @@ class FolderReader(PlannedReader):
         episode with fields that can be read: else it is something else, and no episode.
         """
         errors: list[DataError] = []
+        has_cameras = False
         for number in base.first_middle_last(len(refs)):
             try:
                 episode = self._episode(refs[number])
             except DataError as error:
                 errors.append(error)
                 continue
+            has_cameras = has_cameras or bool(episode.plan.cameras)
             if not (episode.plan.fields and episode.count > 1):
                 continue
             for preset, layout in known_layouts():
@@ -445,9 +490,9 @@ class FolderReader(PlannedReader):
                     return preset
             return ""
         whole = [ref for ref in refs if ref.extras["files"].has_images_and_tables]
-        if errors and len(whole) > len(refs) / 2:
+        if (errors or has_cameras) and len(whole) > len(refs) / 2:
             return ""  # each broken episode says why
-        if errors and errors[0].details.get("finding") == "pickle":
+        if errors and errors[0].details.get("finding") in _OF_EPISODES:
             raise errors[0]
         reason = f"; {errors[0].message}" if errors else ""
         raise base.no_episodes(source, f"folders with videos or images and tables{reason}")
@@ -465,6 +510,16 @@ class FolderReader(PlannedReader):
     def read(self, ref: EpisodeRef) -> Episode:
         opened = self._episode(ref)
         return replace(opened.episode(), extras={"source_episode": opened.files.name})
+
+    def tables_of(self, ref: EpisodeRef) -> list[CutColumns]:
+        tables: list[CutColumns] = []
+        for key, path in ref.extras["files"].files.items():
+            if path.suffix.lower() in SUFFIXES:
+                with suppress(DataError):  # reading the episode says so
+                    table = cut_columns(key, read_table(path))
+                    if table.columns:
+                        tables.append(table)
+        return tables
 
     @staticmethod
     def propose(source: Path) -> str | None:

@@ -3,11 +3,12 @@
 Shapes: F rows.
 """
 
+import base64
 import codecs
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,8 @@ import numpy as np
 from vlatool.episode import Array
 from vlatool.findings import FindingCodes, error, warning
 from vlatool.formats.base import unused_id
+from vlatool.formats.inventory import TIME, is_encoded
+from vlatool.formats.media.frames import ParquetImages
 from vlatool.formats.media.npz import NpzArchive, NpzFrames
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range, read_file
 from vlatool.storage.documents import DocumentError, parse_json, read_document
@@ -74,6 +77,7 @@ SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".npy", ".npz", ".parq
 _LARGEST_TEXT = 2**30  # bytes of a CSV file
 _LARGEST_JSON = 2**28
 _LONGEST_ROW = 2**24
+_BASE64_HEAD = 256  # characters, with the start of a data URL, that show what they are
 _HEAD = 2**16
 _MOST_DEPTH = 8
 _NUMBER = re.compile(r"\s*[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?\s*|\s*[+-]?(nan|inf)\s*", re.I)
@@ -81,11 +85,6 @@ _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+(e[+-]?\d+)?\s*", re.I)
 _FIRST_LINES = 12
 _STEPS = re.compile(r"data|steps|frames|rows|trajectory|observations|samples", re.I)
 _VALUE = re.compile(r"\s*(na|n/a|none|null|true|false)\s*", re.I)
-# Names of times: a word of its own such as `t`, or an end such as `cam_timestamp_ns`.
-TIME = re.compile(
-    r"%?(time|t|ts|secs?|seconds|(.*[_./])?(time_?stamps?|stamps?|times?))(_?(s|secs?|ms|us|ns))?",
-    re.I,
-)
 _NUMBERED = re.compile(r"(?P<base>.*?[^\d_.\[])[_.]?\[?(?P<number>\d+)\]?")
 _LETTERED = re.compile(
     r"(?P<base>.+)[._](?P<axis>x|y|z|w|q[xyzw]|r[xyz]|roll|pitch|yaw|v[xyz]|w[xyz])", re.I
@@ -93,13 +92,35 @@ _LETTERED = re.compile(
 _DOTTED = re.compile(r"(?P<base>.+)\.(?P<axis>[^.]+)")
 
 
+class EncodedColumn:
+    """Encoded images in the rows of a table: base64 texts, or cells of a parquet file."""
+
+    dtype = np.dtype(object)
+    ndim = 1
+
+    def __init__(
+        self, read: Callable[[int], bytes], rows: range, close: Callable[[], None]
+    ) -> None:
+        """`read`: returns the bytes of a row of the table; `close`: frees what reading holds."""
+        self.read = read
+        self.rows = rows
+        self.close = close
+        self.shape = (len(rows),)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> bytes:
+        return self.read(self.rows[row])
+
+
 @dataclass(frozen=True)
 class StoredTable:
     """Columns of a file.
 
     Attributes:
-        columns: Name to numbers or pixels [F, ...], or texts (unicode) [F]; large ones are read
-            when they are indexed.
+        columns: Name to numbers or pixels [F, ...], texts (unicode) [F], or encoded images [F];
+            large ones are read when they are indexed.
         names: Column to the names of its numbers, if it is made of several.
         left_out: Name to the reason, for columns that are neither.
         facts: Values of a JSON file that are no rows, by their keys joined with dots.
@@ -336,6 +357,8 @@ def _read_json(path: Path) -> StoredTable:
 
 def _rows_of_document(document: Any) -> tuple[list[Any] | None, Any]:
     """The longest list of records in a document, and the document without it."""
+    if isinstance(document, dict) and len(document) > 1 and all(map(str.isdecimal, document)):
+        document = [document[key] for key in sorted(document, key=int)]  # rows by their number
     if isinstance(document, list):
         is_records = len(document) > 0 and all(isinstance(row, dict) for row in document)
         return (document, {}) if is_records else (None, {"": document})
@@ -361,7 +384,8 @@ def _rows_of_document(document: Any) -> tuple[list[Any] | None, Any]:
 def flattened(document: Any) -> dict[str, Any]:
     """Values of a document by their keys, joined with dots."""
     flat: dict[str, Any] = {}
-    _flatten(document, "", flat)
+    if document != {}:
+        _flatten(document, "", flat)
     return flat
 
 
@@ -422,7 +446,7 @@ def _of_list(values: list[Any]) -> Array:
     if all(value is None or value in ([], "", {}) for value in values):
         raise ValueError("it is empty")
     if all(isinstance(value, str) or value is None for value in values):
-        return np.array([value or "" for value in values], np.str_)
+        return _of_texts([value or "" for value in values])
     if any(isinstance(value, str | dict) for value in values):
         raise ValueError("its values have several types")
     missing = sum(value is None for value in values)
@@ -435,6 +459,25 @@ def _of_list(values: list[Any]) -> Array:
     if array.dtype.kind not in "fiub":
         raise ValueError(f"values of {array.dtype}")
     return array
+
+
+def _of_texts(texts: list[str]) -> Any:
+    """Texts, or the images that they are in base64."""
+    first = next(filter(None, texts), "")
+    head = first[:_BASE64_HEAD]
+    start = head.partition(";base64,")[2] if head.startswith("data:") else head
+    if not is_encoded(_from_base64(start[: len(start) // 4 * 4])):
+        return np.array(texts, np.str_)
+    return EncodedColumn(lambda row: _from_base64(texts[row]), range(len(texts)), lambda: None)
+
+
+def _from_base64(text: str) -> bytes:
+    """Content of base64, or of a data URL with it; empty if it is neither."""
+    content = text.partition(";base64,")[2] if text.startswith("data:") else text
+    try:
+        return base64.b64decode(content, validate=True)
+    except ValueError:
+        return b""
 
 
 # Arrays
@@ -499,14 +542,22 @@ def _read_parquet(path: Path) -> StoredTable:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(as_native_file(path))
+        with parquet.ParquetFile(as_native_file(path)) as file:
+            rows = range(file.metadata.num_rows)
+            schema = file.schema_arrow
+            images = [name for name in schema.names if _has_bytes(schema.field(name).type)]
+            table = file.read([name for name in schema.names if name not in images])
         table.validate(full=True)
-        names = table.column_names
+        names = schema.names
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise FOLDER.error("unreadable", path, f"cannot be read: {error}") from error
-    columns: dict[str, Array] = {}
+    columns: dict[str, Any] = {}
     left_out: dict[str, str] = {}
     for name in names:
+        if name in images:
+            cells = ParquetImages(path, name, path.parent, rows)
+            columns[name] = EncodedColumn(cells.encoded, rows, cells.close)
+            continue
         values = table[name]
         if pa.types.is_primitive(values.type) or pa.types.is_string(values.type):
             columns[name] = _of_arrow(values)
@@ -517,6 +568,15 @@ def _read_parquet(path: Path) -> StoredTable:
         except ValueError as error:
             left_out[name] = str(error)
     return _table(columns, left_out)
+
+
+def _has_bytes(kind: Any) -> bool:
+    """True for a column of binary values, or of the structs `{bytes, path}` of `datasets`."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" for field in kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _of_arrow(column: Any) -> Array:
@@ -532,7 +592,7 @@ def _of_arrow(column: Any) -> Array:
         column = column.cast(pa.int8())
     if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return column.to_numpy()
-    return np.array([value if isinstance(value, str) else "" for value in column.to_pylist()])
+    return _of_texts([value if isinstance(value, str) else "" for value in column.to_pylist()])
 
 
 def _read_zarr(path: Path) -> StoredTable:

@@ -433,8 +433,8 @@ def texts_of(dataset: Any, path: Path) -> list[str]:
     return [str(_plain(row)) for row in rows]
 
 
-def columns(dataset: Any, path: Path) -> Array:
-    """The rows of a field [F, C]; DataError if they are no numbers, too large or never written."""
+def columns(dataset: Any, path: Path, rows: slice = slice(None)) -> Array:
+    """Rows of a field [F, C]; DataError if they are no numbers, too large or never written."""
     name = dataset.name
     is_number = dataset.dtype.kind in "fiub"
     if not is_number or not dataset.shape:
@@ -446,7 +446,7 @@ def columns(dataset: Any, path: Path) -> Array:
     check_dataset(dataset, path)
     check_written(dataset, path)
     with readable(path, name):
-        values: Array = dataset[()]
+        values: Array = dataset[rows]
     return values.reshape(len(values), -1)
 
 

@@ -31,6 +31,7 @@ from vlatool.transforms.hold_out import split_of
 
 # Groups whose datasets have a row per frame; others may have any length.
 _PER_FRAME = ("obs/", "observations/", "states", "rewards", "dones")
+_OBSERVED = ("obs", "observation", "observations", "state", "states")
 _OTHER_TIMES = {
     "next_obs/": "the observations of the next frames",
     "initial_state/": "the state before the first frame",
@@ -66,6 +67,9 @@ def layout_of(file: Any, path: Path, mapping: RecordingMapping | None) -> FileLa
                 return FileLayout(known.layout, _episodes(file, known, path), preset=name)
         if "action" in file and member_at(file, "observations") is not None:
             return FileLayout("ALOHA", ("/",), "action")
+        for name in ("actions", "action"):
+            if name in file and not hasattr(member_at(file, name), "keys"):
+                return FileLayout("transitions", ("/",), name)
     raise HDF5.error("unknown_layout", path, f"unknown layout: {_names(file)}")
 
 
@@ -165,7 +169,8 @@ def plan_of_layout(actions: str, stored: Sequence[Stored], known: Known) -> Epis
     plan = plan_by_structure(stored, known, excluded)
     observed: list[str] = []
     for name, path in plan.fields.items():
-        if path.startswith(("obs/", "observations/")) and _MEASURED.search(path):
+        is_observed = path.startswith(("obs/", "observations/")) and _MEASURED.search(path)
+        if is_observed or path in _OBSERVED:
             observed.append(name)
     plan.actions = tuple(name for name, path in plan.fields.items() if path == actions)
     plan.observed = tuple(observed)

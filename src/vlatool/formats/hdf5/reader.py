@@ -3,6 +3,7 @@
 Source: formats/hdf5 1 to 3.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -18,6 +19,7 @@ from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Finding, FindingCodes
 from vlatool.formats import base
+from vlatool.formats.cuts import CutColumns, may_cut
 from vlatool.formats.hdf5 import check as rules
 from vlatool.formats.hdf5 import layout as layouts
 from vlatool.formats.inventory import Stored
@@ -145,6 +147,13 @@ class Hdf5Episode(PlannedEpisode):
     def numbers(self, path: str) -> Array:
         return rules.columns(self._dataset(path), self.ref.path)
 
+    def field_rows(self, path: str) -> Array:
+        if self.span is None:
+            return super().field_rows(path)
+        rows = self.frame_rows[path]
+        own = slice(int(rows[0]), int(rows[-1]) + 1)
+        return rules.columns(self._dataset(path), self.ref.path, own)
+
     def texts_of(self, name: str, count: int) -> list[str]:
         return rules.texts_at(self.group, name, self.ref.path, count)
 
@@ -180,7 +189,26 @@ class Hdf5Reader(PlannedReader):
                 refs.append(EpisodeRef(identity, path, str(source), extras=extras))
         if errors and len(errors) == len(files):
             raise errors[0]
-        yield from self.with_decisions(refs)
+        yield from self.with_decisions([*self.divided(refs)])
+
+    def tables_of(self, ref: EpisodeRef) -> list[CutColumns]:
+        """Of a file that is not divided into groups."""
+        if ref.extras["name"] != "/" or (self.mapping and self.mapping.rows.index):
+            return []
+        columns: dict[str, Array] = {}
+        rows: list[int] = []
+        with suppress(DataError), rules.opened(ref.path) as file, rules.readable(ref.path):
+            for name, dataset in rules.datasets_of(file):
+                shape = getattr(dataset, "shape", None)
+                if not shape:
+                    continue
+                rows.append(shape[0])
+                is_column = math.prod(shape[1:]) == 1
+                if is_column and may_cut(name) and dataset.dtype.kind in "fiub":
+                    columns[name] = rules.columns(dataset, ref.path)
+        if not columns:
+            return []
+        return [CutColumns(columns, max(rows, key=rows.count))]
 
     def _refs_of(
         self, path: Path, source: Path, used: dict[str, int], *, is_only: bool
