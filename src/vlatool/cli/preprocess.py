@@ -11,6 +11,7 @@ from vlatool.cli.forms import Form, load, run_workflow
 from vlatool.cli.help import is_help
 from vlatool.cli.session import Invocation
 from vlatool.errors import UsageError
+from vlatool.plugins import DEFAULT_SINK
 
 if TYPE_CHECKING:
     from vlatool.config.base import ConfigModel
@@ -54,6 +55,10 @@ def _schema(target: str, args: Sequence[str]) -> "type[ConfigModel]":
     schema = load(target)
     name = _format_in(args)
     try:
+        general = schema.specialize({"format": name, "sink": _sink_in(args)})
+        if name or is_help(args) or not _has_format_option(general, args):
+            return general
+        name = _detected(args)
         return schema.specialize({"format": name, "sink": _sink_in(args)})
     except UsageError as error:
         if is_help(args):
@@ -75,6 +80,31 @@ def _format_in(args: Sequence[str]) -> str:
     from vlatool.formats.detect import is_source
 
     return "" if is_source(args[0]) else args[0]
+
+
+def _has_format_option(schema: "type[ConfigModel]", args: Sequence[str]) -> bool:
+    """True if an option is one of formats only."""
+    from vlatool.plugins import FORMATS, SINKS
+
+    sink = SINKS.get(_sink_in(args) or DEFAULT_SINK).Config
+    for arg in args:
+        key = arg.partition("=")[0].removeprefix("--").replace("-", "_").removeprefix("no_")
+        is_option = arg.startswith("--") and key not in {*schema.model_fields, *sink.model_fields}
+        if is_option and FORMATS.names_with_key(key):
+            return True
+    return False
+
+
+def _detected(args: Sequence[str]) -> str:
+    """Format of the first location; it must be clear, because an option belongs to it."""
+    from vlatool.formats.detect import detect_source, is_source
+    from vlatool.jobs.ownership import require_input
+
+    for before, word in pairwise(["", *args]):
+        is_value = before.startswith("--") and "=" not in before
+        if not (word.startswith("-") or is_value) and is_source(word):
+            return detect_source(require_input(word), None).format
+    return ""
 
 
 def _sink_in(args: Sequence[str]) -> str:
@@ -109,5 +139,5 @@ def _sinks() -> Sequence[str]:
 def _note() -> str:
     return (
         "Formats and sinks have their own options: `vlatool preprocess FORMAT --sink NAME "
-        "--help-all` lists them. Without FORMAT, write options of the format as --source.NAME."
+        "--help-all` lists them. Without FORMAT, vlatool looks at SOURCE to know its options."
     )

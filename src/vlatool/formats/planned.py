@@ -573,7 +573,11 @@ class PlannedReader(base.FormatReader):
         """The refs with what rows and names of the first, middle and last episode decide for all.
 
         They are `known` in the extras of each ref.
+
+        Raises:
+            DataError: Several episodes would use one video.
         """
+        self._check_videos(refs)
         decisions: dict[str, list[inventory.Assignment]] = {}
         names: dict[str, str] = {}
         taken: set[tuple[Role, str]] = set()
@@ -589,6 +593,21 @@ class PlannedReader(base.FormatReader):
         known = Known({path: _merged(several) for path, several in decisions.items()}, names)
         for ref in refs:
             yield replace(ref, extras={**ref.extras, "known": known})
+
+    def _check_videos(self, refs: Sequence[EpisodeRef]) -> None:
+        """Raises DataError if a video of the mapping is of several episodes that name no rows."""
+        if self.mapping is None or self.mapping.rows.index:
+            return
+        for camera in self.mapping.cameras.values():
+            if not camera.video or "{episode}" in camera.video:
+                continue
+            first: dict[Path, EpisodeRef] = {}
+            for ref in refs:
+                place = ref.path if "{stem}" in camera.video else ref.path.parent
+                other = first.setdefault(place, ref)
+                if other is not ref and "episode_rows" not in ref.extras:
+                    reason = f"{camera.video} would be the video of {other.id} and of {ref.id}"
+                    raise SOURCE.error("shared_video", ref.path, reason)
 
     def tables_of(self, ref: EpisodeRef) -> list[CutColumns]:
         """The columns of a recording that may divide its rows into episodes, by table."""

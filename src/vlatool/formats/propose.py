@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from vlatool.episode import Array
-from vlatool.formats.base import walk_source
+from vlatool.formats.base import unused_id, walk_source
 from vlatool.formats.inventory import Stored, is_action
 from vlatool.formats.language import kind_of_name
 from vlatool.formats.mapping import CameraMapping, RecordingMapping, proposal
 from vlatool.formats.plan import EpisodePlan, Known, plan_by_structure
 from vlatool.storage.documents import DocumentError, read_json
+from vlatool.storage.tree import natural_key
 
 LEFT_OUT_LINE = "# left out: "
 MEASURED = re.compile(
@@ -27,7 +28,7 @@ _UNITS = (1.0, 1e3, 1e6, 1e9)  # ticks of a second: s, ms, us, ns
 _FEWEST_STEPS = 2  # of times that are rounded so that they repeat
 _RATES = (0.5, 1000.0)  # of recordings, frames per second
 _ROUNDED = 1.1  # rounding of times may show a higher rate
-_TASK = re.compile(r"task|goal|instruction", re.I)
+_TASK = re.compile(r"task|goal|instruction|descri|sentence|prompt|caption|language", re.I)
 _VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm")
 _MOST_FILES = 20
 _EPOCH = (1e9, 4e9)  # seconds since 1970 that a recent clock shows
@@ -46,13 +47,25 @@ class Clues:
 
     def add_files_beside(self, path: Path) -> None:
         """Adds the videos and the values of JSON files of the folder of a recording."""
+        others: list[str] = []  # names of other recordings
         for folder, _, names in walk_source(path.parent):
-            for name in sorted(names)[:_MOST_FILES]:
+            if folder == path.parent:
+                others = [Path(name).stem for name in names if Path(name).suffix == path.suffix]
+            for name in sorted(names, key=natural_key)[:_MOST_FILES]:
                 file = folder / name
                 if file.suffix.lower() in _VIDEOS:
-                    self.videos.append(file.relative_to(path.parent).as_posix())
+                    self._add_video(file.relative_to(path.parent).as_posix(), path.stem, others)
                 if file.suffix == ".json" and folder == path.parent:
                     self._add_document(file)
+
+    def _add_video(self, video: str, stem: str, others: Sequence[str]) -> None:
+        """Adds a video that every recording has, or the one of this recording as a pattern."""
+        if _has_word(video, stem):
+            pattern = re.sub(_word(stem), "{stem}", video)
+            if pattern not in self.videos:
+                self.videos.append(pattern)
+        elif not any(_has_word(video, other) for other in others):
+            self.videos.append(video)
 
     def _add_document(self, file: Path) -> None:
         try:
@@ -96,9 +109,11 @@ def proposed_mapping(
     for name, images in plan.cameras.items():
         cameras[name] = CameraMapping(path=images.path)
     for video in clues.videos:
-        name = Path(video).stem
+        name = unused_id(_camera_of(video), dict.fromkeys(cameras, 1))
         cameras[name] = CameraMapping(video=video)
-        notes[f"cameras.{name}"] = "same name in each episode? if not: {stem} or {FILE.json@KEY}"
+        if "{stem}" not in video:
+            question = "same name in each episode? if not: {stem} or {FILE.json@KEY}"
+            notes[f"cameras.{name}"] = question
     mapping: dict[str, Any] = {
         "cameras": cameras,
         "depth": {name: images.path for name, images in plan.depth.items()},
@@ -120,6 +135,23 @@ def proposed_mapping(
         if part.role == "left_out" and part.path not in proposed.instructions:
             text += f"{LEFT_OUT_LINE}{part.path}: {part.note}\n"
     return text
+
+
+def _word(stem: str) -> str:
+    return rf"(?<![A-Za-z0-9]){re.escape(stem)}(?![A-Za-z0-9])"
+
+
+def _has_word(text: str, stem: str) -> bool:
+    return re.search(_word(stem), text) is not None
+
+
+def _camera_of(video: str) -> str:
+    """Name of the camera of a video: what its path says besides the name of the recording."""
+    for part in reversed(Path(video).with_suffix("").parts):
+        name = part.replace("{stem}", "").strip("_-. ")
+        if name and not re.fullmatch(r"videos?|mp4", name, re.I):
+            return name
+    return "image"
 
 
 def _notes(plan: EpisodePlan, things: Mapping[str, Stored]) -> dict[str, str]:
