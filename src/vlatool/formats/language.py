@@ -11,6 +11,7 @@ from vlatool.episode import EpisodeRef, LanguageKind, LanguageSpan
 from vlatool.events import counted
 from vlatool.findings import Finding
 from vlatool.formats.rules import SOURCE, no_instruction
+from vlatool.storage.documents import DocumentError, parse_json
 
 # Sentences of the whole episode by kind of annotation, and texts of some frames.
 Language = tuple[Mapping[str, Sequence[str]], Sequence[LanguageSpan]]
@@ -18,6 +19,9 @@ Language = tuple[Mapping[str, Sequence[str]], Sequence[LanguageSpan]]
 _INSTRUCTION = re.compile(
     r"(natural_)?(language_)?instruction|language_(description|goal)|task_description|prompt"
 )
+
+# Names of sentences in metadata; elsewhere they may be codes, such as `en`.
+_SENTENCE = re.compile(r"lang|language|task|task_name|goal|sentence|caption|description", re.I)
 
 
 def kind_of_name(name: str) -> str:
@@ -29,6 +33,27 @@ def kind_of_name(name: str) -> str:
     if _INSTRUCTION.fullmatch(stem):
         return "original" if stem == name or name.endswith("1") else "alternative"
     return name if name in get_args(LanguageKind) else ""
+
+
+def is_instruction(name: str, text: str) -> bool:
+    """True if a value of metadata of this name is an instruction: `lang`, `task`, ... of words."""
+    return bool(kind_of_name(name)) or (_SENTENCE.fullmatch(name) is not None and " " in text)
+
+
+def sentences_in(values: Mapping[str, object]) -> dict[str, str]:
+    """Instructions in values that are JSON, one level deep: `ep_meta.lang` in `ep_meta`."""
+    sentences: dict[str, str] = {}
+    for name, value in values.items():
+        if not isinstance(value, str) or not value.lstrip().startswith("{"):
+            continue
+        try:
+            document = parse_json(value)
+        except DocumentError:
+            continue
+        for key, text in document.items() if isinstance(document, dict) else ():
+            if isinstance(text, str) and text.strip() and is_instruction(key, text.strip()):
+                sentences[f"{name}.{key}"] = text
+    return sentences
 
 
 def recorded_language(

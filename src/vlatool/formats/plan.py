@@ -29,12 +29,16 @@ class PlannedImages:
 
 @dataclass(frozen=True)
 class Known:
-    """What the first episodes decide for all others: roles and names, by path."""
+    """What the first episodes decide for all others: roles and names, by path.
+
+    `cameras`: name of each camera of theirs; True if most of them have it.
+    """
 
     decisions: Mapping[str, inventory.Assignment] = field(
         default_factory=dict[str, inventory.Assignment]
     )
     names: Mapping[str, str] = field(default_factory=dict[str, str])
+    cameras: Mapping[str, bool] = field(default_factory=dict[str, bool])
 
 
 @dataclass

@@ -8,6 +8,7 @@ Shapes: F frames, C numbers of a field.
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
@@ -60,6 +61,10 @@ from vlatool.report.text import few_text
 from vlatool.transforms.rates import NearestFrames
 
 PLAIN = "="  # before a text that is no reference
+_LOST_CAMERA = (
+    "copy the recording again, or leave the episode out with --exclude or, with all of its kind, "
+    "--skip-episodes-missing-cameras; --camera-names names the cameras to use"
+)
 _NO_TEXT = "in the mapping, name the key of a single sentence, such as FILE.json@KEY.text"
 
 
@@ -487,6 +492,7 @@ class PlannedEpisode:
             num_frames=count,
             cut_frames=longest - count,
             cameras=images["camera"],
+            missing_cameras=self._missing_cameras(),
             depth=images["depth"],
             labels=images["labels"],
             lowdim={name: values[:count] for name, values in fields.items()},
@@ -499,6 +505,21 @@ class PlannedEpisode:
             parts=plan.parts,
             findings=(*findings, *inventory.left_out_findings(episode, plan.parts)),
         )
+
+    def _missing_cameras(self) -> dict[str, DataError]:
+        """Cameras that the other episodes have and this one lost, with the error."""
+        damaged: dict[str, str] = {}
+        for part in self.plan.parts:
+            if part.role == "left_out" and part.content == "unusable":
+                damaged[self.known.names.get(part.path, "")] = part.note
+        missing: dict[str, DataError] = {}
+        for name, is_usual in self.known.cameras.items():
+            if name not in self.plan.cameras and (is_usual or name in damaged):
+                reason = f"has no camera {name!r}, which other episodes have"
+                if name in damaged:
+                    reason += f": {damaged[name]}"
+                missing[name] = self.error(self.missing, reason, camera=name, hint=_LOST_CAMERA)
+        return missing
 
     def field_rows(self, path: str) -> Array:
         """The rows of a field that are frames [F, C]."""
@@ -577,24 +598,32 @@ class PlannedReader(base.FormatReader):
         Raises:
             DataError: Several episodes would use one video.
         """
-        self._check_videos(refs)
+        self.check_videos(refs)
         decisions: dict[str, list[inventory.Assignment]] = {}
         names: dict[str, str] = {}
+        cameras: Counter[str] = Counter()
+        episodes = 0
         taken: set[tuple[Role, str]] = set()
         for number in base.first_middle_last(len(refs)):
             with suppress(DataError), self.opened(refs[number]) as episode:
                 for path, decision in episode.decisions().items():
                     decisions.setdefault(path, []).append(decision)
+                episodes += 1
+                cameras.update([*episode.plan.cameras] if self.mapping is None else [])
                 for part in episode.plan.parts:
                     key = (part.role, part.name)
                     if part.name and part.path not in names and key not in taken:
                         names[part.path] = part.name
                         taken.add(key)
-        known = Known({path: _merged(several) for path, several in decisions.items()}, names)
+        known = Known(
+            {path: _merged(several) for path, several in decisions.items()},
+            names,
+            {name: 2 * count > episodes for name, count in cameras.items()},
+        )
         for ref in refs:
             yield replace(ref, extras={**ref.extras, "known": known})
 
-    def _check_videos(self, refs: Sequence[EpisodeRef]) -> None:
+    def check_videos(self, refs: Sequence[EpisodeRef]) -> None:
         """Raises DataError if a video of the mapping is of several episodes that name no rows."""
         if self.mapping is None or self.mapping.rows.index:
             return

@@ -1,5 +1,6 @@
 """A mapping to start from: what the things of the first episode may be, with questions."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ import numpy as np
 
 from vlatool.episode import Array
 from vlatool.formats.base import unused_id, walk_source
+from vlatool.formats.commands import named_commands
 from vlatool.formats.inventory import Stored, is_action
 from vlatool.formats.language import kind_of_name
 from vlatool.formats.mapping import CameraMapping, RecordingMapping, proposal
@@ -95,6 +97,12 @@ def proposed_mapping(
     things = {thing.path: thing for thing in clues.things}
     notes = _notes(plan, things)
     actions = [name for name, path in plan.fields.items() if is_action(path)]
+    widths = {name: math.prod(things[path].shape) for name, path in plan.fields.items()}
+    actions = actions or [*named_commands(widths)]
+    for name in [*actions]:
+        if any(_is_variant(name, other) and widths[name] == widths[other] for other in actions):
+            actions.remove(name)
+            notes[f"fields.{name}"] += "; another form of the actions: take one of both"
     states: list[str] = []
     for name, path in plan.fields.items():
         if MEASURED.search(path) and not (_TIME.search(path) or _OTHERS.search(path)):
@@ -135,6 +143,11 @@ def proposed_mapping(
         if part.role == "left_out" and part.path not in proposed.instructions:
             text += f"{LEFT_OUT_LINE}{part.path}: {part.note}\n"
     return text
+
+
+def _is_variant(name: str, other: str) -> bool:
+    """True for `actions_abs` beside `actions`."""
+    return name != other and name.startswith((f"{other}_", f"{other}."))
 
 
 def _word(stem: str) -> str:

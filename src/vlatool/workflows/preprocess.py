@@ -408,7 +408,8 @@ class PreprocessJob:
             return survey, config
         if not named:
             found = later_values(self._some_episodes())
-            certain = [later for later in found if later.is_certain]
+            has_mapping = getattr(self._reader.config, "mapping", None) is not None
+            certain = [later for later in found if later.is_certain and not has_mapping]
             if not certain:
                 raise _no_action(self._reader, found, survey)
             named = [later.field for later in certain]

@@ -131,8 +131,10 @@ def _proposal_result(source: Path, target: Path, name: str, text: str) -> Propos
         questions.append("no instruction is stored: set instruction, or give --instruction")
     words = ["vlatool", "preprocess", name, str(source), "--mapping", str(target)]
     following = shlex.join([*words, "--output", "data"])
-    if not mapping.get("fps") and name != "lerobot":
+    has_rate = mapping.get("fps") or name == "lerobot"
+    if not has_rate:
         questions.append("no rate is stored: set fps, or give --fps to preprocess")
+    if not (has_rate and mapping.get("action_fields")):
         following = shlex.join(["vlatool", "inspect", str(source), "--mapping", str(target)])
     left_out = [
         line.removeprefix(LEFT_OUT_LINE) for line in text.splitlines() if LEFT_OUT_LINE in line

@@ -35,7 +35,7 @@ from vlatool.formats.folder.tables import (
     read_table,
 )
 from vlatool.formats.inventory import TIME, Stored, encoded_thing, is_encoded, short_names
-from vlatool.formats.language import kind_of_name
+from vlatool.formats.language import is_instruction, sentences_in
 from vlatool.formats.media.frames import probe_video
 from vlatool.formats.media.images import image_info
 from vlatool.formats.planned import Span
@@ -167,7 +167,7 @@ class Contents:
             yield Stored(key, "other", note=f"a file {suffix}, {_NOT_READ}")
 
     def _add_facts(self, key: str, values: Mapping[str, Any]) -> None:
-        for name, value in values.items():
+        for name, value in {**values, **sentences_in(values)}.items():
             self.facts[f"{key}@{name}"] = value
 
     def _camera_name(self, key: str) -> str:
@@ -385,7 +385,8 @@ def _fact(reference: str, value: Any) -> Stored:
         return Stored(reference, "other", role="time")
     if isinstance(value, str) and value.strip():
         is_sentence = " " in value.strip()
-        if kind_of_name(name) or (_TASK.fullmatch(name) and is_sentence):
+        is_task = _TASK.fullmatch(name) is not None and is_sentence
+        if is_task or is_instruction(name.rpartition(".")[2], value.strip()):
             return Stored(reference, "text", role="language")
         if is_sentence:
             return Stored(reference, "text")

@@ -511,6 +511,9 @@ class FolderReader(PlannedReader):
         opened = self._episode(ref)
         return replace(opened.episode(), extras={"source_episode": opened.files.name})
 
+    def check_videos(self, refs: Sequence[EpisodeRef]) -> None:
+        """Nothing: a file belongs to one episode."""
+
     def tables_of(self, ref: EpisodeRef) -> list[CutColumns]:
         tables: list[CutColumns] = []
         for key, path in ref.extras["files"].files.items():

@@ -28,6 +28,7 @@ from vlatool.formats.inventory import (
     image_size,
     is_encoded,
 )
+from vlatool.formats.language import is_instruction, sentences_in
 from vlatool.formats.mapping import matching, nearest
 from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import as_native_file, is_remote
@@ -240,12 +241,14 @@ def attributes_of(group: Any) -> dict[str, Any]:
         for name in owner.attrs:
             with suppress(*BROKEN):  # of a type that NumPy lacks, or damaged
                 values[f"{prefix}{name}"] = _plain(owner.attrs[name])
-    return values
+    return values | sentences_in(values)
 
 
 def _attribute_thing(name: str, value: Any) -> Stored:
     """Describes an attribute; it has a role if the reader uses it without a mapping."""
     key = name.rpartition("@")[2]
+    if isinstance(value, str) and is_instruction(key.rpartition(".")[2], value) and "." in key:
+        return Stored(name, "text", role="language")
     if key == "success":
         return Stored(name, "other", role="success")
     if key == "num_samples":
@@ -385,6 +388,10 @@ def value_at(group: Any, reference: str, path: Path) -> Any:
     owner: Any = group.file if place.startswith("/") else group
     if place.strip("/"):
         owner = member_at(owner, place)
+    if owner is not None and name not in owner.attrs:
+        sentence = sentences_in(attributes_of(owner)).get(f"@{name}")
+        if sentence is not None:
+            return sentence
     if owner is None or name not in owner.attrs:
         reason = f"is missing; {nearest(name, [] if owner is None else [*owner.attrs])}"
         raise HDF5.error("missing_dataset", path, reference, reason, field=reference)

@@ -283,10 +283,19 @@ class Hdf5Reader(PlannedReader):
 
     @staticmethod
     def propose(source: Path) -> str | None:
-        """A mapping of the first episode, with questions as comments."""
-        path = next(iter(_files(source)), None)
-        if path is None:
-            return None
+        """A mapping of the first episode that can be read, with questions as comments."""
+        errors: list[DataError] = []
+        for path in _files(source):
+            try:
+                return Hdf5Reader._proposed(path)
+            except DataError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return None
+
+    @staticmethod
+    def _proposed(path: Path) -> str:
         with rules.opened(path) as file, rules.readable(path):
             for name, known in known_layouts():
                 if all(layouts.has_path(file, pattern) for pattern in known.recognized_by):

@@ -27,6 +27,7 @@ from vlatool.errors import DataError, VlatoolError, installed
 from vlatool.findings import Finding, FindingCodes
 from vlatool.formats import base, limits
 from vlatool.formats.inventory import Stored, image_size, is_action
+from vlatool.formats.language import sentences_in
 from vlatool.formats.mapping import MAPPING, RecordingMapping, nearest
 from vlatool.formats.plan import EpisodePlan, PlannedImages, plan_by_structure
 from vlatool.formats.planned import PLAIN, PlannedEpisode, PlannedFrames, PlannedReader
@@ -67,6 +68,11 @@ class Buffer:
     num_rows: int  # N
     attributes: Mapping[str, Any]  # of the root
     broken: Mapping[str, DataError]  # path, as in `arrays`, of those that cannot be opened
+
+    @property
+    def sentences(self) -> Mapping[str, str]:
+        """Instructions in attributes that are JSON."""
+        return sentences_in(self.attributes)
 
     def rows(self, number: int) -> tuple[int, int]:
         """First row of an episode and the one after its last."""
@@ -269,6 +275,7 @@ class ZarrEpisode(PlannedEpisode):
                 "bad_ends", ref.path, "meta/episode_ends", f"episode {self._episode} has no rows"
             )
         stored = _things(buffer, self.first, self.stop)
+        stored += [Stored(f"@{name}", "text", role="language") for name in buffer.sentences]
         for name, value in buffer.attributes.items():
             if name in ("fps", "instruction"):
                 continue
@@ -350,7 +357,7 @@ class ZarrEpisode(PlannedEpisode):
         place, has_attribute, attribute = name.partition("@")
         if not has_attribute:
             return self._own_rows(name)[-1].item()
-        attributes = self.buffer.attributes
+        attributes = {**self.buffer.attributes, **self.buffer.sentences}
         if place.strip("/") or attribute not in attributes:
             reason = f"{name}: is missing; {nearest(attribute, [*attributes])}"
             raise self.error(self.missing, reason, field=name)
