@@ -31,6 +31,10 @@ _CHANNELS = (1, 2, 3, 4)
 _FARTHEST = 100.0  # meters; greater depths are millimeters
 _DEPTH = re.compile(r"depth", re.I)
 _LABELS = re.compile(r"mask|seg|label", re.I)
+# Words of a camera whose colors stand for labels.
+_LABEL_WORD = re.compile(
+    r"(^|[_/.-])(seg|segm|segmentation|instance|instances|masks?|labels?)([_/.-]|$)", re.I
+)
 # Texts that a recorder writes for itself.
 _METADATA = re.compile(r"(^|[_/@.])(path|folder\w*|file\w*|uuid|id|date|user|version)$", re.I)
 _SOUND = re.compile(r"(^|[_/.])(audio|mic|microphone|sound)", re.I)
@@ -134,6 +138,8 @@ def decide(stored: Stored) -> Assignment:
             return Assignment("language", "text")
         content: Content = "other" if _METADATA.search(stored.path) else "text"
         return _left_out(content, "a text, but not an instruction", "language: {KIND: PATH}")
+    if says_labels(stored.path) and _is_color(stored):
+        return _left_out("images", "labels as colors", "cameras: {NAME: {path: PATH}}")
     if stored.kind == "video":
         return Assignment("camera", "images")
     if stored.kind in ("jpeg", "png"):
@@ -158,6 +164,21 @@ def decide(stored: Stored) -> Assignment:
     if _SOUND.search(stored.path):
         return _left_out("other", f"sound, {size} samples per row")
     return _left_out(_numbers(stored.path), f"{size} numbers per row", "fields: {NAME: PATH}")
+
+
+def says_labels(path: str) -> bool:
+    """True if a name says that images are segmentation labels, such as `seg_instance_id`."""
+    return _LABEL_WORD.search(path) is not None
+
+
+def _is_color(stored: Stored) -> bool:
+    """True for videos and for images with colors."""
+    if stored.kind in ("jpeg", "png"):
+        return len(stored.shape) == 3
+    if stored.kind == "array":
+        form = image_shape(stored.shape)
+        return form is not None and form.channels >= 3
+    return stored.kind == "video"
 
 
 def text_kind(path: str) -> str:

@@ -23,7 +23,12 @@ from vlatool.formats.language import Language
 from vlatool.formats.lerobot.dataset import LeRobotConfig
 from vlatool.formats.lerobot.findings import LEROBOT
 from vlatool.formats.lerobot.folder import EpisodeFiles
-from vlatool.formats.lerobot.images import missing_images, open_cameras, open_values
+from vlatool.formats.lerobot.images import (
+    first_frame,
+    missing_images,
+    open_cameras,
+    open_values,
+)
 from vlatool.formats.lerobot.language import (
     ANNOTATION,
     EVENTS,
@@ -184,14 +189,20 @@ def _success(rows: Rows) -> bool | None:
 def _check_bookkeeping(
     files: EpisodeFiles, rows: Rows, metadata: Mapping[str, Sequence[Any]], report: Collector
 ) -> None:
-    if "timestamp" in metadata:
+    first = 0
+    with suppress(DataError):  # broken columns are reported where they are read
+        first = first_frame(rows, files.dataset.info.fps)
+    if first:
+        message = f"{rows.episode}: its rows start at frame {first}; earlier ones were deleted"
+        report.note("rows_deleted", message, path=str(rows.path), field=FRAME_INDEX)
+    elif "timestamp" in metadata:
         problem = timestamp_problem(metadata["timestamp"], files.dataset.info.fps)
         if problem:
             message = f"{rows.episode}: {problem}; row N is paired with image N all the same"
             report.note("timestamps", message, path=str(rows.path), field="timestamp")
     # Reports missing or repeated frames, because rows pair with images by number
     for row, number in enumerate(metadata.get(FRAME_INDEX, ())):
-        if number != row:
+        if number != row + first:
             problem = f"frame_index is {number} at row {row}: rows are missing or repeated"
             error = LEROBOT.error(
                 "frame_index_gap", rows.path, rows.episode, problem, field=FRAME_INDEX, frame=row

@@ -59,6 +59,13 @@ class LeRobotConfig(ConfigModel):
         None,
         "Columns that a policy observes; default: all numeric observation.*, or state.",
     )
+    depth_range: list[float] | None = option(
+        None,
+        "Meters of the first and of the last code of depth videos and, for logarithmic codes, "
+        "their shift, such as 0,10,3.5; null: as meta/info.json says.",
+        min_length=2,
+        max_length=3,
+    )
     action_keys: list[str] | None = option(
         None,
         "Columns that a policy predicts; default: numeric action and action.*, or actions.",
@@ -95,6 +102,8 @@ class LiberoConfig(LeRobotConfig):
 OBSERVED = ("observation", "state")
 PREDICTED = ("action", "actions")
 _SEARCH_DEPTH = ("", "*/", "*/*/")
+# The cache of the hub, whose snapshots consist of links.
+_SNAPSHOTS = ("snapshots/*/", "datasets--*/snapshots/*/", "*/datasets--*/snapshots/*/")
 
 
 def dataset_roots(source: Path) -> list[Path]:
@@ -106,20 +115,34 @@ def dataset_roots(source: Path) -> list[Path]:
             return [source]
         raise no_episodes(source, INFO_FILE)
     if source.is_dir():
-        for depth in _SEARCH_DEPTH:
+        for depth in (*_SEARCH_DEPTH, *_SNAPSHOTS):
             roots: set[Path] = set()
             for marker in (INFO_FILE, EPISODES_FOLDER, "meta_data"):
                 for path in source.glob(f"{depth}{marker}"):
                     roots.add(path.parents[marker.count("/")])
+            if roots and depth in _SNAPSHOTS:
+                roots = {_newest_snapshot(root.parent, roots) for root in roots}
             if roots:
                 return sorted(roots, key=natural_key)
     raise no_episodes(source, f"{INFO_FILE}, here or up to two folders below")
+
+
+def _newest_snapshot(snapshots: Path, roots: Collection[Path]) -> Path:
+    """The snapshot that refs/main names, else the last one that was downloaded."""
+    of_set = [root for root in roots if root.parent == snapshots]
+    main = snapshots.parent / "refs" / "main"
+    name = main.read_text().strip() if main.is_file() else ""
+    for root in of_set:
+        if root.name == name:
+            return root
+    return max(of_set, key=lambda root: root.stat().st_mtime)
 
 
 def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> list[EpisodeFiles]:
     """Returns all episodes of a data set by number, including unlisted ones."""
     info = meta.with_group_names(root, meta.read_info(root), findings)
     info = meta.with_known_names(info, config.known_names)
+    info = meta.with_depth_range(info, config.depth_range)
     if f"v{info.version.removeprefix('v')}" != info.layout:
         problem = f"says {info.version or 'no version'}, but the files are {info.layout}"
         findings.append(LEROBOT.at("version_mismatch", root / INFO_FILE, problem))

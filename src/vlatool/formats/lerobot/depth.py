@@ -16,13 +16,34 @@ from vlatool.formats.inventory import depth_image
 from vlatool.formats.media.frames import ParquetImages, VideoFrames, decode_error, open_video
 from vlatool.formats.media.images import decode_values
 
-_CODES = 4096  # of 12 bits
-_CODE_FORMATS = ("gray12le", "gray12be")
+# Bits of the codes in a video by its format of pixels; the first plane has the codes.
+_CODE_BITS = {
+    "gray10le": 10,
+    "gray12le": 12,
+    "gray14le": 14,
+    "gray16le": 16,
+    "yuv420p10le": 10,
+    "yuv420p12le": 12,
+    "yuv420p14le": 14,
+    "yuv420p16le": 16,
+}
 _MOST_MILLIMETERS = 2**16 - 1
 
 
-def code_millimeters(quantizer: Mapping[str, Any]) -> Array:
-    """Millimeters of each code of a depth video, uint16 [4096]; ValueError if it is not declared.
+def code_bits(clip: Clip) -> int:
+    """Bits of the codes of a depth video; ValueError if it has other pixels."""
+    container, stream = open_video(clip.path)
+    with container:
+        pixels = stream.codec_context.pix_fmt or "unknown"
+    if pixels not in _CODE_BITS:
+        raise ValueError(f"its video is {pixels}, not the codes of 10 to 16 bits")
+    return _CODE_BITS[pixels]
+
+
+def code_millimeters(quantizer: Mapping[str, Any], bits: int = 12) -> Array:
+    """Millimeters of each code of a depth video, uint16 [2 ** bits].
+
+    Raises ValueError if meta/info.json and the option do not say how codes become meters.
 
     Codes are equal steps of meters, or of log(meters + shift), from `depth_min` to `depth_max`.
     Code 0 is depth 0, unknown: pixels that the sensor did not measure have it.
@@ -33,7 +54,10 @@ def code_millimeters(quantizer: Mapping[str, Any]) -> Array:
         value = quantizer[key]
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number:
-            raise ValueError(f"meta/info.json has no number {key} that leads from codes to meters")
+            raise ValueError(
+                f"meta/info.json has no number {key} that leads from codes to meters; "
+                "--depth-range MIN,MAX or, for logarithms, MIN,MAX,SHIFT gives it"
+            )
         numbers[key] = value
     low = numbers["depth_min"]
     high = numbers["depth_max"]
@@ -42,7 +66,7 @@ def code_millimeters(quantizer: Mapping[str, Any]) -> Array:
         raise ValueError(f"its codes are from depth_min {low} to depth_max {high}, shift {shift}")
     if 1000 * high > _MOST_MILLIMETERS:
         raise ValueError(f"depth_max {high} m is more than 16 bits of millimeters hold")
-    steps = np.linspace(0, 1, _CODES)
+    steps = np.linspace(0, 1, 2**bits)
     if is_log:
         first = math.log(low + shift)
         last = math.log(high + shift)
@@ -55,17 +79,12 @@ def code_millimeters(quantizer: Mapping[str, Any]) -> Array:
 
 
 class DepthVideo(VideoFrames):
-    """A clip of 12-bit codes as depth uint16 [H, W] in millimeters."""
+    """A clip of codes as depth uint16 [H, W] in millimeters."""
 
     def __init__(self, clip: Clip, num_frames: int, millimeters: Array) -> None:
-        """`millimeters`: depth of each code. Raises ValueError if the clip has no such codes."""
+        """`millimeters`: depth of each code."""
         super().__init__(clip, num_frames)
         self._millimeters = millimeters
-        container, stream = open_video(clip.path)
-        with container:
-            if stream.codec_context.pix_fmt not in _CODE_FORMATS:
-                pixels = stream.codec_context.pix_fmt
-                raise ValueError(f"its video is {pixels}, not the codes of gray12le")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_millimeters": self._millimeters}
@@ -74,7 +93,7 @@ class DepthVideo(VideoFrames):
         images = np.empty((len(indices), *self.size), np.uint16)
         for position in sorted(range(len(indices)), key=indices.__getitem__):
             codes = self._codes(indices[position])
-            images[position] = self._millimeters[np.minimum(codes, _CODES - 1)]
+            images[position] = self._millimeters[np.minimum(codes, len(self._millimeters) - 1)]
         return images
 
     def _codes(self, number: int) -> Array:
@@ -82,7 +101,9 @@ class DepthVideo(VideoFrames):
         try:
             frame = self._opened()._frame(number)
             if frame is not None and not frame.is_corrupt:
-                return frame.to_ndarray()
+                plane = frame.planes[0]
+                lines = np.frombuffer(memoryview(plane), np.uint16).reshape(plane.height, -1)
+                return lines[:, : plane.width]
         except (av.error.FFmpegError, ValueError) as error:
             reason = str(error)
         self.close()

@@ -48,6 +48,7 @@ LEROBOT = FindingCodes(
     not_a_vector=error("The rows of a numeric column are nested lists.", _CORRECT),
     not_numeric=error("A numeric feature has values that are not numbers.", _CORRECT),
     frame_index_gap=error("frame_index is not 0, 1, 2, ...: rows are missing or repeated.", _ROWS),
+    rows_deleted=warning("Rows at the start were deleted; images are found by frame_index."),
     rows_unsorted=info("Rows are not in the order of frame_index."),
     index_gap=warning(
         "The column index is not continuous over the data set.",

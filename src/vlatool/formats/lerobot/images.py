@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,23 +18,30 @@ from vlatool.formats.inventory import decide, encoded_thing, label_image
 from vlatool.formats.lerobot.depth import (
     DepthVideo,
     ValueImages,
+    code_bits,
     code_millimeters,
     depth_of_values,
 )
 from vlatool.formats.lerobot.findings import LEROBOT
 from vlatool.formats.lerobot.folder import EpisodeFiles
-from vlatool.formats.lerobot.layout import EPISODES_FOLDER
+from vlatool.formats.lerobot.layout import EPISODES_FOLDER, FRAME_INDEX
 from vlatool.formats.lerobot.meta import Feature, Info
 from vlatool.formats.lerobot.tables import Rows, check_is_data_file
 from vlatool.formats.media.frames import (
     ParquetImages,
+    SingleImages,
     VideoFrames,
     VideoInfo,
     probe_video,
 )
-from vlatool.storage.uri import as_native_file
+from vlatool.storage.byte_ranges import read_file
+from vlatool.storage.tree import natural_key
+from vlatool.storage.uri import as_native_file, can_list
+from vlatool.transforms.rates import NearestFrames
 
 # Parts of a name that depth, labels and color of a camera do not share.
+MOST_CUT = 5  # frames that a video may be shorter than the rows; the last rows are cut
+_IMAGES = (".png", ".jpg", ".jpeg")
 _SAYS_NOTHING = re.compile(
     r"observations?|images?|rgb|colors?|depth|mask|seg|segmentation|labels?|instance|semantic", re.I
 )
@@ -99,11 +107,42 @@ def missing_images(
             return None
         problem = "is missing"
         hint = "download the file again, or go on without it: "
+    elif pending_images(files, feature.name):
+        return None
     else:
         path = files.dataset.root / EPISODES_FOLDER
         problem = "names no video for this episode"
     hint += "--skip-episodes-missing-cameras leaves out such episodes"
     return LEROBOT.error(code, path, label, problem, hint=hint, camera=feature.name)
+
+
+def pending_images(files: EpisodeFiles, camera: str) -> list[Path]:
+    """Images of an episode whose recorder has not made the video yet, in their order."""
+    for separator in "-_":
+        folder = files.root / "images" / camera / f"episode{separator}{files.number:06d}"
+        if can_list(folder) and folder.is_dir():
+            images = [path for path in folder.iterdir() if path.suffix.lower() in _IMAGES]
+            return sorted(images, key=natural_key)
+    return []
+
+
+class PendingImages(SingleImages):
+    """Images that are to become a video."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = tuple(paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def encoded(self, index: int) -> bytes:
+        return read_file(self._paths[index])
+
+    def path_of(self, index: int) -> Path:
+        return self._paths[index]
+
+    def image_error(self, index: int, reason: str) -> DataError:
+        return LEROBOT.error("video_unreadable", self._paths[index], f"frame {index}", reason)
 
 
 def open_camera(
@@ -208,7 +247,7 @@ def open_depth(files: EpisodeFiles, feature: Feature, rows: Rows) -> FrameSource
     if feature.name not in files.clips:
         raise ValueError("it has no video of this episode")
     clip = files.clips[feature.name]
-    source = DepthVideo(clip, len(rows), code_millimeters(feature.quantizer))
+    source = DepthVideo(clip, len(rows), code_millimeters(feature.quantizer, code_bits(clip)))
     count = probe_video(clip).num_frames
     if count < len(rows):
         raise ValueError(f"its video has {counted(count, 'frame')} for {counted(len(rows), 'row')}")
@@ -231,20 +270,41 @@ def _stem(name: str) -> list[str]:
 
 def _video(
     files: EpisodeFiles, camera: Feature, rows: Rows | None, report: Collector
-) -> VideoFrames | None:
+) -> FrameSource | None:
     if camera.name in files.defects:
         raise files.defects[camera.name]
+    if camera.name not in files.clips:
+        images = PendingImages(pending_images(files, camera.name))
+        return None if rows is None else images
     clip = files.clips[camera.name]
     label = f"episode {files.number}, camera {camera.name}"
     info = probe_video(clip)
     if rows is None:
         return None
-    if info.num_frames < len(rows):
+    first = first_frame(rows, files.dataset.info.fps)
+    if first and info.num_frames >= first + len(rows):
+        frames = VideoFrames(clip, info.num_frames)
+        return NearestFrames(frames, np.arange(first, first + len(rows)))
+    if info.num_frames < len(rows) - MOST_CUT:
         raise _too_short_error(clip, info, label, len(rows), camera.name)
     for code, problem in _video_problems(info, camera, len(rows), files.dataset.info.fps):
         message = f"{label}: {clip.path} {problem}"
         report.note(code, message, camera=camera.name, path=str(clip.path))
-    return VideoFrames(clip, len(rows))
+    return VideoFrames(clip, min(len(rows), info.num_frames))
+
+
+def first_frame(rows: Rows, fps: float) -> int:
+    """Number of the frame of the first row, if rows at the start were deleted; else 0.
+
+    Frame numbers and times then both say so: they follow each other from the same frame on.
+    """
+    if not {FRAME_INDEX, "timestamp"} <= {*rows.columns}:
+        return 0
+    numbers = np.array(rows.numbers(FRAME_INDEX))
+    times = np.array(rows.numbers("timestamp"), np.float64)
+    first = int(numbers[0]) if len(numbers) else 0
+    is_counted = first > 0 and (np.diff(numbers) == 1).all()
+    return first if is_counted and (np.abs(times * fps - numbers) < 0.5).all() else 0
 
 
 def _too_short_error(

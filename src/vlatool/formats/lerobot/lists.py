@@ -37,10 +37,16 @@ _UNNAMED_INDEX = "__index_level_0__"  # of a pandas table, written by earlier ve
 
 # Episodes
 
+_COPIED = (
+    "if the files of two recordings were copied into one folder, keep them apart and read both: "
+    "vlatool preprocess lerobot A B"
+)
+
 
 def read_episodes(root: Path, info: meta.Info) -> list[lerobot_layout.EpisodeLine]:
     """Entries of the list of episodes, ascending by number."""
     episodes: dict[int, lerobot_layout.EpisodeLine] = {}
+    files: dict[int, Path] = {}  # that lists each episode
     entries = _lines_of_tables(root, info) if info.is_shared else _lines_of_text(root)
     for path, position, line in entries:
         problem = ""
@@ -49,7 +55,11 @@ def read_episodes(root: Path, info: meta.Info) -> list[lerobot_layout.EpisodeLin
         elif line.number in episodes:
             problem = f"{line.number} appears twice"
         if problem:
-            raise meta.metadata_error(path, lerobot_layout.EPISODE_INDEX, problem, position)
+            error = meta.metadata_error(path, lerobot_layout.EPISODE_INDEX, problem, position)
+            if line.number in files and files[line.number] != path:
+                error.hint = _COPIED
+            raise error
+        files[line.number] = path
         if line.length is not None and not 0 <= line.length <= meta.LARGEST_COUNT:
             raise meta.metadata_error(path, "length", "is not a number of frames", position)
         episodes[line.number] = line

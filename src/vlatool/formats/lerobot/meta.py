@@ -14,6 +14,7 @@ from typing import Any, cast
 from vlatool.episode import Declaration
 from vlatool.errors import DataError
 from vlatool.findings import Finding
+from vlatool.formats.inventory import says_labels
 from vlatool.formats.lerobot import layout as lerobot_layout
 from vlatool.formats.lerobot.findings import LEROBOT, METADATA
 from vlatool.formats.lerobot.tables import check_is_data_file
@@ -223,6 +224,7 @@ def _feature(path: Path, name: str, value: object) -> Feature:
         shape=_shape(tree.get("shape")),
         names=feature_names(tree.get("names")),
         is_depth=bool(_video_key(tree, "is_depth_map")),
+        is_labels=tree["dtype"] == "video" and says_labels(name),
         quantizer={key: _video_key(tree, key) for key in _QUANTIZER},
     )
 
@@ -377,6 +379,20 @@ def with_group_names(root: Path, info: Info, findings: list[Finding]) -> Info:
             if group.stop - group.start > 1:
                 names[index] = f"{group.name}.{index - group.start}"
     return _with_names(info, names_by_column)
+
+
+def with_depth_range(info: Info, depth_range: list[float] | None) -> Info:
+    """The info, with the meters of codes of depth videos that an option gives."""
+    if depth_range is None:
+        return info
+    features = dict(info.features)
+    low, high, *shift = depth_range
+    for name, feature in features.items():
+        if feature.dtype == "video" and feature.is_depth:
+            known = {"depth_min": low, "depth_max": high, "shift": 0.0, "use_log": bool(shift)}
+            known |= {"shift": shift[0]} if shift else {}
+            features[name] = replace(feature, quantizer={**feature.quantizer, **known})
+    return replace(info, features=features)
 
 
 def with_known_names(info: Info, known: Mapping[str, tuple[str, ...]]) -> Info:
