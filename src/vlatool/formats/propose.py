@@ -27,6 +27,7 @@ _RATE = re.compile(r"(^|[_@/.])(fps|hz|rate|frequency|freq|control_freq)$", re.I
 _OTHERS = re.compile(r"env_state|actor|object", re.I)  # of which a robot measures nothing
 _TIME = re.compile(r"time|stamp", re.I)
 _UNITS = (1.0, 1e3, 1e6, 1e9)  # ticks of a second: s, ms, us, ns
+_EVEN = 0.1  # of the interval
 _FEWEST_STEPS = 2  # of times that are rounded so that they repeat
 _RATES = (0.5, 1000.0)  # of recordings, frames per second
 _ROUNDED = 1.1  # rounding of times may show a higher rate
@@ -271,6 +272,8 @@ def unit_of_times(times: Array) -> float | None:
 
 
 def _interval(times: Array) -> float:
-    """Typical interval of times; the mean one where they are rounded so that they repeat."""
+    """Typical interval of times; the mean one where they only differ by their rounding."""
     intervals = np.diff(times).astype(np.float64)  # of integers without rounding
-    return float(np.median(intervals)) or float(np.mean(intervals))
+    median = float(np.median(intervals))
+    is_even = np.ptp(intervals) <= _EVEN * median
+    return median if median and not is_even else float(np.mean(intervals))

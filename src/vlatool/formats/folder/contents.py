@@ -28,10 +28,11 @@ from vlatool.formats.folder.layout import (
 )
 from vlatool.formats.folder.tables import (
     FOLDER,
-    SUFFIXES,
     EncodedColumn,
     StoredTable,
     flattened,
+    is_table,
+    plain,
     read_table,
 )
 from vlatool.formats.inventory import TIME, Stored, encoded_thing, is_encoded, short_names
@@ -99,7 +100,7 @@ class Contents:
         """All that the files hold, by their names and headers; tables are read."""
         things: list[Stored] = []
         for key, path in self.files.files.items():
-            if path.suffix.lower() in SUFFIXES:
+            if is_table(path):
                 try:
                     table = self._cut(key, read_table(path))
                 except DataError as error:
@@ -268,7 +269,7 @@ class Contents:
         own = self.clocks.get(key)
         if own is not None:
             return own if len(own) == rows else None
-        if not key.lower().endswith(SUFFIXES):
+        if not is_table(Path(key)):
             return None
         fitting = [times for times in self._shared_clocks if len(times) == rows]
         return fitting[0] if len(fitting) == 1 else None
@@ -448,14 +449,14 @@ def key_of(path: str) -> str:
     """File of a path such as `data.csv/q`."""
     parts = path.split("/")
     for number, part in enumerate(parts, 1):
-        if part.lower().endswith(SUFFIXES):
+        if is_table(Path(part)):
             return "/".join(parts[:number])
     return path
 
 
 def stem_of(key: str) -> str:
     """Name of a file without folders, ending and the name of its episode."""
-    return Path(key).stem.replace(EPISODE, "").strip("_-. ")
+    return plain(Path(key)).stem.replace(EPISODE, "").strip("_-. ")
 
 
 def series_name(key: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlatool.formats.base import walk_source
-from vlatool.formats.folder.tables import SUFFIXES as TABLES
+from vlatool.formats.folder.tables import is_table, plain
 from vlatool.jobs.record import read_record
 from vlatool.storage.tree import natural_key
 
@@ -59,8 +59,8 @@ def is_image(name: str) -> bool:
 
 def is_rows(path: Path) -> bool:
     """True for tables and videos by their names, but for those that describe a data set."""
-    is_table = path.suffix.lower() in TABLES and not FACTS.fullmatch(path.stem)
-    return is_table or is_video(path.name)
+    has_rows = is_table(path) and not FACTS.fullmatch(plain(path).stem)
+    return has_rows or is_video(path.name)
 
 
 def is_part(name: str) -> bool:
@@ -105,7 +105,7 @@ class FilesOfEpisode:
     @property
     def has_images_and_tables(self) -> bool:
         """True if it has a video and a table, or images and a table that is no JSON."""
-        suffixes = {path.suffix.lower() for path in self.files.values() if is_rows(path)}
+        suffixes = {plain(path).suffix.lower() for path in self.files.values() if is_rows(path)}
         tables = suffixes.difference(VIDEOS)
         if tables != suffixes:
             return bool(tables)
@@ -147,6 +147,7 @@ def find_episodes(source: Path) -> tuple[list[FilesOfEpisode], list[str]]:
     for root in roots:
         if root not in joined:
             episodes += _by_stem(_whole(source, root, folders))
+    episodes = _with_images_elsewhere(episodes)
     used: set[Path] = set()
     for episode in episodes:
         used.update(episode.files.values(), episode.images.values())
@@ -158,6 +159,24 @@ def find_episodes(source: Path) -> tuple[list[FilesOfEpisode], list[str]]:
             if path not in used and not says_little:
                 stray.append("/".join((*folder.parts, name)))
     return episodes, stray
+
+
+def _with_images_elsewhere(episodes: list[FilesOfEpisode]) -> list[FilesOfEpisode]:
+    """Joins folders of images such as `images/front/ep_1` to the episode of `data/ep_1.csv`."""
+    by_name: dict[str, FilesOfEpisode] = {}
+    for episode in episodes:
+        if episode.is_stem and episode.files:
+            by_name.setdefault(_normal(episode.name), episode)
+    rest: list[FilesOfEpisode] = []
+    for episode in episodes:
+        owner = by_name.get(_normal(episode.name))
+        if episode.files or owner is None:
+            rest.append(episode)
+            continue
+        place = f"{episode.root.parent.name}/{EPISODE}"
+        for at, path in episode.images.items():
+            owner.images[f"{place}/{at}".rstrip("/")] = path
+    return rest
 
 
 def _folders(source: Path) -> list[_Folder]:
@@ -259,8 +278,8 @@ def _whole(source: Path, root: tuple[str, ...], folders: Sequence[_Folder]) -> F
         for name in folder.names:
             file = folder.path / name
             key = f"{at}/{name}".lstrip("/")
-            if file.stem == episode.name and not at:
-                key = EPISODE + file.suffix
+            if plain(file).stem == episode.name and not at:
+                key = EPISODE + file.name.removeprefix(episode.name)
                 episode.is_stem = True
             if is_image(name):
                 episode.images[at] = folder.path
@@ -283,11 +302,11 @@ def _by_stem(whole: FilesOfEpisode) -> list[FilesOfEpisode]:
     for name, path in whole.files.items():
         stem = stems.get(name)
         if stem is None:  # a file beside, of the longest stem that its name starts with
-            fitting = [stem for stem in episodes if _prefix(path.stem, stem)]
+            fitting = [stem for stem in episodes if _prefix(plain(path).stem, stem)]
             stem = max(fitting, key=len, default="")
         if not stem:
             continue
-        own = _prefix(path.stem, stem) or stem
+        own = _prefix(plain(path).stem, stem) or stem
         episode = episodes[stem]
         episode.name = episode.name or own
         folder, _, last = name.rpartition("/")
@@ -364,7 +383,7 @@ def _stem_of(name: str) -> str:
 
     `ep0_front` is of `ep0`, `video_3` of `3`.
     """
-    stem = Path(name).stem
+    stem = plain(Path(name)).stem
     words = [word for word in re.split(r"[_\-. ]+", stem) if word]
     while len(words) > 1:
         if words[-1].isdecimal() and len(words) > 2 and is_part(words[-2]):

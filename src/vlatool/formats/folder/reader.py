@@ -35,7 +35,14 @@ from vlatool.formats.folder.layout import (
     is_rows,
     is_video,
 )
-from vlatool.formats.folder.tables import FOLDER, SUFFIXES, EncodedColumn, decoded, read_table
+from vlatool.formats.folder.tables import (
+    FOLDER,
+    SUFFIXES,
+    EncodedColumn,
+    decoded,
+    is_table,
+    read_table,
+)
 from vlatool.formats.inventory import Stored, image_size, is_action
 from vlatool.formats.mapping import (
     MAPPING,
@@ -517,7 +524,7 @@ class FolderReader(PlannedReader):
     def tables_of(self, ref: EpisodeRef) -> list[CutColumns]:
         tables: list[CutColumns] = []
         for key, path in ref.extras["files"].files.items():
-            if path.suffix.lower() in SUFFIXES:
+            if is_table(path):
                 with suppress(DataError):  # reading the episode says so
                     table = cut_columns(key, read_table(path))
                     if table.columns:

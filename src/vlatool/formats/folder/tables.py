@@ -6,8 +6,10 @@ Shapes: F rows.
 import base64
 import codecs
 import csv
+import gzip
 import io
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -74,6 +76,7 @@ FOLDER = FindingCodes(
 )
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".npy", ".npz", ".parquet", ".zarr")
+_TEXT_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")  # that gzip may have packed
 _LARGEST_TEXT = 2**30  # bytes of a CSV file
 _LARGEST_JSON = 2**28
 _LONGEST_ROW = 2**24
@@ -134,6 +137,17 @@ class StoredTable:
     doubt: str = ""
 
 
+def plain(path: Path) -> Path:
+    """The path without the ending of gzip."""
+    return path.with_suffix("") if path.suffix.lower() == ".gz" else path
+
+
+def is_table(path: Path) -> bool:
+    """True for files of the formats of tables, by their names."""
+    suffix = plain(path).suffix.lower()
+    return suffix in (_TEXT_SUFFIXES if path.suffix.lower() == ".gz" else SUFFIXES)
+
+
 def read_table(path: Path) -> StoredTable:
     """The columns of a file, which is read once in a process.
 
@@ -162,13 +176,25 @@ def _read(path: Path, size: int, changed: int) -> StoredTable:
         ".parquet": _read_parquet,
         ".zarr": _read_zarr,
     }
-    suffix = path.suffix.lower()
+    suffix = plain(path).suffix.lower()
     if suffix in (".csv", ".tsv", ".jsonl", ".ndjson") and size > _LARGEST_TEXT:
         raise FOLDER.error("too_large", path, f"{size:,} bytes; the limit is {_LARGEST_TEXT:,}")
     try:
         return readers[suffix](path)
-    except (OSError, ValueError, EOFError, MemoryError) as error:
+    except (OSError, ValueError, EOFError, MemoryError, zlib.error) as error:
         raise FOLDER.error("unreadable", path, f"cannot be read: {error}") from error
+
+
+def _content(path: Path) -> bytes:
+    """Bytes of a text file, unpacked; ValueError if they are too many."""
+    data = read_file(path)
+    if path.suffix.lower() != ".gz":
+        return data
+    with gzip.open(io.BytesIO(data)) as file:
+        content = file.read(_LARGEST_TEXT + 1)
+    if len(content) > _LARGEST_TEXT:
+        raise ValueError(f"it unpacks to more than {_LARGEST_TEXT:,} bytes")
+    return content
 
 
 # Text
@@ -189,16 +215,21 @@ def _read_csv(path: Path) -> StoredTable:
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
-    form = _form_of(path)
+    packed = _content(path) if path.suffix.lower() == ".gz" else None
+    head = read_byte_range(ByteRange(path, 0, _HEAD)) if packed is None else packed[:_HEAD]
+    form = _form_of(path, head)
     broken: list[Any] = []
 
     def keep(row: Any) -> str:
         broken.append(row)
         return "skip"
 
+    source = as_native_file(path) if packed is None else io.BytesIO(packed)
+    if form.delimiter == " ":
+        source = _with_single_spaces(path)
     try:
         table = arrow_csv.read_csv(
-            _with_single_spaces(path) if form.delimiter == " " else as_native_file(path),
+            source,
             arrow_csv.ReadOptions(
                 use_threads=False,  # else broken rows have no number
                 block_size=_LONGEST_ROW,
@@ -224,26 +255,27 @@ def _read_csv(path: Path) -> StoredTable:
             reason = f"{place}{first.actual_columns} cells, the header has {first.expected_columns}"
             raise FOLDER.error("bad_table", path, reason)
         doubt = "its last row is cut off and left out"
-    elif not _ends_with_line_break(path):
+    elif not _ends_with_line_break(path if packed is None else packed):
         doubt = "it does not end with a line break: its last row may be cut off"
     columns = {name: _of_arrow(table[name]) for name in table.column_names}
     return replace(_table(columns), doubt=doubt)
 
 
-def _ends_with_line_break(path: Path) -> bool:
-    size = path.stat().st_size
-    return read_byte_range(ByteRange(path, max(size - 2, 0), size)).strip(b"\0")[-1:] in b"\r\n"
+def _ends_with_line_break(content: Path | bytes) -> bool:
+    if isinstance(content, Path):
+        size = content.stat().st_size
+        content = read_byte_range(ByteRange(content, max(size - 2, 0), size))
+    return content[-2:].strip(b"\0")[-1:] in b"\r\n"
 
 
 def _with_single_spaces(path: Path) -> io.BytesIO:
     """A table whose cells are aligned with several spaces."""
-    lines = [b" ".join(line.split()) for line in read_file(path).splitlines()]
+    lines = [b" ".join(line.split()) for line in _content(path).splitlines()]
     return io.BytesIO(b"\n".join(lines) + b"\n")
 
 
-def _form_of(path: Path) -> _Form:
+def _form_of(path: Path, head: bytes) -> _Form:
     """Encoding, delimiter and header of a CSV file, from its first lines."""
-    head = read_byte_range(ByteRange(path, 0, _HEAD))
     encoding = _encoding(head)
     numbers: list[int] = []
     lines: list[str] = []
@@ -332,7 +364,9 @@ def _cells(line: str, delimiter: str) -> list[str]:
 
 def _read_json(path: Path) -> StoredTable:
     try:
-        document = parse_json(read_document(path, max_bytes=_LARGEST_JSON))
+        is_packed = path.suffix.lower() == ".gz"
+        text = _content(path) if is_packed else read_document(path, max_bytes=_LARGEST_JSON)
+        document = parse_json(text)
     except DocumentError as error:
         raise FOLDER.error("bad_table", path, error.reason) from error
     rows, rest = _rows_of_document(document)
@@ -400,7 +434,7 @@ def _flatten(value: Any, at: str, flat: dict[str, Any], depth: int = 0) -> None:
 
 def _read_json_lines(path: Path) -> StoredTable:
     rows: list[Any] = []
-    lines = read_file(path).decode("utf-8-sig").rstrip("\r\n").split("\n")
+    lines = _content(path).decode("utf-8-sig").rstrip("\r\n").split("\n")
     doubt = ""
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -16,6 +16,7 @@ from vlatool.formats.inventory import depth_image
 from vlatool.formats.media.frames import ParquetImages, VideoFrames, decode_error, open_video
 from vlatool.formats.media.images import decode_values
 
+USUAL_BITS = 12
 # Bits of the codes in a video by its format of pixels; the first plane has the codes.
 _CODE_BITS = {
     "gray10le": 10,
@@ -40,7 +41,7 @@ def code_bits(clip: Clip) -> int:
     return _CODE_BITS[pixels]
 
 
-def code_millimeters(quantizer: Mapping[str, Any], bits: int = 12) -> Array:
+def code_millimeters(quantizer: Mapping[str, Any], bits: int = USUAL_BITS) -> Array:
     """Millimeters of each code of a depth video, uint16 [2 ** bits].
 
     Raises ValueError if meta/info.json and the option do not say how codes become meters.

@@ -103,6 +103,7 @@ LEROBOT = FindingCodes(
     ),
     video_unreadable=error("A video cannot be opened.", _LEAVE_OUT),
     video_too_short=error("A video has fewer frames than rows.", _LEAVE_OUT),
+    rows_cut=warning("A video has a few frames fewer than rows; the last rows are left out."),
     extra_frames=warning("A video has more frames than rows.", _BY_ROW),
     video_fps=warning("A video has another frame rate than the data.", _BY_ROW),
     picture_size=warning("Images have another size than meta/info.json says."),

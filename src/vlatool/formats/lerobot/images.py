@@ -16,6 +16,7 @@ from vlatool.events import counted
 from vlatool.findings import Collector
 from vlatool.formats.inventory import decide, encoded_thing, label_image
 from vlatool.formats.lerobot.depth import (
+    USUAL_BITS,
     DepthVideo,
     ValueImages,
     code_bits,
@@ -247,7 +248,11 @@ def open_depth(files: EpisodeFiles, feature: Feature, rows: Rows) -> FrameSource
     if feature.name not in files.clips:
         raise ValueError("it has no video of this episode")
     clip = files.clips[feature.name]
-    source = DepthVideo(clip, len(rows), code_millimeters(feature.quantizer, code_bits(clip)))
+    millimeters = code_millimeters(feature.quantizer)
+    bits = code_bits(clip)
+    if bits != USUAL_BITS:
+        millimeters = code_millimeters(feature.quantizer, bits)
+    source = DepthVideo(clip, len(rows), millimeters)
     count = probe_video(clip).num_frames
     if count < len(rows):
         raise ValueError(f"its video has {counted(count, 'frame')} for {counted(len(rows), 'row')}")
@@ -285,7 +290,8 @@ def _video(
     if first and info.num_frames >= first + len(rows):
         frames = VideoFrames(clip, info.num_frames)
         return NearestFrames(frames, np.arange(first, first + len(rows)))
-    if info.num_frames < len(rows) - MOST_CUT:
+    lost = len(rows) - info.num_frames
+    if lost > min(MOST_CUT, len(rows) // 2):
         raise _too_short_error(clip, info, label, len(rows), camera.name)
     for code, problem in _video_problems(info, camera, len(rows), files.dataset.info.fps):
         message = f"{label}: {clip.path} {problem}"
@@ -326,6 +332,9 @@ def _video_problems(
     info: VideoInfo, camera: Feature, num_rows: int, fps: float
 ) -> Iterator[tuple[str, str]]:
     """(code, problem) of a usable video that differs from the rows or from info.json."""
+    if info.num_frames < num_rows:
+        fewer = f"has {counted(info.num_frames, 'frame')} for {counted(num_rows, 'row')}"
+        yield "rows_cut", f"{fewer}; the last rows are left out"
     if info.num_frames > num_rows:
         more = f"has {counted(info.num_frames, 'frame')} for {counted(num_rows, 'row')}"
         yield "extra_frames", f"{more}; the last frames are not used"

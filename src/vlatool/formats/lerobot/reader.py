@@ -12,7 +12,6 @@ from typing import ClassVar
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError, VlatoolError
-from vlatool.events import counted
 from vlatool.findings import Collector, Finding, FindingCodes
 from vlatool.formats.base import (
     FormatReader,
@@ -40,7 +39,7 @@ from vlatool.formats.lerobot.parts import NO_IMAGES, listed_texts
 from vlatool.formats.lerobot.set_lint import check_sets
 from vlatool.formats.lerobot.units import unit_findings
 from vlatool.formats.mapping import RecordingMapping, mapping_file, read_mapping
-from vlatool.formats.rules import SOURCE, check_cameras, distinct_recordings
+from vlatool.formats.rules import check_cameras, distinct_recordings
 from vlatool.storage.tree import files_named
 from vlatool.storage.uri import can_list
 from vlatool.transforms.hold_out import split_of
@@ -135,10 +134,7 @@ class LeRobotReader(FormatReader):
         whole, spans = contents.language
         rows = len(contents.rows)
         count = min([rows, *(len(frames) for frames in contents.cameras.values())])
-        cut: list[Finding] = []
         if count < rows:
-            message = f"{ref.id}: {counted(rows - count, 'row')} at the end left out: no image"
-            cut.append(SOURCE("frames_cut", message, episode=ref.id, frame=count))
             spans = [replace(s, last=min(s.last, count - 1)) for s in spans if s.first < count]
         return Episode(
             id=ref.id,
@@ -162,7 +158,6 @@ class LeRobotReader(FormatReader):
             parts=contents.parts,
             findings=(
                 *report.findings,
-                *cut,
                 *check_language(ref.id, count, (whole, spans)),
                 *_left_out(ref.id, contents),
             ),
