@@ -248,6 +248,7 @@ class Survey:
         episodes: Number of surveyed episodes.
         cameras: Map from camera to (height, width) of its images, or to None if unknown; has the
             cameras of all episodes, in order.
+        mixed_sizes: Cameras whose episodes have images of several sizes.
         fields: Map from field to its specification, in the order of `Episode.lowdim`. It has the
             fields that most episodes have, with the most common width; an episode that differs
             fails.
@@ -272,6 +273,7 @@ class Survey:
     text_kinds: tuple[str, ...] = ()
     declared: tuple[Declaration, ...] = ()
     parts: tuple[StoredPart, ...] = field(default=(), compare=False)
+    mixed_sizes: frozenset[str] = frozenset()
 
     def example(self, frames: int = 1) -> "Episode":
         """Makes up an episode with these fields and no images; its values are arbitrary."""

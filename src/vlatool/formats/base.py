@@ -122,6 +122,7 @@ def merge_surveys(surveys: Iterable[Survey], reasons: Sequence[VlatoolError]) ->
     """
     variants: Counter[tuple[tuple[str, FieldSpec], ...]] = Counter()  # few distinct ones
     cameras: dict[str, tuple[int, int] | None] = {}
+    mixed_sizes: set[str] = set()
     frames: list[int | None] = []
     policy = {name: dict[Any, None]() for name in POLICY_KEYS}
     rates: set[float | None] = set()
@@ -130,6 +131,8 @@ def merge_surveys(surveys: Iterable[Survey], reasons: Sequence[VlatoolError]) ->
     for survey in surveys:
         variants[tuple(survey.fields.items())] += 1
         for name, size in survey.cameras.items():
+            if size and cameras.get(name) not in (None, size):
+                mixed_sizes.add(name)
             cameras[name] = cameras.get(name) or size
         frames.append(survey.frames)
         rates.add(survey.fps)
@@ -158,6 +161,7 @@ def merge_surveys(surveys: Iterable[Survey], reasons: Sequence[VlatoolError]) ->
         fps=rates.pop() if len(rates) == 1 else None,
         text_kinds=tuple(text_kinds),
         parts=tuple(parts.values()),
+        mixed_sizes=frozenset(mixed_sizes),
         **{name: tuple(distinct) for name, distinct in policy.items()},
     )
 

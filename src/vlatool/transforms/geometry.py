@@ -7,15 +7,16 @@ Sizes are (height, width); a pixel covers [i, i + 1], so the left edge of an ima
 formats/lbm-preprocessing 2.4, 2.5; calibration follows the exact transform of the pixels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-from vlatool.episode import Array, UInt8Array
+from vlatool.episode import Array, FrameSource, UInt8Array
 from vlatool.errors import EnvironmentProblem
 
 # `lanczos_vips` is the filter of libvips; its result does not depend on vector instructions. The
@@ -282,3 +283,35 @@ def project(points: Array, intrinsics: Array, base_T_camera: Array) -> tuple[Arr
     pixels = (in_camera / depth[:, None]) @ intrinsics[:2].astype(np.float64).T
     pixels[~visible] = np.nan
     return pixels, visible
+
+
+class ResizedFrames(FrameSource):
+    """Images of a camera in another size."""
+
+    def __init__(
+        self,
+        frames: FrameSource,
+        size: tuple[int, int],
+        method: ResizeMethod,
+        resample: ResizeFilter,
+    ) -> None:
+        """`size`: (height, width) of the images that are read."""
+        self._frames = frames
+        self._size = size
+        self._method: ResizeMethod = method
+        self._resample: ResizeFilter = resample
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._size
+
+    def read(self, indices: Sequence[int]) -> Array:
+        images = self._frames.read(indices)
+        resized = [resize(image, self._size, self._method, self._resample) for image in images]
+        return np.stack(resized)
+
+    def path_of(self, index: int) -> Path | None:
+        return self._frames.path_of(index)

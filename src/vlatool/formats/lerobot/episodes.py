@@ -35,6 +35,7 @@ from vlatool.formats.media.video import EncodedClip, copy_clip, encode_video, en
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.journal import Receipt
 from vlatool.storage.atomic import open_atomic, write_bytes
+from vlatool.transforms.geometry import ResizedFrames
 from vlatool.transforms.statistics import to_arrays
 
 LEROBOT_SINK = FindingCodes(
@@ -92,7 +93,7 @@ class LerobotEpisodeWriter:
         for name, column in layout.cameras.items():
             if name not in episode.cameras:
                 raise _camera_error(ref, name, "has no images in this episode")
-            source = episode.cameras[name]
+            source = self._resized(episode.cameras[name])
             if len(source) < episode.num_frames:
                 problem = f"has {len(source)} images for {episode.num_frames} frames"
                 raise _camera_error(ref, name, problem)
@@ -131,6 +132,14 @@ class LerobotEpisodeWriter:
             },
             arrays=arrays,
         )
+
+    def _resized(self, source: FrameSource) -> FrameSource:
+        config = self.config
+        size = writing.height_and_width(config.resize_images_size)
+        if size is None or source.size == size:
+            return source
+        method = config.image_resizing_method
+        return ResizedFrames(source, size, method, config.image_resizing_filter)
 
     def _write_video(
         self,
@@ -237,7 +246,7 @@ def _copied_rows(
         for value in columns[name].to_pylist():
             values.append(numbers[own[value]] if value in own else value)
         columns[name] = pa.chunked_array([pa.array(values, columns[name].type)])
-    return pa.table(columns), tasks
+    return pa.table(columns).slice(0, episode.num_frames), tasks
 
 
 def _cast(table: pa.Table, name: str, declared: Mapping[str, Any], path: Path) -> pa.ChunkedArray:

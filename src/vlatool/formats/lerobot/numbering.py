@@ -203,7 +203,8 @@ class Numbering:
             raise DataError(
                 f"camera {camera!r} has images of {size} in {item} and of {first_size} in {first}; "
                 "LeRobot needs one size per camera",
-                hint="write them to separate outputs, or leave the camera out with --camera-names",
+                hint="make them equal with --resize-images-size WIDTH,HEIGHT, or leave the camera "
+                "out with --camera-names",
                 code="data.mismatch",
                 details={"camera": camera, "episode": item},
             )

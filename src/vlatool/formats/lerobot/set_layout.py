@@ -66,6 +66,9 @@ class LeRobotSinkConfig(writing.SinkConfig):
     copy_videos: bool = option(
         True, "Copy encoded video if it needs no change; false always encodes it anew."
     )
+    resize_images_size: writing.ImageSize = None
+    image_resizing_method: writing.ResizingMethod = "center_crop"
+    image_resizing_filter: writing.ResizingFilter = "lanczos_vips"
     video_crf: int = option(18, "Quality of encoded videos (CRF); lower is better.", ge=0, le=51)
     keyframe_interval: int = option(
         2, "Frames between keyframes; with low numbers, single frames are read faster.", ge=1
@@ -142,6 +145,15 @@ def set_layout(
     sets: Sequence[EpisodeFiles],  # A recording of each data set; empty for other sources
 ) -> SetLayout:
     """Columns and cameras of the output; raises DataError if the episodes do not fit together."""
+    mixed = sorted(setup.survey.mixed_sizes.intersection(setup.survey.cameras))
+    if mixed and config.resize_images_size is None:
+        raise DataError(
+            f"the images of {few_text(mixed)} have several sizes; LeRobot needs one per camera",
+            hint="make them equal with --resize-images-size WIDTH,HEIGHT, or leave cameras out: "
+            "--camera-names lists the cameras to use",
+            code="data.mismatch",
+            details={"camera": mixed[0]},
+        )
     if setup.survey.fps is None:
         rates = {recording.document.get("fps") for recording in sets}
         if len(rates) < 2:
@@ -160,6 +172,7 @@ def _joined_layout(
 ) -> SetLayout:
     """Observed fields are joined to `observation.state`, actions to `action`; others stay alone."""
     survey = setup.survey
+    new_size = writing.height_and_width(config.resize_images_size)
     sources: dict[str, tuple[str, ...]] = {}
     if survey.proprioception_fields:
         sources[_STATE] = tuple(survey.proprioception_fields)
@@ -194,7 +207,7 @@ def _joined_layout(
         column = f"{CAMERAS}{name.removeprefix(CAMERAS)}"
         _check_name(column, f"cameras.NEW={name}")
         cameras[name] = column
-        height, width = size or (0, 0)
+        height, width = new_size or size or (0, 0)
         features[column] = feature("", [height, width, 3], ["height", "width", "channels"])
     videos: frozenset[str] = frozenset()
     if config.use_videos is not False:
