@@ -4,6 +4,7 @@ An `EpisodePlan` follows a mapping, or else the rules of `formats/inventory.py`.
 episodes by their plan.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -11,6 +12,7 @@ from fnmatch import fnmatchcase
 from vlatool.episode import Role, StoredPart
 from vlatool.formats import inventory
 from vlatool.formats.base import unused_id
+from vlatool.formats.commands import named_commands
 from vlatool.formats.mapping import NEXT, RecordingMapping, nearest
 
 _CAMERA = inventory.Assignment("camera", "images")
@@ -116,6 +118,15 @@ def plan_by_structure(
             plan.add(part_of[path], decisions[path])
     plan.parts = tuple(parts)
     return plan
+
+
+def name_commands(plan: EpisodePlan, stored: Mapping[str, inventory.Stored]) -> None:
+    """Predicts fields such as `target_q` beside `q`, if the layout names no action."""
+    if plan.actions:
+        return
+    widths = {name: math.prod(stored[path].shape) for name, path in plan.fields.items()}
+    plan.actions = named_commands(widths)
+    plan.observed = tuple(name for name in plan.observed if name not in plan.actions)
 
 
 Find = Callable[[str], inventory.Stored | None]

@@ -33,7 +33,6 @@ from vlatool.errors import DataError, VlatoolError
 from vlatool.events import counted
 from vlatool.findings import FindingCodes
 from vlatool.formats import base, inventory, limits
-from vlatool.formats.commands import named_commands
 from vlatool.formats.cuts import CutColumns, find_cuts
 from vlatool.formats.language import first_text, recorded_language
 from vlatool.formats.mapping import (
@@ -53,6 +52,7 @@ from vlatool.formats.plan import (
     EpisodePlan,
     Known,
     PlannedImages,
+    name_commands,
     plan_by_mapping,
     plan_by_structure,
 )
@@ -220,7 +220,7 @@ class PlannedEpisode:
         try:
             if self.mapping is None:
                 self.plan = self.plan_by_structure(stored)
-                self._name_commands()
+                name_commands(self.plan, self.things)
             else:
                 self.plan = plan_by_mapping(stored, self.mapping, self.find, self.known)
         except ValueError as error:
@@ -251,17 +251,6 @@ class PlannedEpisode:
         for pattern, video in self._videos.items():
             if abs(video.frames - self.span.total) <= self.most_cut:
                 self.frame_rows[pattern] = rows[rows < video.frames]
-
-    def _name_commands(self) -> None:
-        """Predicts fields such as `target_q` where the layout names no action."""
-        if self.plan.actions:
-            return
-        widths = {
-            name: math.prod(self.things[path].shape) for name, path in self.plan.fields.items()
-        }
-        commands = named_commands(widths)
-        self.plan.actions = commands
-        self.plan.observed = tuple(name for name in self.plan.observed if name not in commands)
 
     def _filled(self, reference: str) -> str:
         return self.name_of(filled(reference, self.file, self._episode))

@@ -145,15 +145,6 @@ def set_layout(
     sets: Sequence[EpisodeFiles],  # A recording of each data set; empty for other sources
 ) -> SetLayout:
     """Columns and cameras of the output; raises DataError if the episodes do not fit together."""
-    mixed = sorted(setup.survey.mixed_sizes.intersection(setup.survey.cameras))
-    if mixed and config.resize_images_size is None:
-        raise DataError(
-            f"the images of {few_text(mixed)} have several sizes; LeRobot needs one per camera",
-            hint="make them equal with --resize-images-size WIDTH,HEIGHT, or leave cameras out: "
-            "--camera-names lists the cameras to use",
-            code="data.mismatch",
-            details={"camera": mixed[0]},
-        )
     if setup.survey.fps is None:
         rates = {recording.document.get("fps") for recording in sets}
         if len(rates) < 2:
@@ -172,6 +163,15 @@ def _joined_layout(
 ) -> SetLayout:
     """Observed fields are joined to `observation.state`, actions to `action`; others stay alone."""
     survey = setup.survey
+    mixed = sorted(survey.mixed_sizes.intersection(survey.cameras))
+    if mixed and config.resize_images_size is None:
+        raise DataError(
+            f"the images of {few_text(mixed)} have several sizes; LeRobot needs one per camera",
+            hint="make them equal with --resize-images-size WIDTH,HEIGHT, or leave cameras out: "
+            "--camera-names lists the cameras to use",
+            code="data.mismatch",
+            details={"camera": mixed[0]},
+        )
     new_size = writing.height_and_width(config.resize_images_size)
     sources: dict[str, tuple[str, ...]] = {}
     if survey.proprioception_fields:

@@ -246,10 +246,17 @@ def with_frame(path: str, frame: str) -> str:
     return named if count else f"[{frame}].{path}".rstrip(".")
 
 
-def numbers_of(value: Any, name: str = "") -> Iterator[tuple[str, Array]]:
+_MOST_LISTED = 16  # messages of a list that are taken apart
+
+
+def numbers_of(
+    value: Any, name: str = "", skipped: dict[str, str] | None = None
+) -> Iterator[tuple[str, Array]]:
     """(dotted name, numbers [N]) of all members but headers, times and names of frames.
 
-    Raises TypeError for text, lists of messages and messages that contain themselves.
+    Members that are no numbers are added to `skipped` with the reason, if it is given.
+
+    Raises TypeError for text, long lists and messages that contain themselves.
     """
     waiting: list[tuple[Any, str]] = [(value, name)]  # the next one last
     seen = 0
@@ -258,21 +265,38 @@ def numbers_of(value: Any, name: str = "") -> Iterator[tuple[str, Array]]:
         seen += 1
         if seen > _MOST_MEMBERS or name.count(".") > _DEEPEST:
             raise TypeError(f"contains itself, or more than {_MOST_MEMBERS:,} members")
-        members: list[str] = []
-        if hasattr(value, "DESCRIPTOR"):
-            members = [member.name for member in value.DESCRIPTOR.fields]
-        elif hasattr(value, "__dict__"):
-            members = [*vars(value)]
-        elif isinstance(value, str) or not isinstance(value, int | float | np.ndarray | Sequence):
-            raise TypeError(f"{name or 'it'} is no number")
+        members = _members(value)
         for member in reversed(members):
             if member not in _NO_VALUES and not member.startswith(("__", "structure_needs")):
                 waiting.append((getattr(value, member), f"{name}.{member}".lstrip(".")))
-        if not members:
+        if members:
+            continue
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        if is_list and len(value) <= _MOST_LISTED and all(_members(item) for item in value):
+            for number in reversed(range(len(value))):
+                waiting.append((value[number], f"{name}.{number}".lstrip(".")))
+            continue
+        reason = ""
+        array = np.empty(0)
+        if isinstance(value, str) or not isinstance(value, int | float | np.ndarray | Sequence):
+            reason = f"{name or 'it'} is no number"
+        else:
             array = np.atleast_1d(np.asarray(value))
             if array.dtype.kind not in "fiub" or array.size > _LARGEST_FIELD:
-                raise TypeError(f"{name or 'it'} has {array.size} of {array.dtype}")
+                reason = f"{name or 'it'} has {array.size} of {array.dtype}"
+        if reason and (skipped is None or not name):
+            raise TypeError(reason)
+        if reason and skipped is not None:
+            skipped[name] = reason
+        else:
             yield name, array.astype(np.float64)
+
+
+def _members(value: Any) -> list[str]:
+    """Names of the members of a message; none of any other value."""
+    if hasattr(value, "DESCRIPTOR"):
+        return [member.name for member in value.DESCRIPTOR.fields]
+    return [*vars(value)] if hasattr(value, "__dict__") else []
 
 
 def is_of_joints(message: Any) -> bool:

@@ -21,7 +21,13 @@ from vlatool.formats.mapping import CameraMapping, RecordingMapping
 from vlatool.formats.mcap import images, messages
 from vlatool.formats.mcap.bag import Bag, BagChannel, BagMessage, TimeSpan
 from vlatool.formats.mcap.check import MCAP
-from vlatool.formats.plan import EpisodePlan, Known, plan_by_mapping, plan_by_structure
+from vlatool.formats.plan import (
+    EpisodePlan,
+    Known,
+    name_commands,
+    plan_by_mapping,
+    plan_by_structure,
+)
 from vlatool.formats.propose import Clues, proposed_mapping
 from vlatool.storage.tree import natural_key
 
@@ -222,9 +228,13 @@ class Topics:
     def _add_numbers(self, channel: BagChannel, opening: Sequence[Any]) -> None:
         topic = channel.topic
         sizes: dict[int, None] = {}
+        skipped: dict[str, str] = {}
         try:
             for message in opening:
-                sizes[sum(len(numbers) for _, numbers in messages.numbers_of(message))] = None
+                parts = messages.numbers_of(message, skipped=skipped)
+                sizes[sum(len(numbers) for _, numbers in parts)] = None
+            if skipped and (not any(sizes) or "image" in channel.type.lower()):
+                raise TypeError(next(iter(skipped.values())))
         except (TypeError, ValueError) as error:
             content: Content = "actions" if is_action(topic) else "other"
             if "image" in channel.type.lower():
@@ -236,6 +246,8 @@ class Topics:
             content = "actions" if is_action(topic) else "numbers"
             self._leave_out(topic, content, f"its messages have different lengths: {counts}")
             return
+        for name, reason in skipped.items():
+            self._leave_out(f"{topic}/{name}", "other", reason)
         self._add_field(topic, "", next(iter(sizes)), opening)
 
     def _add_field(self, path: str, member: str, size: int, opening: Iterable[Any]) -> None:
@@ -312,6 +324,7 @@ class Topics:
                     observed.append(name)
             plan.actions = tuple(actions)
             plan.observed = tuple(observed)
+            name_commands(plan, self.things)
         else:
             plan = self._plan_by_mapping(mapping, things)
         for name, planned in plan.cameras.items():
@@ -406,7 +419,7 @@ class Topics:
 def _has_number(opening: Iterable[Any], member: str) -> bool:
     """True if a number of these messages is not NaN."""
     for message in opening:
-        for _, numbers in messages.numbers_of(messages.member_at(message, member)):
+        for _, numbers in messages.numbers_of(messages.member_at(message, member), skipped={}):
             if not np.isnan(numbers).all():
                 return True
     return False

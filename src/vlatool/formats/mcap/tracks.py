@@ -224,7 +224,9 @@ class NumberTrack(Track):
             raise self._mixed_frames()
         if value is None:
             return False
-        parts = list(messages.numbers_of(value))
+        parts = list(messages.numbers_of(value, skipped={}))
+        if not parts:
+            raise ValueError("it has no numbers")
         numbers = np.concatenate([part for _, part in parts])
         lag = 0
         joints = messages.joints_of(message) if self.member in JOINT_VALUES else []
