@@ -30,6 +30,7 @@ SAMPLES = {
     "sample-lerobot-b": "sample lerobot -o raw/lerobot-b --episodes 2 --frames 20 --seed 6",
     "sample-lerobot-4": "sample lerobot -o raw/lerobot-4 --episodes 2 --cameras 4 --size medium",
     "sample-libero": "sample libero -o raw/libero --episodes 3 --frames 24",
+    "sample-folder": "sample folder -o raw/folder --episodes 2 --frames 20 --seed 3",
 }
 SPARTAN = "preprocess spartan raw/spartan --sink lbm"
 SHORT = "--past-lowdim-steps 1 --future-lowdim-steps 3 --max-padding-right 3 --samples-per-shard 8"
@@ -94,6 +95,7 @@ PREPROCESS = {
     "libero": "preprocess lerobot raw/libero --sink lbm",
     "libero-poses": f"preprocess lerobot raw/libero {SHORT} --config raw/libero.yaml --seed 3 "
     "--observation-keys state --action-keys actions --max-episodes 2",
+    "folder": "preprocess folder raw/folder",
     "dry-run-spartan": f"{SPARTAN} --dry-run",
     "dry-run-lerobot": "preprocess lerobot raw/lerobot --sink lbm --dry-run",
     "no-source": "preprocess spartan raw/nothing",

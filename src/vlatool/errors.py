@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Self
 
-# Environment variable with the path of the single file that runs (binary/start.py).
+# Environment variable with the path of the single file that runs (binary/stub.c).
 SINGLE_FILE = "VLATOOL_BINARY"
 _NAME_SHOWN = 40  # characters around a wrong one
 

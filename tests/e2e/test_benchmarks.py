@@ -19,6 +19,7 @@ SCRIPTS = {
 }
 # RAW and DATA are small Spartan episodes and their shards; HERE is this checkout.
 SMALLEST = {
+    "acting": "--help",  # needs a trained run
     "action_codes": "--chunks 40 --runs 1",
     "build_dataset": "--episodes 1 --frames 4 --repeat 1 --plain-up-to 1",
     "curation": "--help",  # trains policies, as test_curate does

@@ -188,7 +188,7 @@ def test_modality_json_is_compared(
 
 def test_clipped_and_late_actions_are_said(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    rows = [np.cumsum(np.cumsum(rng.normal(0, 0.02, (60, 2)), axis=0), axis=0) for _ in range(6)]
+    rows = [np.cumsum(rng.normal(0, 0.3, (60, 2)), axis=0) for _ in range(6)]
 
     def change(file: Any) -> None:
         for number, states in enumerate(rows):
@@ -204,6 +204,31 @@ def test_clipped_and_late_actions_are_said(tmp_path: Path) -> None:
     text = "\n".join(report.lines())
     assert " or more, " in text
     assert "at the ends of the range: clipped?" in text
+
+
+def test_a_curve_that_only_touches_its_ends_is_not_called_clipped(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def zigzag() -> np.ndarray:
+        turns = np.cumsum(rng.integers(4, 10, 30))
+        return np.interp(np.arange(70), turns - turns[0], np.resize([-1.0, 1.0], 30))
+
+    rows = [np.stack([zigzag(), zigzag()], axis=1) for _ in range(6)]
+
+    def change(file: Any) -> None:
+        for number, values in enumerate(rows):
+            group = file[f"data/demo_{number}"]
+            del group["actions"], group["obs"]
+            group["actions"] = values[1:]
+            group["obs/joints"] = values[:-1]
+
+    path = hdf5.robomimic(tmp_path / "a.hdf5", {f"demo_{n}": 69 for n in range(6)}, change)
+    report = inspect(InspectConfig(location=str(path)))
+    (group,) = report.document()["conventions"]["groups"]
+    ends = np.mean([np.abs(values[1:]) == 1 for values in rows])
+    assert (group["lag"], group["clipped"]) == ((1,), 0)
+    assert ends > 0.1
+    assert "clipped" not in "\n".join(report.lines())
 
 
 @pytest.mark.parametrize(

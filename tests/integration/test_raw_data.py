@@ -75,9 +75,9 @@ def test_a_dry_run_plans_both_steps_and_writes_nothing(raw: Path, tmp_path: Path
 
 def test_other_options_have_frames_of_their_own(raw: Path, tmp_path: Path) -> None:
     trained(raw, tmp_path / "first")
-    trained(raw, tmp_path / "second", data__frames_preset="world-windows", dry_run=True)
+    trained(raw, tmp_path / "second", data__frames_preset="policy-small-data", dry_run=True)
     assert len(frames_below(tmp_path)) == 1
-    trained(raw, tmp_path / "third", data__frames_preset="world-windows")
+    trained(raw, tmp_path / "third", data__frames_preset="policy-small-data")
     assert len(frames_below(tmp_path)) == 2
 
 

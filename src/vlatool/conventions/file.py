@@ -3,11 +3,13 @@
 If an attribute has several values, all of them fit the data equally well.
 """
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vlatool.conventions.fit import FEW_EPISODES, FEWEST_ROWS
 from vlatool.events import counted
 from vlatool.report.facts import Table
 from vlatool.report.text import number_text
@@ -54,7 +56,7 @@ class Convention:
     range: tuple[float, float] | None = None
     residual: float | None = None
     lag_limit: str = ""  # `or more`, `or less`: the best lag is the last one that was tried
-    clipped: float = 0.0  # largest share of rows in which a dimension is at the ends of its range
+    clipped: float = 0.0  # largest share of rows in which a dimension stays at an end of its range
     second: str = ""
     second_residual: float | None = None
 
@@ -107,47 +109,124 @@ def conventions_of(folder: Path) -> Conventions | None:
 
 def sentence(conventions: Conventions) -> str:
     """Describes the actions, such as `the gripper is a command from 0 to 1`."""
-    clauses: list[str] = []
+    subjects: dict[str, list[str]] = {}  # by what is said of them
     unknown: list[str] = []
-    for group in conventions.groups:
-        if group.kind in ("constant", "missing"):
-            continue
+    for group in _moving(merged(conventions)):
         if group.is_determined:
-            clauses.append(_clause(group))
+            said = _predicate(group)
+            subject = "gripper" if group.kind == "gripper" else group.name
+            subjects[said] = list(dict.fromkeys([*subjects.get(said, ()), subject]))
         else:
             unknown.append(group.name)
+    clauses: list[str] = []
+    for said, names in subjects.items():
+        clauses.append(f"the {' and '.join(names)} {'is' if len(names) == 1 else 'are'} {said}")
     if unknown:
         clauses.append(f"the recordings do not show the meaning of {', '.join(unknown)}")
     return "; ".join(clauses) or "nothing moves"
 
 
-def _clause(group: Convention) -> str:
-    """Such as `the action is the next joint state`."""
-    subject = f"the {group.name} is"
-    if group.kind == "gripper":
-        subject = "the gripper is"
-        if group.range is not None:
-            low, high = group.range
-            return f"{subject} a command from {_number(low)} to {_number(high)}"
+def merged(conventions: Conventions) -> list[Convention]:
+    """One convention for consecutive dimensions that mean the same, to show them as one row."""
+    rows: list[Convention] = []
+    for group in conventions.groups:
+        row = _joined(rows[-1], group) if rows else None
+        if row is None:
+            rows.append(group)
+        else:
+            rows[-1] = row
+    return rows
+
+
+def _joined(row: Convention, group: Convention) -> Convention | None:
+    """Both as one convention; None: they mean different things, or are not neighbors."""
+    ends = [(row.field, row.last + 1), (group.field, group.first)]
+    meanings = [(each.kind, each.relation, each.frame, each.rotation) for each in (row, group)]
+    if ends[0] != ends[1] or meanings[0] != meanings[1]:
+        return None
+    lag = tuple(value for value in row.lag if value in group.lag)
+    states = _joined_states(row.states, group.states)
+    if row.is_determined and (not lag or not states or row.lag_limit != group.lag_limit):
+        return None
+    ranges = [each.range for each in (row, group) if each.range is not None]
+    worst = max(row, group, key=lambda each: each.residual or 0.0)
+    return replace(
+        row,
+        last=group.last,
+        states=states,
+        lag=lag,
+        scale=row.scale + group.scale,
+        offset=row.offset + group.offset,
+        range=(min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None,
+        residual=worst.residual,
+        clipped=max(row.clipped, group.clipped),
+        second=worst.second,
+        second_residual=worst.second_residual,
+    )
+
+
+_DIMENSIONS = re.compile(r"(.*)\[(\d+):(\d+)\]")
+
+
+def _joined_states(states: str, following: str) -> str:
+    """Consecutive dimensions of one field, as `state[0:2]`; empty: they are not consecutive."""
+    parts = [_DIMENSIONS.fullmatch(text) for text in (states, following)]
+    if parts[0] is None or parts[1] is None or parts[0].group(1, 3) != parts[1].group(1, 2):
+        return ""
+    return f"{parts[0][1]}[{parts[0][2]}:{parts[1][3]}]"
+
+
+def _moving(groups: Sequence[Convention]) -> list[Convention]:
+    return [group for group in groups if group.kind not in ("constant", "missing")]
+
+
+def undetermined(conventions: Conventions) -> str:
+    """Says that nothing was determined, and what helps; empty if something was."""
+    moving = _moving(conventions.groups)
+    if not moving or any(group.is_determined for group in moving):
+        return ""
+    said = f"{conventions.sample_text} do not show what the actions mean"
+    if conventions.rows < FEWEST_ROWS:
+        return f"{said}: too few rows; record more"
+    if all(group.residual is None for group in moving):
+        return (
+            f"{said}: no measured state to compare them with; record one, or name it in a mapping"
+        )
+    if relations := {name for group in moving for name in group.relation}:
+        fits = " and ".join(sorted(relations))
+        return f"{said}: {fits} values fit equally well; record more, and longer movements"
+    if conventions.episodes < FEW_EPISODES:
+        return f"{said}: so few may agree by chance; record {FEW_EPISODES} episodes or more"
+    return (
+        f"{said}: no measured state explains them; see whether `proprioception` names what the "
+        "robot measures of itself"
+    )
+
+
+def _predicate(group: Convention) -> str:
+    """Such as `the next joint state`."""
+    if group.kind == "gripper" and group.range is not None:
+        low, high = group.range
+        return f"a command from {_number(low)} to {_number(high)}"
     quantity = {"joints": "joint state", "values": "state"}.get(group.kind, group.kind)
     if group.relation == ("delta",):
-        return f"{subject} the change of the {quantity}"
+        return f"the change of the {quantity}"
     if group.lag == (0,):
-        return f"{subject} the {quantity} of its own frame"
+        return f"the {quantity} of its own frame"
     if group.lag == (1,):
-        return f"{subject} the next {quantity}"
+        return f"the next {quantity}"
     if len(group.lag) == 1:
-        return f"{subject} the {quantity} {group.lag[0]} frames later"
-    return f"{subject} the {quantity} of a frame nearby"
+        return f"the {quantity} {group.lag[0]} frames later"
+    return f"the {quantity} of a frame nearby"
 
 
 HEADER = ("dimensions", "kind", "meaning", "residual", "second best")
 
 
 def conventions_rows(conventions: Conventions) -> list[tuple[str, ...]]:
-    """Returns a table row with the columns of `HEADER` for each group."""
+    """Returns a table row with the columns of `HEADER` for each meaning."""
     rows: list[tuple[str, ...]] = []
-    for group in conventions.groups:
+    for group in merged(conventions):
         residual = "-" if group.residual is None else f"{group.residual:.3f}"
         second = f"{group.second} ({group.second_residual:.3f})" if group.second else "-"
         rows.append((group.name, group.kind, meaning(group), residual, second))
@@ -155,6 +234,8 @@ def conventions_rows(conventions: Conventions) -> list[tuple[str, ...]]:
 
 
 def conventions_table(conventions: Conventions) -> Table:
+    if said := undetermined(conventions):
+        return Table((), [(said,)], "Conventions")
     title = f"Conventions, by {conventions.sample_text}: {sentence(conventions)}"
     return Table(HEADER, conventions_rows(conventions), title)
 
@@ -203,7 +284,7 @@ def _number(value: float) -> str:
 
 
 def _numbers(values: Sequence[float]) -> str:
-    if len(values) > _MOST_NUMBERS:
+    if len(values) > _MOST_NUMBERS and min(values) * max(values) >= 0:
         return f"{_number(min(values))} to {_number(max(values))}"
     return " ".join(map(_number, values))
 

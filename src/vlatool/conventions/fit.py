@@ -40,8 +40,9 @@ _RATIO = 1.02  # of residuals, within which fits are ties whatever the number of
 _CLEAR_SHARE = 0.25  # of the variance: such a fit is worse, whatever the number of rows
 _EXACT = 1e-4  # residual of numbers that are equal but for rounding
 LARGEST_RESIDUAL = 0.7
+FEWEST_ROWS = 20
 # Smooth signals of few episodes follow each other by chance.
-_FEW_EPISODES = 5
+FEW_EPISODES = 5
 _LARGEST_OF_FEW = 0.05
 SMALLEST = 1e-18
 _LARGEST = 1e12
@@ -121,7 +122,7 @@ class Samples:
             is_usual &= _is_usual(states[rows + lag]).all(axis=1)
 
         distinct = {actions.tobytes() for actions, _ in episodes}
-        largest_residual = _LARGEST_OF_FEW if len(distinct) < _FEW_EPISODES else LARGEST_RESIDUAL
+        largest_residual = _LARGEST_OF_FEW if len(distinct) < FEW_EPISODES else LARGEST_RESIDUAL
         return cls(
             action_columns=action_columns,
             state_columns=state_columns,

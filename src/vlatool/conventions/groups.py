@@ -15,14 +15,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlatool.conventions import fit
-from vlatool.conventions.fit import LARGEST_RESIDUAL, SMALLEST, Column, Fit, Pose, Samples
+from vlatool.conventions.fit import (
+    FEWEST_ROWS,
+    LARGEST_RESIDUAL,
+    SMALLEST,
+    Column,
+    Fit,
+    Pose,
+    Samples,
+)
 from vlatool.episode import Array
 from vlatool.transforms.rotations import EULER_FORMS, RotationForm
 
 _SMALLEST_RANGE = 1e-6
 _BETTER = 2.0  # ratio of residuals
 _EQUAL_SHARE = 0.05  # of the variance, within which the next dimension of the states is preferred
-_FEWEST_ROWS = 20
 _OTHER_SCALE = 2.0  # ratio of scales of dimensions that are other quantities
 _END = 0.05
 _RESTING = 0.5
@@ -81,7 +88,7 @@ class PoseColumns(NamedTuple):
 def find_groups(samples: Samples, declared: Sequence[PoseColumns] = ()) -> list[Group]:
     """Groups of the action dimensions, in order; `declared`: poses that the data name."""
     columns = samples.action_columns
-    if len(samples.rows) < _FEWEST_ROWS:
+    if len(samples.rows) < FEWEST_ROWS:
         names = [column.group for column in columns]
         return [Group("values", span) for span in _spans(range(len(columns)), names)]
     is_moving = np.ptp(samples.actions[samples.rows], axis=0) > _SMALLEST_RANGE

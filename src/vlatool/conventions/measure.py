@@ -192,10 +192,6 @@ def _convention(group: Group, samples: Samples) -> Convention:
     if not group.is_determined or group.states is None:
         return answer
 
-    # Largest share of the rows [N, C] in which a dimension is at its least or greatest value;
-    # one that has but two values is a command, and not clipped.
-    is_end = (values == values.min(axis=0)) | (values == values.max(axis=0))
-    clipped = is_end.mean(axis=0)[~is_end.all(axis=0)]
     lag_limit = ""
     if best.residual > _EXACT and best.lag == samples.lags[-1]:
         lag_limit = "or more"
@@ -208,16 +204,34 @@ def _convention(group: Group, samples: Samples) -> Convention:
         scale=tuple(map(_rounded, best.scale)),
         offset=tuple(map(_rounded, best.offset)),
         lag_limit=lag_limit,
-        clipped=_rounded(float(clipped.max(initial=0))),
+        clipped=_rounded(_clipped(values, samples.rows)),
     )
     for other in group.fits:
         if other not in group.tied:
             # The best answer that the data reject, by what it says otherwise.
             attributes = _attributes(replace(group, tied=[other]))
-            rejected = replace(answer, **attributes, scale=(), offset=(), range=None)
+            without = {"scale": (), "offset": (), "range": None, "clipped": 0.0}
+            rejected = replace(answer, **attributes, **without)
             second = file.meaning(rejected).replace(f" of {answer.states}", "")
             return replace(answer, second=second, second_residual=_rounded(other.residual))
     return answer
+
+
+def _clipped(values: Array, rows: Array) -> float:
+    """Largest share of the rows [N] in which a dimension of the values [N, C] stays at its least or
+    greatest value; a curve only touches it. One that has but two values is a command.
+    """
+    low = values == values.min(axis=0)
+    high = values == values.max(axis=0)
+    share = 0.0
+    for column in np.flatnonzero(~(low | high).all(axis=0)):
+        stays = np.zeros(len(values), bool)
+        for is_end in (low[:, column], high[:, column]):
+            starts = is_end[:-2] & is_end[1:-1] & is_end[2:] & (rows[2:] - rows[:-2] == 2)
+            for shift in range(3):
+                stays[shift : shift + len(starts)] |= starts
+        share = max(share, float(stays.mean()))
+    return share
 
 
 def _attributes(group: Group) -> dict[str, Any]:
@@ -246,22 +260,28 @@ def section(measured: Measured) -> Section:
     The chart has recorded and predicted values of the first dimensions in consecutive rows.
     """
     conventions = measured.conventions
+    if said := file.undetermined(conventions):
+        return Section("Conventions", [Text(said)])
     parts: list[Part] = [
         Text(file.sentence(conventions)),
         Text(f"by {conventions.sample_text}", "quiet"),
         Table(file.HEADER, file.conventions_rows(conventions)),
     ]
-    for convention, group in zip(conventions.groups, measured.groups, strict=True):
-        if not group.is_determined:
+    for row in file.merged(conventions):
+        if not row.is_determined:
             continue
-        drawn = group.fits[0].drawn
-        assert drawn is not None, "the best fit is drawn"
-        recorded = drawn[0][:_DRAWN_ROWS, :_DRAWN]
-        predicted = drawn[1][:_DRAWN_ROWS, :_DRAWN]
+        pairs: list[tuple[Array, Array]] = []
+        for convention, group in zip(conventions.groups, measured.groups, strict=True):
+            if convention.field == row.field and row.first <= convention.first <= row.last:
+                drawn = group.fits[0].drawn
+                assert drawn is not None, "the best fit is drawn"
+                pairs.append(drawn)
+        recorded = np.hstack([values for values, _ in pairs])[:_DRAWN_ROWS, :_DRAWN]
+        predicted = np.hstack([values for _, values in pairs])[:_DRAWN_ROWS, :_DRAWN]
         rows, width = recorded.shape
-        names = [str(convention.first + index) for index in range(width)]
+        names = [str(row.first + index) for index in range(width)]
         axis = Axis(0, max(rows - 1, 1), unit="rows", whole=True)
-        field = FieldValues(convention.name, recorded, names)
+        field = FieldValues(row.name, recorded, names)
         charts = prediction_charts(axis, np.arange(rows), [(field, predicted)], has_dots=False)
-        parts.append(Titled(f"{convention.name}: {file.meaning(convention)}", charts))
+        parts.append(Titled(f"{row.name}: {file.meaning(row)}", charts))
     return Section("Conventions", parts)

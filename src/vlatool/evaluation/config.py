@@ -97,6 +97,10 @@ class ActionMap(ConfigModel):
         1.0, "Factor that converts the unit of the field into the unit of the environment."
     )
     offset: float = option(0.0, "Number added after the factor is applied.")
+    is_whole: bool = option(
+        False,
+        "The whole action of a policy that has this field; other policies take the other parts.",
+    )
 
 
 class GripperConfig(ConfigModel):

@@ -14,7 +14,7 @@ import numpy as np
 from vlatool.episode import Array, as_array, channels_last
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation import control
-from vlatool.evaluation.config import RolloutConfig
+from vlatool.evaluation.config import ActionMap, RolloutConfig
 from vlatool.evaluation.environments import (
     Call,
     EnvObservation,
@@ -45,6 +45,7 @@ class KeyMap:
 
     def __init__(self, policy: Policy, config: RolloutConfig) -> None:
         self._sees = policy.sees
+        config = config.model_copy(update={"action": _parts(policy, config.action)})
         self._config = config
         groups = {group.name: group for group in config.pose_groups}
         moved = [part.field for part in config.action]
@@ -219,6 +220,14 @@ def _keys_of(
             _key(part, name)
         fields[name] = part
     return cameras, fields
+
+
+def _parts(policy: Policy, action: Sequence[ActionMap]) -> list[ActionMap]:
+    """The parts of the action that a mapping for policies of several layouts means for this one."""
+    for part in action:
+        if part.is_whole and part.field in policy.actions:
+            return [part]
+    return [part for part in action if not part.is_whole]
 
 
 def _check(policy: Policy, config: RolloutConfig) -> None:

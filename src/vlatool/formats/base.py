@@ -13,6 +13,7 @@ from vlatool.episode import NO_CAMERAS, Episode, EpisodeRef, FieldSpec, Role, St
 from vlatool.errors import BugError, DataError, VlatoolError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
+from vlatool.formats.unread import unread_hint
 from vlatool.jobs.executor import attempt
 from vlatool.plugins import DEFAULT_SINK, did_you_mean
 from vlatool.storage.tree import LINKS_VARIABLE, first_link_out, real_folders, walk
@@ -336,6 +337,8 @@ def no_episodes(source: Path, searched: str) -> DataError:
     hint = f"`vlatool inspect {source}` says what is there, whatever its format"
     if not can_list(source):
         hint = "download the recordings first"
+    elif said := unread_hint(source):
+        hint = said
     return DataError.at(
         source,
         f"{state}; this format needs {searched}",

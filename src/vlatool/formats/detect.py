@@ -17,13 +17,12 @@ from vlatool.formats import limits
 from vlatool.formats.artifact import other_contents_error, recognize
 from vlatool.formats.base import FormatReader, checked_refs
 from vlatool.formats.mapping import broken_mapping, mapping_file
+from vlatool.formats.unread import names_below, unread_hint
 from vlatool.plugins import FORMATS, is_class_in_file
 from vlatool.storage.documents import DocumentError, read_json
 from vlatool.storage.manifest import MAX_MANIFEST_BYTES
-from vlatool.storage.tree import walk
 from vlatool.storage.uri import can_list
 
-_MOST_SEEN = 100_000
 _MOST_ENDINGS = 6
 # Formats that read what vlatool wrote, by the `format` of the manifest: no other one is asked.
 _READ_WITH = {"vlatool.windows": "images", "vlatool.image-shards": "image-shards"}
@@ -224,7 +223,8 @@ def _not_detected_error(location: Path, errors: Mapping[str, VlatoolError]) -> V
     return DataError.at(
         location,
         f"vlatool finds no episodes, shards or runs here{seen}",
-        hint="put the videos, images and tables of each episode into a folder of their own "
+        hint=unread_hint(location)
+        or "put the videos, images and tables of each episode into a folder of their own "
         "(docs/formats/folder.md), or write a reader for your files (docs/guides/plugins.md); "
         f"known formats: {', '.join(FORMATS.names())}",
         code="data.no_episodes",
@@ -237,12 +237,9 @@ def _seen_text(location: Path) -> str:
     if not can_list(location) or not location.is_dir():
         return ""
     counts: Counter[str] = Counter()
-    for _, _, names in walk(location):
-        for name in names:
-            ending = Path(name).suffix.lower().lstrip(".")
-            counts[ending or "without an ending"] += 1
-        if counts.total() > _MOST_SEEN:
-            break
+    for name in names_below(location):
+        ending = Path(name).suffix.lower().lstrip(".")
+        counts[ending or "without an ending"] += 1
     if not counts:
         return ": the folder has no files"
     common = counts.most_common(_MOST_ENDINGS)

@@ -69,6 +69,28 @@ def read_with_names(
     return with_names(reader, matched, findings), after, matched
 
 
+def in_lower_case(names: NameMap, cameras: Sequence[str]) -> NameMap:
+    """The names, with lower-case ones for cameras whose present name has capital letters.
+
+    Loaders of tars read names of members in lower case. A name that is taken gets a number.
+    """
+    written = dict(names.cameras)
+    taken = {name for name in cameras if name == name.lower()}
+    for name in cameras:
+        if name in taken:
+            continue
+        new = name.lower()
+        number = 2
+        while new in taken:
+            new = f"{name.lower()}_{number}"
+            number += 1
+        taken.add(new)
+        old = written.pop(name, name)
+        if old != new:
+            written[new] = old
+    return names.model_copy(update={"cameras": written})
+
+
 def renamed_survey(survey: Survey, names: NameMap) -> Survey:
     example = replace(
         survey.example(),

@@ -50,7 +50,9 @@ SOURCE = FindingCodes(
     silent_frames=warning("Some frames of an episode have a text and others have none.", _CORRECT),
     given_twice=warning("You named a source twice; it is read once."),
     episode_missing_camera=warning("An episode was left out because it lacks a camera."),
-    upper_case_camera=warning("A camera name has upper-case letters."),
+    upper_case_camera=warning(
+        "A camera name has upper-case letters; frames and shards have it in lower case."
+    ),
     duplicate_id=warning(
         "Two episodes have the same name; the second is renamed to NAME-2.",
         "rename one of them, or leave out one source",

@@ -18,7 +18,7 @@ from vlatool.findings import Finding
 from vlatool.formats import base
 from vlatool.formats.choice import chosen_numbers, select
 from vlatool.formats.field_summary import dimension_label
-from vlatool.formats.renaming import read_with_names, with_names
+from vlatool.formats.renaming import in_lower_case, read_with_names, renamed_survey, with_names
 from vlatool.formats.rules import SOURCE
 from vlatool.jobs.job import InputState, input_state
 from vlatool.jobs.journal import Receipt
@@ -142,6 +142,7 @@ class SelectedEpisodes:
     findings: tuple[Finding, ...]  # findings on the sources as a whole
     available: int  # number of episodes in the sources
     names: NameMap  # new names, without globs
+    lowered: Mapping[str, str]  # cameras whose name became lower case: new name to old one
     numbers: str | None  # numbers and ranges of `--episodes`; None: all
 
 
@@ -150,10 +151,13 @@ def select_episodes(
     sources: Sequence[Path],
     config: SelectionConfig,
     required_cameras: Sequence[str] = (),
+    *,
+    lower_case: bool = False,
 ) -> SelectedEpisodes:
     """Selects the episodes of a run, and the cameras and fields that it uses.
 
-    `required_cameras` are cameras that other options name; they must exist.
+    `required_cameras` are cameras that other options name; they must exist. `lower_case`: names of
+    cameras with capital letters become lower case.
 
     Raises:
         DataError: No episode is left, a camera does not exist or has an unusable name, or the
@@ -178,6 +182,15 @@ def select_episodes(
         problem = base.camera_name_problem(camera)
         if problem is not None:
             raise problem
+    findings = list(reader.source_findings)
+    written = NameMap()
+    if lower_case:
+        written = in_lower_case(written, list(survey.cameras))
+        names = in_lower_case(names, list(survey.cameras))
+        survey, stored = (renamed_survey(each, written) for each in (survey, stored))
+        for new, old in written.cameras.items():
+            message = f"camera {old!r} is written as {new!r}: loaders read lower-case names"
+            findings.append(SOURCE("upper_case_camera", message, camera=old))
     selection = EpisodeSelection(
         cameras=tuple(survey.cameras),
         fields={name: info.width for name, info in survey.fields.items()},
@@ -185,11 +198,6 @@ def select_episodes(
         only_successful=config.only_successful,
         finite=config.fail_on_nan,
     )
-    findings = list(reader.source_findings)
-    for name in survey.cameras:
-        if name != name.lower():
-            message = f"camera {name!r} has upper-case letters; some loaders need lower case"
-            findings.append(SOURCE("upper_case_camera", message, camera=name))
     return SelectedEpisodes(
         refs=refs,
         excluded=held_out_counts,
@@ -199,6 +207,7 @@ def select_episodes(
         findings=tuple(findings),
         available=available,
         names=names,
+        lowered=written.cameras,
         numbers=numbers,
     )
 

@@ -152,6 +152,7 @@ class Sink(Protocol):
         fields: Map from the name of each stored field to its number of dimensions; 0 is text.
         action_fields: Stored names of the fields that a policy predicts by default.
         proprioception_fields: Stored names of the fields that a policy observes by default.
+        lower_case_cameras: True if loaders read the names of its cameras in lower case.
         stored_roles: Roles of the parts that it stores. `preprocess` names all other parts as
             left out.
     """
@@ -166,6 +167,7 @@ class Sink(Protocol):
     needs_actions: ClassVar[bool] = False
     holds_out: ClassVar[bool] = False
     changes_rate: bool = False
+    lower_case_cameras: ClassVar[bool] = False
     next_step: ClassVar[str] = ""
     next_without_images: ClassVar[str] = "vlatool verify {output}"
     work: Work

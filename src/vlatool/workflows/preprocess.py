@@ -321,14 +321,23 @@ class PreprocessJob:
         resolved = self._reader.config
         sources = [pinned(source) for source in config.sources]
         sink = self._reader.sink_config(config.sink, sources)
-        named = getattr(sink, "camera_rotations", {})
+        rotations: Mapping[str, int] = getattr(sink, "camera_rotations", {})
+        lower_case = make_sink is None and SINKS.get(config.sink.type).lower_case_cameras
         try:
-            self._chosen = selection = select_episodes(self._reader, sources, config, [*named])
+            self._chosen = selection = select_episodes(
+                self._reader, sources, config, [*rotations], lower_case=lower_case
+            )
         except DataError as error:
             name_other_format(error, sources, config.format)
             raise
-        config = config.model_copy(update={"sink": sink, "episodes": selection.numbers})
         names = selection.names
+        if selection.lowered:
+            new = {old: name for name, old in selection.lowered.items()}
+            turned = {new.get(name, name): turns for name, turns in rotations.items()}
+            config = config.model_copy(update={"rename": names})
+            if turned:
+                sink = sink.model_copy(update={"camera_rotations": turned})
+        config = config.model_copy(update={"sink": sink, "episodes": selection.numbers})
         self._reader = with_names(self._reader, names)
         self.items: Sequence[EpisodeRef] = selection.refs
         self._found_action = ""
@@ -554,6 +563,8 @@ class PreprocessJob:
         """Parts of the source, other than fields, that the output lacks, each with the reason."""
         kind = self._config.sink.type
         stored_roles = self._sink.stored_roles
+        renamed = self._chosen.names.cameras
+        old_names = {renamed.get(name, name) for name in self._chosen.survey.cameras}
         parts: list[dict[str, str]] = []
         for part in self._chosen.stored.parts:
             reason = part.note
@@ -561,7 +572,7 @@ class PreprocessJob:
                 reason = f"--sink {kind} does not store {part.role}"
                 if hasattr(self._config.sink, part.role):
                     reason = f"--{part.role} true stores it"
-            elif part.role == "camera" and part.name not in self._chosen.survey.cameras:
+            elif part.role == "camera" and part.name not in old_names:
                 reason = "it is not among --camera-names"
             elif part.role != "left_out":
                 continue

@@ -21,7 +21,14 @@ from vlatool.jobs.run import run_command
 from vlatool.storage.uri import local_path
 from vlatool.world import recording
 from vlatool.world.metaworld.simulator import VIEWS, check_tasks, load_simulator
-from vlatool.world.render import SQUARE_SIZES, CameraCount, SizeName, View, cameras_for
+from vlatool.world.render import (
+    SQUARE_SIZES,
+    CameraCount,
+    SizeName,
+    View,
+    cameras_for,
+    plain_name,
+)
 
 Layout = Literal["spartan", "lerobot", "libero", "hdf5", "zarr", "rlds", "mcap", "folder"]
 World = Literal["builtin", "metaworld"]
@@ -98,6 +105,8 @@ class SampleResult(JobResult):
 
     @property
     def next_command(self) -> str:
+        if self.layout == "folder":
+            return f"vlatool inspect {self.output}"
         command = f"vlatool preprocess {self.layout} {self.output}"
         if self.layout == "libero":
             return f"{command} --preset future-vla-tiny-data --output {self.output}-windows"
@@ -215,6 +224,8 @@ class SampleJob:
             names = ["image", "wrist_image"]
         if self._config.layout == "hdf5":
             names = [f"{name}_image" for name in names]
+        if self._config.layout == "folder":
+            names = [plain_name(name) for name in names]
         summary = SampleResult(
             layout=self._config.layout,
             frames=sum(episode.frames for episode in self._recorded),

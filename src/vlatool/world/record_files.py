@@ -17,6 +17,7 @@ from vlatool.formats.media.tfrecord import Value, example, record
 from vlatool.formats.media.video import encode_video
 from vlatool.storage.atomic import atomic_folder, write_bytes, write_json
 from vlatool.world.recording import RecordedEpisode, RecordingSetup, WorldEpisode, recorded_episode
+from vlatool.world.render import plain_name
 from vlatool.world.scene import FPS
 
 
@@ -156,7 +157,7 @@ class PlainFilesWriter(EpisodeFileWriter):
         with atomic_folder(self.setup.output / name) as folder:
             for view in self.setup.views:
                 video = encode_video(episode.images(view), FPS)
-                (folder / f"{view.camera.name}.mp4").write_bytes(video)
+                (folder / f"{plain_name(view.camera.name)}.mp4").write_bytes(video)
             (folder / "data.csv").write_text("\n".join(lines) + "\n")
             (folder / "meta.json").write_text(json.dumps(facts, indent=1) + "\n")
             return sorted(f"{name}/{path.name}" for path in folder.iterdir())

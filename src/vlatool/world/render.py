@@ -103,6 +103,11 @@ def cameras_for(count: CameraCount) -> tuple[Camera, ...]:
     return tuple(CAMERAS[name] for name in _STATIONS[count])
 
 
+def plain_name(camera: str) -> str:
+    """Name of a camera in folders of plain files, whose names people choose."""
+    return {"scene_right_0": "front", "wrist_right_minus": "wrist"}.get(camera, camera)
+
+
 BLOCK_LABELS = (1, 2, 3)
 BIN_LABEL = 4
 HAND_LABEL = 5

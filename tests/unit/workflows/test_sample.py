@@ -54,6 +54,17 @@ def spartan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return episode
 
 
+def test_a_folder_has_the_names_and_the_next_line_that_readme_promises(tmp_path: Path) -> None:
+    done = run(tmp_path / "demos", "folder", frames=2)
+    page = (Path(__file__).parents[3] / "README.md").read_text()
+    lines = page.partition("vlatool sample folder demos")[2].splitlines()
+    names = {path.name for path in (tmp_path / "demos/episode_000001").iterdir()}
+    assert names == {"front.mp4", "wrist.mp4", "data.csv", "meta.json"}
+    assert all(f"`{name}`" in page for name in names)
+    assert done.cameras == ("front", "wrist")
+    assert done.next_command.replace(str(tmp_path / "demos"), "demos") == lines[1]
+
+
 def robot_shapes() -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"robot__version": (6, 1)}
     for kind in ("actual", "desired"):

@@ -40,6 +40,7 @@ from vlatool.formats.language import is_instruction, sentences_in
 from vlatool.formats.media.frames import probe_video
 from vlatool.formats.media.images import image_info
 from vlatool.formats.planned import Span
+from vlatool.formats.unread import unread_text
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range, read_file
 from vlatool.storage.documents import DocumentError, read_yaml
 
@@ -56,9 +57,7 @@ _CLOCKS = ("timestamp", "timestamps", "time", "time_stamp", "stamp", "t", "ts")
 _SUCCESS = re.compile(r"(.*[._])?(is_)?success(ful)?", re.I)
 _TASK = re.compile(r"(.*[._])?(task|goal|instruction|description|prompt|sentence|text)", re.I)
 _SAYS_NOTHING = re.compile(r"(frames?|images?|img|rgb|colou?rs?|videos?|data)?[_.-]*\d*", re.I)
-_PICKLES = (".pkl", ".pickle", ".pt", ".pth")
 _NOT_READ = "which the format folder does not read"
-_PICKLED = "pickled objects, which can run code; write the episodes with vlatool.record"
 
 
 class Contents:
@@ -162,8 +161,8 @@ class Contents:
         elif suffix in TEXTS:
             is_task = _TASK.fullmatch(stem_of(key)) is not None or not stem_of(key)
             yield Stored(key, "text", role="language" if is_task else None)
-        elif suffix in _PICKLES:
-            yield Stored(key, "other", note=_PICKLED, role="left_out")
+        elif said := unread_text(key):
+            yield Stored(key, "other", note=said, role="left_out")
         else:
             yield Stored(key, "other", note=f"a file {suffix}, {_NOT_READ}")
 

@@ -152,6 +152,7 @@ class FramesSink(writing.Sink):
     findings: ClassVar[FindingCodes | None] = lbm.LBM
     has_arrays: ClassVar[bool] = False
     holds_out: ClassVar[bool] = True
+    lower_case_cameras: ClassVar[bool] = True
     may_lack_windows: ClassVar[bool] = False
     needs_actions: ClassVar[bool] = True
     next_step: ClassVar[str] = lbm.LbmSink.next_step

@@ -323,6 +323,7 @@ class LbmSink(writing.Sink):
     owned: ClassVar[Sequence[str]] = shards_layout.OWNED_FILES
     volatile: ClassVar[Sequence[str]] = shards_layout.VOLATILE_FILES
     findings: ClassVar[FindingCodes | None] = LBM
+    lower_case_cameras: ClassVar[bool] = True
     needs_actions: ClassVar[bool] = True
     next_step: ClassVar[str] = (
         "vlatool train --preset policy-tiny --data {output} --output runs/{name}"
