@@ -263,12 +263,16 @@ class ImageSizes:
             self.allowed |= refuse(unequal, self._allow, "images with another aspect ratio", hint)
         if (camera, size) not in self._logged:
             self._logged.add((camera, size))
-            self.messages.append(
+            self.tell(
                 f"images of {camera!r} are {size_text(size)}, the policy was trained on "
                 f"{size_text(trained)}: resized {how}"
             )
-            self._log(self.messages[-1])
         return image
+
+    def tell(self, text: str) -> None:
+        """Logs a text, and keeps it until a server has sent it."""
+        self.messages.append(text)
+        self._log(text)
 
 
 def _is_alike(size: tuple[int, int], other: tuple[int, int]) -> bool:

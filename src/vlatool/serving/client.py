@@ -105,6 +105,8 @@ class RemotePolicy:
         weights: `ema` or `raw`.
         timing: Durations at the server: `infer_ms` of the policy in the last request, and
             `prev_total_ms` of the complete request before it.
+        num_far: Number of observations in this episode that were far outside the training data, by
+            field.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class RemotePolicy:
         self._open = ExitStack()
         self._connection: ClientConnection | None = None
         self.timing: dict[str, float] = {}
+        self.num_far: dict[str, int] = {}
         self._connect()
 
     def __enter__(self) -> Self:
@@ -144,6 +147,7 @@ class RemotePolicy:
         if self._connection is None:
             self._connect()
         self._control = {"reset": True, **({} if seed is None else {"seed": seed})}
+        self.num_far = {}
 
     def act(
         self, observation: Mapping[str, Any], *, executed: int = 1, delay: int = 0
@@ -210,6 +214,7 @@ class RemotePolicy:
         self._control = {}
         message = unpack(reply)
         self.timing = message["server_timing"]
+        self.num_far = message.get("far", {})
         for text in message.get("warnings", ()):
             _log.warning("%s: %s", self._url, text)
         return message
