@@ -24,7 +24,7 @@ from vlatool.config.base import ConfigModel, option
 from vlatool.episode import Array, Clip, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCodes
-from vlatool.formats import base
+from vlatool.formats import base, limits
 from vlatool.formats.folder.clocks import TimedPart, frame_rows, seconds_of
 from vlatool.formats.folder.contents import RATE, Contents, key_of
 from vlatool.formats.folder.layout import (
@@ -64,7 +64,10 @@ class FolderConfig(ConfigModel):
     location_keys: ClassVar[frozenset[str]] = frozenset({"mapping"})
 
     fps: float | None = option(
-        None, "Frames per second; null takes the rate from timestamps or files.", gt=0
+        None,
+        "Frames per second; null takes the rate from timestamps or files.",
+        ge=limits.RATES[0],
+        le=limits.RATES[1],
     )
     instruction: str | None = option(
         None, "Instruction of all episodes; null uses the instruction in the files."

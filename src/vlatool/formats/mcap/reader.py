@@ -54,7 +54,10 @@ class McapConfig(ConfigModel):
     """Options of the format `mcap`; they add what your bags do not store."""
 
     fps: float | None = option(
-        None, "Rows per second to make of the messages; null uses fps in the bag's metadata.", gt=0
+        None,
+        "Rows per second to make of the messages; null uses fps in the bag's metadata.",
+        ge=limits.RATES[0],
+        le=limits.RATES[1],
     )
     instruction: str | None = option(
         None, "Instruction of all episodes; null uses the instruction in the bag."
