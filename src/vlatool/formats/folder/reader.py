@@ -53,6 +53,8 @@ from vlatool.storage.byte_ranges import ByteRange, read_byte_range, read_file
 
 MOST_CUT = 5  # frames that a clip may be longer or shorter than a table
 _LARGEST_TEXT = 2**20
+# A JSON file beside the episodes, of which a mapping takes a value.
+_BESIDE = re.compile(r"[^\"{}]+\.json(?=@)")
 _RATES_DIFFER = 0.1  # of the written rate
 _OBSERVED = re.compile(r"(^|[/.])(obs|observations?)[/._]|(^|[/._])(q|dq)$", re.I)
 _OTHERS = re.compile(r"object|goal|target|world", re.I)
@@ -406,6 +408,10 @@ class FolderReader(PlannedReader):
         counts: Counter[str] = Counter()
         for files, _ in found:
             counts.update(files.parts)
+        episodes_at = Counter(files.root for files, _ in found)
+        names_beside: set[str] = set()
+        if self.mapping is not None:
+            names_beside.update(_BESIDE.findall(self.mapping.model_dump_json()))
         most = max(len(found) / 2, 2)
         expected = [name for name, count in counts.items() if count >= most]
         used: dict[str, int] = {}
@@ -415,13 +421,19 @@ class FolderReader(PlannedReader):
             place = files.root.parent if is_folder or not files.is_stem else files.root
             above = place.relative_to(source).parts if place.is_relative_to(source) else ()
             identity = "_".join(base.id_part(part) for part in (*above, files.name))
+            paths = [files.root, *files.files.values()]
+            if episodes_at[files.root] > 1:  # the folder holds what other episodes have, too
+                beside = [
+                    files.root / name for name in names_beside if (files.root / name).is_file()
+                ]
+                paths = [*files.files.values(), *files.images.values(), *beside]
             refs.append(
                 EpisodeRef(
                     id=base.unused_id(identity, used),
-                    path=files.root,
+                    path=paths[0],
                     source=str(source),
                     number=number if is_only else None,
-                    files=tuple(files.files.values()),
+                    files=tuple(paths[1:]),
                     extras={"files": files, "expected": expected},
                 )
             )
