@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Self
 
 # Environment variable with the path of the single file that runs (binary/start.py).
@@ -211,6 +211,19 @@ def name_error(error: UnicodeEncodeError) -> DataError:
         f"a name that is not UTF-8, in {error.object[start:end]!r}",
         hint="rename that file or folder: records and data hold names as text",
         code="data.bad_name",
+    )
+
+
+def image_error(camera: str, dtype: object, shape: Sequence[int]) -> DataError:
+    """Error for what a robot sends as an image of a camera and is none."""
+    hint = "give one RGB image per camera, without a batch axis, alpha or depth"
+    if str(dtype) != "uint8":
+        hint = "give integers 0 to 255; for values 0 to 1: (255 * image).astype(np.uint8)"
+    return DataError(
+        f"the image of {camera!r} is {dtype} {list(shape)}, not uint8 [H, W, 3]",
+        hint=hint,
+        code="data.bad_request",
+        details={"camera": camera},
     )
 
 

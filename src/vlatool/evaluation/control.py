@@ -18,7 +18,7 @@ from vlatool.episode import (
     ObservationSpec,
     UInt8Array,
 )
-from vlatool.errors import DataError
+from vlatool.errors import DataError, image_error
 from vlatool.evaluation.config import GripperConfig, ImageFit
 from vlatool.events import counted
 from vlatool.formats.contract import refuse, size_text
@@ -507,15 +507,7 @@ def check_finite(chunks: Mapping[str, Array]) -> None:
 def _checked_image(camera: str, image: Array) -> UInt8Array:
     shape = image.shape
     if image.dtype != np.uint8 or len(shape) != _IMAGE_DIMENSIONS or shape[-1] != 3:
-        hint = "give one RGB image per camera, without a batch axis, alpha or depth"
-        if image.dtype != np.uint8:
-            hint = "give integers 0 to 255; for values 0 to 1: (255 * image).astype(np.uint8)"
-        raise DataError(
-            f"the image of {camera!r} is {image.dtype} {list(shape)}, not uint8 [H, W, 3]",
-            hint=hint,
-            code="data.bad_request",
-            details={"camera": camera},
-        )
+        raise image_error(camera, image.dtype, shape)
     if 0 in shape:
         raise DataError(f"the image of {camera!r} is empty: {list(shape)}", code="data.bad_request")
     return image

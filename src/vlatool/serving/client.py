@@ -28,7 +28,7 @@ from websockets.exceptions import (
     WebSocketException,
 )
 
-from ..errors import DataError, EnvironmentProblem, UsageError, VlatoolError
+from ..errors import DataError, EnvironmentProblem, UsageError, VlatoolError, image_error
 from .messages import CONTROL, PROTOCOL, error_of, pack, unpack
 
 if TYPE_CHECKING:
@@ -190,8 +190,10 @@ class RemotePolicy:
     ) -> dict[str, Any]:
         if self._connection is None:
             raise _lost(self._url, "you closed it")
-        data = pack({**_arrays(observation), CONTROL: {**self._control, **control}})
+        arrays = _arrays(observation)
+        data = pack({**arrays, CONTROL: {**self._control, **control}})
         if len(data) > self._max_bytes:
+            _check_images(arrays)
             raise DataError(
                 f"the request has {len(data):,} bytes, but the server accepts {self._max_bytes:,}",
                 hint="resize the images to the size of the training data, or start the server "
@@ -364,6 +366,15 @@ def _arrays(observation: Mapping[str, Any]) -> dict[str, Any]:
             code="data.bad_request",
         )
     return {str(name): _sendable(str(name), value) for name, value in observation.items()}
+
+
+def _check_images(arrays: Mapping[str, Any]) -> None:
+    """Raises the error of images that are not uint8, which makes a request too large."""
+    for name, value in arrays.items():
+        if isinstance(value, Mapping):
+            _check_images(value)
+        elif isinstance(value, np.ndarray) and value.ndim > 2 and value.dtype != np.uint8:
+            raise image_error(name, value.dtype, value.shape)
 
 
 def _sendable(name: str, value: Any) -> Any:
