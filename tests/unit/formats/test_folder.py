@@ -371,6 +371,13 @@ def test_a_rate_that_its_times_contradict_is_said(tmp_path: Path) -> None:
     assert "folder.other_rate" in codes(first)
 
 
+def test_a_rate_that_you_give_is_not_contradicted(tmp_path: Path) -> None:
+    first = episodes(write_set(tmp_path, text=table(8, rate=10.0)), fps=30)[0]
+
+    assert first.fps == 30.0
+    assert "folder.other_rate" not in codes(first)
+
+
 def test_a_missing_image_breaks_the_episode(tmp_path: Path) -> None:
     write_images(tmp_path / "e0/front", ["0.png", "1.png", "3.png", "4.png"])
     (tmp_path / "e0/robot.csv").write_text("q0,q1\n1,2\n3,4\n5,6\n7,8\n")

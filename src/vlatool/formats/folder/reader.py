@@ -282,7 +282,9 @@ class FolderEpisode(PlannedEpisode):
             return self._video_rate() or written
         if measured is None:
             return written or self._video_rate()
-        if written is not None and abs(measured - written) > _RATES_DIFFER * written:
+        is_chosen = self.config.fps is not None or (self.mapping is not None and self.mapping.fps)
+        is_other = written is not None and abs(measured - written) > _RATES_DIFFER * written
+        if is_other and not is_chosen:
             text = f"a file states {written:g} fps, but the timestamps show {measured:g}"
             self.contents.note("other_rate", text)
         return measured
