@@ -336,8 +336,7 @@ def load_policy(
     seed: int = 0,
     ensemble_decay: float | None = None,
     grippers: Sequence[Mapping[str, Any]] = (),
-    max_deviation: float | None = None,
-    **sampling: Any,
+    **options: Any,
 ) -> PolicyRunner:
     """Loads a trained policy for a control loop.
 
@@ -354,9 +353,10 @@ def load_policy(
         seed: Seed of the sampled noise.
         ensemble_decay: As for `vlatool eval rollout`.
         grippers: As for `vlatool eval rollout`, mappings.
-        max_deviation: Distance of a state from its range in the training data, in widths of that
-            range, above which `act` and `observe` refuse it; None: it is only reported, above 1.
-        sampling: `temperature`, `samples` and `selection`, as for `vlatool eval rollout`.
+        options: `temperature`, `samples` and `selection`, as for `vlatool eval rollout`, and
+            `max_deviation`, the distance of a state from its range in the training data, in widths
+            of that range, above which `act` and `observe` refuse it; None: it is only reported,
+            above 1.
 
     Raises:
         UsageError: An argument is invalid, or the checkpoint has no averaged weights but `ema` was
@@ -364,6 +364,7 @@ def load_policy(
         ConfigError: A gripper, the decay or the sampling is invalid.
         DataError: There is no checkpoint, it is broken, or its policy takes future images.
     """
+    max_deviation = options.pop("max_deviation", None)
     is_limit = isinstance(max_deviation, int | float) and max_deviation >= 0
     if max_deviation is not None and not is_limit:
         raise UsageError(
@@ -385,7 +386,7 @@ def load_policy(
             code="usage.bad_value",
         )
     seed = _seed(seed)
-    for name in sampling.keys() - SamplingOptions.model_fields.keys():
+    for name in options.keys() - SamplingOptions.model_fields.keys():
         raise UsageError(
             f"unknown argument {name!r}", hint="see help(load_policy)", code="usage.bad_value"
         )
@@ -393,10 +394,10 @@ def load_policy(
         "ensemble_decay": ensemble_decay,
         "grippers": [dict(row) for row in grippers],
         "inference_steps": int(inference_steps),
-        **sampling,
+        **options,
     }
-    options = [Override(key, value, "load_policy") for key, value in control.items()]
-    config = load_config(RolloutConfig, overrides=options).config
+    overrides = [Override(key, value, "load_policy") for key, value in control.items()]
+    config = load_config(RolloutConfig, overrides=overrides).config
     policy, trained = open_policy(str(checkpoint), weights, config)
     return PolicyRunner(
         policy,
