@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import re
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Self
 
 # Environment variable with the path of the single file that runs (binary/stub.c).
@@ -139,9 +140,9 @@ class BugError(VlatoolError):
 def requirements() -> dict[str, list[str]]:
     """Distributions that vlatool depends on, by extra; the required ones have the key "".
 
-    They are read from the metadata of the installed distribution. Extras may repeat packages of
-    each other (`all` has all of them): each package is listed once, under the smallest extra.
-    Empty if vlatool is on the path, but not installed.
+    They are read from the metadata of the installed distribution, or from the checkout on the path.
+    Extras may repeat packages of each other (`all` has all of them): each package is listed once,
+    under the smallest extra. Empty without either.
     """
     by_extra: dict[str, list[str]] = {}
     for extra, line in _requirement_lines():
@@ -158,19 +159,39 @@ def requirements() -> dict[str, list[str]]:
 
 
 def _requirement_lines() -> list[tuple[str, str]]:
-    """Extra and requirement, such as `("train", "torch<2.14,>=2.6")`, of the installed vlatool."""
+    """Extra and requirement, such as `("train", "torch<2.14,>=2.6")`, of vlatool."""
     from importlib.metadata import PackageNotFoundError, requires
 
+    result: list[tuple[str, str]] = []
+    project = _uninstalled_project()
+    if project is not None:
+        import tomllib
+
+        table = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+        for extra, lines in table["optional-dependencies"].items():
+            result += [(extra, line) for line in lines]
+        return [*(("", line) for line in table["dependencies"]), *result]
     try:
         lines = requires("vlatool") or ()
     except PackageNotFoundError:
         return []
-    result: list[tuple[str, str]] = []
     for line in lines:
         requirement, _, marker = line.partition(";")
         extra = re.search(r"extra\s*==\s*['\"]([\w.-]+)", marker)
         result.append((extra[1] if extra else "", requirement.strip()))
     return result
+
+
+def _uninstalled_project() -> Path | None:
+    """`pyproject.toml` of a checkout that is on the path, but not installed; else None."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        version("vlatool")
+    except PackageNotFoundError:
+        file = Path(__file__).parents[2] / "pyproject.toml"
+        return file if file.is_file() else None
+    return None
 
 
 def extra_of(module: str) -> str | None:
@@ -190,6 +211,19 @@ def name_error(error: UnicodeEncodeError) -> DataError:
         f"a name that is not UTF-8, in {error.object[start:end]!r}",
         hint="rename that file or folder: records and data hold names as text",
         code="data.bad_name",
+    )
+
+
+def image_error(camera: str, dtype: object, shape: Sequence[int]) -> DataError:
+    """Error for what a robot sends as an image of a camera and is none."""
+    hint = "give one RGB image per camera, without a batch axis, alpha or depth"
+    if str(dtype) != "uint8":
+        hint = "give integers 0 to 255; for values 0 to 1: (255 * image).astype(np.uint8)"
+    return DataError(
+        f"the image of {camera!r} is {dtype} {list(shape)}, not uint8 [H, W, 3]",
+        hint=hint,
+        code="data.bad_request",
+        details={"camera": camera},
     )
 
 
@@ -225,4 +259,7 @@ def install_line(extra: str) -> str:
             f"python3 -m venv env && env/bin/pip install '{package}', then "
             "export VLATOOL_PYTHON=$PWD/env/bin/python"
         )
+    project = _uninstalled_project()
+    if project is not None:
+        return f"pip install -e '{project.parent}[{extra}]'"
     return f"pip install 'vlatool[{extra}]'" if extra else "pip install vlatool"

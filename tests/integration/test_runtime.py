@@ -1,6 +1,7 @@
 """Ranks of which one hangs, or is asked to stop."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -106,3 +107,37 @@ def test_request_to_one_rank_stops_what_all_ranks_do_at_the_same_place() -> None
     assert (first.split()[:2], second.split()[:2]) == (["interrupted"] * 2, ["stop", "15"]), stderr
     assert first.split()[2:] == second.split()
     assert int(second.split()[-1]) >= 20
+
+
+# A rank that waits in C++ for a key that no other rank sets, or that runs Python.
+WAITS = """
+import os, signal, sys, time
+from datetime import timedelta
+from torch.distributed import TCPStore
+from vlatool.training import ranks
+ranks._STUCK_S = 0.5
+ranks.end_when_stuck(lambda: os.write(1, b"reported "))
+signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"handled "))
+store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+print("waits", flush=True)
+if sys.argv[1] == "in C++":
+    store.wait(["never"], timedelta(seconds=20))
+else:
+    for _ in range(20):
+        time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "said", "code"), [("in C++", "reported ", 143), ("in Python", "handled ", 0)]
+)
+def test_a_stop_signal_ends_a_rank_that_waits_where_python_handles_none(
+    where: str, said: str, code: int
+) -> None:
+    command = [sys.executable, "-c", WAITS, where]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as rank:
+        assert rank.stdout is not None
+        assert rank.stdout.readline() == "waits\n"
+        rank.send_signal(signal.SIGTERM)
+        assert rank.communicate(timeout=20)[0] == said
+    assert rank.returncode == code

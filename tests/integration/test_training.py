@@ -504,6 +504,23 @@ def test_run_that_is_stopped_in_a_validation_repeats_it_when_it_resumes(
     assert same_weights(tmp_path / "run", tmp_path / "whole")
 
 
+def test_validation_of_the_last_step_that_is_repeated_chooses_the_best_checkpoint(
+    data: Path, tmp_path: Path
+) -> None:
+    keys = {"data__val_dataset_manifest": str(data), "total_val_samples": 20, "num_checkpoints": 2}
+    keys |= {"max_checkpoint_limit": 1}
+    best = run_training(data, tmp_path / "whole", **keys).best
+    assert best is not None
+    assert best.step == 6
+    config = training.tiny_config(data, tmp_path / "run", **keys)
+    with pytest.raises(SystemExit):
+        train(config, reporter=AtStep(6, signal.SIGTERM))
+    train(config)
+    run = RunDir(tmp_path / "run")
+    assert run.read_best() == best
+    assert [step for step, _ in run.checkpoints()] == [6]
+
+
 # learning
 
 

@@ -1,5 +1,6 @@
 """Requirements in the metadata of the distribution, and the hint for a missing package."""
 
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from vlatool import __version__
 from vlatool.errors import SINGLE_FILE, extra_of, missing_package, requirements
 
+ROOT = Path(__file__).parents[2]
 METADATA = """\
 Metadata-Version: 2.4
 Name: vlatool
@@ -49,6 +51,19 @@ def test_extra_of_a_module(module: str, extra: str | None) -> None:
 def test_hint_for_a_missing_package_is_the_install_line(package: str, hint: str) -> None:
     error = missing_package(package)
     assert (error.code, error.exit_code, error.hint) == ("environment.missing_dependency", 6, hint)
+
+
+def test_packages_of_a_checkout_that_is_not_installed_are_those_of_its_project(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", missing)
+    error = missing_package("torch")
+    assert error.details["extra"] == "train"
+    assert error.hint == f"pip install -e '{ROOT}[train]'"
+    assert extra_of("numpy") == ""
 
 
 def test_single_file_takes_the_packages_of_an_extra_from_another_python(

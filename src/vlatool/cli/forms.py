@@ -22,7 +22,7 @@ from vlatool.cli.commands import Command
 from vlatool.cli.config_command import ConfigSpec, VlatoolCommand, config_command, schema_at
 from vlatool.cli.failures import Terminated, as_vlatool_error
 from vlatool.cli.options import JsonLinesOpt, NprocOpt, TextArg, TextsArg, command_app
-from vlatool.cli.output import error_document, to_json, write_stderr, write_stdout
+from vlatool.cli.output import error_document, to_json, write_error, write_stderr, write_stdout
 from vlatool.cli.session import Invocation, command
 from vlatool.errors import VlatoolError
 from vlatool.events import STOP_SIGNALS
@@ -73,6 +73,12 @@ def rank_errors(run: Invocation) -> Iterator[None]:
             write_stderr("".join(traceback.format_exception(error)).rstrip())
         # Without cleanup: closing a loader while other ranks end would print many errors.
         os._exit(shown.exit_code)
+
+
+def _report_end(run: Invocation) -> None:
+    """Reports the end of a rank by a signal, unless a launcher reports the ends of its ranks."""
+    if _ERROR_FILE not in os.environ:
+        write_error(as_vlatool_error(Terminated()), run.options)
 
 
 def write_error_file(error: VlatoolError, file: Path) -> None:
@@ -128,8 +134,10 @@ def typer_command(words: str, row: Command) -> Any:
             rank_errors(run) if row.has_ranks else nullcontext(),
         ):
             if row.has_ranks:
-                from vlatool.training.ranks import SECRETS
+                from vlatool.training.ranks import SECRETS, end_when_stuck
 
+                if os.environ.get("WORLD_SIZE", "1") != "1":
+                    end_when_stuck(partial(_report_end, run))
                 if SECRETS in os.environ:
                     from vlatool.launching.sagemaker import load_secrets
 

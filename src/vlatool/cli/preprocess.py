@@ -11,7 +11,6 @@ from vlatool.cli.forms import Form, load, run_workflow
 from vlatool.cli.help import is_help
 from vlatool.cli.session import Invocation
 from vlatool.errors import UsageError
-from vlatool.plugins import DEFAULT_SINK
 
 if TYPE_CHECKING:
     from vlatool.config.base import ConfigModel
@@ -84,7 +83,7 @@ def _format_in(args: Sequence[str]) -> str:
 
 def _has_format_option(schema: "type[ConfigModel]", args: Sequence[str]) -> bool:
     """True if an option is one of formats only."""
-    from vlatool.plugins import FORMATS, SINKS
+    from vlatool.plugins import DEFAULT_SINK, FORMATS, SINKS
 
     sink = SINKS.get(_sink_in(args) or DEFAULT_SINK).Config
     for arg in args:

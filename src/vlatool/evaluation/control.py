@@ -18,7 +18,7 @@ from vlatool.episode import (
     ObservationSpec,
     UInt8Array,
 )
-from vlatool.errors import DataError
+from vlatool.errors import DataError, image_error
 from vlatool.evaluation.config import GripperConfig, ImageFit
 from vlatool.events import counted
 from vlatool.formats.contract import refuse, size_text
@@ -263,12 +263,16 @@ class ImageSizes:
             self.allowed |= refuse(unequal, self._allow, "images with another aspect ratio", hint)
         if (camera, size) not in self._logged:
             self._logged.add((camera, size))
-            self.messages.append(
+            self.tell(
                 f"images of {camera!r} are {size_text(size)}, the policy was trained on "
                 f"{size_text(trained)}: resized {how}"
             )
-            self._log(self.messages[-1])
         return image
+
+    def tell(self, text: str) -> None:
+        """Logs a text, and keeps it until a server has sent it."""
+        self.messages.append(text)
+        self._log(text)
 
 
 def _is_alike(size: tuple[int, int], other: tuple[int, int]) -> bool:
@@ -503,15 +507,7 @@ def check_finite(chunks: Mapping[str, Array]) -> None:
 def _checked_image(camera: str, image: Array) -> UInt8Array:
     shape = image.shape
     if image.dtype != np.uint8 or len(shape) != _IMAGE_DIMENSIONS or shape[-1] != 3:
-        hint = "give one RGB image per camera, without a batch axis, alpha or depth"
-        if image.dtype != np.uint8:
-            hint = "give integers 0 to 255; for values 0 to 1: (255 * image).astype(np.uint8)"
-        raise DataError(
-            f"the image of {camera!r} is {image.dtype} {list(shape)}, not uint8 [H, W, 3]",
-            hint=hint,
-            code="data.bad_request",
-            details={"camera": camera},
-        )
+        raise image_error(camera, image.dtype, shape)
     if 0 in shape:
         raise DataError(f"the image of {camera!r} is empty: {list(shape)}", code="data.bad_request")
     return image

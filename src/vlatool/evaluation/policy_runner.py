@@ -15,7 +15,7 @@ Legend of shapes: T action steps, C dimensions of a field.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,78 @@ from vlatool.models.base import Policy
 from vlatool.models.published import Trained, WeightsOrigin
 from vlatool.models.trained import Weights, open_trained
 from vlatool.plugins import did_you_mean
+from vlatool.report.text import indices_text, number_text, range_text
+from vlatool.transforms.normalize import range_width
 
 _INSTRUCTION = "instruction"
 
 _log = logging.getLogger(__name__)
+
+# A state further outside its training range than this is reported.
+_FAR = 1.0
+
+
+class StateRanges:
+    """Finds states that are far outside their range in the training data, such as degrees where
+    the data have radians.
+
+    The deviation of a value is its distance from the range of its dimension, divided by the width
+    of that range. As in normalization, a dimension that never moved has the width 1.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        tell: Callable[[str], None],  # called once for each field that is far outside
+        max_deviation: float | None = None,  # largest deviation that is accepted; None: any
+    ) -> None:
+        self._tell = tell
+        self._max_deviation = max_deviation
+        self._told: set[str] = set()
+        self._ranges: dict[str, tuple[Array, Array]] = {}
+        for name in policy.sees.fields:
+            trained = policy.state_range(name)
+            if trained is not None:
+                self._ranges[name] = trained
+
+    def far(self, fields: Mapping[str, Array]) -> list[str]:
+        """Names of the fields [C] that are far outside.
+
+        Raises:
+            DataError: A field deviates by more than `max_deviation`.
+        """
+        found: list[str] = []
+        for name, (low, high) in self._ranges.items():
+            values = fields[name]
+            deviations = np.maximum(low - values, values - high) / range_width(low, high)
+            largest = float(deviations.max(initial=0.0))
+            if self._max_deviation is not None and largest > self._max_deviation:
+                text = _deviation_text(name, values, low, high, deviations)
+                raise DataError(
+                    f"{text}: {largest:.3g} times the width of that range away, more than "
+                    f"max_deviation={self._max_deviation:g}",
+                    hint="send the units and the order of the training data, or raise "
+                    "max_deviation",
+                    code="data.mismatch",
+                    details={"field": name, "deviation": largest},
+                )
+            if largest > _FAR:
+                found.append(name)
+                if name not in self._told:
+                    self._told.add(name)
+                    text = _deviation_text(name, values, low, high, deviations)
+                    self._tell(f"{text}: other units?")
+        return found
+
+
+def _deviation_text(name: str, values: Array, low: Array, high: Array, deviations: Array) -> str:
+    """What the dimension that is furthest outside is, and what it was in the training data."""
+    worst = int(deviations.argmax())
+    text = f"the field {name!r} is {number_text(values[worst])}"
+    text += f" in dimension {worst}" if len(values) > 1 else ""
+    text += f", but {range_text([low[worst], high[worst]])} in the training data"
+    far = np.flatnonzero(deviations > _FAR).tolist()
+    return f"{text} (far outside: {indices_text(far)})" if len(far) > 1 else text
 
 
 class PolicyRunner:
@@ -62,6 +130,8 @@ class PolicyRunner:
         has_instruction: True if an observation needs an `instruction`.
         names: Keys that an observation needs.
         sizes: Rule for images whose size differs from training.
+        far: Fields of the newest observation that are far outside their range in the training data.
+        num_far: Number of such observations in this episode, by field.
         episode: History of the current episode; a server computes chunks of several in one batch.
     """
 
@@ -72,6 +142,7 @@ class PolicyRunner:
         seed: int,
         sizes: ImageSizes | None = None,
         options: ControlOptions | None = None,
+        max_deviation: float | None = None,
     ) -> None:
         sees = policy.sees
         self.cameras = tuple(sees.cameras)
@@ -85,6 +156,7 @@ class PolicyRunner:
         self._seed = seed
         self._options = options
         self.sizes = sizes or ImageSizes(sees, partial(_log.warning, "%s"))
+        self._ranges = StateRanges(policy, self.sizes.tell, max_deviation)
         self.has_instruction = sees.instruction
         words = [_INSTRUCTION] if sees.instruction else []
         self.names = [*self.cameras, *self.fields, *words]
@@ -105,6 +177,8 @@ class PolicyRunner:
         """
         seed = self._seed if seed is None else _seed(seed)
         self.episode = EpisodeControl(self._policy, seed, self.sizes, self._options)
+        self.far: list[str] = []
+        self.num_far: dict[str, int] = {}
 
     def act(
         self, observation: Mapping[str, Any], *, executed: int = 1, delay: int = 0
@@ -129,7 +203,8 @@ class PolicyRunner:
             The first row is the action for the current step.
 
         Raises:
-            DataError: A value is missing, unknown, or has another type, shape or width.
+            DataError: A value is missing, unknown, has another type, shape or width, or deviates
+                by more than `max_deviation`.
             UsageError: `executed` or `delay` is not an integer, or `executed` exceeds the steps
                 left in the last chunk.
 
@@ -160,7 +235,10 @@ class PolicyRunner:
                 "or observe",
                 code="usage.bad_value",
             )
+        self.far = self._ranges.far(state.fields)
         episode.observe(state, executed)
+        for name in self.far:
+            self.num_far[name] = self.num_far.get(name, 0) + 1
         if episode.chunk:
             episode.execute(executed)
 
@@ -258,7 +336,7 @@ def load_policy(
     seed: int = 0,
     ensemble_decay: float | None = None,
     grippers: Sequence[Mapping[str, Any]] = (),
-    **sampling: Any,
+    **options: Any,
 ) -> PolicyRunner:
     """Loads a trained policy for a control loop.
 
@@ -275,7 +353,10 @@ def load_policy(
         seed: Seed of the sampled noise.
         ensemble_decay: As for `vlatool eval rollout`.
         grippers: As for `vlatool eval rollout`, mappings.
-        sampling: `temperature`, `samples` and `selection`, as for `vlatool eval rollout`.
+        options: `temperature`, `samples` and `selection`, as for `vlatool eval rollout`, and
+            `max_deviation`, the distance of a state from its range in the training data, in widths
+            of that range, above which `act` and `observe` refuse it; None: it is only reported,
+            above 1.
 
     Raises:
         UsageError: An argument is invalid, or the checkpoint has no averaged weights but `ema` was
@@ -283,6 +364,14 @@ def load_policy(
         ConfigError: A gripper, the decay or the sampling is invalid.
         DataError: There is no checkpoint, it is broken, or its policy takes future images.
     """
+    max_deviation = options.pop("max_deviation", None)
+    is_limit = isinstance(max_deviation, int | float) and max_deviation >= 0
+    if max_deviation is not None and not is_limit:
+        raise UsageError(
+            f"max_deviation={max_deviation!r}",
+            hint="give a number of at least 0, or None",
+            code="usage.bad_value",
+        )
     is_count = _is_int(inference_steps) and inference_steps >= 1
     if weights not in ("auto", "ema", "raw") or not is_count:
         raise UsageError(
@@ -297,7 +386,7 @@ def load_policy(
             code="usage.bad_value",
         )
     seed = _seed(seed)
-    for name in sampling.keys() - SamplingOptions.model_fields.keys():
+    for name in options.keys() - SamplingOptions.model_fields.keys():
         raise UsageError(
             f"unknown argument {name!r}", hint="see help(load_policy)", code="usage.bad_value"
         )
@@ -305,9 +394,15 @@ def load_policy(
         "ensemble_decay": ensemble_decay,
         "grippers": [dict(row) for row in grippers],
         "inference_steps": int(inference_steps),
-        **sampling,
+        **options,
     }
-    options = [Override(key, value, "load_policy") for key, value in control.items()]
-    config = load_config(RolloutConfig, overrides=options).config
+    overrides = [Override(key, value, "load_policy") for key, value in control.items()]
+    config = load_config(RolloutConfig, overrides=overrides).config
     policy, trained = open_policy(str(checkpoint), weights, config)
-    return PolicyRunner(policy, trained.origin, seed, options=control_options(config, policy))
+    return PolicyRunner(
+        policy,
+        trained.origin,
+        seed,
+        options=control_options(config, policy),
+        max_deviation=max_deviation,
+    )

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from vlatool.conventions.contradiction import contradictions
 from vlatool.conventions.file import Conventions, conventions_table
@@ -25,7 +24,6 @@ from vlatool.formats.commands import LaterValues, later_values
 from vlatool.formats.detect import DetectedSource
 from vlatool.formats.episode_cards import PROBLEMS, EpisodeCards
 from vlatool.formats.field_summary import unit
-from vlatool.formats.image_lags import ImageLags, lag_text
 from vlatool.formats.inventory import left_out_text
 from vlatool.jobs.ownership import data_files
 from vlatool.report.facts import (
@@ -40,7 +38,6 @@ from vlatool.report.facts import (
 )
 from vlatool.report.text import number_text, pixels_text
 from vlatool.storage.tree import files_below_each, size_text
-from vlatool.storage.uri import is_remote
 
 _CAMERA_HEADER = ("camera", "width x height", "episodes", "calibration")
 
@@ -93,7 +90,6 @@ class SourceFacts:
     warnings: tuple[WarningSummary, ...]
     broken: tuple[Mapping[str, str], ...]
     conventions: Conventions | None
-    image_lags: Mapping[str, Mapping[str, Any]]  # of cameras behind the joints
     depth: tuple[str, ...]  # cameras with depth images
     labels: tuple[str, ...]  # cameras with segmentation labels
     left_out: tuple[StoredPart, ...]  # stored things that nothing uses
@@ -143,7 +139,7 @@ def report_source(
     document["left_out"] = [
         {"path": part.path, "content": part.content, "reason": part.note} for part in facts.left_out
     ]
-    for name in ("language_spans", "conventions", "image_lags", "possible_actions"):
+    for name in ("language_spans", "conventions", "possible_actions"):
         if not document[name]:
             del document[name]
     return Report(
@@ -175,9 +171,6 @@ def _summary(facts: SourceFacts) -> dict[str, object]:
         summary["labels"] = facts.labels
     if facts.left_out:
         summary["left out"] = left_out_text(facts.left_out)
-    if facts.image_lags:
-        lags = [f"{name} {lag_text(lag['lag'])}" for name, lag in facts.image_lags.items()]
-        summary["images behind joints"] = ", ".join(lags)
     return summary
 
 
@@ -196,7 +189,6 @@ def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Repo
         part.warn(source.reader.source_findings)
     measured_episodes = sampled(len(refs))
     parts: list[Episode] = []
-    lags = ImageLags(len(refs))
     with reporter.progress("episodes", len(refs), "episodes") as bar:
         for number, ref in enumerate(refs):
             try:
@@ -207,8 +199,6 @@ def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Repo
             else:
                 if number in measured_episodes:
                     parts.append(sampled_part(episode, number, len(refs)))
-                if not is_remote(ref.path):  # images of remote episodes are large
-                    lags.add(number, episode)
                 survey.add_whole(ref, episode)
                 if not (episode.cameras or survey.lengths):
                     others.add(episode)
@@ -218,7 +208,6 @@ def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Repo
     survey.measured = measure(parts, len(refs))
     if not survey.actions:
         survey.possible_actions = later_values(parts)
-    survey.image_lags = lags.lags()
     if survey.measured is not None:
         survey.warn(finding for finding, _ in contradictions(survey.measured))
     return survey
@@ -357,7 +346,6 @@ class _Survey:
     parts: dict[str, StoredPart] = field(default_factory=dict[str, StoredPart])
     measured: Measured | None = None
     possible_actions: Sequence[LaterValues] = ()
-    image_lags: dict[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
 
     def add(self, episode: Episode) -> None:
         sizes = {name: camera.size for name, camera in episode.cameras.items()}
@@ -452,7 +440,6 @@ class _Survey:
             warnings=tuple(warnings),
             broken=tuple(self.broken),
             conventions=self.measured.conventions if self.measured else None,
-            image_lags=self.image_lags,
             depth=self._named("depth"),
             labels=self._named("labels"),
             left_out=tuple(part for part in self.parts.values() if part.role == "left_out"),

@@ -19,7 +19,7 @@ MOST_ROWS = 2**22  # of an episode
 MOST_EPISODES = 2**20  # of a store or a data set
 _DEFAULT_GB = 2.0
 _COPIES = 4  # of a thing while it is read: stored, inflated, in another layout, converted
-_RATES = (1e-3, 1e6)  # frames per second
+RATES = (1e-3, 1e6)  # frames per second that a robot can have
 
 
 def most_bytes() -> int:
@@ -61,4 +61,4 @@ def possible_rate(value: Any) -> float:
     """Returns a frame rate that a file states; 0.0 if no robot can have this rate."""
     if not isinstance(value, int | float | np.number):
         return 0.0
-    return float(value) if _RATES[0] <= value <= _RATES[1] else 0.0
+    return float(value) if RATES[0] <= value <= RATES[1] else 0.0

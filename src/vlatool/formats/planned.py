@@ -103,7 +103,7 @@ class PlannedFrames(SingleImages):
             raise self.image_error(index, str(error)) from error
 
 
-class Span(NamedTuple):
+class EpisodeRows(NamedTuple):
     """The rows of a recording that are one of its episodes."""
 
     first: int
@@ -153,7 +153,7 @@ class PlannedEpisode:
         self.plan = EpisodePlan()
         self.file = ref.path
         self.frame_rows: dict[str, Array] = {}
-        self.span: Span | None = ref.extras.get("episode_rows")
+        self.span: EpisodeRows | None = ref.extras.get("episode_rows")
         self._episode = episode
         self._videos: dict[str, _Video] = {}  # by pattern
 
@@ -656,7 +656,7 @@ class PlannedReader(base.FormatReader):
             names = cuts.names or [f"{number:06d}" for number in range(len(cuts.stops))]
             for (first, stop), name in zip(cuts.spans, names, strict=True):
                 columns = cuts.by if cuts.names else ()
-                span = Span(first, stop, cuts.stops[-1], name, columns)
+                span = EpisodeRows(first, stop, cuts.stops[-1], name, columns)
                 extras = {**ref.extras, "episode_rows": span}
                 identity = f"{ref.id}_episode_{base.id_part(name)}"
                 divided.append(replace(ref, id=identity, extras=extras))

@@ -260,10 +260,10 @@ def _check_ref(
 
 
 def _files(ref: EpisodeRef) -> Iterator[Path]:
-    paths = [*ref.path.rglob("*")] if ref.path.is_dir() else [ref.path]
-    for path in (*paths, *ref.files):
-        if path.is_file():
-            yield path
+    for path in (ref.path, *ref.files):
+        for file in path.rglob("*") if path.is_dir() else (path,):
+            if file.is_file():
+                yield file
 
 
 def _guarded(findings: Iterator[Finding], **location: Any) -> Iterator[Finding]:

@@ -296,7 +296,7 @@ def _is_unset(value: object) -> bool:
     """True for the value of an option that is newer than a record and has no effect."""
     if isinstance(value, dict):
         return all(map(_is_unset, value.values()))
-    return value in (None, False, [])
+    return value is None or value is False or value == []  # 0 equals False
 
 
 def _compared(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

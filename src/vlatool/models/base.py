@@ -454,6 +454,10 @@ class Policy(Protocol):
         """
         return None
 
+    def state_range(self, field: str) -> "tuple[Array, Array] | None":
+        """The same for a field of `sees`: a state far outside this range is reported."""
+        return None
+
     def with_tokenizer(self, tokenizer: VisualTokenizer) -> "Policy":
         """Returns the policy with the tokenizer that decodes its predicted codes."""
         raise AssertionError("a policy with predicts_images has with_tokenizer")

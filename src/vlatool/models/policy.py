@@ -250,7 +250,10 @@ class RoboticsPolicy(Policy):
                 code="data.unknown_field",
                 details={"field": field},
             )
-        stats = self._statistics[field]
+        return self.state_range(field)
+
+    def state_range(self, field: str) -> tuple[Array, Array] | None:
+        stats = self._statistics.get(field, {})
         return value_range(stats, field) if has_range(stats) else None
 
     def with_steps(self, steps: int) -> Self:

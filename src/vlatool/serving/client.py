@@ -28,7 +28,7 @@ from websockets.exceptions import (
     WebSocketException,
 )
 
-from ..errors import DataError, EnvironmentProblem, UsageError, VlatoolError
+from ..errors import DataError, EnvironmentProblem, UsageError, VlatoolError, image_error
 from .messages import CONTROL, PROTOCOL, error_of, pack, unpack
 
 if TYPE_CHECKING:
@@ -105,6 +105,8 @@ class RemotePolicy:
         weights: `ema` or `raw`.
         timing: Durations at the server: `infer_ms` of the policy in the last request, and
             `prev_total_ms` of the complete request before it.
+        num_far: Number of observations in this episode that were far outside the training data, by
+            field.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class RemotePolicy:
         self._open = ExitStack()
         self._connection: ClientConnection | None = None
         self.timing: dict[str, float] = {}
+        self.num_far: dict[str, int] = {}
         self._connect()
 
     def __enter__(self) -> Self:
@@ -144,6 +147,7 @@ class RemotePolicy:
         if self._connection is None:
             self._connect()
         self._control = {"reset": True, **({} if seed is None else {"seed": seed})}
+        self.num_far = {}
 
     def act(
         self, observation: Mapping[str, Any], *, executed: int = 1, delay: int = 0
@@ -186,8 +190,10 @@ class RemotePolicy:
     ) -> dict[str, Any]:
         if self._connection is None:
             raise _lost(self._url, "you closed it")
-        data = pack({**_arrays(observation), CONTROL: {**self._control, **control}})
+        arrays = _arrays(observation)
+        data = pack({**arrays, CONTROL: {**self._control, **control}})
         if len(data) > self._max_bytes:
+            _check_images(arrays)
             raise DataError(
                 f"the request has {len(data):,} bytes, but the server accepts {self._max_bytes:,}",
                 hint="resize the images to the size of the training data, or start the server "
@@ -210,6 +216,7 @@ class RemotePolicy:
         self._control = {}
         message = unpack(reply)
         self.timing = message["server_timing"]
+        self.num_far = message.get("far", {})
         for text in message.get("warnings", ()):
             _log.warning("%s: %s", self._url, text)
         return message
@@ -359,6 +366,15 @@ def _arrays(observation: Mapping[str, Any]) -> dict[str, Any]:
             code="data.bad_request",
         )
     return {str(name): _sendable(str(name), value) for name, value in observation.items()}
+
+
+def _check_images(arrays: Mapping[str, Any]) -> None:
+    """Raises the error of images that are not uint8, which makes a request too large."""
+    for name, value in arrays.items():
+        if isinstance(value, Mapping):
+            _check_images(value)
+        elif isinstance(value, np.ndarray) and value.ndim > 2 and value.dtype != np.uint8:
+            raise image_error(name, value.dtype, value.shape)
 
 
 def _sendable(name: str, value: Any) -> Any:

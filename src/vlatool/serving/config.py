@@ -71,6 +71,12 @@ class ServeConfig(SamplingOptions):
         60.0, "Seconds after which a request that is not answered fails.", gt=0
     )
     allow: list[str] = allow_option()
+    max_deviation: float | None = option(
+        None,
+        "Distance of a state from its range in the training data, in widths of that range, above "
+        "which a request fails; null: it is only reported, above 1.",
+        ge=0,
+    )
     key_file: str | None = option(None, "File with the key that clients must send; null: no key.")
     certificate: str | None = option(None, "Certificate chain in PEM form, for TLS; null: no TLS.")
     private_key: str | None = option(

@@ -36,6 +36,7 @@ class PolicyClient(Protocol):
     fps: float
     horizon: int
     history: int
+    num_far: dict[str, int]
 
     def reset(self, seed: int | None = None) -> None:
         """Starts an episode."""
@@ -82,6 +83,9 @@ class ControlLoop:
         num_late: Number of plans in this episode for which the loop had to wait.
         num_limited: Number of steps in this episode in which a limit acted, by limit, such as
             `hand.2 speed`.
+
+    A state far outside the training data is reported once per field; `num_far` of the policy counts
+    its observations, and with `max_deviation` the policy refuses it.
 
     Raises:
         UsageError: The chunks of the policy are too short for these numbers, or a limit or
@@ -282,6 +286,9 @@ class ControlLoop:
     def _report_limits(self) -> None:
         for text, count in self.num_limited.items():
             _log.warning("a limit changed the commands in %d steps of the episode: %s", count, text)
+        for field, count in self._policy.num_far.items():
+            text = "%d observations of the episode were far outside the training data: %s"
+            _log.warning(text, count, field)
 
 
 @dataclass(frozen=True)

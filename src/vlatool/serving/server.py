@@ -51,8 +51,6 @@ from vlatool.serving.config import ServeConfig, ServeMap
 from vlatool.serving.planner import ChunkBatcher
 from vlatool.transforms.names import FieldMap, NameMap
 
-_CODE = "code"
-
 
 class Durations:
     """Number and sum of durations."""
@@ -81,6 +79,7 @@ class ServerMetrics:
         self.clients = 0
         self.errors: Counter[str] = Counter()
         self.rejections: Counter[str] = Counter()
+        self.far: Counter[str] = Counter()
         self.inference = Durations("vlatool_inference_seconds", "Durations of the policy.")
         self.total = Durations("vlatool_request_seconds", "Durations from request to reply.")
 
@@ -98,14 +97,16 @@ class ServerMetrics:
             yield from [*_head(name, "counter", text), f"{name} {value}"]
         yield from _by_code("vlatool_errors_total", "Requests that failed.", self.errors)
         yield from _by_code("vlatool_rejections_total", "Rejected connections.", self.rejections)
+        text = "States far outside the training data."
+        yield from _by_code("vlatool_far_states_total", text, self.far, "field")
         yield from self.inference.lines()
         yield from self.total.lines()
 
 
-def _by_code(name: str, text: str, counts: Mapping[str, int]) -> Iterator[str]:
+def _by_code(name: str, text: str, counts: Mapping[str, int], label: str = "code") -> Iterator[str]:
     yield from _head(name, "counter", text)
     for code, count in sorted(counts.items()):
-        yield f'{name}{{{_CODE}="{code}"}} {count}'
+        yield f'{name}{{{label}="{code}"}} {count}'
 
 
 def _head(name: str, kind: str, text: str) -> Iterator[str]:
@@ -149,7 +150,7 @@ def service_of(
 
     def new_runner() -> PolicyRunner:
         sizes = ImageSizes(policy.sees, partial(_log.warning, "%s"), config.allow)
-        return PolicyRunner(policy, origin, config.seed, sizes, options)
+        return PolicyRunner(policy, origin, config.seed, sizes, options, config.max_deviation)
 
     max_bytes = _max_bytes(policy.sees)
     if config.max_request_mb is not None:
@@ -250,6 +251,16 @@ class Session:
     @property
     def episode(self) -> EpisodeControl:
         return self._runner.episode
+
+    @property
+    def far(self) -> list[str]:
+        """Fields of the last request that are far outside the training data."""
+        return self._runner.far
+
+    @property
+    def num_far(self) -> Mapping[str, int]:
+        """Number of such requests in this episode, by field."""
+        return self._runner.num_far
 
     @property
     def warnings(self) -> list[str]:
@@ -552,6 +563,9 @@ class PolicyServer:
             reply = await self._answer(connection, session, data)
             if warnings := session.warnings:
                 reply["warnings"] = warnings
+            self.metrics.far.update(session.far)
+            if session.num_far:
+                reply["far"] = session.num_far
             reply["server_timing"] |= timing
             await connection.send(messages.pack(reply))
             self._busy.discard(connection)

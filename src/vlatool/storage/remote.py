@@ -213,7 +213,7 @@ def call(
             retry_timeout_s=retry_timeout_s,
         )
     except AttributeError as error:
-        if error.obj is not remote:
+        if error.obj is not remote or error.name not in vars(WritableRemote):
             raise
         raise StorageError.at(  # it implements `Remote`, but not `WritableRemote`
             address,

@@ -277,7 +277,8 @@ class TransferPool:
             self._in_flight[name] = None
         try:
             yield
-            self._finished += 1
+            with self._lock:
+                self._finished += 1
         except StorageError as error:
             with self._lock:
                 self._outages += error.code == UNREACHABLE

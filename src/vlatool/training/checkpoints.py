@@ -89,10 +89,11 @@ def save_checkpoint(
         "averages": {name: average.updates for name, average in state.averages.items()},
         "unsaved": dict(state.unsaved),
     }
-    if runtime.is_main:
-        _write(run, state, parts, trainer, stopped=not is_planned)
-        run.update_best()
-        run.prune(retention, needed)
+    with runtime.main_works():
+        if runtime.is_main:
+            _write(run, state, parts, trainer, stopped=not is_planned)
+            run.update_best()
+            run.prune(retention, needed)
     runtime.barrier()
 
 

@@ -4,12 +4,14 @@ A rank does not print its error: it writes it to the error file that torchrun gi
 process reports the error that caused the others.
 """
 
+import ctypes
 import json
 import os
 import re
 import signal
 import sys
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -157,8 +159,6 @@ class Launch:
         """
         if sys.platform != "linux":
             return
-        import ctypes
-
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != self.parent:  # it ended before prctl was called
             os.kill(os.getpid(), signal.SIGKILL)
@@ -179,6 +179,37 @@ class Launch:
             import torch as _  # noqa: F401 - import has the side effect
 
             os.environ.pop(THREADS, None)
+
+
+# A rank whose main thread does not run Python for so long after a stop signal ends at once.
+_STUCK_S = 10.0
+
+
+def end_when_stuck(report: Callable[[], None]) -> None:
+    """Lets a stop signal end this process, too, while its main thread waits for another rank.
+
+    Torch waits in C++, where Python handles no signal: a rank would stay until the other one comes.
+    `report` is called before the end.
+    """
+    receiver, sender = os.pipe()
+    os.set_blocking(sender, False)
+    signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while received := os.read(receiver, 1):
+            if received[0] in (signal.SIGINT, *STOP_SIGNALS) and not _runs_python():
+                report()
+                os._exit(CTRL_C if received[0] == signal.SIGINT else TERMINATED)
+
+    threading.Thread(target=watch, daemon=True, name="vlatool-stop").start()
+
+
+def _runs_python() -> bool:
+    """True if the main thread runs Python again soon; it has handled its signals then."""
+    has_run = threading.Event()
+    call = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda _: bool(has_run.set()))
+    ctypes.pythonapi.Py_AddPendingCall(call, None)
+    return has_run.wait(_STUCK_S)
 
 
 @dataclass(frozen=True)

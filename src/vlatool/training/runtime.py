@@ -300,10 +300,11 @@ class Runtime:
         )
 
     @contextmanager
-    def main_works(self, is_asked_to_stop: Callable[[], bool]) -> Iterator[None]:
-        """Context in which rank 0 works and the others wait, without a collective. Collective.
+    def main_works(self, is_asked_to_stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Context in which rank 0 works and the others wait, without a collective, in which they
+        would handle no signal. Collective.
 
-        If a waiting rank is asked to stop, rank 0 receives SIGTERM.
+        If a waiting rank `is_asked_to_stop`, rank 0 receives SIGTERM.
         """
         ranks = self._ranks
         if ranks is None:

@@ -48,7 +48,9 @@ class Validation:
     end: Callable[[str, int], NoReturn]  # ends the run for a signal; says where it stopped
 
     def __call__(self) -> None:
-        """Writes the metrics with raw weights, and with averaged weights if there are any."""
+        """Writes the metrics with raw weights, and with averaged weights if there are any, and the
+        best checkpoint.
+        """
         state = self.run.state
         try:
             metrics = self._pass(VALIDATION, state.step)
@@ -60,6 +62,9 @@ class Validation:
         except _StoppedError as stopped:
             self.end("in the validation of", stopped.signal)
         self.logger.metrics.write(state.step, {"samples": float(state.samples), **metrics})
+        if self.run.runtime.is_main:
+            # If the validation is repeated, the checkpoint of this step is there already.
+            self.run.folder.update_best()
         self.logger.check_metrics(metrics)
 
     def _pass(self, prefix: str, step: int) -> dict[str, float]:

@@ -8,14 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from vlatool.episode import Array, UInt8Array
-from vlatool.transforms.image_lag import clear_lag, lag_correlations
 from vlatool.transforms.motion import is_moving, speeds
 
 GRID = 32
 SIDE = 8
 _EQUAL = 2  # levels of 255 that a repeated image may differ by
 _BLANK = 2.0  # levels of the deviation of an image of one color
-_PEAK = 0.6
 _END = 0.2  # of the frames, from which the last mean image is
 
 
@@ -53,10 +51,6 @@ def image_figures(grids: UInt8Array, repeated: Array, states: Array) -> dict[str
     moves = is_moving(speeds(states))
     if moves.any():
         figures["frozen_share"] = float(repeated[moves].mean())
-    correlations = lag_correlations(grids.astype(np.float32).mean(axis=-1), states)
-    lag = None if correlations is None else clear_lag(correlations, _PEAK)
-    if lag is not None:
-        figures["camera_lag"] = float(lag)
     return figures
 
 

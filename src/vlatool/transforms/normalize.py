@@ -138,6 +138,13 @@ def constant_dimensions(stats: Mapping[str, Any], field: str, suffix: str = "") 
     return high - low <= _CONSTANT_WIDTH * np.maximum(1.0, np.abs(mean))
 
 
+def range_width(low: Array, high: Array) -> Array:
+    """Width [C] of a range; 1 for a dimension that never changes."""
+    width = high - low
+    is_constant = width <= _CONSTANT_WIDTH * np.maximum(1.0, np.abs(low))
+    return np.where(is_constant, 1.0, width)
+
+
 def normalized_range(
     stats: Mapping[str, Any], field: str, scale: FieldScale
 ) -> tuple[Array, Array]:

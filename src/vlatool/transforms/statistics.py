@@ -389,11 +389,10 @@ class StatisticsAccumulator:
             self._digests = [merge_digests(self._digests)]
 
     def total(self) -> WindowStatistics | None:
-        """Statistics of all parts; None if none was added."""
+        """Statistics of all parts; None if none was added. More parts may follow."""
         if self._moments is None:
             return None
-        self._digests = [merge_digests(self._digests)]
-        return replace(self._moments, digest=self._digests[0])
+        return replace(self._moments, digest=merge_digests(self._digests))
 
 
 def merge(left: WindowStatistics, right: WindowStatistics) -> WindowStatistics:

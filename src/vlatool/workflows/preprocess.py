@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, SerializeAsAny, create_model, field_validator
@@ -201,8 +202,8 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
     output: str = base.required_field("", "Folder to write.")
     action_fields: list[str] = option(
         [],
-        "Fields of an action, in order; relative poses have the suffix _relative. Default: the "
-        "action fields of the format, or the field whose name or numbers say so; none: no action.",
+        "Fields of an action, in order; relative poses have the suffix _relative. Default: what "
+        "your recordings say; none: no action.",
     )
     hold_out: float | None = option(
         None,
@@ -371,7 +372,22 @@ class PreprocessJob:
         self._measured: Measured | None = None
         self._trusted: list[str] = []
         self._conflicts = list(self._check_declarations())
-        self.spec = JobSpec(
+        self._summary: SinkSummary | None = None
+        self.spec = self._job(section, resolved, versions, [*sources, output])
+
+    def _job(
+        self,
+        section: base.ConfigModel,
+        resolved: base.ConfigModel,
+        versions: dict[str, Any],
+        locations: Sequence[Path],
+    ) -> JobSpec:
+        """The job; `section` and `resolved`: options of the format, as given and as used."""
+        config = self._config
+        selection = self._chosen.selection
+        names = self._chosen.names
+        output = self._setup.output
+        return JobSpec(
             output=output,
             record=OutputRecord("preprocess", record_options(config, section) | versions),
             title=f"preprocess {config.format}",
@@ -380,17 +396,17 @@ class PreprocessJob:
                 config.format,
                 resolved,
                 config.sink,
-                selection.selection,
-                actions,
+                selection,
+                self._setup.action_fields,
                 *([] if names.is_empty else [names]),
             ),
-            work=EpisodeTask(config.format, resolved, selection.selection, self._sink.work, names),
-            check=EpisodeTask(config.format, resolved, selection.selection, count_frames, names),
+            work=EpisodeTask(config.format, resolved, selection, self._sink.work, names),
+            check=EpisodeTask(config.format, resolved, selection, count_frames, names),
             state=episode_state,
             owned=(*self._sink.owned, CONVENTIONS.name),
             volatile=self._sink.volatile,
             temporary=self._sink.temporary,
-            locations=(*sources, output),
+            locations=tuple(locations),
             progress_count="samples",
             has_arrays=self._sink.has_arrays,
             shown={
@@ -400,7 +416,6 @@ class PreprocessJob:
                 ),
             },
         )
-        self._summary: SinkSummary | None = None
 
     def _with_actions(
         self, survey: Survey, config: PreprocessConfig

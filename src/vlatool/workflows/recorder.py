@@ -8,9 +8,9 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -31,6 +31,7 @@ from vlatool.episode import (
 )
 from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.events import NULL, counted
+from vlatool.formats import limits
 from vlatool.formats.base import camera_name_problem
 from vlatool.formats.frames.writer import FramesConfig, FramesSink
 from vlatool.formats.lerobot.set_layout import LeRobotSinkConfig
@@ -38,7 +39,7 @@ from vlatool.formats.lerobot.writer import LeRobotSink
 from vlatool.formats.media.frames import VideoFrames
 from vlatool.formats.media.images import decode_rgb, encode_jpeg
 from vlatool.formats.media.video import VideoEncoder
-from vlatool.formats.writing import Sink, SinkSetup
+from vlatool.formats.writing import Sink, SinkSetup, SinkSummary
 from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.files import (
     FOLDER,
@@ -86,9 +87,10 @@ class EpisodeRecorder:
     """Writes the episodes that you record, step by step; use it in a `with` block."""
 
     def __init__(self, output: Path, fps: float, form: Form) -> None:
-        is_number = isinstance(fps, int | float | np.number) and not isinstance(fps, bool)
-        if not (is_number and 0 < fps < np.inf):
-            raise _usage(f"fps={fps!r}", "give the steps per second, such as fps=30")
+        if isinstance(fps, bool) or not limits.possible_rate(fps):
+            low, high = limits.RATES
+            hint = f"give the steps per second, {low:g} to {high:g}, such as fps=30"
+            raise _usage(f"fps={fps!r}", hint)
         if form not in get_args(Form):
             raise _usage(f"form={form!r}", "choose frames or lerobot")
         self._output = output
@@ -99,6 +101,8 @@ class EpisodeRecorder:
         self._cameras: dict[str, tuple[int, int]] = {}  # (height, width)
         self._fields: dict[str, int] = {}
         self._receipts: list[Receipt] = []
+        # A LeRobot set keeps what it has written, so that an episode takes as long as the first.
+        self._set: RecordedSet | None = None
         self._is_closed = False
         self._open: OpenEpisode | None = None
         self._stack = ExitStack()
@@ -237,6 +241,7 @@ class EpisodeRecorder:
         if not self._receipts:
             self._cameras = {}
             self._fields = {}
+            self._set = None
 
     def close(self) -> None:
         """Ends the recording; an open episode is dropped."""
@@ -276,7 +281,9 @@ class EpisodeRecorder:
         setup = SinkSetup(self._output, survey, refs, origin)
         if self._form == "frames":
             return RecordedFrames(FramesConfig(), setup)
-        return RecordedSet(LeRobotSinkConfig(), setup)
+        if self._set is None:
+            self._set = RecordedSet(LeRobotSinkConfig(), setup)
+        return self._set
 
     def _finish(self) -> None:
         """Writes what all episodes share: metadata, the list of files and the record."""
@@ -290,7 +297,11 @@ class EpisodeRecorder:
             run = JobRun("written", self._record, executor, NULL)
             for receipt in self._receipts:
                 run.add_receipt(receipt)
-            summary = sink.finish(iter(self._receipts), run)
+            try:
+                summary = sink.finish(iter(self._receipts), run)
+            except BaseException:
+                self._set = None  # it may have written a part
+                raise
         remove_owned(self._output, sink.temporary)
         write_file_list(self._output, summary.files)
         result = {"episodes": len(refs), "frames": run.sums["frames"], "samples": summary.samples}
@@ -307,9 +318,18 @@ class RecordedFrames(FramesSink):
 class RecordedSet(LeRobotSink):
     """A LeRobot data set in which each episode has its own files, so a new one changes no other
     file.
+
+    `finish` writes what is new since its last call.
     """
 
     has_own_files: ClassVar[bool] = True
+    _finished = 0
+
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
+        """Writes the files of new episodes, and all lists."""
+        new = [*receipts][self._finished :]
+        self._finished += len(new)
+        return super().finish(iter(new), run)
 
 
 # The open episode
@@ -491,7 +511,8 @@ class OpenEpisode:
         for thread in self._threads.values():
             thread.shutdown(cancel_futures=True)
         for spool in self._spools.values():
-            spool.close()
+            with suppress(OSError):  # a full disk takes no last bytes, which nobody needs
+                spool.close()
 
 
 # Checks

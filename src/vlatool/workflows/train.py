@@ -163,8 +163,9 @@ def train(
             return _planned(run, assets, named.remote, reporter)
         stack.enter_context(run.runtime.waiting())
         record = None
-        if run.runtime.is_main:
-            record = _claim(run, named, stack, reporter)
+        with run.runtime.main_works():
+            if run.runtime.is_main:
+                record = _claim(run, named, stack, reporter)
         run.runtime.barrier()
         from vlatool.training.run import train_run
 

@@ -273,10 +273,11 @@ def test_another_size_is_logged_once_per_camera(
         )
     policy.reset()
     policy.act(random_observation(0, (80, 80)))
-    messages = [record.getMessage() for record in caplog.records]
+    texts = [record.getMessage() for record in caplog.records]
+    messages = [text for text in texts if "80 x 80" in text]
     assert len(messages) == 2
     assert all(camera in text for camera, text in zip(CAMERAS, messages, strict=True))
-    assert all("80 x 80" in text and "64 x 64" in text for text in messages)
+    assert all("64 x 64" in text for text in messages)
 
 
 def changed_options(run: Path, target: Path, **options: Any) -> Path:
@@ -409,6 +410,22 @@ def test_invalid_argument_of_load_policy_is_an_error(
 ) -> None:
     with fails(code):
         vlatool.load_policy(**{"checkpoint": run, **keys})
+
+
+@pytest.mark.parametrize("max_deviation", [-1, float("nan"), "5"])
+def test_invalid_deviation_is_an_error(max_deviation: Any, run: Path) -> None:
+    with fails("usage.bad_value"):
+        vlatool.load_policy(run, max_deviation=max_deviation)
+
+
+def test_state_in_other_units_is_refused_by_the_range_of_the_training_data(run: Path) -> None:
+    policy = vlatool.load_policy(run, max_deviation=5)
+    policy.act(random_observation(0))
+    millimeters = random_observation(1)
+    millimeters[XYZ] = 1000 * millimeters[XYZ]
+    with fails("data.mismatch", 3) as refused:
+        policy.act(millimeters)
+    assert refused.value.details["field"] == XYZ
 
 
 def test_invalid_seed_does_not_change_the_policy(policy: PolicyRunner) -> None:

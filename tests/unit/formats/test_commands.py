@@ -29,7 +29,7 @@ FRAMES = 24
         ("leader_joints", "follower_joints"),
         ("master.pos", "puppet.pos"),
         ("desired_position", "actual_position"),
-        ("reference/tcp", "tcp"),
+        ("reference.tcp", "tcp"),
     ],
 )
 def test_a_word_for_a_command_beside_the_same_name(command: str, measured: str) -> None:

@@ -1,5 +1,6 @@
 """Folders of videos, images and tables."""
 
+import cProfile
 import json
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from tests.builders.folder import (
     write_uneven_video,
     write_video,
 )
-from vlatool.episode import Episode
+from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.formats.detect import detect_source
 from vlatool.formats.folder.reader import FolderConfig, FolderReader
 from vlatool.formats.folder.tables import read_table
 from vlatool.formats.media.images import encode_png
+from vlatool.formats.select import episode_state
 from vlatool.testing import check_reader
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
@@ -31,6 +33,10 @@ from vlatool.workflows.sample import SampleConfig, sample
 def episodes(source: Path, **keys: object) -> list[Episode]:
     reader = FolderReader(FolderConfig.model_validate(keys))
     return [reader.read(ref) for ref in reader.discover([source])]
+
+
+def folder_refs(source: Path, **keys: object) -> list[EpisodeRef]:
+    return [*FolderReader(FolderConfig.model_validate(keys)).discover([source])]
 
 
 def codes(episode: Episode) -> set[str]:
@@ -364,6 +370,13 @@ def test_a_rate_that_its_times_contradict_is_said(tmp_path: Path) -> None:
     assert "folder.other_rate" in codes(first)
 
 
+def test_a_rate_that_you_give_is_not_contradicted(tmp_path: Path) -> None:
+    first = episodes(write_set(tmp_path, text=table(8, rate=10.0)), fps=30)[0]
+
+    assert first.fps == 30.0
+    assert "folder.other_rate" not in codes(first)
+
+
 def test_a_missing_image_breaks_the_episode(tmp_path: Path) -> None:
     write_images(tmp_path / "e0/front", ["0.png", "1.png", "3.png", "4.png"])
     (tmp_path / "e0/robot.csv").write_text("q0,q1\n1,2\n3,4\n5,6\n7,8\n")
@@ -582,3 +595,52 @@ def test_a_proposal_reads_as_it_is(tmp_path: Path) -> None:
 
     assert first.action_fields == ("action",)
     assert [*first.cameras] == ["front", "wrist"]
+
+
+# Files of an episode, whose change is noticed
+
+
+def changed_states(source: Path, name: str, **keys: object) -> list[bool]:
+    """Whether the input of each episode counts as changed after a file has become longer."""
+    refs = folder_refs(source, **keys)
+    before = [episode_state(ref).digest for ref in refs]
+    (source / name).write_bytes((source / name).read_bytes() + b" ")
+    return [episode_state(ref).digest != digest for ref, digest in zip(refs, before, strict=True)]
+
+
+def stems(root: Path) -> Path:
+    for number in range(3):
+        write_video(root / f"take{number}.mp4", 8)
+        (root / f"take{number}.csv").write_text(table(8, seed=number))
+        (root / f"take{number}_meta.json").write_text('{"instruction": "lift"}')
+    return root
+
+
+@pytest.mark.parametrize("name", ["take1.mp4", "take1.csv", "take1_meta.json"])
+def test_a_changed_file_changes_its_own_episode_alone(name: str, tmp_path: Path) -> None:
+    assert changed_states(stems(tmp_path), name) == [False, True, False]
+
+
+def test_a_changed_file_that_a_mapping_names_changes_all_episodes(tmp_path: Path) -> None:
+    source = stems(tmp_path / "set")
+    (source / "tasks.json").write_text('{"take0": "lift", "take1": "put", "take2": "push"}')
+    mapping = tmp_path / "mapping.yaml"
+    fields = "fields: {state: '{episode}.csv/q0'}\ncameras: {front: {path: '{episode}.mp4'}}\n"
+    mapping.write_text(f"{fields}instruction: tasks.json@{{episode}}\n")
+    assert changed_states(source, "tasks.json", mapping=str(mapping)) == [True] * 3
+
+
+@pytest.mark.parametrize("has_facts", [False, True])
+def test_the_work_per_episode_does_not_grow_with_the_episodes(
+    has_facts: bool, tmp_path: Path
+) -> None:
+    calls: list[float] = []
+    for count in (50, 200):
+        for number in range(count):
+            (tmp_path / f"take{number}.csv").write_text(table(2))
+            if has_facts:
+                (tmp_path / f"take{number}_meta.json").write_text("{}")
+        profile = cProfile.Profile()
+        profile.runcall(lambda: [*map(episode_state, folder_refs(tmp_path))])
+        calls.append(sum(entry.callcount for entry in profile.getstats()) / count)
+    assert calls[1] < 1.5 * calls[0]

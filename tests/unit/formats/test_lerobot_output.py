@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlatool.formats.lerobot.layout import Version
-from vlatool.formats.lerobot.output import WrittenEpisode, write_episodes
+from vlatool.formats.lerobot.output import EpisodeTables, WrittenEpisode, write_episode_lines
 
 EPISODES = 200
 NAMES = ("min", "max", "mean", "std", "count", "q01", "q10", "q50", "q90", "q99")
@@ -27,7 +27,10 @@ def episodes(width: int = 200) -> Iterator[WrittenEpisode]:
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
 def test_memory_does_not_grow_with_the_episodes(tmp_path: Path, version: Version) -> None:
     tracemalloc.start()
-    write_episodes(tmp_path, version, episodes(), 10.0, 1 << 30)
+    if version == "v3.0":
+        EpisodeTables(tmp_path, 10.0, 1 << 30).write(episodes())
+    else:
+        write_episode_lines(tmp_path, episodes())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10_000_000

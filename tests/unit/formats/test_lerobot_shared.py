@@ -169,7 +169,7 @@ def swapped_numbers(root: Path) -> None:
         (edited((START, 1, 40.0), (STOP, 1, 40.4)), ["clip_gap"] * 2, {1: ["clip_outside"]}),
         (edited((START, 1, 1e15), (STOP, 1, 1e16)), ["clip_gap"], {1: ["clip_outside"]}),
         (edited((START, 1, -1.0)), ["clip_gap"], {1: ["clip_outside"]}),
-        (edited((STOP, 1, 0.8)), ["clip_gap"], {1: ["rows_cut"]}),
+        (edited((STOP, 1, 0.8)), ["clip_gap"], {1: ["video_too_short"]}),
         (edited((STOP, 1, 1.2)), [], {1: ["extra_frames"]}),
         (edited((START, 1, 0.2)), [], {0: ["clips_overlap"], 1: ["clips_overlap"]}),
         (edited((START, 1, None)), ["clip_gap"], {1: ["missing_video"]}),

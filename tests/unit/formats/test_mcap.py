@@ -17,6 +17,7 @@ from mcap.writer import CompressionType
 
 from tests.builders import hdf5
 from tests.builders import mcap as build
+from tests.builders.errors import fails
 from tests.builders.s3_server import Proxy, S3Server
 from vlatool.episode import Episode
 from vlatool.errors import DataError
@@ -330,6 +331,45 @@ def test_gaps_divide_a_bag(tmp_path: Path) -> None:
     reader = McapReader(McapConfig(fps=10, gap_s=1))
     refs = list(reader.discover([build.bag(tmp_path / "a.mcap", sent)]))
     assert [reader.read(ref).num_frames for ref in refs] == [2, 3]
+
+
+@pytest.fixture
+def silent(tmp_path: Path) -> Path:
+    """A bag of two episodes; in the second a camera and a field have no message."""
+    pixels = np.zeros((32, 48, 3), np.uint8)
+    sent: list[build.Sent] = []
+    for start, is_silent in ((0.0, False), (5.0, True)):
+        for step in range(3):
+            time = start + step / 10
+            sent.append(("/action", time, build.numbers(step)))
+            sent.append(("/cam/front", time, build.image(pixels, "rgb8", time)))
+            if not is_silent:
+                sent.append(("/cam/wrist", time, build.image(pixels, "rgb8", time)))
+    return build.bag(tmp_path / "a.mcap", sent)
+
+
+def test_a_camera_without_a_message_in_an_episode_is_missing_there(silent: Path) -> None:
+    reader = McapReader(McapConfig(fps=10, gap_s=1))
+    whole, episode = [reader.read(ref) for ref in reader.discover([silent])]
+    assert whole.missing_cameras == {}
+    assert [*episode.cameras] == ["cam_front"]
+    error = episode.missing_cameras["cam_wrist"]
+    assert (error.code, error.details["field"]) == ("data.broken", "/cam/wrist")
+    assert "--camera-names" in error.hint
+
+
+def test_a_field_without_a_message_in_an_episode_fails_it_with_a_hint_that_fits(
+    tmp_path: Path,
+) -> None:
+    sent = [(f"/{name}", time, build.numbers(time)) for time in (0.0, 0.1) for name in "ab"]
+    sent += [("/a", time, build.numbers(time)) for time in (5.0, 5.1)]
+    reader = McapReader(McapConfig(fps=10, gap_s=1))
+    _, ref = reader.discover([build.bag(tmp_path / "a.mcap", sent)])
+    with fails("data.broken", 3) as failed:
+        reader.read(ref)
+    assert failed.value.details["field"] == "/b"
+    assert "--exclude" in failed.value.hint
+    assert "correct the mapping" not in failed.value.hint
 
 
 def test_bags_of_one_name_get_names_of_their_own(tmp_path: Path) -> None:

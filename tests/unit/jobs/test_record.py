@@ -202,3 +202,13 @@ def test_options_with_a_digest_are_compared_by_it(
     old: dict[str, Any], new: dict[str, Any], *, is_equal: bool
 ) -> None:
     assert (not option_differences(old, new)) == is_equal
+
+
+@pytest.mark.parametrize(
+    ("value", "is_equal"),
+    [(None, True), (False, True), ([], True), ({"a": None}, True), (0, False), (0.0, False)],
+)
+def test_an_option_that_a_record_lacks_differs_if_it_has_an_effect(
+    value: object, *, is_equal: bool
+) -> None:
+    assert (not option_differences({"x": 1}, {"x": 1, "new": value})) == is_equal

@@ -487,6 +487,14 @@ def test_values_that_cannot_be_sent_are_errors_of_the_client(url: str, value: An
 # limits
 
 
+def test_images_of_another_type_are_named_before_the_size_of_the_request() -> None:
+    with served(max_request_mb=0.001) as url, vlatool.connect(url) as client:
+        for observation in ({"x": np.zeros((64, 64, 3))}, {"images": {"x": np.zeros((64, 64, 3))}}):
+            with fails("data.bad_request", 3) as refused:
+                client.act(observation)
+            assert refused.value.details["camera"] == "x"
+
+
 def test_a_request_is_at_most_as_large_as_the_observation_needs() -> None:
     policy = LookPolicy()
     policy.sees = replace(policy.sees, cameras={"front": CameraView((-1, 0), (480, 640))})

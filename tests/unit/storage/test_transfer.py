@@ -42,6 +42,22 @@ def test_files_in_flight_are_shown() -> None:
     assert bar.done == 10
 
 
+def test_finished_files_are_counted_under_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes: list[bool] = []
+
+    def change(pool: TransferPool, value: int) -> None:
+        if value:
+            changes.append(pool._lock.locked())
+        pool.__dict__["_finished"] = value
+
+    counter = property(lambda pool: pool.__dict__["_finished"], change)
+    monkeypatch.setattr(TransferPool, "_finished", counter)
+    pool = TransferPool(1, _finished=0)
+    with pool.file("a"):
+        pass
+    assert changes == [True]
+
+
 def test_time_of_an_outage_is_not_made_up_for_at_full_speed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -98,18 +98,6 @@ def test_a_change_between_the_points_of_the_grid_is_one(images: np.ndarray) -> N
     assert not repeats(images, grid(images)).any()
 
 
-def test_images_that_come_late(images: np.ndarray) -> None:
-    speed = np.random.default_rng(1).random(80)
-    position = speed.cumsum()
-    # The brightness changes as far as the hand moved 3 frames before.
-    late = np.concatenate([np.zeros(3), position[:-3]])
-    for number, level in enumerate(late):
-        images[number] = round(5 * level)
-    grids = grid(images)
-    figures = image_figures(grids, repeats(images, grids), position[:, None])
-    assert figures["camera_lag"] == 3
-
-
 def test_mean_images_have_the_mean_of_all_and_of_the_end(images: np.ndarray) -> None:
     images[:] = 10
     images[64:] = 60

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from tests.builders.errors import fails
+from tests.builders.folder import write_set
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.spartan import spartan_task
+from vlatool.formats.media.frames import VideoFrames
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.verify import InspectConfig, InspectResult, inspect
@@ -110,6 +112,14 @@ def test_a_lerobot_source_has_the_facts_of_all_its_episodes(lerobot: Path) -> No
     assert (camera["name"], camera["sizes"]) == ("observation.images.front", [[48, 32]])
     assert camera["episodes"] == 2
     assert all(name in result.text() for name in report["fields"])
+
+
+def test_no_image_of_a_source_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_set(tmp_path, 4, frames=70)
+    decoded: list[object] = []
+    monkeypatch.setattr(VideoFrames, "read", lambda *_: decoded.append(None))
+    inspect(InspectConfig(location=str(tmp_path)))
+    assert decoded == []
 
 
 def test_a_spartan_source_has_calibration_and_text(spartan: Path) -> None:

@@ -1,5 +1,6 @@
 """Recording from Python."""
 
+import cProfile
 import errno
 import logging
 import os
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import vlatool
+from tests.builders.errors import fails
 from vlatool.errors import DataError, StorageError, UsageError
 from vlatool.formats.check import CheckOptions
 from vlatool.formats.detect import detect_source
@@ -35,12 +37,19 @@ def step(recorder: Any, number: int, **changes: Any) -> None:
     recorder.add(**{**values, **changes})
 
 
-def record_episodes(output: Path, episodes: int, steps: int = 20, **keys: Any) -> None:
+def record_episodes(
+    output: Path, episodes: int, steps: int = 20, first: int = 0, **keys: Any
+) -> None:
     with vlatool.record(output, fps=30, **keys) as recorder:
-        for episode in range(episodes):
+        for episode in range(first, first + episodes):
             for number in range(steps):
                 step(recorder, number + 7 * episode)
             recorder.end_episode(instruction="put the cup on the plate", success=True)
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    files = (path for path in output.rglob("*") if path.is_file() and ".vlatool" not in path.parts)
+    return {str(path.relative_to(output)): path.read_bytes() for path in files}
 
 
 def errors_of(output: Path) -> list[str]:
@@ -207,6 +216,52 @@ def test_images_that_cannot_be_written_are_an_error_at_a_later_step(
 
     with pytest.raises(StorageError, match="No space left"):
         fill()
+
+
+def test_an_episode_that_does_not_fit_on_the_disk_can_be_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: Any) -> Any:
+        return open("/dev/full", "w+b")
+
+    with vlatool.record(tmp_path / "demos", fps=30) as recorder:
+        with monkeypatch.context() as patch:
+            patch.setattr(recorder_module.tempfile, "TemporaryFile", full)
+            step(recorder, 0)
+            with pytest.raises(StorageError):
+                recorder.end_episode()
+        recorder.drop_episode()
+        step(recorder, 1)
+        recorder.end_episode()
+    assert len(FramesFolder(tmp_path / "demos").episodes) == 1
+
+
+@pytest.mark.parametrize("fps", [0, -1, 1e-9, 1e9, float("nan"), True, "30"])
+def test_a_rate_that_no_robot_has_is_refused(fps: Any, tmp_path: Path) -> None:
+    with fails("usage.bad_value", 2):
+        vlatool.record(tmp_path / "demos", fps=fps)
+    assert not (tmp_path / "demos").exists()
+
+
+def test_an_episode_takes_as_much_work_as_the_ones_before(tmp_path: Path) -> None:
+    calls: list[int] = []
+    with vlatool.record(tmp_path / "demos", fps=30, form="lerobot") as recorder:
+        for episode in range(25):
+            step(recorder, episode)
+            profile = cProfile.Profile()
+            profile.runcall(recorder.end_episode, instruction="go")
+            calls.append(sum(entry.callcount for entry in profile.getstats()))
+    assert calls[24] < 1.2 * calls[4]
+
+
+@pytest.mark.parametrize("form", ["frames", "lerobot"])
+def test_episodes_recorded_one_by_one_give_the_files_of_all_at_once(
+    form: Any, tmp_path: Path
+) -> None:
+    record_episodes(tmp_path / "whole", 3, steps=400, form=form)
+    record_episodes(tmp_path / "parts", 2, steps=400, form=form)
+    record_episodes(tmp_path / "parts", 1, steps=400, form=form, first=2)
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("form", ["frames", "lerobot"])

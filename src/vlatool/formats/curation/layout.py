@@ -34,7 +34,6 @@ FIGURES: Mapping[str, str] = {
     "largest_jump": "largest step of a dimension of the state, by its range",
     "reversal": "negative correlation of each step with the next: above 0 for tremor",
     "action_lag": "number of frames that actions come after the motion they explain",
-    "camera_lag": "number of frames that images come after the motion",
     "frozen_share": "share of frames that repeat the image while the robot moves",
     "blank_share": "share of images of one color",
     "swapped_cameras": "distance of a camera's mean image to the usual one, by that to another's",

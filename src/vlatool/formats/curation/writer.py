@@ -190,10 +190,6 @@ def compared(receipts: Sequence[Receipt]) -> curation_layout.Curation:
     facts = [receipt.facts for receipt in receipts]
     instructions = np.array([row["instruction"] for row in facts])
     columns, repeating_cameras = _of_cameras([row["cameras"] for row in facts])
-    lags = columns["camera_lag"]
-    if not np.isnan(lags).all():
-        usual = np.median(lags[~np.isnan(lags)])  # one that all episodes have is of the robot
-        columns["camera_lag"] = np.abs(lags - usual)
     names: set[str] = set()
     for row in facts:
         names.update(row["figures"])
@@ -298,7 +294,7 @@ def _of_cameras(
     used = {name for name, flags in is_blank.items() if np.mean(flags) <= _MOST_BLANK}
     columns: dict[str, Array] = {}
     repeating: list[str] = []
-    for figure in ("blank_share", "frozen_share", "camera_lag"):
+    for figure in ("blank_share", "frozen_share"):
         worst: list[float] = []
         for cameras in seen:
             values: dict[str, float] = {}
@@ -321,7 +317,6 @@ _ABSENT: Mapping[str, str] = {
         if name != curation_layout.MODEL_ERROR
     },
     "success": "the recordings do not say whether the task was completed",
-    "camera_lag": "no lag is clear",
     "frozen_share": "no images, or no motion",
     "blank_share": "no images",
     "swapped_cameras": "fewer than two cameras, or too few episodes",

@@ -39,7 +39,7 @@ from vlatool.formats.inventory import TIME, Stored, encoded_thing, is_encoded, s
 from vlatool.formats.language import is_instruction, sentences_in
 from vlatool.formats.media.frames import probe_video
 from vlatool.formats.media.images import image_info
-from vlatool.formats.planned import Span
+from vlatool.formats.planned import EpisodeRows
 from vlatool.formats.unread import unread_text
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range, read_file
 from vlatool.storage.documents import DocumentError, read_yaml
@@ -75,7 +75,9 @@ class Contents:
         broken: File that cannot be used to its error.
     """
 
-    def __init__(self, files: FilesOfEpisode, episode: str, span: Span | None = None) -> None:
+    def __init__(
+        self, files: FilesOfEpisode, episode: str, span: EpisodeRows | None = None
+    ) -> None:
         """`episode`: its id, for findings; `span`: rows of the episode in files of several."""
         self.files = files
         self.span = span

@@ -7,7 +7,7 @@ the episode above them.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -235,7 +235,7 @@ def _root_of(folder: _Folder, twins: Counter[tuple[tuple[str, ...], str]]) -> tu
 
 def _outermost(roots: set[tuple[str, ...]]) -> set[tuple[str, ...]]:
     """The folders that are below no other."""
-    return {root for root in roots if not any(_is_below(root, other) for other in roots)}
+    return {root for root in roots if not any(root[:depth] in roots for depth in range(len(root)))}
 
 
 def _is_below(parts: tuple[str, ...], other: tuple[str, ...]) -> bool:
@@ -302,8 +302,7 @@ def _by_stem(whole: FilesOfEpisode) -> list[FilesOfEpisode]:
     for name, path in whole.files.items():
         stem = stems.get(name)
         if stem is None:  # a file beside, of the longest stem that its name starts with
-            fitting = [stem for stem in episodes if _prefix(plain(path).stem, stem)]
-            stem = max(fitting, key=len, default="")
+            stem = _longest_stem(plain(path).stem, episodes)
         if not stem:
             continue
         own = _prefix(plain(path).stem, stem) or stem
@@ -333,6 +332,15 @@ def _prefix(text: str, stem: str) -> str:
         is_end = end == len(text) or text[end] in "_-. "
         if is_end and _normal(text[:end]) == stem:
             return text[:end]
+    return ""
+
+
+def _longest_stem(text: str, stems: Container[str]) -> str:
+    """The longest of the stems that a text starts with; empty if there is none."""
+    for end in range(len(text), 0, -1):
+        stem = _normal(text[:end])
+        if stem in stems and _prefix(text, stem):
+            return stem
     return ""
 
 

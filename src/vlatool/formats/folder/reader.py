@@ -24,7 +24,7 @@ from vlatool.config.base import ConfigModel, option
 from vlatool.episode import Array, Clip, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCodes
-from vlatool.formats import base
+from vlatool.formats import base, limits
 from vlatool.formats.cuts import CutColumns
 from vlatool.formats.folder.clocks import TimedPart, frame_rows, seconds_of
 from vlatool.formats.folder.contents import MOST_CUT, RATE, Contents, cut_columns, key_of
@@ -68,6 +68,8 @@ from vlatool.transforms.rates import NearestFrames
 _LARGEST_TEXT = 2**20
 # Errors of what is an episode for certain.
 _OF_EPISODES = ("pickle", "mixed_episodes", "times_backwards")
+# A JSON file beside the episodes, of which a mapping takes a value.
+_BESIDE = re.compile(r"[^\"{}]+\.json(?=@)")
 _RATES_DIFFER = 0.1  # of the written rate
 _OBSERVED = re.compile(r"(^|[/.])(obs|observations?)[/._]|(^|[/._])(q|dq)$", re.I)
 _OTHERS = re.compile(r"object|goal|target|world", re.I)
@@ -79,7 +81,10 @@ class FolderConfig(ConfigModel):
     location_keys: ClassVar[frozenset[str]] = frozenset({"mapping"})
 
     fps: float | None = option(
-        None, "Frames per second; null takes the rate from timestamps or files.", gt=0
+        None,
+        "Frames per second; null takes the rate from timestamps or files.",
+        ge=limits.RATES[0],
+        le=limits.RATES[1],
     )
     instruction: str | None = option(
         None, "Instruction of all episodes; null uses the instruction in the files."
@@ -318,7 +323,9 @@ class FolderEpisode(PlannedEpisode):
             return self._video_rate() or written
         if measured is None:
             return written or self._video_rate()
-        if written is not None and abs(measured - written) > _RATES_DIFFER * written:
+        is_chosen = self.config.fps is not None or (self.mapping is not None and self.mapping.fps)
+        is_other = written is not None and abs(measured - written) > _RATES_DIFFER * written
+        if is_other and not is_chosen:
             text = f"a file states {written:g} fps, but the timestamps show {measured:g}"
             self.contents.note("other_rate", text)
         return measured
@@ -453,6 +460,10 @@ class FolderReader(PlannedReader):
         counts: Counter[str] = Counter()
         for files, _ in found:
             counts.update(files.parts)
+        episodes_at = Counter(files.root for files, _ in found)
+        names_beside: set[str] = set()
+        if self.mapping is not None:
+            names_beside.update(_BESIDE.findall(self.mapping.model_dump_json()))
         most = max(len(found) / 2, 2)
         expected = [name for name, count in counts.items() if count >= most]
         used: dict[str, int] = {}
@@ -462,13 +473,19 @@ class FolderReader(PlannedReader):
             place = files.root.parent if is_folder or not files.is_stem else files.root
             above = place.relative_to(source).parts if place.is_relative_to(source) else ()
             identity = "_".join(base.id_part(part) for part in (*above, files.name))
+            paths = [files.root, *files.files.values()]
+            if episodes_at[files.root] > 1:  # the folder holds what other episodes have, too
+                beside = [
+                    files.root / name for name in names_beside if (files.root / name).is_file()
+                ]
+                paths = [*files.files.values(), *files.images.values(), *beside]
             refs.append(
                 EpisodeRef(
                     id=base.unused_id(identity, used),
-                    path=files.root,
+                    path=paths[0],
                     source=str(source),
                     number=number if is_only else None,
-                    files=tuple(files.files.values()),
+                    files=tuple(paths[1:]),
                     extras={"files": files, "expected": expected},
                 )
             )

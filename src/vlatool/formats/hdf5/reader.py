@@ -18,7 +18,7 @@ from vlatool.config.base import ConfigModel, option
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, Survey
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Finding, FindingCodes
-from vlatool.formats import base
+from vlatool.formats import base, limits
 from vlatool.formats.cuts import CutColumns, may_cut
 from vlatool.formats.hdf5 import check as rules
 from vlatool.formats.hdf5 import layout as layouts
@@ -43,7 +43,10 @@ class Hdf5Config(ConfigModel):
     location_keys: ClassVar[frozenset[str]] = frozenset({"mapping"})
 
     fps: float | None = option(
-        None, "Frames per second; null uses the rate that the file states.", gt=0
+        None,
+        "Frames per second; null uses the rate that the file states.",
+        ge=limits.RATES[0],
+        le=limits.RATES[1],
     )
     instruction: str | None = option(
         None, "Instruction of all episodes; null uses the instruction in the file."

@@ -291,7 +291,7 @@ def _video(
         frames = VideoFrames(clip, info.num_frames)
         return NearestFrames(frames, np.arange(first, first + len(rows)))
     lost = len(rows) - info.num_frames
-    if lost > min(MOST_CUT, len(rows) // 2):
+    if lost > min(MOST_CUT, len(rows) // 4):
         raise _too_short_error(clip, info, label, len(rows), camera.name)
     for code, problem in _video_problems(info, camera, len(rows), files.dataset.info.fps):
         message = f"{label}: {clip.path} {problem}"

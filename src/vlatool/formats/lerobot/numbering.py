@@ -238,13 +238,15 @@ class Numbering:
         stats |= lerobot_output.column_entries(automatic, widths)
         return stats
 
-    def plans(self) -> list[FilePlan]:
-        """All final files: data, then videos."""
+    def take_plans(self) -> list[FilePlan]:
+        """The final files of the episodes since the last call: data, then videos."""
         plans: list[FilePlan] = []
         for path, parts in self._rows.items():
             plans.append(FilePlan(path, "rows", tuple(parts)))
         for path, parts in self._videos.items():
             plans.append(FilePlan(path, "video", tuple(parts), self._delays[path]))
+        self._rows = {}
+        self._videos = {}
         return plans
 
     def set_statistics(self) -> dict[str, lerobot_output.Stats]:

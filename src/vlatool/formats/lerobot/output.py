@@ -285,60 +285,66 @@ def _pandas_column(name: str, kind: str, numpy_type: str) -> dict[str, Any]:
     }
 
 
-def write_episodes(
-    output: Path,
-    version: lerobot_layout.Version,
-    episodes: Iterable[WrittenEpisode],
-    fps: float,
-    limit: int,
-) -> list[str]:
-    """Writes the list of episodes with their statistics; returns the names of the files; `fps`:
-    frames per second; `limit`: bytes of a table as JSON, after which the next file begins (v3.0).
-    """
-    if version == "v2.1":
-        return _write_episode_lines(output, episodes)
-    names: list[str] = []
-    for number, table in enumerate(_tables(episodes, fps, limit)):
-        chunk, file_number = divmod(number, lerobot_layout.CHUNKS_SIZE)
-        values = {"chunk_index": chunk, "file_index": file_number}
-        for name, value in values.items():
+@dataclass
+class EpisodeTables:
+    """The list of episodes of a set with their statistics, in the tables of v3.0."""
+
+    output: Path
+    fps: float  # frames per second
+    limit: int  # bytes of a table as JSON, after which the next file begins
+    names: list[str] = field(default_factory=list[str])  # of the files
+    # Parts of the last file, and their bytes as JSON.
+    _parts: list[pa.Table] = field(default_factory=list[pa.Table])
+    _size: int = 0
+
+    def write(self, episodes: Iterable[WrittenEpisode]) -> list[str]:
+        """Writes the files with more episodes; returns the names of all files. Rows become columns,
+        which are small, part by part.
+        """
+        rows: list[dict[str, Any]] = []
+        part_size = 0
+        is_ended = not self._parts  # the next row begins a file
+        for episode in episodes:
+            if is_ended:
+                self.names.append(_episodes_path(len(self.names)))
+            row = _episode_row(episode, self.fps)
+            rows.append(row)
+            row_size = len(json.dumps(row))
+            self._size += row_size
+            part_size += row_size
+            is_ended = self._size >= self.limit
+            if part_size >= _PART_BYTES or is_ended:
+                self._parts.append(_table(rows))
+                rows = []
+                part_size = 0
+            if is_ended:
+                self._write_file()
+                self._parts = []
+                self._size = 0
+        if rows:
+            self._parts.append(_table(rows))
+        if self._parts:
+            self._write_file()
+        return self.names
+
+    def _write_file(self) -> None:
+        table = pa.concat_tables(self._parts, promote_options="default").combine_chunks()
+        self._parts = [table]
+        number = len(self.names) - 1
+        for name, value in _file_numbers(number).items():
             column = pa.array(np.full(len(table), value))
             table = table.append_column(f"meta/episodes/{name}", column)
-        path = _EPISODES_TABLE.format(**values)
-        with open_atomic(output / path) as file:
+        with open_atomic(self.output / self.names[number]) as file:
             pq.write_table(table, file)
-        names.append(path)
-    return names
 
 
-def _tables(episodes: Iterable[WrittenEpisode], fps: float, limit: int) -> Iterator[pa.Table]:
-    """Table of one file after the other; rows become columns, which are small, part by part."""
-    rows: list[dict[str, Any]] = []
-    parts: list[pa.Table] = []
-    size = 0  # bytes of the file as JSON
-    part_size = 0
-    for episode in episodes:
-        row = _episode_row(episode, fps)
-        rows.append(row)
-        row_size = len(json.dumps(row))
-        size += row_size
-        part_size += row_size
-        if part_size >= _PART_BYTES or size >= limit:
-            parts.append(_table(rows))
-            rows = []
-            part_size = 0
-        if size >= limit:
-            yield _joined(parts)
-            parts = []
-            size = 0
-    if rows:
-        parts.append(_table(rows))
-    if parts:
-        yield _joined(parts)
+def _file_numbers(number: int) -> dict[str, int]:
+    chunk, file_number = divmod(number, lerobot_layout.CHUNKS_SIZE)
+    return {"chunk_index": chunk, "file_index": file_number}
 
 
-def _joined(parts: Sequence[pa.Table]) -> pa.Table:
-    return pa.concat_tables(parts, promote_options="default").combine_chunks()
+def _episodes_path(number: int) -> str:
+    return _EPISODES_TABLE.format(**_file_numbers(number))
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -385,7 +391,8 @@ def _episode_row(episode: WrittenEpisode, fps: float) -> dict[str, Any]:
     return row
 
 
-def _write_episode_lines(output: Path, episodes: Iterable[WrittenEpisode]) -> list[str]:
+def write_episode_lines(output: Path, episodes: Iterable[WrittenEpisode]) -> list[str]:
+    """Writes the list of episodes with their statistics of v2.1; returns the names of the files."""
     stats_path = output / lerobot_layout.EPISODE_STATS_FILE
     list_path = output / lerobot_layout.EPISODES_FILE
     with open_atomic(stats_path) as stats_file, open_atomic(list_path) as list_file:

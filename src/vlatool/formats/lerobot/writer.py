@@ -28,6 +28,7 @@ from vlatool.formats.lerobot.episodes import LEROBOT_SINK, TASK_INDEX, LerobotEp
 from vlatool.formats.lerobot.folder import EpisodeFiles, known_texts, split_names
 from vlatool.formats.lerobot.lists import text_kind
 from vlatool.formats.lerobot.numbering import FilePlan, Numbering, SetPart
+from vlatool.formats.lerobot.output import EpisodeTables
 from vlatool.formats.lerobot.set_layout import (
     CAMERAS,
     LeRobotSinkConfig,
@@ -78,6 +79,12 @@ class LeRobotSink(Sink):
             stored_roles.append("labels")
         self.stored_roles: Collection[str] = stored_roles
         self.work: Work = LerobotEpisodeWriter(setup.output, config, self._layout)
+        # What `finish` has written.
+        self._numbering: Numbering | None = None
+        limit = config.data_files_size_in_mb << 20
+        self._tables = EpisodeTables(setup.output, float(self._layout.rate), limit)
+        self._files: list[FileEntry] = []
+        self._splits: dict[str, list[int]] = {}
 
     def estimate(self) -> Estimate:
         return Estimate(self._setup.survey.frames, {"episodes": self._setup.survey.episodes})
@@ -87,14 +94,18 @@ class LeRobotSink(Sink):
             remove_file(self._setup.output / name)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
-        """Numbers the episodes, writes tables and videos and, last, `meta/info.json`."""
+        """Numbers the episodes, writes tables and videos and, last, `meta/info.json`.
+
+        If each episode has its own files, it may be called again with the receipts that came since.
+        """
         output = self._setup.output
         config = self._config
         layout = self._layout
-        tables = [known_texts(recording) for recording in self._sets]
-        numbering = Numbering(config, layout, tables, has_own_files=self.has_own_files)
+        if self._numbering is None:
+            tables = [known_texts(recording) for recording in self._sets]
+            self._numbering = Numbering(config, layout, tables, has_own_files=self.has_own_files)
+        numbering = self._numbering
         parts: list[FileEntry] = []
-        splits: dict[str, list[int]] = {}
         splits_by_id = self._splits_by_id(run)
 
         def episodes() -> Iterator[lerobot_output.WrittenEpisode]:
@@ -103,7 +114,7 @@ class LeRobotSink(Sink):
                 episode = numbering.add(receipt)
                 if episode is not None:
                     for name in splits_by_id.get(receipt.item, ("train",)):
-                        splits.setdefault(name, []).append(episode.number)
+                        self._splits.setdefault(name, []).append(episode.number)
                     yield episode
             if not numbering.episodes:
                 raise DataError(
@@ -114,22 +125,22 @@ class LeRobotSink(Sink):
                 )
 
         # Written while the episodes arrive: memory does not grow with their statistics.
-        limit = config.data_files_size_in_mb << 20
-        lists = lerobot_output.write_episodes(
-            output, config.layout_version, episodes(), float(layout.rate), limit
-        )
+        if config.layout_version == "v2.1":
+            lists = lerobot_output.write_episode_lines(output, episodes())
+        else:
+            lists = self._tables.write(episodes())
         annotations = tuple(name for name in layout.columns if name.startswith("annotation."))
         writer = FileWriter(output, layout.rate, numbering.table_columns, annotations)
-        files = _write_files(writer, numbering.plans(), run)
-        size = sum(entry.bytes for entry in files)
-        meta = [file_entry(output, name) for name in self._write_meta(numbering, lists, splits)]
+        self._files += _write_files(writer, numbering.take_plans(), run)
+        size = sum(entry.bytes for entry in self._files)
+        meta = [file_entry(output, name) for name in self._write_meta(numbering, lists)]
         counts = {
             "episodes": numbering.episodes,
             "tasks": len(numbering.tasks),
             "copied_clips": run.sums.get("copied_clips", 0),
         }
         listed = parts if run.failures else []
-        return SinkSummary(numbering.frames, size, (*files, *listed, *meta), counts)
+        return SinkSummary(numbering.frames, size, (*self._files, *listed, *meta), counts)
 
     def _splits_by_id(self, run: JobRun) -> dict[str, tuple[str, ...]]:
         """Returns the splits of each episode of a LeRobot set; warns if one cannot be read."""
@@ -147,9 +158,7 @@ class LeRobotSink(Sink):
                 splits[ref.id] = split_names(recording)
         return splits
 
-    def _write_meta(
-        self, numbering: Numbering, lists: Sequence[str], splits: Mapping[str, Sequence[int]]
-    ) -> list[str]:
+    def _write_meta(self, numbering: Numbering, lists: Sequence[str]) -> list[str]:
         """Writes the meta files besides the lists of episodes; returns the names of all."""
         output = self._setup.output
         config = self._config
@@ -174,7 +183,7 @@ class LeRobotSink(Sink):
             chunks_size=config.chunks_size,
             data_mb=config.data_files_size_in_mb,
             video_mb=config.video_files_size_in_mb,
-            splits=splits,
+            splits=self._splits,
             extra=source if len(self._sets) == 1 else {},
         )
         lerobot_output.write_info(

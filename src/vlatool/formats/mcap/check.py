@@ -27,7 +27,7 @@ MCAP = FindingCodes(
     unknown_encoding=warning("Messages are neither CDR, ROS 1, protobuf nor JSON.", _EXCLUDE),
     two_types=warning("A topic has messages of two types.", _EXCLUDE),
     bad_message=error("A message does not fit its schema.", _EXCLUDE),
-    missing_topic=error("A topic of the mapping has no message in this bag.", _PROPOSE),
+    missing_topic=error("A topic has no message in a bag, or in an episode of one.", _PROPOSE),
     missing_field=error("A mapping names a part without numbers, images or text.", _PROPOSE),
     mixed_frames=error(
         "The transforms of a topic are between different frames.", "name the frame in the mapping"

@@ -54,7 +54,10 @@ class McapConfig(ConfigModel):
     """Options of the format `mcap`; they add what your bags do not store."""
 
     fps: float | None = option(
-        None, "Rows per second to make of the messages; null uses fps in the bag's metadata.", gt=0
+        None,
+        "Rows per second to make of the messages; null uses fps in the bag's metadata.",
+        ge=limits.RATES[0],
+        le=limits.RATES[1],
     )
     instruction: str | None = option(
         None, "Instruction of all episodes; null uses the instruction in the bag."
@@ -196,7 +199,7 @@ class McapReader(base.FormatReader):
             kind, _, name = key.partition(".")
             if isinstance(track, mcap_tracks.NumberTrack):
                 if not len(track):
-                    raise _no_value(path, key, track)
+                    raise self._no_value(path, path.name, key, track)
                 fields[name] = FieldSpec(len(track.names), track.names)
             elif isinstance(track, mcap_tracks.ImageTrack) and kind == "cameras":
                 with suppress(DataError, IndexError):  # which reading the image raises again
@@ -224,6 +227,12 @@ class McapReader(base.FormatReader):
         findings: list[Finding] = []
         success = self._fill(opened, span, findings)
         valued = _valued(tracks)
+        missing: dict[str, DataError] = {}
+        for key, track in list(valued.items()):
+            kind, _, name = key.partition(".")
+            if kind == "cameras" and not len(track):
+                missing[name] = self._no_value(ref.path, ref.id, key, track)
+                del valued[key]
         if not valued:
             left = left_out_text(part for part in plan.parts if part.role == "left_out")
             damages = "".join(f"; {finding.message}" for finding in findings[-1:])
@@ -269,6 +278,7 @@ class McapReader(base.FormatReader):
             num_frames=count,
             cut_frames=len(rows.times) - count,
             cameras=images["cameras"],
+            missing_cameras=missing,
             depth=images["depth"],
             labels=images["labels"],
             lowdim={name: values[:count] for name, values in fields.items()},
@@ -314,7 +324,7 @@ class McapReader(base.FormatReader):
         for key, track in tracks.items():
             out_of_order[key] = track.sort()
             if not len(track):
-                raise _no_value(ref.path, f"{ref.id}: {key}", track, damages)
+                raise self._no_value(ref.path, ref.id, key, track, damages)
         max_age = self.config.max_age_s
         rows = mcap_tracks.make_rows(tracks, fps, max_age)
         if not len(rows.times):
@@ -350,6 +360,33 @@ class McapReader(base.FormatReader):
             text = f"{ref.id}: {rows.dropped[0]} rows at the start, {rows.dropped[1]} at the end"
             findings.append(MCAP("rows_dropped", text, episode=ref.id))
         return rows
+
+    def _no_value(
+        self, path: Path, place: str, key: str, track: mcap_tracks.Track, damages: str = ""
+    ) -> DataError:
+        """Returns the error for a camera or a field without a value in an episode or a bag."""
+        kind, _, name = key.partition(".")
+        topic = track.reference
+        reason = f"no usable message for {name!r} of {kind}"
+        reason += f"; {track.skipped} are left out" if track.skipped else ""
+        reason += damages
+        without = "the topic with a mapping: `vlatool inspect BAG --propose mapping.yaml`, without "
+        without += f"its line {name}"
+        if self._mapping is not None:
+            without = f"{name} from the mapping"
+        elif kind == "cameras":
+            without = "the camera with --camera-names, which lists those to use"
+        hint = f"leave the episode out with --exclude, or {without}"
+        if isinstance(track, mcap_tracks.NumberTrack):
+            if track.missing_joints:
+                reason = f"these joints have no value: {', '.join(track.missing_joints)}"
+                hint = "remove these joints from the mapping"
+            elif track.frames.others:
+                reason = f"no such frame; the bag has {', '.join(track.frames.others)}"
+                hint = "name one of these frames in the mapping"
+        return MCAP.error(
+            "missing_topic", path, f"{place}: {topic}", reason, field=topic, hint=hint
+        )
 
     def _field(
         self,
@@ -458,21 +495,6 @@ def _with_part(parts: Sequence[StoredPart], part: StoredPart) -> tuple[StoredPar
     """Parts with one more, or another one of its path, in natural order."""
     others = [other for other in parts if other.path != part.path]
     return tuple(sorted([*others, part], key=lambda part: natural_key(part.path)))
-
-
-def _no_value(path: Path, key: str, track: mcap_tracks.Track, damages: str = "") -> DataError:
-    """Returns the error for a part of the mapping that never has a value."""
-    place = track.reference
-    hint = ""
-    reason = f"has no usable message; {track.skipped} are left out{damages}"
-    if isinstance(track, mcap_tracks.NumberTrack):
-        if track.missing_joints:
-            reason = f"these joints have no value: {', '.join(track.missing_joints)}"
-            hint = "remove these joints from the mapping"
-        elif track.frames.others:
-            reason = f"{place}: no such frame; the bag has {', '.join(track.frames.others)}"
-            hint = "name one of these frames in the mapping"
-    return MCAP.error("missing_topic", path, key, reason, field=place, hint=hint)
 
 
 def _between_gaps(times: Sequence[int], gap: float) -> list[TimeSpan]:

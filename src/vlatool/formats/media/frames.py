@@ -503,8 +503,12 @@ class ParquetImages(SingleImages):
             count = group_info.num_rows
             if row < first + count:
                 self._first_row = first
-                chunks = map(group_info.column, range(group_info.num_columns))
-                bytes_in_memory = sum(chunk.total_uncompressed_size for chunk in chunks)
+                bytes_in_memory = 0
+                for number in range(group_info.num_columns):
+                    chunk = group_info.column(number)
+                    # Each part of a struct is stored as a column.
+                    if f"{chunk.path_in_schema}.".startswith(f"{self.column}."):
+                        bytes_in_memory += chunk.total_uncompressed_size
                 if bytes_in_memory > _LARGEST_GROUP:
                     limit = f"the limit is {_LARGEST_GROUP:,}"
                     raise pa.ArrowInvalid(f"its rows take {bytes_in_memory:,} bytes; {limit}")

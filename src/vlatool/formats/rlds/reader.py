@@ -52,7 +52,9 @@ class RldsConfig(ConfigModel):
 
     location_keys: ClassVar[frozenset[str]] = frozenset({"mapping"})
 
-    fps: float | None = option(None, "Frames per second of the recordings.", gt=0)
+    fps: float | None = option(
+        None, "Frames per second of the recordings.", ge=limits.RATES[0], le=limits.RATES[1]
+    )
     instruction: str | None = option(
         None, "Instruction of all episodes; null uses the instruction in the data."
     )

@@ -48,7 +48,9 @@ class ZarrConfig(ConfigModel):
 
     location_keys: ClassVar[frozenset[str]] = frozenset({"mapping"})
 
-    fps: float | None = option(None, "Frames per second of the recordings.", gt=0)
+    fps: float | None = option(
+        None, "Frames per second of the recordings.", ge=limits.RATES[0], le=limits.RATES[1]
+    )
     instruction: str | None = option(None, "Instruction of all episodes.")
     mapping: str | None = option(None, MAPPING)
     missing_chunks: Literal["error", "fill"] | None = option(
