@@ -213,6 +213,8 @@ class EpisodeRef:
         extras: Anything else that the reader needs to open it.
         excluded: Reason to leave the episode out, such as `validation_episode`; empty to use it.
         split: `train` or `val` (held out) if the source says which, else empty.
+        listing: If all episodes of a folder share its files, a number that is new for each
+            `discover`: the files below `path` are then listed once; 0: for each episode.
     """
 
     id: str
@@ -225,6 +227,7 @@ class EpisodeRef:
     extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
     excluded: str = ""
     split: str = ""
+    listing: int = 0
 
 
 @dataclass(frozen=True)

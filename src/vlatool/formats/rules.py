@@ -221,7 +221,6 @@ def check_source(
             yield from (finding for finding, _ in contradictions(measured))
         expected = survey.fields
     errors = 0
-    sizes = dict[Path, int]()
     work = partial(_check_ref, reader, expected, deep=check.is_full)
     module = source.format if is_class_in_file(source.format) else type(reader).__module__
     workers = max(1, min(check.workers, len(refs) // _EPISODES_PER_WORKER))
@@ -233,19 +232,19 @@ def check_source(
             if outcome.error is not None:
                 raise outcome.error
             assert outcome.value is not None, "an outcome is a value or an error"
-            findings, sizes_of_episode = outcome.value
+            findings = outcome.value
             yield from findings
             errors += sum(finding.severity == "error" for finding in findings)
-            sizes |= sizes_of_episode
             check.counts.add(episodes=1)
             bar.advance(errors=errors)
+    sizes = {file: file.stat().st_size for file in _files(refs)}
     check.counts.add(files=len(sizes), bytes=sum(sizes.values()))
 
 
 def _check_ref(
     reader: FormatReader, expected: Mapping[str, FieldSpec], ref: EpisodeRef, *, deep: bool
-) -> tuple[list[Finding], dict[Path, int]]:
-    """Findings on an episode, and the sizes of its files."""
+) -> list[Finding]:
+    """Findings on an episode."""
     findings: list[Finding] = []
     with suppress(DataError):
         problem = field_mismatch(ref.id, reader.survey([ref]).fields, expected)
@@ -256,11 +255,15 @@ def _check_ref(
         findings += check_episode(reader, ref, deep=deep)
     else:
         findings += _guarded(own, episode=ref.id)
-    return findings, {path: path.stat().st_size for path in _files(ref)}
+    return findings
 
 
-def _files(ref: EpisodeRef) -> Iterator[Path]:
-    for path in (ref.path, *ref.files):
+def _files(refs: Sequence[EpisodeRef]) -> Iterator[Path]:
+    """Files of episodes; what several of them share is listed once."""
+    paths: dict[Path, None] = {}
+    for ref in refs:
+        paths.update(dict.fromkeys((ref.path, *ref.files)))
+    for path in paths:
         for file in path.rglob("*") if path.is_dir() else (path,):
             if file.is_file():
                 yield file

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from vlatool.formats.choice import chosen_numbers, select
 from vlatool.formats.field_summary import dimension_label
 from vlatool.formats.renaming import in_lower_case, read_with_names, renamed_survey, with_names
 from vlatool.formats.rules import SOURCE
-from vlatool.jobs.job import InputState, input_state
+from vlatool.jobs.job import InputState, digest_of, input_state
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.ownership import check_downloaded
 from vlatool.plugins import FORMATS, did_you_mean
@@ -342,7 +343,20 @@ def check_finite(episode: Episode) -> None:
 def episode_state(ref: EpisodeRef) -> InputState:
     """Returns the state of the files and metadata of an episode, to see later if they changed."""
     metadata = [ref.task, {kind: list(texts) for kind, texts in ref.language.items()}]
-    return input_state((ref.path, *ref.files), metadata)
+    if not ref.listing:
+        return input_state((ref.path, *ref.files), metadata)
+    shared = _shared_state(ref.path, ref.listing)
+    sizes = digest_of([shared.sizes, metadata])
+    return InputState(digest_of([shared.digest, metadata]), sizes, shared.changed_ns)
+
+
+@lru_cache(maxsize=32)
+def _shared_state(path: Path, listing: int) -> InputState:
+    """State of a folder of many episodes when its first one was read: a later change counts as one
+    in the next run.
+    """
+    del listing
+    return input_state([path])
 
 
 def reader_section(config: SelectionConfig) -> ConfigModel:

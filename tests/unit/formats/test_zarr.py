@@ -19,6 +19,7 @@ from tests.builders import hdf5
 from tests.builders.s3_server import Proxy, S3Server
 from vlatool.episode import Episode, LanguageSpan
 from vlatool.errors import DataError
+from vlatool.formats import select
 from vlatool.formats.media.video import encode_video
 from vlatool.formats.zarr.reader import ZarrConfig, ZarrReader
 from vlatool.formats.zarr.store import inflated
@@ -312,3 +313,20 @@ def test_a_frame_of_zstandard_that_does_not_say_its_size_is_inflated() -> None:
     data = bytes(range(200))
     frame = zstandard.ZstdCompressor(write_content_size=False).compress(data)
     assert bytes(inflated(get_codec({"id": "zstd"}), frame, len(data))) == data
+
+
+def test_the_files_of_a_store_are_listed_once_and_anew_for_each_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = store(tmp_path / "a.zarr")
+    listed: list[Any] = []
+    real = select.input_state
+    monkeypatch.setattr(select, "input_state", lambda paths: listed.append(paths) or real(paths))
+    states: list[list[str]] = []
+    for _ in range(2):
+        refs = [*ZarrReader(ZarrConfig()).discover([path])]
+        states.append([select.episode_state(ref).digest for ref in refs])
+        (path / "more").write_bytes(b"x")
+    assert len(states[0]) > 1
+    assert len(listed) == 2
+    assert states[0] != states[1]

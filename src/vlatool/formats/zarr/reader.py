@@ -12,6 +12,7 @@ of each, exclusive. How such a store becomes episodes:
 """
 
 import math
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -426,6 +427,7 @@ class ZarrReader(PlannedReader):
         refs: list[EpisodeRef] = []
         used: dict[str, int] = {}
         errors: list[DataError] = []
+        listing = time.time_ns()
         for path, source in stores:
             name = base.id_part(path.name.removesuffix(".zip").removesuffix(".zarr"))
             name = base.unused_id(name, used)
@@ -448,6 +450,7 @@ class ZarrReader(PlannedReader):
                         source=str(source),
                         number=number if len(stores) == 1 else None,
                         extras={"number": number},
+                        listing=listing if len(buffer.stops) > 1 else 0,
                     )
                 )
         if len(errors) == len(stores):
