@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from tests.builders.errors import fails
 from tests.builders.lerobot import encoded_image, frame_of, image, lerobot_dataset, write_video
 from tests.builders.lerobot_shared import read_list, write_list
+from tests.surface.invoke import run_vlatool
 from vlatool.episode import Episode
 from vlatool.formats.detect import detect_source
 from vlatool.formats.lerobot.depth import code_millimeters
@@ -91,14 +93,13 @@ def test_two_sessions_in_one_folder_are_to_be_read_apart(tmp_path: Path) -> None
 
 def test_a_folder_above_a_cache_of_the_hub_is_its_newest_snapshot(tmp_path: Path) -> None:
     cache = tmp_path / "hub/datasets--user--pick"
-    old = lerobot_dataset(cache / "snapshots/aaaa", (4,))
-    new = lerobot_dataset(cache / "snapshots/bbbb", (6,))
+    lerobot_dataset(cache / "snapshots/aaaa", (4,))
+    lerobot_dataset(cache / "snapshots/bbbb", (6,))
     (cache / "refs").mkdir()
     (cache / "refs/main").write_text("aaaa")
     assert [episode.num_frames for episode in episodes(tmp_path)] == [4]
     (cache / "refs/main").write_text("bbbb")
     assert [episode.num_frames for episode in episodes(tmp_path)] == [6]
-    assert old.is_dir() and new.is_dir()
 
 
 @pytest.mark.parametrize("name", ["seg_instance_id.head", "front.mask", "labels"])
@@ -118,30 +119,23 @@ def test_codes_of_16_bits_and_an_option_for_their_range() -> None:
     assert (np.diff(millimeters[1:].astype(int)) >= 0).all()
 
 
-def test_images_of_several_sizes_are_told_before_work(tmp_path: Path) -> None:
+def of_two_sizes(root: Path) -> Path:
+    """Two episodes of a folder whose camera has other sizes in each."""
     for number, size in enumerate(((32, 32), (40, 48))):
-        folder = tmp_path / f"in/episode_{number}"
-        folder.mkdir(parents=True)
+        images = root / f"episode_{number}/front"
+        images.mkdir(parents=True)
         rows = np.linspace(0, 1, 12).reshape(4, 3)
         text = "\n".join(",".join(map(str, (*row, *row))) for row in rows)
-        (folder / "data.csv").write_text(f"q0,q1,q2,action0,action1,action2\n{text}\n")
-        (folder / "front").mkdir()
+        (images.parent / "data.csv").write_text(f"q0,q1,q2,action0,action1,action2\n{text}\n")
         for frame in range(4):
-            pixels = np.resize(image(frame, *size), (*size, 3))
-            from PIL import Image
+            Image.fromarray(image(frame, *size)).save(images / f"{frame:06d}.png")
+    return root
 
-            Image.fromarray(pixels).save(folder / f"front/{frame:06d}.png")
-    config = PreprocessConfig.specialize({"format": "folder", "sink": "lerobot"})
-    section = config.model_fields["source"].default_factory().model_copy(update={"fps": 10.0})  # pyright: ignore
-    keys = {"format": "folder", "sources": [str(tmp_path / "in")], "workers": 1, "source": section}
-    with fails("data.mismatch", camera="front"):
-        preprocess(config(**keys, output=str(tmp_path / "out")))
-    assert not (tmp_path / "out").exists()
-    sink = (
-        config.model_fields["sink"]
-        .default_factory()
-        .model_copy(update={"resize_images_size": (24, 24)})
-    )  # pyright: ignore
-    preprocess(config(**keys, output=str(tmp_path / "out"), sink=sink))
-    sizes = {episode.cameras[FRONT].size for episode in episodes(tmp_path / "out")}
-    assert sizes == {(24, 24)}
+
+def test_images_of_several_sizes_are_told_before_work(tmp_path: Path) -> None:
+    words = ["folder", str(of_two_sizes(tmp_path / "in")), "--sink", "lerobot", "--fps", "10"]
+    out = tmp_path / "out"
+    assert run_vlatool("preprocess", *words, "-o", str(out))[0] == 3
+    assert not out.exists()
+    assert run_vlatool("preprocess", *words, "-o", str(out), "--resize-images-size", "24")[0] == 0
+    assert {episode.cameras[FRONT].size for episode in episodes(out)} == {(24, 24)}
