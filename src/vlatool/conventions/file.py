@@ -140,15 +140,15 @@ def merged(conventions: Conventions) -> list[Convention]:
 
 def _joined(row: Convention, group: Convention) -> Convention | None:
     """Both as one convention; None: they mean different things, or are not neighbors."""
-    ends = [(row.field, row.last + 1), (group.field, group.first)]
-    meanings = [(each.kind, each.relation, each.frame, each.rotation) for each in (row, group)]
-    if ends[0] != ends[1] or meanings[0] != meanings[1]:
+    is_next = (row.field, row.last + 1) == (group.field, group.first)
+    is_alike = (row.kind, row.relation) == (group.kind, group.relation)
+    if not (is_next and is_alike) or (row.frame, row.rotation) != (group.frame, group.rotation):
         return None
     lag = tuple(value for value in row.lag if value in group.lag)
     states = _joined_states(row.states, group.states)
     if row.is_determined and (not lag or not states or row.lag_limit != group.lag_limit):
         return None
-    ranges = [each.range for each in (row, group) if each.range is not None]
+    limits = (*(row.range or ()), *(group.range or ()))
     worst = max(row, group, key=lambda each: each.residual or 0.0)
     return replace(
         row,
@@ -157,7 +157,7 @@ def _joined(row: Convention, group: Convention) -> Convention | None:
         lag=lag,
         scale=row.scale + group.scale,
         offset=row.offset + group.offset,
-        range=(min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None,
+        range=(min(limits), max(limits)) if limits else None,
         residual=worst.residual,
         clipped=max(row.clipped, group.clipped),
         second=worst.second,
@@ -170,10 +170,11 @@ _DIMENSIONS = re.compile(r"(.*)\[(\d+):(\d+)\]")
 
 def _joined_states(states: str, following: str) -> str:
     """Consecutive dimensions of one field, as `state[0:2]`; empty: they are not consecutive."""
-    parts = [_DIMENSIONS.fullmatch(text) for text in (states, following)]
-    if parts[0] is None or parts[1] is None or parts[0].group(1, 3) != parts[1].group(1, 2):
+    first = _DIMENSIONS.fullmatch(states)
+    second = _DIMENSIONS.fullmatch(following)
+    if first is None or second is None or first.group(1, 3) != second.group(1, 2):
         return ""
-    return f"{parts[0][1]}[{parts[0][2]}:{parts[1][3]}]"
+    return f"{first[1]}[{first[2]}:{second[3]}]"
 
 
 def _moving(groups: Sequence[Convention]) -> list[Convention]:

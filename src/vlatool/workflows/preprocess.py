@@ -26,6 +26,7 @@ from vlatool.formats.mapping import usual_rate
 from vlatool.formats.renaming import with_names
 from vlatool.formats.select import (
     EpisodeTask,
+    SelectedEpisodes,
     SelectionConfig,
     count_frames,
     episode_state,
@@ -322,23 +323,18 @@ class PreprocessJob:
         resolved = self._reader.config
         sources = [pinned(source) for source in config.sources]
         sink = self._reader.sink_config(config.sink, sources)
-        rotations: Mapping[str, int] = getattr(sink, "camera_rotations", {})
+        named = getattr(sink, "camera_rotations", {})
         lower_case = make_sink is None and SINKS.get(config.sink.type).lower_case_cameras
         try:
             self._chosen = selection = select_episodes(
-                self._reader, sources, config, [*rotations], lower_case=lower_case
+                self._reader, sources, config, [*named], lower_case=lower_case
             )
         except DataError as error:
             name_other_format(error, sources, config.format)
             raise
         names = selection.names
-        if selection.lowered:
-            new = {old: name for name, old in selection.lowered.items()}
-            turned = {new.get(name, name): turns for name, turns in rotations.items()}
-            config = config.model_copy(update={"rename": names})
-            if turned:
-                sink = sink.model_copy(update={"camera_rotations": turned})
         config = config.model_copy(update={"sink": sink, "episodes": selection.numbers})
+        config = _with_lower_case(config, selection)
         self._reader = with_names(self._reader, names)
         self.items: Sequence[EpisodeRef] = selection.refs
         self._found_action = ""
@@ -350,15 +346,8 @@ class PreprocessJob:
         versions = versions_of(sources)
         origin = source_options(config, section, resolved) | versions
         actions = tuple(name for name in config.action_fields if name != NO_ACTIONS)
-        setup = SinkSetup(
-            output,
-            survey,
-            selection.refs,
-            origin,
-            actions,
-            config.hold_out,
-            config.hold_out_seed or 0,
-        )
+        hold_out = (config.hold_out, config.hold_out_seed or 0)
+        setup = SinkSetup(output, survey, selection.refs, origin, actions, *hold_out)
         self._setup = setup
         self._make_sink = make_sink or SINKS.get(config.sink.type)
         if config.hold_out and not SINKS.get(config.sink.type).holds_out:
@@ -706,6 +695,19 @@ def with_format(config: PreprocessConfig) -> PreprocessConfig:
     update: dict[str, Any] = {"format": name}
     update |= {} if config.format else {"source": completed.source}
     return config.model_copy(update=update | ({"sink": completed.sink} if is_other else {}))
+
+
+def _with_lower_case(config: PreprocessConfig, selection: SelectedEpisodes) -> PreprocessConfig:
+    """The options with the names of cameras as they are written, and the map to the stored ones."""
+    if not selection.lowered:
+        return config
+    sink = config.sink
+    rotations: dict[str, int] = dict(getattr(sink, "camera_rotations", {}))
+    for new, old in selection.lowered.items():
+        if old in rotations:
+            rotations[new] = rotations.pop(old)
+            sink = sink.model_copy(update={"camera_rotations": rotations})
+    return config.model_copy(update={"rename": selection.names, "sink": sink})
 
 
 def source_options(

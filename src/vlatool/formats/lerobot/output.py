@@ -27,6 +27,7 @@ QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 _MOMENTS = ("min", "max", "mean", "std")
 _IMAGE_ROWS = (*_MOMENTS, *QUANTILES, "count")
 _MOST_IMAGES = 100
+_WIDEST = 2**20  # numbers of a row
 # Larger images are thinned to about this many pixels per side. Source: formats/lerobot 9
 _THINNED_SIDE = 150
 _THIN_FROM = 300
@@ -233,7 +234,8 @@ def arrow_type(declared: Mapping[str, Any]) -> pa.DataType | None:
         return value
     if not isinstance(shape, list) or len(shape) != 1:
         return None
-    return pa.list_(value, shape[0])
+    size = shape[0]
+    return pa.list_(value, size) if isinstance(size, int) and 0 < size <= _WIDEST else None
 
 
 @dataclass(frozen=True)

@@ -359,6 +359,8 @@ def _ros_file(file: BagFile) -> BagFile:
         return _by_chunks(file)
     encoding = "ros1" if isinstance(reader, installed("rosbags.rosbag1").Reader) else "cdr"
     for link in reader.connections:
+        if not isinstance(link.topic, str) or not isinstance(link.msgtype, str):
+            raise TypeError("a topic has no name or no type")
         schema = link.msgdef.data.encode()
         file.channels[link.id] = BagChannel(link.topic, encoding, link.msgtype, schema)
         file.counts[link.id] = link.msgcount
@@ -413,7 +415,7 @@ class Bag:
                 if file.segments or file.local.suffix == ".mcap":
                     yield from _stored_messages(number, file, span, findings)
                 else:
-                    yield from _reader_messages(number, file, span)
+                    yield from _reader_messages(number, file, span, findings)
 
 
 def _stored_messages(
@@ -442,16 +444,25 @@ def _stored_messages(
         findings.append(MCAP.at("cut_off", file.path, reason))
 
 
-def _reader_messages(number: int, file: BagFile, span: TimeSpan) -> Iterator[BagMessage]:
+def _reader_messages(
+    number: int, file: BagFile, span: TimeSpan, findings: list[Finding]
+) -> Iterator[BagMessage]:
     reader = ros.open_reader(file.local)
+    unusable = 0
     last: dict[int, tuple[int, int]] = {}  # connection to a time and the number of its messages
     for link, time, data in reader.messages(start=span.start, stop=span.stop):
         last_time, index = last.get(link.id, (-1, 0))
         index = index + 1 if last_time == time else 0
         last[link.id] = (time, index)
         position = (number, link.id, time, -1, index, 0)
-        yield BagMessage(file.channels[link.id], time, position, data)
+        if isinstance(data, bytes) and isinstance(time, int):
+            yield BagMessage(file.channels[link.id], time, position, data)
+        else:
+            unusable += 1
     reader.close()
+    if unusable:
+        reason = f"left out: {unusable} messages without data or time"
+        findings.append(MCAP.at("cut_off", file.path, reason))
 
 
 class TopicReader:

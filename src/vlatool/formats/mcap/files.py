@@ -78,7 +78,7 @@ def _listed(folder: Path) -> list[str] | None:
         if facts is None:
             return None
         return [Path(str(name)).name for name in facts["relative_file_paths"]]
-    except (DocumentError, LookupError, TypeError) as error:
+    except (DocumentError, OSError, LookupError, TypeError) as error:
         hint = f"`ros2 bag reindex {folder}` writes it anew; if you remove it, each file is a bag"
         raise MCAP.error("unreadable", folder / METADATA, repr(error), hint=hint) from error
 

@@ -61,8 +61,8 @@ _UNORDERED = ("8uc3", "8uc4")
 _PLANAR = ("nv12", "nv21")  # half as many rows of colors follow
 _CODECS = {"h264": "h264", "h265": "hevc", "hevc": "hevc"}
 _DEPTH_HEAD = struct.Struct("<iff")  # compressedDepth: form, and both numbers of the quantization
-# What damaged messages raise.
-BROKEN = (ValueError, TypeError, AttributeError, struct.error)
+# What damaged messages raise: the types of a message in JSON are those of its writer.
+BROKEN = (ValueError, TypeError, AttributeError, LookupError, OverflowError, struct.error)
 
 
 class BagImages(PlannedFrames):

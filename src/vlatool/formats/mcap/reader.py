@@ -201,7 +201,7 @@ class McapReader(base.FormatReader):
                 if not len(track):
                     raise self._no_value(path, path.name, key, track)
                 fields[name] = FieldSpec(len(track.names), track.names)
-            elif isinstance(track, mcap_tracks.ImageTrack) and kind == "cameras":
+            elif isinstance(track, mcap_tracks.ImageTrack) and kind == "cameras" and len(track):
                 with suppress(DataError, IndexError):  # which reading the image raises again
                     sizes[name] = track.images(topics.bag, np.zeros(1, int)).size
         for name, source in plan.following.items():

@@ -105,7 +105,10 @@ class Topics:
         openings = self._openings()
         for topic, channel in self.channels.items():
             if topic in openings:
-                self._add(channel, openings[topic])
+                try:
+                    self._add(channel, openings[topic])
+                except images.BROKEN as error:
+                    self._leave_out(topic, "unusable", f"{channel.type}: {error}")
             else:
                 self._leave_out(topic, "other", "no message")
         flags = [path for path, thing in self.things.items() if thing.role == "success"]

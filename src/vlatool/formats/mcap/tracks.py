@@ -61,12 +61,11 @@ class Track:
     def take(self, message: Any, time: int, position: tuple[int, ...]) -> None:
         """Adds a message; DataError if it has not what the plan names."""
         try:
-            is_taken = self._add(message, time, position)
-        except (LookupError, *images.BROKEN) as error:
+            if self._add(message, time, position):
+                self._times.append(time)
+        except images.BROKEN as error:
             place = self.reference
             raise MCAP.error(self.code, self.path, place, error, field=place) from error
-        if is_taken:
-            self._times.append(time)
 
     def _add(self, message: Any, time: int, position: tuple[int, ...]) -> bool:
         """Adds the value of a message; False if it has none for this track."""

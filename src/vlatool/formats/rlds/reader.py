@@ -110,6 +110,8 @@ class RldsReader(PlannedReader):
         for path, source in folders:
             for ref in self._refs(path, source, findings, used):
                 refs.append(ref if len(folders) == 1 else replace(ref, number=None))
+        if not refs:
+            raise base.no_episodes(folders[0][0], "records in its shards, and they are all empty")
         if all(ref.extras["span"].stop == _DAMAGED for ref in refs):
             self._episode(refs[0])  # raises the error of the first shard
         self.source_findings = findings
