@@ -15,8 +15,10 @@ from vlatool.formats.media.tfrecord import example, record
 
 FRAMES = 24
 TEXT = [b"note"] * FRAMES
+FIELD = "zq17_torque"  # an ordinary field that no rule knows
 CAMERA = np.zeros((FRAMES, 24, 32, 3), np.int16)
 ACTION = np.zeros((FRAMES, 300), np.float32)
+VALUES = np.arange(3.0 * FRAMES, dtype=np.float32).reshape(FRAMES, 3)
 
 
 def plant_hdf5(folder: Path) -> Path:
@@ -26,6 +28,7 @@ def plant_hdf5(folder: Path) -> Path:
         demo["obs/odd_camera"] = CAMERA
         demo["obs/memo"] = np.array(TEXT)
         demo["obs/big_action"] = ACTION
+        demo[f"obs/{FIELD}"] = VALUES
 
     return hdf5.robomimic(folder / "a.hdf5", {"demo_0": FRAMES}, change)
 
@@ -40,6 +43,7 @@ def plant_zarr(folder: Path) -> Path:
         "data/odd_camera": CAMERA,
         "data/memo": np.array(["note"] * FRAMES),
         "data/big_action": ACTION,
+        f"data/{FIELD}": VALUES,
         "meta/episode_ends": np.array([FRAMES]),
     }
     for name, values in arrays.items():
@@ -57,6 +61,7 @@ def plant_rlds(folder: Path) -> Path:
     features = {
         "action": tensor(2),
         "big_action": tensor(300),
+        FIELD: tensor(3),
         "odd_camera": tensor(24, 32, 2),
         "front": {"image": {"shape": {"dimensions": ["24", "32", "3"]}, "dtype": "uint8"}},
         "memo": {"text": {}},
@@ -68,6 +73,7 @@ def plant_rlds(folder: Path) -> Path:
     values = {
         "steps/action": np.ones(2 * FRAMES, np.float32),
         "steps/big_action": ACTION.ravel(),
+        f"steps/{FIELD}": VALUES.ravel(),
         "steps/odd_camera": np.zeros(24 * 32 * 2 * FRAMES, np.float32),
         "steps/front": [hdf5.encoded(image) for image in hdf5.images(FRAMES)],
         "steps/memo": TEXT,
@@ -89,6 +95,7 @@ def plant_mcap(folder: Path) -> Path:
         planted += [
             ("/odd_camera/image", step / 10, odd),
             ("/big_action", step / 10, mcap.numbers(*ACTION[step])),
+            (f"/{FIELD}", step / 10, mcap.numbers(*VALUES[step])),
         ]
     return mcap.bag(path, [*mcap.standard(FRAMES), *front, *planted])
 
@@ -99,6 +106,7 @@ def plant_lerobot(folder: Path) -> Path:
     def change(_number: int, columns: Any) -> None:
         columns["memo"] = ["note"] * FRAMES
         columns["big_action"] = [row.tolist() for row in ACTION]
+        columns[FIELD] = [row.tolist() for row in VALUES]
 
     lerobot_dataset(root, (FRAMES,), change=change)
     path = root / "meta/info.json"
@@ -106,6 +114,7 @@ def plant_lerobot(folder: Path) -> Path:
     info["features"] |= {
         "memo": {"dtype": "string", "shape": [1], "names": None},
         "big_action": {"dtype": "float32", "shape": [300], "names": None},
+        FIELD: {"dtype": "float32", "shape": [3], "names": None},
         "observation.odd_camera": {"dtype": "int16", "shape": [24, 32, 3], "names": None},
     }
     path.write_text(json.dumps(info))
@@ -115,7 +124,8 @@ def plant_lerobot(folder: Path) -> Path:
 def plant_folder(folder: Path) -> Path:
     source = folder / "set/episode_0"
     write_episode(source, FRAMES)
-    np.savez(source / "more.npz", odd_camera=CAMERA, big_action=ACTION)
+    arrays = {"odd_camera": CAMERA, "big_action": ACTION, FIELD: VALUES}
+    np.savez(source / "more.npz", **arrays)
     (source / "notes.csv").write_text("memo,value\n" + "a note,1\n" * FRAMES)
     return folder / "set"
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.builders.planted import PLANTED, PLANTS
+from tests.builders.planted import FIELD, PLANTED, PLANTS
 from vlatool.formats.check import CheckOptions
 from vlatool.inspection import verify_location
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
@@ -14,6 +14,12 @@ from vlatool.workflows.verify import InspectConfig, inspect
 
 def missing(paths: list[str]) -> list[str]:
     return [name for name in PLANTED if not any(name in path for path in paths)]
+
+
+def fields_of(output: Path) -> list[str]:
+    """Columns of an output; of a LeRobot set also those that a policy does not observe."""
+    facts = inspect(InspectConfig(location=str(output))).report.facts
+    return [*facts["fields"], *(part["path"] for part in facts.get("left_out", ()))]
 
 
 @pytest.mark.parametrize(
@@ -35,6 +41,10 @@ def test_a_planted_camera_text_and_action_are_named_by_preprocess(
     source_keys = section().model_copy(update=keys)
     result = preprocess(config(**fields, output=str(tmp_path / "out"), source=source_keys))
     assert missing([part["path"] for part in result.left_out]) == []
+    stored = [*result.left_out_fields, *(part["path"] for part in result.left_out)]
+    if sink in ("frames", "lbm", "lerobot"):
+        stored += fields_of(tmp_path / "out")
+    assert any(FIELD in name for name in stored)
     assert all(part["reason"] for part in result.left_out)
     assert any(warning.startswith("left_out.wanted") for warning in result.warnings)
 
