@@ -1,7 +1,8 @@
 """Weights to start a future_vla model from: Qwen3-VL and DINOv3, or tiny random ones."""
 
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -17,7 +18,7 @@ from vlatool.jobs.ownership import is_whole, plan_output, single_output, version
 from vlatool.jobs.record import OutputRecord
 from vlatool.models.future_vla.config import PatchOrder, Steps, check_grid
 from vlatool.models.pretrained import base_model
-from vlatool.results import Result, outcome
+from vlatool.results import UNLISTED, Result, outcome
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import location
 
@@ -62,14 +63,19 @@ class ComposeResult(Result):
     tensors: int
     bytes: int  # of the files of weights
     status: str = "written"  # or `already complete`, `planned`
-    next: str = ""  # command for SAMPLES of `vlatool build-dataset`
+    next: str = ""
+    preset: str = field(default="", metadata=UNLISTED)  # that trains such weights
 
     def lines(self) -> list[str]:
         content = (
             f"{self.parameters / 1e6:,.2f} M parameters in {self.tensors} tensors, "
             f"{size_text(self.bytes)}"
         )
-        return [outcome(self.output, self.status, content, f"would write {content}")]
+        train = f"to train: vlatool train --preset {self.preset} --init-from {self.output} --data"
+        return [
+            outcome(self.output, self.status, content, f"would write {content}"),
+            f"{train} and the folder that `vlatool build-dataset` wrote",
+        ]
 
 
 def compose(config: ComposeConfig, *, reporter: Reporter = NULL) -> ComposeResult:
@@ -110,8 +116,8 @@ def compose(config: ComposeConfig, *, reporter: Reporter = NULL) -> ComposeResul
         tensors=len(composition.shapes),
         bytes=composition.bytes,
         status=status,
-        next=f"vlatool train --preset {_TINY if config.tiny else _LIBERO} --init-from "
-        f"{config.output} --data SAMPLES --output runs/{target.name}",
+        next=shlex.join(["vlatool", "inspect", config.output]),
+        preset=_TINY if config.tiny else _LIBERO,
     )
 
 

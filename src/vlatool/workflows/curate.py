@@ -170,6 +170,7 @@ def curate(config: CurateConfig, *, reporter: Reporter = NULL) -> CurateResult:
     shared: dict[str, Any] = {each.name: getattr(done, each.name) for each in fields(JobResult)}
     if curation.episodes:
         shared["episodes"] = len(curation.episodes)
+    chosen = ["--episodes", f"@{config.output}", "--output", f"{config.output}-kept"]
     result = CurateResult(
         **shared,
         frames=done.frames,
@@ -178,8 +179,7 @@ def curate(config: CurateConfig, *, reporter: Reporter = NULL) -> CurateResult:
         left_out=gone,
         reasons=dict(reasons(curation)),
         absent=curation.absent,
-        next=f"vlatool preprocess {shlex.join(source)} --episodes @{config.output} "
-        f"--output {config.output}-kept",
+        next=shlex.join(["vlatool", "preprocess", *source, *chosen]),
     )
     if failure is not None:
         failure.result = result

@@ -1,5 +1,6 @@
 """Writes codes, samples and trained models in another layout, with the same values."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -230,7 +231,7 @@ class ExportResult(command.JobResult):
 
     @property
     def next_command(self) -> str:
-        return f"vlatool verify {self.output}"
+        return shlex.join(["vlatool", "verify", self.output])
 
 
 def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult | ModelExportResult:

@@ -3,6 +3,7 @@
 Legend of shapes: N chunks, H steps, D action dimensions.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -15,6 +16,7 @@ from vlatool.config.base import ConfigModel, check_required, option, required_fi
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
+from vlatool.formats.codes.layout import JSON_NAME, PACKED_NAME, is_codes
 from vlatool.formats.fast import layout as fast_layout
 from vlatool.formats.samples import profile
 from vlatool.formats.samples import profile as profiles
@@ -359,5 +361,9 @@ def _write(
 def _next(config: FitFastConfig, chunk_sources: Sequence[fast_layout.ChunkSource]) -> str:
     if chunk_sources[0].fields:  # shards: samples are built from windows only
         return ""
+    tree = location(config.sources[0])
+    if not (is_codes(tree / PACKED_NAME) or is_codes(tree / JSON_NAME)):
+        return ""  # the images are to be encoded before
     preset = " --preset future-vla-tiny-build" if config.vocab_size == _TINY_VOCABULARY else ""
-    return f"vlatool build-dataset {config.sources[0]}{preset} --fast {config.output}"
+    source = shlex.quote(config.sources[0])
+    return f"vlatool build-dataset {source}{preset} --fast {shlex.quote(config.output)}"

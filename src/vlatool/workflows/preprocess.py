@@ -1,6 +1,7 @@
 """Turns raw episodes of any format into training data of any sink."""
 
 import logging
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -401,7 +402,9 @@ class PreprocessJob:
             shown={
                 "output": config.output,
                 "next": self._next_step().format(
-                    output=config.output, name=output.name, preset=config.train_preset
+                    output=shlex.quote(config.output),
+                    name=shlex.quote(output.name),
+                    preset=config.train_preset,
                 ),
             },
         )

@@ -1,6 +1,7 @@
 """Copies recordings: whole files as they are, damaged files as far as they can be read."""
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -71,7 +72,7 @@ class RepairResult(command.OutputResult):
 
     @property
     def next_command(self) -> str:
-        return f"vlatool verify {self.output}"
+        return shlex.join(["vlatool", "verify", self.output])
 
 
 def repair(config: RepairConfig, *, reporter: Reporter = NULL) -> RepairResult:

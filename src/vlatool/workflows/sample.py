@@ -1,5 +1,6 @@
 """Records episodes of a simulated world in a raw layout."""
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -106,13 +107,15 @@ class SampleResult(JobResult):
     @property
     def next_command(self) -> str:
         if self.layout == "folder":
-            return f"vlatool inspect {self.output}"
-        command = f"vlatool preprocess {self.layout} {self.output}"
+            return shlex.join(["vlatool", "inspect", self.output])
+        words = ["vlatool", "preprocess", self.layout, self.output]
+        kind = "shards"
         if self.layout == "libero":
-            return f"{command} --preset future-vla-tiny-data --output {self.output}-windows"
-        if self.world == "metaworld":
-            return f"{command} --preset metaworld-windows --output {self.output}-shards"
-        return f"{command} --output {self.output}-shards"
+            words += ["--preset", "future-vla-tiny-data"]
+            kind = "windows"
+        elif self.world == "metaworld":
+            words += ["--preset", "metaworld-windows"]
+        return shlex.join([*words, "--output", f"{self.output}-{kind}"])
 
 
 def sample(config: SampleConfig, *, reporter: Reporter = NULL) -> SampleResult:

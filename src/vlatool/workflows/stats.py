@@ -5,6 +5,7 @@ Legend of shapes: N samples, T steps, C channels.
 """
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -104,9 +105,10 @@ def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> S
     if not config.overwrite and _is_complete(target, inputs, shards, config):
         status = "already complete"
     schema = _first_fields(folder, shards)
-    next_command = f"vlatool train --preset policy-tiny --data {config.data}"
+    following = ["vlatool", "train", "--preset", "policy-tiny", "--data", config.data]
     if config.output:
-        next_command += f" --data.dataset_statistics {config.output}"
+        following += ["--data.dataset_statistics", config.output]
+    following += ["--output", f"runs/{location(config.data).name}"]
     result = StatsComputeResult(
         data=config.data,
         output=str(target),
@@ -115,7 +117,7 @@ def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> S
         steps=schema.steps,
         fields=schema.widths,
         status=status,
-        next=f"{next_command} --output runs/{location(config.data).name}",
+        next=shlex.join(following),
     )
     if status == "written":
         total = _total(shards, schema, config.workers, reporter)

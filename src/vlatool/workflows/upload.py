@@ -267,7 +267,7 @@ class UploadResult(Result):
         if self.status == "already complete":
             return ""
         name = self.location.rpartition("/")[2]
-        return f"vlatool download {self.location} --output {shlex.quote(name)}"
+        return f"vlatool download {shlex.quote(self.location)} --output {shlex.quote(name)}"
 
 
 def upload(config: UploadConfig, *, reporter: Reporter = NULL) -> UploadResult:

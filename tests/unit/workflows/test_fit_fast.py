@@ -69,7 +69,7 @@ def test_one_or_two_lines_per_step_give_the_same_tokenizer(
 
 def test_chunks_are_decoded_within_the_reported_error(windows: Path, tmp_path: Path) -> None:
     result = fit(windows, tmp_path / "fast", profile="libero", gripper="normalised")
-    assert result.next == f"vlatool build-dataset {windows} --fast {tmp_path / 'fast'}"
+    assert not result.next  # the images have no codes
     tokenizer, profile = read_fast(tmp_path / "fast"), read_profile("libero", "normalised")
     chunk = smooth_actions(0, 40)[None, :STEPS]
 
