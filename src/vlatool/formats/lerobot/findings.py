@@ -101,7 +101,10 @@ LEROBOT = FindingCodes(
         "run `git lfs pull` in the data set, or download it again; --camera-names none reads it "
         "without images",
     ),
-    video_unreadable=error("A video cannot be opened.", _LEAVE_OUT),
+    video_unreadable=error(
+        "A video cannot be opened.",
+        f"{_LEAVE_OUT}; `untrunc` mends one without its index",
+    ),
     video_too_short=error("A video has fewer frames than rows.", _LEAVE_OUT),
     rows_cut=warning("A video has a few frames fewer than rows; the last rows are left out."),
     extra_frames=warning("A video has more frames than rows.", _BY_ROW),
