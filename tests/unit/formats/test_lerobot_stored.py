@@ -21,7 +21,6 @@ from vlatool.errors import DataError
 from vlatool.formats.lerobot.dataset import LeRobotConfig
 from vlatool.formats.lerobot.depth import code_millimeters
 from vlatool.formats.lerobot.reader import LeRobotReader
-from vlatool.formats.lerobot.units import degrees_of
 from vlatool.storage.uri import location
 
 FRONT, DEPTH = "observation.images.front", "observation.images.front_depth"
@@ -400,61 +399,6 @@ def test_other_gray_images_are_a_camera(name: str, kind: str, tmp_path: Path) ->
     [episode] = episodes(root)
     assert {*episode.cameras} == {FRONT, name}
     assert roles(episode)[name] == "camera"
-
-
-# Units
-
-
-def angles(rng: np.random.Generator, count: int) -> Array:
-    """Largest angles of seven joints in radians [E, 7], which differ from episode to episode."""
-    return rng.uniform(0.3, 2.5, 7) * np.exp(rng.normal(0, 0.3, (count, 7)))
-
-
-def test_episodes_in_degrees_are_told_from_those_in_radians() -> None:
-    largest = angles(np.random.default_rng(0), 9)
-    largest[[2, 5]] *= 180 / np.pi
-    assert degrees_of(largest, largest) == [2, 5]
-
-
-@pytest.mark.parametrize("factor", [1, 10, 100, 1000])
-def test_other_factors_are_no_units_of_angles(factor: float) -> None:
-    largest = angles(np.random.default_rng(1), 8)
-    largest[4:] *= factor
-    assert degrees_of(largest, largest) == []
-
-
-def test_a_gripper_that_opens_in_some_episodes_is_no_change_of_units() -> None:
-    largest = angles(np.random.default_rng(2), 8)
-    largest[:4, 6] = 1.0
-    largest[4:, 6] = 57.3
-    assert degrees_of(largest, largest) == []
-
-
-def test_values_that_are_larger_and_move_no_more_are_no_change_of_units() -> None:
-    largest = angles(np.random.default_rng(4), 8)
-    ranges = largest.copy()
-    largest[4:] *= 180 / np.pi
-    assert degrees_of(largest, ranges) == []
-
-
-def test_dimensions_that_rest_do_not_count() -> None:
-    largest = angles(np.random.default_rng(3), 8)
-    ranges = largest.copy()
-    ranges[:, 4:] = 0
-    assert degrees_of(largest, ranges) == []
-    scale = np.where(np.arange(8) < 6, 1, 180 / np.pi)[:, None]
-    assert degrees_of(largest * scale, ranges * scale) == [6, 7]
-
-
-def test_a_set_of_degrees_and_radians_is_reported_once_for_each_column(tmp_path: Path) -> None:
-    def change(episode: int, columns: Columns) -> None:
-        swing = np.sin(np.arange(8)[:, None] / 2 + np.arange(3))
-        columns["observation.state"] = (swing * (180 / np.pi if episode == 1 else 1)).tolist()
-
-    root = shared(tmp_path, [8, 8, 8], change=change)
-    [(code, message)] = source_findings(root)
-    assert code == "lerobot.mixed_units"
-    assert "observation.state of 1 episode of 3 (1)" in message
 
 
 # The list of episodes

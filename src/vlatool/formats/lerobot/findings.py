@@ -132,10 +132,6 @@ LEROBOT = FindingCodes(
         "A file belongs to an episode that is not in the list of episodes.",
         "download meta/ again, or leave the episode out with `preprocess --exclude`",
     ),
-    mixed_units=warning(
-        "Some episodes are in degrees and others in radians: their values differ 57.3 times.",
-        "convert one part, or preprocess the parts separately with --episodes",
-    ),
     camera_without_files=warning("A camera has no images in any episode."),
     tasks_unreadable=warning(
         "The list of tasks cannot be read; the sentences of the list of episodes are used.", _AGAIN
