@@ -67,7 +67,7 @@ def shared(root: Path, lengths: Sequence[int] = (6, 4, 5, 7), **options: Any) ->
     return lerobot_dataset(root / "set", lengths, version="v3.0", **{"cameras": {}, **options})
 
 
-@pytest.mark.parametrize("said", [[0, 0, 0, 1], [1, 1, 1, 1], [0, 0, 9, 9]])
+@pytest.mark.parametrize("said", [[0, 0, 0, 1], [1, 1, 1, 1], [0, 0, 2, 2]])
 def test_rows_are_found_in_files_before_and_after_the_listed_one(
     said: list[int], tmp_path: Path
 ) -> None:
@@ -80,6 +80,14 @@ def test_rows_are_found_in_files_before_and_after_the_listed_one(
     elsewhere = [index for index, file in enumerate(said) if file != index // 2]
     found = [index for index, each in enumerate(read) if "lerobot.rows_elsewhere" in codes_of(each)]
     assert found == elsewhere
+
+
+def test_rows_two_files_away_are_an_error(tmp_path: Path) -> None:
+    root = shared(tmp_path, (6, 4, 5, 7, 4, 4))
+    edit_list(root, "data/file_index", 5, 0)
+    with pytest.raises(DataError, match="no rows of episode 5") as caught:
+        episodes(root)
+    assert caught.value.details["finding"] == "episode_index"
 
 
 def test_rows_in_no_file_are_an_error_that_asks_for_no_download(tmp_path: Path) -> None:
