@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from vlatool.episode import Array
 from vlatool.errors import DataError
@@ -47,7 +46,6 @@ from vlatool.report.facts import (
     Text,
     Tiles,
     Titled,
-    branch,
     card,
     evenly_spaced,
     listed,
@@ -57,17 +55,12 @@ from vlatool.report.facts import (
 from vlatool.report.poses import (
     CameraModel,
     EndEffectorTrack,
-    crop_drawing,
     draw_poses,
     pose_legend,
 )
 from vlatool.report.text import pixels_text
 from vlatool.storage.tree import size_text
-from vlatool.transforms.geometry import make_geometry
 
-# Largest recorded side that is drawn, in pixels; smallest share that a crop leaves out.
-_MAX_SIDE = 8192
-_LEAST_SHARE = 0.01
 # Most images of a camera that leave room for the next camera beside them.
 _BESIDE = 2
 
@@ -105,45 +98,6 @@ def sample_card(tar: OpenShard, position: int, options: Mapping[str, Any]) -> Se
         return Section(f"{name}, sample {position}", [Text(text, "note")], is_under=True)
     key = tar.keys[position]
     return card(key, lambda: _section(tar, key, options))
-
-
-def crop_figures(tar: OpenShard, options: Mapping[str, Any]) -> list[Figure]:
-    """Images of the first sample in the area that was recorded; empty if no crop left a part out;
-    `options`: preprocessing_config.yaml; empty if unknown.
-    """
-    if str(options.get("image_resizing_method")).lower() != "center_crop" or not tar.keys:
-        return []
-    figures: list[Figure] = []
-    with tar.reading(tar.keys[0]) as sample:
-        recorded = branch(sample.metadata(), "original_image_sizes")
-        for name, at in sample.image_suffixes():
-            view = stored_view(sample, (name, at), {}, 0)
-            figure = _crop_figure(name, view.image, recorded.get(name))
-            if figure is not None:
-                figures.append(figure)
-    return figures
-
-
-def _crop_figure(camera: str, image: Image.Image | None, recorded: object) -> Figure | None:
-    """A stored image in the area that was recorded; None if it is all of that area."""
-    if image is None or not isinstance(recorded, list) or len(recorded) != 2:
-        return None
-    width, height = recorded
-    if not isinstance(width, int) or not isinstance(height, int):
-        return None
-    if not (0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE):
-        return None
-    geometry = make_geometry((height, width), (int(image.height), int(image.width)), "center_crop")
-    left, top, right, bottom = geometry.source_box
-    share = 1 - (right - left) * (bottom - top) / (width * height)
-    if share < _LEAST_SHARE:
-        return None
-    area = Image.new("RGB", (width, height), "gray")
-    size = (max(1, round(right - left)), max(1, round(bottom - top)))
-    area.paste(image.resize(size), (round(left), round(top)))
-    caption = f"{camera}: {share:.0%} of {width} x {height} left out"
-    drawing = crop_drawing(area.size, geometry.source_box)
-    return Figure(area, caption, f"crop of {camera}", drawing)
 
 
 def frame_rate(metadata: Mapping[str, Any], options: Mapping[str, Any]) -> float | None:
