@@ -79,7 +79,7 @@ class EpisodeCards:
                     continue
                 tiles.append(report_episodes.episode_tile(view, number, anchor))
                 if ref.id in in_full:
-                    cards.append(report_episodes.episode_section(view, anchor=anchor))
+                    cards.append(report_episodes.episode_section(view, anchor))
                 else:
                     hint = f"--episodes {number} shows this episode in full"
                     briefs.append(report_episodes.brief_episode(view, anchor, hint))
@@ -129,7 +129,6 @@ def _episode_view(episode: Episode, *, is_brief: bool) -> EpisodeView:
         language=episode.language,
         spans=episode.language_spans,
         problems=[finding.message for finding in episode.findings],
-        is_brief=is_brief,
     )
 
 

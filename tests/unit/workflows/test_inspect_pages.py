@@ -313,14 +313,6 @@ def test_a_data_folder_shows_samples_of_several_shards_with_poses(
     assert "percentile" not in page.text
 
 
-def test_an_episode_tar_is_shown_in_order(data: Path, tmp_path: Path) -> None:
-    tar = sorted(data.glob("episodes/*.tar"))[0]
-    page = page_of(tar, tmp_path, html_samples=0)
-    assert page.images_of("scene_right_0") == 8
-    frames = [image["alt"].partition("frame ")[2] for image in page.images[:8]]
-    assert [int(frame) for frame in frames] == sorted(map(int, frames))
-
-
 def test_padded_steps_are_shaded(tmp_path: Path) -> None:
     page = page_of(write_tar(tmp_path / "shard.tar", {"a": sample_members()}), tmp_path)
     # Actions and state: the last of the steps -1 to 2 is padded.
