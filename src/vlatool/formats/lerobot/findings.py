@@ -110,10 +110,6 @@ LEROBOT = FindingCodes(
     extra_frames=warning("A video has more frames than rows.", _BY_ROW),
     video_fps=warning("A video has another frame rate than the data.", _BY_ROW),
     picture_size=warning("Images have another size than meta/info.json says."),
-    stats_contradict=warning(
-        "The published statistics do not fit the rows.",
-        "nothing: vlatool computes its own from the rows",
-    ),
     totals_mismatch=warning("A total in meta/info.json is wrong.", _META),
     chunks=info("total_chunks or chunks_size do not match the files.", _META),
     splits=info(
