@@ -58,7 +58,7 @@ from vlatool.world.registration import ENVIRONMENT
 Result = Mapping[str, Any]
 _CHUNK = 1024  # bytes of a download
 _TASK = "PutKiwiOnSaucer"
-_DAMAGED_VIDEO = "videos/chunk-000/observation.images.front/episode_000001.mp4"
+_DAMAGED_TABLE = "data/chunk-000/episode_000001.parquet"
 _RECORDINGS: tuple[Any, ...] = (
     "hdf5",
     "zarr",
@@ -115,8 +115,8 @@ def make_inputs(folder: Path) -> None:
     for index in range(3):
         (repository / f"{index}.bin").write_bytes(bytes([index]) * (1 + index * _CHUNK))
     _write_raw_task(folder / "hub/lab/raw")
-    video = lerobot_dataset(folder / "damaged", (6, 4)) / _DAMAGED_VIDEO
-    video.write_bytes(video.read_bytes().partition(b"moov")[0])
+    table = lerobot_dataset(folder / "damaged", (6, 4)) / _DAMAGED_TABLE
+    table.write_bytes(table.read_bytes()[:-8])
 
 
 def _write_raw_task(folder: Path) -> None:

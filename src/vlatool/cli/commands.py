@@ -302,9 +302,9 @@ _COMMANDS: dict[str, Command] = {
         "Recover recordings that were cut off or damaged.",
         "vlatool.workflows.repair:repair(RepairConfig)",
         {"source": "SOURCE"},
-        ("recordings --output healthy", "data/demos.hdf5 --output healthy --dry-run"),
-        details="Saves what is whole in Parquet without a footer, HDF5 that was not closed, "
-        "MCAP without a summary and mp4 that is cut off.",
+        ("lerobot-set --output healthy", "lerobot-set --output healthy --dry-run"),
+        details="Saves what is whole in Parquet without a footer. For mp4, MCAP, HDF5 and ROS 1 "
+        "bags that were cut off, names the tool that helps.",
         options=("output", "workers", "on_error", "overwrite", "dry_run"),
     ),
     "compare": Command(

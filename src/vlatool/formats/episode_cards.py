@@ -18,21 +18,16 @@ from vlatool.formats.media.video import browser_clip
 from vlatool.report import episodes as report_episodes
 from vlatool.report.episodes import EpisodeView, FrameView
 from vlatool.report.facts import (
-    Figure,
-    Figures,
     Gallery,
     PageRequest,
     Part,
     Section,
     Text,
     Tile,
-    Titled,
     Video,
     evenly_spaced,
     under_heading,
 )
-from vlatool.report.poses import crop_drawing
-from vlatool.transforms.geometry import make_geometry
 from vlatool.transforms.relative import actual_field
 
 # Name of the section of broken episodes in links.
@@ -55,7 +50,6 @@ class EpisodeCards:
         self._broken = broken
         self._request = request
         self._numbers = {ref.id: number for number, ref in known.items()}
-        self._first: EpisodeView | None = None
 
     def sections(self, refs: Sequence[EpisodeRef], full: int, reporter: Reporter) -> list[Section]:
         """Links to all episodes, `full` of them, and the others collapsed."""
@@ -85,7 +79,7 @@ class EpisodeCards:
                     continue
                 tiles.append(report_episodes.episode_tile(view, number, anchor))
                 if ref.id in in_full:
-                    cards.append(report_episodes.episode_section(view, anchor=anchor))
+                    cards.append(report_episodes.episode_section(view, anchor))
                 else:
                     hint = f"--episodes {number} shows this episode in full"
                     briefs.append(report_episodes.brief_episode(view, anchor, hint))
@@ -100,35 +94,13 @@ class EpisodeCards:
             Section("Other episodes", [Text("click to open", "quiet"), *briefs] if briefs else []),
         ]
 
-    def crops(self) -> list[Part]:
-        """Images of the cameras of an episode, with what a center crop to a square leaves out."""
-        cameras = self._first.cameras if self._first else {}
-        figures: list[Figure] = []
-        for camera, views in cameras.items():
-            image = views[0].image if views else None
-            if image is not None and image.width != image.height:
-                figures.append(_cropped(camera, views[0], image.size))
-        text = "Dark: left out by a center crop to a square (image_resizing_method: center_crop)"
-        return [Titled(text, [Figures(figures)])]
-
     def _view(self, ref: EpisodeRef, *, is_brief: bool) -> EpisodeView:
         """View of an episode; DataError if it cannot be read."""
         episode = self._reader.read(ref)
         view = _episode_view(episode, is_brief=is_brief)
         if not is_brief:
             view = _with_videos(view, episode, self._numbers[ref.id], self._request)
-        if self._first is None or (self._first.is_brief and not is_brief):
-            self._first = view
         return view
-
-
-def _cropped(camera: str, view: FrameView, size: tuple[int, int]) -> Figure:
-    width, height = size
-    side = min(width, height)
-    geometry = make_geometry((height, width), (side, side), "center_crop")
-    drawing = crop_drawing(size, geometry.source_box)
-    share = 1 - side / max(width, height)
-    return view.figure(f"{camera}: {share:.0%} left out", f"crop of {camera}", drawing)
 
 
 def _episode_view(episode: Episode, *, is_brief: bool) -> EpisodeView:
@@ -157,7 +129,6 @@ def _episode_view(episode: Episode, *, is_brief: bool) -> EpisodeView:
         language=episode.language,
         spans=episode.language_spans,
         problems=[finding.message for finding in episode.findings],
-        is_brief=is_brief,
     )
 
 

@@ -257,10 +257,10 @@ def _page(
     cards = EpisodeCards(source.reader, numbered(source.refs), broken, request)
     sections = cards.sections(refs, request.episodes, reporter)
     conventions = [section(measured)] if measured else []
-    return [*_overview(facts, cards.crops()), *conventions, *sections]
+    return [*_overview(facts), *conventions, *sections]
 
 
-def _overview(facts: SourceFacts, crops: list[Part]) -> list[Section]:
+def _overview(facts: SourceFacts) -> list[Section]:
     info = {
         "format": facts.format,
         "episodes": f"{facts.episodes:,}",
@@ -288,7 +288,7 @@ def _overview(facts: SourceFacts, crops: list[Part]) -> list[Section]:
         Section("Overview", [Tiles(info)]),
         Section("Problems", problems, anchor=PROBLEMS),
         Section("Tasks", tasks),
-        Section("Cameras", [Table(_CAMERA_HEADER, facts.views("none")), *crops]),
+        Section("Cameras", [Table(_CAMERA_HEADER, facts.views("none"))]),
         Section("Fields", _field_parts(facts)),
     ]
 

@@ -1,6 +1,6 @@
 """Shows an episode on a page: strips of images, videos, texts and charts over time.
 
-Legend of shapes: S positions in time (frames of an episode, anchors).
+Legend of shapes: S positions in time (frames of an episode).
 """
 
 from collections.abc import Mapping, Sequence
@@ -98,7 +98,6 @@ class EpisodeView:
     problems: Sequence[str] = ()  # messages about contents that cannot be shown
     videos: Sequence[Video] = ()  # a video per camera
     video_fps: float = 1.0  # frames per second of the videos
-    is_brief: bool = False  # True if it has the first camera only
 
     @property
     def seconds(self) -> Array:
@@ -106,7 +105,7 @@ class EpisodeView:
         return self.frames / self.fps
 
 
-def shown_positions(count: int, *, is_brief: bool = False) -> list[int]:
+def shown_positions(count: int, *, is_brief: bool) -> list[int]:
     """Positions in the strip: the first, the last, and evenly spaced ones between."""
     return spread(count, _BRIEF_FRAMES if is_brief else _STRIP_FRAMES)
 
@@ -134,7 +133,7 @@ def brief_episode(view: EpisodeView, anchor: str, hint: str) -> Fold:
     return Fold(view.name, parts, anchor)
 
 
-def episode_section(view: EpisodeView, *, is_under: bool = True, anchor: str = "") -> Section:
+def episode_section(view: EpisodeView, anchor: str) -> Section:
     """An episode: strips of its cameras and charts over time."""
     axis = _time_axis(view)
     strips = [_strip(view, name, images, _LARGE) for name, images in view.cameras.items()]
@@ -154,7 +153,7 @@ def episode_section(view: EpisodeView, *, is_under: bool = True, anchor: str = "
         Titled("Recording", [Text(legend, "quiet"), *strips]),
         Timeline(timeline, axis.low, view.video_fps / view.fps),
     ]
-    return Section(view.name, parts, is_under=is_under, anchor=anchor)
+    return Section(view.name, parts, is_under=True, anchor=anchor)
 
 
 def _time_axis(view: EpisodeView) -> Axis:

@@ -1,4 +1,4 @@
-"""Draws end effectors and crops over an image, as SVG elements in its pixels.
+"""Draws end effectors over an image, as SVG elements in its pixels.
 
 Legend of shapes: S positions in time (frames of an episode, steps of a window).
 """
@@ -154,15 +154,3 @@ def _pose(
         f'stroke="{{}}" stroke-width="{{:.2f}}"/>'
     )
     return axes + ring.format("#000", 3.2 * unit) + ring.format(color, 1.9 * unit)
-
-
-def crop_drawing(size: tuple[int, int], inner: tuple[float, float, float, float]) -> str:
-    """SVG that darkens what a crop leaves out of an image of `size` (width, height) px."""
-    (width, height), (left, top, right, bottom) = size, inner
-    outside = f"M0 0H{width}V{height}H0Z"
-    inside = f"M{left:.1f} {top:.1f}H{right:.1f}V{bottom:.1f}H{left:.1f}Z"
-    return (
-        f'<path fill="#000" fill-opacity=".55" fill-rule="evenodd" d="{outside}{inside}"/>'
-        f'<path fill="none" stroke="#ffd34d" stroke-width="{width / 120:.1f}" '
-        f'stroke-dasharray="{width / 40:.1f}" d="{inside}"/>'
-    )

@@ -132,20 +132,6 @@ class ImageGeometry:
     def _scale(self) -> tuple[float, float]:
         return self.scaled[0] / self.original[0], self.scaled[1] / self.original[1]
 
-    @property
-    def source_box(self) -> tuple[float, float, float, float]:
-        """Part of the rotated source that is in the result: left, top, right, bottom in pixels."""
-        scale_y, scale_x = self._scale
-        top, left = self.offset
-        height, width = self.original
-        rows, columns = self.target
-        return (
-            max(left / scale_x, 0.0),
-            max(top / scale_y, 0.0),
-            min((left + columns) / scale_x, float(width)),
-            min((top + rows) / scale_y, float(height)),
-        )
-
     def rotated_intrinsics(self, matrix: Array) -> Array:
         """Pinhole matrices [..., 3, 3] of the rotated image, before any resize."""
         height, width = self.original if self.turns % 2 == 0 else self.original[::-1]

@@ -1,10 +1,9 @@
-"""Copies recordings: whole files as they are, damaged files as far as they can be read."""
+"""Copies recordings: whole files as they are, damaged parquet files as far as they can be read."""
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,7 +11,6 @@ from vlatool.config.base import check_required, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.formats.base import links_out_error
-from vlatool.formats.media.repair import NothingWhole, Salvaged
 from vlatool.formats.samples.layout import is_inside
 from vlatool.jobs import command
 from vlatool.jobs.files import FOLDER, FileEntry, file_entry
@@ -25,15 +23,6 @@ from vlatool.storage.atomic import atomic_path, copy_file
 from vlatool.storage.tree import files_below, first_link_out, real_folders, size_text
 from vlatool.storage.uri import is_remote, location
 
-# Modules with `is_whole` and `salvage`, by suffix.
-_CONTAINERS = {
-    ".parquet": "lerobot.repair",
-    ".mp4": "media.repair_mp4",
-    ".hdf5": "hdf5.repair",
-    ".h5": "hdf5.repair",
-    ".hdf": "hdf5.repair",
-    ".mcap": "mcap.repair",
-}
 _COMPARED = 8  # whole files of the same kind that a damaged one is compared with
 
 
@@ -76,7 +65,7 @@ class RepairResult(command.OutputResult):
 
 
 def repair(config: RepairConfig, *, reporter: Reporter = NULL) -> RepairResult:
-    """Copies recordings, and saves what is whole in damaged parquet, MCAP and mp4 files.
+    """Copies recordings, and saves what is whole in damaged parquet files.
 
     The source is never changed. An interrupted run is resumed by the same call.
 
@@ -185,19 +174,78 @@ def _state(file: _File) -> InputState:
     return input_state([file.path])
 
 
-def _container(file: _File) -> Any:
-    """Module of the kind of a damaged file; None if the file is whole or of another kind."""
-    name = _CONTAINERS.get(file.path.suffix.lower())
-    module = import_module(f"vlatool.formats.{name}") if name else None
-    return None if module is None or module.is_whole(file.path) else module
+def _is_parquet_whole(path: Path) -> bool:
+    from vlatool.formats.lerobot.repair import is_whole
+
+    return is_whole(path)
+
+
+def _is_mp4_whole(path: Path) -> bool:
+    import av.error
+
+    from vlatool.formats.media.frames import open_video
+
+    container, stream = open_video(path)
+    with container:
+        try:
+            is_corrupt = [packet.is_corrupt for packet in container.demux(stream) if packet.size]
+        except av.error.FFmpegError:
+            return False
+        return 0 < len(is_corrupt) >= stream.frames and not any(is_corrupt)
+
+
+def _is_hdf5_whole(path: Path) -> bool:
+    from vlatool.formats.hdf5.check import opened, readable
+
+    with opened(path) as file, readable(path):
+        file.visititems(lambda _name, item: dict(item.attrs) and None)
+    return True
+
+
+def _is_bag_whole(path: Path) -> bool:
+    from vlatool.formats.mcap.bag import bag_at
+
+    return not any(file.findings for file in bag_at(path).files)
+
+
+class _Kind(NamedTuple):
+    is_whole: Callable[[Path], bool]
+    tool: str = ""  # that helps, where repair saves nothing
+
+
+_PARQUET = _Kind(_is_parquet_whole)
+_HDF5 = _Kind(
+    _is_hdf5_whole, "`h5clear -s --increment FILE`, then `h5repack FILE NEW`, saves what is whole"
+)
+_KINDS = {
+    ".parquet": _PARQUET,
+    ".mp4": _Kind(
+        _is_mp4_whole,
+        "`untrunc WHOLE FILE` takes the index from a whole video of the same recorder",
+    ),
+    ".hdf5": _HDF5,
+    ".h5": _HDF5,
+    ".hdf": _HDF5,
+    ".mcap": _Kind(_is_bag_whole, "`mcap recover FILE -o NEW` saves what is whole"),
+    ".bag": _Kind(_is_bag_whole, "`rosbag reindex FILE` writes the index anew"),
+}
+
+
+def _damage(file: _File) -> _Kind | None:
+    """Kind of a damaged file; None if the file is whole or of another kind."""
+    kind = _KINDS.get(file.path.suffix.lower())
+    try:
+        return None if kind is None or kind.is_whole(file.path) else kind
+    except DataError:
+        return kind
 
 
 def _check(file: _File) -> Receipt:
-    return Receipt(file.name, counts=_counts(file, is_damaged=_container(file) is not None))
+    return Receipt(file.name, counts=_counts(file, is_damaged=_damage(file) is not None))
 
 
 def _counts(file: _File, *, is_damaged: bool) -> dict[str, int]:
-    is_known = file.path.suffix.lower() in _CONTAINERS
+    is_known = file.path.suffix.lower() in _KINDS
     return {"damaged": int(is_damaged), "not_checked": int(not is_known)}
 
 
@@ -208,17 +256,24 @@ class _Repair:
     output: Path
 
     def __call__(self, file: _File) -> Receipt:
-        module = _container(file)
         target = self.output / file.name
-        if module is None:
+        kind = _damage(file)
+        if kind is None:
             copy_file(file.path, target)
             entry = file_entry(self.output, file.name)
             return Receipt(file.name, counts=_counts(file, is_damaged=False), files=(entry,))
-        whole = filter(module.is_whole, file.others)
+        if kind is not _PARQUET:
+            # In the message, as the list of failed files has no hints.
+            reason = f"is damaged, and repair saves parquet files only: {kind.tool}"
+            hint = "repair a copy with the tool, copy the file again, or leave it out"
+            raise DataError.at(file.path, reason, hint=hint, code="data.broken")
+        from vlatool.formats.lerobot import repair as parquet
+
+        whole = filter(_is_parquet_whole, file.others)
         try:
             with atomic_path(target) as partial:
-                salvaged: Salvaged = module.salvage(file.path, partial, whole)
-        except NothingWhole as error:
+                salvaged = parquet.salvage(file.path, partial, whole)
+        except parquet.NothingWhole as error:
             raise DataError.at(
                 file.path,
                 f"is damaged, and nothing in it can be saved: {error}",

@@ -212,26 +212,6 @@ def test_index_is_continuous_over_the_data_set_and_a_pointer_for_its_tasks_repor
     assert "lerobot.tasks_unreadable" in [finding.code for finding in episode_findings(root)]
 
 
-def gripper(**changes: Any) -> dict[str, Any]:
-    """Correct statistics of the column observation.gripper of two episodes of 6 and 4 rows."""
-    rows = np.array([*range(6), *range(4)]) / 10
-    entry = {"min": [0.0], "max": [0.5], "mean": [rows.mean()], "std": [rows.std()], "count": [10]}
-    return {"observation.gripper": {**entry, **changes}}
-
-
-@pytest.mark.parametrize(
-    ("changes", "contradicts"),
-    [({}, False), ({"max": [0.4]}, True), ({"mean": [0.0]}, True), ({"count": [11]}, True)],
-)
-def test_statistics_of_the_set_are_compared_with_the_rows(
-    changes: dict[str, Any], contradicts: bool, tmp_path: Path
-) -> None:
-    root = lerobot_dataset(tmp_path / "pick", version="v2.0")
-    (root / "meta/stats.json").write_text(json.dumps(gripper(**changes)))
-    codes = [finding.code for finding in source_findings(root)]
-    assert codes == (["lerobot.stats_contradict"] if contradicts else [])
-
-
 def test_a_defect_of_a_column_that_nothing_uses_is_a_warning(tmp_path: Path) -> None:
     def change(number: int, columns: Columns) -> None:
         columns["next.reward"] = [np.nan if number else 0.0] * len(columns["index"])
@@ -261,15 +241,6 @@ def test_a_data_set_without_statistics_is_reported(version: str, tmp_path: Path)
     root = lerobot_dataset(tmp_path / "pick", version=version)
     (root / "meta/stats.json").unlink()
     assert [finding.code for finding in source_findings(root)] == ["lerobot.no_statistics"]
-
-
-def test_statistics_of_an_episode_are_compared_with_its_rows(tmp_path: Path) -> None:
-    root = lerobot_dataset(tmp_path / "pick")
-    line = {"episode_index": 1, "stats": gripper(count=[4])}
-    write_lines(root / "meta/episodes_stats.jsonl", [line])
-    findings = episode_findings(root)
-    assert {finding.code for finding in findings} == {"lerobot.stats_contradict"}
-    assert {finding.place["field"] for finding in findings} == {"observation.gripper"}
 
 
 def test_dimensions_that_never_change_and_equal_episodes_are_reported(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from vlatool.errors import DataError
 from vlatool.formats.lerobot.dataset import LeRobotConfig
 from vlatool.formats.lerobot.depth import code_millimeters
 from vlatool.formats.lerobot.reader import LeRobotReader
-from vlatool.formats.lerobot.units import degrees_of
 from vlatool.storage.uri import location
 
 FRONT, DEPTH = "observation.images.front", "observation.images.front_depth"
@@ -68,7 +67,7 @@ def shared(root: Path, lengths: Sequence[int] = (6, 4, 5, 7), **options: Any) ->
     return lerobot_dataset(root / "set", lengths, version="v3.0", **{"cameras": {}, **options})
 
 
-@pytest.mark.parametrize("said", [[0, 0, 0, 1], [1, 1, 1, 1], [0, 0, 9, 9]])
+@pytest.mark.parametrize("said", [[0, 0, 0, 1], [1, 1, 1, 1], [0, 0, 2, 2]])
 def test_rows_are_found_in_files_before_and_after_the_listed_one(
     said: list[int], tmp_path: Path
 ) -> None:
@@ -81,6 +80,14 @@ def test_rows_are_found_in_files_before_and_after_the_listed_one(
     elsewhere = [index for index, file in enumerate(said) if file != index // 2]
     found = [index for index, each in enumerate(read) if "lerobot.rows_elsewhere" in codes_of(each)]
     assert found == elsewhere
+
+
+def test_rows_two_files_away_are_an_error(tmp_path: Path) -> None:
+    root = shared(tmp_path, (6, 4, 5, 7, 4, 4))
+    edit_list(root, "data/file_index", 5, 0)
+    with pytest.raises(DataError, match="no rows of episode 5") as caught:
+        episodes(root)
+    assert caught.value.details["finding"] == "episode_index"
 
 
 def test_rows_in_no_file_are_an_error_that_asks_for_no_download(tmp_path: Path) -> None:
@@ -400,61 +407,6 @@ def test_other_gray_images_are_a_camera(name: str, kind: str, tmp_path: Path) ->
     [episode] = episodes(root)
     assert {*episode.cameras} == {FRONT, name}
     assert roles(episode)[name] == "camera"
-
-
-# Units
-
-
-def angles(rng: np.random.Generator, count: int) -> Array:
-    """Largest angles of seven joints in radians [E, 7], which differ from episode to episode."""
-    return rng.uniform(0.3, 2.5, 7) * np.exp(rng.normal(0, 0.3, (count, 7)))
-
-
-def test_episodes_in_degrees_are_told_from_those_in_radians() -> None:
-    largest = angles(np.random.default_rng(0), 9)
-    largest[[2, 5]] *= 180 / np.pi
-    assert degrees_of(largest, largest) == [2, 5]
-
-
-@pytest.mark.parametrize("factor", [1, 10, 100, 1000])
-def test_other_factors_are_no_units_of_angles(factor: float) -> None:
-    largest = angles(np.random.default_rng(1), 8)
-    largest[4:] *= factor
-    assert degrees_of(largest, largest) == []
-
-
-def test_a_gripper_that_opens_in_some_episodes_is_no_change_of_units() -> None:
-    largest = angles(np.random.default_rng(2), 8)
-    largest[:4, 6] = 1.0
-    largest[4:, 6] = 57.3
-    assert degrees_of(largest, largest) == []
-
-
-def test_values_that_are_larger_and_move_no_more_are_no_change_of_units() -> None:
-    largest = angles(np.random.default_rng(4), 8)
-    ranges = largest.copy()
-    largest[4:] *= 180 / np.pi
-    assert degrees_of(largest, ranges) == []
-
-
-def test_dimensions_that_rest_do_not_count() -> None:
-    largest = angles(np.random.default_rng(3), 8)
-    ranges = largest.copy()
-    ranges[:, 4:] = 0
-    assert degrees_of(largest, ranges) == []
-    scale = np.where(np.arange(8) < 6, 1, 180 / np.pi)[:, None]
-    assert degrees_of(largest * scale, ranges * scale) == [6, 7]
-
-
-def test_a_set_of_degrees_and_radians_is_reported_once_for_each_column(tmp_path: Path) -> None:
-    def change(episode: int, columns: Columns) -> None:
-        swing = np.sin(np.arange(8)[:, None] / 2 + np.arange(3))
-        columns["observation.state"] = (swing * (180 / np.pi if episode == 1 else 1)).tolist()
-
-    root = shared(tmp_path, [8, 8, 8], change=change)
-    [(code, message)] = source_findings(root)
-    assert code == "lerobot.mixed_units"
-    assert "observation.state of 1 episode of 3 (1)" in message
 
 
 # The list of episodes

@@ -219,8 +219,3 @@ def test_values_are_never_interpolated(method: ResizeMethod, turns: int) -> None
 
     assert resized.shape == (33, 27)
     assert set(np.unique(resized)) <= {0, *np.unique(values).tolist()}
-
-
-def test_the_source_box_of_a_center_crop_is_the_part_that_is_in_the_result() -> None:
-    assert make_geometry((30, 40), (12, 12), "center_crop").source_box == (5.0, 0.0, 35.0, 30.0)
-    assert make_geometry((30, 40), (60, 60), "resize_fit").source_box == (0.0, 0.0, 40.0, 30.0)

@@ -273,17 +273,6 @@ def test_videos_need_raw_episodes_and_a_page(lerobot: Path, data: Path, tmp_path
             inspect(config)
 
 
-def test_what_a_crop_leaves_out_is_darkened(tmp_path: Path) -> None:
-    wide = spartan_task(tmp_path / "wide", 1, 2, size=(30, 40))
-    page = page_of(wide, tmp_path)
-    assert "scene_right_0: 25% left out" in page.text
-    path = (tmp_path / "page.html").read_text().split('fill-rule="evenodd" d="')[1]
-    assert path.startswith("M0 0H40V30H0ZM5.0 0.0H35.0V30.0H5.0Z")
-    data = preprocessed("spartan", wide, tmp_path / "out", resize_images_size=12)
-    page = page_of(data, tmp_path, html_samples=0)
-    assert "scene_right_0: 25% of 40 x 30 left out" in page.text
-
-
 def test_a_single_episode_folder_is_a_source_whose_images_are_small(
     spartan: Path, tmp_path: Path
 ) -> None:
@@ -322,14 +311,6 @@ def test_a_data_folder_shows_samples_of_several_shards_with_poses(
     page = page_of(data, tmp_path, html_samples=0)  # statistics
     assert page.images == []
     assert "percentile" not in page.text
-
-
-def test_an_episode_tar_is_shown_in_order(data: Path, tmp_path: Path) -> None:
-    tar = sorted(data.glob("episodes/*.tar"))[0]
-    page = page_of(tar, tmp_path, html_samples=0)
-    assert page.images_of("scene_right_0") == 8
-    frames = [image["alt"].partition("frame ")[2] for image in page.images[:8]]
-    assert [int(frame) for frame in frames] == sorted(map(int, frames))
 
 
 def test_padded_steps_are_shaded(tmp_path: Path) -> None:

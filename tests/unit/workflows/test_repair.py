@@ -1,11 +1,14 @@
 """`vlatool repair`: a healthy copy beside recordings that are damaged."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pyarrow.parquet as pq
 import pytest
 
+from tests.builders import mcap
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.preprocessing import contents
 from vlatool.errors import DataError, PartialFailure, UsageError
@@ -26,30 +29,70 @@ def repaired(source: Path, /, **options: Any) -> RepairResult:
     return repair(RepairConfig(**(keys | options)))
 
 
-def cut(path: Path, marker: bytes) -> None:
-    """Cuts a file before the last occurrence of a marker."""
+def without_footer(path: Path) -> None:
     data = path.read_bytes()
-    path.write_bytes(data[: data.rindex(marker)])
+    path.write_bytes(data[: -8 - int.from_bytes(data[-8:-4], "little")])
 
 
-def test_whole_files_are_copied_and_damaged_ones_are_saved_with_the_help_of_their_neighbors(
+def test_whole_files_are_copied_and_a_table_is_saved_with_the_help_of_its_neighbors(
     source: Path,
 ) -> None:
-    before, table = contents(source), pq.read_table(source / TABLE)
-    footer = int.from_bytes((source / TABLE).read_bytes()[-8:-4], "little")
-    (source / TABLE).write_bytes((source / TABLE).read_bytes()[: -8 - footer])
-    cut(source / VIDEO, b"moov")
+    before = contents(source)
+    table = pq.read_table(source / TABLE)
+    without_footer(source / TABLE)
     damaged = contents(source)
     result = repaired(source)
     healthy = source.parent / "healthy"
-    assert [row["file"] for row in result.cut] == [TABLE, VIDEO]
-    assert {n: d for n, d in contents(healthy).items() if n not in (TABLE, VIDEO)} == {
-        name: data for name, data in before.items() if name not in (TABLE, VIDEO)
-    }
+    assert [row["file"] for row in result.cut] == [TABLE]
+    others = {name: data for name, data in contents(healthy).items() if name != TABLE}
+    assert others == {name: data for name, data in before.items() if name != TABLE}
     assert pq.read_table(healthy / TABLE).equals(table)
     assert [f.code for f in verify(VerifyConfig(location=str(healthy))).findings] == []
     assert contents(source) == damaged
     assert repaired(source).status == "already complete"
+
+
+def _cut_mp4(folder: Path) -> Path:
+    path = lerobot_dataset(folder / "set", (6, 4, 5)) / VIDEO
+    data = path.read_bytes()
+    path.write_bytes(data[: data.rindex(b"moov")])
+    return path
+
+
+def _cut_mcap(folder: Path) -> Path:
+    return mcap.cut(mcap.bag(folder / "bag.mcap", mcap.standard()), -60)
+
+
+def _cut_bag(folder: Path) -> Path:
+    kind = "std_msgs/msg/Float64"
+    sent = [("/a", step / 10, mcap.ros(kind, float(step), version=1)) for step in range(30)]
+    return mcap.unindexed(mcap.other_bag(folder / "bag.bag", sent))
+
+
+def _cut_hdf5(folder: Path) -> Path:
+    path = folder / "demo.h5"
+    with h5py.File(path, "w") as file:
+        file["data"] = list(range(5000))
+    path.write_bytes(path.read_bytes()[:8000])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("cut_file", "tool"),
+    [
+        (_cut_mp4, "untrunc"),
+        (_cut_mcap, "mcap recover"),
+        (_cut_bag, "rosbag reindex"),
+        (_cut_hdf5, "h5clear"),
+    ],
+)
+def test_the_error_for_another_damaged_file_names_the_tool_that_helps(
+    tmp_path: Path, cut_file: Callable[[Path], Path], tool: str
+) -> None:
+    path = cut_file(tmp_path)
+    with pytest.raises(DataError, match=tool) as raised:
+        repair(RepairConfig(source=str(path), output=str(tmp_path / "healthy"), workers=1))
+    assert raised.value.details["failures"][0]["code"] == "data.broken"
 
 
 def test_a_file_of_which_nothing_is_whole_is_named_and_the_others_are_written(source: Path) -> None:
@@ -63,7 +106,7 @@ def test_a_file_of_which_nothing_is_whole_is_named_and_the_others_are_written(so
 
 
 def test_a_plan_counts_the_damaged_files_and_writes_nothing(source: Path) -> None:
-    cut(source / VIDEO, b"moov")
+    without_footer(source / TABLE)
     result = repaired(source, dry_run=True)
     assert (result.files, result.damaged) == (len(contents(source)), 1)
     assert not (source.parent / "healthy").exists()

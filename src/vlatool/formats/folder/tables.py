@@ -225,8 +225,6 @@ def _read_csv(path: Path) -> StoredTable:
         return "skip"
 
     source = as_native_file(path) if packed is None else io.BytesIO(packed)
-    if form.delimiter == " ":
-        source = _with_single_spaces(path)
     try:
         table = arrow_csv.read_csv(
             source,
@@ -268,12 +266,6 @@ def _ends_with_line_break(content: Path | bytes) -> bool:
     return content[-2:].strip(b"\0")[-1:] in b"\r\n"
 
 
-def _with_single_spaces(path: Path) -> io.BytesIO:
-    """A table whose cells are aligned with several spaces."""
-    lines = [b" ".join(line.split()) for line in _content(path).splitlines()]
-    return io.BytesIO(b"\n".join(lines) + b"\n")
-
-
 def _form_of(path: Path, head: bytes) -> _Form:
     """Encoding, delimiter and header of a CSV file, from its first lines."""
     encoding = _encoding(head)
@@ -297,7 +289,11 @@ def _form_of(path: Path, head: bytes) -> _Form:
     if not _has_number(rows[0]) or (len(rows) > 1 and _is_header(rows[0], rows[1])):
         header_lines = 1
         if len(rows) > 2 and _is_header(rows[1], rows[2]) and not _has_number(rows[1]):
-            header_lines = 2  # units
+            reason = "a line of texts, such as units, is below the header: remove it"
+            raise FOLDER.error("bad_table", path, reason)
+    if (not header_lines or len(rows[0]) == 1) and any(map(_has_numbers, rows[-1])):
+        reason = "its cells are divided by spaces or |: write it with commas"
+        raise FOLDER.error("bad_table", path, reason)
     names = [f"c{number}" for number in range(len(rows[0]))]
     if header_lines:
         used: dict[str, int] = {}
@@ -331,6 +327,12 @@ def _has_number(cells: Sequence[str]) -> bool:
     return any(_NUMBER.fullmatch(cell) for cell in cells)
 
 
+def _has_numbers(cell: str) -> bool:
+    """True for several numbers in a cell, which another character divides."""
+    parts = cell.replace("|", " ").split()
+    return len(parts) > 1 and all(_NUMBER.fullmatch(part) for part in parts)
+
+
 def _encoding(head: bytes) -> str:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "utf-16"
@@ -348,7 +350,7 @@ def decoded(data: bytes) -> str:
 
 def _delimiter(lines: Sequence[str]) -> str:
     """The character that divides the last of some lines, and the one before, into as many cells."""
-    for delimiter in ("\t", ";", ",", "|", " "):
+    for delimiter in ("\t", ";", ","):
         counts = {len(_cells(line, delimiter)) for line in lines[-2:]}
         if len(counts) == 1 and max(counts) > 1:
             return delimiter
@@ -356,10 +358,7 @@ def _delimiter(lines: Sequence[str]) -> str:
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
-    line = line.removeprefix("#")
-    if delimiter == " ":
-        return line.split()
-    return next(csv.reader([line], delimiter=delimiter), [])
+    return next(csv.reader([line.removeprefix("#")], delimiter=delimiter), [])
 
 
 def _read_json(path: Path) -> StoredTable:

@@ -41,7 +41,8 @@ HDF5 = FindingCodes(
     "hdf5",
     unreadable=error(
         "A file, a group or a dataset is damaged, cut off or was not closed.",
-        f"{_AGAIN}; if the recorder was killed, `h5clear -s --increment` on a copy may help",
+        f"{_AGAIN}; if the recorder was killed, `h5clear -s --increment` and `h5repack` on a copy "
+        "may help",
     ),
     unknown_layout=error(
         "The file has none of the known layouts.",

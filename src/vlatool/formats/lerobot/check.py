@@ -5,7 +5,7 @@ collects all. `check_values` makes checks for `verify` alone, which read data th
 needs. Shapes: F frames, C dimensions. Source: formats/lerobot 6, 7, 8, 9, 11, 12.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,8 +40,7 @@ from vlatool.formats.lerobot.language import (
     joined_language,
     text_columns,
 )
-from vlatool.formats.lerobot.layout import AUTOMATIC, EPISODES_FILE, FRAME_INDEX, moments
-from vlatool.formats.lerobot.lists import Statistics
+from vlatool.formats.lerobot.layout import AUTOMATIC, EPISODES_FILE, FRAME_INDEX
 from vlatool.formats.lerobot.parts import (
     SUCCESS,
     TASK_INDEX,
@@ -333,7 +332,7 @@ def _instruction_of_list(
 
 
 def check_values(files: EpisodeFiles, contents: EpisodeContents, report: Collector) -> None:
-    """Checks the order of rows, finite values, motion, and published statistics."""
+    """Checks the order of rows, finite values and motion."""
     rows = contents.rows
     if rows is None:
         return
@@ -341,7 +340,7 @@ def check_values(files: EpisodeFiles, contents: EpisodeContents, report: Collect
     for name, values in contents.fields.items():
         names = files.dataset.info.features[name].dimension_names
         report.attempt(partial(check_finite, rows, name, values, names))
-    others = dict(_other_fields(files, rows, report))
+    _check_others(files, rows, report)
     fields = list(contents.fields.values())
     is_moving = any(np.ptp(values, axis=0).any() for values in fields)
     if fields and len(fields[0]) > 1 and not is_moving:
@@ -350,13 +349,6 @@ def check_values(files: EpisodeFiles, contents: EpisodeContents, report: Collect
     for name, frames in contents.cameras.items():
         if isinstance(frames, SingleImages):
             report.attempt(partial(frames.read, [0]), camera=name)
-    summaries: dict[str, Moments] = {}
-    for name, values in {**contents.fields, **others}.items():
-        if len(values):
-            summaries[name] = moments_of(values)
-    for name, problem in statistics_mismatches(files.statistics(), summaries):
-        message = f"the published statistics of {rows.episode} are wrong: {name} {problem}"
-        report.note("stats_contradict", message, field=name)
 
 
 def _check_counting(rows: Rows, contents: EpisodeContents, report: Collector) -> None:
@@ -388,10 +380,8 @@ def check_finite(rows: Rows, name: str, values: Array, dimensions: Sequence[str]
         raise rows.error(name, problem, "non_finite", row)
 
 
-def _other_fields(
-    files: EpisodeFiles, rows: Rows, report: Collector
-) -> Iterator[tuple[str, Array]]:
-    """Numeric columns that are not fields of the episode, as [F, C]; defects are warnings."""
+def _check_others(files: EpisodeFiles, rows: Rows, report: Collector) -> None:
+    """Checks numeric columns that are not fields of the episode; defects are warnings."""
     used = files.dataset.field_names
     features = files.dataset.info.features
     others: list[str] = []
@@ -407,58 +397,6 @@ def _other_fields(
             column = columns
             if column is None:
                 column = read_rows(rows.segment, rows.episode, [name])
-            values = column.vectors(name, features[name].width)
-            check_finite(column, name, values)
+            check_finite(column, name, column.vectors(name, features[name].width))
         except DataError as error:
             report.note("unused_column", error.message, path=str(rows.path), field=name)
-        else:
-            yield name, values
-
-
-# float32 sums over many rows; SO-101 agrees with its rows to 3e-4. Source: formats/lerobot 9
-_TOLERANCE = 1e-3
-
-
-Moments = dict[str, Array]  # `min`, `max`, `mean`, `std`, each float64 [C], and `count` [1]
-
-
-def moments_of(values: Array) -> Moments:
-    """Returns the statistics of one or more rows [F, C]."""
-    return {**moments(values), "count": np.array([len(values)])}
-
-
-def statistics_mismatches(
-    stated: Statistics, rows: Mapping[str, Moments]
-) -> Iterator[tuple[str, str]]:
-    """Yields (feature, problem) for published statistics that do not fit the rows."""
-    for name, actual in rows.items():
-        entry = stated.get(name)
-        if entry is None:
-            continue
-        scale = np.maximum(np.maximum(np.abs(actual["min"]), np.abs(actual["max"])), 1e-6)
-        for key in ("min", "max", "mean", "std"):
-            problem = _difference(key, entry.get(key), actual[key], scale)
-            if problem:
-                yield name, problem
-        count = entry.get("count")
-        rows_there = int(actual["count"][0])
-        if count and count not in (rows_there, [rows_there]):
-            yield name, f"has count {str(count)[:40]}, but {counted(rows_there, 'row')}"
-
-
-def _difference(key: str, stated: object, actual: Array, scale: Array) -> str:
-    if stated is None:
-        return ""
-    try:
-        numbers = np.asarray(stated, np.float64).ravel()
-    except (TypeError, ValueError, OverflowError):
-        return f"{key} is not a list of numbers"
-    if numbers.shape != actual.shape:
-        return f"{key} has {counted(len(numbers), 'value')}, the rows have {len(actual)}"
-    differs = ~(np.abs(numbers - actual) <= _TOLERANCE * scale)
-    if not differs.any():
-        return ""
-    column = int(differs.argmax())
-    return (
-        f"has {key} {numbers[column]:.6g} in dimension {column}, the rows have {actual[column]:.6g}"
-    )

@@ -101,16 +101,15 @@ LEROBOT = FindingCodes(
         "run `git lfs pull` in the data set, or download it again; --camera-names none reads it "
         "without images",
     ),
-    video_unreadable=error("A video cannot be opened.", _LEAVE_OUT),
+    video_unreadable=error(
+        "A video cannot be opened.",
+        f"{_LEAVE_OUT}; `untrunc` mends one without its index",
+    ),
     video_too_short=error("A video has fewer frames than rows.", _LEAVE_OUT),
     rows_cut=warning("A video has a few frames fewer than rows; the last rows are left out."),
     extra_frames=warning("A video has more frames than rows.", _BY_ROW),
     video_fps=warning("A video has another frame rate than the data.", _BY_ROW),
     picture_size=warning("Images have another size than meta/info.json says."),
-    stats_contradict=warning(
-        "The published statistics do not fit the rows.",
-        "nothing: vlatool computes its own from the rows",
-    ),
     totals_mismatch=warning("A total in meta/info.json is wrong.", _META),
     chunks=info("total_chunks or chunks_size do not match the files.", _META),
     splits=info(
@@ -128,10 +127,6 @@ LEROBOT = FindingCodes(
     unlisted_episode=error(
         "A file belongs to an episode that is not in the list of episodes.",
         "download meta/ again, or leave the episode out with `preprocess --exclude`",
-    ),
-    mixed_units=warning(
-        "Some episodes are in degrees and others in radians: their values differ 57.3 times.",
-        "convert one part, or preprocess the parts separately with --episodes",
     ),
     camera_without_files=warning("A camera has no images in any episode."),
     tasks_unreadable=warning(

@@ -15,16 +15,12 @@ from vlatool.errors import DataError
 from vlatool.formats.lerobot.findings import LEROBOT
 from vlatool.formats.lerobot.layout import EPISODE_INDEX
 from vlatool.formats.lerobot.tables import check_is_data_file, damaged_error, episode_spans
-from vlatool.storage.uri import is_remote
 
-# Files before and after the stated one that are tried; in storage each takes a request or more.
-_FARTHEST = 64
-_FARTHEST_REMOTE = 4
 _SHARED_FILE = re.compile(r"chunk-(\d+)/file-(\d+)\.parquet")
 
 
 def episode_segment(stated: RowSegment, number: int) -> RowSegment:
-    """The rows of an episode: in the stated file, else in the nearest one that has some.
+    """The rows of an episode: in the stated file, else in the one after or before it.
 
     If the stated file has no column `episode_index`, the stated rows are used.
 
@@ -65,15 +61,13 @@ def _segment(path: Path, number: int) -> RowSegment | None:
 
 
 def _nearby_files(path: Path) -> Iterator[Path]:
-    """Yields files with neighboring numbers, the nearest first; they may not exist."""
+    """Yields the file after a file, in its folder or the next one, and the file before it."""
     match = _SHARED_FILE.search(path.as_posix())
     if match is None:
         return
     chunk = int(match[1])
     file = int(match[2])
-    for distance in range(1, (_FARTHEST_REMOTE if is_remote(path) else _FARTHEST) + 1):
-        yield path.with_name(f"file-{file + distance:03d}.parquet")
-        if distance <= file:
-            yield path.with_name(f"file-{file - distance:03d}.parquet")
-        if distance == 1:
-            yield path.parent.with_name(f"chunk-{chunk + 1:03d}") / "file-000.parquet"
+    yield path.with_name(f"file-{file + 1:03d}.parquet")
+    yield path.parent.with_name(f"chunk-{chunk + 1:03d}") / "file-000.parquet"
+    if file:
+        yield path.with_name(f"file-{file - 1:03d}.parquet")

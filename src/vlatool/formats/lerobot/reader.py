@@ -37,7 +37,6 @@ from vlatool.formats.lerobot.mapped import MappedEpisode, proposal_of
 from vlatool.formats.lerobot.meta import Info, episode_tables
 from vlatool.formats.lerobot.parts import NO_IMAGES, listed_texts
 from vlatool.formats.lerobot.set_lint import check_sets
-from vlatool.formats.lerobot.units import unit_findings
 from vlatool.formats.mapping import RecordingMapping, mapping_file, read_mapping
 from vlatool.formats.rules import check_cameras, distinct_recordings
 from vlatool.storage.tree import files_named
@@ -65,7 +64,6 @@ class LeRobotReader(FormatReader):
             episodes = open_dataset(root, self.config, findings)
             if self.config.split is not None:
                 episodes = _of_split(root, episodes, self.config.split)
-            findings += unit_findings(episodes)
             datasets.append((source, episodes))
         self.source_findings = findings
         refs = list(_refs(datasets, is_mapped=self._mapping is not None))

@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from vlatool.events import counted
 from vlatool.formats.lerobot import thrift
 from vlatool.formats.lerobot.output import arrow_type
-from vlatool.formats.media.repair import NothingWhole, Salvaged
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.documents import read_json
 
@@ -32,6 +31,17 @@ _HEADERS = {0: 5, 3: 8, _DICTIONARY: 7}  # type of a page to the field with its 
 _ENCODINGS = {0: 2, 3: 4, _DICTIONARY: 2}  # and in that to the field with its encoding
 _PLAIN = (0, 2)
 _SIZES = {1: 4, 2: 8, 3: 12, 4: 4, 5: 8}  # bytes of a value, by type
+
+
+class NothingWhole(ValueError):
+    """Nothing in a file can be saved; the text says why."""
+
+
+class Salvaged(NamedTuple):
+    """Content of a healthy copy of a damaged file."""
+
+    content: str  # such as `213 of 400 rows`
+    lost: tuple[str, ...] = ()  # parts that are not in the copy, each with its reason
 
 
 class _Page(NamedTuple):

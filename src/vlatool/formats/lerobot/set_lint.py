@@ -1,7 +1,7 @@
 """Checks of a LeRobot data set as a whole that only `verify` makes.
 
-Totals, splits, features, row index, statistics, the segments of v3.0, dimensions that never change
-and episodes that are there twice. Published statistics are compared with the rows and not used.
+Totals, splits, features, row index, the segments of v3.0, dimensions that never change and episodes
+that are there twice. Published statistics are not compared with the rows.
 Source: formats/lerobot 3, 5, 6, 9, 12.
 """
 
@@ -15,12 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 from vlatool.config.coerce import value_text
+from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding
 from vlatool.formats.field_summary import dimension_label
 from vlatool.formats.lerobot import lists, meta
-from vlatool.formats.lerobot.check import Moments, check_finite, moments_of, statistics_mismatches
+from vlatool.formats.lerobot.check import check_finite
 from vlatool.formats.lerobot.dataset import LeRobotConfig, dataset_roots, open_dataset
 from vlatool.formats.lerobot.findings import LEROBOT
 from vlatool.formats.lerobot.folder import Dataset, EpisodeFiles, known_texts, list_problems
@@ -29,7 +30,6 @@ from vlatool.formats.lerobot.layout import (
     INFO_FILE,
     SHARED_TABLES,
     STATS_FILE,
-    merge_stats,
     split_spans,
 )
 from vlatool.formats.lerobot.tables import Rows, episode_spans, read_rows
@@ -172,31 +172,24 @@ def _statistics_finding(root: Path, info: meta.Info) -> Finding | None:
     return LEROBOT.at("no_statistics", root, problem)
 
 
-def set_statistics(root: Path) -> lists.Statistics:
-    """Content of meta/stats.json; empty if it is missing or broken."""
-    try:
-        return lists.feature_statistics(meta.read_object(root / STATS_FILE))
-    except DataError:
-        return {}
-
-
 # Rows
 
 
 class _Summary:
     """Facts of the rows of all episodes that can be read."""
 
-    def __init__(self, dataset: Dataset, published: lists.Statistics) -> None:
-        self.names: list[str] = []  # numeric vectors that are fields or have statistics
-        for name in dict.fromkeys([*published, *dataset.field_names]):
+    def __init__(self, dataset: Dataset) -> None:
+        self.names: list[str] = []  # fields that are numeric vectors
+        for name in dataset.field_names:
             feature = dataset.info.features.get(name)
             if feature is not None and feature.is_number and feature.width is not None:
                 self.names.append(name)
+        self.first: dict[str, Array] = {}  # field to its first row [C]
+        self.is_constant: dict[str, Array] = {}  # and to the dimensions that keep it, bool [C]
         self.expected = 0  # value of `index` in the next row
         self.columns: set[str] = set()
         self.is_whole = True  # True if all rows could be read
         self._dataset = dataset
-        self._moments: dict[str, list[Moments]] = {}
         self._episodes: dict[bytes, int] = {}
 
     def add(self, number: int, rows: Rows) -> int:
@@ -211,23 +204,17 @@ class _Summary:
                 check_finite(rows, name, values)
             except DataError:  # the check of the episode reports it
                 continue
-            moments = moments_of(values)
-            self._moments.setdefault(name, []).append(moments)
-            if name in self._dataset.field_names:
-                digest.update(values.tobytes())
-                is_moving |= bool((moments["min"] != moments["max"]).any())
+            if not len(values):
+                continue
+            digest.update(values.tobytes())
+            is_moving |= bool((values != values[0]).any())
+            first = self.first.setdefault(name, values[0].copy())
+            is_constant = (values == first).all(axis=0)
+            self.is_constant[name] = self.is_constant.get(name, is_constant) & is_constant
         if not is_moving:
             return -1
         same = self._episodes.setdefault(digest.digest(), number)
         return -1 if same == number else same
-
-    def moments(self) -> dict[str, Moments]:
-        """Statistics of the rows of all episodes by column."""
-        moments: dict[str, Moments] = {}
-        for name, parts in self._moments.items():
-            moments[name] = {key: np.array(value) for key, value in merge_stats(parts).items()}
-            moments[name]["count"] = np.sum([part["count"] for part in parts], axis=0)
-        return moments
 
 
 def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
@@ -236,8 +223,7 @@ def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
     Skips rows that cannot be read: the check of their episode reports them.
     """
     dataset = episodes[0].dataset
-    published = set_statistics(root)
-    summary = _Summary(dataset, published)
+    summary = _Summary(dataset)
     for episode in episodes:
         try:
             yield from _check_next(episode, summary)
@@ -249,14 +235,9 @@ def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
             if feature.dtype not in ("video", "audio") and name not in summary.columns:
                 problem = f"no file has the feature {name!r}"
                 yield LEROBOT.at("feature_without_column", info_path, problem, field=name)
-    moments = summary.moments()
-    if summary.is_whole:
-        path = str(root / STATS_FILE)
-        for name, problem in statistics_mismatches(published, moments):
-            yield LEROBOT.at("stats_contradict", path, f"{name} {problem}", field=name)
-    for name in dataset.field_names:
-        if name in moments and moments[name]["count"][0] > 1:
-            yield from _constant_dimensions(dataset, name, moments[name])
+    if summary.expected > 1:
+        for name, is_constant in summary.is_constant.items():
+            yield from _constant_dimensions(dataset, name, is_constant)
 
 
 def _check_next(episode: EpisodeFiles, summary: _Summary) -> Iterator[Finding]:
@@ -276,9 +257,9 @@ def _check_next(episode: EpisodeFiles, summary: _Summary) -> Iterator[Finding]:
         yield LEROBOT.at("duplicate_episode", rows.path, problem)
 
 
-def _constant_dimensions(dataset: Dataset, name: str, moments: Moments) -> Iterator[Finding]:
-    constant = np.flatnonzero(moments["min"] == moments["max"]).tolist()
-    width = len(moments["min"])
+def _constant_dimensions(dataset: Dataset, name: str, is_constant: Array) -> Iterator[Finding]:
+    constant = np.flatnonzero(is_constant).tolist()
+    width = len(is_constant)
     if not constant or width == 1:
         return
     names = {name: dataset.dimension_names.get(name, ())}

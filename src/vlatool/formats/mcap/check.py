@@ -10,7 +10,8 @@ MCAP = FindingCodes(
     "mcap",
     unreadable=error(
         "A file is no bag, or cannot be read at all.",
-        "copy the bag again, or leave the episode out with --exclude",
+        "copy the bag again, or leave the episode out with --exclude; if it was cut off, "
+        "`mcap recover`, or `rosbag reindex` for ROS 1, on a copy may help",
     ),
     missing_part=error(
         "metadata.yaml lists a file that is missing.",

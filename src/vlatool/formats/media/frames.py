@@ -198,7 +198,8 @@ def decode_error(path: Path, frame: int | None, reason: str) -> DataError:
     location = f"{path}" if frame is None else f"{path}: frame {frame}"
     return DataError(
         f"{location} cannot be decoded: {reason}",
-        hint="download the video again, or recover what is whole with `vlatool repair`",
+        hint="copy the video again; if it was cut off, `untrunc WHOLE FILE` takes its index from a "
+        "whole video of the same recorder",
         code="data.broken",
         details={"finding": "video_unreadable", "path": str(path), "frame": frame},
     )

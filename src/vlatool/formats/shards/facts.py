@@ -28,7 +28,6 @@ from vlatool.formats.stats.layout import Statistics
 from vlatool.jobs.record import read_record, read_valid_record
 from vlatool.report.facts import (
     Code,
-    Figures,
     Fold,
     PageRequest,
     Part,
@@ -297,24 +296,16 @@ def _page(
     if folder.episodes is not None:
         episodes = findings.read(folder.episodes.shards)
         counts = [] if episodes is None else episodes.sizes.tolist()
-    crops = Titled("Left out by the crop (dark)", _crops(folder.shards(), facts.origin.options))
     policy = {"Actions": facts.action_fields, "Proprioception": facts.proprioception_fields}
     language = Table(("kind", "example"), [*facts.language.items()])
     return [
         Section("Overview", [*overview, *_provenance_parts(facts.origin)]),
-        Section("Cameras", [Table(("camera", "width x height"), facts.views), crops]),
+        Section("Cameras", [Table(("camera", "width x height"), facts.views)]),
         Section("Language", [language]),
         Section("Samples per episode", [histogram(counts, "samples per episode")]),
         Section("Statistics", statistics_parts(statistics, facts.fields, policy)),
         *under_heading(f"Samples ({len(samples)} of {facts.samples})", samples),
     ]
-
-
-def _crops(shards: ShardTable, options: Mapping[str, Any]) -> list[Part]:
-    """Images of the first sample with the part that a crop left out."""
-    with suppress(DataError), open_shard(shards[0].location) as tar:
-        return [Figures(tar_facts.crop_figures(tar, options))]
-    return []
 
 
 def _tiles(facts: ShardsFacts, status: str) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """Report of one shard, or of the tar of one episode, with a page of some samples.
 
-Legend of shapes: S positions (the anchors that have a sample), C dimensions of a field.
+Legend of shapes: T steps of a window.
 """
 
 import json
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from vlatool.episode import Array
 from vlatool.errors import DataError
@@ -23,13 +22,7 @@ from vlatool.formats.media.tar import OpenShard, open_shard
 from vlatool.formats.media.tar_sample import ARRAYS, StoredSample, parse_image
 from vlatool.formats.shards.layout import MANIFEST_NAME, ShardFolder
 from vlatool.report.charts import field_charts
-from vlatool.report.episodes import (
-    EpisodeView,
-    FrameView,
-    episode_section,
-    shown_positions,
-    step_text,
-)
+from vlatool.report.episodes import FrameView, step_text
 from vlatool.report.facts import (
     Axis,
     Code,
@@ -47,7 +40,6 @@ from vlatool.report.facts import (
     Text,
     Tiles,
     Titled,
-    branch,
     card,
     evenly_spaced,
     listed,
@@ -57,17 +49,12 @@ from vlatool.report.facts import (
 from vlatool.report.poses import (
     CameraModel,
     EndEffectorTrack,
-    crop_drawing,
     draw_poses,
     pose_legend,
 )
 from vlatool.report.text import pixels_text
 from vlatool.storage.tree import size_text
-from vlatool.transforms.geometry import make_geometry
 
-# Largest recorded side that is drawn, in pixels; smallest share that a crop leaves out.
-_MAX_SIDE = 8192
-_LEAST_SHARE = 0.01
 # Most images of a camera that leave room for the next camera beside them.
 _BESIDE = 2
 
@@ -105,45 +92,6 @@ def sample_card(tar: OpenShard, position: int, options: Mapping[str, Any]) -> Se
         return Section(f"{name}, sample {position}", [Text(text, "note")], is_under=True)
     key = tar.keys[position]
     return card(key, lambda: _section(tar, key, options))
-
-
-def crop_figures(tar: OpenShard, options: Mapping[str, Any]) -> list[Figure]:
-    """Images of the first sample in the area that was recorded; empty if no crop left a part out;
-    `options`: preprocessing_config.yaml; empty if unknown.
-    """
-    if str(options.get("image_resizing_method")).lower() != "center_crop" or not tar.keys:
-        return []
-    figures: list[Figure] = []
-    with tar.reading(tar.keys[0]) as sample:
-        recorded = branch(sample.metadata(), "original_image_sizes")
-        for name, at in sample.image_suffixes():
-            view = stored_view(sample, (name, at), {}, 0)
-            figure = _crop_figure(name, view.image, recorded.get(name))
-            if figure is not None:
-                figures.append(figure)
-    return figures
-
-
-def _crop_figure(camera: str, image: Image.Image | None, recorded: object) -> Figure | None:
-    """A stored image in the area that was recorded; None if it is all of that area."""
-    if image is None or not isinstance(recorded, list) or len(recorded) != 2:
-        return None
-    width, height = recorded
-    if not isinstance(width, int) or not isinstance(height, int):
-        return None
-    if not (0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE):
-        return None
-    geometry = make_geometry((height, width), (int(image.height), int(image.width)), "center_crop")
-    left, top, right, bottom = geometry.source_box
-    share = 1 - (right - left) * (bottom - top) / (width * height)
-    if share < _LEAST_SHARE:
-        return None
-    area = Image.new("RGB", (width, height), "gray")
-    size = (max(1, round(right - left)), max(1, round(bottom - top)))
-    area.paste(image.resize(size), (round(left), round(top)))
-    caption = f"{camera}: {share:.0%} of {width} x {height} left out"
-    drawing = crop_drawing(area.size, geometry.source_box)
-    return Figure(area, caption, f"crop of {camera}", drawing)
 
 
 def frame_rate(metadata: Mapping[str, Any], options: Mapping[str, Any]) -> float | None:
@@ -306,9 +254,6 @@ def _axis(window: SampleWindow, fps: float | None) -> Axis:
     )
 
 
-_DEFAULT_FPS = 10.0
-
-
 @dataclass(frozen=True)
 class SampleSummary:
     """Contents of a sample."""
@@ -438,13 +383,9 @@ def _page(path: Path, facts: ShardFacts, request: PageRequest) -> list[Section]:
     # A shard without its folder has no options.
     options = Problems().read(ShardFolder(path.parent / MANIFEST_NAME).options) or {}
     with open_shard(path) as tar:
-        episode = _episode_view(tar, options)
-        sections = [_overview(facts)]
-        if episode is not None:
-            sections.append(episode_section(episode, is_under=False))
         total = len(tar.keys)
         samples = [sample_card(tar, i, options) for i in evenly_spaced(total, request.samples)]
-    return [*sections, *under_heading(f"Samples ({len(samples)} of {total})", samples)]
+    return [_overview(facts), *under_heading(f"Samples ({len(samples)} of {total})", samples)]
 
 
 def _overview(facts: ShardFacts) -> Section:
@@ -463,128 +404,3 @@ def _overview(facts: ShardFacts) -> Section:
         arrays = Table(("array", "shape", "type"), rows)
         parts.append(Fold("Arrays of the first sample", [arrays]))
     return Section("Overview", parts)
-
-
-def _episode_view(tar: OpenShard, options: Mapping[str, Any]) -> EpisodeView | None:
-    """View of the episode that the samples of a tar are from; None if they are from several;
-    `options`: preprocessing_config.yaml; empty if unknown.
-    """
-    keys_by_anchor = _one_episode(tar)
-    if keys_by_anchor is None:
-        return None
-    problems: list[str] = []
-    rows = _anchor_rows(tar, keys_by_anchor, problems)
-    if not rows:
-        return None
-    anchors = sorted(rows)
-    keys = [keys_by_anchor[anchor] for anchor in anchors]
-    numbers = _columns([rows[anchor] for anchor in anchors])
-    with tar.reading(keys[0]) as first:
-        metadata = first.metadata()
-        language = first.language()
-    actions, proprioception = field_summary.policy_fields(
-        numbers,
-        _absolute(listed(options, "action_fields"), numbers),
-        _absolute(listed(options, "proprioception_fields"), numbers),
-        field_summary.recorded_names(options),
-    )
-    shown = shown_positions(len(anchors))
-    fps = frame_rate(metadata, options)
-    if fps is None:
-        problems.append(f"the frame rate is not recorded; times assume {_DEFAULT_FPS:g} fps")
-    return EpisodeView(
-        name=str(metadata.get("episode_id")),
-        info={
-            "task": metadata.get("task"),
-            "samples": len(anchors),
-            "episode length": metadata.get("original_episode_length"),
-            "fps": "" if fps is None else f"{fps:g}",
-        },
-        fps=fps or _DEFAULT_FPS,
-        frames=np.array(anchors),
-        shown=shown,
-        cameras=_strips(tar, [keys[position] for position in shown]),
-        actions=actions,
-        proprioception=proprioception,
-        tracks=field_summary.pose_tracks(numbers, field_summary.position_fields(numbers)),
-        language=language,
-        problems=problems,
-    )
-
-
-def _one_episode(tar: OpenShard) -> dict[int, str] | None:
-    """Map from anchor to key; None unless samples with readable metadata are of one episode."""
-    anchors: dict[int, str] = {}
-    episodes: set[str] = set()
-    for key in tar.keys:
-        try:
-            with tar.reading(key) as sample:
-                metadata = sample.metadata()
-        except DataError:
-            continue
-        anchor = metadata.get("anchor_timestep")
-        episode = metadata.get("episode_id")
-        if not isinstance(anchor, int) or not isinstance(episode, str) or anchor in anchors:
-            return None
-        episodes.add(episode)
-        if len(episodes) > 1:
-            return None
-        anchors[anchor] = key
-    return anchors if len(anchors) > 1 else None
-
-
-def _anchor_rows(
-    tar: OpenShard, keys: Mapping[int, str], problems: list[str]
-) -> dict[int, dict[str, Array]]:
-    """Map from anchor to its row of each field; broken samples are added to `problems`."""
-    rows: dict[int, dict[str, Array]] = {}
-    for frame, key in keys.items():
-        try:
-            with tar.reading(key) as sample:
-                step = sample.metadata().get("anchor_relative_idx", 0)
-                arrays = sample.arrays()
-        except DataError as error:
-            problems.append(error.message)
-            continue
-        length = len(arrays["past_mask"]) if "past_mask" in arrays else step + 1
-        fields = field_summary.lowdim_columns(arrays, length)
-        rows[frame] = {name: values[min(step, length - 1)] for name, values in fields.items()}
-    return rows
-
-
-def _columns(rows: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    """Fields [S, C] that all rows have with the same width."""
-    columns: dict[str, Array] = {}
-    for name, first in rows[0].items():
-        if all(name in row and row[name].shape == first.shape for row in rows):
-            columns[name] = np.stack([row[name] for row in rows])
-    return columns
-
-
-def _absolute(names: Sequence[object], known: Mapping[str, Array]) -> list[str]:
-    """Configured fields; for a relative one its absolute field, if that is in `known`."""
-    fields: list[str] = []
-    for name in map(str, names):
-        absolute = name.removesuffix("_relative")
-        fields.append(absolute if absolute in known else name)
-    return fields
-
-
-def _strips(tar: OpenShard, keys: Sequence[str]) -> dict[str, list[FrameView]]:
-    """Map from camera to the image nearest to the anchor of each sample."""
-    nearest: dict[str, int] = {}  # image offset by camera
-    with tar.reading(keys[0]) as first:
-        for camera, offset in first.image_suffixes():
-            nearest[camera] = min(nearest.get(camera, offset), offset, key=abs)
-    strips: dict[str, list[FrameView]] = {}
-    for view in nearest.items():
-        strips[view[0]] = [_stored(tar, key, view) for key in keys]
-    return strips
-
-
-def _stored(tar: OpenShard, key: str, view: tuple[str, int]) -> FrameView:
-    with tar.reading(key) as sample:
-        names = (f"rescaled_intrinsics.{view[0]}", f"extrinsics.{view[0]}")
-        arrays = sample.arrays([name for name in sample.array_headers() if name in names])
-        step = sample.metadata().get("anchor_relative_idx", 0)
-        return stored_view(sample, view, arrays, step + view[1])

@@ -13,7 +13,6 @@ from tests.builders.lerobot import lerobot_dataset
 from tests.builders.lerobot_shared import DATA_FILE
 from vlatool.formats.lerobot import repair, thrift
 from vlatool.formats.lerobot.output import arrow_type
-from vlatool.formats.media.repair import NothingWhole
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -86,7 +85,7 @@ def test_columns_of_a_lerobot_set_come_from_its_features(tmp_path: Path) -> None
 def test_columns_that_are_stored_otherwise_than_declared_are_not_read(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "set", (6, 4), version="v3.0")  # doubles, declared as floats
     (root / DATA_FILE).write_bytes(without_footer((root / DATA_FILE).read_bytes()))
-    with pytest.raises(NothingWhole, match="no whole file with the same columns"):
+    with pytest.raises(repair.NothingWhole, match="no whole file with the same columns"):
         repair.salvage(root / DATA_FILE, tmp_path / "healthy", ())
 
 
@@ -96,7 +95,7 @@ def test_a_file_of_other_columns_is_not_taken(tmp_path: Path, other: pa.Table) -
     pq.write_table(other, whole)
     pq.write_table(table(30), path)
     path.write_bytes(without_footer(path.read_bytes()))
-    with pytest.raises(NothingWhole, match="no whole file with the same columns"):
+    with pytest.raises(repair.NothingWhole, match="no whole file with the same columns"):
         repair.salvage(path, tmp_path / "healthy", [whole])
 
 
@@ -115,7 +114,7 @@ def test_data_that_fit_two_kinds_of_columns_are_not_guessed(tmp_path: Path) -> N
     for other, dtype in zip(others, (np.int32, np.float32), strict=True):
         pq.write_table(pa.table({"a": np.arange(30, dtype=dtype)}), other, use_dictionary=False)
     path.write_bytes(without_footer(others[0].read_bytes()))
-    with pytest.raises(NothingWhole, match=r"integers\.parquet as well as floats\.parquet"):
+    with pytest.raises(repair.NothingWhole, match=r"integers\.parquet as well as floats\.parquet"):
         repair.salvage(path, tmp_path / "healthy", others)
 
 
@@ -124,7 +123,7 @@ def test_a_damaged_description_of_the_set_describes_nothing(tmp_path: Path, cont
     root = lerobot_dataset(tmp_path / "set", (6,), version="v3.0")
     (root / "meta/info.json").write_text(content)
     (root / DATA_FILE).write_bytes(without_footer((root / DATA_FILE).read_bytes()))
-    with pytest.raises(NothingWhole, match="no whole file with the same columns"):
+    with pytest.raises(repair.NothingWhole, match="no whole file with the same columns"):
         repair.salvage(root / DATA_FILE, tmp_path / "healthy", ())
 
 
@@ -133,5 +132,5 @@ def test_the_time_is_linear_in_the_number_of_pages(tmp_path: Path) -> None:
     whole, path = tmp_path / "whole", tmp_path / "cut"
     pq.write_table(pa.table({"a": [1], "b": ["x"], "c": [1.0]}), whole, use_dictionary=["c"])
     path.write_bytes(b"PAR1" + page(1, bytes(8)) * 30_000)
-    with pytest.raises(NothingWhole):
+    with pytest.raises(repair.NothingWhole):
         repair.salvage(path, tmp_path / "healthy", [whole])
