@@ -13,6 +13,7 @@ import numpy as np
 from vlatool.episode import Array, Episode
 from vlatool.events import counted
 from vlatool.formats.inventory import is_action
+from vlatool.report.text import few_text
 
 _COMMANDS = (
     "target",
@@ -50,11 +51,12 @@ def named_commands(widths: Mapping[str, int]) -> tuple[str, ...]:
     A name says so if it is the other name and a word such as `target`, `cmd` or `leader`: as a word
     of its own, before or behind. `widths`: number of dimensions of each field.
     """
-    commands: list[str] = []
+    commands: dict[str, None] = {}
     for name, width in widths.items():
-        others = [other for other in widths if widths[other] == width and other != name]
-        if width and any(_is_command_of(name, other) for other in others):
-            commands.append(name)
+        for other in widths:
+            is_pair = other != name and width and widths[other] == width
+            if is_pair and _is_command_of(name, other):
+                commands[name] = None
     return tuple(commands)
 
 
@@ -68,13 +70,15 @@ def _is_command_of(name: str, measured: str) -> bool:
     # `targetq` beside `q`: joined without a separator.
     plain = "".join(_words(name))
     other = "".join(rest)
-    long_words = [word for word in _COMMANDS if len(word) >= _FEWEST_LETTERS]
-    return any(plain in (word + other, other + word) for word in long_words)
+    for word in _COMMANDS:
+        if len(word) >= _FEWEST_LETTERS and plain in (word + other, other + word):
+            return True
+    return False
 
 
 def says_command(name: str) -> bool:
     """True if a word of a name is one of a command, such as `target_q` or `leader.joints`."""
-    return is_action(name) or any(word in _COMMANDS for word in _words(name))
+    return is_action(name) or not set(_COMMANDS).isdisjoint(_words(name))
 
 
 def _words(name: str) -> list[str]:
@@ -138,12 +142,20 @@ def later_values(episodes: Sequence[Episode]) -> list[LaterValues]:
             is_pair = state != field and widths[state] == width
             if not is_pair or field in found or _DERIVED.search(f"{state} {field}"):
                 continue
-            for lag in range(1, _LARGEST_LAG + 1):
-                pairs = [(episode.lowdim[field], episode.lowdim[state]) for episode in episodes]
-                if all(_is_later(*pair, lag) for pair in pairs):
-                    found[field] = LaterValues(field, state, lag, is_only)
-                    break
+            lag = _common_lag(episodes, field, state)
+            if lag is not None:
+                found[field] = LaterValues(field, state, lag, is_only)
     return [*found.values()]
+
+
+def _common_lag(episodes: Sequence[Episode], field: str, state: str) -> int | None:
+    """The number of frames by which a field is ahead of a state in all episodes."""
+    lags = set(range(1, _LARGEST_LAG + 1))
+    for episode in episodes:
+        for lag in [*lags]:
+            if not _is_later(episode.lowdim[field], episode.lowdim[state], lag):
+                lags.discard(lag)
+    return min(lags, default=None)
 
 
 def _moves(values: Array | None) -> bool:
@@ -171,8 +183,12 @@ def _is_later(field: Array, state: Array, lag: int) -> bool:
 
 def proposals_text(found: Sequence[LaterValues], widths: Mapping[str, int]) -> str:
     """Says which fields may be the action: by their numbers, else all with their widths."""
-    texts = [f"{later.text} (--action-fields {later.field})" for later in found]
+    texts: list[str] = []
+    for later in found:
+        texts.append(f"{later.text} (--action-fields {later.field})")
     if texts:
         return "; ".join(texts)
-    listed = [f"{name} ({width})" for name, width in widths.items() if width][:_MOST_LISTED]
-    return ", ".join(listed) or "none"
+    for name, width in widths.items():
+        if width:
+            texts.append(f"{name} ({width})")
+    return few_text(texts, _MOST_LISTED) or "none"

@@ -77,8 +77,12 @@ def find_cuts(columns: Mapping[str, Array], rows: int) -> Cuts | None:
     Raises:
         ValueError: A name comes back after another one.
     """
-    flat = {name: values.reshape(-1) for name, values in columns.items() if values.size}
-    last = {name: re.split(r"[/.@]", name)[-1] for name in flat}
+    flat: dict[str, Array] = {}
+    last: dict[str, str] = {}
+    for name, values in columns.items():
+        if values.size:
+            flat[name] = values.reshape(-1)
+            last[name] = re.split(r"[/.@]", name)[-1]
     for name, values in flat.items():
         if _NAME.fullmatch(last[name]) and len(values) == rows and values.dtype.kind in "iufU":
             cuts = _by_name(name, values)
@@ -92,7 +96,7 @@ def find_cuts(columns: Mapping[str, Array], rows: int) -> Cuts | None:
         if _STOPS.fullmatch(last[name]) and len(values) < rows:
             is_list = (np.diff(values) > 0).all() and values[0] > 0 and values[-1] == rows
             if is_list and len(values) > 1:
-                return Cuts(tuple(int(stop) for stop in values), (name,))
+                return Cuts(tuple(values.astype(int).tolist()), (name,))
         if len(values) != rows or not np.isin(values, (0, 1)).all() or len(set(values)) < 2:
             continue
         flags = values.astype(bool)
@@ -109,7 +113,7 @@ def find_cuts(columns: Mapping[str, Array], rows: int) -> Cuts | None:
             by.append(name)
     if not by:
         return None
-    return Cuts((*(int(row) for row in np.flatnonzero(is_start)), rows), tuple(by))
+    return Cuts((*np.flatnonzero(is_start).tolist(), rows), tuple(by))
 
 
 def _by_name(name: str, values: Array) -> Cuts | None:
@@ -117,14 +121,12 @@ def _by_name(name: str, values: Array) -> Cuts | None:
     starts = np.flatnonzero(values[1:] != values[:-1]) + 1
     if not len(starts) or len(starts) >= len(values) - 1:
         return None
-    names = [values[row].item() for row in (0, *starts)]
-    if len(set(names)) < len(names):
-        again = next(value for number, value in enumerate(names) if value in names[:number])
-        raise ValueError(f"{name} is {again!r} again after other values")
-    stops = (*(int(start) for start in starts), len(values))
-    return Cuts(stops, (name,), tuple(_text(value) for value in names))
-
-
-def _text(value: object) -> str:
-    is_whole = isinstance(value, float) and value.is_integer()
-    return str(int(value) if is_whole else value)  # pyright: ignore[reportArgumentType]
+    names: dict[str, None] = {}
+    for row in (0, *starts):
+        value = values[row].item()
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if str(value) in names:
+            raise ValueError(f"{name} is {value!r} again after other values, in row {row}")
+        names[str(value)] = None
+    return Cuts((*starts.tolist(), len(values)), (name,), tuple(names))

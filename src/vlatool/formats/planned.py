@@ -33,7 +33,7 @@ from vlatool.errors import DataError, VlatoolError
 from vlatool.events import counted
 from vlatool.findings import FindingCodes
 from vlatool.formats import base, inventory, limits
-from vlatool.formats.cuts import CutColumns, find_cuts
+from vlatool.formats.cuts import CutColumns, Cuts, find_cuts
 from vlatool.formats.language import first_text, recorded_language
 from vlatool.formats.mapping import (
     RecordingMapping,
@@ -215,7 +215,10 @@ class PlannedEpisode:
             raise SOURCE.error("mixed_episodes", self.ref.path, self.ref.extras["mixed"])
         if self.span is not None:
             names = self.span.names
-            stored = [replace(s, role="time") if s.path in names else s for s in stored]
+            stored = [*stored]
+            for number, thing in enumerate(stored):
+                if thing.path in names:
+                    stored[number] = replace(thing, role="time")
         self.things = {thing.path: thing for thing in stored}
         try:
             if self.mapping is None:
@@ -636,35 +639,44 @@ class PlannedReader(base.FormatReader):
 
         Only recordings with a column like the first, middle or last one are read.
         """
-        samples = [refs[number] for number in base.first_middle_last(len(refs))]
-        if not any(self.tables_of(ref) for ref in samples):
+        has_columns = False
+        for number in base.first_middle_last(len(refs)):
+            has_columns = has_columns or bool(self.tables_of(refs[number]))
+        if not has_columns:
             yield from refs
             return
         divided: list[EpisodeRef] = []
         texts: list[str] = []
         for ref in refs:
+            longest: Cuts | None = None
             try:
-                found = [find_cuts(*table) for table in self.tables_of(ref)]
+                for table in self.tables_of(ref):
+                    cuts = find_cuts(*table)
+                    if cuts and (longest is None or cuts.stops[-1] > longest.stops[-1]):
+                        longest = cuts
             except ValueError as error:
-                divided.append(replace(ref, extras={**ref.extras, "mixed": str(error)}))
-                continue
-            cuts = max(filter(None, found), key=lambda cuts: cuts.stops[-1], default=None)
-            if cuts is None:
+                ref = replace(ref, extras={**ref.extras, "mixed": str(error)})
+            if longest is None:
                 divided.append(ref)
                 continue
-            texts.append(f"{ref.id}: {cuts.text}")
-            names = cuts.names or [f"{number:06d}" for number in range(len(cuts.stops))]
-            for (first, stop), name in zip(cuts.spans, names, strict=True):
-                columns = cuts.by if cuts.names else ()
-                span = EpisodeRows(first, stop, cuts.stops[-1], name, columns)
-                extras = {**ref.extras, "episode_rows": span}
+            texts.append(f"{ref.id}: {longest.text}")
+            for number, (first, stop) in enumerate(longest.spans):
+                name = f"{number:06d}"
+                columns: tuple[str, ...] = ()
+                if longest.names:
+                    name = longest.names[number]
+                    columns = longest.by
+                rows = EpisodeRows(first, stop, longest.stops[-1], name, columns)
+                extras = {**ref.extras, "episode_rows": rows}
                 identity = f"{ref.id}_episode_{base.id_part(name)}"
                 divided.append(replace(ref, id=identity, extras=extras))
-        if texts:
-            self.source_findings = [*self.source_findings, SOURCE("divided", few_text(texts))]
-        is_numbered = all(ref.number is not None for ref in refs) or len(refs) == 1
+        if not texts:
+            yield from divided
+            return
+        self.source_findings = [*self.source_findings, SOURCE("divided", few_text(texts))]
+        is_numbered = len(refs) == 1 or None not in {ref.number for ref in refs}
         for number, ref in enumerate(divided):
-            yield replace(ref, number=number) if texts and is_numbered else ref
+            yield replace(ref, number=number if is_numbered else None)
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
         """Cameras, fields and lengths, from shapes; no image is read."""

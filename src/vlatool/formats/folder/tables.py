@@ -82,6 +82,7 @@ _LARGEST_JSON = 2**28
 _LONGEST_ROW = 2**24
 _BASE64_HEAD = 256  # characters, with the start of a data URL, that show what they are
 _HEAD = 2**16
+_END = 2  # bytes: a line break of UTF-16
 _MOST_DEPTH = 8
 _NUMBER = re.compile(r"\s*[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?\s*|\s*[+-]?(nan|inf)\s*", re.I)
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+(e[+-]?\d+)?\s*", re.I)
@@ -215,8 +216,14 @@ def _read_csv(path: Path) -> StoredTable:
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
-    packed = _content(path) if path.suffix.lower() == ".gz" else None
-    head = read_byte_range(ByteRange(path, 0, _HEAD)) if packed is None else packed[:_HEAD]
+    source: Any = as_native_file(path)
+    head = read_byte_range(ByteRange(path, 0, _HEAD))
+    end = _last_bytes(path)
+    if path.suffix.lower() == ".gz":
+        content = _content(path)
+        source = io.BytesIO(content)
+        head = content[:_HEAD]
+        end = content[-_END:]
     form = _form_of(path, head)
     broken: list[Any] = []
 
@@ -224,7 +231,6 @@ def _read_csv(path: Path) -> StoredTable:
         broken.append(row)
         return "skip"
 
-    source = as_native_file(path) if packed is None else io.BytesIO(packed)
     try:
         table = arrow_csv.read_csv(
             source,
@@ -253,17 +259,15 @@ def _read_csv(path: Path) -> StoredTable:
             reason = f"{place}{first.actual_columns} cells, the header has {first.expected_columns}"
             raise FOLDER.error("bad_table", path, reason)
         doubt = "its last row is cut off and left out"
-    elif not _ends_with_line_break(path if packed is None else packed):
+    elif end.strip(b"\0")[-1:] not in b"\r\n":
         doubt = "it does not end with a line break: its last row may be cut off"
     columns = {name: _of_arrow(table[name]) for name in table.column_names}
     return replace(_table(columns), doubt=doubt)
 
 
-def _ends_with_line_break(content: Path | bytes) -> bool:
-    if isinstance(content, Path):
-        size = content.stat().st_size
-        content = read_byte_range(ByteRange(content, max(size - 2, 0), size))
-    return content[-2:].strip(b"\0")[-1:] in b"\r\n"
+def _last_bytes(path: Path) -> bytes:
+    size = path.stat().st_size
+    return read_byte_range(ByteRange(path, max(size - _END, 0), size))
 
 
 def _form_of(path: Path, head: bytes) -> _Form:
@@ -497,18 +501,21 @@ def _of_list(values: list[Any]) -> Array:
 def _of_texts(texts: list[str]) -> Any:
     """Texts, or the images that they are in base64."""
     first = next(filter(None, texts), "")
-    head = first[:_BASE64_HEAD]
-    start = head.partition(";base64,")[2] if head.startswith("data:") else head
+    start = _without_scheme(first[:_BASE64_HEAD])
     if not is_encoded(_from_base64(start[: len(start) // 4 * 4])):
         return np.array(texts, np.str_)
     return EncodedColumn(lambda row: _from_base64(texts[row]), range(len(texts)), lambda: None)
 
 
+def _without_scheme(text: str) -> str:
+    """The base64 of a data URL, or the text itself."""
+    return text.partition(";base64,")[2] if text.startswith("data:") else text
+
+
 def _from_base64(text: str) -> bytes:
     """Content of base64, or of a data URL with it; empty if it is neither."""
-    content = text.partition(";base64,")[2] if text.startswith("data:") else text
     try:
-        return base64.b64decode(content, validate=True)
+        return base64.b64decode(_without_scheme(text), validate=True)
     except ValueError:
         return b""
 
