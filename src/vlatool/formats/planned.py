@@ -33,7 +33,7 @@ from vlatool.errors import DataError, VlatoolError
 from vlatool.events import counted
 from vlatool.findings import FindingCodes
 from vlatool.formats import base, inventory, limits
-from vlatool.formats.cuts import CutColumns, find_cuts
+from vlatool.formats.cuts import CutColumns, find_cuts, is_name
 from vlatool.formats.language import first_text, recorded_language
 from vlatool.formats.mapping import (
     RecordingMapping,
@@ -111,6 +111,11 @@ class EpisodeRows(NamedTuple):
     total: int  # rows of the recording
     name: str  # of the episode
     names: tuple[str, ...]  # paths of the columns that name the episodes
+
+    @property
+    def is_whole(self) -> bool:
+        """True if the recording has no other episode."""
+        return self.stop - self.first == self.total
 
 
 class _Video(NamedTuple):
@@ -251,6 +256,11 @@ class PlannedEpisode:
         for pattern, video in self._videos.items():
             if abs(video.frames - self.span.total) <= self.most_cut:
                 self.frame_rows[pattern] = rows[rows < video.frames]
+            elif "{episode}" not in pattern:
+                reason = (
+                    f"{video.frames} images, but the rows of all episodes are {self.span.total}"
+                )
+                raise SOURCE.error("shared_video", video.path, reason)
 
     def _filled(self, reference: str) -> str:
         return self.name_of(filled(reference, self.file, self._episode))
@@ -650,7 +660,7 @@ class PlannedReader(base.FormatReader):
                 continue
             cuts = max(filter(None, found), key=lambda cuts: cuts.stops[-1], default=None)
             if cuts is None:
-                divided.append(ref)
+                divided.append(self._whole(ref))
                 continue
             texts.append(f"{ref.id}: {cuts.text}")
             names = cuts.names or [f"{number:06d}" for number in range(len(cuts.stops))]
@@ -665,6 +675,14 @@ class PlannedReader(base.FormatReader):
         is_numbered = all(ref.number is not None for ref in refs) or len(refs) == 1
         for number, ref in enumerate(divided):
             yield replace(ref, number=number) if texts and is_numbered else ref
+
+    def _whole(self, ref: EpisodeRef) -> EpisodeRef:
+        """A recording of one episode, with the columns that name it: they are no fields."""
+        tables = self.tables_of(ref)
+        names = [name for table in tables for name in table.columns if is_name(name)]
+        rows = max((table.rows for table in tables), default=0)
+        span = EpisodeRows(0, rows, rows, "", tuple(names))
+        return replace(ref, extras={**ref.extras, "episode_rows": span}) if names else ref
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
         """Cameras, fields and lengths, from shapes; no image is read."""
