@@ -96,13 +96,14 @@ def _has_format_option(schema: "type[ConfigModel]", args: Sequence[str]) -> bool
 
 def _detected(args: Sequence[str]) -> str:
     """Format of the first location; it must be clear, because an option belongs to it."""
-    from vlatool.formats.detect import detect_source, is_source
+    from vlatool.formats.detect import detect_source, is_source, with_mapping
     from vlatool.jobs.ownership import require_input
 
+    mapping = _value_of(args, "--mapping", "--source.mapping") or None
     for before, word in pairwise(["", *args]):
         is_value = before.startswith("--") and "=" not in before
         if not (word.startswith("-") or is_value) and is_source(word):
-            return detect_source(require_input(word), None).format
+            return detect_source(require_input(word), None, with_mapping({}, mapping)).format
     return ""
 
 

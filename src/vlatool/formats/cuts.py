@@ -17,6 +17,7 @@ from vlatool.events import counted
 _NAME = re.compile(
     r"(ep|episodes?|traj|trajectory|trajectories|demo|demonstration|rollout)"
     r"([ _.-]?(id|ids|idx|index|indices|num|number|no|nr|name|key))?"
+    r"|trials?|attempts?|sessions?"
     r"|(trial|run|sequence|seq|recording|take)[ _.-]?(id|idx|index|number|name)",
     re.I,
 )
@@ -68,6 +69,11 @@ def may_cut(name: str) -> bool:
     return any(pattern.fullmatch(last) for pattern in (_NAME, _STARTS, _ENDS, _STOPS))
 
 
+def is_name(name: str) -> bool:
+    """True if a column of this name holds the name of the episode."""
+    return _NAME.fullmatch(re.split(r"[/.@]", name)[-1]) is not None
+
+
 def find_cuts(columns: Mapping[str, Array], rows: int) -> Cuts | None:
     """Returns the episodes that some columns show; None if all rows are one episode.
 
@@ -75,7 +81,7 @@ def find_cuts(columns: Mapping[str, Array], rows: int) -> Cuts | None:
     or texts [N] or [N, 1], and the list `episode_ends` of any length; `rows`: N.
 
     Raises:
-        ValueError: A name comes back after another one.
+        ValueError: A name comes back after another one, or a row has none.
     """
     flat: dict[str, Array] = {}
     last: dict[str, str] = {}
@@ -96,7 +102,8 @@ def find_cuts(columns: Mapping[str, Array], rows: int) -> Cuts | None:
         if _STOPS.fullmatch(last[name]) and len(values) < rows:
             is_list = (np.diff(values) > 0).all() and values[0] > 0 and values[-1] == rows
             if is_list and len(values) > 1:
-                return Cuts(tuple(values.astype(int).tolist()), (name,))
+                names = tuple(f"{number:06d}" for number in range(len(values)))
+                return Cuts(tuple(values.astype(int).tolist()), (name,), names)
         if len(values) != rows or not np.isin(values, (0, 1)).all() or len(set(values)) < 2:
             continue
         flags = values.astype(bool)
@@ -118,6 +125,8 @@ def find_cuts(columns: Mapping[str, Array], rows: int) -> Cuts | None:
 
 def _by_name(name: str, values: Array) -> Cuts | None:
     """Episodes by the values of a column; None if it has one value, or counts the rows."""
+    if values.dtype.kind == "f" and np.isnan(values).any():
+        raise ValueError(f"{name} has no value in row {int(np.isnan(values).argmax())}")
     starts = np.flatnonzero(values[1:] != values[:-1]) + 1
     if not len(starts) or len(starts) >= len(values) - 1:
         return None

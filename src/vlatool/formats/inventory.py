@@ -30,15 +30,16 @@ _LEVELS = 255
 _CHANNELS = (1, 2, 3, 4)
 _FARTHEST = 100.0  # meters; greater depths are millimeters
 _DEPTH = re.compile(r"depth", re.I)
-_LABELS = re.compile(r"mask|seg|label", re.I)
+_LABELS = re.compile(r"mask|seg|label|semantic|instance", re.I)
 # Words of a camera whose colors stand for labels.
 _LABEL_WORD = re.compile(
-    r"(^|[_/.-])(seg|segm|segmentation|instance|instances|masks?|labels?)([_/.-]|$)", re.I
+    r"(^|[_/.-])(seg|segm|segmentation|semantics?|instances?|masks?|labels?)([_/.-]|$)", re.I
 )
 # Texts that a recorder writes for itself.
 _METADATA = re.compile(r"(^|[_/@.])(path|folder\w*|file\w*|uuid|id|date|user|version)$", re.I)
 _SOUND = re.compile(r"(^|[_/.])(audio|mic|microphone|sound)", re.I)
 _ACTION = re.compile(r"(^|[_/.])(actions?|commands?|cmd)([_/.\d]|$)", re.I)
+_PAST = re.compile(r"(^|[_/.])(prev|previous|last|past)_?[^/]*$", re.I)
 # Names of times: a word of its own such as `t`, or an end such as `cam_timestamp_ns`.
 TIME = re.compile(
     r"%?(time|t|ts|secs?|seconds|(.*[_./])?(time_?stamps?|stamps?|times?))(_?(s|secs?|ms|us|ns))?",
@@ -206,8 +207,8 @@ def _numbers(path: str) -> Content:
 
 
 def is_action(path: str) -> bool:
-    """True if a name says that it is a command."""
-    return _ACTION.search(path) is not None
+    """True if a name says that it is a command, and not an earlier one such as `prev_action`."""
+    return _ACTION.search(path) is not None and _PAST.search(path) is None
 
 
 class ImageShape(NamedTuple):

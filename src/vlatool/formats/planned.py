@@ -33,7 +33,7 @@ from vlatool.errors import DataError, VlatoolError
 from vlatool.events import counted
 from vlatool.findings import FindingCodes
 from vlatool.formats import base, inventory, limits
-from vlatool.formats.cuts import CutColumns, Cuts, find_cuts
+from vlatool.formats.cuts import CutColumns, Cuts, find_cuts, is_name
 from vlatool.formats.language import first_text, recorded_language
 from vlatool.formats.mapping import (
     RecordingMapping,
@@ -111,6 +111,16 @@ class EpisodeRows(NamedTuple):
     total: int  # rows of the recording
     name: str  # of the episode
     names: tuple[str, ...]  # paths of the columns that name the episodes
+
+    @property
+    def is_whole(self) -> bool:
+        """True for a recording of one episode."""
+        return self.first == 0 and self.stop == self.total
+
+    @property
+    def is_whole(self) -> bool:
+        """True if the recording has no other episode."""
+        return self.stop - self.first == self.total
 
 
 class _Video(NamedTuple):
@@ -245,7 +255,7 @@ class PlannedEpisode:
 
     def _take_span(self) -> None:
         """Keeps the rows of the episode, of things that have one for each row of the recording."""
-        if self.span is None:
+        if self.span is None or self.span.is_whole:
             return
         rows = np.arange(self.span.first, self.span.stop)
         for path, thing in self.things.items():
@@ -254,6 +264,11 @@ class PlannedEpisode:
         for pattern, video in self._videos.items():
             if abs(video.frames - self.span.total) <= self.most_cut:
                 self.frame_rows[pattern] = rows[rows < video.frames]
+            elif "{episode}" not in pattern:
+                reason = (
+                    f"{video.frames} images, but the rows of all episodes are {self.span.total}"
+                )
+                raise SOURCE.error("shared_video", video.path, reason)
 
     def _filled(self, reference: str) -> str:
         return self.name_of(filled(reference, self.file, self._episode))
@@ -657,7 +672,7 @@ class PlannedReader(base.FormatReader):
             except ValueError as error:
                 ref = replace(ref, extras={**ref.extras, "mixed": str(error)})
             if longest is None:
-                divided.append(ref)
+                divided.append(self._whole(ref))
                 continue
             texts.append(f"{ref.id}: {longest.text}")
             for number, (first, stop) in enumerate(longest.spans):
@@ -677,6 +692,14 @@ class PlannedReader(base.FormatReader):
         is_numbered = len(refs) == 1 or None not in {ref.number for ref in refs}
         for number, ref in enumerate(divided):
             yield replace(ref, number=number if is_numbered else None)
+
+    def _whole(self, ref: EpisodeRef) -> EpisodeRef:
+        """A recording of one episode, with the columns that name it: they are no fields."""
+        tables = self.tables_of(ref)
+        names = [name for table in tables for name in table.columns if is_name(name)]
+        rows = max((table.rows for table in tables), default=0)
+        span = EpisodeRows(0, rows, rows, "", tuple(names))
+        return replace(ref, extras={**ref.extras, "episode_rows": span}) if names else ref
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
         """Cameras, fields and lengths, from shapes; no image is read."""

@@ -644,8 +644,8 @@ def _no_action(
     )
     return UsageError(
         f"your recordings do not say which field is the action: {proposals_text(found, widths)}",
-        hint=f"name it {where}with --action-fields; --action-fields none writes data without "
-        "actions, and --sink image-shards writes images alone",
+        hint=f"name it {where}with --action-fields; --sink frames --action-fields none writes data "
+        "without actions, and --sink image-shards writes images alone",
         code="usage.missing_key",
         details={"key": "action_fields", "known": widths},
     )

@@ -40,6 +40,7 @@ from vlatool.formats.language import is_instruction, sentences_in
 from vlatool.formats.media.frames import probe_video
 from vlatool.formats.media.images import image_info
 from vlatool.formats.planned import EpisodeRows
+from vlatool.formats.rules import SOURCE
 from vlatool.formats.unread import unread_text
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range, read_file
 from vlatool.storage.documents import DocumentError, read_yaml
@@ -57,6 +58,9 @@ _CLOCKS = ("timestamp", "timestamps", "time", "time_stamp", "stamp", "t", "ts")
 _SUCCESS = re.compile(r"(.*[._])?(is_)?success(ful)?", re.I)
 _TASK = re.compile(r"(.*[._])?(task|goal|instruction|description|prompt|sentence|text)", re.I)
 _SAYS_NOTHING = re.compile(r"(frames?|images?|img|rgb|colou?rs?|videos?|data)?[_.-]*\d*", re.I)
+_OWN_FOLDERS = (
+    "give each episode a folder with its rows and images, or move images that you do not need away"
+)
 _NOT_READ = "which the format folder does not read"
 
 
@@ -71,6 +75,7 @@ class Contents:
         clocks: File, video or series of images to its stored times, in any unit.
         starts: Table or series of images to the number of its first row.
         moved: Table whose numbers of rows say that some are missing or moved, to the reason.
+        restarts: Table whose numbers of rows begin again, to the reason.
         notes: Findings.
         broken: File that cannot be used to its error.
     """
@@ -89,6 +94,7 @@ class Contents:
         self.clocks: dict[str, Array] = {}
         self.starts: dict[str, float] = {}
         self.moved: dict[str, str] = {}
+        self.restarts: dict[str, str] = {}
         self.notes: list[Finding] = []
         self._episode = episode
         self._shared_clocks: list[Array] = []  # of files that have nothing else
@@ -122,10 +128,22 @@ class Contents:
             things.append(_fact(reference, value))
         return things
 
+    def images_of(self, path: Path, rows: int) -> slice:
+        """Images of the episode, of a video or series with so many.
+
+        Raises:
+            DataError: The file has several episodes, and these images are not of all of them.
+        """
+        span = self.span
+        if span is not None and abs(rows - span.total) > MOST_CUT and not span.is_whole:
+            reason = f"{rows} images, but the rows of all episodes are {span.total}"
+            raise SOURCE.error("shared_video", path, reason, hint=_OWN_FOLDERS)
+        return self.rows_of(rows)
+
     def rows_of(self, rows: int) -> slice:
         """Rows of the episode in a file with so many; all but in a file of several episodes."""
         span = self.span
-        if span is None or abs(rows - span.total) > MOST_CUT:
+        if span is None or span.is_whole or abs(rows - span.total) > MOST_CUT:
             return slice(0, rows)
         return slice(span.first, min(span.stop, rows))
 
@@ -152,7 +170,7 @@ class Contents:
         if suffix in VIDEOS:
             info = probe_video(Clip(path))
             shape = (*info.size, 3)
-            rows = self.rows_of(info.num_frames)
+            rows = self.images_of(path, info.num_frames)
             frames = rows.stop - rows.start
             yield Stored(key, "video", shape, "uint8", frames, self._camera_name(key))
         elif suffix in (".yaml", ".yml"):
@@ -199,7 +217,8 @@ class Contents:
             elif values.dtype.kind not in "fiubU":
                 yield Stored(path, "other", note=f"values of {values.dtype}")
             elif images is not None:
-                self._named_images.update(images)
+                whole = read_table(self.files.files[key]).columns[name]
+                self._named_images.update(images, self._paths_of(whole) or ())
                 self.images[path] = images
                 yield replace(_first_image(path, images), name=name.rpartition(".")[2])
             elif values.dtype.kind == "U":
@@ -283,6 +302,12 @@ class Contents:
         if (steps == steps[0]).all() and steps[0] > 0:
             self.starts[key] = float(values[0])
             return True
+        if name.lower() in _COUNTERS and {*steps[steps >= 0].tolist()} == {1}:
+            back = np.flatnonzero((steps < 0) & (values[1:] == values[0]))
+            if len(back):
+                row = int(back[0])
+                reason = f"{key}: {name} is {values[0]:g} again in row {row + 1}"
+                self.restarts.setdefault(key, reason)
         if name.lower() in _COUNTERS and len(set(values.tolist())) == len(values):
             row = int((steps != 1).argmax()) + 1
             self.moved[key] = f"{name} is {values[row]:g} after {values[row - 1]:g}"
@@ -330,7 +355,7 @@ class Contents:
             clock = self.clocks.get(f"{folder}/")
             for series in image_series([file.name for file in files]):
                 key = f"{folder}/{series.pattern}".lstrip("/")
-                rows = self.rows_of(len(series.numbers))
+                rows = self.images_of(path / series.pattern, len(series.numbers))
                 numbers = np.array(series.numbers[rows])
                 if len(numbers) == 1 and has_others:
                     yield Stored(key, "other", note="a single image", role="left_out")

@@ -61,6 +61,7 @@ from vlatool.formats.planned import (
     check_ascending,
 )
 from vlatool.formats.propose import MEASURED, Clues, proposed_mapping, rate_of_times
+from vlatool.formats.rules import SOURCE
 from vlatool.report.text import few_text
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range, read_file
 from vlatool.transforms.rates import NearestFrames
@@ -186,6 +187,8 @@ class FolderEpisode(PlannedEpisode):
                 raise FOLDER.error("bad_table", path, "has no column of numbers")
         for path in self.plan.fields.values():
             table = key_of(path)
+            if self.mapping is None and table in self.contents.restarts:
+                raise SOURCE.error("times_backwards", ref.path, self.contents.restarts[table])
             if table in self.contents.moved:
                 reason = f"{table}: rows are missing or moved: {self.contents.moved[table]}"
                 raise self.error("missing_frames", reason)

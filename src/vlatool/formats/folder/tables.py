@@ -90,6 +90,8 @@ _FIRST_LINES = 12
 _STEPS = re.compile(r"data|steps|frames|rows|trajectory|observations|samples", re.I)
 _VALUE = re.compile(r"\s*(na|n/a|none|null|true|false)\s*", re.I)
 _NUMBERED = re.compile(r"(?P<base>.*?[^\d_.\[])[_.]?\[?(?P<number>\d+)\]?")
+# Such as `q0_target`: the number of a joint before what is stored of it.
+_INNER = re.compile(r"(?P<start>.*?[^\W\d_])[_.]?(?P<number>\d+)(?P<end>[_.][^\W\d]+)")
 _LETTERED = re.compile(
     r"(?P<base>.+)[._](?P<axis>x|y|z|w|q[xyzw]|r[xyz]|roll|pitch|yaw|v[xyz]|w[xyz])", re.I
 )
@@ -547,16 +549,20 @@ class StreamedRows:
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, frames: NpzFrames, shape: tuple[int, ...]) -> None:
+    def __init__(self, frames: NpzFrames, shape: tuple[int, ...], rows: range) -> None:
+        """`shape`: of one image; `rows`: of the archive."""
         self._frames = frames
-        self.shape = shape
-        self.ndim = len(shape)
+        self._rows = rows
+        self.shape = (len(rows), *shape)
+        self.ndim = len(self.shape)
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, row: int) -> Array:
-        return self._frames.read([row])[0]
+    def __getitem__(self, row: int | slice) -> Any:
+        if isinstance(row, slice):
+            return StreamedRows(self._frames, self.shape[1:], self._rows[row])
+        return self._frames.read([self._rows[row]])[0]
 
 
 def _read_npz(path: Path) -> StoredTable:
@@ -569,7 +575,9 @@ def _read_npz(path: Path) -> StoredTable:
         if header.dtype.hasobject:
             raise FOLDER.error("pickle", path, f"{name} {_PICKLED}", field=name)
         if header.dtype == np.uint8 and len(header.shape) == 4 and header.shape[3] == 3:
-            columns[name] = StreamedRows(archive.frames(name), header.shape)
+            columns[name] = StreamedRows(
+                archive.frames(name), header.shape[1:], range(header.shape[0])
+            )
         elif header.shape:
             columns[name] = archive.read(name)
         else:
@@ -602,9 +610,8 @@ def _read_parquet(path: Path) -> StoredTable:
         if pa.types.is_primitive(values.type) or pa.types.is_string(values.type):
             columns[name] = _of_arrow(values)
             continue
-        rows = values.to_pylist()
         try:
-            columns[name] = _of_list(rows)
+            columns[name] = _of_list(values.to_pylist())
         except ValueError as error:
             left_out[name] = str(error)
     return _table(columns, left_out)
@@ -667,6 +674,8 @@ def _table(columns: Mapping[str, Array], left_out: Mapping[str, str] | None = No
         if match is not None:
             axis = match.groupdict().get("axis") or match["number"]
             axes.setdefault(match["base"], {})[name] = axis
+        elif match := _INNER.fullmatch(name):
+            axes.setdefault(match["start"] + match["end"], {})[name] = match["number"]
     vector_of: dict[str, str] = {}
     for vector, axis_of in axes.items():
         if len(axis_of) > 1 and vector not in parsed and _is_vector([*axis_of.values()]):

@@ -252,7 +252,7 @@ def _attribute_thing(name: str, value: Any) -> Stored:
         return Stored(name, "text", role="language")
     if key == "success":
         return Stored(name, "other", role="success")
-    if key == "num_samples":
+    if key in ("num_samples", "fps", "hz", "control_freq", "dt"):
         return Stored(name, "other", role="time")
     is_document = isinstance(value, str) and value[:1] in ("{", "[", "<")
     if isinstance(value, str) and not is_document and len(value) <= _LONGEST_TEXT:

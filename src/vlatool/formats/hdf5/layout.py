@@ -37,7 +37,7 @@ _OTHER_TIMES = {
     "initial_state/": "the state before the first frame",
 }
 # Observations that a robot measures of itself; others, such as poses of objects, are not observed.
-_MEASURED = re.compile(r"eef|ee_|gripper|joint|robot\d|qpos|qvel")
+_MEASURED = re.compile(r"eef|ee_|gripper|joint|robot\d|qpos|qvel|/(state|proprio)$")
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,9 @@ from vlatool.formats.propose import Clues, proposed_mapping
 from vlatool.formats.rules import distinct_recordings
 from vlatool.storage.tree import natural_key
 
+# Attributes of an episode or its file that state a rate.
+_RATES = tuple(f"{at}{name}" for at in ("@", "/@") for name in ("fps", "hz", "control_freq"))
+
 
 class Hdf5Config(ConfigModel):
     """Options of the format `hdf5`; they add what your files do not store."""
@@ -127,7 +130,12 @@ class Hdf5Episode(PlannedEpisode):
         return layouts.plan_of_layout(self._actions, stored, self.known)
 
     def stored_fps(self) -> float | None:
-        return layouts.stored_facts(self.group.file).fps
+        attributes = {} if self.mapping else rules.attributes_of(self.group)
+        rate = next((attributes[name] for name in _RATES if name in attributes), None)
+        period = attributes.get("@dt", attributes.get("/@dt"))
+        if rate is None and isinstance(period, float) and period > 0:
+            rate = 1 / period
+        return limits.possible_rate(rate) or layouts.stored_facts(self.group.file).fps
 
     def find_stored(self, name: str) -> Stored:
         dataset = self._dataset(name)
@@ -151,7 +159,7 @@ class Hdf5Episode(PlannedEpisode):
         return rules.columns(self._dataset(path), self.ref.path)
 
     def field_rows(self, path: str) -> Array:
-        if self.span is None:
+        if self.span is None or path not in self.frame_rows:
             return super().field_rows(path)
         rows = self.frame_rows[path]
         own = slice(int(rows[0]), int(rows[-1]) + 1)
@@ -207,8 +215,12 @@ class Hdf5Reader(PlannedReader):
                     continue
                 rows.append(shape[0])
                 is_column = math.prod(shape[1:]) == 1
-                if is_column and may_cut(name) and dataset.dtype.kind in "fiub":
+                if not (is_column and may_cut(name)):
+                    continue
+                if dataset.dtype.kind in "fiub":
                     columns[name] = rules.columns(dataset, ref.path)
+                elif dataset.dtype.kind in "SO" and len(shape) == 1:
+                    columns[name] = np.array(rules.texts_of(dataset, ref.path), np.str_)
         if not columns:
             return []
         return [CutColumns(columns, max(rows, key=rows.count))]

@@ -412,7 +412,7 @@ def _action_width(config: JsonlConfig, survey: Survey, fields: Mapping[str, int]
     width = sum(fields.values())
     if not width:
         problem = "your recordings do not say which field is the action"
-        hint = "name it with --action-fields"
+        hint = "name it with --action-fields, or add --sink frames, which needs none"
         raise _source_error(problem, "missing", hint)
     if config.action_width not in (None, width):
         problem = f"an action has {counted(width, 'value')} ({', '.join(fields)}), not "
