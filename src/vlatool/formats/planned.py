@@ -114,11 +114,6 @@ class EpisodeRows(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """True for a recording of one episode."""
-        return self.first == 0 and self.stop == self.total
-
-    @property
-    def is_whole(self) -> bool:
         """True if the recording has no other episode."""
         return self.stop - self.first == self.total
 
@@ -662,6 +657,7 @@ class PlannedReader(base.FormatReader):
             return
         divided: list[EpisodeRef] = []
         texts: list[str] = []
+        last_name = ""  # of the recording before
         for ref in refs:
             longest: Cuts | None = None
             try:
@@ -673,7 +669,13 @@ class PlannedReader(base.FormatReader):
                 ref = replace(ref, extras={**ref.extras, "mixed": str(error)})
             if longest is None:
                 divided.append(self._whole(ref))
+                last_name = ""
                 continue
+            goes_on = last_name != "" and longest.names[:1] == (last_name,)
+            if goes_on:
+                reason = f"the episode {last_name} goes on in {ref.id}: join the two tables"
+                divided[-1] = replace(divided[-1], extras={**divided[-1].extras, "mixed": reason})
+            last_name = longest.names[-1] if longest.names else ""
             texts.append(f"{ref.id}: {longest.text}")
             for number, (first, stop) in enumerate(longest.spans):
                 name = f"{number:06d}"
@@ -683,6 +685,8 @@ class PlannedReader(base.FormatReader):
                     columns = longest.by
                 rows = EpisodeRows(first, stop, longest.stops[-1], name, columns)
                 extras = {**ref.extras, "episode_rows": rows}
+                if goes_on and number == 0:
+                    extras["mixed"] = f"the episode {name} began in the table before: join both"
                 identity = f"{ref.id}_episode_{base.id_part(name)}"
                 divided.append(replace(ref, id=identity, extras=extras))
         if not texts:

@@ -76,6 +76,10 @@ SOURCE = FindingCodes(
         "write {stem} or {episode} for what differs in the name of the video, or name the rows of "
         "each episode: rows: {index: PATH}",
     ),
+    videos_beside=warning(
+        "Videos beside your recordings are not used.",
+        "name them in a mapping: vlatool inspect SOURCE --propose mapping.yaml",
+    ),
     frames_cut=warning("Frames at the end without an action or an image are left out."),
     no_fields=error("The reader finds no field.", "name the fields in the options of the format"),
 )

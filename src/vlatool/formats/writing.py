@@ -36,6 +36,7 @@ from vlatool.jobs.files import FileEntry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.plugins import did_you_mean
+from vlatool.report.text import few_text
 from vlatool.transforms.geometry import ResizeFilter, ResizeMethod, resize
 
 Work = Callable[[episode.EpisodeRef, episode.Episode], Receipt]
@@ -235,6 +236,25 @@ ResizingFilter = Annotated[
 def height_and_width(size: tuple[int, int] | int | None) -> tuple[int, int] | None:
     """Returns (height, width) for a validated `ImageSize`; None if images keep their size."""
     return (size[1], size[0]) if isinstance(size, tuple) else None
+
+
+def check_sizes(survey: episode.Survey, size: tuple[int, int] | int | None) -> None:
+    """Checks that the images of each camera have one size, as loaders need it.
+
+    `size`: the size to which the images are resized; None keeps theirs.
+
+    Raises:
+        DataError: The episodes have images of several sizes.
+    """
+    mixed = sorted(survey.mixed_sizes.intersection(survey.cameras))
+    if mixed and size is None:
+        raise DataError(
+            f"the images of {few_text(mixed)} have several sizes; training needs one per camera",
+            hint="make them equal with --resize-images-size WIDTH,HEIGHT, or leave cameras out: "
+            "--camera-names lists the cameras to use",
+            code="data.mismatch",
+            details={"camera": mixed[0]},
+        )
 
 
 def read_frames(camera: str, source: episode.FrameSource, frames: Sequence[int]) -> episode.Array:

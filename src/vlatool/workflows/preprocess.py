@@ -420,10 +420,17 @@ class PreprocessJob:
         named = config.action_fields
         if named == [NO_ACTIONS]:
             return replace(survey, action_fields=()), config
+        found = [] if named else later_values(self._some_episodes())
         if survey.action_fields:
-            return survey, config
-        if not named:
-            found = later_values(self._some_episodes())
+            # What is observed beside the values that it has later would show the policy its answer.
+            ahead = [later for later in found if later.field in survey.proprioception_fields]
+            if ahead:
+                texts = ", ".join(later.text for later in ahead)
+                all_fields = [*survey.action_fields, *(later.field for later in ahead)]
+                self._found_action = f"{texts}: not observed; is it an action, too? "
+                self._found_action += f"--action-fields {','.join(all_fields)}"
+            named = [later.field for later in ahead]
+        elif not named:
             has_mapping = getattr(self._reader.config, "mapping", None) is not None
             certain = [later for later in found if later.is_certain and not has_mapping]
             if not certain:

@@ -148,3 +148,13 @@ def test_none_writes_data_without_actions_and_suggests_no_training(tmp_path: Pat
 
 def test_other_sinks_need_no_action(tmp_path: Path) -> None:
     assert convert(recording(tmp_path / "in", "zz", "yy"), sink="lerobot").action_fields == ()
+
+
+def test_a_field_that_shows_the_answer_is_not_observed(tmp_path: Path) -> None:
+    source = recording(tmp_path / "in", "u")
+    for folder in source.iterdir():
+        header, *rows = (folder / "data.csv").read_text().splitlines()
+        lines = [f"{header},grip_cmd", *(f"{row},{number % 2}" for number, row in enumerate(rows))]
+        (folder / "data.csv").write_text("\n".join(lines) + "\n")
+    result = convert(source)
+    assert (result.action_fields, result.proprioception_fields) == (("grip_cmd",), ("q",))

@@ -147,3 +147,17 @@ def test_flat_transitions_of_hdf5(tmp_path: Path) -> None:
     assert [episode.num_frames for episode in several] == [4, 4, 4]
     assert np.array_equal(several[1].lowdim["actions"], states()[4:8])
     assert several[1].proprioception_fields == ("observations",)
+
+
+def test_an_episode_across_two_tables_is_broken(tmp_path: Path) -> None:
+    for number, names in enumerate(([0, 0, 1, 1], [1, 1, 2, 2])):
+        rows = [{"episode_index": name, "action": [name, 1.0]} for name in names]
+        path = tmp_path / f"data/train-{number:05d}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    found = detect_source(tmp_path, None)
+    assert len(found.refs) == 4
+    for ref in found.refs[1:3]:
+        with pytest.raises(DataError, match="join"):
+            found.reader.read(ref)
+    assert found.reader.read(found.refs[3]).num_frames == 2

@@ -149,7 +149,7 @@ class Contents:
 
     def _cut(self, key: str, table: StoredTable) -> StoredTable:
         """The rows of the episode in a table; those of its name in a table of another length."""
-        if self.span is None:
+        if self.span is None or self.span.is_whole:
             return table
         columns: dict[str, Any] = {}
         cuts = find_cuts(*cut_columns(key, table))

@@ -160,6 +160,7 @@ class FramesSink(writing.Sink):
 
     def __init__(self, config: FramesConfig, setup: writing.SinkSetup) -> None:
         lbm.check_names(setup.survey.fields)
+        writing.check_sizes(setup.survey, config.resize_images_size)
         self._config = config
         self._setup = setup
         self.stored_roles: Collection[str] = lbm.stored_roles(config)

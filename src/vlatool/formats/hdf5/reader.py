@@ -33,8 +33,10 @@ from vlatool.formats.mapping import (
 from vlatool.formats.plan import EpisodePlan, PlannedImages
 from vlatool.formats.planned import PLAIN, PlannedEpisode, PlannedFrames, PlannedReader
 from vlatool.formats.propose import Clues, proposed_mapping
-from vlatool.formats.rules import distinct_recordings
+from vlatool.formats.rules import SOURCE, distinct_recordings
+from vlatool.report.text import few_text
 from vlatool.storage.tree import natural_key
+from vlatool.storage.uri import is_remote
 
 # Attributes of an episode or its file that state a rate.
 _RATES = tuple(f"{at}{name}" for at in ("@", "/@") for name in ("fps", "hz", "control_freq"))
@@ -200,6 +202,15 @@ class Hdf5Reader(PlannedReader):
                 refs.append(EpisodeRef(identity, path, str(source), extras=extras))
         if errors and len(errors) == len(files):
             raise errors[0]
+        if self.mapping is None and not any(ref.extras["preset"] for ref in refs):
+            beside: list[str] = []
+            for folder in {path.parent for path, _ in files}:
+                beside += (
+                    [path.name for path in folder.glob("*.mp4")] if not is_remote(folder) else []
+                )
+            if beside:
+                text = f"videos beside your recordings are not used: {few_text(sorted(beside))}"
+                self.source_findings = [*findings, SOURCE("videos_beside", text)]
         yield from self.with_decisions([*self.divided(refs)])
 
     def tables_of(self, ref: EpisodeRef) -> list[CutColumns]:

@@ -163,15 +163,7 @@ def _joined_layout(
 ) -> SetLayout:
     """Observed fields are joined to `observation.state`, actions to `action`; others stay alone."""
     survey = setup.survey
-    mixed = sorted(survey.mixed_sizes.intersection(survey.cameras))
-    if mixed and config.resize_images_size is None:
-        raise DataError(
-            f"the images of {few_text(mixed)} have several sizes; LeRobot needs one per camera",
-            hint="make them equal with --resize-images-size WIDTH,HEIGHT, or leave cameras out: "
-            "--camera-names lists the cameras to use",
-            code="data.mismatch",
-            details={"camera": mixed[0]},
-        )
+    writing.check_sizes(survey, config.resize_images_size)
     new_size = writing.height_and_width(config.resize_images_size)
     sources: dict[str, tuple[str, ...]] = {}
     if survey.proprioception_fields:

@@ -343,6 +343,7 @@ class LbmSink(writing.Sink):
                 code="data.missing",
             )
         check_names(setup.survey.fields)
+        writing.check_sizes(setup.survey, config.resize_images_size)
         self.changes_rate = config.target.fps not in (None, setup.survey.fps)
         spec = config.sample_spec()
         steps = spec.windows.past + 1 + spec.windows.future
