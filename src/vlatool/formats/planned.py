@@ -420,7 +420,8 @@ class PlannedEpisode:
         """The rate that a video beside the recording states."""
         for video in self._videos.values():
             rate = probe_video(Clip(video.path)).fps
-            return float(rate) if rate else None
+            if rate:
+                return float(rate)
         return None
 
     def success(self, stored: Any = None) -> bool | None:

@@ -426,10 +426,10 @@ class PreprocessJob:
             ahead = [later for later in found if later.field in survey.proprioception_fields]
             if ahead:
                 texts = ", ".join(later.text for later in ahead)
-                all_fields = [*survey.action_fields, *(later.field for later in ahead)]
+                named = [later.field for later in ahead]
+                fields = ",".join([*survey.action_fields, *named])
                 self._found_action = f"{texts}: not observed; is it an action, too? "
-                self._found_action += f"--action-fields {','.join(all_fields)}"
-            named = [later.field for later in ahead]
+                self._found_action += f"--action-fields {fields}"
         elif not named:
             has_mapping = getattr(self._reader.config, "mapping", None) is not None
             certain = [later for later in found if later.is_certain and not has_mapping]
@@ -456,7 +456,9 @@ class PreprocessJob:
             return _NEXT_WITHOUT_ACTIONS
         if not self._setup.survey.cameras:
             return self._sink.next_without_images
-        return self._sink.next_step if self._config.train_preset is None else _TRAIN_PRESET
+        if self._config.train_preset is not None:
+            return _TRAIN_PRESET
+        return self._sink.next_step
 
     def _check_rate(self) -> None:
         """Raises UsageError if the rate is needed, and neither stored nor given."""

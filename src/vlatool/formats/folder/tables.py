@@ -142,13 +142,16 @@ class StoredTable:
 
 def plain(path: Path) -> Path:
     """The path without the ending of gzip."""
-    return path.with_suffix("") if path.suffix.lower() == ".gz" else path
+    if path.suffix.lower() == ".gz":
+        return path.with_suffix("")
+    return path
 
 
 def is_table(path: Path) -> bool:
     """True for files of the formats of tables, by their names."""
-    suffix = plain(path).suffix.lower()
-    return suffix in (_TEXT_SUFFIXES if path.suffix.lower() == ".gz" else SUFFIXES)
+    if path.suffix.lower() == ".gz":
+        return plain(path).suffix.lower() in _TEXT_SUFFIXES
+    return path.suffix.lower() in SUFFIXES
 
 
 def read_table(path: Path) -> StoredTable:

@@ -205,9 +205,8 @@ class Hdf5Reader(PlannedReader):
         if self.mapping is None and not any(ref.extras["preset"] for ref in refs):
             beside: list[str] = []
             for folder in {path.parent for path, _ in files}:
-                beside += (
-                    [path.name for path in folder.glob("*.mp4")] if not is_remote(folder) else []
-                )
+                if not is_remote(folder):
+                    beside += map(str, folder.glob("*.mp4"))
             if beside:
                 text = f"videos beside your recordings are not used: {few_text(sorted(beside))}"
                 self.source_findings = [*findings, SOURCE("videos_beside", text)]
