@@ -572,3 +572,31 @@ def test_a_topic_with_a_damaged_message_is_left_out_of_a_proposal(tmp_path: Path
     text = McapReader.propose(path) or ""
     assert "# left out: /broken: " in text
     assert read(path, text).num_frames > 0
+
+
+def test_a_bag_that_lost_a_camera_is_broken(tmp_path: Path) -> None:
+    for number in range(3):
+        sent = build.standard()
+        for name in ("left",) if number == 1 else ("left", "right"):
+            for step in range(5):
+                image = build.image(hdf5.image(step), "rgb8", step / 10)
+                sent.append((f"/{name}/image", step / 10, image))
+        build.bag(tmp_path / f"{number}.mcap", sent)
+    reader = reader_of(tmp_path)
+    several = [reader.read(ref) for ref in reader.discover([tmp_path])]
+    assert [[*episode.missing_cameras] for episode in several] == [[], ["right"], []]
+
+
+def test_a_text_in_a_message_costs_itself_alone(tmp_path: Path) -> None:
+    sent: list[build.Sent] = []
+    none = np.zeros(0)
+    for step in range(5):
+        span = build.ros("builtin_interfaces/msg/Duration", 0, 0)
+        kind = "trajectory_msgs/msg/JointTrajectory"
+        place = np.array([float(step), 1.0])
+        point = build.ros(f"{kind}Point", place, none, none, none, span)
+        plan = build.ros(kind, build.header(step / 10), ["a", "b"], [point])
+        sent += [("/action", step / 10, build.numbers(step, 1)), ("/plan", step / 10, plan)]
+    episode = read(build.bag(tmp_path / "a.mcap", sent))
+    assert episode.lowdim["plan"][:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert parts(episode)["/plan/joint_names"].role == "left_out"

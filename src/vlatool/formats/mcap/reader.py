@@ -7,6 +7,7 @@
    of each track. Images stay in the bag (images.py).
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -87,6 +88,9 @@ class McapConfig(ConfigModel):
         return self
 
 
+_LOST_CAMERA = "leave the episode out with --exclude; --camera-names of the other cameras keeps it"
+
+
 class _Opened(NamedTuple):
     """An open bag."""
 
@@ -139,6 +143,7 @@ class McapReader(base.FormatReader):
         findings: list[Finding] = []
         bags = distinct_recordings(sources, bags_below, f"files {', '.join(SUFFIXES)}", findings)
         self.source_findings = findings
+        cameras = self._usual_cameras([path for path, _ in bags])
         used: dict[str, int] = {}  # name of a bag to the number of its last namesake
         for path, source in bags:
             files = (path,)
@@ -155,8 +160,18 @@ class McapReader(base.FormatReader):
                     path=path,
                     source=str(source),
                     files=() if files == (path,) else files,
-                    extras={"span": tuple(span), "texts": texts},
+                    extras={"span": tuple(span), "texts": texts, "cameras": cameras},
                 )
+
+    def _usual_cameras(self, paths: Sequence[Path]) -> tuple[str, ...]:
+        """Cameras that most of the first, middle and last bag have; the others lost them."""
+        counts: Counter[str] = Counter()
+        opened = 0
+        for number in base.first_middle_last(len(paths)):
+            with suppress(DataError):  # which `read` raises again
+                counts.update([*self._open(paths[number]).plan.cameras])
+                opened += 1
+        return tuple(name for name, count in counts.items() if 2 * count > opened > 1)
 
     def _episodes(self, path: Path, findings: list[Finding]) -> list[_EpisodeOfBag]:
         """The episodes of a bag; `findings` gets marks without effect."""
@@ -228,6 +243,12 @@ class McapReader(base.FormatReader):
         success = self._fill(opened, span, findings)
         valued = _valued(tracks)
         missing: dict[str, DataError] = {}
+        for name in ref.extras.get("cameras", ()):
+            if name not in plan.cameras:
+                reason = f"has no camera {name!r}, which other bags have"
+                missing[name] = MCAP.error(
+                    "missing_topic", ref.path, ref.id, reason, camera=name, hint=_LOST_CAMERA
+                )
         for key, track in list(valued.items()):
             kind, _, name = key.partition(".")
             if kind == "cameras" and not len(track):
