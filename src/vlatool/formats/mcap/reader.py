@@ -242,18 +242,7 @@ class McapReader(base.FormatReader):
         findings: list[Finding] = []
         success = self._fill(opened, span, findings)
         valued = _valued(tracks)
-        missing: dict[str, DataError] = {}
-        for name in ref.extras.get("cameras", ()):
-            if name not in plan.cameras:
-                reason = f"has no camera {name!r}, which other bags have"
-                missing[name] = MCAP.error(
-                    "missing_topic", ref.path, ref.id, reason, camera=name, hint=_LOST_CAMERA
-                )
-        for key, track in list(valued.items()):
-            kind, _, name = key.partition(".")
-            if kind == "cameras" and not len(track):
-                missing[name] = self._no_value(ref.path, ref.id, key, track)
-                del valued[key]
+        missing = self._missing_cameras(ref, plan, valued)
         if not valued:
             left = left_out_text(part for part in plan.parts if part.role == "left_out")
             damages = "".join(f"; {finding.message}" for finding in findings[-1:])
@@ -313,6 +302,26 @@ class McapReader(base.FormatReader):
             findings=tuple(findings),
             extras={"source_episode": ref.path.name, "start_ns": int(rows.times[0])},
         )
+
+    def _missing_cameras(
+        self, ref: EpisodeRef, plan: EpisodePlan, valued: dict[str, Any]
+    ) -> dict[str, DataError]:
+        """Cameras that other bags have or that are silent here, with the error; `valued`: tracks
+        with values, from which the silent ones are removed.
+        """
+        missing: dict[str, DataError] = {}
+        for name in ref.extras.get("cameras", ()):
+            if name not in plan.cameras:
+                reason = f"has no camera {name!r}, which other bags have"
+                missing[name] = MCAP.error(
+                    "missing_topic", ref.path, ref.id, reason, camera=name, hint=_LOST_CAMERA
+                )
+        for key, track in list(valued.items()):
+            kind, _, name = key.partition(".")
+            if kind == "cameras" and not len(track):
+                missing[name] = self._no_value(ref.path, ref.id, key, track)
+                del valued[key]
+        return missing
 
     def _fill(self, opened: _Opened, span: TimeSpan, findings: list[Finding]) -> bool | None:
         """Fills the tracks with the messages of a span; returns the success of the episode."""
