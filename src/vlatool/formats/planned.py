@@ -216,7 +216,7 @@ class PlannedEpisode:
 
     def make_plan(self, stored: Sequence[inventory.Stored]) -> None:
         """Sets things and plan, by the mapping if there is one."""
-        if "mixed" in self.ref.extras:
+        if "mixed" in self.ref.extras and not self.ref.extras.get("proposes"):
             raise SOURCE.error("mixed_episodes", self.ref.path, self.ref.extras["mixed"])
         if self.span is not None:
             names = self.span.names

@@ -69,7 +69,8 @@ SOURCE = FindingCodes(
     times_backwards=error(
         "Times run backwards, so the rows may be several episodes.",
         "add a column such as episode that names the episode of each row, write each episode to a "
-        "file of its own, or leave the times out with a mapping",
+        "file of its own, or leave the times out with a mapping: vlatool inspect SOURCE --propose "
+        "mapping.yaml",
     ),
     shared_video=error(
         "Several episodes would use the same video.",

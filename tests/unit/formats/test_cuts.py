@@ -15,6 +15,7 @@ from vlatool.errors import DataError
 from vlatool.formats.cuts import find_cuts
 from vlatool.formats.detect import detect_source
 from vlatool.formats.media.images import encode_png
+from vlatool.plugins import FORMATS
 
 ROWS = 12
 
@@ -161,3 +162,13 @@ def test_an_episode_across_two_tables_is_broken(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="join"):
             found.reader.read(ref)
     assert found.reader.read(found.refs[3]).num_frames == 2
+
+
+def test_a_mapping_is_proposed_for_times_that_run_backwards(tmp_path: Path) -> None:
+    times = [number % 6 / 10 for number in range(ROWS)]
+    write_csv(tmp_path / "in/e/data.csv", [0] * ROWS, times)
+    write_video(tmp_path / "in/e/front.mp4", ROWS, fps=10)
+    mapping = tmp_path / "map.yaml"
+    mapping.write_text(FORMATS.get("folder").propose(tmp_path / "in") or "")
+    found = detect_source(tmp_path / "in", None, {"mapping": str(mapping)})
+    assert found.reader.read(found.refs[0]).num_frames == ROWS

@@ -195,6 +195,11 @@ class FolderEpisode(PlannedEpisode):
         if not self.frame_rows:
             self._pair_by_time()
 
+    @property
+    def _is_lenient(self) -> bool:
+        """True if times may run backwards: there is a mapping, or one is to be written."""
+        return self.mapping is not None or self.ref.extras["proposes"]
+
     def plan_by_structure(self, stored: Sequence[Stored]) -> EpisodePlan:
         """Plans by names: actions are predicted, and measurements of the robot are observed."""
         plan = plan_by_structure(stored, self.known, self._of_other_length(stored))
@@ -292,7 +297,7 @@ class FolderEpisode(PlannedEpisode):
         if clock is None:
             return known or TimedPart(rows, is_camera=is_camera)
         seconds = seconds_of(clock)
-        if seconds is None and known is None and self.mapping is None:
+        if seconds is None and known is None and not self._is_lenient:
             check_ascending(self.ref.path, key, clock)
         if seconds is None and len(clock) > 1 and known is None:
             self.contents.note("times_backwards", f"{key}: its timestamps do not ascend")
@@ -434,6 +439,7 @@ class FolderReader(PlannedReader):
     base_format: ClassVar[str] = "images"
     is_fallback: ClassVar[bool] = True
     config: FolderConfig
+    _proposes: bool = False
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
         """All episodes, by name in natural order; lists folders, and opens a few episodes."""
@@ -489,7 +495,7 @@ class FolderReader(PlannedReader):
                     source=str(source),
                     number=number if is_only else None,
                     files=tuple(paths[1:]),
-                    extras={"files": files, "expected": expected},
+                    extras={"files": files, "expected": expected, "proposes": self._proposes},
                 )
             )
         return refs
@@ -555,6 +561,7 @@ class FolderReader(PlannedReader):
     def propose(source: Path) -> str | None:
         """A mapping of the first episode, with questions as comments."""
         reader = FolderReader(FolderConfig())
+        reader._proposes = True  # what a mapping can mend is no error
         ref = next(reader.discover([source]), None)
         if ref is None:
             return None
