@@ -385,7 +385,7 @@ def test_output_is_that_of_the_format_by_name_and_both_resume_each_other(
         (["lerobto", "pick"], "usage.unknown_name", 2, "lerobot"),
         (["lerobto"], "usage.unknown_name", 2, "lerobot"),
         (["./gone"], "data.no_source", 3, "gone"),
-        (["pick", "--observation-keys", "x"], "usage.unknown_option", 2, "--observation-keys"),
+        (["pick", "--observation-keys", "x"], "data.unknown_field", 3, "observation.state"),
         (["pick", "--source.observation-kyes", "x"], "config.unknown_key", 2, "observation_keys"),
         (["pick", "--source.observation-kyes", "x"], "config.unknown_key", 2, "lerobot key"),
         (["meta"], "data.no_episodes", 3, "meta"),

@@ -420,7 +420,9 @@ class PreprocessJob:
         named = config.action_fields
         if named == [NO_ACTIONS]:
             return replace(survey, action_fields=()), config
-        found = [] if named else later_values(self._some_episodes())
+        found: list[LaterValues] = []
+        if not (named or any("action" in name for name in survey.action_fields)):
+            found = later_values(self._some_episodes())
         if survey.action_fields:
             # What is observed beside the values that it has later would show the policy its answer.
             ahead = [later for later in found if later.field in survey.proprioception_fields]
