@@ -425,13 +425,18 @@ class PreprocessJob:
             found = later_values(self._some_episodes())
         if survey.action_fields:
             # What is observed beside the values that it has later would show the policy its answer.
-            ahead = [later for later in found if later.field in survey.proprioception_fields]
-            if ahead:
-                texts = ", ".join(later.text for later in ahead)
-                named = [later.field for later in ahead]
-                fields = ",".join([*survey.action_fields, *named])
-                self._found_action = f"{texts}: not observed; is it an action, too? "
-                self._found_action += f"--action-fields {fields}"
+            ahead: dict[str, str] = {}
+            for later in found:
+                if later.field in survey.proprioception_fields:
+                    ahead[later.field] = later.text
+            if not ahead:
+                return survey, config
+            named = [*ahead]
+            fields = ",".join([*survey.action_fields, *named])
+            self._found_action = (
+                f"{', '.join(ahead.values())}: not observed; is it an action, too? "
+            )
+            self._found_action += f"--action-fields {fields}"
         elif not named:
             has_mapping = getattr(self._reader.config, "mapping", None) is not None
             certain = [later for later in found if later.is_certain and not has_mapping]
