@@ -37,7 +37,8 @@ from vlatool.report.facts import (
     Tiles,
 )
 from vlatool.report.text import number_text, pixels_text
-from vlatool.storage.tree import files_below_each, size_text
+from vlatool.storage.tree import FileInfo, files_below_each, size_text
+from vlatool.storage.uri import is_remote
 
 _CAMERA_HEADER = ("camera", "width x height", "episodes", "calibration")
 
@@ -129,7 +130,7 @@ def report_source(
             details={"failures": survey.broken},
         )
     files = data_files(location)
-    size = sum(file.bytes for file in files) if files else _named_bytes(refs)
+    size = _bytes_of(location, files) or _named_bytes(refs)
     facts = survey.facts(source.format, size)
     layout = f" ({source.reader.layout})" if source.reader.layout else ""
     headline = f"{facts.format}{layout} source, {counted(facts.episodes, 'episode')}"
@@ -312,6 +313,16 @@ def _field_table(fields: Sequence[field_summary.FieldSummary]) -> Table:
         rows.append((info.name, info.width or "", info.dtype, values, *described))
     header = ("field", "width", "type", "range", "unit", "dimensions", "constant dimensions")
     return Table(header, rows)
+
+
+def _bytes_of(location: Path, files: Sequence[FileInfo]) -> int:
+    """Total size of files at a location; a file and the links to it count once."""
+    if is_remote(location):
+        return sum(file.bytes for file in files)
+    sizes: dict[Path, int] = {}
+    for file in files:
+        sizes[(location / file.name).resolve()] = file.bytes
+    return sum(sizes.values())
 
 
 def _named_bytes(refs: Sequence[EpisodeRef]) -> int:

@@ -16,6 +16,7 @@ from vlatool.episode import Episode
 from vlatool.formats.detect import detect_source
 from vlatool.formats.lerobot.depth import code_millimeters
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
+from vlatool.workflows.verify import InspectConfig, inspect
 
 FRONT = "observation.images.front"
 FRAMES = 12
@@ -89,6 +90,18 @@ def test_two_sessions_in_one_folder_are_to_be_read_apart(tmp_path: Path) -> None
     with fails("data.broken") as raised:
         episodes(root)
     assert "preprocess lerobot A B" in raised.value.hint
+
+
+def test_bytes_of_links_count_once(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "cache/snapshots/aaaa", (4,))
+    whole = inspect(InspectConfig(location=str(root))).report.facts["bytes"]
+    blobs = tmp_path / "cache/blobs"
+    blobs.mkdir()
+    for number, path in enumerate(sorted(root.rglob("*.*"))):
+        path.rename(blobs / str(number))
+        path.symlink_to(blobs / str(number))
+    facts = inspect(InspectConfig(location=str(tmp_path / "cache"))).report.facts
+    assert (facts["episodes"], facts["bytes"]) == (1, whole)
 
 
 def test_a_folder_above_a_cache_of_the_hub_is_its_newest_snapshot(tmp_path: Path) -> None:
