@@ -661,15 +661,16 @@ class PlannedReader(base.FormatReader):
         last_name = ""  # of the recording before
         for ref in refs:
             longest: Cuts | None = None
+            tables = self.tables_of(ref)
             try:
-                for table in self.tables_of(ref):
+                for table in tables:
                     cuts = find_cuts(*table)
                     if cuts and (longest is None or cuts.stops[-1] > longest.stops[-1]):
                         longest = cuts
             except ValueError as error:
                 ref = replace(ref, extras={**ref.extras, "mixed": str(error)})
             if longest is None:
-                divided.append(self._whole(ref))
+                divided.append(_whole(ref, tables))
                 last_name = ""
                 continue
             goes_on = last_name != "" and longest.names[:1] == (last_name,)
@@ -698,14 +699,6 @@ class PlannedReader(base.FormatReader):
         for number, ref in enumerate(divided):
             yield replace(ref, number=number if is_numbered else None)
 
-    def _whole(self, ref: EpisodeRef) -> EpisodeRef:
-        """A recording of one episode, with the columns that name it: they are no fields."""
-        tables = self.tables_of(ref)
-        names = [name for table in tables for name in table.columns if is_name(name)]
-        rows = max((table.rows for table in tables), default=0)
-        span = EpisodeRows(0, rows, rows, "", tuple(names))
-        return replace(ref, extras={**ref.extras, "episode_rows": span}) if names else ref
-
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
         """Cameras, fields and lengths, from shapes; no image is read."""
         reasons: list[VlatoolError] = []
@@ -715,6 +708,19 @@ class PlannedReader(base.FormatReader):
         """Survey of one episode; DataError if it is broken."""
         with self.opened(ref) as episode:
             return episode.survey()
+
+
+def _whole(ref: EpisodeRef, tables: Sequence[CutColumns]) -> EpisodeRef:
+    """A recording of one episode, with the columns that name it: they are no fields."""
+    names: list[str] = []
+    rows = 0
+    for table in tables:
+        rows = max(rows, table.rows)
+        names += filter(is_name, table.columns)
+    if not names:
+        return ref
+    whole = EpisodeRows(0, rows, rows, "", tuple(names))
+    return replace(ref, extras={**ref.extras, "episode_rows": whole})
 
 
 def _merged(decisions: Sequence[inventory.Assignment]) -> inventory.Assignment:

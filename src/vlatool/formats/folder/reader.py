@@ -187,7 +187,7 @@ class FolderEpisode(PlannedEpisode):
                 raise FOLDER.error("bad_table", path, "has no column of numbers")
         for path in self.plan.fields.values():
             table = key_of(path)
-            if self.mapping is None and table in self.contents.restarts:
+            if not self._is_lenient and table in self.contents.restarts:
                 raise SOURCE.error("times_backwards", ref.path, self.contents.restarts[table])
             if table in self.contents.moved:
                 reason = f"{table}: rows are missing or moved: {self.contents.moved[table]}"
