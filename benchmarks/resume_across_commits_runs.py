@@ -72,6 +72,8 @@ CASES = {
         "--action-fields-config-path actions.yaml --no-keep-episodes"
     ),
     "shards-lerobot": Case(f"preprocess lerobot made/lerobot {_WINDOWS}"),
+    "frames": Case("preprocess spartan made/spartan --sink frames"),
+    "lerobot-set": Case("preprocess spartan made/spartan --sink lerobot"),
     "windows": Case(
         "preprocess libero made/libero --past-steps 2 --future-steps 4 --resize-images-size 32,32"
     ),

@@ -66,6 +66,8 @@ class ConfigModel(BaseModel):
         translations: Functions that convert configurations of other programs.
         published_options: Options of other programs' commands, which translations convert.
         location_keys: Keys with a path or URI. Records keep only the last part of such a value.
+        newer: Keys that version 0.3 lacks, and the value that does what it did. Records and digests
+            leave such a value out, so that outputs of 0.3 are continued.
 
     A section with a classmethod `from_texts(texts) -> keys` may be typed as text. With a
     `typed_form`, which describes the text, it is one option that may be repeated.
@@ -85,6 +87,7 @@ class ConfigModel(BaseModel):
     registries: ClassVar[Mapping[str, Registry[Any]]] = {}
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset()
     location_keys: ClassVar[frozenset[str]] = frozenset()
+    newer: ClassVar[Mapping[str, Any]] = {}
     typed_form: ClassVar[str] = ""
     published: ClassVar[tuple[Published, ...]] = ()
     virtual_keys: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
@@ -101,6 +104,11 @@ class ConfigModel(BaseModel):
             if mark(field, "execution") or mark(field, "affects_output") is False:
                 unused.add(name)
         cls.no_effect_on_output = frozenset(unused)
+
+    def recorded(self, exclude: Iterable[str] = ()) -> dict[str, Any]:
+        """JSON values of the keys that records and digests have."""
+        unchanged = {key for key, value in self.newer.items() if getattr(self, key) == value}
+        return self.model_dump(mode="json", exclude={*exclude, *unchanged})
 
     def derive_static(self) -> tuple[Self, Mapping[str, str]]:
         """Fills in values that follow from other keys; returns the rule of each by dotted key."""

@@ -34,7 +34,7 @@ from vlatool.evaluation.facts import (
 )
 from vlatool.evaluation.success import success_report
 from vlatool.events import Progress, counted
-from vlatool.formats.media.video import VideoEncoder
+from vlatool.formats.media.video import PAGE_PRESET, VideoEncoder
 from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
 from vlatool.jobs.job import JobRun, JobSpec, input_state, plan_digest
 from vlatool.jobs.journal import Receipt
@@ -250,6 +250,7 @@ class _Lockstep:
             self._videos[rollout.seed] = VideoEncoder(
                 Fraction(self._env.fps or _DEFAULT_FPS).limit_denominator(1000),
                 crf=_VIDEO_CRF,
+                preset=PAGE_PRESET,
                 keyframe_interval=_VIDEO_KEYFRAME_INTERVAL,
             )
         self._videos[rollout.seed].add(frame)

@@ -83,7 +83,10 @@ class RecordingMapping(ConfigModel):
         "", "Frames per second: a number, or the reference of a stored one."
     )
     usual_fps: float | None = option(
-        None, "Rate that such recordings usually have, for the error where none is stored.", gt=0
+        None,
+        "Rate that such recordings usually have, for the error where none is stored.",
+        gt=0,
+        exclude=True,  # it changes no output
     )
     rows: RowsMapping = option(RowsMapping(), "Which rows are frames; default: all.")
     rest: Literal["leave", "assign"] = option(

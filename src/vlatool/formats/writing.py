@@ -11,13 +11,14 @@ from collections.abc import Callable, Collection, Generator, Iterator, Mapping, 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from pydantic import AfterValidator, Field
 
 from vlatool import episode
 from vlatool.config.base import ConfigModel
+from vlatool.config.coerce import value_text
 from vlatool.errors import DataError, UsageError
 from vlatool.events import counted
 from vlatool.findings import FindingCodes
@@ -35,6 +36,8 @@ from vlatool.formats.media.images import (
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
+from vlatool.jobs.ownership import OTHER_OUTPUT, check_no_differences
+from vlatool.jobs.record import read_record
 from vlatool.plugins import did_you_mean
 from vlatool.report.text import few_text
 from vlatool.transforms.geometry import ResizeFilter, ResizeMethod, resize
@@ -67,6 +70,42 @@ class SinkConfig(ConfigModel):
     """Options of a sink; `type` is the name of the sink, which `--sink NAME` sets."""
 
     type: Any
+
+
+# Options of encoders, and what version 0.3 did; its records may lack them.
+_ENCODERS = {"jpeg_optimize": True, "video_crf": 18, "video_preset": "medium"}
+AnySink = TypeVar("AnySink", bound=SinkConfig)
+
+
+def with_encoders_of(folder: Path, config: AnySink) -> AnySink:
+    """Options with the encoders with which an output was begun.
+
+    Raises:
+        UsageError: Version 0.3 began it, and the options name another encoder.
+    """
+    before = read_record(folder)
+    if before is None:
+        return config
+    begun: dict[str, Any] = {}
+    for key, former in _ENCODERS.items():
+        if key not in type(config).model_fields:
+            continue
+        if key not in config.model_fields_set:
+            begun[key] = before.options.get(key, former)
+        elif key not in before.options and getattr(config, key) != former:
+            difference = f"{key} {value_text(former)} (now {value_text(getattr(config, key))})"
+            check_no_differences(folder, "with other options", [difference], OTHER_OUTPUT)
+    return config.model_copy(update=begun)
+
+
+def encoder_options(config: SinkConfig) -> dict[str, Any]:
+    """The options of encoders that are not as in version 0.3, for a record."""
+    options: dict[str, Any] = {}
+    for key, former in _ENCODERS.items():
+        value = getattr(config, key, former)
+        if value != former:
+            options[key] = value
+    return options
 
 
 @dataclass(frozen=True)
@@ -317,6 +356,7 @@ class ImageEncoding:
     formats: tuple[str, ...] = (PNG, JPEG)
     quality: int = 100  # JPEG quality
     subsampling: Subsampling = "4:4:4"  # chroma subsampling of JPEG
+    optimize: bool = True  # code tables for each JPEG
     verify_pixels: bool = False  # decode PNG files that are copied, too
 
     def can_copy(self, info: ImageInfo) -> bool:
@@ -327,7 +367,8 @@ class ImageEncoding:
         """Encodes an image uint8 [H, W, 3]; returns its format and bytes."""
         resized = resize(pixels, self.size, self.method, self.filter)
         if self.formats[0] == JPEG:
-            return JPEG, encode_jpeg(resized, self.quality, self.subsampling)
+            data = encode_jpeg(resized, self.quality, self.subsampling, optimize=self.optimize)
+            return JPEG, data
         return PNG, encode_png(resized)
 
 

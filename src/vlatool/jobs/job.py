@@ -12,8 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from pydantic import BaseModel
-
+from vlatool.config.base import ConfigModel
 from vlatool.errors import StorageError
 from vlatool.events import Reporter, per_second
 from vlatool.jobs.executor import Executor, Outcome, attempt
@@ -109,9 +108,9 @@ def digest_of(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
+    if isinstance(value, ConfigModel):
         private = value.__pydantic_private__ or {}
-        return {**value.model_dump(mode="json"), **{k: _plain(v) for k, v in private.items()}}
+        return {**value.recorded(), **{k: _plain(v) for k, v in private.items()}}
     if is_dataclass(value) and not isinstance(value, type):
         kept = [field for field in fields(value) if field.metadata.get("in_digest", True)]
         return {field.name: _plain(getattr(value, field.name)) for field in kept}

@@ -204,7 +204,7 @@ def partial_folder(folder: Path) -> Path:
 
 def recorded_options(section: ConfigModel, named: ConfigModel) -> dict[str, Any]:
     """Values of a section for a record; of the files in `named`, the names without folders."""
-    values = section.model_dump(mode="json")
+    values = section.recorded()
     for key in named.location_keys:
         path = getattr(named, key)
         values[key] = None if path is None else location(path).name

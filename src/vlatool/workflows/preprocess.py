@@ -41,6 +41,7 @@ from vlatool.formats.writing import (
     SinkSetup,
     SinkSummary,
     no_rate,
+    with_encoders_of,
 )
 from vlatool.jobs.command import EngineConfig, JobResult, executor_of, make_executor
 from vlatool.jobs.files import FileEntry, file_entry
@@ -323,7 +324,10 @@ class PreprocessJob:
         self._reader = FORMATS.get(config.format)(section)
         resolved = self._reader.config
         sources = [pinned(source) for source in config.sources]
+        output = location(config.output)
         sink = self._reader.sink_config(config.sink, sources)
+        if not config.overwrite:
+            sink = with_encoders_of(output, sink)
         named = getattr(sink, "camera_rotations", {})
         lower_case = make_sink is None and SINKS.get(config.sink.type).lower_case_cameras
         try:
@@ -343,7 +347,6 @@ class PreprocessJob:
         if make_sink is None and SINKS.get(config.sink.type).needs_actions:
             survey, config = self._with_actions(survey, config)
         self._config = config
-        output = location(config.output)
         versions = versions_of(sources)
         origin = source_options(config, section, resolved) | versions
         actions = tuple(name for name in config.action_fields if name != NO_ACTIONS)
@@ -749,7 +752,7 @@ def record_options(config: PreprocessConfig, section: base.ConfigModel) -> dict[
     """Options for the record, without all sections except the section of the format."""
     excluded = {*config.no_effect_on_output, "source", "sink"}
     options = config.model_dump(mode="json", exclude=excluded)
-    options |= config.sink.model_dump(mode="json", exclude={"type"}) | {"sink": config.sink.type}
+    options |= config.sink.recorded({"type"}) | {"sink": config.sink.type}
     options["sources"] = [location(source).name for source in config.sources]
     if digest := file_digest_of(config.format):
         options |= {"format": location(config.format).name, "format content": digest}

@@ -37,9 +37,9 @@ from vlatool.formats.frames.writer import FramesConfig, FramesSink
 from vlatool.formats.lerobot.set_layout import LeRobotSinkConfig
 from vlatool.formats.lerobot.writer import LeRobotSink
 from vlatool.formats.media.frames import VideoFrames
-from vlatool.formats.media.images import decode_rgb, encode_jpeg
+from vlatool.formats.media.images import decode_rgb
 from vlatool.formats.media.video import VideoEncoder
-from vlatool.formats.writing import Sink, SinkSetup, SinkSummary
+from vlatool.formats.writing import Sink, SinkSetup, SinkSummary, encoder_options, with_encoders_of
 from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.files import (
     FOLDER,
@@ -97,7 +97,10 @@ class EpisodeRecorder:
         self._fps = float(fps)
         self._form: Form = form
         sink: type[Sink] = RecordedFrames if form == "frames" else RecordedSet
-        record = OutputRecord("record", {"fps": self._fps, "form": form}, owned=tuple(sink.owned))
+        config = FramesConfig() if form == "frames" else LeRobotSinkConfig()
+        self._config = with_encoders_of(output, config)
+        options = {"fps": self._fps, "form": form, **encoder_options(self._config)}
+        record = OutputRecord("record", options, owned=tuple(sink.owned))
         self._cameras: dict[str, tuple[int, int]] = {}  # (height, width)
         self._fields: dict[str, int] = {}
         self._receipts: list[Receipt] = []
@@ -166,7 +169,7 @@ class EpisodeRecorder:
         """
         self._check_is_open()
         if self._open is None:
-            self._open = OpenEpisode(self._output, self._form, self._fps)
+            self._open = OpenEpisode(self._output, self._config, self._fps)
         step = self._open.frames
         if not isinstance(images, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             kind = type(images).__name__
@@ -279,10 +282,10 @@ class EpisodeRecorder:
     def _sink(self, survey: Survey, refs: Sequence[EpisodeRef]) -> Sink:
         origin = {"type": "record"}
         setup = SinkSetup(self._output, survey, refs, origin)
-        if self._form == "frames":
-            return RecordedFrames(FramesConfig(), setup)
+        if isinstance(self._config, FramesConfig):
+            return RecordedFrames(self._config, setup)
         if self._set is None:
-            self._set = RecordedSet(LeRobotSinkConfig(), setup)
+            self._set = RecordedSet(self._config, setup)
         return self._set
 
     def _finish(self) -> None:
@@ -352,14 +355,14 @@ class Spool(Protocol):
 class JpegSpool:
     """JPEG files one after the other in a temporary file."""
 
-    def __init__(self, folder: Path, quality: int) -> None:
+    def __init__(self, folder: Path, config: FramesConfig) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by `close`
-        self._quality = quality
+        self._config = config
         self._ends = [0]
         self._size = (0, 0)
 
     def add(self, image: Array) -> None:
-        data = encode_jpeg(image, self._quality)
+        data = self._config.encode_image(image)
         self._file.write(data)
         self._ends.append(self._ends[-1] + len(data))
         self._size = (image.shape[0], image.shape[1])
@@ -403,7 +406,10 @@ class VideoSpool:
     def __init__(self, folder: Path, fps: float, config: LeRobotSinkConfig) -> None:
         rate = Fraction(fps).limit_denominator(_LARGEST_DENOMINATOR)
         self._encoder = VideoEncoder(
-            rate, crf=config.video_crf, keyframe_interval=config.keyframe_interval
+            rate,
+            crf=config.video_crf,
+            preset=config.video_preset,
+            keyframe_interval=config.keyframe_interval,
         )
         self._file = tempfile.NamedTemporaryFile(dir=folder, suffix=".mp4")  # noqa: SIM115
         self._count = 0
@@ -431,10 +437,10 @@ def _spool_folder(output: Path) -> Path:
 class OpenEpisode:
     """Steps that are not in the output yet."""
 
-    def __init__(self, output: Path, form: Form, fps: float) -> None:
+    def __init__(self, output: Path, config: FramesConfig | LeRobotSinkConfig, fps: float) -> None:
         self.frames = 0
         self._folder = _spool_folder(output)
-        self._form = form
+        self._config = config
         self._fps = fps
         with as_storage_error(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -469,9 +475,9 @@ class OpenEpisode:
 
     def _new_spool(self) -> Spool:
         with as_storage_error(self._folder):
-            if self._form == "frames":
-                return JpegSpool(self._folder, FramesConfig().jpeg_quality)
-            return VideoSpool(self._folder, self._fps, LeRobotSinkConfig())
+            if isinstance(self._config, FramesConfig):
+                return JpegSpool(self._folder, self._config)
+            return VideoSpool(self._folder, self._fps, self._config)
 
     def _done(self, future: "Future[None]", size: int) -> None:
         with self._changed:

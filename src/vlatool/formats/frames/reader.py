@@ -21,6 +21,7 @@ _OF_IMAGES = (
     "image_resizing_filter",
     "camera_rotations",
     "jpeg_quality",
+    "jpeg_optimize",
     "compat",
 )
 

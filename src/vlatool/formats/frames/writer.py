@@ -63,6 +63,9 @@ class FramesConfig(lbm.StoredImagesConfig, WindowsConfig):
     }
 
     type: Literal["frames"] = option("frames", "Form of the output.")
+    jpeg_optimize: bool = option(
+        False, "Make code tables for each JPEG: 5 % smaller files, twice the time, the same pixels."
+    )
     copy_jpeg: bool = option(
         False, "Copy recorded JPEG images unchanged if size and rotation stay the same."
     )
@@ -115,7 +118,7 @@ class FramesEpisodeWriter:
         ranges: list[tuple[int, int]] = []
         with (
             open_atomic(self.output / name) as file,
-            EpisodeEncoder([*streams], range(count), config.jpeg_quality) as encoder,
+            EpisodeEncoder([*streams], range(count), config.encode_image) as encoder,
         ):
             tar = TarWriter(file)
             parts = frames_layout.numbers_members(stored)
@@ -253,7 +256,7 @@ class FramesSink(writing.Sink):
         survey = self._setup.survey
         options = {
             **self._setup.origin,
-            **config.model_dump(mode="json", exclude={"type", "pose_groups"}),
+            **config.recorded({"type", "pose_groups"}),
             "sink": config.type,
             "image_resizing_filter": config.resize_filter,
             "camera_names": list(survey.cameras),

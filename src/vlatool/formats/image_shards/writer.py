@@ -34,12 +34,15 @@ class ImageShardsConfig(writing.SinkConfig):
             "image_format",
             "jpeg_quality",
             "jpeg_subsampling",
+            "jpeg_optimize",
             "resize_images_size",
             "image_resizing_method",
             "image_resizing_filter",
             "verify_pixels",
         ),
     }
+
+    newer: ClassVar[Mapping[str, Any]] = {"jpeg_optimize": True}
 
     type: Literal["image-shards"] = option("image-shards", "Form of the output: tars of images.")
     split_name: str = option(
@@ -62,6 +65,9 @@ class ImageShardsConfig(writing.SinkConfig):
     )
     jpeg_quality: int = option(100, "JPEG quality of written images.", ge=1, le=100)
     jpeg_subsampling: Subsampling = option("4:4:4", "Chroma subsampling of written JPEG.")
+    jpeg_optimize: bool = option(
+        True, "Make code tables for each JPEG: 5 % smaller files, twice the time, the same pixels."
+    )
     resize_images_size: writing.ImageSize = None
     image_resizing_method: writing.ResizingMethod = "center_crop"
     image_resizing_filter: writing.ResizingFilter = "lanczos_vips"
@@ -77,6 +83,7 @@ class ImageShardsConfig(writing.SinkConfig):
             formats=(PNG, JPEG) if self.image_format is None else (self.image_format,),
             quality=self.jpeg_quality,
             subsampling=self.jpeg_subsampling,
+            optimize=self.jpeg_optimize,
             verify_pixels=self.verify_pixels,
         )
 
@@ -245,9 +252,7 @@ class ImageShardsSink(writing.Sink):
         )
 
     def _options(self) -> dict[str, Any]:
-        options = self._config.model_dump(
-            mode="json", exclude={"type", "val_ratio", "verify_pixels"}
-        )
+        options = self._config.recorded({"type", "val_ratio", "verify_pixels"})
         if self._config.label is None:
             del options["label"]  # as in manifests that have no such key
         origin = {key: self._setup.origin.get(key) for key in ("type", "source_episodes")}

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vlatool.config.base import ConfigModel, option
 from vlatool.episode import Clip, RowSegment
@@ -49,6 +49,7 @@ class LeRobotConfig(ConfigModel):
     """
 
     location_keys: ClassVar[frozenset[str]] = frozenset({"mapping"})
+    newer: ClassVar[Mapping[str, Any]] = {"depth_range": None}
     camera_columns: ClassVar[tuple[str, ...]] = ()
     needed_columns: ClassVar[tuple[str, ...]] = ()
     is_list_first: ClassVar[bool] = False

@@ -164,6 +164,7 @@ class LerobotEpisodeWriter:
             images,
             self.layout.rate,
             crf=self.config.video_crf,
+            preset=self.config.video_preset,
             keyframe_interval=self.config.keyframe_interval,
         )
         encoded = encoded_clip(clip)

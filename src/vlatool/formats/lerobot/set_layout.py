@@ -43,13 +43,25 @@ _LONGEST_VALUE = 60  # characters
 _LARGEST_DENOMINATOR = 1001
 
 
+VideoPreset = Literal[
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"
+]
+
+
 class LeRobotSinkConfig(writing.SinkConfig):
     """Options of the sink `lerobot`."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Output": ("type", "layout_version", "robot_type", "modality"),
-        "Images": ("use_videos", "copy_videos", "video_crf", "keyframe_interval"),
+        "Images": ("use_videos", "copy_videos", "video_crf", "video_preset", "keyframe_interval"),
         "Files": ("data_files_size_in_mb", "video_files_size_in_mb", "chunks_size"),
+    }
+
+    newer: ClassVar[Mapping[str, Any]] = {
+        "video_preset": "medium",
+        "resize_images_size": None,
+        "image_resizing_method": "center_crop",
+        "image_resizing_filter": "lanczos_vips",
     }
 
     type: Literal["lerobot"] = option("lerobot", "Form of the output: a LeRobot data set.")
@@ -69,7 +81,10 @@ class LeRobotSinkConfig(writing.SinkConfig):
     resize_images_size: writing.ImageSize = None
     image_resizing_method: writing.ResizingMethod = "center_crop"
     image_resizing_filter: writing.ResizingFilter = "lanczos_vips"
-    video_crf: int = option(18, "Quality of encoded videos (CRF); lower is better.", ge=0, le=51)
+    video_crf: int = option(17, "Quality of encoded videos (CRF); lower is better.", ge=0, le=51)
+    video_preset: VideoPreset = option(
+        "veryfast", "Effort of the video encoder, x264; slower presets give smaller files."
+    )
     keyframe_interval: int = option(
         2, "Frames between keyframes; with low numbers, single frames are read faster.", ge=1
     )

@@ -64,11 +64,15 @@ _NUMERIC_MODES = ("I", "F")
 Subsampling = Literal["4:4:4", "4:2:0"]
 
 
-def encode_jpeg(pixels: UInt8Array, quality: int, subsampling: Subsampling = "4:2:0") -> bytes:
-    """JPEG of uint8 [H, W, 3]."""
+def encode_jpeg(
+    pixels: UInt8Array, quality: int, subsampling: Subsampling = "4:2:0", *, optimize: bool = False
+) -> bytes:
+    """JPEG of uint8 [H, W, 3]; `optimize`: code tables for each image, which take 5 % less space
+    and twice the time.
+    """
     buffer = io.BytesIO()
     image = Image.fromarray(pixels)
-    image.save(buffer, "JPEG", quality=quality, subsampling=subsampling, optimize=True)
+    image.save(buffer, "JPEG", quality=quality, subsampling=subsampling, optimize=optimize)
     return buffer.getvalue()
 
 

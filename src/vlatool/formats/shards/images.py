@@ -12,15 +12,16 @@ from typing import Literal
 
 import numpy as np
 
-from vlatool.episode import Array, Episode, FrameSource
+from vlatool.episode import Array, Episode, FrameSource, UInt8Array
 from vlatool.errors import DataError
 from vlatool.formats import writing
-from vlatool.formats.media.images import encode_jpeg, encode_png
+from vlatool.formats.media.images import encode_png
 from vlatool.transforms.geometry import ImageGeometry
 
 # Inflating, resizing and encoding release the GIL: with two threads per worker no core is idle
 # while the last episode of a run is read or written.
 THREADS = 2
+EncodeImage = Callable[[UInt8Array], bytes]  # JPEG of pixels [H, W, 3]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class ImageStream:
         extension = "jpg" if self.kind == "image" else "png"
         return f"{self.name}_t{offset}.{extension}"
 
-    def encode(self, frames: Sequence[int], quality: int) -> list[bytes]:
+    def encode(self, frames: Sequence[int], encode_image: EncodeImage) -> list[bytes]:
         """Encoded files of the frames."""
         if self.source.is_prepared:
             return [self.source.encoded(frame) or b"" for frame in frames]
@@ -54,12 +55,12 @@ class ImageStream:
         if missing:
             pixels = writing.read_frames(self.name, self.source, missing)
             for frame, image in zip(missing, pixels, strict=True):
-                files[frame] = self._file(image, quality)
+                files[frame] = self._file(image, encode_image)
         return [files[frame] for frame in frames]
 
-    def _file(self, pixels: Array, quality: int) -> bytes:
+    def _file(self, pixels: Array, encode_image: EncodeImage) -> bytes:
         if self.kind == "image":
-            return encode_jpeg(self.geometry.apply(pixels), quality)
+            return encode_image(self.geometry.apply(pixels))
         if pixels.min(initial=0) < 0 or pixels.max(initial=0) > np.iinfo(np.uint16).max:
             raise DataError(
                 f"{self.name}: values from {pixels.min()} to {pixels.max()} do not fit 16 bits",
@@ -76,11 +77,16 @@ class EpisodeEncoder:
     """
 
     def __init__(
-        self, streams: Sequence[ImageStream], needed_frames: Iterable[int], quality: int
+        self,
+        streams: Sequence[ImageStream],
+        needed_frames: Iterable[int],
+        encode_image: EncodeImage,
     ) -> None:
         needed = sorted(set(needed_frames))
         self._pool = ThreadPoolExecutor(min(THREADS, max(len(streams), 1)))
-        self._streams = [_StreamEncoder(stream, needed, quality, self._pool) for stream in streams]
+        self._streams: list[_StreamEncoder] = []
+        for stream in streams:
+            self._streams.append(_StreamEncoder(stream, needed, encode_image, self._pool))
 
     def __enter__(self) -> "EpisodeEncoder":
         for stream in self._streams:
@@ -108,10 +114,14 @@ class _StreamEncoder:
     """Encoded files of one stream, a batch ahead."""
 
     def __init__(
-        self, stream: ImageStream, needed: Sequence[int], quality: int, pool: ThreadPoolExecutor
+        self,
+        stream: ImageStream,
+        needed: Sequence[int],
+        encode_image: EncodeImage,
+        pool: ThreadPoolExecutor,
     ) -> None:
         self.stream = stream
-        self._quality = quality
+        self._encode_image = encode_image
         self._pool = pool
         self._waiting: deque[Sequence[int]] = deque()  # batches of frames
         for start in range(0, len(needed), writing.FRAMES_PER_READ):
@@ -135,7 +145,7 @@ class _StreamEncoder:
         """Starts encoding the next batch; one at a time, because sources are read in order."""
         if self._next is None and self._waiting:
             frames = self._waiting.popleft()
-            self._next = frames, self._pool.submit(self.stream.encode, frames, self._quality)
+            self._next = frames, self._pool.submit(self.stream.encode, frames, self._encode_image)
 
 
 def image_streams(

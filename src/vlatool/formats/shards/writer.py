@@ -15,11 +15,12 @@ import numpy as np
 from pydantic import field_validator, model_validator
 
 from vlatool.config.base import ConfigModel, option
-from vlatool.episode import Array, Episode, EpisodeRef, Survey
+from vlatool.episode import Array, Episode, EpisodeRef, Survey, UInt8Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCodes, warning
 from vlatool.formats import writing
 from vlatool.formats.field_summary import DIMENSION_NAMES
+from vlatool.formats.media.images import encode_jpeg
 from vlatool.formats.media.tar import TarWriter, member_bytes
 from vlatool.formats.media.tar_sample import sample_members
 from vlatool.formats.shards import layout as shards_layout
@@ -61,6 +62,8 @@ class TargetConfig(ConfigModel):
 class StoredImagesConfig(writing.SinkConfig):
     """Options of stored images and poses, for all sinks from which policies are trained."""
 
+    newer: ClassVar[Mapping[str, Any]] = {"jpeg_optimize": True}
+
     pose_groups: list[PoseGroupConfig] | None = option(
         None, "Poses that also get relative fields; null uses the poses that the format knows."
     )
@@ -73,6 +76,9 @@ class StoredImagesConfig(writing.SinkConfig):
         {}, "Rotate cameras by clockwise quarter turns before the resize, with their calibration."
     )
     jpeg_quality: int = option(95, "JPEG quality of written images.", ge=1, le=100)
+    jpeg_optimize: bool = option(
+        True, "Make code tables for each JPEG: 5 % smaller files, twice the time, the same pixels."
+    )
     depth: bool = option(False, "Store depth as 16-bit PNG, in millimeters.")
     labels: bool = option(False, "Store segmentation labels as 16-bit PNG.")
     compat: bool = option(
@@ -95,6 +101,10 @@ class StoredImagesConfig(writing.SinkConfig):
         """Filter of the resize; by default the published one with `compat`."""
         return self.image_resizing_filter or ("lanczos" if self.compat else "lanczos_vips")
 
+    def encode_image(self, pixels: UInt8Array) -> bytes:
+        """JPEG of uint8 [H, W, 3]."""
+        return encode_jpeg(pixels, self.jpeg_quality, optimize=self.jpeg_optimize)
+
 
 class LbmConfig(StoredImagesConfig, WindowsConfig):
     """Options of the sink `lbm`."""
@@ -109,6 +119,7 @@ class LbmConfig(StoredImagesConfig, WindowsConfig):
             "image_resizing_filter",
             "camera_rotations",
             "jpeg_quality",
+            "jpeg_optimize",
             "depth",
             "labels",
             "compat",
@@ -227,7 +238,7 @@ class LbmEpisodeWriter:
         streams = image_streams(
             sampler.episode, spec.geometry, has_depth=config.depth, has_labels=config.labels
         )
-        with EpisodeEncoder([*streams], sampler.needed_frames(), config.jpeg_quality) as encoder:
+        with EpisodeEncoder([*streams], sampler.needed_frames(), config.encode_image) as encoder:
             for sample in sampler:
                 members = sample_members(sample, encoder.images(sample.image_frames))
                 ranges.append(tar.append(b"".join(member_bytes(*member) for member in members)))
@@ -465,7 +476,7 @@ class LbmSink(writing.Sink):
         """
         config = self._config
         survey = self._setup.survey
-        options = config.model_dump(mode="json", exclude={"type", "keep_episodes", "target"})
+        options = config.recorded({"type", "keep_episodes", "target"})
         pose_groups: list[dict[str, Any]] = []
         for group in self._example.pose_groups:
             pose_groups.append({key: value for key, value in vars(group).items() if value})
