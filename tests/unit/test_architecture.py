@@ -98,7 +98,7 @@ JOB_FOLDER = ".vlatool"
 
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS, DEEPEST = 800, 80, 6, 2
 # Ceilings: they rise only with what a change adds on purpose, and fall with what goes.
-MOST_TOKENS = 775_100
+MOST_TOKENS = 775_800
 MOST_TOKENS_PER_LINE = 8.83
 # In 1000 tokens.
 MOST_COMPREHENSIONS = 3.34
