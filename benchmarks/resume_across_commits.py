@@ -10,7 +10,8 @@ checkpoint of a training run. The present code (PYTHONPATH, else this checkout) 
 command on a copy of each. The bytes must equal those of the finished output, without `.vlatool/`
 and times. No item, shard or training step that was done may be done again, except where the earlier
 code does so as well. `verify` and `inspect` must report the same codes with both.
-`--only 'shards*'` runs some of the commands; `--keep DIR` keeps the outputs.
+`--only 'shards*'` runs some of the commands; `--keep DIR` keeps the outputs. With `--make DIR`, the
+earlier code makes one output, run and checkpoint of each kind in `DIR/made`, and nothing is tried.
 """
 
 import argparse
@@ -333,7 +334,7 @@ def main(arguments: argparse.Namespace) -> int:
     before = arguments.before.resolve()
     now = Path(os.environ.get("PYTHONPATH", "").split(os.pathsep)[0] or OWN_SOURCE).resolve()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = (arguments.keep or Path(temporary)).resolve()
+        folder = (arguments.make or arguments.keep or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         start: Callable[..., Commands] = partial(Commands, folder=folder)
         with (
@@ -343,9 +344,15 @@ def main(arguments: argparse.Namespace) -> int:
             trials = Trials(folder, earlier, present)
             outcomes: list[Outcome] = []
             for name in filter(partial(fnmatch, pat=arguments.only), CASES):
+                if arguments.make:
+                    trials.make(name)
+                    print(folder / "made" / name, flush=True)
+                    continue
                 for outcome in trials.outcomes(name):
                     print(outcome.line(), flush=True)
                     outcomes.append(outcome)
+    if arguments.make:
+        return 0
     redone = sum(outcome.redone for outcome in outcomes)
     unequal = sum(bool(outcome.unequal) for outcome in outcomes)
     problems = sum(len(outcome.problems) for outcome in outcomes)
@@ -360,5 +367,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--before", type=Path, required=True, help="folder src of a checkout")
     parser.add_argument("--only", default="*", help="pattern of names of cases")
+    parser.add_argument("--make", type=Path, help="an empty folder for outputs of the earlier code")
     parser.add_argument("--keep", type=Path, help="an empty folder to keep")
     sys.exit(main(parser.parse_args()))

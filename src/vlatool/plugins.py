@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any, Generic, Literal, TypeVar, cast
 
 from vlatool.errors import EnvironmentProblem, UsageError
+from vlatool.withdrawn import withdrawn_hint
 
 T = TypeVar("T")
 
@@ -217,7 +218,10 @@ def load_data_kind(target: str) -> Any:
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """Returns a hint with similar known names; if there are none, with the first known names."""
+    """Hint with similar known names, else the first known names; for a withdrawn name, its text."""
+    withdrawn = withdrawn_hint(word)
+    if withdrawn:
+        return withdrawn
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     if near:
         return f"did you mean {', '.join(near)}?"

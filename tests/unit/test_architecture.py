@@ -21,7 +21,7 @@ SOURCE = ROOT / "src" / "vlatool"
 
 # A room imports only from rooms above it; rooms on one line do not import each other.
 LAYERS = [
-    {"errors", "events", "credentials", "results"},
+    {"errors", "events", "credentials", "results", "withdrawn"},
     {"findings"},
     {"plugins", "episode"},
     {"storage"},
@@ -98,7 +98,29 @@ JOB_FOLDER = ".vlatool"
 
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS, DEEPEST = 800, 80, 6, 2
 # Ceilings: they rise only with what a change adds on purpose, and fall with what goes.
-MOST_TOKENS = 775_800
+MOST_TOKENS = 776_000
+# In thousands, for each room; "" are the files above the rooms. Each only falls.
+ROOM_TOKENS = {
+    "formats": 276.6,
+    "models": 88.6,
+    "workflows": 73.4,
+    "training": 45.5,
+    "loading": 41.4,
+    "storage": 40.9,
+    "evaluation": 31.2,
+    "cli": 25.9,
+    "transforms": 25.2,
+    "jobs": 20,
+    "config": 18.6,
+    "world": 17.7,
+    "serving": 11.6,
+    "conventions": 11.3,
+    "": 10.4,
+    "testing": 10.2,
+    "report": 10,
+    "launching": 8.8,
+    "tokens": 8.4,
+}
 MOST_TOKENS_PER_LINE = 8.83
 # In 1000 tokens.
 MOST_COMPREHENSIONS = 3.34
@@ -239,7 +261,7 @@ def test_map_of_the_documentation_shows_the_rooms_and_their_order() -> None:
     order = "".join(
         line
         for line in page.splitlines()
-        if line.startswith("    errors events credentials results |")
+        if line.startswith("    errors events credentials results withdrawn |")
     )
     lines = page.partition(order)[2].partition("\n\n")[0]
     shown = [set(names.split()) for names in f"{order}{lines}".split("|")]
@@ -410,10 +432,15 @@ def test_every_requirement_is_imported() -> None:
     assert required <= brought | {"vlatool", "pyvips-binary"}  # the library that pyvips binds
 
 
+@cache
 def _measured() -> Counter[str]:
-    """Tokens, code lines and dense expressions of the package; no docstrings, no comments."""
+    """Tokens, code lines and dense expressions of the package; no docstrings, no comments.
+
+    `tokens ROOM` are the tokens of a room.
+    """
     count: Counter[str] = Counter()
     for name in NAMES:
+        room = _room(name) if "/" in name else ""
         text = (SOURCE / name).read_text()
         documented: set[int] = set()
         for node in _nodes(name):
@@ -425,6 +452,7 @@ def _measured() -> Counter[str]:
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
             if token.type not in NO_CODE and token.start[0] not in documented:
                 count["tokens"] += 1
+                count[f"tokens {room}"] += 1
                 code.add(token.start[0])
         count["lines"] += len(code)
     return count
@@ -437,6 +465,11 @@ def test_code_gets_no_larger_and_no_denser() -> None:
     assert count["tokens"] / count["lines"] <= MOST_TOKENS_PER_LINE
     assert count["comprehensions"] / thousands <= MOST_COMPREHENSIONS
     assert count["conditionals"] / thousands <= MOST_CONDITIONALS
+
+
+@pytest.mark.parametrize("room", ROOM_TOKENS)
+def test_a_room_gets_no_larger(room: str) -> None:
+    assert _measured()[f"tokens {room}"] <= 1000 * ROOM_TOKENS[room] + 50
 
 
 def test_a_public_class_name_occurs_once() -> None:

@@ -1,0 +1,16 @@
+"""Names that were documented once, and what to use instead."""
+
+from collections.abc import Mapping
+
+# Options, configuration keys, figures, variables and Python names. An unknown name that you type
+# is an error whose hint has this text; files that an earlier version wrote may still contain it.
+WITHDRAWN: Mapping[str, str] = {
+    "camera_lag": "the lag of cameras is not measured any more: remove the rule",
+    "image_lags": "the lag of cameras is not measured any more",
+}
+
+
+def withdrawn_hint(name: str) -> str:
+    """Hint on a withdrawn name; empty for others."""
+    use = WITHDRAWN.get(name, "")
+    return f"{name} is withdrawn: {use}" if use else ""
