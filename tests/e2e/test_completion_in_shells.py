@@ -19,11 +19,7 @@ PROGRAMS = Path(sys.executable).parent
 LINES = {
     "vlatool vers\t--jso\t": ["version", "--json"],
     "vlatool presets sh\tworld-pic\t": ["presets", "show", "world-pick"],
-    "vlatool resolve-config --preset=world-pic\t": ["resolve-config", "--preset=world-pick"],
-    "vlatool resolve-config -p world-pick --set hparams.lr_sch\tcos\t": [
-        *("resolve-config", "-p", "world-pick"),
-        *("--set", "hparams.lr_scheduler=cosine"),
-    ],
+    "vlatool resolve-config --preset world-pic\t": ["resolve-config", "--preset", "world-pick"],
 }
 
 

@@ -324,15 +324,11 @@ def _fill_completion_cache() -> None:
     slow.
     """
     from vlatool.cli.forms import typer_command
-    from vlatool.cli.training_options import preset_types
     from vlatool.plugins import FORMATS
 
-    of_types = {tuple(types): preset for preset, types in preset_types().items()}
     for words, row in COMMANDS.items():
         command = typer_command(words, row)
         lines: list[list[str]] = [[]]
-        if "runs" in row.presets:
-            lines += [["--preset", preset] for preset in of_types.values()]
         if words == "preprocess":
             lines += [[name] for name in FORMATS.names()]
         for line in lines:

@@ -19,7 +19,7 @@ import typer.core
 from vlatool.cli import help as cli_help
 from vlatool.cli import options as cli_options
 from vlatool.cli.commands import COMMANDS
-from vlatool.cli.completion import CompletionWords, cached, completions, unfinished_line
+from vlatool.cli.completion import CompletionWords, cached, completions
 from vlatool.errors import VlatoolError
 
 if TYPE_CHECKING:
@@ -171,10 +171,10 @@ class VlatoolCommand(typer.core.TyperCommand):
         """Writes all keys by group."""
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        line = unfinished_line(ctx.meta.get(_ARGS, []), incomplete)
-        key = self.completion_key(ctx, line.typed)
-        words = cached(key, lambda: self.completion_words(ctx, line.typed))
-        return completions(words, line)
+        typed = [word for word in ctx.meta.get(_ARGS, []) if word != "="]  # of bash
+        key = self.completion_key(ctx, typed)
+        words = cached(key, lambda: self.completion_words(ctx, typed))
+        return completions(words, typed, incomplete)
 
     def completion_key(self, ctx: Any, typed: Sequence[str]) -> str:
         return ctx.command_path
@@ -385,42 +385,30 @@ class ConfigCommand(VlatoolCommand):
         return "\n".join([ctx.command_path, *self.spec.schema_words(typed)])
 
     def completion_words(self, ctx: Any, typed: Sequence[str]) -> CompletionWords:
-        from vlatool.cli.keys import known_values, values_to_type
         from vlatool.config.presets import list_presets
+        from vlatool.config.schema import choices
 
         spec = self.spec
         keys = self.keys(typed)
-        schema = self.chosen_schema(typed, ctx)
-        registered = {**spec.values, **spec.suggestions}
-        choices = known_values(schema, keys, registered)
-        of_command = super().completion_words(ctx, typed)
-
-        values_by_name: dict[str, Sequence[str] | None] = {name: [] for name in spec.option_aliases}
-        values_by_name |= choices
+        schema = spec.schema(typed)
+        known: dict[str, Sequence[str] | None] = {}
         for name, alias in spec.option_aliases.items():
-            if alias.is_switch:
-                values_by_name[name] = None
+            known[name] = None if alias.is_switch else []
+        for name, key in keys.items():
+            known[name] = None if key.is_switch else choices(schema, key.path)
+        for name, values in {**spec.values, **spec.suggestions}.items():
+            known[name] = values()
         options: dict[str, Sequence[str] | None] = {}
-        for name, values in values_by_name.items():
-            if spec.is_used(name):
+        for name, values in known.items():
+            if spec.is_used(name) and "." not in name:
                 options[f"--{name.replace('_', '-')}"] = values
         for short, name in _shorts(keys).items():
             options[short] = options[f"--{name}"]
-        options |= of_command.options
+        of_command = super().completion_words(ctx, typed)
         presets = [preset.name for preset in list_presets() if preset.kind in spec.presets]
-        options |= {"--preset": presets, "-p": presets}
-
-        arguments = [choices.get(name) or () for name in spec.positionals]
-        values_by_key: dict[str, Sequence[str]] = {}
-        for key, values in values_to_type(schema, registered).items():
-            if spec.is_used(key):
-                values_by_key[key] = values
-        return CompletionWords(
-            options,
-            arguments or of_command.arguments,
-            values_by_key,
-            has_bare_keys=not spec.is_flat,
-        )
+        options |= {**of_command.options, "--preset": presets, "-p": presets}
+        arguments = [known.get(name) or () for name in spec.positionals]
+        return CompletionWords(options, arguments or of_command.arguments)
 
 
 def config_command(

@@ -9,7 +9,7 @@ from vlatool.cli.options import TypedValue
 from vlatool.cli.output import to_json
 from vlatool.config.base import ConfigModel
 from vlatool.config.resolve import STRICT, Override, ReadOptions, chosen_schema, parse_override
-from vlatool.config.schema import ANY_NAME, KeyInfo, choices, dotted_keys
+from vlatool.config.schema import ANY_NAME, KeyInfo, dotted_keys
 from vlatool.errors import UsageError
 from vlatool.results import Result
 
@@ -72,51 +72,6 @@ def _typed_form(kind: str) -> str:
         name, value = inner.split(", ")
         return f"{{{name}: {value}, ...}}"
     return kind
-
-
-def known_values(
-    schema: type[ConfigModel],  # the config class
-    keys: Mapping[str, Key],  # its keys that are options by their name
-    registered: Mapping[str, Callable[[], Sequence[str]]],
-) -> dict[str, Sequence[str] | None]:
-    """Option name to its known values; empty if any value is allowed, None for a switch."""
-    values: dict[str, Sequence[str] | None] = {}
-    for info in _typable(schema):
-        if "." in info.key:
-            values[info.key] = _choices(schema, info)
-    for name, key in keys.items():
-        values[name] = None if key.is_switch else choices(schema, key.path)
-    for name, registered_names in registered.items():
-        values[name] = registered_names()
-    return values
-
-
-def values_to_type(
-    schema: type[ConfigModel], registered: Mapping[str, Callable[[], Sequence[str]]]
-) -> dict[str, Sequence[str]]:
-    """Map from dotted key to values for `KEY=VALUE`: its choices, else its default and null."""
-    values_by_key: dict[str, Sequence[str]] = {}
-    for info in _typable(schema):
-        values_by_key[info.key] = _choices(schema, info) or _default_values(info)
-    for key, names in registered.items():
-        values_by_key[key] = list(names())
-    return values_by_key
-
-
-def _default_values(info: KeyInfo) -> list[str]:
-    values: list[str] = []
-    if default_text(info.default):
-        values.append(default_text(info.default))
-    if "null" in _ALTERNATIVE.split(info.type_text):
-        values.append("null")
-    return values
-
-
-def _choices(schema: type[ConfigModel], info: KeyInfo) -> list[str]:
-    """Values of a key; empty if there are many."""
-    if "bool" in info.type_text.split(" | "):
-        return ["true", "false"]
-    return choices(schema, info.key)
 
 
 def default_text(value: Any) -> str:

@@ -2,20 +2,17 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlatool.cli.commands import COMMANDS, Command
-from vlatool.cli.completion import CompletionWords, cached
+from vlatool.cli.commands import Command
 from vlatool.cli.config_command import ConfigSpec, OptionAlias, schema_at
 from vlatool.cli.forms import Form, load, run_on_ranks
 from vlatool.cli.output import JsonResult
 from vlatool.cli.session import Invocation
-from vlatool.errors import UsageError, VlatoolError
+from vlatool.errors import UsageError
 
 if TYPE_CHECKING:
     from vlatool.config.resolve import Resolved
@@ -71,44 +68,7 @@ def training_spec(row: Command, option_aliases: Mapping[str, OptionAlias]) -> Co
         ),
         values={"model.type": model_types, "data.type": _data_kinds},
         presets=row.presets,
-        schema_words=_schema_words,
     )
-
-
-def _schema_words(args: Sequence[str]) -> Sequence[str]:
-    """What the completion words depend on: types of presets, times of files, types in the
-    arguments.
-    """
-    words: list[str] = []
-    for word, following in pairwise([*args, ""]):
-        name, equals, value = word.partition("=")
-        value = value if equals else following
-        if name in ("--config", "-c", "config") and os.path.isfile(value):
-            words += [value, str(os.stat(value).st_mtime_ns)]
-        elif name in ("--preset", "-p"):
-            known = cached("types of presets", lambda: CompletionWords(preset_types())).options
-            words += known.get(value, [value]) or []
-        elif name.endswith(".type") or ".type=" in value:
-            words += [name, value]
-    return words
-
-
-def preset_types() -> dict[str, list[str]]:
-    """Name of a preset for training to the types of model and data in it."""
-    from vlatool.config.coerce import find, plain
-    from vlatool.config.presets import list_presets
-    from vlatool.config.resolve import STRICT, LayerReader
-
-    sections = load(COMMANDS["train"].schema).preset_sections
-    types: dict[str, list[str]] = {}
-    for preset in list_presets():
-        if preset.kind not in COMMANDS["train"].presets:
-            continue
-        with suppress(VlatoolError):  # a broken file of a plugin
-            tree = LayerReader(sections, None, STRICT).read([preset.name], (), ()).trees[0]
-            nodes = {section: find(tree, (section, "type")) for section in ("model", "data")}
-            types[preset.name] = [f"{key}: {plain(node)}" for key, node in nodes.items() if node]
-    return types
 
 
 def _train(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
