@@ -1,7 +1,7 @@
 """Reads and writes models in the layouts of published programs. No torch."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -69,22 +69,6 @@ class PublishedModel:
     # local folder with the files of `save_assets`; None: the layout has none
     folder: Path | None = None
     notes: Sequence[str] = ()  # messages for the user, such as tensors that are not used
-
-
-@dataclass(frozen=True)
-class PublishedProgress:
-    """State of training in a published layout, on the CPU."""
-
-    step: int  # number of optimizer steps done
-    # state dict of each part that checkpoints hold, by the name of the part
-    weights: "Mapping[str, Mapping[str, Tensor]]"
-    # averaged weights of each part; empty if there are none
-    averages: "Mapping[str, Mapping[str, Tensor]]" = field(default_factory=dict)
-    num_averaged: int = 0  # number of updates of the averages
-    # state of AdamW (`step`, `exp_avg`, `exp_avg_sq`) by the name of an optimizer and
-    # `PART.PARAMETER`
-    moments: "Mapping[str, Mapping[str, Mapping[str, Tensor]]]" = field(default_factory=dict)
-    notes: Sequence[str] = ()  # messages for the user
 
 
 @dataclass(frozen=True)
@@ -262,16 +246,3 @@ class Layout:
         `tree` is the complete configuration of the run; empty for published files.
         """
         raise AssertionError("a layout without a problem has write")
-
-    def progress_files(self, files: PublishedFiles, *, averaged: bool) -> Sequence[Path]:
-        """Returns the files that `open_progress` reads, which may be missing.
-
-        Empty if the layout stores no state of training; with `averaged`, also the averaged weights.
-        """
-        return ()
-
-    def open_progress(
-        self, config: Any, modules: "Mapping[str, nn.Module]", paths: Sequence[Path]
-    ) -> PublishedProgress:
-        """Opens a published state of training, from local copies of `progress_files`."""
-        raise AssertionError("a layout with progress_files has open_progress")

@@ -315,16 +315,14 @@ def _type_of(section: object) -> str | None:
 
 @dataclass(frozen=True)
 class ProgressOrigin:
-    """Files with a state of training, of a run or published."""
+    """The checkpoint of a run from which training continues."""
 
     text: str  # location as the user wrote it
     model_type: str  # model type of the weights
-    checkpoint: Path | None = None  # checkpoint of a run; None for published files
-    files: Sequence[Path] = ()  # published files, as `Layout.progress_files` returns them
+    checkpoint: Path
 
     def local_checkpoint(self) -> Path:
         """Checkpoint of a run on the local disk; its files are compared with their digests."""
-        assert self.checkpoint is not None
         manifest = CheckpointManifest.read(self.checkpoint)
         paths = manifest.paths(self.checkpoint, [MANIFEST, *manifest.files])
         above = self.checkpoint.parent
@@ -333,27 +331,23 @@ class ProgressOrigin:
         manifest.check(folder)
         return folder
 
-    def local_files(self) -> list[Path]:
-        return [local_copy(path.parent, [path.name]) / path.name for path in self.files]
-
 
 def locate_progress(text: str, *, averaged: bool) -> ProgressOrigin:
-    """Files of a run or checkpoint, also a published one, with which its training can continue."""
+    """The checkpoint of a run with which its training can continue.
+
+    Raises:
+        UsageError: The weights are of a published program.
+        DataError: A file of the checkpoint is missing.
+    """
     location = locations.require_weights(text)
-    published = published_at(location)
-    if published is not None:
-        model_type, files = published
-        paths = model_type.layout.progress_files(files, averaged=averaged)
-        if not paths:
-            raise UsageError(
-                f"{text}: the published files of {model_type.name} hold only weights, so their "
-                "training cannot continue",
-                hint="start a new run from these weights: add --init-weights-only",
-                code="usage.unsupported",
-                details={"key": "init_weights_only"},
-            )
-        _check_present(text, [path for path in paths if not path.is_file()])
-        return ProgressOrigin(text, model_type.name, files=paths)
+    if published_at(location) is not None:
+        raise UsageError(
+            f"{text}: training of a published program is not continued, only its weights are used",
+            hint="start a new run from these weights: add --init-weights-only (in published files "
+            "model.resume_weights_only: true)",
+            code="usage.unsupported",
+            details={"key": "init_weights_only"},
+        )
     run, checkpoint = locations.find_checkpoint(location.parent if location.is_file() else location)
     names = CheckpointManifest.read(checkpoint).files
     missing: list[Path] = []
@@ -361,17 +355,12 @@ def locate_progress(text: str, *, averaged: bool) -> ProgressOrigin:
         missing.append(checkpoint / TRAINER)
     if averaged and not any(name.endswith(EMA) for name in names):
         missing.append(checkpoint / EMA)
-    _check_present(text, missing)
-    return ProgressOrigin(text, str(_type_of(run.config_tree().get(_MODEL))), checkpoint)
-
-
-def _check_present(text: str, missing: Sequence[Path]) -> None:
     if missing:
         raise DataError.at(
             missing[0],
             f"is missing, so the training of {text} cannot continue",
             hint="copy it from where the checkpoint was trained; to start a new run from the "
-            "weights alone, set init_weights_only (in published files "
-            "model.resume_weights_only) to true",
+            "weights alone, set init_weights_only to true",
             code="data.missing",
         )
+    return ProgressOrigin(text, str(_type_of(run.config_tree().get(_MODEL))), checkpoint)

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter, counted
@@ -18,17 +16,16 @@ from vlatool.jobs.ownership import differences_text
 from vlatool.jobs.record import read_record
 from vlatool.loading.base import DatasetInfo
 from vlatool.models.base import Objective, Part, Policy
-from vlatool.models.published import PublishedProgress
 from vlatool.models.trained import ProgressOrigin, existing_weights, locate_progress
 from vlatool.storage.lock import Lock
-from vlatool.training.checkpoints import load_checkpoint, restore_optimizer, unsaved_digests
+from vlatool.training.checkpoints import load_checkpoint, unsaved_digests
 from vlatool.training.config import TrainConfig
 from vlatool.training.data import DataStreams
 from vlatool.training.placement import PlacedParts
 from vlatool.training.plan import TrainPlan
 from vlatool.training.resume import identity_keys, run_differences
 from vlatool.training.runtime import Runtime
-from vlatool.training.state import TrainState, WeightAverage, scatter, tensor_facts, with_facts
+from vlatool.training.state import TrainState, WeightAverage, tensor_facts, with_facts
 from vlatool.training.step import StepContexts, build_optimizer
 from vlatool.training.sync import RunSync
 
@@ -89,15 +86,7 @@ def restore_progress(origin: ProgressOrigin, config: TrainConfig, state: TrainSt
             hint="use the configuration with which the checkpoint was trained",
             code="data.checkpoint_mismatch",
         )
-    notes: list[str] = []
-    if origin.checkpoint is not None:
-        load_checkpoint(origin.local_checkpoint(), state)
-    else:
-        paths = origin.local_files()
-        progress = model_type.layout.open_progress(config.model, state.modules, paths)
-        _restore_published(progress, state)
-        state.samples = progress.step * config.hparams.global_batch_size
-        notes += progress.notes
+    load_checkpoint(origin.local_checkpoint(), state)
     batch = config.hparams.global_batch_size
     if state.samples != state.step * batch:
         raise UsageError(
@@ -108,7 +97,7 @@ def restore_progress(origin: ProgressOrigin, config: TrainConfig, state: TrainSt
             "init_weights_only: true",
             code="usage.bad_value",
         )
-    return [*notes, f"continuing after step {state.step} of {origin.text}"]
+    return [f"continuing after step {state.step} of {origin.text}"]
 
 
 def report_differences(
@@ -118,7 +107,7 @@ def report_differences(
     if config.init_from is None or config.init_weights_only:
         return
     origin = locate_progress(config.init_from, averaged=config.ema.enabled)
-    record = None if origin.checkpoint is None else read_record(origin.checkpoint.parent.parent)
+    record = read_record(origin.checkpoint.parent.parent)
     if record is None:
         return
     before = record.options
@@ -176,34 +165,6 @@ def check_budget(state: TrainState, total_steps: int, location: str) -> None:
             hint="raise the budget: it counts all steps, from the first one",
             code="usage.bad_value",
         )
-
-
-def _restore_published(progress: PublishedProgress, state: TrainState) -> None:
-    for name, part in state.parts.items():
-        if part.saved:
-            scatter(progress.weights[name], part.module.state_dict())
-    for name, average in state.averages.items():
-        scatter(progress.averages[name], average.weights)
-        average.updates = progress.num_averaged
-    for name, optimizer in state.optimizers.items():
-        restore_optimizer(_saved_form(progress.moments[name], state, optimizer), state, optimizer)
-    state.step = progress.step
-
-
-def _saved_form(
-    moments: Mapping[str, Mapping[str, Tensor]], state: TrainState, optimizer: Optimizer
-) -> dict[str, Any]:
-    """State of an optimizer in the form that checkpoints have, with the options of this run."""
-    parameters = nn.ModuleDict(dict(state.modules)).named_parameters()
-    names = {id(parameter): name for name, parameter in parameters}
-    groups: list[dict[str, Any]] = []
-    moments_by_name: dict[str, dict[str, Tensor]] = {}
-    for group in optimizer.param_groups:
-        used = [names[id(parameter)] for parameter in group["params"]]
-        groups.append({**group, "params": used})
-        for name in used:
-            moments_by_name[name] = dict(moments[name])
-    return {"state": moments_by_name, "param_groups": groups}
 
 
 def _loaded_parts(

@@ -96,8 +96,10 @@ class EpisodeRecorder:
         self._output = output
         self._fps = float(fps)
         self._form: Form = form
-        sink: type[Sink] = RecordedFrames if form == "frames" else RecordedSet
-        config = FramesConfig() if form == "frames" else LeRobotSinkConfig()
+        sink: type[Sink] = RecordedFrames
+        config: FramesConfig | LeRobotSinkConfig = FramesConfig()
+        if form == "lerobot":
+            sink, config = RecordedSet, LeRobotSinkConfig()
         self._config = with_encoders_of(output, config)
         options = {"fps": self._fps, "form": form, **encoder_options(self._config)}
         record = OutputRecord("record", options, owned=tuple(sink.owned))

@@ -161,8 +161,9 @@ class SampleJob:
             excluded |= {"world", "task"}
         options = config.model_dump(mode="json", exclude=excluded)
         output = local_path(config.output)
-        # Videos are made with another encoder than in version 0.3.
-        encoder = ["veryfast"] if config.layout in ("lerobot", "folder") else []
+        parts: list[Any] = [options]
+        if config.layout in ("lerobot", "folder"):  # videos have another encoder than in 0.3
+            parts.append("veryfast")
         self._config = config
         self._recorder = _recorder(config)
         self._expert = _expert(config)
@@ -172,7 +173,7 @@ class SampleJob:
             record=OutputRecord("sample", options),
             title=f"sample {config.layout} {config.output}",
             item_name="episode",
-            plan=plan_digest(options, *encoder),
+            plan=plan_digest(*parts),
             work=ExpertWriter(self._recorder.write, self._expert),
             state=_state,
             owned=self._recorder.owned,

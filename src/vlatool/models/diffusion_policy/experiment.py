@@ -32,7 +32,7 @@ from vlatool.transforms.normalize import field_width
 from vlatool.transforms.relative import reference_keys
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 # Values of the published keys of a policy without initial weights.
 _NO_INIT: Mapping[str, Any] = {"resume_from_checkpoint": None, "resume_weights_only": False}
@@ -105,26 +105,6 @@ class ExperimentLayout(published.Layout):
             folder=None if folder is None else local_copy(folder, [TOKENIZER]),
             notes=[*imported.notes(files.weights)],
         )
-
-    def progress_files(self, files: published.PublishedFiles, *, averaged: bool) -> list[Path]:
-        """Files of a checkpoint with the state of training: raw weights, optimizer, averages."""
-        checkpoint = layout.CheckpointFiles.with_file(files.weights)
-        if checkpoint is None:
-            return []
-        paths = [checkpoint.raw, checkpoint.optimizer]
-        if averaged:
-            paths.append(checkpoint.averaged)
-        return paths
-
-    def open_progress(
-        self,
-        config: DiffusionPolicyConfig,
-        modules: Mapping[str, "nn.Module"],
-        paths: Sequence[Path],
-    ) -> published.PublishedProgress:
-        from vlatool.models.diffusion_policy.weights import open_progress
-
-        return open_progress(config, modules["model"], paths)
 
     def problem(self, config: DiffusionPolicyConfig) -> str:
         return export_problem(config)

@@ -1,9 +1,8 @@
-"""Weights of the diffusion policy: initial ones, and published checkpoints with their progress.
+"""Weights of the diffusion policy: initial ones, and those of published checkpoints.
 
 Weights have the names of the published module. Weights that a policy does not use are left out at
-import, with a note, and created again at export. The published optimizer numbers its parameters:
-first all without weight decay, then the others, each group in the order of the network, including
-tables that nothing trains. Source: formats/published-runs 4, 4.1; reference/training 3.1.
+import, with a note, and created again at export.
+Source: formats/published-runs 4, 4.1.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,18 +16,15 @@ from torch import Tensor, nn
 from vlatool.errors import DataError, UsageError
 from vlatool.formats.experiment.layout import PICKLED_SUFFIX
 from vlatool.formats.run.checkpoint import WEIGHTS_SUFFIX
-from vlatool.models.backbones.config import ClipBackboneConfig, NetworkConfig
-from vlatool.models.base import decays_by_name
+from vlatool.models.backbones.config import NetworkConfig
 from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig, TransformerConfig
 from vlatool.models.diffusion_policy.model import make_norm
 from vlatool.models.diffusion_policy.published import export_problem
-from vlatool.models.published import PublishedProgress
 from vlatool.models.trained import existing_weights
 from vlatool.models.weights import (
     init_state_dict,
     matching_state_dict,
     read_pickled_weights,
-    unusable_checkpoint,
     write_pickled_weights,
 )
 
@@ -45,8 +41,6 @@ _PRETRAINED = "vision_language_backbone._model.model."
 _COMPUTED = (".pos_embed.inv_freq", "sinusoidal_position_embeddings.emb", ".position_ids")
 _SCHEDULER = "scheduler."
 _MAX_LISTED = 3
-# State of a parameter in AdamW.
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 # initial weights
@@ -246,129 +240,3 @@ def write_published_average(path: Path, state: Mapping[str, Any], number: int, s
     """Writes `ema_N.pt`: averaged weights after `step` updates."""
     content = {"checkpoint_num": number, "ema_optimization_step": step, _EMA_STATE: dict(state)}
     write_pickled_weights(path, content)
-
-
-# progress of published checkpoints
-
-
-def open_progress(
-    config: DiffusionPolicyConfig, network: nn.Module, paths: Sequence[Path]
-) -> PublishedProgress:
-    """Opens the files of a checkpoint: `checkpoint_N.pt`, `optimizer_N.pt` and maybe `ema_N.pt`."""
-    raw = paths[0]
-    optimizer = paths[1]
-    averaged = paths[2:]  # one file, or none
-    content = read_pickled_weights(raw)
-    state = state_of(content, raw)
-    imported = import_published(state, network)
-    saved = read_pickled_weights(optimizer).get("optimizer")
-    moments = _moments(config, state, saved, optimizer)
-    step = _count(content, "global_step", raw)
-    averages: dict[str, Mapping[str, Tensor]] = {}
-    num_averaged = 0
-    for path in averaged:
-        content = read_pickled_weights(path)
-        average = import_published(state_of(content, path), network)
-        averages["model"] = matching_state_dict(network, average.weights, path)
-        # The published `vanilla` writes 0.
-        num_averaged = _count(content, "ema_optimization_step", path) or step
-    return PublishedProgress(
-        step=step,
-        weights={"model": matching_state_dict(network, imported.weights, raw)},
-        averages=averages,
-        num_averaged=num_averaged,
-        moments={"main": _moments_of_network(network, moments, optimizer)},
-        notes=[*imported.notes(raw)],
-    )
-
-
-def _count(content: Mapping[str, Any], key: str, path: Path) -> int:
-    value = content.get(key)
-    if type(value) is not int or value < 0:
-        raise unusable_checkpoint(path, f"{key} is {value!r}")
-    return value
-
-
-def _moments(
-    config: DiffusionPolicyConfig, state: Mapping[str, Tensor], saved: Any, path: Path
-) -> dict[str, Any]:
-    """State of each parameter in the published optimizer, by the name of the parameter."""
-    try:
-        rows = saved["state"]
-        groups = saved["param_groups"]
-        if all(isinstance(key, str) for key in rows):  # gathered from several processes
-            return without_wrappers(rows)
-        undecayed: list[str] = []
-        decayed: list[str] = []
-        for name in trainable_names(config, state):
-            group = decayed if decays_by_name(name) else undecayed
-            group.append(name)
-        counts = [len(group["params"]) for group in groups]
-        if counts != [len(undecayed), len(decayed)]:
-            raise ValueError(
-                f"has groups of {counts} parameters, not {[len(undecayed), len(decayed)]}"
-            )
-        numbers = [*groups[0]["params"], *groups[1]["params"]]
-        moments: dict[str, Any] = {}
-        for number, name in zip(numbers, [*undecayed, *decayed], strict=True):
-            if number in rows:
-                moments[name] = rows[number]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"its parameters do not match the checkpoint: {error}"
-        raise unusable_checkpoint(path, reason) from None
-    return moments
-
-
-def trainable_names(config: DiffusionPolicyConfig, state: Mapping[str, Tensor]) -> list[str]:
-    """Names of the parameters that the published program trains, in the order of its network."""
-    backbone = config.vision_language_backbone
-    frozen: list[str] = []
-    if backbone.freeze:
-        frozen.append("vision_language_backbone.")
-    if config.transformer.freeze:
-        frozen.append("transformer.")
-    if isinstance(backbone, ClipBackboneConfig) and backbone.freeze_text_encoder:
-        frozen.append(f"{_PRETRAINED}text_model.")
-    if isinstance(backbone, ClipBackboneConfig) and backbone.freeze_image_encoder:
-        frozen.append(f"{_PRETRAINED}vision_model.")
-    names: dict[int, str] = {}
-    for name, value in without_wrappers(state).items():
-        if not _is_computed(name) and not name.startswith(tuple(frozen)):
-            # Tied weights are one parameter; tensors without memory have no address.
-            names.setdefault(value.data_ptr() or id(value), name)
-    return [*names.values()]
-
-
-def _moments_of_network(
-    network: nn.Module, moments: Mapping[str, Any], path: Path
-) -> dict[str, Mapping[str, Tensor]]:
-    """Moments of each trained parameter, by `PART.PARAMETER`."""
-    named: dict[str, Mapping[str, Tensor]] = {}
-    for name, parameter in network.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        row = moments.get(name, {})
-        if not _fits(row, parameter):
-            raise DataError.at(
-                path,
-                f"has no state of {name} that fits the model",
-                hint="use the configuration with which the checkpoint was trained, or start a "
-                "new run from the weights alone (init_weights_only: true)",
-                code="data.checkpoint_mismatch",
-            )
-        named[f"model.{name}"] = {key: row[key] for key in _MOMENTS}
-    return named
-
-
-def _fits(row: Any, parameter: nn.Parameter) -> bool:
-    if not isinstance(row, Mapping):
-        return False
-    for key in _MOMENTS:
-        value = row.get(key)
-        if not isinstance(value, Tensor):
-            return False
-        if key == "step" and value.numel() != 1:
-            return False
-        if key != "step" and value.shape != parameter.shape:
-            return False
-    return True
