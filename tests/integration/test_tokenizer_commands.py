@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from tests.builders import tokenizers
 from tests.builders.errors import fails
@@ -19,6 +18,7 @@ from vlatool.config.resolve import Override, load_config
 from vlatool.evaluation.reconstruction import load_metric_networks
 from vlatool.formats.run.layout import RunDir
 from vlatool.models.titok.model import Titok
+from vlatool.models.titok.weights import save_published
 from vlatool.models.tokenizer import open_tokenizer
 from vlatool.storage.remote_path import RemotePath
 from vlatool.training.config import TrainConfig
@@ -125,9 +125,10 @@ def test_first_stage_is_decoded_by_its_teacher(
 
 def test_continuous_tokens_have_no_metrics_of_codes(tmp_path: Path, shards: str) -> None:
     keys = tokenizers.PIXELS | {"quantizer": {"type": "kl", "token_size": 3}}
-    save_file(Titok(tokenizers.tiny_titok(**keys)).state_dict(), tmp_path / "kl.safetensors")
+    config = tokenizers.tiny_titok(**keys)
+    save_published(tmp_path, config, Titok(config))
 
-    result = evaluated(str(tmp_path / "kl.safetensors"), shards, output=str(tmp_path / "out"))
+    result = evaluated(str(tmp_path), shards, output=str(tmp_path / "out"))
 
     assert "codes" in result.not_measured
     assert not any(name.startswith("code") for name in result.figures)

@@ -293,15 +293,11 @@ def test_invalid_configuration_of_a_run_or_another_size_raises_an_error(
         open_titok(str(tmp_path / "run"))
 
 
-def test_sizes_of_a_file_of_weights_are_inferred(tmp_path: Path) -> None:
-    vit = {"hidden_dim": 64, "n_layers": 1, "n_heads": 1}
-    expected = tiny_titok(encoder=vit, decoder={**vit, "n_layers": 2})
-    save_file(Titok(expected).state_dict(), tmp_path / "weights.safetensors")
+def test_weights_without_a_configuration_are_refused(tmp_path: Path) -> None:
+    save_file(Titok(tiny_titok()).state_dict(), tmp_path / "weights.safetensors")
 
-    config, _ = open_titok(str(tmp_path / "weights.safetensors"))
-
-    names = ("encoder", "decoder", "num_latent_tokens", "patch_size", "image_size", "quantizer")
-    assert [getattr(config, name) for name in names] == [getattr(expected, name) for name in names]
+    with fails("data.missing", 3):
+        open_titok(str(tmp_path / "weights.safetensors"))
 
 
 class Code:

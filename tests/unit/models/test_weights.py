@@ -9,7 +9,6 @@ import torch
 
 from tests.builders.errors import fails
 from vlatool.errors import StorageError
-from vlatool.models.titok.weights import inferred_config
 from vlatool.models.weights import read_pickled_weights, write_pickled_weights
 
 VALUES = torch.arange(16.0).reshape(4, 4)
@@ -66,23 +65,3 @@ def test_content_that_contains_itself_is_read(tmp_path: Path) -> None:
     torch.save(content, tmp_path / "weights.pt")
 
     assert read_pickled_weights(tmp_path / "weights.pt").keys() == {"step", "again"}
-
-
-SIZES = {
-    "latent_tokens": (4, 8),
-    "encoder.positional_embedding": (5, 8),
-    "encoder.patch_embed.weight": (8, 3, 4, 4),
-    "decoder.decoder_embed.weight": (8, 6),
-    "quantize.embedding.weight": (16, 6),
-}
-
-
-@pytest.mark.parametrize("name", SIZES)
-@pytest.mark.parametrize("shape", [(), (0,), (0, 0)], ids=str)
-def test_tokenizer_without_a_size_is_a_data_error(
-    name: str, shape: tuple[int, ...], tmp_path: Path
-) -> None:
-    weights = {key: torch.zeros(size) for key, size in SIZES.items()}
-
-    with fails("data.missing"):
-        inferred_config({**weights, name: torch.zeros(shape)}, tmp_path)

@@ -31,7 +31,6 @@ from vlatool.models.vqgan.model import pixel_weights
 from vlatool.storage.tree import sha256_of
 
 _PIXELS = "pixel_"
-_HEAD_DIM = 64
 
 
 def load_titok(
@@ -50,19 +49,20 @@ def load_titok(
 
 
 def open_published(files: published.PublishedFiles, path: Path) -> published.PublishedModel:
-    """Opens a published tokenizer on the CPU; see `Layout.open`. The config of a single file is
-    inferred from the shapes of its tensors.
-    """
-    weights = model_weights.read_external_weights(path)
-    tree: dict[str, Any] = {}
+    """Opens a published tokenizer on the CPU; see `Layout.open`."""
     if files.config is None:
-        config = inferred_config(weights, files.weights)
-    else:
-        tree = read_published_config(files.config)
-        config = TitokConfig.model_validate(published_keys(tree))
+        raise DataError.at(
+            files.weights,
+            f"has no {CONFIG} beside it, which says what the tokenizer is",
+            hint=f"put the published {CONFIG} and these weights, named {WEIGHTS}, into one folder",
+            code="data.missing",
+        )
+    weights = model_weights.read_external_weights(path)
+    tree = read_published_config(files.config)
+    config = TitokConfig.model_validate(published_keys(tree))
     if config.image_size is None:  # optional in a published configuration
-        side = inferred_config(weights, files.weights).image_size
-        config = config.model_copy(update={"image_size": side})
+        side = round((sizes_of(weights)["patches"] or 0) ** 0.5)
+        config = config.model_copy(update={"image_size": side * config.patch_size})
     with torch.device("meta"):
         network = Titok(config)
     check_sizes(network, weights, files.weights)
@@ -167,50 +167,6 @@ def sizes_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "head": "proxy" if "decoder.ffn.2.weight" in shapes else "pixel",
         "stage": 2 if any(name.startswith(_PIXELS) for name in shapes) else 1,
         "teacher's codes": axis("decoder.ffn.2.weight", 0),
-    }
-
-
-def inferred_config(weights: Mapping[str, Tensor], path: Path) -> TitokConfig:
-    """Infers the config of a published file from the shapes of its tensors. Released two-stage
-    models have the legacy layout and codes of unit length, single-stage models have neither.
-    """
-    sizes = sizes_of(weights)
-    counts = [sizes[name] for name in ("latent tokens", "patches", "patch size", "token size")]
-    widths = [sizes[side][0] for side in ("encoder", "decoder")]
-    codebook = sizes["codebook"]
-    rows = [] if codebook is None else [len(codebook) and codebook[0]]
-    if not all((*counts, *widths, *rows)) or sizes["patches"] < 0:
-        raise DataError.at(
-            path,
-            f"this is not a tokenizer; its tensors are {', '.join(sorted(weights)[:3])}, ...",
-            hint="give a file with weights of TiTok",
-            code="data.missing",
-        )
-    is_proxy = sizes["head"] == "proxy"
-    quantizer: dict[str, Any] = {"type": sizes["bottleneck"], "token_size": sizes["token size"]}
-    if codebook is not None:
-        quantizer |= {"codebook_size": rows[0], "use_l2_norm": is_proxy}
-    return TitokConfig.model_validate(
-        {
-            "stage": sizes["stage"],
-            "image_size": round(sizes["patches"] ** 0.5) * sizes["patch size"],
-            "patch_size": sizes["patch size"],
-            "num_latent_tokens": sizes["latent tokens"],
-            "encoder": _vit(*sizes["encoder"]),
-            "decoder": _vit(*sizes["decoder"]),
-            "quantizer": quantizer,
-            "latent_layout": "legacy" if is_proxy else "aligned",
-            "decoder_head": sizes["head"],
-            "vqgan": {"codebook_size": sizes["teacher's codes"]} if is_proxy else {},
-        }
-    )
-
-
-def _vit(width: int, blocks: int) -> dict[str, int]:
-    return {
-        "hidden_dim": width,
-        "n_layers": blocks,
-        "n_heads": max(1, width // _HEAD_DIM),
     }
 
 
