@@ -30,8 +30,6 @@ def violated_keys(*keys: str) -> set[str]:
         "hparams.z_loss_coefficient=1e-4",
         "distributed.fsdp_cpu_offload=true",
         "distributed.dist_url=tcp://host:1",
-        "model.vision_language_backbone={type: vlm_foundry_backbone, num_vlm_layers_to_use: 2}",
-        "model.vision_language_backbone={type: clip_openclip, architecture: ViT-B-32}",
     ],
 )
 def test_unsupported_value_is_an_error(key: str) -> None:

@@ -278,51 +278,11 @@ class VlmBackboneConfig(BaseBackboneConfig):
         return {"architecture": architecture, "image_size": side, **mean_std}
 
 
-class FoundryBackboneConfig(NetworkConfig):
-    """A vision-language model that the published LBM program trained; can be read, not trained."""
-
-    published: ClassVar[tuple[Published, ...]] = (
-        Published(
-            "type",
-            values=(),
-            reason="this backbone is not supported: set type to vlm_backbone, with a base "
-            "model from the hub",
-        ),
-    )
-
-    type: Literal["vlm_foundry_backbone"] = option("vlm_foundry_backbone", "Type of backbone.")
-    num_vlm_layers_to_use: int = option(
-        4, "Number of last layers whose states are joined.", ge=1, le=MAX_LAYERS
-    )
-    vlm_experiment_dir: str | None = option(None, "Run folder of the model.")
-
-
-class OpenClipConfig(NetworkConfig):
-    """A CLIP model of the OpenCLIP library; can be read, not trained."""
-
-    published: ClassVar[tuple[Published, ...]] = (
-        Published(
-            "type",
-            values=(),
-            reason="OpenCLIP is not supported: set type to clip_backbone, with a CLIP model "
-            "from the hub",
-        ),
-    )
-
-    type: Literal["clip_openclip"] = option("clip_openclip", "Type of backbone.")
-    architecture: str | None = option(None, "Name of the architecture.")
-    pretrained_weights: str | None = option(None, "Name of the weights.")
-    freeze_text_encoder: bool = option(False, "Freeze the text tower.")
-    freeze_image_encoder: bool = option(False, "Freeze the vision tower.")
-
-
 Backbone = Annotated[
     ClipBackboneConfig
     | VlmBackboneConfig
     | ViTBackboneConfig
     | KeypointBackboneConfig
-    | TextBackboneConfig
-    | FoundryBackboneConfig
-    | OpenClipConfig,
+    | TextBackboneConfig,
     Field(discriminator="type"),
 ]
