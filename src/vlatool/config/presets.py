@@ -4,6 +4,7 @@ import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def builtin_root() -> Path:
     return installed if installed.is_dir() else package.parent.parent / "presets"
 
 
+@cache  # each file that a configuration includes is compared with them
 def plugin_roots() -> list[Path]:
     """Folders `presets` of packages that provide a format or a model type."""
     packages: set[str] = set()
@@ -125,9 +127,10 @@ def display_path(path: Path, roots: Sequence[Path] | None = None) -> str:
     if is_remote(path):
         return str(path.resolve())
     if path.is_absolute():
+        place = path.resolve()
         for root in _preset_roots(roots):
-            if path.resolve().is_relative_to(root.resolve()):
-                return str(_DISPLAYED_ROOT / path.resolve().relative_to(root.resolve()))
+            if place.is_relative_to(root.resolve()):
+                return str(_DISPLAYED_ROOT / place.relative_to(root.resolve()))
     return os.path.normpath(path)
 
 
