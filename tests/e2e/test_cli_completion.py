@@ -113,15 +113,6 @@ def modules_of_completion(line: str, cache: Path) -> set[str]:
     return set(done.stderr.split())
 
 
-@pytest.mark.slow
-def test_first_completion_after_the_installation_imports_no_configuration(tmp_path: Path) -> None:
-    env = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
-    command = [VLATOOL, "--install-completion", "bash"]
-    subprocess.run(command, capture_output=True, check=True, env=env)
-    for line in ("vlatool train -p titok-l32-stage1 --no", "vlatool preprocess spartan --st"):
-        assert not {"numpy", "pydantic", "yaml"} & modules_of_completion(line, tmp_path)
-
-
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"state": 1}', '{"state": null, "words": 3}'])
 def test_damaged_cache_is_replaced(light: Forks, content: str, tmp_path: Path) -> None:
     line = "vlatool version --js"

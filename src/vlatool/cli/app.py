@@ -27,7 +27,7 @@ from vlatool.cli.options import (
     command_app,
     take_output_options,
 )
-from vlatool.errors import SINGLE_FILE, UsageError, VlatoolError
+from vlatool.errors import SINGLE_FILE, UsageError
 
 # Words that people type for a command, or for what follows the name of a group.
 _LEADS = {
@@ -312,31 +312,9 @@ def _set_up_completion(argv: Sequence[str], options: OutputOptions) -> None:
             group.invoke(ctx)
     except (SystemExit, typer.Exit) as done:
         code = done.code if isinstance(done, SystemExit) else done.exit_code
-        if "--install-completion" in argv and not code:
-            if shell in _START_FILES:  # fish needs none
-                write_stdout(f"{_START_FILES[shell]} loads it")
-            _fill_completion_cache()
+        if "--install-completion" in argv and not code and shell in _START_FILES:
+            write_stdout(f"{_START_FILES[shell]} loads it")  # fish needs no such file
         raise
-
-
-def _fill_completion_cache() -> None:
-    """Collects the completion words of all commands in advance: on a key press it would be too
-    slow.
-    """
-    from vlatool.cli.forms import typer_command
-    from vlatool.plugins import FORMATS
-
-    for words, row in COMMANDS.items():
-        command = typer_command(words, row)
-        lines: list[list[str]] = [[]]
-        if words == "preprocess":
-            lines += [[name] for name in FORMATS.names()]
-        for line in lines:
-            with (
-                suppress(VlatoolError),  # a broken plugin
-                command.make_context(f"vlatool {words}", line, resilient_parsing=True) as ctx,
-            ):
-                command.shell_complete(ctx, "-")
 
 
 def _report_error(error: BaseException, options: OutputOptions) -> int:

@@ -1,7 +1,7 @@
 """Shell completion of options and of the values of options and arguments.
 
-The words are cached on disk, because collecting them imports configuration classes, which is too
-slow for a key press. Installing the completion collects the words of all commands.
+The words of a command are cached on disk after the first key press, because collecting them imports
+configuration classes, which takes a second.
 """
 
 import hashlib
