@@ -60,16 +60,18 @@ def test_continued_run_is_resumed_without_the_other_run(
     assert len(weights) == len(load_file(whole.checkpoint(6) / FILES[0]))
 
 
-def test_training_of_a_published_checkpoint_is_not_continued(
+def test_of_a_published_checkpoint_the_weights_are_used_and_the_optimizer_is_not(
     data: Path, whole: RunDir, tmp_path: Path
 ) -> None:
     published = tmp_path / "checkpoint_dir/checkpoints/checkpoint_3.pt"
     published.parent.mkdir(parents=True)
     torch.save({"state_dict": load_file(whole.checkpoint(3) / FILES[0])}, published)
+    reporter = Recorder()
 
-    with fails("usage.unsupported"):
-        train(config(data, tmp_path / "run", published))
-    assert not (tmp_path / "run").exists()
+    result = train(config(data, tmp_path / "run", published), reporter=reporter)
+
+    assert result.steps == 6
+    assert any("the state of its optimizer is not" in note for note in reporter.notes)
 
 
 @pytest.mark.parametrize(

@@ -332,22 +332,15 @@ class ProgressOrigin:
         return folder
 
 
-def locate_progress(text: str, *, averaged: bool) -> ProgressOrigin:
-    """The checkpoint of a run with which its training can continue.
+def locate_progress(text: str, *, averaged: bool) -> ProgressOrigin | None:
+    """The checkpoint of a run with which its training can continue; None for published weights.
 
     Raises:
-        UsageError: The weights are of a published program.
         DataError: A file of the checkpoint is missing.
     """
     location = locations.require_weights(text)
     if published_at(location) is not None:
-        raise UsageError(
-            f"{text}: training of a published program is not continued, only its weights are used",
-            hint="start a new run from these weights: add --init-weights-only (in published files "
-            "model.resume_weights_only: true)",
-            code="usage.unsupported",
-            details={"key": "init_weights_only"},
-        )
+        return None
     run, checkpoint = locations.find_checkpoint(location.parent if location.is_file() else location)
     names = CheckpointManifest.read(checkpoint).files
     missing: list[Path] = []

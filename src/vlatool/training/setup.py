@@ -107,7 +107,7 @@ def report_differences(
     if config.init_from is None or config.init_weights_only:
         return
     origin = locate_progress(config.init_from, averaged=config.ema.enabled)
-    record = read_record(origin.checkpoint.parent.parent)
+    record = None if origin is None else read_record(origin.checkpoint.parent.parent)
     if record is None:
         return
     before = record.options
@@ -220,4 +220,9 @@ def set_up(run: Run, checkpoint: Path | None) -> list[str]:
         load_checkpoint(checkpoint, state)
     elif origin is not None:
         notes += restore_progress(origin, config, state)
+    elif not config.init_weights_only:
+        notes.append(
+            f"{config.init_from}: its weights are used, the state of its optimizer is not: this "
+            "is a new training"
+        )
     return notes
