@@ -285,14 +285,15 @@ class TestWriting:
 
         remove_partials(root)
 
-        assert cloud.server.unfinished(cloud.bucket) == ["data2"]
+        if isinstance(cloud.server, S3Server):  # elsewhere they are not listed, and expire
+            assert cloud.server.unfinished(cloud.bucket) == ["data2"]
 
     def test_server_that_cannot_list_uploads_is_tolerated(
-        self, root: RemotePath, proxy: Proxy, caplog: pytest.LogCaptureFixture
+        self, s3_bucket: str, s3_proxy: Proxy, caplog: pytest.LogCaptureFixture
     ) -> None:
-        proxy.faults.status, proxy.faults.fail_next = 403, 1
+        s3_proxy.faults.status, s3_proxy.faults.fail_next = 403, 1
 
-        remove_partials(root)
+        remove_partials(location(f"s3://{s3_bucket}/data"))
 
         assert "unfinished uploads" in caplog.text
 
@@ -593,7 +594,8 @@ class TestGoogleCredentials:
             yield response("200 OK", headers, content.encode())
 
         code = "from vlatool.storage.remote import connect; bucket = connect('gs://b')\n"
-        code += "print(bucket.headers(), bucket._credentials.renew(''), bucket.headers())"
+        code += "print(bucket._credentials.token, bucket._finds_machine_credentials())\n"
+        code += "bucket._credentials.refresh(bucket._request); print(bucket._credentials.token)"
         with serving(answer) as endpoint:
             host = endpoint.removeprefix("http://")
             environment = {**os.environ, "STORAGE_EMULATOR_HOST": ""}
@@ -601,7 +603,7 @@ class TestGoogleCredentials:
             done = subprocess.run(
                 [sys.executable, "-c", code], env=environment, capture_output=True, text=True
             )
-        assert done.stdout == "{} True {'Authorization': 'Bearer of the machine'}\n", done.stderr
+        assert done.stdout == "None True\nof the machine\n", done.stderr
 
     def test_a_file_that_holds_no_account_is_named_without_its_content(
         self, account: GcsServer, tmp_path: Path

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
-from vlatool.errors import StorageError
+from vlatool.errors import StorageError, VlatoolError
 from vlatool.plugins import SCHEMES
 from vlatool.storage.retry import RetryAdvice, retrying
 
@@ -43,6 +43,10 @@ class LocationForm:
     # matches a location with credentials, which would get into logs and records
     secret: re.Pattern[str] = re.compile(r"[^/]*@")
     canonical: Callable[[str], str] = str  # function that writes out a short form
+    # matches locations that can only be read, of a scheme that has others
+    read_only: re.Pattern[str] = re.compile(r"(?!)")
+    # version that a root names; empty if there is none
+    version: Callable[[str], str] = lambda root: root.partition("@")[2]
 
 
 @dataclass(frozen=True)
@@ -192,9 +196,21 @@ def forget_connections() -> None:
     _connected.cache_clear()
 
 
-def is_writable(scheme: str) -> bool:
-    """True if objects of a scheme can be written."""
-    return hasattr(remote_class(scheme), "put")
+def is_writable(location: object) -> bool:
+    """True if objects of a location can be written."""
+    scheme, _, rest = str(location).partition("://")
+    kind = remote_class(scheme)
+    return hasattr(kind, "put") and not kind.form.read_only.match(rest)
+
+
+def read_only_error(where: object) -> StorageError:
+    """Error for writing to a location that can only be read."""
+    return StorageError.at(
+        where,
+        "this location is read-only",
+        hint="write to a local folder, s3://, gs:// or az://",
+        code="storage.write",
+    )
 
 
 def call(
@@ -211,17 +227,14 @@ def call(
             str(address),
             classify=remote.retry_advice,
             retry_timeout_s=retry_timeout_s,
+            host=address.root,
         )
-    except AttributeError as error:
-        if error.obj is not remote or error.name not in vars(WritableRemote):
-            raise
-        raise StorageError.at(  # it implements `Remote`, but not `WritableRemote`
-            address,
-            "this location is read-only",
-            hint="write to a local folder, s3:// or gs://",
-            code="storage.write",
-        ) from None
+    except VlatoolError:
+        raise
     except Exception as error:
+        is_attribute = isinstance(error, AttributeError) and error.obj is remote
+        if is_attribute and getattr(error, "name", "") in vars(WritableRemote):
+            raise read_only_error(address) from None  # it is no `WritableRemote`
         mapped = remote.map_error(error, str(address))
         if mapped is error:
             raise

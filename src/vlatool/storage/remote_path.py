@@ -108,7 +108,7 @@ class RemotePath(_Path):
     @property
     def version(self) -> str:
         """Version in the location; empty if there is none."""
-        return self._root.partition("@")[2]
+        return remote_class(self._root.partition("://")[0]).form.version(self._root)
 
     def with_info(self) -> "RemotePath | None":
         """Path with the information of one request; None if it does not exist."""

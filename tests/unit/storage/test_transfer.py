@@ -8,7 +8,7 @@ import pytest
 from tests.builders.recording import RecordedBar
 from vlatool.storage.remote import Address, ObjectInfo
 from vlatool.storage.transfer import PartialFile, TransferPool
-from vlatool.storage.web_requests import requested_wait
+from vlatool.storage.web import requested_wait
 
 DATE = formatdate(1_800_000_000, usegmt=True)
 LATER = formatdate(1_800_000_042, usegmt=True)
