@@ -10,7 +10,6 @@ import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -21,7 +20,6 @@ from urllib.parse import quote, urlsplit
 from vlatool.credentials import hide
 from vlatool.errors import EnvironmentProblem, missing_package
 from vlatool.storage import remote, retry, web
-from vlatool.storage.background import in_parallel
 
 _ENDPOINT = "https://storage.googleapis.com"
 _SCOPES = ("https://www.googleapis.com/auth/devstorage.read_write",)
@@ -32,7 +30,6 @@ _BINARY = "application/octet-stream"
 _MD5 = re.compile(r"md5=([A-Za-z0-9+/]{22}==)")
 _NO_BUCKET = re.compile(r"NoSuchBucket|bucket does not exist")  # in XML, in JSON
 _INCOMPLETE = 308  # status after a part that is not the last one
-_DELETED_AT_ONCE = 16
 _MAX_EMPTY_PAGES = 1000
 _LOGIN_HINT = (
     "`gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to the file of"
@@ -157,20 +154,7 @@ class GoogleBucket:
         return ()
 
     def delete(self, keys: Sequence[str]) -> Sequence[str]:
-        failed: list[str] = []
-
-        def remove(key: str) -> None:
-            try:
-                with suppress(self._errors.NotFound):
-                    self._bucket.blob(key).delete(**_once())
-            except Exception as error:
-                if len(keys) == 1 or self.retry_advice(error) is None:
-                    raise
-                failed.append(key)
-
-        for _ in in_parallel(remove, keys, _DELETED_AT_ONCE):
-            pass
-        return failed
+        return remote.delete_each(self, keys, lambda key: self._bucket.delete_blob(key, **_once()))
 
     def retry_advice(self, error: Exception) -> retry.RetryAdvice | None:
         """Advice on retrying after an error; None if a retry is useless."""

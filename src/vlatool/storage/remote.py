@@ -9,8 +9,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from vlatool.errors import StorageError, VlatoolError
 from vlatool.plugins import SCHEMES
+from vlatool.storage.background import in_parallel
 from vlatool.storage.retry import RetryAdvice, retrying
 
+_DELETED_AT_ONCE = 16
 _OWN_SETTINGS = "VLATOOL_"  # environment variables that all schemes read
 
 T = TypeVar("T")
@@ -239,6 +241,27 @@ def call(
         if mapped is error:
             raise
         raise mapped from error
+
+
+def delete_each(
+    remote: Remote, keys: Sequence[str], delete: Callable[[str], object]
+) -> Sequence[str]:
+    """Removes objects one by one; returns keys whose request may be repeated."""
+    failed: list[str] = []
+
+    def remove(key: str) -> None:
+        try:
+            delete(key)
+        except Exception as error:
+            if isinstance(remote.map_error(error, key), FileNotFoundError):
+                return
+            if len(keys) == 1 or remote.retry_advice(error) is None:
+                raise
+            failed.append(key)
+
+    for _ in in_parallel(remove, keys, _DELETED_AT_ONCE):
+        pass
+    return failed
 
 
 def is_listable(address: Address) -> bool:

@@ -34,7 +34,7 @@ _LONGEST_INTERVAL_S = 60.0
 _PIPE_BYTES = 4000  # less than PIPE_BUF, up to which writes are atomic
 _NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}
 # Packages whose errors are about a connection, unless they are about the URL.
-_CLIENTS = {"urllib3", "requests", "httpx", "httpx2", "httpcore", "botocore"}
+_CLIENTS = {"urllib3", "requests", "httpx", "httpx2", "httpcore", "botocore", "azure"}
 _TUNNEL = re.compile(r"Tunnel connection failed: ([0-9]{3})|^([0-9]{3}) [A-Z]")
 
 _LOGGER = logging.getLogger(__name__)

@@ -37,7 +37,7 @@ _BUSY = {408, 425, 429, 500, 502, 503, 504}
 _MISSING = {404, 410}
 _CREDENTIALS = {"authorization", "cookie", "proxy-authorization"}
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
-_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 # Errors of code that reads an answer with other values than a server sends.
 _UNREADABLE = (LookupError, TypeError, ArithmeticError, ValueError)
 _CERTIFICATE_HINT = (
@@ -275,7 +275,7 @@ def _errors() -> tuple[type[Exception], ...]:
 
 def ranged_body(response: Any) -> remote.Body:
     """Body of a response with status 206."""
-    span = _RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+    span = RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
     first, last, total = map(int, span.groups()) if span else (0, 0, 0)
     if not first <= last < total:
         response.close()
