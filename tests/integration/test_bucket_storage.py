@@ -37,7 +37,6 @@ from vlatool.storage.atomic import (
 from vlatool.storage.byte_ranges import (
     ByteRange,
     open_byte_range,
-    open_tail,
     read_byte_range,
     read_byte_ranges,
 )
@@ -99,12 +98,6 @@ def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def names(paths: Iterable[Path]) -> list[str]:
     return sorted(str(path).partition("/data/")[2] for path in paths)
-
-
-def write_and_fail(path: Path, error: Exception) -> None:
-    with open_atomic(path) as file:
-        file.write(BIG)
-        raise error
 
 
 def fill_and_fail(path: Path, error: Exception) -> None:
@@ -177,20 +170,6 @@ class TestReading:
         with pytest.raises(FileNotFoundError):
             read_byte_range(ByteRange(root / "missing", 0, 1))
 
-    def test_file_whose_end_is_read_first(self, root: RemotePath, proxy: Proxy) -> None:
-        for size in (0, 1, 300_000):
-            write_bytes(root / "file", BIG[:size])
-            proxy.faults.clear()
-            proxy.faults.cut_after, proxy.faults.cuts = 100_000, 1
-
-            with open_tail(root / "file") as file:
-                file.seek(max(0, size - 10))
-                assert file.read() == BIG[max(0, size - 10) : size]
-                gets = [request for request in proxy.faults.requests if request.method == "GET"]
-                assert len(gets) <= 2
-                file.seek(0)
-                assert file.read() == BIG[:size]
-
 
 class TestListing:
     @pytest.fixture(autouse=True)
@@ -252,33 +231,8 @@ class TestListing:
         remove_tree(root / "many")
         assert not (root / "many").exists()
 
-    def test_removing_files_and_a_tree_keeps_neighbors(self, root: RemotePath) -> None:
-        for _ in range(2):
-            remove_file(root / "a.tar")
-        assert not (root / "a.tar").exists()
-        (root / "a.tar").unlink(missing_ok=True)
-        with pytest.raises(FileNotFoundError):
-            (root / "a.tar").unlink()
-        for _ in range(2):
-            remove_tree(root)
-        assert not root.exists()
-        assert (root.parent / "data2/x").exists()
-
 
 class TestWriting:
-    def test_large_object_appears_only_when_the_block_ends_without_error(
-        self, root: RemotePath, cloud: Cloud
-    ) -> None:
-        with pytest.raises(FileNotFoundError):
-            write_and_fail(root / "file", FileNotFoundError("an input"))
-        assert cloud.server.unfinished(cloud.bucket) == []
-
-        with open_atomic(root / "file") as file:
-            for start in range(0, len(BIG), 50_000):
-                file.write(BIG[start : start + 50_000])
-            assert not (root / "file").exists()
-        assert (root / "file").read_bytes() == BIG
-
     def test_parts_of_a_killed_run_are_removed(self, root: RemotePath, cloud: Cloud) -> None:
         for key in ("data/a", "data/b/c", "data/d&<", "data2"):
             cloud.server.start_upload(cloud.bucket, key)

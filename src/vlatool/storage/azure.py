@@ -103,7 +103,12 @@ class Container:
             if not info.size:
                 raise remote.RangeNotSatisfiable
         options = self._condition(etag) if etag else {}
-        answer = blob.download_blob(start, stop - start, validate_content=True, **options)
+        try:
+            answer = blob.download_blob(start, stop - start, validate_content=True, **options)
+        except Exception as error:
+            if _answer(error)[0] == 416:
+                raise remote.RangeNotSatisfiable from error
+            raise
         span = web.RANGE.fullmatch(answer.properties.content_range or "")
         if span is None:  # an empty blob
             raise remote.RangeNotSatisfiable
@@ -142,8 +147,6 @@ class Container:
             return web.storage_error(location, reason, "refused", "check its name")
         if status == 412 or code == _EXISTS:
             return remote.ConditionFailed(location)
-        if status == 416:
-            return remote.RangeNotSatisfiable(location)
         is_public_only = self._credential is None and not os.environ.get(_VARIABLE)
         if status == 401 or (status in (403, 409) and is_public_only):
             reason = "no Azure credentials, and the container is not public"

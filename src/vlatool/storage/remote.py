@@ -223,15 +223,20 @@ def call(
 ) -> T:
     """Calls `operation` with the remote storage of an address, with retries."""
     remote: WritableRemote = connect(address.root)
+
+    def advise(error: Exception) -> RetryAdvice | None:
+        is_answer = isinstance(error, (ConditionFailed, RangeNotSatisfiable, VlatoolError))
+        return None if is_answer else remote.retry_advice(error)
+
     try:
         return retrying(
             lambda: operation(remote),
             str(address),
-            classify=remote.retry_advice,
+            classify=advise,
             retry_timeout_s=retry_timeout_s,
             host=address.root,
         )
-    except VlatoolError:
+    except (ConditionFailed, RangeNotSatisfiable, VlatoolError):
         raise
     except Exception as error:
         is_attribute = isinstance(error, AttributeError) and error.obj is remote

@@ -203,7 +203,8 @@ class Bucket:
         if _is_of_botocore(error) and _UNSIGNED.search(name):
             reason = name.removesuffix("Error")
             return no_credentials(location, f"no usable AWS credentials ({reason})")
-        if _is_of_botocore(error):  # its messages may contain headers
+        # Its messages may contain headers; a date that is none is a RuntimeError.
+        if _is_of_botocore(error) or isinstance(error, RuntimeError):
             reason = f"the request fails ({name})"
             hint = "check the bucket name, the AWS variables and the endpoint"
             return web.storage_error(location, reason, "unsupported", hint)

@@ -39,7 +39,7 @@ _CREDENTIALS = {"authorization", "cookie", "proxy-authorization"}
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 # Errors of code that reads an answer with other values than a server sends.
-_UNREADABLE = (LookupError, TypeError, ArithmeticError, ValueError)
+_UNREADABLE = (LookupError, TypeError, ArithmeticError, ValueError, RecursionError)
 _CERTIFICATE_HINT = (
     "set SSL_CERT_FILE, REQUESTS_CA_BUNDLE or AWS_CA_BUNDLE to the file of certificates of your"
     " network"
@@ -309,6 +309,8 @@ def retry_advice(error: Exception) -> retry.RetryAdvice | None:
     """Advice on retrying after an error; None if a retry is useless."""
     if isinstance(error, HttpStatusError):
         return busy_advice(error.status, error.headers)
+    if isinstance(error, UnusableAnswer):
+        return None
     return retry.network_retry_advice(error)
 
 
