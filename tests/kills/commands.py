@@ -182,7 +182,7 @@ def _encode(workspace: Workspace, **options: Any) -> None:
 def _set_up_download() -> None:
     """Small chunks; each is synced, so that the steps do not depend on the time."""
     transfer.CHUNK = _CHUNK
-    transfer._SYNC_S = download_raw._SYNC_S = 0.0
+    download_raw._SYNC_S = 0.0
 
 
 def _download(workspace: Workspace) -> None:

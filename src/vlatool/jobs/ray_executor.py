@@ -22,7 +22,7 @@ from vlatool import __version__
 from vlatool.credentials import is_credential
 from vlatool.errors import EnvironmentProblem, missing_package
 from vlatool.jobs.executor import Item, Outcome, Value, attempt, default_workers, worker_died
-from vlatool.storage.routes import expect_answers
+from vlatool.storage.retry import expect_answers
 
 _log = logging.getLogger(__name__)
 

@@ -7,14 +7,13 @@ import stat
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 from vlatool.storage import reader
 from vlatool.storage.background import in_parallel
 from vlatool.storage.remote_path import RemotePath
 
 _MAX_CONCURRENT = 8
-_SKIP_SIZE = 1 << 20
 
 
 def open_file(path: Path) -> io.BufferedReader:
@@ -89,49 +88,3 @@ def open_tail(path: Path) -> IO[bytes]:
     if isinstance(path, RemotePath):
         return reader.open_reader(path.address, from_end=True)
     return open_file(path)
-
-
-def open_forward(path: Path) -> IO[bytes]:
-    """Opens a file that is read from start to end with some parts skipped.
-
-    Skipped parts of a remote file are read too, because a few large requests cost less than many
-    small ones.
-    """
-    file = open_file(path)
-    return (
-        io.BufferedReader(_ForwardFile(file), _SKIP_SIZE) if isinstance(path, RemotePath) else file
-    )
-
-
-class _ForwardFile(io.RawIOBase):
-    """File that seeks forward by reading."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        """Reads bytes into the buffer; fewer at the end of the file."""
-        data = self._file.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Moves to a position; a forward move reads the bytes between."""
-        if whence == io.SEEK_CUR:
-            offset = self._file.tell() + offset
-            whence = io.SEEK_SET
-        if whence == io.SEEK_END or offset < self._file.tell():
-            return self._file.seek(offset, whence)
-        while (missing := offset - self._file.tell()) and self._file.read(min(missing, _SKIP_SIZE)):
-            pass
-        return self._file.tell()
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()

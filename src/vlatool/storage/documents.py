@@ -6,52 +6,27 @@ Without limits, a few hundred crafted bytes crash a parser or keep it busy forev
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from pydantic_core import from_json
 
 from vlatool.storage.atomic import write_json
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 
 MAX_BYTES = 64 * 2**20  # of one document
-MAX_DEPTH = 100  # of nested lists and mappings
+MAX_DEPTH = 100  # of nested lists and mappings of a YAML document; 200 of a JSON document
 MAX_NODES = 1_000_000  # of a YAML document, each alias counted with the size of its anchor
 MAX_LISTS = 4_000_000  # lists and mappings of a JSON document, read in about 1 s
 
-_LONGEST_NUMBER = 1_000  # characters; Python does not convert 4,301 digits
+# Python does not convert 4,301 digits, and `1:59:59` is a number to base 60, whose conversion takes
+# quadratic time.
+_LONG_NUMBER = re.compile(r"[-+0-9_:.]{1000,}")
+_AT_LINE = re.compile(r"(.*) at line ([0-9]+) column [0-9]+", re.S)
 _SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
-_TYPED_TAGS = [f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float", "timestamp")]
 _yaml: Any = yaml  # its type annotations are incomplete
-
-
-def _typed(tag: str) -> Callable[[Any, yaml.Node], Any]:
-    """Constructor of a scalar type of YAML 1.1; an error of YAML if the text does not fit it."""
-    construct = _SAFE.yaml_constructors[tag]
-
-    def constructed(loader: Any, node: yaml.Node) -> Any:
-        text = loader.construct_scalar(node)
-        problem = f"{text[:40]!r} is no {tag.rpartition(':')[2]}"
-        # `1:59:59` is a number to base 60, whose conversion takes quadratic time.
-        if len(text) > _LONGEST_NUMBER:
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-        try:
-            return construct(loader, node)
-        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
-            mark = node.start_mark
-            raise yaml.constructor.ConstructorError(None, None, problem, mark) from error
-
-    return constructed
-
-
-class _TypedLoader(_SAFE):
-    """Safe loader whose only error for text that does not fit its type is YAMLError."""
-
-    yaml_constructors = {  # noqa: RUF012 - an attribute of PyYAML
-        **_SAFE.yaml_constructors,
-        **{tag: _typed(tag) for tag in _TYPED_TAGS},
-    }
 
 
 class DocumentError(ValueError):
@@ -59,7 +34,7 @@ class DocumentError(ValueError):
 
     def __init__(self, reason: str, line: int = 0) -> None:
         super().__init__(reason)
-        self.reason = reason  # description such as `not valid JSON (line 3: Expecting value)`
+        self.reason = reason  # description such as `not valid JSON (line 3: expected value)`
         self.line = line  # line number from 1; 0 if unknown
 
 
@@ -79,25 +54,16 @@ def parse_json(text: str | bytes, *, constants: Callable[[str], Any] | None = No
     """Parses a JSON text; `text`: text, or UTF-8 bytes; `constants`: converts `NaN`, `Infinity` and
     `-Infinity`; by default they become floats.
     """
-    brackets = _count(text, "[") + _count(text, "{")
-    if brackets > MAX_LISTS:
+    data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+    if data.count(b"[") + data.count(b"{") > MAX_LISTS:
         raise DocumentError(f"more than {MAX_LISTS:,} lists and mappings")
     try:
-        value = json.loads(text, parse_constant=constants)
-    except json.JSONDecodeError as error:
-        reason = f"not valid JSON (line {error.lineno}: {error.msg})"
-        raise DocumentError(reason, error.lineno) from error
-    except RecursionError as error:
-        raise _too_deep() from error
-    except UnicodeDecodeError as error:
-        raise DocumentError(f"not UTF-8 text (byte {error.start})") from error
-    except ValueError as error:  # an integer with more digits than Python converts
-        raise DocumentError("not valid JSON (a number of thousands of digits)") from error
-    if brackets > MAX_DEPTH:
-        _check_depth(value)
-    if _has(text, "\\u") and (_has(text, "\\ud") or _has(text, "\\uD")):
-        _check_characters(value)
-    return value
+        value = from_json(data)
+    except ValueError as error:
+        match = _AT_LINE.fullmatch(str(error))
+        reason, line = (match[1], int(match[2])) if match else (str(error), 0)
+        raise DocumentError(f"not valid JSON (line {line}: {reason})", line) from error
+    return value if constants is None else json.loads(data, parse_constant=constants)
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
@@ -105,7 +71,7 @@ def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
     return parse_json(read_document(path, max_bytes=max_bytes))
 
 
-def parse_yaml(text: str, loader: Any = _TypedLoader) -> Any:
+def parse_yaml(text: str, loader: Any = _SAFE) -> Any:
     check_yaml(text)
     try:
         return yaml.load(text, Loader=loader)  # noqa: S506 - one of the safe loaders
@@ -113,9 +79,11 @@ def parse_yaml(text: str, loader: Any = _TypedLoader) -> Any:
         raise yaml_error(error, text) from error
     except RecursionError as error:  # an anchor that contains itself
         raise _too_deep() from error
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        raise DocumentError("not valid YAML: a value does not fit its type") from error
 
 
-def read_yaml(path: Path, loader: Any = _TypedLoader) -> Any:
+def read_yaml(path: Path, loader: Any = _SAFE) -> Any:
     """Reads a YAML file; raises as `read_document` and `parse_yaml`."""
     return parse_yaml(read_document(path), loader)
 
@@ -160,6 +128,8 @@ class _NodeCounter:
             self.open_nodes.append((event.anchor, self.nodes))
             self.nodes += 1
         elif isinstance(event, yaml.ScalarEvent):
+            if _LONG_NUMBER.match(event.value):
+                raise DocumentError("a number of thousands of digits", _line(event.start_mark))
             self.nodes += 1
             self._remember(event.anchor, 1)
 
@@ -182,38 +152,6 @@ def yaml_error(error: yaml.YAMLError, text: str) -> DocumentError:
 def _line(mark: Any) -> int:
     line: int = mark.line
     return line + 1
-
-
-def _check_depth(value: Any) -> None:
-    level: list[Any] = [value]  # a list, a mapping, or a text that contains a bracket
-    for _ in range(MAX_DEPTH):
-        level = [item for parent in level for item in _children(parent)]
-        if not level:
-            return
-    raise _too_deep()
-
-
-def _check_characters(value: Any) -> None:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise DocumentError("not valid JSON (an unpaired surrogate)") from error
-
-
-def _children(value: Any) -> list[Any]:
-    """Lists and mappings that are direct children of a list or mapping."""
-    items: Iterable[Any] = (
-        cast("dict[str, Any]", value).values() if isinstance(value, dict) else value
-    )
-    return [item for item in items if isinstance(item, dict | list)]
-
-
-def _count(text: str | bytes, character: str) -> int:
-    return text.count(character) if isinstance(text, str) else text.count(character.encode())
-
-
-def _has(text: str | bytes, part: str) -> bool:
-    return part in text if isinstance(text, str) else part.encode() in text
 
 
 def _too_deep(line: int = 0) -> DocumentError:

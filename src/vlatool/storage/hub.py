@@ -1,21 +1,21 @@
-"""Repositories of a model hub: data sets and models at one commit, read in byte ranges."""
+"""The hub of Hugging Face: repositories at one commit, and buckets; read in byte ranges."""
 
 import errno
 import importlib
 import io
 import os
 import re
+import tempfile
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
-from importlib import import_module
 from pathlib import Path
 from ssl import SSLContext
-from typing import Any, TypeVar, cast
-from urllib.parse import quote, urljoin, urlsplit
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 from vlatool.credentials import hide
 from vlatool.errors import (
@@ -25,18 +25,16 @@ from vlatool.errors import (
     VlatoolError,
     missing_package,
 )
-from vlatool.storage import remote
+from vlatool.storage import remote, retry, web
 from vlatool.storage.digests import has_git_digest
-from vlatool.storage.http import HttpStatusError, WebServer
-from vlatool.storage.retry import RetryAdvice, network_retry_advice, retrying
-from vlatool.storage.routes import route
-from vlatool.storage.web_requests import UnusableAnswer
+from vlatool.storage.http import WebServer
+from vlatool.storage.retry import RetryAdvice, retrying
 
 _COMMIT = re.compile(r"[\w.-]{1,100}", re.ASCII)
-_MAX_PAGES = 10_000  # of 1,000 files
-_NEXT = re.compile(r'<([^<>]*)>\s*;[^<>,]*\brel="?next\b')
 _OUTSIDE = re.compile(r"^/|(^|/)\.\.?(/|$)|//|[\x00-\x1f]|^$")
-_KINDS = ("datasets", "models", "spaces")
+_KINDS = ("datasets", "models", "spaces", "buckets")
+_BUCKET = "buckets/"
+_NO_ACCESS = frozenset({401, 403, 404})
 
 
 def _with_kind(location: str) -> str:
@@ -45,26 +43,30 @@ def _with_kind(location: str) -> str:
     return location if is_named else f"models/{location}"
 
 
-class Repository:
-    """Files of a repository, at the commit of its revision when it is first used.
+class Repository(WebServer):
+    """Files of a repository, at the commit of its revision when it is first used, or of a bucket.
 
     Endpoint (HF_ENDPOINT), token and cache folder are the same as in huggingface_hub; files in its
-    cache are read from there.
+    cache are read from there. A bucket has no commits: each file is pinned by its ETag.
     """
 
     form = remote.LocationForm(
         "hf://datasets/owner/name/path or hf://owner/name@revision/path",
-        re.compile(r"(datasets|models)(/(?!\.)[^/@]+){2}(@[^/]+)?(/|$)"),
+        re.compile(
+            r"(datasets|models|spaces)(/(?!\.)[^/@]+){2}(@[^/]+)?(/|$)|buckets(/(?!\.)[^/@]+){2}(/|$)"
+        ),
         num_root_segments=3,
         canonical=_with_kind,
+        read_only=re.compile(r"(?!buckets/)"),
+        version=lambda root: "ETag of each file" if _BUCKET in root else root.partition("@")[2],
     )
     settings = ("HF_",)
     can_list = True
 
     def __init__(self, root: str) -> None:
-        self._root = root
+        super().__init__(root)
         kind, owner, name = root.partition("://")[2].split("/")
-        self.kind = kind.removesuffix("s")  # `dataset`, `model` or `space`
+        self.kind = kind.removesuffix("s")  # `dataset`, `model`, `space` or `bucket`
         self.name, _, self._revision = f"{owner}/{name}".partition("@")
         self._lock = threading.Lock()
 
@@ -72,11 +74,18 @@ class Repository:
     def hub(self) -> Any:
         """Module `huggingface_hub`."""
         try:
-            for name in ("constants", "utils"):  # they are loaded on demand
+            for name in ("constants", "utils", "errors"):  # they are loaded on demand
                 importlib.import_module(f"huggingface_hub.{name}")
             return importlib.import_module("huggingface_hub")
         except ImportError as error:
             raise missing_package("huggingface_hub") from error
+
+    @property
+    def api(self) -> Any:
+        """Client of the library, with the certificates that all schemes accept."""
+        self.check_on()
+        _accept_certificates(self.hub, web.route(self.endpoint).certificates)
+        return self.hub.HfApi(endpoint=self.endpoint, token=self.token or False)
 
     @property
     def endpoint(self) -> str:
@@ -95,25 +104,22 @@ class Repository:
         hide(token or "")
         return token
 
-    @property
-    def _api(self) -> str:
-        """URL of the repository in the programming interface of the hub."""
-        self.hub.utils.validate_repo_id(self.name)
-        return f"{self.endpoint.rstrip('/')}/api/{self.kind}s/{self.name}"
-
     @cached_property
     def commit(self) -> str:
-        revision = f"/revision/{quote(self._revision, safe='')}" if self._revision else ""
-        info, _ = self._document(f"{self._api}{revision}")
-        commit = cast("dict[str, Any]", info).get("sha") if isinstance(info, dict) else None
-        if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
-            raise UnusableAnswer("the hub's answer has no commit")
-        return commit
+        """Commit of the revision; empty for a bucket."""
+        if self.kind == "bucket":
+            return ""
+        info = self.api.repo_info(
+            self.name, revision=self._revision or None, repo_type=self.kind, **_timeout()
+        )
+        if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
+            raise web.UnusableAnswer("the hub's answer has no commit")
+        return info.sha
 
     @property
     def pinned(self) -> str:
         """Root with the commit as revision."""
-        return f"{self._root.partition('@')[0]}@{self.commit}"
+        return f"{self._root.partition('@')[0]}@{self.commit}" if self.commit else self._root
 
     @property
     def files(self) -> Mapping[str, remote.ObjectInfo]:
@@ -123,25 +129,24 @@ class Repository:
 
     @cached_property
     def _listed(self) -> Mapping[str, remote.ObjectInfo]:
-        url = f"{self._api}/tree/{quote(self.commit, safe='')}?recursive=true&expand=false"
         files: dict[str, remote.ObjectInfo] = {}
-        visited: set[str] = set()
-        while url:
-            visited.add(url)
-            page, headers = self._document(url)
-            files.update(_files(page))
-            link = _NEXT.search(headers.get("Link", ""))
-            try:
-                target = urljoin(url, link[1]) if link else ""
-                is_same_host = urlsplit(target).netloc == urlsplit(url).netloc
-            except ValueError as error:
-                raise UnusableAnswer("the hub's next page is at an invalid location") from error
-            if target and not is_same_host:  # it would get the token
-                raise UnusableAnswer("the hub's next page is on another host")
-            url = target
-            if url in visited or len(visited) > _MAX_PAGES:
-                raise UnusableAnswer("the hub's list of files has no end")
+        if self.kind == "bucket":
+            entries = self.api.list_bucket_tree(self.name, recursive=True)
+        else:
+            entries = self.api.list_repo_tree(
+                self.name, recursive=True, revision=self.commit, repo_type=self.kind
+            )
+        for entry in entries:
+            if not hasattr(entry, "size"):  # a folder
+                continue
+            if entry.path in files:
+                raise web.UnusableAnswer("the hub's list of files has no end")
+            files[entry.path] = _info(entry)
         return dict(sorted(files.items()))
+
+    @cached_property
+    def _names(self) -> Sequence[str]:
+        return list(self.files)
 
     def check_on(self) -> None:
         """Raises EnvironmentProblem if the user has switched off access to the hub."""
@@ -152,13 +157,6 @@ class Repository:
                 code="environment.offline",
                 details={"path": self._root},
             )
-
-    def _document(self, url: str) -> tuple[Any, Mapping[str, str]]:
-        self.check_on()
-        try:
-            return self._files.document(url)
-        except HttpStatusError as error:
-            raise _HubStatusError(error.status, error.headers) from error
 
     def head(self, key: str) -> remote.ObjectInfo:
         """Size and ETag of a file, from the listing."""
@@ -188,32 +186,102 @@ class Repository:
         """Reads from the cache if it has the file, else with a GET of a range."""
         info = self.head(key)
         first = max(0, info.size + start) if start < 0 else start
+        if etag not in ("", info.etag):
+            raise remote.ConditionFailed
         if first >= info.size:
             raise remote.RangeNotSatisfiable
-        stop = info.size if start < 0 else stop
-        cached = self.hub.try_to_load_from_cache(
+        stop = info.size if start < 0 else min(stop, info.size)
+        cached = self.commit and self.hub.try_to_load_from_cache(
             self.name, key, revision=self.commit, repo_type=self.kind
         )
-        if isinstance(cached, str):
-            file = io.BytesIO(_bytes(Path(cached), first, stop))
+        if isinstance(cached, str) and cached:
+            with open(cached, "rb") as stored:
+                stored.seek(first)
+                file = io.BytesIO(stored.read(stop - first))
             return remote.Body(info, first, file.read, file.close)
-        body = self._files.get(key, first, min(stop, info.size), "")
+        body = super().get(key, first, stop, "")
+        if body.info.size != info.size:
+            body.close()
+            raise remote.ConditionFailed
         return replace(body, info=info)
+
+    def url(self, key: str) -> str:
+        """URL of a file, which may redirect."""
+        if self.kind == "bucket":
+            return f"{self.endpoint}/buckets/{self.name}/resolve/{quote(key, safe='')}"
+        return self.hub.hf_hub_url(
+            self.name, key, repo_type=self.kind, revision=self.commit, endpoint=self.endpoint
+        )
+
+    def headers(self) -> Mapping[str, str]:
+        """Headers with the token, if the user has one."""
+        # `build_hf_headers` asks the hub for a list, to name the program that runs this one.
+        token = self.token
+        return {"User-Agent": "vlatool", **({"Authorization": f"Bearer {token}"} if token else {})}
+
+    def put(self, key: str, data: bytes, etag: str | None = None) -> str:
+        """Writes a file of a bucket; the hub has no conditions, so that they are compared here."""
+        self._change()
+        if etag is not None and etag != (self.files[key].etag if key in self.files else ""):
+            raise remote.ConditionFailed
+        return self.add(key, data)
+
+    def add(self, key: str, content: bytes | str) -> str:
+        """Writes a file of a bucket, from bytes or a local file; returns its ETag."""
+        with _without_bars(self.hub):
+            self.api.batch_bucket_files(self.name, add=[(content, key)])
+        self._change()
+        return self.head(key).etag
+
+    def multipart(self, key: str) -> remote.Upload:
+        self._change()
+        return _Spooled(self, key)
+
+    def unfinished(self, below: str) -> Sequence[tuple[str, remote.Upload]]:
+        """Returns none: parts wait on the disk of the process that sends them."""
+        del below
+        return ()
+
+    def delete(self, keys: Sequence[str]) -> Sequence[str]:
+        self._change()
+        present = [key for key in keys if key in self.files]
+        if present:
+            self.api.batch_bucket_files(self.name, delete=present)
+            self._change()
+        return ()
+
+    def _change(self) -> None:
+        """Forgets the listing of a bucket; raises StorageError for a repository."""
+        if self.kind != "bucket":
+            raise remote.read_only_error(self._root)
+        with self._lock:
+            for name in ("_listed", "_names"):
+                self.__dict__.pop(name, None)
 
     def retry_advice(self, error: Exception) -> RetryAdvice | None:
         """Advice on retrying after an error; None if a retry is useless."""
-        return self._files.retry_advice(error)
+        status, headers = _answer(error)
+        if status:
+            return web.busy_advice(status, headers)
+        return retry.network_retry_advice(error)
 
     def map_error(self, error: Exception, location: str) -> Exception:
-        refusal = error.refusal if isinstance(error, _HubStatusError) else ""
-        if refusal == "RevisionNotFound":
-            return DataError(
-                f"{self._root}: the repository has no such revision",
+        name = type(error).__name__
+        status, headers = _answer(error)
+        if name == "RevisionNotFoundError" or headers.get("X-Error-Code") == "RevisionNotFound":
+            return DataError.at(
+                self._root,
+                "the repository has no such revision",
                 hint="name an existing branch, tag or commit, as owner/name@revision",
                 code="data.no_source",
-                details={"path": location},
             )
-        if refusal:
+        if name == "HFValidationError":
+            return DataError(
+                f"{self._root}: invalid name of a repository",
+                hint="write hf://datasets/owner/name, or hf://owner/name for a model",
+                code="data.broken",
+            )
+        if status in _NO_ACCESS and headers.get("X-Error-Code") != "EntryNotFound":
             return EnvironmentProblem(
                 f"{location}: there is no such repository, or it is private or gated",
                 hint="check the name; request access on its page, "
@@ -221,89 +289,54 @@ class Repository:
                 code="environment.credentials",
                 details={"path": location},
             )
-        if type(error).__name__ == "HFValidationError":
-            return DataError(
-                f"{self._root}: invalid name of a repository",
-                hint="write hf://datasets/owner/name, or hf://owner/name for a model",
-                code="data.broken",
-            )
-        return self._files.map_error(error, location)
-
-    @cached_property
-    def _names(self) -> Sequence[str]:
-        return list(self.files)
-
-    @cached_property
-    def _files(self) -> "_Resolved":
-        return _Resolved(self)
-
-    def url(self, key: str) -> str:
-        """URL of a file of the commit."""
-        return self.hub.hf_hub_url(
-            self.name,
-            key,
-            repo_type=self.kind,
-            revision=self.commit,
-            endpoint=self.endpoint,
-        )
+        if status:
+            error = web.HttpStatusError(status, headers)
+        return super().map_error(error, location)
 
 
-class _HubStatusError(HttpStatusError):
-    """Response of the programming interface with a status that is no success."""
+class _Spooled:
+    """Upload of a file of a bucket, whose parts wait in a temporary file."""
 
-    @property
-    def refusal(self) -> str:
-        """Reason of the hub for a refusal, such as `RevisionNotFound`; empty for other errors."""
-        reason = self.headers.get("X-Error-Code") or "no access"
-        return reason if self.status in (401, 403, 404) else ""
+    def __init__(self, bucket: Repository, key: str) -> None:
+        self._bucket = bucket
+        self._key = key
+        self._folder = tempfile.TemporaryDirectory(prefix="vlatool-")
 
+    def send(self, number: int, data: bytes) -> str:
+        Path(self._folder.name, str(number)).write_bytes(data)
+        return str(number)
 
-class _Resolved(WebServer):
-    """Files of a repository over HTTP, with the token of the user."""
+    def complete(self, parts: Sequence[str]) -> None:
+        whole = Path(self._folder.name, "whole")
+        with whole.open("wb") as file:
+            for part in parts:
+                file.write(Path(self._folder.name, part).read_bytes())
+        self._bucket.add(self._key, str(whole))
+        self.abort()
 
-    def __init__(self, repository: Repository) -> None:
-        super().__init__("")
-        self._repository = repository
-
-    def url(self, key: str) -> str:
-        """URL of a file, which may redirect."""
-        return self._repository.url(key)
-
-    def headers(self) -> Mapping[str, str]:
-        """Headers with the token, if the user has one."""
-        # `build_hf_headers` asks the hub for a list, to name the program that runs this one.
-        token = self._repository.token
-        return {"User-Agent": "vlatool", **({"Authorization": f"Bearer {token}"} if token else {})}
+    def abort(self) -> None:
+        self._folder.cleanup()
 
 
-def _bytes(path: Path, start: int, stop: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read(max(0, stop - start))
+def _timeout() -> Mapping[str, float]:
+    return {"timeout": retry.READ_TIMEOUT_S}
 
 
-def _files(page: object) -> Iterator[tuple[str, remote.ObjectInfo]]:
-    """Yields names and information of the files on a page of the list of files."""
-    problem = UnusableAnswer("the hub's answer is no list of files")
-    if not isinstance(page, list):
-        raise problem
-    for entry in cast("list[Any]", page):
-        row = cast("dict[str, Any]", entry) if isinstance(entry, dict) else {}
-        if row.get("type") == "directory":
-            continue
-        large = row.get("lfs")
-        name = row.get("path")
-        size = row.get("size")
-        etag = row.get("oid")
-        digest = f"git-sha1:{etag}"
-        if isinstance(large, dict):
-            etag = cast("dict[str, Any]", large).get("oid")
-            digest = f"sha256:{etag}"
-        if not isinstance(name, str) or not isinstance(etag, str) or type(size) is not int:
-            raise problem
-        if size < 0 or _OUTSIDE.search(name):
-            raise problem
-        yield name, remote.ObjectInfo(size, etag=etag, digest=digest)
+def _info(entry: Any) -> remote.ObjectInfo:
+    """Information on an entry of a list of files."""
+    large = getattr(entry, "lfs", None)
+    etag = getattr(entry, "xet_hash", None) if not hasattr(entry, "blob_id") else entry.blob_id
+    digest = f"git-sha1:{etag}" if hasattr(entry, "blob_id") else ""
+    if large is not None:
+        etag = large.sha256
+        digest = f"sha256:{etag}"
+    is_valid = isinstance(entry.path, str) and isinstance(etag, str) and type(entry.size) is int
+    if not is_valid or entry.size < 0 or _OUTSIDE.search(entry.path):
+        raise web.UnusableAnswer("the hub's answer is no list of files")
+    modified = getattr(entry, "mtime", None)
+    return remote.ObjectInfo(
+        entry.size, modified.timestamp() if modified else 0.0, etag, digest=digest
+    )
 
 
 # Limits of one commit, and of what is sent before the progress is reported.
@@ -314,9 +347,6 @@ _MAX_STEP_BYTES = 10**9
 _SMALL_BYTES = 10 * 2**20
 _MAX_SMALL_BYTES = 64 * 2**20
 _BLOCK_BYTES = 2**20
-_BUSY = frozenset({408, 429, 500, 502, 503, 504})
-_NO_ACCESS = frozenset({401, 403, 404})
-_WEB_LIBRARIES = frozenset({"httpx", "httpx2", "httpcore", "requests", "urllib3"})
 _MAX_REASON = 300  # characters
 _BRANCH = "main"
 
@@ -438,11 +468,12 @@ class RepositoryWriter:
         repository.check_on()
         if not repository.token:
             raise self._no_access_error("there is no token")
-        _accept_certificates(repository.hub, route(repository.endpoint).certificates)
-        api = repository.hub.HfApi(endpoint=repository.endpoint, token=repository.token)
+        api = repository.api
         try:
             with _without_bars(repository.hub):
-                return retrying(lambda: operation(api), self._root, classify=_retry_advice)
+                return retrying(
+                    lambda: operation(api), self._root, classify=repository.retry_advice
+                )
         except VlatoolError:
             raise
         except Exception as error:  # the library raises anything, also of its own dependencies
@@ -451,7 +482,7 @@ class RepositoryWriter:
     def _error(self, error: Exception) -> Exception:
         if type(error).__name__ == "HFValidationError":
             return self._repository.map_error(error, self._root)
-        for cause in _chain(error):
+        for cause in retry.chain(error):
             if isinstance(cause, FileNotFoundError | PermissionError) and cause.filename:
                 return DataError.at(
                     cause.filename,
@@ -459,7 +490,7 @@ class RepositoryWriter:
                     hint="nothing may write the folder during its upload; run the command again",
                     code="data.broken",
                 )
-        if _status(error) in _NO_ACCESS:
+        if _answer(error)[0] in _NO_ACCESS:
             return self._no_access_error("the token gives no access")
         return StorageError.at(
             self._root,
@@ -479,12 +510,12 @@ class RepositoryWriter:
 
 
 @cache
-def _accept_certificates(hub: Any, certificates: SSLContext | None) -> None:
+def _accept_certificates(hub: Any, certificates: SSLContext) -> None:
     """Makes the client of the library accept the certificates that all schemes accept.
 
     It takes proxies from the environment by itself; before version 1, certificates too.
     """
-    if certificates is None or not hasattr(hub, "set_client_factory"):
+    if not hasattr(hub, "set_client_factory"):
         return
     client = hub.get_session()
     hub.set_client_factory(
@@ -524,7 +555,7 @@ def _parts(files: Sequence[UploadFile], max_bytes: int) -> Iterator[list[UploadF
 @contextmanager
 def _without_bars(hub: Any) -> Generator[None]:
     """Switches the progress bars of the library off: they would mix with ours."""
-    bars = import_module("huggingface_hub.utils")
+    bars: Any = importlib.import_module("huggingface_hub.utils")
     were_off = bars.are_progress_bars_disabled() or hub.constants.HF_HUB_DISABLE_PROGRESS_BARS
     if not were_off:
         bars.disable_progress_bars()
@@ -535,28 +566,12 @@ def _without_bars(hub: Any) -> Generator[None]:
             bars.enable_progress_bars()
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yields an error and its causes."""
-    current: BaseException | None = error
-    while current is not None:
-        yield current
-        current = current.__cause__ or current.__context__
-
-
-def _status(error: Exception) -> int | None:
-    """Status of the response that an error is about; None without one."""
-    statuses = (getattr(getattr(e, "response", None), "status_code", None) for e in _chain(error))
-    return next((status for status in statuses if status is not None), None)
-
-
-def _retry_advice(error: Exception) -> RetryAdvice | None:
-    """Advice on retrying after an error of the library; None if a retry is useless."""
-    status = _status(error)
-    if status is not None:
-        return RetryAdvice(f"status {status}") if status in _BUSY else None
-    for cause in _chain(error):
-        if type(cause).__module__.partition(".")[0] in _WEB_LIBRARIES:
-            return RetryAdvice(f"no connection ({type(cause).__name__})")
-        if (advice := network_retry_advice(cause)) is not None:
-            return advice
-    return None
+def _answer(error: Exception) -> tuple[int, Mapping[str, str]]:
+    """Status and headers of the response that an error is about; 0 without one."""
+    for cause in retry.chain(error):
+        response: Any = getattr(cause, "response", None)
+        if getattr(response, "status_code", None):
+            return int(response.status_code), response.headers
+        if isinstance(cause, web.HttpStatusError):
+            return cause.status, cause.headers
+    return 0, {}

@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 from vlatool.errors import StorageError
@@ -18,14 +19,15 @@ from vlatool.storage.remote import (
     call,
 )
 
-SMALLEST_RANGE = 256 * 1024  # enough for zip directories and tar headers
 LARGEST_RANGE = 8 * 1024 * 1024
-_FIRST_RANGE = 1024 * 1024
+BLOCK = 2 * 1024 * 1024
+_MOST_BLOCKS = 48  # of a process, all files together
+_FIRST_RANGE = 256 * 1024  # enough for zip directories and tar headers
+_BUFFER = 64 * 1024
 _CHUNK_SIZE = 256 * 1024
 _PROGRESS = 64 * 1024  # an interrupted body with this many new bytes counts as no failure
 _PARALLEL = 4
 _RESTARTS = 2  # of reading an object that changes meanwhile
-_MAX_RANGES = 3  # cached ranges of a file with random access: its directory, its head, its middle
 
 
 @dataclass
@@ -164,56 +166,56 @@ def open_reader(address: Address, *, from_end: bool = False) -> io.BufferedReade
     """Opens the current version of an object as a seekable file.
 
     The first range is read immediately, so that a missing object raises here, as for any file.
-    Memory: up to three ranges of at most 8 MiB each.
     """
-    first = RangeDownload(address, -SMALLEST_RANGE if from_end else 0, SMALLEST_RANGE)
+    first = RangeDownload(address, -_FIRST_RANGE if from_end else 0, _FIRST_RANGE)
     data = first.run()
     assert first.info is not None
-    return _buffered(_RangedFile(address, first.info, _Range(first.start, data)))
+    return io.BufferedReader(BlockFile(address, first.info, first=(first.start, data)), _BUFFER)
 
 
 def open_range(address: Address, start: int, stop: int) -> io.BufferedReader:
     """Opens an object at `start`, for sequential reading up to `stop`, where the file ends."""
-    first = RangeDownload(address, start, min(stop, start + _FIRST_RANGE))
+    first = RangeDownload(address, start, min(stop, start + BLOCK))
     data = first.run()
     assert first.info is not None
-    file = _RangedFile(address, first.info, _Range(start, data), stop)
+    file = BlockFile(address, first.info, (start, stop), (start, data))
     file.seek(start)
-    return _buffered(file)
+    return io.BufferedReader(file, _BUFFER)
 
 
-def _buffered(file: "_RangedFile") -> io.BufferedReader:
-    return io.BufferedReader(file, 64 * 1024)
+def open_version(address: Address, info: ObjectInfo) -> io.BufferedReader:
+    """Opens a version of an object as a seekable file, without a request."""
+    return io.BufferedReader(BlockFile(address, info), _BUFFER)
 
 
-@dataclass(frozen=True)
-class _Range:
-    start: int
-    data: bytes
-
-    @property
-    def stop(self) -> int:
-        return self.start + len(self.data)
+@lru_cache(maxsize=_MOST_BLOCKS)
+def _block(address: Address, info: ObjectInfo, start: int, stop: int) -> bytes:
+    return RangeDownload(address, start, stop, info).run()
 
 
-@dataclass(frozen=True)
-class _Prefetch:
-    """Range that is being downloaded."""
+class BlockFile(io.RawIOBase):
+    """Unbuffered file over one version of an object, in blocks.
 
-    start: int
-    stop: int
-    data: "Future[bytes]"
+    While reading is sequential, the next block is requested meanwhile. All files of a process share
+    their blocks, so that files of one object request no byte twice. Memory: up to 96 MiB.
+    """
 
-
-class RemoteReader(io.RawIOBase):
-    """Unbuffered file over the first `size` bytes of one version of an object: its position."""
-
-    def __init__(self, address: Address, info: ObjectInfo, size: int) -> None:
+    def __init__(
+        self,
+        address: Address,
+        info: ObjectInfo,
+        span: tuple[int, int] = (0, 2**63),  # start of the first block, and end of the file
+        first: tuple[int, bytes] = (0, b""),  # bytes that are there, and their position
+    ) -> None:
         self.name = str(address)
         self._address = address
         self._info = info
-        self._size = size
+        self._origin = span[0]
+        self._size = min(span[1], info.size)
+        self._first = first
         self._position = 0
+        self._last = -1  # number of the block that was read last
+        self._next: Future[bytes] | None = None  # the block after it
 
     def readable(self) -> bool:
         return True
@@ -235,73 +237,46 @@ class RemoteReader(io.RawIOBase):
         self._position = starts[whence] + offset
         return self._position
 
-
-class _RangedFile(RemoteReader):
-    def __init__(
-        self, address: Address, info: ObjectInfo, first: _Range, stop: int | None = None
-    ) -> None:
-        super().__init__(address, info, info.size if stop is None else min(stop, info.size))
-        self._window = max(SMALLEST_RANGE, len(first.data))
-        self._ranges = [first]
-        self._prefetch: _Prefetch | None = None
-
     def readinto(self, buffer: Any, /) -> int:
-        """Copies bytes of one range to the buffer; returns their number, 0 at the end."""
+        """Copies bytes of one block to the buffer; returns their number, 0 at the end."""
         view = memoryview(buffer).cast("B")
         if self._position >= self._size or not view:
             return 0
-        source = self._range(len(view))
-        offset = self._position - source.start
-        count = min(len(view), source.stop - self._position)
-        view[:count] = memoryview(source.data)[offset : offset + count]
-        self._position += count
-        return count
+        start, data = self._first
+        if not start <= self._position < start + len(data):
+            number = (self._position - self._origin) // BLOCK
+            start, data = self._start_of(number), self._read(number)
+        offset = self._position - start
+        part = memoryview(data)[offset : offset + len(view)]
+        view[: len(part)] = part
+        self._position += len(part)
+        return len(part)
 
     def readall(self) -> bytes:
-        """Reads the rest of the object, in parallel ranges."""
-        start = self._position
-        self._position = max(self._position, self._size)
-        if start < (cached := self._ranges[-1]).stop and start >= cached.start:
-            rest = _read_range(self._address, self._info, cached.stop, self._size)
-            return cached.data[start - cached.start :] + rest
-        return _read_range(self._address, self._info, start, self._size)
+        """Reads the rest of the file, in parallel ranges."""
+        position = self._position
+        self._position = max(position, self._size)
+        start, data = self._first
+        head = data[position - start :] if 0 <= position - start < len(data) else b""
+        return head + _read_range(self._address, self._info, position + len(head), self._size)
 
-    def close(self) -> None:
-        self._ranges = []
-        self._prefetch = None
-        super().close()
+    def _start_of(self, number: int) -> int:
+        return self._origin + number * BLOCK
 
-    def _range(self, size: int) -> _Range:
-        """Range with the current position, which is before the end of the object."""
-        for cached in self._ranges:
-            if cached.start <= self._position < cached.stop:
-                return cached
-        prefetch = self._prefetch
-        self._prefetch = None
-        if prefetch is not None and prefetch.start <= self._position < prefetch.stop:
-            result = _Range(prefetch.start, prefetch.data.result())
-            self._ranges = [result]
-            self._start_prefetch(result.stop)
-        elif self._ranges[-1].stop == self._position:
-            self._window = min(2 * self._window, LARGEST_RANGE)
-            result = self._fetch(self._position, max(self._window, size))
-            self._ranges = [result]
-            self._start_prefetch(result.stop)
+    def _read(self, number: int) -> bytes:
+        if number == self._last + 1 and self._next is not None:
+            data = self._next.result()
         else:
-            self._window = SMALLEST_RANGE
-            # After a position near the end, mostly an earlier one is read.
-            start = max(0, min(self._position, self._size - SMALLEST_RANGE))
-            result = self._fetch(start, max(SMALLEST_RANGE, size))
-            self._ranges = [*self._ranges[1 - _MAX_RANGES :], result]
-        return result
+            data = self._block(number)
+        if number != self._last:
+            is_sequential = number == self._last + 1
+            has_next = self._start_of(number + 1) < self._size
+            self._next = None
+            if is_sequential and has_next:
+                self._next = in_background(partial(self._block, number + 1))
+            self._last = number
+        return data
 
-    def _fetch(self, start: int, length: int) -> _Range:
-        stop = min(self._size, start + min(length, LARGEST_RANGE))
-        return _Range(start, RangeDownload(self._address, start, stop, self._info).run())
-
-    def _start_prefetch(self, start: int) -> None:
-        self._window = min(2 * self._window, LARGEST_RANGE)
-        stop = min(self._size, start + self._window)
-        if start < stop:
-            transfer = RangeDownload(self._address, start, stop, self._info)
-            self._prefetch = _Prefetch(start, stop, in_background(transfer.run))
+    def _block(self, number: int) -> bytes:
+        start = self._start_of(number)
+        return _block(self._address, self._info, start, min(self._size, start + BLOCK))

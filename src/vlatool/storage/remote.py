@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
-from vlatool.errors import StorageError
+from vlatool.errors import StorageError, VlatoolError
 from vlatool.plugins import SCHEMES
+from vlatool.storage.background import in_parallel
 from vlatool.storage.retry import RetryAdvice, retrying
 
+_DELETED_AT_ONCE = 16
 _OWN_SETTINGS = "VLATOOL_"  # environment variables that all schemes read
 
 T = TypeVar("T")
@@ -43,6 +45,10 @@ class LocationForm:
     # matches a location with credentials, which would get into logs and records
     secret: re.Pattern[str] = re.compile(r"[^/]*@")
     canonical: Callable[[str], str] = str  # function that writes out a short form
+    # matches locations that can only be read, of a scheme that has others
+    read_only: re.Pattern[str] = re.compile(r"(?!)")
+    # version that a root names; empty if there is none
+    version: Callable[[str], str] = lambda root: root.partition("@")[2]
 
 
 @dataclass(frozen=True)
@@ -192,9 +198,21 @@ def forget_connections() -> None:
     _connected.cache_clear()
 
 
-def is_writable(scheme: str) -> bool:
-    """True if objects of a scheme can be written."""
-    return hasattr(remote_class(scheme), "put")
+def is_writable(location: object) -> bool:
+    """True if objects of a location can be written."""
+    scheme, _, rest = str(location).partition("://")
+    kind = remote_class(scheme)
+    return hasattr(kind, "put") and not kind.form.read_only.match(rest)
+
+
+def read_only_error(where: object) -> StorageError:
+    """Error for writing to a location that can only be read."""
+    return StorageError.at(
+        where,
+        "this location is read-only",
+        hint="write to a local folder, s3://, gs:// or az://",
+        code="storage.write",
+    )
 
 
 def call(
@@ -205,27 +223,50 @@ def call(
 ) -> T:
     """Calls `operation` with the remote storage of an address, with retries."""
     remote: WritableRemote = connect(address.root)
+
+    def advise(error: Exception) -> RetryAdvice | None:
+        is_answer = isinstance(error, (ConditionFailed, RangeNotSatisfiable, VlatoolError))
+        return None if is_answer else remote.retry_advice(error)
+
     try:
         return retrying(
             lambda: operation(remote),
             str(address),
-            classify=remote.retry_advice,
+            classify=advise,
             retry_timeout_s=retry_timeout_s,
+            host=address.root,
         )
-    except AttributeError as error:
-        if error.obj is not remote or error.name not in vars(WritableRemote):
-            raise
-        raise StorageError.at(  # it implements `Remote`, but not `WritableRemote`
-            address,
-            "this location is read-only",
-            hint="write to a local folder, s3:// or gs://",
-            code="storage.write",
-        ) from None
+    except (ConditionFailed, RangeNotSatisfiable, VlatoolError):
+        raise
     except Exception as error:
+        is_attribute = isinstance(error, AttributeError) and error.obj is remote
+        if is_attribute and getattr(error, "name", "") in vars(WritableRemote):
+            raise read_only_error(address) from None  # it is no `WritableRemote`
         mapped = remote.map_error(error, str(address))
         if mapped is error:
             raise
         raise mapped from error
+
+
+def delete_each(
+    remote: Remote, keys: Sequence[str], delete: Callable[[str], object]
+) -> Sequence[str]:
+    """Removes objects one by one; returns keys whose request may be repeated."""
+    failed: list[str] = []
+
+    def remove(key: str) -> None:
+        try:
+            delete(key)
+        except Exception as error:
+            if isinstance(remote.map_error(error, key), FileNotFoundError):
+                return
+            if len(keys) == 1 or remote.retry_advice(error) is None:
+                raise
+            failed.append(key)
+
+    for _ in in_parallel(remove, keys, _DELETED_AT_ONCE):
+        pass
+    return failed
 
 
 def is_listable(address: Address) -> bool:

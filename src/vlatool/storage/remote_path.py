@@ -10,7 +10,6 @@ from typing import IO, TYPE_CHECKING, Any
 
 from vlatool.errors import StorageError
 from vlatool.storage import listing, reader
-from vlatool.storage.digests import open_blocks
 from vlatool.storage.remote import Address, ObjectInfo, call, find_object, remote_class
 from vlatool.storage.writer import delete, put
 
@@ -108,7 +107,7 @@ class RemotePath(_Path):
     @property
     def version(self) -> str:
         """Version in the location; empty if there is none."""
-        return self._root.partition("@")[2]
+        return remote_class(self._root.partition("://")[0]).form.version(self._root)
 
     def with_info(self) -> "RemotePath | None":
         """Path with the information of one request; None if it does not exist."""
@@ -120,7 +119,7 @@ class RemotePath(_Path):
         info = self._find()
         if info is None or info.is_dir:
             raise FileNotFoundError(2, os.strerror(2), str(self))
-        return open_blocks(self.address, info)
+        return reader.open_version(self.address, info)
 
     @property
     def etag(self) -> str:

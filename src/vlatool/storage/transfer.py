@@ -11,12 +11,11 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from vlatool.errors import DataError, StorageError, VlatoolError
 from vlatool.events import NullProgress, Progress
@@ -28,8 +27,17 @@ from vlatool.storage.digests import verified_sha256
 from vlatool.storage.reader import LARGEST_RANGE, RangeDownload, changed_error
 from vlatool.storage.remote import Address, Body, ConditionFailed, ObjectInfo, Remote, call
 
+CHUNK = LARGEST_RANGE  # of the format of partial files
 # Chunks in memory: requested or received, up to the one that is being consumed.
 RUN_AHEAD = 16
+UNREACHABLE = "storage.unreachable"
+NOT_REQUESTED = "storage.not_requested"
+_RESTARTS = 2  # of an object that changes, or whose digest is wrong
+_MAX_OUTAGES = 3  # files in a row, each after all retries
+_SHOW_EVERY_S = 0.1
+_NAMED = 2
+_READ_SIZE = 256 * 1024
+_LONGEST_SLEEP_S = 1.0  # while the rate is limited, so that a cancelled download ends soon
 
 
 class Cancelled(BaseException):
@@ -58,9 +66,8 @@ class PartialFile:
     """File of the full size of an object, with a log of the chunks that it holds.
 
     Rows of the log: the object; `chunk` and the CRC-32 of its content, when it is written;
-    `synced`, the number of `chunk` rows whose content is on the disk; `sha256`, when the file is
-    complete. A power cut may lose content whose row is in the log: chunks after the last `synced`
-    are checked.
+    `sha256`, when the file is complete. A power cut may lose content whose row is in the log, so
+    that every chunk is compared with its CRC.
     """
 
     def __init__(self, path: Path, address: Address, info: ObjectInfo, chunk_bytes: int) -> None:
@@ -69,92 +76,69 @@ class PartialFile:
         self._chunk_bytes = chunk_bytes
         version = info.etag or info.digest
         self._identity = {"location": str(address), "etag": version, "size": info.size}
-        self._continues = bool(version)  # else what is there may be of another version
+        self._log = AppendLog(_log_of(path), sync_s=math.inf)
         self._lock = threading.Lock()
-        self._done: set[int] = set()
-        self._num_rows = 0
-        self._synced_at = time.monotonic()
-        self._is_closed = self._is_syncing = False
+        self._rows = list(read_log(self._log.path))
+        # Without a version, what is there may be of another one.
+        self.is_of_another = bool(self._rows) and (not version or self._rows[0] != self._identity)
+        if self.is_of_another:
+            self._rows = []
         self.chunks = -(-info.size // chunk_bytes)
-        self.finished = self._finished()
 
-    def _finished(self) -> str:
+    @property
+    def finished(self) -> str:
         """SHA-256 of a complete download; empty if it is not complete."""
-        rows = list(read_log(_log_of(self._path)))
-        is_same = self._continues and bool(rows) and rows[0] == self._identity
-        return str(rows[-1].get("sha256", "")) if is_same and not self._path.exists() else ""
+        return "" if not self._rows or self._path.exists() else self._rows[-1].get("sha256", "")
 
     def __enter__(self) -> Self:
+        if not self._rows or not self._path.is_file():
+            remove_partial(self._path)
+            self._rows = []
         with as_storage_error(self._path), crash_point("create", self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            is_there = self._continues and self._path.is_file()
-            rows = list(read_log(_log_of(self._path))) if is_there else []
-            if not rows or rows[0] != self._identity:
-                remove_partial(self._path)
-                rows = []
             self._data = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             os.ftruncate(self._data, self._size)
-            self._log = AppendLog(_log_of(self._path), sync_s=math.inf)
-            if not rows:
-                self._log.append(self._identity)
-            self._done = self._intact(rows)
+        if not self._rows:
+            self._log.append(self._identity)
         return self
 
     def __exit__(self, *exc: object) -> None:
         with self._lock, as_storage_error(self._path):
-            self._is_closed = True
             os.close(self._data)
+            self._data = -1
             self._log.close()
 
     def missing(self) -> list[int]:
         """Numbers of the chunks that are not there, in order."""
-        return [number for number in range(self.chunks) if number not in self._done]
+        there = {row.get("chunk"): row.get("crc") for row in self._rows}
+        return [number for number in range(self.chunks) if not self._has(number, there.get(number))]
 
-    def start_of(self, number: int) -> int:
-        """Position of a chunk in bytes."""
-        return number * self._chunk_bytes
+    def read(self, number: int) -> bytes:
+        start = number * self._chunk_bytes
+        return os.pread(self._data, min(self._chunk_bytes, self._size - start), start)
 
-    def size_of(self, number: int) -> int:
-        """Size of a chunk in bytes."""
-        return min(self._chunk_bytes, self._size - self.start_of(number))
-
-    def chunk(self, number: int) -> "ChunkWriter":
-        return ChunkWriter(self, number)
-
-    def write_at(self, position: int, block: bytes) -> None:
-        view = memoryview(block)
-        with self._lock, as_storage_error(self._path):
-            self._check_open()
+    def write(self, number: int, content: bytes) -> None:
+        """Writes a chunk, and records it."""
+        view = memoryview(content)
+        position = number * self._chunk_bytes
+        with as_storage_error(self._path):
             while view:
-                count = os.pwrite(self._data, view, position)
+                with self._lock:
+                    if self._data < 0:  # closed by another chunk that failed
+                        raise Cancelled
+                    count = os.pwrite(self._data, view[:_READ_SIZE], position)
                 view = view[count:]
-                position = position + count
-
-    def add_chunk(self, number: int, crc: int) -> None:
-        """Records a chunk that is written."""
-        with self._lock, as_storage_error(self._path):
-            self._check_open()
-            self._log.append({"chunk": number, "crc": crc})
-            self._done.add(number)
-            self._num_rows += 1
-            is_due = time.monotonic() - self._synced_at >= _SYNC_S and not self._is_syncing
-            self._is_syncing |= is_due
-        if is_due:
-            self._sync()
-
-    def content(self, fetched: Iterator[object], missing: Collection[int]) -> Iterator[bytes]:
-        """The content of the file, in blocks; `fetched`: yields once for each missing chunk, in
-        order, when it is written.
-        """
-        for number in range(self.chunks):
-            if number in missing:
-                next(fetched)
-            yield from self._blocks(number)
+                position += count
+        with self._lock:
+            if self._data < 0:
+                raise Cancelled
+            self._log.append({"chunk": number, "crc": zlib.crc32(content)})
 
     def publish(self, target: Path, sha256: str) -> None:
         """Gives the file its final name."""
         with as_storage_error(target):
-            self._sync()
+            with crash_point("sync", self._path):
+                os.fsync(self._data)
             self._log.append({"sha256": sha256})
             self._log.sync()
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -162,84 +146,8 @@ class PartialFile:
                 self._path.replace(target)
             sync_folder(target.parent)
 
-    def _check_open(self) -> None:
-        if self._is_closed:  # by another chunk that failed
-            raise Cancelled
-
-    def _sync(self) -> None:
-        """Syncs the chunks so far; others are written meanwhile."""
-        with self._lock:
-            self._check_open()
-            data = os.dup(self._data)
-            num_rows = self._num_rows
-        try:
-            with as_storage_error(self._path), crash_point("sync", self._path):
-                os.fsync(data)
-        finally:
-            os.close(data)
-        with self._lock, as_storage_error(self._path):
-            self._check_open()
-            self._log.append({"synced": num_rows})
-            self._synced_at = time.monotonic()
-            self._is_syncing = False
-
-    def _intact(self, rows: Sequence[Mapping[str, Any]]) -> set[int]:
-        """Chunks that the file holds."""
-        chunks = [row for row in rows if "chunk" in row]
-        self._num_rows = len(chunks)
-        num_synced = max((n for row in rows if isinstance(n := row.get("synced"), int)), default=0)
-        done: set[int] = set()
-        for index, row in enumerate(chunks):
-            number = row["chunk"]
-            if not isinstance(number, int) or not 0 <= number < self.chunks:
-                continue
-            if index < num_synced or self._crc(number) == row.get("crc"):
-                done.add(number)
-            else:
-                done.discard(number)
-        return done
-
-    def _crc(self, number: int) -> int:
-        crc = 0
-        for block in self._blocks(number):
-            crc = zlib.crc32(block, crc)
-        return crc
-
-    def _blocks(self, number: int) -> Iterator[bytes]:
-        start = self.start_of(number)
-        stop = start + self.size_of(number)
-        for position in range(start, stop, _BLOCK):
-            yield os.pread(self._data, min(_BLOCK, stop - position), position)
-
-
-class ChunkWriter:
-    """Writer of a chunk, which gets its bytes in order."""
-
-    def __init__(self, file: PartialFile, number: int) -> None:
-        self._file = file
-        self._number = number
-        self._position = file.start_of(number)
-        self._crc = 0
-
-    def write(self, block: bytes) -> None:
-        self._file.write_at(self._position, block)
-        self._crc = zlib.crc32(block, self._crc)
-        self._position += len(block)
-
-    def finish(self) -> None:
-        """Records the chunk, after its last byte."""
-        self._file.add_chunk(self._number, self._crc)
-
-
-CHUNK = LARGEST_RANGE  # of the format of partial files
-_RESTARTS = 2  # of an object that changes, or whose digest is wrong
-_MAX_OUTAGES = 3  # files in a row, each after all retries
-UNREACHABLE = "storage.unreachable"
-NOT_REQUESTED = "storage.not_requested"
-_SHOW_EVERY_S = 0.1
-_NAMED = 2
-_READ_SIZE = 256 * 1024
-_LONGEST_SLEEP_S = 1.0  # while the rate is limited, so that a cancelled download ends soon
+    def _has(self, number: int, crc: int | None) -> bool:
+        return crc is not None and zlib.crc32(self.read(number)) == crc
 
 
 @dataclass
@@ -315,15 +223,6 @@ class TransferPool:
                 return
             time.sleep(min(wait, _LONGEST_SLEEP_S))
 
-    def counted(self, sink: Callable[[bytes], object]) -> Callable[[bytes], object]:
-        """Function that counts blocks and passes them on."""
-
-        def take(block: bytes) -> None:
-            self.count(len(block))
-            sink(block)
-
-        return take
-
     def _show(self, size: int, now: float) -> None:
         """Advances the bar, at most ten times a second while files are in flight."""
         self._not_shown += size
@@ -379,7 +278,7 @@ def download(
         try:
             if info.size <= CHUNK:
                 return _download_small(address, info, target, pool)
-            return _LargeDownload(address, info, target, partial_file, pool).run()
+            return _download_large(address, info, target, partial_file, pool)
         except (StorageError, DataError) as error:
             if error.code not in ("storage.changed", "data.wrong_digest") or attempt == _RESTARTS:
                 raise
@@ -396,80 +295,78 @@ def _download_small(
     if info.size == 0:
         write_bytes(target, b"", synced=False)
         return Downloaded(0, hashlib.sha256().hexdigest(), is_synced=False)
-    blocks: list[bytes] = []
-    part = RangeDownload(address, 0, CHUNK, sink=pool.counted(blocks.append))
-    with pool.stream():
-        part.fill()
-    assert part.info is not None
+    content, response, _ = _fetch(address, (0, CHUNK), None, pool)
     # No bytes (416), or fewer than announced in a body that may be cut: the object is not this.
-    is_cut = part.info.size != info.size and not part.info.has_known_size
-    if is_cut or not 0 < part.info.size <= CHUNK:
+    is_cut = response.size != info.size and not response.has_known_size
+    if is_cut or not 0 < response.size <= CHUNK:
         raise changed_error(address)
-    digest = part.info.digest or info.digest
-    sha256 = verified_sha256(address, digest, part.info.size, blocks)
-    write_bytes(target, b"".join(blocks), synced=False)
-    return Downloaded(part.info.size, sha256, is_synced=False)
+    sha256 = verified_sha256(address, response.digest or info.digest, response.size, [content])
+    write_bytes(target, content, synced=False)
+    return Downloaded(response.size, sha256, is_synced=False)
 
 
-class _LargeDownload:
-    """Download of an object in chunks."""
-
-    def __init__(
-        self, address: Address, info: ObjectInfo, target: Path, path: Path, pool: TransferPool
-    ) -> None:
-        self._address = address
-        self._info = info
-        self._target = target
-        self._pool = pool
-        self._reader = ChunkReader(address, info, CHUNK, pool)
-        self._partial = PartialFile(path, address, info, CHUNK)
-
-    def run(self) -> Downloaded:
-        """Downloads the missing chunks, checks the digest and gives the file its name."""
-        finished = self._partial.finished
-        if finished and self._target.is_file() and self._target.stat().st_size == self._info.size:
-            return Downloaded(self._info.size, finished, is_synced=True)
-        with self._partial as file:
-            missing = file.missing()
-            digest = self._info.digest
-            later: Sequence[int] = ()
-            if missing:
-                # The first response shows if the server has ranges, and the digest it vouches for.
-                chunk = file.chunk(missing[0])
-                first = self._reader.fetch_first(missing[0], chunk.write)
-                digest = first.info.digest or digest
-                if first.is_range:
-                    chunk.finish()
-                    later = missing[1:]
-                else:
-                    self._write_whole(file, first.info)
-            fetched = in_parallel(partial(self._fetch, file), later, self._pool.streams)
-            # Chunks are read again for the digest while those after them are being downloaded.
-            content = file.content(fetched, frozenset(later))
-            sha256 = verified_sha256(self._address, digest, self._info.size, content)
-            file.publish(self._target, sha256)
-        return Downloaded(self._info.size, sha256, is_synced=True)
-
-    def _fetch(self, file: PartialFile, number: int) -> None:
-        chunk = file.chunk(number)
-        if self._reader.fetch(number, chunk.write).is_range:
-            chunk.finish()
-
-    def _write_whole(self, file: PartialFile, info: ObjectInfo) -> None:
-        for number, content in enumerate(self._reader.read_whole(0, info)):
-            chunk = file.chunk(number)
-            chunk.write(content)
-            chunk.finish()
+def _download_large(
+    address: Address, info: ObjectInfo, target: Path, path: Path, pool: TransferPool
+) -> Downloaded:
+    """Downloads the missing chunks, checks the digest and gives the file its name."""
+    file = PartialFile(path, address, info, CHUNK)
+    if file.finished and target.is_file() and target.stat().st_size == info.size:
+        return Downloaded(info.size, file.finished, is_synced=True)
+    if file.is_of_another:
+        pool.on_note(f"{address} has changed, or has no version: its download starts again")
+    reader = ChunkReader(address, info, CHUNK, pool)
+    with file:
+        missing = file.missing()
+        contents = reader.contents(missing, file.write)
+        first = next(contents, None)  # its response has the digest that the server vouches for
+        blocks = _blocks(file, frozenset(missing), [] if first is None else [first], contents)
+        sha256 = verified_sha256(address, reader.digest or info.digest, info.size, blocks)
+        file.publish(target, sha256)
+    return Downloaded(info.size, sha256, is_synced=True)
 
 
-class Response(NamedTuple):
-    """What the response to the request for a chunk shows."""
+def _blocks(
+    file: PartialFile,
+    missing: Collection[int],
+    first: Iterable[tuple[int, bytes]],
+    rest: Iterator[tuple[int, bytes]],
+) -> Iterator[bytes]:
+    """The content of a file: chunks that are there, and those that arrive, in order."""
+    arrived = dict(first)
+    for number in range(file.chunks):
+        while number in missing and number not in arrived:
+            arrived = dict([next(rest)])
+        yield arrived[number] if number in missing else file.read(number)
 
+
+def _forget(number: int, content: bytes) -> None:
+    """Keeps nothing of a chunk."""
+
+
+class _Response(NamedTuple):
+    content: bytes
     info: ObjectInfo  # the version that the server has
     is_range: bool  # False if the server ignored the range and sends the whole object
 
 
-@dataclass(frozen=True)
+def _fetch(
+    address: Address, span: tuple[int, int], version: ObjectInfo | None, pool: TransferPool
+) -> _Response:
+    """Downloads a range of an object, of a version if it is known."""
+    blocks: list[bytes] = []
+
+    def take(block: bytes) -> None:
+        pool.count(len(block))
+        blocks.append(block)
+
+    part = RangeDownload(address, *span, version, sink=take)
+    with pool.stream():
+        part.fill()
+    assert part.info is not None
+    return _Response(b"".join(blocks), part.info, part.is_range)
+
+
+@dataclass
 class ChunkReader:
     """Chunks of one version of an object."""
 
@@ -477,62 +374,70 @@ class ChunkReader:
     info: ObjectInfo  # its size and version
     chunk_bytes: int  # size of a chunk; the last one may be smaller
     pool: TransferPool  # streams and limits
+    digest: str = ""  # digest that the first response vouches for
 
-    def fetch(self, number: int, sink: Callable[[bytes], object]) -> Response:
-        """Downloads a chunk; `sink` is called with its bytes, in order.
+    def read(self, position: int) -> Iterator[bytes]:
+        """Yields the object from a position on, in chunks that are fetched ahead in parallel."""
+        first, skipped = divmod(position, self.chunk_bytes)
+        for _, content in self.contents(range(first, -(-self.info.size // self.chunk_bytes))):
+            yield content[skipped:]
+            skipped = 0
 
-        Raises:
-            StorageError: `storage.changed` if the object is another version.
+    def contents(
+        self, numbers: Sequence[int], keep: Callable[[int, bytes], object] = _forget
+    ) -> Iterator[tuple[int, bytes]]:
+        """Yields numbers and contents of chunks, in order; `keep` is called with each before.
+
+        A server without byte ranges sends all chunks from the first one on.
         """
+        if not numbers:
+            return
+        first = self._fetch_first(numbers[0])
+        self.digest = first.info.digest
+        if not first.is_range:
+            for number, content in enumerate(self._whole(numbers[0], first.info), numbers[0]):
+                keep(number, content)
+                yield number, content
+            return
+        keep(numbers[0], first.content)
+        yield numbers[0], first.content
+
+        def fetch(number: int) -> bytes:
+            content = self._fetch(number).content
+            keep(number, content)
+            return content
+
+        streams = min(self.pool.streams, RUN_AHEAD)
+        yield from zip(numbers[1:], in_parallel(fetch, numbers[1:], streams), strict=True)
+
+    def _fetch(self, number: int) -> _Response:
         start = number * self.chunk_bytes
         stop = min(start + self.chunk_bytes, self.info.size)
         # Version to read; None if the listing does not name one, as the first chunk checks it.
         version = self.info if self.info.etag else None
-        part = RangeDownload(self.address, start, stop, version, sink=self.pool.counted(sink))
-        with self.pool.stream():
-            part.fill()
-        assert part.info is not None
-        if part.info.size != self.info.size:
+        response = _fetch(self.address, (start, stop), version, self.pool)
+        if response.info.size != self.info.size:
             raise changed_error(self.address)
-        return Response(part.info, part.is_range)
+        return response
 
-    def fetch_first(self, number: int, sink: Callable[[bytes], object]) -> Response:
-        """Downloads a chunk, if the server has byte ranges."""
+    def _fetch_first(self, number: int) -> _Response:
+        """Downloads a chunk; its response shows if the server has byte ranges."""
         try:
-            return self.fetch(number, sink)
+            return self._fetch(number)
         except StorageError as error:
             if error.code != "storage.unsupported" or number == 0:
                 raise
-            return Response(self.info, is_range=False)
+            return _Response(b"", self.info, is_range=False)
 
-    def read(self, position: int) -> Iterator[bytes]:
-        """Yields the object from a position on, in chunks that are fetched ahead in parallel."""
-        if position >= self.info.size:
-            return
-        number = position // self.chunk_bytes
-        blocks: list[bytes] = []
-        first = self.fetch_first(number, blocks.append)
-        if not first.is_range:
-            yield from self.read_whole(position, first.info)
-            return
-        yield b"".join(blocks)[position % self.chunk_bytes :]
-        num_chunks = -(-self.info.size // self.chunk_bytes)
-        later = range(number + 1, num_chunks)
-        yield from in_parallel(self._content, later, min(self.pool.streams, RUN_AHEAD))
-
-    def _content(self, number: int) -> bytes:
-        blocks: list[bytes] = []
-        self.fetch(number, blocks.append)
-        return b"".join(blocks)
-
-    def read_whole(self, position: int, info: ObjectInfo) -> Iterator[bytes]:
-        """Yields the object from a position on, in chunks from one request for the version `info`;
-        a retry reads from the start of the object and skips.
+    def _whole(self, number: int, info: ObjectInfo) -> Iterator[bytes]:
+        """Yields chunks from one on, from one request for the version `info`; a retry reads from
+        the start of the object and skips.
         """
         self.pool.on_note(
             f"{self.address}: the server has no byte ranges; an interrupted download of this file"
             " starts again"
         )
+        position = number * self.chunk_bytes
         body: Body | None = None
 
         def receive(remote: Remote) -> bytes:
@@ -544,10 +449,13 @@ class ChunkReader:
             try:
                 if body.info.size != self.info.size:
                     raise ConditionFailed
-                for _ in self._blocks(body, skipped):
-                    pass
+                while skipped:
+                    skipped -= len(self._block(body, skipped))
+                content = bytearray()
                 size = min(self.chunk_bytes, self.info.size - position)
-                return b"".join(self._blocks(body, size))
+                while len(content) < size:
+                    content += self._block(body, size - len(content))
+                return bytes(content)
             except Exception:
                 body.close()
                 body = None
@@ -565,16 +473,10 @@ class ChunkReader:
                 if body is not None:
                     body.close()
 
-    def _blocks(self, body: Body, size: int) -> Iterator[bytes]:
-        """The next `size` bytes of a body, as they come; they are counted."""
-        while size:
-            block = body.read(min(size, _READ_SIZE))
-            if not block:
-                raise ConnectionResetError(f"{self.address}: the response ends early")
-            self.pool.count(len(block))
-            size -= len(block)
-            yield block
-
-
-_SYNC_S = 2.0
-_BLOCK = 1 << 20  # of the content that is read again
+    def _block(self, body: Body, size: int) -> bytes:
+        """The next bytes of a body, `size` at most; they are counted."""
+        block = body.read(min(size, _READ_SIZE))
+        if not block:
+            raise ConnectionResetError(f"{self.address}: the response ends early")
+        self.pool.count(len(block))
+        return block

@@ -11,7 +11,7 @@ from vlatool.errors import EnvironmentProblem, StorageError
 from vlatool.storage.background import in_background
 from vlatool.storage.crash_points import crash_point
 from vlatool.storage.listing import pages
-from vlatool.storage.remote import Address, Upload, call, find_object
+from vlatool.storage.remote import Address, ConditionFailed, Upload, call, find_object
 
 PART_SIZE = 8 * 1024 * 1024
 _LATE_PART_SIZE = 64 * 1024 * 1024
@@ -21,6 +21,9 @@ _EARLY_PARTS = 5000
 _IN_FLIGHT = 4
 _ABORT_TIMEOUT_S = 5.0  # the next run removes parts that remain
 _FOLDER_THREADS = 4
+_RACES = 5  # of processes that write one object
+
+_kept: dict[str, bool] = {}  # roots to whether their storage keeps the conditions of a put
 
 
 class RemoteWriter(io.BufferedIOBase):
@@ -117,9 +120,49 @@ class RemoteWriter(io.BufferedIOBase):
 
 
 def put(address: Address, data: bytes, etag: str | None = None) -> str:
-    """Writes an object in one request; returns its ETag."""
+    """Writes an object in one request; returns its ETag.
+
+    Without `etag`, what is there is replaced, on condition that it is still the same: the request
+    of an attempt that timed out may reach the server late, and must not replace a newer object.
+    """
     with crash_point("write", address):
-        return call(address, lambda remote: remote.put(address.key, data, etag))
+        if etag is not None or _kept.get(address.root) is False:
+            return _put(address, data, etag)
+        version = ""
+        for _ in range(_RACES):
+            try:
+                written = _put(address, data, version)
+                if address.root not in _kept:  # one probe: the object is there now
+                    _kept[address.root] = _refuses(address, data)
+                return written
+            except ConditionFailed:
+                _kept[address.root] = True
+            except StorageError as error:
+                if error.code != "storage.unsupported":
+                    raise
+                _kept[address.root] = False
+                return _put(address, data, None)
+            info = find_object(address)
+            version = info.etag if info is not None and not info.is_dir else ""
+        raise StorageError.at(
+            address,
+            "other processes write this object again and again",
+            hint="find out which, stop them, and run the same command again",
+            code="storage.write",
+        )
+
+
+def _refuses(address: Address, data: bytes) -> bool:
+    """True if the storage does not write an object on condition that there is none."""
+    try:
+        _put(address, data, "")
+    except ConditionFailed:
+        return True
+    return False
+
+
+def _put(address: Address, data: bytes, etag: str | None) -> str:
+    return call(address, lambda remote: remote.put(address.key, data, etag))
 
 
 def delete(address: Address, *, retry_timeout_s: float | None = None) -> None:

@@ -114,7 +114,7 @@ def with_local_folder(config: Run) -> Run:
             continue
         path = location(text)
         scheme = str(path).partition("://")[0]
-        if is_remote(path) and not is_writable(scheme):
+        if is_remote(path) and not is_writable(path):
             raise UsageError.at(
                 path,
                 f"{scheme}:// locations can only be read, so a run cannot be copied there",

@@ -29,6 +29,9 @@ from vlatool.storage.tree import FileInfo, files_below, size_text
 
 # Files that grow during the run: only their complete lines are sent.
 _GROWING = (run_layout.METRICS, run_layout.DROPS)
+# Between checkpoints, they are sent when they have grown by this part of their size, so that all
+# bytes that are sent are in proportion to their size in the end.
+_GROWN_BY = 0.25
 # Each large file has up to five parts of 8 MiB in memory.
 _FILES_AT_ONCE = 3
 # A checkpoint by the clock is sent if the last one was sent this long ago, and this many times the
@@ -75,7 +78,7 @@ class RunMirror:
         """Sends all that is missing or has changed, oldest checkpoint first; prunes the copy."""
         self._is_last |= is_last
         self._complete()
-        self._send_changed()
+        self._send_changed(is_due=self._is_last)
         while missing := self.missing():
             self._send_checkpoint(missing[0])
             self._write_latest(missing[0])
@@ -171,12 +174,17 @@ class RunMirror:
         self._sent_at = time.monotonic()
         self._sending_s = self._sent_at - started
 
-    def _send_changed(self) -> None:
-        """Sends files of the run that are new or have changed, other than checkpoints."""
+    def _send_changed(self, *, is_due: bool = True) -> None:
+        """Sends files of the run that are new or have changed, other than checkpoints.
+
+        `is_due`: False if files that grow may wait until they have grown enough.
+        """
         changed: dict[str, tuple[int, int]] = {}
         for file in _files(self._run.root):
             stamp = file.bytes, file.modified_ns
-            if self._stamps.get(file.name) != stamp:
+            sent, _ = self._stamps.get(file.name, (0, 0))
+            is_small = file.name in _GROWING and file.bytes < sent * (1 + _GROWN_BY)
+            if self._stamps.get(file.name) != stamp and (is_due or not is_small):
                 changed[file.name] = stamp
         self._send_all(changed)
         self._stamps |= changed

@@ -21,10 +21,9 @@ from vlatool.jobs.executor import SHARED_MEMORY
 from vlatool.results import Result
 from vlatool.storage.background import in_background
 from vlatool.storage.hub import Repository
-from vlatool.storage.routes import route_settings
 from vlatool.storage.s3 import Bucket
 from vlatool.storage.uri import can_list, location
-from vlatool.storage.web_requests import check_server
+from vlatool.storage.web import check_server, route_settings
 
 FREE_DISK_LOW_BYTES = 5 * 2**30
 # Containers begin with 64 MiB, which a few batches of images fill.

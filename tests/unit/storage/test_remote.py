@@ -23,6 +23,9 @@ class ReadOnly:
     def retry_advice(self, error: Exception) -> None:
         return None
 
+    def map_error(self, error: Exception, location: str) -> Exception:
+        return error
+
 
 @pytest.fixture
 def address(monkeypatch: pytest.MonkeyPatch) -> Address:

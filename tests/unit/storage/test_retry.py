@@ -11,16 +11,15 @@ import urllib3
 from vlatool.errors import StorageError, UsageError
 from vlatool.jobs.executor import ProcessExecutor
 from vlatool.storage import retry
-from vlatool.storage.s3 import Bucket, s3_retry_advice
+from vlatool.storage.s3 import Bucket
 
 
 class Clock:
-    """Clock that only advances while sleeping; random waits are always the longest ones."""
+    """Clock that only advances while sleeping."""
 
     def __init__(self) -> None:
         self.passed = 0.0
         self.sleeps: list[float] = []
-        self.policy = retry.RetryPolicy(self, lambda _, longest: longest, retry.RetryWarnings())
 
     def now(self) -> float:
         return self.passed
@@ -28,6 +27,14 @@ class Clock:
     def sleep(self, seconds: float) -> None:
         self.sleeps.append(seconds)
         self.passed += seconds
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No warnings and no contacts so far; random waits are always the longest ones."""
+    monkeypatch.setattr(retry, "_warnings", retry._Warnings())
+    monkeypatch.setattr(retry, "_answered", set[str]())
+    monkeypatch.setattr(retry.random, "uniform", lambda _, longest: longest)
 
 
 class Flaky:
@@ -46,12 +53,52 @@ def always_down() -> str:
     raise ConnectionResetError
 
 
+def test_host_that_was_never_reached_is_given_up_after_ten_seconds() -> None:
+    clock = Clock()
+
+    def refused() -> str:
+        raise ConnectionRefusedError
+
+    with pytest.raises(StorageError) as caught:
+        retry.retrying(refused, "s3://b/k", host="s3://b", clock=clock)
+    assert (clock.passed, caught.value.code) == (10, "storage.unreachable")
+
+
+def test_host_that_takes_the_connection_and_is_silent_costs_the_patience_and_one_read_limit() -> (
+    None
+):
+    clock = Clock()
+
+    def silent() -> str:
+        clock.passed += retry.READ_TIMEOUT_S
+        raise TimeoutError
+
+    with pytest.raises(StorageError):
+        retry.retrying(silent, "s3://b/k", retry_timeout_s=10, host="s3://b", clock=clock)
+    assert clock.passed <= 10 + retry.READ_TIMEOUT_S
+
+
+def test_host_that_has_answered_is_retried() -> None:
+    clock = Clock()
+    retry.retrying(lambda: "", "s3://b/k", host="s3://b", clock=clock)
+
+    with pytest.raises(StorageError):
+        retry.retrying(
+            Flaky([ConnectionRefusedError()] * 99),
+            "s3://b/k",
+            retry_timeout_s=60,
+            host="s3://b",
+            clock=clock,
+        )
+    assert clock.passed == 60
+
+
 def test_operation_succeeds_after_temporary_failures_and_waits_that_grow_to_ten_seconds() -> None:
     clock = Clock()
     errors = [ConnectionRefusedError(), TimeoutError(), http.client.IncompleteRead(b"")]
 
     operation = Flaky([*errors, *([TimeoutError()] * 5)])
-    assert retry.retrying(operation, "s3://b/k", policy=clock.policy) == "answer"
+    assert retry.retrying(operation, "s3://b/k", clock=clock) == "answer"
     assert clock.sleeps == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0]
 
 
@@ -64,7 +111,7 @@ def test_outage_of_a_minute_is_survived_by_default(monkeypatch: pytest.MonkeyPat
             raise ConnectionRefusedError
         return "answer"
 
-    assert retry.retrying(down_for_a_minute, "s3://b/k", policy=clock.policy) == "answer"
+    assert retry.retrying(down_for_a_minute, "s3://b/k", clock=clock) == "answer"
 
 
 def test_timeout_is_a_storage_error_with_the_location(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +119,7 @@ def test_timeout_is_a_storage_error_with_the_location(monkeypatch: pytest.Monkey
     for options, passed in (({"retry_timeout_s": 30}, 30), ({}, 7)):
         clock = Clock()
         with pytest.raises(StorageError) as caught:
-            retry.retrying(always_down, "s3://b/k", policy=clock.policy, **options)
+            retry.retrying(always_down, "s3://b/k", clock=clock, **options)
 
         assert (caught.value.code, caught.value.exit_code) == ("storage.unreachable", 5)
         assert caught.value.details["path"] == "s3://b/k"
@@ -96,7 +143,7 @@ def test_requested_wait_is_respected() -> None:
         Flaky([ValueError()]),
         "s3://b/k",
         classify=lambda _: retry.RetryAdvice("busy", 25.0),
-        policy=clock.policy,
+        clock=clock,
     )
 
     assert clock.sleeps == [25.0]
@@ -106,7 +153,7 @@ def test_permanent_error_is_raised_immediately() -> None:
     clock = Clock()
 
     with pytest.raises(PermissionError):
-        retry.retrying(Flaky([PermissionError()]), "s3://b/k", policy=clock.policy)
+        retry.retrying(Flaky([PermissionError()]), "s3://b/k", clock=clock)
 
     assert clock.sleeps == []
 
@@ -117,9 +164,11 @@ def test_warnings_say_attempt_time_left_and_reason_at_growing_intervals(
     clock = Clock()
 
     with caplog.at_level(logging.WARNING), pytest.raises(StorageError):
-        retry.retrying(always_down, "s3://b/k", retry_timeout_s=180, policy=clock.policy)
+        retry.retrying(always_down, "s3://b/k", retry_timeout_s=180, clock=clock)
 
-    text = "s3://b/k: no connection (ConnectionResetError); attempt {} failed, retrying for {} s"
+    text = (
+        "s3://b/k: no complete answer (ConnectionResetError); attempt {} failed, retrying for {} s"
+    )
     assert caplog.messages == [
         text.format(1, 180),
         text.format(6, 164),
@@ -152,8 +201,8 @@ def test_warnings_of_workers_are_logged_by_the_process_that_started_them(
 
     # The second worker may start after the interval in which a reason is not repeated.
     assert {message.split(";")[0] for message in caplog.messages} == {
-        "s3://b/k: no connection (FirstError)",
-        "s3://b/k: no connection (SecondError)",
+        "s3://b/k: no complete answer (FirstError)",
+        "s3://b/k: no complete answer (SecondError)",
     }
 
 
@@ -181,5 +230,5 @@ def test_a_rejected_signature_is_made_again_only_if_it_is_from_an_earlier_reques
     body = io.BytesIO(b"<Error><Code>ExpiredToken</Code></Error>")
     answer = urllib3.HTTPResponse(body, status=400, preload_content=False)
     error = bucket._error("key", answer)
-    assert (s3_retry_advice(error) is not None) == (age_s > 0)
+    assert (bucket.retry_advice(error) is not None) == (age_s > 0)
     assert "key" not in bucket._signed_urls

@@ -8,7 +8,7 @@ import pytest
 from tests.builders.recording import RecordedBar
 from vlatool.storage.remote import Address, ObjectInfo
 from vlatool.storage.transfer import PartialFile, TransferPool
-from vlatool.storage.web_requests import requested_wait
+from vlatool.storage.web import requested_wait
 
 DATE = formatdate(1_800_000_000, usegmt=True)
 LATER = formatdate(1_800_000_042, usegmt=True)
@@ -74,21 +74,14 @@ def test_time_of_an_outage_is_not_made_up_for_at_full_speed(
     assert now == [162.0]
 
 
-@pytest.mark.parametrize(("synced", "intact"), [(2, {0, 1}), (1, {0}), (0, set())])
-def test_chunks_after_the_last_sync_are_checked(
-    tmp_path: Path, synced: int, intact: set[int]
-) -> None:
+def test_chunks_whose_content_was_lost_are_missing(tmp_path: Path) -> None:
     path = tmp_path / "partial"
     info = ObjectInfo(12, etag="e")
     with PartialFile(path, Address("s3://b", "k"), info, 4) as file:
         for number in range(2):
-            chunk = file.chunk(number)
-            chunk.write(b"abcd")
-            chunk.finish()
+            file.write(number, b"abcd")
     with path.open("r+b") as data:  # as after a power cut
-        data.write(b"x" * 12)
-    log = path.with_name("partial.log")
-    log.write_text(f'{log.read_text()}{{"synced": {synced}}}\n')
+        data.write(b"x")
 
     with PartialFile(path, Address("s3://b", "k"), info, 4) as file:
-        assert file.missing() == [n for n in range(3) if n not in intact]
+        assert file.missing() == [0, 2]

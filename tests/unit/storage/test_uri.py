@@ -26,7 +26,7 @@ def test_local_locations_are_plain_paths_and_those_in_s3_shown_as_written() -> N
 @pytest.mark.parametrize(
     ("text", "code"),
     [
-        *((f"{scheme}://host/x", "usage.unsupported") for scheme in ("hfs", "ftp", "az")),
+        *((f"{scheme}://host/x", "usage.unsupported") for scheme in ("hfs", "ftp", "abc")),
         ("s3://", "usage.bad_value"),
         pytest.param("a" * 256, "usage.bad_value", id="long name"),
         pytest.param("b/" * 3000, "usage.bad_value", id="long path"),

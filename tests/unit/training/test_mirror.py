@@ -107,3 +107,21 @@ def test_machine_that_continues_a_run_gets_its_best_checkpoint_too(tmp_path: Pat
     copy_to_machine(remote, 3, local, NULL)
     assert [step for step, _ in local.checkpoints()] == [2, 3]
     assert (local.best_steps(), local.read_latest()["step"]) == ([2], 3)
+
+
+def test_bytes_of_metrics_that_are_sent_grow_with_the_run_not_with_its_square(
+    tmp_path: Path, there: Path
+) -> None:
+    run = RunDir(tmp_path / "a")
+    run.metrics.parent.mkdir(parents=True)
+    mirror = RunMirror(run, there, lambda: None, Retention(latest=1))
+    with run.metrics.open("a") as file:
+        for step in range(500):
+            file.write(f'{{"step": {step:06d}}}\n')
+            file.flush()
+            mirror.send()
+    size = run.metrics.stat().st_size
+    assert mirror.sent_bytes < 10 * size
+
+    mirror.send(is_last=True)
+    assert (there / run.metrics.name).read_bytes() == run.metrics.read_bytes()

@@ -18,7 +18,7 @@ from vlatool.formats import limits
 from vlatool.formats.mcap import ros
 from vlatool.formats.mcap.check import MCAP
 from vlatool.formats.mcap.files import local_file, parts_of_bag
-from vlatool.storage.byte_ranges import ByteRange, open_forward, read_byte_range
+from vlatool.storage.byte_ranges import ByteRange, open_file, read_byte_range
 from vlatool.storage.uri import is_remote
 
 _MAGIC = b"\x89MCAP0\r\n"
@@ -175,7 +175,7 @@ def _bag_file(path: Path, size: int, changed: int) -> BagFile:
 
 def _is_index_right(file: BagFile) -> bool:
     """True if each chunk of the index starts with the length and the times that it states."""
-    with open_forward(file.local) as stream:
+    with open_file(file.local) as stream:
         for segment in file.segments:
             stream.seek(segment.start)
             length = segment.stop - segment.start - _HEAD.size
@@ -239,7 +239,7 @@ def _by_scan(file: BagFile, size: int) -> BagFile:
 
 def _find_segments(file: BagFile, size: int) -> int | None:
     """Adds all segments; returns the start of a record that is cut off, or None."""
-    with open_forward(file.local) as stream:
+    with open_file(file.local) as stream:
         if stream.read(8) != _MAGIC:
             raise MCAP.error("unreadable", file.path, "is not an MCAP file")
         stop = 8

@@ -24,7 +24,7 @@ import numpy as np
 from vlatool.episode import Array
 from vlatool.errors import DataError, StorageError
 from vlatool.formats.media import npz, tar_sample
-from vlatool.storage.byte_ranges import open_file, open_forward, read_file
+from vlatool.storage.byte_ranges import open_file, read_file
 from vlatool.storage.cache import FileCache, FileVersion
 from vlatool.storage.uri import is_remote
 
@@ -385,7 +385,7 @@ def _is_in_order(index: ShardIndex) -> bool:
 
 def index_by_headers(path: Path, copy: IO[bytes] | None = None) -> ShardIndex:
     """Index of a tar, from its headers; a remote tar is read once, as a stream."""
-    with nullcontext(copy) if copy is not None else open_forward(path) as file:
+    with nullcontext(copy) if copy is not None else open_file(path) as file:
         scan = _scan(file)
         size = file.seek(0, 2)
     if scan.damage:
