@@ -424,7 +424,7 @@ def test_full_disk_while_a_checkpoint_is_written_is_reported(
     ("output", "code"),
     [
         ("https://host/runs/one", "usage.unsupported"),
-        ("az://bucket/one", "usage.unsupported"),
+        ("abfs://bucket/one", "usage.unsupported"),
         ("s3://bucket", "usage.bad_value"),
     ],
 )
