@@ -10,7 +10,7 @@ import os
 import re
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -247,13 +247,10 @@ class BodyStream:
 
     def read_to_end(self, limit: int) -> bytes:
         """The rest of the body, up to `limit` bytes."""
-        return b"".join(self.blocks(limit))
-
-    def blocks(self, limit: int) -> Iterator[bytes]:
-        """The rest of the body, up to `limit` bytes, as it comes."""
-        while limit > 0 and (block := self.read(limit)):
-            limit -= len(block)
-            yield block
+        data = bytearray()
+        while len(data) < limit and (block := self.read(limit - len(data))):
+            data += block
+        return bytes(data)
 
     def close(self) -> None:
         self._response.close()
@@ -326,7 +323,13 @@ def map_error(error: Exception, location: str) -> Exception:
     certificate = retry.certificate_problem(error)
     tunnel = retry.tunnel_refusal(error)
     if isinstance(error, HttpStatusError):
-        return _status_error(error.status, location)
+        status = error.status
+        if status in _MISSING:
+            return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location)
+        hint = "check the location; log in, or download the data and give the local folder"
+        if status in (401, 403):
+            return storage_error(location, f"access is denied ({status})", "forbidden", hint)
+        return storage_error(location, f"the server returns status {status}", "refused", hint)
     if certificate:
         reason = f"the certificate of the server is not accepted ({certificate})"
         error = UnusableAnswer(reason, _CERTIFICATE_HINT)
@@ -351,16 +354,6 @@ def _proxy_refusal(url: str, status: int) -> UnusableAnswer:
         reason = f"{reason} user name and password"
         hint = "set HTTPS_PROXY and HTTP_PROXY to http://user:password@host:port"
     return UnusableAnswer(f"the proxy {urlsplit(proxy.url).netloc} {reason} ({status})", hint)
-
-
-def _status_error(status: int, location: str) -> Exception:
-    if status in _MISSING:
-        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location)
-    if status in (401, 403):
-        hint = "it may require a login; download the data and give the path of the local folder"
-        return storage_error(location, f"access is denied ({status})", "forbidden", hint)
-    reason = f"the server returns status {status}"
-    return storage_error(location, reason, "refused", "check the location")
 
 
 def storage_error(location: str, reason: str, code: str, hint: str) -> StorageError:
