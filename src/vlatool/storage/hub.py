@@ -512,7 +512,7 @@ class RepositoryWriter:
 
 
 @cache
-def _accept_certificates(hub: Any, certificates: SSLContext) -> None:
+def _accept_certificates(hub: Any, certificates: SSLContext | None) -> None:
     """Gives the client of the library the certificates and limits in time of all schemes.
 
     It takes proxies from the environment by itself; before version 1, certificates too.
@@ -524,7 +524,7 @@ def _accept_certificates(hub: Any, certificates: SSLContext) -> None:
     hub.set_client_factory(
         partial(
             type(client),
-            verify=certificates,
+            verify=certificates or True,
             event_hooks=client.event_hooks,
             follow_redirects=True,
             timeout=timeout,

@@ -117,22 +117,28 @@ class PartialFile:
         start = number * self._chunk_bytes
         return os.pread(self._data, min(self._chunk_bytes, self._size - start), start)
 
-    def write(self, number: int, content: bytes) -> None:
+    def write(self, number: int, blocks: Sequence[bytes]) -> None:
         """Writes a chunk, and records it."""
-        view = memoryview(content)
         position = number * self._chunk_bytes
+        crc = 0
         with as_storage_error(self._path):
-            while view:
-                with self._lock:
-                    if self._data < 0:  # closed by another chunk that failed
-                        raise Cancelled
-                    count = os.pwrite(self._data, view[:_READ_SIZE], position)
-                view = view[count:]
-                position += count
+            for block in blocks:
+                view = memoryview(block)
+                while view:
+                    with self._open():
+                        count = os.pwrite(self._data, view, position)
+                    view = view[count:]
+                    position += count
+                crc = zlib.crc32(block, crc)
+            with self._open():
+                self._log.append({"chunk": number, "crc": crc})
+
+    @contextmanager
+    def _open(self) -> Generator[None]:
         with self._lock:
-            if self._data < 0:
+            if self._data < 0:  # closed by another chunk that failed
                 raise Cancelled
-            self._log.append({"chunk": number, "crc": zlib.crc32(content)})
+            yield
 
     def publish(self, target: Path, sha256: str) -> None:
         """Gives the file its final name."""
@@ -295,13 +301,13 @@ def _download_small(
     if info.size == 0:
         write_bytes(target, b"", synced=False)
         return Downloaded(0, hashlib.sha256().hexdigest(), is_synced=False)
-    content, response, _ = _fetch(address, (0, CHUNK), None, pool)
+    blocks, response, _ = _fetch(address, (0, CHUNK), None, pool)
     # No bytes (416), or fewer than announced in a body that may be cut: the object is not this.
     is_cut = response.size != info.size and not response.has_known_size
     if is_cut or not 0 < response.size <= CHUNK:
         raise changed_error(address)
-    sha256 = verified_sha256(address, response.digest or info.digest, response.size, [content])
-    write_bytes(target, content, synced=False)
+    sha256 = verified_sha256(address, response.digest or info.digest, response.size, blocks)
+    write_bytes(target, b"".join(blocks), synced=False)
     return Downloaded(response.size, sha256, is_synced=False)
 
 
@@ -328,23 +334,23 @@ def _download_large(
 def _blocks(
     file: PartialFile,
     missing: Collection[int],
-    first: Iterable[tuple[int, bytes]],
-    rest: Iterator[tuple[int, bytes]],
+    first: Iterable[tuple[int, Sequence[bytes]]],
+    rest: Iterator[tuple[int, Sequence[bytes]]],
 ) -> Iterator[bytes]:
     """The content of a file: chunks that are there, and those that arrive, in order."""
     arrived = dict(first)
     for number in range(file.chunks):
         while number in missing and number not in arrived:
             arrived = dict([next(rest)])
-        yield arrived[number] if number in missing else file.read(number)
+        yield from arrived[number] if number in missing else [file.read(number)]
 
 
-def _forget(number: int, content: bytes) -> None:
+def _forget(number: int, blocks: Sequence[bytes]) -> None:
     """Keeps nothing of a chunk."""
 
 
 class _Response(NamedTuple):
-    content: bytes
+    blocks: Sequence[bytes]
     info: ObjectInfo  # the version that the server has
     is_range: bool  # False if the server ignored the range and sends the whole object
 
@@ -363,7 +369,7 @@ def _fetch(
     with pool.stream():
         part.fill()
     assert part.info is not None
-    return _Response(b"".join(blocks), part.info, part.is_range)
+    return _Response(blocks, part.info, part.is_range)
 
 
 @dataclass
@@ -379,13 +385,13 @@ class ChunkReader:
     def read(self, position: int) -> Iterator[bytes]:
         """Yields the object from a position on, in chunks that are fetched ahead in parallel."""
         first, skipped = divmod(position, self.chunk_bytes)
-        for _, content in self.contents(range(first, -(-self.info.size // self.chunk_bytes))):
-            yield content[skipped:]
+        for _, blocks in self.contents(range(first, -(-self.info.size // self.chunk_bytes))):
+            yield b"".join(blocks)[skipped:]
             skipped = 0
 
     def contents(
-        self, numbers: Sequence[int], keep: Callable[[int, bytes], object] = _forget
-    ) -> Iterator[tuple[int, bytes]]:
+        self, numbers: Sequence[int], keep: Callable[[int, Sequence[bytes]], object] = _forget
+    ) -> Iterator[tuple[int, Sequence[bytes]]]:
         """Yields numbers and contents of chunks, in order; `keep` is called with each before.
 
         A server without byte ranges sends all chunks from the first one on.
@@ -396,16 +402,16 @@ class ChunkReader:
         self.digest = first.info.digest
         if not first.is_range:
             for number, content in enumerate(self._whole(numbers[0], first.info), numbers[0]):
-                keep(number, content)
-                yield number, content
+                keep(number, [content])
+                yield number, [content]
             return
-        keep(numbers[0], first.content)
-        yield numbers[0], first.content
+        keep(numbers[0], first.blocks)
+        yield numbers[0], first.blocks
 
-        def fetch(number: int) -> bytes:
-            content = self._fetch(number).content
-            keep(number, content)
-            return content
+        def fetch(number: int) -> Sequence[bytes]:
+            blocks = self._fetch(number).blocks
+            keep(number, blocks)
+            return blocks
 
         streams = min(self.pool.streams, RUN_AHEAD)
         yield from zip(numbers[1:], in_parallel(fetch, numbers[1:], streams), strict=True)
@@ -427,7 +433,7 @@ class ChunkReader:
         except StorageError as error:
             if error.code != "storage.unsupported" or number == 0:
                 raise
-            return _Response(b"", self.info, is_range=False)
+            return _Response([], self.info, is_range=False)
 
     def _whole(self, number: int, info: ObjectInfo) -> Iterator[bytes]:
         """Yields chunks from one on, from one request for the version `info`; a retry reads from

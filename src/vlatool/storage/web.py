@@ -74,8 +74,9 @@ class Proxy:
 
 class Route(NamedTuple):
     proxy: Proxy | None  # proxy on the way; None: no proxy
-    # TLS context that accepts the certificates of the system and of all bundles that are named
-    certificates: ssl.SSLContext
+    # TLS context that accepts the certificates of the system and of all bundles that are named;
+    # None without TLS
+    certificates: ssl.SSLContext | None
 
 
 def route(url: str) -> Route:
@@ -99,7 +100,8 @@ def _route(scheme: str, host: str, environment: tuple[str | None, ...]) -> Route
     name = scheme if proxies.get(scheme) else "all"
     text = proxies.get(name)
     proxy = _parsed(text, name) if text and not proxy_bypass(host) else None
-    return Route(proxy, _certificates(environment))
+    has_tls = scheme == "https" or (proxy is not None and proxy.url.startswith("https:"))
+    return Route(proxy, _certificates(environment) if has_tls else None)
 
 
 def _parsed(text: str, name: str) -> Proxy:
@@ -189,7 +191,8 @@ def with_certificates(url: str, session: Any = None) -> Any:
             return adapter.proxy_manager_for(proxy, ssl_context=certificates, **options)
 
     session = session or requests.Session()
-    session.mount("https://", Adapter(pool_maxsize=_CONNECTIONS))
+    if certificates is not None:
+        session.mount("https://", Adapter(pool_maxsize=_CONNECTIONS))
     return session
 
 
