@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from vlatool.errors import EnvironmentProblem, StorageError
 from vlatool.storage.background import in_background
@@ -66,9 +66,7 @@ def open_atomic(path: Path, *, synced: bool = True) -> Generator[IO[bytes]]:
         with open_upload(path.address) as file:
             yield file
         return
-    partial = _partial_of(path)
-    is_renamed = False
-    try:
+    with _renamed(path, synced=synced) as partial:
         with as_storage_error(path), crash_point("create", path):
             file = io.BufferedWriter(_created(partial, path))
         with file:
@@ -78,20 +76,6 @@ def open_atomic(path: Path, *, synced: bool = True) -> Generator[IO[bytes]]:
                 if synced:
                     with crash_point("sync", path):
                         os.fsync(file.fileno())
-        with as_storage_error(path):
-            with crash_point("rename", path):
-                partial.replace(path)
-                is_renamed = True
-            if synced:
-                sync_folder(path.parent)
-    finally:
-        if not is_renamed:
-            with suppress(OSError):  # the folder may be missing; the error above is raised
-                partial.unlink()
-
-
-def _partial_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
 @contextmanager
@@ -100,19 +84,32 @@ def atomic_path(path: Path) -> Generator[Path]:
 
     The file is renamed to `path` if the block ends normally, else removed.
     """
-    partial = _partial_of(path)
-    try:
+    with _renamed(path) as partial:
         with as_storage_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         with as_storage_error(path):
             sync_path(partial)
+
+
+@contextmanager
+def _renamed(path: Path, *, synced: bool = True) -> Generator[Path]:
+    """Yields the temporary name of a file, which is renamed if the block ends normally."""
+    partial = _partial_of(path)
+    try:
+        yield partial
+        with as_storage_error(path):
             with crash_point("rename", path):
                 partial.replace(path)
-            sync_folder(path.parent)
+            if synced:
+                sync_folder(path.parent)
     finally:
-        with suppress(OSError):
+        with suppress(OSError):  # it is renamed, or the folder is missing
             partial.unlink(missing_ok=True)
+
+
+def _partial_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
 def _created(partial: Path, path: Path) -> "GuardedFile":
@@ -169,7 +166,7 @@ def atomic_folder(path: Path) -> Generator[Path]:
 @contextmanager
 def renamed_folder(path: Path, sync: Callable[[Path], None]) -> Generator[Path]:
     """Creates a local folder that is renamed to `path` if the block ends normally, else removed."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    partial = _partial_of(path)
     try:
         with as_storage_error(path), crash_point("create", path):
             partial.mkdir(parents=True)
@@ -361,10 +358,31 @@ def _remove_some_files(folder: Path) -> None:
 _MAX_CONCURRENT = 8  # requests
 
 
-class FolderWriter(Protocol):
-    files: dict[str, tuple[int, str]]  # map from name to (size, SHA-256) of each written file
+class FolderWriter:
+    """Folder that is written file by file: at its temporary name, or in the background in S3."""
 
-    def write(self, name: str, data: bytes) -> None: ...
+    def __init__(self, path: Path, partial_path: Path | None) -> None:
+        self.files: dict[str, tuple[int, str]] = {}  # name to (size, SHA-256)
+        self._path = path
+        self._partial = partial_path
+        self._uploads = deque[Future[str]]()
+
+    def write(self, name: str, data: bytes) -> None:
+        self.files[name] = (len(data), hashlib.sha256(data).hexdigest())
+        if self._partial is None:
+            address = RemotePath(self._path / name).address
+            self._uploads.append(in_background(partial(put, address, data)))
+            self.wait(_MAX_CONCURRENT - 1)
+            return
+        file = self._partial / name
+        half = partial(file.write_bytes, data[:9])
+        with as_storage_error(self._path / name), crash_point("write", file, half):
+            file.write_bytes(data)
+
+    def wait(self, most: int) -> None:
+        """Waits until at most that many uploads are in flight."""
+        while len(self._uploads) > most:
+            self._uploads.popleft().result()
 
 
 @contextmanager
@@ -375,54 +393,16 @@ def bulk_folder(path: Path) -> Generator[FolderWriter]:
     appear one by one: write the file that marks the folder as complete after the block.
     """
     assert path.name not in ("", ".."), path  # an existing folder is removed
-    if isinstance(path, RemotePath):
-        remote = _RemoteFolder(path)
-        yield remote
-        remote.finish()
+    if not isinstance(path, RemotePath):
+        with renamed_folder(path, _sync_below) as partial_path:
+            yield FolderWriter(path, partial_path)
         return
-    with renamed_folder(path, _sync_below) as partial_path:
-        yield _LocalFolder(partial_path, path)
-
-
-class _LocalFolder:
-    def __init__(self, partial_path: Path, path: Path) -> None:
-        self.files: dict[str, tuple[int, str]] = {}
-        self._partial = partial_path
-        self._path = path
-
-    def write(self, name: str, data: bytes) -> None:
-        file = self._partial / name
-        with (
-            as_storage_error(self._path / name),
-            crash_point("write", file, lambda: file.write_bytes(data[:9])),
-        ):
-            file.write_bytes(data)
-        self.files[name] = _info(data)
-
-
-class _RemoteFolder:
-    def __init__(self, path: RemotePath) -> None:
-        self.files: dict[str, tuple[int, str]] = {}
-        self._path = path
-        self._uploads = deque[Future[str]]()
-
-    def write(self, name: str, data: bytes) -> None:
-        self._uploads.append(in_background(partial(put, (self._path / name).address, data)))
-        self.files[name] = _info(data)
-        if len(self._uploads) >= _MAX_CONCURRENT:
-            self._uploads.popleft().result()
-
-    def finish(self) -> None:
-        """Waits for all uploads and removes files of earlier writers."""
-        while self._uploads:
-            self._uploads.popleft().result()
-        for file in files_below(self._path):
-            if file.name not in self.files:
-                remove_file(self._path / file.name)
-
-
-def _info(data: bytes) -> tuple[int, str]:
-    return len(data), hashlib.sha256(data).hexdigest()
+    writer = FolderWriter(path, None)
+    yield writer
+    writer.wait(0)
+    for file in files_below(path):  # of earlier writers
+        if file.name not in writer.files:
+            remove_file(path / file.name)
 
 
 def _sync_below(folder: Path) -> None:

@@ -178,10 +178,6 @@ class GoogleBucket:
             return remote.ConditionFailed(location)
         if status == 401 or (status == 403 and is_stranger):
             return _no_credentials(location, f"HTTP {status}")
-        if status == 403:
-            reason = "access is denied (403)"
-            hint = "ask for permission to read, write and list here, or log in as someone else"
-            return web.storage_error(location, reason, "forbidden", hint)
         if status:
             return web.map_error(web.HttpStatusError(status, {}), location)
         if isinstance(error, AttributeError) and error.obj is not self:  # values of other types

@@ -110,7 +110,10 @@ class Repository(WebServer):
         if self.kind == "bucket":
             return ""
         info = self.api.repo_info(
-            self.name, revision=self._revision or None, repo_type=self.kind, **_timeout()
+            self.name,
+            revision=self._revision or None,
+            repo_type=self.kind,
+            timeout=retry.READ_TIMEOUT_S,
         )
         if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
             raise web.UnusableAnswer("the hub's answer has no commit")
@@ -318,17 +321,16 @@ class _Spooled:
         self._folder.cleanup()
 
 
-def _timeout() -> Mapping[str, float]:
-    return {"timeout": retry.READ_TIMEOUT_S}
-
-
 def _info(entry: Any) -> remote.ObjectInfo:
     """Information on an entry of a list of files."""
-    large = getattr(entry, "lfs", None)
-    etag = getattr(entry, "xet_hash", None) if not hasattr(entry, "blob_id") else entry.blob_id
-    digest = f"git-sha1:{etag}" if hasattr(entry, "blob_id") else ""
-    if large is not None:
-        etag = large.sha256
+    digest = ""
+    if not hasattr(entry, "blob_id"):  # of a bucket
+        etag = entry.xet_hash
+    elif entry.lfs is None:
+        etag = entry.blob_id
+        digest = f"git-sha1:{etag}"
+    else:
+        etag = entry.lfs.sha256
         digest = f"sha256:{etag}"
     is_valid = isinstance(entry.path, str) and isinstance(etag, str) and type(entry.size) is int
     if not is_valid or entry.size < 0 or _OUTSIDE.search(entry.path):
@@ -510,21 +512,22 @@ class RepositoryWriter:
 
 
 @cache
-def _accept_certificates(hub: Any, certificates: SSLContext) -> None:
-    """Makes the client of the library accept the certificates that all schemes accept.
+def _accept_certificates(hub: Any, certificates: SSLContext | None) -> None:
+    """Gives the client of the library the certificates and limits in time of all schemes.
 
     It takes proxies from the environment by itself; before version 1, certificates too.
     """
     if not hasattr(hub, "set_client_factory"):
         return
     client = hub.get_session()
+    timeout = type(client.timeout)(retry.READ_TIMEOUT_S, connect=retry.CONNECT_TIMEOUT_S)
     hub.set_client_factory(
         partial(
             type(client),
-            verify=certificates,
+            verify=certificates or True,
             event_hooks=client.event_hooks,
             follow_redirects=True,
-            timeout=None,
+            timeout=timeout,
         )
     )
 

@@ -81,9 +81,6 @@ class RemotePath(_Path):
     def __repr__(self) -> str:
         return f"RemotePath({str(self)!r})"
 
-    def __bytes__(self) -> bytes:
-        return str(self).encode()
-
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RemotePath) and str(self) == str(other)
 
@@ -220,9 +217,6 @@ class RemotePath(_Path):
         values = (mode, 0, 0, 1, 0, 0, info.size, time, time, time)
         return os.stat_result(values, {"st_mtime_ns": time * 10**9, "st_mtime": float(time)})
 
-    def lstat(self) -> os.stat_result:
-        return self.stat()
-
     def exists(self, *, follow_symlinks: bool = True) -> bool:
         return self._find() is not None
 
@@ -272,12 +266,7 @@ class RemotePath(_Path):
         yield from self._walked("", listing.levels(self.address))
 
     def open(  # pyright: ignore[reportIncompatibleMethodOverride] - no overloads per mode
-        self,
-        mode: str = "r",
-        buffering: int = -1,
-        encoding: str | None = None,
-        errors: str | None = None,
-        newline: str | None = None,
+        self, mode: str = "r", buffering: int = -1, encoding: str | None = None, **options: Any
     ) -> IO[Any]:
         """Opens the object for reading, as text or binary."""
         if sorted(mode.replace("t", "")) not in (["r"], ["b", "r"]):
@@ -285,18 +274,16 @@ class RemotePath(_Path):
         binary = reader.open_reader(self.address)
         if "b" in mode:
             return binary
-        return io.TextIOWrapper(binary, encoding or "utf-8", errors, newline)
+        return io.TextIOWrapper(binary, encoding or "utf-8", **options)
 
     def read_bytes(self) -> bytes:
         """Reads the object; large ones in parallel ranges."""
         return reader.read_whole(self.address)
 
-    def read_text(
-        self, encoding: str | None = None, errors: str | None = None, newline: str | None = None
-    ) -> str:
+    def read_text(self, encoding: str | None = None, **options: Any) -> str:
         """Reads the object as text, UTF-8 by default."""
         binary = io.BytesIO(self.read_bytes())
-        return io.TextIOWrapper(binary, encoding or "utf-8", errors, newline).read()
+        return io.TextIOWrapper(binary, encoding or "utf-8", **options).read()
 
     def write_bytes(self, data: Any) -> int:
         content = bytes(data)
@@ -304,15 +291,9 @@ class RemotePath(_Path):
         self._info = None
         return len(content)
 
-    def write_text(
-        self,
-        data: str,
-        encoding: str | None = None,
-        errors: str | None = None,
-        newline: str | None = None,
-    ) -> int:
+    def write_text(self, data: str, encoding: str | None = None, **_options: Any) -> int:
         """Writes the object as text, UTF-8 by default."""
-        return self.write_bytes(data.encode(encoding or "utf-8", errors or "strict"))
+        return self.write_bytes(data.encode(encoding or "utf-8"))
 
     def unlink(self, missing_ok: bool = False) -> None:  # noqa: FBT001, FBT002 - pathlib's
         self._info = None

@@ -190,16 +190,14 @@ class Bucket:
             return web.storage_error(location, reason, "refused", "check its name")
         if status == 403 and self.is_anonymous:
             return no_credentials(location, "no AWS credentials, and the bucket is not public")
-        if status == 403:
-            hint = "ask for permission to read, write and list here, or choose other credentials"
-            return web.storage_error(location, f"access is denied ({code})", "forbidden", hint)
         if status == 501 or code == "NotImplemented":
             reason = "the server does not support this operation"
             return web.storage_error(location, reason, "unsupported", "choose another storage")
-        if status:
+        if status and status != 403:
             reason = f"the server returns {status} {code}"
-            hint = "check the location and the endpoint"
-            return web.storage_error(location, reason, "refused", hint)
+            return web.storage_error(location, reason, "refused", "check the endpoint and the name")
+        if status:
+            return web.map_error(web.HttpStatusError(status, {}), location)
         if _is_of_botocore(error) and _UNSIGNED.search(name):
             reason = name.removesuffix("Error")
             return no_credentials(location, f"no usable AWS credentials ({reason})")

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +37,7 @@ _MAX_OUTAGES = 3  # files in a row, each after all retries
 _SHOW_EVERY_S = 0.1
 _NAMED = 2
 _READ_SIZE = 256 * 1024
+_BLOCK = 1 << 20  # of the content that is read again
 _LONGEST_SLEEP_S = 1.0  # while the rate is limited, so that a cancelled download ends soon
 
 
@@ -113,26 +114,34 @@ class PartialFile:
         there = {row.get("chunk"): row.get("crc") for row in self._rows}
         return [number for number in range(self.chunks) if not self._has(number, there.get(number))]
 
-    def read(self, number: int) -> bytes:
-        start = number * self._chunk_bytes
-        return os.pread(self._data, min(self._chunk_bytes, self._size - start), start)
+    def blocks(self, number: int) -> Iterator[bytes]:
+        """Yields the content of a chunk."""
+        stop = min(self._size, (number + 1) * self._chunk_bytes)
+        for position in range(number * self._chunk_bytes, stop, _BLOCK):
+            yield os.pread(self._data, min(_BLOCK, stop - position), position)
 
-    def write(self, number: int, content: bytes) -> None:
-        """Writes a chunk, and records it."""
-        view = memoryview(content)
-        position = number * self._chunk_bytes
-        with as_storage_error(self._path):
+    def chunk(self, number: int) -> "_Chunk":
+        return _Chunk(self, number, number * self._chunk_bytes)
+
+    def write_at(self, position: int, block: bytes) -> None:
+        with self._open():
+            view = memoryview(block)
             while view:
-                with self._lock:
-                    if self._data < 0:  # closed by another chunk that failed
-                        raise Cancelled
-                    count = os.pwrite(self._data, view[:_READ_SIZE], position)
+                count = os.pwrite(self._data, view, position)
                 view = view[count:]
                 position += count
-        with self._lock:
-            if self._data < 0:
+
+    def add_chunk(self, number: int, crc: int) -> None:
+        """Records a chunk that is written."""
+        with self._open():
+            self._log.append({"chunk": number, "crc": crc})
+
+    @contextmanager
+    def _open(self) -> Generator[None]:
+        with self._lock, as_storage_error(self._path):
+            if self._data < 0:  # closed by another chunk that failed
                 raise Cancelled
-            self._log.append({"chunk": number, "crc": zlib.crc32(content)})
+            yield
 
     def publish(self, target: Path, sha256: str) -> None:
         """Gives the file its final name."""
@@ -147,7 +156,40 @@ class PartialFile:
             sync_folder(target.parent)
 
     def _has(self, number: int, crc: int | None) -> bool:
-        return crc is not None and zlib.crc32(self.read(number)) == crc
+        found = 0
+        for block in self.blocks(number) if crc is not None else ():
+            found = zlib.crc32(block, found)
+        return found == crc
+
+
+@dataclass
+class _Chunk:
+    """Chunk of a partial file, which gets its bytes in order."""
+
+    file: PartialFile
+    number: int
+    position: int
+    crc: int = 0
+
+    def write(self, block: bytes) -> None:
+        self.file.write_at(self.position, block)
+        self.position += len(block)
+        self.crc = zlib.crc32(block, self.crc)
+
+    def finish(self) -> bytes:
+        """Records the chunk; its content is read again."""
+        self.file.add_chunk(self.number, self.crc)
+        return b""
+
+
+class _Memory(list[bytes]):
+    """Content in memory."""
+
+    def write(self, block: bytes) -> None:
+        self.append(block)
+
+    def finish(self) -> bytes:
+        return b"".join(self)
 
 
 @dataclass
@@ -295,13 +337,14 @@ def _download_small(
     if info.size == 0:
         write_bytes(target, b"", synced=False)
         return Downloaded(0, hashlib.sha256().hexdigest(), is_synced=False)
-    content, response, _ = _fetch(address, (0, CHUNK), None, pool)
+    blocks = _Memory()
+    response, _ = _fetch(RangeDownload(address, 0, CHUNK), blocks, pool)
     # No bytes (416), or fewer than announced in a body that may be cut: the object is not this.
     is_cut = response.size != info.size and not response.has_known_size
     if is_cut or not 0 < response.size <= CHUNK:
         raise changed_error(address)
-    sha256 = verified_sha256(address, response.digest or info.digest, response.size, [content])
-    write_bytes(target, content, synced=False)
+    sha256 = verified_sha256(address, response.digest or info.digest, response.size, blocks)
+    write_bytes(target, blocks.finish(), synced=False)
     return Downloaded(response.size, sha256, is_synced=False)
 
 
@@ -317,53 +360,38 @@ def _download_large(
     reader = ChunkReader(address, info, CHUNK, pool)
     with file:
         missing = file.missing()
-        contents = reader.contents(missing, file.write)
-        first = next(contents, None)  # its response has the digest that the server vouches for
-        blocks = _blocks(file, frozenset(missing), [] if first is None else [first], contents)
-        sha256 = verified_sha256(address, reader.digest or info.digest, info.size, blocks)
+        arrived = reader.contents(missing, file.chunk)
+        first = next(arrived, None)  # its response has the digest that the server vouches for
+
+        def blocks() -> Iterator[bytes]:
+            there = {None if first is None else first[0]}
+            for number in range(file.chunks):
+                while number in missing and number not in there:
+                    there.add(next(arrived)[0])
+                yield from file.blocks(number)
+
+        sha256 = verified_sha256(address, reader.digest or info.digest, info.size, blocks())
         file.publish(target, sha256)
     return Downloaded(info.size, sha256, is_synced=True)
 
 
-def _blocks(
-    file: PartialFile,
-    missing: Collection[int],
-    first: Iterable[tuple[int, bytes]],
-    rest: Iterator[tuple[int, bytes]],
-) -> Iterator[bytes]:
-    """The content of a file: chunks that are there, and those that arrive, in order."""
-    arrived = dict(first)
-    for number in range(file.chunks):
-        while number in missing and number not in arrived:
-            arrived = dict([next(rest)])
-        yield arrived[number] if number in missing else file.read(number)
-
-
-def _forget(number: int, content: bytes) -> None:
-    """Keeps nothing of a chunk."""
-
-
 class _Response(NamedTuple):
-    content: bytes
     info: ObjectInfo  # the version that the server has
     is_range: bool  # False if the server ignored the range and sends the whole object
 
 
-def _fetch(
-    address: Address, span: tuple[int, int], version: ObjectInfo | None, pool: TransferPool
-) -> _Response:
-    """Downloads a range of an object, of a version if it is known."""
-    blocks: list[bytes] = []
+def _fetch(part: RangeDownload, sink: _Chunk | _Memory, pool: TransferPool) -> _Response:
+    """Downloads a range of an object."""
 
     def take(block: bytes) -> None:
         pool.count(len(block))
-        blocks.append(block)
+        sink.write(block)
 
-    part = RangeDownload(address, *span, version, sink=take)
+    part.sink = take
     with pool.stream():
         part.fill()
     assert part.info is not None
-    return _Response(b"".join(blocks), part.info, part.is_range)
+    return _Response(part.info, part.is_range)
 
 
 @dataclass
@@ -379,55 +407,57 @@ class ChunkReader:
     def read(self, position: int) -> Iterator[bytes]:
         """Yields the object from a position on, in chunks that are fetched ahead in parallel."""
         first, skipped = divmod(position, self.chunk_bytes)
-        for _, content in self.contents(range(first, -(-self.info.size // self.chunk_bytes))):
+        numbers = range(first, -(-self.info.size // self.chunk_bytes))
+        for _, content in self.contents(numbers, lambda _: _Memory()):
             yield content[skipped:]
             skipped = 0
 
     def contents(
-        self, numbers: Sequence[int], keep: Callable[[int, bytes], object] = _forget
+        self, numbers: Sequence[int], sink_of: Callable[[int], _Chunk | _Memory]
     ) -> Iterator[tuple[int, bytes]]:
-        """Yields numbers and contents of chunks, in order; `keep` is called with each before.
+        """Yields the number of each chunk, in order, and what its sink returns in the end.
 
         A server without byte ranges sends all chunks from the first one on.
         """
         if not numbers:
             return
-        first = self._fetch_first(numbers[0])
+        sink = sink_of(numbers[0])
+        first = self._fetch_first(numbers[0], sink)
         self.digest = first.info.digest
         if not first.is_range:
             for number, content in enumerate(self._whole(numbers[0], first.info), numbers[0]):
-                keep(number, content)
-                yield number, content
+                sink = sink_of(number)
+                sink.write(content)
+                yield number, sink.finish()
             return
-        keep(numbers[0], first.content)
-        yield numbers[0], first.content
+        yield numbers[0], sink.finish()
 
         def fetch(number: int) -> bytes:
-            content = self._fetch(number).content
-            keep(number, content)
-            return content
+            sink = sink_of(number)
+            self._fetch(number, sink)
+            return sink.finish()
 
         streams = min(self.pool.streams, RUN_AHEAD)
         yield from zip(numbers[1:], in_parallel(fetch, numbers[1:], streams), strict=True)
 
-    def _fetch(self, number: int) -> _Response:
+    def _fetch(self, number: int, sink: _Chunk | _Memory) -> _Response:
         start = number * self.chunk_bytes
         stop = min(start + self.chunk_bytes, self.info.size)
         # Version to read; None if the listing does not name one, as the first chunk checks it.
         version = self.info if self.info.etag else None
-        response = _fetch(self.address, (start, stop), version, self.pool)
+        response = _fetch(RangeDownload(self.address, start, stop, version), sink, self.pool)
         if response.info.size != self.info.size:
             raise changed_error(self.address)
         return response
 
-    def _fetch_first(self, number: int) -> _Response:
+    def _fetch_first(self, number: int, sink: _Chunk | _Memory) -> _Response:
         """Downloads a chunk; its response shows if the server has byte ranges."""
         try:
-            return self._fetch(number)
+            return self._fetch(number, sink)
         except StorageError as error:
             if error.code != "storage.unsupported" or number == 0:
                 raise
-            return _Response(b"", self.info, is_range=False)
+            return _Response(self.info, is_range=False)
 
     def _whole(self, number: int, info: ObjectInfo) -> Iterator[bytes]:
         """Yields chunks from one on, from one request for the version `info`; a retry reads from

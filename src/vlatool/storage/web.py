@@ -10,7 +10,7 @@ import os
 import re
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -74,8 +74,9 @@ class Proxy:
 
 class Route(NamedTuple):
     proxy: Proxy | None  # proxy on the way; None: no proxy
-    # TLS context that accepts the certificates of the system and of all bundles that are named
-    certificates: ssl.SSLContext
+    # TLS context that accepts the certificates of the system and of all bundles that are named;
+    # None without TLS
+    certificates: ssl.SSLContext | None
 
 
 def route(url: str) -> Route:
@@ -99,7 +100,8 @@ def _route(scheme: str, host: str, environment: tuple[str | None, ...]) -> Route
     name = scheme if proxies.get(scheme) else "all"
     text = proxies.get(name)
     proxy = _parsed(text, name) if text and not proxy_bypass(host) else None
-    return Route(proxy, _certificates(environment))
+    has_tls = scheme == "https" or (proxy is not None and proxy.url.startswith("https:"))
+    return Route(proxy, _certificates(environment) if has_tls else None)
 
 
 def _parsed(text: str, name: str) -> Proxy:
@@ -189,7 +191,8 @@ def with_certificates(url: str, session: Any = None) -> Any:
             return adapter.proxy_manager_for(proxy, ssl_context=certificates, **options)
 
     session = session or requests.Session()
-    session.mount("https://", Adapter(pool_maxsize=_CONNECTIONS))
+    if certificates is not None:
+        session.mount("https://", Adapter(pool_maxsize=_CONNECTIONS))
     return session
 
 
@@ -247,13 +250,10 @@ class BodyStream:
 
     def read_to_end(self, limit: int) -> bytes:
         """The rest of the body, up to `limit` bytes."""
-        return b"".join(self.blocks(limit))
-
-    def blocks(self, limit: int) -> Iterator[bytes]:
-        """The rest of the body, up to `limit` bytes, as it comes."""
-        while limit > 0 and (block := self.read(limit)):
-            limit -= len(block)
-            yield block
+        data = bytearray()
+        while len(data) < limit and (block := self.read(limit - len(data))):
+            data += block
+        return bytes(data)
 
     def close(self) -> None:
         self._response.close()
@@ -326,7 +326,13 @@ def map_error(error: Exception, location: str) -> Exception:
     certificate = retry.certificate_problem(error)
     tunnel = retry.tunnel_refusal(error)
     if isinstance(error, HttpStatusError):
-        return _status_error(error.status, location)
+        status = error.status
+        if status in _MISSING:
+            return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location)
+        hint = "check the location; log in, or download the data and give the local folder"
+        if status in (401, 403):
+            return storage_error(location, f"access is denied ({status})", "forbidden", hint)
+        return storage_error(location, f"the server returns status {status}", "refused", hint)
     if certificate:
         reason = f"the certificate of the server is not accepted ({certificate})"
         error = UnusableAnswer(reason, _CERTIFICATE_HINT)
@@ -351,16 +357,6 @@ def _proxy_refusal(url: str, status: int) -> UnusableAnswer:
         reason = f"{reason} user name and password"
         hint = "set HTTPS_PROXY and HTTP_PROXY to http://user:password@host:port"
     return UnusableAnswer(f"the proxy {urlsplit(proxy.url).netloc} {reason} ({status})", hint)
-
-
-def _status_error(status: int, location: str) -> Exception:
-    if status in _MISSING:
-        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location)
-    if status in (401, 403):
-        hint = "it may require a login; download the data and give the path of the local folder"
-        return storage_error(location, f"access is denied ({status})", "forbidden", hint)
-    reason = f"the server returns status {status}"
-    return storage_error(location, reason, "refused", "check the location")
 
 
 def storage_error(location: str, reason: str, code: str, hint: str) -> StorageError:

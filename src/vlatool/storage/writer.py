@@ -2,13 +2,13 @@
 
 import io
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
 from vlatool.errors import EnvironmentProblem, StorageError
-from vlatool.storage.background import in_background
+from vlatool.storage.background import in_background, in_parallel
 from vlatool.storage.crash_points import crash_point
 from vlatool.storage.listing import pages
 from vlatool.storage.remote import Address, ConditionFailed, Upload, call, find_object
@@ -60,22 +60,15 @@ class RemoteWriter(io.BufferedIOBase):
             self._send(part)
         return len(view)
 
-    def prepare(self) -> None:
-        """Uploads the rest of a large object, so that `commit` takes one short request."""
-        if self._upload and self._buffer:
-            part = bytes(self._buffer)
-            self._buffer.clear()
-            self._send(part)
-        for part in self._parts:
-            part.result()
-
     def commit(self) -> None:
         """Completes the upload; the object is visible afterwards."""
         upload = self._upload
         if upload is None:
             put(self._address, bytes(self._buffer))
             return
-        self.prepare()
+        if self._buffer:
+            self._send(bytes(self._buffer))
+            self._buffer.clear()
         parts = [part.result() for part in self._parts]
         try:
             with crash_point("rename", self._address):
@@ -222,39 +215,19 @@ def open_upload(address: Address) -> Generator[IO[bytes]]:
 def upload_folder(folder: Path, address: Address) -> None:
     """Replaces the objects below a key by the files of a local folder.
 
-    Large files are uploaded first, without becoming visible. Then all files appear in the order in
-    which they were written: the file that marks the folder as complete is written last and appears
-    last.
+    The file that was written last, which marks the folder as complete, appears last.
     """
-    files = sorted(
-        (file for file in folder.rglob("*") if file.is_file()),
-        key=lambda file: (file.stat().st_mtime_ns, file),
-    )
-    uploads: dict[Path, RemoteWriter] = {}
-    large = [file for file in files if file.stat().st_size >= PART_SIZE]
-    try:
-        for file in large:
-            uploads[file] = RemoteWriter(_below(address, folder, file))
-        with ThreadPoolExecutor(_FOLDER_THREADS) as pool:
-            list(pool.map(_upload_large, uploads.keys(), uploads.values()))
-        delete_below(address)
-        for file in files:
-            if file in uploads:
-                uploads[file].commit()
-            else:
-                put(_below(address, folder, file), file.read_bytes())
-    except BaseException:
-        for upload in uploads.values():
-            upload.abort()
-        raise
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    files.sort(key=lambda file: (file.stat().st_mtime_ns, file))
+    delete_below(address)
 
+    def upload(file: Path) -> None:
+        below = address.joined(file.relative_to(folder).as_posix())
+        with file.open("rb") as source, open_upload(below) as target:
+            while block := source.read(PART_SIZE):
+                target.write(block)
 
-def _upload_large(file: Path, upload: RemoteWriter) -> None:
-    with file.open("rb") as source:
-        while chunk := source.read(PART_SIZE):
-            upload.write(chunk)
-    upload.prepare()
-
-
-def _below(address: Address, folder: Path, file: Path) -> Address:
-    return address.joined(file.relative_to(folder).as_posix())
+    for _ in in_parallel(upload, files[:-1], _FOLDER_THREADS):
+        pass
+    for file in files[-1:]:
+        upload(file)
