@@ -229,6 +229,8 @@ class Layout:
     """
 
     can_read: ClassVar[bool] = True  # False for a layout that is only written
+    # True if a run that starts from such files needs no `model.type`
+    implies_type: ClassVar[bool] = False
 
     def keys_of_run(
         self, section: Mapping[str, Any]
