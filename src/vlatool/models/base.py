@@ -585,6 +585,10 @@ class ModelType(Protocol):
         """Returns the parts that inference uses: by default all parts that checkpoints contain."""
         return {name: part for name, part in self.build(config).items() if part.saved}
 
+    def adapter_targets(self, network: "nn.Module") -> str:
+        """Returns a pattern of the names of linear layers that get adapters; by default of all."""
+        return ".*"
+
     def flops(self, config: Any, data: Any) -> float | None:
         """Returns the number of floating-point operations to train on one sample; None if unknown.
 

@@ -184,6 +184,7 @@ class WeightsOrigin:
 
     def read(self) -> "dict[str, Tensor]":
         """Reads the tensors of the part `model` to the CPU, and checks the digest of the file."""
+        from vlatool.models.adapters import merged_weights
         from vlatool.models.weights import read_external_weights
 
         path = self.path
@@ -193,7 +194,11 @@ class WeightsOrigin:
             manifest.check(path.parent, [self.file.name])
         elif (published := published_at(self.file)) is not None:
             published[1].checked(self.file, path)
-        return read_external_weights(path)
+        weights = read_external_weights(path)
+        lora = {} if self.run is None else self.run.config_tree().get("lora") or {}
+        if not lora.get("rank"):
+            return weights
+        return merged_weights(weights, lora["rank"], lora.get("alpha") or lora["rank"])
 
 
 @dataclass(frozen=True)

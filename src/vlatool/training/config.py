@@ -18,7 +18,7 @@ from vlatool.formats.run import locations
 from vlatool.formats.run.layout import RunDir
 from vlatool.loading.base import DataKind, DatasetInfo, LoadingConfig, data_kind
 from vlatool.models import trained
-from vlatool.models.base import ModelType
+from vlatool.models.base import ModelType, Part
 from vlatool.models.published import published_at, registered_type
 from vlatool.plugins import PUBLISHED_OPTIONS, RUN_SECTIONS, TRANSLATIONS, Registry
 from vlatool.storage.tree import parse_size
@@ -339,6 +339,7 @@ class TrainConfig(base.ConfigModel):
     hparams: HParams = option(HParams(), "Optimization.")
     distributed: DistributedConfig = option(DistributedConfig(), "Processes.", affects_output=False)
     ema: EmaConfig = option(EmaConfig(), "Options of the averaged weights.")
+    lora: trained.LoraOptions = option(trained.LoraOptions(), "Adapters of low rank.")
     eval: SerializeAsAny[base.ConfigModel] | None = option(
         None,
         "Rollouts of checkpoints while the run trains; they choose the best checkpoint.",
@@ -377,6 +378,11 @@ class TrainConfig(base.ConfigModel):
             rules |= base.derivation_rules(hparams, ["world_size"], "hparams.")
         init, init_rules = self._published_init()
         update = {"data": data, "hparams": hparams, **init}
+        own = getattr(self.model, "lora", None)
+        if own is not None and self.lora.rank:  # a model type with adapters of its own
+            keys = {"rank": self.lora.rank, "alpha": self.lora.alpha or own.alpha}
+            lora = {"lora": own.model_copy(update=keys)}
+            update |= {"model": self.model.model_copy(update=lora), "lora": trained.LoraOptions()}
         return self.model_copy(update=update), rules | init_rules
 
     def _published_init(self) -> tuple[dict[str, Any], dict[str, str]]:
@@ -473,6 +479,11 @@ class TrainConfig(base.ConfigModel):
     @property
     def validates(self) -> bool:
         return self.total_val_samples is not None or self.val_every_n_steps is not None
+
+    def build(self) -> Mapping[str, Part]:
+        """The parts of the model with random weights, and with adapters if there are any."""
+        parts = self.model_type.build(self.model)
+        return trained.with_adapters(self.model_type, parts, self.lora)
 
     def check_model(self) -> None:
         """Raises UsageError if no model is configured."""

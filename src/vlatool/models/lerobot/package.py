@@ -22,8 +22,7 @@ from unittest.mock import patch
 from vlatool.errors import ConfigError, DataError, EnvironmentProblem, VlatoolError
 from vlatool.formats.base_model import WEIGHTS
 from vlatool.models.lerobot.config import ACTION, LeRobotPolicyConfig, kind_of
-from vlatool.models.pretrained import base_model
-from vlatool.models.weights import read_external_weights
+from vlatool.models.pretrained import base_model, transformers
 from vlatool.plugins import did_you_mean
 from vlatool.storage.cache import local_copy
 from vlatool.storage.documents import read_json
@@ -200,7 +199,8 @@ def guarded(bases: Mapping[str, str]) -> Generator[None]:
     `bases`: locations by the names that the package has for them.
     """
     import torch.hub
-    import transformers
+
+    from vlatool.models.weights import read_external_weights
 
     def local(name: str, *, weights: bool = False) -> Path:
         folder = base_model(bases.get(name, name))
@@ -231,14 +231,13 @@ def guarded(bases: Mapping[str, str]) -> Generator[None]:
             return read_external_weights(local_copy(place.parent, [place.name]) / place.name)
         return read_external_weights(local_copy(place, [WEIGHTS]) / WEIGHTS)
 
-    classes = [(getattr(transformers, f"Auto{name}"), name == "Model") for name in _AUTO]
-    classes += [
-        (getattr(transformers, name), True) for name in _MODELS if hasattr(transformers, name)
-    ]
+    library = transformers()
+    classes = [(getattr(library, f"Auto{name}"), name == "Model") for name in _AUTO]
+    classes += [(getattr(library, name), True) for name in _MODELS if hasattr(library, name)]
     with _LOCK, quiet(), ExitStack() as stack:
-        for library, weights in classes:
-            change = opened(library.from_pretrained, weights=weights)
-            stack.enter_context(patch.object(library, "from_pretrained", change))
+        for kind, weights in classes:
+            change = opened(kind.from_pretrained, weights=weights)
+            stack.enter_context(patch.object(kind, "from_pretrained", change))
         stack.enter_context(
             patch.object(torch.hub, "load_state_dict_from_url", torchvision_weights)
         )

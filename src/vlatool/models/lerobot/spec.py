@@ -198,6 +198,12 @@ class LeRobotType(ModelType):
         """The policy; reads small files of base models that it names."""
         return {"model": Part(package.new_policy(config), uses_all=False)}
 
+    def adapter_targets(self, network: "nn.Module") -> str:
+        """The layers that lerobot adapts; of policies for which it names none, all."""
+        policy: Any = network
+        targets = (policy._get_default_peft_targets() or {}).get("target_modules")
+        return targets if isinstance(targets, str) else ".*"
+
     def load(
         self, config: LeRobotPolicyConfig, parts: Mapping[str, Part], names: Sequence[str]
     ) -> Sequence[str]:
@@ -252,6 +258,9 @@ class LeRobotType(ModelType):
         *,
         training: bool,
     ) -> "LeRobotBatcher":
+        return self._batcher(config, data)
+
+    def _batcher(self, config: LeRobotPolicyConfig, data: RoboticsDataConfig) -> "LeRobotBatcher":
         from vlatool.models.lerobot.batch import LeRobotBatcher
 
         settings = package.policy_config(config)
@@ -290,7 +299,7 @@ class LeRobotType(ModelType):
                     metadata={},
                 )
             )
-        return self.batcher(config, data, Any, None, training=True)(samples)
+        return self._batcher(config, data)(samples)
 
     def policy(
         self,
