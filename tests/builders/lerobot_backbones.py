@@ -111,7 +111,10 @@ def shrink_gemma(patch: Any) -> None:
     """Makes the networks of pi0 and pi05 tiny; their classes stay."""
     from lerobot.policies.pi0 import modeling_pi0
     from lerobot.policies.pi05 import modeling_pi05
+    from transformers import SiglipVisionConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    patch.setattr(SiglipVisionConfig, "projection_dim", _Fixed(32), raising=False)
 
     for module in (modeling_pi0, modeling_pi05):
         tiny = module.GemmaConfig(
@@ -129,9 +132,6 @@ def shrink_gemma(patch: Any) -> None:
                         vision = made.vision_config
                         vision.hidden_size, vision.num_hidden_layers = 16, 1
                         vision.num_attention_heads, vision.patch_size = 2, 112
-                        vision.__class__ = type(
-                            "Vision", (type(vision),), {"projection_dim": _Fixed(32)}
-                        )
                     return made
 
                 return config

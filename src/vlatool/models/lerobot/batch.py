@@ -175,7 +175,10 @@ def _field_statistics(
         stored = entry.get(ours)
         by_step = entry.get(f"{ours}_per_timestep")
         if by_step is not None and not name.endswith(SUFFIX):
-            stored = by_step[anchor]
+            stored = np.asarray(by_step[anchor], np.float64)
+            if key == "std":  # ours divides by one frame less
+                frames = max(int(entry["count"][anchor]), 1)
+                stored = stored * np.sqrt((frames - 1) / frames)
         if stored is not None:
             numbers = np.broadcast_to(np.asarray(stored, np.float64), center.shape)
             values[key] = np.where(constant, around[key], numbers)
