@@ -278,12 +278,14 @@ MODELS: Registry[Any] = Registry(
     {
         "diffusion_policy": "vlatool.models.diffusion_policy.spec:DiffusionPolicyType",
         "future_vla": "vlatool.models.future_vla.spec:FutureVlaType",
+        "lerobot": "vlatool.models.lerobot.spec:LeRobotType",
         "vqgan": "vlatool.models.vqgan.spec:VqganType",
         "titok": "vlatool.models.titok.spec:TitokType",
     },
     {
         "diffusion_policy": "policy: images, fields and instruction to actions",
         "future_vla": "policy: past images and instruction to actions and future images, as tokens",
+        "lerobot": "policy: any of the package lerobot, such as act, diffusion, smolvla, pi05",
         "vqgan": "visual tokenizer with a grid of codes, teacher of titok",
         "titok": "visual tokenizer with few codes per image",
     },

@@ -36,7 +36,9 @@ from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.train import save_model_assets
 
 ROOT = Path(__file__).parents[2]
+_OF_LEROBOT = ("act", "pi05", "smolvla")  # have an environment of their own
 PRESETS = sorted(path.stem for path in (ROOT / "presets/runs").glob("*.yaml"))
+PRESETS = [name for name in PRESETS if name not in _OF_LEROBOT]
 STEPS, GLOBAL_BATCH = 8, 8
 SHARDS, IMAGES, TRAINED = "data/shards", "images", "trained.json"
 _BACKBONE = "model.vision_language_backbone"

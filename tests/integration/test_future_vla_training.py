@@ -17,8 +17,8 @@ from tests.surface.invoke import run_vlatool
 from vlatool.config.resolve import load_config, parse_override
 from vlatool.errors import ConfigError, UsageError
 from vlatool.formats.run.layout import RunDir, read_metrics
+from vlatool.models.adapters import merged_weights
 from vlatool.models.future_vla.config import LoraConfig
-from vlatool.models.future_vla.model import merged_weights
 from vlatool.models.trained import open_trained
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.compose import ComposeConfig, compose

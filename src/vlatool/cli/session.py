@@ -77,10 +77,12 @@ class Invocation:
             self.reporter.warn("option_without_effect", f"{key} does nothing: {reason}")
         return resolved
 
-    def check_model_given(self, hint: str) -> None:
-        """Raises a UsageError if no preset, no file and no key names a model."""
+    def check_model_given(self, hint: str, schema: type["ConfigModel"]) -> None:
+        """Raises a UsageError if no preset, no file, no key and no initial weights name a model."""
         typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]
-        is_named = any(override.key == "model.type" for override in typed.overrides({}))
+        keys = {override.key: override.value for override in typed.overrides({})}
+        init = {key: keys[key] for key in keys if key == "init_from"}
+        is_named = "model.type" in keys or "model" in schema.implied(init)
         if not (typed.presets or typed.files or is_named):
             raise UsageError("you have not chosen a model", hint=hint, code="usage.missing_key")
 

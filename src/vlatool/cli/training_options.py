@@ -104,7 +104,7 @@ def _for_processes(
 
 
 def _finetune(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
-    run.check_model_given(NO_MODEL_HINT)
+    run.check_model_given(NO_MODEL_HINT, load(row.schema))
     _train(run, row, values)
 
 
@@ -190,5 +190,5 @@ def _launch(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
 
 
 def _launch_finetune(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
-    run.check_model_given(NO_MODEL_HINT)
+    run.check_model_given(NO_MODEL_HINT, load(row.schema))
     _launch(run, row, values)

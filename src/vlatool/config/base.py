@@ -119,6 +119,11 @@ class ConfigModel(BaseModel):
         return ()
 
     @classmethod
+    def implied(cls, tree: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns values below all layers, which follow from keys in `tree`."""
+        return {}
+
+    @classmethod
     def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
         """Returns the class that validates `tree`.
 

@@ -445,6 +445,9 @@ def _items(value: Any) -> list[Any] | None:
 
 
 def _coerce_mapping(value: Any, member: Any) -> dict[Any, Any]:
+    texts = _items(value.split(",") if isinstance(value, str) else value)
+    if texts and all(isinstance(text, str) and "=" in text for text in texts):
+        value = dict(text.split("=", 1) for text in texts)
     value = _scalar(value)
     if not isinstance(value, Mapping):
         raise TypeMismatch("a mapping")

@@ -274,7 +274,7 @@ def load_config(
     trees = [*_implied(read.trees, schema), *read.trees]
     layers = [_apply_names(layer, new_names(schema), problems) for layer in trees]
     layers = [_expand_types(layer, schema) for layer in layers]
-    merged = _merge_layers(layers, schema.exclusive, [])
+    layers, merged = _with_implied(layers, schema)
     subclass = _specialize(schema, merged)
     layers = [_without_replaced_types(layer, merged, schema.flat_sections) for layer in layers]
     layers = [_expand_virtual_keys(layer, subclass, problems) for layer in layers]
@@ -341,7 +341,19 @@ def chosen_schema(
     trees = [*_implied(read.trees, schema), *read.trees]
     layers = [_apply_names(layer, new_names(schema), []) for layer in trees]
     layers = [_expand_types(layer, schema) for layer in layers]
-    return _specialize(schema, _merge_layers(layers, schema.exclusive, []))
+    return _specialize(schema, _with_implied(layers, schema)[1])
+
+
+def _with_implied(
+    layers: list[coerce.Node], schema: type[ConfigModel]
+) -> tuple[list[coerce.Node], coerce.Node]:
+    """The layers above what they imply, and all of them merged."""
+    merged = _merge_layers(layers, schema.exclusive, [])
+    implied = schema.implied(coerce.plain(merged))
+    if implied:
+        layers = [coerce.from_value(implied, "default"), *layers]
+        merged = _merge_layers(layers, schema.exclusive, [])
+    return layers, merged
 
 
 def _implied(layers: Sequence[coerce.Node], schema: type[ConfigModel]) -> list[coerce.Node]:

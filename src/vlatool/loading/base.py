@@ -335,6 +335,10 @@ class DataKind(Protocol):
     has_plain: ClassVar[bool] = False
     normalizes: ClassVar[bool] = False
 
+    def with_windows(self, config: Any, windows: Mapping[str, Any]) -> Any:
+        """Returns the section with the windows that a model needs, as far as none are set."""
+        return config
+
     def load_info(self, config: Any, reporter: Reporter = NULL) -> DatasetInfo:
         """Reads manifests and other metadata, but no sample.
 

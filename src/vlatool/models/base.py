@@ -58,6 +58,8 @@ class Part:
     # units of sharding, activation checkpointing and compilation, inner ones first. Each must be
     # called equally often on all ranks; tied weights must be in the same block
     blocks: Sequence["nn.Module"] = ()
+    # if False, a loss may leave out trained parameters, which DDP then searches for in each step
+    uses_all: bool = True
 
     def __post_init__(self) -> None:
         assert self.saved or not self.trained, "a part is trained but not saved"
@@ -75,6 +77,7 @@ class ParamGroup:
     params: Sequence["nn.Parameter"]  # the parameters
     decays: bool = True  # if True, weight decay applies to them
     rate: float = 1.0  # factor on the learning rate of the optimizer
+    decay: float | None = None  # weight decay, if it is not the one of `hparams`
 
 
 def decays_by_name(name: str) -> bool:
@@ -101,6 +104,9 @@ class OptimizerSpec:
     # factor on the learning rate of parameters, by the prefix of their names. If `groups` is set,
     # `ParamGroup.rate` is used instead
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
+    # factor on the peak learning rate at a step of a number of steps, which is used if
+    # `hparams.lr_scheduler` is `model`
+    schedule: Callable[[int, int], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -579,6 +585,10 @@ class ModelType(Protocol):
         """Returns the parts that inference uses: by default all parts that checkpoints contain."""
         return {name: part for name, part in self.build(config).items() if part.saved}
 
+    def adapter_targets(self, network: "nn.Module") -> str:
+        """Returns a pattern of the names of linear layers that get adapters; by default of all."""
+        return ".*"
+
     def flops(self, config: Any, data: Any) -> float | None:
         """Returns the number of floating-point operations to train on one sample; None if unknown.
 
@@ -588,6 +598,14 @@ class ModelType(Protocol):
         return None
 
     # options, in the order in which a run calls them
+
+    def run_defaults(self, section: Mapping[str, Any], init_from: str | None) -> Mapping[str, Any]:
+        """Returns keys of a run, below presets and all others, for a section `model` as written."""
+        return {}
+
+    def windows(self, config: Any) -> Mapping[str, Any]:
+        """Returns keys of `data.windows` that the model needs, for those that are not set."""
+        return {}
 
     def violations(self, config: Any, data: Any) -> "Iterable[Violation]":
         """Returns contradictions in the sections `model` and `data`, or between them.

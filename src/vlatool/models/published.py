@@ -168,6 +168,7 @@ class WeightsOrigin:
 
     def read(self) -> "dict[str, Tensor]":
         """Reads the tensors of the part `model` to the CPU, and checks the digest of the file."""
+        from vlatool.models.adapters import merged_weights
         from vlatool.models.weights import read_external_weights
 
         path = self.path
@@ -177,7 +178,11 @@ class WeightsOrigin:
             manifest.check(path.parent, [self.file.name])
         elif (published := published_at(self.file)) is not None:
             published[1].checked(self.file, path)
-        return read_external_weights(path)
+        weights = read_external_weights(path)
+        lora = {} if self.run is None else self.run.config_tree().get("lora") or {}
+        if not lora.get("rank"):
+            return weights
+        return merged_weights(weights, lora["rank"], lora.get("alpha") or lora["rank"])
 
 
 @dataclass(frozen=True)
@@ -213,6 +218,8 @@ class Layout:
     """
 
     can_read: ClassVar[bool] = True  # False for a layout that is only written
+    # True if a run that starts from such files needs no `model.type`
+    implies_type: ClassVar[bool] = False
 
     def keys_of_run(
         self, section: Mapping[str, Any]

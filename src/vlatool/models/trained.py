@@ -31,7 +31,7 @@ from vlatool.formats.run.checkpoint import (
 )
 from vlatool.formats.run.layout import RunDir, is_run
 from vlatool.loading.base import DataKind, LoadingConfig, data_kind
-from vlatool.models.base import ModelType
+from vlatool.models.base import ModelType, Part
 from vlatool.models.published import (
     PublishedFiles,
     Trained,
@@ -44,7 +44,7 @@ from vlatool.storage.cache import FileCache, default_cache_folder, local_copy
 from vlatool.storage.uri import pinned
 
 if TYPE_CHECKING:
-    from torch import device, nn
+    from torch import Tensor, device, nn
 
 
 Weights = Literal["auto", "ema", "raw"]
@@ -52,6 +52,41 @@ Weights = Literal["auto", "ema", "raw"]
 FOLDERS = "folders"
 
 _MODEL = "model"
+
+
+class LoraOptions(ConfigModel):
+    """Adapters of low rank that are trained instead of the layers beside which they are."""
+
+    typed_form: ClassVar[str] = "RANK"
+
+    rank: int = option(0, "Rank of the adapters; 0: none, all weights are trained.", ge=0, le=4096)
+    alpha: float | None = option(None, "Scale of the adapters, times their rank; null: rank.", gt=0)
+    targets: str | None = option(
+        None, "Pattern of the names of linear layers; null: the layers that the model type names."
+    )
+    dropout: float = option(0.0, "Share of inputs of the adapters that training drops.", ge=0, lt=1)
+
+    @classmethod
+    def from_texts(cls, texts: Sequence[str]) -> dict[str, Any]:
+        return {"rank": texts[-1]}
+
+    @property
+    def scale(self) -> float:
+        """The scale, times the rank."""
+        return float(self.rank if self.alpha is None else self.alpha)
+
+
+def with_adapters(
+    model_type: ModelType, parts: "Mapping[str, Part]", options: LoraOptions
+) -> "Mapping[str, Part]":
+    """The parts, with adapters in the part `model` if there are any."""
+    if options.rank:
+        from vlatool.models.adapters import add_adapters
+
+        network = parts[_MODEL].module
+        targets = options.targets or model_type.adapter_targets(network)
+        add_adapters(network, options.rank, options.scale, targets, options.dropout)
+    return parts
 
 
 class TrainedConfig(ConfigModel):
@@ -63,6 +98,7 @@ class TrainedConfig(ConfigModel):
 
     data: SerializeAsAny[LoadingConfig] = option(LoadingConfig(), "Training data.")
     model: SerializeAsAny[ConfigModel] = option(ConfigModel(), "Model.")
+    lora: LoraOptions = option(LoraOptions(), "Adapters.")
 
     @classmethod
     def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
@@ -184,7 +220,8 @@ def _open_run(origin: WeightsOrigin, changes: Mapping[str, Any]) -> Trained:
     """Opens a checkpoint of a run, on the CPU."""
     import torch
 
-    from vlatool.models.weights import check_shapes, load_weights, read_weights
+    from vlatool.models.adapters import merged_weights
+    from vlatool.models.weights import check_shapes, matching_state_dict, read_weights
 
     if origin.run is None or origin.checkpoint is None:
         raise DataError.at(
@@ -216,11 +253,18 @@ def _open_run(origin: WeightsOrigin, changes: Mapping[str, Any]) -> Trained:
         file = averaged if uses_average else part_weights(name)
         manifest.check(checkpoint, [file])
         files[name] = checkpoint / file
+    lora = config.lora
+
+    def weights_of(name: str) -> "dict[str, Tensor]":
+        weights = read_weights(files[name])
+        return merged_weights(weights, lora.rank, lora.scale) if lora.rank else weights
+
     for name, part in planned.items():
-        check_shapes(part.module, read_weights(files[name]), files[name])
+        check_shapes(part.module, weights_of(name), files[name])
     modules: dict[str, nn.Module] = {}
     for name, part in model_type.build_for_inference(model).items():
-        load_weights(part.module, files[name])
+        weights = matching_state_dict(part.module, weights_of(name), files[name])
+        part.module.load_state_dict(weights, strict=False)
         modules[name] = part.module
     origin = replace(origin, opened=checkpoint / origin.file.name)
     config = config.model_copy(update={"model": model})

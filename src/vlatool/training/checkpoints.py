@@ -9,7 +9,7 @@ import hashlib
 import shutil
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from operator import index
 from pathlib import Path
@@ -329,7 +329,12 @@ def restore_optimizer(saved: Mapping[str, Any], state: TrainState, optimizer: Op
     modules = nn.ModuleDict(dict(state.modules))
     _check_moments(saved, modules)
     options = [dict(group) for group in optimizer.param_groups]
-    set_optimizer_state_dict(modules, optimizer, cast(Any, saved), options=_FULL)
+    uses_all = all(part.uses_all for part in state.parts.values())
+    how = _FULL if uses_all else replace(_FULL, strict=False)
+    set_optimizer_state_dict(modules, optimizer, cast(Any, saved), options=how)
+    for name, parameter in modules.named_parameters():
+        if name not in saved["state"]:  # without a gradient so far: its first step is to come
+            optimizer.state.pop(parameter, None)
     for group, own in zip(optimizer.param_groups, options, strict=True):
         group.update({**own, "params": group["params"], "lr": group["lr"]})
 

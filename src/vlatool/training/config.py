@@ -14,12 +14,15 @@ from vlatool.config.base import Published, option
 from vlatool.config.coerce import parse_plain
 from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.events import NULL, Reporter
+from vlatool.formats.run import locations
 from vlatool.formats.run.layout import RunDir
 from vlatool.loading.base import DataKind, DatasetInfo, LoadingConfig, data_kind
 from vlatool.models import trained
-from vlatool.models.base import ModelType
+from vlatool.models.base import ModelType, Part
+from vlatool.models.published import published_at, registered_type
 from vlatool.plugins import PUBLISHED_OPTIONS, RUN_SECTIONS, TRANSLATIONS, Registry
 from vlatool.storage.tree import parse_size
+from vlatool.storage.uri import pinned
 
 # Samples of a validation whose number is not set.
 _MOST_VALIDATED = 2048
@@ -58,8 +61,9 @@ class HParams(base.ConfigModel):
     )
     seed: int = option(42, "Seed of initial weights, data order and noise.", ge=0, lt=2**63)
     lr: float = option(1e-4, "Peak learning rate.", ge=0)
-    lr_scheduler: Literal["cosine", "const", "warmup_constant_decay"] = option(
-        "cosine", "Learning rate schedule after warm-up."
+    lr_scheduler: Literal["cosine", "const", "warmup_constant_decay", "model"] = option(
+        "cosine",
+        "Learning rate schedule after warm-up; model: the whole schedule of the model type.",
     )
     warmup: float = option(
         0.05, "Warm-up in steps; a value below 1 is a fraction of all steps.", ge=0
@@ -72,7 +76,9 @@ class HParams(base.ConfigModel):
     )
     lr_cooldown_end: float = option(0.0, "Learning rate at the end of the run.", ge=0)
     force_min_lr: float = option(0.0, "Minimum learning rate of the cosine schedule.", ge=0)
-    optimizer: Literal["adamw"] = option("adamw", "Optimizer.")
+    optimizer: Literal["adamw", "adam"] = option(
+        "adamw", "Optimizer; adam adds the weight decay to the gradients."
+    )
     wd: float = option(0.01, "Weight decay of linear and convolution weights.", ge=0)
     decay_by_name: bool = option(
         False,
@@ -333,6 +339,7 @@ class TrainConfig(base.ConfigModel):
     hparams: HParams = option(HParams(), "Optimization.")
     distributed: DistributedConfig = option(DistributedConfig(), "Processes.", affects_output=False)
     ema: EmaConfig = option(EmaConfig(), "Options of the averaged weights.")
+    lora: trained.LoraOptions = option(trained.LoraOptions(), "Adapters of low rank.")
     eval: SerializeAsAny[base.ConfigModel] | None = option(
         None,
         "Rollouts of checkpoints while the run trains; they choose the best checkpoint.",
@@ -371,6 +378,11 @@ class TrainConfig(base.ConfigModel):
             rules |= base.derivation_rules(hparams, ["world_size"], "hparams.")
         init, init_rules = self._published_init()
         update = {"data": data, "hparams": hparams, **init}
+        own = getattr(self.model, "lora", None)
+        if own is not None and self.lora.rank:  # a model type with adapters of its own
+            keys = {"rank": self.lora.rank, "alpha": self.lora.alpha or own.alpha}
+            lora = {"lora": own.model_copy(update=keys)}
+            update |= {"model": self.model.model_copy(update=lora), "lora": trained.LoraOptions()}
         return self.model_copy(update=update), rules | init_rules
 
     def _published_init(self) -> tuple[dict[str, Any], dict[str, str]]:
@@ -433,6 +445,23 @@ class TrainConfig(base.ConfigModel):
         )
         return special
 
+    @classmethod
+    def implied(cls, tree: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the model type and its initial weights imply."""
+        init = tree.get("init_from")
+        section = tree.get("model")
+        keys = dict(section) if isinstance(section, Mapping) else {}
+        values: dict[str, Any] = {}
+        if init and not keys.get("type"):
+            published = published_at(locations.with_run_above(pinned(str(init))))
+            if published is not None and published[0].layout.implies_type:
+                keys["type"] = published[0].name
+                values["model"] = {"type": keys["type"]}
+        with suppress(UsageError):  # an unknown type is reported with its key later
+            if keys.get("type"):
+                values |= registered_type(str(keys["type"])).run_defaults(keys, init)
+        return values
+
     @property
     def model_type(self) -> ModelType:
         return trained.model_type_of(self.model)
@@ -450,6 +479,11 @@ class TrainConfig(base.ConfigModel):
     @property
     def validates(self) -> bool:
         return self.total_val_samples is not None or self.val_every_n_steps is not None
+
+    def build(self) -> Mapping[str, Part]:
+        """The parts of the model with random weights, and with adapters if there are any."""
+        parts = self.model_type.build(self.model)
+        return trained.with_adapters(self.model_type, parts, self.lora)
 
     def check_model(self) -> None:
         """Raises UsageError if no model is configured."""
@@ -484,7 +518,8 @@ class TrainConfig(base.ConfigModel):
         resume, whose own statistics are used; None for a new run.
         """
         kind = self.data_kind
-        info = kind.load_info(self.data, reporter)
+        data = kind.with_windows(self.data, self.model_type.windows(self.model))
+        info = kind.load_info(data, reporter)
         if not kind.has_statistics:
             return info
         if run is not None:

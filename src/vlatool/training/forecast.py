@@ -118,7 +118,7 @@ def _kinds_text(sizes: Mapping[str, int | None]) -> str:
 def num_parameters(config: TrainConfig) -> int:
     """Number of parameters in the parts that checkpoints hold."""
     with torch.device("meta"):
-        return TrainState(config.model_type.build(config.model)).num_parameters
+        return TrainState(config.build()).num_parameters
 
 
 def forecast(run: Run, assets: Path | None, reporter: Reporter) -> Forecast:

@@ -25,6 +25,7 @@ from vlatool.training.step import backward
 
 _ATEN = torch.ops.aten
 _DEVICE = torch.ops.prim.device.default
+_ITEM = _ATEN._local_scalar_dense.default
 _INDEXING = (_ATEN.index.Tensor, _ATEN.index_put.default, _ATEN.index_put_.default)
 # Elements of a float tensor that keeps its values, such as a constant of a schedule.
 _CONSTANT = 4096
@@ -105,6 +106,8 @@ class AllocationMeter(TorchDispatchMode):
             args = self._without_masks(args)
         if all(_values(tensor) is not None for tensor in inputs):
             return self._run_known(func, args, named, inputs)
+        if func is _ITEM:  # a number for a log, or a condition: any
+            return torch.ones((), dtype=args[0].dtype).item()
         for spec, value in zip(func._schema.arguments, args, strict=False):
             if spec.alias_info and spec.alias_info.is_write:
                 for tensor in _tensors((value,)):
@@ -253,7 +256,7 @@ class FakeStep:
         meter = AllocationMeter(self.device, for_gpu=self.for_gpu)
         batch = self.batch(size)
         with torch.device("meta"):
-            parts = model_type.build(config.model)
+            parts = config.build()
         for part in parts.values():
             replace_tensors(part.module, meter.resident)
         with meter:
@@ -396,7 +399,7 @@ class MemoryEstimator:
         self._sizes: dict[tuple[int, bool, Gradients], StepBytes] = {}
         self.problem = ""  # reason why activations are not known; empty if they are
         with torch.device("meta"):
-            self._parts = config.model_type.build(config.model)
+            self._parts = config.build()
         self._trained = [part.module for part in self._parts.values() if part.trained]
         self._trainable = sum(map(_trainable_bytes, self._trained))
         self._averages = 0

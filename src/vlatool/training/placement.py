@@ -91,7 +91,7 @@ class PlacedParts:
         is_trained = part.trained and any(p.requires_grad for p in part.module.parameters())
         if placement.world_size == 1 or not is_trained:
             return part.module
-        return _DdpPart(part.module, methods, placement.device)
+        return _DdpPart(part, methods, placement.device)
 
     def train(self) -> None:
         """Sets trained parts to training mode. Frozen modules and all other parts are set to eval
@@ -163,13 +163,14 @@ class _Methods(nn.Module):
 class _DdpPart:
     """DDP wrapper that is called like the module itself, listed methods included."""
 
-    def __init__(self, module: nn.Module, methods: Sequence[str], device: torch.device) -> None:
-        self._module = module
+    def __init__(self, part: Part, methods: Sequence[str], device: torch.device) -> None:
+        self._module = part.module
         self._methods = frozenset(methods)
         self._wrapped = DistributedDataParallel(
-            _Methods(module),
+            _Methods(part.module),
             device_ids=[device.index] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
+            find_unused_parameters=not part.uses_all,
             **_NO_BUFFER_SYNC,
         )
 

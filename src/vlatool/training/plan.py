@@ -33,7 +33,7 @@ def _rate(h: HParams, step: int, total_steps: int) -> float:
     warmup = to_steps(h.warmup, total_steps)
     if step < warmup:
         return h.lr * (step + 1) / warmup
-    if h.lr_scheduler == "const":
+    if h.lr_scheduler in ("const", "model"):
         return h.lr
     if h.lr_scheduler == "cosine":
         rate = _cosine(h, step - warmup, total_steps - warmup)

@@ -467,7 +467,7 @@ def network_randomness(config: TrainConfig, plan: TrainPlan) -> dict[str, str]:
     from vlatool.models.rng import draws_by_micro_batch
 
     with torch.device("meta"):
-        parts = config.model_type.build(config.model)
+        parts = config.build()
     if not any(draws_by_micro_batch(part.module) for part in parts.values() if part.trained):
         return {}
     ranks = plan.global_batch // (plan.micro_batch * plan.accumulation)

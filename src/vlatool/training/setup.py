@@ -16,7 +16,12 @@ from vlatool.jobs.ownership import differences_text
 from vlatool.jobs.record import read_record
 from vlatool.loading.base import DatasetInfo
 from vlatool.models.base import Objective, Part, Policy
-from vlatool.models.trained import ProgressOrigin, existing_weights, locate_progress
+from vlatool.models.trained import (
+    ProgressOrigin,
+    existing_weights,
+    locate_progress,
+    with_adapters,
+)
 from vlatool.storage.lock import Lock
 from vlatool.training.checkpoints import load_checkpoint, unsaved_digests
 from vlatool.training.config import TrainConfig
@@ -190,6 +195,8 @@ def _loaded_parts(
         if init is not None:
             weights = existing_weights(init)
             notes += model_type.load_init(config.model, parts, weights, config.init_except) or ()
+    with nullcontext() if runtime.is_main else torch.device("meta"):
+        parts = with_adapters(model_type, parts, config.lora)
     facts = runtime.broadcast({name: tensor_facts(part.module) for name, part in parts.items()})
     if not runtime.is_main:
         for name, part in parts.items():

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
 from vlatool.loading.base import Batch, MicroBatch
 from vlatool.models import base
@@ -34,8 +34,8 @@ from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
 
 
-def build_optimizer(spec: base.OptimizerSpec, parts: Mapping[str, nn.Module], h: HParams) -> AdamW:
-    """AdamW for the parts of one optimizer, which must already be placed."""
+def build_optimizer(spec: base.OptimizerSpec, parts: Mapping[str, nn.Module], h: HParams) -> Adam:
+    """Adam or AdamW for the parts of one optimizer, which must already be placed."""
     chosen = {name: parts[name] for name in spec.parts}
     if spec.groups is None:
         groups = default_param_groups(chosen, by_name=h.decay_by_name)
@@ -46,9 +46,11 @@ def build_optimizer(spec: base.OptimizerSpec, parts: Mapping[str, nn.Module], h:
     for group in groups:
         params = [p for p in group.params if p.requires_grad]
         if params:
-            decay = h.wd if group.decays else 0.0
+            decay = h.wd if group.decay is None else group.decay
+            decay = decay if group.decays else 0.0
             rows.append({"params": params, "weight_decay": decay, "rate": group.rate})
-    return AdamW(
+    kind = Adam if h.optimizer == "adam" else AdamW
+    return kind(
         rows,
         lr=h.lr if spec.lr is None else spec.lr,
         betas=spec.betas or (h.beta1, h.beta2),
@@ -363,7 +365,11 @@ class TrainStep:
         spec = objective.optimizers()[name]
         optimizer = state.optimizers[name]
         steps_left = self._plan.total_steps - spec.starts_at
-        rate = learning_rate(self._h, state.step - spec.starts_at, steps_left, spec.lr)
+        step = state.step - spec.starts_at
+        rate = learning_rate(self._h, step, steps_left, spec.lr)
+        if spec.schedule is not None and self._h.lr_scheduler == "model":
+            peak = self._h.lr if spec.lr is None else spec.lr
+            rate = peak * spec.schedule(step, steps_left)
         set_rate(optimizer, rate)
         optimizer.zero_grad(set_to_none=True)
         with self._placed.only_trains(spec.parts):

@@ -7,11 +7,12 @@ import torch
 from torch.nn import functional
 
 from tests.builders.future_vla import VOCABULARY, tiny_future_vla
+from vlatool.models.adapters import merged_weights
 from vlatool.models.base import StepContext
 from vlatool.models.future_vla import model
 from vlatool.models.future_vla.batch import MOVING
 from vlatool.models.future_vla.config import FutureVlaConfig
-from vlatool.models.future_vla.model import AnswerObjective, FutureVla, merged_weights
+from vlatool.models.future_vla.model import AnswerObjective, FutureVla
 from vlatool.models.rng import PerSampleRng
 from vlatool.plugins import MODELS
 

@@ -18,6 +18,7 @@ from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
 from vlatool.formats.contract import CONTRACT
+from vlatool.formats.frames.layout import FramesFolder
 from vlatool.formats.run.layout import RunDir
 from vlatool.formats.shards import layout as shards_layout
 from vlatool.formats.stats.layout import write_stats
@@ -50,6 +51,7 @@ from vlatool.loading.robotics.statistics import (
     report_ranges,
     select_statistics,
 )
+from vlatool.storage.uri import location
 
 
 class RoboticsKind(base.DataKind):
@@ -68,6 +70,16 @@ class RoboticsKind(base.DataKind):
         info = load_info(config)
         report_held_out(info, reporter)
         return info
+
+    def with_windows(
+        self, config: RoboticsDataConfig, windows: Mapping[str, Any]
+    ) -> RoboticsDataConfig:
+        """The section with keys of windows that are not set, if all data are frames."""
+        manifests = config.dataset_manifest
+        if not windows or None in [FramesFolder.find(location(text)) for text in manifests]:
+            return config
+        keys = {key: windows[key] for key in windows if getattr(config.windows, key) is None}
+        return config.model_copy(update={"windows": config.windows.model_copy(update=keys)})
 
     def with_init_statistics(
         self,
@@ -197,7 +209,7 @@ class RoboticsKind(base.DataKind):
         # Merged statistics have only the steps that all data sets have.
         options["past_lowdim_steps"] = info.statistics_past
         options["future_lowdim_steps"] = info.future
-        size = recorded_size(info.options) or self._first_size(config, info)
+        size = self.image_size(config, info)
         if size is not None:
             options[IMAGE_SIZE] = list(size)
         options[shards_layout.RECORDED_SIZES] = _merged_sizes(info.sets)
@@ -212,6 +224,10 @@ class RoboticsKind(base.DataKind):
             options["conversions"] = None
         shards_layout.write_preprocessing_config(folder, options)
         CONTRACT.write(folder, asdict(contract_of(config, options, info.statistics)))
+
+    def image_size(self, config: RoboticsDataConfig, info: RoboticsInfo) -> tuple[int, int] | None:
+        """(height, width) of the images before their crop; None if there are none."""
+        return recorded_size(info.options) or self._first_size(config, info)
 
     def _first_size(self, config: RoboticsDataConfig, info: RoboticsInfo) -> tuple[int, int] | None:
         """(height, width) of the images of the first sample; None if it is broken or has none."""

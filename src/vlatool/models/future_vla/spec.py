@@ -171,7 +171,7 @@ class FutureVlaType(ModelType):
         If the config has adapters of the same rank and scale as the run, their training continues.
         Otherwise the adapters of the run are merged into the weights, and new ones start from zero.
         """
-        from vlatool.models.future_vla.model import adapter_names, merged_weights
+        from vlatool.models.adapters import adapter_names, merged_weights
         from vlatool.models.future_vla.weights import load_stored
         from vlatool.models.weights import init_state_dict
 

@@ -25,9 +25,9 @@ from vlatool.formats.samples.layout import FAST_NAME
 from vlatool.formats.samples.profile import NAME as PROFILE_NAME
 from vlatool.formats.samples.profile import write_profile
 from vlatool.loading.vla.config import VlaAssets
+from vlatool.models.adapters import merged_weights
 from vlatool.models.future_vla import published
 from vlatool.models.future_vla.config import FutureVlaConfig
-from vlatool.models.future_vla.model import merged_weights
 from vlatool.models.future_vla.published import weight_map
 from vlatool.models.published import Exported, Trained
 from vlatool.models.weights import matching_shapes, unusable_checkpoint
