@@ -15,7 +15,7 @@ fi
 if [ ! -e "$environment/.installed" ]; then
   "$python" -m venv "$environment"
   "$environment/bin/pip" install --quiet --editable '.[lerobot,hdf5,serve]' \
-    'pytest>=8.3' 'pytest-timeout>=2.3' 'hypothesis>=6.120'
+    'lerobot[dataset]' 'pytest>=8.3' 'pytest-timeout>=2.3' 'hypothesis>=6.120'
   "$environment/bin/pip" check
   touch "$environment/.installed"
 fi

@@ -20,7 +20,7 @@ from tests.builders.lerobot_backbones import (
     shrink_gemma,
     smolvla_keys,
 )
-from tests.builders.lerobot_policies import TINY, make_frames, needs_lerobot, run_config, train_tiny
+from tests.builders.lerobot_policies import make_frames, needs_lerobot, run_config, train_tiny
 from vlatool.episode import Array, Observation
 from vlatool.formats.run.layout import RunDir
 from vlatool.models.policy import example_observation
@@ -78,7 +78,7 @@ def recorded_batches(config: Any, patch: pytest.MonkeyPatch) -> list[dict[str, A
 
     def recording(self: Any, batch: Any, ctx: Any) -> Any:
         prepared = prepare(self, batch, ctx)
-        batches.append({name: value for name, value in prepared.items() if name != "recorded"})
+        batches.append(dict(prepared))
         return prepared
 
     patch.setattr(LeRobotObjective, "prepare", recording)
@@ -141,8 +141,7 @@ def test_a_batch_has_the_loss_and_the_gradients_of_the_policy(
         if is_ours:
             objective = derived.model_type.objective(derived.model, derived.data, info, parts)
             context = StepContext(0, None, {"model": network})  # pyright: ignore[reportArgumentType]
-            given = {**batch, "recorded": batch["action"]}
-            loss = objective.loss("main", given, context)
+            loss = objective.loss("main", batch, context)
             mean = loss.total / loss.count
         else:
             mean, _ = network.forward(dict(batch))
@@ -307,5 +306,18 @@ def test_adapters_of_smolvla_are_few_resume_and_merge(
     assert_same_chunks(run, tmp_path / "out")
 
 
-def test_tiny_policies_are_those_of_the_builder() -> None:
-    assert set(TINY) == set(POLICIES)
+def test_a_chunk_goes_on_from_the_committed_one(
+    frames: Path, backbone: Path, tmp_path: Path
+) -> None:
+    keys = smolvla_keys(backbone)
+    run = train_tiny("smolvla", frames, tmp_path / "run", model__config=keys)
+    policy = open_trained(str(run), device="cpu").policy()
+    (observation,) = observations_of(policy, 1)
+    first = policy.act([observation], seeds=[0])
+    free = joined(policy.act([observation], seeds=[1]))
+    left = {name: values[0] for name, values in first.items()}
+    waiting = replace(observation, committed=left, delay=2)
+    guided = joined(policy.act([waiting], seeds=[1]))
+    expected = joined(first)
+    steps = slice(0, 2)
+    assert np.abs(guided - expected)[:, steps].sum() < np.abs(free - expected)[:, steps].sum()

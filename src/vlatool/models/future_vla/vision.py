@@ -288,7 +288,8 @@ class VisionTower(nn.Module):
         """Cosines and sines [P, head width] of the positions of all patches."""
         width = self.config.hidden_size // self.config.num_heads // 2
         options: dict[str, Any] = {"dtype": torch.float32, "device": maps[0].device}
-        parameters: Any = self.config.rope_parameters
+        # Older releases of transformers have this number in the code of the encoder.
+        parameters: Any = getattr(self.config, "rope_parameters", {"rope_theta": 10_000.0})
         exponents = torch.arange(0, width, 2, **options) / width
         frequencies = 1 / parameters["rope_theta"] ** exponents
         angles: list[Tensor] = []

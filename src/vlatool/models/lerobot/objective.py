@@ -4,8 +4,7 @@ Legend of shapes: B samples, T steps of a chunk, A width of an action, P past st
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +15,7 @@ from vlatool.models import base
 from vlatool.models.lerobot import package
 from vlatool.models.lerobot.batch import FeatureStatistics, as_floats, plan
 from vlatool.models.lerobot.config import ACTION, LeRobotPolicyConfig
-from vlatool.models.policy import ActionUnits, equal_groups
-
-
-@dataclass(frozen=True)
-class PlanWindow:
-    """Steps of the windows of the data."""
-
-    past: int  # number of steps before the current one
-    total: int  # number of all steps
-    first_action: int  # first step of the actions of the policy, relative to the current one
-
-
-_RECORDED = "recorded"  # actions in physical units, in a prepared batch
+from vlatool.models.policy import equal_groups
 
 
 class LeRobotObjective(base.Objective):
@@ -39,21 +26,14 @@ class LeRobotObjective(base.Objective):
     in micro-batches, where policies that average over steps which are not padding differ a little.
     """
 
-    samples_chunks: ClassVar[bool] = True
-
     def __init__(
         self,
         section: LeRobotPolicyConfig,
         statistics: FeatureStatistics,
         policy: nn.Module,
-        units: ActionUnits,
-        window: "PlanWindow",
     ) -> None:
         self._section = section
         self._statistics = statistics
-        self._policy: Any = policy
-        self._units = units
-        self._window = window
         self._processors: dict[str, Any] = {}  # by device
         config = package.policy_config(section)
         self._preset = config.get_optimizer_preset()
@@ -96,27 +76,19 @@ class LeRobotObjective(base.Objective):
     def prepare(self, batch: base.Batch, ctx: base.StepContext) -> base.Batch:
         """The batch after the preprocessor of the policy, on the device."""
         device = batch[ACTION].device
-        preprocess, _ = self._of(device)
-        floats = as_floats(batch, device)
-        prepared = dict(preprocess(dict(floats)))
-        prepared[_RECORDED] = batch[ACTION]
-        return prepared
-
-    def _of(self, device: torch.device) -> Any:
         if str(device) not in self._processors:
-            numbers = self._statistics
-            self._processors[str(device)] = package.new_processors(
-                self._section, numbers.seen, numbers.commanded, device
-            )
-        return self._processors[str(device)]
+            seen, commanded = self._statistics.seen, self._statistics.commanded
+            made = package.new_processors(self._section, seen, commanded, device)
+            self._processors[str(device)] = made[0]
+        preprocess = self._processors[str(device)]
+        return dict(preprocess(as_floats(batch, device)))
 
     def loss(self, optimizer: str, batch: base.Batch, ctx: base.StepContext) -> base.Loss:
         for part in self._counting:
             part.optimized_steps = ctx.step if ctx.training else -1
-        inputs = {name: value for name, value in batch.items() if name != _RECORDED}
         try:
             with package.quiet():
-                loss, facts = ctx.parts["model"](inputs)
+                loss, facts = ctx.parts["model"](dict(batch))
         except KeyError as error:
             raise UsageError(
                 f"the policy {self._section.policy} needs {error}, which the data do not give",
@@ -124,7 +96,7 @@ class LeRobotObjective(base.Objective):
                 code="usage.unsupported",
                 details={"key": "model.policy"},
             ) from error
-        size = len(batch[_RECORDED])
+        size = len(batch[ACTION])
         sums: dict[str, Tensor] = {}
         for name, value in (facts or {}).items():
             if isinstance(value, int | float) and ctx.training:
@@ -133,23 +105,6 @@ class LeRobotObjective(base.Objective):
 
     def metrics(self, phase: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
         return {name: float(total) / count for name, total in sums.items() if count}
-
-    def chunk_errors(self, batch: base.Batch, ctx: base.StepContext) -> Mapping[str, Tensor]:
-        """Errors of planned chunks in physical units; of the steps that the policy plans."""
-        recorded = batch[_RECORDED]
-        _, postprocess = self._of(recorded.device)
-        chunk = postprocess(plan(self._policy, batch)).to(recorded.device)
-        steps = self._window
-        sampled = recorded.new_zeros(len(recorded), steps.total, recorded.shape[-1])
-        actions = torch.zeros_like(sampled)
-        mask = torch.zeros(sampled.shape[:2], dtype=torch.bool, device=recorded.device)
-        first = steps.past + steps.first_action
-        last = first + recorded.shape[1]
-        rows = slice(steps.past, min(steps.past + chunk.shape[1], last))
-        sampled[:, rows] = chunk[:, : rows.stop - rows.start]
-        actions[:, first:last] = recorded
-        mask[:, rows] = ~batch["action_is_pad"][:, rows.start - first : rows.stop - first]
-        return self._units.errors(sampled, actions, mask)
 
 
 class LeRobotSampler:
@@ -160,6 +115,13 @@ class LeRobotSampler:
         self._preprocess, self._postprocess = processors
         self._past = past
         self._rows = rows
+        if self._policy.supports_rtc():
+            from lerobot.policies.rtc.configuration_rtc import (  # pyright: ignore[reportMissingImports]
+                RTCConfig,
+            )
+
+            self._policy.config.rtc_config = RTCConfig(enabled=True)
+            self._policy.init_rtc_processor()
 
     def __call__(self, batch: Mapping[str, Any], *, steps: int, rng: base.Rng) -> Tensor:
         """Actions [B, P + T, A]; those of past steps are not predicted: 0."""
@@ -173,9 +135,14 @@ class LeRobotSampler:
             noise = rng.normal(len(config.action_delta_indices), width)
         seeds = rng.integers(2**31, 1)[:, 0].tolist()
         chunks: Tensor | None = None
+        # Steps that the robot executes before a chunk takes effect, and all that are left.
+        left = [(0, 0)] * len(seeds)
+        if "guidance" in batch and self._policy.supports_rtc():
+            weights = batch["guidance"][:, self._past :]
+            left = [(int((row == 1).sum()), int((row > 0).sum())) for row in weights]
         # A text is padded to the longest of its batch, so equal ones are planned together.
-        for group in equal_groups(batch["task"]):
-            planned = self._group(floats, group.filled, noise, seeds)
+        for group in equal_groups([*zip(batch["task"], left, strict=True)]):
+            planned = self._group(floats, group.filled, noise, seeds, left[group.rows[0]])
             if chunks is None:
                 chunks = planned.new_zeros(len(seeds), *planned.shape[1:])
             chunks[group.rows] = planned[: len(group.rows)]
@@ -183,30 +150,44 @@ class LeRobotSampler:
         return functional.pad(chunks, (0, 0, self._past, 0))
 
     def _group(
-        self, batch: Mapping[str, Any], rows: Sequence[int], noise: Tensor | None, seeds: list[int]
+        self,
+        batch: Mapping[str, Any],
+        rows: Sequence[int],
+        noise: Tensor | None,
+        seeds: list[int],
+        left: tuple[int, int],
     ) -> Tensor:
         """Chunks of rows: together if the policy draws nothing but `noise`, else one by one."""
         with torch.random.fork_rng():
             torch.manual_seed(seeds[rows[0]])
             before = _random_state()
-            chunks = self._plan(batch, rows, noise)
+            chunks = self._plan(batch, rows, noise, left)
             if all(map(torch.equal, before, _random_state())):
                 return chunks
             alone: list[Tensor] = []
             for row in rows:
                 torch.manual_seed(seeds[row])
-                alone.append(self._plan(batch, [row], noise))
+                alone.append(self._plan(batch, [row], noise, left))
         return torch.cat(alone)
 
-    def _plan(self, batch: Mapping[str, Any], rows: Sequence[int], noise: Tensor | None) -> Tensor:
+    def _plan(
+        self,
+        batch: Mapping[str, Any],
+        rows: Sequence[int],
+        noise: Tensor | None,
+        left: tuple[int, int],
+    ) -> Tensor:
         chosen: dict[str, Any] = {}
         for name, value in batch.items():
-            if not name.startswith(ACTION):
-                is_list = isinstance(value, list)
-                chosen[name] = [value[row] for row in rows] if is_list else value[list(rows)]
-        options = {} if noise is None else {"noise": noise[list(rows)]}
-        chunk = plan(self._policy, self._preprocess(chosen), **options)
-        return self._postprocess(chunk)[:, : self._rows]
+            is_list = isinstance(value, list)
+            chosen[name] = [value[row] for row in rows] if is_list else value[list(rows)]
+        prepared = self._preprocess(chosen)
+        options: dict[str, Any] = {} if noise is None else {"noise": noise[list(rows)]}
+        delay, count = left
+        if count:
+            options |= {"inference_delay": delay, "execution_horizon": count}
+            options["prev_chunk_left_over"] = prepared[ACTION][:, :count]
+        return self._postprocess(plan(self._policy, prepared, **options))[:, : self._rows]
 
 
 def _random_state() -> list[Tensor]:

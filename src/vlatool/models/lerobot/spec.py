@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from vlatool.models.lerobot.objective import LeRobotObjective
     from vlatool.models.policy import RoboticsPolicy
 
-_EXAMPLE_SIDE = 96
-
 
 class LeRobotType(ModelType):
     """The model type `lerobot`."""
@@ -236,18 +234,12 @@ class LeRobotType(ModelType):
         info: "RoboticsInfo",
         parts: Mapping[str, Part],
     ) -> "LeRobotObjective":
-        from vlatool.loading.robotics.statistics import Normalizer
         from vlatool.models.lerobot.batch import feature_statistics
-        from vlatool.models.lerobot.objective import LeRobotObjective, PlanWindow
-        from vlatool.models.policy import ActionUnits
+        from vlatool.models.lerobot.objective import LeRobotObjective
 
         settings = package.policy_config(config)
         statistics = feature_statistics(config, settings, data, info.statistics)
-        units = ActionUnits(data, Normalizer(data, info.statistics, info.statistics_past))
-        past = data.lowdim_past_timesteps or 0
-        total = past + 1 + (data.lowdim_future_timesteps or 0)
-        window = PlanWindow(past, total, settings.action_delta_indices[0])
-        return LeRobotObjective(config, statistics, parts["model"].module, units, window)
+        return LeRobotObjective(config, statistics, parts["model"].module)
 
     def batcher(
         self,
@@ -271,35 +263,24 @@ class LeRobotType(ModelType):
         self, config: LeRobotPolicyConfig, data: RoboticsDataConfig, size: int
     ) -> dict[str, Any]:
         """Gray images, slow waves as actions."""
-        import numpy as np
+        import torch
 
-        from vlatool.loading.robotics.reader import DecodedSample
-
-        past = data.lowdim_past_timesteps or 0
-        total = past + 1 + (data.lowdim_future_timesteps or 0)
-        shapes = config.shapes or {}
-        first = next((shapes[feature] for feature in config.cameras.values()), [3, 1, 1])
-        number = len(data.cameras) * len(data.image_indices)
-        samples: list[DecodedSample] = []
-        for row in range(size):
-            fields: dict[str, Any] = {}
-            for feature, names in config.fields.items():
-                # The widths of single fields are not stored; only their sum is seen.
-                wave = np.sin(row + 0.2 * np.arange(total)[:, None] + np.arange(shapes[feature][0]))
-                fields |= dict.fromkeys(names[1:], wave[:, :0])
-                fields[names[0]] = wave
-            samples.append(
-                DecodedSample(
-                    key=f"example-{row}",
-                    images=np.full((number, first[1], first[2], 3), 128, np.uint8),
-                    fields=fields,
-                    past_mask=np.arange(total) < past,
-                    future_mask=np.arange(total) >= past,
-                    instruction="",
-                    metadata={},
-                )
-            )
-        return self._batcher(config, data)(samples)
+        settings = package.policy_config(config)
+        observed, actions = package.steps_of(settings)
+        steps = [] if settings.observation_delta_indices is None else [len(observed)]
+        batch: dict[str, Any] = {}
+        for feature, shape in (config.shapes or {}).items():
+            if feature == ACTION:
+                time = torch.arange(size)[:, None, None] + 0.2 * torch.arange(len(actions))[:, None]
+                batch[ACTION] = torch.sin(time + torch.arange(shape[0]))
+            elif kind_of(feature) == "VISUAL":
+                batch[feature] = torch.full((size, *steps, *shape), 128, dtype=torch.uint8)
+            else:
+                batch[feature] = torch.sin(torch.arange(size * shape[0]) * 1.0)
+                batch[feature] = batch[feature].reshape(size, *[1] * len(steps), -1)
+                batch[feature] = batch[feature].expand(size, *steps, -1)
+        padding = torch.zeros(size, len(actions), dtype=torch.bool)
+        return {**batch, "action_is_pad": padding, "task": [""] * size}
 
     def policy(
         self,
