@@ -154,7 +154,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_error(401, {"X-Error-Code": "RepoNotFound"})
             return
         parts = path.removeprefix("/api").strip("/").split("/")
-        kind = parts.pop(0) if parts[0] in ("datasets", "models") else "models"
+        if parts[0] == "buckets":
+            self._bucket(self.folder / parts[1] / parts[2], parts[3], "/".join(parts[4:]))
+            return
+        kind = parts.pop(0) if parts[0] in ("datasets", "models", "spaces") else "models"
         owner, name, verb, *rest = [*parts, "revision", "main"][: max(5, len(parts))]
         repository = self.folder / owner / name
         if not repository.is_dir():
@@ -173,6 +176,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._json([entry(path, repository) for path in sorted(repository.rglob("*"))])
         else:
             self._json({"id": f"{owner}/{name}", "sha": sha, "kind": kind, "siblings": []})
+
+    def _bucket(self, folder: Path, verb: str, name: str) -> None:
+        if not folder.is_dir():
+            self._send_error(404, {"X-Error-Code": "RepoNotFound"})
+        elif verb == "resolve":
+            self._file(folder / name)
+        else:
+            rows = [entry(path, folder) for path in sorted(folder.rglob("*"))]
+            stamps = {"mtime": "2026-01-01T00:00:00.000Z", "uploadedAt": "2026-01-01T00:00:00.000Z"}
+            self._json([{**row, **stamps, "xetHash": row.pop("oid")} for row in rows])
 
     def _json(self, document: Any, status: int = 200) -> None:
         content = json.dumps(document).encode()

@@ -13,8 +13,9 @@ from vlatool.errors import DataError, EnvironmentProblem, StorageError, UsageErr
 from vlatool.storage import http, retry
 from vlatool.storage.atomic import remove_file, write_bytes
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
+from vlatool.storage.remote import is_writable
 from vlatool.storage.remote_path import RemotePath
-from vlatool.storage.uri import location, pinned
+from vlatool.storage.uri import location, pinned, version_of
 
 BIG = np.random.default_rng(0).bytes(3 * 2**20)
 
@@ -182,6 +183,25 @@ class TestHub:
         assert hub.endpoint
         assert str(path) == "hf://models/lab/blocks@main/meta/info.json"
         assert path.read_text() == "{}"
+
+    def test_bucket_is_read_and_pinned_by_the_etag_of_each_file(self, hub: WebServer) -> None:
+        path = pinned(location("hf://buckets/lab/blocks/big.bin"))
+        assert (hub.endpoint, str(path)) != ("", "hf://models/buckets/lab/blocks/big.bin")
+        assert path.read_bytes() == BIG
+        assert version_of(path) == "ETag of each file"
+        assert sorted(file.name for file in path.parent.iterdir()) == [
+            "big.bin",
+            "meta",
+            "meta-old",
+        ]
+        assert is_writable(path)
+
+    def test_space_is_read_at_a_commit_and_not_written(self, hub: WebServer) -> None:
+        path = pinned(location("hf://spaces/lab/blocks/meta/info.json"))
+        assert (hub.endpoint, path.read_text()) != ("", "")
+        assert version_of(path) == COMMIT
+        with fails("storage.write", 5):
+            write_bytes(path, b"x")
 
     def test_private_repository_needs_a_token(
         self, hub: WebServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

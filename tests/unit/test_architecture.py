@@ -106,7 +106,7 @@ ROOM_TOKENS = {
     "workflows": 73.4,
     "training": 45.5,
     "loading": 41.4,
-    "storage": 40.9,
+    "storage": 38.3,
     "evaluation": 31.2,
     "cli": 25.9,
     "transforms": 25.2,

@@ -98,6 +98,8 @@ class RemotePath(_Path):
 
     def pinned(self) -> "RemotePath":
         """Path with the current version of its root, if the storage has versions."""
+        if not hasattr(remote_class(self._root.partition("://")[0]), "pinned"):
+            return self
         root = call(self.address, lambda remote: getattr(remote, "pinned", self._root))
         return self._new(root, self._key)
 

@@ -259,14 +259,14 @@ def retrying(
             message = f"{location}: {advice.reason}; attempt {attempts} failed, retrying for "
             _warnings.add(advice.reason, f"{message}{left:.0f} s", now)
         else:
-            _answered.add(host)
+            _answered.update([host] if host else [])
             return result
         clock.sleep(min(wait, left))
 
 
 def _is_new(host: str, advice: RetryAdvice) -> bool:
     """True for a host that this process has never reached; workers expect that it answers."""
-    if not advice.is_unreached:
+    if host and not advice.is_unreached:
         _answered.add(host)
     is_worker = "" in _answered or multiprocessing.parent_process() is not None
     return bool(host) and host not in _answered and not is_worker

@@ -12,6 +12,7 @@ from vlatool.errors import StorageError, UsageError
 from vlatool.jobs.executor import ProcessExecutor
 from vlatool.storage import retry
 from vlatool.storage.s3 import Bucket
+from vlatool.storage.uri import require_existing
 
 
 class Clock:
@@ -76,6 +77,13 @@ def test_host_that_takes_the_connection_and_is_silent_costs_the_patience_and_one
     with pytest.raises(StorageError):
         retry.retrying(silent, "s3://b/k", retry_timeout_s=10, host="s3://b", clock=clock)
     assert clock.passed <= 10 + retry.READ_TIMEOUT_S
+
+
+def test_a_command_gives_up_a_host_that_was_never_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(retry.SPEED_VARIABLE, "100")
+    with pytest.raises(StorageError) as caught:
+        require_existing("http://127.0.0.1:1/file.json")
+    assert "retried for 10 s" in caught.value.message
 
 
 def test_host_that_has_answered_is_retried() -> None:
