@@ -98,20 +98,20 @@ JOB_FOLDER = ".vlatool"
 
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS, DEEPEST = 800, 80, 6, 2
 # Ceilings: they rise only with what a change adds on purpose, and fall with what goes.
-MOST_TOKENS = 776_000
+MOST_TOKENS = 780_500
 # In thousands, for each room; "" are the files above the rooms. Each only falls.
 ROOM_TOKENS = {
     "formats": 276.6,
-    "models": 88.6,
+    "models": 97.1,
     "workflows": 73.4,
-    "training": 45.5,
-    "loading": 41.4,
+    "training": 45.8,
+    "loading": 41.6,
     "storage": 38.3,
     "evaluation": 31.2,
-    "cli": 25.9,
+    "cli": 24.3,
     "transforms": 25.2,
     "jobs": 20,
-    "config": 18.6,
+    "config": 18.8,
     "world": 17.7,
     "serving": 11.6,
     "conventions": 11.3,

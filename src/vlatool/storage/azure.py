@@ -102,7 +102,7 @@ class Container:
             etag = etag or info.etag
             if not info.size:
                 raise remote.RangeNotSatisfiable
-        options = self._condition(etag) if etag else {}
+        options: Mapping[str, Any] = self._condition(etag) if etag else {}
         try:
             answer = blob.download_blob(start, stop - start, validate_content=True, **options)
         except Exception as error:
@@ -118,7 +118,7 @@ class Container:
         return remote.Body(info, start, file.read, file.close, date)
 
     def put(self, key: str, data: bytes, etag: str | None = None) -> str:
-        options = self._condition(etag) if etag else {}
+        options: Mapping[str, Any] = self._condition(etag) if etag else {}
         answer = self._container.get_blob_client(key).upload_blob(
             data, overwrite=etag != "", validate_content=True, **options
         )

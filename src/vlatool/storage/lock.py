@@ -72,7 +72,11 @@ class Lock:
         self._path = path
         self._owner = secrets.token_hex(8)
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        self._content = {"owner": self._owner, "command": command, "started": started}
+        self._content: dict[str, str] = {
+            "owner": self._owner,
+            "command": command,
+            "started": started,
+        }
         self._seen_at = 0.0
 
     def read(self, retry_timeout_s: float | None = None) -> _Holder | None:
@@ -159,9 +163,12 @@ class FileLock(Lock):
         # Version 0.3 renews the file itself, and names its machine in it.
         if holder and "machine" in holder.content and holder.age_s < STALE_AFTER_S:
             raise self.locked_error(holder)
-        lease = _lease_of(self._path, lambda _: setattr(self, "is_lost", True))
+        lease = _lease_of(self._path, self._lose)
         lease.acquire()
         return lease
+
+    def _lose(self, _: object) -> None:
+        self.is_lost = True
 
     def read(self, retry_timeout_s: float | None = None) -> _Holder | None:
         try:

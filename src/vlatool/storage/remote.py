@@ -248,9 +248,7 @@ def call(
         raise mapped from error
 
 
-def delete_each(
-    remote: Remote, keys: Sequence[str], delete: Callable[[str], object]
-) -> Sequence[str]:
+def delete_each(remote: Any, keys: Sequence[str], delete: Callable[[str], object]) -> Sequence[str]:
     """Removes objects one by one; returns keys whose request may be repeated."""
     failed: list[str] = []
 

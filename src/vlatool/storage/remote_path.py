@@ -282,10 +282,12 @@ class RemotePath(_Path):
         """Reads the object; large ones in parallel ranges."""
         return reader.read_whole(self.address)
 
-    def read_text(self, encoding: str | None = None, **options: Any) -> str:
+    def read_text(
+        self, encoding: str | None = None, errors: str | None = None, newline: str | None = None
+    ) -> str:
         """Reads the object as text, UTF-8 by default."""
         binary = io.BytesIO(self.read_bytes())
-        return io.TextIOWrapper(binary, encoding or "utf-8", **options).read()
+        return io.TextIOWrapper(binary, encoding or "utf-8", errors, newline).read()
 
     def write_bytes(self, data: Any) -> int:
         content = bytes(data)
@@ -293,9 +295,16 @@ class RemotePath(_Path):
         self._info = None
         return len(content)
 
-    def write_text(self, data: str, encoding: str | None = None, **_options: Any) -> int:
-        """Writes the object as text, UTF-8 by default."""
-        return self.write_bytes(data.encode(encoding or "utf-8"))
+    def write_text(
+        self,
+        data: str,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> int:
+        """Writes the object as text, UTF-8 by default; lines end as they are."""
+        del newline
+        return self.write_bytes(data.encode(encoding or "utf-8", errors or "strict"))
 
     def unlink(self, missing_ok: bool = False) -> None:  # noqa: FBT001, FBT002 - pathlib's
         self._info = None

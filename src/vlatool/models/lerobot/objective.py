@@ -84,7 +84,8 @@ class LeRobotObjective(base.Objective):
         return dict(preprocess(as_floats(batch, device)))
 
     def loss(self, optimizer: str, batch: base.Batch, ctx: base.StepContext) -> base.Loss:
-        for part in self._counting:
+        for counting in self._counting:
+            part: Any = counting
             part.optimized_steps = ctx.step if ctx.training else -1
         try:
             with package.quiet():
