@@ -156,7 +156,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         if isinstance(current, BaseException) and current not in seen:
             seen.append(current)
             yield current
-            names = ("reason", "original_error", "__cause__", "__context__")
+            names = ("reason", "original_error", "inner_exception", "__cause__", "__context__")
             pending += [*current.args, *(getattr(current, name, None) for name in names)]
 
 
