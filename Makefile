@@ -52,7 +52,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	@echo 'Installing vlatool with all extras but ray into $(VENV): a minute or more, 2 GB'
-	$(BIN)/python -m pip install --quiet --constraint tests/constraints.txt --editable '.[train,hub,tensorboard,wandb,gcs,serve,sim,pusht,hdf5,zarr,mcap]'
+	$(BIN)/python -m pip install --quiet --constraint tests/constraints.txt --editable '.[train,hub,tensorboard,wandb,gcs,azure,serve,sim,pusht,hdf5,zarr,mcap]'
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python

@@ -87,7 +87,9 @@ def roll_out(run: str, starts: int) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "train":
+    if sys.argv[1:] in ([], ["--help"]):
+        print(__doc__)
+    elif sys.argv[1] == "train":
         train_run(sys.argv[2], Path(sys.argv[3]))
     else:
         roll_out(sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 50)

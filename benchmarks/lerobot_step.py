@@ -85,4 +85,7 @@ def main(data: str, steps: int) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] in ([], ["--help"]):
+        print(__doc__)
+        sys.exit()
     main(str(Path(sys.argv[1])), int(sys.argv[2]) if len(sys.argv) > 2 else 10)

@@ -19,6 +19,7 @@ SCRIPTS = {
 }
 # RAW and DATA are small Spartan episodes and their shards; HERE is this checkout.
 SMALLEST = {
+    "act_world": "--help",  # needs the package lerobot
     "acting": "--help",  # needs a trained run
     "action_codes": "--chunks 40 --runs 1",
     "build_dataset": "--episodes 1 --frames 4 --repeat 1 --plain-up-to 1",
@@ -32,6 +33,7 @@ SMALLEST = {
     "gpu": "--help",  # runs others of these scripts
     "in_turn": "--before HERE --runs 1 -- --version",
     "lerobot": "--help",  # installs several GB
+    "lerobot_step": "--help",  # needs the package lerobot
     "loading": "DATA --workers 1 --batch 2 --steps 2 --runs 1",
     "loading_plainly": "DATA --workers 1 --batch 2 --samples 4 --runs 1",
     "loss_curve": "--steps 1",

