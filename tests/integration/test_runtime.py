@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -138,6 +139,7 @@ def test_a_stop_signal_ends_a_rank_that_waits_where_python_handles_none(
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as rank:
         assert rank.stdout is not None
         assert rank.stdout.readline() == "waits\n"
+        time.sleep(0.7)  # until it is in C++, which Python cannot tell
         rank.send_signal(signal.SIGTERM)
         assert rank.communicate(timeout=20)[0] == said
     assert rank.returncode == code
