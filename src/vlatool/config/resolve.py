@@ -60,6 +60,27 @@ def overrides_tree(overrides: Sequence[Override], budget: Budget | None = None) 
     return layer
 
 
+def _layers_of(overrides: Sequence[Override]) -> list[list[Override]]:
+    """Overrides in order, in layers: a section that is typed as a text, such as `--lora 8`, is in
+    another layer than its keys, such as `--lora.alpha 16`, so that they merge.
+    """
+    layers: list[list[Override]] = [[]]
+    for override in overrides:
+        if any(_is_in_text(override, other) for other in layers[-1]):
+            layers.append([])
+        layers[-1].append(override)
+    return layers
+
+
+def _is_in_text(one: Override, other: Override) -> bool:
+    """True if one of both is a section that is typed as a text, and the other a key in it."""
+    section, key = sorted((one, other), key=lambda each: len(each.key))
+    is_text = isinstance(section.value, str) and not section.value.startswith(
+        (*_YAML_STARTS, _INCLUDE_WORD)
+    )
+    return is_text and key.key.replace("-", "_").startswith(f"{section.key.replace('-', '_')}.")
+
+
 def _value(override: Override, budget: Budget) -> coerce.Node:
     text = override.value
     origin = override.origin
@@ -177,10 +198,11 @@ class LayerReader:
             has_all_keys = bool(self.keys) and self.keys <= tree.value.keys()
             if not is_record and not has_all_keys:
                 typed_files.append(self._display(location(file)))
-        typed = self._convert(overrides_tree(overrides, self.budget), earlier)
-        if typed.preset and not trees:
-            trees.append(self._preset(typed.preset))
-        trees.append(typed.tree)
+        for layer in _layers_of(overrides):
+            typed = self._convert(overrides_tree(layer, self.budget), earlier)
+            if typed.preset and not trees:
+                trees.append(self._preset(typed.preset))
+            trees.append(typed.tree)
         return Layers(trees, frozenset(typed_files))
 
     def _preset(self, name: str) -> coerce.Node:

@@ -43,9 +43,12 @@ class Container:
 
     @cached_property
     def _credential(self) -> Any:
-        """Key, signature or identity; None for public containers."""
+        """Key, signature or identity; None for public containers.
+
+        The account that AZURE_STORAGE_ACCOUNT names is the only one that gets key or signature.
+        """
         text = os.environ.get("AZURE_STORAGE_KEY") or os.environ.get("AZURE_STORAGE_SAS_TOKEN")
-        if text:
+        if text and os.environ.get("AZURE_STORAGE_ACCOUNT", self._account) == self._account:
             return text
         try:
             identity: Any = importlib.import_module("azure.identity")

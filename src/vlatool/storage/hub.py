@@ -51,7 +51,7 @@ class Repository(WebServer):
     """
 
     form = remote.LocationForm(
-        "hf://datasets/owner/name/path or hf://owner/name@revision/path",
+        "hf://datasets/owner/name/path, hf://owner/name@revision/path or hf://buckets/owner/name/path",
         re.compile(
             r"(datasets|models|spaces)(/(?!\.)[^/@]+){2}(@[^/]+)?(/|$)|buckets(/(?!\.)[^/@]+){2}(/|$)"
         ),

@@ -381,8 +381,9 @@ class TrainConfig(base.ConfigModel):
         own = getattr(self.model, "lora", None)
         if own is not None and self.lora.rank:  # a model type with adapters of its own
             keys = {"rank": self.lora.rank, "alpha": self.lora.alpha or own.alpha}
-            lora = {"lora": own.model_copy(update=keys)}
-            update |= {"model": self.model.model_copy(update=lora), "lora": trained.LoraOptions()}
+            model = update.get("model", self.model)
+            update["model"] = model.model_copy(update={"lora": own.model_copy(update=keys)})
+            update["lora"] = self.lora.model_copy(update={"rank": 0, "alpha": None})
         return self.model_copy(update=update), rules | init_rules
 
     def _published_init(self) -> tuple[dict[str, Any], dict[str, str]]:
@@ -417,6 +418,11 @@ class TrainConfig(base.ConfigModel):
                 yield base.Violation((key,), f"{key} has an effect only with dry_run")
         if self.rate is not None and self.measure:
             yield base.Violation(("rate", "measure"), "rate is set, but measure would measure it")
+        if getattr(self.model, "lora", None) is not None:
+            for key in ("targets", "dropout"):
+                if getattr(self.lora, key):
+                    message = f"lora.{key} has no effect: model.lora adapts the language model"
+                    yield base.Violation((f"lora.{key}",), message, "error")
         yield from self._rollout_violations()
         if getattr(self.model, "type", None):
             yield from self.model_type.violations(self.model, self.data)

@@ -3,8 +3,9 @@
 import pytest
 
 from vlatool.config.coerce import to_value
-from vlatool.config.resolve import Override, overrides_tree, parse_override
+from vlatool.config.resolve import Override, load_config, overrides_tree, parse_override
 from vlatool.errors import UsageError
+from vlatool.models.trained import TrainedConfig
 
 
 @pytest.mark.parametrize(
@@ -73,3 +74,18 @@ def test_origin_is_the_option_as_typed(option, origin):
 def test_a_value_that_cannot_be_read_names_the_option(problems, text):
     origin = problems(set_=("name=x", f"cameras={text}"))[0]["origin"]
     assert origin.startswith("command line, --set cameras")
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ((("lora", "8"), ("lora.alpha", "3")), (8, 3.0)),
+        ((("lora.alpha", "3"), ("lora", "8")), (8, 3.0)),
+        ((("lora.rank", "4"), ("lora", "8")), (8, None)),
+        ((("lora", "8"), ("lora.rank", "4")), (4, None)),
+    ],
+)
+def test_a_section_typed_as_a_text_and_its_keys_merge_in_order(typed, expected):
+    overrides = [Override(key, value, "command line") for key, value in typed]
+    lora = load_config(TrainedConfig, overrides=overrides).config.lora
+    assert (lora.rank, lora.alpha) == expected

@@ -42,3 +42,13 @@ def test_writing_where_a_scheme_cannot_is_a_storage_error(address: Address) -> N
 def test_an_attribute_error_inside_a_scheme_is_raised(address: Address) -> None:
     with pytest.raises(AttributeError, match="_misspelled"):
         call(address, lambda remote: remote.head("key"))
+
+
+def test_a_key_of_azure_goes_to_the_named_account_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("azure.storage.blob")
+    from vlatool.storage.azure import Container
+
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "ours")
+    monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "sig=x")
+    assert Container("az://ours/c")._credential == "sig=x"
+    assert Container("az://theirs/c")._credential is None

@@ -38,6 +38,12 @@ def test_unsupported_value_is_an_error(key: str) -> None:
         check_rules(violations(resolved.config), (), Recorder())
 
 
+@pytest.mark.parametrize("key", ["lora.targets=.*", "lora.dropout=0.1"])
+def test_options_of_adapters_that_a_model_type_does_not_have_are_errors(key: str) -> None:
+    config = load(key, preset="future-vla-tiny").config
+    assert {violation.keys[0] for violation in violations(config)} >= {key.partition("=")[0]}
+
+
 @pytest.mark.parametrize("method", [None, "std", "min_max"])
 def test_normalization_of_a_field_decides_if_actions_are_centered(method: str | None) -> None:
     keys = ["data.action_fields=a", f"data.normalization.field_configs.a.method={method}"]

@@ -110,10 +110,9 @@ class LeRobotType(ModelType):
         shapes: dict[str, list[int]] = {}
         for feature, names in fields.items():
             shapes[feature] = [sum(info.widths(names))]
-        for name, feature in cameras.items():
-            height, width = self._image_size(data, info)
-            shapes[feature] = [3, height, width]
-            del name
+        if cameras:
+            size = self._image_size(data, info)
+            shapes |= {feature: [3, *size] for feature in cameras.values()}
         found = {"cameras": cameras, "fields": fields, "shapes": shapes}
         derived = config.model_copy(update=found)
         try:
