@@ -20,4 +20,5 @@ if [ ! -e "$environment/.installed" ]; then
   touch "$environment/.installed"
 fi
 OMP_NUM_THREADS=1 "$environment/bin/python" -m pytest tests/integration/test_lerobot.py \
-  tests/integration/test_lerobot_files.py tests/unit/models
+  tests/integration/test_lerobot_files.py tests/integration/test_upload.py \
+  tests/unit/training/test_forecast.py tests/unit/models

@@ -233,7 +233,7 @@ def theirs_of(section: Any, observation: Observation) -> Observation:
     """The observation by the names of the features."""
     images = {}
     for camera, feature in section.cameras.items():
-        images[feature.removeprefix("observation.images.")] = observation.images[camera]
+        images[feature] = observation.images[camera]
     names: Sequence[str] = section.fields["observation.state"]
     state = np.concatenate([observation.fields[name] for name in names], axis=-1)
     return replace(observation, images=images, fields={"observation.state": state})

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.builders.errors import fails
+from tests.builders.lerobot import encoded_image, lerobot_dataset
 from tests.builders.lerobot_backbones import make_tokenizer
 from tests.builders.lerobot_policies import (
     CAMERAS,
@@ -19,7 +20,9 @@ from tests.builders.lerobot_policies import (
     run_config,
     train_tiny,
 )
+from vlatool.config.resolve import load_config, parse_override
 from vlatool.models.trained import open_trained
+from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.train import train
 
 pytestmark = needs_lerobot
@@ -67,7 +70,8 @@ def changed(folder: Path, name: str, change: Any) -> None:
 
 def test_a_checkpoint_of_lerobot_acts_as_it_is(checkpoint: Path) -> None:
     policy = open_trained(str(checkpoint), device="cpu").policy()
-    assert set(policy.sees.cameras) == {"camera1", "camera2"}
+    names = {"observation.images.camera1", "observation.images.camera2"}
+    assert set(policy.sees.cameras) == names
     assert policy.actions == {"action": ACTION}
     assert policy.horizon == 8
     assert not policy.sees.instruction
@@ -204,6 +208,33 @@ def test_statistics_are_those_of_lerobot(frames: Path, tmp_path: Path) -> None:
     for key in ("min", "max", "mean", "std"):
         found = ours["observation.state"][key][moves]
         np.testing.assert_allclose(found, theirs[key][moves], rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_is_the_one_of_the_data_set_of_lerobot(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("lerobot.datasets", reason="needs lerobot[dataset]")
+    from vlatool import open_dataset
+
+    camera = "observation.images.front"
+
+    def as_jpeg(_number: int, columns: Any) -> None:  # which is copied, not encoded again
+        rows = range(len(columns[camera]))
+        columns[camera] = [{"bytes": encoded_image(row, "JPEG"), "path": None} for row in rows]
+
+    lerobot_dataset(tmp_path / "raw", cameras={camera: "image"}, change=as_jpeg)
+    for source, output, sink in (("raw", "set", "lerobot"), ("set", "frames", "frames")):
+        keys = {"format": "lerobot", "sources": tmp_path / source, "output": tmp_path / output}
+        keys |= {"sink.type": sink, "hold_out": 0}
+        presets = ["lerobot-data"] if sink == "frames" else []
+        overrides = [parse_override(f"{key}={value}") for key, value in keys.items()]
+        resolved = load_config(PreprocessConfig, presets=presets, overrides=overrides)
+        preprocess(resolved.config)
+    theirs = datasets.LeRobotDataset("local/set", root=tmp_path / "set")
+    ours = open_dataset(str(tmp_path / "frames"), image_indices=[0])
+    found = {tuple(ours[index]["action"][0].tolist()): ours[index] for index in range(len(ours))}
+    for index in range(len(theirs)):
+        item = theirs[index]
+        image = found[tuple(item["action"].tolist())][camera]
+        torch.testing.assert_close(image[0].float() / 255, item[camera], rtol=0, atol=1 / 255)
 
 
 def test_without_the_package_a_line_makes_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:

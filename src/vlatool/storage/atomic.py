@@ -89,6 +89,7 @@ def atomic_path(path: Path) -> Generator[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         with as_storage_error(path):
+            partial.chmod(path.parent.stat().st_mode & 0o666)  # some libraries write 0600
             sync_path(partial)
 
 

@@ -9,7 +9,7 @@ from vlatool.formats.base_model import CONFIG, WEIGHTS
 from vlatool.loading.robotics.assets import assets_of
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models.lerobot import package
-from vlatool.models.lerobot.config import ACTION, IMAGES, LeRobotPolicyConfig, kind_of
+from vlatool.models.lerobot.config import ACTION, LeRobotPolicyConfig, kind_of
 from vlatool.models.published import Exported, Layout, PublishedFiles, PublishedModel
 from vlatool.storage.atomic import atomic_path, write_bytes, write_json, write_text
 from vlatool.storage.cache import local_copy
@@ -49,13 +49,13 @@ class LeRobotLayout(Layout):
         assert files.config is not None
         remote = files.weights.parent
         if not path.is_file():
-            raise DataError.at(
-                remote,
-                f"has no {WEIGHTS}",
-                hint="vlatool reads no pickles, which can run code: save the policy again with a "
-                "newer lerobot, whose save_pretrained writes safetensors",
-                code="data.missing",
+            hint = (
+                "vlatool reads no pickles, which can run code: save the policy again with a newer "
+                "lerobot, whose save_pretrained writes safetensors"
             )
+            if (remote / "adapter_config.json").is_file():
+                hint = "it has adapters alone: merge them with merge_and_unload of peft"
+            raise DataError.at(remote, f"has no {WEIGHTS}", hint=hint, code="data.missing")
         folder = self._with_processors(remote)
         section = self.section(files)
         settings = package.policy_config(section)
@@ -64,7 +64,7 @@ class LeRobotLayout(Layout):
         fields: dict[str, list[str]] = {}
         for name, feature in {**settings.input_features, **settings.output_features}.items():
             if kind_of(name) == "VISUAL":
-                cameras[name.removeprefix(IMAGES)] = name
+                cameras[name] = name  # as recordings of lerobot have them
             else:
                 fields[name] = [name]
             shapes[name] = list(feature.shape)

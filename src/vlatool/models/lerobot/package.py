@@ -17,7 +17,6 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from threading import RLock
 from typing import Any
-from unittest.mock import patch
 
 from vlatool.errors import ConfigError, DataError, EnvironmentProblem, VlatoolError
 from vlatool.formats.base_model import WEIGHTS
@@ -193,6 +192,21 @@ def quiet() -> Generator[None]:
 
 
 @contextmanager
+def _replaced(owner: Any, name: str, new: Any) -> Generator[None]:
+    """Context in which an attribute of a module or class has another value."""
+    is_own = name in vars(owner)  # else a class inherits it
+    before = vars(owner).get(name)
+    setattr(owner, name, new)
+    try:
+        yield
+    finally:
+        if is_own:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
+
+
+@contextmanager
 def guarded(bases: Mapping[str, str]) -> Generator[None]:
     """Context in which libraries get files of base models from our locations, and no code.
 
@@ -202,8 +216,15 @@ def guarded(bases: Mapping[str, str]) -> Generator[None]:
 
     from vlatool.models.weights import read_external_weights
 
+    def base(name: str, default: str) -> Path:
+        try:
+            return base_model(bases.get(name, default))
+        except VlatoolError as error:
+            error.hint = f"give its folder: --model.bases {name}=DIR"
+            raise
+
     def local(name: str, *, weights: bool = False) -> Path:
-        folder = base_model(bases.get(name, name))
+        folder = base(name, name)
         names = [
             file
             for file in sorted(file_names(folder))
@@ -225,8 +246,7 @@ def guarded(bases: Mapping[str, str]) -> Generator[None]:
     def torchvision_weights(url: str, *_: Any, **__: Any) -> Any:
         file = url.rpartition("/")[2]
         kind = next((name for name in _TORCHVISION if file.startswith(name.lower())), file)
-        default = _TORCHVISION.get(kind, file)
-        place = base_model(bases.get(kind, default))
+        place = base(kind, _TORCHVISION.get(kind, file))
         if place.suffix:
             return read_external_weights(local_copy(place.parent, [place.name]) / place.name)
         return read_external_weights(local_copy(place, [WEIGHTS]) / WEIGHTS)
@@ -237,14 +257,12 @@ def guarded(bases: Mapping[str, str]) -> Generator[None]:
     with _LOCK, quiet(), ExitStack() as stack:
         for kind, weights in classes:
             change = opened(kind.from_pretrained, weights=weights)
-            stack.enter_context(patch.object(kind, "from_pretrained", change))
-        stack.enter_context(
-            patch.object(torch.hub, "load_state_dict_from_url", torchvision_weights)
-        )
+            stack.enter_context(_replaced(kind, "from_pretrained", change))
         api = importlib.import_module("torchvision.models._api")
-        stack.enter_context(patch.object(api, "load_state_dict_from_url", torchvision_weights))
+        for module in (torch.hub, api):
+            stack.enter_context(_replaced(module, "load_state_dict_from_url", torchvision_weights))
         constants = importlib.import_module("huggingface_hub.constants")
-        stack.enter_context(patch.object(constants, "HF_HUB_OFFLINE", new=True))
+        stack.enter_context(_replaced(constants, "HF_HUB_OFFLINE", new=True))
         try:
             yield
         except (VlatoolError, MemoryError):
