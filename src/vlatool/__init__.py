@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from vlatool.workflows.export import export as export
     from vlatool.workflows.export import tokenizer_export as tokenizer_export
     from vlatool.workflows.fit_fast import fit_fast as fit_fast
-    from vlatool.workflows.launch_ray import launch_ray_preprocess as launch_ray_preprocess
-    from vlatool.workflows.launch_training import launch_logs as launch_logs
     from vlatool.workflows.launch_training import (
         launch_sagemaker_finetune as launch_sagemaker_finetune,
     )
@@ -83,8 +81,6 @@ _PUBLIC = {
     "finetune": f"{_WORKFLOWS}.train:finetune",
     "fit_fast": f"{_WORKFLOWS}.fit_fast:fit_fast",
     "inspect": f"{_WORKFLOWS}.verify:inspect",
-    "launch_ray_preprocess": f"{_WORKFLOWS}.launch_ray:launch_ray_preprocess",
-    "launch_logs": f"{_WORKFLOWS}.launch_training:launch_logs",
     "launch_sagemaker_finetune": f"{_WORKFLOWS}.launch_training:launch_sagemaker_finetune",
     "launch_sagemaker_train": f"{_WORKFLOWS}.launch_training:launch_sagemaker_train",
     "launch_slurm_train": f"{_WORKFLOWS}.launch_training:launch_slurm_train",
@@ -124,6 +120,12 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> object:
     """Imports a public name on first use, so that `import vlatool` stays light."""
     if name not in _PUBLIC:
+        from vlatool.withdrawn import withdrawn_hint
+
+        if hint := withdrawn_hint(name):
+            from vlatool.errors import UsageError
+
+            raise UsageError(f"vlatool.{hint}", code="usage.unsupported")
         raise AttributeError(f"module 'vlatool' has no attribute {name!r}")
     module, _, attribute = _PUBLIC[name].partition(":")
     try:

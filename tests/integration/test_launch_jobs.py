@@ -1,4 +1,4 @@
-"""`launch status`, `logs` and `stop` on jobs as SageMaker describes them, and when it fails."""
+"""`launch status` and `stop` on jobs as SageMaker describes them, and when it fails."""
 
 import json
 import threading
@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from tests.surface.invoke import run_vlatool
-from vlatool.storage.retry import SPEED_VARIABLE
 
 pytest.importorskip("boto3")
 
@@ -21,8 +20,6 @@ JOB = {
     "ResourceConfig": {"InstanceCount": 2, "InstanceType": "ml.c5.xlarge", "VolumeSizeInGB": 1},
 }
 RUNNING = JOB | {"TrainingJobStatus": "InProgress", "SecondaryStatus": "Training"}
-STREAMS = {"logStreams": [{"logStreamName": "mine/algo-1"}]}
-EVENTS = {"events": [{"timestamp": 1, "message": "step 1"}], "nextForwardToken": "f"}
 DOWN = {"__type": "InternalFailure"}
 BUSY = {"__type": "ThrottlingException", "message": "Rate exceeded"}
 ENDED = {"__type": "ValidationException", "message": "the job is in status Completed"}
@@ -31,13 +28,11 @@ Answer = Mapping[str, Any]
 
 
 class Service:
-    """Answers of SageMaker and CloudWatch by operation; each list is used up to its last answer."""
+    """Answers of SageMaker by operation; each list is used up to its last answer."""
 
     def __init__(self) -> None:
         self.answers: dict[str, list[Answer]] = {
             "DescribeTrainingJob": [JOB],
-            "DescribeLogStreams": [STREAMS],
-            "GetLogEvents": [EVENTS],
             "StopTrainingJob": [{}],
         }
 
@@ -72,7 +67,6 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv(SPEED_VARIABLE, "100")
     yield service
     server.shutdown()
     server.server_close()
@@ -114,36 +108,8 @@ def test_a_service_that_does_not_answer_is_no_wrong_option(
     assert (code, document["error"]["code"]) == (5, "storage.unreachable")
 
 
-def test_following_a_service_that_never_answers_ends_at_once(service: Service) -> None:
-    # A second poll would find the job.
-    service.answers["DescribeTrainingJob"] = [{}, JOB]
-    code, document = launch("logs", "mine", "--follow")
-    assert (code, document["error"]["code"]) == (5, "storage.unreachable")
-
-
-# boto3 asks four times.
-@pytest.mark.parametrize("operation", ["DescribeTrainingJob", "GetLogEvents"])
-def test_a_log_is_followed_over_an_outage(operation: str, service: Service) -> None:
-    service.answers["DescribeTrainingJob"] = [RUNNING, JOB]
-    good = service.answers[operation]
-    service.answers[operation] = [good[0], *[DOWN] * 8, good[-1]]
-    code, document = launch("logs", "mine", "--follow")
-    assert (code, document["status"]) == (0, "Completed")
-
-
-def test_following_ends_with_an_outage_that_does_not_end(service: Service) -> None:
-    service.answers["DescribeTrainingJob"] = [RUNNING, DOWN]
-    code, document = launch("logs", "mine", "--follow")
-    assert (code, document["error"]["code"]) == (5, "storage.unreachable")
-
-
 def test_a_job_that_ends_before_it_is_stopped_is_no_error(service: Service) -> None:
     service.answers["DescribeTrainingJob"] = [RUNNING, JOB]
     service.answers["StopTrainingJob"] = [ENDED]
     code, state = launch("stop", "mine")
     assert (code, state["status"]) == (0, "Completed")
-
-
-def test_a_job_without_a_log_yet_has_no_lines(service: Service) -> None:
-    service.answers["DescribeLogStreams"] = [{"__type": "ResourceNotFoundException"}]
-    assert launch("logs", "mine") == (0, {"job": "mine", "status": "Completed", "log": []})

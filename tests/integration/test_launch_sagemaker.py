@@ -5,9 +5,7 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -19,9 +17,10 @@ from tests.builders.s3_runs import upload
 from tests.builders.s3_server import S3Server, without_credentials
 from tests.builders.training import tiny_arguments
 from tests.surface.invoke import run_vlatool
+from vlatool import __version__
 from vlatool.config.resolve import load_config
 from vlatool.errors import EnvironmentProblem, UsageError
-from vlatool.launching.sagemaker import Account, image_files, job_error, load_secrets
+from vlatool.launching.sagemaker import Account, load_secrets
 from vlatool.launching.sagemaker_job import SageMakerConfig, check_volume, instance_type, num_gpus
 from vlatool.storage.remote_path import RemotePath
 from vlatool.training.config import TrainConfig
@@ -240,10 +239,7 @@ def test_commit_and_difference_of_the_checkout_go_with_the_job(
         (("--sagemaker.usr", "ada"), 2, "config.unknown_key"),
         (("--hparams.lr", "fast"), 2, "config.invalid_value"),
         (("--sagemaker.subnets", "subnet-1"), 2, "config.contradiction"),
-        (("--sagemaker.pip=--extra-index-url=x",), 2, "usage.bad_value"),
-        (("--sagemaker.package", "tests"), 2, "usage.bad_value"),
-        (("--sagemaker.package", "missing.whl"), 2, "usage.bad_value"),
-        (("--sagemaker.pip", "einops", "--sagemaker.image", "a:1"), 2, "config.contradiction"),
+        (("--sagemaker.build_only", "true"), 2, "config.unsupported"),
         (("--tracker", "wandb"), 2, "usage.missing_key"),
         (("--sagemaker.profile", "no-such-profile"), 6, "environment.credentials"),
         ((), 2, "usage.missing_key"),  # `finetune` without a checkpoint
@@ -274,19 +270,6 @@ def test_gpus_of_an_instance_type(name: str, gpus: int | None) -> None:
     assert num_gpus(instance_type(name)) == gpus
 
 
-@pytest.mark.parametrize(
-    ("reason", "exit_code"),
-    [
-        ("AlgorithmError: , exit code: 3", 3),
-        ("AlgorithmError: , exit code: 1", 1),
-        ("CapacityError: no instance", 6),
-    ],
-)
-def test_failed_job_has_the_exit_code_of_its_command(reason: str, exit_code: int) -> None:
-    error = job_error("job", {"TrainingJobStatus": "Failed", "FailureReason": reason})
-    assert (error.exit_code, error.code) == (exit_code, "environment.process_failed")
-
-
 @pytest.fixture
 def run(
     data: Path, s3: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
@@ -313,8 +296,8 @@ def test_job_has_what_was_asked_for_and_reads_the_same_run(
     run: tuple[str, ...], s3_bucket: str
 ) -> None:
     image = ("--sagemaker.image", "lab/vlatool:1", "--sagemaker.keep_alive_period", "60")
-    code, document = launched("train", *run, *image, "--wait")
-    assert (code, document["status"]) == (0, "Completed")
+    code, document = launched("train", *run, *image)
+    assert (code, document["status"]) == (0, "InProgress")
     name = document["job"]
     job = client("sagemaker").describe_training_job(TrainingJobName=name)
     asked = document["request"]
@@ -340,32 +323,20 @@ def test_job_has_what_was_asked_for_and_reads_the_same_run(
     assert (code, document["status"]) == (0, "InProgress")
 
 
-@pytest.mark.parametrize("command", ["status", "logs", "stop"])
+@pytest.mark.parametrize("command", ["status", "stop"])
 def test_command_on_a_job_without_its_name_shows_the_form(command: str) -> None:
     code, text = run_vlatool("launch", command, "--json")
     assert (code, json.loads(text)["error"]["code"]) == (2, "usage.missing_key")
 
 
-def test_state_log_and_end_of_a_job_by_its_name(run: tuple[str, ...]) -> None:
+def test_state_and_end_of_a_job_by_its_name(run: tuple[str, ...]) -> None:
     name = launched("train", *run, "--sagemaker.image", "lab/vlatool:1")[1]["job"]
-    logs = client("logs")
-    with suppress(logs.exceptions.ResourceAlreadyExistsException):
-        logs.create_log_group(logGroupName="/aws/sagemaker/TrainingJobs")
-    where = {
-        "logGroupName": "/aws/sagemaker/TrainingJobs",
-        "logStreamName": f"{name}/algo-1-1700000000",
-    }
-    logs.create_log_stream(**where)
-    moment = int(time.time() * 1000)
-    events = [{"timestamp": moment + n, "message": f"step {n}"} for n in range(3)]
-    logs.put_log_events(**where, logEvents=events)
 
     def job(*words: str) -> dict[str, Any]:
         code, text = run_vlatool("launch", *words, "--json")
         assert code == 0, text
         return json.loads(text)
 
-    assert job("logs", name)["log"] == [f"algo-1-1700000000: step {n}" for n in range(3)]
     assert job("stop", name, "--dry-run")["status"] != "Stopped"
     state = job("status", name)
     assert (state["instances"], state["config_location"][-5:]) == ("1 x ml.c5.xlarge", ".yaml")
@@ -374,6 +345,12 @@ def test_state_log_and_end_of_a_job_by_its_name(run: tuple[str, ...]) -> None:
 
     code, text = run_vlatool("launch", "status", "no-such-job", "--json")
     assert (code, json.loads(text)["error"]["code"]) == (2, "usage.unknown_name")
+
+
+def test_a_job_without_an_image_needs_the_one_of_this_version(run: tuple[str, ...]) -> None:
+    code, document = launched("train", *run)
+    assert (code, document["error"]["code"]) == (2, "usage.unknown_name")
+    assert document["error"]["details"]["image"].endswith(f"/vlatool:{__version__}")
 
 
 def test_image_that_is_not_in_the_registry_is_an_error_of_a_dry_run(run: tuple[str, ...]) -> None:
@@ -434,7 +411,7 @@ def test_volume_is_large_enough_for_the_checkpoints() -> None:
 
 
 def container(
-    root: Path, host: str, image: Path, document: dict[str, Any], env: Mapping[str, str]
+    root: Path, host: str, document: dict[str, Any], env: Mapping[str, str]
 ) -> subprocess.Popen[str]:
     """The entry of a job in one of two containers, as SageMaker starts it; `root` is its `/`."""
     request, name = document["request"], document["job"]
@@ -454,7 +431,7 @@ def container(
     variables = {key: there(text) for key, text in request["Environment"].items()}
     return subprocess.Popen(
         [sys.executable, "-m", "vlatool", *map(there, words)],
-        env={**env, **variables, "PYTHONPATH": str(image), "OMP_NUM_THREADS": "1"},
+        env={**env, **variables, "OMP_NUM_THREADS": "1"},
         cwd=root,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -473,14 +450,9 @@ def test_entry_of_the_image_trains_on_two_machines_to_a_checkpoint_in_the_bucket
         *("--dry-run", "--hparams.global_batch_size", "8", *secret),
     )
     assert code == 0, document
-    image = tmp_path / "image"
-    for name, content in image_files(SageMakerConfig()):
-        (image / name).parent.mkdir(parents=True, exist_ok=True)
-        (image / name).write_bytes(content)
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **s3.env}
     machines = [
-        container(tmp_path / host, host, image, document, env)
-        for host in ("127.0.0.1", "127.0.0.2")
+        container(tmp_path / host, host, document, env) for host in ("127.0.0.1", "127.0.0.2")
     ]
     logs = [machine.communicate(timeout=300)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], logs
@@ -490,60 +462,7 @@ def test_entry_of_the_image_trains_on_two_machines_to_a_checkpoint_in_the_bucket
     assert (copy / "checkpoints/step_00000002/manifest.json").is_file()
     # Run and caches of the first machine are on the volume.
     assert {path.name for path in (tmp_path / "127.0.0.1/tmp").iterdir()} == {"runs", "cache"}
-    where = [sys.executable, "-c", "import vlatool; print(vlatool.__file__)"]
-    module = subprocess.check_output(where, env={**env, "PYTHONPATH": str(image)}, text=True)
-    assert module.strip() == f"{image}/vlatool/__init__.py"
     assert "sesame" not in "".join(logs)
-
-
-def docker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program `docker` that writes its arguments and its input to a file."""
-    folder.mkdir()
-    program = folder / "docker"
-    program.write_text(f'#!/bin/sh\necho "$@" >> {folder}/log\ncat >> {folder}/input\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    return folder
-
-
-def test_image_is_built_and_pushed_with_docker(
-    run: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = docker(tmp_path / "bin", monkeypatch)
-    plugin = tmp_path / "lab-format"
-    (plugin / ".git").mkdir(parents=True)
-    (plugin / ".git" / "config").write_text("")
-    (plugin / "pyproject.toml").write_text("[project]\nname = 'lab-format'\n")
-    words = ("--sagemaker.package", str(plugin), "--sagemaker.pip", "einops==0.8.1")
-    code, document = launched("train", *run, "--sagemaker.build_only", "true", *words)
-    assert (code, document["status"]) == (0, "built")
-    image = document["request"]["AlgorithmSpecification"]["TrainingImage"]
-    lines = (folder / "log").read_text().splitlines()
-    assert [line.split()[0] for line in lines] == ["login", "login", "build", "push"]
-    assert lines[-1] == f"push {image}"
-    password = (folder / "input").read_text()
-    assert password
-    assert password not in (folder / "log").read_text()
-    context = Path(lines[2].split()[-1])
-    assert {"Dockerfile", "requirements.txt", "vlatool", "packages"} == {
-        path.name for path in context.iterdir()
-    }
-    assert "einops==0.8.1" in (context / "requirements.txt").read_text().splitlines()
-    assert (context / "packages/requirements.txt").read_text() == "./lab-format\n"
-    assert [path.name for path in (context / "packages/lab-format").iterdir()] == ["pyproject.toml"]
-    assert (context / "vlatool/presets/runs").is_dir()
-
-
-def test_without_docker_the_hint_has_the_three_commands(
-    run: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    code, document = launched("train", *run)
-    assert (code, document["error"]["code"]) == (6, "environment.process_failed")
-    commands = document["error"]["details"]["commands"]
-    assert [command.split("docker ")[1].split()[0] for command in commands] == [
-        *("login", "build", "push"),
-    ]
 
 
 @pytest.mark.parametrize(

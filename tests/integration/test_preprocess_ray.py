@@ -1,33 +1,22 @@
 """`preprocess --engine ray` writes the same bytes as the local engine."""
 
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.builders.jsonl_sink import ToySink
 from tests.builders.lerobot import lerobot_dataset
-from tests.builders.preprocessing import contents, refusal, run
+from tests.builders.preprocessing import contents, refusal
 from tests.builders.spartan import spartan_task
-from vlatool.cli.app import run as vlatool
 from vlatool.errors import PartialFailure
 from vlatool.jobs.ray_executor import RayExecutor
-from vlatool.launching import ray_file
 from vlatool.testing.sinks import SinkChecks
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 
 ray = pytest.importorskip("ray")
 
 EPISODES = 6
-WINDOWS = (
-    *("--past-lowdim-steps", "1", "--future-lowdim-steps", "3", "--max-padding-right", "3"),
-    *("--samples-per-shard", "8"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -75,64 +64,7 @@ def test_two_nodes_write_the_same_lerobot_set_as_one_process(address: str, tmp_p
     assert contents(tmp_path / "spread") == written
 
 
-def test_launched_driver_writes_the_same_bytes_and_its_relative_paths_are_those_of_its_folder(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spartan_task(tmp_path / "raw", episodes=2, frames=9)
-    run(tmp_path / "raw", tmp_path / "local")
-    monkeypatch.chdir(tmp_path)
-
-    words = ["launch", "ray", "preprocess", "spartan", "raw", "-o", "spread", *WINDOWS, "-q"]
-    code = vlatool([*words, "--ray-address", address])
-
-    assert code == 0
-    assert contents(tmp_path / "spread") == contents(tmp_path / "local")
-
-
 def test_run_killed_on_a_cluster_is_resumed_there(address: str, tmp_path: Path) -> None:
     checks = SinkChecks(ToySink, ToySink.Config(), tmp_path)
     checks.check_quiet_run()
     checks.check_killed_run("killed on a cluster", lambda: RayExecutor(address=address), 1)
-
-
-@pytest.mark.slow
-def test_node_that_joins_from_nothing_with_the_lines_of_the_cluster_file_runs_the_tasks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from ray.cluster_utils import Cluster
-
-    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # for pip, this means none
-    text = ray_file.with_program(ray_file.template(), tmp_path)
-    ray_file.build_wheel(tmp_path, text)
-    home, versions = tmp_path / "home", tmp_path / "versions.txt"
-    home.mkdir()
-    versions.write_text(f"ray=={ray.__version__}\n")
-    cluster = yaml.safe_load(text)
-    for there, here in cluster["file_mounts"].items():
-        shutil.copy(here, home / there.removeprefix("~/"))
-    node_env = {
-        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-        "HOME": str(home),
-        "PATH": f"{home}/vlatool-env/bin:{os.environ['PATH']}",
-        "PIP_CONSTRAINT": str(versions),
-        "PIP_COMPILE": "0",  # the node imports little of what is installed
-        "PIP_CACHE_DIR": os.environ.get("PIP_CACHE_DIR", str(Path.home() / ".cache/pip")),
-    }
-    subprocess.run([sys.executable, "-m", "venv", home / "vlatool-env"], check=True)
-    installs = [line for line in cluster["setup_commands"] if "pip install" in line]
-    assert len(installs) == 2
-    for line in installs:
-        subprocess.run(["bash", "-c", f"{line} --quiet"], env=node_env, cwd=home, check=True)
-
-    head = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    join = ["ray", "start", "--block", f"--address={head.address}", "--num-cpus=1"]
-    node = subprocess.Popen(join, env=node_env, cwd=home)
-    try:
-        source = spartan_task(tmp_path / "raw", episodes=2, frames=9)
-        run(source, tmp_path / "local")
-        run(source, tmp_path / "joined", engine="ray", ray_address=head.address, workers=None)
-        assert contents(tmp_path / "joined") == contents(tmp_path / "local")
-    finally:
-        node.terminate()
-        node.wait(timeout=60)
-        head.shutdown()

@@ -20,7 +20,6 @@ SIMILAR = {
     "launch slurm train": "train",
     "launch sagemaker train": "train",
     "launch sagemaker finetune": "train",
-    "launch ray preprocess": "preprocess",
 }
 
 

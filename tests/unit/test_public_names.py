@@ -18,10 +18,8 @@ NAMES = [name for name in dir(vlatool) if name != "__version__"]
 RENAMED = {
     "plugins": "list_plugins",  # `vlatool.plugins` is the registries
     "version": "__version__",
-    "launch ray preprocess": "launch_ray_preprocess",
     "launch sagemaker finetune": "launch_sagemaker_finetune",
     "launch sagemaker train": "launch_sagemaker_train",
-    "launch logs": "launch_logs",
     "launch slurm train": "launch_slurm_train",
     "launch status": "launch_status",
     "launch stop": "launch_stop",

@@ -84,9 +84,11 @@ class TableGroup(typer.core.TyperGroup):
         if ctx.resilient_parsing or self.get_command(ctx, args[0]) is not None:
             return super().resolve_command(ctx, args)
         from vlatool.plugins import did_you_mean
+        from vlatool.withdrawn import withdrawn_hint
 
         known = self.list_commands(ctx)
-        hint = did_you_mean(args[0], known)
+        withdrawn = withdrawn_hint(f"{self.prefix} {args[0]}".strip())
+        hint = withdrawn or did_you_mean(args[0], known)
         lead = _LEADS.get(self.prefix or args[0])
         if lead and (not self.prefix or hint.startswith("known:")):
             hint = lead

@@ -87,12 +87,6 @@ _LAUNCH: dict[str, Command] = {
         {"job": "JOB"},
         (_JOB, f"{_JOB} --json | jq -r .status"),
     ),
-    "launch logs": Command(
-        "Show the log of a SageMaker job.",
-        "vlatool.workflows.launch_training:launch_logs(LaunchLogsConfig)",
-        {"job": "JOB"},
-        (f"{_JOB} | grep loss", f"{_JOB} --follow"),
-    ),
     "launch stop": Command(
         "Stop a SageMaker job; repeat the launch command to continue its run.",
         "vlatool.workflows.launch_training:launch_stop(LaunchStopConfig)",
@@ -118,20 +112,6 @@ _LAUNCH: dict[str, Command] = {
         ),
         form="vlatool.cli.training_options:launch_train_form",
         presets=TRAINING_PRESETS,
-    ),
-    "launch ray preprocess": Command(
-        "Preprocess on a Ray cluster, or write the file of `ray up` for a new one.",
-        "vlatool.workflows.launch_ray:launch_ray_preprocess(RayPreprocessConfig)",
-        {"format": "[FORMAT]", "sources": "SOURCE..."},
-        ("spartan s3://lab/raw -o s3://lab/data", "spartan raw -o data --ray-address auto"),
-        details="As `vlatool preprocess`; without --ray-address, for a new cluster.",
-        form="vlatool.cli.preprocess:preprocess_form",
-        presets=("preprocess",),
-        options=(
-            *("output", "preset", "config", "sink", "ray_address", "ray.cluster", "ray.image"),
-            *("ray.key_pair", "ray.subnet", "ray.security_group", "ray.account"),
-            *("ray.head_profile", "ray.worker_profile", "on_error", "overwrite", "dry_run"),
-        ),
     ),
 }
 
@@ -521,8 +501,7 @@ GROUPS: dict[str, str] = {
     "tokenizer": "Train, evaluate, export visual tokenizers; fit FAST.",
     "eval": "Evaluate a policy on recorded data or in an environment.",
     "stats": "Merge statistics of data sets, or compute missing ones.",
-    "launch": "Train or preprocess on SageMaker, Slurm or a Ray cluster.",
+    "launch": "Train on SageMaker or Slurm.",
     "launch sagemaker": "Start training on Amazon SageMaker.",
     "launch slurm": "Start training on a cluster with Slurm.",
-    "launch ray": "Preprocess on a Ray cluster.",
 }

@@ -8,7 +8,6 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import StringConstraints
@@ -33,6 +32,7 @@ class SageMakerConfig(ConfigModel):
             values=[False],
             reason="start the image with `docker run`, or train here with `vlatool train`",
         ),
+        Published("build_only", values=[False], reason="build the image with `docker build`"),
     )
 
     user: str | None = option(
@@ -69,13 +69,9 @@ class SageMakerConfig(ConfigModel):
     max_run: float = option(10, "Days after which SageMaker stops the job.", gt=0, le=28)
     image: str | None = option(
         None,
-        "Address of a container image in a registry; null: an image with this version of vlatool, "
-        "which is built with Docker and pushed if the registry does not have it.",
+        "Address of a container image in a registry; null: vlatool:VERSION in the registry of "
+        "your account.",
         min_length=1,
-    )
-    pip: list[Name] = option([], "More packages for the image that is built, written as for pip.")
-    package: list[Name] = option(
-        [], "Folders or wheels of your own packages, such as plugins, for the image that is built."
     )
     spot: bool = option(
         False, "Use spot instances; an interrupted job restarts and continues its run."
@@ -96,7 +92,7 @@ class SageMakerConfig(ConfigModel):
     )
     tags: dict[str, str] = option({}, "More tags of the job.")
     check_config: bool = option(False, "The same as --dry-run.")
-    build_only: bool = option(False, "Build and push the image, and start no job.")
+    build_only: bool = option(False, "Not supported: building the image.")
 
 
 # Published short names. Source: reference/sagemaker 1.
@@ -273,7 +269,6 @@ def check_job(config: SageMakerConfig) -> None:
             code="config.contradiction",
             details={"key": "sagemaker.subnets"},
         )
-    _check_packages(config)
     if config.keep_alive_period and config.spot:
         raise UsageError(
             "sagemaker.keep_alive_period cannot keep spot instances",
@@ -290,35 +285,6 @@ def check_job(config: SageMakerConfig) -> None:
                 f"file://FILE`, and give --sagemaker.secrets.{name} NAME",
                 code="usage.secret",
                 details={"key": f"sagemaker.environment.{name}"},
-            )
-
-
-def _check_packages(config: SageMakerConfig) -> None:
-    if config.image is not None and (config.pip or config.package):
-        raise UsageError(
-            "sagemaker.pip and sagemaker.package are for an image that vlatool builds, but "
-            "sagemaker.image is set",
-            hint="leave out --sagemaker.image",
-            code="config.contradiction",
-            details={"key": "sagemaker.image"},
-        )
-    for line in config.pip:
-        if line.startswith("-") or "\n" in line or is_credential("", line):
-            raise UsageError(
-                "sagemaker.pip takes packages, no options, line breaks or credentials",
-                hint="give names, versions and addresses, such as lerobot==0.4.0; for a private "
-                "package give its folder or wheel with --sagemaker.package",
-                code="usage.bad_value",
-                details={"key": "sagemaker.pip"},
-            )
-    for path in config.package:
-        is_wheel = path.endswith(".whl") and Path(path).is_file()
-        if not (is_wheel or Path(path, "pyproject.toml").is_file()):
-            raise UsageError(
-                f"--sagemaker.package {path}: is no wheel, and no folder with a pyproject.toml",
-                hint="give the folder of a package, or build a wheel with `pip wheel --no-deps`",
-                code="usage.bad_value",
-                details={"key": "sagemaker.package", "path": path},
             )
 
 

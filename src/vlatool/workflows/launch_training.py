@@ -18,10 +18,8 @@ from vlatool.launching.sagemaker import (
     JOB_ENDS,
     Account,
     check_image,
+    default_image,
     described_job,
-    ensure_image,
-    follow_job,
-    job_log,
 )
 from vlatool.launching.sagemaker_job import (
     SAVE_PATH,
@@ -60,9 +58,6 @@ class LaunchSageMakerConfig(TrainConfig):
     sagemaker: SageMakerConfig = execution_field(
         default=SageMakerConfig(), description="SageMaker job."
     )
-    wait: bool = execution_field(
-        default=False, description="Show the log of the job until it ends."
-    )
     again: bool = execution_field(
         default=False, description="Start a job again although the same job has completed."
     )
@@ -72,17 +67,14 @@ class LaunchSageMakerConfig(TrainConfig):
 class SageMakerResult(Result):
     """A job that was started, or would be."""
 
-    job: str  # its name; empty if only the image was built
-    status: str  # `planned`, `built`, or the last known status of the job
+    job: str  # its name
+    status: str  # `planned`, or the last known status of the job
     request: Mapping[str, Any]  # starts the job; null where only the account has the value
     config_location: str  # of the configuration of the run
     config: str  # this configuration as YAML
     notes: tuple[str, ...] = ()  # explanation of each null
 
     def lines(self) -> list[str]:
-        if self.status == "built":
-            image = self.request["AlgorithmSpecification"]["TrainingImage"]
-            return [f"{image}: is in the registry"]
         if not self.is_planned:
             return [f"{self.job}: {self.status}; its configuration is {self.config_location}"]
         request = json.dumps(self.request, indent=2)
@@ -101,8 +93,7 @@ def launch_sagemaker_train(
         ConfigError: A value is invalid, or a location is local.
         UsageError: A required value is missing, or AWS rejects the request.
         DataError: The data or the initial weights are missing or broken.
-        EnvironmentProblem: Credentials, a permission or Docker are missing.
-        VlatoolError: With `wait`, the job failed.
+        EnvironmentProblem: Credentials or a permission are missing.
     """
     typed = explicit_keys(config) if typed is None else typed
     config, job = with_local_folder(config), config.sagemaker
@@ -115,8 +106,6 @@ def launch_sagemaker_train(
     plan = _plan(config, job, account.region)
     if config.dry_run or job.check_config:
         return _with_image_note(plan, account)
-    if job.build_only:
-        return _with_image(plan, ensure_image(account, config.sagemaker, reporter), "built")
     if plan.request["RoleArn"] is None:
         raise UsageError(
             "there is no execution role for the job: sagemaker.arn and SAGEMAKER_ARN are not set",
@@ -125,10 +114,7 @@ def launch_sagemaker_train(
             details={"key": "sagemaker.arn"},
         )
     check_volume(job, training_job.check_run_with_data(config, typed, processes, reporter))
-    result = _started(plan, config, account, reporter)
-    if config.wait:
-        result = replace(result, status=follow_job(account, result.job, reporter))
-    return result
+    return _started(plan, config, account, reporter)
 
 
 def launch_sagemaker_finetune(
@@ -174,8 +160,8 @@ def _notes(job: SageMakerConfig) -> Iterator[str]:
         yield "RoleArn is null: give an execution role with --sagemaker.arn ARN, or SAGEMAKER_ARN"
     if job.image is None:
         yield (
-            "TrainingImage is null: its address has the number of your account; without "
-            "--sagemaker.image URI, vlatool builds and pushes the image before the job starts"
+            "TrainingImage is null: without --sagemaker.image URI it is the image of this version "
+            "in the registry of your account, whose address has the number of the account"
         )
 
 
@@ -192,12 +178,6 @@ def _with_image_note(plan: SageMakerResult, account: Account) -> SageMakerResult
         except (EnvironmentProblem, StorageError) as error:
             reason = error.message
     return replace(plan, notes=(*plan.notes, f"TrainingImage was not checked: {reason}"))
-
-
-def _with_image(plan: SageMakerResult, image: str, status: str) -> SageMakerResult:
-    algorithm = {**plan.request["AlgorithmSpecification"], "TrainingImage": image}
-    request = {**plan.request, "AlgorithmSpecification": algorithm}
-    return replace(plan, request=request, status=status, notes=())
 
 
 def _check_tracker_secrets(config: LaunchSageMakerConfig, job: SageMakerConfig) -> None:
@@ -241,12 +221,11 @@ def _started(
             code="usage.output_in_use",
             details={"job": name},
         )
-    image = config.sagemaker.image
-    if image is None:
-        image = ensure_image(account, config.sagemaker, reporter)
-    else:
-        check_image(account, image)
-    started = _with_image(plan, image, "InProgress")
+    image = config.sagemaker.image or default_image(account)
+    check_image(account, image)
+    algorithm = {**plan.request["AlgorithmSpecification"], "TrainingImage": image}
+    request = {**plan.request, "AlgorithmSpecification": algorithm}
+    started = replace(plan, request=request, status="InProgress", notes=())
     write_text(location_of(started.config_location), started.config)
     difference = checkout()[1]
     if difference:
@@ -269,12 +248,6 @@ class LaunchStatusConfig(ConfigModel):
         None, "AWS region; null: the region of your AWS settings, else us-west-2."
     )
     profile: str | None = option(None, "Profile of your AWS settings; null: AWS_PROFILE.")
-
-
-class LaunchLogsConfig(LaunchStatusConfig):
-    follow: bool = option(
-        False, "Show new lines until the job ends, with the exit code of its command."
-    )
 
 
 class LaunchStopConfig(LaunchStatusConfig):
@@ -307,18 +280,6 @@ class LaunchedJobResult(Result):
         ]
 
 
-@dataclass(frozen=True)
-class LaunchLogsResult(Result):
-    """Log of a SageMaker job."""
-
-    job: str
-    status: str
-    log: tuple[str, ...]  # each line begins with the name of its machine
-
-    def lines(self) -> list[str]:
-        return [*self.log]
-
-
 def launch_status(config: LaunchStatusConfig, *, reporter: Reporter = NULL) -> LaunchedJobResult:
     """State of a job.
 
@@ -326,7 +287,7 @@ def launch_status(config: LaunchStatusConfig, *, reporter: Reporter = NULL) -> L
         UsageError: There is no such job.
         EnvironmentProblem: Credentials or a permission are missing.
     """
-    check_required(config, "vlatool launch {status|logs|stop} JOB")
+    check_required(config, "vlatool launch {status|stop} JOB")
     job = described_job(Account(config.profile, config.region), config.job)
     resources = job.get("ResourceConfig", {})
     groups = resources.get("InstanceGroups") or [resources]
@@ -347,25 +308,6 @@ def launch_status(config: LaunchStatusConfig, *, reporter: Reporter = NULL) -> L
         instances=" + ".join(instances) or "instances unknown",
         config_location=config_location(job),
     )
-
-
-def launch_logs(config: LaunchLogsConfig, *, reporter: Reporter = NULL) -> LaunchLogsResult:
-    """The log of a job so far; with `follow`, passed to `reporter` until the job ends.
-
-    Raises:
-        UsageError: There is no such job.
-        EnvironmentProblem: Credentials or a permission are missing.
-        VlatoolError: With `follow`, the job failed.
-    """
-    check_required(config, "vlatool launch logs JOB")
-    account = Account(config.profile, config.region)
-    if config.follow:
-        return LaunchLogsResult(config.job, follow_job(account, config.job, reporter), ())
-    status = described_job(account, config.job)["TrainingJobStatus"]
-    log = job_log(account, config.job)
-    if not log:
-        reporter.note(f"{config.job}: is {status}, and has logged nothing yet")
-    return LaunchLogsResult(config.job, status, tuple(log))
 
 
 def launch_stop(config: LaunchStopConfig, *, reporter: Reporter = NULL) -> LaunchedJobResult:

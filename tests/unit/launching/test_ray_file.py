@@ -1,33 +1,13 @@
-"""File of a Ray cluster: its template, and the values in place of placeholders."""
+"""The cluster file for `ray up` in the docs."""
 
 import re
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from vlatool.errors import UsageError
-from vlatool.launching import ray_file
-from vlatool.launching.ray_file import (
-    RayClusterConfig,
-    filled,
-    left_placeholders,
-    placeholder_error,
-    template,
-)
-
-TEXT = template()
-VALUES = {
-    "image": "ami-0abc",
-    "key_pair": "robots",
-    "subnet": "subnet-1a",
-    "security_group": "sg-2b",
-    "account": "123456789012",
-    "head_profile": "head",
-    "worker_profile": "worker",
-}
+TEXT = (Path(__file__).parents[3] / "docs/reference/ray-cluster.yaml").read_text()
 
 
 def test_size_and_machines_are_those_of_the_published_template() -> None:
@@ -58,60 +38,9 @@ def test_size_and_machines_are_those_of_the_published_template() -> None:
 
 
 @pytest.mark.parametrize(
-    ("origin", "line"),
-    [
-        ({}, f"'vlatool[ray]=={version('vlatool')}'"),
-        (
-            {"url": "https://git.lab/vlatool", "vcs_info": {"vcs": "git", "commit_id": "0a1b"}},
-            "'vlatool[ray] @ git+https://git.lab/vlatool@0a1b'",
-        ),
-        ({"url": "file:///w/vlatool-1.whl"}, '"$HOME/vlatool-1.whl[ray]"'),
-    ],
-    ids=["index", "git", "wheel"],
-)
-def test_nodes_install_the_program_that_is_here(
-    origin: dict[str, Any], line: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ray_file, "_origin", lambda: origin)
-    cluster = yaml.safe_load(ray_file.with_program(TEXT, Path("/cluster")))
-    assert f"~/vlatool-env/bin/pip install {line}" in cluster["setup_commands"]
-
-
-def test_credential_in_the_address_of_the_program_is_an_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    origin = {"url": "https://ada:hunter22@git.lab/v", "vcs_info": {"commit_id": "0a1b"}}
-    monkeypatch.setattr(ray_file, "_origin", lambda: origin)
-    with pytest.raises(UsageError) as caught:
-        ray_file.with_program(TEXT, Path("/cluster"))
-    assert caught.value.code == "usage.secret"
-    assert "hunter22" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
     "real",
     [r"(ami|subnet|sg|vpc)-[0-9a-f]{8,}", r"\b\d{12}\b", r"\b\d+\.\d+\.\d+\.\d+\b", r"s3://", "@"],
     ids=["aws_id", "account", "address", "bucket", "person"],
 )
 def test_nothing_looks_like_a_real_identity(real: str) -> None:
     assert re.search(real, TEXT) is None
-
-
-def test_values_replace_every_placeholder() -> None:
-    text = filled(TEXT, RayClusterConfig.model_validate(VALUES))
-    nodes = yaml.safe_load(text)["available_node_types"]
-    profile = nodes["worker"]["node_config"]["IamInstanceProfile"]["Arn"]
-    assert profile == "arn:aws:iam::123456789012:instance-profile/worker"
-    assert left_placeholders(text) == {}
-    with pytest.raises(UsageError) as caught:  # another value than that of the file
-        filled(text, RayClusterConfig(image="ami-0def"))
-    assert caught.value.details["key"] == "ray.image"
-
-
-def test_error_names_the_placeholders_that_are_left_and_their_options() -> None:
-    config = RayClusterConfig.model_validate(VALUES | {"subnet": None})
-    text = filled(TEXT, config) + "extra: PLACEHOLDER-OF-MINE  # PLACEHOLDER in a comment\n"
-    error = placeholder_error(config, left_placeholders(text))
-    assert {*error.details["placeholders"]} == {"subnet-PLACEHOLDER", "PLACEHOLDER-OF-MINE"}
-    assert "--ray.subnet" in error.hint
-    assert "--ray.image" not in error.hint
