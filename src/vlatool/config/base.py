@@ -281,14 +281,6 @@ def derivation_rules(config: ConfigModel, names: Iterable[str], prefix: str = ""
     return rules
 
 
-def with_value(config: Any, key: str, value: Any) -> Any:
-    """Copies a config with another value of a dotted key."""
-    name, _, rest = key.partition(".")
-    if rest:
-        value = with_value(getattr(config, name), rest, value)
-    return config.model_copy(update={name: value})
-
-
 def typed_command(words: str, config: ConfigModel, arguments: Sequence[str] = ()) -> str:
     """Returns a command line that gives the same results.
 

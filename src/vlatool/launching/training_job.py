@@ -99,7 +99,7 @@ def check_run_with_data(
     config, info, _ = resolved(config, None, reporter)
     plan = make_plan(config, info.datasets, processes or 1)
     check_rules(schedule_violations(config.hparams, plan.total_steps), typed, reporter)
-    return checkpoint_bytes(config, info, plan)
+    return checkpoint_bytes(config, plan)
 
 
 def _texts(config: ConfigModel) -> Iterator[tuple[str, str]]:

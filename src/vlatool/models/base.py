@@ -500,8 +500,6 @@ class ModelType(Protocol):
         methods: For each part, the names of methods besides `forward` that use its weights.
         needs_init: True if a run needs the weights of `init_from`; without them it can only be
             planned.
-        adapters: Dotted keys of the section `model` that train only few weights, such as
-            `{"lora.rank": 16}`. They are proposed if a run does not fit into memory.
         layout: How files of this type are published; by default they are not.
     """
 
@@ -510,7 +508,6 @@ class ModelType(Protocol):
     kinds: ClassVar[tuple[str, ...]]
     methods: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     needs_init: ClassVar[bool] = False
-    adapters: ClassVar[Mapping[str, Any]] = {}
     layout: ClassVar[Layout] = Layout()
 
     # what every model type has

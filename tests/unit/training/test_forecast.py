@@ -18,7 +18,7 @@ from tests.builders.training import (
 )
 from vlatool.cli.app import run as run_command
 from vlatool.config.resolve import load_config, parse_override
-from vlatool.errors import ConfigError, UsageError
+from vlatool.errors import ConfigError
 from vlatool.training.config import TrainConfig
 from vlatool.training.forecast import Forecast
 from vlatool.workflows.train import train
@@ -72,33 +72,27 @@ def test_sharding_divides_the_state_over_devices(data: Path, tmp_path: Path) -> 
     assert (whole.memory["gathered"], sharded.memory["gathered"] > 0) == (0, True)
 
 
-def test_run_that_does_not_fit_names_keys_with_which_it_fits(data: Path, tmp_path: Path) -> None:
-    keys = {"hparams__per_gpu_batch_size": 8, "device_memory": "1TB"}
-    whole = forecast_of(data, tmp_path / "run", **keys)
-    limit = sum(whole.memory.values()) - 1
+def test_run_whose_state_does_not_fit_is_refused(data: Path, tmp_path: Path) -> None:
     with fails("usage.bad_value") as raised:
-        forecast_of(data, tmp_path / "run", **{**keys, "device_memory": f"{limit}"})
-    for change in raised.value.details["fits_with"]:
-        named = {key.replace(".", "__"): value for key, value in change.items()}
-        smaller = forecast_of(data, tmp_path / "run", **{**keys, **named})
-        assert sum(smaller.memory.values()) <= limit
-    assert raised.value.details["fits_with"]
+        forecast_of(data, tmp_path / "run", device_memory="1MB")
+    assert raised.value.details["memory"]["optimizer"]
 
 
-def test_more_devices_make_a_run_fit_where_no_batch_does(data: Path, tmp_path: Path) -> None:
-    keys = {"distributed__world_size": 2, "model__transformer__hidden_dim": 512}
-    keys |= {"device_memory": "1TB"}
-    least = {
-        "distributed__fsdp": True,
-        "distributed__fsdp_reshard_after_forward": True,
-        "hparams__grad_checkpointing": True,
-        "hparams__per_gpu_batch_size": 1,
-    }
-    sharded = forecast_of(data, tmp_path / "run", **keys, **least)
-    limit = sum(sharded.memory.values()) - 1
-    with pytest.raises(UsageError) as raised:
-        forecast_of(data, tmp_path / "run", **{**keys, "device_memory": f"{limit}"})
-    assert raised.value.details["fits_with"][0]["nproc"] > 2
+def test_run_whose_activations_do_not_fit_is_warned_of(data: Path, tmp_path: Path) -> None:
+    memory = forecast_of(data, tmp_path / "run", device_memory="1TB").memory
+    limit = sum(size or 0 for size in memory.values()) - 1
+    recorder = Recorder()
+    keys = {"device_memory": f"{limit}", "dry_run": True}
+    train(tiny_config(data, tmp_path / "run", **keys), reporter=recorder)
+    assert [code for code, _ in recorder.warnings] == ["memory_activations"]
+
+
+def test_activations_are_fewer_with_checkpoints_of_gradients(data: Path, tmp_path: Path) -> None:
+    keys = {"model__transformer__n_layers": 8}
+    whole = forecast_of(data, tmp_path / "run", **keys).memory["activations"]
+    keys["hparams__grad_checkpointing"] = True
+    fewer = forecast_of(data, tmp_path / "run", **keys).memory["activations"]
+    assert 0 < (fewer or 0) < (whole or 0)
 
 
 def test_a_given_or_measured_rate_gives_hours_and_writes_nothing(
@@ -149,9 +143,7 @@ def test_bad_option_of_a_forecast_is_named(
         train(tiny_config(data, tmp_path / "run", **{"dry_run": True, **keys}))
 
 
-def test_unknown_activations_are_reported_and_refused_only_for_a_given_memory(
-    data: Path, tmp_path: Path
-) -> None:
+def test_unknown_activations_are_reported(data: Path, tmp_path: Path) -> None:
     base, backbone = vlm_base(tmp_path / "base", "smolvlm"), "model.vision_language_backbone"
     keys = {
         **tiny_overrides(data, tmp_path / "run", dry_run=True),
@@ -174,23 +166,13 @@ def test_unknown_activations_are_reported_and_refused_only_for_a_given_memory(
             ).config
         ).forecast
 
-    forecast = planned()
+    forecast = planned(device_memory="80GB")
     assert forecast is not None
     assert forecast.unknown
     assert forecast.memory["activations"] is None
-    with fails("usage.bad_value"):
-        planned(device_memory="80GB")
 
 
 FUTURE_VLA_4B = ("train", "-p", "future-vla-libero", "-p", "future-vla-4b", "--json")
-
-
-FEW_LAYERS = {
-    "qwen.text_config.num_hidden_layers": "2",
-    "qwen.vision_config.depth": "1",
-    "qwen.vision_config.deepstack_visual_indexes": "[0]",
-    "dino.num_hidden_layers": "1",
-}
 
 
 @pytest.mark.slow
@@ -209,24 +191,3 @@ def test_run_of_4b_sizes_is_planned_without_weights(
     assert memory["weights"] == pytest.approx(state, rel=0.05)
     for kind, copies in {"gradients": 1, "optimizer": 2, "averages": 1}.items():
         assert memory[kind] == pytest.approx(copies * state, rel=0.05)
-    assert memory["activations"]
-
-
-@pytest.mark.slow
-def test_adapters_or_more_devices_make_a_language_model_fit(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    samples = write_samples(tmp_path, episodes=1, side=256)
-    words = [*FUTURE_VLA_4B, "--data", str(samples), "--dry-run", "--num-epochs", "64"]
-    words += ["--nproc", "1"]
-    for key, value in FEW_LAYERS.items():
-        words += [f"--model.{key}", value]
-    assert run_command([*words, "--device-memory", "1TB"]) == 0
-    memory = json.loads(capsys.readouterr().out)["forecast"]["memory"]
-    limit = sum(memory.values()) - memory["activations"]  # below the smallest batch
-    assert run_command([*words, "--device-memory", str(limit)]) == 2
-    error = json.loads(capsys.readouterr().out)["error"]
-    assert error["code"] == "usage.bad_value"
-    adapters, devices = error["details"]["fits_with"]
-    assert adapters["model.lora.rank"] > 0
-    assert (devices["distributed.fsdp"], devices["nproc"] > 1) == (True, True)

@@ -67,7 +67,6 @@ class FutureVlaType(ModelType):
     kinds: ClassVar[tuple[str, ...]] = ("vla",)
     methods: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("answer_losses",)}
     needs_init: ClassVar[bool] = True
-    adapters: ClassVar[Mapping[str, Any]] = {"lora.rank": 16}
     layout: ClassVar[Layout] = QwenLayout()
 
     def check_init(self, config: FutureVlaConfig, init_from: str | None) -> None:
