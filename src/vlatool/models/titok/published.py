@@ -6,7 +6,7 @@ converted to our sections. Source: reference/titok 5.1, 7.1, 7.2, 7.3.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,7 +19,7 @@ from vlatool.errors import ConfigError, DataError
 from vlatool.formats.base_model import CONFIG as HUB_CONFIG
 from vlatool.formats.base_model import WEIGHTS as HUB_WEIGHTS
 from vlatool.models.published import PublishedFiles
-from vlatool.models.titok.config import KlConfig, TitokConfig, VitConfig, VqConfig
+from vlatool.models.titok.config import TitokConfig, VitConfig, VqConfig
 from vlatool.storage.atomic import write_text
 from vlatool.storage.documents import read_json, read_yaml
 
@@ -29,6 +29,8 @@ MODEL = "model.vq_model"
 _CROP = "dataset.preprocessing.crop_size"
 # Our key of a head that does not follow from `is_legacy`, and the heads that do.
 _HEAD = "decoder_head"
+# Value of a published key; None if it is not set.
+Lookup = Callable[[str], Any]
 _HEADS = {True: "proxy", False: "pixel"}
 _ENCODER_PATCH = f"{MODEL}.vit_enc_patch_size"
 _DECODER_PATCH = f"{MODEL}.vit_dec_patch_size"
@@ -40,6 +42,7 @@ MODEL_KEYS: Mapping[str, str] = {
     f"{MODEL}.vit_dec_model_size": "decoder",
     _ENCODER_PATCH: "patch_size",
     f"{MODEL}.num_latent_tokens": "num_latent_tokens",
+    f"{MODEL}.token_size": "quantizer.token_size",
     f"{MODEL}.pretrained_tokenizer_weight": "teacher",
     f"{MODEL}.vqgan": "vqgan",  # not published; written for a teacher of other sizes
     **{
@@ -101,34 +104,32 @@ def published_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Converts the published configuration of a model or of a training stage to `TitokConfig` keys.
     The published defaults of `is_legacy` and `finetune_decoder` are true.
     """
-    section = _at(tree, MODEL)
-    if not isinstance(section, Mapping):
+    lookup = partial(_at, tree)
+    if not isinstance(lookup(MODEL), Mapping):
         raise ConfigError(
             f"the configuration has no {MODEL}",
             hint="give the config.yaml or config.json of a tokenizer",
             code="config.missing_key",
         )
-    for key, reason in model_contradictions(lambda name: _at(tree, name)):
+    for key, reason in model_contradictions(lookup):
         raise ConfigError(
-            f"{key} is {_at(tree, key)!r}, which is not supported: {reason}",
+            f"{key} is {lookup(key)!r}, which is not supported: {reason}",
             hint="use a tokenizer of the published sizes",
             code="config.unsupported",
         )
-    config: dict[str, Any] = {"type": "titok", "encoder": "large", "decoder": "large"}
+    keys: dict[str, Any] = {"model.encoder": "large", "model.decoder": "large"}
     for key, our_key in {**MODEL_KEYS, _CROP: "image_size"}.items():
-        value = _at(tree, key)
+        value = lookup(key)
         if value not in (None, "") and not is_reference(value):
-            _set(config, our_key, value)
-    is_legacy = bool(section.get("is_legacy", True))
-    head = section.get(_HEAD, _HEADS[is_legacy])
-    config["stage"] = 2 if head == "proxy" and bool(section.get("finetune_decoder", True)) else 1
-    config["latent_layout"] = "legacy" if is_legacy else "aligned"
-    config["decoder_head"] = head
-    config["quantizer"] = _quantizer(section)
-    return config
+            keys[f"model.{our_key}"] = value
+    keys |= {"model.type": "titok", **_stage(lookup), **_quantizer(lookup)}
+    converted: dict[str, Any] = {}
+    for key, value in keys.items():
+        _set(converted, key, value)
+    return converted["model"]
 
 
-def model_contradictions(lookup: Callable[[str], Any]) -> Iterator[tuple[str, str]]:
+def model_contradictions(lookup: Lookup) -> Iterator[tuple[str, str]]:
     """Published keys of a model with values that it cannot have here, and the reasons; `lookup`:
     returns the value of a published key; None if it is not set.
     """
@@ -173,13 +174,6 @@ def published_tree(config: TitokConfig) -> dict[str, Any]:
     }
 
 
-def _quantizer(section: Mapping[str, Any]) -> dict[str, Any]:
-    is_vae = section.get("quantize_mode", "vq") == "vae"
-    kind = KlConfig if is_vae else VqConfig
-    names = [name for name in kind.model_fields if name != "type" and name in section]
-    return {"type": "kl" if is_vae else "vq", **{name: section[name] for name in names}}
-
-
 def _size(config: VitConfig) -> str | dict[str, int]:
     return config.size or config.model_dump()
 
@@ -216,7 +210,6 @@ _SAME: Mapping[str, str] = {
     "experiment.eval_every": "val_every_n_steps",
     "experiment.generate_every": "images_every_n_steps",
     "experiment.log_every": "log_every_n_steps",
-    f"{MODEL}.token_size": "model.quantizer.token_size",
     "training.max_train_steps": "total_train_steps",
     "training.seed": "hparams.seed",
     "training.max_grad_norm": "hparams.grad_clip_norm",
@@ -247,18 +240,6 @@ _CHECKED = (f"{MODEL}.vit_dec_patch_size", *_FIXED)
 _OF_VQ = ("codebook_size", "use_l2_norm", "commitment_cost")
 _SCHEDULES = {"cosine": "cosine", "constant": "const"}
 _PRECISIONS = {"no": "float32", "fp16": "amp_bfloat16", "bf16": "amp_bfloat16"}
-
-# Value of a published key; None if it is not set.
-Lookup = Callable[[str], Any]
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """A rule that converts several published keys, or the value of one."""
-
-    sources: tuple[str, ...]  # published keys; the rule applies if one of them is set
-    # function from the values of the whole file to our keys and their values
-    make: Callable[[Lookup], Mapping[str, Any]]
 
 
 def translate(tree: coerce.Node, below: coerce.Node) -> ConvertedConfig | None:
@@ -295,7 +276,7 @@ def translate(tree: coerce.Node, below: coerce.Node) -> ConvertedConfig | None:
     is_new_model = (
         tree.origin != coerce.TYPED_ORIGIN and coerce.find(below, MODEL.split(".")) is None
     )
-    converted, used = _convert(published, lookup, _rules(is_new_model=is_new_model))
+    converted, used = _convert(published, lookup, is_new_model=is_new_model)
     # The tree without the used keys, and without sections that are empty then.
     left = coerce.Node({}, published.origin)
     for key, _ in coerce.leaf_origins(published):
@@ -326,18 +307,27 @@ def _published_sections(tree: coerce.Node) -> coerce.Node:
 
 
 def _convert(
-    published: coerce.Node, lookup: Lookup, rules: tuple[_Rule, ...]
+    published: coerce.Node, lookup: Lookup, *, is_new_model: bool
 ) -> tuple[coerce.Node, list[str]]:
-    """Returns our keys, and the published keys that were converted."""
+    """Returns our keys, and the published keys that were converted. A file that starts a model gets
+    the published defaults.
+    """
     converted = coerce.Node({}, published.origin)
     used: list[str] = [*_CHECKED]
-    for rule in rules:
-        nodes = [coerce.find(published, key.split(".")) for key in rule.sources]
+    for sources, make in _RULES.items():
+        if is_new_model and make in (_stage, _quantizer):
+            sources = (*sources, MODEL)
+        nodes = [coerce.find(published, key.split(".")) for key in sources]
         present = [node for node in nodes if node is not None]
         if present:
-            for key, value in rule.make(lookup).items():
+            keys = make(lookup)
+            if is_new_model and make is _stage:
+                # The published reader samples shards with replacement, endlessly.
+                kinds = {"model.type": "titok", "data.type": "images"}
+                keys = {**kinds, "data.allow_multiple_epochs": True, **keys}
+            for key, value in keys.items():
                 converted = _put(converted, key, coerce.from_value(value, present[0].origin))
-            used += rule.sources
+            used += sources
     for key, name in _SAME.items():
         node = coerce.find(published, key.split("."))
         if node is not None:
@@ -347,45 +337,19 @@ def _convert(
     return converted, used
 
 
-def _rules(*, is_new_model: bool) -> tuple[_Rule, ...]:
-    """Returns all rules; for a file that starts a model they fill in the published defaults."""
-    switches = tuple(f"{MODEL}.{name}" for name in ("is_legacy", "finetune_decoder"))
-    quantizer = tuple(f"{MODEL}.{name}" for name in ("quantize_mode", *_OF_VQ))
-    first = (MODEL,) if is_new_model else ()
-    return (
-        *((_Rule(first, _kinds),) if first else ()),
-        _Rule((*switches, *first), _stage),
-        _Rule((*quantizer, *first), _quantizer_of_stage),
-        _Rule(
-            ("training.per_gpu_batch_size", "training.gradient_accumulation_steps"), _batch_sizes
-        ),
-        _Rule(("training.mixed_precision",), _mapped("precision", _PRECISIONS)),
-        _Rule(("lr_scheduler.scheduler",), _mapped("lr_scheduler", _SCHEDULES)),
-        _Rule((_END_RATE, _SCHEDULED_RATE, _RATE), _end_rate),
-        _Rule(("training.use_ema",), _averages),
-        _Rule(("experiment.output_dir",), _folder),
-        _Rule(("dataset.params.train_shards_path_or_url",), _list("train", "data.shards")),
-        _Rule(("dataset.params.eval_shards_path_or_url",), _list("eval", "data.val_shards")),
-    )
-
-
-def _kinds(lookup: Lookup) -> Mapping[str, Any]:
-    """Types of model and data; the published reader samples shards with replacement, endlessly."""
-    return {"model.type": "titok", "data.type": "images", "data.allow_multiple_epochs": True}
-
-
 def _stage(lookup: Lookup) -> Mapping[str, Any]:
     is_legacy = lookup(f"{MODEL}.is_legacy") is not False
+    head = lookup(f"{MODEL}.{_HEAD}") or _HEADS[is_legacy]
     tunes = lookup(f"{MODEL}.finetune_decoder") is not False
     return {
-        "model.stage": 2 if is_legacy and tunes else 1,
+        "model.stage": 2 if head == "proxy" and tunes else 1,
         "model.latent_layout": "legacy" if is_legacy else "aligned",
-        "model.decoder_head": "proxy" if is_legacy else "pixel",
+        "model.decoder_head": head,
     }
 
 
-def _quantizer_of_stage(lookup: Lookup) -> Mapping[str, Any]:
-    if lookup(f"{MODEL}.quantize_mode") == "vae":
+def _quantizer(lookup: Lookup) -> Mapping[str, Any]:
+    if lookup(_MODE) == "vae":
         return {"model.quantizer.type": "kl"}
     values = {f"model.quantizer.{name}": lookup(f"{MODEL}.{name}") for name in _OF_VQ}
     known = {key: value for key, value in values.items() if value is not None}
@@ -422,24 +386,33 @@ def _folder(lookup: Lookup) -> Mapping[str, Any]:
     return {"save_path": str(folder.parent), "name": folder.name}
 
 
-def _list(split: str, name: str) -> Callable[[Lookup], Mapping[str, Any]]:
-    def make(lookup: Lookup) -> Mapping[str, Any]:
-        value = lookup(f"dataset.params.{split}_shards_path_or_url")
-        if value in (None, "", []):
-            return {}
-        return {name: value if isinstance(value, list) else [value]}
-
-    return make
+def _shards(split: str, name: str, lookup: Lookup) -> Mapping[str, Any]:
+    value = lookup(_SHARDS.format(split))
+    if value in (None, "", []):
+        return {}
+    return {name: value if isinstance(value, list) else [value]}
 
 
-def _mapped(name: str, values: Mapping[str, str]) -> Callable[[Lookup], Mapping[str, Any]]:
-    source = {"precision": "training.mixed_precision", "lr_scheduler": "lr_scheduler.scheduler"}
+def _word(source: str, name: str, words: Mapping[str, str], lookup: Lookup) -> Mapping[str, Any]:
+    return {name: words.get(str(lookup(source)), lookup(source))}
 
-    def make(lookup: Lookup) -> Mapping[str, Any]:
-        value = lookup(source[name])
-        return {f"hparams.{name}": values.get(str(value), value)}
 
-    return make
+# What converts several published keys, or the value of one; it applies if a layer sets one of them.
+_PRECISION = "training.mixed_precision"
+_SCHEDULE = "lr_scheduler.scheduler"
+_SHARDS = "dataset.params.{}_shards_path_or_url"
+_RULES: Mapping[tuple[str, ...], Callable[[Lookup], Mapping[str, Any]]] = {
+    (f"{MODEL}.is_legacy", f"{MODEL}.finetune_decoder", f"{MODEL}.{_HEAD}"): _stage,
+    (_MODE, *(f"{MODEL}.{name}" for name in _OF_VQ)): _quantizer,
+    ("training.per_gpu_batch_size", "training.gradient_accumulation_steps"): _batch_sizes,
+    (_PRECISION,): partial(_word, _PRECISION, "hparams.precision", _PRECISIONS),
+    (_SCHEDULE,): partial(_word, _SCHEDULE, "hparams.lr_scheduler", _SCHEDULES),
+    (_END_RATE, _SCHEDULED_RATE, _RATE): _end_rate,
+    ("training.use_ema",): _averages,
+    ("experiment.output_dir",): _folder,
+    (_SHARDS.format("train"),): partial(_shards, "train", "data.shards"),
+    (_SHARDS.format("eval"),): partial(_shards, "eval", "data.val_shards"),
+}
 
 
 def _put(tree: coerce.Node, key: str, value: coerce.Node) -> coerce.Node:
