@@ -6,6 +6,7 @@ from collections.abc import Mapping
 # is an error whose hint has this text; files that an earlier version wrote may still contain it.
 WITHDRAWN: Mapping[str, str] = {
     "camera_lag": "the lag of cameras is not measured any more: remove the rule",
+    "check_sink": "write an output, kill the command with SIGKILL, repeat it and compare the bytes",
     "image_lags": "the lag of cameras is not measured any more",
     "launch logs": "aws logs tail /aws/sagemaker/TrainingJobs --log-stream-name-prefix JOB",
     "launch ray": "ray up CLUSTER.yaml, then preprocess with --engine ray there",

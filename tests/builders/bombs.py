@@ -22,7 +22,8 @@ from google.protobuf import descriptor_pb2
 from zarr.codecs import ZstdCodec
 
 from tests.builders import hdf5, mcap
-from vlatool.formats.media.tfrecord import example, record, varint
+from tests.builders.tfrecords import example, record
+from vlatool.formats.media.tfrecord import varint
 
 BOMB = 2**26  # bytes that a bomb inflates to; its declared content is far smaller
 STOPS = (4, 9)

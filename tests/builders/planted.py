@@ -11,7 +11,7 @@ import zarr
 from tests.builders import hdf5, mcap
 from tests.builders.folder import write_episode
 from tests.builders.lerobot import lerobot_dataset
-from vlatool.formats.media.tfrecord import example, record
+from tests.builders.tfrecords import example, record
 
 FRAMES = 24
 TEXT = [b"note"] * FRAMES

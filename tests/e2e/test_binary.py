@@ -29,8 +29,6 @@ LINES = (
     "preprocess spartan /lab/raw --sink lerobot --output /lab/set",
     "sample hdf5 /lab/hdf5 --episodes 1 --frames 12",
     "inspect /lab/hdf5",
-    "sample mcap /lab/mcap --episodes 1 --frames 12",
-    "inspect /lab/mcap",
     "resolve-config -p world-pick",
 )
 

@@ -68,7 +68,7 @@ def test_completion(light: Forks, line: str, expected: set[str], cache: Path) ->
         ("vlatool preprocess lerobot ", set()),
         (
             "vlatool sample ",
-            {"spartan", "lerobot", "libero", "hdf5", "zarr", "rlds", "mcap", "folder"},
+            {"spartan", "lerobot", "libero", "hdf5", "folder"},
         ),
         ("vlatool download --task PutKiwiOnS", {"PutKiwiOnSaucer"}),
         ("vlatool eval rollout run -p rollout-w", {"rollout-world", "rollout-world-libero"}),

@@ -10,13 +10,13 @@ import pytest
 
 from benchmarks.planted_defects import DEFECTS, record
 from tests.builders.metaworld import skip_without_metaworld
+from tests.builders.sink_checks import check_sink
 from tests.builders.verifying import verified
 from vlatool.config.resolve import Override, load_config
 from vlatool.errors import ConfigError, DataError
 from vlatool.formats.curation.layout import CuratedEpisode, badness, read_curation
 from vlatool.formats.curation.writer import CurationSink
 from vlatool.formats.detect import detect_source
-from vlatool.testing.sinks import check_sink
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.curate import CurateConfig, CurateResult, KeepRule, curate, with_reasons
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess

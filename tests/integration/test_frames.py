@@ -10,6 +10,7 @@ import pytest
 
 from tests.builders.errors import fails
 from tests.builders.s3_runs import upload
+from tests.builders.sink_checks import check_sink
 from tests.builders.verifying import verified
 from vlatool.config.resolve import Override, load_config
 from vlatool.episode import Episode, EpisodeRef, FrameSource, ObservationSpec
@@ -25,7 +26,6 @@ from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.loading.robotics.pairs import pairs_info
 from vlatool.loading.robotics.reader import DecodedSample
 from vlatool.storage.remote_path import RemotePath
-from vlatool.testing.sinks import check_sink
 from vlatool.workflows.curate import CurateConfig, KeepRule, curate
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 from vlatool.workflows.sample import SampleConfig, sample

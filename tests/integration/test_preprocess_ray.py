@@ -8,10 +8,10 @@ import pytest
 from tests.builders.jsonl_sink import ToySink
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.preprocessing import contents, refusal
+from tests.builders.sink_checks import SinkChecks
 from tests.builders.spartan import spartan_task
 from vlatool.errors import PartialFailure
 from vlatool.jobs.ray_executor import RayExecutor
-from vlatool.testing.sinks import SinkChecks
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 
 ray = pytest.importorskip("ray")

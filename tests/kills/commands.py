@@ -23,6 +23,7 @@ from tests.builders.s3_runs import digests
 from tests.builders.tokenizers import LOSSES, NETWORK, SIDE, SIZES, write_stage_1, write_teacher
 from tests.builders.training import tiny_config, world_shards
 from tests.builders.web_server import web_server
+from tests.builders.world_recordings import record_world
 from vlatool.config.resolve import Override, load_config
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
 from vlatool.formats.run.layout import RunDir
@@ -59,13 +60,8 @@ Result = Mapping[str, Any]
 _CHUNK = 1024  # bytes of a download
 _TASK = "PutKiwiOnSaucer"
 _DAMAGED_TABLE = "data/chunk-000/episode_000001.parquet"
-_RECORDINGS: tuple[Any, ...] = (
-    "hdf5",
-    "zarr",
-    "rlds",
-    "mcap",
-    "folder",
-)  # formats that the world is written in
+_SAMPLED: tuple[Any, ...] = ("hdf5", "folder")  # formats that `sample` writes the world in
+_RECORDED = ("zarr", "rlds", "mcap")  # formats that the tests write it in
 _TIMES = ("samples_per_second", "step_ms", "data_wait", "memory_gb", "seconds", "stages")
 
 
@@ -108,8 +104,10 @@ def make_inputs(folder: Path) -> None:
     write_stage_1(folder)
     train(tiny_config(folder / "data", folder / "policy", total_train_steps=1))
     libero_dataset(folder / "libero", (2, 1))
-    for layout in _RECORDINGS:
+    for layout in _SAMPLED:
         _sample(Workspace(folder, folder / layout), layout)
+    for layout in _RECORDED:
+        record_world(layout, folder / layout, episodes=2, frames=3)
     repository = folder / "hub/lab/set"
     repository.mkdir(parents=True)
     for index in range(3):
@@ -408,8 +406,11 @@ ROLLOUT = Command("eval rollout", _rollout, result=rollout_files)
 COMMANDS = (
     Command("sample spartan", _sample),
     Command("sample lerobot", partial(_sample, layout="lerobot")),
-    *(Command(f"sample {name}", partial(_sample, layout=name)) for name in _RECORDINGS),
-    *(Command(f"preprocess {name}", partial(_recording, layout=name)) for name in _RECORDINGS),
+    *(Command(f"sample {name}", partial(_sample, layout=name)) for name in _SAMPLED),
+    *(
+        Command(f"preprocess {name}", partial(_recording, layout=name))
+        for name in (*_SAMPLED, *_RECORDED)
+    ),
     Command("preprocess", _preprocess),
     Command("preprocess --no-keep-episodes", partial(_preprocess, keep_episodes=False)),
     _overwriting("preprocess", _preprocess, seed=7, jpeg_quality=50),

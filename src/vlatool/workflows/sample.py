@@ -31,7 +31,7 @@ from vlatool.world.render import (
     plain_name,
 )
 
-Layout = Literal["spartan", "lerobot", "libero", "hdf5", "zarr", "rlds", "mcap", "folder"]
+Layout = Literal["spartan", "lerobot", "libero", "hdf5", "folder"]
 World = Literal["builtin", "metaworld"]
 
 

@@ -17,12 +17,12 @@ from PIL import Image
 
 from tests.builders.images import HEIGHT, WIDTH, image, image_shards, saved, window_tree, write
 from tests.builders.s3_runs import digests, upload
+from tests.builders.sink_checks import check_sink
 from vlatool.config.resolve import Override, load_config
 from vlatool.errors import PartialFailure, VlatoolError
 from vlatool.formats.image_shards.writer import ImageShardsSink
 from vlatool.formats.media.tar import index_by_headers, index_path, read_index
 from vlatool.storage.remote_path import RemotePath
-from vlatool.testing.sinks import check_sink
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.verify import VerifyConfig, verify

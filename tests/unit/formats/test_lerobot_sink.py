@@ -11,10 +11,10 @@ import pytest
 
 from tests.builders.errors import fails
 from tests.builders.recording import Recorder
+from tests.builders.sink_checks import check_sink
 from tests.builders.spartan import TASK, spartan_task
 from vlatool.formats.lerobot.writer import LeRobotSink
 from vlatool.plugins import FORMATS
-from vlatool.testing.sinks import check_sink
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 

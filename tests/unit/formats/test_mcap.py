@@ -19,12 +19,12 @@ from tests.builders import hdf5
 from tests.builders import mcap as build
 from tests.builders.errors import fails
 from tests.builders.s3_server import Proxy, S3Server
+from tests.builders.world_recordings import record_world
 from vlatool.episode import Episode
 from vlatool.errors import DataError
 from vlatool.formats.mcap.reader import McapConfig, McapReader
 from vlatool.storage.uri import location
 from vlatool.testing import check_reader
-from vlatool.workflows.sample import SampleConfig, sample
 
 _BESIDE = Path(__file__).parents[4] / "shared" / "data" / "formats"
 REAL = Path(os.environ.get("VLATOOL_RECORDINGS", _BESIDE)) / "mcap"
@@ -48,8 +48,7 @@ def codes(episode: Episode) -> list[str]:
 
 
 def test_recordings_of_the_world_keep_the_rules_of_readers(tmp_path: Path) -> None:
-    output = str(tmp_path / "raw")
-    sample(SampleConfig(layout="mcap", output=output, episodes=2, frames=4, workers=1))
+    record_world("mcap", tmp_path / "raw", episodes=2, frames=4)
     episode = check_reader(McapReader, tmp_path / "raw")[0]
     assert (episode.num_frames, episode.fps, episode.success) == (4, 10, False)
     assert episode.language["original"][0].startswith("put the")

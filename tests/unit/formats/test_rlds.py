@@ -11,13 +11,14 @@ import pytest
 
 from tests.builders import hdf5
 from tests.builders.s3_server import Proxy, S3Server
+from tests.builders.tfrecords import example, record
+from tests.builders.world_recordings import record_world
 from vlatool.episode import Episode, LanguageSpan
 from vlatool.errors import DataError
-from vlatool.formats.media.tfrecord import example, masked_crc, parse_example, record
+from vlatool.formats.media.tfrecord import masked_crc, parse_example
 from vlatool.formats.rlds.reader import RldsConfig, RldsReader
 from vlatool.storage.uri import location
 from vlatool.testing import check_reader
-from vlatool.workflows.sample import SampleConfig, sample
 
 _BESIDE = Path(__file__).parents[4] / "shared" / "data" / "formats"
 BRIDGE = Path(os.environ.get("VLATOOL_RECORDINGS", _BESIDE)) / "bridge"
@@ -76,8 +77,7 @@ def read(folder: Path, number: int = 0, **options: Any) -> Episode:
 
 
 def test_recordings_of_the_world_keep_the_rules_of_readers(tmp_path: Path) -> None:
-    output = str(tmp_path / "raw")
-    sample(SampleConfig(layout="rlds", output=output, episodes=2, frames=4, workers=1))
+    record_world("rlds", tmp_path / "raw", episodes=2, frames=4)
     check_reader(RldsReader, tmp_path / "raw")
     features = json.loads((tmp_path / "raw/features.json").read_text())
     steps = features["featuresDict"]["features"]["steps"]

@@ -14,6 +14,7 @@ import pytest
 
 import vlatool
 from tests.builders.jsonl_sink import INDEX, Lines, ToySink
+from tests.builders.sink_checks import check_sink
 from tests.builders.spartan import spartan_task
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.formats.shards.writer import LbmSink
@@ -22,7 +23,6 @@ from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.plugins import FORMATS, SINKS
-from vlatool.testing.sinks import check_sink
 from vlatool.workflows.preprocess import PreprocessConfig
 
 WINDOWS = {"past_lowdim_steps": 0, "future_lowdim_steps": 1, "image_indices": [0]}

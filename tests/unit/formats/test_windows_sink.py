@@ -12,6 +12,7 @@ from PIL import Image
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.libero import TASK, actions, convert, libero_dataset, png, windows
 from tests.builders.preprocessing import contents
+from tests.builders.sink_checks import check_sink
 from vlatool.config.resolve import Override, load_config
 from vlatool.errors import ConfigError
 from vlatool.formats.lerobot.reader import LiberoReader
@@ -23,7 +24,6 @@ from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.files import output_files
 from vlatool.storage.remote_path import RemotePath
 from vlatool.testing.readers import check_reader
-from vlatool.testing.sinks import check_sink
 from vlatool.workflows.preprocess import PreprocessConfig, with_format
 from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
 

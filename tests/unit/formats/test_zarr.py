@@ -17,6 +17,7 @@ from numcodecs.registry import get_codec
 
 from tests.builders import hdf5
 from tests.builders.s3_server import Proxy, S3Server
+from tests.builders.world_recordings import record_world
 from vlatool.episode import Episode, LanguageSpan
 from vlatool.errors import DataError
 from vlatool.formats import select
@@ -25,7 +26,6 @@ from vlatool.formats.zarr.reader import ZarrConfig, ZarrReader
 from vlatool.formats.zarr.store import inflated
 from vlatool.storage.uri import location
 from vlatool.testing import check_reader
-from vlatool.workflows.sample import SampleConfig, sample
 
 _BESIDE = Path(__file__).parents[4] / "shared" / "data" / "formats"
 PUSHT = Path(os.environ.get("VLATOOL_RECORDINGS", _BESIDE)) / "pusht.zarr"
@@ -59,8 +59,7 @@ def read(path: Path, number: int = 0, **options: Any) -> Episode:
 
 
 def test_recordings_of_the_world_keep_the_rules_of_readers(tmp_path: Path) -> None:
-    output = str(tmp_path / "raw")
-    sample(SampleConfig(layout="zarr", output=output, episodes=2, frames=4, workers=1))
+    record_world("zarr", tmp_path / "raw", episodes=2, frames=4)
     check_reader(ZarrReader, tmp_path / "raw")
     assert read(tmp_path / "raw").language["original"][0].startswith("put the")
 

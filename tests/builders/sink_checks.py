@@ -14,6 +14,7 @@ from typing import Any, Self, get_args
 
 import numpy as np
 
+from tests.builders.world_recordings import WRITERS, record_world
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError, EnvironmentProblem, UsageError
 from vlatool.formats.check import CheckOptions, check_files
@@ -193,6 +194,8 @@ def _source(format_name: str, folder: Path) -> Path:
     if format_name in get_args(Layout):
         tree = {"layout": format_name, "output": str(source), "episodes": 1, "frames": _FRAMES}
         sample(SampleConfig.model_validate({**tree, "workers": 1}))
+    elif format_name in WRITERS:
+        record_world(format_name, source, 1, _FRAMES)
     elif format_name == "images":
         png = encode_png(np.zeros((64, 64, 3), np.uint8))
         for frame in range(_FRAMES):
