@@ -1,10 +1,7 @@
-"""Start of several ranks: who waits for whom, until when, and what ends it."""
+"""Start of several ranks: where each waits, until when, and what ends it."""
 
-import logging
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +15,7 @@ from torch.distributed import (
 )
 
 from tests.builders.errors import fails
-from vlatool.errors import EnvironmentProblem, VlatoolError
-from vlatool.training import rendezvous
+from vlatool.errors import VlatoolError
 from vlatool.training.rendezvous import meet
 
 
@@ -56,31 +52,21 @@ def variables(rank: int, port: int, world_size: int = 2, host: str = "127.0.0.1"
 
 
 @pytest.mark.parametrize(
-    ("rank", "host", "message"),
-    [
-        (1, "127.0.0.1", "rank 1 of 2 waited 0.5 s for rank 0 at 127.0.0.1:{port} (Connection"),
-        (1, "no.such.host.invalid", "for rank 0 at no.such.host.invalid:{port} ("),
-        (0, "127.0.0.1", "rank 0 of 2 waited 0.5 s for rank 1 (at 127.0.0.1:{port})"),
-    ],
+    ("rank", "host"),
+    [(1, "127.0.0.1"), (1, "no.such.host.invalid"), (0, "127.0.0.1")],
     ids=["rank 0 is not up", "wrong address", "a rank never comes"],
 )
-def test_rank_that_waits_too_long_says_for_whom_and_where(
-    rank: int, host: str, message: str, port: int
-) -> None:
-    with refused(message.format(port=port)) as caught:
+def test_rank_that_waits_too_long_says_where(rank: int, host: str, port: int) -> None:
+    began = time.monotonic()
+    with refused(f"rank {rank} of 2 cannot meet the others at {host}:{port}") as caught:
         meet(variables(rank, port, host=host), 0.5)
+    assert time.monotonic() - began < 5
     assert "distributed.start_timeout" in caught.value.hint
 
 
-@pytest.mark.parametrize(
-    ("rank", "message"),
-    [
-        (0, "another process here uses port {port}"),
-        (1, "127.0.0.1:{port} accepts connections, but does not answer as it"),
-    ],
-)
-def test_port_of_another_program_is_named(rank: int, message: str, listener: int) -> None:
-    with refused(message.format(port=listener)):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_port_of_another_program_is_named(rank: int, listener: int) -> None:
+    with refused(f"127.0.0.1:{listener}"):
         meet(variables(rank, listener), 0.5)
 
 
@@ -100,25 +86,12 @@ def test_missing_or_wrong_variable_is_named(
         meet({name: text for name, text in environ.items() if text is not None}, 60.0)
 
 
-def test_ranks_meet_and_one_that_comes_twice_is_refused(port: int) -> None:
-    """Which of the two is refused does not matter: the other one stays."""
-    outcomes: Queue[tuple[int, Exception | None]] = Queue()
-
-    def come(rank: int) -> None:
-        try:
-            meet(variables(rank, port, world_size=3), 20.0)
-            outcomes.put((rank, None))
-        except EnvironmentProblem as error:
-            outcomes.put((rank, error))
-
-    for rank in (0, 1, 1):
-        Thread(target=come, args=(rank,), daemon=True).start()
-    rank, error = outcomes.get(timeout=15.0)
-    assert rank == 1
-    assert isinstance(error, EnvironmentProblem)
-    assert "rank 1 of 3 is at 127.0.0.1" in error.message
-    come(2)
-    assert sorted(outcomes.get(timeout=10.0)[0] for _ in range(3)) == [0, 1, 2]
+def test_ranks_meet(port: int) -> None:
+    met: Queue[object] = Queue()
+    for rank in (1, 0, 2):
+        waiting = variables(rank, port, world_size=3)
+        Thread(target=lambda environ=waiting: met.put(meet(environ, 20.0)), daemon=True).start()
+    assert all(met.get(timeout=15.0) for _ in range(3))
 
 
 def test_ranks_that_torchrun_starts_again_meet_again(port: int) -> None:
@@ -134,62 +107,21 @@ def test_ranks_that_torchrun_starts_again_meet_again(port: int) -> None:
     del agent
 
 
-def test_agent_of_torchrun_has_the_store(port: int) -> None:
-    environ = {**variables(0, port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    with refused("rank 0 of 2 waited 0.5 s for rank 0 at"):
-        meet(environ, 0.5)
-
-
-def test_end_of_rank_0_ends_the_wait_of_the_others(port: int) -> None:
-    script = f"from vlatool.training.rendezvous import meet; meet({variables(0, port, 3)!r}, 60.0)"
-    first = subprocess.Popen([sys.executable, "-c", script])
-    caught: list[EnvironmentProblem] = []
-
-    def wait() -> None:
-        try:
-            meet(variables(1, port, 3), 60.0)
-        except EnvironmentProblem as error:
-            caught.append(error)
-
-    thread = Thread(target=wait, daemon=True)
-    thread.start()
-    while True:  # until rank 0 listens
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            break
-        except OSError:
-            time.sleep(0.1)
-    time.sleep(1.5)
-    first.kill()
-    first.wait()
-    thread.join(10.0)
-    assert "rank 1 of 3 was waiting for rank 2" in caught[0].message
-    assert "rank 0 ended" in caught[0].message
-
-
 class SignaledError(Exception):
     pass
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_signal_ends_the_wait_at_once_after_lines_that_say_for_whom(
-    rank: int,
-    port: int,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_signal_ends_the_wait_at_once(rank: int, port: int) -> None:
     def handle(number: int, frame: FrameType | None) -> None:
         raise SignaledError
 
-    monkeypatch.setattr(rendezvous, "_LINE_EVERY_S", 0.3)
     before = signal.signal(signal.SIGUSR1, handle)
-    Thread(target=lambda: (time.sleep(0.8), signal.raise_signal(signal.SIGUSR1))).start()
+    Thread(target=lambda: (time.sleep(0.5), signal.raise_signal(signal.SIGUSR1))).start()
     began = time.monotonic()
     try:
-        with caplog.at_level(logging.WARNING), pytest.raises(SignaledError):
+        with pytest.raises(SignaledError):
             meet(variables(rank, port), 60.0)
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert time.monotonic() - began < 2.0
-    lines = [f"rank {rank} of 2 waits for rank {1 - rank}" in text for text in caplog.messages]
-    assert lines == [True, True]
