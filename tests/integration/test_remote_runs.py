@@ -109,15 +109,13 @@ def test_run_of_another_learning_rate_is_an_error_and_another_output_starts_one_
     assert [step for step, _ in RunDir(prefix / "other").checkpoints()] == [HALF, STEPS]
 
 
-def test_run_without_a_name_says_how_another_machine_continues_it(
+def test_run_without_a_name_is_the_same_one_on_another_machine(
     root: Path, prefix: RemotePath, tmp_path: Path
 ) -> None:
-    reporter = Recorder()
-    result = _train(root, prefix, tmp_path / "run", reporter, name=None)
-    name = Path(result.output).name
-    (note,) = [note for note in reporter.notes if "another machine" in note]
-    assert f"{prefix}/{name}: " in note
-    assert f"--output {result.output} " in note
+    result = _train(root, prefix, tmp_path / "here/run", Recorder(), name=None)
+    assert (prefix / Path(result.output).name / "latest.json").is_file()
+    again = _train(root, prefix, tmp_path / "there/run", Recorder(), name=None)
+    assert again.status == "already complete"
 
 
 @pytest.mark.parametrize(("sent", "newest"), [(True, HALF), (False, None)])

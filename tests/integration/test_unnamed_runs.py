@@ -1,6 +1,7 @@
-"""Runs without a name: which unfinished one they continue."""
+"""Runs without a name: their folder says what is trained and on which data."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ from typing import Any
 import pytest
 
 from tests.builders import training
+from tests.builders.errors import fails
 from tests.builders.recording import Recorder
 from vlatool.events import Progress
-from vlatool.jobs.record import output_lock
+from vlatool.training.resume import default_name
 from vlatool.workflows.train import train
 
 
@@ -37,28 +39,46 @@ def start(data: Path, runs: Path, reporter: Recorder, **changes: Any) -> Path:
     return Path(train(config, typed=frozenset(), reporter=reporter).output)
 
 
-def test_the_same_command_continues_a_stopped_run(data: Path, stopped: Path) -> None:
-    reporter = Recorder()
+def test_the_same_command_continues_a_stopped_run_and_then_says_that_it_is_complete(
+    data: Path, stopped: Path
+) -> None:
     (folder,) = stopped.iterdir()
+    assert start(data, stopped, Recorder()) == folder
+    config = training.tiny_config(data, stopped / "run", name="null")
+    assert train(config, typed=frozenset()).status == "already complete"
+    assert [*stopped.iterdir()] == [folder]
+
+
+def test_another_option_is_refused(data: Path, stopped: Path) -> None:
+    with fails("usage.output_differs") as caught:
+        start(data, stopped, Recorder(), **{"hparams.seed": 5})
+    assert "--output" in caught.value.hint
+
+
+def test_an_unfinished_run_with_a_name_of_earlier_versions_is_named(
+    data: Path, stopped: Path
+) -> None:
+    (folder,) = stopped.iterdir()
+    lr = training.tiny_config(data, stopped / "run").hparams.lr
+    old = stopped / f"2026_01_01-00_00_00-model_diffusion_policy-lr_{lr}"
+    shutil.move(folder, old)
+    reporter = Recorder()
     assert start(data, stopped, reporter) == folder
-    assert reporter.notes[0].startswith(f"{folder}: continues this unfinished run")
-    assert start(data, stopped, Recorder()) != folder  # it is complete now
+    assert reporter.notes[0] == f"{old} is unfinished; --output {old} continues it"
 
 
-def test_another_option_makes_a_new_run_and_says_so(data: Path, stopped: Path) -> None:
-    reporter = Recorder()
-    changes = {"hparams.seed": 5}
-    output = start(data, stopped, reporter, **changes)
-    assert len(list(stopped.iterdir())) == 2
-    assert output.is_dir()
-    assert reporter.notes[0].startswith("a new run, because")
-    assert "hparams.seed" in reporter.notes[0]
-
-
-def test_a_run_that_another_process_trains_is_left_alone(data: Path, stopped: Path) -> None:
-    reporter = Recorder()
-    (folder,) = stopped.iterdir()
-    with output_lock(folder, "test"):
-        output = start(data, stopped, reporter)
-    assert output != folder
-    assert reporter.notes[0].endswith(f"{folder}: another process is training it")
+@pytest.mark.parametrize(
+    ("stem", "location", "name"),
+    [
+        ("policy-tiny", "data", "policy-tiny-data"),
+        ("policy-tiny", "lab/pick/shards", "policy-tiny-pick"),
+        ("", "s3://lab/pick two/manifest.jsonl", "diffusion_policy-pick-two"),
+        ("p" * 90, "data", "p" * 80),
+    ],
+)
+def test_the_name_says_what_is_trained_on_which_data(
+    stem: str, location: str, name: str, tmp_path: Path
+) -> None:
+    config = training.tiny_config(Path("data"), tmp_path / "run", name="null")
+    section = config.data.model_copy(update={"dataset_manifest": [location]})
+    assert default_name(config.model_copy(update={"data": section}), stem) == name

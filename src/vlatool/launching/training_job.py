@@ -19,8 +19,8 @@ from vlatool.training.config import TrainConfig
 from vlatool.training.plan import budget_samples, make_plan, micro_batch, schedule_violations
 from vlatool.training.resume import (
     RunStart,
+    default_name,
     local_run,
-    new_name,
     resolved,
     start_in,
     with_local_folder,
@@ -167,7 +167,7 @@ def checked_run(
     check_trackers(config.trackers)
     check_rules(violations(config), typed, reporter)
     values = config.model_dump(mode="json", include={*TrainConfig.model_fields})
-    values["name"] = config.name or new_name(config)
+    values["name"] = config.name or default_name(config)
     values |= {key: TrainConfig.model_fields[key].default for key in _HERE}
     config = TrainConfig.specialize(values).model_validate(values)
     # Raises UsageError for a name that cannot be that of a job and of its files.

@@ -216,7 +216,7 @@ class TrainConfig(base.ConfigModel):
     )
 
     name: str | None = base.derived_field(
-        "time, model type and learning rate", "Name of the run folder.", affects_output=False
+        "preset or model type, and data", "Name of the run folder.", affects_output=False
     )
     resolve_configs: bool = option(False, "Print the configuration and exit.", affects_output=False)
     resolve_configs_path: str | None = option(

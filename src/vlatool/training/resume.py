@@ -11,7 +11,6 @@ import secrets
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -28,12 +27,9 @@ from vlatool.events import NULL, Reporter, counted
 from vlatool.formats.run.layout import BEST, CONFIG, DROPS, LATEST, METRICS, RunDir, is_run
 from vlatool.jobs import ownership
 from vlatool.jobs.files import FileEntry, remove_partial_files
-from vlatool.jobs.record import (
-    OutputRecord,
-    read_record,
-    record_file,
-)
+from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.loading.base import DatasetInfo
+from vlatool.models.trained import locate_weights
 from vlatool.storage.remote import is_writable
 from vlatool.storage.tree import file_names, sha256_of
 from vlatool.storage.uri import is_remote, local_path, location, pinned_text
@@ -43,6 +39,10 @@ from vlatool.training.plan import TrainPlan, budget_extension, make_plan
 # Rule by which networks draw random numbers themselves; runs in which they draw none lack the key.
 RANDOMNESS = "randomness"
 BUDGET = TrainConfig.exclusive[0]
+# Last parts of locations of data that say little, and suffixes of files that list data.
+_COMMON_NAMES = {"data", "samples", "shards"}
+_LIST_SUFFIXES = {".jsonl", ".json", ".yaml"}
+_LONGEST_NAME = 80
 # Digests, which are left out of messages.
 _DIGEST = re.compile(r"(, )?\b[0-9a-f]{16,}\b")
 
@@ -124,37 +124,45 @@ def with_local_folder(config: Run) -> Run:
     return config
 
 
-def new_name(config: TrainConfig) -> str:
-    """New name for a run folder, if you gave none."""
-    now = datetime.now(UTC).strftime("%Y_%m_%d-%H_%M_%S")
-    name = first = f"{now}-model_{config.model.type}-lr_{config.hparams.lr}"  # pyright: ignore[reportAttributeAccessIssue]
-    folder = location(config.save_path)
-    number = 2
-    # Of a run that began in the same second.
-    while not is_remote(folder) and (folder / name).exists():
-        name = f"{first}-{number}"
-        number += 1
-    return name
+def default_name(config: TrainConfig, stem: str = "") -> str:
+    """Name of the run folder, if you gave none: what is trained, and on which data, such as
+    policy-tiny-data. `stem`: a word for what is trained; by default the run whose weights it starts
+    from, else the model type.
+    """
+    origin = config.init_from and locate_weights(config.init_from).name
+    words = [stem or origin or str(getattr(config.model, "type", ""))]
+    for text in getattr(config.data, config.data_kind.folders_keys[0]):
+        path = location(text)
+        if path.suffix in _LIST_SUFFIXES:
+            path = path.parent
+        is_common = path.name in _COMMON_NAMES and path.parent.name
+        words.append(path.parent.name if is_common else path.name)
+    name = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, words)))
+    return name[:_LONGEST_NAME].strip("-.")
+
+
+def named(config: Run, stem: str, reporter: Reporter) -> Run:
+    """The config with a name. Notes how to continue an unfinished run that an earlier version named
+    by the time of its start.
+    """
+    if config.name is not None:
+        return config
+    config = config.model_copy(update={"name": default_name(config, stem)})
+    folder = local_path(config.save_path)
+    if not local_run(config).root.exists() and folder.is_dir():
+        end = f"-model_{getattr(config.model, 'type', '')}-lr_{config.hparams.lr}"
+        for path in sorted(folder.glob(f"*{end}"), reverse=True):
+            record = read_record(path) if is_run(path) else None
+            if record is not None and record.command == _COMMAND and not record.complete:
+                reporter.note(f"{path} is unfinished; --output {path} continues it")
+                break
+    return config
 
 
 def local_run(config: TrainConfig) -> RunDir:
     """The folder of a named run."""
     assert config.name is not None
     return RunDir(local_path(config.save_path) / config.name)
-
-
-def unfinished_runs(config: TrainConfig) -> list[RunDir]:
-    """Runs of `train` in `save_path` that have not reached their budget, newest first."""
-    folder = local_path(config.save_path)
-    if not folder.is_dir():
-        return []
-    runs: list[RunDir] = []
-    for path in folder.iterdir():
-        record = read_record(path) if is_run(path) else None
-        if record is not None and record.command == _COMMAND and not record.complete:
-            runs.append(RunDir(path))
-    runs.sort(key=lambda run: record_file(run.root).stat().st_mtime_ns, reverse=True)
-    return runs
 
 
 def fixed_name(run_id: str) -> str:

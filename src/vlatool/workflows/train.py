@@ -1,7 +1,6 @@
 """Trains and finetunes any registered model type on any kind of data that it accepts."""
 
 import logging
-import os
 import shlex
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
@@ -23,13 +22,12 @@ from vlatool.formats.run.checkpoint import CheckpointManifest
 from vlatool.formats.run.layout import BEST_NAME, BestCheckpoint, Retention, RunDir, read_metrics
 from vlatool.formats.shards.layout import MANIFEST_NAME, SHARDS_NAME
 from vlatool.jobs.executor import default_workers
-from vlatool.jobs.record import OutputRecord, is_being_written, output_lock
+from vlatool.jobs.record import OutputRecord, output_lock
 from vlatool.loading.order import OrderOptions, SampleOrder, check_single_epoch
 from vlatool.models.base import ModelType
 from vlatool.models.trained import section_of
 from vlatool.report.text import number_text
 from vlatool.results import Result, outcome
-from vlatool.storage.lock import Lock
 from vlatool.storage.uri import location
 from vlatool.training import resume
 from vlatool.training.config import TrainConfig
@@ -112,7 +110,6 @@ class TrainResult(Result):
 
 
 _LOCK = "vlatool train"
-_MOST_COMPARED = 5  # unfinished runs, newest first
 # Type of the backbone to the preset that names no camera and no field.
 _PRESETS_FOR_OWN_DATA = {
     "keypoint_backbone": "policy-tiny",
@@ -130,9 +127,12 @@ def train(
     *,
     typed: Collection[str] | None = None,
     origins: Mapping[str, str] | None = None,
+    stem: str = "",
     reporter: Reporter = NULL,
 ) -> TrainResult:
     """Starts or resumes the run in the folder `name` of `save_path`.
+
+    By default the name says what is trained and on which data, so that the same call goes on.
 
     With `remote_sync`, a run that is not in the local folder is copied from there, and continued.
 
@@ -141,6 +141,7 @@ def train(
         typed: Keys that you gave for this run; by default all keys that are set. For values that a
             resumed run inherits, some rules only warn.
         origins: Origin of each dotted key, such as a file and its line, for the pages of the run.
+        stem: First part of the default name, such as the last preset.
         reporter: Receives progress and messages.
 
     Raises:
@@ -155,6 +156,7 @@ def train(
     config = resume.with_local_folder(config)
     typed = explicit_keys(config) if typed is None else typed
     check_rules(violations(config), typed, reporter)
+    config = resume.named(config, stem, reporter)
     with ExitStack() as stack:
         config = stack.enter_context(with_frames(config, reporter))
         named = stack.enter_context(_named_run(config, typed, reporter))
@@ -178,93 +180,28 @@ def train(
 
 
 class NamedRun(NamedTuple):
-    config: TrainConfig  # with the name of the run, if one is continued or copied
+    config: TrainConfig
     runtime: "Runtime | None" = None  # this rank, if it was needed already
     remote: "RemoteRun | None" = None  # on rank 0, the run below `remote_sync`
-    lock: Lock | None = None  # of the local run folder, if rank 0 holds it
 
 
 @contextmanager
 def _named_run(
     config: TrainConfig, typed: Collection[str], reporter: Reporter
 ) -> Generator[NamedRun]:
-    """Finds the run to continue, and locks it on rank 0: the copy below `remote_sync`, or, if no
-    name is given, an unfinished run with equal options and data.
-    """
-    if config.remote_sync is not None:
-        with _remote_run(config, typed, reporter) as run:
-            yield run
-        return
-    is_parallel = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if config.name is not None or not (is_parallel or resume.unfinished_runs(config)):
+    """Locks the copy of the run below `remote_sync`, if there is one, on rank 0."""
+    if config.remote_sync is None:
         yield NamedRun(config)
         return
-    from vlatool.training.runtime import Runtime
-
-    runtime = Runtime(config)
-    with ExitStack() as stack:
-        name = None
-        lock = None
-        if runtime.is_main:
-            starts = partial(resume.start_in, world_size=_ranks(config, runtime, typed))
-            name, lock = _continued(config, starts, stack, reporter)
-        with runtime.waiting():
-            name = runtime.broadcast(name)
-        if name is not None:
-            config = config.model_copy(update={"name": name})
-        yield NamedRun(config, runtime, lock=lock)
-
-
-def _continued(
-    config: TrainConfig,
-    starts: Callable[[TrainConfig, RunDir], resume.RunStart],
-    stack: ExitStack,
-    reporter: Reporter,
-) -> tuple[str | None, Lock | None]:
-    """Name of the newest unfinished run with equal options and data; None if there is none. Its
-    lock is held until `stack` is closed. Notes which run is continued, or why a new one starts.
-    """
-    problems: list[str] = []
-    for run in resume.unfinished_runs(config)[:_MOST_COMPARED]:
-        problem = _obstacle(config, run, starts)
-        lock = None
-        if not problem and not config.dry_run:
-            try:
-                lock = stack.enter_context(output_lock(run.root, _LOCK))
-            except UsageError as error:  # another process was faster
-                problem = error.message
-        if not problem:
-            reporter.note(
-                f"{run.root}: continues this unfinished run with equal options and data; to start "
-                "a new run, give --output"
-            )
-            return run.root.name, lock
-        problems.append(problem)
-    if problems:
-        reporter.note(f"a new run, because the unfinished one cannot be continued: {problems[0]}")
-    return None, None
-
-
-def _obstacle(
-    config: TrainConfig,
-    run: RunDir,
-    starts: Callable[[TrainConfig, RunDir], resume.RunStart],
-) -> str:
-    """Why this run cannot continue an unfinished one; empty if it can."""
-    if is_being_written(run.root):
-        return f"{run.root}: another process is training it"
-    try:
-        start = starts(config.model_copy(update={"name": run.root.name}), run)
-    except (UsageError, DataError) as error:
-        return error.message
-    return "" if start in ("new", "resume") else f"{run.root}: its options differ"
+    with _remote_run(config, typed, reporter) as run:
+        yield run
 
 
 @contextmanager
 def _remote_run(
     config: TrainConfig, typed: Collection[str], reporter: Reporter
 ) -> Generator[NamedRun]:
-    """Names the run, locks its folder below `remote_sync` on rank 0, and copies what it continues.
+    """Locks the folder of a run below `remote_sync` on rank 0, and copies what it continues.
 
     Yields the config, this rank and, on rank 0, the remote run.
     """
@@ -274,9 +211,6 @@ def _remote_run(
     from vlatool.training.runtime import Runtime
 
     runtime = Runtime(config)
-    name = runtime.broadcast(config.name or resume.new_name(config))
-    is_unnamed = config.name is None
-    config = config.model_copy(update={"name": name})
     starts = partial(resume.start_in, world_size=_ranks(config, runtime, typed))
     if config.dry_run:
         yield NamedRun(config, runtime, find_remote_run(config, starts))
@@ -287,15 +221,10 @@ def _remote_run(
         if runtime.is_main:
             remote = stack.enter_context(held_remote_run(config, starts, reporter))
             latest = local.latest()
-            if is_unnamed:
-                reporter.note(
-                    f"{remote.root}: copy of this run; the same command with --output "
-                    f"{local.root} continues it on another machine"
-                )
         with runtime.waiting():
             latest = runtime.broadcast(latest)
             if latest is not None and runtime.is_first_of_machine:
-                copy = RunDir(location(prefix) / name)
+                copy = RunDir(location(prefix) / str(config.name))
                 copy_to_machine(copy, latest[0], local, reporter)
             runtime.barrier()
         yield NamedRun(config, runtime, remote)
@@ -306,7 +235,7 @@ def _prepare(
 ) -> tuple["Run", Path | None]:
     """Resolves configuration, data and plan; returns the run and the folder of model assets."""
     config = named.config
-    before = None if config.name is None else resume.local_run(config)
+    before = resume.local_run(config)
     try:
         config, info, rules = resume.resolved(config, before, reporter)
     except DataError as error:
@@ -378,10 +307,8 @@ def _claim(run: "Run", named: NamedRun, stack: ExitStack, reporter: Reporter) ->
     config = run.config
     info = run.info
     folder = run.folder
-    run.lock = named.lock
-    if run.lock is None:
-        resume.earlier_run(folder, config)  # before the lock creates a file
-        run.lock = stack.enter_context(output_lock(folder.root, _LOCK))
+    resume.earlier_run(folder, config)  # before the lock creates a file
+    run.lock = stack.enter_context(output_lock(folder.root, _LOCK))
 
     def write_assets() -> None:
         config.data_kind.save_assets(config.data, info, folder.root)
@@ -463,8 +390,6 @@ def _machine_defaults(
     config: TrainConfig, runtime: "Runtime", typed: Collection[str]
 ) -> TrainConfig:
     """Sets null keys that depend on the machine; a resumed run keeps its values."""
-    name = config.name or resume.new_name(config)
-    config = config.model_copy(update={"name": runtime.broadcast(name)})
     workers = config.data.num_workers
     if workers is None:
         stored = (resume.local_run(config).read_config() or {}).get("data")
@@ -574,6 +499,7 @@ def finetune(
     *,
     typed: Collection[str] | None = None,
     origins: Mapping[str, str] | None = None,
+    stem: str = "",
     reporter: Reporter = NULL,
 ) -> TrainResult:
     """Like `train`, but starts a new run, with its own schedule, from the weights of `init_from`.
@@ -582,7 +508,8 @@ def finetune(
         UsageError: No checkpoint is given, or as for `train`.
         DataError: The checkpoint is missing, broken or of another architecture, or as for `train`.
     """
-    return train(check_initial_weights(config), typed=typed, origins=origins, reporter=reporter)
+    config = check_initial_weights(config)
+    return train(config, typed=typed, origins=origins, stem=stem, reporter=reporter)
 
 
 def check_initial_weights(config: TrainConfig) -> TrainConfig:
