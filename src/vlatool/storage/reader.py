@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
@@ -40,27 +40,28 @@ class RangeDownload:
     # version to read; None for the one of the first response, which sets it
     info: ObjectInfo | None = None
     is_range: bool = True  # False once the server has ignored the range and sent the whole object
-    # called with the bytes, in order, as they come; may wait or raise
-    sink: Callable[[bytes], object] = lambda block: None
-    count: int = 0  # number of bytes so far
+    # called with the number of bytes as they come; may wait or raise
+    count: Callable[[int], object] = lambda size: None
+    received: int = 0  # number of bytes so far
+    _blocks: list[bytes] = field(default_factory=list[bytes])
 
     def run(self) -> bytes:
         """Returns the bytes of the range, fewer at the end of the object."""
-        blocks: list[bytes] = []
-        self.sink = blocks.append
-        self.fill()
-        return b"".join(blocks)
-
-    def fill(self) -> None:
-        """Downloads the bytes of the range that are not there, fewer at the end of the object."""
-        while self.info is None or self.count < self.stop - self.start:
+        while self.info is None or self.received < self.stop - self.start:
             try:
                 call(self.address, self._receive)
             except ConditionFailed:
                 raise changed_error(self.address) from None
+        return b"".join(self._blocks)
+
+    @property
+    def version(self) -> ObjectInfo:
+        """The version that was read."""
+        assert self.info is not None
+        return self.info
 
     def _receive(self, remote: Remote) -> None:
-        first = self.start + self.count
+        first = self.start + self.received
         etag = self.info.etag if self.info else ""
         try:
             body = remote.get(self.address.key, first, self.stop, etag)
@@ -84,7 +85,7 @@ class RangeDownload:
         if self.start < 0:
             self.stop = body.info.size
             self.start = max(0, body.info.size + self.start)
-        if body.start != self.start + self.count:
+        if body.start != self.start + self.received:
             raise StorageError.at(
                 self.address,
                 "the server ignores byte ranges, which are required",
@@ -96,19 +97,20 @@ class RangeDownload:
         self.stop = min(self.stop, body.info.size)
 
     def _copy(self, body: Body) -> None:
-        before = self.count
-        while (missing := self.stop - self.start - self.count) > 0:
+        before = self.received
+        while (missing := self.stop - self.start - self.received) > 0:
             try:
                 block = body.read(min(_CHUNK_SIZE, missing))
             except Exception:
-                if self.count - before < _PROGRESS:
+                if self.received - before < _PROGRESS:
                     raise
                 return
             if not block:
                 break
-            self.sink(block)
-            self.count += len(block)
-        if self.count == before < self.stop - self.start:
+            self.count(len(block))
+            self._blocks.append(block)
+            self.received += len(block)
+        if self.received == before < self.stop - self.start:
             raise ConnectionResetError(f"{self.address}: response without content")
 
 
@@ -140,8 +142,7 @@ def read_whole(address: Address) -> bytes:
 def _read_whole(address: Address) -> bytes:
     first = RangeDownload(address, 0, LARGEST_RANGE)
     head = first.run()
-    assert first.info is not None
-    return head + _read_range(address, first.info, len(head), first.info.size)
+    return head + _read_range(address, first.version, len(head), first.version.size)
 
 
 def _read_range(address: Address, info: ObjectInfo, start: int, stop: int) -> bytes:
@@ -157,8 +158,7 @@ def read_range(address: Address, start: int, stop: int) -> bytes:
     """Reads bytes `start` to `stop`, fewer at the end of the object; one request below 8 MiB."""
     first = RangeDownload(address, start, min(stop, start + LARGEST_RANGE))
     head = first.run()
-    assert first.info is not None
-    rest = _read_range(address, first.info, first.stop, min(stop, first.info.size))
+    rest = _read_range(address, first.version, first.stop, min(stop, first.version.size))
     return head + rest
 
 
@@ -169,16 +169,14 @@ def open_reader(address: Address, *, from_end: bool = False) -> io.BufferedReade
     """
     first = RangeDownload(address, -_FIRST_RANGE if from_end else 0, _FIRST_RANGE)
     data = first.run()
-    assert first.info is not None
-    return io.BufferedReader(BlockFile(address, first.info, first=(first.start, data)), _BUFFER)
+    return io.BufferedReader(BlockFile(address, first.version, first=(first.start, data)), _BUFFER)
 
 
 def open_range(address: Address, start: int, stop: int) -> io.BufferedReader:
     """Opens an object at `start`, for sequential reading up to `stop`, where the file ends."""
     first = RangeDownload(address, start, min(stop, start + BLOCK))
     data = first.run()
-    assert first.info is not None
-    file = BlockFile(address, first.info, (start, stop), (start, data))
+    file = BlockFile(address, first.version, (start, stop), (start, data))
     file.seek(start)
     return io.BufferedReader(file, _BUFFER)
 

@@ -11,11 +11,12 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence, Set
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 from vlatool.errors import DataError, StorageError, VlatoolError
 from vlatool.events import NullProgress, Progress
@@ -25,7 +26,7 @@ from vlatool.storage.background import in_parallel
 from vlatool.storage.crash_points import crash_point
 from vlatool.storage.digests import verified_sha256
 from vlatool.storage.reader import LARGEST_RANGE, RangeDownload, changed_error
-from vlatool.storage.remote import Address, Body, ConditionFailed, ObjectInfo, Remote, call
+from vlatool.storage.remote import Address, Body, ConditionFailed, ObjectInfo, call
 
 CHUNK = LARGEST_RANGE  # of the format of partial files
 # Chunks in memory: requested or received, up to the one that is being consumed.
@@ -37,7 +38,6 @@ _MAX_OUTAGES = 3  # files in a row, each after all retries
 _SHOW_EVERY_S = 0.1
 _NAMED = 2
 _READ_SIZE = 256 * 1024
-_BLOCK = 1 << 20  # of the content that is read again
 _LONGEST_SLEEP_S = 1.0  # while the rate is limited, so that a cancelled download ends soon
 
 
@@ -97,99 +97,54 @@ class PartialFile:
             self._rows = []
         with as_storage_error(self._path), crash_point("create", self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._data = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-            os.ftruncate(self._data, self._size)
+            self._path.open("ab").close()
+            self._file = self._path.open("r+b")
+            self._file.truncate(self._size)
         if not self._rows:
             self._log.append(self._identity)
         return self
 
     def __exit__(self, *exc: object) -> None:
         with self._lock, as_storage_error(self._path):
-            os.close(self._data)
-            self._data = -1
+            self._file.close()
             self._log.close()
 
     def missing(self) -> list[int]:
         """Numbers of the chunks that are not there, in order."""
         there = {row.get("chunk"): row.get("crc") for row in self._rows}
-        return [number for number in range(self.chunks) if not self._has(number, there.get(number))]
+        return [
+            number
+            for number in range(self.chunks)
+            if number not in there or zlib.crc32(self.chunk(number)) != there[number]
+        ]
 
-    def blocks(self, number: int) -> Iterator[bytes]:
-        """Yields the content of a chunk."""
-        stop = min(self._size, (number + 1) * self._chunk_bytes)
-        for position in range(number * self._chunk_bytes, stop, _BLOCK):
-            yield os.pread(self._data, min(_BLOCK, stop - position), position)
+    def chunk(self, number: int) -> bytes:
+        """Content of a chunk."""
+        start = number * self._chunk_bytes
+        return os.pread(self._file.fileno(), min(self._chunk_bytes, self._size - start), start)
 
-    def chunk(self, number: int) -> "_Chunk":
-        return _Chunk(self, number, number * self._chunk_bytes)
-
-    def write_at(self, position: int, block: bytes) -> None:
-        with self._open():
-            view = memoryview(block)
-            while view:
-                count = os.pwrite(self._data, view, position)
-                view = view[count:]
-                position += count
-
-    def add_chunk(self, number: int, crc: int) -> None:
-        """Records a chunk that is written."""
-        with self._open():
-            self._log.append({"chunk": number, "crc": crc})
-
-    @contextmanager
-    def _open(self) -> Generator[None]:
+    def add(self, number: int, content: bytes) -> None:
+        """Writes a chunk, then its row."""
+        crc = zlib.crc32(content)
         with self._lock, as_storage_error(self._path):
-            if self._data < 0:  # closed by another chunk that failed
+            if self._file.closed:  # another chunk failed
                 raise Cancelled
-            yield
+            self._file.seek(number * self._chunk_bytes)
+            self._file.write(content)
+            self._file.flush()
+            self._log.append({"chunk": number, "crc": crc})
 
     def publish(self, target: Path, sha256: str) -> None:
         """Gives the file its final name."""
         with as_storage_error(target):
             with crash_point("sync", self._path):
-                os.fsync(self._data)
+                os.fsync(self._file.fileno())
             self._log.append({"sha256": sha256})
             self._log.sync()
             target.parent.mkdir(parents=True, exist_ok=True)
             with crash_point("rename", target):
                 self._path.replace(target)
             sync_folder(target.parent)
-
-    def _has(self, number: int, crc: int | None) -> bool:
-        found = 0
-        for block in self.blocks(number) if crc is not None else ():
-            found = zlib.crc32(block, found)
-        return found == crc
-
-
-@dataclass
-class _Chunk:
-    """Chunk of a partial file, which gets its bytes in order."""
-
-    file: PartialFile
-    number: int
-    position: int
-    crc: int = 0
-
-    def write(self, block: bytes) -> None:
-        self.file.write_at(self.position, block)
-        self.position += len(block)
-        self.crc = zlib.crc32(block, self.crc)
-
-    def finish(self) -> bytes:
-        """Records the chunk; its content is read again."""
-        self.file.add_chunk(self.number, self.crc)
-        return b""
-
-
-class _Memory(list[bytes]):
-    """Content in memory."""
-
-    def write(self, block: bytes) -> None:
-        self.append(block)
-
-    def finish(self) -> bytes:
-        return b"".join(self)
 
 
 @dataclass
@@ -337,15 +292,17 @@ def _download_small(
     if info.size == 0:
         write_bytes(target, b"", synced=False)
         return Downloaded(0, hashlib.sha256().hexdigest(), is_synced=False)
-    blocks = _Memory()
-    response, _ = _fetch(RangeDownload(address, 0, CHUNK), blocks, pool)
+    part = RangeDownload(address, 0, CHUNK, count=pool.count)
+    with pool.stream():
+        content = part.run()
+    there = part.version
     # No bytes (416), or fewer than announced in a body that may be cut: the object is not this.
-    is_cut = response.size != info.size and not response.has_known_size
-    if is_cut or not 0 < response.size <= CHUNK:
+    is_cut = there.size != info.size and not there.has_known_size
+    if is_cut or not 0 < there.size <= CHUNK:
         raise changed_error(address)
-    sha256 = verified_sha256(address, response.digest or info.digest, response.size, blocks)
-    write_bytes(target, blocks.finish(), synced=False)
-    return Downloaded(response.size, sha256, is_synced=False)
+    sha256 = verified_sha256(address, there.digest or info.digest, there.size, [content])
+    write_bytes(target, content, synced=False)
+    return Downloaded(there.size, sha256, is_synced=False)
 
 
 def _download_large(
@@ -360,38 +317,19 @@ def _download_large(
     reader = ChunkReader(address, info, CHUNK, pool)
     with file:
         missing = file.missing()
-        arrived = reader.contents(missing, file.chunk)
-        first = next(arrived, None)  # its response has the digest that the server vouches for
+        arrived = reader.contents(missing, file.add)
+        first = [next(arrived)] if missing else []  # has the digest that the server vouches for
 
         def blocks() -> Iterator[bytes]:
-            there = {None if first is None else first[0]}
             for number in range(file.chunks):
-                while number in missing and number not in there:
-                    there.add(next(arrived)[0])
-                yield from file.blocks(number)
+                if number in missing:
+                    yield first.pop() if first else next(arrived)
+                else:
+                    yield file.chunk(number)
 
         sha256 = verified_sha256(address, reader.digest or info.digest, info.size, blocks())
         file.publish(target, sha256)
     return Downloaded(info.size, sha256, is_synced=True)
-
-
-class _Response(NamedTuple):
-    info: ObjectInfo  # the version that the server has
-    is_range: bool  # False if the server ignored the range and sends the whole object
-
-
-def _fetch(part: RangeDownload, sink: _Chunk | _Memory, pool: TransferPool) -> _Response:
-    """Downloads a range of an object."""
-
-    def take(block: bytes) -> None:
-        pool.count(len(block))
-        sink.write(block)
-
-    part.sink = take
-    with pool.stream():
-        part.fill()
-    assert part.info is not None
-    return _Response(part.info, part.is_range)
 
 
 @dataclass
@@ -408,105 +346,85 @@ class ChunkReader:
         """Yields the object from a position on, in chunks that are fetched ahead in parallel."""
         first, skipped = divmod(position, self.chunk_bytes)
         numbers = range(first, -(-self.info.size // self.chunk_bytes))
-        for _, content in self.contents(numbers, lambda _: _Memory()):
+        for content in self.contents(numbers):
             yield content[skipped:]
             skipped = 0
 
     def contents(
-        self, numbers: Sequence[int], sink_of: Callable[[int], _Chunk | _Memory]
-    ) -> Iterator[tuple[int, bytes]]:
-        """Yields the number of each chunk, in order, and what its sink returns in the end.
+        self, numbers: Sequence[int], keep: Callable[[int, bytes], None] = lambda *_: None
+    ) -> Iterator[bytes]:
+        """Yields each chunk, in order; `keep` is called with each as it comes, by several threads.
 
         A server without byte ranges sends all chunks from the first one on.
         """
-        if not numbers:
-            return
-        sink = sink_of(numbers[0])
-        first = self._fetch_first(numbers[0], sink)
-        self.digest = first.info.digest
-        if not first.is_range:
-            for number, content in enumerate(self._whole(numbers[0], first.info), numbers[0]):
-                sink = sink_of(number)
-                sink.write(content)
-                yield number, sink.finish()
-            return
-        yield numbers[0], sink.finish()
 
         def fetch(number: int) -> bytes:
-            sink = sink_of(number)
-            self._fetch(number, sink)
-            return sink.finish()
+            return self._fetch(number, self._part(number), keep)
 
-        streams = min(self.pool.streams, RUN_AHEAD)
-        yield from zip(numbers[1:], in_parallel(fetch, numbers[1:], streams), strict=True)
+        if not numbers:
+            return
+        part = self._part(numbers[0])
+        first = b""
+        try:
+            first = self._fetch(numbers[0], part, keep)
+        except StorageError as error:
+            if error.code != "storage.unsupported":
+                raise
+            part.is_range = False
+        if not part.is_range:
+            yield from self._whole(set(numbers), keep)
+            return
+        self.digest = part.version.digest
+        yield first
+        yield from in_parallel(fetch, numbers[1:], min(self.pool.streams, RUN_AHEAD))
 
-    def _fetch(self, number: int, sink: _Chunk | _Memory) -> _Response:
+    def _part(self, number: int) -> RangeDownload:
         start = number * self.chunk_bytes
         stop = min(start + self.chunk_bytes, self.info.size)
         # Version to read; None if the listing does not name one, as the first chunk checks it.
         version = self.info if self.info.etag else None
-        response = _fetch(RangeDownload(self.address, start, stop, version), sink, self.pool)
-        if response.info.size != self.info.size:
+        return RangeDownload(self.address, start, stop, version, count=self.pool.count)
+
+    def _fetch(self, number: int, part: RangeDownload, keep: Callable[[int, bytes], None]) -> bytes:
+        with self.pool.stream():
+            content = part.run()
+        if part.version.size != self.info.size:
             raise changed_error(self.address)
-        return response
+        keep(number, content)
+        return content
 
-    def _fetch_first(self, number: int, sink: _Chunk | _Memory) -> _Response:
-        """Downloads a chunk; its response shows if the server has byte ranges."""
-        try:
-            return self._fetch(number, sink)
-        except StorageError as error:
-            if error.code != "storage.unsupported" or number == 0:
-                raise
-            return _Response(self.info, is_range=False)
-
-    def _whole(self, number: int, info: ObjectInfo) -> Iterator[bytes]:
-        """Yields chunks from one on, from one request for the version `info`; a retry reads from
-        the start of the object and skips.
-        """
+    def _whole(self, numbers: Set[int], keep: Callable[[int, bytes], None]) -> Iterator[bytes]:
+        """Yields chunks from one response with the whole object, which cannot be continued."""
         self.pool.on_note(
             f"{self.address}: the server has no byte ranges; an interrupted download of this file"
             " starts again"
         )
-        position = number * self.chunk_bytes
-        body: Body | None = None
-
-        def receive(remote: Remote) -> bytes:
-            nonlocal body
-            skipped = 0
-            if body is None:
-                body = remote.get(self.address.key, 0, self.info.size, info.etag)
-                skipped = position
-            try:
-                if body.info.size != self.info.size:
-                    raise ConditionFailed
-                while skipped:
-                    skipped -= len(self._block(body, skipped))
-                content = bytearray()
-                size = min(self.chunk_bytes, self.info.size - position)
-                while len(content) < size:
-                    content += self._block(body, size - len(content))
-                return bytes(content)
-            except Exception:
-                body.close()
-                body = None
-                raise
-
+        size, etag = self.info.size, self.info.etag
         with self.pool.stream():
             try:
-                while position < self.info.size:
-                    content = call(self.address, receive)
-                    position += len(content)
-                    yield content
+                body = call(
+                    self.address, lambda remote: remote.get(self.address.key, 0, size, etag)
+                )
             except ConditionFailed:
                 raise changed_error(self.address) from None
-            finally:
-                if body is not None:
-                    body.close()
+            with closing(body):
+                self.digest = body.info.digest
+                if body.info.size != size:
+                    raise changed_error(self.address)
+                for number, start in enumerate(range(0, size, self.chunk_bytes)):
+                    count = min(self.chunk_bytes, size - start)
+                    read = partial(self._read, body, count)
+                    content = call(self.address, lambda _, read=read: read(), retry_timeout_s=0)
+                    if number in numbers:
+                        keep(number, content)
+                        yield content
 
-    def _block(self, body: Body, size: int) -> bytes:
-        """The next bytes of a body, `size` at most; they are counted."""
-        block = body.read(min(size, _READ_SIZE))
-        if not block:
-            raise ConnectionResetError(f"{self.address}: the response ends early")
-        self.pool.count(len(block))
-        return block
+    def _read(self, body: Body, size: int) -> bytes:
+        content = bytearray()
+        while len(content) < size:
+            block = body.read(min(size - len(content), _READ_SIZE))
+            if not block:
+                raise ConnectionResetError(f"{self.address}: the response ends early")
+            self.pool.count(len(block))
+            content += block
+        return bytes(content)

@@ -79,9 +79,7 @@ def test_chunks_whose_content_was_lost_are_missing(tmp_path: Path) -> None:
     info = ObjectInfo(12, etag="e")
     with PartialFile(path, Address("s3://b", "k"), info, 4) as file:
         for number in range(2):
-            chunk = file.chunk(number)
-            chunk.write(b"abcd")
-            chunk.finish()
+            file.add(number, b"abcd")
     with path.open("r+b") as data:  # as after a power cut
         data.write(b"x")
 
