@@ -4,7 +4,7 @@ import io
 import os
 import posixpath
 import stat as modes
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
@@ -265,7 +265,13 @@ class RemotePath(_Path):
         """
         if not top_down:
             raise NotImplementedError("object storage can only be walked from the top")
-        yield from self._walked("", listing.levels(self.address))
+        levels = listing.levels(self.address)
+        pending = [""]
+        while pending:
+            below = pending.pop()
+            folders, files = levels[below]
+            yield self._below(below, ObjectInfo(is_dir=True)), folders, files
+            pending += [f"{below}/{name}".lstrip("/") for name in reversed(folders)]
 
     def open(  # pyright: ignore[reportIncompatibleMethodOverride] - no overloads per mode
         self, mode: str = "r", buffering: int = -1, encoding: str | None = None, **options: Any
@@ -317,14 +323,6 @@ class RemotePath(_Path):
 
     def _find(self) -> ObjectInfo | None:
         return self._info if self._info is not None else find_object(self.address)
-
-    def _walked(
-        self, below: str, levels: Mapping[str, listing.ListedLevel]
-    ) -> Iterator[tuple["RemotePath", list[str], list[str]]]:
-        level = levels[below]
-        yield self._below(below, ObjectInfo(is_dir=True)), level.folders, level.files
-        for name in level.folders:
-            yield from self._walked(f"{below}/{name}".lstrip("/"), levels)
 
     def _below(self, name: str, info: ObjectInfo) -> "RemotePath":
         return self._new(self._root, self._key / name, info)

@@ -26,7 +26,7 @@ from vlatool.storage.background import in_parallel
 from vlatool.storage.crash_points import crash_point
 from vlatool.storage.digests import verified_sha256
 from vlatool.storage.reader import LARGEST_RANGE, RangeDownload, changed_error
-from vlatool.storage.remote import Address, Body, ConditionFailed, ObjectInfo, call
+from vlatool.storage.remote import Address, Body, ConditionFailed, ObjectInfo, Remote, call
 
 CHUNK = LARGEST_RANGE  # of the format of partial files
 # Chunks in memory: requested or received, up to the one that is being consumed.
@@ -413,13 +413,13 @@ class ChunkReader:
                     raise changed_error(self.address)
                 for number, start in enumerate(range(0, size, self.chunk_bytes)):
                     count = min(self.chunk_bytes, size - start)
-                    read = partial(self._read, body, count)
-                    content = call(self.address, lambda _, read=read: read(), retry_timeout_s=0)
+                    read = partial(self._read, body=body, size=count)
+                    content = call(self.address, read, retry_timeout_s=0)
                     if number in numbers:
                         keep(number, content)
                         yield content
 
-    def _read(self, body: Body, size: int) -> bytes:
+    def _read(self, _: Remote, body: Body, size: int) -> bytes:
         content = bytearray()
         while len(content) < size:
             block = body.read(min(size - len(content), _READ_SIZE))
