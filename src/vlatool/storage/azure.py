@@ -11,13 +11,12 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from vlatool.errors import EnvironmentProblem, missing_package
+from vlatool.errors import missing_package
 from vlatool.storage import remote, retry, web
 
 _VARIABLE = "AZURE_STORAGE_CONNECTION_STRING"
 _ACCOUNT = re.compile(r"(?:^|;)AccountName=([^;]+)")
 _MAX_EMPTY_PAGES = 1000
-_EXISTS = "BlobAlreadyExists"
 _LOGIN_HINT = (
     f"set {_VARIABLE}, or AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN; or `az login`, with the"
     " package azure-identity"
@@ -144,20 +143,10 @@ class Container:
         return web.busy_advice(status, headers) if status else web.retry_advice(error)
 
     def map_error(self, error: Exception, location: str) -> Exception:
-        status, code, headers = _answer(error)
-        if code == "ContainerNotFound":
-            reason = "the container does not exist"
-            return web.storage_error(location, reason, "refused", "check its name")
-        if status == 412 or code == _EXISTS:
-            return remote.ConditionFailed(location)
-        is_public_only = self._credential is None and not os.environ.get(_VARIABLE)
-        if status == 401 or (status in (403, 409) and is_public_only):
-            reason = "no Azure credentials, and the container is not public"
-            return EnvironmentProblem.at(
-                location, reason, hint=_LOGIN_HINT, code="environment.credentials"
-            )
+        status, code, _ = _answer(error)
         if status:
-            return web.map_error(web.HttpStatusError(status, headers), location)
+            is_stranger = self._credential is None and not os.environ.get(_VARIABLE)
+            return web.bucket_error(location, status, code, _LOGIN_HINT, is_stranger=is_stranger)
         return web.map_error(error, location)
 
     def _condition(self, etag: str) -> Mapping[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from vlatool.credentials import hide
-from vlatool.errors import EnvironmentProblem, missing_package
+from vlatool.errors import missing_package
 from vlatool.storage import remote, retry, web
 
 _ENDPOINT = "https://storage.googleapis.com"
@@ -31,6 +31,7 @@ _MD5 = re.compile(r"md5=([A-Za-z0-9+/]{22}==)")
 _NO_BUCKET = re.compile(r"NoSuchBucket|bucket does not exist")  # in XML, in JSON
 _INCOMPLETE = 308  # status after a part that is not the last one
 _MAX_EMPTY_PAGES = 1000
+_LIMITS = (retry.CONNECT_TIMEOUT_S, retry.READ_TIMEOUT_S)
 _LOGIN_HINT = (
     "`gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to the file of"
     " a service account"
@@ -46,7 +47,6 @@ class GoogleBucket:
 
     def __init__(self, root: str) -> None:
         self.name = root.partition("://")[2]
-        self.pool = web.Connections()
         try:
             self._storage: Any = importlib.import_module("google.cloud.storage")
             self._auth: Any = importlib.import_module("google.auth")
@@ -54,8 +54,6 @@ class GoogleBucket:
             self._errors: Any = importlib.import_module("google.api_core.exceptions")
         except ImportError as error:
             raise missing_package("google-cloud-storage") from error
-        self._lock = threading.Lock()
-        self._refused = ""  # the newest token, if one before it was not accepted
         self._machine_credentials: Any = None  # searched once the bucket refuses strangers
 
     @cached_property
@@ -71,14 +69,19 @@ class GoogleBucket:
         return found or self._auth.default(scopes=_SCOPES, request=self._request)[0]
 
     @cached_property
+    def _session(self) -> Any:
+        """Session of `requests`, which sends a token and replaces one that is not accepted."""
+        session = self._transport.AuthorizedSession(self._credentials, auth_request=self._request)
+        return web.with_certificates(_endpoint(), session)
+
+    @cached_property
     def _bucket(self) -> Any:
         os.environ.setdefault(_NO_TRACES, "true")
-        session = self._transport.AuthorizedSession(self._credentials, auth_request=self._request)
         client = self._storage.Client(
             project="none",
             credentials=self._credentials,
             client_options={"api_endpoint": _endpoint()},
-            _http=web.with_certificates(_endpoint(), session),
+            _http=self._session,
         )
         return client.bucket(self.name)
 
@@ -113,7 +116,6 @@ class GoogleBucket:
         if etag:
             headers["x-goog-if-generation-match"] = etag
         response = self.fetch("GET", url, headers)
-        response.decode_content = False
         if response.status != 206:
             raise self.error(response)
         body = web.ranged_body(response)
@@ -123,20 +125,12 @@ class GoogleBucket:
         return replace(body, info=replace(body.info, etag=generation, digest=digest))
 
     def fetch(self, method: str, url: str, headers: dict[str, str], data: bytes = b"") -> Any:
-        """Response to a request with a token, which is replaced once if it is not accepted."""
-        while True:
-            with self._lock:
-                self._credentials.before_request(self._request, method, url, headers)
-                token = self._credentials.token
-            hide(token or "")
-            response = self.pool.request(method, url, headers=headers, body=data or None)
-            if response.status != 401 or token is None or token == self._refused:
-                return response
-            response.close()
-            with self._lock:
-                if token == self._credentials.token:  # no other thread has replaced it
-                    self._credentials.refresh(self._request)
-                    self._refused = self._credentials.token
+        """Response of urllib3, with its body unread."""
+        response = self._session.request(
+            method, url, data, headers, stream=True, timeout=_LIMITS, allow_redirects=False
+        )
+        hide(getattr(self._credentials, "token", None) or "")
+        return response.raw
 
     def put(self, key: str, data: bytes, etag: str | None = None) -> str:
         condition = None if etag is None else int(etag or 0)
@@ -170,20 +164,14 @@ class GoogleBucket:
 
     def map_error(self, error: Exception, location: str) -> Exception:
         status = _status(error)
-        is_stranger = getattr(self.__dict__.get("_credentials"), "token", None) is None
-        if status == 404 and _NO_BUCKET.search(str(error)):
-            reason = "the bucket does not exist"
-            return web.storage_error(location, reason, "refused", "check its name")
-        if status == 412:
-            return remote.ConditionFailed(location)
-        if status == 401 or (status == 403 and is_stranger):
-            return _no_credentials(location, f"HTTP {status}")
         if status:
-            return web.map_error(web.HttpStatusError(status, {}), location)
+            is_stranger = getattr(self.__dict__.get("_credentials"), "token", None) is None
+            code = "NoSuchBucket" if _NO_BUCKET.search(str(error)) else ""
+            return web.bucket_error(location, status, code, _LOGIN_HINT, is_stranger=is_stranger)
         if isinstance(error, AttributeError) and error.obj is not self:  # values of other types
             error = TypeError()
         if isinstance(error, self._auth.exceptions.GoogleAuthError):
-            return _no_credentials(location, type(error).__name__)
+            return web.no_credentials(location, type(error).__name__, _LOGIN_HINT)
         return web.map_error(error, location)
 
     def error(self, response: Any) -> Exception:
@@ -205,7 +193,7 @@ class GoogleBucket:
         except self._auth.exceptions.GoogleAuthError:
             return False
         self._machine_credentials = found
-        for name in ("_credentials", "_bucket"):
+        for name in ("_credentials", "_session", "_bucket"):
             self.__dict__.pop(name, None)
         return True
 
@@ -256,7 +244,7 @@ class _Parts:
 
 def _once() -> Mapping[str, Any]:
     """Options of one attempt."""
-    return {"timeout": (retry.CONNECT_TIMEOUT_S, retry.READ_TIMEOUT_S), "retry": None}
+    return {"timeout": _LIMITS, "retry": None}
 
 
 def _emulator() -> str:
@@ -279,12 +267,6 @@ def _has_file() -> bool:
     folder = os.environ.get("CLOUDSDK_CONFIG") or "~/.config/gcloud"
     file = Path(folder).expanduser() / "application_default_credentials.json"
     return file.is_file() and not emulator
-
-
-def _no_credentials(location: str, reason: str) -> EnvironmentProblem:
-    message = f"{location}: no usable Google Cloud credentials ({reason})"
-    code = "environment.credentials"
-    return EnvironmentProblem(message, hint=_LOGIN_HINT, code=code, details={"path": location})
 
 
 def _status(error: Exception) -> int:

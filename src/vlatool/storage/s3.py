@@ -1,8 +1,6 @@
 """S3 buckets by boto3, and one signed GET for many ranges."""
 
-import errno
 import importlib
-import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -10,7 +8,6 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
 
-from vlatool.errors import EnvironmentProblem
 from vlatool.storage import remote, retry, web
 
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
@@ -29,14 +26,6 @@ _BUSY_CODES = {
     "SlowDown",
     "Throttling",
     "ThrottlingException",
-}
-_MISSING_CODES = {"404", "NoSuchKey", "NoSuchUpload", "NotFound"}
-_REJECTED_CODES = {
-    "ExpiredToken",
-    "ExpiredTokenException",
-    "InvalidAccessKeyId",
-    "InvalidToken",
-    "SignatureDoesNotMatch",
 }
 _SIGNED_BEFORE = "signed before this request"
 # Errors of botocore before a request, because there are no credentials to sign it.
@@ -166,7 +155,7 @@ class Bucket:
     def retry_advice(self, error: Exception) -> retry.RetryAdvice | None:
         """Advice on retrying after an error; None if a retry is useless."""
         code, status, metadata = _answer(error)
-        if code in _REJECTED_CODES and metadata.get(_SIGNED_BEFORE):
+        if code in web.REJECTED_CODES and metadata.get(_SIGNED_BEFORE):
             return retry.RetryAdvice("credentials changed since the request was signed")
         if code in _BUSY_CODES:
             status = 503
@@ -179,28 +168,15 @@ class Bucket:
     def map_error(self, error: Exception, location: str) -> Exception:
         code, status, _ = _answer(error)
         name = type(error).__name__
-        if code in _MISSING_CODES:
-            return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location)
-        if status == 412 or code == "PreconditionFailed":
-            return remote.ConditionFailed(location)
-        if code in _REJECTED_CODES:
-            return no_credentials(location, f"the AWS credentials are not accepted ({code})")
-        if code == "NoSuchBucket":
-            reason = "the bucket does not exist"
-            return web.storage_error(location, reason, "refused", "check its name")
-        if status == 403 and self.is_anonymous:
-            return no_credentials(location, "no AWS credentials, and the bucket is not public")
-        if status == 501 or code == "NotImplemented":
-            reason = "the server does not support this operation"
-            return web.storage_error(location, reason, "unsupported", "choose another storage")
-        if status and status != 403:
-            reason = f"the server returns {status} {code}"
-            return web.storage_error(location, reason, "refused", "check the endpoint and the name")
         if status:
-            return web.map_error(web.HttpStatusError(status, {}), location)
+            return web.bucket_error(
+                location, status, code, _LOGIN_HINT, is_stranger=self.is_anonymous
+            )
         if _is_of_botocore(error) and _UNSIGNED.search(name):
             reason = name.removesuffix("Error")
-            return no_credentials(location, f"no usable AWS credentials ({reason})")
+            return web.no_credentials(
+                location, f"no usable AWS credentials ({reason})", _LOGIN_HINT
+            )
         # Its messages may contain headers; a date that is none is a RuntimeError.
         if _is_of_botocore(error) or isinstance(error, RuntimeError):
             reason = f"the request fails ({name})"
@@ -265,16 +241,6 @@ class _Multipart:
 
     def abort(self) -> None:
         self._client.abort_multipart_upload(**self._request)
-
-
-def no_credentials(location: str, reason: str) -> EnvironmentProblem:
-    """Error for requests that need credentials."""
-    return EnvironmentProblem(
-        f"{location}: {reason}",
-        hint=_LOGIN_HINT,
-        code="environment.credentials",
-        details={"path": location},
-    )
 
 
 def _text(value: str | bytes) -> str:

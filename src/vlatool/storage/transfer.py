@@ -332,6 +332,11 @@ def _download_large(
     return Downloaded(info.size, sha256, is_synced=True)
 
 
+def _forget(number: int, content: bytes) -> None:
+    """Keeps no chunk."""
+    del number, content
+
+
 @dataclass
 class ChunkReader:
     """Chunks of one version of an object."""
@@ -351,7 +356,7 @@ class ChunkReader:
             skipped = 0
 
     def contents(
-        self, numbers: Sequence[int], keep: Callable[[int, bytes], None] = lambda *_: None
+        self, numbers: Sequence[int], keep: Callable[[int, bytes], None] = _forget
     ) -> Iterator[bytes]:
         """Yields each chunk, in order; `keep` is called with each as it comes, by several threads.
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from vlatool.errors import StorageError, UsageError
+from vlatool.errors import EnvironmentProblem, StorageError, UsageError
 from vlatool.storage import remote, retry
 
 # Files or folders of certificates that are accepted besides the ones of OpenSSL, which reads
@@ -35,6 +35,16 @@ _REDIRECTS = 5
 _LOGIN = 407  # status of a proxy that asks for credentials
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
 _MISSING = {404, 410}
+# Codes of the answers of buckets.
+_NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
+_CONFLICTS = {"PreconditionFailed", "BlobAlreadyExists"}
+REJECTED_CODES = {
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+}
 _CREDENTIALS = {"authorization", "cookie", "proxy-authorization"}
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
@@ -57,8 +67,8 @@ class UnusableAnswer(Exception):
 class HttpStatusError(Exception):
     """Response with a status that is no success."""
 
-    def __init__(self, status: int, headers: Mapping[str, str]) -> None:
-        super().__init__(f"HTTP {status}")
+    def __init__(self, status: int, headers: Mapping[str, str], code: str = "") -> None:
+        super().__init__(f"{status} {code}".strip())
         self.status = status
         self.headers = headers
 
@@ -332,7 +342,7 @@ def map_error(error: Exception, location: str) -> Exception:
         hint = "check the location; log in, or download the data and give the local folder"
         if status in (401, 403):
             return storage_error(location, f"access is denied ({status})", "forbidden", hint)
-        return storage_error(location, f"the server returns status {status}", "refused", hint)
+        return storage_error(location, f"the server returns status {error}", "refused", hint)
     if certificate:
         reason = f"the certificate of the server is not accepted ({certificate})"
         error = UnusableAnswer(reason, _CERTIFICATE_HINT)
@@ -346,6 +356,35 @@ def map_error(error: Exception, location: str) -> Exception:
         reason = f"the request fails ({type(error).__name__})"
         return storage_error(location, reason, "request", "check the location")
     return error
+
+
+def bucket_error(
+    location: str, status: int, code: str, login_hint: str, *, is_stranger: bool
+) -> Exception:
+    """Error for an answer of a bucket with a code such as `NoSuchBucket`, which may be empty.
+
+    `is_stranger`: True if the request had no credentials.
+    """
+    if status == 412 or code in _CONFLICTS:
+        return remote.ConditionFailed(location)
+    if code in _NO_BUCKET:
+        reason = "the bucket does not exist"
+        return storage_error(location, reason, "refused", "check its name")
+    if status == 501 or code == "NotImplemented":
+        reason = "the server does not support this operation"
+        return storage_error(location, reason, "unsupported", "choose another storage")
+    if code in REJECTED_CODES or status == 401:
+        reason = f"the credentials are not accepted ({status} {code})"
+        return no_credentials(location, reason, login_hint)
+    if is_stranger and status in (403, 409):
+        reason = "there are no credentials, and the bucket is not public"
+        return no_credentials(location, reason, login_hint)
+    return map_error(HttpStatusError(status, {}, code), location)
+
+
+def no_credentials(location: str, reason: str, login_hint: str) -> EnvironmentProblem:
+    """Error for requests that need credentials."""
+    return EnvironmentProblem.at(location, reason, hint=login_hint, code="environment.credentials")
 
 
 def _proxy_refusal(url: str, status: int) -> UnusableAnswer:

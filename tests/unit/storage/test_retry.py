@@ -9,7 +9,6 @@ import pytest
 import urllib3
 
 from vlatool.errors import StorageError, UsageError
-from vlatool.jobs.executor import ProcessExecutor
 from vlatool.storage import retry
 from vlatool.storage.s3 import Bucket
 from vlatool.storage.uri import require_existing
@@ -184,34 +183,6 @@ def test_warnings_say_attempt_time_left_and_reason_at_growing_intervals(
         text.format(12, 104),
         text.format(18, 44),
     ]
-
-
-class FirstError(ConnectionError): ...
-
-
-class SecondError(ConnectionError): ...
-
-
-def fail_twice(_: int) -> None:
-    retry.retrying(Flaky([FirstError(), SecondError()]), "s3://b/k")
-
-
-def test_warnings_of_workers_are_logged_by_the_process_that_started_them(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(retry.SPEED_VARIABLE, "100")
-    with caplog.at_level(logging.WARNING), ProcessExecutor(2) as executor:
-        assert not [
-            outcome.error for outcome in executor.map(fail_twice, range(6)) if outcome.error
-        ]
-        for _ in range(100):  # the warnings come through a pipe of their own
-            time.sleep(0.0 if len(caplog.messages) > 1 else 0.02)
-
-    # The second worker may start after the interval in which a reason is not repeated.
-    assert {message.split(";")[0] for message in caplog.messages} == {
-        "s3://b/k: no complete answer (FirstError)",
-        "s3://b/k: no complete answer (SecondError)",
-    }
 
 
 def test_clock_of_a_process_can_run_faster(monkeypatch: pytest.MonkeyPatch) -> None:
