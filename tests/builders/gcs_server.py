@@ -151,7 +151,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, path: str, body: bytes) -> None:
         if path == "/token":
             self.store.tokens_given += 1
-            self.store.token = f"token-{self.store.tokens_given}"
+            if not self.store.token.startswith("token-"):  # it was withdrawn
+                self.store.token = f"token-{self.store.tokens_given}"
             token = {"access_token": self.store.token, "expires_in": 3600, "token_type": "Bearer"}
             return self._send(json.dumps(token).encode())
         if self.store.token and self.headers.get("Authorization") != f"Bearer {self.store.token}":

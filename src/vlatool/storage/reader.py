@@ -169,14 +169,14 @@ def open_reader(address: Address, *, from_end: bool = False) -> io.BufferedReade
     """
     first = RangeDownload(address, -_FIRST_RANGE if from_end else 0, _FIRST_RANGE)
     data = first.run()
-    return io.BufferedReader(BlockFile(address, first.version, first=(first.start, data)), _BUFFER)
+    return io.BufferedReader(BlockFile(address, first.version, (first.start, data)), _BUFFER)
 
 
 def open_range(address: Address, start: int, stop: int) -> io.BufferedReader:
     """Opens an object at `start`, for sequential reading up to `stop`, where the file ends."""
-    first = RangeDownload(address, start, min(stop, start + BLOCK))
+    first = RangeDownload(address, start, min(stop, start - start % BLOCK + BLOCK))
     data = first.run()
-    file = BlockFile(address, first.version, (start, stop), (start, data))
+    file = BlockFile(address, first.version, (start, data), stop)
     file.seek(start)
     return io.BufferedReader(file, _BUFFER)
 
@@ -202,14 +202,13 @@ class BlockFile(io.RawIOBase):
         self,
         address: Address,
         info: ObjectInfo,
-        span: tuple[int, int] = (0, 2**63),  # start of the first block, and end of the file
         first: tuple[int, bytes] = (0, b""),  # bytes that are there, and their position
+        stop: int = 2**63,  # end of the file
     ) -> None:
         self.name = str(address)
         self._address = address
         self._info = info
-        self._origin = span[0]
-        self._size = min(span[1], info.size)
+        self._size = min(stop, info.size)
         self._first = first
         self._position = 0
         self._last = -1  # number of the block that was read last
@@ -242,8 +241,8 @@ class BlockFile(io.RawIOBase):
             return 0
         start, data = self._first
         if not start <= self._position < start + len(data):
-            number = (self._position - self._origin) // BLOCK
-            start, data = self._start_of(number), self._read(number)
+            number = self._position // BLOCK
+            start, data = number * BLOCK, self._read(number)
         offset = self._position - start
         part = memoryview(data)[offset : offset + len(view)]
         view[: len(part)] = part
@@ -258,23 +257,19 @@ class BlockFile(io.RawIOBase):
         head = data[position - start :] if 0 <= position - start < len(data) else b""
         return head + _read_range(self._address, self._info, position + len(head), self._size)
 
-    def _start_of(self, number: int) -> int:
-        return self._origin + number * BLOCK
-
     def _read(self, number: int) -> bytes:
-        if number == self._last + 1 and self._next is not None:
+        is_next = number == self._last + 1
+        if is_next and self._next is not None:
             data = self._next.result()
         else:
             data = self._block(number)
         if number != self._last:
-            is_sequential = number == self._last + 1
-            has_next = self._start_of(number + 1) < self._size
             self._next = None
-            if is_sequential and has_next:
+            if is_next and (number + 1) * BLOCK < self._size:
                 self._next = in_background(partial(self._block, number + 1))
             self._last = number
         return data
 
     def _block(self, number: int) -> bytes:
-        start = self._start_of(number)
+        start = number * BLOCK
         return _block(self._address, self._info, start, min(self._size, start + BLOCK))
