@@ -12,29 +12,25 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
+from itertools import islice
 from pathlib import Path
 from ssl import SSLContext
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 from vlatool.credentials import hide
-from vlatool.errors import (
-    DataError,
-    EnvironmentProblem,
-    StorageError,
-    VlatoolError,
-    missing_package,
-)
+from vlatool.errors import DataError, EnvironmentProblem, missing_package
 from vlatool.storage import remote, retry, web
 from vlatool.storage.digests import has_git_digest
 from vlatool.storage.http import WebServer
-from vlatool.storage.retry import RetryAdvice, retrying
+from vlatool.storage.retry import RetryAdvice
 
 _COMMIT = re.compile(r"[\w.-]{1,100}", re.ASCII)
 _OUTSIDE = re.compile(r"^/|(^|/)\.\.?(/|$)|//|[\x00-\x1f]|^$")
 _KINDS = ("datasets", "models", "spaces", "buckets")
 _BUCKET = "buckets/"
 _NO_ACCESS = frozenset({401, 403, 404})
+_MAX_REASON = 300  # characters of what the hub says
 
 
 def _with_kind(location: str) -> str:
@@ -168,22 +164,18 @@ class Repository(WebServer):
         return self.files[key]
 
     def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> remote.ListPage:
-        names = self._names
-        position = bisect_left(names, max(below, token))
         objects: list[tuple[str, remote.ObjectInfo]] = []
-        prefixes: list[str] = []
-        while position < len(names) and names[position].startswith(below):
-            name = names[position]
-            if len(objects) + len(prefixes) >= at_most:
-                return remote.ListPage(objects, prefixes, name)
-            head, cut, _ = name[len(below) :].partition(delimiter) if delimiter else (name, "", "")
-            if cut:
-                prefixes.append(f"{below}{head}{cut}")
-                position = bisect_left(names, f"{below}{head}{chr(ord(cut) + 1)}")
-            else:
-                objects.append((name, self.files[name]))
-                position += 1
-        return remote.ListPage(objects, prefixes)
+        prefixes: dict[str, None] = {}
+        for name in islice(self._names, bisect_left(self._names, max(below, token)), None):
+            if not name.startswith(below):
+                break
+            if delimiter and delimiter in name[len(below) :]:
+                prefixes[name[: name.index(delimiter, len(below)) + 1]] = None
+                continue
+            objects.append((name, self.files[name]))
+            if len(objects) == at_most:
+                return remote.ListPage(objects, list(prefixes), f"{name}\0")
+        return remote.ListPage(objects, list(prefixes))
 
     def get(self, key: str, start: int, stop: int, etag: str) -> remote.Body:
         """Reads from the cache if it has the file, else with a GET of a range."""
@@ -285,16 +277,17 @@ class Repository(WebServer):
                 code="data.broken",
             )
         if status in _NO_ACCESS and headers.get("X-Error-Code") != "EntryNotFound":
-            return EnvironmentProblem(
-                f"{location}: there is no such repository, or it is private or gated",
-                hint="check the name; request access on its page, "
-                "then `hf auth login` or set HF_TOKEN",
-                code="environment.credentials",
-                details={"path": location},
-            )
+            reason = "there is no such repository, or it is private, gated, or of another owner"
+            return _no_access_error(location, reason)
         if status:
-            error = web.HttpStatusError(status, headers)
+            said = " ".join(str(getattr(error, "server_message", "") or "").split())
+            error = web.HttpStatusError(status, headers, said[:_MAX_REASON])
         return super().map_error(error, location)
+
+
+def _no_access_error(location: str, reason: str) -> EnvironmentProblem:
+    hint = "check the name; request access on its page, then `hf auth login` or set HF_TOKEN"
+    return EnvironmentProblem.at(location, reason, hint=hint, code="environment.credentials")
 
 
 class _Spooled:
@@ -349,7 +342,6 @@ _MAX_STEP_BYTES = 10**9
 _SMALL_BYTES = 10 * 2**20
 _MAX_SMALL_BYTES = 64 * 2**20
 _BLOCK_BYTES = 2**20
-_MAX_REASON = 300  # characters
 _BRANCH = "main"
 
 T = TypeVar("T")
@@ -469,46 +461,21 @@ class RepositoryWriter:
         repository = self._repository
         repository.check_on()
         if not repository.token:
-            raise self._no_access_error("there is no token")
-        api = repository.api
+            raise _no_access_error(self._root, "there is no token")
+
+        def run(there: Any) -> T:
+            return operation(there.api)
+
         try:
             with _without_bars(repository.hub):
-                return retrying(
-                    lambda: operation(api), self._root, classify=repository.retry_advice
-                )
-        except VlatoolError:
-            raise
-        except Exception as error:  # the library raises anything, also of its own dependencies
-            raise self._error(error) from error
-
-    def _error(self, error: Exception) -> Exception:
-        if type(error).__name__ == "HFValidationError":
-            return self._repository.map_error(error, self._root)
-        for cause in retry.chain(error):
-            if isinstance(cause, FileNotFoundError | PermissionError) and cause.filename:
-                return DataError.at(
-                    cause.filename,
-                    f"cannot be read: {cause.strerror}",
-                    hint="nothing may write the folder during its upload; run the command again",
-                    code="data.broken",
-                )
-        if _answer(error)[0] in _NO_ACCESS:
-            return self._no_access_error("the token gives no access")
-        return StorageError.at(
-            self._root,
-            f"the hub rejects the upload: {' '.join(str(error).split())[:_MAX_REASON]}",
-            hint="see its reason; what was uploaded stays, and the same command continues",
-            code="storage.refused",
-        )
-
-    def _no_access_error(self, reason: str) -> EnvironmentProblem:
-        owner = self._repository.name.partition("/")[0]
-        return EnvironmentProblem(
-            f"{self._root}: {reason}",
-            hint=f"`hf auth login`, or set HF_TOKEN to a token that may write to {owner}",
-            code="environment.credentials",
-            details={"path": self._root},
-        )
+                return remote.call(remote.Address(self._root, ""), run)
+        except OSError as error:
+            raise DataError.at(
+                error.filename,
+                f"cannot be read: {error.strerror}",
+                hint="nothing may write the folder during its upload; run the command again",
+                code="data.broken",
+            ) from error
 
 
 @cache

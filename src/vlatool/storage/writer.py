@@ -24,6 +24,8 @@ _FOLDER_THREADS = 4
 _RACES = 5  # of processes that write one object
 
 _kept: dict[str, bool] = {}  # roots to whether their storage keeps the conditions of a put
+# Objects that this process has replaced, with their ETags: the next replacement is one request.
+_replaced: dict[Address, str] = {}
 
 
 class RemoteWriter(io.BufferedIOBase):
@@ -121,12 +123,14 @@ def put(address: Address, data: bytes, etag: str | None = None) -> str:
     with crash_point("write", address):
         if etag is not None or _kept.get(address.root) is False:
             return _put(address, data, etag)
-        version = ""
+        version = _replaced.get(address, "")
         for _ in range(_RACES):
             try:
                 written = _put(address, data, version)
                 if address.root not in _kept:  # one probe: the object is there now
                     _kept[address.root] = _refuses(address, data)
+                if version:
+                    _replaced[address] = written
                 return written
             except ConditionFailed:
                 _kept[address.root] = True
