@@ -482,10 +482,8 @@ class RepositoryWriter:
 def _accept_certificates(hub: Any, certificates: SSLContext | None) -> None:
     """Gives the client of the library the certificates and limits in time of all schemes.
 
-    It takes proxies from the environment by itself; before version 1, certificates too.
+    It takes proxies from the environment by itself.
     """
-    if not hasattr(hub, "set_client_factory"):
-        return
     client = hub.get_session()
     timeout = type(client.timeout)(retry.READ_TIMEOUT_S, connect=retry.CONNECT_TIMEOUT_S)
     hub.set_client_factory(

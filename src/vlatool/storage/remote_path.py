@@ -121,12 +121,6 @@ class RemotePath(_Path):
         return reader.open_version(self.address, info)
 
     @property
-    def etag(self) -> str:
-        """ETag; empty if the server sends none, or the file does not exist."""
-        info = self._find()
-        return "" if info is None else info.etag
-
-    @property
     def address(self) -> Address:
         """Root and key; `..` is resolved."""
         key = str(self._key) if self._key.parts else ""
@@ -152,10 +146,6 @@ class RemotePath(_Path):
         return self._key.suffix
 
     @property
-    def suffixes(self) -> list[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self._key.suffixes
-
-    @property
     def parent(self) -> "RemotePath":  # pyright: ignore[reportIncompatibleVariableOverride]
         """Folder of the path; the root is its own folder."""
         return self._new(self._root, self._key.parent)
@@ -167,9 +157,6 @@ class RemotePath(_Path):
 
     def with_name(self, name: str) -> "RemotePath":
         return self._new(self._root, self._key.with_name(name))
-
-    def with_stem(self, stem: str) -> "RemotePath":
-        return self._new(self._root, self._key.with_stem(stem))
 
     def with_suffix(self, suffix: str) -> "RemotePath":
         return self._new(self._root, self._key.with_suffix(suffix))
@@ -192,9 +179,6 @@ class RemotePath(_Path):
             return False
         return True
 
-    def match(self, path_pattern: str, **options: Any) -> bool:
-        return self._key.match(path_pattern, **options)
-
     def resolve(self, strict: bool = False) -> "RemotePath":  # noqa: FBT001, FBT002 - pathlib's
         """Path without `..`; there are no links."""
         if strict and not self.exists():
@@ -202,9 +186,6 @@ class RemotePath(_Path):
         return self if ".." not in self._key.parts else RemotePath(str(self.address))
 
     def absolute(self) -> "RemotePath":
-        return self
-
-    def expanduser(self) -> "RemotePath":
         return self
 
     def is_absolute(self) -> bool:
@@ -230,9 +211,6 @@ class RemotePath(_Path):
         """True if the path is a prefix of keys."""
         info = self._find()
         return info is not None and info.is_dir
-
-    def is_symlink(self) -> bool:
-        return False
 
     def iterdir(self) -> Generator["RemotePath"]:
         entries = listing.level(self.address)

@@ -132,6 +132,9 @@ def put(address: Address, data: bytes, etag: str | None = None) -> str:
                 if version:
                     _replaced[address] = written
                 return written
+            except FileNotFoundError:
+                if not version:
+                    raise
             except ConditionFailed:
                 _kept[address.root] = True
             except StorageError as error:
@@ -139,14 +142,21 @@ def put(address: Address, data: bytes, etag: str | None = None) -> str:
                     raise
                 _kept[address.root] = False
                 return _put(address, data, None)
-            info = find_object(address)
-            version = info.etag if info is not None and not info.is_dir else ""
+            version = _version(address)
         raise StorageError.at(
             address,
             "other processes write this object again and again",
             hint="find out which, stop them, and run the same command again",
             code="storage.write",
         )
+
+
+def _version(address: Address) -> str:
+    """ETag of an object; empty if there is none."""
+    try:
+        return call(address, lambda remote: remote.head(address.key)).etag
+    except FileNotFoundError:
+        return ""
 
 
 def _refuses(address: Address, data: bytes) -> bool:

@@ -29,6 +29,8 @@ class Slow(BaseHTTPRequestHandler):
         if data.endswith(b"slow") and self.delays:
             time.sleep(self.delays.pop())
         current = self.objects.get(self.path, (b"", ""))[1]
+        if self.headers.get("If-Match") and not current:
+            return self._answer(404)
         is_refused = self.headers.get("If-Match", current) != current
         is_refused |= self.headers.get("If-None-Match") == "*" and bool(current)
         if is_refused and self.keeps_conditions:
@@ -99,3 +101,14 @@ def test_an_object_that_is_replaced_again_and_again_takes_one_request(server: ty
 
     assert server.requests == ["PUT", "PUT"]
     assert [data for data, _ in server.objects.values()] == [b"4"]
+
+
+def test_an_object_that_was_replaced_and_removed_is_written_again(server: type[Slow]) -> None:
+    address = Address("s3://slow-bucket", "latest.json")
+    for content in (b"1", b"2"):
+        writer.put(address, content)
+    server.objects.clear()
+
+    writer.put(address, b"3")
+
+    assert [data for data, _ in server.objects.values()] == [b"3"]
