@@ -277,7 +277,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _objects(self, bucket: str) -> dict[str, StoredObject]:
         if bucket not in self.store.buckets:
-            raise _Refusal(404, "The specified bucket does not exist. NoSuchBucket")
+            raise _Refusal(404, "<Code>NoSuchBucket</Code>The specified bucket does not exist.")
         return self.store.buckets[bucket]
 
     def _send(

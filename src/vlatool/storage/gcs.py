@@ -28,7 +28,7 @@ _FIELDS = "items(name,size,updated,generation,md5Hash),prefixes,nextPageToken"
 _NO_TRACES = "DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA"
 _BINARY = "application/octet-stream"
 _MD5 = re.compile(r"md5=([A-Za-z0-9+/]{22}==)")
-_NO_BUCKET = re.compile(r"NoSuchBucket|bucket does not exist")  # in XML, in JSON
+_NO_BUCKET = "bucket does not exist"
 _INCOMPLETE = 308  # status after a part that is not the last one
 _MAX_EMPTY_PAGES = 1000
 _LIMITS = (retry.CONNECT_TIMEOUT_S, retry.READ_TIMEOUT_S)
@@ -51,7 +51,6 @@ class GoogleBucket:
             self._storage: Any = importlib.import_module("google.cloud.storage")
             self._auth: Any = importlib.import_module("google.auth")
             self._transport: Any = importlib.import_module("google.auth.transport.requests")
-            self._errors: Any = importlib.import_module("google.api_core.exceptions")
         except ImportError as error:
             raise missing_package("google-cloud-storage") from error
         self._machine_credentials: Any = None  # searched once the bucket refuses strangers
@@ -116,8 +115,6 @@ class GoogleBucket:
         if etag:
             headers["x-goog-if-generation-match"] = etag
         response = self.fetch("GET", url, headers)
-        if response.status != 206:
-            raise self.error(response)
         body = web.ranged_body(response)
         match = _MD5.search(response.headers.get("x-goog-hash", ""))
         digest = _digest(match[1] if match else "")
@@ -152,37 +149,25 @@ class GoogleBucket:
 
     def retry_advice(self, error: Exception) -> retry.RetryAdvice | None:
         """Advice on retrying after an error; None if a retry is useless."""
-        status = _status(error)
+        status = web.answer_of(error).status
         if status in (401, 403) and self._finds_machine_credentials():
             return retry.RetryAdvice("the bucket is not public")
-        if status:
-            response = getattr(error, "response", None)
-            return web.busy_advice(status, getattr(response, "headers", {}))
-        if getattr(error, "retryable", False):
+        if not status and getattr(error, "retryable", False):
             return retry.RetryAdvice(f"no token ({type(error).__name__})")
         return web.retry_advice(error)
 
     def map_error(self, error: Exception, location: str) -> Exception:
-        status = _status(error)
-        if status:
+        answer = web.answer_of(error)
+        if answer.status:
             is_stranger = getattr(self.__dict__.get("_credentials"), "token", None) is None
-            code = "NoSuchBucket" if _NO_BUCKET.search(str(error)) else ""
-            return web.bucket_error(location, status, code, _LOGIN_HINT, is_stranger=is_stranger)
+            if _NO_BUCKET in str(error):
+                answer = answer._replace(code="NoSuchBucket")
+            return web.bucket_error(location, answer, _LOGIN_HINT, is_stranger=is_stranger)
         if isinstance(error, AttributeError) and error.obj is not self:  # values of other types
             error = TypeError()
         if isinstance(error, self._auth.exceptions.GoogleAuthError):
             return web.no_credentials(location, type(error).__name__, _LOGIN_HINT)
         return web.map_error(error, location)
-
-    def error(self, response: Any) -> Exception:
-        """Error of a response that is no success."""
-        content = web.error_body(response)
-        if response.status == 416 or (response.status == 200 and not content):
-            return remote.RangeNotSatisfiable()
-        if response.status == 200:
-            return web.UnusableAnswer("the server ignores byte ranges")
-        text = content.decode(errors="replace")
-        return self._errors.from_http_status(response.status, text, response=response)
 
     def _finds_machine_credentials(self) -> bool:
         """True if this machine of Google Cloud has credentials, which were not used so far."""
@@ -234,7 +219,7 @@ class _Parts:
         headers = {"Content-Range": f"bytes {self._start}-{stop - 1}/{total}"}
         response = self._bucket.fetch("PUT", self._url, headers, data)
         if response.status not in (200, 201) and (total != "*" or response.status != _INCOMPLETE):
-            raise self._bucket.error(response)
+            raise web.HttpStatusError(response.status, response.headers)
         web.error_body(response)
         if total == "*":
             self._start = stop
@@ -267,12 +252,6 @@ def _has_file() -> bool:
     folder = os.environ.get("CLOUDSDK_CONFIG") or "~/.config/gcloud"
     file = Path(folder).expanduser() / "application_default_credentials.json"
     return file.is_file() and not emulator
-
-
-def _status(error: Exception) -> int:
-    """Status of the response that an error of the library is about; 0 without one."""
-    code = getattr(error, "code", None)
-    return int(code) if isinstance(code, int) else 0
 
 
 def _info(blob: Any) -> remote.ObjectInfo:

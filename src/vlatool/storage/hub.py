@@ -23,7 +23,6 @@ from vlatool.errors import DataError, EnvironmentProblem, missing_package
 from vlatool.storage import remote, retry, web
 from vlatool.storage.digests import has_git_digest
 from vlatool.storage.http import WebServer
-from vlatool.storage.retry import RetryAdvice
 
 _COMMIT = re.compile(r"[\w.-]{1,100}", re.ASCII)
 _OUTSIDE = re.compile(r"^/|(^|/)\.\.?(/|$)|//|[\x00-\x1f]|^$")
@@ -253,16 +252,9 @@ class Repository(WebServer):
             for name in ("_listed", "_names"):
                 self.__dict__.pop(name, None)
 
-    def retry_advice(self, error: Exception) -> RetryAdvice | None:
-        """Advice on retrying after an error; None if a retry is useless."""
-        status, headers = _answer(error)
-        if status:
-            return web.busy_advice(status, headers)
-        return retry.network_retry_advice(error)
-
     def map_error(self, error: Exception, location: str) -> Exception:
         name = type(error).__name__
-        status, headers = _answer(error)
+        status, code, headers = web.answer_of(error)
         if name == "RevisionNotFoundError" or headers.get("X-Error-Code") == "RevisionNotFound":
             return DataError.at(
                 self._root,
@@ -280,7 +272,7 @@ class Repository(WebServer):
             reason = "there is no such repository, or it is private, gated, or of another owner"
             return _no_access_error(location, reason)
         if status:
-            said = " ".join(str(getattr(error, "server_message", "") or "").split())
+            said = " ".join(str(getattr(error, "server_message", None) or code).split())
             error = web.HttpStatusError(status, headers, said[:_MAX_REASON])
         return super().map_error(error, location)
 
@@ -532,14 +524,3 @@ def _without_bars(hub: Any) -> Generator[None]:
     finally:
         if not were_off:
             bars.enable_progress_bars()
-
-
-def _answer(error: Exception) -> tuple[int, Mapping[str, str]]:
-    """Status and headers of the response that an error is about; 0 without one."""
-    for cause in retry.chain(error):
-        response: Any = getattr(cause, "response", None)
-        if getattr(response, "status_code", None):
-            return int(response.status_code), response.headers
-        if isinstance(cause, web.HttpStatusError):
-            return cause.status, cause.headers
-    return 0, {}

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -47,6 +47,7 @@ REJECTED_CODES = {
 }
 _CREDENTIALS = {"authorization", "cookie", "proxy-authorization"}
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_CODE = re.compile(rb"<Code>([A-Za-z0-9.]+)</Code>")
 RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 # Errors of code that reads an answer with other values than a server sends.
 _UNREADABLE = (LookupError, TypeError, ArithmeticError, ValueError, RecursionError)
@@ -64,13 +65,20 @@ class UnusableAnswer(Exception):
         self.hint = hint
 
 
+class Answer(NamedTuple):
+    """Answer of a server that is no success."""
+
+    status: int  # 0 if there was no answer
+    code: str  # such as `NoSuchKey`, or what the server says; may be empty
+    headers: Mapping[str, str]
+
+
 class HttpStatusError(Exception):
     """Response with a status that is no success."""
 
     def __init__(self, status: int, headers: Mapping[str, str], code: str = "") -> None:
         super().__init__(f"{status} {code}".strip())
-        self.status = status
-        self.headers = headers
+        self.answer = Answer(status, code, headers)
 
 
 @dataclass(frozen=True)
@@ -284,7 +292,19 @@ def _errors() -> tuple[type[Exception], ...]:
 
 
 def ranged_body(response: Any) -> remote.Body:
-    """Body of a response with status 206."""
+    """Body of a response to a request of a range, of a server that has ranges."""
+    if response.status != 206:
+        content = error_body(response)
+        if response.status == 416 or (response.status == 200 and not content):
+            # Some servers send an empty body with 200 instead of 416.
+            raise remote.RangeNotSatisfiable
+        if response.status == 200:
+            raise UnusableAnswer(
+                "the server ignores byte ranges, which are required",
+                "copy the data to a local folder and give its path",
+            )
+        code = _CODE.search(content)
+        raise HttpStatusError(response.status, response.headers, code[1].decode() if code else "")
     span = RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
     first, last, total = map(int, span.groups()) if span else (0, 0, 0)
     if not first <= last < total:
@@ -315,10 +335,31 @@ def check_server(url: str) -> str:
     return ""
 
 
+def answer_of(error: Exception) -> Answer:
+    """Answer that an error of any library is about."""
+    for cause in retry.chain(error):
+        if isinstance(cause, HttpStatusError):
+            return cause.answer
+        response: Any = getattr(cause, "response", None)
+        if isinstance(response, Mapping):  # of botocore
+            content = cast("Mapping[str, Any]", response)
+            metadata = content.get("ResponseMetadata", {})
+            code = str(content.get("Error", {}).get("Code", ""))
+            status = int(metadata.get("HTTPStatusCode", 0))
+            return Answer(status, code, metadata.get("HTTPHeaders", {}))
+        if getattr(response, "status_code", None):
+            code = getattr(cause, "error_code", None) or ""  # of Azure
+            return Answer(
+                int(response.status_code), str(getattr(code, "value", code)), response.headers
+            )
+    return Answer(0, "", {})
+
+
 def retry_advice(error: Exception) -> retry.RetryAdvice | None:
     """Advice on retrying after an error; None if a retry is useless."""
-    if isinstance(error, HttpStatusError):
-        return busy_advice(error.status, error.headers)
+    answer = answer_of(error)
+    if answer.status:
+        return busy_advice(answer.status, answer.headers)
     if isinstance(error, UnusableAnswer):
         return None
     return retry.network_retry_advice(error)
@@ -336,7 +377,7 @@ def map_error(error: Exception, location: str) -> Exception:
     certificate = retry.certificate_problem(error)
     tunnel = retry.tunnel_refusal(error)
     if isinstance(error, HttpStatusError):
-        status = error.status
+        status = error.answer.status
         if status in _MISSING:
             return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location)
         hint = "check the location; log in, or download the data and give the local folder"
@@ -358,13 +399,9 @@ def map_error(error: Exception, location: str) -> Exception:
     return error
 
 
-def bucket_error(
-    location: str, status: int, code: str, login_hint: str, *, is_stranger: bool
-) -> Exception:
-    """Error for an answer of a bucket with a code such as `NoSuchBucket`, which may be empty.
-
-    `is_stranger`: True if the request had no credentials.
-    """
+def bucket_error(location: str, answer: Answer, login_hint: str, *, is_stranger: bool) -> Exception:
+    """Error for an answer of a bucket; `is_stranger`: True if the request had no credentials."""
+    status, code, _ = answer
     if status == 412 or code in _CONFLICTS:
         return remote.ConditionFailed(location)
     if code in _NO_BUCKET:

@@ -9,7 +9,7 @@ import pytest
 import urllib3
 
 from vlatool.errors import StorageError, UsageError
-from vlatool.storage import retry
+from vlatool.storage import retry, web
 from vlatool.storage.s3 import Bucket
 from vlatool.storage.uri import require_existing
 
@@ -201,13 +201,15 @@ def test_clock_of_a_process_can_run_faster(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("age_s", [0.0, 900.0])
 def test_a_rejected_signature_is_made_again_only_if_it_is_from_an_earlier_request(
-    age_s: float,
+    age_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A role's credentials are renewed; a URL that was signed before is refused."""
     bucket = Bucket("s3://bucket")
     bucket._signed_urls["key"] = ("url", time.monotonic() + 1800 - age_s)
     body = io.BytesIO(b"<Error><Code>ExpiredToken</Code></Error>")
     answer = urllib3.HTTPResponse(body, status=400, preload_content=False)
-    error = bucket._error("key", answer)
-    assert (bucket.retry_advice(error) is not None) == (age_s > 0)
+    monkeypatch.setattr(web, "fetch", lambda *_: answer)
+    with pytest.raises(web.HttpStatusError) as caught:
+        bucket.get("key", 0, 5, "")
+    assert (bucket.retry_advice(caught.value) is not None) == (age_s > 0)
     assert "key" not in bucket._signed_urls
