@@ -110,12 +110,11 @@ def matching(address: Address, pattern: str) -> Iterator[Entry]:
             entries = [(f"{path}/{part}".lstrip("/"), None) for path in paths]
         else:
             below = in_parallel(level, map(address.joined, paths), _MAX_CONCURRENT)
-            entries = [
-                (f"{path}/{name}".lstrip("/"), info)
-                for path, children in zip(paths, below, strict=True)
-                for name, info in children
-                if fnmatchcase(name, part)
-            ]
+            entries = []
+            for path, children in zip(paths, below, strict=True):
+                for name, info in children:
+                    if fnmatchcase(name, part):
+                        entries.append((f"{path}/{name}".lstrip("/"), info))
     for path, info in _existing(address, entries):
         if parts:
             yield from _anywhere_below(address, path, parts[1:])
@@ -138,7 +137,7 @@ def _anywhere_below(address: Address, folder: str, tail: list[str]) -> Iterator[
     if not tail:
         yield folder, _FOLDER
     for below, info in tree(address.joined(folder)):
-        parts = below.split("/")[-len(tail) :] if tail else []
+        parts = below.split("/")[-len(tail) :]
         is_match = len(parts) == len(tail) and all(map(fnmatchcase, parts, tail))
-        if is_match and (tail or info.is_dir):
+        if is_match or (info.is_dir and not tail):
             yield f"{folder}/{below}".lstrip("/"), info

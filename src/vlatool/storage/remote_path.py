@@ -4,7 +4,7 @@ import io
 import os
 import posixpath
 import stat as modes
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
@@ -230,26 +230,6 @@ class RemotePath(_Path):
     ) -> Generator["RemotePath"]:
         """Yields paths that match at any depth, from one listing."""
         return self.glob(f"**/{pattern}")
-
-    def walk(
-        self,
-        top_down: bool = True,  # noqa: FBT001, FBT002 - pathlib's
-        *_ignored: Any,
-        **_options: Any,
-    ) -> Iterator[tuple["RemotePath", list[str], list[str]]]:
-        """Yields each folder with the names of its folders and files, from the top.
-
-        Names that the caller removes from the list of folders are not entered.
-        """
-        if not top_down:
-            raise NotImplementedError("object storage can only be walked from the top")
-        levels = listing.levels(self.address)
-        pending = [""]
-        while pending:
-            below = pending.pop()
-            folders, files = levels[below]
-            yield self._below(below, ObjectInfo(is_dir=True)), folders, files
-            pending += [f"{below}/{name}".lstrip("/") for name in reversed(folders)]
 
     def open(  # pyright: ignore[reportIncompatibleMethodOverride] - no overloads per mode
         self, mode: str = "r", buffering: int = -1, encoding: str | None = None, **options: Any

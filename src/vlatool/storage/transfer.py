@@ -112,11 +112,11 @@ class PartialFile:
     def missing(self) -> list[int]:
         """Numbers of the chunks that are not there, in order."""
         there = {row.get("chunk"): row.get("crc") for row in self._rows}
-        return [
-            number
-            for number in range(self.chunks)
-            if number not in there or zlib.crc32(self.chunk(number)) != there[number]
-        ]
+        missing: list[int] = []
+        for number in range(self.chunks):
+            if number not in there or zlib.crc32(self.chunk(number)) != there[number]:
+                missing.append(number)
+        return missing
 
     def chunk(self, number: int) -> bytes:
         """Content of a chunk."""

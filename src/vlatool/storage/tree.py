@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlatool.errors import StorageError
+from vlatool.storage import listing
 from vlatool.storage.background import in_parallel
 from vlatool.storage.byte_ranges import open_file
-from vlatool.storage.listing import tree
 from vlatool.storage.remote import ObjectInfo, find_object, is_listable
 from vlatool.storage.remote_path import RemotePath
 
@@ -28,7 +28,13 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     folder does not exist.
     """
     if isinstance(folder, RemotePath):
-        yield from folder.walk()
+        levels = listing.levels(folder.address)
+        pending = [""]
+        while pending:
+            below = pending.pop()
+            folders, files = levels[below]
+            yield folder / below, folders, files
+            pending += [f"{below}/{name}".lstrip("/") for name in reversed(folders)]
         return
     if not os.path.exists(folder):
         return
@@ -217,7 +223,9 @@ def _itself(path: RemotePath) -> list[FileInfo]:
 
 
 def _listed(path: RemotePath) -> list[FileInfo]:
-    found = [_remote_file(name, info) for name, info in tree(path.address) if not info.is_dir]
+    found = [
+        _remote_file(name, info) for name, info in listing.tree(path.address) if not info.is_dir
+    ]
     return sorted(found, key=lambda file: file.name)
 
 

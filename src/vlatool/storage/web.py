@@ -65,7 +65,7 @@ class UnusableAnswer(Exception):
         self.hint = hint
 
 
-class Answer(NamedTuple):
+class ServerAnswer(NamedTuple):
     """Answer of a server that is no success."""
 
     status: int  # 0 if there was no answer
@@ -78,7 +78,7 @@ class HttpStatusError(Exception):
 
     def __init__(self, status: int, headers: Mapping[str, str], code: str = "") -> None:
         super().__init__(f"{status} {code}".strip())
-        self.answer = Answer(status, code, headers)
+        self.answer = ServerAnswer(status, code, headers)
 
 
 @dataclass(frozen=True)
@@ -335,7 +335,7 @@ def check_server(url: str) -> str:
     return ""
 
 
-def answer_of(error: Exception) -> Answer:
+def answer_of(error: Exception) -> ServerAnswer:
     """Answer that an error of any library is about."""
     for cause in retry.chain(error):
         if isinstance(cause, HttpStatusError):
@@ -346,13 +346,13 @@ def answer_of(error: Exception) -> Answer:
             metadata = content.get("ResponseMetadata", {})
             code = str(content.get("Error", {}).get("Code", ""))
             status = int(metadata.get("HTTPStatusCode", 0))
-            return Answer(status, code, metadata.get("HTTPHeaders", {}))
+            return ServerAnswer(status, code, metadata.get("HTTPHeaders", {}))
         if getattr(response, "status_code", None):
             code = getattr(cause, "error_code", None) or ""  # of Azure
-            return Answer(
+            return ServerAnswer(
                 int(response.status_code), str(getattr(code, "value", code)), response.headers
             )
-    return Answer(0, "", {})
+    return ServerAnswer(0, "", {})
 
 
 def retry_advice(error: Exception) -> retry.RetryAdvice | None:
@@ -399,7 +399,9 @@ def map_error(error: Exception, location: str) -> Exception:
     return error
 
 
-def bucket_error(location: str, answer: Answer, login_hint: str, *, is_stranger: bool) -> Exception:
+def bucket_error(
+    location: str, answer: ServerAnswer, login_hint: str, *, is_stranger: bool
+) -> Exception:
     """Error for an answer of a bucket; `is_stranger`: True if the request had no credentials."""
     status, code, _ = answer
     if status == 412 or code in _CONFLICTS:

@@ -199,12 +199,12 @@ def abort_uploads(address: Address, spared: Callable[[], Sequence[str]] = tuple)
     prefixes that `spared` returns.
     """
     uploads = call(address, lambda remote: list(remote.unfinished(address.key)))
-    below = [
-        each for each in uploads if each[0] == address.key or each[0].startswith(address.prefix)
-    ]
-    others = tuple(f"{address.prefix}{prefix}" for prefix in spared()) if below else ()
-    for key, upload in below:
-        if not key.startswith(others):
+    if not uploads:
+        return
+    others = tuple(f"{address.prefix}{prefix}" for prefix in spared())
+    for key, upload in uploads:
+        is_below = key == address.key or key.startswith(address.prefix)
+        if is_below and not key.startswith(others):
             _abort(Address(address.root, key), upload)
 
 
