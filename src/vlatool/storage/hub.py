@@ -326,10 +326,9 @@ def _info(entry: Any) -> remote.ObjectInfo:
     )
 
 
-# Limits of one commit, and of what is sent before the progress is reported.
+# Limits of one commit, after which the progress is reported.
 _MAX_FILES = 256
-_MAX_COMMIT_BYTES = 20 * 10**9
-_MAX_STEP_BYTES = 10**9
+_MAX_COMMIT_BYTES = 10 * 10**9
 # Small files are part of the request of a commit, which is in memory.
 _SMALL_BYTES = 10 * 2**20
 _MAX_SMALL_BYTES = 64 * 2**20
@@ -395,40 +394,25 @@ class RepositoryWriter:
         files: Sequence[UploadFile],  # files that are not there with this content
         removed: Sequence[str],  # Paths of files that are there
         message: str,  # title of the commits
-        # called with the number of bytes of each part that was sent
+        # called with the number of bytes of each commit
         advance: Callable[[int], None],
     ) -> None:
         """Sends files in one or several commits; the first commit removes files."""
-        commits = list(_parts(files, _MAX_COMMIT_BYTES)) or [[]]
+        hub = self._repository.hub
+        commits = list(_parts(files)) or [[]]
+        operations: list[Any] = [hub.CommitOperationDelete(name) for name in removed]
         for number, part in enumerate(commits, 1):
             title = message if len(commits) == 1 else f"{message} ({number} of {len(commits)})"
-            self._commit(part, () if number > 1 else removed, title, advance)
+            operations += [hub.CommitOperationAdd(file.name, _source(file)) for file in part]
+            if operations:
+                self._call(partial(self._commit, title, operations))
+            advance(sum(file.size for file in part))
+            operations = []
 
-    def _commit(
-        self,
-        files: Sequence[UploadFile],
-        removed: Sequence[str],
-        title: str,
-        advance: Callable[[int], None],
-    ) -> None:
-        hub = self._repository.hub
-        additions: list[Any] = []
-        for step in _parts(files, _MAX_STEP_BYTES):
-            adds = [hub.CommitOperationAdd(file.name, _source(file)) for file in step]
-            self._call(
-                lambda api, adds=adds: api.preupload_lfs_files(
-                    additions=adds, free_memory=False, revision=_BRANCH, **self._target
-                )
-            )
-            additions += adds
-            advance(sum(file.size for file in step))
-        operations = [*map(hub.CommitOperationDelete, removed), *additions]
-        if operations:
-            self._call(
-                lambda api: api.create_commit(
-                    operations=operations, commit_message=title, revision=_BRANCH, **self._target
-                )
-            )
+    def _commit(self, title: str, operations: Sequence[Any], api: Any) -> None:
+        api.create_commit(
+            operations=operations, commit_message=title, revision=_BRANCH, **self._target
+        )
 
     def move_tag(self, name: str) -> None:
         """Makes a tag name the newest commit."""
@@ -493,13 +477,13 @@ def _source(file: UploadFile) -> str | bytes:
     return file.content if isinstance(file.content, bytes) else str(file.content)
 
 
-def _parts(files: Sequence[UploadFile], max_bytes: int) -> Iterator[list[UploadFile]]:
+def _parts(files: Sequence[UploadFile]) -> Iterator[list[UploadFile]]:
     """Yields runs of files within the limits; a file that exceeds them is a run of its own."""
     part: list[UploadFile] = []
     size = small = 0
     for file in files:
         own = file.size if file.size <= _SMALL_BYTES else 0
-        is_full = size + file.size > max_bytes or small + own > _MAX_SMALL_BYTES
+        is_full = size + file.size > _MAX_COMMIT_BYTES or small + own > _MAX_SMALL_BYTES
         if part and (is_full or len(part) == _MAX_FILES):
             yield part
             part = []
