@@ -31,7 +31,6 @@ _MD5 = re.compile(r"md5=([A-Za-z0-9+/]{22}==)")
 _NO_BUCKET = "bucket does not exist"
 _INCOMPLETE = 308  # status after a part that is not the last one
 _MAX_EMPTY_PAGES = 1000
-_LIMITS = (retry.CONNECT_TIMEOUT_S, retry.READ_TIMEOUT_S)
 _LOGIN_HINT = (
     "`gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to the file of"
     " a service account"
@@ -124,7 +123,7 @@ class GoogleBucket:
     def fetch(self, method: str, url: str, headers: dict[str, str], data: bytes = b"") -> Any:
         """Response of urllib3, with its body unread."""
         response = self._session.request(
-            method, url, data, headers, stream=True, timeout=_LIMITS, allow_redirects=False
+            method, url, data, headers, stream=True, timeout=_limits(), allow_redirects=False
         )
         hide(getattr(self._credentials, "token", None) or "")
         return response.raw
@@ -229,7 +228,11 @@ class _Parts:
 
 def _once() -> Mapping[str, Any]:
     """Options of one attempt."""
-    return {"timeout": _LIMITS, "retry": None}
+    return {"timeout": _limits(), "retry": None}
+
+
+def _limits() -> tuple[float, float]:
+    return (retry.CONNECT_TIMEOUT_S, retry.READ_TIMEOUT_S)
 
 
 def _emulator() -> str:

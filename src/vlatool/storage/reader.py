@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -40,19 +40,24 @@ class RangeDownload:
     # version to read; None for the one of the first response, which sets it
     info: ObjectInfo | None = None
     is_range: bool = True  # False once the server has ignored the range and sent the whole object
-    # called with the number of bytes as they come; may wait or raise
-    count: Callable[[int], object] = lambda size: None
+    # called with the bytes, in order, as they come; may wait or raise
+    sink: Callable[[bytes], object] = lambda block: None
     received: int = 0  # number of bytes so far
-    _blocks: list[bytes] = field(default_factory=list[bytes])
 
     def run(self) -> bytes:
         """Returns the bytes of the range, fewer at the end of the object."""
+        blocks: list[bytes] = []
+        self.sink = blocks.append
+        self.fill()
+        return b"".join(blocks)
+
+    def fill(self) -> None:
+        """Gives the bytes of the range to the sink."""
         while self.info is None or self.received < self.stop - self.start:
             try:
                 call(self.address, self._receive)
             except ConditionFailed:
                 raise changed_error(self.address) from None
-        return b"".join(self._blocks)
 
     @property
     def version(self) -> ObjectInfo:
@@ -107,8 +112,7 @@ class RangeDownload:
                 return
             if not block:
                 break
-            self.count(len(block))
-            self._blocks.append(block)
+            self.sink(block)
             self.received += len(block)
         if self.received == before < self.stop - self.start:
             raise ConnectionResetError(f"{self.address}: response without content")

@@ -38,6 +38,7 @@ _MAX_OUTAGES = 3  # files in a row, each after all retries
 _SHOW_EVERY_S = 0.1
 _NAMED = 2
 _READ_SIZE = 256 * 1024
+_BLOCK = 1 << 20  # of the content that is read again
 _LONGEST_SLEEP_S = 1.0  # while the rate is limited, so that a cancelled download ends soon
 
 
@@ -97,16 +98,16 @@ class PartialFile:
             self._rows = []
         with as_storage_error(self._path), crash_point("create", self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.open("ab").close()
-            self._file = self._path.open("r+b")
-            self._file.truncate(self._size)
+            self._data = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            os.ftruncate(self._data, self._size)
         if not self._rows:
             self._log.append(self._identity)
         return self
 
     def __exit__(self, *exc: object) -> None:
         with self._lock, as_storage_error(self._path):
-            self._file.close()
+            os.close(self._data)
+            self._data = -1
             self._log.close()
 
     def missing(self) -> list[int]:
@@ -114,37 +115,86 @@ class PartialFile:
         there = {row.get("chunk"): row.get("crc") for row in self._rows}
         missing: list[int] = []
         for number in range(self.chunks):
-            if number not in there or zlib.crc32(self.chunk(number)) != there[number]:
+            crc = 0
+            for block in self.blocks(number) if number in there else ():
+                crc = zlib.crc32(block, crc)
+            if there.get(number) != crc:
                 missing.append(number)
         return missing
 
-    def chunk(self, number: int) -> bytes:
-        """Content of a chunk."""
-        start = number * self._chunk_bytes
-        return os.pread(self._file.fileno(), min(self._chunk_bytes, self._size - start), start)
+    def blocks(self, number: int) -> Iterator[bytes]:
+        """Yields the content of a chunk."""
+        stop = min(self._size, (number + 1) * self._chunk_bytes)
+        for position in range(number * self._chunk_bytes, stop, _BLOCK):
+            yield os.pread(self._data, min(_BLOCK, stop - position), position)
 
-    def add(self, number: int, content: bytes) -> None:
-        """Writes a chunk, then its row."""
-        crc = zlib.crc32(content)
-        with self._lock, as_storage_error(self._path):
-            if self._file.closed:  # another chunk failed
-                raise Cancelled
-            self._file.seek(number * self._chunk_bytes)
-            self._file.write(content)
-            self._file.flush()
+    def chunk(self, number: int) -> "_Chunk":
+        return _Chunk(self, number, number * self._chunk_bytes)
+
+    def write(self, position: int, block: bytes) -> None:
+        with self._open():
+            view = memoryview(block)
+            while view:
+                count = os.pwrite(self._data, view, position)
+                view = view[count:]
+                position += count
+
+    def add(self, number: int, crc: int) -> None:
+        """Records a chunk that is written."""
+        with self._open():
             self._log.append({"chunk": number, "crc": crc})
+
+    @contextmanager
+    def _open(self) -> Generator[None]:
+        with self._lock, as_storage_error(self._path):
+            if self._data < 0:  # closed by another chunk that failed
+                raise Cancelled
+            yield
 
     def publish(self, target: Path, sha256: str) -> None:
         """Gives the file its final name."""
         with as_storage_error(target):
             with crash_point("sync", self._path):
-                os.fsync(self._file.fileno())
+                os.fsync(self._data)
             self._log.append({"sha256": sha256})
             self._log.sync()
             target.parent.mkdir(parents=True, exist_ok=True)
             with crash_point("rename", target):
                 self._path.replace(target)
             sync_folder(target.parent)
+
+
+@dataclass
+class _Chunk:
+    """Chunk of a partial file, whose blocks are written as they come."""
+
+    file: PartialFile
+    number: int
+    position: int
+    crc: int = 0
+
+    def write(self, block: bytes) -> None:
+        self.file.write(self.position, block)
+        self.position += len(block)
+        self.crc = zlib.crc32(block, self.crc)
+
+    def finish(self) -> bytes:
+        """Records the chunk; its content is in the file."""
+        self.file.add(self.number, self.crc)
+        return b""
+
+
+class _Memory(list[bytes]):
+    """Content in memory."""
+
+    def write(self, block: bytes) -> None:
+        self.append(block)
+
+    def finish(self) -> bytes:
+        return b"".join(self)
+
+
+_Sinks = Callable[[int], _Chunk | _Memory]  # from the number of a chunk
 
 
 @dataclass
@@ -202,6 +252,17 @@ class TransferPool:
         with self._slots:
             self._check()
             yield
+
+    def receive(self, part: RangeDownload, sink: _Chunk | _Memory) -> None:
+        """Downloads a range by one of the streams."""
+
+        def take(block: bytes) -> None:
+            self.count(len(block))
+            sink.write(block)
+
+        part.sink = take
+        with self.stream():
+            part.fill()
 
     def count(self, size: int) -> None:
         """Counts new bytes; waits while they are more than the limit of the rate allows."""
@@ -292,16 +353,16 @@ def _download_small(
     if info.size == 0:
         write_bytes(target, b"", synced=False)
         return Downloaded(0, hashlib.sha256().hexdigest(), is_synced=False)
-    part = RangeDownload(address, 0, CHUNK, count=pool.count)
-    with pool.stream():
-        content = part.run()
+    part = RangeDownload(address, 0, CHUNK)
+    blocks = _Memory()
+    pool.receive(part, blocks)
     there = part.version
     # No bytes (416), or fewer than announced in a body that may be cut: the object is not this.
     is_cut = there.size != info.size and not there.has_known_size
     if is_cut or not 0 < there.size <= CHUNK:
         raise changed_error(address)
-    sha256 = verified_sha256(address, there.digest or info.digest, there.size, [content])
-    write_bytes(target, content, synced=False)
+    sha256 = verified_sha256(address, there.digest or info.digest, there.size, blocks)
+    write_bytes(target, blocks.finish(), synced=False)
     return Downloaded(there.size, sha256, is_synced=False)
 
 
@@ -317,24 +378,19 @@ def _download_large(
     reader = ChunkReader(address, info, CHUNK, pool)
     with file:
         missing = file.missing()
-        arrived = reader.contents(missing, file.add)
-        first = [next(arrived)] if missing else []  # has the digest that the server vouches for
+        arrived = reader.contents(missing, file.chunk)
+        next(arrived, None)  # its response has the digest that the server vouches for
+        waiting = set(missing[1:])
 
         def blocks() -> Iterator[bytes]:
             for number in range(file.chunks):
-                if number in missing:
-                    yield first.pop() if first else next(arrived)
-                else:
-                    yield file.chunk(number)
+                if number in waiting:
+                    next(arrived)
+                yield from file.blocks(number)
 
         sha256 = verified_sha256(address, reader.digest or info.digest, info.size, blocks())
         file.publish(target, sha256)
     return Downloaded(info.size, sha256, is_synced=True)
-
-
-def _forget(number: int, content: bytes) -> None:
-    """Keeps no chunk."""
-    del number, content
 
 
 @dataclass
@@ -351,54 +407,49 @@ class ChunkReader:
         """Yields the object from a position on, in chunks that are fetched ahead in parallel."""
         first, skipped = divmod(position, self.chunk_bytes)
         numbers = range(first, -(-self.info.size // self.chunk_bytes))
-        for content in self.contents(numbers):
+        for content in self.contents(numbers, lambda _: _Memory()):
             yield content[skipped:]
             skipped = 0
 
-    def contents(
-        self, numbers: Sequence[int], keep: Callable[[int, bytes], None] = _forget
-    ) -> Iterator[bytes]:
-        """Yields each chunk, in order; `keep` is called with each as it comes, by several threads.
+    def contents(self, numbers: Sequence[int], sink_of: _Sinks) -> Iterator[bytes]:
+        """Yields what the sink of each chunk returns in the end, in order.
 
         A server without byte ranges sends all chunks from the first one on.
         """
 
         def fetch(number: int) -> bytes:
-            return self._fetch(number, self._part(number), keep)
+            sink = sink_of(number)
+            self._fetch(number, sink)
+            return sink.finish()
 
         if not numbers:
             return
-        part = self._part(numbers[0])
-        first = b""
+        sink = sink_of(numbers[0])
+        first = None
         try:
-            first = self._fetch(numbers[0], part, keep)
+            first = self._fetch(numbers[0], sink)
         except StorageError as error:
             if error.code != "storage.unsupported":
                 raise
-            part.is_range = False
-        if not part.is_range:
-            yield from self._whole(set(numbers), keep)
+        if first is None or not first.is_range:
+            yield from self._whole(set(numbers), sink_of)
             return
-        self.digest = part.version.digest
-        yield first
+        self.digest = first.version.digest
+        yield sink.finish()
         yield from in_parallel(fetch, numbers[1:], min(self.pool.streams, RUN_AHEAD))
 
-    def _part(self, number: int) -> RangeDownload:
+    def _fetch(self, number: int, sink: _Chunk | _Memory) -> RangeDownload:
         start = number * self.chunk_bytes
         stop = min(start + self.chunk_bytes, self.info.size)
         # Version to read; None if the listing does not name one, as the first chunk checks it.
         version = self.info if self.info.etag else None
-        return RangeDownload(self.address, start, stop, version, count=self.pool.count)
-
-    def _fetch(self, number: int, part: RangeDownload, keep: Callable[[int, bytes], None]) -> bytes:
-        with self.pool.stream():
-            content = part.run()
+        part = RangeDownload(self.address, start, stop, version)
+        self.pool.receive(part, sink)
         if part.version.size != self.info.size:
             raise changed_error(self.address)
-        keep(number, content)
-        return content
+        return part
 
-    def _whole(self, numbers: Set[int], keep: Callable[[int, bytes], None]) -> Iterator[bytes]:
+    def _whole(self, numbers: Set[int], sink_of: _Sinks) -> Iterator[bytes]:
         """Yields chunks from one response with the whole object, which cannot be continued."""
         self.pool.on_note(
             f"{self.address}: the server has no byte ranges; an interrupted download of this file"
@@ -421,8 +472,9 @@ class ChunkReader:
                     read = partial(self._read, body=body, size=count)
                     content = call(self.address, read, retry_timeout_s=0)
                     if number in numbers:
-                        keep(number, content)
-                        yield content
+                        sink = sink_of(number)
+                        sink.write(content)
+                        yield sink.finish()
 
     def _read(self, _: Remote, body: Body, size: int) -> bytes:
         content = bytearray()

@@ -79,7 +79,9 @@ def test_chunks_whose_content_was_lost_are_missing(tmp_path: Path) -> None:
     info = ObjectInfo(12, etag="e")
     with PartialFile(path, Address("s3://b", "k"), info, 4) as file:
         for number in range(2):
-            file.add(number, b"abcd")
+            chunk = file.chunk(number)
+            chunk.write(b"abcd")
+            chunk.finish()
     with path.open("r+b") as data:  # as after a power cut
         data.write(b"x")
 
