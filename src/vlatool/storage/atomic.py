@@ -43,6 +43,7 @@ _ANY_HINT = "check free space and permissions, then run the same command again"
 # File systems that cannot sync a folder do not need it.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
 _COPIED_AT_ONCE = 4 * 2**20
+_MANY = 50  # files of a folder
 # Names of temporary files written here. Other programs may have other hidden files.
 _PARTIAL = re.compile(r"\..+\.(\d+)(-[0-9a-f]+)?\.partial")
 
@@ -308,8 +309,9 @@ def _staging(path: RemotePath) -> Generator[Path]:
 
 
 def _sync_all(folder: Path) -> None:
-    """Syncs the content of a folder, with one call if the system has `syncfs`; its files get the
-    read and write permissions of the folder.
+    """Syncs the content of a folder; its files get the read and write permissions of the folder.
+
+    Many files are synced by one call if the system has `syncfs`, which waits for other files, too.
     """
     mode = folder.stat().st_mode & 0o666
     paths = [folder, *sorted(folder.rglob("*"))]
@@ -318,7 +320,7 @@ def _sync_all(folder: Path) -> None:
             path.chmod(mode)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        if _syncfs()(descriptor):
+        if len(paths) < _MANY or _syncfs()(descriptor):
             for path in paths:
                 sync_path(path)
     finally:
