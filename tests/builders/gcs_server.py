@@ -151,7 +151,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, path: str, body: bytes) -> None:
         if path == "/token":
             self.store.tokens_given += 1
-            self.store.token = f"token-{self.store.tokens_given}"
+            if not self.store.token.startswith("token-"):  # it was withdrawn
+                self.store.token = f"token-{self.store.tokens_given}"
             token = {"access_token": self.store.token, "expires_in": 3600, "token_type": "Bearer"}
             return self._send(json.dumps(token).encode())
         if self.store.token and self.headers.get("Authorization") != f"Bearer {self.store.token}":
@@ -276,7 +277,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _objects(self, bucket: str) -> dict[str, StoredObject]:
         if bucket not in self.store.buckets:
-            raise _Refusal(404, "The specified bucket does not exist. NoSuchBucket")
+            raise _Refusal(404, "<Code>NoSuchBucket</Code>The specified bucket does not exist.")
         return self.store.buckets[bucket]
 
     def _send(

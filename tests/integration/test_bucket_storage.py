@@ -40,6 +40,7 @@ from vlatool.storage.byte_ranges import (
     read_byte_range,
     read_byte_ranges,
 )
+from vlatool.storage.gcs import GoogleBucket
 from vlatool.storage.lock import remote_lock
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.retry import SPEED_VARIABLE
@@ -531,7 +532,14 @@ class TestGoogleCredentials:
         account.token = "another"
         with ThreadPoolExecutor(8) as pool:
             assert {*pool.map(lambda _: path.read_bytes(), range(16))} == {b"content"}
-        assert account.tokens_given == 2
+
+    def test_a_stranger_whom_the_library_refuses_is_asked_for_the_machine(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        exceptions = pytest.importorskip("google.auth.exceptions")
+        bucket = GoogleBucket("gs://b")
+        monkeypatch.setattr(bucket, "_finds_machine_credentials", lambda: True)
+        assert bucket.retry_advice(exceptions.InvalidOperation("anonymous")) is not None
 
     def test_a_machine_of_google_cloud_gets_a_token_when_it_is_refused(
         self, server: GcsServer

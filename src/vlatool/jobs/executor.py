@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -24,7 +23,6 @@ from vlatool.errors import BugError, DataError, EnvironmentProblem, VlatoolError
 from vlatool.jobs import machine
 from vlatool.plugins import load_early, plugin_place
 from vlatool.storage.background import in_background
-from vlatool.storage.retry import warn_through, warnings_of_workers
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -161,7 +159,7 @@ class ProcessExecutor:
             workers or self.workers,
             context,
             _start_worker,
-            (self._preload, warnings_of_workers()),
+            (self._preload,),
         )
 
 
@@ -350,9 +348,8 @@ def _start() -> None:
     """Does nothing; its submission makes a worker start."""
 
 
-def _start_worker(preload: Sequence[str], warnings: Connection) -> None:
+def _start_worker(preload: Sequence[str]) -> None:
     """Initializes a worker: ignores what the driver handles, and ends with the driver."""
-    warn_through(warnings)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import forkserver
-from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from types import TracebackType
@@ -35,7 +34,6 @@ from vlatool.jobs.executor import check_semaphores, signals_blocked
 from vlatool.loading import base
 from vlatool.loading.order import SampleOrder, keyed_generator
 from vlatool.loading.shared_memory import BatchMessage, SharedPool
-from vlatool.storage.retry import warn_through, warnings_of_workers
 
 # Samples per loader worker that are downloaded while others are decoded.
 _PREFETCHED_SAMPLES = 64
@@ -289,7 +287,7 @@ def build_loader(
         prefetch_factor=plan.prefetch_factor if workers else None,
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context="forkserver" if workers else None,
-        worker_init_fn=worker_start() if workers else None,
+        worker_init_fn=start_worker if workers else None,
     )
     return BatchLoader(loader)
 
@@ -332,18 +330,12 @@ def _worker_exited(error: Exception) -> EnvironmentProblem:
     )
 
 
-def worker_start() -> Callable[[int], None]:
-    """Function that a DataLoader calls in each loader worker; this process logs its retries."""
-    return partial(_start_worker, warnings_of_workers())
-
-
-def _start_worker(warnings: Connection, worker: int) -> None:
+def start_worker(worker: int) -> None:
     """Initializes a loader worker: one thread, signals to stop ignored.
 
     The trainer handles the signals. The worker exits with its parent: processes of a forkserver
     otherwise outlive the process that requested them.
     """
-    warn_through(warnings)
     for number in _OF_DRIVER:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -3,7 +3,6 @@
 import ctypes
 import errno
 import glob
-import hashlib
 import io
 import json
 import logging
@@ -12,20 +11,16 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 from vlatool.errors import EnvironmentProblem, StorageError
-from vlatool.storage.background import in_background
 from vlatool.storage.crash_points import crash_point
 from vlatool.storage.remote_path import RemotePath
-from vlatool.storage.tree import files_below
-from vlatool.storage.writer import abort_uploads, delete_below, open_upload, put, upload_folder
+from vlatool.storage.writer import abort_uploads, delete_below, open_upload, upload_folder
 
 _NO_RENAME = (
     "this disk cannot rename files, such as a mounted bucket: give the bucket itself (--output "
@@ -48,6 +43,7 @@ _ANY_HINT = "check free space and permissions, then run the same command again"
 # File systems that cannot sync a folder do not need it.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
 _COPIED_AT_ONCE = 4 * 2**20
+_MANY = 50  # files of a folder
 # Names of temporary files written here. Other programs may have other hidden files.
 _PARTIAL = re.compile(r"\..+\.(\d+)(-[0-9a-f]+)?\.partial")
 
@@ -160,21 +156,15 @@ def atomic_folder(path: Path) -> Generator[Path]:
         with _staging(path) as folder:
             yield folder
         return
-    with renamed_folder(path, _sync_all) as partial, as_storage_error(path, below=partial):
-        yield partial
-
-
-@contextmanager
-def renamed_folder(path: Path, sync: Callable[[Path], None]) -> Generator[Path]:
-    """Creates a local folder that is renamed to `path` if the block ends normally, else removed."""
     partial = _partial_of(path)
     try:
         with as_storage_error(path), crash_point("create", path):
             partial.mkdir(parents=True)
-        yield partial
+        with as_storage_error(path, below=partial):
+            yield partial
         with as_storage_error(path):
             with crash_point("sync", path):
-                sync(partial)
+                _sync_all(partial)
             if path.exists():
                 remove_tree(path)
             with crash_point("rename", path):
@@ -320,14 +310,22 @@ def _staging(path: RemotePath) -> Generator[Path]:
 
 
 def _sync_all(folder: Path) -> None:
-    """Syncs the content of a folder; its files get the read and write permissions of the folder."""
+    """Syncs the content of a folder; its files get the read and write permissions of the folder.
+
+    Many files are synced by one call if the system has `syncfs`, which waits for other files, too.
+    """
     mode = folder.stat().st_mode & 0o666
-    for path in sorted(folder.rglob("*")):
+    paths = [folder, *sorted(folder.rglob("*"))]
+    for path in paths:
         if path.is_file():
             path.chmod(mode)
-            sync_path(path)
-        elif path.is_dir():
-            sync_path(path)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if len(paths) < _MANY or _syncfs()(descriptor):
+            for path in paths:
+                sync_path(path)
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
@@ -354,68 +352,6 @@ def _remove_some_files(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if not path.is_dir())
     for file in files[: -(-len(files) // 2)]:
         file.unlink()
-
-
-_MAX_CONCURRENT = 8  # requests
-
-
-class FolderWriter:
-    """Folder that is written file by file: at its temporary name, or in the background in S3."""
-
-    def __init__(self, path: Path, partial_path: Path | None) -> None:
-        self.files: dict[str, tuple[int, str]] = {}  # name to (size, SHA-256)
-        self._path = path
-        self._partial = partial_path
-        self._uploads = deque[Future[str]]()
-
-    def write(self, name: str, data: bytes) -> None:
-        self.files[name] = (len(data), hashlib.sha256(data).hexdigest())
-        if self._partial is None:
-            address = RemotePath(self._path / name).address
-            self._uploads.append(in_background(partial(put, address, data)))
-            self.wait(_MAX_CONCURRENT - 1)
-            return
-        file = self._partial / name
-        half = partial(file.write_bytes, data[:9])
-        with as_storage_error(self._path / name), crash_point("write", file, half):
-            file.write_bytes(data)
-
-    def wait(self, most: int) -> None:
-        """Waits until at most that many uploads are in flight."""
-        while len(self._uploads) > most:
-            self._uploads.popleft().result()
-
-
-@contextmanager
-def bulk_folder(path: Path) -> Generator[FolderWriter]:
-    """Creates a folder that replaces `path` if the block ends normally.
-
-    On disk, all files appear at the same time and are synced when the block ends. In S3, they
-    appear one by one: write the file that marks the folder as complete after the block.
-    """
-    assert path.name not in ("", ".."), path  # an existing folder is removed
-    if not isinstance(path, RemotePath):
-        with renamed_folder(path, _sync_below) as partial_path:
-            yield FolderWriter(path, partial_path)
-        return
-    writer = FolderWriter(path, None)
-    yield writer
-    writer.wait(0)
-    for file in files_below(path):  # of earlier writers
-        if file.name not in writer.files:
-            remove_file(path / file.name)
-
-
-def _sync_below(folder: Path) -> None:
-    """Syncs a folder and its files to the disk, with one call if the system has `syncfs`."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        if _syncfs()(descriptor):
-            for file in folder.iterdir():
-                sync_path(file)
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @cache

@@ -11,13 +11,12 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from vlatool.errors import EnvironmentProblem, missing_package
+from vlatool.errors import missing_package
 from vlatool.storage import remote, retry, web
 
 _VARIABLE = "AZURE_STORAGE_CONNECTION_STRING"
 _ACCOUNT = re.compile(r"(?:^|;)AccountName=([^;]+)")
 _MAX_EMPTY_PAGES = 1000
-_EXISTS = "BlobAlreadyExists"
 _LOGIN_HINT = (
     f"set {_VARIABLE}, or AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN; or `az login`, with the"
     " package azure-identity"
@@ -109,7 +108,7 @@ class Container:
         try:
             answer = blob.download_blob(start, stop - start, validate_content=True, **options)
         except Exception as error:
-            if _answer(error)[0] == 416:
+            if web.answer_of(error).status == 416:
                 raise remote.RangeNotSatisfiable from error
             raise
         span = web.RANGE.fullmatch(answer.properties.content_range or "")
@@ -140,24 +139,13 @@ class Container:
 
     def retry_advice(self, error: Exception) -> retry.RetryAdvice | None:
         """Advice on retrying after an error; None if a retry is useless."""
-        status, _, headers = _answer(error)
-        return web.busy_advice(status, headers) if status else web.retry_advice(error)
+        return web.retry_advice(error)
 
     def map_error(self, error: Exception, location: str) -> Exception:
-        status, code, headers = _answer(error)
-        if code == "ContainerNotFound":
-            reason = "the container does not exist"
-            return web.storage_error(location, reason, "refused", "check its name")
-        if status == 412 or code == _EXISTS:
-            return remote.ConditionFailed(location)
-        is_public_only = self._credential is None and not os.environ.get(_VARIABLE)
-        if status == 401 or (status in (403, 409) and is_public_only):
-            reason = "no Azure credentials, and the container is not public"
-            return EnvironmentProblem.at(
-                location, reason, hint=_LOGIN_HINT, code="environment.credentials"
-            )
-        if status:
-            return web.map_error(web.HttpStatusError(status, headers), location)
+        answer = web.answer_of(error)
+        if answer.status:
+            is_stranger = self._credential is None and not os.environ.get(_VARIABLE)
+            return web.bucket_error(location, answer, _LOGIN_HINT, is_stranger=is_stranger)
         return web.map_error(error, location)
 
     def _condition(self, etag: str) -> Mapping[str, Any]:
@@ -193,11 +181,3 @@ def _info(properties: Any, size: int | None = None) -> remote.ObjectInfo:
         f'"{properties.etag.strip(chr(34))}"',
         digest=f"md5:{bytes(md5).hex()}" if md5 else "",
     )
-
-
-def _answer(error: Exception) -> tuple[int, str, Mapping[str, str]]:
-    """Status, code and headers of the response that an error is about; 0 without one."""
-    response: Any = getattr(error, "response", None)
-    status = int(getattr(error, "status_code", 0) or 0)
-    code = getattr(error, "error_code", "")
-    return status, str(getattr(code, "value", code)), getattr(response, "headers", {})

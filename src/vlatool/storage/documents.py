@@ -93,49 +93,34 @@ def check_yaml(text: str, max_nodes: int = MAX_NODES) -> int:
 
     Only parses events, so that neither depth nor aliases take time or memory.
     """
-    counter = _NodeCounter()
+    nodes = 0
+    open_nodes: list[tuple[str | None, int]] = []  # anchors, and the number of nodes before
+    sizes: dict[str | None, int] = {}  # of anchors
     try:
         for event in _yaml.parse(text, Loader=_SAFE):
-            counter.add(event)
-            if len(counter.open_nodes) > MAX_DEPTH:
-                raise _too_deep(_line(event.start_mark))
-            if counter.nodes > max_nodes:
+            line = _line(event.start_mark)
+            if isinstance(event, yaml.CollectionEndEvent):
+                anchor, before = open_nodes.pop()
+                sizes[anchor] = nodes - before
+            elif isinstance(event, yaml.AliasEvent):
+                if any(anchor == event.anchor for anchor, _ in open_nodes):
+                    raise DocumentError("an anchor contains itself", line)
+                nodes += sizes.get(event.anchor, 1)
+            elif isinstance(event, yaml.NodeEvent):
+                if isinstance(event, yaml.CollectionStartEvent):
+                    open_nodes.append((event.anchor, nodes))
+                elif isinstance(event, yaml.ScalarEvent) and _LONG_NUMBER.match(event.value):
+                    raise DocumentError("a number of thousands of digits", line)
+                nodes += 1
+                sizes[event.anchor] = 1
+            if len(open_nodes) > MAX_DEPTH:
+                raise _too_deep(line)
+            if nodes > max_nodes:
                 reason = f"with its aliases, it has more than {max_nodes:,} values"
-                raise DocumentError(reason, _line(event.start_mark))
+                raise DocumentError(reason, line)
     except yaml.YAMLError as error:
         raise yaml_error(error, text) from error
-    return counter.nodes
-
-
-class _NodeCounter:
-    """Counter of the nodes of a document, from its events."""
-
-    def __init__(self) -> None:
-        self.nodes = 0
-        # Anchor of each open node, and the number of nodes before it.
-        self.open_nodes: list[tuple[str | None, int]] = []
-        self._sizes: dict[str, int] = {}
-
-    def add(self, event: yaml.Event) -> None:
-        if isinstance(event, yaml.CollectionEndEvent):
-            anchor, before = self.open_nodes.pop()
-            self._remember(anchor, self.nodes - before)
-        elif isinstance(event, yaml.AliasEvent):
-            if any(anchor == event.anchor for anchor, _ in self.open_nodes):
-                raise DocumentError("an anchor contains itself", _line(event.start_mark))
-            self.nodes += self._sizes.get(event.anchor, 1)
-        elif isinstance(event, yaml.CollectionStartEvent):
-            self.open_nodes.append((event.anchor, self.nodes))
-            self.nodes += 1
-        elif isinstance(event, yaml.ScalarEvent):
-            if _LONG_NUMBER.match(event.value):
-                raise DocumentError("a number of thousands of digits", _line(event.start_mark))
-            self.nodes += 1
-            self._remember(event.anchor, 1)
-
-    def _remember(self, anchor: str | None, size: int) -> None:
-        if anchor is not None:
-            self._sizes[anchor] = size
+    return nodes
 
 
 def yaml_error(error: yaml.YAMLError, text: str) -> DocumentError:

@@ -50,7 +50,7 @@ class WebServer:
         try:
             response = self._request("HEAD", key, {})
         except web.HttpStatusError as error:
-            if error.status not in _WITHOUT_HEAD:
+            if error.answer.status not in _WITHOUT_HEAD:
                 raise
             return self._first_byte(key)
         web.error_body(response)
@@ -81,9 +81,9 @@ class WebServer:
         try:
             response = self._request("GET", key, headers)
         except web.HttpStatusError as error:
-            if error.status == 416:
+            if error.answer.status == 416:
                 raise remote.RangeNotSatisfiable from error
-            if error.status == 412:
+            if error.answer.status == 412:
                 raise remote.ConditionFailed from error
             raise
         if response.status == 206:

@@ -12,29 +12,24 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
+from itertools import islice
 from pathlib import Path
 from ssl import SSLContext
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 from vlatool.credentials import hide
-from vlatool.errors import (
-    DataError,
-    EnvironmentProblem,
-    StorageError,
-    VlatoolError,
-    missing_package,
-)
+from vlatool.errors import DataError, EnvironmentProblem, missing_package
 from vlatool.storage import remote, retry, web
 from vlatool.storage.digests import has_git_digest
 from vlatool.storage.http import WebServer
-from vlatool.storage.retry import RetryAdvice, retrying
 
 _COMMIT = re.compile(r"[\w.-]{1,100}", re.ASCII)
 _OUTSIDE = re.compile(r"^/|(^|/)\.\.?(/|$)|//|[\x00-\x1f]|^$")
 _KINDS = ("datasets", "models", "spaces", "buckets")
 _BUCKET = "buckets/"
 _NO_ACCESS = frozenset({401, 403, 404})
+_MAX_REASON = 300  # characters of what the hub says
 
 
 def _with_kind(location: str) -> str:
@@ -168,22 +163,18 @@ class Repository(WebServer):
         return self.files[key]
 
     def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> remote.ListPage:
-        names = self._names
-        position = bisect_left(names, max(below, token))
         objects: list[tuple[str, remote.ObjectInfo]] = []
-        prefixes: list[str] = []
-        while position < len(names) and names[position].startswith(below):
-            name = names[position]
-            if len(objects) + len(prefixes) >= at_most:
-                return remote.ListPage(objects, prefixes, name)
-            head, cut, _ = name[len(below) :].partition(delimiter) if delimiter else (name, "", "")
-            if cut:
-                prefixes.append(f"{below}{head}{cut}")
-                position = bisect_left(names, f"{below}{head}{chr(ord(cut) + 1)}")
-            else:
-                objects.append((name, self.files[name]))
-                position += 1
-        return remote.ListPage(objects, prefixes)
+        prefixes: dict[str, None] = {}
+        for name in islice(self._names, bisect_left(self._names, max(below, token)), None):
+            if not name.startswith(below):
+                break
+            if delimiter and delimiter in name[len(below) :]:
+                prefixes[name[: name.index(delimiter, len(below)) + 1]] = None
+                continue
+            objects.append((name, self.files[name]))
+            if len(objects) == at_most:
+                return remote.ListPage(objects, list(prefixes), f"{name}\0")
+        return remote.ListPage(objects, list(prefixes))
 
     def get(self, key: str, start: int, stop: int, etag: str) -> remote.Body:
         """Reads from the cache if it has the file, else with a GET of a range."""
@@ -261,16 +252,9 @@ class Repository(WebServer):
             for name in ("_listed", "_names"):
                 self.__dict__.pop(name, None)
 
-    def retry_advice(self, error: Exception) -> RetryAdvice | None:
-        """Advice on retrying after an error; None if a retry is useless."""
-        status, headers = _answer(error)
-        if status:
-            return web.busy_advice(status, headers)
-        return retry.network_retry_advice(error)
-
     def map_error(self, error: Exception, location: str) -> Exception:
         name = type(error).__name__
-        status, headers = _answer(error)
+        status, code, headers = web.answer_of(error)
         if name == "RevisionNotFoundError" or headers.get("X-Error-Code") == "RevisionNotFound":
             return DataError.at(
                 self._root,
@@ -285,16 +269,17 @@ class Repository(WebServer):
                 code="data.broken",
             )
         if status in _NO_ACCESS and headers.get("X-Error-Code") != "EntryNotFound":
-            return EnvironmentProblem(
-                f"{location}: there is no such repository, or it is private or gated",
-                hint="check the name; request access on its page, "
-                "then `hf auth login` or set HF_TOKEN",
-                code="environment.credentials",
-                details={"path": location},
-            )
+            reason = "there is no such repository, or it is private, gated, or of another owner"
+            return _no_access_error(location, reason)
         if status:
-            error = web.HttpStatusError(status, headers)
+            said = " ".join(str(getattr(error, "server_message", None) or code).split())
+            error = web.HttpStatusError(status, headers, said[:_MAX_REASON])
         return super().map_error(error, location)
+
+
+def _no_access_error(location: str, reason: str) -> EnvironmentProblem:
+    hint = "check the name; request access on its page, then `hf auth login` or set HF_TOKEN"
+    return EnvironmentProblem.at(location, reason, hint=hint, code="environment.credentials")
 
 
 class _Spooled:
@@ -341,15 +326,13 @@ def _info(entry: Any) -> remote.ObjectInfo:
     )
 
 
-# Limits of one commit, and of what is sent before the progress is reported.
+# Limits of one commit, after which the progress is reported.
 _MAX_FILES = 256
-_MAX_COMMIT_BYTES = 20 * 10**9
-_MAX_STEP_BYTES = 10**9
+_MAX_COMMIT_BYTES = 10 * 10**9
 # Small files are part of the request of a commit, which is in memory.
 _SMALL_BYTES = 10 * 2**20
 _MAX_SMALL_BYTES = 64 * 2**20
 _BLOCK_BYTES = 2**20
-_MAX_REASON = 300  # characters
 _BRANCH = "main"
 
 T = TypeVar("T")
@@ -411,40 +394,25 @@ class RepositoryWriter:
         files: Sequence[UploadFile],  # files that are not there with this content
         removed: Sequence[str],  # Paths of files that are there
         message: str,  # title of the commits
-        # called with the number of bytes of each part that was sent
+        # called with the number of bytes of each commit
         advance: Callable[[int], None],
     ) -> None:
         """Sends files in one or several commits; the first commit removes files."""
-        commits = list(_parts(files, _MAX_COMMIT_BYTES)) or [[]]
+        hub = self._repository.hub
+        commits = list(_parts(files)) or [[]]
+        operations: list[Any] = [hub.CommitOperationDelete(name) for name in removed]
         for number, part in enumerate(commits, 1):
             title = message if len(commits) == 1 else f"{message} ({number} of {len(commits)})"
-            self._commit(part, () if number > 1 else removed, title, advance)
+            operations += [hub.CommitOperationAdd(file.name, _source(file)) for file in part]
+            if operations:
+                self._call(partial(self._commit, title, operations))
+            advance(sum(file.size for file in part))
+            operations = []
 
-    def _commit(
-        self,
-        files: Sequence[UploadFile],
-        removed: Sequence[str],
-        title: str,
-        advance: Callable[[int], None],
-    ) -> None:
-        hub = self._repository.hub
-        additions: list[Any] = []
-        for step in _parts(files, _MAX_STEP_BYTES):
-            adds = [hub.CommitOperationAdd(file.name, _source(file)) for file in step]
-            self._call(
-                lambda api, adds=adds: api.preupload_lfs_files(
-                    additions=adds, free_memory=False, revision=_BRANCH, **self._target
-                )
-            )
-            additions += adds
-            advance(sum(file.size for file in step))
-        operations = [*map(hub.CommitOperationDelete, removed), *additions]
-        if operations:
-            self._call(
-                lambda api: api.create_commit(
-                    operations=operations, commit_message=title, revision=_BRANCH, **self._target
-                )
-            )
+    def _commit(self, title: str, operations: Sequence[Any], api: Any) -> None:
+        api.create_commit(
+            operations=operations, commit_message=title, revision=_BRANCH, **self._target
+        )
 
     def move_tag(self, name: str) -> None:
         """Makes a tag name the newest commit."""
@@ -469,56 +437,29 @@ class RepositoryWriter:
         repository = self._repository
         repository.check_on()
         if not repository.token:
-            raise self._no_access_error("there is no token")
-        api = repository.api
+            raise _no_access_error(self._root, "there is no token")
+
+        def run(there: Any) -> T:
+            return operation(there.api)
+
         try:
             with _without_bars(repository.hub):
-                return retrying(
-                    lambda: operation(api), self._root, classify=repository.retry_advice
-                )
-        except VlatoolError:
-            raise
-        except Exception as error:  # the library raises anything, also of its own dependencies
-            raise self._error(error) from error
-
-    def _error(self, error: Exception) -> Exception:
-        if type(error).__name__ == "HFValidationError":
-            return self._repository.map_error(error, self._root)
-        for cause in retry.chain(error):
-            if isinstance(cause, FileNotFoundError | PermissionError) and cause.filename:
-                return DataError.at(
-                    cause.filename,
-                    f"cannot be read: {cause.strerror}",
-                    hint="nothing may write the folder during its upload; run the command again",
-                    code="data.broken",
-                )
-        if _answer(error)[0] in _NO_ACCESS:
-            return self._no_access_error("the token gives no access")
-        return StorageError.at(
-            self._root,
-            f"the hub rejects the upload: {' '.join(str(error).split())[:_MAX_REASON]}",
-            hint="see its reason; what was uploaded stays, and the same command continues",
-            code="storage.refused",
-        )
-
-    def _no_access_error(self, reason: str) -> EnvironmentProblem:
-        owner = self._repository.name.partition("/")[0]
-        return EnvironmentProblem(
-            f"{self._root}: {reason}",
-            hint=f"`hf auth login`, or set HF_TOKEN to a token that may write to {owner}",
-            code="environment.credentials",
-            details={"path": self._root},
-        )
+                return remote.call(remote.Address(self._root, ""), run)
+        except OSError as error:
+            raise DataError.at(
+                error.filename,
+                f"cannot be read: {error.strerror}",
+                hint="nothing may write the folder during its upload; run the command again",
+                code="data.broken",
+            ) from error
 
 
 @cache
 def _accept_certificates(hub: Any, certificates: SSLContext | None) -> None:
     """Gives the client of the library the certificates and limits in time of all schemes.
 
-    It takes proxies from the environment by itself; before version 1, certificates too.
+    It takes proxies from the environment by itself.
     """
-    if not hasattr(hub, "set_client_factory"):
-        return
     client = hub.get_session()
     timeout = type(client.timeout)(retry.READ_TIMEOUT_S, connect=retry.CONNECT_TIMEOUT_S)
     hub.set_client_factory(
@@ -536,13 +477,13 @@ def _source(file: UploadFile) -> str | bytes:
     return file.content if isinstance(file.content, bytes) else str(file.content)
 
 
-def _parts(files: Sequence[UploadFile], max_bytes: int) -> Iterator[list[UploadFile]]:
+def _parts(files: Sequence[UploadFile]) -> Iterator[list[UploadFile]]:
     """Yields runs of files within the limits; a file that exceeds them is a run of its own."""
     part: list[UploadFile] = []
     size = small = 0
     for file in files:
         own = file.size if file.size <= _SMALL_BYTES else 0
-        is_full = size + file.size > max_bytes or small + own > _MAX_SMALL_BYTES
+        is_full = size + file.size > _MAX_COMMIT_BYTES or small + own > _MAX_SMALL_BYTES
         if part and (is_full or len(part) == _MAX_FILES):
             yield part
             part = []
@@ -567,14 +508,3 @@ def _without_bars(hub: Any) -> Generator[None]:
     finally:
         if not were_off:
             bars.enable_progress_bars()
-
-
-def _answer(error: Exception) -> tuple[int, Mapping[str, str]]:
-    """Status and headers of the response that an error is about; 0 without one."""
-    for cause in retry.chain(error):
-        response: Any = getattr(cause, "response", None)
-        if getattr(response, "status_code", None):
-            return int(response.status_code), response.headers
-        if isinstance(cause, web.HttpStatusError):
-            return cause.status, cause.headers
-    return 0, {}

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from itertools import takewhile
-from typing import NamedTuple
 
 from vlatool.errors import StorageError
 from vlatool.storage.background import in_parallel
@@ -17,13 +15,6 @@ _WILDCARDS = frozenset("*?[")
 Entry = tuple[str, ObjectInfo]
 
 _FOLDER = ObjectInfo(is_dir=True)
-
-
-class ListedLevel(NamedTuple):
-    """Names of the direct children of a folder."""
-
-    folders: list[str]
-    files: list[str]
 
 
 def pages(address: Address, delimiter: str = "") -> Iterator[ListPage]:
@@ -84,19 +75,21 @@ def tree(address: Address) -> Iterator[Entry]:
                 yield path, info
 
 
-def levels(address: Address) -> dict[str, ListedLevel]:
-    """Relative path of every folder to the names of its children; `""` is the prefix itself.
+def levels(address: Address) -> dict[str, tuple[list[str], list[str]]]:
+    """Relative path of every folder to the names of the folders and of the files in it; `""` is
+    the prefix itself.
 
     Uses one listing with one request per 1000 objects, instead of one request per folder.
     """
-    folders = {"": ListedLevel([], [])}
+    folders: dict[str, tuple[list[str], list[str]]] = {"": ([], [])}
     for path, info in tree(address):
         parent, _, name = path.rpartition("/")
+        folder_names, file_names = folders[parent]
         if info.is_dir:
-            folders[path] = ListedLevel([], [])
-            folders[parent].folders.append(name)
+            folders[path] = ([], [])
+            folder_names.append(name)
         else:
-            folders[parent].files.append(name)
+            file_names.append(name)
     return folders
 
 
@@ -109,46 +102,42 @@ def matching(address: Address, pattern: str) -> Iterator[Entry]:
     parts = [part for part in pattern.split("/") if part not in ("", ".")]
     if not parts or pattern.startswith("/") or parts.count("**") > 1 or ".." in parts:
         raise NotImplementedError(f"pattern {pattern!r} in object storage")
-    entries: list[Entry] = [("", _FOLDER)]
-    while parts:
-        if parts[0] == "**":
-            yield from _anywhere_below(address, entries, parts[1:])
-            return
-        plain = list(takewhile(_WILDCARDS.isdisjoint, parts))
-        if plain:  # parts without wildcards need one request per entry
-            entries = _existing(address, entries, "/".join(plain))
+    entries: list[tuple[str, ObjectInfo | None]] = [("", _FOLDER)]  # None: not requested so far
+    while parts and parts[0] != "**":
+        part = parts.pop(0)
+        paths = [path for path, info in entries if info is None or info.is_dir]
+        if _WILDCARDS.isdisjoint(part):
+            entries = [(f"{path}/{part}".lstrip("/"), None) for path in paths]
         else:
-            entries = _expanded(address, entries, parts[0])
-        parts = parts[max(1, len(plain)) :]
-    yield from entries
+            below = in_parallel(level, map(address.joined, paths), _MAX_CONCURRENT)
+            entries = []
+            for path, children in zip(paths, below, strict=True):
+                for name, info in children:
+                    if fnmatchcase(name, part):
+                        entries.append((f"{path}/{name}".lstrip("/"), info))
+    for path, info in _existing(address, entries):
+        if parts:
+            yield from _anywhere_below(address, path, parts[1:])
+        else:
+            yield path, info
 
 
-def _expanded(address: Address, entries: list[Entry], pattern: str) -> list[Entry]:
-    paths = [path for path, info in entries if info.is_dir]
-    levels_below = in_parallel(level, [address.joined(path) for path in paths], _MAX_CONCURRENT)
-    return [
-        (f"{path}/{name}".lstrip("/"), info)
-        for path, children in zip(paths, levels_below, strict=True)
-        for name, info in children
-        if fnmatchcase(name, pattern)
-    ]
+def _existing(address: Address, entries: list[tuple[str, ObjectInfo | None]]) -> Iterator[Entry]:
+    def find(entry: tuple[str, ObjectInfo | None]) -> ObjectInfo | None:
+        return entry[1] or find_object(address.joined(entry[0]))
+
+    infos = in_parallel(find, entries, _MAX_CONCURRENT)
+    for (path, _), info in zip(entries, infos, strict=True):
+        if info is not None:
+            yield path, info
 
 
-def _existing(address: Address, entries: list[Entry], name: str) -> list[Entry]:
-    paths = [f"{path}/{name}".lstrip("/") for path, info in entries if info.is_dir]
-    infos = in_parallel(find_object, [address.joined(path) for path in paths], _MAX_CONCURRENT)
-    return [(path, info) for path, info in zip(paths, infos, strict=True) if info is not None]
-
-
-def _anywhere_below(address: Address, entries: list[Entry], tail: list[str]) -> Iterator[Entry]:
-    """Yields paths below the entries that end in `tail`; without `tail` folders, as `Path.glob`."""
-    for folder, info in entries:
-        if not info.is_dir:
-            continue
-        if not tail:
-            yield folder, info
-        for path, info_below in tree(address.joined(folder)):
-            parts = path.split("/")[-len(tail) :] if tail else []
-            is_match = len(parts) == len(tail) and all(map(fnmatchcase, parts, tail))
-            if is_match and (tail or info_below.is_dir):
-                yield f"{folder}/{path}".lstrip("/"), info_below
+def _anywhere_below(address: Address, folder: str, tail: list[str]) -> Iterator[Entry]:
+    """Yields what is below a folder and ends in `tail`; without `tail` folders, as `Path.glob`."""
+    if not tail:
+        yield folder, _FOLDER
+    for below, info in tree(address.joined(folder)):
+        parts = below.split("/")[-len(tail) :]
+        is_match = len(parts) == len(tail) and all(map(fnmatchcase, parts, tail))
+        if is_match or (info.is_dir and not tail):
+            yield f"{folder}/{below}".lstrip("/"), info

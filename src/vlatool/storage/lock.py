@@ -240,33 +240,26 @@ class RemoteLock(Lock):
         A killed owner looks alive until then: this polls until it renews (an error) or is stale.
         """
         clock = ProcessClock()
-        first = None
-        deadline = math.inf
-        misses = 0
-        etag: str | None = ""  # version to replace: empty for none, None while the owner may live
-        while etag is None or not self._put(etag):
-            if etag is None:
-                clock.sleep(_POLL_S)
-            holder = self.read()
-            if holder is None:  # released meanwhile
-                etag = ""
-                misses = misses + 1
-                if misses == _ATTEMPTS:
-                    raise self.locked_error(None)
-                continue
-            if holder.owner == self._owner:  # written, but the response was lost
-                self._etag = holder.etag
+        deadline = clock.now() + stale_after_s
+        first: _Holder | None = None
+        for _ in range(_ATTEMPTS):  # an owner may release it between two requests
+            if self._put(""):
                 return
-            is_stale = holder.age_s > stale_after_s or clock.now() > deadline
-            if first is None:
-                first = holder
-                deadline = clock.now() + stale_after_s
-                if not is_stale:
+            while (holder := self.read()) is not None:
+                if holder.owner == self._owner:  # written, but the response was lost
+                    self._etag = holder.etag
+                    return
+                is_stale = holder.age_s > stale_after_s or clock.now() > deadline
+                if is_stale and self._put(holder.etag):
+                    return
+                if first is None:
                     message = "%s; waiting %d s at most to see if it lives"
                     _LOGGER.warning(message, self.locked_error(holder).message, stale_after_s)
-            elif (holder.owner, holder.renewed) != (first.owner, first.renewed):
-                raise self.locked_error(holder)
-            etag = holder.etag if is_stale else None
+                    first = holder
+                elif (holder.owner, holder.renewed) != (first.owner, first.renewed):
+                    raise self.locked_error(holder)
+                clock.sleep(_POLL_S)
+        raise self.locked_error(None)
 
     def renew_until(self, stop: threading.Event, every_s: float) -> None:
         """Renews the lock until `stop` is set or another run has the lock."""

@@ -42,7 +42,7 @@ class RangeDownload:
     is_range: bool = True  # False once the server has ignored the range and sent the whole object
     # called with the bytes, in order, as they come; may wait or raise
     sink: Callable[[bytes], object] = lambda block: None
-    count: int = 0  # number of bytes so far
+    received: int = 0  # number of bytes so far
 
     def run(self) -> bytes:
         """Returns the bytes of the range, fewer at the end of the object."""
@@ -52,15 +52,21 @@ class RangeDownload:
         return b"".join(blocks)
 
     def fill(self) -> None:
-        """Downloads the bytes of the range that are not there, fewer at the end of the object."""
-        while self.info is None or self.count < self.stop - self.start:
+        """Gives the bytes of the range to the sink."""
+        while self.info is None or self.received < self.stop - self.start:
             try:
                 call(self.address, self._receive)
             except ConditionFailed:
                 raise changed_error(self.address) from None
 
+    @property
+    def version(self) -> ObjectInfo:
+        """The version that was read."""
+        assert self.info is not None
+        return self.info
+
     def _receive(self, remote: Remote) -> None:
-        first = self.start + self.count
+        first = self.start + self.received
         etag = self.info.etag if self.info else ""
         try:
             body = remote.get(self.address.key, first, self.stop, etag)
@@ -84,7 +90,7 @@ class RangeDownload:
         if self.start < 0:
             self.stop = body.info.size
             self.start = max(0, body.info.size + self.start)
-        if body.start != self.start + self.count:
+        if body.start != self.start + self.received:
             raise StorageError.at(
                 self.address,
                 "the server ignores byte ranges, which are required",
@@ -96,19 +102,19 @@ class RangeDownload:
         self.stop = min(self.stop, body.info.size)
 
     def _copy(self, body: Body) -> None:
-        before = self.count
-        while (missing := self.stop - self.start - self.count) > 0:
+        before = self.received
+        while (missing := self.stop - self.start - self.received) > 0:
             try:
                 block = body.read(min(_CHUNK_SIZE, missing))
             except Exception:
-                if self.count - before < _PROGRESS:
+                if self.received - before < _PROGRESS:
                     raise
                 return
             if not block:
                 break
             self.sink(block)
-            self.count += len(block)
-        if self.count == before < self.stop - self.start:
+            self.received += len(block)
+        if self.received == before < self.stop - self.start:
             raise ConnectionResetError(f"{self.address}: response without content")
 
 
@@ -140,8 +146,7 @@ def read_whole(address: Address) -> bytes:
 def _read_whole(address: Address) -> bytes:
     first = RangeDownload(address, 0, LARGEST_RANGE)
     head = first.run()
-    assert first.info is not None
-    return head + _read_range(address, first.info, len(head), first.info.size)
+    return head + _read_range(address, first.version, len(head), first.version.size)
 
 
 def _read_range(address: Address, info: ObjectInfo, start: int, stop: int) -> bytes:
@@ -157,8 +162,7 @@ def read_range(address: Address, start: int, stop: int) -> bytes:
     """Reads bytes `start` to `stop`, fewer at the end of the object; one request below 8 MiB."""
     first = RangeDownload(address, start, min(stop, start + LARGEST_RANGE))
     head = first.run()
-    assert first.info is not None
-    rest = _read_range(address, first.info, first.stop, min(stop, first.info.size))
+    rest = _read_range(address, first.version, first.stop, min(stop, first.version.size))
     return head + rest
 
 
@@ -169,16 +173,14 @@ def open_reader(address: Address, *, from_end: bool = False) -> io.BufferedReade
     """
     first = RangeDownload(address, -_FIRST_RANGE if from_end else 0, _FIRST_RANGE)
     data = first.run()
-    assert first.info is not None
-    return io.BufferedReader(BlockFile(address, first.info, first=(first.start, data)), _BUFFER)
+    return io.BufferedReader(BlockFile(address, first.version, (first.start, data)), _BUFFER)
 
 
 def open_range(address: Address, start: int, stop: int) -> io.BufferedReader:
     """Opens an object at `start`, for sequential reading up to `stop`, where the file ends."""
-    first = RangeDownload(address, start, min(stop, start + BLOCK))
+    first = RangeDownload(address, start, min(stop, start - start % BLOCK + BLOCK))
     data = first.run()
-    assert first.info is not None
-    file = BlockFile(address, first.info, (start, stop), (start, data))
+    file = BlockFile(address, first.version, (start, data), stop)
     file.seek(start)
     return io.BufferedReader(file, _BUFFER)
 
@@ -204,14 +206,13 @@ class BlockFile(io.RawIOBase):
         self,
         address: Address,
         info: ObjectInfo,
-        span: tuple[int, int] = (0, 2**63),  # start of the first block, and end of the file
         first: tuple[int, bytes] = (0, b""),  # bytes that are there, and their position
+        stop: int = 2**63,  # end of the file
     ) -> None:
         self.name = str(address)
         self._address = address
         self._info = info
-        self._origin = span[0]
-        self._size = min(span[1], info.size)
+        self._size = min(stop, info.size)
         self._first = first
         self._position = 0
         self._last = -1  # number of the block that was read last
@@ -244,8 +245,8 @@ class BlockFile(io.RawIOBase):
             return 0
         start, data = self._first
         if not start <= self._position < start + len(data):
-            number = (self._position - self._origin) // BLOCK
-            start, data = self._start_of(number), self._read(number)
+            number = self._position // BLOCK
+            start, data = number * BLOCK, self._read(number)
         offset = self._position - start
         part = memoryview(data)[offset : offset + len(view)]
         view[: len(part)] = part
@@ -260,23 +261,19 @@ class BlockFile(io.RawIOBase):
         head = data[position - start :] if 0 <= position - start < len(data) else b""
         return head + _read_range(self._address, self._info, position + len(head), self._size)
 
-    def _start_of(self, number: int) -> int:
-        return self._origin + number * BLOCK
-
     def _read(self, number: int) -> bytes:
-        if number == self._last + 1 and self._next is not None:
+        is_next = number == self._last + 1
+        if is_next and self._next is not None:
             data = self._next.result()
         else:
             data = self._block(number)
         if number != self._last:
-            is_sequential = number == self._last + 1
-            has_next = self._start_of(number + 1) < self._size
             self._next = None
-            if is_sequential and has_next:
+            if is_next and (number + 1) * BLOCK < self._size:
                 self._next = in_background(partial(self._block, number + 1))
             self._last = number
         return data
 
     def _block(self, number: int) -> bytes:
-        start = self._start_of(number)
+        start = number * BLOCK
         return _block(self._address, self._info, start, min(self._size, start + BLOCK))

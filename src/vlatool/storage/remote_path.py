@@ -4,7 +4,7 @@ import io
 import os
 import posixpath
 import stat as modes
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
@@ -121,12 +121,6 @@ class RemotePath(_Path):
         return reader.open_version(self.address, info)
 
     @property
-    def etag(self) -> str:
-        """ETag; empty if the server sends none, or the file does not exist."""
-        info = self._find()
-        return "" if info is None else info.etag
-
-    @property
     def address(self) -> Address:
         """Root and key; `..` is resolved."""
         key = str(self._key) if self._key.parts else ""
@@ -152,10 +146,6 @@ class RemotePath(_Path):
         return self._key.suffix
 
     @property
-    def suffixes(self) -> list[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self._key.suffixes
-
-    @property
     def parent(self) -> "RemotePath":  # pyright: ignore[reportIncompatibleVariableOverride]
         """Folder of the path; the root is its own folder."""
         return self._new(self._root, self._key.parent)
@@ -167,9 +157,6 @@ class RemotePath(_Path):
 
     def with_name(self, name: str) -> "RemotePath":
         return self._new(self._root, self._key.with_name(name))
-
-    def with_stem(self, stem: str) -> "RemotePath":
-        return self._new(self._root, self._key.with_stem(stem))
 
     def with_suffix(self, suffix: str) -> "RemotePath":
         return self._new(self._root, self._key.with_suffix(suffix))
@@ -192,9 +179,6 @@ class RemotePath(_Path):
             return False
         return True
 
-    def match(self, path_pattern: str, **options: Any) -> bool:
-        return self._key.match(path_pattern, **options)
-
     def resolve(self, strict: bool = False) -> "RemotePath":  # noqa: FBT001, FBT002 - pathlib's
         """Path without `..`; there are no links."""
         if strict and not self.exists():
@@ -202,9 +186,6 @@ class RemotePath(_Path):
         return self if ".." not in self._key.parts else RemotePath(str(self.address))
 
     def absolute(self) -> "RemotePath":
-        return self
-
-    def expanduser(self) -> "RemotePath":
         return self
 
     def is_absolute(self) -> bool:
@@ -231,9 +212,6 @@ class RemotePath(_Path):
         info = self._find()
         return info is not None and info.is_dir
 
-    def is_symlink(self) -> bool:
-        return False
-
     def iterdir(self) -> Generator["RemotePath"]:
         entries = listing.level(self.address)
         if not entries:
@@ -252,20 +230,6 @@ class RemotePath(_Path):
     ) -> Generator["RemotePath"]:
         """Yields paths that match at any depth, from one listing."""
         return self.glob(f"**/{pattern}")
-
-    def walk(
-        self,
-        top_down: bool = True,  # noqa: FBT001, FBT002 - pathlib's
-        *_ignored: Any,
-        **_options: Any,
-    ) -> Iterator[tuple["RemotePath", list[str], list[str]]]:
-        """Yields each folder with the names of its folders and files, from the top.
-
-        Names that the caller removes from the list of folders are not entered.
-        """
-        if not top_down:
-            raise NotImplementedError("object storage can only be walked from the top")
-        yield from self._walked("", listing.levels(self.address))
 
     def open(  # pyright: ignore[reportIncompatibleMethodOverride] - no overloads per mode
         self, mode: str = "r", buffering: int = -1, encoding: str | None = None, **options: Any
@@ -317,14 +281,6 @@ class RemotePath(_Path):
 
     def _find(self) -> ObjectInfo | None:
         return self._info if self._info is not None else find_object(self.address)
-
-    def _walked(
-        self, below: str, levels: Mapping[str, listing.ListedLevel]
-    ) -> Iterator[tuple["RemotePath", list[str], list[str]]]:
-        level = levels[below]
-        yield self._below(below, ObjectInfo(is_dir=True)), level.folders, level.files
-        for name in level.folders:
-            yield from self._walked(f"{below}/{name}".lstrip("/"), levels)
 
     def _below(self, name: str, info: ObjectInfo) -> "RemotePath":
         return self._new(self._root, self._key / name, info)

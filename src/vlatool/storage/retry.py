@@ -2,7 +2,6 @@
 
 import errno
 import http.client
-import json
 import logging
 import multiprocessing
 import os
@@ -13,9 +12,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from vlatool.errors import StorageError, UsageError
@@ -31,7 +28,6 @@ _LONGEST_WAIT_S = 10.0
 _LONGEST_REQUESTED_WAIT_S = 60.0  # limit of the wait that a server requests
 _INTERVAL_S = 10.0
 _LONGEST_INTERVAL_S = 60.0
-_PIPE_BYTES = 4000  # less than PIPE_BUF, up to which writes are atomic
 _NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}
 # Packages whose errors are about a connection, unless they are about the URL.
 _CLIENTS = {"urllib3", "requests", "httpx", "httpx2", "httpcore", "botocore", "azure"}
@@ -70,13 +66,12 @@ class ProcessClock:
 
 @dataclass
 class _Warnings:
-    """Warnings of retries in the log, or in the log of the process that started this worker.
+    """Warnings of retries in the log of this process.
 
-    Many threads and workers see the same outage: a reason is repeated after 10 s, then at intervals
-    that double up to a minute.
+    Many threads see the same outage: a reason is repeated after 10 s, then at intervals that
+    double up to a minute.
     """
 
-    pipe: Connection | None = None  # to the process that started this one; None: log here
     due: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
 
     def add(self, reason: str, message: str, now: float) -> None:
@@ -87,39 +82,11 @@ class _Warnings:
         if now > due + _LONGEST_INTERVAL_S:  # another outage
             interval = _INTERVAL_S
         self.due[reason] = (now + interval, min(2 * interval, _LONGEST_INTERVAL_S))
-        if self.pipe is None:
-            _LOGGER.warning("%s", message)
-            return
-        with suppress(OSError):  # the other process has ended
-            self.pipe.send_bytes(json.dumps([reason, message]).encode()[:_PIPE_BYTES])
+        _LOGGER.warning("%s", message)
 
 
 _warnings = _Warnings()
 _answered: set[str] = set()  # hosts that this process has had a connection to
-
-
-def warnings_of_workers() -> Connection:
-    """Connection that workers give to `warn_through`: their retries are logged by this process.
-
-    Several workers may share it: a message is one write to a pipe, which is atomic.
-    """
-    reader, writer = multiprocessing.Pipe(duplex=False)
-    threading.Thread(target=_receive, args=(reader,), daemon=True).start()
-    return writer
-
-
-def warn_through(pipe: Connection) -> None:
-    """Sends the warnings of this worker through a pipe of the process that started it."""
-    _warnings.pipe = pipe
-
-
-def _receive(reader: Connection) -> None:
-    with suppress(EOFError, OSError):
-        while True:
-            sent = reader.recv_bytes()
-            with suppress(ValueError, TypeError):  # a location that was cut
-                reason, message = json.loads(sent)
-                _warnings.add(reason, message, ProcessClock().now())
 
 
 def expect_answers() -> None:

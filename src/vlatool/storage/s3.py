@@ -1,20 +1,16 @@
 """S3 buckets by boto3, and one signed GET for many ranges."""
 
-import errno
 import importlib
-import os
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
-from vlatool.errors import EnvironmentProblem
 from vlatool.storage import remote, retry, web
 
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
-_CODE = re.compile(rb"<Code>([A-Za-z0-9.]+)</Code>")
 _SIGNED_FOR_S = 3600
 _MAX_SIGNED = 10_000
 # Codes of a server that is busy, whatever the status.
@@ -30,15 +26,7 @@ _BUSY_CODES = {
     "Throttling",
     "ThrottlingException",
 }
-_MISSING_CODES = {"404", "NoSuchKey", "NoSuchUpload", "NotFound"}
-_REJECTED_CODES = {
-    "ExpiredToken",
-    "ExpiredTokenException",
-    "InvalidAccessKeyId",
-    "InvalidToken",
-    "SignatureDoesNotMatch",
-}
-_SIGNED_BEFORE = "signed before this request"
+_SIGNED_BEFORE = "SignedBefore"
 # Errors of botocore before a request, because there are no credentials to sign it.
 _UNSIGNED = re.compile(r"Credential|Profile|Token|SSO")
 _LOGIN_HINT = (
@@ -124,10 +112,15 @@ class Bucket:
         if etag:
             headers["If-Match"] = etag
         response = web.fetch(self._pool, "GET", self._signed(key), headers)
-        if response.status != 206:
-            raise self._error(key, response)
+        try:
+            body = web.ranged_body(response)
+        except web.HttpStatusError as error:
+            _, until = self._signed_urls.pop(key, ("", time.monotonic() + _SIGNED_FOR_S))
+            is_of_before = until - time.monotonic() < _SIGNED_FOR_S / 2 - 1
+            if is_of_before and error.answer.code in web.REJECTED_CODES:
+                error.answer = error.answer._replace(code=_SIGNED_BEFORE)
+            raise
         # Body with its MD5: the ETag of an object that was uploaded in one part without own keys.
-        body = web.ranged_body(response)
         md5 = _MD5.fullmatch(body.info.etag)
         encryption = response.headers.get("x-amz-server-side-encryption", "AES256")
         is_own_key = "x-amz-server-side-encryption-customer-algorithm" in response.headers
@@ -165,42 +158,23 @@ class Bucket:
 
     def retry_advice(self, error: Exception) -> retry.RetryAdvice | None:
         """Advice on retrying after an error; None if a retry is useless."""
-        code, status, metadata = _answer(error)
-        if code in _REJECTED_CODES and metadata.get(_SIGNED_BEFORE):
+        answer = web.answer_of(error)
+        if answer.code == _SIGNED_BEFORE:
             return retry.RetryAdvice("credentials changed since the request was signed")
-        if code in _BUSY_CODES:
-            status = 503
-        if status:
-            return web.busy_advice(status, metadata.get("HTTPHeaders") or {})
-        if _UNSIGNED.search(type(error).__name__):
+        if answer.code in _BUSY_CODES:
+            return web.busy_advice(503, answer.headers)
+        if not answer.status and _UNSIGNED.search(type(error).__name__):
             return None
         return web.retry_advice(error)
 
     def map_error(self, error: Exception, location: str) -> Exception:
-        code, status, _ = _answer(error)
+        answer = web.answer_of(error)
+        if answer.status:
+            return web.bucket_error(location, answer, _LOGIN_HINT, is_stranger=self.is_anonymous)
         name = type(error).__name__
-        if code in _MISSING_CODES:
-            return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location)
-        if status == 412 or code == "PreconditionFailed":
-            return remote.ConditionFailed(location)
-        if code in _REJECTED_CODES:
-            return no_credentials(location, f"the AWS credentials are not accepted ({code})")
-        if code == "NoSuchBucket":
-            reason = "the bucket does not exist"
-            return web.storage_error(location, reason, "refused", "check its name")
-        if status == 403 and self.is_anonymous:
-            return no_credentials(location, "no AWS credentials, and the bucket is not public")
-        if status == 501 or code == "NotImplemented":
-            reason = "the server does not support this operation"
-            return web.storage_error(location, reason, "unsupported", "choose another storage")
-        if status and status != 403:
-            reason = f"the server returns {status} {code}"
-            return web.storage_error(location, reason, "refused", "check the endpoint and the name")
-        if status:
-            return web.map_error(web.HttpStatusError(status, {}), location)
         if _is_of_botocore(error) and _UNSIGNED.search(name):
-            reason = name.removesuffix("Error")
-            return no_credentials(location, f"no usable AWS credentials ({reason})")
+            reason = f"no usable AWS credentials ({name.removesuffix('Error')})"
+            return web.no_credentials(location, reason, _LOGIN_HINT)
         # Its messages may contain headers; a date that is none is a RuntimeError.
         if _is_of_botocore(error) or isinstance(error, RuntimeError):
             reason = f"the request fails ({name})"
@@ -218,31 +192,6 @@ class Bucket:
                 self._signed_urls.clear()
             self._signed_urls[key] = (url, time.monotonic() + _SIGNED_FOR_S / 2)
         return url
-
-    def _error(self, key: str, response: Any) -> Exception:
-        """Error of a response, as the client library would raise it."""
-        content = web.error_body(response)
-        _, until = self._signed_urls.pop(key, ("", time.monotonic() + _SIGNED_FOR_S))
-        if response.status == 416 or (response.status == 200 and not content):
-            # Some servers send an empty body with 200 instead of 416.
-            return remote.RangeNotSatisfiable()
-        if response.status == 200:
-            return web.UnusableAnswer(
-                "the server ignores byte ranges, which are required",
-                "copy the data to a local folder and give its path",
-            )
-        code = _CODE.search(content)
-        metadata = {
-            "HTTPStatusCode": response.status,
-            "HTTPHeaders": {name.lower(): value for name, value in response.headers.items()},
-            _SIGNED_BEFORE: until - time.monotonic() < _SIGNED_FOR_S / 2 - 1,
-        }
-        document = {
-            "Error": {"Code": code[1].decode() if code else str(response.status)},
-            "ResponseMetadata": metadata,
-        }
-        exceptions: Any = importlib.import_module("botocore.exceptions")
-        return exceptions.ClientError(document, "GetObject")
 
     def _object(self, key: str) -> dict[str, str]:
         return {"Bucket": self.name, "Key": key}
@@ -267,30 +216,12 @@ class _Multipart:
         self._client.abort_multipart_upload(**self._request)
 
 
-def no_credentials(location: str, reason: str) -> EnvironmentProblem:
-    """Error for requests that need credentials."""
-    return EnvironmentProblem(
-        f"{location}: {reason}",
-        hint=_LOGIN_HINT,
-        code="environment.credentials",
-        details={"path": location},
-    )
-
-
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
 def _info(response: Mapping[str, Any], size: int) -> remote.ObjectInfo:
     return remote.ObjectInfo(size, response["LastModified"].timestamp(), str(response["ETag"]))
-
-
-def _answer(error: BaseException) -> tuple[str, int, Mapping[str, Any]]:
-    """Code, such as `NoSuchKey`, status and metadata of the response that an error is about."""
-    response = cast("Mapping[str, Any]", getattr(error, "response", None) or {})
-    metadata: Mapping[str, Any] = response.get("ResponseMetadata", {})
-    code = str(response.get("Error", {}).get("Code", ""))
-    return code, int(metadata.get("HTTPStatusCode", 0)), metadata
 
 
 def _is_of_botocore(error: Exception) -> bool:

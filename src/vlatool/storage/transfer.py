@@ -11,11 +11,12 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence, Set
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 from vlatool.errors import DataError, StorageError, VlatoolError
 from vlatool.events import NullProgress, Progress
@@ -112,7 +113,14 @@ class PartialFile:
     def missing(self) -> list[int]:
         """Numbers of the chunks that are not there, in order."""
         there = {row.get("chunk"): row.get("crc") for row in self._rows}
-        return [number for number in range(self.chunks) if not self._has(number, there.get(number))]
+        missing: list[int] = []
+        for number in range(self.chunks):
+            crc = 0
+            for block in self.blocks(number) if number in there else ():
+                crc = zlib.crc32(block, crc)
+            if there.get(number) != crc:
+                missing.append(number)
+        return missing
 
     def blocks(self, number: int) -> Iterator[bytes]:
         """Yields the content of a chunk."""
@@ -123,7 +131,7 @@ class PartialFile:
     def chunk(self, number: int) -> "_Chunk":
         return _Chunk(self, number, number * self._chunk_bytes)
 
-    def write_at(self, position: int, block: bytes) -> None:
+    def write(self, position: int, block: bytes) -> None:
         with self._open():
             view = memoryview(block)
             while view:
@@ -131,7 +139,7 @@ class PartialFile:
                 view = view[count:]
                 position += count
 
-    def add_chunk(self, number: int, crc: int) -> None:
+    def add(self, number: int, crc: int) -> None:
         """Records a chunk that is written."""
         with self._open():
             self._log.append({"chunk": number, "crc": crc})
@@ -155,16 +163,10 @@ class PartialFile:
                 self._path.replace(target)
             sync_folder(target.parent)
 
-    def _has(self, number: int, crc: int | None) -> bool:
-        found = 0
-        for block in self.blocks(number) if crc is not None else ():
-            found = zlib.crc32(block, found)
-        return found == crc
-
 
 @dataclass
 class _Chunk:
-    """Chunk of a partial file, which gets its bytes in order."""
+    """Chunk of a partial file, whose blocks are written as they come."""
 
     file: PartialFile
     number: int
@@ -172,13 +174,13 @@ class _Chunk:
     crc: int = 0
 
     def write(self, block: bytes) -> None:
-        self.file.write_at(self.position, block)
+        self.file.write(self.position, block)
         self.position += len(block)
         self.crc = zlib.crc32(block, self.crc)
 
     def finish(self) -> bytes:
-        """Records the chunk; its content is read again."""
-        self.file.add_chunk(self.number, self.crc)
+        """Records the chunk; its content is in the file."""
+        self.file.add(self.number, self.crc)
         return b""
 
 
@@ -190,6 +192,9 @@ class _Memory(list[bytes]):
 
     def finish(self) -> bytes:
         return b"".join(self)
+
+
+_Sinks = Callable[[int], _Chunk | _Memory]  # from the number of a chunk
 
 
 @dataclass
@@ -247,6 +252,17 @@ class TransferPool:
         with self._slots:
             self._check()
             yield
+
+    def receive(self, part: RangeDownload, sink: _Chunk | _Memory) -> None:
+        """Downloads a range by one of the streams."""
+
+        def take(block: bytes) -> None:
+            self.count(len(block))
+            sink.write(block)
+
+        part.sink = take
+        with self.stream():
+            part.fill()
 
     def count(self, size: int) -> None:
         """Counts new bytes; waits while they are more than the limit of the rate allows."""
@@ -337,15 +353,17 @@ def _download_small(
     if info.size == 0:
         write_bytes(target, b"", synced=False)
         return Downloaded(0, hashlib.sha256().hexdigest(), is_synced=False)
+    part = RangeDownload(address, 0, CHUNK)
     blocks = _Memory()
-    response, _ = _fetch(RangeDownload(address, 0, CHUNK), blocks, pool)
+    pool.receive(part, blocks)
+    there = part.version
     # No bytes (416), or fewer than announced in a body that may be cut: the object is not this.
-    is_cut = response.size != info.size and not response.has_known_size
-    if is_cut or not 0 < response.size <= CHUNK:
+    is_cut = there.size != info.size and not there.has_known_size
+    if is_cut or not 0 < there.size <= CHUNK:
         raise changed_error(address)
-    sha256 = verified_sha256(address, response.digest or info.digest, response.size, blocks)
+    sha256 = verified_sha256(address, there.digest or info.digest, there.size, blocks)
     write_bytes(target, blocks.finish(), synced=False)
-    return Downloaded(response.size, sha256, is_synced=False)
+    return Downloaded(there.size, sha256, is_synced=False)
 
 
 def _download_large(
@@ -361,37 +379,18 @@ def _download_large(
     with file:
         missing = file.missing()
         arrived = reader.contents(missing, file.chunk)
-        first = next(arrived, None)  # its response has the digest that the server vouches for
+        next(arrived, None)  # its response has the digest that the server vouches for
+        waiting = set(missing[1:])
 
         def blocks() -> Iterator[bytes]:
-            there = {None if first is None else first[0]}
             for number in range(file.chunks):
-                while number in missing and number not in there:
-                    there.add(next(arrived)[0])
+                if number in waiting:
+                    next(arrived)
                 yield from file.blocks(number)
 
         sha256 = verified_sha256(address, reader.digest or info.digest, info.size, blocks())
         file.publish(target, sha256)
     return Downloaded(info.size, sha256, is_synced=True)
-
-
-class _Response(NamedTuple):
-    info: ObjectInfo  # the version that the server has
-    is_range: bool  # False if the server ignored the range and sends the whole object
-
-
-def _fetch(part: RangeDownload, sink: _Chunk | _Memory, pool: TransferPool) -> _Response:
-    """Downloads a range of an object."""
-
-    def take(block: bytes) -> None:
-        pool.count(len(block))
-        sink.write(block)
-
-    part.sink = take
-    with pool.stream():
-        part.fill()
-    assert part.info is not None
-    return _Response(part.info, part.is_range)
 
 
 @dataclass
@@ -408,105 +407,81 @@ class ChunkReader:
         """Yields the object from a position on, in chunks that are fetched ahead in parallel."""
         first, skipped = divmod(position, self.chunk_bytes)
         numbers = range(first, -(-self.info.size // self.chunk_bytes))
-        for _, content in self.contents(numbers, lambda _: _Memory()):
+        for content in self.contents(numbers, lambda _: _Memory()):
             yield content[skipped:]
             skipped = 0
 
-    def contents(
-        self, numbers: Sequence[int], sink_of: Callable[[int], _Chunk | _Memory]
-    ) -> Iterator[tuple[int, bytes]]:
-        """Yields the number of each chunk, in order, and what its sink returns in the end.
+    def contents(self, numbers: Sequence[int], sink_of: _Sinks) -> Iterator[bytes]:
+        """Yields what the sink of each chunk returns in the end, in order.
 
         A server without byte ranges sends all chunks from the first one on.
         """
-        if not numbers:
-            return
-        sink = sink_of(numbers[0])
-        first = self._fetch_first(numbers[0], sink)
-        self.digest = first.info.digest
-        if not first.is_range:
-            for number, content in enumerate(self._whole(numbers[0], first.info), numbers[0]):
-                sink = sink_of(number)
-                sink.write(content)
-                yield number, sink.finish()
-            return
-        yield numbers[0], sink.finish()
 
         def fetch(number: int) -> bytes:
             sink = sink_of(number)
             self._fetch(number, sink)
             return sink.finish()
 
-        streams = min(self.pool.streams, RUN_AHEAD)
-        yield from zip(numbers[1:], in_parallel(fetch, numbers[1:], streams), strict=True)
+        if not numbers:
+            return
+        sink = sink_of(numbers[0])
+        first = None
+        try:
+            first = self._fetch(numbers[0], sink)
+        except StorageError as error:
+            if error.code != "storage.unsupported":
+                raise
+        if first is None or not first.is_range:
+            yield from self._whole(set(numbers), sink_of)
+            return
+        self.digest = first.version.digest
+        yield sink.finish()
+        yield from in_parallel(fetch, numbers[1:], min(self.pool.streams, RUN_AHEAD))
 
-    def _fetch(self, number: int, sink: _Chunk | _Memory) -> _Response:
+    def _fetch(self, number: int, sink: _Chunk | _Memory) -> RangeDownload:
         start = number * self.chunk_bytes
         stop = min(start + self.chunk_bytes, self.info.size)
         # Version to read; None if the listing does not name one, as the first chunk checks it.
         version = self.info if self.info.etag else None
-        response = _fetch(RangeDownload(self.address, start, stop, version), sink, self.pool)
-        if response.info.size != self.info.size:
+        part = RangeDownload(self.address, start, stop, version)
+        self.pool.receive(part, sink)
+        if part.version.size != self.info.size:
             raise changed_error(self.address)
-        return response
+        return part
 
-    def _fetch_first(self, number: int, sink: _Chunk | _Memory) -> _Response:
-        """Downloads a chunk; its response shows if the server has byte ranges."""
-        try:
-            return self._fetch(number, sink)
-        except StorageError as error:
-            if error.code != "storage.unsupported" or number == 0:
-                raise
-            return _Response(self.info, is_range=False)
-
-    def _whole(self, number: int, info: ObjectInfo) -> Iterator[bytes]:
-        """Yields chunks from one on, from one request for the version `info`; a retry reads from
-        the start of the object and skips.
-        """
+    def _whole(self, numbers: Set[int], sink_of: _Sinks) -> Iterator[bytes]:
+        """Yields chunks from one response with the whole object, which cannot be continued."""
         self.pool.on_note(
             f"{self.address}: the server has no byte ranges; an interrupted download of this file"
             " starts again"
         )
-        position = number * self.chunk_bytes
-        body: Body | None = None
-
-        def receive(remote: Remote) -> bytes:
-            nonlocal body
-            skipped = 0
-            if body is None:
-                body = remote.get(self.address.key, 0, self.info.size, info.etag)
-                skipped = position
-            try:
-                if body.info.size != self.info.size:
-                    raise ConditionFailed
-                while skipped:
-                    skipped -= len(self._block(body, skipped))
-                content = bytearray()
-                size = min(self.chunk_bytes, self.info.size - position)
-                while len(content) < size:
-                    content += self._block(body, size - len(content))
-                return bytes(content)
-            except Exception:
-                body.close()
-                body = None
-                raise
-
+        size, etag = self.info.size, self.info.etag
         with self.pool.stream():
             try:
-                while position < self.info.size:
-                    content = call(self.address, receive)
-                    position += len(content)
-                    yield content
+                body = call(
+                    self.address, lambda remote: remote.get(self.address.key, 0, size, etag)
+                )
             except ConditionFailed:
                 raise changed_error(self.address) from None
-            finally:
-                if body is not None:
-                    body.close()
+            with closing(body):
+                self.digest = body.info.digest
+                if body.info.size != size:
+                    raise changed_error(self.address)
+                for number, start in enumerate(range(0, size, self.chunk_bytes)):
+                    count = min(self.chunk_bytes, size - start)
+                    read = partial(self._read, body=body, size=count)
+                    content = call(self.address, read, retry_timeout_s=0)
+                    if number in numbers:
+                        sink = sink_of(number)
+                        sink.write(content)
+                        yield sink.finish()
 
-    def _block(self, body: Body, size: int) -> bytes:
-        """The next bytes of a body, `size` at most; they are counted."""
-        block = body.read(min(size, _READ_SIZE))
-        if not block:
-            raise ConnectionResetError(f"{self.address}: the response ends early")
-        self.pool.count(len(block))
-        return block
+    def _read(self, _: Remote, body: Body, size: int) -> bytes:
+        content = bytearray()
+        while len(content) < size:
+            block = body.read(min(size - len(content), _READ_SIZE))
+            if not block:
+                raise ConnectionResetError(f"{self.address}: the response ends early")
+            self.pool.count(len(block))
+            content += block
+        return bytes(content)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlatool.errors import StorageError
+from vlatool.storage import listing
 from vlatool.storage.background import in_parallel
 from vlatool.storage.byte_ranges import open_file
-from vlatool.storage.remote import is_listable
+from vlatool.storage.remote import ObjectInfo, find_object, is_listable
 from vlatool.storage.remote_path import RemotePath
 
 LINKS_VARIABLE = "VLATOOL_FOLLOW_LINKS"
@@ -27,7 +28,13 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     folder does not exist.
     """
     if isinstance(folder, RemotePath):
-        yield from folder.walk()
+        levels = listing.levels(folder.address)
+        pending = [""]
+        while pending:
+            below = pending.pop()
+            folders, files = levels[below]
+            yield folder / below, folders, files
+            pending += [f"{below}/{name}".lstrip("/") for name in reversed(folders)]
         return
     if not os.path.exists(folder):
         return
@@ -133,11 +140,12 @@ def files_below(path: Path) -> list[FileInfo]:
     One request if `path` is remote and has a suffix exactly if it is a file.
     """
     if isinstance(path, RemotePath):
-        if not is_listable(path.address):
-            return _info(path, "")
-        if path.suffix:
-            return _info(path, "") or _listed(path)
-        return _listed(path) or _info(path, "")
+        lookups = [_itself, _listed] if path.suffix else [_listed, _itself]
+        for look in lookups if is_listable(path.address) else [_itself]:
+            found = look(path)
+            if found:
+                return found
+        return []
     if path.is_file():
         return _info(path, "")
     files: list[FileInfo] = []
@@ -200,23 +208,27 @@ def parse_size(text: str) -> int:
 
 
 def _info(path: Path, name: str) -> list[FileInfo]:
-    if isinstance(path, RemotePath) and (known := path.with_info()) is not None:
-        path = known  # one request for all that follows
     try:
         status = path.stat()
     except FileNotFoundError:
         return []
     if not stat.S_ISREG(status.st_mode):
         return []
-    etag = path.etag if isinstance(path, RemotePath) and not status.st_mtime_ns else ""
-    return [FileInfo(name, status.st_size, status.st_mtime_ns, etag)]
+    return [FileInfo(name, status.st_size, status.st_mtime_ns)]
 
 
-def _listed(path: Path) -> list[FileInfo]:
-    files = [
-        info
-        for file in path.rglob("*")
-        if file.is_file()
-        for info in _info(file, file.relative_to(path).as_posix())
+def _itself(path: RemotePath) -> list[FileInfo]:
+    info = find_object(path.address)
+    return [] if info is None or info.is_dir else [_remote_file("", info)]
+
+
+def _listed(path: RemotePath) -> list[FileInfo]:
+    found = [
+        _remote_file(name, info) for name, info in listing.tree(path.address) if not info.is_dir
     ]
-    return sorted(files, key=lambda info: info.name)
+    return sorted(found, key=lambda file: file.name)
+
+
+def _remote_file(name: str, info: ObjectInfo) -> FileInfo:
+    seconds = int(info.modified)
+    return FileInfo(name, info.size, seconds * 10**9, "" if seconds else info.etag)

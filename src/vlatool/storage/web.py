@@ -15,11 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from vlatool.errors import StorageError, UsageError
+from vlatool.errors import EnvironmentProblem, StorageError, UsageError
 from vlatool.storage import remote, retry
 
 # Files or folders of certificates that are accepted besides the ones of OpenSSL, which reads
@@ -35,8 +35,19 @@ _REDIRECTS = 5
 _LOGIN = 407  # status of a proxy that asks for credentials
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
 _MISSING = {404, 410}
+# Codes of the answers of buckets.
+_NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
+_CONFLICTS = {"PreconditionFailed", "BlobAlreadyExists"}
+REJECTED_CODES = {
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+}
 _CREDENTIALS = {"authorization", "cookie", "proxy-authorization"}
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_CODE = re.compile(rb"<Code>([A-Za-z0-9.]+)</Code>")
 RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 # Errors of code that reads an answer with other values than a server sends.
 _UNREADABLE = (LookupError, TypeError, ArithmeticError, ValueError, RecursionError)
@@ -54,13 +65,20 @@ class UnusableAnswer(Exception):
         self.hint = hint
 
 
+class ServerAnswer(NamedTuple):
+    """Answer of a server that is no success."""
+
+    status: int  # 0 if there was no answer
+    code: str  # such as `NoSuchKey`, or what the server says; may be empty
+    headers: Mapping[str, str]
+
+
 class HttpStatusError(Exception):
     """Response with a status that is no success."""
 
-    def __init__(self, status: int, headers: Mapping[str, str]) -> None:
-        super().__init__(f"HTTP {status}")
-        self.status = status
-        self.headers = headers
+    def __init__(self, status: int, headers: Mapping[str, str], code: str = "") -> None:
+        super().__init__(f"{status} {code}".strip())
+        self.answer = ServerAnswer(status, code, headers)
 
 
 @dataclass(frozen=True)
@@ -274,7 +292,19 @@ def _errors() -> tuple[type[Exception], ...]:
 
 
 def ranged_body(response: Any) -> remote.Body:
-    """Body of a response with status 206."""
+    """Body of a response to a request of a range, of a server that has ranges."""
+    if response.status != 206:
+        content = error_body(response)
+        if response.status == 416 or (response.status == 200 and not content):
+            # Some servers send an empty body with 200 instead of 416.
+            raise remote.RangeNotSatisfiable
+        if response.status == 200:
+            raise UnusableAnswer(
+                "the server ignores byte ranges, which are required",
+                "copy the data to a local folder and give its path",
+            )
+        code = _CODE.search(content)
+        raise HttpStatusError(response.status, response.headers, code[1].decode() if code else "")
     span = RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
     first, last, total = map(int, span.groups()) if span else (0, 0, 0)
     if not first <= last < total:
@@ -305,10 +335,31 @@ def check_server(url: str) -> str:
     return ""
 
 
+def answer_of(error: Exception) -> ServerAnswer:
+    """Answer that an error of any library is about."""
+    for cause in retry.chain(error):
+        if isinstance(cause, HttpStatusError):
+            return cause.answer
+        response: Any = getattr(cause, "response", None)
+        if isinstance(response, Mapping):  # of botocore
+            content = cast("Mapping[str, Any]", response)
+            metadata = content.get("ResponseMetadata", {})
+            code = str(content.get("Error", {}).get("Code", ""))
+            status = int(metadata.get("HTTPStatusCode", 0))
+            return ServerAnswer(status, code, metadata.get("HTTPHeaders", {}))
+        if getattr(response, "status_code", None):
+            code = getattr(cause, "error_code", None) or ""  # of Azure
+            return ServerAnswer(
+                int(response.status_code), str(getattr(code, "value", code)), response.headers
+            )
+    return ServerAnswer(0, "", {})
+
+
 def retry_advice(error: Exception) -> retry.RetryAdvice | None:
     """Advice on retrying after an error; None if a retry is useless."""
-    if isinstance(error, HttpStatusError):
-        return busy_advice(error.status, error.headers)
+    answer = answer_of(error)
+    if answer.status:
+        return busy_advice(answer.status, answer.headers)
     if isinstance(error, UnusableAnswer):
         return None
     return retry.network_retry_advice(error)
@@ -326,13 +377,13 @@ def map_error(error: Exception, location: str) -> Exception:
     certificate = retry.certificate_problem(error)
     tunnel = retry.tunnel_refusal(error)
     if isinstance(error, HttpStatusError):
-        status = error.status
+        status = error.answer.status
         if status in _MISSING:
             return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location)
         hint = "check the location; log in, or download the data and give the local folder"
         if status in (401, 403):
             return storage_error(location, f"access is denied ({status})", "forbidden", hint)
-        return storage_error(location, f"the server returns status {status}", "refused", hint)
+        return storage_error(location, f"the server returns status {error}", "refused", hint)
     if certificate:
         reason = f"the certificate of the server is not accepted ({certificate})"
         error = UnusableAnswer(reason, _CERTIFICATE_HINT)
@@ -346,6 +397,33 @@ def map_error(error: Exception, location: str) -> Exception:
         reason = f"the request fails ({type(error).__name__})"
         return storage_error(location, reason, "request", "check the location")
     return error
+
+
+def bucket_error(
+    location: str, answer: ServerAnswer, login_hint: str, *, is_stranger: bool
+) -> Exception:
+    """Error for an answer of a bucket; `is_stranger`: True if the request had no credentials."""
+    status, code, _ = answer
+    if status == 412 or code in _CONFLICTS:
+        return remote.ConditionFailed(location)
+    if code in _NO_BUCKET:
+        reason = "the bucket does not exist"
+        return storage_error(location, reason, "refused", "check its name")
+    if status == 501 or code == "NotImplemented":
+        reason = "the server does not support this operation"
+        return storage_error(location, reason, "unsupported", "choose another storage")
+    if code in REJECTED_CODES or status == 401:
+        reason = f"the credentials are not accepted ({status} {code})"
+        return no_credentials(location, reason, login_hint)
+    if is_stranger and status in (403, 409):
+        reason = "there are no credentials, and the bucket is not public"
+        return no_credentials(location, reason, login_hint)
+    return map_error(HttpStatusError(status, {}, code), location)
+
+
+def no_credentials(location: str, reason: str, login_hint: str) -> EnvironmentProblem:
+    """Error for requests that need credentials."""
+    return EnvironmentProblem.at(location, reason, hint=login_hint, code="environment.credentials")
 
 
 def _proxy_refusal(url: str, status: int) -> UnusableAnswer:

@@ -24,6 +24,8 @@ _FOLDER_THREADS = 4
 _RACES = 5  # of processes that write one object
 
 _kept: dict[str, bool] = {}  # roots to whether their storage keeps the conditions of a put
+# Objects that this process has replaced, with their ETags: the next replacement is one request.
+_replaced: dict[Address, str] = {}
 
 
 class RemoteWriter(io.BufferedIOBase):
@@ -121,13 +123,18 @@ def put(address: Address, data: bytes, etag: str | None = None) -> str:
     with crash_point("write", address):
         if etag is not None or _kept.get(address.root) is False:
             return _put(address, data, etag)
-        version = ""
+        version = _replaced.get(address, "")
         for _ in range(_RACES):
             try:
                 written = _put(address, data, version)
                 if address.root not in _kept:  # one probe: the object is there now
                     _kept[address.root] = _refuses(address, data)
+                if version:
+                    _replaced[address] = written
                 return written
+            except FileNotFoundError:
+                if not version:
+                    raise
             except ConditionFailed:
                 _kept[address.root] = True
             except StorageError as error:
@@ -135,14 +142,21 @@ def put(address: Address, data: bytes, etag: str | None = None) -> str:
                     raise
                 _kept[address.root] = False
                 return _put(address, data, None)
-            info = find_object(address)
-            version = info.etag if info is not None and not info.is_dir else ""
+            version = _version(address)
         raise StorageError.at(
             address,
             "other processes write this object again and again",
             hint="find out which, stop them, and run the same command again",
             code="storage.write",
         )
+
+
+def _version(address: Address) -> str:
+    """ETag of an object; empty if there is none."""
+    try:
+        return call(address, lambda remote: remote.head(address.key)).etag
+    except FileNotFoundError:
+        return ""
 
 
 def _refuses(address: Address, data: bytes) -> bool:
@@ -185,12 +199,12 @@ def abort_uploads(address: Address, spared: Callable[[], Sequence[str]] = tuple)
     prefixes that `spared` returns.
     """
     uploads = call(address, lambda remote: list(remote.unfinished(address.key)))
-    below = [
-        each for each in uploads if each[0] == address.key or each[0].startswith(address.prefix)
-    ]
-    others = tuple(f"{address.prefix}{prefix}" for prefix in spared()) if below else ()
-    for key, upload in below:
-        if not key.startswith(others):
+    if not uploads:
+        return
+    others = tuple(f"{address.prefix}{prefix}" for prefix in spared())
+    for key, upload in uploads:
+        is_below = key == address.key or key.startswith(address.prefix)
+        if is_below and not key.startswith(others):
             _abort(Address(address.root, key), upload)
 
 

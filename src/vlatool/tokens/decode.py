@@ -15,11 +15,11 @@ from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.formats.codes.layout import JSON_SUFFIX, PACKED_SUFFIX, CodesFolder, CodesManifest
 from vlatool.formats.media.images import encode_png
-from vlatool.jobs.files import folder_entry
+from vlatool.jobs.files import digests_below, folder_entry
 from vlatool.jobs.job import InputState
 from vlatool.jobs.journal import Receipt
 from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer, rank_device
-from vlatool.storage.atomic import bulk_folder
+from vlatool.storage.atomic import atomic_folder
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,15 @@ class EpisodeDecoder:
     def __call__(self, episode: str) -> Receipt:
         """Writes a PNG per image."""
         of_episode = self.codes.folder.read(episode, self.codes.stems)
-        with bulk_folder(self.output / episode) as writer:
+        with atomic_folder(self.output / episode) as partial:
             for start in range(0, len(of_episode.stems), self.batch_size):
                 rows = slice(start, start + self.batch_size)
                 codes = torch.from_numpy(of_episode.codes[rows].astype(np.int64))
                 images = decoded(self.tokenizer, codes)
                 for stem, pixels in zip(of_episode.stems[rows], images, strict=True):
-                    writer.write(f"{stem}.png", encode_png(pixels))
-        entry = folder_entry(episode, writer.files)
+                    (partial / f"{stem}.png").write_bytes(encode_png(pixels))
+            files = digests_below(partial)
+        entry = folder_entry(episode, files)
         return Receipt(episode, counts={"pictures": len(of_episode.stems)}, files=(entry,))
 
     def state(self, episode: str) -> InputState:

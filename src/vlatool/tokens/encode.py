@@ -37,7 +37,7 @@ from vlatool.formats.media.images import labeled_png
 from vlatool.jobs.executor import Outcome, attempt, default_workers, signals_blocked
 from vlatool.jobs.job import Ranks
 from vlatool.jobs.journal import Receipt
-from vlatool.loading.loader import loader_exited, start_forkserver, worker_start
+from vlatool.loading.loader import loader_exited, start_forkserver, start_worker
 from vlatool.models.base import Codes, Precision
 from vlatool.models.tokenizer import ImageRule, OpenTokenizer
 from vlatool.storage.background import in_background
@@ -207,7 +207,7 @@ class EncodePipeline:
             prefetch_factor=_PREFETCH if workers else None,
             pin_memory=on_gpu,
             multiprocessing_context=context,
-            worker_init_fn=worker_start() if workers else None,
+            worker_init_fn=start_worker if workers else None,
         )
         if workers:
             start_forkserver()

@@ -215,7 +215,7 @@ _REPOSITORY = re.compile(r"hf://(datasets|models)/([^/@]+)/([^/@]+)")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 # Finding codes of files that do not belong to an output.
 _UNLISTED = ("output.unlisted_file", "run.unlisted_file", "run.unfinished_checkpoint")
-# The hub's library says nothing while it sends up to a gigabyte.
+# The hub's library says nothing while it sends a commit.
 _SHOWN_EVERY_S = 5.0
 # The hub writes it into every repository.
 _OF_THE_HUB = ".gitattributes"

@@ -21,12 +21,16 @@ class Slow(BaseHTTPRequestHandler):
     objects: dict[str, tuple[bytes, str]]
     keeps_conditions: bool
     delays: list[float]
+    requests: list[str]
 
     def do_PUT(self) -> None:
+        self.requests.append("PUT")
         data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if data.endswith(b"slow") and self.delays:
             time.sleep(self.delays.pop())
         current = self.objects.get(self.path, (b"", ""))[1]
+        if self.headers.get("If-Match") and not current:
+            return self._answer(404)
         is_refused = self.headers.get("If-Match", current) != current
         is_refused |= self.headers.get("If-None-Match") == "*" and bool(current)
         if is_refused and self.keeps_conditions:
@@ -36,6 +40,7 @@ class Slow(BaseHTTPRequestHandler):
         return self._answer(200, etag)
 
     def do_HEAD(self) -> None:
+        self.requests.append("HEAD")
         data, etag = self.objects.get(self.path, (b"", ""))
         self._answer(200 if etag else 404, etag, len(data))
 
@@ -56,6 +61,7 @@ def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         objects: dict[str, tuple[bytes, str]] = {}  # noqa: RUF012 - of one test
         keeps_conditions: bool = request.param
         delays = [0.6]  # noqa: RUF012 - of one test
+        requests: list[str] = []  # noqa: RUF012 - of one test
 
     running = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
@@ -66,6 +72,7 @@ def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "20")
     monkeypatch.setattr(retry, "READ_TIMEOUT_S", 0.2)
     monkeypatch.setattr(writer, "_kept", dict[str, bool]())
+    monkeypatch.setattr(writer, "_replaced", dict[Address, str]())
     forget_connections()
     yield Handler
     running.shutdown()
@@ -81,3 +88,27 @@ def test_a_put_that_timed_out_does_not_replace_a_newer_one(server: type[Slow]) -
     time.sleep(0.8)
 
     assert [data for data, _ in server.objects.values()] == [b"new"]
+
+
+def test_an_object_that_is_replaced_again_and_again_takes_one_request(server: type[Slow]) -> None:
+    address = Address("s3://slow-bucket", "latest.json")
+    for content in (b"1", b"2"):
+        writer.put(address, content)
+    server.requests.clear()
+
+    for content in (b"3", b"4"):
+        writer.put(address, content)
+
+    assert server.requests == ["PUT", "PUT"]
+    assert [data for data, _ in server.objects.values()] == [b"4"]
+
+
+def test_an_object_that_was_replaced_and_removed_is_written_again(server: type[Slow]) -> None:
+    address = Address("s3://slow-bucket", "latest.json")
+    for content in (b"1", b"2"):
+        writer.put(address, content)
+    server.objects.clear()
+
+    writer.put(address, b"3")
+
+    assert [data for data, _ in server.objects.values()] == [b"3"]

@@ -9,8 +9,7 @@ import pytest
 import urllib3
 
 from vlatool.errors import StorageError, UsageError
-from vlatool.jobs.executor import ProcessExecutor
-from vlatool.storage import retry
+from vlatool.storage import retry, web
 from vlatool.storage.s3 import Bucket
 from vlatool.storage.uri import require_existing
 
@@ -186,34 +185,6 @@ def test_warnings_say_attempt_time_left_and_reason_at_growing_intervals(
     ]
 
 
-class FirstError(ConnectionError): ...
-
-
-class SecondError(ConnectionError): ...
-
-
-def fail_twice(_: int) -> None:
-    retry.retrying(Flaky([FirstError(), SecondError()]), "s3://b/k")
-
-
-def test_warnings_of_workers_are_logged_by_the_process_that_started_them(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(retry.SPEED_VARIABLE, "100")
-    with caplog.at_level(logging.WARNING), ProcessExecutor(2) as executor:
-        assert not [
-            outcome.error for outcome in executor.map(fail_twice, range(6)) if outcome.error
-        ]
-        for _ in range(100):  # the warnings come through a pipe of their own
-            time.sleep(0.0 if len(caplog.messages) > 1 else 0.02)
-
-    # The second worker may start after the interval in which a reason is not repeated.
-    assert {message.split(";")[0] for message in caplog.messages} == {
-        "s3://b/k: no complete answer (FirstError)",
-        "s3://b/k: no complete answer (SecondError)",
-    }
-
-
 def test_clock_of_a_process_can_run_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(retry.SPEED_VARIABLE, "1000")
     clock, event = retry.ProcessClock(), threading.Event()
@@ -230,13 +201,15 @@ def test_clock_of_a_process_can_run_faster(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("age_s", [0.0, 900.0])
 def test_a_rejected_signature_is_made_again_only_if_it_is_from_an_earlier_request(
-    age_s: float,
+    age_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A role's credentials are renewed; a URL that was signed before is refused."""
     bucket = Bucket("s3://bucket")
     bucket._signed_urls["key"] = ("url", time.monotonic() + 1800 - age_s)
     body = io.BytesIO(b"<Error><Code>ExpiredToken</Code></Error>")
     answer = urllib3.HTTPResponse(body, status=400, preload_content=False)
-    error = bucket._error("key", answer)
-    assert (bucket.retry_advice(error) is not None) == (age_s > 0)
+    monkeypatch.setattr(web, "fetch", lambda *_: answer)
+    with pytest.raises(web.HttpStatusError) as caught:
+        bucket.get("key", 0, 5, "")
+    assert (bucket.retry_advice(caught.value) is not None) == (age_s > 0)
     assert "key" not in bucket._signed_urls

@@ -54,9 +54,8 @@ def test_other_schemes_and_invalid_names_are_an_error(text: str, code: str) -> N
         (PATH.parents[1], "s3://bucket"),
         (PATH.with_name("c"), "s3://bucket/a/c"),
         (PATH.with_suffix(".x"), "s3://bucket/a/b.tar.x"),
-        (PATH.with_stem("c"), "s3://bucket/a/c.gz"),
         ((PATH / "../c").resolve(), "s3://bucket/a/c"),
-        (PATH.absolute().expanduser(), "s3://bucket/a/b.tar.gz"),
+        (PATH.absolute(), "s3://bucket/a/b.tar.gz"),
     ],
 )
 def test_derived_paths_stay_in_s3(path: Path, expected: str) -> None:
@@ -66,7 +65,6 @@ def test_derived_paths_stay_in_s3(path: Path, expected: str) -> None:
 def test_names_are_those_of_pathlib_and_only_a_path_in_s3_is_relative_to_another_there() -> None:
     assert (PATH.name, PATH.stem, PATH.suffix) == ("b.tar.gz", "b.tar", ".gz")
     assert PATH.parts == ("s3://bucket", "a", "b.tar.gz")
-    assert PATH.match("*.gz")
     assert PATH.is_absolute()
 
     relative = PATH.relative_to(location("s3://bucket"))

@@ -24,10 +24,10 @@ from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import Reporter, counted
 from vlatool.formats.media.npz import read_arrays, write_arrays
-from vlatool.jobs.files import FileEntry, folder_entry
+from vlatool.jobs.files import FileEntry, digests_below, folder_entry
 from vlatool.jobs.job import InputState, input_state
 from vlatool.jobs.ownership import contents_record
-from vlatool.storage.atomic import bulk_folder, write_bytes
+from vlatool.storage.atomic import atomic_folder, write_bytes
 from vlatool.storage.background import in_parallel
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.documents import DocumentError, parse_json, read_document
@@ -171,10 +171,11 @@ def write_codes(
         name = f"{codes.episode}{PACKED_SUFFIX}"
         write_bytes(folder / name, data)
         return FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), len(codes.stems))
-    with bulk_folder(folder / codes.episode) as bulk:
+    with atomic_folder(folder / codes.episode) as partial:
         for stem, row in zip(codes.stems, codes.codes.tolist(), strict=True):
-            bulk.write(f"{stem}{JSON_SUFFIX}", json.dumps([[code] for code in row]).encode())
-    return folder_entry(codes.episode, bulk.files)
+            (partial / f"{stem}{JSON_SUFFIX}").write_text(json.dumps([[code] for code in row]))
+        files = digests_below(partial)
+    return folder_entry(codes.episode, files)
 
 
 def check_image_name(episode: str, stem: str) -> str:

@@ -22,10 +22,10 @@ from vlatool.formats.codes.layout import IMAGES_NAME
 from vlatool.formats.lines import write_lines
 from vlatool.formats.media.images import PNG
 from vlatool.formats.windows import layout as windows_layout
-from vlatool.jobs.files import FileEntry, file_entry, folder_entry
+from vlatool.jobs.files import FileEntry, digests_below, file_entry, folder_entry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
-from vlatool.storage.atomic import bulk_folder, remove_empty, remove_file
+from vlatool.storage.atomic import atomic_folder, remove_empty, remove_file
 from vlatool.storage.uri import is_file_name, location
 from vlatool.transforms import action_tokenizer
 from vlatool.transforms.relative import groups_with, relative_names, stored_from
@@ -126,7 +126,7 @@ class JsonlEpisodeWriter:
         tasks = [_instruction(episode, frame) for frame in range(episode.num_frames)]
         untouched = 0
         sizes: dict[str, tuple[int, int]] = {}
-        with bulk_folder(self.output / names.folder) as folder:
+        with atomic_folder(self.output / names.folder) as partial:
             for camera in self.cameras:
                 writer = writing.ImageWriter(self.config.encoding())
                 if camera not in episode.cameras:
@@ -136,9 +136,10 @@ class JsonlEpisodeWriter:
                     writer.images(camera, source, episode.num_frames)
                 ):
                     _check_sizes(writer, camera, frame)
-                    folder.write(names.image(camera, frame), data)
+                    (partial / names.image(camera, frame)).write_bytes(data)
                 untouched += writer.copied
                 sizes[camera] = source.size
+            files = digests_below(partial)
         lines = self._lines(names, f"{self.config.seed} {ref.id}", tasks, chunks)
         entry, index = write_lines(self.output, windows_layout.lines_name(names.episode), lines)
         return Receipt(
@@ -146,10 +147,10 @@ class JsonlEpisodeWriter:
             counts={
                 "frames": episode.num_frames,
                 "samples": entry.samples or 0,
-                "pictures": len(folder.files),
+                "pictures": len(files),
                 "untouched": untouched,
             },
-            files=(folder_entry(names.folder, folder.files), entry, index),
+            files=(folder_entry(names.folder, files), entry, index),
             facts={writing.SIZES: sizes},
         )
 
