@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -187,11 +186,6 @@ def main() -> None:
     from vlatool.cli.output import Stderr, flush_stdout, open_streams
 
     open_streams()
-    # `PYTHONWARNINGS=error` would end a command at a warning of another package.
-    if any(option.startswith("error") for option in sys.warnoptions):
-        warnings.simplefilter("default")
-        sys.warnoptions.clear()  # worker processes inherit it
-        os.environ.pop("PYTHONWARNINGS", None)
     atexit.register(_ignore_ctrl_c)
     try:
         code = run(sys.argv[1:])

@@ -19,7 +19,7 @@ from typing import Any
 import typer
 
 from vlatool.cli.commands import Command
-from vlatool.cli.config_command import ConfigSpec, VlatoolCommand, config_command, schema_at
+from vlatool.cli.config_command import ConfigSpec, VlatoolCommand, schema_at
 from vlatool.cli.failures import Terminated, as_vlatool_error
 from vlatool.cli.options import JsonLinesOpt, NprocOpt, TextArg, TextsArg, command_app
 from vlatool.cli.output import error_document, to_json, write_error, write_stderr, write_stdout
@@ -175,10 +175,13 @@ def _names(target: str) -> Sequence[str]:
 
 
 def _command_class(row: Command, form: Form) -> type[VlatoolCommand]:
-    if form.spec is None:
-        return type("Documented", (VlatoolCommand,), {"examples": row.examples})
-    arguments = " ".join(row.arguments.values())
-    return config_command(form.spec, arguments, row.examples, row.options)
+    members = {
+        "spec": form.spec,
+        "arguments": " ".join(row.arguments.values()),
+        "examples": row.examples,
+        "listed": row.options,
+    }
+    return type("Command", (VlatoolCommand,), members)
 
 
 def _parameters(row: Command, form: Form) -> list[inspect.Parameter]:

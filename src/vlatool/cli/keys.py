@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from vlatool.cli.options import TypedValue
 from vlatool.cli.output import to_json
-from vlatool.config.base import ConfigModel
+from vlatool.config.base import ConfigModel, Ignored, Names
 from vlatool.config.resolve import STRICT, Override, ReadOptions, chosen_schema, parse_override
 from vlatool.config.schema import ANY_NAME, KeyInfo, dotted_keys
 from vlatool.errors import UsageError
@@ -15,8 +15,6 @@ from vlatool.results import Result
 
 # The `|` between two types, not one inside brackets.
 _ALTERNATIVE = re.compile(r" \| (?![^\[]*\])")
-
-Expand = Callable[[list[str]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -85,38 +83,48 @@ def default_text(value: Any) -> str:
     return str(value)
 
 
+def switch_by_name(schema: type[ConfigModel], keys: Mapping[str, Key]) -> dict[str, bool]:
+    """The keys, and other programs' names of keys, that are options; True for a switch."""
+    switches = {name: key.is_switch for name, key in keys.items()}
+    for name, row in schema.NAMES.items():
+        if "." in name or name in switches:
+            continue
+        if isinstance(row, str):
+            switches[name] = "=" in row or (row in keys and keys[row].is_switch)
+        else:
+            switches[name] = isinstance(row, Ignored) and row.is_switch
+    return switches
+
+
 @dataclass
 class TypedConfig:
     """The configuration that a command line gives: presets, files and typed values."""
 
     typed: Sequence[TypedValue]  # values in the order typed
-    keys: Mapping[str, Key] = field(default_factory=dict)  # flat keys by option name
-    # Options that set other keys, by name.
-    option_aliases: Mapping[str, Expand] = field(default_factory=dict)
-    # Published names that bring other keys along: they stay as typed, for `load_config`.
-    published: frozenset[str] = frozenset()
+    names: Names = field(default_factory=dict)  # names of keys
     presets: Sequence[str] = ()
     files: Sequence[str] = ()  # YAML files, applied after the presets
     read_options: ReadOptions = STRICT  # options for reading presets and files
 
     def overrides(self, positionals: Mapping[str, Any]) -> list[Override]:
-        """Typed values as overrides: arguments, option aliases, then keys as typed."""
+        """Typed values as overrides: arguments, then keys as typed."""
         result: list[Override] = []
-        origins: dict[str, str] = {}  # keys that an argument or an alias has set
         for name, value in positionals.items():
             if value not in (None, [], ()):
-                origins[name] = f"the argument {name.upper()}"
                 result.append(Override(name, value, f"command line, argument {name.upper()}"))
-        for name, texts in self._alias_texts().items():
-            option = "--" + name.replace("_", "-")
-            for key, value in self.option_aliases[name](texts).items():
-                if key in origins:
-                    raise _given_twice_error(key, origins[key], option)
-                origins[key] = option
-                result.append(Override(key, value, f"command line, {option}"))
+        given = {override.key for override in result}
         for typed in self.typed:
-            if not self._is_alias(typed):
-                result.append(self._typed_override(typed, origins))
+            name = typed.key.replace("-", "_")
+            key = self.names.get(name, name)
+            if key in given:
+                by = (f"the argument {str(key).upper()}", typed.option)
+                raise UsageError(
+                    f"the key {key!r} is given twice: by {by[0]} and by {by[1]}",
+                    hint="keep only one of them",
+                    code="usage.conflict",
+                    details={"key": key, "by": list(by)},
+                )
+            result.append(parse_override(f"{name}={typed.text}", typed.option))
         return result
 
     def chosen_schema(self, schema: type[ConfigModel]) -> type[ConfigModel]:
@@ -127,38 +135,6 @@ class TypedConfig:
             overrides=self.overrides({}),
             read_options=self.read_options,
         )
-
-    def _alias_texts(self) -> dict[str, list[str]]:
-        texts: dict[str, list[str]] = {}
-        for typed in self.typed:
-            if self._is_alias(typed):
-                texts.setdefault(typed.key, []).append(typed.text)
-        return texts
-
-    def _typed_override(self, typed: TypedValue, origins: Mapping[str, str]) -> Override:
-        path = typed.key
-        if typed.is_flat and typed.key in self.keys:
-            path = self.keys[typed.key].path
-        origin = origins.get(path.replace("-", "_"))
-        if origin:
-            raise _given_twice_error(path, origin, typed.option)
-        name = typed.option.lstrip("-").replace("-", "_")
-        if name in self.published:
-            path = name
-        override = parse_override(f"{path}={typed.text}", typed.option)
-        return replace(override, is_flat=typed.is_flat and path.endswith(f".{typed.key}"))
-
-    def _is_alias(self, typed: TypedValue) -> bool:
-        return typed.is_flat and typed.key in self.option_aliases
-
-
-def _given_twice_error(key: str, first: str, second: str) -> UsageError:
-    return UsageError(
-        f"the key {key!r} is given twice: by {first} and by {second}",
-        hint="keep only one of them",
-        code="usage.conflict",
-        details={"key": key, "by": [first, second]},
-    )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from vlatool.errors import UsageError
 
 _NEGATIVE = re.compile(r"-(\.?\d|inf|nan|$)", re.IGNORECASE)
 _CONFIG = "--config"
+_PUBLISHED_OPTIONS = {"config_path": "config"}
 _BARE_KEY = re.compile(r"([A-Za-z_]\w*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
 _BOOL_WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "1", "0"})
 
@@ -24,10 +25,9 @@ _BOOL_WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "1", "0"})
 class TypedValue:
     """Configuration value as typed."""
 
-    key: str  # dotted key (also of `--set`), or the name of a flat key or short form
+    key: str  # dotted key, or name of a key
     text: str
     option: str  # the option as typed, for messages
-    is_flat: bool = False  # the key is an entry of `ArgvSpec.keys`
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,8 @@ class ArgvSpec:
     # Names (with underscores) of configuration keys; True for a switch.
     keys: Mapping[str, bool] = field(default_factory=dict)
     short: Mapping[str, str] = field(default_factory=dict)  # short forms of keys: `-o` for `output`
-    # Published names (with underscores) of options and keys; `KEY=VALUE` for a switch.
-    aliases: Mapping[str, str] = field(default_factory=dict)
     # `a.b=c` without dashes sets a key, and `config=FILE` is `--config FILE`.
     has_bare_keys: bool = False
-
-    def spellings(self) -> list[str]:
-        names = [name for name in self.options if name.startswith("--")]
-        return [*names, *(f"--{key.replace('_', '-')}" for key in self.keys)]
 
 
 @dataclass
@@ -92,31 +86,27 @@ class _ArgvWalker:
         if f"--{key}" == _CONFIG:
             self.result.rest += [_CONFIG, text]
         else:
-            self.result.typed.append(TypedValue(key, text, f"{key}="))
+            self._add(key, text, f"{key}=")
 
     def _long(self, word: str) -> None:
         option, equals, text = word.partition("=")
         value = text if equals else None
         name = option[2:].replace("-", "_")
-        name, is_fixed, fixed = self.spec.aliases.get(name, name).partition("=")
-        if is_fixed:
-            self.result.typed.append(TypedValue(name, fixed, option, is_flat=True))
-        elif name == "set":
+        if name == "set":
             self._set(option, value)
-        elif "." in name:
-            self._key(name, option, value, is_flat=name in self.spec.keys)
-        elif name in self.spec.keys:
-            self._key(name, option, value, is_flat=True)
+        elif name in self.spec.keys or "." in name:
+            self._key(name, option, value)
         elif name.startswith("no_") and self.spec.keys.get(name[3:]) and not equals:
-            self.result.typed.append(TypedValue(name[3:], "false", option, is_flat=True))
+            self._add(name[3:], "false", option)
         else:
+            name = _PUBLISHED_OPTIONS.get(name, name)
             self._pass_on("--" + name.replace("_", "-"), option, value)
 
     def _short(self, word: str) -> None:
         short = word[:2]
         value = word[2:].removeprefix("=")
         if short in self.spec.short:
-            self._key(self.spec.short[short], short, value or None, is_flat=True)
+            self._key(self.spec.short[short], short, value or None)
         elif short in self.spec.options:
             self._pass_on(short, short, value or None)
         else:
@@ -134,21 +124,21 @@ class _ArgvWalker:
                 code="usage.bad_value",
                 details={"option": "--set", "value": text},
             )
-        self.result.typed.append(TypedValue(key.strip(), right, f"--set {key}"))
+        self._add(key.strip(), right, f"--set {key}")
 
-    def _key(self, key: str, option: str, value: str | None, *, is_flat: bool) -> None:
-        is_switch = is_flat and self.spec.keys[key]
-        text = self._switch(value) if is_switch else self._value(option, value)
+    def _key(self, key: str, option: str, value: str | None) -> None:
+        if self.spec.keys.get(key) and value is None:
+            # A switch; a word such as `true` behind it is its value.
+            words = self.argv[self.position : self.position + 1]
+            is_value = bool(words) and words[0].lower() in _BOOL_WORDS
+            self.position += is_value
+            value = words[0] if is_value else "true"
+        text = self._value(option, value)
         if text is not None:
-            self.result.typed.append(TypedValue(key, text, option, is_flat))
+            self._add(key, text, option)
 
-    def _switch(self, value: str | None) -> str:
-        if value is not None:
-            return value
-        if self.position < len(self.argv) and self.argv[self.position].lower() in _BOOL_WORDS:
-            self.position += 1
-            return self.argv[self.position - 1]
-        return "true"
+    def _add(self, key: str, text: str, option: str) -> None:
+        self.result.typed.append(TypedValue(key, text, option))
 
     def _value(self, option: str, value: str | None) -> str | None:
         if value is not None:

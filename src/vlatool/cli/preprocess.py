@@ -16,17 +16,6 @@ if TYPE_CHECKING:
     from vlatool.config.base import ConfigModel
 
 
-# Published names, and keys that only the published shards have: without --sink they mean `lbm`.
-# Completion reads them without the configuration.
-PUBLISHED_WORDS = frozenset(
-    (
-        *("type", "source_episodes", "max_episodes_to_process", "auto_tag", "skip_git_tagging"),
-        *("db_logging", "output_dir_fixed_path", "samples_per_shard", "seed", "keep_episodes"),
-        *("compute_statistics", "target"),
-    )
-)
-
-
 def preprocess_form(row: Command) -> Form:
     spec = ConfigSpec(
         partial(_schema, row.schema),
@@ -34,7 +23,6 @@ def preprocess_form(row: Command) -> Form:
         note=_note,
         values={"format": _formats, "sink": _sinks},
         presets=row.presets,
-        schema_words=lambda args: (_format_in(args), _sink_in(args)),
     )
     return Form(spec, _preprocess)
 
@@ -109,10 +97,13 @@ def _detected(args: Sequence[str]) -> str:
 
 def _sink_in(args: Sequence[str]) -> str:
     """The sink that the arguments name; `lbm` for a published command; else empty."""
+    from vlatool.plugins import PUBLISHED_SINK
+    from vlatool.workflows.preprocess import LBM_NAMES, published_keys
+
     if named := _value_of(args, "--sink", "--sink.type"):
         return named
     words = {arg[2:].partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--")}
-    return "lbm" if words & PUBLISHED_WORDS else ""
+    return PUBLISHED_SINK if words & (LBM_NAMES | published_keys()) else ""
 
 
 def _value_of(args: Sequence[str], *options: str) -> str:

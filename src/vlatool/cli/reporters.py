@@ -20,6 +20,7 @@ RATE_WINDOW_S = 60.0
 
 
 class _Display(Protocol):
+    def begin(self, count: "ProgressCounter") -> None: ...
     def show(self, count: "ProgressCounter", *, is_end: bool) -> None: ...
 
 
@@ -81,6 +82,7 @@ class ProgressCounter:
     def __enter__(self) -> Self:
         self._meter = RateMeter()
         self._shown_at = self._meter.started
+        self._sink.begin(self)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -114,7 +116,12 @@ class ProgressCounter:
         return max(self.total - self.done, 0) / self.rate
 
 
-class LineReporter(NullReporter):
+class _Lines(NullReporter):
+    def begin(self, count: ProgressCounter) -> None:
+        """Shows nothing before the first interval."""
+
+
+class LineReporter(_Lines):
     """Reporter that writes a plain line every ten seconds and at the end of each bar.
 
     The metrics are in the fields of the bar; metrics and images are files of the run.
@@ -133,7 +140,7 @@ class LineReporter(NullReporter):
         write_stderr(f"warning: {one_line(message)} [{code}]")
 
 
-class JsonReporter(NullReporter):
+class JsonReporter(_Lines):
     """Reporter that writes one JSON object per line."""
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:

@@ -17,7 +17,7 @@ from vlatool.cli import output
 from vlatool.cli.config_command import TYPED_CONFIG
 from vlatool.cli.options import OutputOptions
 from vlatool.credentials import hide, hide_environment, is_credential, without_credentials
-from vlatool.errors import ConfigError, UsageError, VlatoolError
+from vlatool.errors import ConfigError, UsageError
 from vlatool.events import Reporter, counted
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ class Invocation:
         self.options = options
         self.reporter = reporter  # receives progress, notes and warnings of the workflow
         self._ctx = ctx
-        self._config: ConfigModel | None = None
-        self._arguments: frozenset[str] = frozenset()
 
     def config(self, schema: type[Schema], **positionals: Any) -> Schema:
         """Configuration of this command line; `positionals` are values of keys by name."""
@@ -68,8 +66,6 @@ class Invocation:
             if form and error.code == "config.missing_key":
                 error.hint = f"{command_path} {form}; {error.hint}"
             raise
-        self._config = resolved.config
-        self._arguments = frozenset(positionals)
         if resolved.unknown_keys:
             message = f"{counted(len(resolved.unknown_keys), 'key')} without a meaning here: "
             self.reporter.warn("keys_left_out", message + ", ".join(resolved.unknown_keys))
@@ -77,30 +73,9 @@ class Invocation:
             self.reporter.warn("option_without_effect", f"{key} does nothing: {reason}")
         return resolved
 
-    def check_model_given(self, hint: str, schema: type["ConfigModel"]) -> None:
-        """Raises a UsageError if no preset, no file, no key and no initial weights name a model."""
-        typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]
-        keys = {override.key: override.value for override in typed.overrides({})}
-        init = {key: keys[key] for key in keys if key == "init_from"}
-        is_named = "model.type" in keys or "model" in schema.implied(init)
-        if not (typed.presets or typed.files or is_named):
-            raise UsageError("you have not chosen a model", hint=hint, code="usage.missing_key")
-
     def schema(self, schema: type[Schema]) -> type[Schema]:
         typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]
         return cast(type[Schema], typed.chosen_schema(schema))
-
-    @contextmanager
-    def keys_in_hints(self) -> Iterator[None]:
-        """Names the key of a location that the command could not reach."""
-        try:
-            yield
-        except VlatoolError as error:
-            from vlatool.cli.failures import name_key
-
-            if self._config is not None:
-                name_key(error, self._config.model_dump(exclude=set(self._arguments)))
-            raise
 
     def finish(self, result: output.Result) -> None:
         output.write_result(result, self.options)
@@ -134,9 +109,7 @@ def command(ctx: typer.Context, *, jsonl: bool = False) -> Iterator[Invocation]:
             from vlatool.cli.reporters import LoggedReporter
 
             reporter = LoggedReporter(reporter, log_file)
-        run = Invocation(ctx, options, reporter)
-        with run.keys_in_hints():
-            yield run
+        yield Invocation(ctx, options, reporter)
 
 
 def _reporter(options: OutputOptions) -> Reporter:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlatool.cli.commands import Command
-from vlatool.cli.config_command import ConfigSpec, OptionAlias, schema_at
+from vlatool.cli.config_command import ConfigSpec, schema_at
 from vlatool.cli.forms import Form, load, run_on_ranks
+from vlatool.cli.help import HelpRow
 from vlatool.cli.output import JsonResult
 from vlatool.cli.session import Invocation
 from vlatool.errors import UsageError
@@ -18,9 +19,12 @@ if TYPE_CHECKING:
     from vlatool.config.resolve import Resolved
     from vlatool.training.config import TrainConfig
 
-NO_MODEL_HINT = (
-    "give a checkpoint and a configuration: --from RUN --config RUN/config.yaml, or --preset NAME"
-)
+# Rows of the help for names of keys.
+_ROWS: Mapping[str, HelpRow] = {
+    "data": ("--data DIR", "Training data, or recordings for a policy; repeatable."),
+    "from": ("--from CKPT", "Run, checkpoint or published file with the initial weights."),
+    "output": ("-o, --output RUN", "Folder of the run, such as runs/first."),
+}
 FileOpt = Annotated[
     str | None,
     typer.Option("--output", "-o", metavar="FILE", help="Write the YAML to FILE, atomically."),
@@ -36,32 +40,32 @@ SchemaOpt = Annotated[bool, typer.Option("--schema", help="Print the JSON Schema
 
 
 def train_form(row: Command) -> Form:
-    return Form(training_spec(row, {"data": DATA, "output": RUN}), _train)
+    return Form(training_spec(row, "data", "output"), _train)
 
 
 def tokenizer_form(row: Command) -> Form:
     """Form of `tokenizer train`; a tokenizer has no rollouts."""
-    spec = training_spec(row, {"data": DATA, "output": RUN})
+    spec = training_spec(row, "data", "output")
     return Form(replace(spec, unused_keys=("eval", "eval_every_n_checkpoints")), _train)
 
 
 def finetune_form(row: Command) -> Form:
-    return Form(training_spec(row, {"data": DATA, "from": INIT_FROM, "output": RUN}), _finetune)
+    return Form(training_spec(row, "data", "from", "output"), _finetune)
 
 
 def resolve_form(row: Command) -> Form:
     """Form of `resolve-config`, which takes a command line of `train` or `finetune`."""
-    spec = training_spec(row, {"data": DATA, "from": INIT_FROM})
+    spec = training_spec(row, "data", "from")
     spec = replace(spec, unused_keys=("overwrite", "dry_run", "device_memory", "rate", "measure"))
     return Form(spec, _resolve, _declare_resolve)
 
 
-def training_spec(row: Command, option_aliases: Mapping[str, OptionAlias]) -> ConfigSpec:
+def training_spec(row: Command, *names: str) -> ConfigSpec:
+    """Form of the configuration; the help lists these names of keys."""
     return ConfigSpec(
         schema_at(row.schema),
         is_flat=False,
-        option_aliases=option_aliases,
-        aliases={"model": "init_from"},  # published
+        rows={name: _ROWS[name] for name in names},
         note=lambda: (
             "Defaults are shown without a preset. All keys of --keys are options: --section.key "
             "VALUE, or --set section.key=VALUE."
@@ -73,7 +77,12 @@ def training_spec(row: Command, option_aliases: Mapping[str, OptionAlias]) -> Co
 
 def _train(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
     """Trains a model, or prints the configuration if a published key requests it."""
-    resolved: Resolved[TrainConfig] = run.resolved(load(row.schema))
+    _train_resolved(run, row, values, run.resolved(load(row.schema)))
+
+
+def _train_resolved(
+    run: Invocation, row: Command, values: Mapping[str, Any], resolved: "Resolved[TrainConfig]"
+) -> None:
     if resolved.config.resolve_configs or resolved.config.resolve_configs_path:
         from vlatool.workflows.resolve_config import resolve_config
 
@@ -104,8 +113,19 @@ def _for_processes(
 
 
 def _finetune(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
-    run.check_model_given(NO_MODEL_HINT, load(row.schema))
-    _train(run, row, values)
+    _train_resolved(run, row, values, _with_model(run, row))
+
+
+def _with_model(run: Invocation, row: Command) -> "Resolved[Any]":
+    """The configuration of this command line, which must name a model."""
+    resolved = run.resolved(load(row.schema))
+    if not getattr(resolved.config.model, "type", None):
+        hint = (
+            "give a checkpoint and a configuration: --from RUN --config RUN/config.yaml, or "
+            "--preset NAME"
+        )
+        raise UsageError("you have not chosen a model", hint=hint, code="usage.missing_key")
+    return resolved
 
 
 def _declare_resolve(
@@ -128,36 +148,6 @@ def _resolve(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
     run.finish(load(row.workflow)(resolved, **options, reporter=run.reporter))
 
 
-def expand_run(texts: list[str]) -> Mapping[str, Any]:
-    """Value of `--output`: a run folder, split into `save_path` and `name`."""
-    # As text: the command itself checks the scheme.
-    parent, _, name = texts[-1].rstrip("/").rpartition("/")
-    is_bucket = parent.endswith(":/")
-    if is_bucket or name in ("", ".", ".."):
-        raise UsageError(
-            f"--output {texts[-1]!r} does not name a folder for the run",
-            hint=f"write --output {texts[-1].rstrip('/') if is_bucket else 'runs'}/NAME",
-            code="usage.bad_value",
-            details={"output": texts[-1]},
-        )
-    root = "/" if texts[-1].startswith("/") else "."
-    return {"save_path": parent or root, "name": name}
-
-
-# Each data kind maps `folders` to its own key.
-DATA = OptionAlias(
-    lambda folders: {"data.folders": folders},
-    "DIR",
-    "Training data, or recordings for a policy; repeatable.",
-)
-INIT_FROM = OptionAlias(
-    lambda texts: {"init_from": texts[-1]},
-    "CKPT",
-    "Run, checkpoint or published file with the initial weights.",
-)
-RUN = OptionAlias(expand_run, "RUN", "Folder of the run, such as runs/first.", short="-o")
-
-
 def model_types() -> Sequence[str]:
     from vlatool.plugins import MODELS
 
@@ -171,24 +161,24 @@ def _data_kinds() -> Sequence[str]:
 
 
 def launch_train_form(row: Command) -> Form:
-    return Form(training_spec(row, {"data": DATA, "output": RUN}), _launch)
+    return Form(training_spec(row, "data", "output"), _launch)
 
 
 def launch_finetune_form(row: Command) -> Form:
-    return Form(
-        training_spec(row, {"data": DATA, "from": INIT_FROM, "output": RUN}), _launch_finetune
-    )
+    return Form(training_spec(row, "data", "from", "output"), _launch_finetune)
 
 
 def _launch(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
-    resolved = run.resolved(load(row.schema))
+    _launch_resolved(run, row, run.resolved(load(row.schema)))
+
+
+def _launch_finetune(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
+    _launch_resolved(run, row, _with_model(run, row))
+
+
+def _launch_resolved(run: Invocation, row: Command, resolved: "Resolved[Any]") -> None:
     sagemaker = getattr(resolved.config, "sagemaker", None)
     if sagemaker is not None and sagemaker.profile is not None:  # for the storage too
         os.environ["AWS_PROFILE"] = sagemaker.profile
     workflow = load(row.workflow)
     run.finish(workflow(resolved.config, typed=resolved.typed, reporter=run.reporter))
-
-
-def _launch_finetune(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
-    run.check_model_given(NO_MODEL_HINT, load(row.schema))
-    _launch(run, row, values)

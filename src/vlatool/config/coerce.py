@@ -116,6 +116,13 @@ def without(node: Node, parts: Sequence[str | int]) -> Node:
     return replace(node, value=children)
 
 
+def put(tree: Node, key: str, value: Node) -> Node:
+    """Copy of a tree with a value at a dotted key."""
+    for name in reversed(key.split(".")):
+        value = Node({name: value}, value.origin)
+    return merge(tree, value)
+
+
 def lenient(node: Node) -> Node:
     """Copy of a tree in which unknown keys are ignored."""
     value = node.value

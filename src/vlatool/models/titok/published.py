@@ -302,7 +302,7 @@ def translate(tree: coerce.Node, below: coerce.Node) -> ConvertedConfig | None:
         if not any(key == name or key.startswith(f"{name}.") for name in used if name != MODEL):
             node = coerce.find(published, key.split("."))
             assert node is not None
-            left = _put(left, key, node)
+            left = coerce.put(left, key, node)
     # A typed key is of a published file only where there is one.
     is_of_file = tree.origin != coerce.TYPED_ORIGIN or bool(_published_sections(below).value)
     unused = coerce.lenient(left) if is_of_file else left
@@ -336,14 +336,14 @@ def _convert(
         present = [node for node in nodes if node is not None]
         if present:
             for key, value in rule.make(lookup).items():
-                converted = _put(converted, key, coerce.from_value(value, present[0].origin))
+                converted = coerce.put(converted, key, coerce.from_value(value, present[0].origin))
             used += rule.sources
     for key, name in _SAME.items():
         node = coerce.find(published, key.split("."))
         if node is not None:
             used.append(key)
             if coerce.plain(node) not in (None, "") and not is_reference(node.value):
-                converted = _put(converted, name, node)
+                converted = coerce.put(converted, name, node)
     return converted, used
 
 
@@ -440,9 +440,3 @@ def _mapped(name: str, values: Mapping[str, str]) -> Callable[[Lookup], Mapping[
         return {f"hparams.{name}": values.get(str(value), value)}
 
     return make
-
-
-def _put(tree: coerce.Node, key: str, value: coerce.Node) -> coerce.Node:
-    for name in reversed(key.split(".")):
-        value = coerce.Node({name: value}, value.origin)
-    return coerce.merge(tree, value)
