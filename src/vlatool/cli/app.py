@@ -28,16 +28,6 @@ from vlatool.cli.options import (
 )
 from vlatool.errors import SINGLE_FILE, UsageError
 
-# Words that people type for a command, or for what follows the name of a group.
-_LEADS = {
-    "convert": "vlatool preprocess SOURCE --output DATA converts recordings to training data; "
-    "vlatool export converts what vlatool wrote",
-    "merge": "vlatool preprocess A B --output DATA makes one data set of several; training reads "
-    "several, too: --data A --data B",
-    "eval": "vlatool eval open-loop RUN compares with recorded actions; vlatool eval rollout RUN "
-    "--env NAME lets the policy act",
-}
-
 
 class TableGroup(typer.core.TyperGroup):
     """The commands whose names begin with `prefix`; each is built when it is needed."""
@@ -85,15 +75,11 @@ class TableGroup(typer.core.TyperGroup):
         from vlatool.plugins import did_you_mean
 
         known = self.list_commands(ctx)
-        hint = did_you_mean(args[0], known)
-        lead = _LEADS.get(self.prefix or args[0])
-        if lead and (not self.prefix or hint.startswith("known:")):
-            hint = lead
         raise UsageError(
             f"unknown command {' '.join([ctx.command_path, args[0]])!r}",
-            hint=hint,
+            hint=did_you_mean(args[0], known),
             code="usage.unknown_option",
-            details={"command": args[0], "known": self.list_commands(ctx)},
+            details={"command": args[0], "known": known},
         )
 
     def get_help(self, ctx: Any) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vlatool.config.base import ConfigModel
 
 TYPED_CONFIG = "vlatool.typed_config"
+SCHEMA = "vlatool.schema"
 _ARGS = "vlatool.args"
 
 Values = Mapping[str, Callable[[], Sequence[str]]]
@@ -113,7 +114,7 @@ class VlatoolCommand(typer.core.TyperCommand):
         typed.read_options = ReadOptions(spec.presets, compat=values.get("compat", False))
         if not values["keys"]:
             return super().invoke(ctx)
-        schema = spec.schema(ctx.meta[_ARGS])
+        schema = self._schema(ctx)
         if not spec.is_flat:
             schema = typed.chosen_schema(schema)
         table = KeyTable.of(schema, spec.is_used)
@@ -126,8 +127,7 @@ class VlatoolCommand(typer.core.TyperCommand):
             return cli_options.ArgvSpec(options)
         from vlatool.cli.keys import switch_by_name
 
-        args = ctx.meta.get(_ARGS, [])
-        keys = switch_by_name(self.spec.schema(args), self._keys(args))
+        keys = switch_by_name(self._schema(ctx), self._keys(ctx))
         own = {name: keys[name] for name in keys if f"--{name.replace('_', '-')}" not in options}
         shorts = {"-o": "output"} if "output" in own else {}
         return cli_options.ArgvSpec(options, own, shorts, has_bare_keys=not self.spec.is_flat)
@@ -142,12 +142,19 @@ class VlatoolCommand(typer.core.TyperCommand):
                 has_value[option] = not getattr(param, "is_flag", False)
         return has_value
 
-    def _keys(self, args: Sequence[str]) -> "dict[str, Key]":
+    def _schema(self, ctx: Any) -> "type[ConfigModel]":
+        """Config class for the arguments."""
+        assert self.spec is not None
+        if SCHEMA not in ctx.meta:
+            ctx.meta[SCHEMA] = self.spec.schema(ctx.meta.get(_ARGS, []))
+        return ctx.meta[SCHEMA]
+
+    def _keys(self, ctx: Any) -> "dict[str, Key]":
         """Keys by option name; if the config has sections, only the keys outside them."""
         from vlatool.cli.keys import declared_keys
 
         assert self.spec is not None
-        keys = declared_keys(self.spec.schema(args))
+        keys = declared_keys(self._schema(ctx))
         if self.spec.is_flat:
             return keys
         return {name: key for name, key in keys.items() if "." not in name}
@@ -155,17 +162,15 @@ class VlatoolCommand(typer.core.TyperCommand):
     def _typed_config(self, ctx: Any, split: cli_options.SplitArgv) -> "TypedConfig":
         from vlatool.cli.keys import TypedConfig
 
-        assert self.spec is not None
-        return TypedConfig(split.typed, self.spec.schema(ctx.meta.get(_ARGS, [])).NAMES)
+        return TypedConfig(split.typed, self._schema(ctx).NAMES)
 
     def _chosen_schema(self, ctx: Any) -> "type[ConfigModel]":
         """Config class of an unfinished command line, with its presets and local files."""
         assert self.spec is not None
-        args = ctx.meta.get(_ARGS, [])
-        schema = self.spec.schema(args)
+        schema = self._schema(ctx)
         if self.spec.is_flat:
             return schema
-        split = cli_options.split_argv(args, self.argv_spec(ctx), lenient=True)
+        split = cli_options.split_argv(ctx.meta.get(_ARGS, []), self.argv_spec(ctx), lenient=True)
         presets: list[str] = []
         files: list[str] = []
         for option, value in pairwise(split.rest):
@@ -195,7 +200,7 @@ class VlatoolCommand(typer.core.TyperCommand):
         if not options and (note := note_on(name)):
             return note
         if not options and self.spec is not None and self.spec.is_flat:
-            owners = owners_of_key(name, self.spec.schema(ctx.meta.get(_ARGS, [])))
+            owners = owners_of_key(name, self._schema(ctx))
             if owners:
                 return f"name what has it: {', '.join(owners)}"
         options = options or [f"--{key}" for key in dotted if key.endswith(f".{name}")][:3]
@@ -206,7 +211,7 @@ class VlatoolCommand(typer.core.TyperCommand):
         """All long options of this command, without dotted ones."""
         names = [name for name in self._declared(ctx) if name.startswith("--")]
         if self.spec is not None:
-            keys = [*self._keys(ctx.meta.get(_ARGS, [])), *self.spec.rows]
+            keys = [*self._keys(ctx), *self.spec.rows]
             names += [f"--{key.replace('_', '-')}" for key in keys if self.spec.is_used(key)]
         return [*names, *cli_options.OUTPUT_OPTIONS]
 
@@ -276,9 +281,10 @@ class VlatoolCommand(typer.core.TyperCommand):
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         typed = [word for word in ctx.meta.get(_ARGS, []) if word != "="]  # of bash
-        return completions(self._completion_words(ctx, typed), typed, incomplete)
+        ctx.meta[_ARGS] = typed
+        return completions(self._completion_words(ctx), typed, incomplete)
 
-    def _completion_words(self, ctx: Any, typed: Sequence[str]) -> CompletionWords:
+    def _completion_words(self, ctx: Any) -> CompletionWords:
         options: dict[str, Sequence[str] | None] = {}
         for name, has_value in self._declared(ctx).items():
             options[name] = [] if has_value else None
@@ -291,9 +297,9 @@ class VlatoolCommand(typer.core.TyperCommand):
         from vlatool.config.presets import list_presets
         from vlatool.config.schema import choices
 
-        schema = spec.schema(typed)
+        schema = self._schema(ctx)
         known: dict[str, Sequence[str] | None] = {name: [] for name in spec.rows}
-        for name, key in self._keys(typed).items():
+        for name, key in self._keys(ctx).items():
             known[name] = None if key.is_switch else choices(schema, key.path)
         for name, values in {**spec.values, **spec.suggestions}.items():
             known[name] = values()

@@ -221,37 +221,33 @@ OUTPUT_WORDS: dict[str, tuple[str, ...] | None] = {
     "--progress": PROGRESS_MODES,
     "--log-file": (),
 }
-_FLAGS = {"--json", "-q", "--quiet", "-v", "-vv", "--verbose", "--debug"}
-_VALUED = {"--log-file", "--progress"}
+# Switches, and the fields of `OutputOptions` that they set.
+_SWITCHES = {"--json": "json", "--debug": "debug", "-q": "quiet", "--quiet": "quiet"}
+_VERBOSE = {"-v": 1, "--verbose": 1, "-vv": 2}
+_VALUED = {"--log-file": "log_file", "--progress": "progress"}
 
 
 def take_output_options(args: Sequence[str], options: OutputOptions) -> list[str]:
     """Moves the output options from `args` into `options`; returns the other arguments."""
-    options.json = options.json or "--json" in (args[: args.index("--")] if "--" in args else args)
+    own = args[: args.index("--")] if "--" in args else args
+    options.json = options.json or "--json" in own  # also for an error in another option
     rest: list[str] = []
-    words = iter(args)
+    words = iter(own)
     for word in words:
-        if word == "--":
-            return [*rest, word, *words]
         name, equals, value = word.partition("=")
         name = name.replace("_", "-")
-        if word in _FLAGS:
-            if word == "--json":
-                options.json = True
-            elif word == "--debug":
-                options.debug = True
-            elif word in ("-q", "--quiet"):
-                options.quiet = True
-            else:
-                options.verbose += 2 if word == "-vv" else 1
+        if word in _SWITCHES:
+            setattr(options, _SWITCHES[word], True)
+        elif word in _VERBOSE:
+            options.verbose += _VERBOSE[word]
         elif name in _VALUED:
-            _set_value(name, value if equals else next(words, None), options)
+            setattr(options, _VALUED[name], _valid(name, value if equals else next(words, "")))
         else:
             rest.append(word)
-    return rest
+    return [*rest, *args[len(own) :]]
 
 
-def _set_value(name: str, value: str | None, options: OutputOptions) -> None:
+def _valid(name: str, value: str) -> str:
     if not value:
         raise UsageError(
             f"the option {name} needs a value",
@@ -259,17 +255,14 @@ def _set_value(name: str, value: str | None, options: OutputOptions) -> None:
             code="usage.missing_key",
             details={"option": name},
         )
-    if name == "--log-file":
-        options.log_file = value
-    elif value in PROGRESS_MODES:
-        options.progress = value
-    else:
+    if name == "--progress" and value not in PROGRESS_MODES:
         raise UsageError(
             f"--progress cannot be {value!r}",
             hint=f"choose one of: {', '.join(PROGRESS_MODES)}",
             code="usage.bad_value",
             details={"option": name, "known": list(PROGRESS_MODES)},
         )
+    return value
 
 
 PresetOpt = Annotated[

@@ -38,81 +38,58 @@ def _preprocess(run: Invocation, row: Command, values: Mapping[str, Any]) -> Non
 
 
 def _schema(target: str, args: Sequence[str]) -> "type[ConfigModel]":
-    """Config class with the keys of the format and the sink that the arguments name."""
+    """Config class with the keys of the format and the sink that the arguments name, or that belong
+    to the first source.
+    """
+    from vlatool.plugins import PUBLISHED_SINK
+    from vlatool.workflows.preprocess import LBM_NAMES
+
     schema = load(target)
-    name = _format_in(args)
+    typed, words = _split(args)
+    tree: dict[str, Any] = {**typed, "format": _format(typed, words)}
+    tree["sink"] = typed.get("sink", typed.get("sink.type", ""))
+    if not tree["sink"] and typed.keys() & LBM_NAMES:
+        tree["sink"] = PUBLISHED_SINK
     try:
-        general = schema.specialize({"format": name, "sink": _sink_in(args)})
-        if name or is_help(args) or not _has_format_option(general, args):
-            return general
-        name = _detected(args)
-        return schema.specialize({"format": name, "sink": _sink_in(args)})
+        if not is_help(args):
+            from vlatool.formats.detect import is_source
+
+            tree["sources"] = [word for word in words if is_source(word)]
+        return schema.specialize(tree)
     except UsageError as error:
         if is_help(args):
             return schema.specialize({})
-        if args and name == args[0] and error.details.get("kind") == "format":
-            error.message = f"{name!r} is neither a format, nor does such a location exist"
+        if args and tree["format"] == args[0] and error.details.get("kind") == "format":
+            error.message = f"{args[0]!r} is neither a format, nor does such a location exist"
         raise
 
 
-def _format_in(args: Sequence[str]) -> str:
+def _split(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Options with their values, and all other words, as far as the words alone tell."""
+    typed: dict[str, str] = {}
+    words: list[str] = []
+    before = ""
+    for word, following in pairwise([*args, ""]):
+        if word.startswith("--"):
+            name, equals, value = word[2:].replace("-", "_").partition("=")
+            typed[name.removeprefix("no_").removeprefix("source.")] = value if equals else following
+            before = "" if equals else word
+            continue
+        if not before and not word.startswith("-"):
+            words.append(word)
+        before = ""
+    return typed, words
+
+
+def _format(typed: Mapping[str, str], words: Sequence[str]) -> str:
+    from vlatool.formats.detect import is_source
     from vlatool.plugins import FORMATS
 
-    named = _value_of(args, "--format", "--type")
-    formats = FORMATS.names()
-    if named or not args or args[0].startswith("-"):
-        return named or next((arg for arg in args if arg in formats), "")
-    if args[0] in formats:
-        return args[0]
-    from vlatool.formats.detect import is_source
-
-    return "" if is_source(args[0]) else args[0]
-
-
-def _has_format_option(schema: "type[ConfigModel]", args: Sequence[str]) -> bool:
-    """True if an option is one of formats only."""
-    from vlatool.plugins import DEFAULT_SINK, FORMATS, SINKS
-
-    sink = SINKS.get(_sink_in(args) or DEFAULT_SINK).Config
-    for arg in args:
-        key = arg.partition("=")[0].removeprefix("--").replace("-", "_").removeprefix("no_")
-        is_option = arg.startswith("--") and key not in {*schema.model_fields, *sink.model_fields}
-        if is_option and FORMATS.names_with_key(key):
-            return True
-    return False
-
-
-def _detected(args: Sequence[str]) -> str:
-    """Format of the first location; it must be clear, because an option belongs to it."""
-    from vlatool.formats.detect import detect_source, is_source, with_mapping
-    from vlatool.jobs.ownership import require_input
-
-    mapping = _value_of(args, "--mapping", "--source.mapping") or None
-    for before, word in pairwise(["", *args]):
-        is_value = before.startswith("--") and "=" not in before
-        if not (word.startswith("-") or is_value) and is_source(word):
-            return detect_source(require_input(word), None, with_mapping({}, mapping)).format
-    return ""
-
-
-def _sink_in(args: Sequence[str]) -> str:
-    """The sink that the arguments name; `lbm` for a published command; else empty."""
-    from vlatool.plugins import PUBLISHED_SINK
-    from vlatool.workflows.preprocess import LBM_NAMES, published_keys
-
-    if named := _value_of(args, "--sink", "--sink.type"):
-        return named
-    words = {arg[2:].partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--")}
-    return PUBLISHED_SINK if words & (LBM_NAMES | published_keys()) else ""
-
-
-def _value_of(args: Sequence[str], *options: str) -> str:
-    """Value of the first of these options that is given; empty if none is."""
-    for word, following in pairwise([*args, ""]):
-        name, equals, value = word.partition("=")
-        if name in options:
-            return value if equals else following
-    return ""
+    named = typed.get("format") or typed.get("type", "")
+    formats = [word for word in words if word in FORMATS.names()]
+    if named or formats or not words:
+        return named or (formats or [""])[0]
+    return "" if is_source(words[0]) else words[0]
 
 
 def _formats() -> Sequence[str]:

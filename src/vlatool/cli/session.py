@@ -14,7 +14,7 @@ import typer
 
 from vlatool import results
 from vlatool.cli import output
-from vlatool.cli.config_command import TYPED_CONFIG
+from vlatool.cli.config_command import SCHEMA, TYPED_CONFIG
 from vlatool.cli.options import OutputOptions
 from vlatool.credentials import hide, hide_environment, is_credential, without_credentials
 from vlatool.errors import ConfigError, UsageError
@@ -52,7 +52,7 @@ class Invocation:
         typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]
         try:
             resolved = load_config(
-                schema,
+                self._ctx.meta.get(SCHEMA, schema),  # for the format of the sources
                 presets=typed.presets,
                 files=typed.files,
                 overrides=typed.overrides(positionals),

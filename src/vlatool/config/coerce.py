@@ -276,10 +276,9 @@ _SEQUENCES = (list, tuple, set, frozenset, Sequence, Iterable)
 class TypeMismatch(Exception):
     """Value that does not fit one alternative of a type."""
 
-    def __init__(self, needs: str, choices: Sequence[Any] = ()) -> None:
+    def __init__(self, needs: str) -> None:
         super().__init__(needs)
         self.needs = needs
-        self.choices = tuple(str(choice) for choice in choices)
 
 
 @dataclass(frozen=True)
@@ -288,7 +287,6 @@ class InvalidValue:
 
     value: Any
     needs: str  # description of valid values
-    choices: tuple[str, ...]  # valid values, if they are few and known
 
 
 def coerce(value: Any, annotation: Any) -> Any:
@@ -299,7 +297,7 @@ def coerce(value: Any, annotation: Any) -> Any:
     try:
         return _coerce(value, annotation)
     except TypeMismatch as mismatch:
-        return InvalidValue(unwrap(value), mismatch.needs, mismatch.choices)
+        return InvalidValue(unwrap(value), mismatch.needs)
 
 
 def alternatives(annotation: Any) -> list[Any]:
@@ -317,17 +315,15 @@ def alternatives(annotation: Any) -> list[Any]:
 
 def _coerce(value: Any, annotation: Any) -> Any:
     needs: list[str] = []
-    choices: list[str] = []
     for member in sorted(alternatives(annotation), key=_rank):
         try:
             return _COERCERS.get(_kind(member), _coerce_other)(value, member)
         except TypeMismatch as mismatch:
-            choices += mismatch.choices
             if mismatch.needs not in needs:
                 needs.append(mismatch.needs)
     if len(needs) > 1 and _NULL in needs:
         needs.remove(_NULL)
-    raise TypeMismatch(" or ".join(needs), choices)
+    raise TypeMismatch(" or ".join(needs))
 
 
 def _rank(member: Any) -> int:
@@ -362,8 +358,7 @@ def _coerce_none(value: Any, _member: Any) -> None:
 def _coerce_literal(value: Any, member: Any) -> Any:
     value = _scalar(value)
     choices = get_args(member)
-    meanings = [value.value, str(value)] if isinstance(value, Plain) else [value]
-    for meaning in meanings:
+    for meaning in (unwrap(value), str(value) if isinstance(value, Plain) else value):
         for choice in choices:
             if type(choice) is type(meaning) and choice == meaning:
                 return choice
@@ -371,7 +366,7 @@ def _coerce_literal(value: Any, member: Any) -> Any:
             if isinstance(choice, str) and choice.lower() == str(meaning).lower():
                 return choice
     needs = ", ".join(str(choice) for choice in choices)
-    raise TypeMismatch(f"one of {needs}" if len(choices) > 1 else needs, choices)
+    raise TypeMismatch(f"one of {needs}" if len(choices) > 1 else needs)
 
 
 def _coerce_bool(value: Any, _member: Any) -> bool:
@@ -384,28 +379,20 @@ def _coerce_bool(value: Any, _member: Any) -> bool:
     return meaning
 
 
-def _coerce_int(value: Any, _member: Any) -> int:
-    meaning = _number(value)
-    if not isinstance(meaning, Integral):
-        raise TypeMismatch("an integer")
-    if abs(int(meaning)) > _MAX_INT:
-        raise TypeMismatch("an integer below 2^63")
-    return int(meaning)
-
-
-def _coerce_float(value: Any, _member: Any) -> float:
-    meaning = _number(value)
-    if not isinstance(meaning, Real):
-        raise TypeMismatch("a number")
-    return float(meaning)
-
-
-def _number(value: Any) -> Any:
+def _coerce_number(value: Any, member: Any) -> int | float:
     value = _scalar(value)
-    meaning = unwrap(value)
-    if isinstance(value, Plain) and isinstance(meaning, str) and _WITH_UNDERSCORES.fullmatch(value):
-        meaning = parse_plain(value.replace("_", "")).value
-    return None if isinstance(meaning, bool) else meaning
+    number = unwrap(value)
+    if isinstance(value, Plain) and isinstance(number, str) and _WITH_UNDERSCORES.fullmatch(value):
+        number = core_value(value.replace("_", ""))
+    if isinstance(number, bool) or not isinstance(number, Real):
+        raise TypeMismatch("an integer" if member is int else "a number")
+    if member is float:
+        return float(number)
+    if not isinstance(number, Integral):
+        raise TypeMismatch("an integer")
+    if abs(int(number)) > _MAX_INT:
+        raise TypeMismatch("an integer below 2^63")
+    return int(number)
 
 
 def _coerce_text(value: Any, _member: Any) -> str:
@@ -493,8 +480,8 @@ _COERCERS: dict[Any, Callable[[Any, Any], Any]] = {
     types.NoneType: _coerce_none,
     Literal: _coerce_literal,
     bool: _coerce_bool,
-    int: _coerce_int,
-    float: _coerce_float,
+    int: _coerce_number,
+    float: _coerce_number,
     BaseModel: _coerce_model,
     str: _coerce_text,
     dict: _coerce_mapping,

@@ -116,20 +116,8 @@ def _override_value(override: Override, budget: Budget) -> Node:
     if text.startswith(_INCLUDE_WORD):
         return read_file(text.removeprefix(_INCLUDE_WORD).strip(), budget=budget)
     if text.startswith(_YAML_STARTS):
-        return _with_origin(read_text(text, origin, budget), origin)
+        return read_text(text, origin, budget)
     return Node(coerce.parse_plain(text) if text else coerce.Plain("", ""), origin)
-
-
-def _with_origin(node: Node, origin: str) -> Node:
-    """Sets the override as the origin of values in its text, not of those in included files."""
-    if isinstance(node.value, dict):
-        children = {key: _with_origin(item, origin) for key, item in node.value.items()}
-        node = replace(node, value=children)
-    elif isinstance(node.value, list):
-        node = replace(node, value=[_with_origin(item, origin) for item in node.value])
-    if node.origin.startswith(f"{origin}:"):
-        node = replace(node, origin=origin)
-    return node
 
 
 def _put(section: Node, parts: Sequence[str], value: Node) -> Node:

@@ -177,10 +177,13 @@ def _sections(annotation: Any, suffix: str = "") -> list[tuple[str, type[BaseMod
 
 
 def _literals(annotation: Any) -> list[str]:
+    """Known values of a type, or of the items of a list."""
     values: list[str] = []
     for member in alternatives(annotation):
         if get_origin(member) is Literal:
             values += [str(value) for value in get_args(member)]
+        elif get_origin(member) is list:
+            values += _literals(*get_args(member))
         elif isinstance(member, type) and issubclass(member, Enum):
             values += [str(item.value) for item in member]
     return values

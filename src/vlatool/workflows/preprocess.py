@@ -230,7 +230,7 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
     def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
         """Subclass with the keys of the format and of the sink, resolved before all other keys."""
         fields: dict[str, Any] = {}
-        name = str(tree.get("format") or "")
+        name = str(tree.get("format") or cls.model_fields["format"].default)
         if not name:
             keys = _keys_of_formats(tree)
             try:
