@@ -4,9 +4,7 @@ Typer bundles its own Click, whose classes (contexts, formatters, parameters) ar
 type here is `Any`.
 """
 
-import difflib
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -186,44 +184,22 @@ class VlatoolCommand(typer.core.TyperCommand):
         except VlatoolError:  # an unknown name, or a file that cannot be read
             return schema
 
-    # suggestions
-
     def _nearest(self, ctx: Any, name: str) -> str:
-        """Suggestion for an unknown option: by meaning, else by spelling; empty if none is near."""
-        from vlatool.config.problems import owners_of_key
-        from vlatool.config.synonyms import meant_keys, note_on
+        """Suggestion for an unknown option; empty if none is near."""
+        from vlatool.config.problems import owners_of_key, similar_keys
 
-        dotted = self._dotted_keys(ctx)
-        spellings = {option[2:].replace("-", "_"): option for option in self._spellings(ctx)}
-        spellings |= {key: f"--{key}" for key in dotted}
-        options = [spellings[key] for key in meant_keys(name, spellings)]
-        if not options and (note := note_on(name)):
-            return note
-        if not options and self.spec is not None and self.spec.is_flat:
-            owners = owners_of_key(name, self._schema(ctx))
+        options = [*self._declared(ctx), *cli_options.OUTPUT_OPTIONS]
+        names = [option[2:].replace("-", "_") for option in options if option.startswith("--")]
+        spec = self.spec
+        schema = None if spec is None else self._chosen_schema(ctx)
+        if schema is not None and spec is not None:
+            owners = owners_of_key(name, schema) if spec.is_flat else ()
             if owners:
                 return f"name what has it: {', '.join(owners)}"
-        options = options or [f"--{key}" for key in dotted if key.endswith(f".{name}")][:3]
-        options = options or _near_spellings(name, spellings)
-        return f"did you mean {', '.join(options)}?" if options else ""
-
-    def _spellings(self, ctx: Any) -> list[str]:
-        """All long options of this command, without dotted ones."""
-        names = [name for name in self._declared(ctx) if name.startswith("--")]
-        if self.spec is not None:
-            keys = [*self._keys(ctx), *self.spec.rows]
-            names += [f"--{key.replace('_', '-')}" for key in keys if self.spec.is_used(key)]
-        return [*names, *cli_options.OUTPUT_OPTIONS]
-
-    def _dotted_keys(self, ctx: Any) -> list[str]:
-        """Keys in sections, if the configuration has any."""
-        from vlatool.config.schema import dotted_keys
-
-        spec = self.spec
-        if spec is None or spec.is_flat:
-            return []
-        keys = [info.key for info in dotted_keys(self._chosen_schema(ctx))]
-        return [key for key in keys if "." in key and spec.is_used(key)]
+            names += spec.rows
+        near, note = similar_keys(name, schema, others=names)
+        spelled = [f"--{key if '.' in key else key.replace('_', '-')}" for key in near]
+        return f"did you mean {', '.join(spelled)}?" if spelled else note
 
     # help
 
@@ -330,13 +306,3 @@ def _config_options(*, is_flat: bool) -> list[Any]:
     app.command()(declare)
     options = typer.main.get_command(app).params
     return [option for option in options if not is_flat or option.name != "compat"]
-
-
-def _near_spellings(name: str, spellings: Mapping[str, str]) -> list[str]:
-    """Options that are close to a misspelled name, or that have all its words."""
-    names = difflib.get_close_matches(name, spellings, n=3, cutoff=0.75)
-    words = set(name.split("_"))
-    for other in spellings:
-        if other not in names and words <= set(re.split(r"[_.]", other)):
-            names.append(other)
-    return [spellings[other] for other in names[:3]]

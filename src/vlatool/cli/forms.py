@@ -50,20 +50,29 @@ def run_on_ranks(run: Invocation, processes: int | None) -> bool:
 
 
 @contextmanager
-def rank_errors(run: Invocation) -> Iterator[None]:
-    """In a rank of `--nproc`, writes errors to a file; the starting process prints one of them."""
-    from vlatool.training.ranks import Launch
+def _rank(run: Invocation) -> Iterator[None]:
+    """Runs the body as a rank, if this process is one.
+
+    In a rank of `--nproc`, writes errors to a file; the starting process prints one of them.
+    """
+    from vlatool.training.ranks import SECRETS, Launch, end_when_stuck
 
     launch = Launch.of_this_process()
-    if launch is None:
-        yield
-        return
     try:
-        launch.join()
+        if launch is not None:
+            launch.join()
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            end_when_stuck(partial(_report_end, run))
+        if SECRETS in os.environ:
+            from vlatool.launching.sagemaker import load_secrets
+
+            os.environ.update(load_secrets(os.environ.pop(SECRETS)))
         yield
     except typer.Exit:
         raise
     except (Exception, KeyboardInterrupt, Terminated, SystemExit) as error:
+        if launch is None:
+            raise
         for number in (signal.SIGINT, *STOP_SIGNALS):  # the starting process may send it again
             signal.signal(number, signal.SIG_IGN)
         shown = as_vlatool_error(error)
@@ -129,19 +138,7 @@ def typer_command(words: str, row: Command) -> Any:
             from vlatool.training.ranks import slurm_variables
 
             os.environ.update(slurm_variables(os.environ))
-        with (
-            command(ctx, jsonl=is_list) as run,
-            rank_errors(run) if row.has_ranks else nullcontext(),
-        ):
-            if row.has_ranks:
-                from vlatool.training.ranks import SECRETS, end_when_stuck
-
-                if os.environ.get("WORLD_SIZE", "1") != "1":
-                    end_when_stuck(partial(_report_end, run))
-                if SECRETS in os.environ:
-                    from vlatool.launching.sagemaker import load_secrets
-
-                    os.environ.update(load_secrets(os.environ.pop(SECRETS)))
+        with command(ctx, jsonl=is_list) as run, _rank(run) if row.has_ranks else nullcontext():
             form.body(run, row, values)
 
     parameters = _parameters(row, form)

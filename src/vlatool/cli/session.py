@@ -104,7 +104,7 @@ def command(ctx: typer.Context, *, jsonl: bool = False) -> Iterator[Invocation]:
             code="usage.conflict",
         )
     reporter = _reporter(options)
-    with _logging(options) as log_file, _retries_reported(reporter):
+    with _logging(options, reporter) as log_file:
         if log_file is not None:
             from vlatool.cli.reporters import LoggedReporter
 
@@ -132,11 +132,15 @@ def _reporter(options: OutputOptions) -> Reporter:
 
 
 @contextmanager
-def _logging(options: OutputOptions) -> Iterator[logging.Handler | None]:
-    """Sends log records to stderr and to the log file; Python warnings become log records."""
+def _logging(options: OutputOptions, reporter: Reporter) -> Iterator[logging.Handler | None]:
+    """Sends log records to stderr and to the log file, and those of retries to the reporter; Python
+    warnings become log records.
+    """
     hide_environment()
     log_file = _log_file(options.log_file) if options.log_file else None
-    handlers = [_stderr_handler(options), *([log_file] if log_file else [])]
+    handlers = [_stderr_handler(options), _RetryHandler(reporter)]
+    if log_file is not None:
+        handlers.append(log_file)
     root = logging.getLogger()
     for handler in handlers:
         root.addHandler(handler)
@@ -159,20 +163,11 @@ class _RetryHandler(logging.Handler):
 
     def __init__(self, reporter: Reporter) -> None:
         super().__init__(logging.WARNING)
+        self.addFilter(logging.Filter(_RETRIES))
         self._reporter = reporter
 
     def emit(self, record: logging.LogRecord) -> None:
         self._reporter.warn("storage_retry", record.getMessage())
-
-
-@contextmanager
-def _retries_reported(reporter: Reporter) -> Iterator[None]:
-    handler = _RetryHandler(reporter)
-    logging.getLogger(_RETRIES).addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.getLogger(_RETRIES).removeHandler(handler)
 
 
 class _Formatter(logging.Formatter):

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -50,7 +51,7 @@ def tokenizer_form(row: Command) -> Form:
 
 
 def finetune_form(row: Command) -> Form:
-    return Form(training_spec(row, "data", "from", "output"), _finetune)
+    return Form(training_spec(row, "data", "from", "output"), partial(_train, needs_model=True))
 
 
 def resolve_form(row: Command) -> Form:
@@ -75,14 +76,11 @@ def training_spec(row: Command, *names: str) -> ConfigSpec:
     )
 
 
-def _train(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
-    """Trains a model, or prints the configuration if a published key requests it."""
-    _train_resolved(run, row, values, run.resolved(load(row.schema)))
-
-
-def _train_resolved(
-    run: Invocation, row: Command, values: Mapping[str, Any], resolved: "Resolved[TrainConfig]"
+def _train(
+    run: Invocation, row: Command, values: Mapping[str, Any], *, needs_model: bool = False
 ) -> None:
+    """Trains a model, or prints the configuration if a published key requests it."""
+    resolved = _resolved(run, row, needs_model)
     if resolved.config.resolve_configs or resolved.config.resolve_configs_path:
         from vlatool.workflows.resolve_config import resolve_config
 
@@ -99,6 +97,18 @@ def _train_resolved(
     run.finish(workflow(config, typed=typed, origins=resolved.origins, reporter=run.reporter))
 
 
+def _resolved(run: Invocation, row: Command, needs_model: bool) -> "Resolved[TrainConfig]":
+    """The configuration of this command line."""
+    resolved = run.resolved(load(row.schema))
+    if needs_model and not getattr(resolved.config.model, "type", None):
+        hint = (
+            "give a checkpoint and a configuration: --from RUN --config RUN/config.yaml, or "
+            "--preset NAME"
+        )
+        raise UsageError("you have not chosen a model", hint=hint, code="usage.missing_key")
+    return resolved
+
+
 def _for_processes(
     resolved: "Resolved[TrainConfig]", count: int
 ) -> tuple["TrainConfig", frozenset[str]]:
@@ -110,22 +120,6 @@ def _for_processes(
     section = config.distributed.model_copy(update={"world_size": count})
     typed = resolved.typed | {"distributed.world_size"}
     return config.model_copy(update={"distributed": section}), typed
-
-
-def _finetune(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
-    _train_resolved(run, row, values, _with_model(run, row))
-
-
-def _with_model(run: Invocation, row: Command) -> "Resolved[Any]":
-    """The configuration of this command line, which must name a model."""
-    resolved = run.resolved(load(row.schema))
-    if not getattr(resolved.config.model, "type", None):
-        hint = (
-            "give a checkpoint and a configuration: --from RUN --config RUN/config.yaml, or "
-            "--preset NAME"
-        )
-        raise UsageError("you have not chosen a model", hint=hint, code="usage.missing_key")
-    return resolved
 
 
 def _declare_resolve(
@@ -165,18 +159,13 @@ def launch_train_form(row: Command) -> Form:
 
 
 def launch_finetune_form(row: Command) -> Form:
-    return Form(training_spec(row, "data", "from", "output"), _launch_finetune)
+    return Form(training_spec(row, "data", "from", "output"), partial(_launch, needs_model=True))
 
 
-def _launch(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
-    _launch_resolved(run, row, run.resolved(load(row.schema)))
-
-
-def _launch_finetune(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
-    _launch_resolved(run, row, _with_model(run, row))
-
-
-def _launch_resolved(run: Invocation, row: Command, resolved: "Resolved[Any]") -> None:
+def _launch(
+    run: Invocation, row: Command, values: Mapping[str, Any], *, needs_model: bool = False
+) -> None:
+    resolved = _resolved(run, row, needs_model)
     sagemaker = getattr(resolved.config, "sagemaker", None)
     if sagemaker is not None and sagemaker.profile is not None:  # for the storage too
         os.environ["AWS_PROFILE"] = sagemaker.profile

@@ -239,19 +239,19 @@ def write_scalar(value: Any) -> str:
 
 def value_text(value: Any) -> str:
     """One line of YAML of a plain value, for messages; the middle of a long one is left out."""
-    text = _flow(value)
+    text = flow_text(value)
     if len(text) <= _LONGEST_TEXT:
         return text
     return f"{text[: _LONGEST_TEXT // 2]} ... {text[-9:]}"
 
 
-def _flow(value: Any) -> str:
+def flow_text(value: Any) -> str:
+    """One line of YAML of a plain value."""
     if isinstance(value, Mapping):
-        entries = [f"{write_scalar(key)}: {_flow(value[key])}" for key in value]
+        entries = [f"{write_scalar(key)}: {flow_text(value[key])}" for key in value]
         return f"{{{', '.join(entries)}}}"
     if isinstance(value, list | tuple):
-        items: Iterable[Any] = value
-        return f"[{', '.join(map(_flow, items))}]"
+        return f"[{', '.join(flow_text(item) for item in value)}]"
     return write_scalar(value)
 
 

@@ -1,6 +1,7 @@
 """Errors of a configuration: one message with all problems, their origins and similar names."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from vlatool.errors import ConfigError
 from vlatool.events import counted
 from vlatool.plugins import Registry
 
+_WORD = re.compile(r"[_.]")  # between the words of a key
 _NEAR_KEY = 0.6
 _NEAR_VALUE = 0.4
 _ABSENT = ("missing", "union_tag_not_found")
@@ -121,14 +123,21 @@ def owners_of_key(key: str, schema: type[BaseModel]) -> list[str]:
     return owners
 
 
-def _suggestions(
-    key: str, value: coerce.Node | None, schema: type[BaseModel]
+def similar_keys(
+    key: str,
+    schema: type[BaseModel] | None,
+    value: coerce.Node | None = None,
+    others: Sequence[str] = (),
 ) -> tuple[tuple[str, ...], str]:
     """Returns keys that an unknown key may stand for: by meaning, else by spelling. Without any, a
     note may say what to do instead.
+
+    `others` are names besides the keys of the class; the names below `value` are compared, too.
     """
     flat: tuple[str, ...] = getattr(schema, "flat_sections", ())
-    names = [*(info.key for info in dotted_keys(schema)), *section_names(schema)]
+    names = [*others]
+    if schema is not None:
+        names += [*(info.key for info in dotted_keys(schema)), *section_names(schema)]
     short = [_without_section(name, flat) for name in names]
     words = [key]
     if value is not None:
@@ -140,7 +149,7 @@ def _suggestions(
         return tuple(meant[:3]), ""
     for word in words:
         if note := note_on(word):
-            return (), f": {note}"
+            return (), note
     # Keys without a section get suggestions without one.
     is_nested = key.partition(".")[0] in flat
     return _nearest_keys(key, names if is_nested else short), ""
@@ -149,6 +158,7 @@ def _suggestions(
 def _nearest_keys(key: str, patterns: Sequence[str]) -> tuple[str, ...]:
     """Valid keys of any section that are similar to `key`, the most similar first."""
     scores: dict[str, float] = {}
+    words = set(_WORD.split(key))
     for pattern in patterns:
         name = _concrete(pattern, key)
         if name == key or ANY_NAME in name.split("."):
@@ -156,6 +166,8 @@ def _nearest_keys(key: str, patterns: Sequence[str]) -> tuple[str, ...]:
         # From 0 to 1; the last part of a key counts most, as sections are often omitted.
         leaf_score = _ratio(key.rpartition(".")[2], name.rpartition(".")[2])
         score = 0.75 * leaf_score + 0.25 * _ratio(key, name)
+        if words <= set(_WORD.split(name)):
+            score = max(score, _NEAR_KEY)
         if score >= _NEAR_KEY:
             scores[name] = score
     ranked = sorted(scores, key=lambda name: -scores[name])[:3]
@@ -218,7 +230,7 @@ def _translate(detail: Mapping[str, Any], tree: coerce.Node, schema: type[BaseMo
     text = "unset" if value is None else _value_text(value)
     near = tuple(difflib.get_close_matches(text.strip('"'), valid, n=3, cutoff=_NEAR_VALUE))
     if not near and value is not None and isinstance(value.value, dict):
-        near, _ = _suggestions(key, value, schema)
+        near, _ = similar_keys(key, schema, value)
     return Problem(key, origin, f'"{key}" is {text}: {reason}', near)
 
 
@@ -231,8 +243,10 @@ def _unknown(
     if owners:
         message += f": it belongs to {' and '.join(owners)}"
         return Problem(key, origin, message, code=_UNKNOWN_KEY)
-    near, note = _suggestions(key, value, schema)
-    return Problem(key, origin, message + note, near, _UNKNOWN_KEY)
+    near, note = similar_keys(key, schema, value)
+    if note:
+        message += f": {note}"
+    return Problem(key, origin, message, near, _UNKNOWN_KEY)
 
 
 def _key_parts(loc: Sequence[str | int], tree: coerce.Node, kind: str) -> list[str | int]:

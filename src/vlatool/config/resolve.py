@@ -1,7 +1,7 @@
 """Resolution of configurations: defaults < presets < files < overrides, merged and validated."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -74,38 +74,28 @@ def parse_override(text: str, option: str = "") -> Override:
     return Override(key, value, f"{coerce.TYPED_ORIGIN}, {option or f'--set {key}'}")
 
 
-def _override_layers(
-    overrides: Sequence[Override], names: Names, budget: Budget
-) -> Iterator[tuple[Node, set[str]]]:
-    """Overrides in order, as layers, each with the keys that are given by another name.
+def _override_layer(
+    overrides: Sequence[Override], schema: type[ConfigModel], budget: Budget
+) -> tuple[Node, set[str]]:
+    """Overrides in order, as one layer, with the keys that are given by another name.
 
-    The values of a repeated key become `Repeated`.
-
-    A section that is typed as a text, such as `--lora 8`, is in another layer than its keys, such
-    as `--lora.alpha 16`, so that they merge.
+    Values of a repeated key become `Repeated`. A section that is typed as a text becomes its keys,
+    so that `--lora 8` and `--lora.alpha 16` merge.
     """
     layer = Node({}, coerce.TYPED_ORIGIN)
-    texts: set[str] = set()
-    keys: set[str] = set()
     made: set[str] = set()
     for override in overrides:
-        name = names.get(".".join(override.path))
+        name = schema.NAMES.get(".".join(override.path))
         if isinstance(name, str) and "=" not in name and not override.is_section:
             override = replace(override, key=name)  # so that values of both names are one list
             made.add(name)
-        path = override.path
-        sections = {".".join(path[:end]) for end in range(1, len(path))}
-        key = ".".join(path)
-        if texts & sections or key in keys:
-            yield layer, made
-            layer = Node({}, coerce.TYPED_ORIGIN)
-            texts = set()
-            keys = set()
-        keys |= sections
-        if isinstance(override.value, str) and not override.is_section:
-            texts.add(key)
-        layer = _put(layer, path, _override_value(override, budget))
-    yield layer, made
+        value = _override_value(override, budget)
+        first, *rest = override.path
+        if not rest and first in schema.model_fields:
+            value = _expand_texts(value, schema.model_fields[first].annotation)
+            value = _expand_type(first, value, schema)
+        layer = _put(layer, override.path, value)
+    return layer, made
 
 
 def _override_value(override: Override, budget: Budget) -> Node:
@@ -269,8 +259,8 @@ class _Layers(Generic[C]):
             self._add(self._preset(name))
         for file in files:
             self._read_file(file)
-        for layer, made in _override_layers(overrides, self.schema.NAMES, self._budget):
-            self._add(self._convert(layer).tree, made)
+        layer, made = _override_layer(overrides, self.schema, self._budget)
+        self._add(self._convert(layer).tree, made)
 
     def is_typed(self, origin: str) -> bool:
         """True if a value of this origin was set explicitly, not by a preset or an include."""
@@ -280,13 +270,11 @@ class _Layers(Generic[C]):
 
     def choose(self) -> tuple[type[C], Node]:
         """Class for the types that the layers name, and the layers merged; adds what they imply."""
-        trees = [_expand_types(tree, self.schema) for tree in self.trees]
-        merged = _merge_layers(trees, self.schema.exclusive, [])
+        merged = _merge_layers(self.trees, self.schema.exclusive, [])
         implied = self.schema.implied(coerce.plain(merged), self.names)
         if implied:
-            trees.insert(0, coerce.from_value(implied, coerce.DEFAULT_ORIGIN))
-            merged = _merge_layers(trees, self.schema.exclusive, [])
-        self.trees = trees
+            self.trees.insert(0, coerce.from_value(implied, coerce.DEFAULT_ORIGIN))
+            merged = _merge_layers(self.trees, self.schema.exclusive, [])
         try:
             return self.schema.specialize(coerce.plain(merged)), merged
         except UsageError as error:
@@ -305,7 +293,9 @@ class _Layers(Generic[C]):
             self.trees += [self._preset(name) for name in renaming.presets]
         for key, node in renaming.defaults.items():
             self.trees.append(coerce.put(Node({}, tree.origin), key, node))
-        self.trees.append(renaming.layer)
+        values = renaming.layer.value.items()
+        top = {key: _expand_type(key, node, self.schema) for key, node in values}
+        self.trees.append(replace(renaming.layer, value=top))
 
     def _preset(self, name: str) -> Node:
         path = preset_path(name, self._preset_roots, self._options.preset_kinds)
@@ -453,19 +443,16 @@ def _conflict(node: Node, message: str, key: str) -> Problem:
     return Problem(key, node.origin, message, code="config.contradiction")
 
 
-def _expand_types(layer: Node, schema: type[ConfigModel]) -> Node:
-    """Expands sections of a layer that are given as their `type` alone.
+def _expand_type(key: str, node: Node, schema: type[ConfigModel]) -> Node:
+    """Section with a `type`, if it is given as this type alone; any other value as it is.
 
     This precedes merging, because keys of a later layer would replace the text.
     """
-    for section in schema.flat_sections:
-        node = layer.value.get(section)
-        if node is None or isinstance(node.value, dict | list) or coerce.plain(node) is None:
-            continue
-        if any("type" in kind.model_fields for kind in section_models(schema, section)):
-            expanded = Node({"type": node}, node.origin)
-            layer = replace(layer, value={**layer.value, section: expanded})
-    return layer
+    is_text = not isinstance(node.value, dict | list) and coerce.plain(node) is not None
+    if key not in schema.flat_sections or not is_text:
+        return node
+    is_typed = any("type" in kind.model_fields for kind in section_models(schema, key))
+    return Node({"type": node}, node.origin) if is_typed else node
 
 
 def _nest(layer: Node, schema: type[ConfigModel], merged: Node, problems: list[Problem]) -> Node:

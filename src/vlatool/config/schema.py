@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from vlatool.config.coerce import alternatives
 
@@ -191,14 +191,9 @@ def _literals(annotation: Any) -> list[str]:
 
 def _info(declared: _Declared) -> KeyInfo:
     default = declared.default
-    if isinstance(default, Enum):
-        default = default.value
-    if isinstance(default, tuple | set | frozenset):
-        default = list(default)
     if isinstance(default, BaseModel):
         default = default.model_dump(mode="json", exclude_defaults=True)
-    if default is not None and not isinstance(default, bool | int | float | str | list | dict):
-        default = str(default)
+    default = to_jsonable_python(default, fallback=str)
     text = _type_text(declared.field.annotation)
     return KeyInfo(declared.key, text, default, declared.field.description or "", _group(declared))
 

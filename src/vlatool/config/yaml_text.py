@@ -143,16 +143,10 @@ def _item_lines(item: Any, indent: str, key: str, *, has_key: bool) -> Iterator[
 
 def _flow(value: Any) -> str | None:
     """One-line form of a scalar or a list without mappings; None for other values."""
-    if isinstance(value, dict):
-        return None if value else "{}"
-    if isinstance(value, BaseModel):
-        return None
-    if not isinstance(value, list | tuple):
-        return coerce.write_scalar(value)
-    items: list[str] = []
-    for item in value:
-        text = _flow(item)
-        if text is None:
-            return None
-        items.append(text)
-    return f"[{', '.join(items)}]"
+    return None if _has_mapping(value) else coerce.flow_text(value)
+
+
+def _has_mapping(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(_has_mapping(item) for item in value)
+    return isinstance(value, BaseModel) or (isinstance(value, dict) and bool(value))

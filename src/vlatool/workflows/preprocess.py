@@ -224,7 +224,7 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
     @classmethod
     def implied(cls, tree: Mapping[str, Any], names: Set[str]) -> Mapping[str, Any]:
         """The published command of LBM writes the published shards."""
-        return {"sink": PUBLISHED_SINK} if names & LBM_NAMES else {}
+        return {"sink": {"type": PUBLISHED_SINK}} if names & LBM_NAMES else {}
 
     @classmethod
     def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:

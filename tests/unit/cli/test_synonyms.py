@@ -52,7 +52,7 @@ launch slurm | --data | vlatool launch slurm {train} --data
 # Spelling, where it is near, and nothing where nothing is
 train | --ouput | did you mean --output
 preprocess spartan raw | --overwite | did you mean --overwrite
-train | --val-every | did you mean --val-every-n-checkpoints
+train | --val-every | did you mean --val-every-n-steps
 train | --frobnicate | `vlatool train --help`
 serve run | --zebra | `vlatool serve --help`
 """

@@ -1,6 +1,5 @@
 """Errors of configurations: all problems with their origins and similar names."""
 
-
 import pytest
 
 from vlatool.config.resolve import Override, load_config
