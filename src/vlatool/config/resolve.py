@@ -1,7 +1,7 @@
 """Resolution of configurations: defaults < presets < files < overrides, merged and validated."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -76,26 +76,27 @@ def parse_override(text: str, option: str = "") -> Override:
 
 def _override_layer(
     overrides: Sequence[Override], schema: type[ConfigModel], budget: Budget
-) -> tuple[Node, set[str]]:
-    """Overrides in order, as one layer, with the keys that are given by another name.
+) -> tuple[Node, dict[str, str]]:
+    """Overrides in order, as one layer, and the names of the keys that are given by another one.
 
     Values of a repeated key become `Repeated`. A section that is typed as a text becomes its keys,
     so that `--lora 8` and `--lora.alpha 16` merge.
     """
     layer = Node({}, coerce.TYPED_ORIGIN)
-    made: set[str] = set()
+    names: dict[str, str] = {}
     for override in overrides:
-        name = schema.NAMES.get(".".join(override.path))
-        if isinstance(name, str) and "=" not in name and not override.is_section:
-            override = replace(override, key=name)  # so that values of both names are one list
-            made.add(name)
+        name = ".".join(override.path)
+        key = schema.NAMES.get(name)
+        if isinstance(key, str) and "=" not in key and not override.is_section:
+            override = replace(override, key=key)  # so that values of both names are one list
+            names[key] = name
         value = _override_value(override, budget)
         first, *rest = override.path
         if not rest and first in schema.model_fields:
             value = _expand_texts(value, schema.model_fields[first].annotation)
             value = _expand_type(first, value, schema)
         layer = _put(layer, override.path, value)
-    return layer, made
+    return layer, names
 
 
 def _override_value(override: Override, budget: Budget) -> Node:
@@ -128,16 +129,21 @@ def _put(section: Node, parts: Sequence[str], value: Node) -> Node:
     return replace(section, value=children)
 
 
+_NO_NAMES: Mapping[str, str] = {}
+
+
 class _Renaming:
     """Replaces the names of other programs in a layer by the keys that they stand for."""
 
-    def __init__(self, layer: Node, problems: list[Problem], made: Set[str] = frozenset()) -> None:
+    def __init__(
+        self, layer: Node, problems: list[Problem], names: Mapping[str, str] = _NO_NAMES
+    ) -> None:
         self.layer = layer
-        self.found: set[str] = set()  # names in the layer
+        self.found = set(names.values())  # names in the layer
         self.defaults: dict[str, Any] = {}  # values below the layer
         self.presets: list[str] = []  # presets below these
         self._problems = problems
-        self._made = set(made)  # keys that are given by a name
+        self._made = set(names)  # keys that are given by a name
 
     def apply(self, names: Names, section: str = "") -> None:
         """Applies one table; a mapping is a section of that name, and stays."""
@@ -259,8 +265,8 @@ class _Layers(Generic[C]):
             self._add(self._preset(name))
         for file in files:
             self._read_file(file)
-        layer, made = _override_layer(overrides, self.schema, self._budget)
-        self._add(self._convert(layer).tree, made)
+        layer, names = _override_layer(overrides, self.schema, self._budget)
+        self._add(self._convert(layer).tree, names)
 
     def is_typed(self, origin: str) -> bool:
         """True if a value of this origin was set explicitly, not by a preset or an include."""
@@ -284,9 +290,9 @@ class _Layers(Generic[C]):
             origin = coerce.nearest_origin(merged, key.split("."))
             raise config_error([Problem(key, origin, error.message)], hint=error.hint) from error
 
-    def _add(self, tree: Node, made: Set[str] = frozenset()) -> None:
+    def _add(self, tree: Node, names: Mapping[str, str] = _NO_NAMES) -> None:
         _check_no_code(tree)
-        renaming = _Renaming(tree, self.problems, made)
+        renaming = _Renaming(tree, self.problems, names)
         renaming.apply(self.schema.NAMES)
         self.names |= renaming.found
         if not self.trees:
