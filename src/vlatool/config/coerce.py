@@ -147,15 +147,18 @@ def leaf_origins(node: Node, key: str = "") -> Iterator[tuple[str, str]]:
                 yield from leaf_origins(item, f"{start}{index}")
 
 
-_NULL_TEXTS = frozenset({"", "~", "null", "Null", "NULL"})
-_TRUE = frozenset({"true", "True", "TRUE"})
-_FALSE = frozenset({"false", "False", "FALSE"})
+# Texts of YAML 1.2 that are no text.
+_WORDS: dict[str, Any] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), math.nan),
+    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"), math.inf),
+    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), -math.inf),
+}
 _INT = re.compile(r"[-+]?[0-9]+")
-_OCTAL = re.compile(r"0o[0-7]+")
-_HEX = re.compile(r"0x[0-9a-fA-F]+")
+_OCTAL_OR_HEX = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_INFINITE = re.compile(r"[-+]?\.(inf|Inf|INF)")
-_NAN = frozenset({".nan", ".NaN", ".NAN"})
 _LONGEST_TEXT = 160  # characters of a value in a message
 _LONGEST_NUMBER = 1_000  # longer numbers stay text: Python does not convert 4,301 digits
 
@@ -186,25 +189,15 @@ def parse_plain(text: str) -> Plain:
 
 def core_value(text: str) -> Any:
     """Value of unquoted text: `1e-4` is a number, `012` is twelve, `yes` is text."""
-    if text in _NULL_TEXTS:
-        return None
-    if text in _TRUE:
-        return True
-    if text in _FALSE:
-        return False
-    if text in _NAN:
-        return math.nan
+    if text in _WORDS:
+        return _WORDS[text]
     if len(text) > _LONGEST_NUMBER:
         return text
     if _INT.fullmatch(text):
         return int(text)
-    if _OCTAL.fullmatch(text) or _HEX.fullmatch(text):
+    if _OCTAL_OR_HEX.fullmatch(text):
         return int(text, 0)
-    if _FLOAT.fullmatch(text):
-        return float(text)
-    if _INFINITE.fullmatch(text):
-        return -math.inf if text.startswith("-") else math.inf
-    return text
+    return float(text) if _FLOAT.fullmatch(text) else text
 
 
 def unwrap(value: Any) -> Any:

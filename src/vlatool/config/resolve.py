@@ -210,17 +210,9 @@ class ReadOptions:
 STRICT = ReadOptions()
 
 
-@dataclass(frozen=True)
-class ConvertedConfig:
-    """Configuration of another program, converted to the keys used here."""
-
-    tree: Node
-    # the file was written by a program, with all its keys: unknown ones are ignored
-    is_record: bool = False
-
-
-# Arguments: the tree, and the unconverted earlier files; None if the tree is not of that program.
-Translate = Callable[[Node, Node], ConvertedConfig | None]
+# Function of a file and the unconverted earlier files: the tree with the keys used here, None if it
+# is not of that program. A tree that is lenient was written by a program, with all its keys.
+Translate = Callable[[Node, Node], Node | None]
 
 C = TypeVar("C", bound=ConfigModel)
 
@@ -266,7 +258,7 @@ class _Layers(Generic[C]):
         for file in files:
             self._read_file(file)
         layer, names = _override_layer(overrides, self.schema, self._budget)
-        self._add(self._convert(layer).tree, names)
+        self._add(self._convert(layer), names)
 
     def is_typed(self, origin: str) -> bool:
         """True if a value of this origin was set explicitly, not by a preset or an include."""
@@ -310,8 +302,9 @@ class _Layers(Generic[C]):
         return coerce.put(Node({}, tree.origin), section, tree) if section else tree
 
     def _read_file(self, file: str) -> None:
-        compat = self._options.compat
-        tree = read_file(file, display=self._display, budget=self._budget, is_shallow=compat)
+        tree = read_file(
+            file, display=self._display, budget=self._budget, is_shallow=self._options.compat
+        )
         top = dict(_check_mapping(tree).value)
         for key, node in tree.value.items():
             match = _INCLUDE.match(node.value) if isinstance(node.value, str) else None
@@ -320,22 +313,23 @@ class _Layers(Generic[C]):
         tree = replace(tree, value=top)
         converted = self._convert(tree)
         self._earlier = coerce.merge(self._earlier, tree)
-        is_record = converted.is_record or compat
-        self._add(coerce.lenient(converted.tree) if is_record else converted.tree)
+        if self._options.compat:
+            converted = coerce.lenient(converted)
+        self._add(converted)
         # A file with all top-level keys was written by a program, too.
         keys = frozenset(self.schema.model_fields) - execution_keys(self.schema)
-        if not is_record and not (keys and keys <= top.keys()):
+        if not converted.is_lenient and not (keys and keys <= top.keys()):
             self.typed_files.add(self._display(location(file)))
 
-    def _convert(self, tree: Node) -> ConvertedConfig:
+    def _convert(self, tree: Node) -> Node:
         """Converts a tree with the first converter that recognizes it."""
-        translations: Registry[Any] | None = self.schema.translations
-        for name in translations.names() if translations is not None else ():
-            translate: Translate = translations.get(name)  # pyright: ignore[reportOptionalMemberAccess]
-            converted = translate(tree, self._earlier)
-            if converted is not None:
-                return converted
-        return ConvertedConfig(tree)
+        translations: Registry[Translate] | None = self.schema.translations
+        if translations is not None:
+            for name in translations.names():
+                converted = translations.get(name)(tree, self._earlier)
+                if converted is not None:
+                    return converted
+        return tree
 
 
 def _check_mapping(layer: Node) -> Node:

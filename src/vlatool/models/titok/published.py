@@ -14,7 +14,6 @@ import yaml
 
 from vlatool.config import coerce
 from vlatool.config.problems import Problem, config_error
-from vlatool.config.resolve import ConvertedConfig
 from vlatool.errors import ConfigError, DataError
 from vlatool.formats.base_model import CONFIG as HUB_CONFIG
 from vlatool.formats.base_model import WEIGHTS as HUB_WEIGHTS
@@ -261,7 +260,7 @@ class _Rule:
     make: Callable[[Lookup], Mapping[str, Any]]
 
 
-def translate(tree: coerce.Node, below: coerce.Node) -> ConvertedConfig | None:
+def translate(tree: coerce.Node, below: coerce.Node) -> coerce.Node | None:
     """Converts a tree to our keys; None if it has no keys of a published stage file. Published keys
     without a meaning here stay in the tree and are allowed to be unknown.
     """
@@ -306,7 +305,7 @@ def translate(tree: coerce.Node, below: coerce.Node) -> ConvertedConfig | None:
     # A typed key is of a published file only where there is one.
     is_of_file = tree.origin != coerce.TYPED_ORIGIN or bool(_published_sections(below).value)
     unused = coerce.lenient(left) if is_of_file else left
-    return ConvertedConfig(coerce.merge(coerce.merge(unused, converted), rest))
+    return coerce.merge(coerce.merge(unused, converted), rest)
 
 
 def _published_sections(tree: coerce.Node) -> coerce.Node:
