@@ -21,7 +21,7 @@ from vlatool.cli.completion import CompletionWords, completions
 from vlatool.errors import VlatoolError
 
 if TYPE_CHECKING:
-    from vlatool.cli.keys import Key, TypedConfig
+    from vlatool.cli.keys import ArgvSpec, ArgvWalker, Key, TypedConfig
     from vlatool.config.base import ConfigModel
 
 TYPED_CONFIG = "vlatool.typed_config"
@@ -80,16 +80,19 @@ class VlatoolCommand(typer.core.TyperCommand):
         ctx.meta[_ARGS] = list(args)
         if ctx.resilient_parsing:  # completion: `shell_complete` does all the work
             return super().parse_args(ctx, [])
+        if self.spec is None:
+            return super().parse_args(ctx, args)
+        from vlatool.cli.keys import ArgvWalker, UnknownOptionError
+
         is_help = cli_help.is_help(args)
         try:
-            split = cli_options.split_argv(args, self.argv_spec(ctx), lenient=is_help)
-        except cli_options.UnknownOptionError as error:
+            split = ArgvWalker(args, self._argv_spec(ctx), lenient=is_help)
+        except UnknownOptionError as error:
             name = error.option.lstrip("-").replace("-", "_")
             error.hint = self._nearest(ctx, name)
             error.hint = error.hint or f"`{ctx.command_path} --help` lists the options"
             raise
-        if self.spec is not None and not is_help:
-            ctx.meta[TYPED_CONFIG] = self._typed_config(ctx, split)
+        ctx.meta[TYPED_CONFIG] = self._typed_config(ctx, split)
         return super().parse_args(ctx, split.rest)
 
     def get_params(self, ctx: Any) -> list[Any]:
@@ -118,17 +121,15 @@ class VlatoolCommand(typer.core.TyperCommand):
         table = KeyTable.of(schema, spec.is_used)
         return write_result(table, ctx.ensure_object(cli_options.OutputOptions))
 
-    def argv_spec(self, ctx: Any) -> cli_options.ArgvSpec:
+    def _argv_spec(self, ctx: Any) -> "ArgvSpec":
         """Options that Typer parses, keys, and names of keys, for the words of `ctx`."""
-        options = self._declared(ctx)
-        if self.spec is None:
-            return cli_options.ArgvSpec(options)
-        from vlatool.cli.keys import switch_by_name
+        from vlatool.cli.keys import ArgvSpec, switch_by_name
 
+        assert self.spec is not None
+        options = self._declared(ctx)
         keys = switch_by_name(self._schema(ctx), self._keys(ctx))
         own = {name: keys[name] for name in keys if f"--{name.replace('_', '-')}" not in options}
-        shorts = {"-o": "output"} if "output" in own else {}
-        return cli_options.ArgvSpec(options, own, shorts, has_bare_keys=not self.spec.is_flat)
+        return ArgvSpec(options, own, has_bare_keys=not self.spec.is_flat)
 
     def _declared(self, ctx: Any) -> dict[str, bool]:
         """Options that Typer parses; True if an option takes a value."""
@@ -157,7 +158,7 @@ class VlatoolCommand(typer.core.TyperCommand):
             return keys
         return {name: key for name, key in keys.items() if "." not in name}
 
-    def _typed_config(self, ctx: Any, split: cli_options.SplitArgv) -> "TypedConfig":
+    def _typed_config(self, ctx: Any, split: "ArgvWalker") -> "TypedConfig":
         from vlatool.cli.keys import TypedConfig
 
         return TypedConfig(split.typed, self._schema(ctx).NAMES)
@@ -165,10 +166,12 @@ class VlatoolCommand(typer.core.TyperCommand):
     def _chosen_schema(self, ctx: Any) -> "type[ConfigModel]":
         """Config class of an unfinished command line, with its presets and local files."""
         assert self.spec is not None
+        from vlatool.cli.keys import ArgvWalker
+
         schema = self._schema(ctx)
         if self.spec.is_flat:
             return schema
-        split = cli_options.split_argv(ctx.meta.get(_ARGS, []), self.argv_spec(ctx), lenient=True)
+        split = ArgvWalker(ctx.meta.get(_ARGS, []), self._argv_spec(ctx), lenient=True)
         presets: list[str] = []
         files: list[str] = []
         for option, value in pairwise(split.rest):
@@ -188,16 +191,14 @@ class VlatoolCommand(typer.core.TyperCommand):
         """Suggestion for an unknown option; empty if none is near."""
         from vlatool.config.problems import owners_of_key, similar_keys
 
+        assert self.spec is not None
+        schema = self._chosen_schema(ctx)
+        owners = owners_of_key(name, schema) if self.spec.is_flat else ()
+        if owners:
+            return f"name what has it: {', '.join(owners)}"
         options = [*self._declared(ctx), *cli_options.OUTPUT_OPTIONS]
         names = [option[2:].replace("-", "_") for option in options if option.startswith("--")]
-        spec = self.spec
-        schema = None if spec is None else self._chosen_schema(ctx)
-        if schema is not None and spec is not None:
-            owners = owners_of_key(name, schema) if spec.is_flat else ()
-            if owners:
-                return f"name what has it: {', '.join(owners)}"
-            names += spec.rows
-        near, note = similar_keys(name, schema, others=names)
+        near, note = similar_keys(name, schema, others=[*names, *self.spec.rows])
         spelled = [f"--{key if '.' in key else key.replace('_', '-')}" for key in near]
         return f"did you mean {', '.join(spelled)}?" if spelled else note
 

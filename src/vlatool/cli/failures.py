@@ -172,9 +172,13 @@ def _usage_error(error: Any) -> UsageError:
         if path != "vlatool":
             hint = f"{path} {{{'|'.join(names)}}} {option}".rstrip() + f"; {hint}"
     if option and "No such option" in error.format_message():
+        from vlatool.plugins import did_you_mean
+
+        known = [name for param in group.get_params(ctx) for name in param.opts]
+        near = did_you_mean(option, known)
         return UsageError(
             f"unknown option {option}",
-            hint=hint,
+            hint=hint if names and path != "vlatool" else near,
             code="usage.unknown_option",
             details={"option": option},
         )

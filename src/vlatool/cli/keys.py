@@ -1,11 +1,13 @@
-"""Configuration keys on the command line: options, typed values, and the table of `--keys`."""
+"""Configuration keys on the command line: options, typed values, and the table of `--keys`.
+
+Loaded only by commands that have a configuration.
+"""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from vlatool.cli.options import TypedValue
 from vlatool.cli.output import to_json
 from vlatool.config.base import ConfigModel, Ignored, Names
 from vlatool.config.resolve import STRICT, Override, ReadOptions, chosen_schema, parse_override
@@ -13,6 +15,10 @@ from vlatool.config.schema import ANY_NAME, KeyInfo, dotted_keys
 from vlatool.errors import UsageError
 from vlatool.results import Result
 
+_NEGATIVE = re.compile(r"-(\.?\d|inf|nan|$)", re.IGNORECASE)
+_PUBLISHED_OPTIONS = {"config_path": "config"}
+_BARE_KEY = re.compile(r"([A-Za-z_]\w*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
+_BOOL_WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "1", "0"})
 # The `|` between two types, not one inside brackets.
 _ALTERNATIVE = re.compile(r" \| (?![^\[]*\])")
 
@@ -96,43 +102,186 @@ def switch_by_name(schema: type[ConfigModel], keys: Mapping[str, Key]) -> dict[s
     return switches
 
 
+@dataclass(frozen=True)
+class ArgvSpec:
+    """Options and keys of one command line."""
+
+    # Options that Typer parses, as typed; True if an option takes a value.
+    options: Mapping[str, bool]
+    # Names (with underscores) of configuration keys; True for a switch.
+    keys: Mapping[str, bool] = field(default_factory=dict)
+    # `a.b=c` without dashes sets a key, and `config=FILE` is `--config FILE`.
+    has_bare_keys: bool = False
+
+
+class ArgvWalker:
+    """Separates configuration values from everything else, in the order typed.
+
+    Typer cannot accept keys that a schema declares at run time, and if it ignored unknown options,
+    it would take a misspelled option for a value.
+    """
+
+    def __init__(self, argv: Sequence[str], spec: ArgvSpec, *, lenient: bool = False) -> None:
+        self.rest: list[str] = []  # the arguments left for Typer
+        self.typed: list[Override] = []
+        self._argv = list(argv)
+        self._spec = spec
+        self._lenient = lenient  # an incomplete command line is no error
+        self._position = 0
+        self._walk()
+
+    def _walk(self) -> None:
+        while self._position < len(self._argv):
+            word = self._argv[self._position]
+            self._position += 1
+            if word == "--":
+                self.rest += [word, *self._argv[self._position :]]
+                return
+            if word.startswith("--"):
+                self._long(word)
+            elif _is_option(word):
+                self._short(word)
+            elif self._spec.has_bare_keys and (match := _BARE_KEY.fullmatch(word)):
+                self._bare(*match.groups())
+            else:
+                self.rest.append(word)
+
+    def _bare(self, key: str, text: str) -> None:
+        if key == "config":
+            self.rest += ["--config", text]
+        else:
+            self._add(f"{key}={text}", f"{key}=")
+
+    def _long(self, word: str) -> None:
+        option, equals, text = word.partition("=")
+        value = text if equals else None
+        name = option[2:].replace("-", "_")
+        if name == "set":
+            text = self._value(option, value)
+            if text is not None:
+                self._add(text, "")
+        elif name in self._spec.keys or "." in name:
+            self._key(name, option, value)
+        elif name.startswith("no_") and self._spec.keys.get(name[3:]) and not equals:
+            self._add(f"{name[3:]}=false", option)
+        else:
+            name = _PUBLISHED_OPTIONS.get(name, name)
+            self._pass_on("--" + name.replace("_", "-"), option, value)
+
+    def _short(self, word: str) -> None:
+        short = word[:2]
+        value = word[2:].removeprefix("=") or None
+        if short == "-o" and "output" in self._spec.keys:
+            self._key("output", short, value)
+        elif short in self._spec.options:
+            self._pass_on(short, short, value)
+        else:
+            self._pass_on(word, word, value)
+
+    def _key(self, key: str, option: str, value: str | None) -> None:
+        if self._spec.keys.get(key) and value is None:
+            # A switch; a word such as `true` behind it is its value.
+            words = self._argv[self._position : self._position + 1]
+            is_value = bool(words) and words[0].lower() in _BOOL_WORDS
+            self._position += is_value
+            value = words[0] if is_value else "true"
+        text = self._value(option, value)
+        if text is not None:
+            self._add(f"{key}={text}", option)
+
+    def _add(self, text: str, option: str) -> None:
+        try:
+            self.typed.append(parse_override(text, option))
+        except UsageError:
+            if not self._lenient:
+                raise
+
+    def _value(self, option: str, value: str | None) -> str | None:
+        if value is not None:
+            return value
+        if self._position < len(self._argv) and not _is_option(self._argv[self._position]):
+            self._position += 1
+            return self._argv[self._position - 1]
+        if self._lenient:
+            return None
+        raise UsageError(
+            f"the option {option} needs a value",
+            hint=f"write {option} VALUE, or {option}=VALUE for a value that starts with a dash",
+            code="usage.missing_key",
+            details={"option": option},
+        )
+
+    def _pass_on(self, name: str, option: str, value: str | None) -> None:
+        """Leaves an option to Typer."""
+        has_value = self._spec.options.get(name)
+        if has_value is None and not self._lenient:
+            raise UnknownOptionError(option)
+        if has_value is None or has_value:
+            value = self._value(option, value)
+            if has_value:
+                self.rest += [name] if value is None else [name, value]
+        elif value is None or value.lower() in ("true", "yes", "on", "1"):
+            self.rest.append(name)
+        elif not self._lenient and value.lower() not in _BOOL_WORDS:
+            raise UsageError(
+                f"the option {option} is a switch and takes no value, but got {value!r}",
+                hint=f"write {option}",
+                code="usage.bad_value",
+                details={"option": option},
+            )
+
+
+class UnknownOptionError(UsageError):
+    """Unknown option. The command adds the nearest names as the hint."""
+
+    def __init__(self, option: str) -> None:
+        super().__init__(
+            f"unknown option {option}", code="usage.unknown_option", details={"option": option}
+        )
+        self.option = option
+
+
+def _is_option(word: str) -> bool:
+    """True if a word is an option; `-1e-4` and `-` are values."""
+    return word.startswith("-") and word != "-" and not _NEGATIVE.match(word)
+
+
 @dataclass
 class TypedConfig:
     """The configuration that a command line gives: presets, files and typed values."""
 
-    typed: Sequence[TypedValue]  # values in the order typed
+    typed: Sequence[Override]  # values in the order typed
     names: Names = field(default_factory=dict)  # names of keys
     presets: Sequence[str] = ()
     files: Sequence[str] = ()  # YAML files, applied after the presets
     read_options: ReadOptions = STRICT  # options for reading presets and files
 
     def overrides(self, positionals: Mapping[str, Any]) -> list[Override]:
-        """Typed values as overrides: arguments, then keys as typed."""
+        """Arguments, then keys as typed."""
         result: list[Override] = []
         for name, value in positionals.items():
             if value not in (None, [], ()):
                 result.append(Override(name, value, f"command line, argument {name.upper()}"))
         given = {override.key for override in result}
-        for typed in self.typed:
-            name = typed.key.replace("-", "_")
+        for override in self.typed:
+            name = override.key.replace("-", "_")
             key = self.names.get(name, name)
             if key in given:
-                by = (f"the argument {str(key).upper()}", typed.option)
+                by = [f"the argument {str(key).upper()}", override.origin.rpartition(" ")[2]]
                 raise UsageError(
                     f"the key {key!r} is given twice: by {by[0]} and by {by[1]}",
                     hint="keep only one of them",
                     code="usage.conflict",
-                    details={"key": key, "by": list(by)},
+                    details={"key": key, "by": by},
                 )
-            result.append(parse_override(f"{name}={typed.text}", typed.option))
-        return result
+        return [*result, *self.typed]
 
     def chosen_schema(self, schema: type[ConfigModel]) -> type[ConfigModel]:
         return chosen_schema(
             schema,
             presets=self.presets,
             files=self.files,
-            overrides=self.overrides({}),
+            overrides=self.typed,
             read_options=self.read_options,
         )
 

@@ -125,7 +125,7 @@ def owners_of_key(key: str, schema: type[BaseModel]) -> list[str]:
 
 def similar_keys(
     key: str,
-    schema: type[BaseModel] | None,
+    schema: type[BaseModel],
     value: coerce.Node | None = None,
     others: Sequence[str] = (),
 ) -> tuple[tuple[str, ...], str]:
@@ -135,9 +135,7 @@ def similar_keys(
     `others` are names besides the keys of the class; the names below `value` are compared, too.
     """
     flat: tuple[str, ...] = getattr(schema, "flat_sections", ())
-    names = [*others]
-    if schema is not None:
-        names += [*(info.key for info in dotted_keys(schema)), *section_names(schema)]
+    names = [*others, *(info.key for info in dotted_keys(schema)), *section_names(schema)]
     short = [_without_section(name, flat) for name in names]
     words = [key]
     if value is not None:
