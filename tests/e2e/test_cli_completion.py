@@ -68,6 +68,7 @@ def test_completion(light: Forks, line: str, expected: set[str]) -> None:
             "vlatool eval rollout run --env vlatool/",
             {"vlatool/PickPlace-v0", "vlatool/PickPlaceLibero-v0"},
         ),
+        ("vlatool presets sh", {"show"}),
         ("vlatool presets show world-p", {"world-pick"}),
         ("vlatool preprocess spartan x --sink=js", {"jsonl"}),
         ("vlatool train --data hp", set()),

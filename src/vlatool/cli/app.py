@@ -208,9 +208,8 @@ def run(argv: Sequence[str]) -> int:
             return 0
         raise_on_signals()
         _check_names(argv)
-        if any(option in argv for option in ("--show-completion", "--install-completion")):
-            _set_up_completion(argv, options)
-            return 0
+        if argv and argv[-1] in _SHELLS:  # `--show-completion bash`: Typer detects no shell then
+            os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
         group = typer.main.get_command(app)
         with group.make_context("vlatool", list(argv), obj=options) as ctx:
             group.invoke(ctx)
@@ -272,29 +271,6 @@ def _check_names(argv: Sequence[str]) -> None:
                 hint="rename that file or folder" if is_utf8 else hint,
                 code="usage.bad_value",
             ) from None
-
-
-_START_FILES = {"bash": "~/.bashrc", "zsh": "~/.zshrc"}
-
-
-def _set_up_completion(argv: Sequence[str], options: OutputOptions) -> None:
-    """Shows or installs the completion of a shell, with Typer."""
-    from vlatool.cli.output import write_stdout
-
-    shell = os.path.basename(os.environ.get("SHELL", ""))
-    if argv[-1] in _SHELLS:
-        shell = argv[-1]
-        # Lets it work without a detected shell; Typer reads it when it builds the commands.
-        os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
-    group = typer.main.get_command(app)
-    try:
-        with group.make_context("vlatool", list(argv), obj=options) as ctx:
-            group.invoke(ctx)
-    except (SystemExit, typer.Exit) as done:
-        code = done.code if isinstance(done, SystemExit) else done.exit_code
-        if "--install-completion" in argv and not code and shell in _START_FILES:
-            write_stdout(f"{_START_FILES[shell]} loads it")  # fish needs no such file
-        raise
 
 
 def _report_error(error: BaseException, options: OutputOptions) -> int:

@@ -13,25 +13,27 @@ class Completion:
     type: str = "plain"
 
 
-@dataclass(frozen=True)
-class CompletionWords:
-    """Completion words of one command."""
-
-    # Option to its known values, empty if any value is allowed; None for a switch.
-    options: Mapping[str, Sequence[str] | None]
-    arguments: Sequence[Sequence[str]] = ()  # known values of each argument
+# Option to its known values, empty if any value is allowed; None for a switch.
+Options = Mapping[str, Sequence[str] | None]
 
 
-def completions(words: CompletionWords, typed: Sequence[str], text: str) -> list[Completion]:
-    """Completions of a word, of which `text` is typed, after the complete words `typed`."""
-    values = _values(words, typed)
+def completions(
+    options: Options, arguments: Sequence[Sequence[str]], typed: Sequence[str], text: str
+) -> list[Completion]:
+    """Completions of a word, of which `text` is typed, after the complete words `typed`.
+
+    `arguments` are the known values of each argument.
+    """
+    values = _values(options, arguments, typed)
     if text.startswith("-") or (values is None and not text):
-        values = [name for name in words.options if name.startswith("--")]
+        values = [name for name in options if name.startswith("--")]
         text = text.replace("_", "-")
     return [Completion(value) for value in values or () if value.startswith(text)]
 
 
-def _values(words: CompletionWords, typed: Sequence[str]) -> Sequence[str] | None:
+def _values(
+    options: Options, arguments: Sequence[Sequence[str]], typed: Sequence[str]
+) -> Sequence[str] | None:
     """Values of the option before, or of the next argument; None if the command has none."""
     position = 0
     option_values: Sequence[str] | None = None  # of an option whose value is the next word
@@ -40,13 +42,9 @@ def _values(words: CompletionWords, typed: Sequence[str]) -> Sequence[str] | Non
             option_values = None
         elif word.startswith("-"):
             name, equals, _ = word.partition("=")
-            option_values = None if equals else words.options.get(name.replace("_", "-"))
+            option_values = None if equals else options.get(name.replace("_", "-"))
         else:
             position += 1
-    if option_values is not None:
+    if option_values is not None or not arguments:
         return option_values
-    if not words.arguments:
-        return None
-    if position < len(words.arguments):
-        return words.arguments[position]
-    return ()
+    return arguments[position] if position < len(arguments) else ()

@@ -17,7 +17,7 @@ import typer.core
 from vlatool.cli import help as cli_help
 from vlatool.cli import options as cli_options
 from vlatool.cli.commands import COMMANDS
-from vlatool.cli.completion import CompletionWords, completions
+from vlatool.cli.completion import completions
 from vlatool.errors import VlatoolError
 
 if TYPE_CHECKING:
@@ -259,36 +259,39 @@ class VlatoolCommand(typer.core.TyperCommand):
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         typed = [word for word in ctx.meta.get(_ARGS, []) if word != "="]  # of bash
         ctx.meta[_ARGS] = typed
-        return completions(self._completion_words(ctx), typed, incomplete)
-
-    def _completion_words(self, ctx: Any) -> CompletionWords:
         options: dict[str, Sequence[str] | None] = {}
         for name, has_value in self._declared(ctx).items():
             options[name] = [] if has_value else None
         options |= cli_options.OUTPUT_WORDS
-        spec = self.spec
-        if spec is None:
-            start = f"{ctx.command_path.partition(' ')[2]} "
-            below = [words.removeprefix(start) for words in COMMANDS if words.startswith(start)]
-            return CompletionWords(options, [below] if below else ())
+        start = f"{ctx.command_path.partition(' ')[2]} "
+        below = [words.removeprefix(start) for words in COMMANDS if words.startswith(start)]
+        arguments: list[Sequence[str]] = [below] if below else []
+        if self.spec is None:
+            return completions(options, arguments, typed, incomplete)
         from vlatool.config.presets import list_presets
-        from vlatool.config.schema import choices
 
-        schema = self._schema(ctx)
-        known: dict[str, Sequence[str] | None] = {name: [] for name in spec.rows}
-        for name, key in self._keys(ctx).items():
-            known[name] = None if key.is_switch else choices(schema, key.path)
-        for name, values in {**spec.values, **spec.suggestions}.items():
-            known[name] = values()
+        known = self._known_values(ctx, self.spec)
         own: dict[str, Sequence[str] | None] = {}
         for name, values in known.items():
-            if spec.is_used(name) and "." not in name:
+            if self.spec.is_used(name) and "." not in name:
                 own[f"--{name.replace('_', '-')}"] = values
-        if "--output" in own:
-            own["-o"] = own["--output"]
-        presets = [preset.name for preset in list_presets() if preset.kind in spec.presets]
+        own["-o"] = own.get("--output", [])
+        kinds = self.spec.presets
+        presets = [preset.name for preset in list_presets() if preset.kind in kinds]
         options = {**own, **options, "--preset": presets, "-p": presets}
-        return CompletionWords(options, [known.get(name) or () for name in spec.positionals])
+        arguments = [known.get(name) or () for name in self.spec.positionals] or arguments
+        return completions(options, arguments, typed, incomplete)
+
+    def _known_values(self, ctx: Any, spec: ConfigSpec) -> dict[str, Sequence[str] | None]:
+        """Known values of keys by option name; None for a switch."""
+        from vlatool.config.schema import choices
+
+        known: dict[str, Sequence[str] | None] = {name: [] for name in spec.rows}
+        for name, key in self._keys(ctx).items():
+            known[name] = None if key.is_switch else choices(self._schema(ctx), key.path)
+        for name, values in {**spec.values, **spec.suggestions}.items():
+            known[name] = values()
+        return known
 
 
 @cache

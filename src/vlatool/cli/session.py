@@ -206,26 +206,18 @@ class _LogFile(logging.FileHandler):
 def _log_file(path: str) -> logging.Handler:
     try:
         handler = _LogFile(path, encoding="utf-8")
-    except OSError as error:
-        raise _log_file_error(path, error) from error
-    handler.setLevel(logging.DEBUG)
-    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    try:
+        handler.setLevel(logging.DEBUG)
+        handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         cast(TextIO, handler.stream).write(f"{handler.format(_command_record())}\n")
         handler.flush()
     except OSError as error:
-        handler.close()
-        raise _log_file_error(path, error) from error
+        raise UsageError(
+            f"cannot write the log file {path}: {error.strerror}",
+            hint="choose a file in an existing folder where you may write",
+            code="usage.bad_value",
+            details={"path": path},
+        ) from error
     return handler
-
-
-def _log_file_error(path: str, error: OSError) -> UsageError:
-    return UsageError(
-        f"cannot write the log file {path}: {error.strerror}",
-        hint="choose a file in an existing folder where you may write",
-        code="usage.bad_value",
-        details={"path": path},
-    )
 
 
 def _without_secrets(word: str) -> str:

@@ -9,7 +9,14 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from vlatool.config import coerce
-from vlatool.config.schema import ANY_NAME, choices, dotted_keys, section_names, types_with
+from vlatool.config.schema import (
+    ANY_NAME,
+    choices,
+    concrete_key,
+    dotted_keys,
+    section_names,
+    types_with,
+)
 from vlatool.config.synonyms import meant_keys, note_on
 from vlatool.errors import ConfigError
 from vlatool.events import counted
@@ -158,7 +165,7 @@ def _nearest_keys(key: str, patterns: Sequence[str]) -> tuple[str, ...]:
     scores: dict[str, float] = {}
     words = set(_WORD.split(key))
     for pattern in patterns:
-        name = _concrete(pattern, key)
+        name = concrete_key(pattern, key)
         if name == key or ANY_NAME in name.split("."):
             continue
         # From 0 to 1; the last part of a key counts most, as sections are often omitted.
@@ -181,16 +188,6 @@ def _ratio(left: str, right: str) -> float:
     return difflib.SequenceMatcher(None, left, right).ratio()
 
 
-def _concrete(pattern: str, key: str) -> str:
-    """Puts the free names of `key` into `pattern`, as far as both have the same parts."""
-    parts = pattern.split(".")
-    typed = key.split(".")
-    for index, part in enumerate(parts):
-        if part == ANY_NAME and index < len(typed) and parts[:index] == typed[:index]:
-            parts[index] = typed[index]
-    return ".".join(parts)
-
-
 def _translate(detail: Mapping[str, Any], tree: coerce.Node, schema: type[BaseModel]) -> Problem:
     kind = detail["type"]
     given = detail["input"]
@@ -202,11 +199,11 @@ def _translate(detail: Mapping[str, Any], tree: coerce.Node, schema: type[BaseMo
     is_flat = section is not None and section.is_flat  # written without its section
     key = ".".join(map(str, parts[1:] if is_flat else parts))
     origin = coerce.nearest_origin(tree, parts)
-    pattern = _pattern(parts, schema)
+    path = ".".join(map(str, parts))
     value = coerce.find(tree, parts)
     if kind == "extra_forbidden":
-        return _unknown(key, origin, pattern, value, schema)
-    valid = choices(schema, pattern)
+        return _unknown(key, origin, path, value, schema)
+    valid = choices(schema, path)
     if kind in _ABSENT and not is_rejected:
         message = f'"{key}" is required'
         if valid:
@@ -214,7 +211,7 @@ def _translate(detail: Mapping[str, Any], tree: coerce.Node, schema: type[BaseMo
         return Problem(key, origin, message, code="config.missing_key")
     if is_rejected:
         reason = f"it must be {given.needs}"
-        kinds = choices(schema, f"{pattern}.type")
+        kinds = choices(schema, f"{path}.type")
         if kinds:
             reason += f" of type {' or '.join(kinds)}"
     elif kind == "union_tag_invalid":
@@ -233,10 +230,10 @@ def _translate(detail: Mapping[str, Any], tree: coerce.Node, schema: type[BaseMo
 
 
 def _unknown(
-    key: str, origin: str, pattern: str, value: coerce.Node | None, schema: type[BaseModel]
+    key: str, origin: str, path: str, value: coerce.Node | None, schema: type[BaseModel]
 ) -> Problem:
     message = f'unknown key "{key}"'
-    owners = [f"type {name}" for name in types_with(schema, pattern)]
+    owners = [f"type {name}" for name in types_with(schema, path)]
     owners = owners or owners_of_key(key, schema)
     if owners:
         message += f": it belongs to {' and '.join(owners)}"
@@ -266,15 +263,6 @@ def _key_parts(loc: Sequence[str | int], tree: coerce.Node, kind: str) -> list[s
 def _is_tag(part: str | int, section: coerce.Node) -> bool:
     kind = coerce.child(section, "type")
     return kind is not None and coerce.plain(kind) == part
-
-
-def _pattern(parts: Sequence[str | int], schema: type[BaseModel]) -> str:
-    """Declared key, with `*` for free names, of a concrete key."""
-    key = ".".join(str(part) for part in parts)
-    for info in dotted_keys(schema):
-        if _concrete(info.key, key) == key:
-            return info.key
-    return key
 
 
 def _value_text(value: coerce.Node) -> str:

@@ -65,7 +65,7 @@ def choices(schema: type[BaseModel], key: str) -> list[str]:
     """Valid values of a key if they are few and known, including `type` keys of unions."""
     values: list[str] = []
     for declared in _declared(schema):
-        if declared.key == key:
+        if concrete_key(declared.key, key) == key:
             values += _literals(declared.field.annotation)
     return list(dict.fromkeys(values))
 
@@ -74,9 +74,19 @@ def types_with(schema: type[BaseModel], key: str) -> list[str]:
     """Value of `type` of each section class that declares a dotted key."""
     types: list[str] = []
     for declared in _declared(schema):
-        if declared.key == key and "type" in declared.owner.model_fields:
+        if concrete_key(declared.key, key) == key and "type" in declared.owner.model_fields:
             types += _literals(declared.owner.model_fields["type"].annotation)
     return list(dict.fromkeys(types))
+
+
+def concrete_key(pattern: str, key: str) -> str:
+    """Puts the free names of `key` into `pattern`, as far as both have the same parts."""
+    parts = pattern.split(".")
+    typed = key.split(".")
+    for index, part in enumerate(parts):
+        if part == ANY_NAME and index < len(typed) and parts[:index] == typed[:index]:
+            parts[index] = typed[index]
+    return ".".join(parts)
 
 
 def section_models(schema: type[BaseModel], section: str) -> list[type[BaseModel]]:
