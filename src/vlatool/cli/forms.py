@@ -176,7 +176,7 @@ def _command_class(row: Command, form: Form) -> type[VlatoolCommand]:
         "spec": form.spec,
         "arguments": " ".join(row.arguments.values()),
         "examples": row.examples,
-        "listed": row.options,
+        "listed": row.options.split(),
     }
     return type("Command", (VlatoolCommand,), members)
 
