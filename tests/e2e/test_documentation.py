@@ -57,7 +57,7 @@ def test_documented_command_has_a_valid_configuration(line: str) -> None:
     with command.make_context(f"vlatool {words}", argv[len(words.split()) :], obj=options) as ctx:
         if row.schema:
             typed = ctx.meta[TYPED_CONFIG]  # files of the examples are not there
-            typed.presets, typed.read_options = ctx.params["preset"] or (), ReadOptions(row.presets)
+            typed.files, typed.read_options = (), ReadOptions(row.presets)
             positionals = {key: ctx.params[key] for key in row.arguments}
             Invocation(ctx, options, NULL).resolved(load(row.schema), **positionals)
 

@@ -4,12 +4,10 @@ Typer bundles its own Click, whose classes (contexts, formatters, parameters) ar
 type here is `Any`.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer.core
@@ -18,10 +16,10 @@ from vlatool.cli import help as cli_help
 from vlatool.cli import options as cli_options
 from vlatool.cli.commands import COMMANDS
 from vlatool.cli.completion import completions
-from vlatool.errors import VlatoolError
+from vlatool.errors import UsageError, VlatoolError
 
 if TYPE_CHECKING:
-    from vlatool.cli.keys import ArgvSpec, ArgvWalker, Key, TypedConfig
+    from vlatool.cli.keys import CommandLine, Key
     from vlatool.config.base import ConfigModel
 
 TYPED_CONFIG = "vlatool.typed_config"
@@ -82,18 +80,28 @@ class VlatoolCommand(typer.core.TyperCommand):
             return super().parse_args(ctx, [])
         if self.spec is None:
             return super().parse_args(ctx, args)
-        from vlatool.cli.keys import ArgvWalker, UnknownOptionError
+        from vlatool.cli.keys import CommandLine, switch_by_name
 
-        is_help = cli_help.is_help(args)
-        try:
-            split = ArgvWalker(args, self._argv_spec(ctx), lenient=is_help)
-        except UnknownOptionError as error:
-            name = error.option.lstrip("-").replace("-", "_")
-            error.hint = self._nearest(ctx, name)
-            error.hint = error.hint or f"`{ctx.command_path} --help` lists the options"
-            raise
-        ctx.meta[TYPED_CONFIG] = self._typed_config(ctx, split)
-        return super().parse_args(ctx, split.rest)
+        options = self._declared(ctx)
+        keys = switch_by_name(self._schema(ctx), self._keys(ctx))
+        line = CommandLine(
+            args,
+            options,
+            {name: keys[name] for name in keys if f"--{name.replace('_', '-')}" not in options},
+            names=self._schema(ctx).NAMES,
+            has_bare_keys=not self.spec.is_flat,
+            lenient=cli_help.is_help(args),
+        )
+        ctx.meta[TYPED_CONFIG] = line
+        if line.unknown and not cli_help.is_help(args):
+            name = line.unknown.lstrip("-").replace("-", "_")
+            raise UsageError(
+                f"unknown option {line.unknown}",
+                hint=self._nearest(ctx, name) or f"`{ctx.command_path} --help` lists the options",
+                code="usage.unknown_option",
+                details={"option": line.unknown},
+            )
+        return super().parse_args(ctx, line.rest)
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Options of the command; none during completion, because Typer would import pydantic."""
@@ -109,9 +117,7 @@ class VlatoolCommand(typer.core.TyperCommand):
 
         options = _config_options(is_flat=spec.is_flat)
         values = {option.name: ctx.params.pop(option.name) for option in options}
-        typed: TypedConfig = ctx.meta[TYPED_CONFIG]
-        typed.presets = values["preset"] or ()
-        typed.files = values["config"] or ()
+        typed: CommandLine = ctx.meta[TYPED_CONFIG]
         typed.read_options = ReadOptions(spec.presets, compat=values.get("compat", False))
         if not values["keys"]:
             return super().invoke(ctx)
@@ -120,16 +126,6 @@ class VlatoolCommand(typer.core.TyperCommand):
             schema = typed.chosen_schema(schema)
         table = KeyTable.of(schema, spec.is_used)
         return write_result(table, ctx.ensure_object(cli_options.OutputOptions))
-
-    def _argv_spec(self, ctx: Any) -> "ArgvSpec":
-        """Options that Typer parses, keys, and names of keys, for the words of `ctx`."""
-        from vlatool.cli.keys import ArgvSpec, switch_by_name
-
-        assert self.spec is not None
-        options = self._declared(ctx)
-        keys = switch_by_name(self._schema(ctx), self._keys(ctx))
-        own = {name: keys[name] for name in keys if f"--{name.replace('_', '-')}" not in options}
-        return ArgvSpec(options, own, has_bare_keys=not self.spec.is_flat)
 
     def _declared(self, ctx: Any) -> dict[str, bool]:
         """Options that Typer parses; True if an option takes a value."""
@@ -158,32 +154,14 @@ class VlatoolCommand(typer.core.TyperCommand):
             return keys
         return {name: key for name, key in keys.items() if "." not in name}
 
-    def _typed_config(self, ctx: Any, split: "ArgvWalker") -> "TypedConfig":
-        from vlatool.cli.keys import TypedConfig
-
-        return TypedConfig(split.typed, self._schema(ctx).NAMES)
-
     def _chosen_schema(self, ctx: Any) -> "type[ConfigModel]":
         """Config class of an unfinished command line, with its presets and local files."""
         assert self.spec is not None
-        from vlatool.cli.keys import ArgvWalker
-
         schema = self._schema(ctx)
         if self.spec.is_flat:
             return schema
-        split = ArgvWalker(ctx.meta.get(_ARGS, []), self._argv_spec(ctx), lenient=True)
-        presets: list[str] = []
-        files: list[str] = []
-        for option, value in pairwise(split.rest):
-            if option in ("--preset", "-p"):
-                presets.append(value)
-            elif option in ("--config", "-c") and os.path.isfile(value):
-                files.append(value)
-        typed = self._typed_config(ctx, split)
-        typed.presets = presets
-        typed.files = files
         try:
-            return typed.chosen_schema(schema)
+            return ctx.meta[TYPED_CONFIG].chosen_schema(schema)
         except VlatoolError:  # an unknown name, or a file that cannot be read
             return schema
 

@@ -3,14 +3,15 @@
 Loaded only by commands that have a configuration.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from vlatool.cli.output import to_json
 from vlatool.config.base import ConfigModel, Ignored, Names
-from vlatool.config.resolve import STRICT, Override, ReadOptions, chosen_schema, parse_override
+from vlatool.config.resolve import STRICT, Override, chosen_schema, parse_override
 from vlatool.config.schema import ANY_NAME, KeyInfo, dotted_keys
 from vlatool.errors import UsageError
 from vlatool.results import Result
@@ -102,33 +103,68 @@ def switch_by_name(schema: type[ConfigModel], keys: Mapping[str, Key]) -> dict[s
     return switches
 
 
-@dataclass(frozen=True)
-class ArgvSpec:
-    """Options and keys of one command line."""
+class CommandLine:
+    """The configuration that a command line gives: presets, files and typed values.
 
-    # Options that Typer parses, as typed; True if an option takes a value.
-    options: Mapping[str, bool]
-    # Names (with underscores) of configuration keys; True for a switch.
-    keys: Mapping[str, bool] = field(default_factory=dict)
-    # `a.b=c` without dashes sets a key, and `config=FILE` is `--config FILE`.
-    has_bare_keys: bool = False
-
-
-class ArgvWalker:
-    """Separates configuration values from everything else, in the order typed.
-
-    Typer cannot accept keys that a schema declares at run time, and if it ignored unknown options,
-    it would take a misspelled option for a value.
+    They are separated from everything else before Typer parses it: Typer cannot accept keys that a
+    schema declares at run time, and if it ignored unknown options, it would take a misspelled
+    option for a value.
     """
 
-    def __init__(self, argv: Sequence[str], spec: ArgvSpec, *, lenient: bool = False) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        options: Mapping[str, bool],  # those that Typer parses; True if an option takes a value
+        keys: Mapping[str, bool],  # names (with underscores) of keys; True for a switch
+        *,
+        names: Names,  # names of keys of other programs
+        has_bare_keys: bool = False,  # `a.b=c` sets a key, and `config=FILE` is `--config FILE`
+        lenient: bool = False,  # an incomplete command line is no error
+    ) -> None:
         self.rest: list[str] = []  # the arguments left for Typer
-        self.typed: list[Override] = []
+        self.typed: list[Override] = []  # values in the order typed
+        self.presets: Sequence[str] = []
+        self.files: Sequence[str] = []  # YAML files, applied after the presets
+        self.read_options = STRICT  # options for reading presets and files
+        self.unknown = ""  # the first unknown option
+        self._names = names
         self._argv = list(argv)
-        self._spec = spec
-        self._lenient = lenient  # an incomplete command line is no error
+        self._options = options
+        self._keys = keys
+        self._has_bare_keys = has_bare_keys
+        self._lenient = lenient
         self._position = 0
         self._walk()
+
+    def overrides(self, positionals: Mapping[str, Any]) -> list[Override]:
+        """Arguments, then keys as typed."""
+        result: list[Override] = []
+        for name, value in positionals.items():
+            if value not in (None, [], ()):
+                result.append(Override(name, value, f"command line, argument {name.upper()}"))
+        given = {override.key for override in result}
+        for override in self.typed:
+            name = override.key.replace("-", "_")
+            key = self._names.get(name, name)
+            if key in given:
+                by = [f"the argument {str(key).upper()}", override.origin.rpartition(" ")[2]]
+                raise UsageError(
+                    f"the key {key!r} is given twice: by {by[0]} and by {by[1]}",
+                    hint="keep only one of them",
+                    code="usage.conflict",
+                    details={"key": key, "by": by},
+                )
+        return [*result, *self.typed]
+
+    def chosen_schema(self, schema: type[ConfigModel]) -> type[ConfigModel]:
+        """Class that the presets, the files that exist, and the typed values choose."""
+        return chosen_schema(
+            schema,
+            presets=self.presets,
+            files=[file for file in self.files if not self._lenient or os.path.isfile(file)],
+            overrides=self.typed,
+            read_options=self.read_options,
+        )
 
     def _walk(self) -> None:
         while self._position < len(self._argv):
@@ -141,7 +177,7 @@ class ArgvWalker:
                 self._long(word)
             elif _is_option(word):
                 self._short(word)
-            elif self._spec.has_bare_keys and (match := _BARE_KEY.fullmatch(word)):
+            elif self._has_bare_keys and (match := _BARE_KEY.fullmatch(word)):
                 self._bare(*match.groups())
             else:
                 self.rest.append(word)
@@ -149,6 +185,7 @@ class ArgvWalker:
     def _bare(self, key: str, text: str) -> None:
         if key == "config":
             self.rest += ["--config", text]
+            self._note("--config", text)
         else:
             self._add(f"{key}={text}", f"{key}=")
 
@@ -160,9 +197,9 @@ class ArgvWalker:
             text = self._value(option, value)
             if text is not None:
                 self._add(text, "")
-        elif name in self._spec.keys or "." in name:
+        elif name in self._keys or "." in name:
             self._key(name, option, value)
-        elif name.startswith("no_") and self._spec.keys.get(name[3:]) and not equals:
+        elif name.startswith("no_") and self._keys.get(name[3:]) and not equals:
             self._add(f"{name[3:]}=false", option)
         else:
             name = _PUBLISHED_OPTIONS.get(name, name)
@@ -171,15 +208,15 @@ class ArgvWalker:
     def _short(self, word: str) -> None:
         short = word[:2]
         value = word[2:].removeprefix("=") or None
-        if short == "-o" and "output" in self._spec.keys:
+        if short == "-o" and "output" in self._keys:
             self._key("output", short, value)
-        elif short in self._spec.options:
+        elif short in self._options:
             self._pass_on(short, short, value)
         else:
             self._pass_on(word, word, value)
 
     def _key(self, key: str, option: str, value: str | None) -> None:
-        if self._spec.keys.get(key) and value is None:
+        if self._keys.get(key) and value is None:
             # A switch; a word such as `true` behind it is its value.
             words = self._argv[self._position : self._position + 1]
             is_value = bool(words) and words[0].lower() in _BOOL_WORDS
@@ -199,7 +236,7 @@ class ArgvWalker:
     def _value(self, option: str, value: str | None) -> str | None:
         if value is not None:
             return value
-        if self._position < len(self._argv) and not _is_option(self._argv[self._position]):
+        if not self._is_last_word():
             self._position += 1
             return self._argv[self._position - 1]
         if self._lenient:
@@ -211,15 +248,28 @@ class ArgvWalker:
             details={"option": option},
         )
 
+    def _is_last_word(self) -> bool:
+        """True if no value follows, but the end or an option."""
+        return self._position == len(self._argv) or _is_option(self._argv[self._position])
+
+    def _note(self, option: str, value: str) -> None:
+        if option in ("--preset", "-p"):
+            self.presets = [*self.presets, value]
+        elif option in ("--config", "-c"):
+            self.files = [*self.files, value]
+
     def _pass_on(self, name: str, option: str, value: str | None) -> None:
         """Leaves an option to Typer."""
-        has_value = self._spec.options.get(name)
-        if has_value is None and not self._lenient:
-            raise UnknownOptionError(option)
-        if has_value is None or has_value:
+        has_value = self._options.get(name)
+        if has_value is None:
+            self.unknown = self.unknown or option
+            if value is None and not self._is_last_word():
+                self._position += 1
+        elif has_value:
             value = self._value(option, value)
-            if has_value:
-                self.rest += [name] if value is None else [name, value]
+            if value is not None:
+                self.rest += [name, value]
+                self._note(name, value)
         elif value is None or value.lower() in ("true", "yes", "on", "1"):
             self.rest.append(name)
         elif not self._lenient and value.lower() not in _BOOL_WORDS:
@@ -231,59 +281,9 @@ class ArgvWalker:
             )
 
 
-class UnknownOptionError(UsageError):
-    """Unknown option. The command adds the nearest names as the hint."""
-
-    def __init__(self, option: str) -> None:
-        super().__init__(
-            f"unknown option {option}", code="usage.unknown_option", details={"option": option}
-        )
-        self.option = option
-
-
 def _is_option(word: str) -> bool:
     """True if a word is an option; `-1e-4` and `-` are values."""
     return word.startswith("-") and word != "-" and not _NEGATIVE.match(word)
-
-
-@dataclass
-class TypedConfig:
-    """The configuration that a command line gives: presets, files and typed values."""
-
-    typed: Sequence[Override]  # values in the order typed
-    names: Names = field(default_factory=dict)  # names of keys
-    presets: Sequence[str] = ()
-    files: Sequence[str] = ()  # YAML files, applied after the presets
-    read_options: ReadOptions = STRICT  # options for reading presets and files
-
-    def overrides(self, positionals: Mapping[str, Any]) -> list[Override]:
-        """Arguments, then keys as typed."""
-        result: list[Override] = []
-        for name, value in positionals.items():
-            if value not in (None, [], ()):
-                result.append(Override(name, value, f"command line, argument {name.upper()}"))
-        given = {override.key for override in result}
-        for override in self.typed:
-            name = override.key.replace("-", "_")
-            key = self.names.get(name, name)
-            if key in given:
-                by = [f"the argument {str(key).upper()}", override.origin.rpartition(" ")[2]]
-                raise UsageError(
-                    f"the key {key!r} is given twice: by {by[0]} and by {by[1]}",
-                    hint="keep only one of them",
-                    code="usage.conflict",
-                    details={"key": key, "by": by},
-                )
-        return [*result, *self.typed]
-
-    def chosen_schema(self, schema: type[ConfigModel]) -> type[ConfigModel]:
-        return chosen_schema(
-            schema,
-            presets=self.presets,
-            files=self.files,
-            overrides=self.typed,
-            read_options=self.read_options,
-        )
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from vlatool.errors import ConfigError, UsageError
 from vlatool.events import Reporter, counted
 
 if TYPE_CHECKING:
-    from vlatool.cli.keys import TypedConfig
+    from vlatool.cli.keys import CommandLine
     from vlatool.config.base import ConfigModel
     from vlatool.config.resolve import Resolved
 
@@ -49,7 +49,7 @@ class Invocation:
         """Configuration of this command line, with the origin of each value."""
         from vlatool.config.resolve import load_config
 
-        typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]
+        typed: CommandLine = self._ctx.meta[TYPED_CONFIG]
         try:
             resolved = load_config(
                 self._ctx.meta.get(SCHEMA, schema),  # for the format of the sources
@@ -74,7 +74,7 @@ class Invocation:
         return resolved
 
     def schema(self, schema: type[Schema]) -> type[Schema]:
-        typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]
+        typed: CommandLine = self._ctx.meta[TYPED_CONFIG]
         return cast(type[Schema], typed.chosen_schema(schema))
 
     def finish(self, result: output.Result) -> None:
