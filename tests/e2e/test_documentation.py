@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from vlatool.cli.commands import COMMANDS
-from vlatool.cli.config_command import TYPED_CONFIG
-from vlatool.cli.forms import load, typer_command
+from vlatool.cli.config_command import TYPED_CONFIG, load
+from vlatool.cli.forms import typer_command
 from vlatool.cli.options import OutputOptions, take_output_options
 from vlatool.cli.session import Invocation
 from vlatool.config.resolve import ReadOptions

@@ -67,7 +67,7 @@ _LAUNCH: dict[str, Command] = {
         examples=(_SAGEMAKER_EXAMPLE, f"{_SAGEMAKER_EXAMPLE} --dry-run --json | jq .request"),
         details=_SAGEMAKER_DETAILS,
         options=_SAGEMAKER_OPTIONS,
-        form="vlatool.cli.training_options:launch_train_form",
+        form="vlatool.cli.training_options:launch_form",
         presets=TRAINING_PRESETS,
     ),
     "launch sagemaker finetune": Command(
@@ -79,7 +79,7 @@ _LAUNCH: dict[str, Command] = {
         ),
         details=_SAGEMAKER_DETAILS,
         options="from " + _SAGEMAKER_OPTIONS.replace(" sagemaker.spot", ""),
-        form="vlatool.cli.training_options:launch_finetune_form",
+        form="vlatool.cli.training_options:launch_form",
         presets=TRAINING_PRESETS,
     ),
     "launch status": Command(
@@ -117,7 +117,7 @@ _LAUNCH: dict[str, Command] = {
             "slurm.cpus_per_task slurm.partition slurm.time slurm.setup "
             "slurm.options submit overwrite dry_run"
         ),
-        form="vlatool.cli.training_options:launch_train_form",
+        form="vlatool.cli.training_options:launch_form",
         presets=TRAINING_PRESETS,
     ),
     "launch ray preprocess": Command(
@@ -219,7 +219,7 @@ _COMMANDS: dict[str, Command] = {
         ),
         details=f"{_NEEDS_PRESET} A TiTok tokenizer also needs --model.teacher, the run of a "
         "VQGAN, and in stage 2 --init-from, the run of stage 1.",
-        form="vlatool.cli.training_options:tokenizer_form",
+        form="vlatool.cli.training_options:train_form",
         has_ranks=True,
         presets=tuple(folder for folder in TRAINING_PRESETS if folder != "rollouts"),
         options=_TRAINING_OPTIONS.replace("data.camera_names", "init_from"),
@@ -347,7 +347,7 @@ _COMMANDS: dict[str, Command] = {
         ),
         details=f"{_NEEDS_PRESET} A run has its configuration in RUN/config.yaml.",
         options=f"from {_TRAINING_OPTIONS}",
-        form="vlatool.cli.training_options:finetune_form",
+        form="vlatool.cli.training_options:train_form",
         has_ranks=True,
         presets=TRAINING_PRESETS,
     ),

@@ -26,8 +26,6 @@ TYPED_CONFIG = "vlatool.typed_config"
 SCHEMA = "vlatool.schema"
 _ARGS = "vlatool.args"
 
-Values = Mapping[str, Callable[[], Sequence[str]]]
-
 
 @dataclass(frozen=True)
 class ConfigSpec:
@@ -41,11 +39,11 @@ class ConfigSpec:
     rows: Mapping[str, cli_help.HelpRow] = field(default_factory=dict)
     # Keys that are arguments; the list of options in the help leaves them out.
     positionals: tuple[str, ...] = ()
-    note: Callable[[], str] = str  # returns the last paragraph of the help
-    # Dotted keys with a name of a registry as value → these names.
-    values: Values = field(default_factory=dict)
-    # Keys with known values among others → these, for completion.
-    suggestions: Values = field(default_factory=dict)
+    note: str = ""  # last paragraph of the help
+    # Dotted keys with a name of a registry as value → `module:registry`.
+    values: Mapping[str, str] = field(default_factory=dict)
+    # Keys with known values among others → `module:function` that returns these, for completion.
+    suggestions: Mapping[str, str] = field(default_factory=dict)
     presets: tuple[str, ...] = ()  # folders of presets for this command
     # Keys and sections without a meaning here; help, `--keys` and completion leave them out.
     unused_keys: tuple[str, ...] = ()
@@ -57,8 +55,13 @@ class ConfigSpec:
 
 def schema_at(target: str) -> Callable[[Sequence[str]], "type[ConfigModel]"]:
     """Config class `module:Class` for any arguments; imported when it is needed."""
+    return lambda _: load(target)
+
+
+def load(target: str) -> Any:
+    """Object at `module:name`."""
     module, _, name = target.partition(":")
-    return lambda _: getattr(import_module(module), name)
+    return getattr(import_module(module), name)
 
 
 class VlatoolCommand(typer.core.TyperCommand):
@@ -218,7 +221,7 @@ class VlatoolCommand(typer.core.TyperCommand):
         names = dict(zip(spec.positionals, self.arguments.split(), strict=False))
         rows = {name: ("Run", row) for name, row in spec.rows.items()}
         for name, key in declared_keys(self._chosen_schema(ctx)).items():
-            values = spec.values[name]() if name in spec.values else ()
+            values = load(spec.values[name]).names() if name in spec.values else ()
             if name in names:
                 arguments.append(cli_help.argument_row(names[name], key, values))
             elif spec.is_used(name) and (not is_short or "." not in name or name in self.listed):
@@ -227,9 +230,9 @@ class VlatoolCommand(typer.core.TyperCommand):
         return rows
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        if self.spec is not None and (note := self.spec.note()):
+        if self.spec is not None and self.spec.note:
             formatter.write_paragraph()
-            formatter.write_text(note)
+            formatter.write_text(self.spec.note)
         super().format_epilog(ctx, formatter)
 
     # completion
@@ -267,8 +270,10 @@ class VlatoolCommand(typer.core.TyperCommand):
         known: dict[str, Sequence[str] | None] = {name: [] for name in spec.rows}
         for name, key in self._keys(ctx).items():
             known[name] = None if key.is_switch else choices(self._schema(ctx), key.path)
-        for name, values in {**spec.values, **spec.suggestions}.items():
-            known[name] = values()
+        for name, target in spec.values.items():
+            known[name] = load(target).names()
+        for name, target in spec.suggestions.items():
+            known[name] = load(target)()
         return known
 
 

@@ -8,18 +8,17 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from vlatool.cli.commands import Command
-from vlatool.cli.config_command import ConfigSpec, VlatoolCommand, schema_at
+from vlatool.cli.config_command import ConfigSpec, VlatoolCommand, load, schema_at
 from vlatool.cli.failures import Terminated, as_vlatool_error
 from vlatool.cli.options import JsonLinesOpt, NprocOpt, TextArg, TextsArg, command_app
 from vlatool.cli.output import error_document, to_json, write_error, write_stderr, write_stdout
@@ -150,25 +149,15 @@ def typer_command(words: str, row: Command) -> Any:
     return typer.main.get_command(app)
 
 
-def load(target: str) -> Any:
-    """Object at `module:name`."""
-    module, _, name = target.partition(":")
-    return getattr(import_module(module), name)
-
-
 def _spec(row: Command) -> ConfigSpec | None:
     if not row.schema:
         return None
     return ConfigSpec(
         schema_at(row.schema),
         positionals=tuple(row.arguments),
-        suggestions={key: partial(_names, target) for key, target in row.suggestions.items()},
+        suggestions=row.suggestions,
         presets=row.presets,
     )
-
-
-def _names(target: str) -> Sequence[str]:
-    return load(target)()
 
 
 def _command_class(row: Command, form: Form) -> type[VlatoolCommand]:

@@ -6,8 +6,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from vlatool.cli.commands import Command
-from vlatool.cli.config_command import ConfigSpec
-from vlatool.cli.forms import Form, load, run_workflow
+from vlatool.cli.config_command import ConfigSpec, load
+from vlatool.cli.forms import Form, run_workflow
 from vlatool.cli.help import is_help
 from vlatool.cli.session import Invocation
 from vlatool.errors import UsageError
@@ -20,8 +20,8 @@ def preprocess_form(row: Command) -> Form:
     spec = ConfigSpec(
         partial(_schema, row.schema),
         positionals=tuple(row.arguments),
-        note=_note,
-        values={"format": _formats, "sink": _sinks},
+        note=_NOTE,
+        values={"format": "vlatool.plugins:FORMATS", "sink": "vlatool.plugins:SINKS"},
         presets=row.presets,
     )
     return Form(spec, _preprocess)
@@ -92,20 +92,7 @@ def _format(typed: Mapping[str, str], words: Sequence[str]) -> str:
     return "" if is_source(words[0]) else words[0]
 
 
-def _formats() -> Sequence[str]:
-    from vlatool.plugins import FORMATS
-
-    return FORMATS.names()
-
-
-def _sinks() -> Sequence[str]:
-    from vlatool.plugins import SINKS
-
-    return SINKS.names()
-
-
-def _note() -> str:
-    return (
-        "Formats and sinks have their own options: `vlatool preprocess FORMAT --sink NAME "
-        "--help-all` lists them. Without FORMAT, vlatool looks at SOURCE to know its options."
-    )
+_NOTE = (
+    "Formats and sinks have their own options: `vlatool preprocess FORMAT --sink NAME --help-all` "
+    "lists them. Without FORMAT, vlatool looks at SOURCE to know its options."
+)

@@ -1,16 +1,15 @@
 """Forms of the commands with a training configuration."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vlatool.cli.commands import Command
-from vlatool.cli.config_command import ConfigSpec, schema_at
-from vlatool.cli.forms import Form, load, run_on_ranks
+from vlatool.cli.config_command import ConfigSpec, load, schema_at
+from vlatool.cli.forms import Form, run_on_ranks
 from vlatool.cli.help import HelpRow
 from vlatool.cli.output import JsonResult
 from vlatool.cli.session import Invocation
@@ -26,6 +25,10 @@ _ROWS: Mapping[str, HelpRow] = {
     "from": ("--from CKPT", "Run, checkpoint or published file with the initial weights."),
     "output": ("-o, --output RUN", "Folder of the run, such as runs/first."),
 }
+_NOTE = (
+    "Defaults are shown without a preset. All keys of --keys are options: --section.key VALUE, or "
+    "--set section.key=VALUE."
+)
 FileOpt = Annotated[
     str | None,
     typer.Option("--output", "-o", metavar="FILE", help="Write the YAML to FILE, atomically."),
@@ -41,46 +44,43 @@ SchemaOpt = Annotated[bool, typer.Option("--schema", help="Print the JSON Schema
 
 
 def train_form(row: Command) -> Form:
-    return Form(training_spec(row, "data", "output"), _train)
+    """Form of `train`, `finetune` and `tokenizer train`."""
+    return Form(_spec(row), _train)
 
 
-def tokenizer_form(row: Command) -> Form:
-    """Form of `tokenizer train`; a tokenizer has no rollouts."""
-    spec = training_spec(row, "data", "output")
-    return Form(replace(spec, unused_keys=("eval", "eval_every_n_checkpoints")), _train)
-
-
-def finetune_form(row: Command) -> Form:
-    return Form(training_spec(row, "data", "from", "output"), partial(_train, needs_model=True))
+def launch_form(row: Command) -> Form:
+    """Form of the commands that start a training elsewhere."""
+    return Form(_spec(row), _launch)
 
 
 def resolve_form(row: Command) -> Form:
     """Form of `resolve-config`, which takes a command line of `train` or `finetune`."""
-    spec = training_spec(row, "data", "from")
-    spec = replace(spec, unused_keys=("overwrite", "dry_run", "device_memory", "rate", "measure"))
-    return Form(spec, _resolve, _declare_resolve)
+    unused = ("overwrite", "dry_run", "device_memory", "rate", "measure")
+    spec = _spec(row)
+    rows = {name: spec.rows[name] for name in ("data", "from")}
+    return Form(replace(spec, rows=rows, unused_keys=unused), _resolve, _declare_resolve)
 
 
-def training_spec(row: Command, *names: str) -> ConfigSpec:
-    """Form of the configuration; the help lists these names of keys."""
+def _spec(row: Command) -> ConfigSpec:
+    has_rollouts = "rollouts" in row.presets
     return ConfigSpec(
         schema_at(row.schema),
         is_flat=False,
-        rows={name: _ROWS[name] for name in names},
-        note=lambda: (
-            "Defaults are shown without a preset. All keys of --keys are options: --section.key "
-            "VALUE, or --set section.key=VALUE."
-        ),
-        values={"model.type": model_types, "data.type": _data_kinds},
+        rows={name: _ROWS[name] for name in _ROWS if name != "from" or _is_finetune(row)},
+        note=_NOTE,
+        values={"model.type": "vlatool.plugins:MODELS", "data.type": "vlatool.plugins:DATA_KINDS"},
         presets=row.presets,
+        unused_keys=() if has_rollouts else ("eval", "eval_every_n_checkpoints"),
     )
 
 
-def _train(
-    run: Invocation, row: Command, values: Mapping[str, Any], *, needs_model: bool = False
-) -> None:
+def _is_finetune(row: Command) -> bool:
+    return "from" in row.options.split()
+
+
+def _train(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
     """Trains a model, or prints the configuration if a published key requests it."""
-    resolved = _resolved(run, row, needs_model)
+    resolved = _resolved(run, row)
     if resolved.config.resolve_configs or resolved.config.resolve_configs_path:
         from vlatool.workflows.resolve_config import resolve_config
 
@@ -97,10 +97,10 @@ def _train(
     run.finish(workflow(config, typed=typed, origins=resolved.origins, reporter=run.reporter))
 
 
-def _resolved(run: Invocation, row: Command, needs_model: bool) -> "Resolved[TrainConfig]":
-    """The configuration of this command line."""
+def _resolved(run: Invocation, row: Command) -> "Resolved[TrainConfig]":
+    """The configuration of this command line; a fine-tuning must name a model."""
     resolved = run.resolved(load(row.schema))
-    if needs_model and not getattr(resolved.config.model, "type", None):
+    if _is_finetune(row) and not getattr(resolved.config.model, "type", None):
         hint = (
             "give a checkpoint and a configuration: --from RUN --config RUN/config.yaml, or "
             "--preset NAME"
@@ -142,30 +142,8 @@ def _resolve(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
     run.finish(load(row.workflow)(resolved, **options, reporter=run.reporter))
 
 
-def model_types() -> Sequence[str]:
-    from vlatool.plugins import MODELS
-
-    return MODELS.names()
-
-
-def _data_kinds() -> Sequence[str]:
-    from vlatool.plugins import DATA_KINDS
-
-    return DATA_KINDS.names()
-
-
-def launch_train_form(row: Command) -> Form:
-    return Form(training_spec(row, "data", "output"), _launch)
-
-
-def launch_finetune_form(row: Command) -> Form:
-    return Form(training_spec(row, "data", "from", "output"), partial(_launch, needs_model=True))
-
-
-def _launch(
-    run: Invocation, row: Command, values: Mapping[str, Any], *, needs_model: bool = False
-) -> None:
-    resolved = _resolved(run, row, needs_model)
+def _launch(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
+    resolved = _resolved(run, row)
     sagemaker = getattr(resolved.config, "sagemaker", None)
     if sagemaker is not None and sagemaker.profile is not None:  # for the storage too
         os.environ["AWS_PROFILE"] = sagemaker.profile

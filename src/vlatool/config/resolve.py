@@ -95,8 +95,16 @@ def _override_layer(
         if not rest and first in schema.model_fields:
             value = _expand_texts(value, schema.model_fields[first].annotation)
             value = _expand_type(first, value, schema)
-        layer = _put(layer, override.path, value)
-    return layer, names
+        earlier = coerce.find(layer, override.path)
+        if earlier is not None and not isinstance(earlier.value, dict) and not override.is_section:
+            value = replace(value, value=_repeat(coerce.to_value(earlier), coerce.to_value(value)))
+        layer = coerce.put(layer, ".".join(override.path), value)
+    return replace(layer, origin=coerce.TYPED_ORIGIN), names
+
+
+def _repeat(earlier: Any, value: Any) -> coerce.Repeated:
+    values = earlier if isinstance(earlier, coerce.Repeated) else (earlier,)
+    return coerce.Repeated((*values, value))
 
 
 def _override_value(override: Override, budget: Budget) -> Node:
@@ -109,24 +117,6 @@ def _override_value(override: Override, budget: Budget) -> Node:
     if text.startswith(_YAML_STARTS):
         return read_text(text, origin, budget)
     return Node(coerce.parse_plain(text) if text else coerce.Plain("", ""), origin)
-
-
-def _put(section: Node, parts: Sequence[str], value: Node) -> Node:
-    """Copy of `section` with `value` at a path, merged with values of earlier overrides."""
-    children = dict(section.value) if isinstance(section.value, dict) else {}
-    name, *rest = parts
-    old = children.get(name)
-    if rest:
-        children[name] = _put(old or Node({}, value.origin), rest, value)
-    elif old is None:
-        children[name] = value
-    elif isinstance(old.value, dict) or isinstance(value.value, dict):
-        children[name] = coerce.merge(old, value)
-    else:
-        earlier = old.value if isinstance(old.value, coerce.Repeated) else [coerce.to_value(old)]
-        repeated = coerce.Repeated([*earlier, coerce.to_value(value)])
-        children[name] = replace(value, value=repeated)
-    return replace(section, value=children)
 
 
 _NO_NAMES: Mapping[str, str] = {}

@@ -187,22 +187,14 @@ def run_folder(folder: Any) -> Mapping[str, Any]:
     # As text: the command itself checks the scheme.
     text = str(folder)
     parent, _, name = text.rstrip("/").rpartition("/")
-    is_bucket = parent.endswith(":/")
-    if is_bucket or name in ("", ".", ".."):
+    if parent.endswith(":/") or name in ("", ".", ".."):
         raise UsageError(
             f"--output {text!r} does not name a folder for the run",
-            hint=f"write --output {text.rstrip('/') if is_bucket else 'runs'}/NAME",
+            hint="write --output runs/NAME, or s3://BUCKET/NAME for a bucket",
             code="usage.bad_value",
-            details={"output": text},
         )
-    return {"save_path": parent or ("/" if text.startswith("/") else "."), "name": name}
-
-
-def _names_of_programs() -> Names:
-    names: dict[str, base.Name] = {}
-    for program in TRAINING_NAMES.names():
-        names |= TRAINING_NAMES.get(program)
-    return names
+    root = "/" if text.startswith("/") else "."
+    return {"save_path": parent or root, "name": name}
 
 
 class TrainConfig(base.ConfigModel):
@@ -229,7 +221,7 @@ class TrainConfig(base.ConfigModel):
             "there is no database; .vlatool/run.json records the run", is_switch=True
         ),
         "log_level": Ignored("-v and --log-file show the log"),
-        **_names_of_programs(),
+        **TRAINING_NAMES.get("ms-swift"),
     }
 
     name: str | None = base.derived_field(
