@@ -102,7 +102,8 @@ def as_vlatool_error(error: BaseException) -> VlatoolError:
 def _known_error(error: BaseException) -> VlatoolError | None:
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
-        return None if extra_of(package) is None else missing_package(package)
+        if extra_of(package) is not None:
+            return missing_package(package)
     if isinstance(error, OSError):
         return _os_error(error)
     if isinstance(error, UnicodeEncodeError):
@@ -175,10 +176,11 @@ def _usage_error(error: Any) -> UsageError:
         from vlatool.plugins import did_you_mean
 
         known = [name for param in group.get_params(ctx) for name in param.opts]
-        near = did_you_mean(option, known)
+        if path == "vlatool" or not names:
+            hint = did_you_mean(option, known)
         return UsageError(
             f"unknown option {option}",
-            hint=hint if names and path != "vlatool" else near,
+            hint=hint,
             code="usage.unknown_option",
             details={"option": option},
         )

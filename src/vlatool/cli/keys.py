@@ -218,10 +218,11 @@ class CommandLine:
     def _key(self, key: str, option: str, value: str | None) -> None:
         if self._keys.get(key) and value is None:
             # A switch; a word such as `true` behind it is its value.
-            words = self._argv[self._position : self._position + 1]
-            is_value = bool(words) and words[0].lower() in _BOOL_WORDS
-            self._position += is_value
-            value = words[0] if is_value else "true"
+            value = "true"
+            for word in self._argv[self._position : self._position + 1]:
+                if word.lower() in _BOOL_WORDS:
+                    value = word
+                    self._position += 1
         text = self._value(option, value)
         if text is not None:
             self._add(f"{key}={text}", option)

@@ -133,7 +133,9 @@ def write_result(result: Result, options: OutputOptions) -> None:
 
 def write_error(error: VlatoolError, options: OutputOptions) -> None:
     """Writes error and hint to stderr; with `--json` also a document with the partial result."""
-    result = error.result if isinstance(error.result, Result) else None
+    result = None
+    if isinstance(error.result, Result):
+        result = error.result
     body = {"error": error_document(error)}
     if options.json:
         write_stdout(to_json({**(result.document() if result else {}), **body}))

@@ -71,9 +71,13 @@ def _split(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     before = ""
     for word, following in pairwise([*args, ""]):
         if word.startswith("--"):
-            name, equals, value = word[2:].replace("-", "_").partition("=")
-            typed[name.removeprefix("no_").removeprefix("source.")] = value if equals else following
-            before = "" if equals else word
+            name, equals, value = word[2:].partition("=")
+            name = name.replace("-", "_").removeprefix("no_").removeprefix("source.")
+            before = ""
+            if not equals:
+                value = following
+                before = word
+            typed[name] = value
             continue
         if not before and not word.startswith("-"):
             words.append(word)

@@ -122,6 +122,10 @@ class LineReporter(_Lines):
         write_stderr(f"warning: {one_line(message)} [{code}]")
 
 
+def _round(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
+
+
 class JsonReporter(_Lines):
     """Reporter that writes one JSON object per line."""
 
@@ -129,16 +133,17 @@ class JsonReporter(_Lines):
         return ProgressCounter(name, total, unit, self, EVENT_EVERY_S)
 
     def show(self, count: ProgressCounter, *, is_end: bool) -> None:
-        rate = count.rate
-        remaining_s = None if is_end else count.remaining_s
+        remaining_s = count.remaining_s
+        if is_end:
+            remaining_s = None
         self._event(
             "progress",
             name=count.name,
             unit=count.unit,
             done=count.done,
             total=count.total,
-            rate=None if rate is None else round(rate, 3),
-            seconds_left=None if remaining_s is None else round(remaining_s, 1),
+            rate=_round(count.rate, 3),
+            seconds_left=_round(remaining_s, 1),
             ended=is_end,
             complete=is_end and count.is_complete,
             fields=count.fields,

@@ -208,7 +208,9 @@ def _merge_default(value: Any, field: FieldInfo) -> Any:
     if not isinstance(value, dict) or field.default_factory_takes_validated_data:
         return value
     default = field.get_default(call_default_factory=True)
-    return _merge_section(value, default) if isinstance(default, BaseModel) else value
+    if not isinstance(default, BaseModel):
+        return value
+    return _merge_section(value, default)
 
 
 def _merge_section(section: dict[str, Any], default: BaseModel) -> dict[str, Any]:

@@ -75,8 +75,8 @@ def child(node: Node, part: str | int) -> Node | None:
     """Child of `node` at a key or index."""
     if isinstance(node.value, dict):
         return node.value.get(part)
-    if isinstance(node.value, list) and str(part).isdecimal():
-        return node.value[int(part)] if int(part) < len(node.value) else None
+    if isinstance(node.value, list) and str(part).isdecimal() and int(part) < len(node.value):
+        return node.value[int(part)]
     return None
 
 
@@ -84,19 +84,22 @@ def find(node: Node, parts: Sequence[str | int]) -> Node | None:
     """Node at a path of keys and indices; None if there is none."""
     current: Node | None = node
     for part in parts:
-        current = child(current, part) if current is not None else None
+        if current is None:
+            return None
+        current = child(current, part)
     return current
 
 
 def nearest_origin(node: Node, parts: Sequence[str | int]) -> str:
     """Origin of the value at a path; of its section if the value does not exist."""
     origin = DEFAULT_ORIGIN
-    current: Node | None = node
+    current = node
     for part in parts:
-        current = child(current, part) if current is not None else None
-        if current is None:
+        below = child(current, part)
+        if below is None:
             break
-        origin = current.origin
+        current = below
+        origin = below.origin
     return origin
 
 
@@ -425,7 +428,9 @@ def _items(value: Any) -> list[Any] | None:
     if isinstance(value, Plain):
         if value.value is None:
             return None
-        return [parse_plain(item.strip()) for item in value.split(",")] if value else []
+        if not value:
+            return []
+        return [parse_plain(item.strip()) for item in value.split(",")]
     if isinstance(value, list | tuple | set | frozenset):
         return list(value)
     return None

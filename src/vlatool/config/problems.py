@@ -155,9 +155,9 @@ def similar_keys(
     for word in words:
         if note := note_on(word):
             return (), note
-    # Keys without a section get suggestions without one.
-    is_nested = key.partition(".")[0] in flat
-    return _nearest_keys(key, names if is_nested else short), ""
+    if key.partition(".")[0] not in flat:  # without a section, as are the suggestions
+        names = short
+    return _nearest_keys(key, names), ""
 
 
 def _nearest_keys(key: str, patterns: Sequence[str]) -> tuple[str, ...]:
@@ -196,10 +196,11 @@ def _translate(detail: Mapping[str, Any], tree: coerce.Node, schema: type[BaseMo
     if kind.startswith("union_tag") and not is_rejected:
         parts.append(detail["ctx"]["discriminator"].strip("'"))
     section = coerce.find(tree, parts[:2])
-    is_flat = section is not None and section.is_flat  # written without its section
-    key = ".".join(map(str, parts[1:] if is_flat else parts))
-    origin = coerce.nearest_origin(tree, parts)
     path = ".".join(map(str, parts))
+    key = path
+    if section is not None and section.is_flat:  # written without its section
+        key = path.partition(".")[2]
+    origin = coerce.nearest_origin(tree, parts)
     value = coerce.find(tree, parts)
     if kind == "extra_forbidden":
         return _unknown(key, origin, path, value, schema)

@@ -116,7 +116,9 @@ def _override_value(override: Override, budget: Budget) -> Node:
         return read_file(text.removeprefix(_INCLUDE_WORD).strip(), budget=budget)
     if text.startswith(_YAML_STARTS):
         return read_text(text, origin, budget)
-    return Node(coerce.parse_plain(text) if text else coerce.Plain("", ""), origin)
+    if not text:  # an empty text, not null
+        return Node(coerce.Plain("", ""), origin)
+    return Node(coerce.parse_plain(text), origin)
 
 
 _NO_NAMES: Mapping[str, str] = {}
@@ -159,8 +161,9 @@ class _Renaming:
             self.presets.append(row.preset)
             return
         for key, value in values.items():
-            path = key[1:] if key.startswith("/") else f"{section}.{key}".lstrip(".")
-            self._set(name, path, value, is_last=isinstance(row, Converted))
+            if not key.startswith("/"):
+                key = f"{section}.{key}"
+            self._set(name, key.lstrip("/."), value, is_last=isinstance(row, Converted))
 
     def _set(self, name: str, key: str, value: Node, *, is_last: bool) -> None:
         """Sets a key; a row that stands for several keys wins over earlier rows."""
@@ -179,12 +182,15 @@ def _meaning(row: Name, node: Node) -> dict[str, Node]:
     if isinstance(row, Converted):
         values = row.convert(coerce.plain(node))
         return {key: coerce.from_value(value, node.origin) for key, value in values.items()}
-    keys = row if isinstance(row, tuple) else (row,)
-    key, is_switch, fixed = str(keys[0]).partition("=")
-    if is_switch and coerce.plain(node) is not True:
+    if isinstance(row, tuple):
+        first, *others = row
+        return {**{key: Node([], node.origin) for key in others}, first: node}
+    key, is_switch, fixed = str(row).partition("=")
+    if not is_switch:
+        return {key: node}
+    if coerce.plain(node) is not True:
         raise ValueError("it is a switch; leave it out")
-    value = coerce.parse_plain(fixed) if is_switch else node.value
-    return {**{key: Node([], node.origin) for key in keys[1:]}, key: replace(node, value=value)}
+    return {key: replace(node, value=coerce.parse_plain(fixed))}
 
 
 @dataclass(frozen=True)
@@ -441,8 +447,9 @@ def _expand_type(key: str, node: Node, schema: type[ConfigModel]) -> Node:
     is_text = not isinstance(node.value, dict | list) and coerce.plain(node) is not None
     if key not in schema.flat_sections or not is_text:
         return node
-    is_typed = any("type" in kind.model_fields for kind in section_models(schema, key))
-    return Node({"type": node}, node.origin) if is_typed else node
+    if not any("type" in kind.model_fields for kind in section_models(schema, key)):
+        return node
+    return Node({"type": node}, node.origin)
 
 
 def _nest(layer: Node, schema: type[ConfigModel], merged: Node, problems: list[Problem]) -> Node:

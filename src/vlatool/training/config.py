@@ -19,7 +19,7 @@ from vlatool.formats.run.layout import RunDir
 from vlatool.loading.base import DataKind, DatasetInfo, LoadingConfig, data_kind
 from vlatool.models import trained
 from vlatool.models.base import ModelType, Part
-from vlatool.models.published import published_at, registered_type
+from vlatool.models.published import published_at, registered_type, run_folder
 from vlatool.plugins import RUN_SECTIONS, TRAINING_NAMES, TRANSLATIONS, Registry
 from vlatool.storage.tree import parse_size
 from vlatool.storage.uri import pinned
@@ -180,21 +180,6 @@ class DistributedConfig(base.ConfigModel):
     )
     fsdp_cpu_offload: bool = option(False, "Keep sharded weights on the host.")
     dist_url: str = option("env://", "Rendezvous address of the processes.")
-
-
-def run_folder(folder: Any) -> Mapping[str, Any]:
-    """Keys for the folder of a run: `save_path` and `name`."""
-    # As text: the command itself checks the scheme.
-    text = str(folder)
-    parent, _, name = text.rstrip("/").rpartition("/")
-    if parent.endswith(":/") or name in ("", ".", ".."):
-        raise UsageError(
-            f"--output {text!r} does not name a folder for the run",
-            hint="write --output runs/NAME, or s3://BUCKET/NAME for a bucket",
-            code="usage.bad_value",
-        )
-    root = "/" if text.startswith("/") else "."
-    return {"save_path": parent or root, "name": name}
 
 
 class TrainConfig(base.ConfigModel):

@@ -7,7 +7,8 @@ import pytest
 from vlatool.cli.app import run as run_command
 from vlatool.config.resolve import Override, load_config
 from vlatool.errors import UsageError
-from vlatool.training.config import TrainConfig, run_folder
+from vlatool.models.published import run_folder
+from vlatool.training.config import TrainConfig
 
 
 def test_data_folders_become_the_key_of_folders_and_a_run_its_parent_and_name() -> None:

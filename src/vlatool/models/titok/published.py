@@ -7,7 +7,7 @@ converted to our sections. Source: reference/titok 5.1, 7.1, 7.2, 7.3.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -17,7 +17,7 @@ from vlatool.config.problems import Problem, config_error
 from vlatool.errors import ConfigError, DataError
 from vlatool.formats.base_model import CONFIG as HUB_CONFIG
 from vlatool.formats.base_model import WEIGHTS as HUB_WEIGHTS
-from vlatool.models.published import PublishedFiles
+from vlatool.models.published import PublishedFiles, run_folder
 from vlatool.models.titok.config import KlConfig, TitokConfig, VitConfig, VqConfig
 from vlatool.storage.atomic import write_text
 from vlatool.storage.documents import read_json, read_yaml
@@ -417,8 +417,7 @@ def _averages(lookup: Lookup) -> Mapping[str, Any]:
 
 
 def _folder(lookup: Lookup) -> Mapping[str, Any]:
-    folder = PurePosixPath(str(lookup("experiment.output_dir")))
-    return {"save_path": str(folder.parent), "name": folder.name}
+    return run_folder(lookup("experiment.output_dir"))
 
 
 def _list(split: str, name: str) -> Callable[[Lookup], Mapping[str, Any]]:
