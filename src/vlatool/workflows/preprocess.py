@@ -21,7 +21,7 @@ from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import Finding
 from vlatool.formats.base import FormatReader
 from vlatool.formats.commands import LaterValues, later_values, proposals_text
-from vlatool.formats.detect import DeferredKeys, detect_source, name_other_format
+from vlatool.formats.detect import DeferredKeys, detect_source, name_other_format, with_mapping
 from vlatool.formats.mapping import usual_rate
 from vlatool.formats.renaming import with_names
 from vlatool.formats.select import (
@@ -690,11 +690,18 @@ def _keys_of_formats(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _detected(sources: Any, keys: Mapping[str, Any]) -> str:
-    """Format of the first source, which may need these keys; empty without sources."""
+    """Format of the first source, which may need these keys; empty without sources.
+
+    A key that only other formats have is reported later, with their names.
+    """
     if not sources:
         return ""
     first = sources.partition(",")[0] if isinstance(sources, str) else sources[0]
-    return detect_source(require_input(str(first)), None, keys).format
+    source = require_input(str(first))
+    try:
+        return detect_source(source, None, keys).format
+    except VlatoolError:
+        return detect_source(source, None, with_mapping({}, keys.get("mapping"))).format
 
 
 def with_format(config: PreprocessConfig) -> PreprocessConfig:
