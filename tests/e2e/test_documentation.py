@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vlatool.cli.commands import COMMANDS
-from vlatool.cli.config_command import TYPED_CONFIG, load
+from vlatool.cli.config_command import TYPED_CONFIG
 from vlatool.cli.forms import typer_command
 from vlatool.cli.options import OutputOptions, take_output_options
 from vlatool.cli.session import Invocation
@@ -59,7 +59,7 @@ def test_documented_command_has_a_valid_configuration(line: str) -> None:
             typed = ctx.meta[TYPED_CONFIG]  # files of the examples are not there
             typed.files, typed.read_options = (), ReadOptions(row.presets)
             positionals = {key: ctx.params[key] for key in row.arguments}
-            Invocation(ctx, options, NULL).resolved(load(row.schema), **positionals)
+            Invocation(ctx, options, NULL).resolved(**positionals)
 
 
 def starts_with(argv: list[str], words: str) -> bool:

@@ -108,7 +108,7 @@ def run_workflow(run: Invocation, row: Command, values: Mapping[str, Any]) -> No
     if not row.schema:
         run.finish(workflow())
         return
-    config = run.config(load(row.schema), **{key: values[key] for key in row.arguments})
+    config = run.config(**{key: values[key] for key in row.arguments})
     if not run_on_ranks(run, values.get("nproc")):
         run.finish(workflow(config, reporter=run.reporter))
 

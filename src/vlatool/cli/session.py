@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import typer
 
@@ -30,8 +30,6 @@ _USER = re.compile(r"(?<=://)[^/\s]+@")
 _QUERY = re.compile(r"(https?://[^\s?#]*[?#])\S+")
 _RETRIES = "vlatool.storage.retry"  # log of retries
 
-Schema = TypeVar("Schema", bound="ConfigModel")
-
 
 class Invocation:
     """One invocation of a command, as its body sees it."""
@@ -41,18 +39,18 @@ class Invocation:
         self.reporter = reporter  # receives progress, notes and warnings of the workflow
         self._ctx = ctx
 
-    def config(self, schema: type[Schema], **positionals: Any) -> Schema:
+    def config(self, **positionals: Any) -> Any:
         """Configuration of this command line; `positionals` are values of keys by name."""
-        return self.resolved(schema, **positionals).config
+        return self.resolved(**positionals).config
 
-    def resolved(self, schema: type[Schema], **positionals: Any) -> "Resolved[Schema]":
+    def resolved(self, **positionals: Any) -> "Resolved[Any]":
         """Configuration of this command line, with the origin of each value."""
         from vlatool.config.resolve import load_config
 
         typed: CommandLine = self._ctx.meta[TYPED_CONFIG]
         try:
             resolved = load_config(
-                self._ctx.meta.get(SCHEMA, schema),  # for the format of the sources
+                self._ctx.meta[SCHEMA],
                 presets=typed.presets,
                 files=typed.files,
                 overrides=typed.overrides(positionals),
@@ -73,9 +71,10 @@ class Invocation:
             self.reporter.warn("option_without_effect", f"{key} does nothing: {reason}")
         return resolved
 
-    def schema(self, schema: type[Schema]) -> type[Schema]:
+    def schema(self) -> "type[ConfigModel]":
+        """Class of the configuration, for the types that this command line names."""
         typed: CommandLine = self._ctx.meta[TYPED_CONFIG]
-        return cast(type[Schema], typed.chosen_schema(schema))
+        return typed.chosen_schema(self._ctx.meta[SCHEMA])
 
     def finish(self, result: output.Result) -> None:
         output.write_result(result, self.options)

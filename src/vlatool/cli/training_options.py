@@ -99,7 +99,7 @@ def _train(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
 
 def _resolved(run: Invocation, row: Command) -> "Resolved[TrainConfig]":
     """The configuration of this command line; a fine-tuning must name a model."""
-    resolved = run.resolved(load(row.schema))
+    resolved = run.resolved()
     if _is_finetune(row) and not getattr(resolved.config.model, "type", None):
         hint = (
             "give a checkpoint and a configuration: --from RUN --config RUN/config.yaml, or "
@@ -133,13 +133,11 @@ def _declare_resolve(
 
 
 def _resolve(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
-    config_class = load(row.schema)
     if values["schema"]:
-        run.finish(JsonResult(run.schema(config_class).model_json_schema()))
+        run.finish(JsonResult(run.schema().model_json_schema()))
         return
     options = {name: values[name] for name in ("explain", "output", "derive")}
-    resolved = run.resolved(config_class)
-    run.finish(load(row.workflow)(resolved, **options, reporter=run.reporter))
+    run.finish(load(row.workflow)(run.resolved(), **options, reporter=run.reporter))
 
 
 def _launch(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:

@@ -70,7 +70,7 @@ def read(spec: ConfigSpec, schema: type[ConfigModel], argv: list[str]) -> Any:
     @app.command(cls=type("Command", (VlatoolCommand,), members))
     def body(ctx: typer.Context, layout: TextArg = None) -> None:
         with command(ctx) as run:
-            configs.append(run.config(schema, layout=layout))
+            configs.append(run.config(layout=layout))
 
     group = typer.main.get_command(app)
     with group.make_context("vlatool", list(argv), obj=OutputOptions()) as ctx:
