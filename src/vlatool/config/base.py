@@ -145,7 +145,8 @@ class ConfigModel(BaseModel):
         """Returns the class that validates `tree`.
 
         In the tree, a registered name (`model.type`, `format`) is text. A root config with such a
-        section looks the name up here, and returns a subclass with the section that it selects.
+        section looks the name up here, and returns a subclass with the section that it selects. A
+        name that is not given may be found in what the tree names, such as the first source.
         """
         return cls
 

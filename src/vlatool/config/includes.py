@@ -162,7 +162,6 @@ class _Document:
                 origin,
                 f"{node.value} includes itself",
                 hint=" -> ".join(self.display(step) for step in self.chain),
-                code="config.syntax",
             )
         chain = (*self.chain, path.resolve())
         included = replace(
@@ -183,7 +182,7 @@ class _Document:
                 inherited = self._merged(inherited, _mergeable(value, key_origin))
             elif key in children:
                 message = f'duplicate key "{key}"'
-                raise _error(key_origin, message, code="config.syntax")
+                raise _error(key_origin, message)
             else:
                 children[key] = value
         tree = self._merged(inherited, Node(children, origin))
@@ -231,7 +230,7 @@ def _check_tag(node: yaml.Node, origin: str, *known: str) -> None:
     if node.tag == _REPLACE_TAG and isinstance(node, yaml.SequenceNode):
         raise _error(origin, "!replace needs a mapping; lists always replace")
     hint = "the supported tags are !include and !replace"
-    raise _error(origin, f"unknown tag {node.tag!r}", hint=hint, code="config.syntax")
+    raise _error(origin, f"unknown tag {node.tag!r}", hint=hint)
 
 
 def _near_files(path: Path) -> str:
@@ -251,7 +250,7 @@ def _near_files(path: Path) -> str:
 
 def _too_large(origin: str, message: str) -> ConfigError:
     hint = "shorten the configuration; aliases and includes count each time they are used"
-    return _error(origin, message, hint=hint, code="config.syntax")
+    return _error(origin, message, hint=hint)
 
 
 def _error(
