@@ -250,7 +250,7 @@ class _Layers(Generic[C]):
         self, presets: Sequence[str], files: Sequence[str], overrides: Sequence[Override]
     ) -> None:
         for name in presets:
-            self._add(self._preset(name))
+            self._add(self.preset(name))
         for file in files:
             self._read_file(file)
         layer, names = _override_layer(overrides, self.schema, self._budget)
@@ -284,14 +284,15 @@ class _Layers(Generic[C]):
         renaming.apply(self.schema.NAMES)
         self.names |= renaming.found
         if not self.trees:
-            self.trees += [self._preset(name) for name in renaming.presets]
+            self.trees += [self.preset(name) for name in renaming.presets]
         for key, node in renaming.defaults.items():
             self.trees.append(coerce.put(Node({}, tree.origin), key, node))
         values = renaming.layer.value.items()
         top = {key: _expand_type(key, node, self.schema) for key, node in values}
         self.trees.append(replace(renaming.layer, value=top))
 
-    def _preset(self, name: str) -> Node:
+    def preset(self, name: str) -> Node:
+        """Reads a preset, in the section that it fills."""
         path = preset_path(name, self._preset_roots, self._options.preset_kinds)
         tree = _check_mapping(read_file(path, display=self._display, budget=self._budget))
         section = self.schema.preset_sections.get(preset_kind(path, self._preset_roots))
@@ -365,6 +366,11 @@ def load_config(
     merged = _merge_layers(trees, subclass.exclusive, layers.problems)
     _check_no_credentials(merged)
     return _validate(subclass, merged, layers)
+
+
+def read_preset(schema: type[ConfigModel], name: str) -> Node:
+    """Tree of a preset, in the section that it fills."""
+    return _Layers(schema, STRICT, None).preset(name)
 
 
 def chosen_schema(

@@ -167,6 +167,5 @@ def presets_show(config: PresetsShowConfig, *, reporter: Reporter = NULL) -> Sho
     check_required(config, "vlatool presets show NAME; `vlatool presets` lists the names")
     from vlatool.training.config import TrainConfig  # imports numpy
 
-    reader = resolve.LayerReader(TrainConfig.preset_sections, None, resolve.STRICT)
-    tree = reader.read([config.name], (), ()).trees[0]
+    tree = resolve.read_preset(TrainConfig, config.name)
     return ShownPreset(preset_info(config.name), plain(tree))
