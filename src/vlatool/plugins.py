@@ -326,21 +326,20 @@ SINKS: Registry[Any] = Registry(
 )
 DEFAULT_SINK = "frames"  # of recordings, unless their format names another
 PUBLISHED_SINK = "lbm"  # of a published command or YAML of LBM
-# Configurations of other programs: each function converts a tree, or returns None for others.
+# Files of other programs: each function converts a tree, or returns None for others.
 TRANSLATIONS: Registry[Any] = Registry(
     "",
     "translation",
     {
         "policy training": "vlatool.models.diffusion_policy.published:translate",
         "tokenizer training": "vlatool.models.titok.published:translate",
-        "language model training": "vlatool.models.future_vla.published_command:translate",
     },
 )
-# Options of other programs that a translation converts: names; True for those without a value.
-PUBLISHED_OPTIONS: Registry[Mapping[str, bool]] = Registry(
+# Options of other programs that train: names, and what they stand for here (`config.base.Names`).
+TRAINING_NAMES: Registry[Any] = Registry(
     "",
-    "translation",
-    {"language model training": "vlatool.models.future_vla.published_command:OPTIONS"},
+    "program",
+    {"ms-swift": "vlatool.models.future_vla.published_command:NAMES"},
 )
 # Remote storage of a root such as s3://bucket.
 SCHEMES: Registry[Any] = Registry(

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from tests.builders.forks import Forks
-from tests.builders.spartan import spartan_task
 
 VLATOOL = str(Path(sys.executable).parent / "vlatool")
 
@@ -264,13 +263,6 @@ def test_windows_without_wsl_is_exit_6_in_one_line() -> None:
     done = shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(program)}")
     assert (done.returncode, done.stderr.count("\n")) == (6, 1), done.stderr
     assert "WSL" in done.stderr
-
-
-def test_warnings_of_other_packages_are_not_errors(tmp_path: Path) -> None:
-    spartan_task(tmp_path, episodes=1)
-    done = shell(f"{{}} verify {tmp_path}", PYTHONWARNINGS="error")
-    assert done.returncode in (0, 3)
-    assert "Traceback" not in done.stderr
 
 
 def test_json_lines_are_one_document_per_row_and_debug_adds_the_traceback(light: Forks) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from vlatool.cli.commands import COMMANDS
 from vlatool.cli.config_command import TYPED_CONFIG
-from vlatool.cli.forms import load, typer_command
+from vlatool.cli.forms import typer_command
 from vlatool.cli.options import OutputOptions, take_output_options
 from vlatool.cli.session import Invocation
 from vlatool.config.resolve import ReadOptions
@@ -57,9 +57,9 @@ def test_documented_command_has_a_valid_configuration(line: str) -> None:
     with command.make_context(f"vlatool {words}", argv[len(words.split()) :], obj=options) as ctx:
         if row.schema:
             typed = ctx.meta[TYPED_CONFIG]  # files of the examples are not there
-            typed.presets, typed.read_options = ctx.params["preset"] or (), ReadOptions(row.presets)
+            typed.files, typed.read_options = (), ReadOptions(row.presets)
             positionals = {key: ctx.params[key] for key in row.arguments}
-            Invocation(ctx, options, NULL).resolved(load(row.schema), **positionals)
+            Invocation(ctx, options, NULL).resolved(**positionals)
 
 
 def starts_with(argv: list[str], words: str) -> bool:

@@ -54,7 +54,9 @@ def _lines(rows: set[str] | list[str]) -> str:
 def _error_codes(trees: Sequence[ast.Module]) -> Iterator[str]:
     """Strings that look like a code and are not a configuration key."""
     names = [info.key for info in dotted_keys(TrainConfig)]
-    keys = [f"{name}." for name in chain(names, *(row.options for row in COMMANDS.values()))]
+    keys = [
+        f"{name}." for name in chain(names, *(row.options.split() for row in COMMANDS.values()))
+    ]
     for tree in trees:
         for text in _texts(ast.walk(tree)):
             if _CODE.fullmatch(text) and not any(key.startswith(f"{text}.") for key in keys):

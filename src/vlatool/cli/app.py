@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -28,16 +27,6 @@ from vlatool.cli.options import (
     take_output_options,
 )
 from vlatool.errors import SINGLE_FILE, UsageError
-
-# Words that people type for a command, or for what follows the name of a group.
-_LEADS = {
-    "convert": "vlatool preprocess SOURCE --output DATA converts recordings to training data; "
-    "vlatool export converts what vlatool wrote",
-    "merge": "vlatool preprocess A B --output DATA makes one data set of several; training reads "
-    "several, too: --data A --data B",
-    "eval": "vlatool eval open-loop RUN compares with recorded actions; vlatool eval rollout RUN "
-    "--env NAME lets the policy act",
-}
 
 
 class TableGroup(typer.core.TyperGroup):
@@ -88,15 +77,11 @@ class TableGroup(typer.core.TyperGroup):
 
         known = self.list_commands(ctx)
         withdrawn = withdrawn_hint(f"{self.prefix} {args[0]}".strip())
-        hint = withdrawn or did_you_mean(args[0], known)
-        lead = _LEADS.get(self.prefix or args[0])
-        if lead and (not self.prefix or hint.startswith("known:")):
-            hint = lead
         raise UsageError(
             f"unknown command {' '.join([ctx.command_path, args[0]])!r}",
-            hint=hint,
+            hint=withdrawn or did_you_mean(args[0], known),
             code="usage.unknown_option",
-            details={"command": args[0], "known": self.list_commands(ctx)},
+            details={"command": args[0], "known": known},
         )
 
     def get_help(self, ctx: Any) -> str:
@@ -189,11 +174,6 @@ def main() -> None:
     from vlatool.cli.output import Stderr, flush_stdout, open_streams
 
     open_streams()
-    # `PYTHONWARNINGS=error` would end a command at a warning of another package.
-    if any(option.startswith("error") for option in sys.warnoptions):
-        warnings.simplefilter("default")
-        sys.warnoptions.clear()  # worker processes inherit it
-        os.environ.pop("PYTHONWARNINGS", None)
     atexit.register(_ignore_ctrl_c)
     try:
         code = run(sys.argv[1:])
@@ -230,9 +210,8 @@ def run(argv: Sequence[str]) -> int:
             return 0
         raise_on_signals()
         _check_names(argv)
-        if any(option in argv for option in ("--show-completion", "--install-completion")):
-            _set_up_completion(argv, options)
-            return 0
+        if argv and argv[-1] in _SHELLS:  # `--show-completion bash`: Typer detects no shell then
+            os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
         group = typer.main.get_command(app)
         with group.make_context("vlatool", list(argv), obj=options) as ctx:
             group.invoke(ctx)
@@ -294,29 +273,6 @@ def _check_names(argv: Sequence[str]) -> None:
                 hint="rename that file or folder" if is_utf8 else hint,
                 code="usage.bad_value",
             ) from None
-
-
-_START_FILES = {"bash": "~/.bashrc", "zsh": "~/.zshrc"}
-
-
-def _set_up_completion(argv: Sequence[str], options: OutputOptions) -> None:
-    """Shows or installs the completion of a shell, with Typer."""
-    from vlatool.cli.output import write_stdout
-
-    shell = os.path.basename(os.environ.get("SHELL", ""))
-    if argv[-1] in _SHELLS:
-        shell = argv[-1]
-        # Lets it work without a detected shell; Typer reads it when it builds the commands.
-        os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
-    group = typer.main.get_command(app)
-    try:
-        with group.make_context("vlatool", list(argv), obj=options) as ctx:
-            group.invoke(ctx)
-    except (SystemExit, typer.Exit) as done:
-        code = done.code if isinstance(done, SystemExit) else done.exit_code
-        if "--install-completion" in argv and not code and shell in _START_FILES:
-            write_stdout(f"{_START_FILES[shell]} loads it")  # fish needs no such file
-        raise
 
 
 def _report_error(error: BaseException, options: OutputOptions) -> int:

@@ -28,7 +28,7 @@ class Command:
     presets: tuple[str, ...] = ()  # folders of presets for this command
     # Options that `--help` lists, in this order, with underscores; those that a format or a sink
     # does not have are left out. Empty: all.
-    options: tuple[str, ...] = ()
+    options: str = ""
     # Keys to `module:function` of known values among others, for completion.
     suggestions: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -45,8 +45,9 @@ class Command:
 
 
 _SAGEMAKER_OPTIONS = (
-    *("data", "remote_sync", "preset", "config", "sagemaker.user", "sagemaker.instance_type"),
-    *("sagemaker.instance_count", "sagemaker.image", "sagemaker.arn", "sagemaker.spot", "dry_run"),
+    "data remote_sync preset config sagemaker.user sagemaker.instance_type "
+    "sagemaker.instance_count sagemaker.image sagemaker.arn sagemaker.spot "
+    "dry_run"
 )
 _SAGEMAKER_DETAILS = (
     "Takes the options of `vlatool train`, and --sagemaker.KEY VALUE. Data, weights and the copy "
@@ -66,7 +67,7 @@ _LAUNCH: dict[str, Command] = {
         examples=(_SAGEMAKER_EXAMPLE, f"{_SAGEMAKER_EXAMPLE} --dry-run --json | jq .request"),
         details=_SAGEMAKER_DETAILS,
         options=_SAGEMAKER_OPTIONS,
-        form="vlatool.cli.training_options:launch_train_form",
+        form="vlatool.cli.training_options:launch_form",
         presets=TRAINING_PRESETS,
     ),
     "launch sagemaker finetune": Command(
@@ -77,8 +78,8 @@ _LAUNCH: dict[str, Command] = {
             for weights in ("s3://lab/runs/first", "s3://lab/checkpoint_3.pt")
         ),
         details=_SAGEMAKER_DETAILS,
-        options=("from", *(name for name in _SAGEMAKER_OPTIONS if name != "sagemaker.spot")),
-        form="vlatool.cli.training_options:launch_finetune_form",
+        options="from " + _SAGEMAKER_OPTIONS.replace(" sagemaker.spot", ""),
+        form="vlatool.cli.training_options:launch_form",
         presets=TRAINING_PRESETS,
     ),
     "launch status": Command(
@@ -106,20 +107,20 @@ _LAUNCH: dict[str, Command] = {
         details="Takes the options of `vlatool train`. Script and logs go to the folder "
         "`launch` beside the run.",
         options=(
-            *("data", "output", "preset", "config", "slurm.nodes", "slurm.gpus_per_node"),
-            *("slurm.cpus_per_task", "slurm.partition", "slurm.time", "slurm.setup"),
-            *("slurm.options", "submit", "overwrite", "dry_run"),
+            "data output preset config slurm.nodes slurm.gpus_per_node "
+            "slurm.cpus_per_task slurm.partition slurm.time slurm.setup "
+            "slurm.options submit overwrite dry_run"
         ),
-        form="vlatool.cli.training_options:launch_train_form",
+        form="vlatool.cli.training_options:launch_form",
         presets=TRAINING_PRESETS,
     ),
 }
 
 
 _TRAINING_OPTIONS = (
-    *("data", "output", "preset", "config", "total_train_steps", "num_epochs", "hparams.lr"),
-    *("hparams.global_batch_size", "hparams.per_gpu_batch_size", "data.camera_names"),
-    *("data.num_workers", "nproc", "num_checkpoints", "overwrite", "dry_run"),
+    "data output preset config total_train_steps num_epochs hparams.lr "
+    "hparams.global_batch_size hparams.per_gpu_batch_size data.camera_names "
+    "data.num_workers nproc num_checkpoints overwrite dry_run"
 )
 _NEEDS_PRESET = "Name the model with a preset or a file: --preset NAME or --config FILE."
 
@@ -162,9 +163,9 @@ _COMMANDS: dict[str, Command] = {
         form="vlatool.cli.preprocess:preprocess_form",
         presets=("preprocess",),
         options=(
-            *("output", "preset", "sink", "episodes", "max_episodes", "camera_names"),
-            *("action_fields", "resize_images_size", "workers", "on_error", "overwrite"),
-            "dry_run",
+            "output preset sink episodes max_episodes camera_names "
+            "action_fields resize_images_size workers on_error overwrite "
+            "dry_run"
         ),
     ),
     "curate": Command(
@@ -177,7 +178,7 @@ _COMMANDS: dict[str, Command] = {
         ),
         form="vlatool.cli.preprocess:preprocess_form",
         presets=("curation",),
-        options=("output", "preset", "config", "keep", "episodes", "workers", "overwrite"),
+        options="output preset config keep episodes workers overwrite",
     ),
     "split": Command(
         "Split image shards into lists for training and validation.",
@@ -198,12 +199,10 @@ _COMMANDS: dict[str, Command] = {
         ),
         details=f"{_NEEDS_PRESET} A TiTok tokenizer also needs --model.teacher, the run of a "
         "VQGAN, and in stage 2 --init-from, the run of stage 1.",
-        form="vlatool.cli.training_options:tokenizer_form",
+        form="vlatool.cli.training_options:train_form",
         has_ranks=True,
         presets=tuple(folder for folder in TRAINING_PRESETS if folder != "rollouts"),
-        options=tuple(
-            "init_from" if name == "data.camera_names" else name for name in _TRAINING_OPTIONS
-        ),
+        options=_TRAINING_OPTIONS.replace("data.camera_names", "init_from"),
     ),
     "tokenizer eval": Command(
         "Measure how well a visual tokenizer reconstructs images, beside simple baselines.",
@@ -243,8 +242,8 @@ _COMMANDS: dict[str, Command] = {
         ),
         has_ranks=True,
         options=(
-            *("tokenizer", "output", "layout", "precision", "batch_size", "num_workers", "nproc"),
-            *("format", "exclude", "on_error", "overwrite", "dry_run"),
+            "tokenizer output layout precision batch_size num_workers nproc "
+            "format exclude on_error overwrite dry_run"
         ),
     ),
     "decode": Command(
@@ -262,8 +261,7 @@ _COMMANDS: dict[str, Command] = {
         {"data": "DATA"},
         ("A --fast fast --absolute", "A --fast fast --kinds vla --packed -o packed"),
         options=(
-            *("fast", "output", "tokens", "kinds", "limit", "packed", "absolute", "workers"),
-            *("on_error", "overwrite", "dry_run"),
+            "fast output tokens kinds limit packed absolute workers on_error overwrite dry_run"
         ),
     ),
     "export": Command(
@@ -276,7 +274,7 @@ _COMMANDS: dict[str, Command] = {
             "runs/pick --output published",
         ),
         details="Packed samples are samples stored as arrays.",
-        options=("output", "layout", "absolute", "workers", "on_error", "overwrite", "dry_run"),
+        options="output layout absolute workers on_error overwrite dry_run",
     ),
     "repair": Command(
         "Recover recordings that were cut off or damaged.",
@@ -285,7 +283,7 @@ _COMMANDS: dict[str, Command] = {
         ("lerobot-set --output healthy", "lerobot-set --output healthy --dry-run"),
         details="Saves what is whole in Parquet without a footer. For mp4, MCAP, HDF5 and ROS 1 "
         "bags that were cut off, names the tool that helps.",
-        options=("output", "workers", "on_error", "overwrite", "dry_run"),
+        options="output workers on_error overwrite dry_run",
     ),
     "compare": Command(
         "Compare the content of two data sets in any two layouts.",
@@ -328,8 +326,8 @@ _COMMANDS: dict[str, Command] = {
             "--from s3://lab/checkpoint_3.pt -p diffusion-policy-bellpepper --data d",
         ),
         details=f"{_NEEDS_PRESET} A run has its configuration in RUN/config.yaml.",
-        options=("from", *_TRAINING_OPTIONS),
-        form="vlatool.cli.training_options:finetune_form",
+        options=f"from {_TRAINING_OPTIONS}",
+        form="vlatool.cli.training_options:train_form",
         has_ranks=True,
         presets=TRAINING_PRESETS,
     ),
@@ -341,17 +339,7 @@ _COMMANDS: dict[str, Command] = {
             "--preset policy-tiny --explain",
             "-c job.yaml --hparams.lr 3e-4 --output resolved.yaml",
         ),
-        options=(
-            "preset",
-            "config",
-            "set_",
-            "data",
-            "from",
-            "output",
-            "explain",
-            "derive",
-            "schema",
-        ),
+        options="preset config set_ data from output explain derive schema",
         form="vlatool.cli.training_options:resolve_form",
         presets=TRAINING_PRESETS,
     ),
@@ -361,8 +349,8 @@ _COMMANDS: dict[str, Command] = {
         {"checkpoint": "CHECKPOINT", "data": "DATA"},
         ("runs/bin data-held", "runs/bin data-held --output errors --json > errors.json"),
         options=(
-            *("output", "weights", "inference_steps", "max_samples", "batch_size", "seed"),
-            *("tokenizer", "future_samples", "allow"),
+            "output weights inference_steps max_samples batch_size seed "
+            "tokenizer future_samples allow"
         ),
     ),
     "eval rollout": Command(
@@ -376,9 +364,9 @@ _COMMANDS: dict[str, Command] = {
         presets=("rollouts",),
         suggestions={"env": "vlatool.evaluation.environments:environment_ids"},
         options=(
-            *("env", "output", "preset", "config", "episodes", "seed", "execute_steps"),
-            *("max_steps", "inference_steps", "batch_size", "weights", "instruction", "suite"),
-            *("videos", "env_processes"),
+            "env output preset config episodes seed execute_steps max_steps "
+            "inference_steps batch_size weights instruction suite videos "
+            "env_processes"
         ),
     ),
     "eval compare": Command(
@@ -396,8 +384,8 @@ _COMMANDS: dict[str, Command] = {
             "runs/bin data-held --frame 5 --output look --json",
         ),
         options=(
-            *("episode", "frame", "output", "instruction", "weights", "inference_steps", "seed"),
-            *("tokenizer", "format", "temperature", "samples", "allow"),
+            "episode frame output instruction weights inference_steps seed "
+            "tokenizer format temperature samples allow"
         ),
     ),
     "serve": Command(
@@ -408,8 +396,8 @@ _COMMANDS: dict[str, Command] = {
         details="Connect with `vlatool.connect(URL)`, or with the client of openpi. GET "
         "/healthz and /metrics answer on the same port.",
         options=(
-            *("host", "port", "map", "execute_steps", "weights", "inference_steps", "batch_size"),
-            *("max_clients", "request_timeout_s", "key_file", "certificate", "private_key"),
+            "host port map execute_steps weights inference_steps batch_size "
+            "max_clients request_timeout_s key_file certificate private_key"
         ),
     ),
     "stats merge": Command(

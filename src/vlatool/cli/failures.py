@@ -6,8 +6,7 @@ import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from vlatool.errors import (
     BugError,
@@ -78,8 +77,6 @@ def raise_on_signals() -> None:
 
 def as_vlatool_error(error: BaseException) -> VlatoolError:
     if isinstance(error, VlatoolError):
-        if error.code == "usage.warmup_too_long":
-            error.hint = f"this line works: {_line_with_warmup(sys.argv[1:])}"
         return error
     code = error.code if isinstance(error, SystemExit) else None
     if isinstance(error, KeyboardInterrupt) or code == 130:
@@ -102,24 +99,11 @@ def as_vlatool_error(error: BaseException) -> VlatoolError:
     )
 
 
-def _line_with_warmup(argv: Sequence[str]) -> str:
-    """The command line with a warm-up that fits every run; it replaces a typed one."""
-    from vlatool.training.plan import WARMUP
-
-    words = []
-    texts = iter(argv)
-    for word in texts:
-        name, equals, _ = word.partition("=")
-        if name.lstrip("-").replace("-", "_") not in ("warmup_steps", "hparams.warmup"):
-            words.append(word)
-        elif not equals:
-            next(texts, None)
-    return shlex.join(["vlatool", *words, "--hparams.warmup", str(WARMUP)])
-
-
 def _known_error(error: BaseException) -> VlatoolError | None:
-    if isinstance(error, ModuleNotFoundError) and extra_of(package := _package(error)) is not None:
-        return missing_package(package)
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        if extra_of(package) is not None:
+            return missing_package(package)
     if isinstance(error, OSError):
         return _os_error(error)
     if isinstance(error, UnicodeEncodeError):
@@ -162,10 +146,6 @@ def _os_error(error: OSError) -> VlatoolError | None:
     )
 
 
-def _package(error: ModuleNotFoundError) -> str:
-    return (error.name or "").partition(".")[0]
-
-
 def _stopped(kind: type[VlatoolError], word: str) -> VlatoolError:
     """Error of a command that was stopped; says what is kept of its work."""
     line = shlex.join(["vlatool", *sys.argv[1:]])
@@ -181,65 +161,28 @@ def _stopped(kind: type[VlatoolError], word: str) -> VlatoolError:
 
 
 def _usage_error(error: Any) -> UsageError:
+    """Error of Click, which parses the words of groups."""
     ctx = getattr(error, "ctx", None)
-    option = getattr(error, "option_name", "")
     path = ctx.command_path if ctx is not None else "vlatool"
-    message = error.format_message().rstrip(".")
     hint = f"`{path} --help` shows the usage"
+    option = getattr(error, "option_name", "")
     group: Any = getattr(ctx, "command", None)
     if names := group.list_commands(ctx) if hasattr(group, "list_commands") else []:
         # A group: `vlatool eval {open-loop|rollout|compare} --env`
         hint = f"`{path} --help` lists the commands"
         if path != "vlatool":
             hint = f"{path} {{{'|'.join(names)}}} {option}".rstrip() + f"; {hint}"
-    if option and "No such option" in message:
+    if option and "No such option" in error.format_message():
+        from vlatool.plugins import did_you_mean
+
+        known = [name for param in group.get_params(ctx) for name in param.opts]
+        if path == "vlatool" or not names:
+            hint = did_you_mean(option, known)
         return UsageError(
             f"unknown option {option}",
-            hint=hint if names and path != "vlatool" else _nearest_option(option, ctx) or hint,
+            hint=hint,
             code="usage.unknown_option",
             details={"option": option},
         )
+    message = error.format_message().rstrip(".")
     return UsageError(message[:1].lower() + message[1:], hint=hint, code="usage.bad_value")
-
-
-def _nearest_option(option: str, ctx: Any) -> str:
-    from vlatool.cli.options import OUTPUT_OPTIONS
-    from vlatool.plugins import did_you_mean
-
-    declared = [name for param in ctx.command.get_params(ctx) for name in param.opts]
-    hint = did_you_mean(option, [*declared, *OUTPUT_OPTIONS])
-    return "" if hint.startswith("known:") else hint
-
-
-_UNREACHED = {"storage.unreachable", "environment.offline"}
-
-
-def name_key(error: VlatoolError, config: Mapping[str, Any]) -> None:
-    """Adds to the hint of an error which key names the location that cannot be reached."""
-    if error.code not in _UNREACHED:
-        return
-    path = str(error.details.get("path", ""))
-    leaves = [(_common_length(text, path), key) for key, text in _texts(config)]
-    length, key = max(leaves, default=(0, ""))
-    if length:
-        error.hint += f" (key {key})"
-
-
-def _common_length(text: str, path: str) -> int:
-    """Length of a value that names a location or a folder above it; 1: the same host; else 0."""
-    short = text.partition("://")[2].strip("/") or text  # `owner/name` names hf://models/owner/name
-    if "/" in text and short in path:
-        return len(short)
-    return int("://" in text and text.split("/")[:3] == path.split("/")[:3])
-
-
-def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yields all texts in nested data with their keys; items of a list have the key of the list."""
-    if isinstance(value, Mapping):
-        for name, item in cast(Mapping[str, Any], value).items():
-            yield from _texts(item, f"{key}.{name}".lstrip("."))
-    elif isinstance(value, list | tuple):
-        for item in cast(Sequence[Any], value):
-            yield from _texts(item, key)
-    elif isinstance(value, str):
-        yield key, value

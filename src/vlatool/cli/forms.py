@@ -8,18 +8,17 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from vlatool.cli.commands import Command
-from vlatool.cli.config_command import ConfigSpec, VlatoolCommand, config_command, schema_at
+from vlatool.cli.config_command import ConfigSpec, VlatoolCommand, load, schema_at
 from vlatool.cli.failures import Terminated, as_vlatool_error
 from vlatool.cli.options import JsonLinesOpt, NprocOpt, TextArg, TextsArg, command_app
 from vlatool.cli.output import error_document, to_json, write_error, write_stderr, write_stdout
@@ -50,20 +49,29 @@ def run_on_ranks(run: Invocation, processes: int | None) -> bool:
 
 
 @contextmanager
-def rank_errors(run: Invocation) -> Iterator[None]:
-    """In a rank of `--nproc`, writes errors to a file; the starting process prints one of them."""
-    from vlatool.training.ranks import Launch
+def _rank(run: Invocation) -> Iterator[None]:
+    """Runs the body as a rank, if this process is one.
+
+    In a rank of `--nproc`, writes errors to a file; the starting process prints one of them.
+    """
+    from vlatool.training.ranks import SECRETS, Launch, end_when_stuck
 
     launch = Launch.of_this_process()
-    if launch is None:
-        yield
-        return
     try:
-        launch.join()
+        if launch is not None:
+            launch.join()
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            end_when_stuck(partial(_report_end, run))
+        if SECRETS in os.environ:
+            from vlatool.launching.sagemaker import load_secrets
+
+            os.environ.update(load_secrets(os.environ.pop(SECRETS)))
         yield
     except typer.Exit:
         raise
     except (Exception, KeyboardInterrupt, Terminated, SystemExit) as error:
+        if launch is None:
+            raise
         for number in (signal.SIGINT, *STOP_SIGNALS):  # the starting process may send it again
             signal.signal(number, signal.SIG_IGN)
         shown = as_vlatool_error(error)
@@ -100,7 +108,7 @@ def run_workflow(run: Invocation, row: Command, values: Mapping[str, Any]) -> No
     if not row.schema:
         run.finish(workflow())
         return
-    config = run.config(load(row.schema), **{key: values[key] for key in row.arguments})
+    config = run.config(**{key: values[key] for key in row.arguments})
     if not run_on_ranks(run, values.get("nproc")):
         run.finish(workflow(config, reporter=run.reporter))
 
@@ -129,19 +137,7 @@ def typer_command(words: str, row: Command) -> Any:
             from vlatool.training.ranks import slurm_variables
 
             os.environ.update(slurm_variables(os.environ))
-        with (
-            command(ctx, jsonl=is_list) as run,
-            rank_errors(run) if row.has_ranks else nullcontext(),
-        ):
-            if row.has_ranks:
-                from vlatool.training.ranks import SECRETS, end_when_stuck
-
-                if os.environ.get("WORLD_SIZE", "1") != "1":
-                    end_when_stuck(partial(_report_end, run))
-                if SECRETS in os.environ:
-                    from vlatool.launching.sagemaker import load_secrets
-
-                    os.environ.update(load_secrets(os.environ.pop(SECRETS)))
+        with command(ctx, jsonl=is_list) as run, _rank(run) if row.has_ranks else nullcontext():
             form.body(run, row, values)
 
     parameters = _parameters(row, form)
@@ -153,32 +149,25 @@ def typer_command(words: str, row: Command) -> Any:
     return typer.main.get_command(app)
 
 
-def load(target: str) -> Any:
-    """Object at `module:name`."""
-    module, _, name = target.partition(":")
-    return getattr(import_module(module), name)
-
-
 def _spec(row: Command) -> ConfigSpec | None:
     if not row.schema:
         return None
     return ConfigSpec(
         schema_at(row.schema),
         positionals=tuple(row.arguments),
-        suggestions={key: partial(_names, target) for key, target in row.suggestions.items()},
+        suggestions=row.suggestions,
         presets=row.presets,
     )
 
 
-def _names(target: str) -> Sequence[str]:
-    return load(target)()
-
-
 def _command_class(row: Command, form: Form) -> type[VlatoolCommand]:
-    if form.spec is None:
-        return type("Documented", (VlatoolCommand,), {"examples": row.examples})
-    arguments = " ".join(row.arguments.values())
-    return config_command(form.spec, arguments, row.examples, row.options)
+    members = {
+        "spec": form.spec,
+        "arguments": " ".join(row.arguments.values()),
+        "examples": row.examples,
+        "listed": row.options.split(),
+    }
+    return type("Command", (VlatoolCommand,), members)
 
 
 def _parameters(row: Command, form: Form) -> list[inspect.Parameter]:

@@ -86,30 +86,18 @@ def write_examples(formatter: Any, examples: Sequence[str]) -> None:
         formatter.write(f"{line}\n")
 
 
-def option_text(name: str, short: str, metavar: str) -> str:
-    """Option as it is typed: `-o, --output DIR`."""
-    text = "--" + name.replace("_", "-")
-    if short:
-        text = f"{short}, {text}"
-    if metavar:
-        text = f"{text} {metavar}"
-    return text
-
-
-def key_row(key: "Key", short: str, values: Sequence[str], *, is_short: bool) -> HelpRow:
+def key_row(key: "Key", values: Sequence[str], *, is_short: bool) -> HelpRow:
     """Row of a key; with `is_short`, a switch that is off shows only how to turn it on."""
+    name = key.name.replace("_", "-")
     if key.is_switch and key.default == "false" and is_short:
-        text = f"--{key.name.replace('_', '-')}"
-        return text, _description(replace(key, default=""), values)
+        return f"--{name}", _description(replace(key, default=""), values)
     if key.is_switch:
-        return f"--[no-]{key.name.replace('_', '-')}", _description(key, values)
-    if values:
-        metavar = "NAME"
-    elif key.name == "output":
-        metavar = "PATH"
-    else:
-        metavar = re.sub(r"\bint\b", "N", key.type_text)  # descriptions call a whole number N
-    return option_text(key.name, short, metavar), _description(key, values)
+        return f"--[no-]{name}", _description(key, values)
+    if key.name == "output":
+        return "-o, --output PATH", _description(key, values)
+    # Descriptions call a whole number N.
+    metavar = "NAME" if values else re.sub(r"\bint\b", "N", key.type_text)
+    return f"--{name} {metavar}".rstrip(), _description(key, values)
 
 
 def argument_row(name: str, key: "Key", values: Sequence[str]) -> HelpRow:

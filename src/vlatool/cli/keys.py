@@ -1,22 +1,27 @@
-"""Configuration keys on the command line: options, typed values, and the table of `--keys`."""
+"""Configuration keys on the command line: options, typed values, and the table of `--keys`.
 
+Loaded only by commands that have a configuration.
+"""
+
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vlatool.cli.options import TypedValue
 from vlatool.cli.output import to_json
-from vlatool.config.base import ConfigModel
-from vlatool.config.resolve import STRICT, Override, ReadOptions, chosen_schema, parse_override
+from vlatool.config.base import ConfigModel, Ignored, Names
+from vlatool.config.resolve import STRICT, Override, chosen_schema, parse_override
 from vlatool.config.schema import ANY_NAME, KeyInfo, dotted_keys
 from vlatool.errors import UsageError
 from vlatool.results import Result
 
+_NEGATIVE = re.compile(r"-(\.?\d|inf|nan|$)", re.IGNORECASE)
+_PUBLISHED_OPTIONS = {"config_path": "config"}
+_BARE_KEY = re.compile(r"([A-Za-z_]\w*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
+_BOOL_WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "1", "0"})
 # The `|` between two types, not one inside brackets.
 _ALTERNATIVE = re.compile(r" \| (?![^\[]*\])")
-
-Expand = Callable[[list[str]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -85,80 +90,201 @@ def default_text(value: Any) -> str:
     return str(value)
 
 
-@dataclass
-class TypedConfig:
-    """The configuration that a command line gives: presets, files and typed values."""
+def switch_by_name(schema: type[ConfigModel], keys: Mapping[str, Key]) -> dict[str, bool]:
+    """The keys, and other programs' names of keys, that are options; True for a switch."""
+    switches = {name: key.is_switch for name, key in keys.items()}
+    for name, row in schema.NAMES.items():
+        if "." in name or name in switches:
+            continue
+        if isinstance(row, str):
+            switches[name] = "=" in row or (row in keys and keys[row].is_switch)
+        else:
+            switches[name] = isinstance(row, Ignored) and row.is_switch
+    return switches
 
-    typed: Sequence[TypedValue]  # values in the order typed
-    keys: Mapping[str, Key] = field(default_factory=dict)  # flat keys by option name
-    # Options that set other keys, by name.
-    option_aliases: Mapping[str, Expand] = field(default_factory=dict)
-    # Published names that bring other keys along: they stay as typed, for `load_config`.
-    published: frozenset[str] = frozenset()
-    presets: Sequence[str] = ()
-    files: Sequence[str] = ()  # YAML files, applied after the presets
-    read_options: ReadOptions = STRICT  # options for reading presets and files
+
+class CommandLine:
+    """The configuration that a command line gives: presets, files and typed values.
+
+    They are separated from everything else before Typer parses it: Typer cannot accept keys that a
+    schema declares at run time, and if it ignored unknown options, it would take a misspelled
+    option for a value.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        options: Mapping[str, bool],  # those that Typer parses; True if an option takes a value
+        keys: Mapping[str, bool],  # names (with underscores) of keys; True for a switch
+        *,
+        names: Names,  # names of keys of other programs
+        has_bare_keys: bool = False,  # `a.b=c` sets a key, and `config=FILE` is `--config FILE`
+        lenient: bool = False,  # an incomplete command line is no error
+    ) -> None:
+        self.rest: list[str] = []  # the arguments left for Typer
+        self.typed: list[Override] = []  # values in the order typed
+        self.presets: Sequence[str] = []
+        self.files: Sequence[str] = []  # YAML files, applied after the presets
+        self.read_options = STRICT  # options for reading presets and files
+        self.unknown = ""  # the first unknown option
+        self._names = names
+        self._argv = list(argv)
+        self._options = options
+        self._keys = keys
+        self._has_bare_keys = has_bare_keys
+        self._lenient = lenient
+        self._position = 0
+        self._walk()
 
     def overrides(self, positionals: Mapping[str, Any]) -> list[Override]:
-        """Typed values as overrides: arguments, option aliases, then keys as typed."""
+        """Arguments, then keys as typed."""
         result: list[Override] = []
-        origins: dict[str, str] = {}  # keys that an argument or an alias has set
         for name, value in positionals.items():
             if value not in (None, [], ()):
-                origins[name] = f"the argument {name.upper()}"
                 result.append(Override(name, value, f"command line, argument {name.upper()}"))
-        for name, texts in self._alias_texts().items():
-            option = "--" + name.replace("_", "-")
-            for key, value in self.option_aliases[name](texts).items():
-                if key in origins:
-                    raise _given_twice_error(key, origins[key], option)
-                origins[key] = option
-                result.append(Override(key, value, f"command line, {option}"))
-        for typed in self.typed:
-            if not self._is_alias(typed):
-                result.append(self._typed_override(typed, origins))
-        return result
+        given = {override.key for override in result}
+        for override in self.typed:
+            name = override.key.replace("-", "_")
+            key = self._names.get(name, name)
+            if key in given:
+                by = [f"the argument {str(key).upper()}", override.origin.rpartition(" ")[2]]
+                raise UsageError(
+                    f"the key {key!r} is given twice: by {by[0]} and by {by[1]}",
+                    hint="keep only one of them",
+                    code="usage.conflict",
+                    details={"key": key, "by": by},
+                )
+        return [*result, *self.typed]
 
     def chosen_schema(self, schema: type[ConfigModel]) -> type[ConfigModel]:
+        """Class that the presets, the files that exist, and the typed values choose."""
         return chosen_schema(
             schema,
             presets=self.presets,
-            files=self.files,
-            overrides=self.overrides({}),
+            files=[file for file in self.files if not self._lenient or os.path.isfile(file)],
+            overrides=self.typed,
             read_options=self.read_options,
         )
 
-    def _alias_texts(self) -> dict[str, list[str]]:
-        texts: dict[str, list[str]] = {}
-        for typed in self.typed:
-            if self._is_alias(typed):
-                texts.setdefault(typed.key, []).append(typed.text)
-        return texts
+    def _walk(self) -> None:
+        while self._position < len(self._argv):
+            word = self._argv[self._position]
+            self._position += 1
+            if word == "--":
+                self.rest += [word, *self._argv[self._position :]]
+                return
+            if word.startswith("--"):
+                self._long(word)
+            elif _is_option(word):
+                self._short(word)
+            elif self._has_bare_keys and (match := _BARE_KEY.fullmatch(word)):
+                self._bare(*match.groups())
+            else:
+                self.rest.append(word)
 
-    def _typed_override(self, typed: TypedValue, origins: Mapping[str, str]) -> Override:
-        path = typed.key
-        if typed.is_flat and typed.key in self.keys:
-            path = self.keys[typed.key].path
-        origin = origins.get(path.replace("-", "_"))
-        if origin:
-            raise _given_twice_error(path, origin, typed.option)
-        name = typed.option.lstrip("-").replace("-", "_")
-        if name in self.published:
-            path = name
-        override = parse_override(f"{path}={typed.text}", typed.option)
-        return replace(override, is_flat=typed.is_flat and path.endswith(f".{typed.key}"))
+    def _bare(self, key: str, text: str) -> None:
+        if key == "config":
+            self.rest += ["--config", text]
+            self._note("--config", text)
+        else:
+            self._add(f"{key}={text}", f"{key}=")
 
-    def _is_alias(self, typed: TypedValue) -> bool:
-        return typed.is_flat and typed.key in self.option_aliases
+    def _long(self, word: str) -> None:
+        option, equals, text = word.partition("=")
+        value = text if equals else None
+        name = option[2:].replace("-", "_")
+        if name == "set":
+            text = self._value(option, value)
+            if text is not None:
+                self._add(text, "")
+        elif name in self._keys or "." in name:
+            self._key(name, option, value)
+        elif name.startswith("no_") and self._keys.get(name[3:]) and not equals:
+            self._add(f"{name[3:]}=false", option)
+        else:
+            name = _PUBLISHED_OPTIONS.get(name, name)
+            self._pass_on("--" + name.replace("_", "-"), option, value)
+
+    def _short(self, word: str) -> None:
+        short = word[:2]
+        value = word[2:].removeprefix("=") or None
+        if short == "-o" and "output" in self._keys:
+            self._key("output", short, value)
+        elif short in self._options:
+            self._pass_on(short, short, value)
+        else:
+            self._pass_on(word, word, value)
+
+    def _key(self, key: str, option: str, value: str | None) -> None:
+        if self._keys.get(key) and value is None:
+            # A switch; a word such as `true` behind it is its value.
+            value = "true"
+            for word in self._argv[self._position : self._position + 1]:
+                if word.lower() in _BOOL_WORDS:
+                    value = word
+                    self._position += 1
+        text = self._value(option, value)
+        if text is not None:
+            self._add(f"{key}={text}", option)
+
+    def _add(self, text: str, option: str) -> None:
+        try:
+            self.typed.append(parse_override(text, option))
+        except UsageError:
+            if not self._lenient:
+                raise
+
+    def _value(self, option: str, value: str | None) -> str | None:
+        if value is not None:
+            return value
+        if not self._is_last_word():
+            self._position += 1
+            return self._argv[self._position - 1]
+        if self._lenient:
+            return None
+        raise UsageError(
+            f"the option {option} needs a value",
+            hint=f"write {option} VALUE, or {option}=VALUE for a value that starts with a dash",
+            code="usage.missing_key",
+            details={"option": option},
+        )
+
+    def _is_last_word(self) -> bool:
+        """True if no value follows, but the end or an option."""
+        return self._position == len(self._argv) or _is_option(self._argv[self._position])
+
+    def _note(self, option: str, value: str) -> None:
+        if option in ("--preset", "-p"):
+            self.presets = [*self.presets, value]
+        elif option in ("--config", "-c"):
+            self.files = [*self.files, value]
+
+    def _pass_on(self, name: str, option: str, value: str | None) -> None:
+        """Leaves an option to Typer."""
+        has_value = self._options.get(name)
+        if has_value is None:
+            self.unknown = self.unknown or option
+            if value is None and not self._is_last_word():
+                self._position += 1
+        elif has_value:
+            value = self._value(option, value)
+            if value is not None:
+                self.rest += [name, value]
+                self._note(name, value)
+        elif value is None or value.lower() in ("true", "yes", "on", "1"):
+            self.rest.append(name)
+        elif not self._lenient and value.lower() not in _BOOL_WORDS:
+            raise UsageError(
+                f"the option {option} is a switch and takes no value, but got {value!r}",
+                hint=f"write {option}",
+                code="usage.bad_value",
+                details={"option": option},
+            )
 
 
-def _given_twice_error(key: str, first: str, second: str) -> UsageError:
-    return UsageError(
-        f"the key {key!r} is given twice: by {first} and by {second}",
-        hint="keep only one of them",
-        code="usage.conflict",
-        details={"key": key, "by": [first, second]},
-    )
+def _is_option(word: str) -> bool:
+    """True if a word is an option; `-1e-4` and `-` are values."""
+    return word.startswith("-") and word != "-" and not _NEGATIVE.match(word)
 
 
 @dataclass(frozen=True)

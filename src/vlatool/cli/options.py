@@ -1,206 +1,13 @@
-"""Options that commands share, and the separation of configuration keys from argv before Typer.
+"""Options that commands share."""
 
-Typer cannot accept keys that a schema declares at run time, and if it ignored unknown options, it
-would take a misspelled option for a value.
-"""
-
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
 
 from vlatool.errors import UsageError
-
-_NEGATIVE = re.compile(r"-(\.?\d|inf|nan|$)", re.IGNORECASE)
-_CONFIG = "--config"
-_BARE_KEY = re.compile(r"([A-Za-z_]\w*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
-_BOOL_WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "1", "0"})
-
-
-@dataclass(frozen=True)
-class TypedValue:
-    """Configuration value as typed."""
-
-    key: str  # dotted key (also of `--set`), or the name of a flat key or short form
-    text: str
-    option: str  # the option as typed, for messages
-    is_flat: bool = False  # the key is an entry of `ArgvSpec.keys`
-
-
-@dataclass(frozen=True)
-class ArgvSpec:
-    """Options and keys of one command line."""
-
-    # Options that Typer parses, as typed; True if an option takes a value.
-    options: Mapping[str, bool]
-    # Names (with underscores) of configuration keys; True for a switch.
-    keys: Mapping[str, bool] = field(default_factory=dict)
-    short: Mapping[str, str] = field(default_factory=dict)  # short forms of keys: `-o` for `output`
-    # Published names (with underscores) of options and keys; `KEY=VALUE` for a switch.
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    # `a.b=c` without dashes sets a key, and `config=FILE` is `--config FILE`.
-    has_bare_keys: bool = False
-
-    def spellings(self) -> list[str]:
-        names = [name for name in self.options if name.startswith("--")]
-        return [*names, *(f"--{key.replace('_', '-')}" for key in self.keys)]
-
-
-@dataclass
-class SplitArgv:
-    """Configuration values of a command line, and the arguments left for Typer."""
-
-    rest: list[str] = field(default_factory=list)
-    typed: list[TypedValue] = field(default_factory=list)
-
-
-def split_argv(argv: Sequence[str], spec: ArgvSpec, *, lenient: bool = False) -> SplitArgv:
-    """Separates configuration values from everything else, in the order typed."""
-    walker = _ArgvWalker(list(argv), spec, lenient)
-    walker.walk()
-    return walker.result
-
-
-class _ArgvWalker:
-    def __init__(self, argv: list[str], grammar: ArgvSpec, lenient: bool) -> None:
-        self.argv = argv
-        self.spec = grammar
-        self.lenient = lenient
-        self.position = 0
-        self.result = SplitArgv()
-
-    def walk(self) -> None:
-        while self.position < len(self.argv):
-            word = self.argv[self.position]
-            self.position += 1
-            if word == "--":
-                self.result.rest += [word, *self.argv[self.position :]]
-                return
-            if word.startswith("--"):
-                self._long(word)
-            elif is_option(word):
-                self._short(word)
-            elif self.spec.has_bare_keys and (match := _BARE_KEY.fullmatch(word)):
-                self._word(*match.groups())
-            else:
-                self.result.rest.append(word)
-
-    def _word(self, key: str, text: str) -> None:
-        if f"--{key}" == _CONFIG:
-            self.result.rest += [_CONFIG, text]
-        else:
-            self.result.typed.append(TypedValue(key, text, f"{key}="))
-
-    def _long(self, word: str) -> None:
-        option, equals, text = word.partition("=")
-        value = text if equals else None
-        name = option[2:].replace("-", "_")
-        name, is_fixed, fixed = self.spec.aliases.get(name, name).partition("=")
-        if is_fixed:
-            self.result.typed.append(TypedValue(name, fixed, option, is_flat=True))
-        elif name == "set":
-            self._set(option, value)
-        elif "." in name:
-            self._key(name, option, value, is_flat=name in self.spec.keys)
-        elif name in self.spec.keys:
-            self._key(name, option, value, is_flat=True)
-        elif name.startswith("no_") and self.spec.keys.get(name[3:]) and not equals:
-            self.result.typed.append(TypedValue(name[3:], "false", option, is_flat=True))
-        else:
-            self._pass_on("--" + name.replace("_", "-"), option, value)
-
-    def _short(self, word: str) -> None:
-        short = word[:2]
-        value = word[2:].removeprefix("=")
-        if short in self.spec.short:
-            self._key(self.spec.short[short], short, value or None, is_flat=True)
-        elif short in self.spec.options:
-            self._pass_on(short, short, value or None)
-        else:
-            self._unknown(word, value or None)
-
-    def _set(self, option: str, value: str | None) -> None:
-        text = self._value(option, value)
-        if text is None:
-            return
-        key, equals, right = text.partition("=")
-        if not equals and not self.lenient:
-            raise UsageError(
-                f"--set {text!r} has no '='",
-                hint="write --set key=value",
-                code="usage.bad_value",
-                details={"option": "--set", "value": text},
-            )
-        self.result.typed.append(TypedValue(key.strip(), right, f"--set {key}"))
-
-    def _key(self, key: str, option: str, value: str | None, *, is_flat: bool) -> None:
-        is_switch = is_flat and self.spec.keys[key]
-        text = self._switch(value) if is_switch else self._value(option, value)
-        if text is not None:
-            self.result.typed.append(TypedValue(key, text, option, is_flat))
-
-    def _switch(self, value: str | None) -> str:
-        if value is not None:
-            return value
-        if self.position < len(self.argv) and self.argv[self.position].lower() in _BOOL_WORDS:
-            self.position += 1
-            return self.argv[self.position - 1]
-        return "true"
-
-    def _value(self, option: str, value: str | None) -> str | None:
-        if value is not None:
-            return value
-        if self.position < len(self.argv) and not is_option(self.argv[self.position]):
-            self.position += 1
-            return self.argv[self.position - 1]
-        if self.lenient:
-            return None
-        raise UsageError(
-            f"the option {option} needs a value",
-            hint=f"write {option} VALUE, or {option}=VALUE for a value that starts with a dash",
-            code="usage.missing_key",
-            details={"option": option},
-        )
-
-    def _pass_on(self, name: str, option: str, value: str | None) -> None:
-        if name not in self.spec.options:
-            self._unknown(option, value)
-        elif self.spec.options[name]:
-            value = self._value(option, value)
-            self.result.rest += [name] if value is None else [name, value]
-        elif value is None or value.lower() in ("true", "yes", "on", "1"):
-            self.result.rest.append(name)
-        elif not self.lenient and value.lower() not in _BOOL_WORDS:
-            raise UsageError(
-                f"the option {option} is a switch and takes no value, but got {value!r}",
-                hint=f"write {option}",
-                code="usage.bad_value",
-                details={"option": option},
-            )
-
-    def _unknown(self, option: str, value: str | None) -> None:
-        if not self.lenient:
-            raise UnknownOptionError(option)
-        self._value(option, value)
-
-
-class UnknownOptionError(UsageError):
-    """Unknown option. The command adds the nearest names as the hint."""
-
-    def __init__(self, option: str) -> None:
-        super().__init__(
-            f"unknown option {option}", code="usage.unknown_option", details={"option": option}
-        )
-        self.option = option
-
-
-def is_option(word: str) -> bool:
-    """True if a word is an option; `-1e-4` and `-` are values."""
-    return word.startswith("-") and word != "-" and not _NEGATIVE.match(word)
-
 
 PROGRESS_MODES = ("auto", "rich", "plain", "json", "none")
 CONTEXT = {"help_option_names": ["--help", "-h", "--help-all"], "max_content_width": 110}
@@ -231,37 +38,33 @@ OUTPUT_WORDS: dict[str, tuple[str, ...] | None] = {
     "--progress": PROGRESS_MODES,
     "--log-file": (),
 }
-_FLAGS = {"--json", "-q", "--quiet", "-v", "-vv", "--verbose", "--debug"}
-_VALUED = {"--log-file", "--progress"}
+# Switches, and the fields of `OutputOptions` that they set.
+_SWITCHES = {"--json": "json", "--debug": "debug", "-q": "quiet", "--quiet": "quiet"}
+_VERBOSE = {"-v": 1, "--verbose": 1, "-vv": 2}
+_VALUED = {"--log-file": "log_file", "--progress": "progress"}
 
 
 def take_output_options(args: Sequence[str], options: OutputOptions) -> list[str]:
     """Moves the output options from `args` into `options`; returns the other arguments."""
-    options.json = options.json or "--json" in (args[: args.index("--")] if "--" in args else args)
+    own = args[: args.index("--")] if "--" in args else args
+    options.json = options.json or "--json" in own  # also for an error in another option
     rest: list[str] = []
-    words = iter(args)
+    words = iter(own)
     for word in words:
-        if word == "--":
-            return [*rest, word, *words]
         name, equals, value = word.partition("=")
         name = name.replace("_", "-")
-        if word in _FLAGS:
-            if word == "--json":
-                options.json = True
-            elif word == "--debug":
-                options.debug = True
-            elif word in ("-q", "--quiet"):
-                options.quiet = True
-            else:
-                options.verbose += 2 if word == "-vv" else 1
+        if word in _SWITCHES:
+            setattr(options, _SWITCHES[word], True)
+        elif word in _VERBOSE:
+            options.verbose += _VERBOSE[word]
         elif name in _VALUED:
-            _set_value(name, value if equals else next(words, None), options)
+            setattr(options, _VALUED[name], _valid(name, value if equals else next(words, "")))
         else:
             rest.append(word)
-    return rest
+    return [*rest, *args[len(own) :]]
 
 
-def _set_value(name: str, value: str | None, options: OutputOptions) -> None:
+def _valid(name: str, value: str) -> str:
     if not value:
         raise UsageError(
             f"the option {name} needs a value",
@@ -269,17 +72,14 @@ def _set_value(name: str, value: str | None, options: OutputOptions) -> None:
             code="usage.missing_key",
             details={"option": name},
         )
-    if name == "--log-file":
-        options.log_file = value
-    elif value in PROGRESS_MODES:
-        options.progress = value
-    else:
+    if name == "--progress" and value not in PROGRESS_MODES:
         raise UsageError(
             f"--progress cannot be {value!r}",
             hint=f"choose one of: {', '.join(PROGRESS_MODES)}",
             code="usage.bad_value",
             details={"option": name, "known": list(PROGRESS_MODES)},
         )
+    return value
 
 
 PresetOpt = Annotated[

@@ -3,11 +3,8 @@
 import json
 import math
 import os
-import re
 import select
-import shutil
 import sys
-import textwrap
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,8 +15,6 @@ from vlatool.cli.options import OutputOptions
 from vlatool.credentials import without_credentials
 from vlatool.errors import StorageError, VlatoolError
 from vlatool.results import MERGED, Result, one_line, printable
-
-_NARROWEST = 40  # columns of a terminal for which lines are broken
 
 
 @dataclass(frozen=True)
@@ -133,35 +128,14 @@ def write_result(result: Result, options: OutputOptions) -> None:
         if lines:
             write_stdout("\n".join(lines))
         return
-    text = to_json(result.document()) if options.json else result.text()
-    if sys.stdout.isatty() and not options.json:
-        text = wrapped(text, shutil.get_terminal_size().columns)
-    write_stdout(text)
-
-
-def wrapped(text: str, width: int) -> str:
-    """Text with the lines that are wider than a terminal broken between words.
-
-    The rest of a table row continues below its last column; the rest of any other line is indented.
-    """
-    lines: list[str] = []
-    for line in text.split("\n"):
-        columns = [match.end() for match in re.finditer(r"\S {2,}", line) if match.end() < width]
-        indent = columns[-1] if columns and columns[-1] <= width // 2 else 4
-        pieces = textwrap.wrap(
-            line,
-            max(width, _NARROWEST),
-            subsequent_indent=" " * indent,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        lines += pieces or [""]
-    return "\n".join(lines)
+    write_stdout(to_json(result.document()) if options.json else result.text())
 
 
 def write_error(error: VlatoolError, options: OutputOptions) -> None:
     """Writes error and hint to stderr; with `--json` also a document with the partial result."""
-    result = error.result if isinstance(error.result, Result) else None
+    result = None
+    if isinstance(error.result, Result):
+        result = error.result
     body = {"error": error_document(error)}
     if options.json:
         write_stdout(to_json({**(result.document() if result else {}), **body}))

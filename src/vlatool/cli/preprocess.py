@@ -6,8 +6,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from vlatool.cli.commands import Command
-from vlatool.cli.config_command import ConfigSpec
-from vlatool.cli.forms import Form, load, run_workflow
+from vlatool.cli.config_command import ConfigSpec, load
+from vlatool.cli.forms import Form, run_workflow
 from vlatool.cli.help import is_help
 from vlatool.cli.session import Invocation
 from vlatool.errors import UsageError
@@ -16,25 +16,13 @@ if TYPE_CHECKING:
     from vlatool.config.base import ConfigModel
 
 
-# Published names, and keys that only the published shards have: without --sink they mean `lbm`.
-# Completion reads them without the configuration.
-PUBLISHED_WORDS = frozenset(
-    (
-        *("type", "source_episodes", "max_episodes_to_process", "auto_tag", "skip_git_tagging"),
-        *("db_logging", "output_dir_fixed_path", "samples_per_shard", "seed", "keep_episodes"),
-        *("compute_statistics", "target"),
-    )
-)
-
-
 def preprocess_form(row: Command) -> Form:
     spec = ConfigSpec(
         partial(_schema, row.schema),
         positionals=tuple(row.arguments),
-        note=_note,
-        values={"format": _formats, "sink": _sinks},
+        note=_NOTE,
+        values={"format": "vlatool.plugins:FORMATS", "sink": "vlatool.plugins:SINKS"},
         presets=row.presets,
-        schema_words=lambda args: (_format_in(args), _sink_in(args)),
     )
     return Form(spec, _preprocess)
 
@@ -50,94 +38,65 @@ def _preprocess(run: Invocation, row: Command, values: Mapping[str, Any]) -> Non
 
 
 def _schema(target: str, args: Sequence[str]) -> "type[ConfigModel]":
-    """Config class with the keys of the format and the sink that the arguments name."""
+    """Config class with the keys of the format and the sink that the arguments name, or that belong
+    to the first source.
+    """
+    from vlatool.plugins import PUBLISHED_SINK
+    from vlatool.workflows.preprocess import LBM_NAMES
+
     schema = load(target)
-    name = _format_in(args)
+    typed, words = _split(args)
+    tree: dict[str, Any] = {**typed, "format": _format(typed, words)}
+    tree["sink"] = typed.get("sink", typed.get("sink.type", ""))
+    if not tree["sink"] and typed.keys() & LBM_NAMES:
+        tree["sink"] = PUBLISHED_SINK
     try:
-        general = schema.specialize({"format": name, "sink": _sink_in(args)})
-        if name or is_help(args) or not _has_format_option(general, args):
-            return general
-        name = _detected(args)
-        return schema.specialize({"format": name, "sink": _sink_in(args)})
+        if not is_help(args):
+            from vlatool.formats.detect import is_source
+
+            tree["sources"] = [word for word in words if is_source(word)]
+        return schema.specialize(tree)
     except UsageError as error:
         if is_help(args):
             return schema.specialize({})
-        if args and name == args[0] and error.details.get("kind") == "format":
-            error.message = f"{name!r} is neither a format, nor does such a location exist"
+        if args and tree["format"] == args[0] and error.details.get("kind") == "format":
+            error.message = f"{args[0]!r} is neither a format, nor does such a location exist"
         raise
 
 
-def _format_in(args: Sequence[str]) -> str:
-    from vlatool.plugins import FORMATS
-
-    named = _value_of(args, "--format", "--type")
-    formats = FORMATS.names()
-    if named or not args or args[0].startswith("-"):
-        return named or next((arg for arg in args if arg in formats), "")
-    if args[0] in formats:
-        return args[0]
-    from vlatool.formats.detect import is_source
-
-    return "" if is_source(args[0]) else args[0]
-
-
-def _has_format_option(schema: "type[ConfigModel]", args: Sequence[str]) -> bool:
-    """True if an option is one of formats only."""
-    from vlatool.plugins import DEFAULT_SINK, FORMATS, SINKS
-
-    sink = SINKS.get(_sink_in(args) or DEFAULT_SINK).Config
-    for arg in args:
-        key = arg.partition("=")[0].removeprefix("--").replace("-", "_").removeprefix("no_")
-        is_option = arg.startswith("--") and key not in {*schema.model_fields, *sink.model_fields}
-        if is_option and FORMATS.names_with_key(key):
-            return True
-    return False
-
-
-def _detected(args: Sequence[str]) -> str:
-    """Format of the first location; it must be clear, because an option belongs to it."""
-    from vlatool.formats.detect import detect_source, is_source, with_mapping
-    from vlatool.jobs.ownership import require_input
-
-    mapping = _value_of(args, "--mapping", "--source.mapping") or None
-    for before, word in pairwise(["", *args]):
-        is_value = before.startswith("--") and "=" not in before
-        if not (word.startswith("-") or is_value) and is_source(word):
-            return detect_source(require_input(word), None, with_mapping({}, mapping)).format
-    return ""
-
-
-def _sink_in(args: Sequence[str]) -> str:
-    """The sink that the arguments name; `lbm` for a published command; else empty."""
-    if named := _value_of(args, "--sink", "--sink.type"):
-        return named
-    words = {arg[2:].partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--")}
-    return "lbm" if words & PUBLISHED_WORDS else ""
-
-
-def _value_of(args: Sequence[str], *options: str) -> str:
-    """Value of the first of these options that is given; empty if none is."""
+def _split(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Options with their values, and all other words, as far as the words alone tell."""
+    typed: dict[str, str] = {}
+    words: list[str] = []
+    before = ""
     for word, following in pairwise([*args, ""]):
-        name, equals, value = word.partition("=")
-        if name in options:
-            return value if equals else following
-    return ""
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            name = name.replace("-", "_").removeprefix("no_").removeprefix("source.")
+            before = ""
+            if not equals:
+                value = following
+                before = word
+            typed[name] = value
+            continue
+        if not before and not word.startswith("-"):
+            words.append(word)
+        before = ""
+    return typed, words
 
 
-def _formats() -> Sequence[str]:
+def _format(typed: Mapping[str, str], words: Sequence[str]) -> str:
+    from vlatool.formats.detect import is_source
     from vlatool.plugins import FORMATS
 
-    return FORMATS.names()
+    named = typed.get("format") or typed.get("type", "")
+    formats = [word for word in words if word in FORMATS.names()]
+    if named or formats or not words:
+        return named or (formats or [""])[0]
+    return "" if is_source(words[0]) else words[0]
 
 
-def _sinks() -> Sequence[str]:
-    from vlatool.plugins import SINKS
-
-    return SINKS.names()
-
-
-def _note() -> str:
-    return (
-        "Formats and sinks have their own options: `vlatool preprocess FORMAT --sink NAME "
-        "--help-all` lists them. Without FORMAT, vlatool looks at SOURCE to know its options."
-    )
+_NOTE = (
+    "Formats and sinks have their own options: `vlatool preprocess FORMAT --sink NAME --help-all` "
+    "lists them. Without FORMAT, vlatool looks at SOURCE to know its options."
+)

@@ -20,45 +20,8 @@ RATE_WINDOW_S = 60.0
 
 
 class _Display(Protocol):
+    def begin(self, count: "ProgressCounter") -> None: ...
     def show(self, count: "ProgressCounter", *, is_end: bool) -> None: ...
-
-
-class RateMeter:
-    """Units per second of the last minute, from the times at which units were counted."""
-
-    def __init__(self) -> None:
-        self.started = time.monotonic()
-        self._recent: deque[tuple[float, int]] = deque()
-
-    def add(self, now: float, done: int) -> None:
-        """Adds the count at a time; keeps counts of the last minute, one per second."""
-        if len(self._recent) > 1 and now - self._recent[-2][0] < 1.0:
-            self._recent.pop()
-        self._recent.append((now, done))
-        while len(self._recent) > 2 and now - self._recent[0][0] > RATE_WINDOW_S:
-            self._recent.popleft()
-
-    @property
-    def has_interval(self) -> bool:
-        """True if the rate does not depend on the first units, which wait for workers to start."""
-        return len(self._recent) > 1 and self._recent[-1][0] > self._recent[0][0]
-
-    @property
-    def rate(self) -> float | None:
-        """Units per second; None if they took no measurable time.
-
-        An average over the whole run would count the items that an earlier run finished: it is
-        used only if the first unit took long and the others came with it.
-        """
-        if not self._recent:
-            return None
-        first_at, first_done = self._recent[0]
-        last_at, last_done = self._recent[-1]
-        rate = per_second(last_done - first_done, last_at - first_at)
-        if rate is not None:
-            return rate
-        is_first_slow = per_second(1, first_at - self.started) is not None
-        return per_second(last_done, last_at - self.started) if is_first_slow else None
 
 
 class ProgressCounter:
@@ -75,12 +38,13 @@ class ProgressCounter:
         self.is_complete = True
         self._sink = sink
         self._interval_s = interval_s
-        self._meter = RateMeter()
-        self._shown_at = self._meter.started
+        self._started = self._shown_at = time.monotonic()
+        # Times and counts of the last minute, one per second.
+        self._recent: deque[tuple[float, int]] = deque()
 
     def __enter__(self) -> Self:
-        self._meter = RateMeter()
-        self._shown_at = self._meter.started
+        self._started = self._shown_at = time.monotonic()
+        self._sink.begin(self)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -92,29 +56,54 @@ class ProgressCounter:
         self.done += amount
         self.fields.update(fields)
         now = time.monotonic()
-        self._meter.add(now, self.done)
+        if len(self._recent) > 1 and now - self._recent[-2][0] < 1.0:
+            self._recent.pop()
+        self._recent.append((now, self.done))
+        while len(self._recent) > 2 and now - self._recent[0][0] > RATE_WINDOW_S:
+            self._recent.popleft()
         if now - self._shown_at >= self._interval_s:
             self._shown_at = now
             self._sink.show(self, is_end=False)
 
     @property
     def elapsed_s(self) -> float:
-        return max(time.monotonic() - self._meter.started, 1e-9)
+        return max(time.monotonic() - self._started, 1e-9)
 
     @property
     def rate(self) -> float | None:
-        """Units per second of the last minute; None if unknown."""
-        return self._meter.rate
+        """Units per second of the last minute; None if they took no measurable time.
+
+        An average over the whole run would count the items that an earlier run finished: it is
+        used only if the first unit took long and the others came with it.
+        """
+        if not self._recent:
+            return None
+        first_at, first_done = self._recent[0]
+        last_at, last_done = self._recent[-1]
+        rate = per_second(last_done - first_done, last_at - first_at)
+        if rate is not None:
+            return rate
+        is_first_slow = per_second(1, first_at - self._started) is not None
+        return per_second(last_done, last_at - self._started) if is_first_slow else None
 
     @property
     def remaining_s(self) -> float | None:
-        """Remaining seconds at the current rate; None if unknown."""
-        if self.total is None or not self._meter.has_interval or not self.rate:
+        """Remaining seconds at the current rate; None if unknown.
+
+        The first units are not enough, because they wait for workers to start.
+        """
+        has_interval = len(self._recent) > 1 and self._recent[-1][0] > self._recent[0][0]
+        if self.total is None or not has_interval or not self.rate:
             return None
         return max(self.total - self.done, 0) / self.rate
 
 
-class LineReporter(NullReporter):
+class _Lines(NullReporter):
+    def begin(self, count: ProgressCounter) -> None:
+        """Shows nothing before the first interval."""
+
+
+class LineReporter(_Lines):
     """Reporter that writes a plain line every ten seconds and at the end of each bar.
 
     The metrics are in the fields of the bar; metrics and images are files of the run.
@@ -133,23 +122,28 @@ class LineReporter(NullReporter):
         write_stderr(f"warning: {one_line(message)} [{code}]")
 
 
-class JsonReporter(NullReporter):
+def _round(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+class JsonReporter(_Lines):
     """Reporter that writes one JSON object per line."""
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:
         return ProgressCounter(name, total, unit, self, EVENT_EVERY_S)
 
     def show(self, count: ProgressCounter, *, is_end: bool) -> None:
-        rate = count.rate
-        remaining_s = None if is_end else count.remaining_s
+        remaining_s = count.remaining_s
+        if is_end:
+            remaining_s = None
         self._event(
             "progress",
             name=count.name,
             unit=count.unit,
             done=count.done,
             total=count.total,
-            rate=None if rate is None else round(rate, 3),
-            seconds_left=None if remaining_s is None else round(remaining_s, 1),
+            rate=_round(count.rate, 3),
+            seconds_left=_round(remaining_s, 1),
             ended=is_end,
             complete=is_end and count.is_complete,
             fields=count.fields,

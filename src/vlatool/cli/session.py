@@ -8,20 +8,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import typer
 
 from vlatool import results
 from vlatool.cli import output
-from vlatool.cli.config_command import TYPED_CONFIG
+from vlatool.cli.config_command import SCHEMA, TYPED_CONFIG
 from vlatool.cli.options import OutputOptions
 from vlatool.credentials import hide, hide_environment, is_credential, without_credentials
-from vlatool.errors import ConfigError, UsageError, VlatoolError
+from vlatool.errors import ConfigError, UsageError
 from vlatool.events import Reporter, counted
 
 if TYPE_CHECKING:
-    from vlatool.cli.keys import TypedConfig
+    from vlatool.cli.keys import CommandLine
     from vlatool.config.base import ConfigModel
     from vlatool.config.resolve import Resolved
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 _USER = re.compile(r"(?<=://)[^/\s]+@")
 _QUERY = re.compile(r"(https?://[^\s?#]*[?#])\S+")
 _RETRIES = "vlatool.storage.retry"  # log of retries
-
-Schema = TypeVar("Schema", bound="ConfigModel")
 
 
 class Invocation:
@@ -40,21 +39,26 @@ class Invocation:
         self.options = options
         self.reporter = reporter  # receives progress, notes and warnings of the workflow
         self._ctx = ctx
-        self._config: ConfigModel | None = None
-        self._arguments: frozenset[str] = frozenset()
 
-    def config(self, schema: type[Schema], **positionals: Any) -> Schema:
+    def config(self, **positionals: Any) -> Any:
         """Configuration of this command line; `positionals` are values of keys by name."""
-        return self.resolved(schema, **positionals).config
+        return self.resolved(**positionals).config
 
-    def resolved(self, schema: type[Schema], **positionals: Any) -> "Resolved[Schema]":
+    @property
+    def stem(self) -> str:
+        """The last preset of this command line, else its last file, without path and suffix."""
+        typed: CommandLine = self._ctx.meta[TYPED_CONFIG]
+        names = typed.presets or typed.files
+        return Path(names[-1].removesuffix(".yaml")).name if names else ""
+
+    def resolved(self, **positionals: Any) -> "Resolved[Any]":
         """Configuration of this command line, with the origin of each value."""
         from vlatool.config.resolve import load_config
 
-        typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]
+        typed: CommandLine = self._ctx.meta[TYPED_CONFIG]
         try:
             resolved = load_config(
-                schema,
+                self._ctx.meta[SCHEMA],
                 presets=typed.presets,
                 files=typed.files,
                 overrides=typed.overrides(positionals),
@@ -68,8 +72,6 @@ class Invocation:
             if form and error.code == "config.missing_key":
                 error.hint = f"{command_path} {form}; {error.hint}"
             raise
-        self._config = resolved.config
-        self._arguments = frozenset(positionals)
         if resolved.unknown_keys:
             message = f"{counted(len(resolved.unknown_keys), 'key')} without a meaning here: "
             self.reporter.warn("keys_left_out", message + ", ".join(resolved.unknown_keys))
@@ -77,30 +79,10 @@ class Invocation:
             self.reporter.warn("option_without_effect", f"{key} does nothing: {reason}")
         return resolved
 
-    def check_model_given(self, hint: str, schema: type["ConfigModel"]) -> None:
-        """Raises a UsageError if no preset, no file, no key and no initial weights name a model."""
-        typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]
-        keys = {override.key: override.value for override in typed.overrides({})}
-        init = {key: keys[key] for key in keys if key == "init_from"}
-        is_named = "model.type" in keys or "model" in schema.implied(init)
-        if not (typed.presets or typed.files or is_named):
-            raise UsageError("you have not chosen a model", hint=hint, code="usage.missing_key")
-
-    def schema(self, schema: type[Schema]) -> type[Schema]:
-        typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]
-        return cast(type[Schema], typed.chosen_schema(schema))
-
-    @contextmanager
-    def keys_in_hints(self) -> Iterator[None]:
-        """Names the key of a location that the command could not reach."""
-        try:
-            yield
-        except VlatoolError as error:
-            from vlatool.cli.failures import name_key
-
-            if self._config is not None:
-                name_key(error, self._config.model_dump(exclude=set(self._arguments)))
-            raise
+    def schema(self) -> "type[ConfigModel]":
+        """Class of the configuration, for the types that this command line names."""
+        typed: CommandLine = self._ctx.meta[TYPED_CONFIG]
+        return typed.chosen_schema(self._ctx.meta[SCHEMA])
 
     def finish(self, result: output.Result) -> None:
         output.write_result(result, self.options)
@@ -129,14 +111,12 @@ def command(ctx: typer.Context, *, jsonl: bool = False) -> Iterator[Invocation]:
             code="usage.conflict",
         )
     reporter = _reporter(options)
-    with _logging(options) as log_file, _retries_reported(reporter):
+    with _logging(options, reporter) as log_file:
         if log_file is not None:
             from vlatool.cli.reporters import LoggedReporter
 
             reporter = LoggedReporter(reporter, log_file)
-        run = Invocation(ctx, options, reporter)
-        with run.keys_in_hints():
-            yield run
+        yield Invocation(ctx, options, reporter)
 
 
 def _reporter(options: OutputOptions) -> Reporter:
@@ -159,11 +139,15 @@ def _reporter(options: OutputOptions) -> Reporter:
 
 
 @contextmanager
-def _logging(options: OutputOptions) -> Iterator[logging.Handler | None]:
-    """Sends log records to stderr and to the log file; Python warnings become log records."""
+def _logging(options: OutputOptions, reporter: Reporter) -> Iterator[logging.Handler | None]:
+    """Sends log records to stderr and to the log file, and those of retries to the reporter; Python
+    warnings become log records.
+    """
     hide_environment()
     log_file = _log_file(options.log_file) if options.log_file else None
-    handlers = [_stderr_handler(options), *([log_file] if log_file else [])]
+    handlers = [_stderr_handler(options), _RetryHandler(reporter)]
+    if log_file is not None:
+        handlers.append(log_file)
     root = logging.getLogger()
     for handler in handlers:
         root.addHandler(handler)
@@ -186,20 +170,11 @@ class _RetryHandler(logging.Handler):
 
     def __init__(self, reporter: Reporter) -> None:
         super().__init__(logging.WARNING)
+        self.addFilter(logging.Filter(_RETRIES))
         self._reporter = reporter
 
     def emit(self, record: logging.LogRecord) -> None:
         self._reporter.warn("storage_retry", record.getMessage())
-
-
-@contextmanager
-def _retries_reported(reporter: Reporter) -> Iterator[None]:
-    handler = _RetryHandler(reporter)
-    logging.getLogger(_RETRIES).addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.getLogger(_RETRIES).removeHandler(handler)
 
 
 class _Formatter(logging.Formatter):
@@ -238,26 +213,18 @@ class _LogFile(logging.FileHandler):
 def _log_file(path: str) -> logging.Handler:
     try:
         handler = _LogFile(path, encoding="utf-8")
-    except OSError as error:
-        raise _log_file_error(path, error) from error
-    handler.setLevel(logging.DEBUG)
-    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    try:
+        handler.setLevel(logging.DEBUG)
+        handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         cast(TextIO, handler.stream).write(f"{handler.format(_command_record())}\n")
         handler.flush()
     except OSError as error:
-        handler.close()
-        raise _log_file_error(path, error) from error
+        raise UsageError(
+            f"cannot write the log file {path}: {error.strerror}",
+            hint="choose a file in an existing folder where you may write",
+            code="usage.bad_value",
+            details={"path": path},
+        ) from error
     return handler
-
-
-def _log_file_error(path: str, error: OSError) -> UsageError:
-    return UsageError(
-        f"cannot write the log file {path}: {error.strerror}",
-        hint="choose a file in an existing folder where you may write",
-        code="usage.bad_value",
-        details={"path": path},
-    )
 
 
 def _without_secrets(word: str) -> str:

@@ -1,15 +1,16 @@
 """Forms of the commands with a training configuration."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vlatool.cli.commands import Command
-from vlatool.cli.config_command import ConfigSpec, OptionAlias, schema_at
-from vlatool.cli.forms import Form, load, run_on_ranks
+from vlatool.cli.config_command import ConfigSpec, load, schema_at
+from vlatool.cli.forms import Form, run_on_ranks
+from vlatool.cli.help import HelpRow
 from vlatool.cli.output import JsonResult
 from vlatool.cli.session import Invocation
 from vlatool.errors import UsageError
@@ -18,8 +19,15 @@ if TYPE_CHECKING:
     from vlatool.config.resolve import Resolved
     from vlatool.training.config import TrainConfig
 
-NO_MODEL_HINT = (
-    "give a checkpoint and a configuration: --from RUN --config RUN/config.yaml, or --preset NAME"
+# Rows of the help for names of keys.
+_ROWS: Mapping[str, HelpRow] = {
+    "data": ("--data DIR", "Training data, or recordings for a policy; repeatable."),
+    "from": ("--from CKPT", "Run, checkpoint or published file with the initial weights."),
+    "output": ("-o, --output RUN", "Folder of the run, such as runs/first."),
+}
+_NOTE = (
+    "Defaults are shown without a preset. All keys of --keys are options: --section.key VALUE, or "
+    "--set section.key=VALUE."
 )
 FileOpt = Annotated[
     str | None,
@@ -36,44 +44,43 @@ SchemaOpt = Annotated[bool, typer.Option("--schema", help="Print the JSON Schema
 
 
 def train_form(row: Command) -> Form:
-    return Form(training_spec(row, {"data": DATA, "output": RUN}), _train)
+    """Form of `train`, `finetune` and `tokenizer train`."""
+    return Form(_spec(row), _train)
 
 
-def tokenizer_form(row: Command) -> Form:
-    """Form of `tokenizer train`; a tokenizer has no rollouts."""
-    spec = training_spec(row, {"data": DATA, "output": RUN})
-    return Form(replace(spec, unused_keys=("eval", "eval_every_n_checkpoints")), _train)
-
-
-def finetune_form(row: Command) -> Form:
-    return Form(training_spec(row, {"data": DATA, "from": INIT_FROM, "output": RUN}), _finetune)
+def launch_form(row: Command) -> Form:
+    """Form of the commands that start a training elsewhere."""
+    return Form(_spec(row), _launch)
 
 
 def resolve_form(row: Command) -> Form:
     """Form of `resolve-config`, which takes a command line of `train` or `finetune`."""
-    spec = training_spec(row, {"data": DATA, "from": INIT_FROM})
-    spec = replace(spec, unused_keys=("overwrite", "dry_run", "device_memory", "rate", "measure"))
-    return Form(spec, _resolve, _declare_resolve)
+    unused = ("overwrite", "dry_run", "device_memory", "rate", "measure")
+    spec = _spec(row)
+    rows = {name: spec.rows[name] for name in ("data", "from")}
+    return Form(replace(spec, rows=rows, unused_keys=unused), _resolve, _declare_resolve)
 
 
-def training_spec(row: Command, option_aliases: Mapping[str, OptionAlias]) -> ConfigSpec:
+def _spec(row: Command) -> ConfigSpec:
+    has_rollouts = "rollouts" in row.presets
     return ConfigSpec(
         schema_at(row.schema),
         is_flat=False,
-        option_aliases=option_aliases,
-        aliases={"model": "init_from"},  # published
-        note=lambda: (
-            "Defaults are shown without a preset. All keys of --keys are options: --section.key "
-            "VALUE, or --set section.key=VALUE."
-        ),
-        values={"model.type": model_types, "data.type": _data_kinds},
+        rows={name: _ROWS[name] for name in _ROWS if name != "from" or _is_finetune(row)},
+        note=_NOTE,
+        values={"model.type": "vlatool.plugins:MODELS", "data.type": "vlatool.plugins:DATA_KINDS"},
         presets=row.presets,
+        unused_keys=() if has_rollouts else ("eval", "eval_every_n_checkpoints"),
     )
+
+
+def _is_finetune(row: Command) -> bool:
+    return "from" in row.options.split()
 
 
 def _train(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
     """Trains a model, or prints the configuration if a published key requests it."""
-    resolved: Resolved[TrainConfig] = run.resolved(load(row.schema))
+    resolved = _resolved(run, row)
     if resolved.config.resolve_configs or resolved.config.resolve_configs_path:
         from vlatool.workflows.resolve_config import resolve_config
 
@@ -86,8 +93,20 @@ def _train(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
         config, typed = _for_processes(resolved, nproc)
     elif run_on_ranks(run, nproc):
         return
-    workflow = load(row.workflow)
-    run.finish(workflow(config, typed=typed, origins=resolved.origins, reporter=run.reporter))
+    options = {"typed": typed, "origins": resolved.origins, "stem": run.stem}
+    run.finish(load(row.workflow)(config, **options, reporter=run.reporter))
+
+
+def _resolved(run: Invocation, row: Command) -> "Resolved[TrainConfig]":
+    """The configuration of this command line; a fine-tuning must name a model."""
+    resolved = run.resolved()
+    if _is_finetune(row) and not getattr(resolved.config.model, "type", None):
+        hint = (
+            "give a checkpoint and a configuration: --from RUN --config RUN/config.yaml, or "
+            "--preset NAME"
+        )
+        raise UsageError("you have not chosen a model", hint=hint, code="usage.missing_key")
+    return resolved
 
 
 def _for_processes(
@@ -103,11 +122,6 @@ def _for_processes(
     return config.model_copy(update={"distributed": section}), typed
 
 
-def _finetune(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
-    run.check_model_given(NO_MODEL_HINT, load(row.schema))
-    _train(run, row, values)
-
-
 def _declare_resolve(
     explain: ExplainOpt = False,
     derive: DeriveOpt = False,
@@ -119,76 +133,17 @@ def _declare_resolve(
 
 
 def _resolve(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
-    config_class = load(row.schema)
     if values["schema"]:
-        run.finish(JsonResult(run.schema(config_class).model_json_schema()))
+        run.finish(JsonResult(run.schema().model_json_schema()))
         return
     options = {name: values[name] for name in ("explain", "output", "derive")}
-    resolved = run.resolved(config_class)
-    run.finish(load(row.workflow)(resolved, **options, reporter=run.reporter))
-
-
-def expand_run(texts: list[str]) -> Mapping[str, Any]:
-    """Value of `--output`: a run folder, split into `save_path` and `name`."""
-    # As text: the command itself checks the scheme.
-    parent, _, name = texts[-1].rstrip("/").rpartition("/")
-    is_bucket = parent.endswith(":/")
-    if is_bucket or name in ("", ".", ".."):
-        raise UsageError(
-            f"--output {texts[-1]!r} does not name a folder for the run",
-            hint=f"write --output {texts[-1].rstrip('/') if is_bucket else 'runs'}/NAME",
-            code="usage.bad_value",
-            details={"output": texts[-1]},
-        )
-    root = "/" if texts[-1].startswith("/") else "."
-    return {"save_path": parent or root, "name": name}
-
-
-# Each data kind maps `folders` to its own key.
-DATA = OptionAlias(
-    lambda folders: {"data.folders": folders},
-    "DIR",
-    "Training data, or recordings for a policy; repeatable.",
-)
-INIT_FROM = OptionAlias(
-    lambda texts: {"init_from": texts[-1]},
-    "CKPT",
-    "Run, checkpoint or published file with the initial weights.",
-)
-RUN = OptionAlias(expand_run, "RUN", "Folder of the run, such as runs/first.", short="-o")
-
-
-def model_types() -> Sequence[str]:
-    from vlatool.plugins import MODELS
-
-    return MODELS.names()
-
-
-def _data_kinds() -> Sequence[str]:
-    from vlatool.plugins import DATA_KINDS
-
-    return DATA_KINDS.names()
-
-
-def launch_train_form(row: Command) -> Form:
-    return Form(training_spec(row, {"data": DATA, "output": RUN}), _launch)
-
-
-def launch_finetune_form(row: Command) -> Form:
-    return Form(
-        training_spec(row, {"data": DATA, "from": INIT_FROM, "output": RUN}), _launch_finetune
-    )
+    run.finish(load(row.workflow)(run.resolved(), **options, reporter=run.reporter))
 
 
 def _launch(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
-    resolved = run.resolved(load(row.schema))
+    resolved = _resolved(run, row)
     sagemaker = getattr(resolved.config, "sagemaker", None)
     if sagemaker is not None and sagemaker.profile is not None:  # for the storage too
         os.environ["AWS_PROFILE"] = sagemaker.profile
     workflow = load(row.workflow)
     run.finish(workflow(resolved.config, typed=resolved.typed, reporter=run.reporter))
-
-
-def _launch_finetune(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
-    run.check_model_given(NO_MODEL_HINT, load(row.schema))
-    _launch(run, row, values)

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -16,17 +16,37 @@ from vlatool.plugins import Registry
 
 
 @dataclass(frozen=True)
-class Published:
-    """A key of a published program that has another name, no meaning or fewer values here."""
+class Ignored:
+    """A name without a meaning here: its value is dropped, and a typed one is reported."""
 
-    name: str
-    # The key here that it stands for; `KEY=VALUE` for a switch, `/KEY` for a key at the root. Empty
-    # without one: the key has no meaning, or it is a field of the section
-    to: str = ""
-    values: Sequence[Any] | None = None  # of a field: its supported values, all others are errors
-    reason: str = ""  # why it has no meaning, or no other values
+    reason: str  # why it has no meaning
     is_switch: bool = False  # an option without a value
-    also: str = ""  # `KEY=VALUE` that comes with it, unless the key is given
+
+
+@dataclass(frozen=True)
+class Supported:
+    """A field of which only some values are supported; all others are errors."""
+
+    values: Sequence[Any]
+    reason: str  # why there are no other values
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A name that stands for several keys."""
+
+    # Values of keys for a value of the name; ValueError with the reason if it is not supported.
+    convert: Callable[[Any], Mapping[str, Any]]
+    # A preset with the defaults of that program, for a command line without presets and files. The
+    # values of the keys are then defaults, too: other keys of the command line win.
+    preset: str = ""
+
+
+# What a name of another program stands for: a key; `/KEY` at the root; `KEY=VALUE` for a switch;
+# or keys of which the first gets the value, and the others, which describe an earlier one, are
+# emptied.
+Name = str | tuple[str, ...] | Ignored | Supported | Converted
+Names = Mapping[str, Name]
 
 
 @dataclass(frozen=True)
@@ -57,14 +77,11 @@ class ConfigModel(BaseModel):
         registries: Map from section to the registry of its types.
         no_effect_on_output: Keys that do not change what is produced: the output, keys of the
             execution, and keys with `affects_output=False`.
-        virtual_keys: Map from section to other names for its keys. The first key gets the value;
-            the other keys, which describe the earlier value, are emptied.
-        published: Keys of published programs that are different here. Values of keys without a
-            meaning are dropped; `Resolved.ignored` lists the typed ones.
+        NAMES: Names of other programs, and what they stand for; dotted ones are inside sections.
+            `Resolved.ignored` lists the typed ones that mean nothing here.
         preset_sections: Map from folder of presets to the section that they fill; empty for the
             whole tree.
-        translations: Functions that convert configurations of other programs.
-        published_options: Options of other programs' commands, which translations convert.
+        translations: Functions that convert files of other programs.
         location_keys: Keys with a path or URI. Records keep only the last part of such a value.
         newer: Keys that version 0.3 lacks, and the value that does what it did. Records and digests
             leave such a value out, so that outputs of 0.3 are continued.
@@ -89,11 +106,9 @@ class ConfigModel(BaseModel):
     location_keys: ClassVar[frozenset[str]] = frozenset()
     newer: ClassVar[Mapping[str, Any]] = {}
     typed_form: ClassVar[str] = ""
-    published: ClassVar[tuple[Published, ...]] = ()
-    virtual_keys: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
+    NAMES: ClassVar[Names] = {}
     preset_sections: ClassVar[Mapping[str, str]] = {}
     translations: ClassVar[Registry[Any] | None] = None
-    published_options: ClassVar[Registry[Mapping[str, bool]] | None] = None
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -119,8 +134,10 @@ class ConfigModel(BaseModel):
         return ()
 
     @classmethod
-    def implied(cls, tree: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns values below all layers, which follow from keys in `tree`."""
+    def implied(cls, tree: Mapping[str, Any], names: Set[str]) -> Mapping[str, Any]:
+        """Returns values below all layers, which follow from keys in `tree`, and from the names of
+        other programs in it.
+        """
         return {}
 
     @classmethod
@@ -128,7 +145,8 @@ class ConfigModel(BaseModel):
         """Returns the class that validates `tree`.
 
         In the tree, a registered name (`model.type`, `format`) is text. A root config with such a
-        section looks the name up here, and returns a subclass with the section that it selects.
+        section looks the name up here, and returns a subclass with the section that it selects. A
+        name that is not given may be found in what the tree names, such as the first source.
         """
         return cls
 
@@ -138,7 +156,7 @@ class ConfigModel(BaseModel):
         """Converts all values first, because a discriminator allows no field validator."""
         if not isinstance(data, dict):
             return data
-        unused = unused_keys(cls)
+        unused = ignored_names(cls)
         values: dict[str, Any] = {}
         for key, value in _nest_flat_keys(data, cls).items():
             if key not in unused:
@@ -146,19 +164,9 @@ class ConfigModel(BaseModel):
         return values
 
 
-def new_names(schema: type[ConfigModel]) -> dict[str, str]:
-    """Map from published key of a section to the key, or `KEY=VALUE`, that it stands for."""
-    return {row.name: row.to for row in schema.published if row.to and not row.to.startswith("/")}
-
-
-def root_keys(schema: type[ConfigModel]) -> dict[str, str]:
-    """Map from published key of a section to the key at the root that it stands for."""
-    return {row.name: row.to[1:] for row in schema.published if row.to.startswith("/")}
-
-
-def unused_keys(schema: type[ConfigModel]) -> dict[str, Published]:
-    """Published keys without a meaning here."""
-    return {row.name: row for row in schema.published if not row.to and row.values is None}
+def ignored_names(schema: type[ConfigModel]) -> dict[str, Ignored]:
+    """Names without a meaning here."""
+    return {name: row for name, row in schema.NAMES.items() if isinstance(row, Ignored)}
 
 
 def _nest_flat_keys(data: dict[str, Any], model: type[ConfigModel]) -> dict[str, Any]:
@@ -201,7 +209,9 @@ def _merge_default(value: Any, field: FieldInfo) -> Any:
     if not isinstance(value, dict) or field.default_factory_takes_validated_data:
         return value
     default = field.get_default(call_default_factory=True)
-    return _merge_section(value, default) if isinstance(default, BaseModel) else value
+    if not isinstance(default, BaseModel):
+        return value
+    return _merge_section(value, default)
 
 
 def _merge_section(section: dict[str, Any], default: BaseModel) -> dict[str, Any]:

@@ -75,8 +75,8 @@ def child(node: Node, part: str | int) -> Node | None:
     """Child of `node` at a key or index."""
     if isinstance(node.value, dict):
         return node.value.get(part)
-    if isinstance(node.value, list) and str(part).isdecimal():
-        return node.value[int(part)] if int(part) < len(node.value) else None
+    if isinstance(node.value, list) and str(part).isdecimal() and int(part) < len(node.value):
+        return node.value[int(part)]
     return None
 
 
@@ -84,19 +84,22 @@ def find(node: Node, parts: Sequence[str | int]) -> Node | None:
     """Node at a path of keys and indices; None if there is none."""
     current: Node | None = node
     for part in parts:
-        current = child(current, part) if current is not None else None
+        if current is None:
+            return None
+        current = child(current, part)
     return current
 
 
 def nearest_origin(node: Node, parts: Sequence[str | int]) -> str:
     """Origin of the value at a path; of its section if the value does not exist."""
     origin = DEFAULT_ORIGIN
-    current: Node | None = node
+    current = node
     for part in parts:
-        current = child(current, part) if current is not None else None
-        if current is None:
+        below = child(current, part)
+        if below is None:
             break
-        origin = current.origin
+        current = below
+        origin = below.origin
     return origin
 
 
@@ -114,6 +117,13 @@ def without(node: Node, parts: Sequence[str | int]) -> Node:
     else:
         children.pop(part, None)
     return replace(node, value=children)
+
+
+def put(tree: Node, key: str, value: Node) -> Node:
+    """Copy of a tree with a value at a dotted key."""
+    for name in reversed(key.split(".")):
+        value = Node({name: value}, value.origin)
+    return merge(tree, value)
 
 
 def lenient(node: Node) -> Node:
@@ -140,15 +150,18 @@ def leaf_origins(node: Node, key: str = "") -> Iterator[tuple[str, str]]:
                 yield from leaf_origins(item, f"{start}{index}")
 
 
-_NULL_TEXTS = frozenset({"", "~", "null", "Null", "NULL"})
-_TRUE = frozenset({"true", "True", "TRUE"})
-_FALSE = frozenset({"false", "False", "FALSE"})
+# Texts of YAML 1.2 that are no text.
+_WORDS: dict[str, Any] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), math.nan),
+    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"), math.inf),
+    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), -math.inf),
+}
 _INT = re.compile(r"[-+]?[0-9]+")
-_OCTAL = re.compile(r"0o[0-7]+")
-_HEX = re.compile(r"0x[0-9a-fA-F]+")
+_OCTAL_OR_HEX = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_INFINITE = re.compile(r"[-+]?\.(inf|Inf|INF)")
-_NAN = frozenset({".nan", ".NaN", ".NAN"})
 _LONGEST_TEXT = 160  # characters of a value in a message
 _LONGEST_NUMBER = 1_000  # longer numbers stay text: Python does not convert 4,301 digits
 
@@ -179,25 +192,15 @@ def parse_plain(text: str) -> Plain:
 
 def core_value(text: str) -> Any:
     """Value of unquoted text: `1e-4` is a number, `012` is twelve, `yes` is text."""
-    if text in _NULL_TEXTS:
-        return None
-    if text in _TRUE:
-        return True
-    if text in _FALSE:
-        return False
-    if text in _NAN:
-        return math.nan
+    if text in _WORDS:
+        return _WORDS[text]
     if len(text) > _LONGEST_NUMBER:
         return text
     if _INT.fullmatch(text):
         return int(text)
-    if _OCTAL.fullmatch(text) or _HEX.fullmatch(text):
+    if _OCTAL_OR_HEX.fullmatch(text):
         return int(text, 0)
-    if _FLOAT.fullmatch(text):
-        return float(text)
-    if _INFINITE.fullmatch(text):
-        return -math.inf if text.startswith("-") else math.inf
-    return text
+    return float(text) if _FLOAT.fullmatch(text) else text
 
 
 def unwrap(value: Any) -> Any:
@@ -232,19 +235,19 @@ def write_scalar(value: Any) -> str:
 
 def value_text(value: Any) -> str:
     """One line of YAML of a plain value, for messages; the middle of a long one is left out."""
-    text = _flow(value)
+    text = flow_text(value)
     if len(text) <= _LONGEST_TEXT:
         return text
     return f"{text[: _LONGEST_TEXT // 2]} ... {text[-9:]}"
 
 
-def _flow(value: Any) -> str:
+def flow_text(value: Any) -> str:
+    """One line of YAML of a plain value."""
     if isinstance(value, Mapping):
-        entries = [f"{write_scalar(key)}: {_flow(value[key])}" for key in value]
+        entries = [f"{write_scalar(key)}: {flow_text(value[key])}" for key in value]
         return f"{{{', '.join(entries)}}}"
     if isinstance(value, list | tuple):
-        items: Iterable[Any] = value
-        return f"[{', '.join(map(_flow, items))}]"
+        return f"[{', '.join(flow_text(item) for item in value)}]"
     return write_scalar(value)
 
 
@@ -269,10 +272,9 @@ _SEQUENCES = (list, tuple, set, frozenset, Sequence, Iterable)
 class TypeMismatch(Exception):
     """Value that does not fit one alternative of a type."""
 
-    def __init__(self, needs: str, choices: Sequence[Any] = ()) -> None:
+    def __init__(self, needs: str) -> None:
         super().__init__(needs)
         self.needs = needs
-        self.choices = tuple(str(choice) for choice in choices)
 
 
 @dataclass(frozen=True)
@@ -281,7 +283,6 @@ class InvalidValue:
 
     value: Any
     needs: str  # description of valid values
-    choices: tuple[str, ...]  # valid values, if they are few and known
 
 
 def coerce(value: Any, annotation: Any) -> Any:
@@ -292,7 +293,7 @@ def coerce(value: Any, annotation: Any) -> Any:
     try:
         return _coerce(value, annotation)
     except TypeMismatch as mismatch:
-        return InvalidValue(unwrap(value), mismatch.needs, mismatch.choices)
+        return InvalidValue(unwrap(value), mismatch.needs)
 
 
 def alternatives(annotation: Any) -> list[Any]:
@@ -310,17 +311,15 @@ def alternatives(annotation: Any) -> list[Any]:
 
 def _coerce(value: Any, annotation: Any) -> Any:
     needs: list[str] = []
-    choices: list[str] = []
     for member in sorted(alternatives(annotation), key=_rank):
         try:
             return _COERCERS.get(_kind(member), _coerce_other)(value, member)
         except TypeMismatch as mismatch:
-            choices += mismatch.choices
             if mismatch.needs not in needs:
                 needs.append(mismatch.needs)
     if len(needs) > 1 and _NULL in needs:
         needs.remove(_NULL)
-    raise TypeMismatch(" or ".join(needs), choices)
+    raise TypeMismatch(" or ".join(needs))
 
 
 def _rank(member: Any) -> int:
@@ -355,8 +354,7 @@ def _coerce_none(value: Any, _member: Any) -> None:
 def _coerce_literal(value: Any, member: Any) -> Any:
     value = _scalar(value)
     choices = get_args(member)
-    meanings = [value.value, str(value)] if isinstance(value, Plain) else [value]
-    for meaning in meanings:
+    for meaning in (unwrap(value), str(value) if isinstance(value, Plain) else value):
         for choice in choices:
             if type(choice) is type(meaning) and choice == meaning:
                 return choice
@@ -364,7 +362,7 @@ def _coerce_literal(value: Any, member: Any) -> Any:
             if isinstance(choice, str) and choice.lower() == str(meaning).lower():
                 return choice
     needs = ", ".join(str(choice) for choice in choices)
-    raise TypeMismatch(f"one of {needs}" if len(choices) > 1 else needs, choices)
+    raise TypeMismatch(f"one of {needs}" if len(choices) > 1 else needs)
 
 
 def _coerce_bool(value: Any, _member: Any) -> bool:
@@ -377,28 +375,20 @@ def _coerce_bool(value: Any, _member: Any) -> bool:
     return meaning
 
 
-def _coerce_int(value: Any, _member: Any) -> int:
-    meaning = _number(value)
-    if not isinstance(meaning, Integral):
-        raise TypeMismatch("an integer")
-    if abs(int(meaning)) > _MAX_INT:
-        raise TypeMismatch("an integer below 2^63")
-    return int(meaning)
-
-
-def _coerce_float(value: Any, _member: Any) -> float:
-    meaning = _number(value)
-    if not isinstance(meaning, Real):
-        raise TypeMismatch("a number")
-    return float(meaning)
-
-
-def _number(value: Any) -> Any:
+def _coerce_number(value: Any, member: Any) -> int | float:
     value = _scalar(value)
-    meaning = unwrap(value)
-    if isinstance(value, Plain) and isinstance(meaning, str) and _WITH_UNDERSCORES.fullmatch(value):
-        meaning = parse_plain(value.replace("_", "")).value
-    return None if isinstance(meaning, bool) else meaning
+    number = unwrap(value)
+    if isinstance(value, Plain) and isinstance(number, str) and _WITH_UNDERSCORES.fullmatch(value):
+        number = core_value(value.replace("_", ""))
+    if isinstance(number, bool) or not isinstance(number, Real):
+        raise TypeMismatch("an integer" if member is int else "a number")
+    if member is float:
+        return float(number)
+    if not isinstance(number, Integral):
+        raise TypeMismatch("an integer")
+    if abs(int(number)) > _MAX_INT:
+        raise TypeMismatch("an integer below 2^63")
+    return int(number)
 
 
 def _coerce_text(value: Any, _member: Any) -> str:
@@ -438,7 +428,9 @@ def _items(value: Any) -> list[Any] | None:
     if isinstance(value, Plain):
         if value.value is None:
             return None
-        return [parse_plain(item.strip()) for item in value.split(",")] if value else []
+        if not value:
+            return []
+        return [parse_plain(item.strip()) for item in value.split(",")]
     if isinstance(value, list | tuple | set | frozenset):
         return list(value)
     return None
@@ -486,8 +478,8 @@ _COERCERS: dict[Any, Callable[[Any, Any], Any]] = {
     types.NoneType: _coerce_none,
     Literal: _coerce_literal,
     bool: _coerce_bool,
-    int: _coerce_int,
-    float: _coerce_float,
+    int: _coerce_number,
+    float: _coerce_number,
     BaseModel: _coerce_model,
     str: _coerce_text,
     dict: _coerce_mapping,

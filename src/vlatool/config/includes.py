@@ -85,9 +85,9 @@ def read_file(
     return document.tree(included_at="")
 
 
-def read_text(text: str, source: str, budget: Budget | None = None) -> Node:
-    """Parses YAML text; its includes are relative to the working directory."""
-    return _Document(Path(), source, budget=budget or Budget()).parse(text)
+def read_text(text: str, source: str, budget: Budget) -> Node:
+    """Parses YAML text of one line; its includes are relative to the working directory."""
+    return _Document(Path(), source, budget=budget, has_lines=False).parse(text)
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ class _Document:
     depth: int = 0  # number of lists, mappings and includes around the document
     budget: Budget = field(default_factory=Budget)  # remaining number of values and files
     is_shallow: bool = False  # `<<` does not merge nested mappings
+    has_lines: bool = True  # origins have the number of the line
 
     def tree(self, included_at: str) -> Node:
         """Reads the file; `included_at` is the origin of the include, empty without one."""
@@ -148,7 +149,7 @@ class _Document:
         return _error(included_at, message, hint=hint, code="config.missing_file")
 
     def _line(self, line: int) -> str:
-        return f"{self.name}:{line}" if line else self.name
+        return f"{self.name}:{line}" if line and self.has_lines else self.name
 
     def _include(self, node: yaml.Node, depth: int) -> Node:
         origin = self._origin(node)
@@ -161,10 +162,11 @@ class _Document:
                 origin,
                 f"{node.value} includes itself",
                 hint=" -> ".join(self.display(step) for step in self.chain),
-                code="config.syntax",
             )
         chain = (*self.chain, path.resolve())
-        included = replace(self, path=path, name=self.display(path), chain=chain, depth=depth)
+        included = replace(
+            self, path=path, name=self.display(path), chain=chain, depth=depth, has_lines=True
+        )
         return included.tree(included_at=origin)
 
     def _mapping(self, node: yaml.MappingNode, depth: int) -> Node:
@@ -180,7 +182,7 @@ class _Document:
                 inherited = self._merged(inherited, _mergeable(value, key_origin))
             elif key in children:
                 message = f'duplicate key "{key}"'
-                raise _error(key_origin, message, code="config.syntax")
+                raise _error(key_origin, message)
             else:
                 children[key] = value
         tree = self._merged(inherited, Node(children, origin))
@@ -192,7 +194,7 @@ class _Document:
         return replace(over, value={**base.value, **over.value}, replace=base.replace)
 
     def _origin(self, node: yaml.Node) -> str:
-        return f"{self.name}:{node.start_mark.line + 1}"
+        return self._line(node.start_mark.line + 1)
 
 
 def _key(node: yaml.Node, key_origin: str) -> str | None:
@@ -228,33 +230,27 @@ def _check_tag(node: yaml.Node, origin: str, *known: str) -> None:
     if node.tag == _REPLACE_TAG and isinstance(node, yaml.SequenceNode):
         raise _error(origin, "!replace needs a mapping; lists always replace")
     hint = "the supported tags are !include and !replace"
-    raise _error(origin, f"unknown tag {node.tag!r}", hint=hint, code="config.syntax")
+    raise _error(origin, f"unknown tag {node.tag!r}", hint=hint)
 
 
 def _near_files(path: Path) -> str:
     """Hint with files of the folder and presets whose names are similar to a missing file."""
     try:
         children = path.parent.iterdir() if can_list(path) else ()
-        files = [file for file in children if file.suffix in _SUFFIXES]
+        names = {file.stem: f"-c {file}" for file in children if file.suffix in _SUFFIXES}
     except OSError:
         return f"the folder {path.parent} does not exist"
-    options_by_name: dict[str, list[str]] = {}
-    for file in sorted(files):
-        options_by_name.setdefault(file.stem, []).append(f"-c {file}")
-    for name in preset_names():
-        options_by_name.setdefault(name, []).append(f"--preset {name}")
+    names |= {name: f"--preset {name}" for name in preset_names() if name not in names}
     target = path.stem.replace("_", "-")
-    options: list[str] = []
-    for name in difflib.get_close_matches(target, options_by_name, cutoff=_NEAR_NAME):
-        options += options_by_name[name]
-    if options:
-        return f"did you mean {' or '.join(options)}?"
+    near = difflib.get_close_matches(target, names, cutoff=_NEAR_NAME)
+    if near:
+        return f"did you mean {' or '.join(names[name] for name in near)}?"
     return "give the path of a YAML file; `vlatool presets` lists the values of --preset"
 
 
 def _too_large(origin: str, message: str) -> ConfigError:
     hint = "shorten the configuration; aliases and includes count each time they are used"
-    return _error(origin, message, hint=hint, code="config.syntax")
+    return _error(origin, message, hint=hint)
 
 
 def _error(

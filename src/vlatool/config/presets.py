@@ -77,7 +77,6 @@ def preset_path(name: str, roots: Sequence[Path] | None = None, kinds: Sequence[
 
     `kinds` are the allowed kinds (folders) of presets; empty allows all.
     """
-    stem = name.replace("_", "-")
     if name.endswith(".yaml") or "/" in name:
         candidates = [location(name)]
         if not is_remote(candidates[0]):
@@ -86,14 +85,34 @@ def preset_path(name: str, roots: Sequence[Path] | None = None, kinds: Sequence[
         for candidate in candidates:
             if candidate.is_file():
                 return candidate
-        raise _unknown(name, preset_names(roots))
+    stem = name.replace("_", "-")
     for root in _preset_roots(roots):
         for path in sorted(root.rglob("*.yaml")):
-            if path.stem.replace("_", "-") == stem:
-                _check_kind(name, _kind(path, root), kinds)
-                return path
-    known = [preset.name for preset in list_presets(roots) if _is_allowed(preset.kind, kinds)]
-    raise _unknown(name, known)
+            kind = _kind(path, root)
+            if path.stem.replace("_", "-") != stem:
+                continue
+            if kinds and kind and kind not in kinds:
+                raise UsageError(
+                    f"the preset {name!r} is of kind {kind}, which this command cannot use",
+                    hint=f"use a preset of kind {' or '.join(kinds)}; `vlatool presets` lists all "
+                    "presets",
+                    code="usage.conflict",
+                    details={"preset": name, "kind": kind, "kinds": list(kinds)},
+                )
+            return path
+    known: list[str] = []
+    for preset in list_presets(roots):
+        if not kinds or not preset.kind or preset.kind in kinds:
+            known.append(preset.name)
+    hint = did_you_mean(Path(stem).stem, known)
+    if not hint.startswith("did you mean"):
+        hint = "`vlatool presets` lists the presets"
+    raise UsageError(
+        f"there is no preset {name!r}",
+        hint=hint,
+        code="usage.unknown_name",
+        details={"preset": name, "known": known},
+    )
 
 
 def preset_info(name: str, roots: Sequence[Path] | None = None) -> PresetInfo:
@@ -111,20 +130,6 @@ def preset_kind(path: Path, roots: Sequence[Path] | None = None) -> str:
         if path.resolve().is_relative_to(root.resolve()):
             return _kind(path.resolve(), root.resolve())
     return ""
-
-
-def _is_allowed(kind: str, kinds: Sequence[str]) -> bool:
-    return not kinds or not kind or kind in kinds
-
-
-def _check_kind(name: str, kind: str, kinds: Sequence[str]) -> None:
-    if not _is_allowed(kind, kinds):
-        raise UsageError(
-            f"the preset {name!r} is of kind {kind}, which this command cannot use",
-            hint=f"use a preset of kind {' or '.join(kinds)}; `vlatool presets` lists all presets",
-            code="usage.conflict",
-            details={"preset": name, "kind": kind, "kinds": list(kinds)},
-        )
 
 
 def display_path(path: Path, roots: Sequence[Path] | None = None) -> str:
@@ -146,18 +151,6 @@ def _preset_roots(roots: Sequence[Path] | None) -> Iterator[Path]:
         return
     yield builtin_root()
     yield from plugin_roots()
-
-
-def _unknown(name: str, known: list[str]) -> UsageError:
-    hint = did_you_mean(Path(name).stem.replace("_", "-"), known)
-    if not hint.startswith("did you mean"):
-        hint = "`vlatool presets` lists the presets"
-    return UsageError(
-        f"there is no preset {name!r}",
-        hint=hint,
-        code="usage.unknown_name",
-        details={"preset": name, "known": known},
-    )
 
 
 def _kind(path: Path, root: Path) -> str:

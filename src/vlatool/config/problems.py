@@ -1,6 +1,7 @@
 """Errors of a configuration: one message with all problems, their origins and similar names."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -8,12 +9,21 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from vlatool.config import coerce
-from vlatool.config.schema import ANY_NAME, choices, dotted_keys, section_names, types_with
+from vlatool.config.schema import (
+    ANY_NAME,
+    choices,
+    concrete_key,
+    dotted_keys,
+    section_names,
+    types_with,
+)
 from vlatool.config.synonyms import meant_keys, note_on
 from vlatool.errors import ConfigError
 from vlatool.events import counted
 from vlatool.plugins import Registry
+from vlatool.withdrawn import withdrawn_hint
 
+_WORD = re.compile(r"[_.]")  # between the words of a key
 _NEAR_KEY = 0.6
 _NEAR_VALUE = 0.4
 _ABSENT = ("missing", "union_tag_not_found")
@@ -62,7 +72,6 @@ class Problem:
 
 def config_error(problems: Sequence[Problem], *, more: int = 0, hint: str = "") -> ConfigError:
     """Error that lists all problems; `problems`: problems, at most the first 100."""
-    problems = _merge_equal(problems)
     if len(problems) == 1:
         message = problems[0].line()
     else:
@@ -79,25 +88,6 @@ def config_error(problems: Sequence[Problem], *, more: int = 0, hint: str = "") 
         code=codes.pop() if len(codes) == 1 else _INVALID_VALUE,
         details={"problems": [asdict(problem) for problem in problems]},
     )
-
-
-def _merge_equal(problems: Sequence[Problem]) -> list[Problem]:
-    """Joins equal problems of the same line, which a repeated alias causes."""
-    groups: dict[tuple[str, ...], list[Problem]] = {}
-    for problem in problems:
-        leaf = problem.key.rpartition(".")[2]
-        message = problem.message.replace(f'"{problem.key}"', f'"{leaf}"')
-        groups.setdefault((problem.origin, leaf, message), []).append(problem)
-    joined: list[Problem] = []
-    for first, *others in groups.values():
-        message = first.message
-        if others:
-            names = ", ".join(f'"{problem.key}"' for problem in others[:3])
-            message += f"; the same applies to {names}"
-        if len(others) > 3:
-            message += f" and {len(others) - 3:,} more"
-        joined.append(replace(first, message=message))
-    return joined
 
 
 def validation_problems(
@@ -141,49 +131,49 @@ def owners_of_key(key: str, schema: type[BaseModel]) -> list[str]:
     return owners
 
 
-def _meant(
-    key: str, value: coerce.Node | None, schema: type[BaseModel]
+def similar_keys(
+    key: str,
+    schema: type[BaseModel],
+    value: coerce.Node | None = None,
+    others: Sequence[str] = (),
 ) -> tuple[tuple[str, ...], str]:
-    """Returns keys that mean the same as a key of another tool, or a note if there are none."""
+    """Returns keys that an unknown key may stand for: by meaning, else by spelling. Without any, a
+    note may say what to do instead.
+
+    `others` are names besides the keys of the class; the names below `value` are compared, too.
+    """
     flat: tuple[str, ...] = getattr(schema, "flat_sections", ())
-    keys: set[str] = set()
-    for name in _all_names(schema):
-        keys.add(name)
-        keys.add(_without_section(name, flat))
+    names = [*others, *(info.key for info in dotted_keys(schema)), *section_names(schema)]
+    short = [_without_section(name, flat) for name in names]
     words = [key]
     if value is not None:
         words = [name for name, _ in coerce.leaf_origins(value, key)] or words
-    near: list[str] = []
-    notes: list[str] = []
+    meant: list[str] = []
     for word in words:
-        near += meant_keys(word, keys)
-        note = note_on(word)
-        if note:
-            notes.append(f": {note}")
-    if near:
-        return tuple(near[:3]), ""
-    return (), notes[0] if notes else ""
+        meant += meant_keys(word, {*names, *short})
+    if meant:
+        return tuple(meant[:3]), ""
+    for word in words:
+        if note := note_on(word):
+            return (), note
+    if key.partition(".")[0] not in flat:  # without a section, as are the suggestions
+        names = short
+    return _nearest_keys(key, names), ""
 
 
-def _all_names(schema: type[BaseModel]) -> list[str]:
-    """Dotted keys and sections."""
-    return [*(info.key for info in dotted_keys(schema)), *section_names(schema)]
-
-
-def nearest_keys(key: str, schema: type[BaseModel]) -> tuple[str, ...]:
+def _nearest_keys(key: str, patterns: Sequence[str]) -> tuple[str, ...]:
     """Valid keys of any section that are similar to `key`, the most similar first."""
-    patterns = _all_names(schema)
-    flat: tuple[str, ...] = getattr(schema, "flat_sections", ())
-    if key.partition(".")[0] not in flat:  # keys without a section get suggestions without one
-        patterns = [_without_section(name, flat) for name in patterns]
     scores: dict[str, float] = {}
+    words = set(_WORD.split(key))
     for pattern in patterns:
-        name = _concrete(pattern, key)
+        name = concrete_key(pattern, key)
         if name == key or ANY_NAME in name.split("."):
             continue
         # From 0 to 1; the last part of a key counts most, as sections are often omitted.
         leaf_score = _ratio(key.rpartition(".")[2], name.rpartition(".")[2])
         score = 0.75 * leaf_score + 0.25 * _ratio(key, name)
+        if words <= set(_WORD.split(name)):
+            score = max(score, _NEAR_KEY)
         if score >= _NEAR_KEY:
             scores[name] = score
     ranked = sorted(scores, key=lambda name: -scores[name])[:3]
@@ -199,95 +189,63 @@ def _ratio(left: str, right: str) -> float:
     return difflib.SequenceMatcher(None, left, right).ratio()
 
 
-def _concrete(pattern: str, key: str) -> str:
-    """Puts the free names of `key` into `pattern`, as far as both have the same parts."""
-    parts = pattern.split(".")
-    typed = key.split(".")
-    for index, part in enumerate(parts):
-        if part == ANY_NAME and index < len(typed) and parts[:index] == typed[:index]:
-            parts[index] = typed[index]
-    return ".".join(parts)
-
-
 def _translate(detail: Mapping[str, Any], tree: coerce.Node, schema: type[BaseModel]) -> Problem:
     kind = detail["type"]
-    rejected = isinstance(detail["input"], coerce.InvalidValue)
+    given = detail["input"]
+    is_rejected = isinstance(given, coerce.InvalidValue)
     parts = _key_parts(detail["loc"], tree, kind)
-    if kind.startswith("union_tag") and not rejected:
+    if kind.startswith("union_tag") and not is_rejected:
         parts.append(detail["ctx"]["discriminator"].strip("'"))
-    written = parts
-    node = coerce.find(tree, parts[:2])
-    if node is not None and node.is_flat:  # written without its section
-        written = parts[1:]
-    context = _KeyContext(
-        ".".join(map(str, written)), coerce.nearest_origin(tree, parts), _pattern(parts, schema)
-    )
+    section = coerce.find(tree, parts[:2])
+    path = ".".join(map(str, parts))
+    key = path
+    if section is not None and section.is_flat:  # written without its section
+        key = path.partition(".")[2]
+    origin = coerce.nearest_origin(tree, parts)
     value = coerce.find(tree, parts)
     if kind == "extra_forbidden":
-        return _unknown(context, value, schema)
-    if kind in _ABSENT and not rejected:
-        message = f'"{context.key}" is required'
-        valid = choices(schema, context.pattern)
+        return _unknown(key, origin, path, value, schema)
+    valid = choices(schema, path)
+    if kind in _ABSENT and not is_rejected:
+        message = f'"{key}" is required'
         if valid:
             message += f"; one of {', '.join(valid)}"
-        return Problem(context.key, context.origin, message, code="config.missing_key")
-    return _invalid(context, value, detail, schema)
-
-
-@dataclass(frozen=True)
-class _KeyContext:
-    """Key with a problem."""
-
-    key: str  # dotted key as the user writes it
-    origin: str
-    pattern: str  # declared key, with `*` for free names
-
-
-def _unknown(context: _KeyContext, value: coerce.Node | None, schema: type[BaseModel]) -> Problem:
-    key = context.key
-    message = f'unknown key "{key}"'
-    owners = [f"type {name}" for name in types_with(schema, context.pattern)]
-    owners = owners or owners_of_key(key, schema)
-    if owners:
-        message += f": it belongs to {' and '.join(owners)}"
-        return Problem(key, context.origin, message, code=_UNKNOWN_KEY)
-    near, note = _meant(key, value, schema)
-    if not near and not note:
-        near = nearest_keys(key, schema)
-    return Problem(key, context.origin, message + note, near, _UNKNOWN_KEY)
-
-
-def _invalid(
-    context: _KeyContext,
-    value: coerce.Node | None,
-    detail: Mapping[str, Any],
-    schema: type[BaseModel],
-) -> Problem:
-    given = detail["input"]
-    value_text = "unset" if value is None else _value_text(value)
-    valid = choices(schema, context.pattern)
-    if isinstance(given, coerce.InvalidValue):
-        valid = list(given.choices) or valid
+        return Problem(key, origin, message, code="config.missing_key")
+    if is_rejected:
         reason = f"it must be {given.needs}"
-        kinds = choices(schema, f"{context.pattern}.type")
+        kinds = choices(schema, f"{path}.type")
         if kinds:
             reason += f" of type {' or '.join(kinds)}"
-    elif detail["type"] == "union_tag_invalid":
+    elif kind == "union_tag_invalid":
         reason = f"it must be one of {', '.join(valid) or detail['ctx']['expected_tags']}"
     else:
         reason = _reason(detail)
-    # A rule of a section names its keys.
-    is_rule = detail["type"] == "value_error" and isinstance(given, Mapping)
-    if is_rule and context.key:
-        message = f'"{context.key}": {reason}'
-    elif context.key:
-        message = f'"{context.key}" is {value_text}: {reason}'
-    else:
-        message = reason
-    near = tuple(difflib.get_close_matches(value_text.strip('"'), valid, n=3, cutoff=_NEAR_VALUE))
-    if not near and not is_rule and value is not None and isinstance(value.value, dict):
-        near, _ = _meant(context.key, value, schema)
-    return Problem(context.key, context.origin, message, near)
+    if not key:
+        return Problem(key, origin, reason)
+    if kind == "value_error" and isinstance(given, Mapping):  # a rule, which names its keys
+        return Problem(key, origin, f'"{key}": {reason}')
+    text = "unset" if value is None else _value_text(value)
+    near = tuple(difflib.get_close_matches(text.strip('"'), valid, n=3, cutoff=_NEAR_VALUE))
+    if not near and value is not None and isinstance(value.value, dict):
+        near, _ = similar_keys(key, schema, value)
+    return Problem(key, origin, f'"{key}" is {text}: {reason}', near)
+
+
+def _unknown(
+    key: str, origin: str, path: str, value: coerce.Node | None, schema: type[BaseModel]
+) -> Problem:
+    message = f'unknown key "{key}"'
+    if withdrawn := withdrawn_hint(key):
+        return Problem(key, origin, f"{message}: {withdrawn}", code=_UNKNOWN_KEY)
+    owners = [f"type {name}" for name in types_with(schema, path)]
+    owners = owners or owners_of_key(key, schema)
+    if owners:
+        message += f": it belongs to {' and '.join(owners)}"
+        return Problem(key, origin, message, code=_UNKNOWN_KEY)
+    near, note = similar_keys(key, schema, value)
+    if note:
+        message += f": {note}"
+    return Problem(key, origin, message, near, _UNKNOWN_KEY)
 
 
 def _key_parts(loc: Sequence[str | int], tree: coerce.Node, kind: str) -> list[str | int]:
@@ -309,15 +267,6 @@ def _key_parts(loc: Sequence[str | int], tree: coerce.Node, kind: str) -> list[s
 def _is_tag(part: str | int, section: coerce.Node) -> bool:
     kind = coerce.child(section, "type")
     return kind is not None and coerce.plain(kind) == part
-
-
-def _pattern(parts: Sequence[str | int], schema: type[BaseModel]) -> str:
-    """Declared key, with `*` for free names, of a concrete key."""
-    key = ".".join(str(part) for part in parts)
-    for info in dotted_keys(schema):
-        if _concrete(info.key, key) == key:
-            return info.key
-    return key
 
 
 def _value_text(value: coerce.Node) -> str:

@@ -5,12 +5,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeGuard, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
 from vlatool.config import coerce
-from vlatool.config.base import ConfigModel, new_names, root_keys, unused_keys
+from vlatool.config.base import (
+    ConfigModel,
+    Converted,
+    Ignored,
+    Name,
+    Names,
+    Supported,
+    ignored_names,
+)
+from vlatool.config.coerce import Node
 from vlatool.config.includes import Budget, read_file, read_text
 from vlatool.config.presets import display_path, preset_kind, preset_path
 from vlatool.config.problems import Problem, config_error, unknown_keys, validation_problems
@@ -22,7 +31,11 @@ from vlatool.storage.documents import MAX_DEPTH
 from vlatool.storage.uri import check_no_credentials, location
 
 _INCLUDE_WORD = "include "
-_YAML_STARTS = ("[", "{", '"', "'", "!include ", "!replace ")
+# Text of an override that is a mapping, or that includes a file.
+_MAPPING_STARTS = ("{", "!include ", "!replace ", _INCLUDE_WORD)
+_YAML_STARTS = ("[", '"', "'", *_MAPPING_STARTS[:-1])
+# Published files include others by `key: include other.yaml`, from the current folder.
+_INCLUDE = re.compile(r"^include\s+(\S.*\.ya?ml)$")
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,18 @@ class Override:
     key: str  # dotted key; dashes and underscores are equivalent
     value: Any  # text of the command line, or a value of any type
     origin: str  # origin such as `command line, --hparams.lr`
-    is_flat: bool = False  # the key was written without its section
+
+    @property
+    def path(self) -> list[str]:
+        """Parts of the key."""
+        return self.key.replace("-", "_").split(".")
+
+    @property
+    def is_section(self) -> bool:
+        """True if the value is a mapping."""
+        if isinstance(self.value, str):
+            return self.value.startswith(_MAPPING_STARTS)
+        return isinstance(self.value, Mapping)
 
 
 def parse_override(text: str, option: str = "") -> Override:
@@ -50,38 +74,40 @@ def parse_override(text: str, option: str = "") -> Override:
     return Override(key, value, f"{coerce.TYPED_ORIGIN}, {option or f'--set {key}'}")
 
 
-def overrides_tree(overrides: Sequence[Override], budget: Budget | None = None) -> coerce.Node:
-    """All overrides as one layer; the values of a repeated key become `Repeated`."""
-    layer = coerce.Node({}, coerce.TYPED_ORIGIN)
-    budget = budget or Budget()
-    for override in overrides:
-        value = replace(_value(override, budget), is_flat=override.is_flat)
-        layer = _put(layer, override.key.replace("-", "_").split("."), value)
-    return layer
+def _override_layer(
+    overrides: Sequence[Override], schema: type[ConfigModel], budget: Budget
+) -> tuple[Node, dict[str, str]]:
+    """Overrides in order, as one layer, and the names of the keys that are given by another one.
 
-
-def _layers_of(overrides: Sequence[Override]) -> list[list[Override]]:
-    """Overrides in order, in layers: a section that is typed as a text, such as `--lora 8`, is in
-    another layer than its keys, such as `--lora.alpha 16`, so that they merge.
+    Values of a repeated key become `Repeated`. A section that is typed as a text becomes its keys,
+    so that `--lora 8` and `--lora.alpha 16` merge.
     """
-    layers: list[list[Override]] = [[]]
+    layer = Node({}, coerce.TYPED_ORIGIN)
+    names: dict[str, str] = {}
     for override in overrides:
-        if any(_is_in_text(override, other) for other in layers[-1]):
-            layers.append([])
-        layers[-1].append(override)
-    return layers
+        name = ".".join(override.path)
+        key = schema.NAMES.get(name)
+        if isinstance(key, str) and "=" not in key and not override.is_section:
+            override = replace(override, key=key)  # so that values of both names are one list
+            names[key] = name
+        value = _override_value(override, budget)
+        first, *rest = override.path
+        if not rest and first in schema.model_fields:
+            value = _expand_texts(value, schema.model_fields[first].annotation)
+            value = _expand_type(first, value, schema)
+        earlier = coerce.find(layer, override.path)
+        if earlier is not None and not isinstance(earlier.value, dict) and not override.is_section:
+            value = replace(value, value=_repeat(coerce.to_value(earlier), coerce.to_value(value)))
+        layer = coerce.put(layer, ".".join(override.path), value)
+    return replace(layer, origin=coerce.TYPED_ORIGIN), names
 
 
-def _is_in_text(one: Override, other: Override) -> bool:
-    """True if one of both is a section that is typed as a text, and the other a key in it."""
-    section, key = sorted((one, other), key=lambda each: len(each.key))
-    is_text = isinstance(section.value, str) and not section.value.startswith(
-        (*_YAML_STARTS, _INCLUDE_WORD)
-    )
-    return is_text and key.key.replace("-", "_").startswith(f"{section.key.replace('-', '_')}.")
+def _repeat(earlier: Any, value: Any) -> coerce.Repeated:
+    values = earlier if isinstance(earlier, coerce.Repeated) else (earlier,)
+    return coerce.Repeated((*values, value))
 
 
-def _value(override: Override, budget: Budget) -> coerce.Node:
+def _override_value(override: Override, budget: Budget) -> Node:
     text = override.value
     origin = override.origin
     if not isinstance(text, str):
@@ -89,41 +115,82 @@ def _value(override: Override, budget: Budget) -> coerce.Node:
     if text.startswith(_INCLUDE_WORD):
         return read_file(text.removeprefix(_INCLUDE_WORD).strip(), budget=budget)
     if text.startswith(_YAML_STARTS):
-        return _with_origin(read_text(text, origin, budget), origin)
-    return coerce.Node(coerce.parse_plain(text) if text else coerce.Plain("", ""), origin)
+        return read_text(text, origin, budget)
+    if not text:  # an empty text, not null
+        return Node(coerce.Plain("", ""), origin)
+    return Node(coerce.parse_plain(text), origin)
 
 
-def _with_origin(node: coerce.Node, origin: str) -> coerce.Node:
-    """Sets the override as the origin of values in its text, not of those in included files."""
-    if isinstance(node.value, dict):
-        children = {key: _with_origin(item, origin) for key, item in node.value.items()}
-        node = replace(node, value=children)
-    elif isinstance(node.value, list):
-        node = replace(node, value=[_with_origin(item, origin) for item in node.value])
-    if node.origin.startswith(f"{origin}:"):
-        node = replace(node, origin=origin)
-    return node
+_NO_NAMES: Mapping[str, str] = {}
 
 
-def _put(section: coerce.Node, parts: Sequence[str], value: coerce.Node) -> coerce.Node:
-    """Copy of `section` with `value` at a path, merged with values of earlier overrides."""
-    children = dict(section.value) if isinstance(section.value, dict) else {}
-    name, *rest = parts
-    old = children.get(name)
-    if rest:
-        children[name] = _put(old or coerce.Node({}, value.origin), rest, value)
-    elif old is None:
-        children[name] = value
-    elif isinstance(old.value, dict) or isinstance(value.value, dict):
-        children[name] = coerce.merge(old, value)
-    else:
-        earlier = old.value if isinstance(old.value, coerce.Repeated) else [coerce.to_value(old)]
-        repeated = coerce.Repeated([*earlier, coerce.to_value(value)])
-        children[name] = replace(value, value=repeated)
-    return replace(section, value=children)
+class _Renaming:
+    """Replaces the names of other programs in a layer by the keys that they stand for."""
+
+    def __init__(
+        self, layer: Node, problems: list[Problem], names: Mapping[str, str] = _NO_NAMES
+    ) -> None:
+        self.layer = layer
+        self.found = set(names.values())  # names in the layer
+        self.defaults: dict[str, Any] = {}  # values below the layer
+        self.presets: list[str] = []  # presets below these
+        self._problems = problems
+        self._made = set(names)  # keys that are given by a name
+
+    def apply(self, names: Names, section: str = "") -> None:
+        """Applies one table; a mapping is a section of that name, and stays."""
+        for name, row in names.items():
+            path = f"{section}.{name}".lstrip(".").split(".")
+            node = coerce.find(self.layer, path)
+            if node is None or isinstance(node.value, dict):
+                continue
+            self.found.add(name)
+            if not isinstance(row, Ignored | Supported):
+                self.layer = coerce.without(self.layer, path)
+                self._replace(".".join(path), section, row, node)
+
+    def _replace(self, name: str, section: str, row: Name, node: Node) -> None:
+        try:
+            values = _meaning(row, node)
+        except ValueError as error:
+            message = f'"{name}" is {coerce.plain(node)!r}, which is not supported: {error}'
+            self._problems.append(Problem(name, node.origin, message, code="config.unsupported"))
+            return
+        if isinstance(row, Converted) and row.preset:
+            self.defaults |= values
+            self.presets.append(row.preset)
+            return
+        for key, value in values.items():
+            if not key.startswith("/"):
+                key = f"{section}.{key}"
+            self._set(name, key.lstrip("/."), value, is_last=isinstance(row, Converted))
+
+    def _set(self, name: str, key: str, value: Node, *, is_last: bool) -> None:
+        """Sets a key; a row that stands for several keys wins over earlier rows."""
+        given = coerce.find(self.layer, key.split("."))
+        if given is not None and not (is_last and key in self._made):
+            if coerce.plain(value) not in (None, ""):
+                message = f'"{name}" is given twice: "{key}" is the same key'
+                self._problems.append(_conflict(value, message, name))
+            return
+        self._made.add(key)
+        self.layer = coerce.put(self.layer, key, value)
 
 
-_INCLUDE = re.compile(r"^include\s+(\S.*\.ya?ml)$")
+def _meaning(row: Name, node: Node) -> dict[str, Node]:
+    """Values of keys that the value of a name stands for."""
+    if isinstance(row, Converted):
+        values = row.convert(coerce.plain(node))
+        return {key: coerce.from_value(value, node.origin) for key, value in values.items()}
+    if isinstance(row, tuple):
+        first, *others = row
+        return {**{key: Node([], node.origin) for key in others}, first: node}
+    key, is_switch, fixed = str(row).partition("=")
+    if not is_switch:
+        return {key: node}
+    if coerce.plain(node) is not True:
+        raise ValueError("it is a switch; leave it out")
+    return {key: replace(node, value=coerce.parse_plain(fixed))}
 
 
 @dataclass(frozen=True)
@@ -139,114 +206,9 @@ class ReadOptions:
 STRICT = ReadOptions()
 
 
-@dataclass(frozen=True)
-class ConvertedConfig:
-    """Configuration of another program, converted to the keys used here."""
-
-    tree: coerce.Node
-    # the file was written by a program, with all its keys: unknown ones are ignored
-    is_record: bool = False
-    # preset with the defaults of that program, for a command line without presets and files; empty:
-    # none
-    preset: str = ""
-
-
-# Arguments: the tree, and the unconverted earlier files; None if the tree is not of that program.
-Translate = Callable[[coerce.Node, coerce.Node], ConvertedConfig | None]
-
-
-@dataclass(frozen=True)
-class Layers:
-    """Trees in the order in which they are merged."""
-
-    trees: Sequence[coerce.Node]  # trees, each merged over the ones before it
-    # files, as named in origins, with values that the user set for this command
-    typed_files: frozenset[str] = frozenset()
-
-    def is_typed(self, origin: str) -> bool:
-        """True if a value of this origin was set explicitly, not by a preset or an include."""
-        if origin.startswith(coerce.TYPED_ORIGIN):
-            return True
-        return origin.rpartition(":")[0] in self.typed_files
-
-
-@dataclass(frozen=True)
-class LayerReader:
-    """Reader of the layers of one class of configurations."""
-
-    sections: Mapping[str, str]  # folder of presets to the dotted section that they fill
-    translations: Registry[Any] | None  # converters of configurations of other programs
-    options: ReadOptions
-    # folders with presets; by default the folders of vlatool and of plugins
-    preset_roots: Sequence[Path] | None = None
-    # top-level keys of a record. A file with all of them was written by a program
-    keys: frozenset[str] = frozenset()
-    budget: Budget = field(default_factory=Budget)  # remaining number of values and files
-
-    def read(
-        self, presets: Sequence[str], files: Sequence[str], overrides: Sequence[Override]
-    ) -> Layers:
-        trees = [self._preset(name) for name in presets]
-        typed_files: list[str] = []
-        earlier = coerce.Node({}, coerce.TYPED_ORIGIN)
-        for file in files:
-            tree = self._file(file)
-            converted = self._convert(tree, earlier)
-            earlier = coerce.merge(earlier, tree)
-            is_record = converted.is_record or self.options.compat
-            trees.append(coerce.lenient(converted.tree) if is_record else converted.tree)
-            has_all_keys = bool(self.keys) and self.keys <= tree.value.keys()
-            if not is_record and not has_all_keys:
-                typed_files.append(self._display(location(file)))
-        for layer in _layers_of(overrides):
-            typed = self._convert(overrides_tree(layer, self.budget), earlier)
-            if typed.preset and not trees:
-                trees.append(self._preset(typed.preset))
-            trees.append(typed.tree)
-        return Layers(trees, frozenset(typed_files))
-
-    def _preset(self, name: str) -> coerce.Node:
-        path = preset_path(name, self.preset_roots, self.options.preset_kinds)
-        tree = _check_mapping(read_file(path, display=self._display, budget=self.budget))
-        section = self.sections.get(preset_kind(path, self.preset_roots))
-        if section:
-            for part in reversed(section.split(".")):
-                tree = coerce.Node({part: tree}, tree.origin)
-        return tree
-
-    def _file(self, file: str) -> coerce.Node:
-        compat = self.options.compat
-        tree = read_file(file, display=self._display, budget=self.budget, is_shallow=compat)
-        _check_mapping(tree)
-        # Published files include others by `key: include other.yaml`, from the current folder.
-        top = dict(tree.value)
-        for key, node in tree.value.items():
-            match = _INCLUDE.match(node.value) if isinstance(node.value, str) else None
-            if match:
-                top[key] = read_file(match.group(1), budget=self.budget)
-        return replace(tree, value=top)
-
-    def _convert(self, tree: coerce.Node, earlier: coerce.Node) -> ConvertedConfig:
-        """Converts a tree with the first converter that recognizes it."""
-        if self.translations is not None:
-            for name in self.translations.names():
-                translate: Translate = self.translations.get(name)
-                converted = translate(tree, earlier)
-                if converted is not None:
-                    return converted
-        return ConvertedConfig(tree)
-
-    @property
-    def _display(self) -> Callable[[Path], str]:
-        return partial(display_path, roots=self.preset_roots)
-
-
-def _check_mapping(layer: coerce.Node) -> coerce.Node:
-    if isinstance(layer.value, dict):
-        return layer
-    problem = Problem("", layer.origin, "a configuration must be a mapping", code="config.syntax")
-    raise config_error([problem])
-
+# Function of a file and the unconverted earlier files: the tree with the keys used here, None if it
+# is not of that program. A tree that is lenient was written by a program, with all its keys.
+Translate = Callable[[Node, Node], Node | None]
 
 C = TypeVar("C", bound=ConfigModel)
 
@@ -264,6 +226,114 @@ class Resolved(Generic[C]):
     unknown_keys: tuple[str, ...] = ()  # unknown keys that were ignored
     # published keys without a meaning here that were typed, with the reason
     ignored: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+class _Layers(Generic[C]):
+    """Layers of one class of configurations, in the order in which they are merged."""
+
+    def __init__(
+        self, schema: type[C], options: ReadOptions, preset_roots: Sequence[Path] | None
+    ) -> None:
+        self.schema = schema
+        self.trees: list[Node] = []
+        self.problems: list[Problem] = []
+        self.names: set[str] = set()  # names of other programs in the trees
+        # files, as named in origins, with values that the user set for this command
+        self.typed_files: set[str] = set()
+        self._options = options
+        self._preset_roots = preset_roots
+        self._display = partial(display_path, roots=preset_roots)
+        self._budget = Budget()
+        self._earlier = Node({}, coerce.TYPED_ORIGIN)  # the unconverted files
+
+    def read(
+        self, presets: Sequence[str], files: Sequence[str], overrides: Sequence[Override]
+    ) -> None:
+        for name in presets:
+            self._add(self.preset(name))
+        for file in files:
+            self._read_file(file)
+        layer, names = _override_layer(overrides, self.schema, self._budget)
+        self._add(self._convert(layer), names)
+
+    def is_typed(self, origin: str) -> bool:
+        """True if a value of this origin was set explicitly, not by a preset or an include."""
+        if origin.startswith(coerce.TYPED_ORIGIN):
+            return True
+        return origin.rpartition(":")[0] in self.typed_files
+
+    def choose(self) -> tuple[type[C], Node]:
+        """Class for the types that the layers name, and the layers merged; adds what they imply."""
+        merged = _merge_layers(self.trees, self.schema.exclusive, [])
+        implied = self.schema.implied(coerce.plain(merged), self.names)
+        if implied:
+            self.trees.insert(0, coerce.from_value(implied, coerce.DEFAULT_ORIGIN))
+            merged = _merge_layers(self.trees, self.schema.exclusive, [])
+        try:
+            return self.schema.specialize(coerce.plain(merged)), merged
+        except UsageError as error:
+            key = str(error.details.get("key", ""))
+            if not key:
+                raise
+            origin = coerce.nearest_origin(merged, key.split("."))
+            raise config_error([Problem(key, origin, error.message)], hint=error.hint) from error
+
+    def _add(self, tree: Node, names: Mapping[str, str] = _NO_NAMES) -> None:
+        _check_no_code(tree)
+        renaming = _Renaming(tree, self.problems, names)
+        renaming.apply(self.schema.NAMES)
+        self.names |= renaming.found
+        if not self.trees:
+            self.trees += [self.preset(name) for name in renaming.presets]
+        for key, node in renaming.defaults.items():
+            self.trees.append(coerce.put(Node({}, tree.origin), key, node))
+        values = renaming.layer.value.items()
+        top = {key: _expand_type(key, node, self.schema) for key, node in values}
+        self.trees.append(replace(renaming.layer, value=top))
+
+    def preset(self, name: str) -> Node:
+        """Reads a preset, in the section that it fills."""
+        path = preset_path(name, self._preset_roots, self._options.preset_kinds)
+        tree = _check_mapping(read_file(path, display=self._display, budget=self._budget))
+        section = self.schema.preset_sections.get(preset_kind(path, self._preset_roots))
+        return coerce.put(Node({}, tree.origin), section, tree) if section else tree
+
+    def _read_file(self, file: str) -> None:
+        tree = read_file(
+            file, display=self._display, budget=self._budget, is_shallow=self._options.compat
+        )
+        top = dict(_check_mapping(tree).value)
+        for key, node in tree.value.items():
+            match = _INCLUDE.match(node.value) if isinstance(node.value, str) else None
+            if match:
+                top[key] = read_file(match.group(1), budget=self._budget)
+        tree = replace(tree, value=top)
+        converted = self._convert(tree)
+        self._earlier = coerce.merge(self._earlier, tree)
+        if self._options.compat:
+            converted = coerce.lenient(converted)
+        self._add(converted)
+        # A file with all top-level keys was written by a program, too.
+        keys = frozenset(self.schema.model_fields) - execution_keys(self.schema)
+        if not converted.is_lenient and not (keys and keys <= top.keys()):
+            self.typed_files.add(self._display(location(file)))
+
+    def _convert(self, tree: Node) -> Node:
+        """Converts a tree with the first converter that recognizes it."""
+        translations: Registry[Translate] | None = self.schema.translations
+        if translations is not None:
+            for name in translations.names():
+                converted = translations.get(name)(tree, self._earlier)
+                if converted is not None:
+                    return converted
+        return tree
+
+
+def _check_mapping(layer: Node) -> Node:
+    if isinstance(layer.value, dict):
+        return layer
+    problem = Problem("", layer.origin, "a configuration must be a mapping", code="config.syntax")
+    raise config_error([problem])
 
 
 def load_config(
@@ -289,41 +359,36 @@ def load_config(
         ConfigError: The configuration is invalid; the error lists all problems.
         UsageError: The name of a preset is unknown, or its kind is not allowed here.
     """
-    read = _reader(schema, read_options, preset_roots).read(presets, files, overrides)
-    for tree in read.trees:
-        _check_no_code(tree)
-    problems: list[Problem] = []
-    trees = [*_implied(read.trees, schema), *read.trees]
-    layers = [_apply_names(layer, new_names(schema), problems) for layer in trees]
-    layers = [_expand_types(layer, schema) for layer in layers]
-    layers, merged = _with_implied(layers, schema)
-    subclass = _specialize(schema, merged)
-    layers = [_without_replaced_types(layer, merged, schema.flat_sections) for layer in layers]
-    layers = [_expand_virtual_keys(layer, subclass, problems) for layer in layers]
-    layers = [_apply_root_keys(layer, subclass, problems) for layer in layers]
-    layers = [_nest_flat_keys(layer, subclass, problems) for layer in layers]
-    layers = [_expand_texts(layer, subclass) for layer in layers]
-    merged = _merge_layers(layers, subclass.exclusive, problems)
+    layers = _Layers(schema, read_options, preset_roots)
+    layers.read(presets, files, overrides)
+    subclass, merged = layers.choose()
+    trees = [_nest(tree, subclass, merged, layers.problems) for tree in layers.trees]
+    merged = _merge_layers(trees, subclass.exclusive, layers.problems)
     _check_no_credentials(merged)
-    return _validate(subclass, merged, problems, read)
+    return _validate(subclass, merged, layers)
 
 
-def _reader(
-    schema: type[ConfigModel], reading: ReadOptions, preset_roots: Sequence[Path] | None = None
-) -> LayerReader:
-    return LayerReader(
-        schema.preset_sections,
-        schema.translations,
-        reading,
-        preset_roots,
-        frozenset(schema.model_fields) - execution_keys(schema),
-    )
+def read_preset(schema: type[ConfigModel], name: str) -> Node:
+    """Tree of a preset, in the section that it fills."""
+    return _Layers(schema, STRICT, None).preset(name)
 
 
-def _check_no_code(tree: coerce.Node) -> None:
+def chosen_schema(
+    schema: type[C],
+    *,
+    presets: Sequence[str] = (),
+    files: Sequence[str] = (),
+    overrides: Sequence[Override] = (),
+    read_options: ReadOptions = STRICT,
+) -> type[C]:
+    """Class that would validate the same layers; their other values are not validated."""
+    layers = _Layers(schema, read_options, None)
+    layers.read(presets, files, overrides)
+    return layers.choose()[0]
+
+
+def _check_no_code(tree: Node) -> None:
     """Raises for a class in a file that a file names: it would run code that nobody typed."""
-    if not isinstance(tree.value, dict):
-        return
     for node in tree.value.values():
         value = node.value
         if not isinstance(value, str) or not is_class_in_file(value):
@@ -337,7 +402,7 @@ def _check_no_code(tree: coerce.Node) -> None:
             )
 
 
-def _check_no_credentials(node: coerce.Node) -> None:
+def _check_no_credentials(node: Node) -> None:
     """Raises for locations with credentials, before the tree is printed or recorded."""
     if isinstance(node.value, str):
         for text in node.value.split(","):
@@ -350,117 +415,14 @@ def _check_no_credentials(node: coerce.Node) -> None:
             _check_no_credentials(child)
 
 
-def chosen_schema(
-    schema: type[C],
-    *,
-    presets: Sequence[str] = (),
-    files: Sequence[str] = (),
-    overrides: Sequence[Override] = (),
-    read_options: ReadOptions = STRICT,
-) -> type[C]:
-    """Class that would validate the same layers; their other values are not validated."""
-    read = _reader(schema, read_options).read(presets, files, overrides)
-    trees = [*_implied(read.trees, schema), *read.trees]
-    layers = [_apply_names(layer, new_names(schema), []) for layer in trees]
-    layers = [_expand_types(layer, schema) for layer in layers]
-    return _specialize(schema, _with_implied(layers, schema)[1])
-
-
-def _with_implied(
-    layers: list[coerce.Node], schema: type[ConfigModel]
-) -> tuple[list[coerce.Node], coerce.Node]:
-    """The layers above what they imply, and all of them merged."""
-    merged = _merge_layers(layers, schema.exclusive, [])
-    implied = schema.implied(coerce.plain(merged))
-    if implied:
-        layers = [coerce.from_value(implied, "default"), *layers]
-        merged = _merge_layers(layers, schema.exclusive, [])
-    return layers, merged
-
-
-def _implied(layers: Sequence[coerce.Node], schema: type[ConfigModel]) -> list[coerce.Node]:
-    """A first layer with what published keys bring along; none without such keys."""
-    values: dict[str, coerce.Node] = {}
-    for row in schema.published:
-        if not row.also:
-            continue
-        key, _, value = row.also.partition("=")
-        for layer in layers:
-            if row.name in layer.value:
-                values[key] = coerce.Node(value, layer.value[row.name].origin)
-    return [coerce.Node(values, "default")] if values else []
-
-
-def _apply_names(
-    layer: coerce.Node, names: Mapping[str, str], problems: list[Problem]
-) -> coerce.Node:
-    """Renames published top-level keys of a layer to those used here."""
-    top: dict[str, coerce.Node] = {}
-    for key, node in layer.value.items():
-        name = names.get(key, key).partition("=")[0]
-        if name in top:
-            message = f'"{key}" is given twice: "{name}" is the same key'
-            problems.append(_conflict(node, message, key))
-        top[name] = node
-    return replace(layer, value=top)
-
-
-def _apply_root_keys(
-    layer: coerce.Node, schema: type[ConfigModel], problems: list[Problem]
-) -> coerce.Node:
-    """Moves keys of sections to the root, where they stand for a key."""
-    top = dict(layer.value)
-    for section, info in schema.model_fields.items():
-        node = top.get(section)
-        if node is None or not isinstance(node.value, dict) or not _is_section(info.annotation):
-            continue
-        for key, name in root_keys(info.annotation).items():
-            children = dict(top[section].value)
-            value = children.pop(key, None)
-            if value is None:
-                continue
-            top[section] = replace(top[section], value=children)
-            if coerce.plain(value) and name in top:
-                message = f'"{section}.{key}" is given twice: "{name}" is the same key'
-                problems.append(_conflict(value, message, f"{section}.{key}"))
-            top.setdefault(name, value)
-    return replace(layer, value=top)
-
-
-def _is_section(annotation: Any) -> TypeGuard[type[ConfigModel]]:
-    return isinstance(annotation, type) and issubclass(annotation, ConfigModel)
-
-
-def _expand_virtual_keys(
-    layer: coerce.Node, schema: type[ConfigModel], problems: list[Problem]
-) -> coerce.Node:
-    """Replaces virtual keys of sections by the keys that they stand for."""
-    top = dict(layer.value)
-    for section, names in schema.virtual_keys.items():
-        node = top.get(section)
-        if node is None or not isinstance(node.value, dict):
-            continue
-        children: dict[str, coerce.Node] = {}
-        first_keys: dict[str, str] = {}
-        for name, keys in names.items():
-            first_keys[name] = keys[0]
-            if name in node.value:
-                for key in keys[1:]:
-                    children[key] = coerce.Node([], node.value[name].origin)
-        renamed = _apply_names(node, first_keys, problems)
-        children.update(renamed.value)
-        top[section] = replace(renamed, value=children)
-    return replace(layer, value=top)
-
-
 def _merge_layers(
-    layers: Sequence[coerce.Node], exclusive: Sequence[Sequence[str]], problems: list[Problem]
-) -> coerce.Node:
+    layers: Sequence[Node], exclusive: Sequence[Sequence[str]], problems: list[Problem]
+) -> Node:
     """Merges all layers, each over the ones before it.
 
     A key of an exclusive group removes the other keys of the group that earlier layers set.
     """
-    merged = coerce.Node({}, "default")
+    merged = Node({}, coerce.DEFAULT_ORIGIN)
     for layer in layers:
         for group in exclusive:
             keys_set: list[str] = []
@@ -479,104 +441,80 @@ def _merge_layers(
     return merged
 
 
-def _conflict(node: coerce.Node, message: str, key: str) -> Problem:
+def _conflict(node: Node, message: str, key: str) -> Problem:
     return Problem(key, node.origin, message, code="config.contradiction")
 
 
-def _specialize(schema: type[C], tree: coerce.Node) -> type[C]:
-    try:
-        return schema.specialize(coerce.plain(tree))
-    except UsageError as error:
-        key = str(error.details.get("key", ""))
-        if not key:
-            raise
-        origin = coerce.nearest_origin(tree, key.split("."))
-        problem = Problem(key, origin, error.message)
-        raise config_error([problem], hint=error.hint) from error
-
-
-def _nest_flat_keys(
-    layer: coerce.Node, schema: type[ConfigModel], problems: list[Problem]
-) -> coerce.Node:
-    """Moves keys of flat sections into their sections, per layer, so that later layers win."""
-    section_of = flat_keys(schema)
-    for section in schema.flat_sections:
-        flat: dict[str, coerce.Node] = {}
-        top: dict[str, coerce.Node] = {}
-        for key, node in layer.value.items():
-            if section_of.get(key) == section:
-                flat[key] = replace(node, is_flat=True)
-            else:
-                top[key] = node
-        if not flat:
-            continue
-        first = next(iter(flat.values()))
-        nested = top.get(section, coerce.Node({}, first.origin))
-        for key, node in flat.items():
-            if coerce.find(nested, [key]) is not None:
-                message = f'"{key}" is given twice: also as "{section}.{key}"'
-                problems.append(_conflict(node, message, key))
-        top[section] = coerce.merge(nested, coerce.Node(flat, nested.origin))
-        layer = replace(layer, value=top)
-    return layer
-
-
-def _expand_types(layer: coerce.Node, schema: type[ConfigModel]) -> coerce.Node:
-    """Expands sections of a layer that are given as their `type` alone.
+def _expand_type(key: str, node: Node, schema: type[ConfigModel]) -> Node:
+    """Section with a `type`, if it is given as this type alone; any other value as it is.
 
     This precedes merging, because keys of a later layer would replace the text.
     """
-    for section in schema.flat_sections:
-        node = layer.value.get(section)
-        if node is None or isinstance(node.value, dict | list) or coerce.plain(node) is None:
-            continue
-        if any("type" in kind.model_fields for kind in section_models(schema, section)):
-            expanded = coerce.Node({"type": node}, node.origin)
-            layer = replace(layer, value={**layer.value, section: expanded})
-    return layer
+    is_text = not isinstance(node.value, dict | list) and coerce.plain(node) is not None
+    if key not in schema.flat_sections or not is_text:
+        return node
+    if not any("type" in kind.model_fields for kind in section_models(schema, key)):
+        return node
+    return Node({"type": node}, node.origin)
 
 
-def _without_replaced_types(
-    layer: coerce.Node, merged: coerce.Node, sections: Sequence[str]
-) -> coerce.Node:
-    """Leaves out sections of a `type` alone that a later layer replaces, so that the keys which the
-    layer has at the top level stay.
+def _nest(layer: Node, schema: type[ConfigModel], merged: Node, problems: list[Problem]) -> Node:
+    """The layer in the form of the chosen class: with the names of its sections replaced, flat keys
+    in their sections, and the keys of sections that are typed as text.
     """
-    top = dict(layer.value)
-    for section in sections:
-        final = coerce.find(merged, [section, "type"])
-        if final is None or section not in top:
-            continue
-        own = coerce.plain(top[section])
-        if isinstance(own, dict) and own.keys() == {"type"} and own["type"] != coerce.plain(final):
+    renaming = _Renaming(layer, problems)
+    renaming.apply(schema.NAMES)
+    for name, field_info in schema.model_fields.items():
+        kind = field_info.annotation
+        if isinstance(kind, type) and issubclass(kind, ConfigModel):
+            renaming.apply(kind.NAMES, name)
+    top = dict(renaming.layer.value)
+    section_of = flat_keys(schema)
+    for section in schema.flat_sections:
+        if _is_replaced_type(top.get(section), coerce.find(merged, [section, "type"])):
             top.pop(section)
-    return replace(layer, value=top)
+        for key in [key for key in top if section_of.get(key) == section]:
+            node = replace(top.pop(key), is_flat=True)
+            nested = top.get(section, Node({}, node.origin))
+            if coerce.find(nested, [key]) is not None:
+                message = f'"{key}" is given twice: also as "{section}.{key}"'
+                problems.append(_conflict(node, message, key))
+            top[section] = coerce.put(nested, key, node)
+    return _expand_texts(replace(layer, value=top), schema)
 
 
-def _expand_texts(node: coerce.Node, annotation: Any) -> coerce.Node:
+def _is_replaced_type(section: Node | None, final: Node | None) -> bool:
+    """True for a section of a `type` alone that a later layer replaces; the keys which the layer
+    has at the top level stay.
+    """
+    if section is None or final is None or not isinstance(section.value, dict):
+        return False
+    own = coerce.plain(section)
+    return own.keys() == {"type"} and own["type"] != coerce.plain(final)
+
+
+def _expand_texts(node: Node, annotation: Any) -> Node:
     """Replaces sections that are typed as text by their keys, so that layers merge."""
-    sections = [kind for kind in coerce.alternatives(annotation) if hasattr(kind, "typed_form")]
+    kinds = [kind for kind in coerce.alternatives(annotation) if hasattr(kind, "typed_form")]
     if isinstance(node.value, list):
         return node
     if isinstance(node.value, dict):
         children = dict(node.value)
-        for section in sections:
-            for name, info in section.model_fields.items():
+        for kind in kinds:
+            for name, info in kind.model_fields.items():
                 if name in node.value:
                     children[name] = _expand_texts(node.value[name], info.annotation)
         return replace(node, value=children)
-    for section in sections:
+    for kind in kinds:
         try:
-            keys = coerce.keys_of_text(node.value, section)
+            keys = coerce.keys_of_text(node.value, kind)
         except coerce.TypeMismatch:  # reported with its key later
             continue
         return coerce.from_value(keys, node.origin) if isinstance(keys, dict) else node
     return node
 
 
-def _validate(
-    schema: type[C], tree: coerce.Node, problems: Sequence[Problem], layers: Layers
-) -> Resolved[C]:
+def _validate(schema: type[C], tree: Node, layers: _Layers[Any]) -> Resolved[C]:
     unknown: list[str] = []
     while True:
         try:
@@ -586,26 +524,26 @@ def _validate(
             paths = unknown_keys(error, tree)
             if not paths:
                 invalid, more = validation_problems(error, tree, schema)
-                raise config_error([*problems, *invalid], more=more) from error
+                raise config_error([*layers.problems, *invalid], more=more) from error
             for parts in paths:
                 unknown += _keys_below(tree, parts)
                 tree = coerce.without(tree, parts)
-    if problems:
-        raise config_error(problems)
+    if layers.problems:
+        raise config_error(layers.problems)
     origins = dict(coerce.leaf_origins(tree))
     typed = frozenset(key for key, origin in origins.items() if layers.is_typed(origin))
     for key, rule in rules.items():
         origins[key] = f"derived: {rule}"
     ignored: dict[str, str] = {}
     for prefix, section in sections(config):
-        for name, row in unused_keys(type(section)).items():
+        for name, row in ignored_names(type(section)).items():
             key = f"{prefix}{name}"
             if any(other == key or other.startswith(f"{key}.") for other in typed):
                 ignored[key] = row.reason
     return Resolved(config, origins, typed, tuple(dict.fromkeys(unknown)), ignored)
 
 
-def _keys_below(tree: coerce.Node, parts: Sequence[str | int]) -> list[str]:
+def _keys_below(tree: Node, parts: Sequence[str | int]) -> list[str]:
     """Dotted keys of the values at a path, or the path itself if there are none."""
     key = ".".join(map(str, parts))
     node = coerce.find(tree, parts)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from vlatool.config.base import ConfigModel, Violation
+from vlatool.config.base import ConfigModel, Supported, Violation
 from vlatool.config.coerce import value_text
 from vlatool.config.problems import Problem, config_error
 from vlatool.events import Reporter
@@ -18,11 +18,11 @@ def violations(config: ConfigModel) -> Iterator[Violation]:
     for prefix, section in sections(config):
         for violation in section.violations():
             yield replace(violation, keys=tuple(f"{prefix}{key}" for key in violation.keys))
-        for row in section.published:
-            if row.values is None:
+        for name, row in section.NAMES.items():
+            if not isinstance(row, Supported):
                 continue
-            key = f"{prefix}{row.name}"
-            value = getattr(section, row.name)
+            key = f"{prefix}{name}"
+            value = getattr(section, name)
             if value not in row.values:
                 message = f'"{key}" is {value_text(value)}, which is not supported: {row.reason}'
                 yield Violation((key,), message, "error", "config.unsupported")

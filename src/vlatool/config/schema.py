@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from vlatool.config.coerce import alternatives
 
@@ -65,7 +65,7 @@ def choices(schema: type[BaseModel], key: str) -> list[str]:
     """Valid values of a key if they are few and known, including `type` keys of unions."""
     values: list[str] = []
     for declared in _declared(schema):
-        if declared.key == key:
+        if concrete_key(declared.key, key) == key:
             values += _literals(declared.field.annotation)
     return list(dict.fromkeys(values))
 
@@ -74,9 +74,19 @@ def types_with(schema: type[BaseModel], key: str) -> list[str]:
     """Value of `type` of each section class that declares a dotted key."""
     types: list[str] = []
     for declared in _declared(schema):
-        if declared.key == key and "type" in declared.owner.model_fields:
+        if concrete_key(declared.key, key) == key and "type" in declared.owner.model_fields:
             types += _literals(declared.owner.model_fields["type"].annotation)
     return list(dict.fromkeys(types))
+
+
+def concrete_key(pattern: str, key: str) -> str:
+    """Puts the free names of `key` into `pattern`, as far as both have the same parts."""
+    parts = pattern.split(".")
+    typed = key.split(".")
+    for index, part in enumerate(parts):
+        if part == ANY_NAME and index < len(typed) and parts[:index] == typed[:index]:
+            parts[index] = typed[index]
+    return ".".join(parts)
 
 
 def section_models(schema: type[BaseModel], section: str) -> list[type[BaseModel]]:
@@ -177,10 +187,13 @@ def _sections(annotation: Any, suffix: str = "") -> list[tuple[str, type[BaseMod
 
 
 def _literals(annotation: Any) -> list[str]:
+    """Known values of a type, or of the items of a list."""
     values: list[str] = []
     for member in alternatives(annotation):
         if get_origin(member) is Literal:
             values += [str(value) for value in get_args(member)]
+        elif get_origin(member) is list:
+            values += _literals(*get_args(member))
         elif isinstance(member, type) and issubclass(member, Enum):
             values += [str(item.value) for item in member]
     return values
@@ -188,14 +201,9 @@ def _literals(annotation: Any) -> list[str]:
 
 def _info(declared: _Declared) -> KeyInfo:
     default = declared.default
-    if isinstance(default, Enum):
-        default = default.value
-    if isinstance(default, tuple | set | frozenset):
-        default = list(default)
     if isinstance(default, BaseModel):
         default = default.model_dump(mode="json", exclude_defaults=True)
-    if default is not None and not isinstance(default, bool | int | float | str | list | dict):
-        default = str(default)
+    default = to_jsonable_python(default, fallback=str)
     text = _type_text(declared.field.annotation)
     return KeyInfo(declared.key, text, default, declared.field.description or "", _group(declared))
 

@@ -55,7 +55,11 @@ def to_yaml(resolved: Resolved[Any], *, explain: bool = False) -> str:
             column = max(column, min(len(line.text), _COMMENT_COLUMN))
     text = ""
     for line, comment in zip(lines, comments, strict=True):
-        text += f"{line.text:<{column}}  # {comment}\n" if comment else f"{line.text}\n"
+        if comment:
+            text += f"{line.text:<{column}}  # {comment}"
+        else:
+            text += line.text
+        text += "\n"
     return text
 
 
@@ -91,8 +95,12 @@ def _fields(value: BaseModel | Mapping[str, Any]) -> list[_Field]:
     data = value.model_dump(mode="json")
     for name, info in type(value).model_fields.items():
         item = getattr(value, name)
-        rule = mark(info, "derived") or "" if item is None else ""
-        fields.append(_Field(name, item if _has_sections(item) else data[name], rule))
+        rule = ""
+        if item is None:
+            rule = mark(info, "derived") or ""
+        if not _has_sections(item):
+            item = data[name]
+        fields.append(_Field(name, item, rule))
     return fields
 
 
@@ -143,16 +151,10 @@ def _item_lines(item: Any, indent: str, key: str, *, has_key: bool) -> Iterator[
 
 def _flow(value: Any) -> str | None:
     """One-line form of a scalar or a list without mappings; None for other values."""
-    if isinstance(value, dict):
-        return None if value else "{}"
-    if isinstance(value, BaseModel):
-        return None
-    if not isinstance(value, list | tuple):
-        return coerce.write_scalar(value)
-    items: list[str] = []
-    for item in value:
-        text = _flow(item)
-        if text is None:
-            return None
-        items.append(text)
-    return f"[{', '.join(items)}]"
+    return None if _has_mapping(value) else coerce.flow_text(value)
+
+
+def _has_mapping(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(_has_mapping(item) for item in value)
+    return isinstance(value, BaseModel) or (isinstance(value, dict) and bool(value))

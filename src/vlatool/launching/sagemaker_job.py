@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import StringConstraints
 
-from vlatool.config.base import ConfigModel, Published, option
+from vlatool.config.base import ConfigModel, Names, Supported, option
 from vlatool.credentials import is_credential, without_credentials
 from vlatool.errors import UsageError
 from vlatool.launching.training_job import LAUNCH_FOLDER
@@ -26,14 +26,12 @@ Name = Annotated[str, StringConstraints(min_length=1)]
 class SageMakerConfig(ConfigModel):
     """A SageMaker training job."""
 
-    published: ClassVar[tuple[Published, ...]] = (
-        Published(
-            "local",
-            values=[False],
-            reason="start the image with `docker run`, or train here with `vlatool train`",
+    NAMES: ClassVar[Names] = {
+        "local": Supported(
+            [False], "start the image with `docker run`, or train here with `vlatool train`"
         ),
-        Published("build_only", values=[False], reason="build the image with `docker build`"),
-    )
+        "build_only": Supported([False], "build the image with `docker build`"),
+    }
 
     user: str | None = option(
         None, "Your name, which becomes part of the name and the tags of the job."

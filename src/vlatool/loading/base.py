@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import field_validator, model_validator
 
-from vlatool.config.base import ConfigModel, Published, derived_field, nullable_field, option
+from vlatool.config.base import ConfigModel, Ignored, Names, derived_field, nullable_field, option
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.formats.contract import Contract
@@ -33,9 +33,9 @@ Split = Literal["train", "val", "all"]
 class CacheConfig(ConfigModel):
     """Local cache of remote shards."""
 
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("cache_verbose", reason="-v shows the log"),
-    )
+    NAMES: ClassVar[Names] = {
+        "cache_verbose": Ignored("-v shows the log"),
+    }
 
     enabled: bool | None = option(
         None,
@@ -56,9 +56,9 @@ class LoadingConfig(ConfigModel):
     # A key without effect on the output changes neither a sample nor its position, or is the
     # location of data whose content the fingerprint of a run covers: a run may resume with another.
 
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("shuffle_initial", reason="nothing is buffered"),
-    )
+    NAMES: ClassVar[Names] = {
+        "shuffle_initial": Ignored("nothing is buffered"),
+    }
 
     # Key with the data sets that `dataset_weighting` is for.
     weighted_key: ClassVar[str] = ""

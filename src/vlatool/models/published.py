@@ -253,3 +253,18 @@ class Layout:
         `tree` is the complete configuration of the run; empty for published files.
         """
         raise AssertionError("a layout without a problem has write")
+
+
+def run_folder(folder: Any) -> Mapping[str, Any]:
+    """Keys for the folder of a run: `save_path` and `name`."""
+    # As text: the command itself checks the scheme.
+    text = str(folder)
+    parent, _, name = text.rstrip("/").rpartition("/")
+    if parent.endswith(":/") or name in ("", ".", ".."):
+        raise UsageError(
+            f"--output {text!r} does not name a folder for the run",
+            hint="write --output runs/NAME, or s3://BUCKET/NAME for a bucket",
+            code="usage.bad_value",
+        )
+    root = "/" if text.startswith("/") else "."
+    return {"save_path": parent or root, "name": name}

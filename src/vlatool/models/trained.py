@@ -338,7 +338,8 @@ def with_types(schema: Any, tree: Mapping[str, Any]) -> Any:
     kind = data_kind(_type_of(tree.get("data")), kinds)
     fields["data"] = (kind.Config, option(kind.Config(), "Training data."))
     special: Any = create_model(schema.__name__, __base__=schema, **fields)
-    special.virtual_keys = {"data": {FOLDERS: kind.folders_keys}}
+    keys = tuple(f"data.{key}" for key in kind.folders_keys)
+    special.NAMES = {**special.NAMES, f"data.{FOLDERS}": keys}
     return special
 
 

@@ -5,7 +5,7 @@ from typing import ClassVar, Self
 
 from pydantic import model_validator
 
-from vlatool.config.base import Published, option, required_field
+from vlatool.config.base import Ignored, Names, option, required_field
 from vlatool.formats.codes.layout import CodesLayout
 from vlatool.jobs.command import JOB_KEYS, JobConfig
 from vlatool.models.base import Precision
@@ -20,16 +20,14 @@ class EncodeConfig(JobConfig):
         "Output": ("output", "layout", "check_every", *JOB_KEYS, "skip_existing"),
         "Device": ("precision", *_DEVICE),
     }
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("a_dir", "data"),
-        Published("ckpt_dir", "tokenizer"),
-        Published(
-            "skip_existing",
-            reason="episodes whose codes are complete are always kept; --overwrite encodes them "
-            "again",
+    NAMES: ClassVar[Names] = {
+        "a_dir": "data",
+        "ckpt_dir": "tokenizer",
+        "skip_existing": Ignored(
+            "episodes whose codes are complete are always kept; --overwrite encodes them again",
             is_switch=True,
         ),
-    )
+    }
 
     data: str = required_field(
         "", "Folder of windows or images, image shards, or raw episodes.", affects_output=False
@@ -76,7 +74,9 @@ class EncodeConfig(JobConfig):
 class DecodeConfig(JobConfig):
     """Options of `vlatool decode`."""
 
-    published: ClassVar[tuple[Published, ...]] = (Published("ckpt_dir", "tokenizer"),)
+    NAMES: ClassVar[Names] = {
+        "ckpt_dir": "tokenizer",
+    }
 
     codes: str = required_field("", "Folder of codes, or one of its files.", affects_output=False)
     tokenizer: str = required_field(

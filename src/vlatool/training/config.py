@@ -3,14 +3,14 @@
 Source: reference/training 1.6.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import SerializeAsAny, create_model, field_validator, model_validator
 
 from vlatool.config import base
-from vlatool.config.base import Published, option
+from vlatool.config.base import Converted, Ignored, Names, Supported, option
 from vlatool.config.coerce import parse_plain
 from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.events import NULL, Reporter
@@ -19,8 +19,8 @@ from vlatool.formats.run.layout import RunDir
 from vlatool.loading.base import DataKind, DatasetInfo, LoadingConfig, data_kind
 from vlatool.models import trained
 from vlatool.models.base import ModelType, Part
-from vlatool.models.published import published_at, registered_type
-from vlatool.plugins import PUBLISHED_OPTIONS, RUN_SECTIONS, TRANSLATIONS, Registry
+from vlatool.models.published import published_at, registered_type, run_folder
+from vlatool.plugins import RUN_SECTIONS, TRAINING_NAMES, TRANSLATIONS, Registry
 from vlatool.storage.tree import parse_size
 from vlatool.storage.uri import pinned
 
@@ -31,23 +31,18 @@ _MOST_VALIDATED = 2048
 class HParams(base.ConfigModel):
     """Options of the optimizer, its schedule and the batches."""
 
-    published: ClassVar[tuple[Published, ...]] = (
-        Published(
-            "precision",
-            values=("amp_bfloat16", "amp_bf16", "float32", "fp32"),
-            reason="float16 needs a loss scaler, and bfloat16 weights lose small updates",
+    NAMES: ClassVar[Names] = {
+        "precision": Supported(
+            ("amp_bfloat16", "amp_bf16", "float32", "fp32"),
+            "float16 needs a loss scaler, and bfloat16 weights lose small updates",
         ),
-        Published(
-            "loss_function",
-            values=(None, "mse"),
-            reason="each model type defines its own loss; leave it out",
+        "loss_function": Supported(
+            (None, "mse"), "each model type defines its own loss; leave it out"
         ),
-        Published(
-            "z_loss_coefficient",
-            values=(0.0,),
-            reason="it applies only to a cross entropy over a vocabulary",
+        "z_loss_coefficient": Supported(
+            (0.0,), "it applies only to a cross entropy over a vocabulary"
         ),
-    )
+    }
 
     precision: Literal["amp_bfloat16", "amp_bf16", "float32", "fp32", "amp", "pure_bf16"] = option(
         "amp_bfloat16", "bfloat16 autocast with float32 weights, or float32."
@@ -145,19 +140,15 @@ class EmaConfig(base.ConfigModel):
 class DistributedConfig(base.ConfigModel):
     """Processes and devices."""
 
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("ddp_static_graph", reason="not needed: every parameter is used in every step"),
-        Published(
-            "dist_url",
-            values=("env://",),
-            reason="torchrun, accelerate launch and --nproc set the rendezvous address",
+    NAMES: ClassVar[Names] = {
+        "ddp_static_graph": Ignored("not needed: every parameter is used in every step"),
+        "dist_url": Supported(
+            ("env://",), "torchrun, accelerate launch and --nproc set the rendezvous address"
         ),
-        Published(
-            "fsdp_cpu_offload",
-            values=(False,),
-            reason="weights stay on their devices; shard over more devices",
+        "fsdp_cpu_offload": Supported(
+            (False,), "weights stay on their devices; shard over more devices"
         ),
-    )
+    }
 
     world_size: int | None = base.derived_field(
         "number of started processes", "Number of processes."
@@ -205,15 +196,18 @@ class TrainConfig(base.ConfigModel):
         "rollouts": "eval",
     }
     translations: ClassVar[Registry[Any] | None] = TRANSLATIONS
-    published_options: ClassVar[Registry[Mapping[str, bool]] | None] = PUBLISHED_OPTIONS
-    published: ClassVar[tuple[Published, ...]] = (
-        Published(
-            "db_logging",
-            reason="there is no database; .vlatool/run.json records the run",
-            is_switch=True,
+    NAMES: ClassVar[Names] = {
+        "data": "data.folders",
+        "from": "init_from",
+        "model": "init_from",
+        "output": Converted(run_folder),
+        "output_dir": Converted(run_folder),
+        "db_logging": Ignored(
+            "there is no database; .vlatool/run.json records the run", is_switch=True
         ),
-        Published("log_level", reason="-v and --log-file show the log"),
-    )
+        "log_level": Ignored("-v and --log-file show the log"),
+        **TRAINING_NAMES.get("ms-swift"),
+    }
 
     name: str | None = base.derived_field(
         "preset or model type, and data", "Name of the run folder.", affects_output=False
@@ -452,7 +446,7 @@ class TrainConfig(base.ConfigModel):
         return special
 
     @classmethod
-    def implied(cls, tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    def implied(cls, tree: Mapping[str, Any], names: Set[str]) -> Mapping[str, Any]:
         """What the model type and its initial weights imply."""
         init = tree.get("init_from")
         section = tree.get("model")

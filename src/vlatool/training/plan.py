@@ -60,7 +60,7 @@ def schedule_violations(h: HParams, total_steps: int) -> Iterator[Violation]:
         yield Violation(
             ("hparams.warmup",),
             f"hparams.warmup is {counted(warmup, 'step')}, but the run has {total_steps}: the "
-            f"peak rate is never reached; a fraction of the run, such as {WARMUP}, always works",
+            f"peak rate is never reached; add --hparams.warmup {WARMUP}, a fraction of the run",
             code="usage.warmup_too_long",
         )
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import field_validator, model_validator
 
-from vlatool.config.base import Published, check_required, option, required_field, unique_items
+from vlatool.config.base import Ignored, Names, check_required, option, required_field, unique_items
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.formats.choice import select
@@ -46,14 +46,14 @@ class BuildDatasetConfig(EngineConfig):
         "Output": ("output", "packed", "lines_per_file", "absolute", *JOB_KEYS),
         "Engine": ENGINE_KEYS,
     }
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("A", "data"),
-        Published("a_dir", "data"),
-        Published("fast_repo", "fast"),
-        Published("batch_size", reason="all actions of an episode are encoded at once"),
-        Published("backup_suffix", reason="inputs are never changed"),
-        Published("strict", reason="an episode with missing codes always fails", is_switch=True),
-    )
+    NAMES: ClassVar[Names] = {
+        "A": "data",
+        "a_dir": "data",
+        "fast_repo": "fast",
+        "batch_size": Ignored("all actions of an episode are encoded at once"),
+        "backup_suffix": Ignored("inputs are never changed"),
+        "strict": Ignored("an episode with missing codes always fails", is_switch=True),
+    }
 
     data: str = required_field(
         "", "Folder of windows that `vlatool preprocess` wrote.", affects_output=False

@@ -12,7 +12,8 @@ from pydantic import field_validator
 
 from vlatool.config.base import (
     ConfigModel,
-    Published,
+    Ignored,
+    Names,
     check_required,
     execution_field,
     option,
@@ -109,18 +110,16 @@ REGISTRY_VARIABLE = "VLATOOL_REGISTRY"
 class DownloadConfig(ConfigModel):
     """Options of `vlatool download`."""
 
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("to", "output"),
-        Published("local_path", "output"),
-        Published("s3_path", "source"),
-        Published("num_workers", "workers"),
-        Published("episodes", "view=episodes"),
-        Published(
-            "force",
-            reason="files that differ are downloaded again; remove others yourself",
-            is_switch=True,
+    NAMES: ClassVar[Names] = {
+        "to": "output",
+        "local_path": "output",
+        "s3_path": "source",
+        "num_workers": "workers",
+        "episodes": "view=episodes",
+        "force": Ignored(
+            "files that differ are downloaded again; remove others yourself", is_switch=True
         ),
-    )
+    }
 
     source: str = option("", "Location of a folder or a file: hf://, s3://, gs:// or https://.")
     output: str = required_field("", "Folder for the files.")

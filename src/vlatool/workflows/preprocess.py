@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import Field, SerializeAsAny, create_model, field_validator
 
 from vlatool.config import base
-from vlatool.config.base import Published, option
-from vlatool.config.resolve import Override, load_config
+from vlatool.config.base import Ignored, Names, option
 from vlatool.conventions.contradiction import check_rate, contradictions, relative_twice
 from vlatool.conventions.file import CONVENTIONS
 from vlatool.conventions.measure import Measured, measure_some
 from vlatool.episode import NO_ACTIONS, Episode, EpisodeRef, Survey
-from vlatool.errors import DataError, UsageError
+from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import Finding
 from vlatool.formats.base import FormatReader
 from vlatool.formats.commands import LaterValues, later_values, proposals_text
-from vlatool.formats.detect import DeferredKeys, detect_source, name_other_format
+from vlatool.formats.detect import DeferredKeys, detect_source, name_other_format, with_mapping
 from vlatool.formats.mapping import usual_rate
 from vlatool.formats.renaming import with_names
 from vlatool.formats.select import (
@@ -134,7 +133,6 @@ _LEFT_OUT = {
     "--max-padding-right allow",
     "still": "nothing moves in them, and --filter-still-samples is on",
 }
-_PUBLISHED_SINK = f"sink={PUBLISHED_SINK}"
 if TYPE_CHECKING:
     _DefaultConfig = SinkConfig
 else:
@@ -155,52 +153,30 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
         "Actions": ("action_fields", "trust_declared"),
         **EngineConfig.help_groups,
     }
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("type", "format", also=_PUBLISHED_SINK),
-        Published("source_episodes", "sources", also=_PUBLISHED_SINK),
-        Published("dataset_root", "sources"),
-        Published("input_dir", "sources"),
-        Published("output_dir", "output"),
-        Published("out_dir", "output"),
-        Published("num_workers", "workers"),
-        Published("max_episodes_to_process", "max_episodes", also=_PUBLISHED_SINK),
-        Published("limit", "max_episodes"),
-        Published("use_depth_data", "depth"),
-        Published("resize_to", "resize_images_size"),
-        Published(
-            "overwrite_images",
-            reason="images are always written together with their episode",
-            is_switch=True,
+    NAMES: ClassVar[Names] = {
+        "type": "format",
+        "source_episodes": "sources",
+        "dataset_root": "sources",
+        "input_dir": "sources",
+        "output_dir": "output",
+        "out_dir": "output",
+        "num_workers": "workers",
+        "max_episodes_to_process": "max_episodes",
+        "limit": "max_episodes",
+        "use_depth_data": "depth",
+        "resize_to": "resize_images_size",
+        "overwrite_images": Ignored(
+            "images are always written together with their episode", is_switch=True
         ),
-        Published(
-            "auto_tag",
-            reason="git is never used; the run record has the version",
-            is_switch=True,
-            also=_PUBLISHED_SINK,
+        "auto_tag": Ignored("git is never used; the run record has the version", is_switch=True),
+        "skip_git_tagging": Ignored(
+            "git is never used; the run record has the version", is_switch=True
         ),
-        Published(
-            "skip_git_tagging",
-            reason="git is never used; the run record has the version",
-            is_switch=True,
-            also=_PUBLISHED_SINK,
+        "output_dir_fixed_path": Ignored("no second copy is written; copy the output yourself"),
+        "db_logging": Ignored(
+            "there is no database; .vlatool/run.json records the run", is_switch=True
         ),
-        Published(
-            "output_dir_fixed_path",
-            reason="no second copy is written; copy the output yourself",
-            also=_PUBLISHED_SINK,
-        ),
-        Published(
-            "db_logging",
-            reason="there is no database; .vlatool/run.json records the run",
-            is_switch=True,
-            also=_PUBLISHED_SINK,
-        ),
-    )
-
-    # True if the sink was given; else it is the default sink of the format.
-    is_sink_explicit: ClassVar[bool] = False
-    # True if keys that only the published sink has chose it in place of the default.
-    is_sink_of_keys: ClassVar[bool] = False
+    }
 
     output: str = base.required_field("", "Folder to write.")
     action_fields: list[str] = option(
@@ -246,28 +222,45 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
         return value
 
     @classmethod
+    def implied(cls, tree: Mapping[str, Any], names: Set[str]) -> Mapping[str, Any]:
+        """The published command of LBM writes the published shards."""
+        return {"sink": {"type": PUBLISHED_SINK}} if names & LBM_NAMES else {}
+
+    @classmethod
     def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
-        sections: dict[str, Any] = {}
-        name = tree.get("format")
-        sections["source"] = _section(FORMATS, str(name), "format") if name else DeferredKeys
+        """Subclass with the keys of the format and of the sink, resolved before all other keys."""
+        fields: dict[str, Any] = {}
+        name = str(tree.get("format") or cls.model_fields["format"].default)
+        if not name:
+            keys = _keys_of_formats(tree)
+            try:
+                name = _detected(tree.get("sources"), keys)
+            except VlatoolError:
+                if keys:
+                    raise
+                # Else raised by the command, if it runs.
+            else:
+                description = cls.model_fields["format"].description
+                fields["format"] = (str, Field(default=name, description=description))
         sink = tree.get("sink")
         named = sink.get("type") if isinstance(sink, Mapping) else sink
-        typed = {*tree, *(sink if isinstance(sink, Mapping) else ())}
-        default = default_sink_of(str(name or ""))
-        is_of_keys = False
-        if not named and default in ("", DEFAULT_SINK) and typed & published_keys():
-            is_of_keys = True
+        keys = {*tree, *(sink if isinstance(sink, Mapping) else ())}
+        source = _section(FORMATS, name, "format") if name else DeferredKeys
+        default = default_sink_of(name)
+        if default == DEFAULT_SINK and keys & published_keys():
             default = PUBLISHED_SINK
-        if chosen := named or default:
-            sections["sink"] = _section(SINKS, str(chosen), "sink")
-        kinds: dict[str, Any] = {
-            key: (kind, Field(default_factory=kind, description=cls.model_fields[key].description))
-            for key, kind in sections.items()
-        }
-        special = create_model(cls.__name__, __base__=cls, **kinds)
-        special.is_sink_explicit = bool(named)
-        special.is_sink_of_keys = is_of_keys
-        return special
+        sections = {"source": source, "sink": _section(SINKS, str(named or default), "sink")}
+        for key, kind in sections.items():
+            description = cls.model_fields[key].description
+            fields[key] = (kind, Field(default_factory=kind, description=description))
+        return create_model(cls.__name__, __base__=cls, **fields)
+
+
+# Names of the published command of LBM that no other program has.
+LBM_NAMES = frozenset({
+    "type", "source_episodes", "max_episodes_to_process", "auto_tag", "skip_git_tagging",
+    "output_dir_fixed_path", "db_logging",
+})  # fmt: skip
 
 
 def published_keys() -> frozenset[str]:
@@ -684,39 +677,44 @@ def _count_fields(counts: Mapping[str, int]) -> dict[str, Any]:
 
 
 def default_sink_of(format_name: str) -> str:
-    """Default sink of a format; empty for the default of `PreprocessConfig`."""
-    return FORMATS.get(format_name).default_sink if format_name else ""
+    """Default sink of a format."""
+    return FORMATS.get(format_name).default_sink if format_name else DEFAULT_SINK
+
+
+def _keys_of_formats(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Typed keys that some format has, at the top level or in `source`."""
+    own = PreprocessConfig.model_fields
+    top = {key: value for key, value in tree.items() if key not in own}
+    typed = {**top, **(tree.get("source") or {})}
+    return {key: value for key, value in typed.items() if FORMATS.names_with_key(key)}
+
+
+def _detected(sources: Any, keys: Mapping[str, Any]) -> str:
+    """Format of the first source, which may need these keys; empty without sources.
+
+    A key that only other formats have is reported later, with their names.
+    """
+    if not sources:
+        return ""
+    first = sources.partition(",")[0] if isinstance(sources, str) else sources[0]
+    source = require_input(str(first))
+    try:
+        return detect_source(source, None, keys).format
+    except VlatoolError:
+        return detect_source(source, None, with_mapping({}, keys.get("mapping"))).format
 
 
 def with_format(config: PreprocessConfig) -> PreprocessConfig:
-    """Adds the detected format of the first source and its default sink, if these are not given."""
-    name = config.format
-    if not name:
-        typed = config.source.model_extra or {}
-        keys = {key: value for key, value in typed.items() if FORMATS.names_with_key(key)}
-        name = detect_source(require_input(config.sources[0]), None, keys).format
-    sink = default_sink_of(name)
-    if config.is_sink_of_keys and sink == DEFAULT_SINK:
-        sink = config.sink.type
-    is_default = config.sink.type == DEFAULT_SINK or config.is_sink_of_keys
-    is_other = is_default and not config.is_sink_explicit and sink != config.sink.type
-    if type(config) is PreprocessConfig and "sink" in config.model_fields_set:
-        is_other = False
-    if config.format and not is_other:
-        return config
-    values: dict[str, Any] = {"format": name}
-    if not config.format:
-        values |= {
-            f"source.{key}": extra for key, extra in (config.source.model_extra or {}).items()
-        }
-    if is_other:
-        typed = config.sink.model_dump(exclude_unset=True, exclude={"type"})
-        values |= {"sink.type": sink, **{f"sink.{key}": value for key, value in typed.items()}}
-    typed_keys = [Override(key, value, f"the {name} key {key}") for key, value in values.items()]
-    completed = load_config(PreprocessConfig, overrides=typed_keys).config
+    """Adds the format, and the default sink, to options that were made in Python."""
+    keys = _keys_of_formats(config.source.model_extra or {})
+    name = config.format or _detected(config.sources, keys)
     update: dict[str, Any] = {"format": name}
-    update |= {} if config.format else {"source": completed.source}
-    return config.model_copy(update=update | ({"sink": completed.sink} if is_other else {}))
+    if "source" in config.model_fields_set and isinstance(config.source, DeferredKeys):
+        update["source"] = FORMATS.get(name).Config(**(config.source.model_extra or {}))
+    sink = default_sink_of(name)
+    if "sink" not in config.model_fields_set and config.sink.type == DEFAULT_SINK != sink:
+        update["sink"] = SINKS.get(sink).Config()
+    return config.model_copy(update=update)
 
 
 def _with_lower_case(config: PreprocessConfig, selection: SelectedEpisodes) -> PreprocessConfig:

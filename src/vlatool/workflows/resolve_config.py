@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from vlatool.config import resolve, yaml_text
-from vlatool.config.base import ConfigModel, check_required, required_field, unused_keys
+from vlatool.config.base import ConfigModel, check_required, ignored_names, required_field
 from vlatool.config.coerce import plain
 from vlatool.config.presets import PresetInfo, display_path, preset_info
 from vlatool.config.rules import violations
@@ -126,7 +126,7 @@ def _check_target_free(target: Path, resolved: resolve.Resolved[Any]) -> None:
         content: object = read_yaml(target)
         config = resolved.config
         if isinstance(content, dict):
-            keys = content.keys() - unused_keys(type(config)).keys()
+            keys = content.keys() - ignored_names(type(config)).keys()
             if keys == {*config.model_dump()}:
                 return
     raise UsageError.at(
@@ -167,6 +167,5 @@ def presets_show(config: PresetsShowConfig, *, reporter: Reporter = NULL) -> Sho
     check_required(config, "vlatool presets show NAME; `vlatool presets` lists the names")
     from vlatool.training.config import TrainConfig  # imports numpy
 
-    reader = resolve.LayerReader(TrainConfig.preset_sections, None, resolve.STRICT)
-    tree = reader.read([config.name], (), ()).trees[0]
+    tree = resolve.read_preset(TrainConfig, config.name)
     return ShownPreset(preset_info(config.name), plain(tree))

@@ -16,7 +16,7 @@ from pydantic import field_validator
 
 from vlatool.config.base import (
     ConfigModel,
-    Published,
+    Names,
     check_required,
     execution_field,
     option,
@@ -46,7 +46,9 @@ from vlatool.storage.uri import can_list, location
 class SplitConfig(ConfigModel):
     """Options of `vlatool split`."""
 
-    published: ClassVar[tuple[Published, ...]] = (Published("data_dir", "shards"),)
+    NAMES: ClassVar[Names] = {
+        "data_dir": "shards",
+    }
 
     shards: str = required_field("", "Folder of image shards.")
     val_ratio: float = option(

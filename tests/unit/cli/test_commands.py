@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from vlatool.cli.commands import COMMANDS, GROUPS, Command
-from vlatool.cli.forms import load, typer_command
+from vlatool.cli.config_command import load
+from vlatool.cli.forms import typer_command
 from vlatool.cli.options import OutputOptions
 
 TOY = Command(

@@ -2,9 +2,9 @@
 
 import pytest
 
-from vlatool.cli.completion import CompletionWords, completions
+from vlatool.cli.completion import completions
 
-WORDS = CompletionWords({"--preset": ["tiny"], "--image-size": [], "--json": None}, [["one"]])
+VALUES = {"--preset": ["tiny"], "--image-size": [], "--json": None}
 OPTIONS = ["--preset", "--image-size", "--json"]
 
 
@@ -22,9 +22,8 @@ OPTIONS = ["--preset", "--image-size", "--json"]
     ],
 )
 def test_words_of_a_command(typed: list[str], text: str, expected: list[str]) -> None:
-    assert [item.value for item in completions(WORDS, typed, text)] == expected
+    assert [item.value for item in completions(VALUES, [["one"]], typed, text)] == expected
 
 
 def test_a_command_without_arguments_offers_its_options() -> None:
-    words = CompletionWords(WORDS.options)
-    assert [item.value for item in completions(words, [], "")] == OPTIONS
+    assert [item.value for item in completions(VALUES, [], [], "")] == OPTIONS

@@ -8,10 +8,10 @@ import pytest
 import typer
 from pydantic import Field
 
-from vlatool.cli.config_command import ConfigSpec, OptionAlias, config_command
+from vlatool.cli.config_command import ConfigSpec, VlatoolCommand
 from vlatool.cli.options import OutputOptions, TextArg, command_app
 from vlatool.cli.session import command
-from vlatool.config.base import ConfigModel
+from vlatool.config.base import ConfigModel, Converted
 from vlatool.errors import VlatoolError
 from vlatool.workflows.preprocess import PreprocessConfig
 
@@ -22,6 +22,7 @@ class Reader(ConfigModel):
 
 class Flat(ConfigModel):
     flat_sections = ("source",)
+    NAMES = {"out_dir": "output", "source_episodes": "sources"}  # noqa: RUF012
     help_groups = {"Speed": ("engine", "threshold")}  # noqa: RUF012
 
     layout: str = ""
@@ -41,26 +42,22 @@ class Hparams(ConfigModel):
     betas: list[float] = Field(default_factory=lambda: [0.9, 0.95])
 
 
+def _run_folder(text: str) -> dict[str, Any]:
+    folder, _, name = text.rpartition("/")
+    return {"save_path": folder, "name": name}
+
+
 class Tree(ConfigModel):
+    NAMES = {"output": Converted(_run_folder)}  # noqa: RUF012
+
     name: str | None = None
     save_path: str = "runs"
     hparams: Hparams = Field(default_factory=Hparams)
 
 
-def _run_folder(texts: list[str]) -> dict[str, Any]:
-    folder, _, name = texts[-1].rpartition("/")
-    return {"save_path": folder, "name": name}
-
-
-FLAT = ConfigSpec(
-    lambda args: Flat,
-    aliases={"out_dir": "output", "source_episodes": "sources"},
-    positionals=("layout",),
-)
+FLAT = ConfigSpec(lambda args: Flat, positionals=("layout",))
 TREE = ConfigSpec(
-    lambda args: Tree,
-    is_flat=False,
-    option_aliases={"output": OptionAlias(_run_folder, "RUN", "Folder of the run.", short="-o")},
+    lambda args: Tree, is_flat=False, rows={"output": ("-o, --output RUN", "Folder of the run.")}
 )
 
 
@@ -68,10 +65,12 @@ def read(spec: ConfigSpec, schema: type[ConfigModel], argv: list[str]) -> Any:
     app = command_app()
     configs: list[Any] = []
 
-    @app.command(cls=config_command(spec, "LAYOUT"))
+    members = {"spec": spec, "arguments": "LAYOUT"}
+
+    @app.command(cls=type("Command", (VlatoolCommand,), members))
     def body(ctx: typer.Context, layout: TextArg = None) -> None:
         with command(ctx) as run:
-            configs.append(run.config(schema, layout=layout))
+            configs.append(run.config(layout=layout))
 
     group = typer.main.get_command(app)
     with group.make_context("vlatool", list(argv), obj=OutputOptions()) as ctx:
@@ -147,7 +146,7 @@ def test_repeated_dotted_flag_makes_a_list() -> None:
     assert tree("--hparams.betas", "0.5", "--hparams.betas", "0.6").hparams.betas == [0.5, 0.6]
 
 
-def test_option_alias_sets_its_keys() -> None:
+def test_name_of_several_keys_sets_them() -> None:
     config = tree("-o", "somewhere/first")
     assert (config.save_path, config.name) == ("somewhere", "first")
 
@@ -159,7 +158,7 @@ def test_option_alias_sets_its_keys() -> None:
         (["--hparams.lr", "--output", "a/b"], "usage.missing_key"),
         (["--config"], "usage.missing_key"),
         (["--set", "hparams.lr"], "usage.bad_value"),
-        (["--output", "a/b", "--set", "name=c"], "usage.conflict"),
+        (["--output", "a/b", "--set", "name=c"], "config.contradiction"),
         (["--lr", "1"], "usage.unknown_option"),
         (["--outptu", "a/b"], "usage.unknown_option"),
         (["-x"], "usage.unknown_option"),

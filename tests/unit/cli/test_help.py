@@ -59,7 +59,7 @@ def test_what_a_description_says_of_no_value_is_shown_as_the_default(words: str)
 
 @pytest.mark.parametrize("words", COMMANDS)
 def test_help_lists_named_options_in_their_order_and_help_all_lists_all(words: str) -> None:
-    named = [name.rstrip("_").replace("_", "-") for name in COMMANDS[words].options]
+    named = [name.rstrip("_").replace("_", "-") for name in COMMANDS[words].options.split()]
     listed = rows_of(help_of(*words.split(), "--help"))
     complete = options_in(help_of(*words.split(), "--help-all"))
     assert not named or listed == [*named, "help-all"]

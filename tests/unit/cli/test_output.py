@@ -11,7 +11,7 @@ import pytest
 from vlatool.cli import reporters
 from vlatool.cli.options import OutputOptions
 from vlatool.cli.output import to_json, write_error
-from vlatool.cli.rich_reporter import LossCurve, RichReporter
+from vlatool.cli.rich_reporter import RichReporter
 from vlatool.errors import DataError, PartialFailure
 from vlatool.report.text import pairs, text_table
 from vlatool.results import Result, columns
@@ -102,6 +102,7 @@ def test_plain_bar_writes_one_line_at_its_end(capsys: pytest.CaptureFixture[str]
 
 def test_line_during_progress_has_the_time_left_by_a_rate_without_items_of_an_earlier_run() -> None:
     class Nowhere:
+        def begin(self, count: reporters.ProgressCounter) -> None: ...
         def show(self, count: reporters.ProgressCounter, *, is_end: bool) -> None: ...
 
     bar = reporters.ProgressCounter("train", 10_000, "steps", Nowhere(), 1e9)
@@ -133,42 +134,6 @@ def test_bar_count_and_time_left_are_not_cut_on_a_narrow_terminal(
     assert lines
     assert all(len(line.rstrip()) <= width for line in lines)
     assert any(re.match(r"episodes [^ ]{10,} 500/1200 episodes +\d*:\d\d", line) for line in lines)
-
-
-@pytest.mark.parametrize("width", [60, 80, 120])
-def test_training_shows_the_curve_of_its_loss_rate_memory_and_time_left(
-    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, value in {"COLUMNS": str(width), "FORCE_COLOR": "1", "TERM": "xterm"}.items():
-        monkeypatch.setenv(name, value)
-    reporter = RichReporter()
-    speed = {"samples_per_second": 84.27, "memory_gb": 1.24, "mfu": 0.312}
-    with reporter.progress("training", 20_000, "steps") as bar:
-        bar.advance(400)
-        time.sleep(0.05)
-        for step in range(1, 300):
-            reporter.metrics(step, {"loss": 4.0 / step, **speed})
-        reporter.metrics(300, {"val/loss": 1.0})
-        bar.advance(100, loss=0.02, **{"samples/s": 84.27})
-        time.sleep(0.15)
-    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
-    lines = re.split(r"[\r\n]+", shown)
-    assert any(re.match(r"training [^ ]{10,} 500/20000 steps +\d*:\d\d", line) for line in lines)
-    (text,) = {line.rstrip() for line in lines if "GB" in line}
-    matched = re.fullmatch(r"loss 0\.01338 ([^ ]+) 84\.27 samples/s  1\.24 GB  mfu 31.2 %", text)
-    assert matched, text
-    assert len(text) == width or len(matched[1]) == 60
-
-
-def test_long_curve_is_bounded_and_keeps_its_start_and_end() -> None:
-    curve = LossCurve()
-    for number in range(10_000):
-        curve.add(float(-number))
-    curve.add(float("nan"))
-    points = curve.points()
-    assert len(points) <= 128
-    assert points == sorted(points, reverse=True)
-    assert points[0] > -100 > -9_900 > points[-1]
 
 
 @pytest.mark.parametrize(

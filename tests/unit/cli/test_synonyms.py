@@ -6,8 +6,6 @@ import re
 import pytest
 
 from vlatool.cli.app import run
-from vlatool.cli.preprocess import PUBLISHED_WORDS
-from vlatool.workflows.preprocess import PreprocessConfig, published_keys
 
 # Command | option that it does not have | start of what the hint says.
 WRONG = """
@@ -38,23 +36,15 @@ train | --gpus | did you mean --nproc
 train | --devices | did you mean --nproc
 train | --workers | did you mean --data.num_workers
 train | --cameras | did you mean --data.camera_names
-train | --horizon | did you mean --data.lowdim_future_timesteps
-train | --seed | did you mean --hparams.seed
 train | --checkpoint | did you mean --init-from
-train | --compile | did you mean --hparams.torchcompile
 train | --out-dir | did you mean --output
 finetune | --checkpoint | did you mean --from
-download hf://datasets/a/b | --overwrite | did you mean --force
 encode A | --data-path | did you mean --data
-preprocess spartan raw | --image-size | did you mean --resize-images-size
-preprocess spartan raw | --horizon | did you mean --future-lowdim-steps
-preprocess spartan raw --sink lbm | --fps | did you mean --target.fps
 preprocess spartan raw | --cameras | did you mean --camera-names
 preprocess spartan raw | --num-episodes | did you mean --max-episodes
 preprocess spartan raw | --force | did you mean --overwrite
 encode A | --checkpoint | did you mean --tokenizer
 encode A | --gpus | did you mean --nproc
-build-dataset A | --episodes | did you mean --limit
 build-dataset A | --num-workers | did you mean --workers
 launch slurm train | --ntasks-per-node | did you mean --slurm.tasks_per_node
 launch sagemaker | --preset | vlatool launch sagemaker {train|finetune} --preset
@@ -62,7 +52,7 @@ launch slurm | --data | vlatool launch slurm {train} --data
 # Spelling, where it is near, and nothing where nothing is
 train | --ouput | did you mean --output
 preprocess spartan raw | --overwite | did you mean --overwrite
-train | --val-every | did you mean --val-every-n-checkpoints
+train | --val-every | did you mean --val-every-n-steps
 train | --frobnicate | `vlatool train --help`
 serve run | --zebra | `vlatool serve --help`
 """
@@ -86,8 +76,3 @@ def test_a_wrong_option_leads_to_the_right_one(
     text = f"{error['message']}\n{error['hint']}".replace('"', "--").replace("_", "-")
     expected = start.replace("_", "-")
     assert re.search(rf"(^|\(|: ){re.escape(expected)}", text, re.MULTILINE), error
-
-
-def test_words_that_mean_lbm_are_the_published_ones_and_keys_of_lbm_alone() -> None:
-    published = {row.name for row in PreprocessConfig.published if row.also}
-    assert {*PUBLISHED_WORDS} == published | published_keys()

@@ -5,18 +5,22 @@ import json
 import pytest
 
 from vlatool.cli.app import run as run_command
-from vlatool.cli.training_options import DATA, expand_run
+from vlatool.config.resolve import Override, load_config
 from vlatool.errors import UsageError
+from vlatool.models.published import run_folder
+from vlatool.training.config import TrainConfig
 
 
 def test_data_folders_become_the_key_of_folders_and_a_run_its_parent_and_name() -> None:
     """The folders are not opened: the data kind reads them in `load_info`."""
     folders = ["no/such/folder", "s3://bucket/data/"]
-    assert DATA.expand(folders) == {"data.folders": folders}
+    typed = [Override("data", folder, "--data") for folder in folders]
+    config = load_config(TrainConfig, presets=["policy-tiny"], overrides=typed).config
+    assert getattr(config.data, "dataset_manifest") == folders  # noqa: B009
     for text, *run in (("runs/first", "runs", "first"), ("a", ".", "a"), ("/a/b/c/", "/a/b", "c")):
-        assert [*expand_run([text]).values()] == run
+        assert [*run_folder(text).values()] == run
     with pytest.raises(UsageError):
-        expand_run(["/"])
+        run_folder("/")
 
 
 @pytest.mark.parametrize("command", ["train", "finetune", "resolve-config"])

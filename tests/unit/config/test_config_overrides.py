@@ -2,8 +2,7 @@
 
 import pytest
 
-from vlatool.config.coerce import to_value
-from vlatool.config.resolve import Override, load_config, overrides_tree, parse_override
+from vlatool.config.resolve import Override, load_config, parse_override
 from vlatool.errors import UsageError
 from vlatool.models.trained import TrainedConfig
 
@@ -50,9 +49,10 @@ def test_include_loads_a_file_relative_to_the_current_folder(write, load):
     assert resolved.origins["model.backbone.width"] == "sub/vit.yaml:2"
 
 
-def test_typed_values_stay(load):
-    tree = overrides_tree([Override("hparams.betas", (0.1, 0.2), "x"), Override("data", None, "x")])
-    assert to_value(tree) == {"hparams": {"betas": [0.1, 0.2]}, "data": None}
+def test_typed_values_stay(root_schema):
+    typed = [Override("hparams.betas", (0.1, 0.2), "x"), Override("data", None, "x")]
+    config = load_config(root_schema, overrides=typed).config
+    assert (config.hparams.betas, config.data) == ((0.1, 0.2), None)
 
 
 @pytest.mark.parametrize("text", ["name", "=x", "a..b=1", "a" + ".a" * 10_000 + "=1"])

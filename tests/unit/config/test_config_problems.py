@@ -1,7 +1,5 @@
 """Errors of configurations: all problems with their origins and similar names."""
 
-import re
-
 import pytest
 
 from vlatool.config.resolve import Override, load_config
@@ -131,19 +129,6 @@ def test_twenty_thousand_unknown_keys_are_reported_quickly(write, load, section)
     assert "20,000 problems" in caught.value.message
     assert len(caught.value.message.splitlines()) < 30
     assert len(caught.value.details["problems"]) == 100, "similar names of more take too long"
-
-
-def test_problem_of_a_repeated_alias_is_reported_once(write, load):
-    write("a.yaml", "fields:\n  a: &bad\n    metod: std\n  b: *bad\n  c: *bad\n")
-    with pytest.raises(ConfigError) as caught:
-        load("a.yaml")
-    [line] = caught.value.message.splitlines()
-    assert line.startswith("a.yaml:3: ")
-    assert re.findall(r"fields[.][abc][.]metod", line) == [
-        "fields.a.metod",
-        "fields.b.metod",
-        "fields.c.metod",
-    ]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from vlatool.config.resolve import Override, load_config
 from vlatool.errors import UsageError
 from vlatool.formats.run.layout import RunDir
 from vlatool.training.config import TrainConfig
-from vlatool.workflows.resolve_config import resolve_config
+from vlatool.workflows.resolve_config import PresetsShowConfig, presets_show, resolve_config
 
 
 class DerivingConfig(ConfigModel):
@@ -102,3 +102,9 @@ def test_configuration_imports_nothing_heavy():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_a_preset_is_shown_in_the_section_that_it_fills() -> None:
+    shown = presets_show(PresetsShowConfig(name="vqgan-tiny"))
+    assert shown.values.keys() >= {"model"}
+    assert "model:" in shown.text()

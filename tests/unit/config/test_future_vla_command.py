@@ -91,9 +91,8 @@ def test_every_value_of_the_preset_is_held() -> None:
 
 
 def test_options_without_effect_have_a_reason() -> None:
-    ignored = resolved("train_type=full", "torch_dtype=bfloat16", "model_name=vla").ignored
-    assert ignored["model.model_name"].startswith("it names the model in")
-    assert ignored["model.torch_dtype"].startswith("weights and optimizer keep float32")
+    ignored = resolved("train_type=full", "model_name=vla").ignored
+    assert ignored["model_name"].startswith("it names the model in")
 
 
 @pytest.mark.parametrize(
@@ -114,20 +113,14 @@ def test_trained_parts_of_the_published_options(
 
 
 def test_checkpoint_to_resume_from_replaces_the_model() -> None:
-    config = resolved("train_type=full", "init_from=composed", "resume_from_checkpoint=c").config
+    config = resolved("train_type=full", "model=composed", "resume_from_checkpoint=c").config
     assert (config.init_from, config.init_weights_only) == ("c", False)
 
 
 @pytest.mark.parametrize(
     "option",
-    [
-        "train_type=longlora",
-        "torch_dtype=float16",
-        "trainable_parameters_regex=visual",
-        "output_dir=..",
-    ],
+    ["train_type=longlora", "torch_dtype=float16", "trainable_parameters_regex=visual"],
 )
 def test_option_that_contradicts_what_runs_is_an_error(option: str) -> None:
-    with fails("config.unsupported") as caught:
+    with fails("config.unsupported"):
         resolved("train_type=full", option) if "train_type" not in option else resolved(option)
-    assert "--" in caught.value.hint

@@ -10,12 +10,12 @@ from pyarrow import parquet
 
 from tests.builders.errors import fails
 from tests.builders.folder import image, joints, table, write_images, write_video
-from vlatool.cli.preprocess import _detected  # pyright: ignore[reportPrivateUsage]
 from vlatool.episode import Episode
 from vlatool.formats.cuts import find_cuts
 from vlatool.formats.detect import detect_source
 from vlatool.formats.inventory import Stored, decide, is_action
 from vlatool.formats.media.images import encode_png
+from vlatool.workflows.preprocess import PreprocessConfig
 
 FRAMES = 8
 
@@ -99,7 +99,8 @@ def test_a_mapping_tells_the_format_of_a_layout_that_nobody_knows(tmp_path: Path
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         file["follower/joints"] = joints(FRAMES)
     (tmp_path / "m.yaml").write_text('fields: {q: "follower/joints"}\n')
-    assert _detected([str(tmp_path), "--mapping", str(tmp_path / "m.yaml")]) == "hdf5"
+    tree = {"sources": [str(tmp_path)], "mapping": str(tmp_path / "m.yaml")}
+    assert PreprocessConfig.specialize(tree).model_fields["format"].default == "hdf5"
 
 
 def test_texts_of_hdf5_name_its_episodes(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from vlatool.config import base
-from vlatool.config.base import Published, option
+from vlatool.config.base import Ignored, Names, option
 from vlatool.episode import LanguageKind, listed_cameras
 from vlatool.loading.base import LoadingConfig, Split
 from vlatool.transforms.names import NameMap
@@ -175,34 +175,27 @@ class FrameWindowsConfig(base.ConfigModel):
 class RoboticsDataConfig(LoadingConfig):
     """Robotics data in `lbm` shards, or frames from which windows are cut."""
 
-    published: ClassVar[tuple[Published, ...]] = (
-        *LoadingConfig.published,
-        Published("val_dataset_weighting", reason="validation data are read in stored order"),
-        Published(
-            "val_dataset_statistics",
-            reason="validation data are normalized with the training statistics",
+    NAMES: ClassVar[Names] = {
+        **LoadingConfig.NAMES,
+        "val_dataset_weighting": Ignored("validation data are read in stored order"),
+        "val_dataset_statistics": Ignored(
+            "validation data are normalized with the training statistics"
         ),
-        Published(
-            "processor_kwargs", reason="images are resized to the input size of the backbone"
-        ),
-        Published("image_size", reason="images are resized to the input size of the backbone"),
-        Published("img_num_tokens", reason="the base model of the backbone determines it"),
-        Published("seq_len", reason="texts are padded to the longest text of a batch"),
-        Published("use_hf_fast_tokenizer", reason="the fast tokenizer is always used"),
-        Published(
-            "hf_fast_tokenizers_parallelism", reason="loader workers provide the parallelism"
-        ),
-        Published(
-            "hf_fast_tokenizer_rayon_threads", reason="loader workers provide the parallelism"
-        ),
-        Published("dataloader_in_order", reason="samples are always in order"),
-        Published("tactile_fields", reason="no model uses them"),
-        Published("use_point_cloud", reason="no model uses point clouds"),
-        Published("point_cloud_num_points", reason="no model uses point clouds"),
-        Published("pose_groups", reason="preprocessing_config.yaml has them"),
-        Published("intrinsics_fields", reason="no model uses the calibration"),
-        Published("extrinsics_fields", reason="no model uses the calibration"),
-    )
+        "processor_kwargs": Ignored("images are resized to the input size of the backbone"),
+        "image_size": Ignored("images are resized to the input size of the backbone"),
+        "img_num_tokens": Ignored("the base model of the backbone determines it"),
+        "seq_len": Ignored("texts are padded to the longest text of a batch"),
+        "use_hf_fast_tokenizer": Ignored("the fast tokenizer is always used"),
+        "hf_fast_tokenizers_parallelism": Ignored("loader workers provide the parallelism"),
+        "hf_fast_tokenizer_rayon_threads": Ignored("loader workers provide the parallelism"),
+        "dataloader_in_order": Ignored("samples are always in order"),
+        "tactile_fields": Ignored("no model uses them"),
+        "use_point_cloud": Ignored("no model uses point clouds"),
+        "point_cloud_num_points": Ignored("no model uses point clouds"),
+        "pose_groups": Ignored("preprocessing_config.yaml has them"),
+        "intrinsics_fields": Ignored("no model uses the calibration"),
+        "extrinsics_fields": Ignored("no model uses the calibration"),
+    }
 
     # True if camera_names come from other data; these data may lack some of the cameras.
     cameras_are_known: ClassVar[bool] = False

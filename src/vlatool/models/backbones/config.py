@@ -11,7 +11,15 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from vlatool.config.base import ConfigModel, Published, derivation_rules, derived_field, option
+from vlatool.config.base import (
+    ConfigModel,
+    Ignored,
+    Names,
+    Supported,
+    derivation_rules,
+    derived_field,
+    option,
+)
 from vlatool.formats.base_model import ImageMeanStd, copy_tokenizer, read_image_mean_std
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models import pretrained
@@ -150,16 +158,14 @@ class ByteTextConfig(ConfigModel):
 class ViTBackboneConfig(NetworkConfig):
     """A vision transformer trained from scratch; one token per patch."""
 
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("pretrained", reason="the backbone is trained from scratch"),
-        Published("interpolation_mode", reason="the backbone is trained from scratch"),
-        Published("cls_flag", values=(False,), reason="there is no class token, only patch tokens"),
-        Published(
-            "projector_pixel_shuffle_factor",
-            values=(1,),
-            reason="patches cannot be merged; use a larger patch_size",
+    NAMES: ClassVar[Names] = {
+        "pretrained": Ignored("the backbone is trained from scratch"),
+        "interpolation_mode": Ignored("the backbone is trained from scratch"),
+        "cls_flag": Supported((False,), "there is no class token, only patch tokens"),
+        "projector_pixel_shuffle_factor": Supported(
+            (1,), "patches cannot be merged; use a larger patch_size"
         ),
-    )
+    }
 
     type: Literal["vit_backbone"] = option("vit_backbone", "Type of backbone.")
     hidden_dim: int = option(768, "Token width.", ge=2, le=MAX_WIDTH, multiple_of=2)

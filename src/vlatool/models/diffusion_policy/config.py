@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vlatool.config.base import ConfigModel, Published, derivation_rules, derived_field, option
+from vlatool.config.base import ConfigModel, Ignored, Names, derivation_rules, derived_field, option
 from vlatool.errors import DataError
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models import pretrained
@@ -41,10 +41,10 @@ NormType = Literal[
 class TransformerConfig(NetworkConfig):
     """The published transformer as denoiser."""
 
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("cast_output_to_float32", reason="a policy has no language model head"),
-        Published("max_seq_len", reason="rotary embeddings are computed for any length"),
-    )
+    NAMES: ClassVar[Names] = {
+        "cast_output_to_float32": Ignored("a policy has no language model head"),
+        "max_seq_len": Ignored("rotary embeddings are computed for any length"),
+    }
 
     type: Literal["transformer"] = option("transformer", "Type of denoiser.")
     hidden_dim: int = option(96, "Token width.", ge=1, le=MAX_WIDTH)
@@ -169,7 +169,9 @@ class DiffusionPolicyConfig(NetworkConfig):
     `init_from` of the run.
     """
 
-    published: ClassVar[tuple[Published, ...]] = (Published("resume_except", "/init_except"),)
+    NAMES: ClassVar[Names] = {
+        "resume_except": "/init_except",
+    }
 
     type: Literal["diffusion_policy"] = option("diffusion_policy", "Model type.")
     vision_language_backbone: Backbone = option(

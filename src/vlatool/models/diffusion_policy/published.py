@@ -13,8 +13,7 @@ from typing import Any
 
 import yaml
 
-from vlatool.config.coerce import Node, child, find, from_value, plain
-from vlatool.config.resolve import ConvertedConfig
+from vlatool.config.coerce import Node, child, find, from_value, lenient, plain
 from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig, TransformerConfig
 
 _TYPES = Path(__file__).with_name("published_keys.yaml")
@@ -33,7 +32,7 @@ _BACKBONE_KEYS: Mapping[str, tuple[str, ...]] = {
 # reading
 
 
-def translate(tree: Node, below: Node) -> ConvertedConfig | None:
+def translate(tree: Node, below: Node) -> Node | None:
     """The tree with our keys; None if none of its keys is from a published file."""
     translated = _changed(tree, ("data", "augmentation", "image"), _with_crop)
     translated = _changed(translated, ("data",), _without_nulls)
@@ -47,7 +46,7 @@ def translate(tree: Node, below: Node) -> ConvertedConfig | None:
         )
     if translated is tree and not is_record:
         return None
-    return ConvertedConfig(translated, is_record)
+    return lenient(translated) if is_record else translated
 
 
 def _changed(tree: Node, path: tuple[str, ...], change: Callable[[Node], Node]) -> Node:

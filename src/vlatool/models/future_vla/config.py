@@ -4,9 +4,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
-from vlatool.config.base import ConfigModel, Published, derived_field, option
+from vlatool.config.base import ConfigModel, Names, derived_field, option
 from vlatool.models.base import MAX_WIDTH
-from vlatool.models.future_vla.published_command import WITHOUT_EFFECT
 from vlatool.models.future_vla.token_ids import TokenIds
 from vlatool.models.pretrained import architecture_problem
 
@@ -65,10 +64,7 @@ class NumberDigests(ConfigModel):
 class FutureVlaConfig(ConfigModel):
     """Language model that reads past images and writes actions and future images as tokens."""
 
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("path", "/init_from"),
-        *(Published(key, reason=reason) for key, reason in WITHOUT_EFFECT.items()),
-    )
+    NAMES: ClassVar[Names] = {"path": "/init_from"}
 
     type: Literal["future_vla"] = option("future_vla", "Model type.")
     qwen: dict[str, Any] | None = derived_field(

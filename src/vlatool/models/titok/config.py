@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vlatool.config.base import ConfigModel, Published, derived_field, option
+from vlatool.config.base import ConfigModel, Names, derived_field, option
 from vlatool.models.base import MAX_LAYERS, MAX_ROWS, MAX_SIDE, MAX_WIDTH
 from vlatool.models.vqgan import config
 
@@ -74,7 +74,9 @@ class TitokConfig(ConfigModel):
 
     # The location of the teacher may change, its content (digest) may not; caching does not change
     # results.
-    published: ClassVar[tuple[Published, ...]] = (Published("init_weight", "/init_from"),)
+    NAMES: ClassVar[Names] = {
+        "init_weight": "/init_from",
+    }
 
     type: Literal["titok"] = option("titok", "Model type.")
     stage: Literal[1, 2] = option(

@@ -7,18 +7,17 @@ converted to our sections. Source: reference/titok 5.1, 7.1, 7.2, 7.3.
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from vlatool.config import coerce
 from vlatool.config.problems import Problem, config_error
-from vlatool.config.resolve import ConvertedConfig
 from vlatool.errors import ConfigError, DataError
 from vlatool.formats.base_model import CONFIG as HUB_CONFIG
 from vlatool.formats.base_model import WEIGHTS as HUB_WEIGHTS
-from vlatool.models.published import PublishedFiles
+from vlatool.models.published import PublishedFiles, run_folder
 from vlatool.models.titok.config import TitokConfig, VitConfig, VqConfig
 from vlatool.storage.atomic import write_text
 from vlatool.storage.documents import read_json, read_yaml
@@ -242,7 +241,7 @@ _SCHEDULES = {"cosine": "cosine", "constant": "const"}
 _PRECISIONS = {"no": "float32", "fp16": "amp_bfloat16", "bf16": "amp_bfloat16"}
 
 
-def translate(tree: coerce.Node, below: coerce.Node) -> ConvertedConfig | None:
+def translate(tree: coerce.Node, below: coerce.Node) -> coerce.Node | None:
     """Converts a tree to our keys; None if it has no keys of a published stage file. Published keys
     without a meaning here stay in the tree and are allowed to be unknown.
     """
@@ -283,11 +282,11 @@ def translate(tree: coerce.Node, below: coerce.Node) -> ConvertedConfig | None:
         if not any(key == name or key.startswith(f"{name}.") for name in used if name != MODEL):
             node = coerce.find(published, key.split("."))
             assert node is not None
-            left = _put(left, key, node)
+            left = coerce.put(left, key, node)
     # A typed key is of a published file only where there is one.
     is_of_file = tree.origin != coerce.TYPED_ORIGIN or bool(_published_sections(below).value)
     unused = coerce.lenient(left) if is_of_file else left
-    return ConvertedConfig(coerce.merge(coerce.merge(unused, converted), rest))
+    return coerce.merge(coerce.merge(unused, converted), rest)
 
 
 def _published_sections(tree: coerce.Node) -> coerce.Node:
@@ -326,14 +325,14 @@ def _convert(
                 kinds = {"model.type": "titok", "data.type": "images"}
                 keys = {**kinds, "data.allow_multiple_epochs": True, **keys}
             for key, value in keys.items():
-                converted = _put(converted, key, coerce.from_value(value, present[0].origin))
+                converted = coerce.put(converted, key, coerce.from_value(value, present[0].origin))
             used += sources
     for key, name in _SAME.items():
         node = coerce.find(published, key.split("."))
         if node is not None:
             used.append(key)
             if coerce.plain(node) not in (None, "") and not is_reference(node.value):
-                converted = _put(converted, name, node)
+                converted = coerce.put(converted, name, node)
     return converted, used
 
 
@@ -382,8 +381,7 @@ def _averages(lookup: Lookup) -> Mapping[str, Any]:
 
 
 def _folder(lookup: Lookup) -> Mapping[str, Any]:
-    folder = PurePosixPath(str(lookup("experiment.output_dir")))
-    return {"save_path": str(folder.parent), "name": folder.name}
+    return run_folder(lookup("experiment.output_dir"))
 
 
 def _shards(split: str, name: str, lookup: Lookup) -> Mapping[str, Any]:
@@ -413,9 +411,3 @@ _RULES: Mapping[tuple[str, ...], Callable[[Lookup], Mapping[str, Any]]] = {
     (_SHARDS.format("train"),): partial(_shards, "train", "data.shards"),
     (_SHARDS.format("eval"),): partial(_shards, "eval", "data.val_shards"),
 }
-
-
-def _put(tree: coerce.Node, key: str, value: coerce.Node) -> coerce.Node:
-    for name in reversed(key.split(".")):
-        value = coerce.Node({name: value}, value.origin)
-    return coerce.merge(tree, value)

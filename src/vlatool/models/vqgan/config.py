@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vlatool.config.base import ConfigModel, Published, derivation_rules, derived_field, option
+from vlatool.config.base import ConfigModel, Names, derivation_rules, derived_field, option
 from vlatool.errors import UsageError
 from vlatool.models.base import MAX_LAYERS, MAX_ROWS, MAX_SIDE, MAX_WIDTH
 
@@ -187,7 +187,9 @@ def derive_image_size(
 class VqganConfig(VqganNetworkConfig):
     """Training of a MaskGIT-VQGAN, the teacher of TiTok."""
 
-    published: ClassVar[tuple[Published, ...]] = (Published("init_weight", "/init_from"),)
+    NAMES: ClassVar[Names] = {
+        "init_weight": "/init_from",
+    }
 
     type: Literal["vqgan"] = option("vqgan", "Model type.")
     image_size: int | None = derived_field(
