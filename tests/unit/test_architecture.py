@@ -98,30 +98,30 @@ JOB_FOLDER = ".vlatool"
 
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS, DEEPEST = 800, 80, 6, 2
 # Ceilings: they rise only with what a change adds on purpose, and fall with what goes.
-MOST_TOKENS = 780_500
+MOST_TOKENS = 758_100
 # In thousands, for each room; "" are the files above the rooms. Each only falls.
 ROOM_TOKENS = {
-    "formats": 276.6,
-    "models": 97.1,
-    "workflows": 73.4,
-    "training": 45.8,
+    "formats": 276.3,
+    "models": 96.1,
+    "workflows": 71.7,
+    "training": 42.4,
     "loading": 41.5,
-    "storage": 36.3,
+    "storage": 36.4,
     "evaluation": 31.2,
     "cli": 18.7,
     "transforms": 25.2,
-    "jobs": 20,
+    "jobs": 19.6,
     "config": 17.8,
-    "world": 17.7,
+    "world": 16.3,
     "serving": 11.6,
     "conventions": 11.3,
     "": 10.4,
-    "testing": 10.2,
+    "testing": 7.4,
     "report": 10,
-    "launching": 8.8,
+    "launching": 5.8,
     "tokens": 8.4,
 }
-MOST_TOKENS_PER_LINE = 8.83
+MOST_TOKENS_PER_LINE = 8.81
 # In 1000 tokens.
 MOST_COMPREHENSIONS = 3.34
 MOST_CONDITIONALS = 2.33
