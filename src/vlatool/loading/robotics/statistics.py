@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
-from vlatool.config.coerce import value_text
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter, counted
@@ -293,19 +291,16 @@ def select_statistics(
         f"data.statistics_from={config.statistics_from}: fields are normalized with the statistics "
         f"of the {owner}{unknown}"
     )
-    _report_changed_rules(config.normalization, run, reporter)
     with suppress(DataError):  # published files need not have them
         conventions = read_preprocessing_config(run.root).get("conventions")
         contract = Contract(conventions=conventions_in(conventions))
         _report_differences("the initial weights", contract, "the data", info.options, reporter)
-    changes: list[str] = []
-    for name in info.fields:
-        changes += _changed_ranges(name, config, info, before)
-    if changes:
+    changed = [name for name in info.fields if _has_other_range(name, config, info, before)]
+    if changed:
         reporter.warn(
             "data.ranges_differ",
-            "the ranges of these dimensions differ more than twofold from the initial "
-            f"weights: {_listed(changes)}",
+            "the ranges of these fields differ more than twofold from those of the initial "
+            f"weights: {_listed(changed)}",
         )
     if is_init:
         return _replaced(info, before, run, folder)
@@ -331,59 +326,23 @@ def _statistics_of(run: RunDir, *, is_required: bool) -> Statistics:
         return Statistics()
 
 
-def _report_changed_rules(config: NormalizeConfig, run: RunDir, reporter: Reporter) -> None:
-    """Warns of keys of the normalization that the initial weights were trained without."""
-    data = (run.read_config() or {}).get("data")
-    section = data.get("normalization") if isinstance(data, Mapping) else None
-    try:
-        before = NormalizeConfig.model_validate(section or config).model_dump()
-    except ValidationError:  # of another version: unknown
-        return
-    for key, value in config.model_dump().items():
-        if key not in config.no_effect_on_output and value != before[key]:
-            reporter.warn(
-                "data.normalization_differs",
-                f"data.normalization.{key} is {value_text(value)}, but the initial weights were "
-                f"trained with {value_text(before[key])}",
-            )
-
-
-def _changed_ranges(
+def _has_other_range(
     name: str, config: RoboticsDataConfig, info: RoboticsInfo, before: Statistics
-) -> Iterator[str]:
-    """Yields a text on each dimension of a field whose range is another one than `before`."""
+) -> bool:
+    """True if a dimension of a field has another range in the data than in `before`."""
     section = config.normalization.for_field(name)
     if name not in info.statistics or name not in before or not section.enabled:
-        return
+        return False
+    ranges: list[Array] = []
+    of_all_steps = section.model_copy(update={"scope": "global", "field_configs": {}})
     with suppress(DataError):  # raised when the statistics are used
-        now_scale = _global_scale(name, info.statistics[name], section)
-        before_scale = _global_scale(name, before[name], section)
-        width = len(now_scale.scale)
-        if len(before_scale.scale) != width:
-            return
-        names = recorded_names(info.options)
-        for index in range(width):
-            now_size = 0.0 if now_scale.constant[index] else now_scale.scale[index]
-            before_size = 0.0 if before_scale.constant[index] else before_scale.scale[index]
-            if max(now_size, before_size) > _MAX_FACTOR * min(now_size, before_size):
-                label = dimension_label(name, index, width, names)
-                now_text = _size_text(now_scale, index)
-                yield f"{label} {now_text} (weights: {_size_text(before_scale, index)})"
-
-
-def _global_scale(name: str, entry: Mapping[str, Any], section: NormalizeConfig) -> FieldScale:
-    return field_scale(
-        entry,
-        field=name,
-        method=section.method,
-        scope="global",
-        epsilon=section.epsilon,
-        centered=False,
-    )
-
-
-def _size_text(scale: FieldScale, index: int) -> str:
-    return "constant" if scale.constant[index] else f"{scale.scale[index]:.4g}"
+        for entry in (info.statistics[name], before[name]):
+            scale = scale_of(name, entry, of_all_steps)
+            ranges.append(np.where(scale.constant, 0.0, scale.scale))
+    if len(ranges) < 2 or ranges[0].shape != ranges[1].shape:
+        return False
+    low, high = np.minimum(*ranges), np.maximum(*ranges)
+    return bool((high > _MAX_FACTOR * low).any())
 
 
 def _replaced(info: RoboticsInfo, before: Statistics, run: RunDir, folder: Path) -> RoboticsInfo:
