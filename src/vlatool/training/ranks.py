@@ -28,6 +28,7 @@ HOSTS = "VLATOOL_HOSTS"
 # Environment variables of a job to names of secrets in its store, as JSON.
 SECRETS = "VLATOOL_SECRETS"
 THREADS = "OMP_NUM_THREADS"
+LOST_RANK = "environment.lost_rank"
 CTRL_C = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -259,7 +260,8 @@ class RankExit:
             return 3
         if self.exit_code < 0:
             return 1
-        return 2 if self.error is None or self.exit_code == 1 else 0
+        is_consequence = self.error is None or self.error["code"] == LOST_RANK
+        return 2 if is_consequence or self.exit_code == 1 else 0
 
 
 def cause(exits: Iterable[RankExit]) -> RankExit:

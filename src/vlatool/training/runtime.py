@@ -23,14 +23,11 @@ from vlatool.errors import EnvironmentProblem
 from vlatool.models.rng import PerSampleRng
 from vlatool.training.config import TrainConfig
 from vlatool.training.placement import Placement
+from vlatool.training.ranks import LOST_RANK
 from vlatool.training.rendezvous import meet
 
 # Ranks time out within moments of each other; a slow one may be a few seconds late.
 _GRACE_S = 5.0
-_POLL_S = 0.05
-_FAILED = "failed"
-_HERE = "here"
-_DONE = "done"
 _STOP = "stop"
 _WORKED = "worked"
 _WATCHED_EVERY_S = 0.5
@@ -39,19 +36,16 @@ _WATCHED_EVERY_S = 0.5
 T = TypeVar("T")
 
 
-class RollCall:
-    """A store that all ranks share, beside the collectives, which may hang.
+class MainWork:
+    """Lets ranks wait for work of rank 0 without a collective, in which they handle no signal.
 
-    `rank`: index of this rank; `world_size`: number of ranks; `broadcast`: returns the value of
-    rank 0 on every rank. Collective.
+    `rank`: index of this rank; `broadcast`: returns the value of rank 0 on every rank. Collective.
 
-    Rank 0 holds it, at a port that the system chooses.
+    Rank 0 holds a store for it, at a port that the system chooses.
     """
 
-    def __init__(self, rank: int, world_size: int, broadcast: Callable[[Any], Any]) -> None:
-        self._rank = rank
+    def __init__(self, rank: int, broadcast: Callable[[Any], Any]) -> None:
         self._works = 0  # number of calls of `working`, or of `wait_for_main`
-        self._world_size = world_size
         timeout = timedelta(seconds=_GRACE_S)
         host = os.environ.get("MASTER_ADDR", "127.0.0.1")
         port = 0 if rank == 0 else broadcast(None)
@@ -60,27 +54,6 @@ class RollCall:
         )
         if rank == 0:
             broadcast(self._store.port)
-
-    def missing(self) -> list[int]:
-        """Ranks that do not answer within seconds, after a collective of this rank has timed out.
-
-        Rank 0 holds the store: if it does not answer, only rank 0 is named.
-        """
-        return _in_time(self._missing, default=[0])
-
-    def _missing(self) -> list[int]:
-        everyone = range(self._world_size)
-        self._store.set(_FAILED, "")
-        self._store.set(f"{_HERE}{self._rank}", "")
-        missing = self._wait(_HERE, everyone)
-        self._store.set(f"{_DONE}{self._rank}", "")
-        if self._rank == 0:  # the others still ask its store
-            self._wait(_DONE, [rank for rank in everyone if rank not in missing])
-        return missing
-
-    def has_failed(self) -> bool:
-        """True if a collective of another rank has timed out, and so has closed connections."""
-        return _in_time(lambda: self._store.check([_FAILED]), default=False)
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -117,15 +90,6 @@ class RollCall:
                 has_told = True
             time.sleep(_WATCHED_EVERY_S)
 
-    def _wait(self, key: str, ranks: Sequence[int]) -> list[int]:
-        """Waits until ranks have set a key; returns the ranks that have not done so in time."""
-        until = time.monotonic() + _GRACE_S
-        while missing := [rank for rank in ranks if not self._store.check([f"{key}{rank}"])]:
-            if time.monotonic() >= until:
-                break
-            time.sleep(_POLL_S)
-        return missing
-
 
 def _in_time(ask: Callable[[], T], *, default: T) -> T:
     """The answer of the store; `default` if it has failed, or does not answer in time.
@@ -144,11 +108,9 @@ def _in_time(ask: Callable[[], T], *, default: T) -> T:
     return answers[0] if answers else default
 
 
-_GLOO_TIMEOUT = "Timed out waiting"
-# Gloo closes the connections of a rank whose collective has timed out.
-_GLOO_CLOSED = ("Connection closed by peer", "Connection reset by peer")
-_CLOSED_WAIT_S = 0.5
-# By then the ranks have ended with an error that names the one that is missing.
+# Gloo raises the first one when a rank does not answer in time, then closes the connections.
+_LOST = ("Timed out waiting", "Connection closed by peer", "Connection reset by peer")
+# By then the ranks have ended with an error.
 _NCCL_MARGIN_S = 60.0
 
 
@@ -175,7 +137,7 @@ class Runtime:
         # stays.
         AcceleratorState._reset_state()
         self._timeout = timedelta(seconds=config.distributed.timeout)
-        self._ranks: RollCall | None = None
+        self._ranks: MainWork | None = None
         margin = timedelta(seconds=0.0 if on_cpu else _NCCL_MARGIN_S)
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         store = None
@@ -277,27 +239,20 @@ class Runtime:
         if self.world_size == 1:
             yield
             return
-        self._ranks = ranks = RollCall(self.rank, self.world_size, self.broadcast)
+        self._ranks = MainWork(self.rank, self.broadcast)
         try:
             yield
         except (RuntimeError, TimeoutError) as error:
-            if not _is_timeout(error, ranks):
+            if not any(text in str(error) for text in _LOST):
                 raise
-            raise self._rank_timeout(ranks.missing()) from error
+            raise EnvironmentProblem(
+                f"another rank has ended, or has not answered for {self.timeout_s:g} s",
+                hint="read the errors of the other ranks, then run the same command to resume from "
+                "the last checkpoint; distributed.timeout is the number of seconds",
+                code=LOST_RANK,
+            ) from error
         finally:
             self._ranks = None
-
-    def _rank_timeout(self, missing: Sequence[int]) -> EnvironmentProblem:
-        name = "rank " if len(missing) == 1 else "ranks "
-        names = f"{name}{', '.join(map(str, missing))}" if missing else "another rank"
-        verb = "have" if len(missing) > 1 else "has"
-        return EnvironmentProblem(
-            f"{names} {verb} not answered for {self.timeout_s:g} s (hung, or very slow)",
-            hint="run the same command to resume from the last checkpoint; distributed.timeout "
-            "is the number of seconds",
-            code="environment.process_failed",
-            details={"ranks": list(missing)},
-        )
 
     @contextmanager
     def main_works(self, is_asked_to_stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
@@ -339,16 +294,6 @@ class Runtime:
             return torch.Generator(self.device).manual_seed(number)
 
         return PerSampleRng(seeded, rows, total)
-
-
-def _is_timeout(error: Exception, ranks: RollCall) -> bool:
-    """True if the error is a timeout, or follows from a timeout of another rank."""
-    if _GLOO_TIMEOUT in str(error):
-        return True
-    if not any(text in str(error) for text in _GLOO_CLOSED):
-        return False
-    time.sleep(_CLOSED_WAIT_S)  # until the other rank has said so
-    return ranks.has_failed()
 
 
 def _number(*key: object) -> int:

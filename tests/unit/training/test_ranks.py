@@ -21,6 +21,7 @@ from vlatool.training.ranks import (
 
 DATA = {"kind": "data", "code": "data.unknown_field", "message": "no x", "hint": "", "details": {}}
 BUG = {"kind": "bug", "code": "bug", "message": "closed by peer", "hint": "", "details": {}}
+LOST = DATA | {"kind": "environment", "code": "environment.lost_rank"}
 STOPPED = {"kind": "terminated", "code": "terminated", "message": "", "hint": "", "details": {}}
 
 
@@ -65,6 +66,7 @@ def test_partial_result_is_passed_with_the_error(tmp_path: Path) -> None:
     [
         pytest.param([RankExit(0, 3, 5, DATA), RankExit(1, 3, 5, DATA)], 0, 3, id="same on all"),
         pytest.param([RankExit(0, 1, 5, BUG), RankExit(1, 3, 5, DATA)], 1, 3, id="data over bug"),
+        pytest.param([RankExit(0, 6, 5, LOST), RankExit(1, 3, 5, DATA)], 1, 3, id="data over lost"),
         pytest.param([RankExit(0, 1, 5, BUG), RankExit(1, -9, 5)], 1, 137, id="killed over bug"),
         pytest.param([RankExit(0, 143, 5, STOPPED), RankExit(1, 7, 5)], 1, 7, id="code over stop"),
         pytest.param([RankExit(0, -9, 36), RankExit(1, 1, 5, BUG)], 1, 1, id="agent kills later"),
