@@ -186,7 +186,7 @@ def test_location_that_cannot_be_written_fails_before_the_first_step(
     assert not steps
 
 
-@pytest.mark.parametrize("key", ["remote_sync", "save_path", "remote_sync_fixed_path"])
+@pytest.mark.parametrize("key", ["remote_sync", "save_path"])
 def test_location_that_is_only_read_or_has_other_files_is_an_error(
     key: str, root: Path, memory: str
 ) -> None:
@@ -210,18 +210,6 @@ def test_remote_output_is_a_local_folder_with_a_copy(
 
     assert (result.output, result.remote) == ("runs/a", f"{memory}/runs/a")
     assert copied(result.remote)["latest.json"] == (root / "runs/a/latest.json").read_bytes()
-
-
-def test_second_copy_has_a_name_that_does_not_change_on_resume(root: Path, memory: str) -> None:
-    keys: Any = {"remote_sync_fixed_path": f"{memory}/fixed"}
-    trained(root, f"{memory}/runs", **keys)
-    trained(root, f"{memory}/runs", **keys)
-
-    (name,) = {key.split("/")[1] for key in MemoryRemote.stores[memory] if key.startswith("fixed")}
-    assert re.fullmatch(
-        r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", name
-    )
-    assert copied(f"{memory}/fixed/{name}") == local(root)
 
 
 def test_stopped_run_sends_its_checkpoint(root: Path, memory: str) -> None:

@@ -52,7 +52,7 @@ def check_locations(config: TrainConfig) -> None:
             code="usage.missing_key",
             details={"key": "remote_sync"},
         )
-    required = {"init_from", "remote_sync", "remote_sync_fixed_path"}
+    required = {"init_from", "remote_sync"}
     required |= {f"data.{key}" for key in config.data_kind.folders_keys}
     problems: list[Problem] = []
     for key, text in _texts(config):

@@ -206,6 +206,7 @@ class TrainConfig(base.ConfigModel):
             "there is no database; .vlatool/run.json records the run", is_switch=True
         ),
         "log_level": Ignored("-v and --log-file show the log"),
+        "remote_sync_fixed_path": Ignored("there is one copy, below remote_sync"),
         **TRAINING_NAMES.get("ms-swift"),
     }
 
@@ -305,7 +306,7 @@ class TrainConfig(base.ConfigModel):
     )
     remote_sync_fixed_path: str | None = option(
         None,
-        "Second location for a copy, in a folder of random name; null: none.",
+        "Not used: there is one copy.",
         affects_output=False,
     )
     overwrite: bool = base.execution_field(

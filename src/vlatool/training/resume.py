@@ -3,7 +3,6 @@
 The run that owns a folder may continue in it; any other run is refused.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -14,7 +13,6 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-from uuid import UUID
 
 from pydantic import ValidationError
 
@@ -109,10 +107,8 @@ def with_local_folder(config: Run) -> Run:
         default = TrainConfig.model_fields["save_path"].default
         update = {"save_path": default, "remote_sync": config.save_path}
         config = config.model_copy(update=update)
-    for text in (config.remote_sync, config.remote_sync_fixed_path):
-        if text is None:
-            continue
-        path = location(text)
+    if config.remote_sync is not None:
+        path = location(config.remote_sync)
         scheme = str(path).partition("://")[0]
         if is_remote(path) and not is_writable(path):
             raise UsageError.at(
@@ -163,14 +159,6 @@ def local_run(config: TrainConfig) -> RunDir:
     """The folder of a named run."""
     assert config.name is not None
     return RunDir(local_path(config.save_path) / config.name)
-
-
-def fixed_name(run_id: str) -> str:
-    """Name of the second copy of a run: a UUID of version 4 that does not change on resume.
-
-    Source: reference/training 1.6.
-    """
-    return str(UUID(bytes=hashlib.sha256(run_id.encode()).digest()[:16], version=4))
 
 
 _COMMAND = "train"

@@ -1,12 +1,12 @@
-"""Copies a run to remote locations in the background, while it trains.
+"""Copies a run to a remote location in the background, while it trains.
 
-The trainer only wakes a thread for each location: a step never waits for the storage.
+The trainer only wakes a thread: a step never waits for the storage.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
@@ -261,7 +261,8 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class RunSync:
-    """Context in which rank 0 copies a run to one or more locations.
+    """Context in which a thread of rank 0 copies a run to another location: when it is asked to,
+    and from time to time.
 
     On entry the record is written there, so a location that cannot be written is an error before
     the first step. If the block ends with an error or an interruption, what is missing is still
@@ -271,121 +272,65 @@ class RunSync:
     def __init__(
         self,
         run: run_layout.RunDir,  # the local run
-        locations: Sequence[tuple[Path, Callable[[], None]]],
-        retention: run_layout.Retention,  # rule for the checkpoints there
+        mirror: RunMirror,  # the copy
         reporter: Reporter,  # receives warnings, and the progress at the end
     ) -> None:
         self._run = run
+        self._mirror = mirror
         self._reporter = reporter
-        self._is_flushed = False
-        self._senders = [
-            _Sender(RunMirror(run, root, check, retention)) for root, check in locations
-        ]
-
-    def __enter__(self) -> Self:
-        for sender in self._senders:
-            sender.mirror.send_record()
-        for sender in self._senders:
-            sender.start()
-        return self
-
-    def __exit__(self, exc_type: object, exc: object, traceback: object) -> None:
-        try:
-            is_lost = isinstance(exc, VlatoolError) and exc.code == _LOST
-            if exc is not None and not is_lost and not self._is_flushed:
-                self._flush()
-                for error in self._errors():
-                    self._reporter.warn("sync", f"{error.message}; {error.hint}")
-        finally:
-            for sender in self._senders:
-                sender.end()
-
-    @property
-    def location(self) -> str | None:
-        """Location of the first copy; None if there is none."""
-        return str(self._senders[0].mirror.root) if self._senders else None
-
-    def needed(self) -> frozenset[int]:
-        """Steps of local checkpoints that are still to be sent."""
-        return frozenset(step for sender in self._senders for step in sender.mirror.missing())
-
-    def saved(self) -> None:
-        """Starts to send a new checkpoint, and reports if earlier attempts failed."""
-        for sender in self._senders:
-            sender.ask()
-            error = sender.error
-            if error is not None and error.code == _LOST:
-                raise error
-            if error is not None:
-                self._reporter.warn(
-                    "sync",
-                    f"{error.message}; the run continues, and sends what is missing when the "
-                    "storage works again",
-                )
-
-    def finish(self) -> None:
-        """Waits until everything is sent, the record last."""
-        self._flush()
-        for error in self._errors():
-            raise error
-
-    def _flush(self) -> None:
-        self._is_flushed = True
-        tickets = [(sender, sender.ask(is_last=True)) for sender in self._senders]
-        try:
-            # Most runs have only the last checkpoint left, which is no reason for a bar.
-            if not all(sender.wait(ticket, _QUIET_S) for sender, ticket in tickets):
-                self._wait(tickets)
-        except KeyboardInterrupt:
-            for sender, _ in tickets:
-                self._reporter.warn(
-                    "sync",
-                    f"{sender.mirror.root}: {sender.state()}; run the same command again to send "
-                    "the rest",
-                )
-            raise
-
-    def _wait(self, tickets: Sequence[tuple["_Sender", int]]) -> None:
-        left = len(self.needed())
-        if not left:  # the last small files
-            while not all(sender.wait(ticket, _POLL_S) for sender, ticket in tickets):
-                pass
-            return
-        with self._reporter.progress("sending", left, "checkpoints") as bar:
-            for sender, ticket in tickets:
-                while not sender.wait(ticket, _POLL_S):
-                    before = left
-                    left = len(self.needed())
-                    bar.advance(before - left, sent=size_text(sender.mirror.sent_bytes))
-            bar.advance(left - len(self.needed()))
-
-    def _errors(self) -> list[StorageError]:
-        errors: list[StorageError] = []
-        for sender in self._senders:
-            error = sender.final_error(self._run)
-            if error is not None:
-                errors.append(error)
-        return errors
-
-
-class _Sender:
-    """Thread that keeps one copy up to date: when it is asked to, and from time to time."""
-
-    def __init__(self, mirror: RunMirror) -> None:
-        self.mirror = mirror  # the copy
-        self.error: VlatoolError | None = None  # failure of the last attempt, if it failed
+        self._error: VlatoolError | None = None  # failure of the last attempt, if it failed
         self._changed = threading.Condition()
         self._asked = self._done = 0
         self._is_last = self._has_ended = False
         self._thread: Future[None] = Future()
 
-    def start(self) -> None:
-        """Starts the thread with a first attempt, which sends what the copy lacks."""
-        self.ask()
-        self._thread = in_background(self._run)
+    def __enter__(self) -> Self:
+        self._mirror.send_record()
+        self._ask()  # a first attempt sends what the copy lacks
+        self._thread = in_background(self._keep_up)
+        return self
 
-    def ask(self, *, is_last: bool = False) -> int:
-        """Asks for an attempt that begins after this call; returns a ticket for `wait`; `is_last`:
+    def __exit__(self, exc_type: object, exc: object, traceback: object) -> None:
+        try:
+            is_lost = isinstance(exc, VlatoolError) and exc.code == _LOST
+            if exc is not None and not is_lost and not self._is_last:
+                self._flush()
+                if error := self._final_error():
+                    self._reporter.warn("sync", f"{error.message}; {error.hint}")
+        finally:
+            with self._changed:
+                self._has_ended = True  # after the current request
+                self._changed.notify_all()
+
+    @property
+    def location(self) -> str:
+        return str(self._mirror.root)
+
+    def needed(self) -> frozenset[int]:
+        """Steps of local checkpoints that are still to be sent."""
+        return frozenset(self._mirror.missing())
+
+    def saved(self) -> None:
+        """Starts to send a new checkpoint, and reports if earlier attempts failed."""
+        self._ask()
+        error = self._error
+        if error is not None and error.code == _LOST:
+            raise error
+        if error is not None:
+            self._reporter.warn(
+                "sync",
+                f"{error.message}; the run continues, and sends what is missing when the storage "
+                "works again",
+            )
+
+    def finish(self) -> None:
+        """Waits until everything is sent, the record last."""
+        self._flush()
+        if error := self._final_error():
+            raise error
+
+    def _ask(self, *, is_last: bool = False) -> int:
+        """Asks for an attempt that begins after this call; returns a ticket for `_wait`; `is_last`:
         also send the record, after everything else.
         """
         with self._changed:
@@ -394,7 +339,7 @@ class _Sender:
             self._changed.notify_all()
             return self._asked
 
-    def wait(self, ticket: int, seconds: float) -> bool:
+    def _wait(self, ticket: int, seconds: float) -> bool:
         """Waits for the attempt of a ticket; False if it takes longer."""
         if self._thread.done():
             self._thread.result()  # raises what the thread did not expect
@@ -402,33 +347,51 @@ class _Sender:
         with self._changed:
             return self._changed.wait_for(lambda: self._has_ended or self._done >= ticket, seconds)
 
-    def end(self) -> None:
-        """Ends the thread after its current request."""
-        with self._changed:
-            self._has_ended = True
-            self._changed.notify_all()
+    def _flush(self) -> None:
+        ticket = self._ask(is_last=True)
+        try:
+            # Most runs have only the last checkpoint left, which is no reason for a bar.
+            if self._wait(ticket, _QUIET_S):
+                return
+            left = len(self.needed())
+            if not left:  # the last small files
+                while not self._wait(ticket, _POLL_S):
+                    pass
+                return
+            with self._reporter.progress("sending", left, "checkpoints") as bar:
+                while not self._wait(ticket, _POLL_S):
+                    before = left
+                    left = len(self.needed())
+                    bar.advance(before - left, sent=size_text(self._mirror.sent_bytes))
+                bar.advance(left - len(self.needed()))
+        except KeyboardInterrupt:
+            self._reporter.warn(
+                "sync",
+                f"{self.location}: {self._state()}; run the same command again to send the rest",
+            )
+            raise
 
-    def state(self) -> str:
+    def _state(self) -> str:
         """Text that names the newest checkpoint there."""
-        newest = self.mirror.newest()
-        return (
-            "no checkpoint is there" if newest is None else f"step {newest} is the last one there"
-        )
+        newest = self._mirror.newest()
+        if newest is None:
+            return "no checkpoint is there"
+        return f"step {newest} is the last one there"
 
-    def final_error(self, run: run_layout.RunDir) -> StorageError | None:
+    def _final_error(self) -> VlatoolError | None:
         """Error if a part of the run could not be sent; None if all of it is there."""
-        error = self.error
-        if error is None or (isinstance(error, StorageError) and error.code == _LOST):
+        error = self._error
+        if error is None or error.code == _LOST:
             return error
         return StorageError(
-            f"the run could not be sent completely to {self.mirror.root}: {self.state()}; the "
-            f"complete run is in {run.root}. {error.message}",
+            f"the run could not be sent completely to {self.location}: {self._state()}; the "
+            f"complete run is in {self._run.root}. {error.message}",
             hint=f"{error.hint}; then repeat the command to send the rest",
             code="storage.write",
-            details={**error.details, "location": str(self.mirror.root), "reason": error.code},
+            details={**error.details, "location": self.location, "reason": error.code},
         )
 
-    def _run(self) -> None:
+    def _keep_up(self) -> None:
         speed = ProcessClock().speed
         while True:
             with self._changed:
@@ -439,20 +402,20 @@ class _Sender:
                     return
                 ticket = self._asked
                 is_last = self._is_last
-            self.error = self._attempt(is_last=is_last)
+            self._error = self._attempt(is_last=is_last)
             with self._changed:
                 self._done = ticket
-                self._has_ended |= self.error is not None and self.error.code == _LOST
+                self._has_ended |= self._error is not None and self._error.code == _LOST
                 self._changed.notify_all()
 
     def _attempt(self, *, is_last: bool) -> VlatoolError | None:
-        if isinstance(self.error, EnvironmentProblem):
+        if isinstance(self._error, EnvironmentProblem):
             forget_connections()  # credentials may have been renewed
         try:
-            self.mirror.send(is_last=is_last)
+            self._mirror.send(is_last=is_last)
             if is_last:
-                self.mirror.confirm()
-                self.mirror.send_record()
+                self._mirror.confirm()
+                self._mirror.send_record()
         except VlatoolError as error:
             _LOGGER.warning("%s", error.message)
             return error

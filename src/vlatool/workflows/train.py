@@ -3,7 +3,7 @@
 import logging
 import shlex
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -302,7 +302,7 @@ def _claim(run: "Run", named: NamedRun, stack: ExitStack, reporter: Reporter) ->
     """Locks and prepares the run folder and starts its copies, until `stack` is closed. Rank 0."""
     from vlatool.training.run import retention_of
     from vlatool.training.setup import report_differences, report_launcher, report_precision
-    from vlatool.training.sync import RunSync
+    from vlatool.training.sync import RunMirror, RunSync
 
     config = run.config
     info = run.info
@@ -327,15 +327,11 @@ def _claim(run: "Run", named: NamedRun, stack: ExitStack, reporter: Reporter) ->
     report_precision(config, reporter)
     if folder.latest() is None:
         report_differences(config, fingerprint, reporter)
-    # Locations of copies, each with the check that this process may write there.
-    locations: list[tuple[Path, Callable[[], None]]] = []
     if named.remote is not None and named.remote.lock is not None:
-        locations.append((named.remote.root, named.remote.lock.check))
-        if config.remote_sync_fixed_path is not None:
-            second = location(config.remote_sync_fixed_path) / resume.fixed_name(record.run_id)
-            locations.append((second, lambda: None))
-    run.sync = stack.enter_context(RunSync(folder, locations, retention_of(config), reporter))
-    folder.prune(Retention(), run.sync.needed())
+        lock = named.remote.lock
+        mirror = RunMirror(folder, named.remote.root, lock.check, retention_of(config))
+        run.sync = stack.enter_context(RunSync(folder, mirror, reporter))
+    folder.prune(Retention(), run.sync.needed() if run.sync else ())
     return record
 
 
@@ -343,10 +339,10 @@ def _finish(run: "Run", record: OutputRecord, result: TrainResult) -> None:
     """Completes the record and the copies of a run. Rank 0."""
     from vlatool.training.run import retention_of
 
-    assert run.sync is not None
     resume.complete_run(run.folder, record, {"steps": result.steps, "samples": result.samples})
     try:
-        run.sync.finish()
+        if run.sync is not None:
+            run.sync.finish()
     except StorageError as error:
         error.result = result
         raise
