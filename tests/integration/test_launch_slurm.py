@@ -60,7 +60,7 @@ def test_script_and_configuration_are_written(
     # A run without a name gets one that a second start finds.
     _, result = launch(name="null", save_path=str(tmp_path / "runs"))
     assert load_config(TrainConfig, files=[result["config"]]).config.name == result["name"]
-    assert "model_diffusion_policy" in result["name"]
+    assert result["name"].startswith("diffusion_policy-")
 
 
 @pytest.mark.parametrize(("workers", "cpus"), [("3", 4), ("null", 8)])

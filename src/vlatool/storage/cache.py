@@ -3,13 +3,17 @@
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import secrets
 import shutil
+import stat
+import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -25,6 +29,7 @@ _FOLDER_SUFFIX = ".folder"
 _CHUNK_SIZE = 1 << 20
 _MAX_CONCURRENT = 8
 _LOCKS = 256
+_KEYS = "XDG_CACHE_HOME, or for training data.dataset_cache.cache_dir,"
 # Another process may remove a copy between its creation and its opening.
 _ATTEMPTS = 3
 # Partial copies that were not written to for this time belong to killed processes.
@@ -34,23 +39,40 @@ _UNUSED_S = 30 * 86400.0
 # Version of files whose server names none: copies count within this process and its children.
 _UNVERSIONED = secrets.token_hex(8)
 
+_LOGGER = logging.getLogger(__name__)
+
 
 def default_cache_folder() -> Path:
-    """Folder `vlatool` in the user's cache folder: XDG_CACHE_HOME, else `~/.cache`."""
-    folder = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "vlatool")
-    if not folder.is_absolute():  # a container whose user has no home
-        raise _unwritable_error(folder, "is not an absolute path")
+    """Folder `vlatool` in the user's cache folder (XDG_CACHE_HOME, else `~/.cache`), or one in the
+    temporary folder where that cannot be written, such as in a container without a home.
+    """
+    text = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    folder = Path(text) / "vlatool"
+    for parent in (folder, *folder.parents):
+        if os.path.exists(parent):
+            is_writable = os.path.isdir(parent) and os.access(parent, os.W_OK)
+            is_known = not text.startswith("~")  # the user has a home
+            return folder if is_writable and is_known else _temporary_cache(folder)
     return folder
 
 
-def _unwritable_error(folder: Path, reason: str) -> StorageError:
-    return StorageError.at(
-        folder,
-        f"cannot be the cache: {reason}",
-        hint="set XDG_CACHE_HOME, or for training data.dataset_cache.cache_dir, to a folder that"
-        " can be written",
-        code="storage.write",
-    )
+@cache
+def _temporary_cache(unwritable: Path) -> Path:
+    """Folder of this user in the temporary folder; warns once in a process."""
+    folder = Path(tempfile.gettempdir()) / f"vlatool-cache-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
+        raise StorageError.at(
+            folder,
+            "is not a folder of this user, so it cannot be the cache",
+            hint=f"set {_KEYS} to a folder that can be written",
+            code="storage.write",
+        )
+    message = "the cache %s cannot be written, so it is in %s: set %s to another folder"
+    _LOGGER.warning(message, unwritable, folder, _KEYS)
+    return folder
 
 
 def local_copy(folder: Path, names: Sequence[str]) -> Path:
@@ -207,7 +229,12 @@ class FileCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = path.open("ab")
         except OSError as error:
-            raise _unwritable_error(self.folder, str(error.strerror)) from None
+            raise StorageError.at(
+                self.folder,
+                f"the cache cannot be written: {error.strerror}",
+                hint=f"set {_KEYS} to a folder that can be written",
+                code="storage.write",
+            ) from None
         with file:
             with suppress(OSError):  # a disk without locks: several processes do the same work
                 fcntl.flock(file, fcntl.LOCK_EX)

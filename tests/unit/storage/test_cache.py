@@ -1,6 +1,7 @@
 """Copies of files in a folder shared by processes."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,7 +125,27 @@ def test_unused_copies_of_folders_are_removed_after_a_month(tmp_path: Path) -> N
     assert [folder.is_dir() for folder in old] == [False, True]
 
 
-def test_cache_without_a_home_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("home", ["file", "~nobody-is-called-so"])
+def test_cache_that_cannot_be_written_is_in_the_temporary_folder_with_a_warning(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "temporary").mkdir()
+    text = home if home.startswith("~") else str(tmp_path / home / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", text)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    folder = default_cache_folder()
+    assert folder.parent == tmp_path / "temporary"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert "XDG_CACHE_HOME" in caplog.text
+    assert "data.dataset_cache.cache_dir" in caplog.text
+
+
+def test_folder_of_another_kind_is_no_temporary_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"vlatool-cache-{os.getuid()}").symlink_to(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", "~nobody-is-called-so/again")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with fails("storage.write"):
         default_cache_folder()
