@@ -166,7 +166,9 @@ def test_weights_of_another_width_are_an_error(frames: Path, checkpoint: Path) -
 def test_initial_weights_of_lerobot_name_the_model_type(checkpoint: Path) -> None:
     from vlatool.training.config import TrainConfig
 
-    assert TrainConfig.implied({"init_from": str(checkpoint)})["model"] == {"type": "lerobot"}
+    assert TrainConfig.implied({"init_from": str(checkpoint)}, frozenset())["model"] == {
+        "type": "lerobot"
+    }
 
 
 def test_an_unknown_key_of_a_policy_is_an_error(frames: Path, tmp_path: Path) -> None:
