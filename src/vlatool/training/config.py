@@ -196,6 +196,7 @@ class TrainConfig(base.ConfigModel):
         "rollouts": "eval",
     }
     translations: ClassVar[Registry[Any] | None] = TRANSLATIONS
+    newer: ClassVar[Mapping[str, Any]] = {"lora": trained.LoraOptions()}
     NAMES: ClassVar[Names] = {
         "data": "data.folders",
         "from": "init_from",

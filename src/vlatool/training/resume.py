@@ -47,7 +47,7 @@ _DIGEST = re.compile(r"(, )?\b[0-9a-f]{16,}\b")
 
 def identity_keys(config: ConfigModel) -> dict[str, Any]:
     """Keys and values of a configuration that affect the weights, as nested sections."""
-    chosen = config.model_dump(mode="json", exclude=set(config.no_effect_on_output))
+    chosen = config.recorded(exclude=config.no_effect_on_output)
     for name in chosen:
         section = getattr(config, name)
         if isinstance(section, ConfigModel):

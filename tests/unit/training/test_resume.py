@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.builders.errors import fails
+from tests.builders.training import tiny_config
 from vlatool.errors import UsageError
 from vlatool.formats.run.layout import RunDir
 from vlatool.jobs.record import OutputRecord
 from vlatool.training.config import TrainConfig
 from vlatool.training.resume import (
     earlier_run,
+    identity_keys,
     plan_run,
     prepare_run,
     repair_run,
@@ -185,3 +187,11 @@ def test_overwrite_replaces_no_initial_weights_and_no_output_of_another_command(
     with fails("usage.output_exists"):
         earlier_run(run, replacing)
     assert run.latest() is not None
+
+
+def test_keys_that_0_3_lacks_are_in_a_record_only_if_they_change_the_run(
+    data: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(data, tmp_path / "run")
+    assert "lora" not in identity_keys(config)
+    assert identity_keys(tiny_config(data, tmp_path / "run", lora__rank=2))["lora"]["rank"] == 2
