@@ -306,6 +306,26 @@ def test_adapters_of_smolvla_are_few_resume_and_merge(
     assert_same_chunks(run, tmp_path / "out")
 
 
+def test_adapters_alone_are_those_of_peft(runs: Path, frames: Path, tmp_path: Path) -> None:
+    from lerobot.policies.factory import get_policy_class
+    from peft import PeftModel
+
+    base = tmp_path / "base"
+    export(ExportConfig(source=str(runs / "act"), output=str(base)))
+    keys = {"init_from": str(base), "lora__rank": 2, "hparams__lr": 1e-2, "model__config": {}}
+    run = train_tiny("act", frames, tmp_path / "run", **keys)
+    export(ExportConfig(source=str(run), output=str(tmp_path / "whole")))
+    export(ExportConfig(source=str(run), output=str(tmp_path / "adapters"), merge=False))
+    policy = get_policy_class("act").from_pretrained(base)
+    merged = PeftModel.from_pretrained(policy, str(tmp_path / "adapters")).merge_and_unload()
+    expected = read_weights(tmp_path / "whole/model.safetensors")
+    changed = read_weights(base / "model.safetensors")
+    found = merged.state_dict()
+    assert any(not torch.equal(expected[name], changed[name]) for name in expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
+
+
 def test_a_chunk_goes_on_from_the_committed_one(
     frames: Path, backbone: Path, tmp_path: Path
 ) -> None:

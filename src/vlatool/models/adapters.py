@@ -5,6 +5,7 @@ Weights of layers with adapters keep their names, so that weights without adapte
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,3 +91,32 @@ def merged_weights(state: Mapping[str, Tensor], rank: int, alpha: float) -> dict
             down = state[f"{layer}.{_ADAPTER}.down.weight"]
             merged[f"{layer}.weight"] = merged[f"{layer}.weight"] + alpha / rank * (up @ down)
     return merged
+
+
+def peft_adapters(
+    state: Mapping[str, Tensor], rank: int, alpha: float, base: str | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Content of adapter_config.json and adapter_model.safetensors of the package peft.
+
+    `alpha`: scale of the adapters times their rank; `base`: location of the weights beside which
+    they are.
+    """
+    tensors: dict[str, Tensor] = {}
+    layers: list[str] = []
+    for name in state:
+        layer, is_adapter, _ = name.partition(f".{_ADAPTER}.up.")
+        if is_adapter:
+            layers.append(layer)
+            tensors[f"base_model.model.{layer}.lora_A.weight"] = state[
+                f"{layer}.{_ADAPTER}.down.weight"
+            ]
+            tensors[f"base_model.model.{layer}.lora_B.weight"] = state[name]
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": layers,
+        "bias": "none",
+    }
+    return config, tensors

@@ -34,11 +34,11 @@ from vlatool.jobs.ownership import plan_output, require_input, single_output, ve
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
 from vlatool.models.base import ModelType
-from vlatool.models.published import Trained
+from vlatool.models.published import Exported, Trained
 from vlatool.models.titok.published import CONFIG, WEIGHTS
 from vlatool.models.trained import open_trained, with_weights
 from vlatool.results import MERGED, UNLISTED, Result, outcome
-from vlatool.storage.atomic import remove_file
+from vlatool.storage.atomic import remove_file, write_bytes, write_json
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import location, pinned
 from vlatool.tokens.build import data_files
@@ -48,6 +48,8 @@ _SEED = 0
 _NUM_EXAMPLES = 2
 # Same weights and operations on one device, so only the alignment of memory may change a sum.
 _TOLERANCE = 1e-4
+# Files of the package peft.
+_ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 class TokenizerExportConfig(ConfigModel):
@@ -98,9 +100,15 @@ def tokenizer_export(
 
 
 def export_model(
-    checkpoint: str, output: Path, reporter: Reporter, options: command.JobConfig
+    checkpoint: str,
+    output: Path,
+    reporter: Reporter,
+    options: command.JobConfig,
+    *,
+    merge: bool = True,
 ) -> ModelExportResult:
-    """Writes trained weights in the published layout of their model type.
+    """Writes trained weights in the published layout of their model type; without `merge`, their
+    adapters alone, as the package peft reads them.
 
     A layout with one file gets the averaged weights, if there are any, else the raw weights. The
     same weights give equal bytes. The written files are opened again, and the outputs of the model
@@ -109,13 +117,17 @@ def export_model(
     source = named_best(pinned(checkpoint))
     trained = open_trained(str(source), device="cpu")
     layout = trained.model_type.layout
-    if problem := layout.problem(trained.config.model):
+    problem = layout.problem(trained.config.model) if merge else ""
+    if problem:
         raise UsageError(
             f"{checkpoint}: cannot be exported: {problem}",
             hint="use the run itself: vlatool commands take a run wherever they take an export",
             code="usage.unsupported",
         )
-    exported = layout.write(trained, _tree(trained), reporter)
+    if merge:
+        exported = layout.write(trained, _tree(trained), reporter)
+    else:
+        exported = _adapters(trained)
     name = str(trained.origin.checkpoint)
     record = OutputRecord("export", {"checkpoint": Path(name).name, **versions_of([source])})
     if type(trained.model_type).tokenizer is not ModelType.tokenizer:
@@ -140,6 +152,35 @@ def export_model(
     return ModelExportResult(
         name, str(output), exported.parameters, size, exported.summary, dict(facts)
     )
+
+
+def _adapters(trained: Trained) -> Exported:
+    """The adapters of a run, and nothing else of it."""
+    from safetensors.torch import save
+
+    from vlatool.models.adapters import peft_adapters
+    from vlatool.models.weights import read_weights
+
+    lora = trained.config.lora
+    if trained.origin.run is None or not lora.rank:
+        raise UsageError(
+            f"{trained.origin.text}: has no adapters alone",
+            hint="give a run of `vlatool finetune --lora RANK`, or leave --merge out",
+            code="usage.unsupported",
+        )
+    base = load_config(TrainConfig, files=[str(trained.origin.run.config)]).config.init_from
+    state = read_weights(trained.origin.path)
+    config, tensors = peft_adapters(state, lora.rank, lora.scale, base)
+
+    def write(output: Path) -> Mapping[str, Any]:
+        write_json(output / _ADAPTER_CONFIG, config)
+        write_bytes(output / _ADAPTER_WEIGHTS, save(tensors))
+        return {"rank": lora.rank}
+
+    count = sum(tensor.numel() for tensor in tensors.values())
+    files = (_ADAPTER_CONFIG, _ADAPTER_WEIGHTS)
+    summary = f"adapters of rank {lora.rank} for peft"
+    return Exported(files, (_ADAPTER_WEIGHTS,), count, summary, write, compared=())
 
 
 def check_equal(trained: Trained, path: Path) -> None:
@@ -199,7 +240,7 @@ class ExportConfig(command.EngineConfig):
     """Options of `vlatool export`."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Output": ("output", "layout", "absolute"),
+        "Output": ("output", "layout", "absolute", "merge"),
         "Execution": (*command.ENGINE_KEYS, *command.JOB_KEYS),
     }
 
@@ -211,6 +252,9 @@ class ExportConfig(command.EngineConfig):
         None, "Layout to write: json or packed for codes, jsonl for samples."
     )
     absolute: bool = option(False, "Write absolute locations of images into samples.")
+    merge: bool = option(
+        True, "Add adapters (LoRA) to the weights; false: write them alone, as peft reads them."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +307,7 @@ def _model(config: ExportConfig, source: Path, reporter: Reporter) -> ModelExpor
             code="usage.unsupported",
         )
     output = location(config.output)
-    return export_model(str(source), output, reporter, config)
+    return export_model(str(source), output, reporter, config, merge=config.merge)
 
 
 @dataclass(frozen=True)
