@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlatool.conventions.file import Conventions, conventions_of
-from vlatool.episode import Array, EpisodeRef, PoseGroup
+from vlatool.episode import Array, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.formats.choice import chosen_numbers, select
@@ -36,6 +36,7 @@ from vlatool.formats.stats.layout import STATS_NAME, write_with_digests
 from vlatool.jobs.job import digest_of
 from vlatool.loading.base import DroppedSample, SampleRef, Split
 from vlatool.loading.robotics.config import FrameWindowsConfig
+from vlatool.loading.robotics.options import DataOptions
 from vlatool.loading.shard_reader import BROKEN_SAMPLE, ShardCache
 from vlatool.storage.atomic import atomic_folder, write_json
 from vlatool.storage.background import in_background, in_parallel
@@ -67,17 +68,18 @@ class FrameWindows:
     split: Split  # as `data.split`
 
     @cached_property
-    def _stored(self) -> dict[str, Any]:
-        return self.folder.options()
+    def stored(self) -> DataOptions:
+        """Options of the folder, without windows."""
+        return DataOptions.parse(self.folder.options(), self.options_file)
 
     @cached_property
     def keys(self) -> WindowsConfig:
         """Keys of the windows, none of them null."""
-        return self.config.complete(self._stored)
+        return self.config.complete(self.stored.stored)
 
     @property
     def changes_rate(self) -> bool:
-        return self.config.fps not in (None, self._stored.get("fps"))
+        return self.config.fps not in (None, self.stored.fps)
 
     @cached_property
     def _refs(self) -> list[EpisodeRef]:
@@ -102,13 +104,12 @@ class FrameWindows:
 
     def options(self) -> dict[str, Any]:
         """Content of preprocessing_config.yaml, as of `lbm` shards with these windows."""
-        options = {**self._stored, **self.keys.model_dump(mode="json")}
-        recorded_fps = self._stored.get("fps")
-        options["fps"] = recorded_fps
+        stored = self.stored.stored
+        options = {**stored, **self.keys.model_dump(mode="json"), "fps": stored.get("fps")}
         if self.config.fps:
             options["fps"] = self.config.fps
-            conversions = self._stored.get("conversions") or {"pose_groups": []}
-            options["conversions"] = {**conversions, "fps": recorded_fps}
+            conversions = stored.get("conversions") or {"pose_groups": []}
+            options["conversions"] = {**conversions, "fps": stored.get("fps")}
         return options
 
     @property
@@ -123,28 +124,26 @@ class FrameWindows:
 
     @cached_property
     def spec(self) -> SampleSpec:
-        options = self._stored
-        size = options.get("resize_images_size")
+        images = self.stored.images
         return SampleSpec(
             windows=self.keys.window_spec(),
             image_offsets=tuple(self.keys.image_indices),
-            image_size=None if size is None else (size[1], size[0]),
-            resize_method=options["image_resizing_method"],
-            resize_filter=options["image_resizing_filter"],
-            rotations=options.get("camera_rotations") or {},
+            image_size=images.size,
+            resize_method=images.method,
+            resize_filter=images.resample,
+            rotations=images.rotations,
             still=self.keys.stillness(),
-            compat=bool(options.get("compat")),
+            compat=bool(self.stored.stored.get("compat")),
         )
 
     def sampler(self, tar: FramesTar, episode_id: str) -> EpisodeSampler:
         """Windows of an episode. DataError if its numbers are damaged."""
         episode = tar.episode(episode_id)
         if self.config.fps is not None:
-            options = self._stored
             commands = command_fields(
-                options["action_fields"],
-                options["proprioception_fields"],
-                [PoseGroup(**group) for group in options["pose_groups"]],
+                self.stored.action_fields,
+                self.stored.proprioception_fields,
+                self.stored.pose_groups or (),
                 episode.lowdim,
             )
             episode, _ = at_rate(episode, self.config.fps, commands)

@@ -23,10 +23,9 @@ from vlatool.formats.stats.layout import Statistics
 from vlatool.loading import base
 from vlatool.loading.lookup import check_frame, episode_named
 from vlatool.loading.order import OrderOptions, SampleOrder
-from vlatool.loading.robotics.assets import RoboticsAssets, contract_of
 from vlatool.loading.robotics.config import AugmentationConfig, RoboticsDataConfig, image_names
 from vlatool.loading.robotics.frames import WindowSample
-from vlatool.loading.robotics.info import RoboticsInfo, load_info
+from vlatool.loading.robotics.mixture import RoboticsAssets, RoboticsInfo, contract_of, load_info
 from vlatool.loading.robotics.reader import DecodedSample, RoboticsReader
 from vlatool.storage.uri import pinned
 from vlatool.transforms.relative import SUFFIX

@@ -24,7 +24,7 @@ from vlatool.formats.media.tar_sample import MASKS, METADATA, StoredSample, imag
 from vlatool.loading.base import Allocate, DroppedSample, SampleReader, SampleRef
 from vlatool.loading.robotics.config import ImageAugmentationConfig, RoboticsDataConfig
 from vlatool.loading.robotics.frames import WindowReader, WindowSample
-from vlatool.loading.robotics.info import RoboticsDataSet, RoboticsInfo
+from vlatool.loading.robotics.mixture import RoboticsDataSet, RoboticsInfo
 from vlatool.loading.shard_reader import BROKEN_SAMPLE, ShardCache, ShardReader
 from vlatool.transforms.augmentation import (
     Box,
@@ -68,7 +68,7 @@ class ImageDecoder:
     def __init__(
         self,
         config: RoboticsDataConfig,
-        size: _Size | None,  # (width, height) of all images; None: they may differ
+        size: _Size | None,  # (height, width) of all images; None: they may differ
         cameras: Mapping[str, str],  # names of cameras to those in the data set, if they differ
     ) -> None:
         # Time outer, camera inner; suffixes of members are read in lower case.
@@ -141,9 +141,8 @@ class ImageDecoder:
         """Returns pixels [H, W, 3], in `target` if they fit, else in memory of the decoder."""
         memory = self._scratch if target is None or self._section.crop.enabled else target
         pixels = decode_rgb(data, memory.reshape(-1))
-        height, width = pixels.shape[:2]
-        if self._size not in (None, (width, height)):
-            raise ValueError(f"{name} has size {(width, height)}, not {self._size}")
+        if self._size not in (None, pixels.shape[:2]):
+            raise ValueError(f"{name} has size {pixels.shape[:2]}, not {self._size}")
         if pixels.size > self._scratch.size:
             self._scratch = np.empty(pixels.size, np.uint8)
         return pixels
@@ -205,7 +204,7 @@ class SampleDecoder:
         lacking: frozenset[str] = frozenset()
         if dataset is not None:
             rename = dataset.rename
-            size = dataset.image_size
+            size = dataset.options.images.size
             lacking = dataset.padded
         self._images = ImageDecoder(config, size, rename.cameras)
         self._number = number

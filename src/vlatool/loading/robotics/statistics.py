@@ -9,16 +9,17 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter, counted
-from vlatool.formats.contract import Contract, conventions_in, differences
-from vlatool.formats.field_summary import dimension_label, recorded_names
+from vlatool.formats.contract import Contract, differences
+from vlatool.formats.field_summary import dimension_label
 from vlatool.formats.run.layout import RunDir
 from vlatool.formats.shards.layout import (
     MANIFEST_NAME,
@@ -27,7 +28,7 @@ from vlatool.formats.shards.layout import (
 )
 from vlatool.formats.stats.layout import Statistics, compact
 from vlatool.loading.robotics.config import NormalizeConfig, RoboticsDataConfig
-from vlatool.loading.robotics.info import RoboticsInfo
+from vlatool.loading.robotics.options import DataOptions
 from vlatool.report.text import few_text
 from vlatool.storage.uri import location
 from vlatool.transforms.normalize import (
@@ -41,6 +42,9 @@ from vlatool.transforms.normalize import (
     unscaled,
 )
 from vlatool.transforms.relative import SUFFIX
+
+if TYPE_CHECKING:
+    from vlatool.loading.robotics.mixture import RoboticsInfo
 
 
 class Normalizer:
@@ -128,8 +132,8 @@ _MAX_REACH = 20.0
 # Larger ones drown what the network could learn of all other dimensions.
 _REFUSED_REACH = 1000.0
 _ORDERS = 100.0
-# Number of dimensions that a message lists.
-_MAX_LISTED = 40
+# A message lists 40 dimensions.
+_listed = partial(few_text, limit=40)
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ class _Dimension:
     deviation: float  # standard deviation
 
 
-def report_ranges(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Reporter) -> None:
+def report_ranges(config: RoboticsDataConfig, info: "RoboticsInfo", reporter: Reporter) -> None:
     """Names the dimensions that are constant, have too narrow a range, or an uneven scale.
 
     Raises:
@@ -197,7 +201,7 @@ def report_ranges(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Repo
 
 
 def _reach_error(
-    dimension: _Dimension, config: RoboticsDataConfig, info: RoboticsInfo
+    dimension: _Dimension, config: RoboticsDataConfig, info: "RoboticsInfo"
 ) -> DataError:
     field = dimension.field
     method = config.normalization.for_field(field).method
@@ -215,16 +219,9 @@ def _reach_error(
     )
 
 
-def _listed(labels: Sequence[str]) -> str:
-    text = ", ".join(labels[:_MAX_LISTED])
-    if len(labels) > _MAX_LISTED:
-        text += f" and {len(labels) - _MAX_LISTED} more"
-    return text
-
-
-def _constant_labels(config: RoboticsDataConfig, info: RoboticsInfo) -> Iterator[str]:
+def _constant_labels(config: RoboticsDataConfig, info: "RoboticsInfo") -> Iterator[str]:
     """Labels of constant dimensions; of a field that is constant as a whole its name."""
-    names = recorded_names(info.options)
+    names = info.options.names
     for field in _fields(config):
         constant = constant_dimensions(info.statistics[field], field)
         if constant.all():
@@ -234,8 +231,8 @@ def _constant_labels(config: RoboticsDataConfig, info: RoboticsInfo) -> Iterator
             yield dimension_label(field, index, len(constant), names)
 
 
-def _moving(config: RoboticsDataConfig, info: RoboticsInfo) -> Iterator[_Dimension]:
-    names = recorded_names(info.options)
+def _moving(config: RoboticsDataConfig, info: "RoboticsInfo") -> Iterator[_Dimension]:
+    names = info.options.names
     for field in _fields(config):
         stats = info.statistics[field]
         scale = scale_of(field, stats, config.normalization)
@@ -248,7 +245,7 @@ def _moving(config: RoboticsDataConfig, info: RoboticsInfo) -> Iterator[_Dimensi
                 yield _Dimension(field, index, label, largest, float(deviation[index]))
 
 
-def _of_data(info: RoboticsInfo, field: str) -> Mapping[str, Any]:
+def _of_data(info: "RoboticsInfo", field: str) -> Mapping[str, Any]:
     """Statistics of a field over the data, if the statistics of other weights normalize it."""
     stats = info.statistics[field]
     own = (info.data_statistics or {}).get(field)
@@ -264,8 +261,8 @@ _HINT = "set data.statistics_from=data to normalize with the statistics of the d
 
 
 def select_statistics(
-    config: RoboticsDataConfig, info: RoboticsInfo, folder: Path | None, reporter: Reporter
-) -> RoboticsInfo:
+    config: RoboticsDataConfig, info: "RoboticsInfo", folder: Path | None, reporter: Reporter
+) -> "RoboticsInfo":
     """Returns the info with the statistics that `config.statistics_from` selects.
 
     Args:
@@ -292,9 +289,10 @@ def select_statistics(
         f"of the {owner}{unknown}"
     )
     with suppress(DataError):  # published files need not have them
-        conventions = read_preprocessing_config(run.root).get("conventions")
-        contract = Contract(conventions=conventions_in(conventions))
-        _report_differences("the initial weights", contract, "the data", info.options, reporter)
+        # A rate that differs is a difference of the data, but not of their statistics.
+        contract = replace(_options_of(run).meaning, fps=None)
+        meaning = info.options.meaning
+        _report_differences("the initial weights", contract, "the data", meaning, reporter)
     changed = [name for name in info.fields if _has_other_range(name, config, info, before)]
     if changed:
         reporter.warn(
@@ -315,6 +313,10 @@ def _run_of(folder: Path) -> RunDir:
     return above if is_below and not (run.stats.is_file() or run.config.is_file()) else run
 
 
+def _options_of(run: RunDir) -> DataOptions:
+    return DataOptions.parse(read_preprocessing_config(run.root), run.options)
+
+
 def _statistics_of(run: RunDir, *, is_required: bool) -> Statistics:
     """Statistics of initial weights; none if they are missing and not required."""
     try:
@@ -327,7 +329,7 @@ def _statistics_of(run: RunDir, *, is_required: bool) -> Statistics:
 
 
 def _has_other_range(
-    name: str, config: RoboticsDataConfig, info: RoboticsInfo, before: Statistics
+    name: str, config: RoboticsDataConfig, info: "RoboticsInfo", before: Statistics
 ) -> bool:
     """True if a dimension of a field has another range in the data than in `before`."""
     section = config.normalization.for_field(name)
@@ -345,7 +347,9 @@ def _has_other_range(
     return bool((high > _MAX_FACTOR * low).any())
 
 
-def _replaced(info: RoboticsInfo, before: Statistics, run: RunDir, folder: Path) -> RoboticsInfo:
+def _replaced(
+    info: "RoboticsInfo", before: Statistics, run: RunDir, folder: Path
+) -> "RoboticsInfo":
     """The info with the statistics of the initial weights."""
     for name in info.fields:
         if name not in before:
@@ -359,8 +363,8 @@ def _replaced(info: RoboticsInfo, before: Statistics, run: RunDir, folder: Path)
             )
         if own is not None:
             _check_held(name, before[name], own, info)
-    past = read_preprocessing_config(run.root).get("past_lowdim_steps")
-    if not isinstance(past, int):
+    past = _options_of(run).past_lowdim_steps
+    if past is None:
         raise _not_usable(f"{folder}: preprocessing_config.yaml has no past_lowdim_steps")
     used = {name: before[name] for name in info.fields}
     return replace(
@@ -372,7 +376,7 @@ def _replaced(info: RoboticsInfo, before: Statistics, run: RunDir, folder: Path)
 
 
 def _check_held(
-    name: str, before: Mapping[str, Any], own: Mapping[str, Any], info: RoboticsInfo
+    name: str, before: Mapping[str, Any], own: Mapping[str, Any], info: "RoboticsInfo"
 ) -> None:
     """Raises DataError if a dimension never moved in the data of the weights, but differs now."""
     moves = ~constant_dimensions(own, name)
@@ -381,7 +385,7 @@ def _check_held(
     index = np.flatnonzero(constant_dimensions(before, name) & (moves | is_other))
     if len(index):
         first = int(index[0])
-        label = dimension_label(name, first, len(moves), recorded_names(info.options))
+        label = dimension_label(name, first, len(moves), info.options.names)
         raise _not_usable(
             f"{label} never moved in the data of the initial weights, but it moves or has another "
             f"value in your data: their statistics would keep it at {values[first]:g}"
@@ -392,7 +396,7 @@ def _not_usable(message: str) -> DataError:
     return DataError(message, hint=_HINT, code="data.missing")
 
 
-def report_blind(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Reporter) -> None:
+def report_blind(config: RoboticsDataConfig, info: "RoboticsInfo", reporter: Reporter) -> None:
     """Warns if the data have numbers that a policy could observe, and it observes none."""
     predicted = {name.removesuffix(SUFFIX) for name in config.action_fields}
     others = [name for name in info.statistics if name.removesuffix(SUFFIX) not in predicted]
@@ -404,13 +408,15 @@ def report_blind(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Repor
         )
 
 
-def report_conventions(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Reporter) -> None:
+def report_conventions(
+    config: RoboticsDataConfig, info: "RoboticsInfo", reporter: Reporter
+) -> None:
     """Warns of declarations that were trusted, and of data sets and statistics that differ."""
     first = info.sets[0]
-    contract = _meaning_of(first.options)
     for dataset in info.sets:
-        _report_differences(first.name, contract, dataset.name, dataset.options, reporter)
-        for message in (dataset.options.get("conventions") or {}).get("trusted", ()):
+        meaning = dataset.options.meaning
+        _report_differences(first.name, first.options.meaning, dataset.name, meaning, reporter)
+        for message in (dataset.options.stored.get("conventions") or {}).get("trusted", ()):
             reporter.warn("conventions.contradiction", f"{dataset.name}: {message}")
     for text, dataset in zip(config.dataset_statistics, info.sets, strict=False):
         path = location(text)
@@ -419,19 +425,15 @@ def report_conventions(config: RoboticsDataConfig, info: RoboticsInfo, reporter:
         if stored is not None:
             contract = Contract(conventions=stored.groups)
             owner = f"the data of {text}"
-            _report_differences(owner, contract, "the data", dataset.options, reporter)
-
-
-def _meaning_of(options: Mapping[str, Any]) -> Contract:
-    return Contract(fps=options.get("fps"), conventions=conventions_in(options.get("conventions")))
+            _report_differences(owner, contract, "the data", dataset.options.meaning, reporter)
 
 
 def _report_differences(
-    owner: str, contract: Contract, name: str, options: Mapping[str, Any], reporter: Reporter
+    owner: str, contract: Contract, name: str, other: Contract, reporter: Reporter
 ) -> None:
-    for key, value, other in differences(contract, _meaning_of(options)):
+    for key, value, other_value in differences(contract, other):
         reporter.warn(
             "data.conventions_differ",
-            f"{key} is {value} in {owner}, but {other} in {name}: convert one of them with "
+            f"{key} is {value} in {owner}, but {other_value} in {name}: convert one of them with "
             "`vlatool preprocess`",
         )
