@@ -153,18 +153,24 @@ def report_ranges(config: RoboticsDataConfig, info: "RoboticsInfo", reporter: Re
     Raises:
         DataError: Normalized values of a dimension exceed 1,000, and `data.allow` does not name it.
     """
-    constant = list(_constant_labels(config, info))
-    if constant:
-        _log.info("never change in the data: %s", _listed(constant))
-        reporter.note(
-            f"these never change in your data, so the policy holds them: {few_text(constant, 3)}"
-        )
-    if info.fixed_in_some:
-        _log.info("fixed in one data set, but not in all: %s", _listed(info.fixed_in_some))
-        reporter.note(
-            "fixed in one data set, but not in all, so the policy does not hold them: "
-            f"{few_text(info.fixed_in_some, 3)}"
-        )
+    constant: list[str] = []
+    for field in _fields(config):
+        is_constant = constant_dimensions(info.statistics[field], field)
+        if is_constant.all():
+            constant.append(field)
+            continue
+        for index in np.flatnonzero(is_constant).tolist():
+            constant.append(dimension_label(field, index, len(is_constant), info.options.names))
+    for text, labels in (
+        ("these never change in your data, so the policy holds them", constant),
+        (
+            "fixed in one data set, but not in all, so the policy does not hold them",
+            info.fixed_in_some,
+        ),
+    ):
+        if labels:
+            _log.info("%s: %s", text, _listed(labels))
+            reporter.note(f"{text}: {few_text(labels, 3)}")
 
     narrow: list[str] = []
     others: list[_Dimension] = []
@@ -219,20 +225,7 @@ def _reach_error(
     )
 
 
-def _constant_labels(config: RoboticsDataConfig, info: "RoboticsInfo") -> Iterator[str]:
-    """Labels of constant dimensions; of a field that is constant as a whole its name."""
-    names = info.options.names
-    for field in _fields(config):
-        constant = constant_dimensions(info.statistics[field], field)
-        if constant.all():
-            yield field
-            continue
-        for index in np.flatnonzero(constant).tolist():
-            yield dimension_label(field, index, len(constant), names)
-
-
 def _moving(config: RoboticsDataConfig, info: "RoboticsInfo") -> Iterator[_Dimension]:
-    names = info.options.names
     for field in _fields(config):
         stats = info.statistics[field]
         scale = scale_of(field, stats, config.normalization)
@@ -240,7 +233,7 @@ def _moving(config: RoboticsDataConfig, info: "RoboticsInfo") -> Iterator[_Dimen
         with suppress(DataError):  # statistics without what only this check needs
             reach, deviation = normalized_range(_of_data(info, field), field, scale)
             for index in np.flatnonzero(~constant_dimensions(stats, field)).tolist():
-                label = dimension_label(field, index, len(reach), names)
+                label = dimension_label(field, index, len(reach), info.options.names)
                 largest = float(reach[index]) if is_normalized else 0.0
                 yield _Dimension(field, index, label, largest, float(deviation[index]))
 
@@ -281,7 +274,13 @@ def select_statistics(
             )
         return info
     run = _run_of(folder)
-    before = _statistics_of(run, is_required=is_init)
+    before = Statistics()
+    try:
+        before = compact(run.statistics())
+    except DataError as error:
+        if is_init:
+            error.hint = f"copy stats.json from the origin of the weights, or {_HINT}"
+            raise
     owner = "initial weights" if is_init else "data"
     unknown = "" if before else "; the initial weights have no known statistics"
     reporter.note(
@@ -317,17 +316,6 @@ def _options_of(run: RunDir) -> DataOptions:
     return DataOptions.parse(read_preprocessing_config(run.root), run.options)
 
 
-def _statistics_of(run: RunDir, *, is_required: bool) -> Statistics:
-    """Statistics of initial weights; none if they are missing and not required."""
-    try:
-        return compact(run.statistics())
-    except DataError as error:
-        if is_required:
-            error.hint = f"copy stats.json from the origin of the weights, or {_HINT}"
-            raise
-        return Statistics()
-
-
 def _has_other_range(
     name: str, config: RoboticsDataConfig, info: "RoboticsInfo", before: Statistics
 ) -> bool:
@@ -361,8 +349,20 @@ def _replaced(
                 f"{folder}: the statistics of field {name!r} have {counted(width, 'dimension')}, "
                 f"the data have {field_width(name, own)}"
             )
-        if own is not None:
-            _check_held(name, before[name], own, info)
+        if own is None:
+            continue
+        # A dimension that never moved in the data of the weights would stay at its value.
+        moves = ~constant_dimensions(own, name)
+        values = held_values(before[name], name)
+        is_other = ~np.isclose(values, held_values(own, name), rtol=1e-6, atol=1e-6)
+        wrong = np.flatnonzero(constant_dimensions(before[name], name) & (moves | is_other))
+        if len(wrong):
+            label = dimension_label(name, int(wrong[0]), width, info.options.names)
+            raise _not_usable(
+                f"{label} never moved in the data of the initial weights, but it moves or has "
+                "another value in your data: their statistics would keep it at "
+                f"{values[wrong[0]]:g}"
+            )
     past = _options_of(run).past_lowdim_steps
     if past is None:
         raise _not_usable(f"{folder}: preprocessing_config.yaml has no past_lowdim_steps")
@@ -373,23 +373,6 @@ def _replaced(
         statistics_past=past,
         data_statistics={name: info.statistics.get(name) for name in info.fields},
     )
-
-
-def _check_held(
-    name: str, before: Mapping[str, Any], own: Mapping[str, Any], info: "RoboticsInfo"
-) -> None:
-    """Raises DataError if a dimension never moved in the data of the weights, but differs now."""
-    moves = ~constant_dimensions(own, name)
-    values = held_values(before, name)
-    is_other = ~np.isclose(values, held_values(own, name), rtol=1e-6, atol=1e-6)
-    index = np.flatnonzero(constant_dimensions(before, name) & (moves | is_other))
-    if len(index):
-        first = int(index[0])
-        label = dimension_label(name, first, len(moves), info.options.names)
-        raise _not_usable(
-            f"{label} never moved in the data of the initial weights, but it moves or has another "
-            f"value in your data: their statistics would keep it at {values[first]:g}"
-        )
 
 
 def _not_usable(message: str) -> DataError:

@@ -76,8 +76,8 @@ class VlaPairs(base.RecordedPairs):
         # The two samples of a window have the same images and action ids.
         self._per_frame = 2 if len(counts) > 1 and len({*counts}) == 1 else 1
         self._reader = VlaReader(self._info)
-        self.fps = self._folder.fps
-        self.contract = self._folder.contract
+        self.fps = self._folder.assets.fps
+        self.contract = self._folder.assets.contract
         profile = assets.profile
         self.fields = {
             assets.shape.action_field: base.ActionField(
