@@ -319,7 +319,8 @@ def _derived(config: RoboticsDataConfig, info: RoboticsInfo) -> RoboticsDataConf
     windows = [dataset.windows for dataset in info.sets if dataset.windows is not None]
     # Keys of the windows of frames that are the same in all data sets.
     common: dict[str, Any] = windows[0].keys.model_dump() if windows else {}
-    for keys in [other.keys.model_dump() for other in windows]:
+    for other in windows[1:]:
+        keys = other.keys.model_dump()
         common = {key: value for key, value in common.items() if keys[key] == value}
     derived = config.model_copy(
         update={
@@ -399,17 +400,7 @@ def _check(derived: RoboticsDataConfig, config: RoboticsDataConfig, info: Roboti
     if not derived.action_fields:
         raise _no_actions(info)
     _check_images(derived, info)
-    for key, available in (
-        ("lowdim_past_timesteps", info.past),
-        ("lowdim_future_timesteps", info.future),
-    ):
-        if getattr(derived, key) > available:
-            raise DataError(
-                f"data.{key} is {getattr(derived, key)}, but the windows have {available}",
-                hint=f"lower data.{key}, or make larger windows: with data.windows for frames, "
-                "with `vlatool preprocess` for shards",
-                code="data.mismatch",
-            )
+    info.check_steps(derived.lowdim_past_timesteps or 0, chunk - 1)
     for key in ("action_dim", "proprioception_dim"):
         configured = getattr(config, key)
         if configured not in (None, getattr(derived, key)):

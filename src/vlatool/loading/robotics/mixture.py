@@ -129,6 +129,21 @@ class RoboticsInfo:
                 )
         return [field_width(name, self.statistics[name]) for name in fields]
 
+    def check_steps(self, past: int, future: int) -> None:
+        """Raises an error if the windows lack steps before or after the anchor."""
+        for key, steps, available in (
+            ("lowdim_past_timesteps", past, self.past),
+            ("lowdim_future_timesteps", future, self.future),
+        ):
+            if steps > available:
+                raise DataError(
+                    f"data.{key} is {steps}, but the windows of {self.sets[0].name} have "
+                    f"{available}",
+                    hint=f"lower data.{key}, or make larger windows: with data.windows for frames, "
+                    "with `vlatool preprocess` for shards",
+                    code="data.mismatch",
+                )
+
 
 def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
     """Reads manifests, statistics and preprocessing options; checks the sizes of local shards."""

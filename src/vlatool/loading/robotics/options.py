@@ -78,7 +78,7 @@ class DataOptions:
             raise DataError.at(
                 path,
                 f"is broken: {error}",
-                hint="copy it again from the training data, or train again",
+                hint="copy it again from the original data or run",
                 code="data.broken",
             ) from None
 

@@ -132,10 +132,6 @@ class VlaInfo:
         """The first data set; the others agree with it."""
         return self.folders[0]
 
-    @property
-    def num_samples(self) -> int:
-        return sum(folder.num_samples for folder in self.folders)
-
     @cached_property
     def profile(self) -> NormalizationProfile:
         """Normalization of the actions, with the dimensions that never moved in any data set.
