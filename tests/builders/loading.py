@@ -11,8 +11,8 @@ from vlatool.loading.base import DroppedSample, MicroBatch, SampleReader, Sample
 from vlatool.loading.loader import BatchLoader, LoaderPlan, build_loader
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.info import RoboticsInfo
 from vlatool.loading.robotics.kind import RoboticsKind
+from vlatool.loading.robotics.mixture import RoboticsInfo
 from vlatool.loading.robotics.reader import DecodedSample
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 

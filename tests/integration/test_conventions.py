@@ -116,7 +116,7 @@ def test_a_broken_file_of_conventions_is_no_reason_not_to_train(
     written(recording, tmp_path / "out", sink={"type": "lbm"})
     (tmp_path / "out/conventions.json").write_text('{"format": "vlatool-conventions"}')
     config = RoboticsDataConfig(dataset_manifest=[str(tmp_path / "out/shards")])
-    assert "conventions" not in RoboticsKind().load_info(config).options
+    assert "conventions" not in RoboticsKind().load_info(config).options.stored
     assert run_vlatool("verify", str(tmp_path / "out"))[0] == 3
 
 

@@ -21,8 +21,8 @@ from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.formats.stats.layout import read_stats
 from vlatool.loading.base import SampleRef
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.info import RoboticsInfo
 from vlatool.loading.robotics.kind import RoboticsKind
+from vlatool.loading.robotics.mixture import RoboticsInfo
 from vlatool.loading.robotics.reader import DecodedSample
 from vlatool.workflows.open_loop import open_loop
 from vlatool.workflows.predict import PredictConfig, predict

@@ -18,8 +18,8 @@ from vlatool.events import NULL, Reporter
 from vlatool.formats.shards.layout import read_preprocessing_config
 from vlatool.loading.base import SampleRef
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.info import RoboticsInfo
 from vlatool.loading.robotics.kind import RoboticsKind
+from vlatool.loading.robotics.mixture import RoboticsInfo
 from vlatool.loading.robotics.reader import DecodedSample
 from vlatool.transforms.names import NameMap
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
@@ -203,7 +203,7 @@ def test_a_camera_that_a_set_lacks_is_named_with_the_rename_that_fits(
     written(recording, tmp_path / "a", rename={"cameras": {"images.front": "front_image"}})
     with fails("data.unknown_field", 3) as caught:
         loaded([str(tmp_path / "a")], camera_names=["front"])
-    assert "'front' is not in your training data, only images.front" in caught.value.message
+    assert f"'front' is not in {tmp_path / 'a'}, only images.front" in caught.value.message
     assert "--data.rename cameras.front=images.front" in caught.value.hint
 
 

@@ -105,7 +105,7 @@ ROOM_TOKENS = {
     "models": 96.1,
     "workflows": 71.7,
     "training": 42.4,
-    "loading": 41.5,
+    "loading": 39.7,
     "storage": 36.4,
     "evaluation": 31.2,
     "cli": 18.7,

@@ -60,8 +60,9 @@ class LoadingConfig(ConfigModel):
         "shuffle_initial": Ignored("nothing is buffered"),
     }
 
-    # Key with the data sets that `dataset_weighting` is for.
+    # Key with the data sets, and the keys with a value for each of them or none.
     weighted_key: ClassVar[str] = ""
+    keys_by_set: ClassVar[tuple[str, ...]] = ("dataset_weighting",)
 
     type: str = option("", "Kind of the training data.")
     dataset_weighting: list[float] = option(
@@ -114,10 +115,11 @@ class LoadingConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _equal_lengths(self) -> Self:
-        key = self.weighted_key
-        weights = len(self.dataset_weighting)
-        if key and weights and weights != (count := len(getattr(self, key))):
-            raise ValueError(f"dataset_weighting has {weights} entries, {key} has {count}")
+        count = len(getattr(self, self.weighted_key, ()))
+        for key in self.keys_by_set:
+            length = len(getattr(self, key))
+            if self.weighted_key and length and length != count:
+                raise ValueError(f"{key} has {length} entries, {self.weighted_key} has {count}")
         return self
 
 

@@ -15,12 +15,9 @@ def episode_named(episodes: Mapping[int, str], text: str) -> str:
         return text
     if text.isascii() and text.isdigit() and len(text) < _DIGITS and int(text) in episodes:
         return episodes[int(text)]
+    hint = did_you_mean(text, list(episodes.values()))
     if text.isdigit() or not text:
-        low = min(episodes, default=0)
-        high = max(episodes, default=0)
-        hint = f"give a number from {low} to {high}, or the id of an episode"
-    else:
-        hint = did_you_mean(text, list(episodes.values()))
+        hint = f"give a number up to {max(episodes, default=0)}, or the id of an episode"
     raise DataError(
         f"there is no episode {text!r} among {counted(len(episodes), 'episode')}",
         hint=hint,
@@ -33,14 +30,10 @@ def check_frame(frame: int, frames: range | Mapping[int, int], episode: str) -> 
     """Raises DataError if an episode does not have a frame; `frames` are those that it has."""
     if frame in frames:
         return
-    if min(frames) < frame < max(frames):
-        before = max(number for number in frames if number < frame)
-        after = min(number for number in frames if number > frame)
-        known = f"near it: {before}, {after}"
-    else:
-        known = f"frames are {min(frames)} to {max(frames)}"
+    nearest = sorted(sorted(frames, key=lambda number: abs(number - frame))[:2])
     raise DataError(
-        f"{episode}: there is no frame {frame}; {known}",
+        f"{episode}: there is no frame {frame} of {min(frames)} to {max(frames)}; near it: "
+        f"{', '.join(map(str, nearest))}",
         hint="give one of its frames; preprocessed data have the frames of their windows only",
         code="data.unknown_field",
         details={"episode": episode, "frame": frame},

@@ -1,26 +1,29 @@
 """Open shards and the byte ranges of their samples.
 
-`ShardReader.members` reads samples by the index of their shard: from an open file, from a copy in
-the local cache, or, if a remote shard is not cached, by one request for each sample. `ShardCache`
-decides which remote shards are copied as a whole.
+`BlockReader` keeps blocks open, and reads samples ahead. `ShardReader` reads samples by the index
+of their shard: from an open file, from a copy in the local cache, or, if a remote shard is not
+cached, by one request for each sample. `ShardCache` decides which remote shards are copied as a
+whole.
 
 Source: reference/order 11.
 """
 
 import os
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Generic, Protocol, TypeVar
 
 from vlatool.errors import DataError, StorageError
 from vlatool.events import counted
 from vlatool.formats.media import tar
-from vlatool.formats.media.tar_sample import Members, read_members
+from vlatool.formats.media.tar_sample import StoredSample, read_members
 from vlatool.loading import base
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.storage.background import in_background, in_parallel
@@ -33,13 +36,13 @@ BROKEN_SAMPLE = "broken_sample"
 
 # Far below the usual limit of 1024 open files.
 _MAX_OPEN_FILES = 192
-# Number of byte ranges that stay in memory, 16 bytes per sample: more than the lanes of a run use.
-_MAX_INDEXED_SAMPLES = 4_000_000
+# Memory of the blocks in use, per loader worker: more than the lanes of a run use.
+_MAX_BYTES = 2**28
 # Default size in bytes of the cache, and of the data of one run that are cached as whole shards.
 _DEFAULT_CACHE_BYTES = 16_000_000_000
 _DEFAULT_RUN_BYTES = 4_000_000_000
 # Half of the connections of a process: the samples of a micro-batch are requested together.
-_MAX_REQUESTS = 32
+MAX_REQUESTS = 32
 _MAX_PREFETCHED = 128
 
 
@@ -90,189 +93,186 @@ def file_cache(section: base.CacheConfig) -> FileCache:
     return FileCache(folder, None if section.enabled else _DEFAULT_CACHE_BYTES)
 
 
-@dataclass(frozen=True)
+class Block(Protocol):
+    """A file of samples that is in use."""
+
+    @property
+    def file(self) -> IO[bytes] | None:
+        """The open file, or the open copy of a remote one; None if each read opens it."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes."""
+        ...
+
+
+_Block = TypeVar("_Block", bound=Block)
+_Key = tuple[int, int]  # data set and shard
+
+
+class BlockReader(Generic[_Block]):
+    """Reads samples from blocks: shards, or episodes. The blocks used last stay open.
+
+    Thread-safe. A block closes its file with its last reference.
+    """
+
+    def __init__(self, datasets: Sequence[base.DataSet], cache: ShardCache) -> None:
+        self._datasets = tuple(datasets)
+        self._cache = cache
+        self._open: OrderedDict[_Key, _Block] = OrderedDict()
+        self._bytes = 0
+        self._files = 0
+        self._lock = threading.Lock()
+        self._prefetched: dict[tuple[base.SampleRef, ...], Future[list[Any]]] = {}
+
+    def prefetch(self, refs: Sequence[base.SampleRef]) -> None:
+        """Starts to read the samples of a later call `samples(refs)`, if data are remote."""
+        if any(is_remote(self._shard(ref[:2]).location) for ref in refs):
+            if len(self._prefetched) > _MAX_PREFETCHED:  # they were never read
+                self._prefetched.clear()
+            self._prefetched[tuple(refs)] = in_background(partial(self._read, refs))
+
+    def samples(self, refs: Sequence[base.SampleRef]) -> list[Any]:
+        """Returns the samples before they are decoded; a `DroppedSample` if bytes are broken."""
+        prefetched = self._prefetched.pop(tuple(refs), None)
+        return self._read(refs) if prefetched is None else prefetched.result()
+
+    def _read(self, refs: Sequence[base.SampleRef]) -> list[Any]:
+        raise NotImplementedError
+
+    def _open_block(self, shard: base.ShardInfo) -> _Block:
+        raise NotImplementedError
+
+    def _shard(self, key: _Key) -> base.ShardInfo:
+        return self._datasets[key[0]].shards[key[1]]
+
+    def _blocks(self, refs: Sequence[base.SampleRef]) -> Mapping[_Key, _Block]:
+        """Returns the blocks of some samples; remote ones are opened concurrently."""
+        shards = {ref[:2]: self._shard(ref[:2]) for ref in refs}
+        with self._lock:
+            closed = [key for key in shards if key not in self._open]
+            apply = map
+            if any(is_remote(shards[key].location) for key in closed):
+                apply = partial(in_parallel, max_concurrent=MAX_REQUESTS)
+            opened = apply(self._open_block, [shards[key] for key in closed])
+            for key, block in zip(closed, opened, strict=True):
+                self._open[key] = block
+                self._bytes += block.num_bytes
+                self._files += block.file is not None
+            for key in shards:
+                self._open.move_to_end(key)
+            blocks = {key: self._open[key] for key in shards}
+            while len(self._open) > len(shards) and (
+                self._bytes > _MAX_BYTES or self._files > _MAX_OPEN_FILES
+            ):
+                _, oldest = self._open.popitem(last=False)
+                self._bytes -= oldest.num_bytes
+                self._files -= oldest.file is not None
+        return blocks
+
+
 class _OpenShard:
     """A shard with its index; `file` is None if each sample is downloaded on its own."""
 
-    path: Path
-    index: tar.ShardIndex
-    file: IO[bytes] | None
-
-    @property
-    def num_samples(self) -> int:
-        return len(self.index.offsets)
+    def __init__(self, path: Path, index: tar.ShardIndex, file: IO[bytes] | None) -> None:
+        self.path = path
+        self.index = index
+        self.file = file
+        self.num_bytes = index.offsets.nbytes + index.lengths.nbytes
+        if file is not None:
+            weakref.finalize(self, file.close)
 
     def byte_range(self, number: int) -> ByteRange:
         start = int(self.index.offsets[number])
         return ByteRange(self.path, start, start + int(self.index.lengths[number]))
 
 
-_Key = tuple[int, int]  # data set and shard
-
-
-class ShardReader:
-    """LRU cache of open shards. Thread-safe; pickled without open files."""
-
-    def __init__(self, datasets: Sequence[base.DataSet], cache: ShardCache) -> None:
-        self._datasets = tuple(datasets)
-        self._cache = cache
-        self._open: OrderedDict[_Key, _OpenShard] = OrderedDict()
-        # Indexes of closed files.
-        self._indexes: OrderedDict[_Key, tar.ShardIndex] = OrderedDict()
-        self._lock = threading.Lock()
-        self._prefetched: dict[tuple[base.SampleRef, ...], Future[list[bytes]]] = {}
+class ShardReader(BlockReader[_OpenShard]):
+    """Reads samples from shards; pickled without open files."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (ShardReader, (self._datasets, self._cache))
 
-    def members(self, refs: Sequence[base.SampleRef]) -> list[Members | base.DroppedSample]:
-        """Returns the members of each sample; a `DroppedSample` if its bytes are broken."""
-        prefetched = self._prefetched.pop(tuple(refs), None)
-        fragments = self._fragments(refs) if prefetched is None else prefetched.result()
-        samples: list[Members | base.DroppedSample] = []
-        for ref, data in zip(refs, fragments, strict=True):
+    def _read(self, refs: Sequence[base.SampleRef]) -> list[StoredSample | base.DroppedSample]:
+        """Returns the samples; remote ones are downloaded concurrently."""
+        shards = self._blocks(refs)
+        ranges = [shards[ref[:2]].byte_range(ref.sample) for ref in refs]
+        contents: dict[ByteRange, bytes] = {}
+        remote: list[ByteRange] = []
+        for ref, part in zip(refs, ranges, strict=True):
+            file = shards[ref[:2]].file
+            if file is None:
+                remote.append(part)
+                continue
+            with shard_errors(part.path):
+                contents[part] = os.pread(file.fileno(), part.stop - part.start, part.start)
+        if remote:
+            with shard_errors(remote[0].path):
+                contents.update(zip(remote, read_byte_ranges(remote, MAX_REQUESTS), strict=True))
+
+        samples: list[StoredSample | base.DroppedSample] = []
+        for ref, part in zip(refs, ranges, strict=True):
+            data = contents[part]
+            if len(data) != part.stop - part.start:
+                raise DataError(
+                    f"{part.path}: sample {ref.sample} has {len(data)} bytes, its index records "
+                    f"{part.stop - part.start}",
+                    hint="preprocess or copy the data again",
+                    code="data.broken",
+                    details={"shard": str(part.path)},
+                )
             try:
-                samples.append(read_members(data))
+                samples.append(StoredSample(*read_members(data)))
             except ValueError as error:
-                path = self._datasets[ref.dataset].shards[ref.shard].location
-                message = f"{path}: sample {ref.sample} is broken: {error}"
-                name = f"{path.name}:{ref.sample}"
+                message = f"{part.path}: sample {ref.sample} is broken: {error}"
+                name = f"{part.path.name}:{ref.sample}"
                 samples.append(base.DroppedSample(BROKEN_SAMPLE, name, message))
         return samples
 
-    def prefetch(self, refs: Sequence[base.SampleRef]) -> None:
-        """Starts to download the samples of a later call `members(refs)`, if data are remote."""
-        for dataset in self._datasets:
-            if dataset.shards and is_remote(dataset.shards[0].location):
-                if len(self._prefetched) > _MAX_PREFETCHED:  # they were never read
-                    self._prefetched.clear()
-                self._prefetched[tuple(refs)] = in_background(partial(self._fragments, refs))
-                return
-
-    def _fragments(self, refs: Sequence[base.SampleRef]) -> list[bytes]:
-        """Returns the bytes of each sample; remote ones are downloaded concurrently."""
-        fragments: dict[int, bytes] = {}
-        remote: dict[int, ByteRange] = {}
-        with self._lock:
-            shards = self._opened(refs)
-            for number, ref in enumerate(refs):
-                shard = shards[ref[:2]]
-                byte_range = shard.byte_range(ref.sample)
-                if shard.file is None:
-                    remote[number] = byte_range
-                else:
-                    fragments[number] = _read(shard.file, byte_range)
-            self._close_oldest()
-        try:
-            contents = read_byte_ranges(remote.values(), _MAX_REQUESTS)
-            fragments.update(zip(remote, contents, strict=True))
-        except FileNotFoundError as error:
-            raise _missing(str(error.filename)) from None
-
-        for number, ref in enumerate(refs):
-            shard = shards[ref[:2]]
-            length = int(shard.index.lengths[ref.sample])
-            if len(fragments[number]) != length:
-                raise DataError(
-                    f"{shard.path}: sample {ref.sample} has {len(fragments[number])} bytes, its "
-                    f"index records {length}",
-                    hint="preprocess or copy the data again",
-                    code="data.broken",
-                    details={"shard": str(shard.path)},
-                )
-        return [fragments[number] for number in range(len(refs))]
-
-    def _opened(self, refs: Sequence[base.SampleRef]) -> Mapping[_Key, _OpenShard]:
-        """Returns the shards of some samples; remote ones are opened concurrently."""
-        shards = {ref[:2]: self._datasets[ref.dataset].shards[ref.shard] for ref in refs}
-        closed = [key for key in shards if key not in self._open]
-
-        def open_one(key: _Key) -> _OpenShard:
-            return _open_shard(self._cache, shards[key], self._indexes.pop(key, None))
-
-        if any(is_remote(shards[key].location) for key in closed):
-            opened = in_parallel(open_one, closed, _MAX_REQUESTS)
-        else:
-            opened = map(open_one, closed)
-        self._open.update(zip(closed, opened, strict=True))
-        for key in shards:
-            self._open.move_to_end(key)
-        return {key: self._open[key] for key in shards}
-
-    def _close_oldest(self) -> None:
-        """Closes files beyond the limit, but keeps their indexes; drops indexes beyond theirs."""
-        with_file = [key for key, shard in self._open.items() if shard.file is not None]
-        for key in with_file[: max(0, len(with_file) - _MAX_OPEN_FILES)]:
-            shard = self._open.pop(key)
-            assert shard.file is not None
-            shard.file.close()
-            self._indexes[key] = shard.index
-        indexed = sum(len(index.offsets) for index in self._indexes.values())
-        while indexed > _MAX_INDEXED_SAMPLES:
-            _, index = self._indexes.popitem(last=False)
-            indexed -= len(index.offsets)
-
-        if len(self._open) > len(with_file):  # remote shards without a copy: no file limits them
-            indexed = sum(shard.num_samples for shard in self._open.values())
-            while indexed > _MAX_INDEXED_SAMPLES:
-                _, shard = self._open.popitem(last=False)
-                if shard.file is not None:
-                    shard.file.close()
-                indexed -= shard.num_samples
+    def _open_block(self, shard: base.ShardInfo) -> _OpenShard:
+        path = shard.location
+        with shard_errors(path):
+            if is_remote(path):
+                version = FileVersion.of(path)
+                file = None
+                if self._cache.stores(version.size):
+                    file = self._cache.files.open_copy(version)
+                opened = _OpenShard(path, tar.shard_index(self._cache.files, version, file), file)
+            else:
+                file = path.open("rb", buffering=0)
+                index = tar.cached_index(self._cache.files, FileVersion.of(path))
+                if index is None:
+                    index = tar.index_by_headers(path)  # takes milliseconds: not worth caching
+                opened = _OpenShard(path, index, file)
+        count = len(opened.index.offsets)
+        if count != shard.size:
+            raise DataError(
+                f"{path}: has {counted(count, 'sample')}, expected {shard.size}",
+                hint="the shard changed or belongs to another manifest: create it or copy it again",
+                code="data.mismatch",
+                details={"shard": str(path), "samples": count, "expected": shard.size},
+            )
+        return opened
 
 
-def _open_shard(
-    cache: ShardCache, shard: base.ShardInfo, index: tar.ShardIndex | None
-) -> _OpenShard:
-    """Opens a shard; `index`: its index, if it was read before."""
-    path = shard.location
+@contextmanager
+def shard_errors(path: Path) -> Generator[None]:
+    """Makes errors that name a shard of the errors of reading it."""
     try:
-        if is_remote(path):
-            version = FileVersion.of(path)
-            file = cache.files.open_copy(version) if cache.stores(version.size) else None
-            opened = _OpenShard(path, tar.shard_index(cache.files, version, file), file)
-        else:
-            file = path.open("rb", buffering=0)
-            size = os.fstat(file.fileno()).st_size
-            if index is None:
-                index = tar.cached_index(cache.files, FileVersion.of(path))
-            if index is None or index.shard_bytes != size:
-                index = tar.index_by_headers(path)  # takes milliseconds: not worth caching
-            opened = _OpenShard(path, index, file)
-    except FileNotFoundError:
-        raise _missing(str(path)) from None
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    if opened.num_samples != shard.size:
+        yield
+    except FileNotFoundError as error:
+        shard = str(error.filename or path)
         raise DataError(
-            f"{path}: has {counted(opened.num_samples, 'sample')}, expected {shard.size}",
-            hint="the shard changed or belongs to another manifest: create it or copy it again",
-            code="data.mismatch",
-            details={"shard": str(path), "samples": opened.num_samples, "expected": shard.size},
-        )
-    return opened
-
-
-def _read(file: IO[bytes], byte_range: ByteRange) -> bytes:
-    try:
-        return os.pread(file.fileno(), byte_range.stop - byte_range.start, byte_range.start)
+            f"{shard}: shard is missing, but its manifest or list names it",
+            hint="copy it or preprocess again, or remove it from the list that names it",
+            code="data.missing",
+            details={"shard": shard},
+        ) from None
     except OSError as error:
-        raise _unreadable(byte_range.path, error) from error
-
-
-def _missing(path: str) -> DataError:
-    return DataError(
-        f"{path}: shard is missing, but its manifest or list names it",
-        hint="preprocess or copy the data again",
-        code="data.missing",
-        details={"shard": path},
-    )
-
-
-def _unreadable(path: Path, error: OSError) -> StorageError:
-    return StorageError.at(
-        path,
-        f"cannot be read: {error.strerror or error}",
-        hint="check the disk, then run the same command again",
-        code="storage.unreadable",
-    )
+        raise StorageError.at(
+            path,
+            f"cannot be read: {error.strerror or error}",
+            hint="check the disk, then run the same command again",
+            code="storage.unreadable",
+        ) from error

@@ -10,6 +10,7 @@ import pytest
 from tests.builders.errors import fails
 from tests.builders.recording import Recorder
 from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.loading.robotics.options import DataOptions
 from vlatool.loading.robotics.statistics import report_ranges
 
 GOOD = np.sin(np.arange(1000.0))
@@ -40,7 +41,7 @@ def messages(
     names = {"action": [f"arm.joint_{number}" for number in range(len(columns))]}
     info: Any = SimpleNamespace(
         statistics={"action": statistics(*columns), "state": statistics(GOOD)},
-        options={"dimension_names": names},
+        options=DataOptions.parse({"dimension_names": names}),
         fixed_in_some=(),
         data_statistics=data,
     )
@@ -100,7 +101,7 @@ def test_steps_have_their_own_ranges() -> None:
     )
     info: Any = SimpleNamespace(
         statistics={"action": statistics(GOOD) | stats},
-        options={},
+        options=DataOptions.parse({}),
         fixed_in_some=(),
         data_statistics=None,
     )

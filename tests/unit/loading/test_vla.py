@@ -107,7 +107,7 @@ def test_published_lines_are_read_with_the_published_sizes(workspace: Path) -> N
     keys = {"images_root": str(workspace / "A"), "fast": str(workspace / "fast")}
     config = section(workspace / "published", **keys)
     info = KIND.load_info(config)
-    assert info.first.sizes == (32, 4096, 2048)
+    assert info.first.assets.sizes == (32, 4096, 2048)
     assert content(read_all(config, info)) == expected
 
 

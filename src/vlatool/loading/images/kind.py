@@ -3,8 +3,7 @@
 Source: reference/order 11.
 """
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from vlatool.events import NULL, Reporter
 from vlatool.formats.image_shards import layout as image_shards_layout
 from vlatool.formats.media.images import NotRgbError, decode_plain
 from vlatool.formats.media.tar import ShardIndex, cached_index, shard_index
-from vlatool.formats.media.tar_sample import Members
+from vlatool.formats.media.tar_sample import StoredSample
 from vlatool.formats.shards.layout import (
     CONFIG_NAME,
     read_preprocessing_config,
@@ -31,8 +30,6 @@ from vlatool.loading.images.config import ImageDataConfig, ImagePreprocessing, p
 from vlatool.storage.background import in_parallel
 from vlatool.storage.cache import FileCache, FileVersion
 from vlatool.storage.uri import is_remote
-
-_MAX_REQUESTS = 32
 
 
 @dataclass(frozen=True)
@@ -88,60 +85,38 @@ def _dataset(
 ) -> tuple[base.DataSet, tuple[int, ...]]:
     """The shards of a data set, and their sizes in bytes; remote ones are read concurrently."""
     paths = image_shards_layout.find_shards(text, config.split)
-    listed: set[Path] = set()
-    for path in paths:
-        if path in listed:
-            raise DataError(
-                f"{text}: lists {path} twice",
-                hint="remove one entry; to weight data sets, use data.dataset_weighting",
-                code="data.broken",
-                details={"shard": str(path)},
-            )
-        listed.add(path)
+    if len({*paths}) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise DataError(
+            f"{text}: lists {twice} twice",
+            hint="remove one entry; to weight data sets, use data.dataset_weighting",
+            code="data.broken",
+            details={"shard": str(twice)},
+        )
     apply = map
     if any(map(is_remote, paths)):
-        apply = partial(in_parallel, max_concurrent=_MAX_REQUESTS)
-    sizes: list[int] = []
+        apply = partial(in_parallel, max_concurrent=shard_reader.MAX_REQUESTS)
+    versions: list[FileVersion] = []
     counts: dict[Path, int] = {}
-    new: list[FileVersion] = []
     for version, index in apply(partial(_version_and_index, cache), paths):
-        sizes.append(version.size)
-        if index is None:
-            new.append(version)
-        else:
+        versions.append(version)
+        if index is not None:
             counts[version.path] = len(index.offsets)
+    new = [version for version in versions if version.path not in counts]
     if new:
         with reporter.progress(f"first scan of {text}", len(new), "shards") as bar:
-            for version, index in zip(new, apply(partial(_scan, cache), new), strict=True):
+            for version, index in zip(new, apply(partial(shard_index, cache), new), strict=True):
                 counts[version.path] = len(index.offsets)
                 bar.advance()
     shards = tuple(base.ShardInfo(path, counts[path]) for path in paths)
-    return base.DataSet(text, shards), tuple(sizes)
+    return base.DataSet(text, shards), tuple(version.size for version in versions)
 
 
 def _version_and_index(cache: FileCache, path: Path) -> tuple[FileVersion, ShardIndex | None]:
     """Current version of a shard, and its index if there is one."""
-    with _missing_as_data_error(path):
+    with shard_reader.shard_errors(path):
         version = FileVersion.of(path)
         return version, cached_index(cache, version)
-
-
-def _scan(cache: FileCache, version: FileVersion) -> ShardIndex:
-    with _missing_as_data_error(version.path):
-        return shard_index(cache, version)
-
-
-@contextmanager
-def _missing_as_data_error(path: Path) -> Generator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: shard is missing",
-            hint="copy it again, or remove it from the list or pattern that names it",
-            code="data.missing",
-            details={"shard": str(path)},
-        ) from None
 
 
 NO_IMAGE = "no_image"
@@ -174,39 +149,36 @@ class ImageReader(base.SampleReader):
         self, refs: Sequence[base.SampleRef], rngs: Sequence[np.random.Generator]
     ) -> list[ImageSample | base.DroppedSample]:
         samples: list[ImageSample | base.DroppedSample] = []
-        for ref, members, rng in zip(refs, self._shards.members(refs), rngs, strict=True):
-            if isinstance(members, base.DroppedSample):
-                samples.append(members)
+        for ref, stored, rng in zip(refs, self._shards.samples(refs), rngs, strict=True):
+            if isinstance(stored, base.DroppedSample):
+                samples.append(stored)
             else:
-                samples.append(self._sample(ref, members, rng))
+                samples.append(self._sample(ref, stored, rng))
         return samples
 
     def prefetch(self, refs: Sequence[base.SampleRef]) -> None:
         self._shards.prefetch(refs)
 
     def _sample(
-        self, ref: base.SampleRef, members: Members, rng: np.random.Generator
+        self, ref: base.SampleRef, stored: StoredSample, rng: np.random.Generator
     ) -> ImageSample | base.DroppedSample:
         shard = self._info.datasets[ref.dataset].shards[ref.shard].location
-        key = image_shards_layout.sample_metadata(members.contents).get("key")
+        key = image_shards_layout.sample_metadata(stored.members).get("key")
         if not isinstance(key, str) or not key:
-            key = f"{shard.stem}/{members.key}"
-        data = image_shards_layout.sample_image(members.contents)
+            key = f"{shard.stem}/{stored.key}"
+        data = image_shards_layout.sample_image(stored.members)
         if data is None:
             suffixes = ", ".join(image_shards_layout.IMAGE_SUFFIXES)
-            message = f"{shard}: sample {members.key} has no image ({suffixes})"
+            message = f"{shard}: sample {stored.key} has no image ({suffixes})"
             return base.DroppedSample(NO_IMAGE, key, message)
+        place = f"{shard}: the image of sample {stored.key}"
         try:
             pixels = decode_plain(data, convert=self._config.convert_colors)
         except NotRgbError as error:
-            message = (
-                f"{shard}: the image of sample {members.key} {error}; set data.convert_colors to "
-                "convert it"
-            )
+            message = f"{place} {error}; set data.convert_colors to convert it"
             return base.DroppedSample(NOT_RGB, key, message)
         except ValueError as error:
-            message = f"{shard}: the image of sample {members.key} cannot be decoded: {error}"
-            return base.DroppedSample(BROKEN_IMAGE, key, message)
+            return base.DroppedSample(BROKEN_IMAGE, key, f"{place} cannot be decoded: {error}")
         return ImageSample(key, prepare_image(pixels, self._config.preprocessing, rng))
 
 

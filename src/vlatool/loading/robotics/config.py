@@ -197,6 +197,12 @@ class RoboticsDataConfig(LoadingConfig):
         "extrinsics_fields": Ignored("no model uses the calibration"),
     }
 
+    weighted_key: ClassVar[str] = "dataset_manifest"
+    keys_by_set: ClassVar[tuple[str, ...]] = (
+        "dataset_statistics",
+        "dataset_weighting",
+        "dataset_modality",
+    )
     # True if camera_names come from other data; these data may lack some of the cameras.
     cameras_are_known: ClassVar[bool] = False
 
@@ -336,15 +342,6 @@ class RoboticsDataConfig(LoadingConfig):
                     f"fields.{name} is a part of a field: cut it with `vlatool preprocess --rename`"
                 )
         return value
-
-    @model_validator(mode="after")
-    def _equal_lengths(self) -> Self:
-        count = len(self.dataset_manifest)
-        for key in ("dataset_statistics", "dataset_weighting", "dataset_modality"):
-            length = len(getattr(self, key))
-            if length and length != count:
-                raise ValueError(f"{key} has {length} entries, dataset_manifest has {count}")
-        return self
 
     def derive_static(self) -> tuple[Self, Mapping[str, str]]:
         """Fills in image names and normalized fields, if the keys they follow from are set."""

@@ -5,20 +5,17 @@ numbers, which stay in memory while the episode is in use, and the images of a f
 read by their byte ranges.
 """
 
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 
 from vlatool.conventions.file import Conventions, conventions_of
-from vlatool.episode import Array, EpisodeRef, PoseGroup
+from vlatool.episode import Array, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.formats.choice import chosen_numbers, select
@@ -34,11 +31,17 @@ from vlatool.formats.media.tar_sample import METADATA, image_suffix
 from vlatool.formats.shards.layout import ShardTable
 from vlatool.formats.stats.layout import STATS_NAME, write_with_digests
 from vlatool.jobs.job import digest_of
-from vlatool.loading.base import DroppedSample, SampleRef, Split
+from vlatool.loading.base import DataSet, DroppedSample, SampleRef, ShardInfo, Split
 from vlatool.loading.robotics.config import FrameWindowsConfig
-from vlatool.loading.shard_reader import BROKEN_SAMPLE, ShardCache
+from vlatool.loading.robotics.options import DataOptions
+from vlatool.loading.shard_reader import (
+    BROKEN_SAMPLE,
+    MAX_REQUESTS,
+    BlockReader,
+    ShardCache,
+)
 from vlatool.storage.atomic import atomic_folder, write_json
-from vlatool.storage.background import in_background, in_parallel
+from vlatool.storage.background import in_parallel
 from vlatool.storage.byte_ranges import read_byte_ranges
 from vlatool.storage.documents import read_json
 from vlatool.storage.uri import is_remote
@@ -48,10 +51,6 @@ from vlatool.transforms.windows import EpisodeSampler, SampleSpec, WindowsConfig
 
 _COUNTS = "windows.json"
 _SUFFIX = ".windows"
-_MAX_REQUESTS = 32
-_MAX_PREFETCHED = 128
-_MAX_COPIES = 192  # open files of remote episodes
-_MAX_BYTES = 2**28  # of the numbers that stay in memory, per loader worker
 _POSE_BYTES = 72  # three numbers of a position and six of a rotation
 
 
@@ -67,17 +66,18 @@ class FrameWindows:
     split: Split  # as `data.split`
 
     @cached_property
-    def _stored(self) -> dict[str, Any]:
-        return self.folder.options()
+    def stored(self) -> DataOptions:
+        """Options of the folder, without windows."""
+        return DataOptions.parse(self.folder.options(), self.options_file)
 
     @cached_property
     def keys(self) -> WindowsConfig:
         """Keys of the windows, none of them null."""
-        return self.config.complete(self._stored)
+        return self.config.complete(self.stored.stored)
 
     @property
     def changes_rate(self) -> bool:
-        return self.config.fps not in (None, self._stored.get("fps"))
+        return self.config.fps not in (None, self.stored.fps)
 
     @cached_property
     def _refs(self) -> list[EpisodeRef]:
@@ -102,13 +102,12 @@ class FrameWindows:
 
     def options(self) -> dict[str, Any]:
         """Content of preprocessing_config.yaml, as of `lbm` shards with these windows."""
-        options = {**self._stored, **self.keys.model_dump(mode="json")}
-        recorded_fps = self._stored.get("fps")
-        options["fps"] = recorded_fps
+        stored = self.stored.stored
+        options = {**stored, **self.keys.model_dump(mode="json"), "fps": stored.get("fps")}
         if self.config.fps:
             options["fps"] = self.config.fps
-            conversions = self._stored.get("conversions") or {"pose_groups": []}
-            options["conversions"] = {**conversions, "fps": recorded_fps}
+            conversions = stored.get("conversions") or {"pose_groups": []}
+            options["conversions"] = {**conversions, "fps": stored.get("fps")}
         return options
 
     @property
@@ -123,28 +122,26 @@ class FrameWindows:
 
     @cached_property
     def spec(self) -> SampleSpec:
-        options = self._stored
-        size = options.get("resize_images_size")
+        images = self.stored.images
         return SampleSpec(
             windows=self.keys.window_spec(),
             image_offsets=tuple(self.keys.image_indices),
-            image_size=None if size is None else (size[1], size[0]),
-            resize_method=options["image_resizing_method"],
-            resize_filter=options["image_resizing_filter"],
-            rotations=options.get("camera_rotations") or {},
+            image_size=images.size,
+            resize_method=images.method,
+            resize_filter=images.resample,
+            rotations=images.rotations,
             still=self.keys.stillness(),
-            compat=bool(options.get("compat")),
+            compat=bool(self.stored.stored.get("compat")),
         )
 
     def sampler(self, tar: FramesTar, episode_id: str) -> EpisodeSampler:
         """Windows of an episode. DataError if its numbers are damaged."""
         episode = tar.episode(episode_id)
         if self.config.fps is not None:
-            options = self._stored
             commands = command_fields(
-                options["action_fields"],
-                options["proprioception_fields"],
-                [PoseGroup(**group) for group in options["pose_groups"]],
+                self.stored.action_fields,
+                self.stored.proprioception_fields,
+                self.stored.pose_groups or (),
                 episode.lowdim,
             )
             episode, _ = at_rate(episode, self.config.fps, commands)
@@ -219,7 +216,7 @@ class FrameWindows:
             return self.sampler(self.folder.tar(episode.id), episode.id)
 
         if is_remote(self.folder.path):
-            return in_parallel(open_one, self.selected, _MAX_REQUESTS)
+            return in_parallel(open_one, self.selected, MAX_REQUESTS)
         return map(open_one, self.selected)
 
 
@@ -245,11 +242,16 @@ class WindowSample:
         return self.sampler.episode.texts(int(self.sampler.windows.anchors[self.index]))
 
 
-class _OpenEpisode(NamedTuple):
+@dataclass(frozen=True)
+class _OpenEpisode:
     """An episode in use."""
 
     tar: FramesTar
     sampler: EpisodeSampler
+
+    @property
+    def file(self) -> IO[bytes] | None:
+        return self.tar.copy
 
     @property
     def num_bytes(self) -> int:
@@ -268,52 +270,33 @@ class _OpenEpisode(NamedTuple):
         return frames
 
 
-class WindowReader:
-    """LRU cache of the episodes of one data set. Thread-safe; pickled without them."""
+class WindowReader(BlockReader[_OpenEpisode]):
+    """Reads the windows of one data set of frames; pickled without open episodes."""
 
     def __init__(
         self,
         windows: FrameWindows,
-        shards: ShardTable,
+        datasets: Sequence[DataSet],
         cameras: Sequence[str],
         offsets: Sequence[int],
         cache: ShardCache,
     ) -> None:
-        self._arguments = (windows, shards, cameras, offsets, cache)
-        self._cache = cache
+        super().__init__(datasets, cache)
         self._windows = windows
-        self._shards = shards
         self._cameras = tuple(cameras)
         self._offsets = tuple(offsets)
-        self._open: OrderedDict[int, _OpenEpisode] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
-        self._prefetched: dict[tuple[SampleRef, ...], Future[list[Any]]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (WindowReader, self._arguments)
-
-    def prefetch(self, refs: Sequence[SampleRef]) -> None:
-        """Starts to read the samples of a later call `samples(refs)`, if data are remote."""
-        if is_remote(self._windows.folder.path):
-            if len(self._prefetched) > _MAX_PREFETCHED:  # they were never read
-                self._prefetched.clear()
-            self._prefetched[tuple(refs)] = in_background(partial(self._read, refs))
-
-    def samples(self, refs: Sequence[SampleRef]) -> list[WindowSample | DroppedSample]:
-        """The samples; a `DroppedSample` if the bytes of a frame are broken."""
-        prefetched = self._prefetched.pop(tuple(refs), None)
-        if prefetched is None:
-            return self._read(refs)
-        return prefetched.result()
+        arguments = (self._windows, self._datasets, self._cameras, self._offsets, self._cache)
+        return (WindowReader, arguments)
 
     def _read(self, refs: Sequence[SampleRef]) -> list[WindowSample | DroppedSample]:
-        episodes = self._opened([ref.shard for ref in refs])
+        episodes = self._blocks(refs)
         frames_of_refs: list[dict[int, int]] = []
         remote: list[FrameRange] = []
         contents: dict[FrameRange, bytes] = {}
         for ref in refs:
-            episode = episodes[ref.shard]
+            episode = episodes[ref[:2]]
             offsets = self._offsets if self._cameras and episode.sampler.cameras else ()
             frames = episode.stored_frames(ref.sample, offsets)
             frames_of_refs.append(frames)
@@ -322,12 +305,13 @@ class WindowReader:
                     remote.append(part)
                 else:
                     contents[part] = episode.tar.read(part.place)
-        downloads = read_byte_ranges([part.place for part in remote], _MAX_REQUESTS)
+        downloads = read_byte_ranges([part.place for part in remote], MAX_REQUESTS)
         contents.update(zip(remote, downloads, strict=True))
 
         samples: list[WindowSample | DroppedSample] = []
         for ref, frames in zip(refs, frames_of_refs, strict=True):
-            tar, sampler = episodes[ref.shard]
+            tar = episodes[ref[:2]].tar
+            sampler = episodes[ref[:2]].sampler
             key = sampler.key(ref.sample)
             try:
                 images: dict[int, Mapping[str, bytes]] = {}
@@ -337,49 +321,18 @@ class WindowReader:
                 message = f"{tar.path}: an image of sample {key} is broken: {error}"
                 samples.append(DroppedSample(BROKEN_SAMPLE, key, message))
                 continue
-            members = self._members(frames, images)
+            members: dict[str, bytes] = {}  # by their suffixes in shards
+            for camera in self._cameras:
+                stored_suffix = image_suffix(camera, 0).lower()
+                for offset, frame in frames.items():
+                    if stored_suffix in images[frame]:
+                        suffix = image_suffix(camera, offset).lower()
+                        members[suffix] = images[frame][stored_suffix]
             samples.append(WindowSample(key, members, ref.sample, sampler))
         return samples
 
-    def _members(
-        self, frames: Mapping[int, int], images: Mapping[int, Mapping[str, bytes]]
-    ) -> dict[str, bytes]:
-        """Images of a window by their suffixes in shards, from the images of its frames."""
-        members: dict[str, bytes] = {}
-        for camera in self._cameras:
-            stored_suffix = image_suffix(camera, 0).lower()
-            for offset, frame in frames.items():
-                if stored_suffix in images[frame]:
-                    suffix = image_suffix(camera, offset).lower()
-                    members[suffix] = images[frame][stored_suffix]
-        return members
-
-    def _opened(self, shards: Sequence[int]) -> Mapping[int, _OpenEpisode]:
-        """Episodes of some shards; remote ones are opened concurrently."""
-        numbers = dict.fromkeys(shards)
-        remote = is_remote(self._windows.folder.path)
-        with self._lock:
-            closed = [number for number in numbers if number not in self._open]
-            if remote:
-                episodes = in_parallel(self._open_episode, closed, _MAX_REQUESTS)
-            else:
-                episodes = map(self._open_episode, closed)
-            for number, episode in zip(closed, episodes, strict=True):
-                self._open[number] = episode
-                self._bytes += episode.num_bytes
-            for number in numbers:
-                self._open.move_to_end(number)
-            opened = {number: self._open[number] for number in numbers}
-            while len(self._open) > len(numbers) and (
-                self._bytes > _MAX_BYTES or (remote and len(self._open) > _MAX_COPIES)
-            ):
-                _, oldest = self._open.popitem(last=False)
-                self._bytes -= oldest.num_bytes
-        return opened
-
-    def _open_episode(self, number: int) -> _OpenEpisode:
+    def _open_block(self, shard: ShardInfo) -> _OpenEpisode:
         """Opens an episode; the run ends if it changed."""
-        shard = self._shards[number]
         tar = FramesTar(shard.location)
         if is_remote(tar.path) and self._cache.stores(tar.version.size):
             tar = FramesTar(tar.path, self._cache.files.open_copy(tar.version))

@@ -6,7 +6,7 @@ with all its past steps, so that the action before the current one is known.
 Legend of shapes: K images of a camera, T action steps, C dimensions.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,19 +14,15 @@ import numpy as np
 
 from vlatool.episode import NO_CAMERAS, Array, Observation
 from vlatool.errors import DataError
-from vlatool.events import counted
 from vlatool.formats.field_summary import dimension_names
 from vlatool.formats.frames.layout import FramesFolder
-from vlatool.formats.media.tar_sample import StoredSample
 from vlatool.formats.shards.layout import ShardFolder, tar_episode
 from vlatool.formats.stats.layout import Statistics
 from vlatool.loading import base
 from vlatool.loading.lookup import check_frame, episode_named
 from vlatool.loading.order import OrderOptions, SampleOrder
-from vlatool.loading.robotics.assets import RoboticsAssets, contract_of
 from vlatool.loading.robotics.config import AugmentationConfig, RoboticsDataConfig, image_names
-from vlatool.loading.robotics.frames import WindowSample
-from vlatool.loading.robotics.info import RoboticsInfo, load_info
+from vlatool.loading.robotics.mixture import RoboticsAssets, RoboticsInfo, contract_of, load_info
 from vlatool.loading.robotics.reader import DecodedSample, RoboticsReader
 from vlatool.storage.uri import pinned
 from vlatool.transforms.relative import SUFFIX
@@ -78,17 +74,7 @@ def pairs_info(
         info = replace(info, statistics={**info.statistics, **own})
     info = replace(info, sets=(dataset,))
     info.widths(fields)
-    for key, needed, available in (
-        ("lowdim_past_timesteps", options.sees.past, info.past),
-        ("lowdim_future_timesteps", options.horizon - 1, info.future),
-    ):
-        if needed > available:
-            raise DataError(
-                f"{location}: windows have {counted(available, 'step')}, {key} of the policy is "
-                f"{needed}",
-                hint="preprocess the data with the window size that the policy was trained on",
-                code="data.mismatch",
-            )
+    info.check_steps(options.sees.past, options.horizon - 1)
     for camera in options.sees.cameras:
         is_missing = dataset.cameras and camera not in dataset.cameras
         if is_missing and not config.pad_missing_images:
@@ -150,8 +136,15 @@ class RoboticsPairs(base.RecordedPairs):
         self._normalizer = assets.normalizer
         fields: dict[str, base.ActionField] = {}
         for name in config.action_fields:
-            if name not in info.sets[0].padded:
-                fields[name] = _action_field(name, assets)
+            if name in info.sets[0].padded:
+                continue
+            is_constant = assets.normalizer.constant([name])
+            fields[name] = base.ActionField(
+                names=dimension_names(name, len(is_constant), assets.names),
+                mean=np.asarray(assets.statistics[name]["mean"]),
+                std=np.maximum(np.asarray(assets.statistics[name]["std"]), _MIN_STD),
+                is_constant=is_constant,
+            )
         self.fields = fields
 
     def __len__(self) -> int:
@@ -213,36 +206,20 @@ class RoboticsPairs(base.RecordedPairs):
         """Returns the index of a pair; see `RecordedPairs`. Data without a tar per episode are read
         to their end.
         """
-        pairs: dict[str, dict[int, int]] = {}  # index of each frame of each episode
-        for index, sample in self._stored(episode):
-            metadata = sample.metadata()
-            pairs_of_episode = pairs.setdefault(str(metadata.get("episode_id")), {})
-            pairs_of_episode[metadata.get("anchor_timestep", -1)] = index
-        name = episode_named(dict(enumerate(sorted(pairs))), episode if len(pairs) > 1 else "0")
-        check_frame(frame, pairs[name], name)
-        return pairs[name][frame]
-
-    def _stored(self, episode: str) -> Iterator[tuple[int, StoredSample | WindowSample]]:
-        """Yields samples with their indices; if tars are episodes, only samples of the episode."""
         refs = list(enumerate(self._order.refs(range(len(self)))))
         tars = [tar_episode(shard.location) or "" for shard in self._shards]
         if all(tars):
             name = episode_named(dict(enumerate(tars)), episode)
             refs = [(index, ref) for index, ref in refs if tars[ref.shard] == name]
+        pairs: dict[str, dict[int, int]] = {}  # index of each frame of each episode
         for start in range(0, len(refs), _READ_AT_ONCE):
             part = refs[start : start + _READ_AT_ONCE]
             samples = self._reader.stored([ref for _, ref in part])
             for (index, _), sample in zip(part, samples, strict=True):
                 if not isinstance(sample, base.DroppedSample):
-                    yield index, sample
-
-
-def _action_field(name: str, assets: RoboticsAssets) -> base.ActionField:
-    statistics = assets.statistics[name]
-    is_constant = assets.normalizer.constant([name])
-    return base.ActionField(
-        names=dimension_names(name, len(is_constant), assets.names),
-        mean=np.asarray(statistics["mean"]),
-        std=np.maximum(np.asarray(statistics["std"]), _MIN_STD),
-        is_constant=is_constant,
-    )
+                    metadata = sample.metadata()
+                    frames = pairs.setdefault(str(metadata.get("episode_id")), {})
+                    frames[metadata.get("anchor_timestep", -1)] = index
+        name = episode_named(dict(enumerate(sorted(pairs))), episode if len(pairs) > 1 else "0")
+        check_frame(frame, pairs[name], name)
+        return pairs[name][frame]

@@ -24,8 +24,8 @@ from vlatool.formats.media.tar_sample import MASKS, METADATA, StoredSample, imag
 from vlatool.loading.base import Allocate, DroppedSample, SampleReader, SampleRef
 from vlatool.loading.robotics.config import ImageAugmentationConfig, RoboticsDataConfig
 from vlatool.loading.robotics.frames import WindowReader, WindowSample
-from vlatool.loading.robotics.info import RoboticsDataSet, RoboticsInfo
-from vlatool.loading.shard_reader import BROKEN_SAMPLE, ShardCache, ShardReader
+from vlatool.loading.robotics.mixture import RoboticsDataSet, RoboticsInfo
+from vlatool.loading.shard_reader import BROKEN_SAMPLE, BlockReader, ShardCache, ShardReader
 from vlatool.transforms.augmentation import (
     Box,
     ColorJitter,
@@ -68,7 +68,7 @@ class ImageDecoder:
     def __init__(
         self,
         config: RoboticsDataConfig,
-        size: _Size | None,  # (width, height) of all images; None: they may differ
+        size: _Size | None,  # (height, width) of all images; None: they may differ
         cameras: Mapping[str, str],  # names of cameras to those in the data set, if they differ
     ) -> None:
         # Time outer, camera inner; suffixes of members are read in lower case.
@@ -141,9 +141,8 @@ class ImageDecoder:
         """Returns pixels [H, W, 3], in `target` if they fit, else in memory of the decoder."""
         memory = self._scratch if target is None or self._section.crop.enabled else target
         pixels = decode_rgb(data, memory.reshape(-1))
-        height, width = pixels.shape[:2]
-        if self._size not in (None, (width, height)):
-            raise ValueError(f"{name} has size {(width, height)}, not {self._size}")
+        if self._size not in (None, pixels.shape[:2]):
+            raise ValueError(f"{name} has size {pixels.shape[:2]}, not {self._size}")
         if pixels.size > self._scratch.size:
             self._scratch = np.empty(pixels.size, np.uint8)
         return pixels
@@ -205,7 +204,7 @@ class SampleDecoder:
         lacking: frozenset[str] = frozenset()
         if dataset is not None:
             rename = dataset.rename
-            size = dataset.image_size
+            size = dataset.options.images.size
             lacking = dataset.padded
         self._images = ImageDecoder(config, size, rename.cameras)
         self._number = number
@@ -334,7 +333,7 @@ class RoboticsReader(SampleReader):
                 stored_names = dataset.rename.cameras
                 self._frames[number] = WindowReader(
                     dataset.windows,
-                    dataset.shards,
+                    info.datasets,
                     [stored_names.get(name, name) for name in config.cameras],
                     config.image_indices,
                     cache,
@@ -376,35 +375,19 @@ class RoboticsReader(SampleReader):
         samples: dict[int, StoredSample | WindowSample | DroppedSample] = {}
         for reader, positions in self._parts(refs):
             part = [refs[position] for position in positions]
-            if isinstance(reader, WindowReader):
-                samples.update(zip(positions, reader.samples(part), strict=True))
-                continue
-            for position, members in zip(positions, reader.members(part), strict=True):
-                if isinstance(members, DroppedSample):
-                    samples[position] = members
-                else:
-                    samples[position] = StoredSample(members.key, members.contents)
+            samples.update(zip(positions, reader.samples(part), strict=True))
         return [samples[position] for position in range(len(refs))]
 
-    def _parts(
-        self, refs: Sequence[SampleRef]
-    ) -> list[tuple[ShardReader | WindowReader, list[int]]]:
+    def _parts(self, refs: Sequence[SampleRef]) -> list[tuple[BlockReader[Any], list[int]]]:
         """Readers with the positions of their samples: one for each data set of frames, one for
         all shards.
         """
-        of_shards: list[int] = []
-        of_frames: dict[int, list[int]] = {}
+        parts: dict[int, tuple[BlockReader[Any], list[int]]] = {}
         for position, ref in enumerate(refs):
-            if ref.dataset in self._frames:
-                of_frames.setdefault(ref.dataset, []).append(position)
-            else:
-                of_shards.append(position)
-        parts: list[tuple[ShardReader | WindowReader, list[int]]] = []
-        if of_shards:
-            parts.append((self._shards, of_shards))
-        for number, positions in of_frames.items():
-            parts.append((self._frames[number], positions))
-        return parts
+            number = ref.dataset if ref.dataset in self._frames else -1
+            reader = self._frames.get(number, self._shards)
+            parts.setdefault(number, (reader, []))[1].append(position)
+        return [parts[number] for number in sorted(parts)]
 
     def _read(
         self,

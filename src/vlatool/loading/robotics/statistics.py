@@ -9,16 +9,17 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter, counted
-from vlatool.formats.contract import Contract, conventions_in, differences
-from vlatool.formats.field_summary import dimension_label, recorded_names
+from vlatool.formats.contract import Contract, differences
+from vlatool.formats.field_summary import dimension_label
 from vlatool.formats.run.layout import RunDir
 from vlatool.formats.shards.layout import (
     MANIFEST_NAME,
@@ -27,7 +28,7 @@ from vlatool.formats.shards.layout import (
 )
 from vlatool.formats.stats.layout import Statistics, compact
 from vlatool.loading.robotics.config import NormalizeConfig, RoboticsDataConfig
-from vlatool.loading.robotics.info import RoboticsInfo
+from vlatool.loading.robotics.options import DataOptions
 from vlatool.report.text import few_text
 from vlatool.storage.uri import location
 from vlatool.transforms.normalize import (
@@ -41,6 +42,9 @@ from vlatool.transforms.normalize import (
     unscaled,
 )
 from vlatool.transforms.relative import SUFFIX
+
+if TYPE_CHECKING:
+    from vlatool.loading.robotics.mixture import RoboticsInfo
 
 
 class Normalizer:
@@ -128,8 +132,8 @@ _MAX_REACH = 20.0
 # Larger ones drown what the network could learn of all other dimensions.
 _REFUSED_REACH = 1000.0
 _ORDERS = 100.0
-# Number of dimensions that a message lists.
-_MAX_LISTED = 40
+# A message lists 40 dimensions.
+_listed = partial(few_text, limit=40)
 
 
 @dataclass(frozen=True)
@@ -143,24 +147,30 @@ class _Dimension:
     deviation: float  # standard deviation
 
 
-def report_ranges(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Reporter) -> None:
+def report_ranges(config: RoboticsDataConfig, info: "RoboticsInfo", reporter: Reporter) -> None:
     """Names the dimensions that are constant, have too narrow a range, or an uneven scale.
 
     Raises:
         DataError: Normalized values of a dimension exceed 1,000, and `data.allow` does not name it.
     """
-    constant = list(_constant_labels(config, info))
-    if constant:
-        _log.info("never change in the data: %s", _listed(constant))
-        reporter.note(
-            f"these never change in your data, so the policy holds them: {few_text(constant, 3)}"
-        )
-    if info.fixed_in_some:
-        _log.info("fixed in one data set, but not in all: %s", _listed(info.fixed_in_some))
-        reporter.note(
-            "fixed in one data set, but not in all, so the policy does not hold them: "
-            f"{few_text(info.fixed_in_some, 3)}"
-        )
+    constant: list[str] = []
+    for field in _fields(config):
+        is_constant = constant_dimensions(info.statistics[field], field)
+        if is_constant.all():
+            constant.append(field)
+            continue
+        for index in np.flatnonzero(is_constant).tolist():
+            constant.append(dimension_label(field, index, len(is_constant), info.options.names))
+    for text, labels in (
+        ("these never change in your data, so the policy holds them", constant),
+        (
+            "fixed in one data set, but not in all, so the policy does not hold them",
+            info.fixed_in_some,
+        ),
+    ):
+        if labels:
+            _log.info("%s: %s", text, _listed(labels))
+            reporter.note(f"{text}: {few_text(labels, 3)}")
 
     narrow: list[str] = []
     others: list[_Dimension] = []
@@ -197,7 +207,7 @@ def report_ranges(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Repo
 
 
 def _reach_error(
-    dimension: _Dimension, config: RoboticsDataConfig, info: RoboticsInfo
+    dimension: _Dimension, config: RoboticsDataConfig, info: "RoboticsInfo"
 ) -> DataError:
     field = dimension.field
     method = config.normalization.for_field(field).method
@@ -215,27 +225,7 @@ def _reach_error(
     )
 
 
-def _listed(labels: Sequence[str]) -> str:
-    text = ", ".join(labels[:_MAX_LISTED])
-    if len(labels) > _MAX_LISTED:
-        text += f" and {len(labels) - _MAX_LISTED} more"
-    return text
-
-
-def _constant_labels(config: RoboticsDataConfig, info: RoboticsInfo) -> Iterator[str]:
-    """Labels of constant dimensions; of a field that is constant as a whole its name."""
-    names = recorded_names(info.options)
-    for field in _fields(config):
-        constant = constant_dimensions(info.statistics[field], field)
-        if constant.all():
-            yield field
-            continue
-        for index in np.flatnonzero(constant).tolist():
-            yield dimension_label(field, index, len(constant), names)
-
-
-def _moving(config: RoboticsDataConfig, info: RoboticsInfo) -> Iterator[_Dimension]:
-    names = recorded_names(info.options)
+def _moving(config: RoboticsDataConfig, info: "RoboticsInfo") -> Iterator[_Dimension]:
     for field in _fields(config):
         stats = info.statistics[field]
         scale = scale_of(field, stats, config.normalization)
@@ -243,12 +233,12 @@ def _moving(config: RoboticsDataConfig, info: RoboticsInfo) -> Iterator[_Dimensi
         with suppress(DataError):  # statistics without what only this check needs
             reach, deviation = normalized_range(_of_data(info, field), field, scale)
             for index in np.flatnonzero(~constant_dimensions(stats, field)).tolist():
-                label = dimension_label(field, index, len(reach), names)
+                label = dimension_label(field, index, len(reach), info.options.names)
                 largest = float(reach[index]) if is_normalized else 0.0
                 yield _Dimension(field, index, label, largest, float(deviation[index]))
 
 
-def _of_data(info: RoboticsInfo, field: str) -> Mapping[str, Any]:
+def _of_data(info: "RoboticsInfo", field: str) -> Mapping[str, Any]:
     """Statistics of a field over the data, if the statistics of other weights normalize it."""
     stats = info.statistics[field]
     own = (info.data_statistics or {}).get(field)
@@ -264,8 +254,8 @@ _HINT = "set data.statistics_from=data to normalize with the statistics of the d
 
 
 def select_statistics(
-    config: RoboticsDataConfig, info: RoboticsInfo, folder: Path | None, reporter: Reporter
-) -> RoboticsInfo:
+    config: RoboticsDataConfig, info: "RoboticsInfo", folder: Path | None, reporter: Reporter
+) -> "RoboticsInfo":
     """Returns the info with the statistics that `config.statistics_from` selects.
 
     Args:
@@ -284,7 +274,13 @@ def select_statistics(
             )
         return info
     run = _run_of(folder)
-    before = _statistics_of(run, is_required=is_init)
+    before = Statistics()
+    try:
+        before = compact(run.statistics())
+    except DataError as error:
+        if is_init:
+            error.hint = f"copy stats.json from the origin of the weights, or {_HINT}"
+            raise
     owner = "initial weights" if is_init else "data"
     unknown = "" if before else "; the initial weights have no known statistics"
     reporter.note(
@@ -292,9 +288,10 @@ def select_statistics(
         f"of the {owner}{unknown}"
     )
     with suppress(DataError):  # published files need not have them
-        conventions = read_preprocessing_config(run.root).get("conventions")
-        contract = Contract(conventions=conventions_in(conventions))
-        _report_differences("the initial weights", contract, "the data", info.options, reporter)
+        # A rate that differs is a difference of the data, but not of their statistics.
+        contract = replace(_options_of(run).meaning, fps=None)
+        meaning = info.options.meaning
+        _report_differences("the initial weights", contract, "the data", meaning, reporter)
     changed = [name for name in info.fields if _has_other_range(name, config, info, before)]
     if changed:
         reporter.warn(
@@ -315,19 +312,12 @@ def _run_of(folder: Path) -> RunDir:
     return above if is_below and not (run.stats.is_file() or run.config.is_file()) else run
 
 
-def _statistics_of(run: RunDir, *, is_required: bool) -> Statistics:
-    """Statistics of initial weights; none if they are missing and not required."""
-    try:
-        return compact(run.statistics())
-    except DataError as error:
-        if is_required:
-            error.hint = f"copy stats.json from the origin of the weights, or {_HINT}"
-            raise
-        return Statistics()
+def _options_of(run: RunDir) -> DataOptions:
+    return DataOptions.parse(read_preprocessing_config(run.root), run.options)
 
 
 def _has_other_range(
-    name: str, config: RoboticsDataConfig, info: RoboticsInfo, before: Statistics
+    name: str, config: RoboticsDataConfig, info: "RoboticsInfo", before: Statistics
 ) -> bool:
     """True if a dimension of a field has another range in the data than in `before`."""
     section = config.normalization.for_field(name)
@@ -345,7 +335,9 @@ def _has_other_range(
     return bool((high > _MAX_FACTOR * low).any())
 
 
-def _replaced(info: RoboticsInfo, before: Statistics, run: RunDir, folder: Path) -> RoboticsInfo:
+def _replaced(
+    info: "RoboticsInfo", before: Statistics, run: RunDir, folder: Path
+) -> "RoboticsInfo":
     """The info with the statistics of the initial weights."""
     for name in info.fields:
         if name not in before:
@@ -357,10 +349,22 @@ def _replaced(info: RoboticsInfo, before: Statistics, run: RunDir, folder: Path)
                 f"{folder}: the statistics of field {name!r} have {counted(width, 'dimension')}, "
                 f"the data have {field_width(name, own)}"
             )
-        if own is not None:
-            _check_held(name, before[name], own, info)
-    past = read_preprocessing_config(run.root).get("past_lowdim_steps")
-    if not isinstance(past, int):
+        if own is None:
+            continue
+        # A dimension that never moved in the data of the weights would stay at its value.
+        moves = ~constant_dimensions(own, name)
+        values = held_values(before[name], name)
+        is_other = ~np.isclose(values, held_values(own, name), rtol=1e-6, atol=1e-6)
+        wrong = np.flatnonzero(constant_dimensions(before[name], name) & (moves | is_other))
+        if len(wrong):
+            label = dimension_label(name, int(wrong[0]), width, info.options.names)
+            raise _not_usable(
+                f"{label} never moved in the data of the initial weights, but it moves or has "
+                "another value in your data: their statistics would keep it at "
+                f"{values[wrong[0]]:g}"
+            )
+    past = _options_of(run).past_lowdim_steps
+    if past is None:
         raise _not_usable(f"{folder}: preprocessing_config.yaml has no past_lowdim_steps")
     used = {name: before[name] for name in info.fields}
     return replace(
@@ -371,28 +375,11 @@ def _replaced(info: RoboticsInfo, before: Statistics, run: RunDir, folder: Path)
     )
 
 
-def _check_held(
-    name: str, before: Mapping[str, Any], own: Mapping[str, Any], info: RoboticsInfo
-) -> None:
-    """Raises DataError if a dimension never moved in the data of the weights, but differs now."""
-    moves = ~constant_dimensions(own, name)
-    values = held_values(before, name)
-    is_other = ~np.isclose(values, held_values(own, name), rtol=1e-6, atol=1e-6)
-    index = np.flatnonzero(constant_dimensions(before, name) & (moves | is_other))
-    if len(index):
-        first = int(index[0])
-        label = dimension_label(name, first, len(moves), recorded_names(info.options))
-        raise _not_usable(
-            f"{label} never moved in the data of the initial weights, but it moves or has another "
-            f"value in your data: their statistics would keep it at {values[first]:g}"
-        )
-
-
 def _not_usable(message: str) -> DataError:
     return DataError(message, hint=_HINT, code="data.missing")
 
 
-def report_blind(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Reporter) -> None:
+def report_blind(config: RoboticsDataConfig, info: "RoboticsInfo", reporter: Reporter) -> None:
     """Warns if the data have numbers that a policy could observe, and it observes none."""
     predicted = {name.removesuffix(SUFFIX) for name in config.action_fields}
     others = [name for name in info.statistics if name.removesuffix(SUFFIX) not in predicted]
@@ -404,13 +391,15 @@ def report_blind(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Repor
         )
 
 
-def report_conventions(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Reporter) -> None:
+def report_conventions(
+    config: RoboticsDataConfig, info: "RoboticsInfo", reporter: Reporter
+) -> None:
     """Warns of declarations that were trusted, and of data sets and statistics that differ."""
     first = info.sets[0]
-    contract = _meaning_of(first.options)
     for dataset in info.sets:
-        _report_differences(first.name, contract, dataset.name, dataset.options, reporter)
-        for message in (dataset.options.get("conventions") or {}).get("trusted", ()):
+        meaning = dataset.options.meaning
+        _report_differences(first.name, first.options.meaning, dataset.name, meaning, reporter)
+        for message in (dataset.options.stored.get("conventions") or {}).get("trusted", ()):
             reporter.warn("conventions.contradiction", f"{dataset.name}: {message}")
     for text, dataset in zip(config.dataset_statistics, info.sets, strict=False):
         path = location(text)
@@ -419,19 +408,15 @@ def report_conventions(config: RoboticsDataConfig, info: RoboticsInfo, reporter:
         if stored is not None:
             contract = Contract(conventions=stored.groups)
             owner = f"the data of {text}"
-            _report_differences(owner, contract, "the data", dataset.options, reporter)
-
-
-def _meaning_of(options: Mapping[str, Any]) -> Contract:
-    return Contract(fps=options.get("fps"), conventions=conventions_in(options.get("conventions")))
+            _report_differences(owner, contract, "the data", dataset.options.meaning, reporter)
 
 
 def _report_differences(
-    owner: str, contract: Contract, name: str, options: Mapping[str, Any], reporter: Reporter
+    owner: str, contract: Contract, name: str, other: Contract, reporter: Reporter
 ) -> None:
-    for key, value, other in differences(contract, _meaning_of(options)):
+    for key, value, other_value in differences(contract, other):
         reporter.warn(
             "data.conventions_differ",
-            f"{key} is {value} in {owner}, but {other} in {name}: convert one of them with "
+            f"{key} is {value} in {owner}, but {other_value} in {name}: convert one of them with "
             "`vlatool preprocess`",
         )

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlatool.config.coerce import value_text
-from vlatool.conventions.file import Convention, conventions_of
+from vlatool.conventions.file import conventions_of
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
@@ -27,7 +27,7 @@ from vlatool.formats.contract import Contract, SeenCamera
 from vlatool.formats.fast.layout import is_fast, read_fast
 from vlatool.formats.image_shards.layout import validation_positions
 from vlatool.formats.media.images import decoded_size
-from vlatool.formats.samples.episode import KINDS, SampleSizes, TokenSample
+from vlatool.formats.samples.episode import KINDS
 from vlatool.formats.samples.layout import FAST_NAME, SamplesFolder, is_samples
 from vlatool.formats.samples.profile import (
     PUBLISHED,
@@ -42,7 +42,7 @@ from vlatool.formats.windows.layout import DATA_NAME, MANIFEST, SAMPLES_NAME, Ki
 from vlatool.jobs.job import digest_of
 from vlatool.jobs.ownership import require_input
 from vlatool.loading.base import DataSet, ShardInfo
-from vlatool.loading.vla.config import VlaDataConfig, VlaShape
+from vlatool.loading.vla.config import VlaAssets, VlaDataConfig, VlaShape
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.uri import location
 from vlatool.transforms.action_tokenizer import ActionTokenizer
@@ -72,15 +72,8 @@ class VlaFolder:
     spans: tuple[LineSpan, ...]  # the samples in use
     # folder with the images, if it is not the one that the samples name; None: theirs
     images_root: Path | None
-    shape: VlaShape  # sizes of a sample
-    fps: float  # frames per second
-    sizes: SampleSizes  # sizes of the numbers
-    fast: ActionTokenizer | None  # action tokenizer; None if there is none
-    profile: NormalizationProfile  # normalization of the actions
-    codes_digest: str  # digest of the visual tokenizer; empty if unknown
+    assets: VlaAssets  # what a policy needs of them
     fast_digest: str  # digest of the action tokenizer; empty if unknown
-    windows: WindowManifest | None  # windows of the samples; None: unknown
-    conventions: tuple[Convention, ...]  # of their actions; empty: unknown
 
     @property
     def num_samples(self) -> int:
@@ -90,35 +83,13 @@ class VlaFolder:
     def agreed(self) -> Mapping[str, Any]:
         """Values that all data sets of a run share."""
         return {
-            **self.shape.__dict__,
-            **self.sizes._asdict(),
-            "fps": self.fps,
-            "codes": self.codes_digest,
+            **self.assets.shape.__dict__,
+            **self.assets.sizes._asdict(),
+            "fps": self.assets.fps,
+            "codes": self.assets.codes_digest,
             "actions": self.fast_digest,
-            "profile": self.profile.digest,
+            "profile": self.assets.profile.digest,
         }
-
-    @property
-    def contract(self) -> Contract:
-        """What the samples are like, as a run records it."""
-        shape = self.shape
-        windows = self.windows
-        recorded = windows.recorded_sizes if windows else {}
-        cameras: dict[str, SeenCamera] = {}
-        for name in shape.cameras:
-            cameras[name] = SeenCamera(tuple(recorded.get(name, ())), shape.image_size)
-        digests = {"codes": self.codes_digest, "actions": self.fast_digest}
-        return Contract(
-            cameras=cameras,
-            resize_method=windows.resize_method if windows else "",
-            resize_filter=windows.resize_filter if windows else "",
-            actions={shape.action_field: shape.action_width},
-            fps=self.fps,
-            horizon=shape.action_steps,
-            conventions=self.conventions,
-            statistics=self.profile.digest,
-            tokenizers={name: digest for name, digest in digests.items() if digest},
-        )
 
     def image_path(self, text: str) -> Path:
         """Location of an image of a line."""
@@ -161,17 +132,13 @@ class VlaInfo:
         """The first data set; the others agree with it."""
         return self.folders[0]
 
-    @property
-    def num_samples(self) -> int:
-        return sum(folder.num_samples for folder in self.folders)
-
     @cached_property
     def profile(self) -> NormalizationProfile:
         """Normalization of the actions, with the dimensions that never moved in any data set.
 
         Samples that do not record the range of their actions, such as published ones, hold none.
         """
-        profile = self.first.profile
+        profile = self.first.assets.profile
         ranges: list[tuple[Array, Array]] = []
         for folder in self.folders:
             document: Any = folder.samples.document
@@ -237,13 +204,10 @@ def _folder(text: str, config: VlaDataConfig, reporter: Reporter) -> VlaFolder:
             samples.path, "has no samples", hint="build it again", code="data.no_samples"
         )
     images_root = location(config.images_root) if config.images_root else None
-    first = samples.sample(0)
     root = images_root or samples.images_root
     windows = MANIFEST.read(root) if samples.has_manifest else None
-    conventions = conventions_of(root) if windows else None
     profile = _profile(samples, config)
-    size = _first_size(samples, images_root, first)
-    shape = _shape(samples, first, size, windows, profile)
+    shape = _shape(samples, images_root, windows, profile)
     fast, fast_digest = _fast(samples, config, reporter)
     if profile.width != shape.action_width:
         raise DataError.at(
@@ -254,20 +218,35 @@ def _folder(text: str, config: VlaDataConfig, reporter: Reporter) -> VlaFolder:
             code="data.mismatch",
         )
     document: Any = samples.document
-    return VlaFolder(
-        samples=samples,
-        spans=_spans(samples, config),
-        images_root=images_root,
-        shape=shape,
-        fps=config.fps or (windows and windows.fps) or _PUBLISHED_FPS,
+    codes_digest = str((document.get("codes") or {}).get("tokenizer_digest") or "")
+    digests = {"codes": codes_digest, "actions": fast_digest}
+    recorded = windows.recorded_sizes if windows else {}
+    cameras: dict[str, SeenCamera] = {}
+    for name in shape.cameras:
+        cameras[name] = SeenCamera(tuple(recorded.get(name, ())), shape.image_size)
+    conventions = conventions_of(root) if windows else None
+    fps = config.fps or (windows and windows.fps) or _PUBLISHED_FPS
+    contract = Contract(
+        cameras=cameras,
+        resize_method=windows.resize_method if windows else "",
+        resize_filter=windows.resize_filter if windows else "",
+        actions={shape.action_field: shape.action_width},
+        fps=fps,
+        horizon=shape.action_steps,
+        conventions=conventions.groups if conventions else (),
+        statistics=profile.digest,
+        tokenizers={name: digest for name, digest in digests.items() if digest},
+    )
+    assets = VlaAssets(
         sizes=samples.sizes,
+        shape=shape,
+        fps=fps,
         fast=fast,
         profile=profile,
-        codes_digest=str((document.get("codes") or {}).get("tokenizer_digest") or ""),
-        fast_digest=fast_digest,
-        windows=windows,
-        conventions=conventions.groups if conventions else (),
+        codes_digest=codes_digest,
+        contract=contract,
     )
+    return VlaFolder(samples, _spans(samples, config), images_root, assets, fast_digest)
 
 
 def _action_range(path: Path, document: Mapping[str, Any], width: int) -> tuple[Array, Array]:
@@ -310,16 +289,35 @@ def _image_path(samples: SamplesFolder, images_root: Path | None, text: str) -> 
     return location(text if is_absolute else f"{samples.path}/{text}")
 
 
-def _first_size(
-    samples: SamplesFolder, images_root: Path | None, first: TokenSample
-) -> tuple[int, int]:
-    """(height, width) of the last past image of the first sample."""
+def _shape(
+    samples: SamplesFolder,
+    images_root: Path | None,
+    windows: WindowManifest | None,
+    profile: NormalizationProfile,
+) -> VlaShape:
+    """Sizes of a sample, from manifests and the first sample and image."""
+    first = samples.sample(0)
     if not first.images:
         raise DataError.at(
             samples.path,
             "its samples have no past images",
             hint="build the samples from windows with past steps",
             code="data.missing",
+        )
+    action_field = _ACTIONS
+    cameras = _cameras(first.images) if windows is None else windows.cameras
+    if windows is not None and len(windows.action_fields) == 1:
+        action_field = windows.action_fields[0]
+    past, past_rest = divmod(len(first.images), len(cameras))
+    future, future_rest = divmod(len(first.conversation.codes), len(cameras))
+    if past_rest or future_rest:
+        raise DataError.at(
+            samples.path,
+            f"samples have {len(first.images)} past and {len(first.conversation.codes)} future "
+            f"images, which are not whole steps of {counted(len(cameras), 'camera')} "
+            f"({', '.join(cameras)})",
+            hint="build the samples again",
+            code="data.broken",
         )
     path = _image_path(samples, images_root, first.images[-1])
     try:
@@ -334,42 +332,13 @@ def _first_size(
         ) from None
     except ValueError as error:
         raise DataError.at(path, error, hint="copy the image again", code="data.broken") from None
-    return height, width
-
-
-def _shape(
-    samples: SamplesFolder,
-    first: TokenSample,
-    image_size: tuple[int, int],
-    windows: WindowManifest | None,
-    profile: NormalizationProfile,
-) -> VlaShape:
-    """Sizes of a sample, from manifests; for published lines from the first one."""
-    action_field = _ACTIONS
-    if windows is None:
-        cameras = _cameras(first.images)
-    else:
-        cameras = windows.cameras
-        if len(windows.action_fields) == 1:
-            action_field = windows.action_fields[0]
-    past = len(first.images)
-    future = len(first.conversation.codes)
-    if past % len(cameras) or future % len(cameras):
-        raise DataError.at(
-            samples.path,
-            f"samples have {past} past and {future} future images, which are not whole steps of "
-            f"{counted(len(cameras), 'camera')} ({', '.join(cameras)})",
-            hint="build the samples again",
-            code="data.broken",
-        )
-    future_steps = future // len(cameras)
     recorded: Any = samples.document.get("shape") or {}
     return VlaShape(
         cameras=tuple(cameras),
-        past_steps=past // len(cameras),
-        future_steps=future_steps,
-        image_size=image_size,
-        action_steps=int(recorded.get("steps") or future_steps),
+        past_steps=past,
+        future_steps=future,
+        image_size=(height, width),
+        action_steps=int(recorded.get("steps") or future),
         action_width=int(recorded.get("width") or profile.width),
         action_field=action_field,
     )

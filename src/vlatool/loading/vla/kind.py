@@ -1,7 +1,7 @@
 """Data kind of samples for a language model with images: `load_info`, reader, assets, pairs."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,7 +43,7 @@ class VlaKind(base.DataKind):
 
     def derive(self, config: VlaDataConfig, info: VlaInfo) -> tuple[VlaDataConfig, dict[str, str]]:
         """Fills in shape, sizes and digests, which all data sets share."""
-        first = info.first
+        first = info.first.assets
         values = {
             **asdict(first.shape),
             "cameras": list(first.shape.cameras),
@@ -52,7 +52,7 @@ class VlaKind(base.DataKind):
             "num_codes": first.sizes.codebook_size,
             "num_actions": first.sizes.action_ids,
             "codes_digest": first.codes_digest,
-            "fast_digest": first.fast_digest,
+            "fast_digest": info.first.fast_digest,
             "profile_digest": first.profile.digest,
         }
         return config.model_copy(update=values), derivation_rules(config, values)
@@ -80,23 +80,14 @@ class VlaKind(base.DataKind):
         return VlaReader(info)
 
     def make_assets(self, config: VlaDataConfig, info: VlaInfo) -> VlaAssets:
-        first = info.first
-        return VlaAssets(
-            sizes=first.sizes,
-            shape=first.shape,
-            fps=first.fps,
-            fast=first.fast,
-            profile=info.profile,
-            codes_digest=first.codes_digest,
-            contract=first.contract,
-        )
+        return replace(info.first.assets, profile=info.profile)
 
     def save_assets(self, config: VlaDataConfig, info: VlaInfo, folder: Path) -> None:
         """Writes the action tokenizer, if there is one, and the profile to fast/."""
         write_profile(folder / FAST_NAME / PROFILE_NAME, info.profile)
-        if info.first.fast is not None:
-            write_fast(folder / FAST_NAME, info.first.fast)
-        CONTRACT.write(folder, asdict(info.first.contract))
+        if info.first.assets.fast is not None:
+            write_fast(folder / FAST_NAME, info.first.assets.fast)
+        CONTRACT.write(folder, asdict(info.first.assets.contract))
 
     def load_assets(self, config: VlaDataConfig, folder: Path) -> VlaAssets:
         fast = folder / FAST_NAME

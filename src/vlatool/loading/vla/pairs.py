@@ -4,6 +4,7 @@ Legend of shapes: T action steps, A values of an action, F future steps, K codes
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -76,8 +77,8 @@ class VlaPairs(base.RecordedPairs):
         # The two samples of a window have the same images and action ids.
         self._per_frame = 2 if len(counts) > 1 and len({*counts}) == 1 else 1
         self._reader = VlaReader(self._info)
-        self.fps = self._folder.fps
-        self.contract = self._folder.contract
+        self.fps = self._folder.assets.fps
+        self.contract = self._folder.assets.contract
         profile = assets.profile
         self.fields = {
             assets.shape.action_field: base.ActionField(
@@ -137,12 +138,12 @@ class VlaPairs(base.RecordedPairs):
 
     def read(self, indices: Sequence[int]) -> list[tuple[Observation, base.Target]]:
         places = [self._place(index) for index in indices]
+        starts = [span.first for span in self._folder.spans]
         refs: list[base.SampleRef] = []
         for episode, pair in places:
             number = episode.number + pair * self._per_frame
-            for shard, span in enumerate(self._folder.spans):
-                if span.first <= number < span.first + span.size:
-                    refs.append(base.SampleRef(0, shard, number - span.first))
+            shard = bisect_right(starts, number) - 1
+            refs.append(base.SampleRef(0, shard, number - starts[shard]))
         samples = self._reader.read(refs, [np.random.default_rng(0)] * len(refs))
         pairs: list[tuple[Observation, base.Target]] = []
         for (episode, pair), sample in zip(places, samples, strict=True):

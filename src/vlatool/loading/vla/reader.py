@@ -69,7 +69,7 @@ class VlaReader(base.SampleReader):
         rngs: Sequence[np.random.Generator],
         allocate: base.Allocate,
     ) -> list[VlaSample | base.DroppedSample]:
-        sizes = self._info.first.shape
+        sizes = self._info.first.assets.shape
         shape = (sizes.past_images, *sizes.image_size, 3)
         rows = allocate(len(refs) * math.prod(shape)).reshape(len(refs), *shape)
         results: list[VlaSample | base.DroppedSample] = []
@@ -103,7 +103,7 @@ def _read_sample(folder: VlaFolder, number: int) -> TokenSample:
         raise _UnusableError(BROKEN_SAMPLE, error.message) from None
     past = len(sample.images)
     future = len(sample.conversation.codes)
-    shape = folder.shape
+    shape = folder.assets.shape
     if past != shape.past_images or future != shape.future_images:
         raise _UnusableError(
             OTHER_SHAPE,
@@ -118,7 +118,7 @@ def _decode_images(row: UInt8Array, folder: VlaFolder, names: Sequence[str]) -> 
     paths = {name: folder.image_path(name) for name in names}
     for (name, path), data in zip(paths.items(), _contents(paths.values()), strict=True):
         first = names.index(name)
-        row[first] = _decoded(path, data, folder.shape.image_size)
+        row[first] = _decoded(path, data, folder.assets.shape.image_size)
         for number in range(first + 1, len(names)):
             if names[number] == name:
                 row[number] = row[first]

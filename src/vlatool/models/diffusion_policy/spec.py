@@ -20,8 +20,8 @@ from vlatool.models.trained import existing_weights
 if TYPE_CHECKING:
     from torch import nn
 
-    from vlatool.loading.robotics.info import RoboticsInfo
     from vlatool.loading.robotics.kind import RoboticsAssets
+    from vlatool.loading.robotics.mixture import RoboticsInfo
     from vlatool.models.diffusion_policy.batch import PolicyBatcher
     from vlatool.models.diffusion_policy.objective import DenoisingObjective
     from vlatool.models.policy import RoboticsPolicy

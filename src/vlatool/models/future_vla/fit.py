@@ -185,8 +185,8 @@ def check_texts(encoder: "SequenceEncoder", info: VlaInfo, limit: int) -> None:
         try:
             asked = encoder.prompt(task, kind, ids if kind == "wm" else ())
             texts = sum(map(len, encoder.answer_texts(kind)))
-            images = info.first.shape.future_images
-            codes = info.first.sizes.codes_per_image
+            images = info.first.assets.shape.future_images
+            codes = info.first.assets.sizes.codes_per_image
             length = len(asked.ids) + (texts + info.max_action_ids + 2 + images * (codes + 2))
             if length > limit:
                 raise ValueError(f"has up to {length} tokens, but the limit is {limit}")

@@ -18,7 +18,7 @@ import torch
 from vlatool.episode import Array, CameraView, Observation, ObservationSpec, UInt8Array
 from vlatool.errors import DataError, UsageError
 from vlatool.formats.contract import SeenCamera
-from vlatool.loading.robotics.assets import ImageTransform
+from vlatool.loading.robotics.options import ImageTransform
 from vlatool.loading.vla.config import VlaAssets
 from vlatool.models.base import Candidates, Decision, Policy, Rule, Sampling, VisualTokenizer
 from vlatool.models.codebook import true_float32

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlatool.errors import DataError
 from vlatool.formats.base_model import CONFIG, WEIGHTS
-from vlatool.loading.robotics.assets import assets_of
 from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.loading.robotics.mixture import assets_of
 from vlatool.models.lerobot import package
 from vlatool.models.lerobot.config import ACTION, LeRobotPolicyConfig, kind_of
 from vlatool.models.published import Exported, Layout, PublishedFiles, PublishedModel

@@ -24,8 +24,8 @@ from vlatool.models.trained import section_of
 if TYPE_CHECKING:
     from torch import nn
 
-    from vlatool.loading.robotics.info import RoboticsInfo
     from vlatool.loading.robotics.kind import RoboticsAssets
+    from vlatool.loading.robotics.mixture import RoboticsInfo
     from vlatool.models.lerobot.batch import LeRobotBatcher
     from vlatool.models.lerobot.objective import LeRobotObjective
     from vlatool.models.policy import RoboticsPolicy

@@ -1,23 +1,23 @@
-"""Metadata of robotics data sets, read before the first sample.
+"""The data sets of a run as one mixture, and what a policy needs of them besides weights.
 
 `load_info` opens the data sets (`lbm` shards, or frames from which windows are cut), gives their
-cameras and fields the names of `data.rename`, and merges their statistics. What follows from it for
-the section `data` is in `derive.py`.
+cameras and fields the names of `data.rename`, and merges their statistics. `assets_of` makes the
+normalization, poses, images and contract of a policy of them; a run stores these in its folder.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vlatool.conventions.contradiction import check_rate
-from vlatool.episode import PoseGroup
+from vlatool.episode import Array, PoseGroup
 from vlatool.errors import DataError, UsageError
-from vlatool.events import Reporter, counted
-from vlatool.formats.field_summary import dimension_label, recorded_names
+from vlatool.formats.contract import Contract, SeenCamera
+from vlatool.formats.field_summary import Names, dimension_label
 from vlatool.formats.frames.layout import FramesFolder
 from vlatool.formats.shards.layout import ShardFolder, ShardTable, check_shards
 from vlatool.formats.stats import layout as stats_layout
@@ -29,11 +29,20 @@ from vlatool.loading.robotics.config import (
     ValidationDataConfig,
 )
 from vlatool.loading.robotics.frames import FrameWindows
+from vlatool.loading.robotics.options import DataOptions, ImageTransform
+from vlatool.loading.robotics.statistics import Normalizer
 from vlatool.loading.shard_reader import file_cache
 from vlatool.plugins import did_you_mean
 from vlatool.storage.uri import is_remote, location
 from vlatool.transforms.names import NameMap
 from vlatool.transforms.normalize import constant_dimensions, field_width
+from vlatool.transforms.relative import groups_by_name
+
+if TYPE_CHECKING:
+    from vlatool.loading.robotics.reader import DecodedSample
+
+# Frames per second where the data do not record it.
+_FPS = 10.0
 
 
 @dataclass(frozen=True)
@@ -42,24 +51,16 @@ class RoboticsDataSet:
 
     name: str  # as configured
     shards: ShardTable
-    options: Mapping[str, Any]  # content of preprocessing_config.yaml
+    options: DataOptions
     rename: NameMap  # what `data.rename` changes, without globs
     windows: FrameWindows | None  # windows that are cut from frames; None for shards
-    padded: frozenset[str]  # fields of other data sets that it lacks, with `pad_missing_fields`
+    # fields of other data sets that it lacks, with `pad_missing_fields`
+    padded: frozenset[str] = frozenset()
 
     @property
     def cameras(self) -> list[str]:
         """Its cameras; empty if it has none, or does not name them."""
-        return list(self.options.get("camera_names") or ())
-
-    @property
-    def image_size(self) -> tuple[int, int] | None:
-        """(width, height) to which preprocessing resized all images; None if it did not resize."""
-        match self.options.get("resize_images_size"):
-            case [int(width), int(height)]:
-                return width, height
-            case _:
-                return None
+        return self.options.camera_names or []
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class RoboticsInfo:
     """Metadata of all data sets of a run."""
 
     sets: tuple[RoboticsDataSet, ...]
-    options: Mapping[str, Any]  # of the first data set, with the fields of all if they are padded
+    options: DataOptions  # of the first data set, with the fields of all if they are padded
     # map from field to statistics, merged over the data sets; without digests, which only merging
     # needs: each loader worker gets a copy
     statistics: stats_layout.Statistics
@@ -90,9 +91,9 @@ class RoboticsInfo:
     def fingerprint(self) -> Mapping[str, str]:
         """Digests of the manifests and of the used statistics. Source: reference/order 7."""
         digests: dict[str, str] = {}
-        for number, dataset in enumerate(self.datasets, 1):
-            digest = self.sets[number - 1].shards.digest
-            digests[f"data set {number}"] = f"{dataset.size} samples, {digest}"
+        for number, dataset in enumerate(self.sets, 1):
+            size = self.datasets[number - 1].size
+            digests[f"data set {number}"] = f"{size} samples, {dataset.shards.digest}"
         digests["statistics"] = digest_of({name: self.statistics.get(name) for name in self.fields})
         if self.data_statistics is not None:
             digests["statistics of the data"] = digest_of(self.data_statistics)
@@ -106,7 +107,7 @@ class RoboticsInfo:
     @property
     def fps(self) -> float:
         """Frames per second of the first data set; 10 if it is not recorded."""
-        return float(self.options.get("fps") or 10.0)
+        return float(self.options.fps or _FPS)
 
     def widths(self, fields: Sequence[str]) -> list[int]:
         """Number of dimensions of each field."""
@@ -114,9 +115,8 @@ class RoboticsInfo:
             if name in self.left_out:
                 raise DataError(
                     f"the field {name!r} cannot be used: {self.left_out[name]}",
-                    hint="if it has another name there, rename it (`vlatool inspect A B` shows "
-                    "how); else set data.pad_missing_fields true, or leave it out of "
-                    "data.action_fields and data.proprioception_fields",
+                    hint="rename it (`vlatool inspect A B` shows how), set data.pad_missing_fields "
+                    "true, or leave it out of the fields of the policy",
                     code="data.mismatch",
                     details={"field": name},
                 )
@@ -128,6 +128,21 @@ class RoboticsInfo:
                     details={"field": name, "known": list(self.statistics)},
                 )
         return [field_width(name, self.statistics[name]) for name in fields]
+
+    def check_steps(self, past: int, future: int) -> None:
+        """Raises an error if the windows lack steps before or after the anchor."""
+        for key, steps, available in (
+            ("lowdim_past_timesteps", past, self.past),
+            ("lowdim_future_timesteps", future, self.future),
+        ):
+            if steps > available:
+                raise DataError(
+                    f"data.{key} is {steps}, but the windows of {self.sets[0].name} have "
+                    f"{available}",
+                    hint=f"lower data.{key}, or make larger windows: with data.windows for frames, "
+                    "with `vlatool preprocess` for shards",
+                    code="data.mismatch",
+                )
 
 
 def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
@@ -142,43 +157,39 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
     shards = [folder.shards() for folder in folders]
     _check_folders(config, folders, shards)
 
-    options: list[dict[str, Any]] = []
-    renames: list[NameMap] = []
-    statistics: list[stats_layout.Statistics] = []
-    for number, folder in enumerate(folders):
-        file = _statistics_file(config, number, folder)
-        if len(folders) > 1:
-            stored = stats_layout.read_mergeable(file)
-        else:
-            stored = stats_layout.read_stats(file)
-        stored_options = _options(folder)
-        rename = config.rename.applicable(stored_options.get("camera_names") or (), stored)
-        options.append(_with_names(stored_options, rename))
-        renames.append(rename)
-        statistics.append(_by_field(stored, rename))
-
-    pasts = [int(row["past_lowdim_steps"]) for row in options]
-    futures = [int(row["future_lowdim_steps"]) for row in options]
-    merged = _merged(config, statistics, pasts)
-    all_statistics = {**_of_training(config), **merged.statistics}
+    # Only the statistics of several data sets are merged.
+    read_statistics = stats_layout.read_mergeable if len(folders) > 1 else stats_layout.read_stats
     sets: list[RoboticsDataSet] = []
+    statistics: list[stats_layout.Statistics] = []
+    pasts: list[int] = []
+    futures: list[int] = []
     for number, folder in enumerate(folders):
-        padded: frozenset[str] = frozenset()
-        if config.pad_missing_fields:
-            padded = frozenset(all_statistics) - statistics[number].keys()
+        stored = read_statistics(_statistics_file(config, number, folder))
+        options = _options(folder)
+        rename = config.rename.applicable(options.camera_names or (), stored)
+        statistics.append(_by_field(stored, rename))
+        pasts.append(options.past_lowdim_steps or 0)
+        futures.append(options.future_lowdim_steps or 0)
         sets.append(
             RoboticsDataSet(
                 name=config.dataset_manifest[number],
                 shards=shards[number],
-                options=options[number],
-                rename=renames[number],
+                options=options.renamed(rename),
+                rename=rename,
                 windows=folder if isinstance(folder, FrameWindows) else None,
-                padded=padded,
             )
         )
-    first_options = options[0]
+
+    merged = _merged(config, statistics, pasts)
+    all_statistics = {**_of_training(config), **merged.statistics}
+    first_options = sets[0].options
     if config.pad_missing_fields:
-        first_options = first_options | _of_all_fields(options)
+        first_options = _with_all_fields([dataset.options for dataset in sets])
+        for number, own in enumerate(statistics):
+            padded = frozenset(all_statistics) - own.keys()
+            sets[number] = replace(sets[number], padded=padded)
+    fields = _fields(config, first_options)
+    fixed = _fixed_in_some(config, fields, first_options.names, statistics, all_statistics)
     return RoboticsInfo(
         sets=tuple(sets),
         options=first_options,
@@ -186,9 +197,9 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
         past=min(pasts),
         future=min(futures),
         statistics_past=min(pasts),
-        fields=_fields(config, first_options),
+        fields=fields,
         left_out=merged.left_out,
-        fixed_in_some=tuple(_fixed_in_some(config, first_options, statistics, all_statistics)),
+        fixed_in_some=tuple(fixed),
     )
 
 
@@ -202,7 +213,8 @@ def data_of(text: str, config: RoboticsDataConfig) -> ShardFolder | FrameWindows
     fields: set[str] = set()
     is_configured = bool(config.action_fields and config.proprioception_fields)
     if is_configured or len(config.dataset_manifest) == 1:
-        fields = {config.rename.source_of(name) for name in _fields(config, frames.options())}
+        options = DataOptions.parse(frames.options())
+        fields = {config.rename.source_of(name) for name in _fields(config, options)}
     return FrameWindows(
         folder=frames,
         config=config.windows,
@@ -219,17 +231,23 @@ def _check_folders(
     shards: Sequence[ShardTable],
 ) -> None:
     """Checks sizes of local shards, the rate of frames, and keys that are for frames only."""
-    for folder, entries in zip(folders, shards, strict=True):
-        if isinstance(folder, ShardFolder) and not is_remote(folder.manifest):
-            check_shards(folder.manifest, entries)
-    for folder in folders:
+    has_frames = False
+    for text, folder, table in zip(config.dataset_manifest, folders, shards, strict=True):
         if isinstance(folder, FrameWindows):
+            has_frames = True
             _check_rate(folder, config)
+        elif config.split == "val":
+            raise DataError(
+                f"{text}: shards hold no episodes out, so data.split val has no samples",
+                hint="preprocess with --sink frames, which holds episodes out",
+                code="data.no_samples",
+            )
+        elif not is_remote(folder.manifest):
+            check_shards(folder.manifest, table)
 
-    has_frames = any(isinstance(folder, FrameWindows) for folder in folders)
     # Validation data may be shards beside training data of frames.
-    is_typed = config.windows != FrameWindowsConfig() and not config.cameras_are_known
-    if is_typed and not has_frames:
+    has_windows = config.windows != FrameWindowsConfig() and not config.cameras_are_known
+    if has_windows and not has_frames:
         raise UsageError(
             f"data.windows needs data of the sink frames; {config.dataset_manifest[0]} has shards",
             hint="use fewer steps with data.lowdim_past_timesteps and "
@@ -242,21 +260,12 @@ def _check_folders(
             hint="choose the episodes earlier: vlatool preprocess ... --episodes 0:4,7",
             code="usage.unsupported",
         )
-    for text, folder in zip(config.dataset_manifest, folders, strict=True):
-        if config.split == "val" and isinstance(folder, ShardFolder):
-            raise DataError(
-                f"{text}: shards hold no episodes out, so data.split val has no samples",
-                hint="preprocess with --sink frames, which holds episodes out",
-                code="data.no_samples",
-            )
 
 
 def _check_rate(windows: FrameWindows, config: RoboticsDataConfig) -> None:
-    if not windows.changes_rate:
-        return
-    conventions = windows.conventions()
+    conventions = windows.conventions() if windows.changes_rate else None
     if conventions is not None:
-        actions = config.action_fields or windows.options().get("action_fields") or ()
+        actions = config.action_fields or windows.stored.action_fields
         check_rate(
             conventions,
             [config.rename.source_of(name) for name in actions],
@@ -276,46 +285,21 @@ def _statistics_file(
     return data_of(text, config).statistics_file
 
 
-def _options(folder: ShardFolder | FrameWindows) -> dict[str, Any]:
-    """Options of the preprocessing, and `conventions` if they were measured."""
-    options = folder.options()
-    for key in ("past_lowdim_steps", "future_lowdim_steps"):
-        if not isinstance(options.get(key), int):
-            raise DataError(f"{folder.options_file}: {key} is missing", code="data.broken")
+def _options(folder: ShardFolder | FrameWindows) -> DataOptions:
+    """Options of the preprocessing, with `conventions` if they were measured."""
+    stored = folder.options()
     conventions = folder.conventions()
-    if conventions is None:
-        return options
-    return {**options, "conventions": asdict(conventions)}
+    if conventions is not None:
+        stored["conventions"] = asdict(conventions)
+    options = DataOptions.parse(stored, folder.options_file)
+    for key in ("past_lowdim_steps", "future_lowdim_steps"):
+        if getattr(options, key) is None:
+            raise DataError(f"{folder.options_file}: {key} is missing", code="data.broken")
+    return options
 
 
 def _by_field(values: Mapping[str, Any], rename: NameMap) -> dict[str, Any]:
     return {rename.parts_of(name)[0]: value for name, value in values.items()}
-
-
-def _with_names(options: dict[str, Any], rename: NameMap) -> dict[str, Any]:
-    """Preprocessing options with new names of cameras and fields."""
-    if rename.is_empty:
-        return options
-    renamed = dict(options)
-    for key in ("action_fields", "proprioception_fields"):
-        if options.get(key):
-            renamed[key] = list(rename.names_of(options[key]))
-    if options.get("camera_names"):
-        renamed["camera_names"] = list(rename.cameras_of(dict.fromkeys(options["camera_names"])))
-    if options.get("camera_rotations"):
-        renamed["camera_rotations"] = rename.cameras_of(options["camera_rotations"])
-    if options.get("dimension_names"):
-        renamed["dimension_names"] = _by_field(options["dimension_names"], rename)
-    if options.get("pose_groups"):
-        groups = [PoseGroup(**group) for group in options["pose_groups"]]
-        renamed["pose_groups"] = [asdict(group) for group in rename.pose_groups_of(groups)]
-    if options.get("conventions"):
-        conventions = options["conventions"]
-        meanings: list[dict[str, Any]] = []
-        for group in conventions["groups"]:
-            meanings.append({**group, "field": rename.parts_of(group["field"])[0]})
-        renamed["conventions"] = {**conventions, "groups": meanings}
-    return renamed
 
 
 def _merged(
@@ -350,49 +334,46 @@ def _of_training(config: RoboticsDataConfig) -> stats_layout.Statistics:
     return load_info(RoboticsDataConfig.model_construct(**dict(training))).statistics
 
 
-def _of_all_fields(options: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Options of the fields of all data sets."""
-    pose_groups: list[Any] | None = []
-    dimension_names: dict[str, Any] = {}
-    action_fields: dict[str, None] = {}
-    proprioception_fields: dict[str, None] = {}
-    for row in options:
-        groups = row.get("pose_groups")
-        if groups is None:
-            pose_groups = None
-        for group in groups or ():
-            if pose_groups is not None and group not in pose_groups:
-                pose_groups.append(group)
-        dimension_names = {**(row.get("dimension_names") or {}), **dimension_names}
-        action_fields |= dict.fromkeys(row.get("action_fields") or ())
-        proprioception_fields |= dict.fromkeys(row.get("proprioception_fields") or ())
-    return {
-        "pose_groups": pose_groups,
-        "dimension_names": dimension_names,
-        "action_fields": list(action_fields),
-        "proprioception_fields": list(proprioception_fields),
-    }
+def _with_all_fields(options: Sequence[DataOptions]) -> DataOptions:
+    """Options of the first data set, with the fields of all."""
+    groups: dict[PoseGroup, None] = {}
+    names: dict[str, Sequence[str]] = {}
+    actions: dict[str, None] = {}
+    observed: dict[str, None] = {}
+    for of_set in options:
+        groups |= dict.fromkeys(of_set.pose_groups or ())
+        names = {**of_set.names, **names}
+        actions |= dict.fromkeys(of_set.action_fields)
+        observed |= dict.fromkeys(of_set.proprioception_fields)
+    are_grouped = all(of_set.pose_groups is not None for of_set in options)
+    return DataOptions.parse(
+        {
+            **options[0].stored,
+            "pose_groups": list(map(asdict, groups)) if are_grouped else None,
+            "dimension_names": names,
+            "action_fields": list(actions),
+            "proprioception_fields": list(observed),
+        }
+    )
 
 
-def _fields(config: RoboticsDataConfig, options: Mapping[str, Any]) -> tuple[str, ...]:
+def _fields(config: RoboticsDataConfig, options: DataOptions) -> tuple[str, ...]:
     """Configured action and proprioception fields, or those that the data name; each once."""
-    actions = config.action_fields or options.get("action_fields") or []
-    observed = config.proprioception_fields or options.get("proprioception_fields") or []
-    return tuple(dict.fromkeys(map(str, [*actions, *observed])))
+    actions = config.action_fields or options.action_fields
+    observed = config.proprioception_fields or options.proprioception_fields
+    return tuple(dict.fromkeys([*actions, *observed]))
 
 
 def _fixed_in_some(
     config: RoboticsDataConfig,
-    options: Mapping[str, Any],
+    fields: Sequence[str],
+    names: Names,
     parts: Sequence[stats_layout.Statistics],
-    merged: Mapping[str, Any],
+    merged: stats_layout.Statistics,
 ) -> Iterator[str]:
     """Labels of dimensions that never change in one data set, but in all together."""
-    if len(parts) == 1:
-        return
-    names = recorded_names(options)
     for text, part in zip(config.dataset_manifest, parts, strict=True):
-        for name in _fields(config, options):
+        for name in fields:
             if name not in part or name not in merged:
                 continue
             fixed = constant_dimensions(part[name], name)
@@ -411,16 +392,101 @@ def held_out_data(config: RoboticsDataConfig) -> list[str]:
     return held_out
 
 
-def report_held_out(info: RoboticsInfo, reporter: Reporter) -> None:
-    """Says which data sets hold episodes out, and that training leaves these out."""
-    for dataset in info.sets:
-        windows = dataset.windows
-        if windows is None or windows.split != "train" or not windows.folder.num_held_out:
+@dataclass(frozen=True)
+class RoboticsAssets:
+    """Assets that a policy needs besides weights."""
+
+    data: RoboticsDataConfig  # section `data` of the run, derived
+    normalizer: Normalizer  # normalization of the run
+    pose_groups: Sequence[PoseGroup]  # fields that form poses
+    fps: float  # frames per second of the training data
+    statistics: stats_layout.Statistics  # statistics of the normalization
+    # transform of camera images. From `make_assets` its size may be None, because training does not
+    # need it
+    images: ImageTransform = field(default_factory=ImageTransform)
+    contract: Contract = field(default_factory=Contract)  # what training saw
+    # map from field name to names of its dimensions, if they are recorded
+    names: Names = field(default_factory=dict[str, Sequence[str]])
+
+    def normalized(self, sample: "DecodedSample") -> "DecodedSample":
+        """Returns the sample with normalized fields, float32 [T, C]; padded fields are zeros."""
+        fields: dict[str, Array] = {}
+        for name, values in sample.fields.items():
+            fields[name] = self.normalizer.normalize(name, values)
+            if name in sample.padded_fields:
+                fields[name] = np.zeros_like(fields[name])
+        return replace(sample, fields=fields)
+
+
+def assets_of(
+    config: RoboticsDataConfig,
+    statistics: stats_layout.Statistics,
+    past: int,
+    options: Mapping[str, Any] | DataOptions,
+) -> RoboticsAssets:
+    """Assets of a derived section.
+
+    Args:
+        config: Section `data`, derived.
+        statistics: Map from field to its statistics.
+        past: Index of the anchor in statistics per time step.
+        options: Content of preprocessing_config.yaml.
+
+    Raises:
+        DataError: The options are broken, or the statistics lack a field or a step.
+    """
+    if not isinstance(options, DataOptions):
+        options = DataOptions.parse(options)
+    groups = options.pose_groups
+    if groups is None:
+        groups = groups_by_name([*config.action_fields, *config.proprioception_fields])
+    return RoboticsAssets(
+        data=config,
+        normalizer=Normalizer(config, statistics, past),
+        pose_groups=groups,
+        fps=float(options.fps or _FPS),
+        statistics=statistics,
+        images=replace(options.images, crop=config.augmentation.crop_shape),
+        contract=contract_of(config, options, statistics),
+        names=options.names,
+    )
+
+
+def contract_of(
+    config: RoboticsDataConfig, options: DataOptions, statistics: stats_layout.Statistics
+) -> Contract:
+    """Facts on data for the inputs of a derived section."""
+    images = options.images
+    cameras: dict[str, SeenCamera] = {}
+    is_resized = False
+    changes_aspect = False
+    for name in config.cameras:
+        if options.camera_names and name not in options.camera_names:
             continue
-        count = windows.folder.num_held_out
-        total = counted(len(windows.folder.episodes), "episode")
-        verb = "is" if count == 1 else "are"
-        reporter.note(
-            f"{dataset.name}: {count} of {total} {verb} held out for evaluation; "
-            "add --data.split all to train on all"
-        )
+        turns = images.rotations.get(name, 0)
+        recorded = options.recorded_sizes.get(name, [])
+        for size in recorded:
+            turned = size[::-1] if turns % 2 else size
+            if images.size is not None:
+                is_resized |= turned != images.size
+                changes_aspect |= turned[0] * images.size[1] != turned[1] * images.size[0]
+        cameras[name] = SeenCamera(tuple(recorded), images.size, turns)
+
+    fields = _widths(config.proprioception_fields, statistics)
+    actions = _widths(config.action_fields, statistics)
+    future = config.lowdim_future_timesteps
+    return replace(
+        options.meaning,
+        cameras=cameras,
+        resize_method=images.method if changes_aspect else "",
+        resize_filter=images.resample if is_resized else "",
+        crop=config.augmentation.crop_shape,
+        fields=fields,
+        actions=actions,
+        horizon=None if future is None else future + 1,
+        statistics=digest_of({name: statistics[name] for name in (*fields, *actions)}),
+    )
+
+
+def _widths(names: Sequence[str], statistics: stats_layout.Statistics) -> dict[str, int]:
+    return {name: field_width(name, statistics[name]) for name in names if name in statistics}
