@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Generic, Protocol, TypeVar
 
@@ -119,6 +120,11 @@ class BlockReader(Generic[_Block]):
 
     def __init__(self, datasets: Sequence[base.DataSet], cache: ShardCache) -> None:
         self._datasets = tuple(datasets)
+        # All files of a data set are in one place.
+        self._is_remote = [
+            any(is_remote(shard.location) for shard in islice(dataset.shards, 1))
+            for dataset in datasets
+        ]
         self._cache = cache
         self._open: OrderedDict[_Key, _Block] = OrderedDict()
         self._bytes = 0
@@ -128,7 +134,7 @@ class BlockReader(Generic[_Block]):
 
     def prefetch(self, refs: Sequence[base.SampleRef]) -> None:
         """Starts to read the samples of a later call `samples(refs)`, if data are remote."""
-        if any(is_remote(self._shard(ref[:2]).location) for ref in refs):
+        if any(self._is_remote[ref[0]] for ref in refs):
             if len(self._prefetched) > _MAX_PREFETCHED:  # they were never read
                 self._prefetched.clear()
             self._prefetched[tuple(refs)] = in_background(partial(self._read, refs))
