@@ -109,8 +109,7 @@ class OutputResult(Result):
     output: str = ""  # location as it was given
     failures: tuple[Mapping[str, Any], ...] = ()  # items that are not in the output
     seconds: float = 0.0  # duration
-    # `written`, `already complete`, `planned`, or `shared` for ranks other than 0.
-    status: str = "written"
+    status: str = "written"  # or `already complete`, `planned`
 
     def document(self) -> dict[str, Any]:
         """The fields; the fields of the loop come last."""

@@ -158,7 +158,7 @@ class ProcessExecutor:
         return ProcessPoolExecutor(
             workers or self.workers,
             context,
-            _start_worker,
+            start_process,
             (self._preload,),
         )
 
@@ -348,7 +348,7 @@ def _start() -> None:
     """Does nothing; its submission makes a worker start."""
 
 
-def _start_worker(preload: Sequence[str]) -> None:
+def start_process(preload: Sequence[str] = ()) -> None:
     """Initializes a worker: ignores what the driver handles, and ends with the driver."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

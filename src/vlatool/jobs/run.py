@@ -17,8 +17,8 @@ from vlatool.events import NULL, Reporter
 from vlatool.jobs import files
 from vlatool.jobs.command import JobConfig, OutputResult
 from vlatool.jobs.executor import Executor
-from vlatool.jobs.job import Items, Job, JobRun, JobSpec, Ranks, current_states, inputs_of
-from vlatool.jobs.journal import Journal, OtherRanks, Receipt, remove_journal
+from vlatool.jobs.job import Job, JobRun, JobSpec, current_states, inputs_of, job_outcomes
+from vlatool.jobs.journal import Journal, Receipt, remove_journal
 from vlatool.jobs.ownership import claim_output, is_whole, plan_output, resume_output
 from vlatool.jobs.record import OutputRecord, output_lock, parent_of, read_record, record_file
 from vlatool.results import Result
@@ -103,20 +103,18 @@ def run_command(
     executor: Executor,  # runs the work on items
     *,
     reporter: Reporter = NULL,  # receives progress and warnings
-    # the ranks that share the job; None for one process. Only rank 0 raises for items
-    ranks: Ranks | None = None,
 ) -> R:
     """Runs the job of a command, as `run_job` does; returns its result.
 
     The result of an output that is already complete comes from its record.
     """
-    run = run_job(job, executor, options=config, reporter=reporter, ranks=ranks)
+    run = run_job(job, executor, options=config, reporter=reporter)
     if run.status == "already complete":
         return result_type.of_record(run.record.result, job.spec.shown)
     result = run.result or _completed_result(job, run)
     assert isinstance(result, result_type)
     problem = failure_of(run, job.spec, _num_done(job, run))
-    if problem is not None and run.status not in ("shared", "planned"):
+    if problem is not None and run.status != "planned":
         problem.result = result
         raise problem
     return result
@@ -128,35 +126,23 @@ def run_job(
     *,
     options: JobConfig | None = None,
     reporter: Reporter = NULL,  # receives progress and warnings
-    ranks: Ranks | None = None,  # the ranks that share the job; None for one process
 ) -> JobRun:
     """Processes the items of a job that are not finished yet.
 
     A run that was interrupted or killed resumes, and writes the same bytes as one that was not.
     Failed items are in `JobRun.failures`; `failure_of` returns the error for them.
     """
-    ranks = ranks or Ranks()
-    try:
-        return _Loop(job, options or JobConfig(), executor, reporter, ranks).run()
-    except BaseException:
-        ranks.abort()
-        raise
+    return _Loop(job, options or JobConfig(), executor, reporter).run()
 
 
 class _Loop:
     def __init__(
-        self,
-        job: Job[Any],
-        options: JobConfig,
-        executor: Executor,
-        reporter: Reporter,
-        ranks: Ranks,
+        self, job: Job[Any], options: JobConfig, executor: Executor, reporter: Reporter
     ) -> None:
         spec = job.spec
         self._job = job
         self._spec = spec
         self._options = options
-        self._ranks = ranks
         self._journal = Journal(spec.output)
         record = replace(
             spec.record,
@@ -167,13 +153,10 @@ class _Loop:
         parents = {f"{path.parent}/" for path in spec.locations} - {"./", "//"}
         longest_first = sorted(parents, key=len, reverse=True)
         self._run = JobRun("written", record, executor, reporter, parent_folders=longest_first)
-        self._todo = Items(job, self._journal, executor)
         self._input_states: list[tuple[str, str, int]] = []
 
     def run(self) -> JobRun:
         output = self._spec.output
-        if self._ranks.rank and not self._options.dry_run:
-            return self._run_rank()
         seen = read_record(output)
         before = self._previous_record()  # raises before the lock file is written
         if self._options.dry_run:
@@ -259,7 +242,6 @@ class _Loop:
         ):
             self._clean_up()
             self._report_complete(before)
-            self._ranks.barrier()
             return
         run.is_fresh = before is None
         run.record = run.record.after(before)
@@ -269,9 +251,7 @@ class _Loop:
             resume_output(spec.output, run.record)
         files.remove_partial_files(spec.output)
         job.begin()
-        self._ranks.barrier()
         self._finish(lock)
-        self._ranks.barrier()
 
     def _finish(self, lock: Lock) -> None:
         """Processes the items, writes the shared files and the file list and, last, the record."""
@@ -318,13 +298,7 @@ class _Loop:
 
     def _locked_receipts(self, lock: Lock) -> Generator[Receipt]:
         """Receipts of all items in order; checks before each that the lock is still held."""
-        receipts = self._receipts(self._job.items)
-        if self._ranks.size > 1:
-            for _ in self._rank_items():
-                lock.check()
-            self._run.reset_counts()
-            receipts = self._receipts_of_all_ranks()
-        for receipt in receipts:
+        for receipt in self._receipts():
             lock.check()
             self._input_states.append((receipt.item, receipt.sizes, receipt.changed_ns))
             yield receipt
@@ -334,74 +308,30 @@ class _Loop:
         if self._run.failures and len(self._run.failures) == len(self._job.items):
             raise all_failed_error(self._run.failures, self._spec.item_name)
 
-    def _run_rank(self) -> JobRun:
-        """Runs the items of a rank other than 0, after rank 0 has claimed the output."""
-        self._ranks.barrier()
-        before = read_record(self._spec.output)
-        if before is not None and before.complete:
-            self._report_complete(before)
-            return self._run
-        for _ in self._rank_items():
-            pass
-        self._ranks.barrier()
-        self._run.status = "shared"
-        return self._run
-
-    def _rank_items(self) -> Iterator[Receipt]:
-        """Receipts of the items of this rank; ends when all ranks have finished theirs."""
-        return self._receipts(self._job.items[self._ranks.rank :: self._ranks.size])
-
-    def _receipts_of_all_ranks(self) -> Iterator[Receipt]:
-        """Receipts of all ranks, in the order of the items, from the log of each rank."""
-        size = self._ranks.size
-        rows = [{row.get("item"): row for row in self._journal.rows(rank)} for rank in range(size)]
-        for index, item in enumerate(self._job.items):
-            row = rows[index % size].get(self._job.name(item), {})
-            if "failed" in row:
-                self._run.fail(row["failed"])
-                continue
-            receipt = self._todo.with_arrays(Receipt.of(row))
-            self._run.add_receipt(receipt)
-            yield receipt
-
-    def _receipts(self, items: Sequence[Any]) -> Iterator[Receipt]:
+    def _receipts(self) -> Iterator[Receipt]:
         """Receipts of the finished items in order; collects failures and findings."""
         spec = self._spec
         run = self._run
         clock = time.monotonic()
         unit = f"{spec.item_name}s"
         reporter = NULL if spec.is_download else run.reporter
-        is_first = self._ranks.rank == 0  # the only one that shows progress
-        others = OtherRanks(self._journal, range(1, self._ranks.size) if is_first else ())
-        seen = 0
-
-        def advance(amount: int, *, is_end: bool = False) -> None:
-            nonlocal seen
-            rows = others.rows(is_end=is_end)
-            fields = run.progress_fields(spec.progress_count, time.monotonic() - clock, rows)
-            bar.advance(amount + len(rows) - seen, **fields)
-            seen = len(rows)
-
-        total = len(self._job.items) if is_first else len(items)
         with (
-            reporter.progress(unit, total, unit) as bar,
-            AppendLog(self._journal.log(self._ranks.rank)) as log,
+            reporter.progress(unit, len(self._job.items), unit) as bar,
+            AppendLog(self._journal.log) as log,
         ):
-            for outcome in self._todo.outcomes(items):
+            for outcome in job_outcomes(self._job, self._journal, run.executor):
                 if outcome.error is not None:
-                    self._fail(outcome.item, outcome.error, log)
+                    self._fail(outcome.item, outcome.error)
                 elif outcome.value is not None:
-                    self._run.add_receipt(outcome.value)
-                    if self._ranks.size > 1 or not (self._spec.has_arrays or outcome.value.resumed):
+                    run.add_receipt(outcome.value)
+                    if not (spec.has_arrays or outcome.value.resumed):
                         log.append(outcome.value.row())
                     yield outcome.value
-                advance(1)
+                seconds = time.monotonic() - clock
+                bar.advance(1, **run.progress_fields(spec.progress_count, seconds))
             log.sync()
-            self._ranks.barrier()
-            if self._ranks.size > 1:
-                advance(0, is_end=True)
 
-    def _fail(self, item: Any, error: VlatoolError, log: AppendLog | None = None) -> None:
+    def _fail(self, item: Any, error: VlatoolError) -> None:
         skipped = DataError | BugError
         if self._spec.is_download:
             skipped |= StorageError
@@ -417,8 +347,6 @@ class _Loop:
         # The error of a plugin may hold anything, and a path bytes that are not UTF-8.
         text = json.dumps(row, default=str, ensure_ascii=False)
         self._run.fail(json.loads(text.encode("utf-8", "replace")))
-        if log is not None and self._ranks.size > 1:
-            log.append({"item": name, "failed": failures[-1]})
         if error.code != NOT_REQUESTED:  # one note tells about all of these
             self._run.reporter.warn(f"{item_name}_failed", f"{name}: {error.message}")
         limit = self._options.max_failures

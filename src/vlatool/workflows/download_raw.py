@@ -146,7 +146,7 @@ class RawJob:
         """Extraction of a version of the archive, at the position that its log names."""
         prefix = f"tasks/{self._task.name}"
         archive = Archive(self._file.path, info.etag or info.digest, info.size, prefix)
-        log = Journal(self._output, _LOG).log()
+        log = Journal(self._output, _LOG).log
         return Extraction(archive, self._output, self._partials, log)
 
     def _needs_archive(self, extraction: Extraction) -> bool:
