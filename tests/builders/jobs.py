@@ -69,13 +69,17 @@ class ToyJob:
     """Job that writes words; see `jobs.job.Job`."""
 
     def __init__(
-        self, output: Path, words: str, work: Callable[[str], Receipt] | None = None, **spec: Any
+        self,
+        output: Path,
+        words: str,
+        work: Callable[[str], Receipt] | None = None,
+        command: str = "toy",
+        **spec: Any,
     ) -> None:
         self.items: Sequence[str] = words.split()
         self.spec = JobSpec(  # other fields of the `JobSpec`
             output=output,
-            record=OutputRecord("toy", {"case": "lower"}),
-            title="toy",
+            record=OutputRecord(command, {"case": "lower"}),
             item_name="word",
             plan="plain",
             work=work or Write(output),

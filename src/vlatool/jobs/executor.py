@@ -2,14 +2,12 @@
 
 import multiprocessing
 import os
-import queue
 import signal
 import threading
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -172,51 +170,29 @@ class ThreadExecutor:
     def __init__(self, workers: int, cancel: Callable[[], None]) -> None:
         self._workers = workers
         self._cancel = cancel
-        self._running = 0
-        self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._running: set[Future[Any]] = set()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._cancel()
-        deadline = time.monotonic() + _JOIN_TIMEOUT_S
-        with suppress(queue.Empty):
-            while self._running:
-                self._done.get(timeout=max(0.0, deadline - time.monotonic()))
-                self._running -= 1
+        wait(self._running, _JOIN_TIMEOUT_S)
 
     def map(
         self, function: Callable[[Item], Value], items: Iterable[Item]
     ) -> Iterator[Outcome[Item, Value]]:
         """Yields one outcome per item, as they are completed."""
-        todo: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
-
-        def work() -> None:
-            while (item := todo.get()) is not None:
-                outcome = Outcome[Item, Value](item)
-                try:
-                    outcome = attempt(function, item)
-                finally:  # a cancelled item ends with another exception
-                    self._done.put(outcome)
-
         remaining = iter(items)
-        for item in islice(remaining, self._workers):
-            self._running += 1
-            todo.put(item)
-            in_background(work)
-        threads = self._running
-        try:
-            while self._running:
-                outcome = self._done.get()
-                self._running -= 1
-                for item in islice(remaining, 1):
-                    self._running += 1
-                    todo.put(item)
-                yield outcome
-        finally:
-            for _ in range(threads):
-                todo.put(None)
+        while True:
+            for item in islice(remaining, self._workers - len(self._running)):
+                self._running.add(in_background(partial(attempt, function, item)))
+            if not self._running:
+                return
+            done, _ = wait(self._running, return_when=FIRST_COMPLETED)
+            for future in done:
+                self._running.remove(future)
+                yield future.result()
 
 
 def _submit(

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from vlatool.config.base import ConfigModel
 from vlatool.errors import StorageError
@@ -208,7 +208,6 @@ class JobRun:
 class JobSpec(Generic[Item]):
     output: Path  # the output folder
     record: OutputRecord  # the command and the options that affect the output
-    title: str  # the command in messages, such as `preprocess lerobot`
     item_name: str  # noun for an item, such as `episode`
     plan: str  # digest of everything that affects the bytes of an item besides its input
     # processes one item; picklable. Its files have their final names when it returns. None: the
@@ -224,17 +223,22 @@ class JobSpec(Generic[Item]):
     locations: Sequence[Path] = ()  # inputs and output. Records do not hold their parent folders
     progress_count: str = ""  # count of receipts that progress shows, such as `samples`
     has_arrays: bool = False  # receipts carry arrays. Names of items must be valid file names then
-    # The items are files of a storage: a later run may have more, so that their set is not compared
-    # as an option and receipts are kept when the output is complete; one that the storage fails to
-    # send does not end the others; `work` reports its bytes itself
-    is_download: bool = False
-    can_overwrite: bool = True  # the command has `--overwrite`
-    is_replaced_last: bool = False  # files of an earlier run stay until `finish` replaces them
+    # When the files of a run with other options are removed: before the first item, if the user
+    # gives --overwrite; by `finish`, which replaces them; or never
+    replaced: Literal["first", "last", "never"] = "first"
     # values of the result for this call, such as `output` as it was given
     shown: Mapping[str, Any] = field(default_factory=dict[str, Any])
     # reads an item as `work` does and writes nothing, for a dry run: the item fails, or the receipt
     # has its counts and reasons to drop it. Picklable. None: nothing is read
     check: Callable[[Item], Receipt] | None = None
+
+    @property
+    def is_download(self) -> bool:
+        """True if the items are files of a storage. A later run may have more, so that their set is
+        not compared as an option and receipts are kept when the output is complete; one that the
+        storage fails to send does not end the others; `work` reports its bytes itself.
+        """
+        return self.record.is_download
 
     @property
     def unlisted(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from vlatool.jobs.command import JobConfig, OutputResult
 from vlatool.jobs.executor import Executor
 from vlatool.jobs.job import Job, JobRun, JobSpec, current_states, inputs_of, job_outcomes
 from vlatool.jobs.journal import Journal, Receipt, remove_journal
-from vlatool.jobs.ownership import claim_output, is_whole, plan_output, resume_output
+from vlatool.jobs.ownership import OTHER_OUTPUT, claim_output, is_whole, plan_output, resume_output
 from vlatool.jobs.record import OutputRecord, output_lock, parent_of, read_record, record_file
 from vlatool.results import Result
 from vlatool.storage.append_log import AppendLog
@@ -30,31 +30,22 @@ from vlatool.storage.transfer import NOT_REQUESTED
 _NAMED = 5
 
 
-def all_failed_error(failures: Sequence[Mapping[str, Any]], item_name: str) -> VlatoolError:
-    """Error of a run in which every item failed."""
-    first = failures[0]
-    error_class: type[VlatoolError] = DataError
-    code = "data.incomplete"
-    if _has_bug(failures):
+def _error_of(
+    failures: Sequence[Mapping[str, Any]],
+    message: str,
+    hint: str,
+    error_class: type[VlatoolError] = DataError,
+    code: str = "data.incomplete",
+) -> VlatoolError:
+    """Error for failed items; of another class for bugs, and if the storage alone failed."""
+    codes = [str(failure["code"]) for failure in failures]
+    if BugError.unexpected in codes:
         error_class = BugError
         code = BugError.unexpected
-    elif _is_storage(failures):
+    elif all(code.startswith("storage.") for code in codes):
         error_class = StorageError
         code = "storage.failed"
-    message = str(first["message"])
-    if len(failures) > 1:
-        message = f"all {item_name}s failed; the first: {message}"
-    hint = str(first["hint"])
     return error_class(message, hint=hint, code=code, details={"failures": list(failures)})
-
-
-def _has_bug(failures: Sequence[Mapping[str, Any]]) -> bool:
-    return any(failure["code"] == BugError.unexpected for failure in failures)
-
-
-def _is_storage(failures: Sequence[Mapping[str, Any]]) -> bool:
-    """True if nothing failed but the storage."""
-    return all(str(failure["code"]).startswith("storage.") for failure in failures)
 
 
 def failure_of(run: JobRun, spec: JobSpec[Any], done: int) -> VlatoolError | None:
@@ -62,35 +53,17 @@ def failure_of(run: JobRun, spec: JobSpec[Any], done: int) -> VlatoolError | Non
     if not run.failures:
         return None
     count = len(run.failures)
-    item_name = spec.item_name
     record = record_file(spec.output)
-    bugs = [failure for failure in run.failures if failure["code"] == BugError.unexpected]
-    names = ", ".join(str(failure[item_name]) for failure in run.failures[:_NAMED])
-    message = f"{count} of {count + done} {item_name}s failed: {names}"
+    names = ", ".join(str(failure[spec.item_name]) for failure in run.failures[:_NAMED])
+    message = f"{count} of {count + done} {spec.item_name}s failed: {names}"
     message += ", ..." if count > _NAMED else ""
-    details = {"failures": list(run.failures)}
+    hint = f"the others are written; {record} lists the reasons; once they are fixed, run the same"
+    hint += " command again"
+    bugs = run.reasons.get(BugError.unexpected, 0)
     if bugs:
-        return BugError(
-            f"{message}; {len(bugs)} because of a bug in vlatool or in a plugin",
-            hint=f"the others are written; report the tracebacks in {record}",
-            code=BugError.unexpected,
-            details=details,
-        )
-    if _is_storage(run.failures):
-        return StorageError(
-            message,
-            hint=f"the others are written; {record} lists the reasons; run the same command again "
-            "for the rest",
-            code="storage.failed",
-            details=details,
-        )
-    return PartialFailure(
-        message,
-        hint=f"the others are written; {record} lists the reasons; once they are fixed, run the "
-        "same command again",
-        code="partial.failed",
-        details=details,
-    )
+        message += f"; {bugs} because of a bug in vlatool or in a plugin"
+        hint = f"the others are written; report the tracebacks in {record}"
+    return _error_of(run.failures, message, hint, PartialFailure, "partial.failed")
 
 
 R = TypeVar("R", bound=OutputResult)
@@ -161,7 +134,7 @@ class _Loop:
         before = self._previous_record()  # raises before the lock file is written
         if self._options.dry_run:
             return self._plan(before)
-        with output_lock(output, f"vlatool {self._spec.title}") as lock:
+        with output_lock(output, f"vlatool {self._spec.record.command}") as lock:
             if read_record(output) != seen:  # another run changed it in the meantime
                 before = self._previous_record()
             try:
@@ -179,14 +152,15 @@ class _Loop:
 
     def _previous_record(self) -> OutputRecord | None:
         """Record of the run that this one resumes or repeats; None without one."""
+        has_option = self._spec.replaced == "first"
         return plan_output(
             self._spec.output,
             self._run.record,
             None if self._spec.is_download else self._inputs,
             overwrite=self._options.overwrite,
             # A command without --overwrite never replaces files that happen to match.
-            owned=self._spec.owned if self._spec.can_overwrite else (),
-            **({} if self._spec.can_overwrite else {"hint": "choose another --output"}),
+            owned=self._spec.owned if has_option else (),
+            hint=OTHER_OUTPUT if has_option else "choose another --output",
         )
 
     def _plan(self, before: OutputRecord | None) -> JobRun:
@@ -283,7 +257,7 @@ class _Loop:
     @property
     def _files_removed_first(self) -> Sequence[str]:
         """Patterns of the files of an earlier run that are removed before items are processed."""
-        return () if self._spec.is_replaced_last else self._spec.owned
+        return () if self._spec.replaced == "last" else self._spec.owned
 
     def _clean_up(self) -> None:
         """Removes the journal and temporary files of a complete output.
@@ -306,7 +280,10 @@ class _Loop:
 
     def _check_any_is_good(self) -> None:
         if self._run.failures and len(self._run.failures) == len(self._job.items):
-            raise all_failed_error(self._run.failures, self._spec.item_name)
+            message = str(self._run.failures[0]["message"])
+            if len(self._run.failures) > 1:
+                message = f"all {self._spec.item_name}s failed; the first: {message}"
+            raise _error_of(self._run.failures, message, str(self._run.failures[0]["hint"]))
 
     def _receipts(self) -> Iterator[Receipt]:
         """Receipts of the finished items in order; collects failures and findings."""
@@ -351,13 +328,8 @@ class _Loop:
             self._run.reporter.warn(f"{item_name}_failed", f"{name}: {error.message}")
         limit = self._options.max_failures
         if limit is not None and len(failures) > limit:
-            is_bug = _has_bug(failures)
-            raise (BugError if is_bug else DataError)(
-                f"{len(failures)} {item_name}s failed, more than --max-failures allows",
-                hint=error.message,
-                code=BugError.unexpected if is_bug else "data.incomplete",
-                details={"failures": failures},
-            )
+            message = f"{len(failures)} {item_name}s failed, more than --max-failures allows"
+            raise _error_of(failures, message, error.message)
 
 
 def _num_done(job: Job[Any], run: JobRun) -> int:

@@ -106,15 +106,13 @@ class RawJob:
                 downloads.recorded_source(task.source),
                 pending_downloads=(options.request,),
             ),
-            title=f"download {task.source}",
             item_name="archive",
             plan=_PLAN,
             work=self._extract,
             state=self._state,
             owned=("*",),
             locations=(output,),
-            is_download=True,
-            can_overwrite=False,
+            replaced="never",
             shown={"output": task.output},
         )
 

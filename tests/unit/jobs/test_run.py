@@ -106,33 +106,37 @@ def test_finished_items_survive_a_job_that_cannot_finish(
 
 
 def test_grown_job_processes_only_new_items(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    run_toy(ToyJob(tmp_path, "ant bird", is_download=True))
-    again = run_toy(ToyJob(tmp_path, "ant bird", is_download=True))
+    run_toy(ToyJob(tmp_path, "ant bird", command="download"))
+    again = run_toy(ToyJob(tmp_path, "ant bird", command="download"))
     assert (again.status, again.record.complete) == ("already complete", True)
     work = Write(tmp_path, bad={"ant": ValueError("worked on twice")})
 
-    run = run_toy(ToyJob(tmp_path, "ant bird cat", work, is_download=True))
+    run = run_toy(ToyJob(tmp_path, "ant bird cat", work, command="download"))
 
     assert (run.resumed, run.new_counts, run.failures) == (2, {"letters": 3}, [])
     assert listed(tmp_path) == [ALL, "words/ant", "words/bird", "words/cat"]
-    with fails("usage.output_differs"):
-        run_toy(ToyJob(tmp_path, "ant bird cat dog"))  # a job that does not grow
-    run_toy(ToyJob(tmp_path, WORDS, is_download=True))
+    run_toy(ToyJob(tmp_path, WORDS, command="download"))
     assert contents(tmp_path) == undisturbed
+
+
+def test_job_that_is_no_download_does_not_grow(tmp_path: Path) -> None:
+    run_toy(ToyJob(tmp_path, "ant bird"))
+    with fails("usage.output_differs"):
+        run_toy(ToyJob(tmp_path, "ant bird cat"))
 
 
 def test_growing_job_without_input_files_records_its_items(tmp_path: Path) -> None:
     for words, status in (("ant", "written"), ("ant bird", "written"), ("ant bird", "already")):
-        run = run_toy(ToyJob(tmp_path, words, is_download=True, state=InputState))
+        run = run_toy(ToyJob(tmp_path, words, command="download", state=InputState))
         assert run.status.startswith(status)
 
 
 def test_grown_job_that_is_killed_resumes(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    run_toy(ToyJob(tmp_path, "ant bird", is_download=True))
+    run_toy(ToyJob(tmp_path, "ant bird", command="download"))
     with pytest.raises(Killed):
-        run_toy(ToyJob(tmp_path, WORDS, is_download=True), KillingExecutor(3))
+        run_toy(ToyJob(tmp_path, WORDS, command="download"), KillingExecutor(3))
 
-    run = run_toy(ToyJob(tmp_path, WORDS, is_download=True))
+    run = run_toy(ToyJob(tmp_path, WORDS, command="download"))
 
     assert (run.resumed, contents(tmp_path)) == (3, undisturbed)
 
@@ -257,12 +261,12 @@ def test_folder_that_lost_a_file_after_a_kill_is_written_again(tmp_path: Path) -
 
 
 def test_nested_output_in_a_listed_folder_does_not_change_the_folder(tmp_path: Path) -> None:
-    run_toy(folders(tmp_path, is_download=True))
+    run_toy(folders(tmp_path, command="download"))
     run_toy(ToyJob(tmp_path / "words/bird/deep", "fox"))
 
     assert changed_files(tmp_path) == []
     assert list(check_files(tmp_path, CheckOptions())) == []
-    words = ToyJob(tmp_path, f"{WORDS} fly", Write(tmp_path, is_folder=True), is_download=True)
+    words = ToyJob(tmp_path, f"{WORDS} fly", Write(tmp_path, is_folder=True), command="download")
     assert run_toy(words).resumed == 5
     assert (tmp_path / "words/bird/deep" / ALL).read_text() == "fox"
 
