@@ -240,11 +240,6 @@ class JobSpec(Generic[Item]):
         """
         return self.record.is_download
 
-    @property
-    def unlisted(self) -> tuple[str, ...]:
-        """Patterns of files that may exist without an entry in the file list."""
-        return (*self.volatile, *self.temporary)
-
 
 class Job(Protocol[Item]):
     """Job of a command."""

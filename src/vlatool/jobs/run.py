@@ -241,7 +241,8 @@ class _Loop:
         names = map(job.name, job.items)
         inputs = self._inputs_of([states[name] for name in names if name in states])
         if inputs and not (run.is_fresh or spec.is_download):  # the input may have lost items since
-            files.remove_stale_files(spec.output, spec.owned, spec.unlisted, entries)
+            unlisted = (*spec.volatile, *spec.temporary)
+            files.remove_stale_files(spec.output, spec.owned, unlisted, entries)
         lock.check()
         run.seconds = round(time.monotonic() - clock, 2)
         files.write_file_list(spec.output, entries)

@@ -227,7 +227,7 @@ class EncodePipeline:
             with signals_blocked(signal.SIGINT):
                 running = iter(loader)
             while True:
-                with self._waiting("reading"):
+                with timed(self.seconds, "reading"):
                     read = next(running, None)
                 if read is None:
                     return
@@ -248,7 +248,7 @@ class EncodePipeline:
             episode.counts[name] = episode.counts.get(name, 0) + count
         for row, index in enumerate(read.indices):
             if self._rule.check_every and index % self._rule.check_every == 0:
-                with self._waiting("computing"):
+                with timed(self.seconds, "computing"):
                     reconstruction = decoded(self._tokenizer, codes.values[row : row + 1])[0]
                 pair = {"recorded": read.images[row].numpy(), "from its codes": reconstruction}
                 episode.checks[read.stems[row]] = labeled_png(pair)
@@ -280,7 +280,7 @@ class EncodePipeline:
             if first.written is None:
                 yield Outcome(first.item, first.receipt, first.error)
             elif is_end or busy > _WRITTEN_AT_ONCE or first.written.done():
-                with self._waiting("writing"):
+                with timed(self.seconds, "writing"):
                     outcome = first.written.result()
                 yield Outcome(first.item, outcome.value, outcome.error)
             else:
@@ -303,11 +303,6 @@ class EncodePipeline:
         receipt = Receipt(name, counts=counts, files=(entry, *checks), facts=info)
         assert episode.state is not None
         return task.complete(episode.item, episode.state, receipt)
-
-    @contextmanager
-    def _waiting(self, stage: str) -> Iterator[None]:
-        with timed(self.seconds, stage):
-            yield
 
 
 class _Device:
