@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -130,23 +129,12 @@ def test_worker_processes_together_write_what_one_process_writes(
     assert (bar.done, bar.fields["pictures"]) == (total, IMAGES)
 
 
-@pytest.mark.parametrize(
-    ("variables", "options"),
-    [({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, {}), ({"WORLD_SIZE": "2"}, {"nproc": 2})],
-    ids=["several machines", "processes of processes"],
-)
-def test_ranks_that_encode_cannot_use_are_refused(
-    tree: Path,
-    tokenizer: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    variables: dict[str, str],
-    options: dict[str, Any],
+def test_processes_of_a_rank_are_refused(
+    tree: Path, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError):
-        encoded(tree, tokenizer, tmp_path / "out", **options)
+        encoded(tree, tokenizer, tmp_path / "out", nproc=2)
 
 
 def test_wrong_paths_and_plans_are_answered_without_torch(

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections import deque
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -159,6 +162,94 @@ class ProcessExecutor:
             start_process,
             (self._preload,),
         )
+
+
+class DeviceExecutor:
+    """Executor with a process per device; each runs an executor of its own on every N-th item.
+
+    The work of a process that dies is not done by the others: the next run resumes.
+    """
+
+    def __init__(self, count: int, open_executor: Callable[[int], Any]) -> None:
+        self._count = count  # number of processes
+        # Opens the executor of a device by its index; picklable. The executor has `seconds`.
+        self._open = open_executor
+        self._processes: list[SpawnProcess] = []
+        self.seconds: dict[str, float] = {}  # `seconds` of the first process
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.join(_JOIN_TIMEOUT_S)
+            process.kill()
+
+    def map(
+        self, function: Callable[[Item], Value], items: Iterable[Item]
+    ) -> Iterator[Outcome[Item, Value]]:
+        """Yields one outcome per item, in order."""
+        all_items = list(items)
+        receivers: list[Connection] = []
+        for index in range(min(self._count, len(all_items))):
+            receivers.append(self._start(index, function, all_items[index :: self._count]))
+        for number, item in enumerate(all_items):
+            yield Outcome(item, *self._receive(receivers, number % self._count))
+        if receivers:
+            self.seconds = self._receive(receivers, 0)
+
+    def _start(self, index: int, function: Callable[[Item], Any], share: list[Item]) -> Connection:
+        """Starts a process; returns the connection on which it sends its results."""
+        context = multiprocessing.get_context("spawn")
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(
+            target=_work_on_share, args=(self._open, index, function, share, sender)
+        )
+        with signals_blocked(signal.SIGINT):
+            process.start()
+        self._processes.append(process)
+        sender.close()  # the process has the only one, so that its end is noticed
+        return receiver
+
+    def _receive(self, receivers: Sequence[Connection], index: int) -> Any:
+        try:
+            message = receivers[index].recv()
+        except (EOFError, OSError):
+            process = self._processes[index]
+            process.join()
+            raise EnvironmentProblem(
+                f"the worker process of device {index} ended with exit code {process.exitcode}",
+                hint="it may have run out of memory: lower --batch-size or --num-workers; the same "
+                "command resumes",
+                code="environment.process_failed",
+                details={"device": index, "exit_code": process.exitcode},
+            ) from None
+        if isinstance(message, BaseException):
+            raise message
+        return message
+
+
+def _work_on_share(
+    open_executor: Callable[[int], Any],
+    index: int,
+    function: Callable[[Item], Any],
+    share: list[Item],
+    sender: Connection,
+) -> None:
+    """Sends the result of each item, then `seconds`; in their place, an error that ends all."""
+    start_process()
+    # What the executor has started is cleaned up.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))
+    try:
+        executor = open_executor(index)
+        for outcome in executor.map(function, share):
+            sender.send((outcome.value, outcome.error))
+        sender.send(executor.seconds)
+    except Exception as error:  # noqa: BLE001 - the driver raises it
+        error.add_note(traceback.format_exc())
+        sender.send(error)
 
 
 class ThreadExecutor:

@@ -6,19 +6,15 @@ Legend of shapes: B images of a batch, S side of an image in pixels, K codes of 
 """
 
 import signal
-import sys
 import time
-import traceback
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice, pairwise
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -28,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vlatool.episode import Array, EpisodeRef
-from vlatool.errors import EnvironmentProblem, VlatoolError
+from vlatool.errors import VlatoolError
 from vlatool.formats.codes.layout import (
     CodesLayout,
     EpisodeCodes,
@@ -42,7 +38,6 @@ from vlatool.jobs.executor import (
     attempt,
     default_workers,
     signals_blocked,
-    start_process,
 )
 from vlatool.jobs.job import InputState, ItemTask, WorkItem
 from vlatool.jobs.journal import Receipt
@@ -57,7 +52,6 @@ STAGES = ("reading", "copying", "computing", "writing")
 _PREFETCH = 2  # batches per reader process
 _ON_DEVICE = 2  # batches on the device at the same time
 _WRITTEN_AT_ONCE = 4  # episodes
-_JOIN_TIMEOUT_S = 5.0
 _COMPARED = 8  # images of an episode that are encoded in both precisions
 
 
@@ -391,97 +385,13 @@ def _context() -> Any:
     return context
 
 
-class DeviceWorkers:
-    """Executor with a worker process per device; each encodes every N-th episode.
-
-    The work of a process that dies is not done by the others: the next run resumes.
-    """
-
-    def __init__(
-        self, count: int, open_episode: EpisodeOpener, tokenizer: str, rule: EncodeRule
-    ) -> None:
-        self._count = count  # number of processes
-        self._arguments = (open_episode, tokenizer, rule)
-        self._processes: list[SpawnProcess] = []
-        # map from stage to the time that the others waited for it, on the first device
-        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for process in self._processes:
-            process.terminate()
-        for process in self._processes:
-            process.join(_JOIN_TIMEOUT_S)
-            process.kill()
-
-    def map(self, function: Any, items: Iterable[Any]) -> Iterator[Outcome[Any, Any]]:
-        """Yields one outcome per episode, in order. `function` is the `ItemTask` of a job."""
-        episodes = list(items)
-        receivers: list[Connection] = []
-        for index in range(min(self._count, len(episodes))):
-            share = episodes[index :: self._count]
-            receivers.append(self._start(index, function, share))
-        for number, episode in enumerate(episodes):
-            value, error = self._receive(receivers, number % self._count)
-            yield Outcome(episode, value, error)
-        if receivers:
-            self.seconds = self._receive(receivers, 0)
-
-    def _start(self, index: int, task: ItemTask, share: list[WorkItem]) -> Connection:
-        """Starts a process; returns the connection on which it sends its outcomes."""
-        context = get_context("spawn")
-        receiver, sender = context.Pipe(duplex=False)
-        arguments = (index, self._count, *self._arguments, task, share, sender)
-        process = context.Process(target=_encode_share, args=arguments)
-        with signals_blocked(signal.SIGINT):
-            process.start()
-        self._processes.append(process)
-        sender.close()  # the worker has the only one, so that its end is noticed
-        return receiver
-
-    def _receive(self, receivers: Sequence[Connection], index: int) -> Any:
-        try:
-            message = receivers[index].recv()
-        except (EOFError, OSError):
-            process = self._processes[index]
-            process.join()
-            raise EnvironmentProblem(
-                f"the worker process of device {index} ended with exit code {process.exitcode}",
-                hint="it may have run out of memory: lower --batch-size or --num-workers; the same "
-                "command resumes",
-                code="environment.process_failed",
-                details={"device": index, "exit_code": process.exitcode},
-            ) from None
-        if isinstance(message, BaseException):
-            raise message
-        return message
-
-
-def _encode_share(
-    index: int,  # of the device
-    count: int,  # of processes
+def open_pipeline(
     open_episode: EpisodeOpener,
     tokenizer: str,  # its location
     rule: EncodeRule,
-    task: ItemTask,
-    share: list[WorkItem],
-    sender: Connection,
-) -> None:
-    """Encodes a share of the episodes on a device; sends results, then the seconds of the stages.
-
-    An error that ends the pipeline is sent in their place.
-    """
-    start_process()
-    # The readers and semaphores of the pipeline are cleaned up.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    torch.set_num_threads(max(1, default_workers() // count))
-    try:
-        pipeline = EncodePipeline(open_episode, open_tokenizer(tokenizer, rank_device(index)), rule)
-        for outcome in pipeline.map(task, share):
-            sender.send((outcome.value, outcome.error))
-        sender.send(pipeline.seconds)
-    except Exception as error:  # noqa: BLE001 - the driver raises it
-        error.add_note(traceback.format_exc())
-        sender.send(error)
+    processes: int,  # which share the processors
+    index: int,  # of the device
+) -> EncodePipeline:
+    """Pipeline of a worker process, which owns a device."""
+    torch.set_num_threads(max(1, default_workers() // processes))
+    return EncodePipeline(open_episode, open_tokenizer(tokenizer, rank_device(index)), rule)

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -16,7 +17,7 @@ from vlatool.formats.detect import DetectedSource, detect_source
 from vlatool.formats.run.locations import require_weights
 from vlatool.formats.select import episode_state
 from vlatool.jobs.command import JobResult
-from vlatool.jobs.executor import SerialExecutor
+from vlatool.jobs.executor import DeviceExecutor, SerialExecutor
 from vlatool.jobs.files import FileEntry, file_entry, is_occupied
 from vlatool.jobs.job import InputState, JobRun, JobSpec, input_state, plan_digest
 from vlatool.jobs.journal import Receipt
@@ -93,8 +94,8 @@ def encode(config: EncodeConfig, *, reporter: Reporter = NULL) -> EncodeResult:
     """Writes the codes of every image, episode by episode; inputs are never changed.
 
     With `nproc` each of several processes encodes its share of the episodes on its own device;
-    under torchrun the first rank starts them, and the others have nothing to do. An interrupted
-    run is resumed by the same call and writes the same bytes.
+    under torchrun the first rank starts them, and other ranks and machines have nothing to do. An
+    interrupted run is resumed by the same call and writes the same bytes.
 
     Raises:
         UsageError: A required key is missing, or the output belongs to another run.
@@ -106,10 +107,10 @@ def encode(config: EncodeConfig, *, reporter: Reporter = NULL) -> EncodeResult:
     processes = _processes(config, reporter)
     inputs = _EncodeInputs.of(config)
     reporter.note(f"images: {inputs.images.format}, {counted(len(inputs.items), 'episode')}")
+    if os.environ.get("RANK", "0") != "0":
+        return inputs.plan(config, processes)
     if config.dry_run and read_record(inputs.output) is None and not is_occupied(inputs.output):
         return inputs.plan(config, processes)
-    if os.environ.get("RANK", "0") != "0":
-        return replace(inputs.plan(config, processes), status="shared")
     job = EncodeJob(config, processes, inputs)
     job.log_tokenizer(reporter)
     return run_command(job, EncodeResult, config, job.executor, reporter=reporter)
@@ -121,16 +122,7 @@ def _processes(config: EncodeConfig, reporter: Reporter) -> int:
         from vlatool.training.start import check_processes, gpus_here  # imports torch
 
         check_processes(config.nproc, gpus_here(), reporter)
-        return config.nproc
-    count = os.environ.get("WORLD_SIZE", "1")
-    if os.environ.get("LOCAL_WORLD_SIZE", count) != count:
-        raise UsageError(
-            f"encode works on one machine, but a launcher has started {count} ranks on several",
-            hint="run `vlatool encode ... --nproc N` on one machine, or on each with another part "
-            "of the data and another --output",
-            code="usage.unsupported",
-        )
-    return int(count)
+    return config.nproc or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 class _EncodeInputs(NamedTuple):
@@ -153,8 +145,7 @@ class _EncodeInputs(NamedTuple):
 
     def plan(self, config: EncodeConfig, processes: int) -> EncodeResult:
         """Result of a dry run that has no earlier output to compare with."""
-        published = published_at(pinned(config.tokenizer))
-        if published is None:
+        if published_at(pinned(config.tokenizer)) is None:
             locate_weights(config.tokenizer)
         return EncodeResult(
             output=str(self.output) if config.output is None else config.output,
@@ -172,16 +163,14 @@ class _EncodeInputs(NamedTuple):
 class EncodeJob:
     """Job that encodes the images of episodes; see `jobs.job.Job`."""
 
-    def __init__(
-        self, config: EncodeConfig, processes: int = 1, inputs: _EncodeInputs | None = None
-    ) -> None:
+    def __init__(self, config: EncodeConfig, processes: int, inputs: _EncodeInputs) -> None:
         import torch
 
-        from vlatool.tokens.encode import DeviceWorkers, EncodePipeline, EncodeRule
+        from vlatool.tokens.encode import EncodePipeline, EncodeRule, open_pipeline
 
         self._config = config
         self._processes = processes
-        source, images, self.items, output = inputs or _EncodeInputs.of(config)
+        source, images, self.items, output = inputs
         # Each of several workers opens a tokenizer on its own device.
         device = rank_device() if processes == 1 else torch.device("cpu")
         self._tokenizer = tokenizer = open_tokenizer(config.tokenizer, device)
@@ -196,9 +185,11 @@ class EncodeJob:
             num_workers=config.num_workers,
         )
         opener = EpisodeOpener(images.format, images.reader.config)
-        self.executor: EncodePipeline | DeviceWorkers = EncodePipeline(opener, tokenizer, rule)
+        self.executor: EncodePipeline | DeviceExecutor = EncodePipeline(opener, tokenizer, rule)
         if processes > 1:
-            self.executor = DeviceWorkers(processes, opener, config.tokenizer, rule)
+            self.executor = DeviceExecutor(
+                processes, partial(open_pipeline, opener, config.tokenizer, rule, processes)
+            )
         options = _record_options(config, tokenizer, rule)
         excluded = {} if config.exclude is None else {"exclude": config.exclude}
         self.spec = JobSpec(
@@ -247,22 +238,22 @@ class EncodeJob:
 
     def log_tokenizer(self, reporter: Reporter) -> None:
         """Notes the tokenizer, and that `check_every` has no effect where it has none."""
-        config = self._config
         tokenizer = self._tokenizer
-        size = tokenizer.rule.size
-        rule = tokenizer.rule.resize
-        others = "rejected" if rule is None else f"resized ({rule.resize})"
-        reporter.note(f"tokenizer: {tokenizer.name}, {size}x{size}; other sizes are {others}")
-        if config.check_every and not tokenizer.network.has_decoder:
+        rule = tokenizer.rule
+        resize = rule.resize
+        others = "rejected" if resize is None else f"resized ({resize.resize})"
+        reporter.note(
+            f"tokenizer: {tokenizer.name}, {rule.size}x{rule.size}; other sizes are {others}"
+        )
+        if self._config.check_every and not tokenizer.network.has_decoder:
             reporter.note("check_every has no effect: a stage-1 tokenizer has no pixel decoder")
 
     def result(self, run: JobRun) -> EncodeResult:
-        tokenizer = self._tokenizer
         seconds = self.executor.seconds
         new_pictures = run.new_counts.get("pictures", 0)
         return EncodeResult(
             layout=self._config.layout,
-            tokenizer=tokenizer.name,
+            tokenizer=self._tokenizer.name,
             precision=self._config.precision,
             pictures=run.sums.get("pictures", 0),
             bytes=run.bytes_on_disk,
