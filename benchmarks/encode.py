@@ -19,6 +19,9 @@ from titok import network as sizes
 
 from vlatool.formats.detect import detect_source
 from vlatool.formats.media.images import encode_png
+from vlatool.formats.select import episode_state
+from vlatool.jobs.job import ItemTask, WorkItem
+from vlatool.jobs.journal import Journal
 from vlatool.loading.images.config import ImagePreprocessing
 from vlatool.models.images import example_images
 from vlatool.models.titok.model import Titok, TitokTokenizer
@@ -91,13 +94,15 @@ def show_run(
     rate_alone = count / (time.perf_counter() - started)
     print(f"PNG reading alone, one process: {rate_alone:.1f} images/s")
     started = time.perf_counter()
-    receipts = [outcome.value for outcome in pipeline.map(pipeline.encode, source.refs)]
-    encoded_alone = sum(
-        receipt.counts["encoded_alone"] for receipt in receipts if receipt is not None
+    task = ItemTask(
+        None, episode_state, "", Journal(rule.output), has_arrays=False, has_stored=False
     )
+    items = [WorkItem(ref, ref.id, None) for ref in source.refs]
+    receipts = [outcome.value for outcome in pipeline.map(task, items) if outcome.value]
+    encoded_alone = sum(receipt.counts["encoded_alone"] for receipt in receipts)
     seconds = time.perf_counter() - started
     waits = ", ".join(f"{stage} {value:.1f} s" for stage, value in pipeline.seconds.items())
-    rate = pipeline.images / seconds
+    rate = count / seconds
     print(f"all stages: {rate:.2f} images/s, {encoded_alone} encoded alone; {waits}")
 
 

@@ -4,18 +4,17 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from pydantic import Field
 
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import JobConfig, JobResult
-from vlatool.jobs.executor import Executor, Outcome, SerialExecutor, attempt
+from vlatool.jobs.executor import Executor, SerialExecutor
 from vlatool.jobs.files import FileEntry, digests_below, file_entry, folder_entry, output_files
-from vlatool.jobs.job import InputState, JobRun, JobSpec, Ranks
+from vlatool.jobs.job import InputState, JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command, run_job
@@ -70,13 +69,17 @@ class ToyJob:
     """Job that writes words; see `jobs.job.Job`."""
 
     def __init__(
-        self, output: Path, words: str, work: Callable[[str], Receipt] | None = None, **spec: Any
+        self,
+        output: Path,
+        words: str,
+        work: Callable[[str], Receipt] | None = None,
+        command: str = "toy",
+        **spec: Any,
     ) -> None:
         self.items: Sequence[str] = words.split()
         self.spec = JobSpec(  # other fields of the `JobSpec`
             output=output,
-            record=OutputRecord("toy", {"case": "lower"}),
-            title="toy",
+            record=OutputRecord(command, {"case": "lower"}),
             item_name="word",
             plan="plain",
             work=work or Write(output),
@@ -160,42 +163,7 @@ class KillingExecutor(SerialExecutor):
             yield outcome
 
 
-class BatchExecutor:
-    """Executor that takes items in batches, like a device."""
-
-    def __init__(self, size: int, dies_after: int = -1) -> None:
-        self.batches: list[tuple[Any, ...]] = []  # the batches that it got
-        self._size, self._dies_after = size, dies_after
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        pass
-
-    def map(
-        self, function: Callable[[Any], Any], items: Iterable[Any]
-    ) -> Iterator[Outcome[Any, Any]]:
-        remaining = iter(items)
-        while batch := tuple(islice(remaining, self._size)):
-            if len(self.batches) == self._dies_after:
-                raise Killed
-            self.batches.append(batch)
-            yield from [attempt(function, item) for item in batch]
-
-
 def contents(output: Path) -> dict[str, bytes]:
     """Name to content of every file of an output and of its file list."""
     names = [*(file.name for file in output_files(output)), ".vlatool/files.jsonl"]
     return {name: (output / name).read_bytes() for name in names}
-
-
-def run_rank(rank: int, barrier: Any, results: Any, words: str, work: Write, **spec: Any) -> None:
-    """Runs one of two ranks of a job; puts (rank, status, sums and failures) into a queue."""
-
-    def meet() -> None:
-        barrier.wait()
-
-    job = ToyJob(work.output, words, work, **spec)
-    run = run_job(job, SerialExecutor(), ranks=Ranks(rank, 2, meet))
-    results.put((rank, {"status": run.status, "sums": run.sums, "failures": run.failures}))

@@ -1,7 +1,4 @@
-"""`encode` by several processes writes what one process writes, and reports each failure once.
-
-`tests/unit/training/test_ranks.py` has ranks whose peer ended.
-"""
+"""`encode` by several processes writes what one process writes, and reports each failure once."""
 
 import json
 import subprocess
@@ -30,7 +27,7 @@ def encode(
     return subprocess.run(command, capture_output=True, text=True)
 
 
-@pytest.mark.slow  # test_encode has ranks as threads
+@pytest.mark.slow  # test_encode has worker processes
 def test_two_processes_write_what_one_writes_except_a_broken_episode(
     tokenizer: str, tmp_path: Path
 ) -> None:

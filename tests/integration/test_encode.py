@@ -4,7 +4,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -31,16 +30,13 @@ from tests.builders.s3_runs import digests, upload
 from tests.builders.tokenizers import SIDE
 from tests.builders.verifying import verified
 from vlatool.errors import DataError, PartialFailure, UsageError, VlatoolError
-from vlatool.events import NULL
 from vlatool.formats.codes.layout import CodesFolder
-from vlatool.jobs.job import Ranks
-from vlatool.jobs.run import run_job
 from vlatool.models.images import to_float
 from vlatool.models.tokenizer import open_tokenizer
 from vlatool.storage.remote_path import RemotePath
 from vlatool.tokens.config import DecodeConfig, EncodeConfig
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
-from vlatool.workflows.encode import DecodeResult, EncodeJob, decode
+from vlatool.workflows.encode import DecodeResult, decode
 from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify
 
 IMAGES = EPISODES * FRAMES * 2
@@ -120,30 +116,25 @@ def test_excluded_episodes_have_no_codes(
         encoded(tree, tokenizer, tmp_path / "none", exclude="0:3")
 
 
-@pytest.mark.parametrize("size", [2, 4], ids=["two", "one-without-items"])
-def test_ranks_together_write_what_one_process_writes(
-    whole: Path, tree: Path, tokenizer: str, tmp_path: Path, size: int
+def test_worker_processes_together_write_what_one_process_writes(
+    whole: Path, tree: Path, tokenizer: str, tmp_path: Path
 ) -> None:
-    barrier = threading.Barrier(size, timeout=60)
-    statuses: dict[int, str] = {}
     recorder = Recorder()
 
-    def run(rank: int) -> None:
-        reporter = NULL if rank else recorder
-        job = EncodeJob(_config(tree, tokenizer, tmp_path / "out"), size)
-        ranks = Ranks(rank, size, lambda: bool(barrier.wait()) and None, barrier.abort)
-        statuses[rank] = run_job(job, job.pipeline, ranks=ranks, reporter=reporter).status
+    result = encoded(tree, tokenizer, tmp_path / "out", recorder, nproc=2)
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert statuses == {rank: "shared" if rank else "written" for rank in range(size)}
+    assert (result.status, result.processes) == ("written", 2)
     assert contents(tmp_path / "out") == contents(whole)
     (_, total), bar = recorder.bars[0], recorder.last_bar
-    assert (bar.done, bar.fields["pictures"]) == (total, IMAGES)  # of all ranks
+    assert (bar.done, bar.fields["pictures"]) == (total, IMAGES)
+
+
+def test_processes_of_a_rank_are_refused(
+    tree: Path, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError):
+        encoded(tree, tokenizer, tmp_path / "out", nproc=2)
 
 
 def test_wrong_paths_and_plans_are_answered_without_torch(

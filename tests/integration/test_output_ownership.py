@@ -24,7 +24,6 @@ from vlatool.formats.run.layout import RunDir
 from vlatool.jobs.command import JobConfig
 from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.files import read_file_list
-from vlatool.jobs.job import Ranks
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.jobs.run import run_job
 from vlatool.workflows.demo import DemoConfig, demo
@@ -217,17 +216,6 @@ def test_redaction_shortens_paths_and_nothing_else(tmp_path: Path) -> None:
     text = f"{source}/a and /data{tmp_path}/sim/bc"
     assert run_of.redact_paths(text) == f"raw/a and /data{tmp_path}/sim/bc"
     json.dumps(run_of.redact_paths([text]))
-
-
-def test_rank_that_ends_with_an_error_aborts_the_others(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("mine")
-    aborts: list[bool] = []
-    ranks = Ranks(0, 2, abort=lambda: aborts.append(True))
-
-    with pytest.raises(UsageError):
-        run_job(ToyJob(tmp_path, WORDS), SerialExecutor(), ranks=ranks)
-
-    assert aborts == [True]
 
 
 def foreign_files(folder: Path, *names: str) -> dict[str, bytes]:

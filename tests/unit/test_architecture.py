@@ -110,7 +110,7 @@ ROOM_TOKENS = {
     "evaluation": 31.2,
     "cli": 18.7,
     "transforms": 25.2,
-    "jobs": 19.6,
+    "jobs": 18.3,
     "config": 17.8,
     "world": 16.3,
     "serving": 11.6,

@@ -240,7 +240,6 @@ _COMMANDS: dict[str, Command] = {
             "libero --tokenizer runs/titok-stage2",
             "libero --tokenizer runs/titok-stage2 --layout packed --nproc 8",
         ),
-        has_ranks=True,
         options=(
             "tokenizer output layout precision batch_size num_workers nproc "
             "format exclude on_error overwrite dry_run"

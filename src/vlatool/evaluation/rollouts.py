@@ -354,7 +354,6 @@ class RolloutJob:
         self.spec: JobSpec[Group] = JobSpec(
             output=output,
             record=record,
-            title="eval rollout",
             item_name="group",
             plan=plan_digest(record.options),
             work=self._work,
@@ -365,8 +364,7 @@ class RolloutJob:
             locations=(output, checkpoint.parent.parent),
             progress_count="successes",
             has_arrays=True,
-            can_overwrite=False,
-            is_replaced_last=True,
+            replaced="last",
         )
 
     @property

@@ -69,30 +69,19 @@ def executor_of(config: EngineConfig, preload: Sequence[str] = ()) -> Executor:
     if config.dry_run:
         return SerialExecutor()
     if config.engine == "ray":
-        cpus = config.ray_num_cpus or config.workers
-        return make_executor(cpus, engine="ray", ray_address=config.ray_address)
-    return make_executor(config.workers, preload=preload)
-
-
-def make_executor(
-    workers: int | None,
-    *,
-    engine: Engine = "local",
-    ray_address: str | None = None,
-    preload: Sequence[str] = (),
-) -> Executor:
-    """Creates an executor; one local worker needs no process pool.
-
-    Args:
-        workers: Number of processes; None for one per processor (with Ray: of the cluster).
-        engine: `local` or `ray`.
-        ray_address: Cluster to join; None starts a private one on this machine.
-        preload: Modules that local workers import when they start.
-    """
-    if engine == "ray":
         from vlatool.jobs.ray_executor import RayExecutor
 
-        return RayExecutor(workers=workers, address=ray_address)
+        return RayExecutor(config.ray_num_cpus or config.workers, config.ray_address)
+    return make_executor(config.workers, preload)
+
+
+def make_executor(workers: int | None, preload: Sequence[str] = ()) -> Executor:
+    """Creates an executor on this machine; one worker needs no process pool.
+
+    Args:
+        workers: Number of processes; None for one per processor.
+        preload: Modules that the workers import when they start.
+    """
     count = workers or default_workers()
     return SerialExecutor() if count <= 1 else ProcessExecutor(count, preload)
 
@@ -109,8 +98,7 @@ class OutputResult(Result):
     output: str = ""  # location as it was given
     failures: tuple[Mapping[str, Any], ...] = ()  # items that are not in the output
     seconds: float = 0.0  # duration
-    # `written`, `already complete`, `planned`, or `shared` for ranks other than 0.
-    status: str = "written"
+    status: str = "written"  # or `already complete`, `planned`
 
     def document(self) -> dict[str, Any]:
         """The fields; the fields of the loop come last."""

@@ -2,20 +2,21 @@
 
 import multiprocessing
 import os
-import queue
 import signal
+import sys
 import threading
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -158,9 +159,97 @@ class ProcessExecutor:
         return ProcessPoolExecutor(
             workers or self.workers,
             context,
-            _start_worker,
+            start_process,
             (self._preload,),
         )
+
+
+class DeviceExecutor:
+    """Executor with a process per device; each runs an executor of its own on every N-th item.
+
+    The work of a process that dies is not done by the others: the next run resumes.
+    """
+
+    def __init__(self, count: int, open_executor: Callable[[int], Any]) -> None:
+        self._count = count  # number of processes
+        # Opens the executor of a device by its index; picklable. The executor has `seconds`.
+        self._open = open_executor
+        self._processes: list[SpawnProcess] = []
+        self.seconds: dict[str, float] = {}  # `seconds` of the first process
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.join(_JOIN_TIMEOUT_S)
+            process.kill()
+
+    def map(
+        self, function: Callable[[Item], Value], items: Iterable[Item]
+    ) -> Iterator[Outcome[Item, Value]]:
+        """Yields one outcome per item, in order."""
+        all_items = list(items)
+        receivers: list[Connection] = []
+        for index in range(min(self._count, len(all_items))):
+            receivers.append(self._start(index, function, all_items[index :: self._count]))
+        for number, item in enumerate(all_items):
+            yield Outcome(item, *self._receive(receivers, number % self._count))
+        if receivers:
+            self.seconds = self._receive(receivers, 0)
+
+    def _start(self, index: int, function: Callable[[Item], Any], share: list[Item]) -> Connection:
+        """Starts a process; returns the connection on which it sends its results."""
+        context = multiprocessing.get_context("spawn")
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(
+            target=_work_on_share, args=(self._open, index, function, share, sender)
+        )
+        with signals_blocked(signal.SIGINT):
+            process.start()
+        self._processes.append(process)
+        sender.close()  # the process has the only one, so that its end is noticed
+        return receiver
+
+    def _receive(self, receivers: Sequence[Connection], index: int) -> Any:
+        try:
+            message = receivers[index].recv()
+        except (EOFError, OSError):
+            process = self._processes[index]
+            process.join()
+            raise EnvironmentProblem(
+                f"the worker process of device {index} ended with exit code {process.exitcode}",
+                hint="it may have run out of memory: lower --batch-size or --num-workers; the same "
+                "command resumes",
+                code="environment.process_failed",
+                details={"device": index, "exit_code": process.exitcode},
+            ) from None
+        if isinstance(message, BaseException):
+            raise message
+        return message
+
+
+def _work_on_share(
+    open_executor: Callable[[int], Any],
+    index: int,
+    function: Callable[[Item], Any],
+    share: list[Item],
+    sender: Connection,
+) -> None:
+    """Sends the result of each item, then `seconds`; in their place, an error that ends all."""
+    start_process()
+    # What the executor has started is cleaned up.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))
+    try:
+        executor = open_executor(index)
+        for outcome in executor.map(function, share):
+            sender.send((outcome.value, outcome.error))
+        sender.send(executor.seconds)
+    except Exception as error:  # noqa: BLE001 - the driver raises it
+        error.add_note(traceback.format_exc())
+        sender.send(error)
 
 
 class ThreadExecutor:
@@ -172,51 +261,29 @@ class ThreadExecutor:
     def __init__(self, workers: int, cancel: Callable[[], None]) -> None:
         self._workers = workers
         self._cancel = cancel
-        self._running = 0
-        self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._running: set[Future[Any]] = set()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._cancel()
-        deadline = time.monotonic() + _JOIN_TIMEOUT_S
-        with suppress(queue.Empty):
-            while self._running:
-                self._done.get(timeout=max(0.0, deadline - time.monotonic()))
-                self._running -= 1
+        wait(self._running, _JOIN_TIMEOUT_S)
 
     def map(
         self, function: Callable[[Item], Value], items: Iterable[Item]
     ) -> Iterator[Outcome[Item, Value]]:
         """Yields one outcome per item, as they are completed."""
-        todo: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
-
-        def work() -> None:
-            while (item := todo.get()) is not None:
-                outcome = Outcome[Item, Value](item)
-                try:
-                    outcome = attempt(function, item)
-                finally:  # a cancelled item ends with another exception
-                    self._done.put(outcome)
-
         remaining = iter(items)
-        for item in islice(remaining, self._workers):
-            self._running += 1
-            todo.put(item)
-            in_background(work)
-        threads = self._running
-        try:
-            while self._running:
-                outcome = self._done.get()
-                self._running -= 1
-                for item in islice(remaining, 1):
-                    self._running += 1
-                    todo.put(item)
-                yield outcome
-        finally:
-            for _ in range(threads):
-                todo.put(None)
+        while True:
+            for item in islice(remaining, self._workers - len(self._running)):
+                self._running.add(in_background(partial(attempt, function, item)))
+            if not self._running:
+                return
+            done, _ = wait(self._running, return_when=FIRST_COMPLETED)
+            for future in done:
+                self._running.remove(future)
+                yield future.result()
 
 
 def _submit(
@@ -348,7 +415,7 @@ def _start() -> None:
     """Does nothing; its submission makes a worker start."""
 
 
-def _start_worker(preload: Sequence[str]) -> None:
+def start_process(preload: Sequence[str] = ()) -> None:
     """Initializes a worker: ignores what the driver handles, and ends with the driver."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -4,18 +4,17 @@ import hashlib
 import json
 import re
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from vlatool.config.base import ConfigModel
 from vlatool.errors import StorageError
 from vlatool.events import Reporter, per_second
-from vlatool.jobs.executor import Executor, Outcome, attempt
+from vlatool.jobs.executor import Executor, Outcome
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.journal import Journal, Receipt, intact_receipt
 from vlatool.jobs.record import OutputRecord
@@ -121,23 +120,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """Processes that share one job; each works on its part of the items."""
-
-    # rank of this process. Rank 0 locks the output, finishes the job and completes the record
-    rank: int = 0
-    size: int = 1  # number of ranks
-    barrier: Callable[[], None] = lambda: None  # returns when all ranks have called it
-    # called when this rank fails, so that the others do not wait for it
-    abort: Callable[[], None] = lambda: None
-
-
 @dataclass
 class JobRun:
     """State and counts of a run of a job."""
 
-    status: str  # `written`, `already complete`, `planned`, or `shared` for ranks other than 0
+    status: str  # `written`, `already complete` or `planned`
     record: OutputRecord  # record in the output, with inputs and result once it is complete
     executor: Executor  # executor of the run, also for work while the job finishes
     reporter: Reporter  # receives progress and warnings
@@ -189,36 +176,15 @@ class JobRun:
         if not receipt.dropped:
             self.empty.remove(receipt.item)
 
-    def reset_counts(self) -> None:
-        """Sets all counts to zero. Codes that were warned of are not warned of again."""
-        self.failures = []
-        self.empty = []
-        self.resumed = 0
-        self.new_bytes = 0
-        self.sums = {}
-        self.dropped = {}
-        self.new_counts = {}
-        self.reasons = {}
-        self.warnings = dict.fromkeys(self.warnings, 0)
-
-    def progress_fields(
-        self, count: str, seconds: float, others: Sequence[Mapping[str, Any]] = ()
-    ) -> dict[str, float | int | str]:
-        """Fields of the progress bar; `others`: rows of the logs of other ranks."""
-        total = self.sums.get(count, 0)
+    def progress_fields(self, count: str, seconds: float) -> dict[str, float | int | str]:
+        """Fields of the progress bar: sum and rate of a count of the receipts."""
         new = self.new_counts.get(count, 0)
-        failed = len(self.failures)
-        for row in others:
-            number = row.get("counts", {}).get(count, 0)
-            total += number
-            new += 0 if row.get("resumed") else number
-            failed += "failed" in row
-        fields: dict[str, float | int | str] = {count: total}
+        fields: dict[str, float | int | str] = {count: self.sums.get(count, 0)}
         for name, amount in ((f"{count}/s", new), ("MB/s", self.new_bytes / 1e6)):
             rate = per_second(amount, seconds)
             if rate is not None:
                 fields[name] = round(rate, 1)
-        fields["failed"] = failed
+        fields["failed"] = len(self.failures)
         return fields | self.reasons
 
     def fail(self, failure: dict[str, Any]) -> None:
@@ -242,11 +208,11 @@ class JobRun:
 class JobSpec(Generic[Item]):
     output: Path  # the output folder
     record: OutputRecord  # the command and the options that affect the output
-    title: str  # the command in messages, such as `preprocess lerobot`
     item_name: str  # noun for an item, such as `episode`
     plan: str  # digest of everything that affects the bytes of an item besides its input
-    # processes one item; picklable. Its files have their final names when it returns
-    work: Callable[[Item], Receipt]
+    # processes one item; picklable. Its files have their final names when it returns. None: the
+    # executor does it, with the `ItemTask` that it gets as a function
+    work: Callable[[Item], Receipt] | None
     state: Callable[[Item], InputState]  # returns the state of the input of an item; picklable
     owned: Sequence[str]  # patterns of the files that the job writes. Other files are not touched
     # patterns of `owned` for files that hold times. The file list leaves them out
@@ -257,14 +223,9 @@ class JobSpec(Generic[Item]):
     locations: Sequence[Path] = ()  # inputs and output. Records do not hold their parent folders
     progress_count: str = ""  # count of receipts that progress shows, such as `samples`
     has_arrays: bool = False  # receipts carry arrays. Names of items must be valid file names then
-    # The items are files of a storage: a later run may have more, so that their set is not compared
-    # as an option and receipts are kept when the output is complete; one that the storage fails to
-    # send does not end the others; `work` reports its bytes itself
-    is_download: bool = False
-    can_overwrite: bool = True  # the command has `--overwrite`
-    is_replaced_last: bool = False  # files of an earlier run stay until `finish` replaces them
-    # `map` of the executor gets `work` unchanged and only the items to do
-    is_pipelined: bool = False
+    # When the files of a run with other options are removed: before the first item, if the user
+    # gives --overwrite; by `finish`, which replaces them; or never
+    replaced: Literal["first", "last", "never"] = "first"
     # values of the result for this call, such as `output` as it was given
     shown: Mapping[str, Any] = field(default_factory=dict[str, Any])
     # reads an item as `work` does and writes nothing, for a dry run: the item fails, or the receipt
@@ -272,9 +233,12 @@ class JobSpec(Generic[Item]):
     check: Callable[[Item], Receipt] | None = None
 
     @property
-    def unlisted(self) -> tuple[str, ...]:
-        """Patterns of files that may exist without an entry in the file list."""
-        return (*self.volatile, *self.temporary)
+    def is_download(self) -> bool:
+        """True if the items are files of a storage. A later run may have more, so that their set is
+        not compared as an option and receipts are kept when the output is complete; one that the
+        storage fails to send does not end the others; `work` reports its bytes itself.
+        """
+        return self.record.is_download
 
 
 class Job(Protocol[Item]):
@@ -311,96 +275,9 @@ class Job(Protocol[Item]):
 
 _LOADED_AHEAD = 4
 
-_CheckedInput = tuple[InputState, Receipt | None]
-
-
-class Items:
-    """Runner of the items of a job, with its journal and executor."""
-
-    def __init__(self, job: Job[Any], journal: Journal, executor: Executor) -> None:
-        self._spec = job.spec
-        self._name = job.name
-        self._journal = journal
-        self._executor = executor
-
-    def outcomes(self, items: Sequence[Any]) -> Iterator[Outcome[Any, Receipt]]:
-        """Outcomes with complete receipts; arrays of a remote journal are prefetched."""
-        spec = self._spec
-        name = self._name
-        has_stored = spec.has_arrays and self._journal.folder.is_dir()
-        task = _Task(spec.work, spec.state, spec.plan, self._journal, spec.has_arrays, has_stored)
-        logged = {} if spec.has_arrays else self._journal.logged()
-        work_items = (_WorkItem(item, name(item), logged.get(name(item))) for item in items)
-        if spec.is_pipelined:
-            return self._pipelined(task, work_items)
-        outcomes = self._executor.map(task, work_items)
-        if not spec.has_arrays:
-            return (replace(outcome, item=outcome.item.item) for outcome in outcomes)
-        if is_remote(spec.output):
-            return in_parallel(self._load_arrays, outcomes, _LOADED_AHEAD)
-        return map(self._load_arrays, outcomes)
-
-    def _pipelined(
-        self, task: "_Task", work_items: Iterator["_WorkItem"]
-    ) -> Iterator[Outcome[Any, Receipt]]:
-        """Earlier receipts from here and new ones from the executor, in the order of the items.
-
-        Inputs are checked in this process, also for items that the executor prefetches.
-        """
-        checked = deque[Outcome[_WorkItem, _CheckedInput]]()
-
-        def to_do() -> Iterator[Any]:
-            if checked:
-                yield checked[0].item.item
-            for work_item in work_items:
-                checked.append(attempt(task.check_input, work_item))
-                if _is_to_do(checked[-1]):
-                    yield work_item.item
-
-        def done() -> Iterator[Outcome[Any, Receipt]]:
-            while checked and not _is_to_do(checked[0]):
-                check = checked.popleft()
-                receipt = check.value and check.value[1]
-                yield Outcome(check.item.item, receipt and self.with_arrays(receipt), check.error)
-
-        for work_item in work_items:  # most of the finished items come first
-            checked.append(attempt(task.check_input, work_item))
-            if _is_to_do(checked[0]):
-                break
-            yield from done()
-        for outcome in self._executor.map(self._spec.work, to_do()):
-            yield from done()
-            check = checked.popleft()
-            assert check.value is not None
-            receipt = outcome.value and task.complete(check.item, check.value[0], outcome.value)
-            yield Outcome(check.item.item, receipt, outcome.error)
-        yield from done()
-        assert not checked, "the executor lost an item"
-
-    def _load_arrays(self, outcome: Outcome["_WorkItem", Receipt]) -> Outcome[Any, Receipt]:
-        if outcome.value is None:
-            return Outcome(outcome.item.item, error=outcome.error)
-        try:
-            return Outcome(outcome.item.item, self.with_arrays(outcome.value))
-        except StorageError as error:
-            return Outcome(outcome.item.item, error=error)
-
-    def with_arrays(self, receipt: Receipt) -> Receipt:
-        """Receipt with its arrays from the journal."""
-        if not self._spec.has_arrays:
-            return receipt
-        stored = self._journal.find(receipt.item, receipt.key)
-        if stored is None:
-            raise StorageError(
-                f"{self._journal.folder}: the receipt of {receipt.item} is missing",
-                hint="another program removed it; run the same command again",
-                code="storage.changed",
-            )
-        return replace(stored, resumed=receipt.resumed)
-
 
 @dataclass(frozen=True)
-class _WorkItem:
+class WorkItem:
     """Item, its name, and the logged receipt of an earlier run."""
 
     item: Any
@@ -409,35 +286,35 @@ class _WorkItem:
 
 
 @dataclass(frozen=True)
-class _Task:
+class ItemTask:
     """Function that a worker calls with an item; skips finished items. Picklable."""
 
-    work: Callable[[Any], Receipt]  # `JobSpec.work`
+    work: Callable[[Any], Receipt] | None  # `JobSpec.work`
     state: Callable[[Any], InputState]  # `JobSpec.state`
     plan: str  # `JobSpec.plan`
     journal: Journal  # journal of the output
     has_arrays: bool  # receipts are files of their own
     has_stored: bool  # an earlier run left such files
 
-    def __call__(self, item: _WorkItem) -> Receipt:
+    def __call__(self, item: WorkItem) -> Receipt:
         """Receipt of an item, without the arrays, which are in the journal."""
         state, earlier = self.check_input(item)
-        return earlier or self.complete(item, state, self.work(item.item)).without_arrays()
+        if earlier is not None:
+            return earlier
+        assert self.work is not None, "the executor of the job works on its items"
+        return self.complete(item, state, self.work(item.item)).without_arrays()
 
-    def check_input(self, item: _WorkItem) -> "_CheckedInput":
+    def check_input(self, item: WorkItem) -> tuple[InputState, Receipt | None]:
         """State of the input, and the receipt of an earlier run if it is still valid."""
         state = self.state(item.item)
-        return state, self._earlier_receipt(item, state)
-
-    def _earlier_receipt(self, item: _WorkItem, state: InputState) -> Receipt | None:
         key = f"{self.plan} {state.digest}"
         earlier = self.journal.find(item.name, key) if self.has_stored else item.logged
         if earlier is None or earlier.key != key:
-            return None
+            return state, None
         receipt = intact_receipt(self.journal.output, earlier)
-        return receipt and replace(receipt.without_arrays(), resumed=True)
+        return state, receipt and replace(receipt.without_arrays(), resumed=True)
 
-    def complete(self, item: _WorkItem, state: InputState, receipt: Receipt) -> Receipt:
+    def complete(self, item: WorkItem, state: InputState, receipt: Receipt) -> Receipt:
         """Receipt with name and key; stored in the journal if it has arrays."""
         key = f"{self.plan} {state.digest}"
         receipt = replace(
@@ -450,6 +327,46 @@ class _Task:
         return receipt
 
 
-def _is_to_do(check: Outcome[_WorkItem, _CheckedInput]) -> bool:
-    """True if an item has no receipt of an earlier run."""
-    return check.value is not None and check.value[1] is None
+def job_outcomes(
+    job: Job[Any], journal: Journal, executor: Executor
+) -> Iterator[Outcome[Any, Receipt]]:
+    """Outcomes of the items of a job with complete receipts, in the order of the executor.
+
+    Arrays of receipts are read from the journal, ahead of their use if it is remote.
+    """
+    spec = job.spec
+    has_stored = spec.has_arrays and journal.folder.is_dir()
+    task = ItemTask(spec.work, spec.state, spec.plan, journal, spec.has_arrays, has_stored)
+    logged = {} if spec.has_arrays else journal.logged()
+    names = map(job.name, job.items)
+    work_items = (
+        WorkItem(item, name, logged.get(name)) for item, name in zip(job.items, names, strict=True)
+    )
+
+    def loaded(outcome: Outcome[WorkItem, Receipt]) -> Outcome[Any, Receipt]:
+        receipt = outcome.value
+        error = outcome.error
+        if receipt is not None and spec.has_arrays:
+            try:
+                receipt = _with_arrays(journal, receipt)
+            except StorageError as problem:
+                receipt = None
+                error = problem
+        return Outcome(outcome.item.item, receipt, error)
+
+    outcomes = executor.map(task, work_items)
+    if spec.has_arrays and is_remote(spec.output):
+        return in_parallel(loaded, outcomes, _LOADED_AHEAD)
+    return map(loaded, outcomes)
+
+
+def _with_arrays(journal: Journal, receipt: Receipt) -> Receipt:
+    """Receipt with its arrays from the journal."""
+    stored = journal.find(receipt.item, receipt.key)
+    if stored is None:
+        raise StorageError(
+            f"{journal.folder}: the receipt of {receipt.item} is missing",
+            hint="another program removed it; run the same command again",
+            code="storage.changed",
+        )
+    return replace(stored, resumed=receipt.resumed)

@@ -7,12 +7,10 @@ one by one: a file torn by a power cut fails its checksum, and its item is proce
 
 import io
 import json
-import time
 import zipfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +26,6 @@ from vlatool.storage.atomic import remove_tree, write_bytes
 from vlatool.storage.byte_ranges import read_file
 
 _INFO = "__receipt__"
-_LOGS_READ_EVERY_S = 2.0
-_PAUSE_PER_READ = 20
 # Level 6 makes receipts a fifth smaller and takes twice the time (measured).
 _LEVEL = 1
 
@@ -109,9 +105,10 @@ class Journal:
         """Folder of the receipts with arrays."""
         return journal_folder(self.output) / self.kind
 
-    def log(self, rank: int = 0) -> Path:
-        """Log of the other receipts, one per rank."""
-        return journal_folder(self.output) / f"{self.kind}.{rank}.jsonl"
+    @property
+    def log(self) -> Path:
+        """Log of the other receipts. Earlier versions had further ones, numbered from 1 on."""
+        return journal_folder(self.output) / f"{self.kind}.0.jsonl"
 
     def store(self, receipt: Receipt) -> None:
         """Writes a receipt to its own file."""
@@ -128,11 +125,8 @@ class Journal:
         receipt = _read(self._file(item))
         return receipt if receipt is not None and receipt.key == key else None
 
-    def rows(self, rank: int = 0) -> Iterator[dict[str, Any]]:
-        """Rows of a log: receipts, and failures under the key `failed`."""
-        return read_log(self.log(rank))
-
-    def all_rows(self) -> Iterator[dict[str, Any]]:
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Rows of all logs: receipts, and failures of earlier versions under the key `failed`."""
         folder = journal_folder(self.output)
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             if path.name.startswith(f"{self.kind}.") and path.name.endswith(".jsonl"):
@@ -141,7 +135,7 @@ class Journal:
     def logged(self) -> dict[str, Receipt]:
         """Map from item name to its last receipt in a log."""
         receipts: dict[str, Receipt] = {}
-        for row in self.all_rows():
+        for row in self.rows():
             if "failed" in row:
                 continue
             with suppress(ValueError):
@@ -151,7 +145,7 @@ class Journal:
 
     def holds_work(self) -> bool:
         """True if any receipt has files, facts or arrays."""
-        if any(row.get("files") or row.get("facts") for row in self.all_rows()):
+        if any(row.get("files") or row.get("facts") for row in self.rows()):
             return True
         for path in self._stored():
             receipt = _read(path)
@@ -161,7 +155,7 @@ class Journal:
 
     def count(self, items: Collection[str]) -> int:
         """Number of the items with a receipt."""
-        names = {row.get("item") for row in self.all_rows() if "failed" not in row}
+        names = {row.get("item") for row in self.rows() if "failed" not in row}
         names.update(path.stem for path in self._stored())
         return len(names.intersection(items))
 
@@ -171,27 +165,6 @@ class Journal:
 
     def _file(self, item: str) -> Path:
         return self.folder / f"{item}.npz"
-
-
-class OtherRanks:
-    """Progress of other ranks in this run, from their logs."""
-
-    def __init__(self, journal: Journal, ranks: Iterable[int]) -> None:
-        self._journal = journal
-        self._earlier = {rank: sum(1 for _ in journal.rows(rank)) for rank in ranks}
-        self._rows: list[dict[str, Any]] = []
-        self._next_read = 0.0
-
-    def rows(self, *, is_end: bool = False) -> Sequence[Mapping[str, Any]]:
-        """Rows of this run; read once in a few seconds, slow logs less often, and at the end."""
-        now = time.monotonic()
-        if self._earlier and (is_end or now >= self._next_read):
-            self._rows = []
-            for rank, num_earlier in self._earlier.items():
-                self._rows += islice(self._journal.rows(rank), num_earlier, None)
-            end = time.monotonic()
-            self._next_read = end + max(_LOGS_READ_EVERY_S, _PAUSE_PER_READ * (end - now))
-        return self._rows
 
 
 def intact_receipt(output: Path, receipt: Receipt | None) -> Receipt | None:

@@ -227,11 +227,7 @@ _DIGEST = re.compile(r"\b(?=[0-9]*[a-f])[0-9a-f]{16,128}\b")
 _DIGEST_SHOWN = 12
 # Words for the keys of inputs that are no counts, from the recorded and the current value.
 _INPUT_WORDS: Mapping[str, Callable[[Any, Any], str]] = {
-    "changed_at": lambda old, new: (
-        f"its last change was at {_time(old)}, now {_time(new)}"
-        if str(old) < str(new)
-        else "the times of its files differ"
-    ),
+    "changed_at": lambda old, new: f"its last change was at {_time(old)}, now {_time(new)}",
     "digest": lambda old, new: "its content differs",
     "fingerprint": lambda old, new: "names or sizes of its files differ",
 }

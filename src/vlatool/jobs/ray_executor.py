@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout
@@ -245,13 +244,14 @@ class RayExecutor:
     ) -> Generator[Outcome[Item, Value], None, None]:
         ray = import_ray()
         submit = _submitter(ray, function)
-        window = _Window(ray, self.workers)
         remaining = iter(items)
         in_order: deque[tuple[Item, Any]] = deque()
         running: set[Any] = set()
         try:
             while True:
-                for item in islice(remaining, window.free_slots(len(running), len(in_order))):
+                cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))  # nodes come and go
+                free = _free_slots(cpus, self.workers, len(running), len(in_order))
+                for item in islice(remaining, free):
                     in_order.append((item, submit(item)))
                     running.add(in_order[-1][1])
                 if not in_order:
@@ -270,24 +270,12 @@ class RayExecutor:
                     ray.cancel(task)
 
 
-class _Window:
-    """Limit of submitted tasks, which follows the size of the cluster."""
-
-    def __init__(self, ray: Any, workers: int | None) -> None:
-        self._ray = ray
-        self._workers = workers
-        self._cpus = 1
-        self._asked = -_POLL_S
-
-    def free_slots(self, running: int, held: int) -> int:
-        """Number of tasks to submit, with `running` unfinished and `held` not yet yielded."""
-        if time.monotonic() - self._asked >= _POLL_S:
-            self._cpus = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
-            self._asked = time.monotonic()
-        unfinished = self._cpus * _UNFINISHED_PER_CPU
-        if self._workers is not None and self._workers < self._cpus:
-            unfinished = self._workers
-        return max(0, min(unfinished - running, self._cpus * _HELD_PER_CPU - held))
+def _free_slots(cpus: int, workers: int | None, running: int, held: int) -> int:
+    """Number of tasks to submit, with `running` unfinished and `held` not yet yielded."""
+    unfinished = cpus * _UNFINISHED_PER_CPU
+    if workers is not None and workers < cpus:
+        unfinished = workers
+    return max(0, min(unfinished - running, cpus * _HELD_PER_CPU - held))
 
 
 def _submitter(ray: Any, function: Callable[[Item], object]) -> Callable[[Item], Any]:

@@ -6,8 +6,8 @@ A job is resumed by its record; an output that is written in one go starts from 
 import hashlib
 import json
 import secrets
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -177,11 +177,9 @@ def parent_of(folder: Path) -> str:
     return ""
 
 
-@contextmanager
-def output_lock(folder: Path, command: str) -> Generator[Lock]:
+def output_lock(folder: Path, command: str) -> AbstractContextManager[Lock]:
     """Locks an output for this process; see `storage.lock`."""
-    with held_lock(_lock_file(folder), command) as lock:
-        yield lock
+    return held_lock(_lock_file(folder), command)
 
 
 def is_being_written(folder: Path) -> bool:

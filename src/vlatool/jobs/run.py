@@ -17,9 +17,9 @@ from vlatool.events import NULL, Reporter
 from vlatool.jobs import files
 from vlatool.jobs.command import JobConfig, OutputResult
 from vlatool.jobs.executor import Executor
-from vlatool.jobs.job import Items, Job, JobRun, JobSpec, Ranks, current_states, inputs_of
-from vlatool.jobs.journal import Journal, OtherRanks, Receipt, remove_journal
-from vlatool.jobs.ownership import claim_output, is_whole, plan_output, resume_output
+from vlatool.jobs.job import Job, JobRun, JobSpec, current_states, inputs_of, job_outcomes
+from vlatool.jobs.journal import Journal, Receipt, remove_journal
+from vlatool.jobs.ownership import OTHER_OUTPUT, claim_output, is_whole, plan_output, resume_output
 from vlatool.jobs.record import OutputRecord, output_lock, parent_of, read_record, record_file
 from vlatool.results import Result
 from vlatool.storage.append_log import AppendLog
@@ -30,31 +30,22 @@ from vlatool.storage.transfer import NOT_REQUESTED
 _NAMED = 5
 
 
-def all_failed_error(failures: Sequence[Mapping[str, Any]], item_name: str) -> VlatoolError:
-    """Error of a run in which every item failed."""
-    first = failures[0]
-    error_class: type[VlatoolError] = DataError
-    code = "data.incomplete"
-    if _has_bug(failures):
+def _error_of(
+    failures: Sequence[Mapping[str, Any]],
+    message: str,
+    hint: str,
+    error_class: type[VlatoolError] = DataError,
+    code: str = "data.incomplete",
+) -> VlatoolError:
+    """Error for failed items; of another class for bugs, and if the storage alone failed."""
+    codes = [str(failure["code"]) for failure in failures]
+    if BugError.unexpected in codes:
         error_class = BugError
         code = BugError.unexpected
-    elif _is_storage(failures):
+    elif all(code.startswith("storage.") for code in codes):
         error_class = StorageError
         code = "storage.failed"
-    message = str(first["message"])
-    if len(failures) > 1:
-        message = f"all {item_name}s failed; the first: {message}"
-    hint = str(first["hint"])
     return error_class(message, hint=hint, code=code, details={"failures": list(failures)})
-
-
-def _has_bug(failures: Sequence[Mapping[str, Any]]) -> bool:
-    return any(failure["code"] == BugError.unexpected for failure in failures)
-
-
-def _is_storage(failures: Sequence[Mapping[str, Any]]) -> bool:
-    """True if nothing failed but the storage."""
-    return all(str(failure["code"]).startswith("storage.") for failure in failures)
 
 
 def failure_of(run: JobRun, spec: JobSpec[Any], done: int) -> VlatoolError | None:
@@ -62,35 +53,17 @@ def failure_of(run: JobRun, spec: JobSpec[Any], done: int) -> VlatoolError | Non
     if not run.failures:
         return None
     count = len(run.failures)
-    item_name = spec.item_name
     record = record_file(spec.output)
-    bugs = [failure for failure in run.failures if failure["code"] == BugError.unexpected]
-    names = ", ".join(str(failure[item_name]) for failure in run.failures[:_NAMED])
-    message = f"{count} of {count + done} {item_name}s failed: {names}"
+    names = ", ".join(str(failure[spec.item_name]) for failure in run.failures[:_NAMED])
+    message = f"{count} of {count + done} {spec.item_name}s failed: {names}"
     message += ", ..." if count > _NAMED else ""
-    details = {"failures": list(run.failures)}
+    hint = f"the others are written; {record} lists the reasons; once they are fixed, run the same"
+    hint += " command again"
+    bugs = run.reasons.get(BugError.unexpected, 0)
     if bugs:
-        return BugError(
-            f"{message}; {len(bugs)} because of a bug in vlatool or in a plugin",
-            hint=f"the others are written; report the tracebacks in {record}",
-            code=BugError.unexpected,
-            details=details,
-        )
-    if _is_storage(run.failures):
-        return StorageError(
-            message,
-            hint=f"the others are written; {record} lists the reasons; run the same command again "
-            "for the rest",
-            code="storage.failed",
-            details=details,
-        )
-    return PartialFailure(
-        message,
-        hint=f"the others are written; {record} lists the reasons; once they are fixed, run the "
-        "same command again",
-        code="partial.failed",
-        details=details,
-    )
+        message += f"; {bugs} because of a bug in vlatool or in a plugin"
+        hint = f"the others are written; report the tracebacks in {record}"
+    return _error_of(run.failures, message, hint, PartialFailure, "partial.failed")
 
 
 R = TypeVar("R", bound=OutputResult)
@@ -103,20 +76,18 @@ def run_command(
     executor: Executor,  # runs the work on items
     *,
     reporter: Reporter = NULL,  # receives progress and warnings
-    # the ranks that share the job; None for one process. Only rank 0 raises for items
-    ranks: Ranks | None = None,
 ) -> R:
     """Runs the job of a command, as `run_job` does; returns its result.
 
     The result of an output that is already complete comes from its record.
     """
-    run = run_job(job, executor, options=config, reporter=reporter, ranks=ranks)
+    run = run_job(job, executor, options=config, reporter=reporter)
     if run.status == "already complete":
         return result_type.of_record(run.record.result, job.spec.shown)
     result = run.result or _completed_result(job, run)
     assert isinstance(result, result_type)
     problem = failure_of(run, job.spec, _num_done(job, run))
-    if problem is not None and run.status not in ("shared", "planned"):
+    if problem is not None and run.status != "planned":
         problem.result = result
         raise problem
     return result
@@ -128,35 +99,23 @@ def run_job(
     *,
     options: JobConfig | None = None,
     reporter: Reporter = NULL,  # receives progress and warnings
-    ranks: Ranks | None = None,  # the ranks that share the job; None for one process
 ) -> JobRun:
     """Processes the items of a job that are not finished yet.
 
     A run that was interrupted or killed resumes, and writes the same bytes as one that was not.
     Failed items are in `JobRun.failures`; `failure_of` returns the error for them.
     """
-    ranks = ranks or Ranks()
-    try:
-        return _Loop(job, options or JobConfig(), executor, reporter, ranks).run()
-    except BaseException:
-        ranks.abort()
-        raise
+    return _Loop(job, options or JobConfig(), executor, reporter).run()
 
 
 class _Loop:
     def __init__(
-        self,
-        job: Job[Any],
-        options: JobConfig,
-        executor: Executor,
-        reporter: Reporter,
-        ranks: Ranks,
+        self, job: Job[Any], options: JobConfig, executor: Executor, reporter: Reporter
     ) -> None:
         spec = job.spec
         self._job = job
         self._spec = spec
         self._options = options
-        self._ranks = ranks
         self._journal = Journal(spec.output)
         record = replace(
             spec.record,
@@ -167,18 +126,15 @@ class _Loop:
         parents = {f"{path.parent}/" for path in spec.locations} - {"./", "//"}
         longest_first = sorted(parents, key=len, reverse=True)
         self._run = JobRun("written", record, executor, reporter, parent_folders=longest_first)
-        self._todo = Items(job, self._journal, executor)
         self._input_states: list[tuple[str, str, int]] = []
 
     def run(self) -> JobRun:
         output = self._spec.output
-        if self._ranks.rank and not self._options.dry_run:
-            return self._run_rank()
         seen = read_record(output)
         before = self._previous_record()  # raises before the lock file is written
         if self._options.dry_run:
             return self._plan(before)
-        with output_lock(output, f"vlatool {self._spec.title}") as lock:
+        with output_lock(output, f"vlatool {self._spec.record.command}") as lock:
             if read_record(output) != seen:  # another run changed it in the meantime
                 before = self._previous_record()
             try:
@@ -196,14 +152,15 @@ class _Loop:
 
     def _previous_record(self) -> OutputRecord | None:
         """Record of the run that this one resumes or repeats; None without one."""
+        has_option = self._spec.replaced == "first"
         return plan_output(
             self._spec.output,
             self._run.record,
             None if self._spec.is_download else self._inputs,
             overwrite=self._options.overwrite,
             # A command without --overwrite never replaces files that happen to match.
-            owned=self._spec.owned if self._spec.can_overwrite else (),
-            **({} if self._spec.can_overwrite else {"hint": "choose another --output"}),
+            owned=self._spec.owned if has_option else (),
+            hint=OTHER_OUTPUT if has_option else "choose another --output",
         )
 
     def _plan(self, before: OutputRecord | None) -> JobRun:
@@ -259,7 +216,6 @@ class _Loop:
         ):
             self._clean_up()
             self._report_complete(before)
-            self._ranks.barrier()
             return
         run.is_fresh = before is None
         run.record = run.record.after(before)
@@ -269,9 +225,7 @@ class _Loop:
             resume_output(spec.output, run.record)
         files.remove_partial_files(spec.output)
         job.begin()
-        self._ranks.barrier()
         self._finish(lock)
-        self._ranks.barrier()
 
     def _finish(self, lock: Lock) -> None:
         """Processes the items, writes the shared files and the file list and, last, the record."""
@@ -287,7 +241,8 @@ class _Loop:
         names = map(job.name, job.items)
         inputs = self._inputs_of([states[name] for name in names if name in states])
         if inputs and not (run.is_fresh or spec.is_download):  # the input may have lost items since
-            files.remove_stale_files(spec.output, spec.owned, spec.unlisted, entries)
+            unlisted = (*spec.volatile, *spec.temporary)
+            files.remove_stale_files(spec.output, spec.owned, unlisted, entries)
         lock.check()
         run.seconds = round(time.monotonic() - clock, 2)
         files.write_file_list(spec.output, entries)
@@ -303,7 +258,7 @@ class _Loop:
     @property
     def _files_removed_first(self) -> Sequence[str]:
         """Patterns of the files of an earlier run that are removed before items are processed."""
-        return () if self._spec.is_replaced_last else self._spec.owned
+        return () if self._spec.replaced == "last" else self._spec.owned
 
     def _clean_up(self) -> None:
         """Removes the journal and temporary files of a complete output.
@@ -318,13 +273,7 @@ class _Loop:
 
     def _locked_receipts(self, lock: Lock) -> Generator[Receipt]:
         """Receipts of all items in order; checks before each that the lock is still held."""
-        receipts = self._receipts(self._job.items)
-        if self._ranks.size > 1:
-            for _ in self._rank_items():
-                lock.check()
-            self._run.reset_counts()
-            receipts = self._receipts_of_all_ranks()
-        for receipt in receipts:
+        for receipt in self._receipts():
             lock.check()
             self._input_states.append((receipt.item, receipt.sizes, receipt.changed_ns))
             yield receipt
@@ -332,76 +281,35 @@ class _Loop:
 
     def _check_any_is_good(self) -> None:
         if self._run.failures and len(self._run.failures) == len(self._job.items):
-            raise all_failed_error(self._run.failures, self._spec.item_name)
+            message = str(self._run.failures[0]["message"])
+            if len(self._run.failures) > 1:
+                message = f"all {self._spec.item_name}s failed; the first: {message}"
+            raise _error_of(self._run.failures, message, str(self._run.failures[0]["hint"]))
 
-    def _run_rank(self) -> JobRun:
-        """Runs the items of a rank other than 0, after rank 0 has claimed the output."""
-        self._ranks.barrier()
-        before = read_record(self._spec.output)
-        if before is not None and before.complete:
-            self._report_complete(before)
-            return self._run
-        for _ in self._rank_items():
-            pass
-        self._ranks.barrier()
-        self._run.status = "shared"
-        return self._run
-
-    def _rank_items(self) -> Iterator[Receipt]:
-        """Receipts of the items of this rank; ends when all ranks have finished theirs."""
-        return self._receipts(self._job.items[self._ranks.rank :: self._ranks.size])
-
-    def _receipts_of_all_ranks(self) -> Iterator[Receipt]:
-        """Receipts of all ranks, in the order of the items, from the log of each rank."""
-        size = self._ranks.size
-        rows = [{row.get("item"): row for row in self._journal.rows(rank)} for rank in range(size)]
-        for index, item in enumerate(self._job.items):
-            row = rows[index % size].get(self._job.name(item), {})
-            if "failed" in row:
-                self._run.fail(row["failed"])
-                continue
-            receipt = self._todo.with_arrays(Receipt.of(row))
-            self._run.add_receipt(receipt)
-            yield receipt
-
-    def _receipts(self, items: Sequence[Any]) -> Iterator[Receipt]:
+    def _receipts(self) -> Iterator[Receipt]:
         """Receipts of the finished items in order; collects failures and findings."""
         spec = self._spec
         run = self._run
         clock = time.monotonic()
         unit = f"{spec.item_name}s"
         reporter = NULL if spec.is_download else run.reporter
-        is_first = self._ranks.rank == 0  # the only one that shows progress
-        others = OtherRanks(self._journal, range(1, self._ranks.size) if is_first else ())
-        seen = 0
-
-        def advance(amount: int, *, is_end: bool = False) -> None:
-            nonlocal seen
-            rows = others.rows(is_end=is_end)
-            fields = run.progress_fields(spec.progress_count, time.monotonic() - clock, rows)
-            bar.advance(amount + len(rows) - seen, **fields)
-            seen = len(rows)
-
-        total = len(self._job.items) if is_first else len(items)
         with (
-            reporter.progress(unit, total, unit) as bar,
-            AppendLog(self._journal.log(self._ranks.rank)) as log,
+            reporter.progress(unit, len(self._job.items), unit) as bar,
+            AppendLog(self._journal.log) as log,
         ):
-            for outcome in self._todo.outcomes(items):
+            for outcome in job_outcomes(self._job, self._journal, run.executor):
                 if outcome.error is not None:
-                    self._fail(outcome.item, outcome.error, log)
+                    self._fail(outcome.item, outcome.error)
                 elif outcome.value is not None:
-                    self._run.add_receipt(outcome.value)
-                    if self._ranks.size > 1 or not (self._spec.has_arrays or outcome.value.resumed):
+                    run.add_receipt(outcome.value)
+                    if not (spec.has_arrays or outcome.value.resumed):
                         log.append(outcome.value.row())
                     yield outcome.value
-                advance(1)
+                seconds = time.monotonic() - clock
+                bar.advance(1, **run.progress_fields(spec.progress_count, seconds))
             log.sync()
-            self._ranks.barrier()
-            if self._ranks.size > 1:
-                advance(0, is_end=True)
 
-    def _fail(self, item: Any, error: VlatoolError, log: AppendLog | None = None) -> None:
+    def _fail(self, item: Any, error: VlatoolError) -> None:
         skipped = DataError | BugError
         if self._spec.is_download:
             skipped |= StorageError
@@ -417,19 +325,12 @@ class _Loop:
         # The error of a plugin may hold anything, and a path bytes that are not UTF-8.
         text = json.dumps(row, default=str, ensure_ascii=False)
         self._run.fail(json.loads(text.encode("utf-8", "replace")))
-        if log is not None and self._ranks.size > 1:
-            log.append({"item": name, "failed": failures[-1]})
         if error.code != NOT_REQUESTED:  # one note tells about all of these
             self._run.reporter.warn(f"{item_name}_failed", f"{name}: {error.message}")
         limit = self._options.max_failures
         if limit is not None and len(failures) > limit:
-            is_bug = _has_bug(failures)
-            raise (BugError if is_bug else DataError)(
-                f"{len(failures)} {item_name}s failed, more than --max-failures allows",
-                hint=error.message,
-                code=BugError.unexpected if is_bug else "data.incomplete",
-                details={"failures": failures},
-            )
+            message = f"{len(failures)} {item_name}s failed, more than --max-failures allows"
+            raise _error_of(failures, message, error.message)
 
 
 def _num_done(job: Job[Any], run: JobRun) -> int:

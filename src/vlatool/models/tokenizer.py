@@ -105,13 +105,15 @@ class OpenTokenizer:
         )
 
 
-def rank_device() -> "device":
-    """Device of this process: the GPU with its local rank, or the CPU."""
+def rank_device(index: int | None = None) -> "device":
+    """The GPU with an index, or the CPU; `index`: None for the local rank of this process."""
     import torch
 
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    if index is None:
+        index = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device("cuda", index % torch.cuda.device_count())
 
 
 def open_tokenizer(

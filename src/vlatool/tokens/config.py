@@ -5,7 +5,7 @@ from typing import ClassVar, Self
 
 from pydantic import model_validator
 
-from vlatool.config.base import Ignored, Names, option, required_field
+from vlatool.config.base import Ignored, Names, execution_field, option, required_field
 from vlatool.formats.codes.layout import CodesLayout
 from vlatool.jobs.command import JOB_KEYS, JobConfig
 from vlatool.models.base import Precision
@@ -18,7 +18,7 @@ class EncodeConfig(JobConfig):
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Output": ("output", "layout", "check_every", *JOB_KEYS, "skip_existing"),
-        "Device": ("precision", *_DEVICE),
+        "Device": ("precision", *_DEVICE, "nproc"),
     }
     NAMES: ClassVar[Names] = {
         "a_dir": "data",
@@ -63,6 +63,9 @@ class EncodeConfig(JobConfig):
         500, "Save every N-th image of an episode, beside its reconstruction; 0: none.", ge=0
     )
     no_amp: bool | None = option(None, "Same as --precision fp32.", affects_output=False)
+    nproc: int | None = execution_field(
+        None, "Number of processes on this machine, one per GPU if any; null: 1."
+    )
 
     @model_validator(mode="after")
     def _one_precision(self) -> Self:

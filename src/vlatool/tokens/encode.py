@@ -1,18 +1,17 @@
 """Pipeline that encodes the images of many episodes: reads, copies, computes and writes at once.
 
 Batches never span episodes, so they depend neither on what was encoded before nor on the process.
+With several devices, a worker process per device has its own pipeline.
 Legend of shapes: B images of a batch, S side of an image in pixels, K codes of an image.
 """
 
-import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import partial
 from itertools import chain, islice, pairwise
 from multiprocessing import get_context
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vlatool.episode import Array, EpisodeRef
@@ -34,12 +33,17 @@ from vlatool.formats.codes.layout import (
     write_codes,
 )
 from vlatool.formats.media.images import labeled_png
-from vlatool.jobs.executor import Outcome, attempt, default_workers, signals_blocked
-from vlatool.jobs.job import Ranks
+from vlatool.jobs.executor import (
+    Outcome,
+    attempt,
+    default_workers,
+    signals_blocked,
+)
+from vlatool.jobs.job import InputState, ItemTask, WorkItem
 from vlatool.jobs.journal import Receipt
 from vlatool.loading.loader import loader_exited, start_forkserver, start_worker
 from vlatool.models.base import Codes, Precision
-from vlatool.models.tokenizer import ImageRule, OpenTokenizer
+from vlatool.models.tokenizer import ImageRule, OpenTokenizer, open_tokenizer, rank_device
 from vlatool.storage.background import in_background
 from vlatool.tokens.decode import decoded
 from vlatool.tokens.images import EpisodeImages, EpisodeOpener, check_unique_names
@@ -48,8 +52,6 @@ STAGES = ("reading", "copying", "computing", "writing")
 _PREFETCH = 2  # batches per reader process
 _ON_DEVICE = 2  # batches on the device at the same time
 _WRITTEN_AT_ONCE = 4  # episodes
-# One rank may have far more work than another.
-_TIMEOUT = timedelta(hours=24)
 _COMPARED = 8  # images of an episode that are encoded in both precisions
 
 
@@ -113,7 +115,10 @@ class _ReadDataset(Dataset[_Read]):
 
 @dataclass
 class _Episode:
-    item: Any  # item of the job
+    item: WorkItem
+    state: InputState | None = None  # state of its images
+    # receipt of an earlier run, or of this one once it is written
+    receipt: Receipt | None = None
     batches: int = 0  # number of batches that are not encoded yet
     stems: list[str] = field(default_factory=list[str])  # names of the encoded images
     codes: list[Array] = field(default_factory=list[Array])  # uint16 [K] of each
@@ -123,6 +128,10 @@ class _Episode:
     error: VlatoolError | None = None  # error that prevents its codes; None without one
     # future of its receipt once writing has started
     written: "Future[Outcome[Any, Receipt]] | None" = None
+
+    @property
+    def name(self) -> str:
+        return self.item.name
 
 
 class EncodePipeline:
@@ -136,7 +145,6 @@ class EncodePipeline:
         self._rule = rule
         # map from stage to the time that the other stages waited for it
         self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
-        self.images = 0  # number of encoded images
 
     def __enter__(self) -> Self:
         return self
@@ -144,26 +152,13 @@ class EncodePipeline:
     def __exit__(self, *exc: object) -> None:
         """Does nothing; `map` frees all it uses."""
 
-    @property
-    def bottleneck(self) -> str:
-        """The stage for which others waited most; empty if no image was encoded."""
-        return max(self.seconds, key=self.seconds.__getitem__) if self.images else ""
-
-    def encode(self, item: EpisodeRef) -> Receipt:
-        outcome = next(iter(self.map(self.encode, [item])))
-        if outcome.error is not None:
-            raise outcome.error
-        assert outcome.value is not None
-        return outcome.value
-
-    def map(
-        self, function: Callable[[Any], Any], items: Iterable[Any]
-    ) -> Iterator[Outcome[Any, Any]]:
-        """Yields one outcome per episode, in order."""
+    def map(self, function: Any, items: Iterable[Any]) -> Iterator[Outcome[Any, Any]]:
+        """Yields one outcome per episode, in order. `function` is the `ItemTask` of a job."""
         pending = deque[_Episode]()
         started: dict[int, _Episode] = {}
         device = _Device(self._tokenizer, self._rule.precision, self.seconds)
-        with closing(self._read(self._tasks(items, pending, started))) as batches:
+        tasks = self._tasks(function, items, pending, started)
+        with closing(self._read(tasks)) as batches:
             for read in batches:
                 if read.error is None:
                     device.start(read)
@@ -171,26 +166,36 @@ class EncodePipeline:
                     _add_batch(started[read.number], read)
                 while device.is_full:
                     self._add_codes(started, *device.finish())
-                yield from self._finished(pending)
+                yield from self._finished(function, pending)
             while device.is_busy:
                 self._add_codes(started, *device.finish())
-        yield from self._finished(pending, is_end=True)
+        yield from self._finished(function, pending, is_end=True)
 
     def _tasks(
-        self, items: Iterable[Any], pending: deque[_Episode], started: dict[int, _Episode]
+        self,
+        task: ItemTask,
+        items: Iterable[WorkItem],
+        pending: deque[_Episode],
+        started: dict[int, _Episode],
     ) -> Iterator[_Task]:
         """Yields the batches of each episode, nearly equal in size; adds the episode to both."""
         for number, item in enumerate(items):
-            opened = attempt(self._open, item)
-            episode = _Episode(item, error=opened.error)
-            batches: list[tuple[int, ...]] = []
-            if opened.value is not None:
-                batches = even_batches(len(opened.value), self._rule.batch_size)
+            episode = _Episode(item)
+            split = attempt(partial(self._batches, task), episode)
+            episode.error = split.error
+            batches = split.value or []
             episode.batches = len(batches)
             started[number] = episode
             pending.append(episode)
             for indices in batches:
-                yield _Task(number, item, indices)
+                yield _Task(number, item.item, indices)
+
+    def _batches(self, task: ItemTask, episode: _Episode) -> list[tuple[int, ...]]:
+        """Indices of the images of each batch; empty if an earlier run encoded the episode."""
+        episode.state, episode.receipt = task.check_input(episode.item)
+        if episode.receipt is not None:
+            return []
+        return even_batches(len(self._open(episode.item.item)), self._rule.batch_size)
 
     def _read(self, tasks: Iterator[_Task]) -> Generator[_Read]:
         """Yields decoded batches in the order of the tasks."""
@@ -216,7 +221,7 @@ class EncodePipeline:
             with signals_blocked(signal.SIGINT):
                 running = iter(loader)
             while True:
-                with self._waiting("reading"):
+                with timed(self.seconds, "reading"):
                     read = next(running, None)
                 if read is None:
                     return
@@ -230,7 +235,6 @@ class EncodePipeline:
     def _add_codes(self, started: Mapping[int, _Episode], read: _Read, codes: Codes) -> None:
         """Adds the codes of a batch; reconstructs the images to check."""
         episode = started[read.number]
-        self.images += len(read.stems)
         counts = {"resized": read.resized, "encoded_alone": codes.num_encoded_alone}
         if self._rule.precision != "fp32":
             counts |= self._compared(read, codes)
@@ -238,7 +242,7 @@ class EncodePipeline:
             episode.counts[name] = episode.counts.get(name, 0) + count
         for row, index in enumerate(read.indices):
             if self._rule.check_every and index % self._rule.check_every == 0:
-                with self._waiting("computing"):
+                with timed(self.seconds, "computing"):
                     reconstruction = decoded(self._tokenizer, codes.values[row : row + 1])[0]
                 pair = {"recorded": read.images[row].numpy(), "from its codes": reconstruction}
                 episode.checks[read.stems[row]] = labeled_png(pair)
@@ -257,29 +261,31 @@ class EncodePipeline:
         return {"compared": same.numel(), "agreeing": int(same.sum())}
 
     def _finished(
-        self, pending: deque[_Episode], *, is_end: bool = False
+        self, task: ItemTask, pending: deque[_Episode], *, is_end: bool = False
     ) -> Iterator[Outcome[Any, Any]]:
         """Yields outcomes of the first episodes that are written; starts to write encoded ones."""
         for episode in pending:
-            if episode.batches == 0 and episode.written is None and episode.error is None:
-                episode.written = in_background(partial(attempt, self._write, episode))
+            is_done = episode.error is not None or episode.receipt is not None
+            if episode.batches == 0 and episode.written is None and not is_done:
+                write = partial(self._write, task)
+                episode.written = in_background(partial(attempt, write, episode))
         while pending and (first := pending[0]).batches == 0:
             busy = sum(episode.written is not None for episode in pending)
             if first.written is None:
-                yield Outcome(first.item, error=first.error)
+                yield Outcome(first.item, first.receipt, first.error)
             elif is_end or busy > _WRITTEN_AT_ONCE or first.written.done():
-                with self._waiting("writing"):
+                with timed(self.seconds, "writing"):
                     outcome = first.written.result()
                 yield Outcome(first.item, outcome.value, outcome.error)
             else:
                 return
             pending.popleft()
 
-    def _write(self, episode: _Episode) -> Receipt:
+    def _write(self, task: ItemTask, episode: _Episode) -> Receipt:
         """Writes the codes of an episode and its check images."""
         rule = self._rule
-        name = str(episode.item.id)
-        check_unique_names(episode.item.path, episode.stems)
+        name = episode.name
+        check_unique_names(episode.item.item.path, episode.stems)
         codes = EpisodeCodes.of(name, dict(zip(episode.stems, episode.codes, strict=True)))
         checks = [
             write_check_image(rule.output, check_image_name(name, stem), png)
@@ -288,12 +294,9 @@ class EncodePipeline:
         entry = write_codes(rule.output, rule.layout, codes, self._tokenizer.network.digest)
         counts = {"pictures": len(codes.stems), **episode.counts}
         info = {"digest": codes.digest}
-        return Receipt(name, counts=counts, files=(entry, *checks), facts=info)
-
-    @contextmanager
-    def _waiting(self, stage: str) -> Iterator[None]:
-        with timed(self.seconds, stage):
-            yield
+        receipt = Receipt(name, counts=counts, files=(entry, *checks), facts=info)
+        assert episode.state is not None
+        return task.complete(episode.item, episode.state, receipt)
 
 
 class _Device:
@@ -382,29 +385,13 @@ def _context() -> Any:
     return context
 
 
-@contextmanager
-def ranks_from_env() -> Generator[Ranks]:
-    """Ranks of `--nproc`, torchrun or accelerate launch; a single rank without a launcher.
-
-    Ranks use a barrier only, which needs no GPU.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Ranks()
-        return
-    distributed.init_process_group("gloo", timeout=_TIMEOUT)
-    try:
-        yield Ranks(distributed.get_rank(), distributed.get_world_size(), _barrier)
-    finally:
-        # Ends the barrier of ranks that still wait, with an error.
-        distributed.destroy_process_group()
-
-
-def _barrier() -> None:
-    try:
-        distributed.barrier()
-    except RuntimeError:  # the only sign of a closed connection
-        raise VlatoolError(
-            f"rank {distributed.get_rank()}: another rank has ended before this one",
-            hint="read the error of that rank; then run the same command again to resume",
-            code="environment.process_failed",
-        ) from None
+def open_pipeline(
+    open_episode: EpisodeOpener,
+    tokenizer: str,  # its location
+    rule: EncodeRule,
+    processes: int,  # which share the processors
+    index: int,  # of the device
+) -> EncodePipeline:
+    """Pipeline of a worker process, which owns a device."""
+    torch.set_num_threads(max(1, default_workers() // processes))
+    return EncodePipeline(open_episode, open_tokenizer(tokenizer, rank_device(index)), rule)

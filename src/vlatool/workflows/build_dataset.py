@@ -198,7 +198,6 @@ class BuildDatasetJob:
         self.spec = JobSpec(
             output=output,
             record=OutputRecord("build-dataset", options, words=_OPTION_WORDS),
-            title=f"build-dataset {config.data}",
             item_name="episode",
             plan=plan_digest(
                 work.fast_digest,

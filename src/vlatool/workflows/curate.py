@@ -21,7 +21,7 @@ from vlatool.formats.curation.writer import CurationConfig
 from vlatool.formats.frames.layout import FramesFolder
 from vlatool.formats.run.layout import CONFIG
 from vlatool.formats.shards.layout import ShardFolder
-from vlatool.jobs.command import JobResult, executor_of, make_executor
+from vlatool.jobs.command import JobResult, executor_of
 from vlatool.jobs.record import read_record
 from vlatool.jobs.run import run_command
 from vlatool.plugins import SINKS, is_class_in_file
@@ -146,7 +146,7 @@ def curate(config: CurateConfig, *, reporter: Reporter = NULL) -> CurateResult:
     rules = _rules(config)
     preload = ["vlatool.formats.select", SINKS.target("curation")]
     preload += [config.format] if is_class_in_file(config.format) else []
-    with make_executor(1) if config.dry_run else executor_of(config, preload) as executor:
+    with executor_of(config, preload) as executor:
         job = PreprocessJob(config)
         job.log_selection(reporter)
         failure: VlatoolError | None = None

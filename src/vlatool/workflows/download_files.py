@@ -286,15 +286,13 @@ class DownloadJob:
             record=OutputRecord(
                 "download", recorded_source(source), pending_downloads=(options.request,)
             ),
-            title=f"download {source}",
             item_name="file",
             plan=_PLAN,
             work=self._download,
             state=object_state,
             owned=("*",),
             locations=(output,),
-            is_download=True,
-            can_overwrite=False,
+            replaced="never",
             shown={"output": output_text},
         )
 

@@ -106,15 +106,13 @@ class RawJob:
                 downloads.recorded_source(task.source),
                 pending_downloads=(options.request,),
             ),
-            title=f"download {task.source}",
             item_name="archive",
             plan=_PLAN,
             work=self._extract,
             state=self._state,
             owned=("*",),
             locations=(output,),
-            is_download=True,
-            can_overwrite=False,
+            replaced="never",
             shown={"output": task.output},
         )
 
@@ -146,7 +144,7 @@ class RawJob:
         """Extraction of a version of the archive, at the position that its log names."""
         prefix = f"tasks/{self._task.name}"
         archive = Archive(self._file.path, info.etag or info.digest, info.size, prefix)
-        log = Journal(self._output, _LOG).log()
+        log = Journal(self._output, _LOG).log
         return Extraction(archive, self._output, self._partials, log)
 
     def _needs_archive(self, extraction: Extraction) -> bool:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -16,7 +17,7 @@ from vlatool.formats.detect import DetectedSource, detect_source
 from vlatool.formats.run.locations import require_weights
 from vlatool.formats.select import episode_state
 from vlatool.jobs.command import JobResult
-from vlatool.jobs.executor import SerialExecutor
+from vlatool.jobs.executor import DeviceExecutor, SerialExecutor
 from vlatool.jobs.files import FileEntry, file_entry, is_occupied
 from vlatool.jobs.job import InputState, JobRun, JobSpec, input_state, plan_digest
 from vlatool.jobs.journal import Receipt
@@ -92,9 +93,9 @@ class EncodeResult(JobResult):
 def encode(config: EncodeConfig, *, reporter: Reporter = NULL) -> EncodeResult:
     """Writes the codes of every image, episode by episode; inputs are never changed.
 
-    Under torchrun, accelerate launch or `--nproc` each rank encodes its share of the episodes on
-    its own device; the share may be empty. An interrupted run is resumed by the same call and
-    writes the same bytes.
+    With `nproc` each of several processes encodes its share of the episodes on its own device;
+    under torchrun the first rank starts them, and other ranks and machines have nothing to do. An
+    interrupted run is resumed by the same call and writes the same bytes.
 
     Raises:
         UsageError: A required key is missing, or the output belongs to another run.
@@ -103,16 +104,25 @@ def encode(config: EncodeConfig, *, reporter: Reporter = NULL) -> EncodeResult:
         PartialFailure: The codes are written without the episodes that failed.
     """
     check_required(config, "vlatool encode DATA --tokenizer CHECKPOINT")
+    processes = _processes(config, reporter)
     inputs = _EncodeInputs.of(config)
     reporter.note(f"images: {inputs.images.format}, {counted(len(inputs.items), 'episode')}")
+    if os.environ.get("RANK", "0") != "0":
+        return inputs.plan(config, processes)
     if config.dry_run and read_record(inputs.output) is None and not is_occupied(inputs.output):
-        return inputs.plan(config)
-    from vlatool.tokens.encode import ranks_from_env  # imports torch
+        return inputs.plan(config, processes)
+    job = EncodeJob(config, processes, inputs)
+    job.log_tokenizer(reporter)
+    return run_command(job, EncodeResult, config, job.executor, reporter=reporter)
 
-    with ranks_from_env() as ranks:
-        job = EncodeJob(config, ranks.size, inputs)
-        job.log_tokenizer(reporter)
-        return run_command(job, EncodeResult, config, job.pipeline, reporter=reporter, ranks=ranks)
+
+def _processes(config: EncodeConfig, reporter: Reporter) -> int:
+    """Number of worker processes: `nproc`, else the number of ranks of torchrun on this machine."""
+    if config.nproc is not None:
+        from vlatool.training.start import check_processes, gpus_here  # imports torch
+
+        check_processes(config.nproc, gpus_here(), reporter)
+    return config.nproc or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 class _EncodeInputs(NamedTuple):
@@ -133,10 +143,9 @@ class _EncodeInputs(NamedTuple):
         items = [ref for ref in chosen if not ref.excluded]
         return cls(source, images, items, _output(config, images.format))
 
-    def plan(self, config: EncodeConfig) -> EncodeResult:
+    def plan(self, config: EncodeConfig, processes: int) -> EncodeResult:
         """Result of a dry run that has no earlier output to compare with."""
-        published = published_at(pinned(config.tokenizer))
-        if published is None:
+        if published_at(pinned(config.tokenizer)) is None:
             locate_weights(config.tokenizer)
         return EncodeResult(
             output=str(self.output) if config.output is None else config.output,
@@ -146,7 +155,7 @@ class _EncodeInputs(NamedTuple):
             pictures=0,
             bytes=0,
             episodes=len(self.items),
-            processes=int(os.environ.get("WORLD_SIZE", "1")),
+            processes=processes,
             status="planned",
         )
 
@@ -154,15 +163,17 @@ class _EncodeInputs(NamedTuple):
 class EncodeJob:
     """Job that encodes the images of episodes; see `jobs.job.Job`."""
 
-    def __init__(
-        self, config: EncodeConfig, processes: int = 1, inputs: _EncodeInputs | None = None
-    ) -> None:
-        from vlatool.tokens.encode import EncodePipeline, EncodeRule  # imports torch
+    def __init__(self, config: EncodeConfig, processes: int, inputs: _EncodeInputs) -> None:
+        import torch
+
+        from vlatool.tokens.encode import EncodePipeline, EncodeRule, open_pipeline
 
         self._config = config
         self._processes = processes
-        source, images, self.items, output = inputs or _EncodeInputs.of(config)
-        self._tokenizer = tokenizer = open_tokenizer(config.tokenizer, rank_device())
+        source, images, self.items, output = inputs
+        # Each of several workers opens a tokenizer on its own device.
+        device = rank_device() if processes == 1 else torch.device("cpu")
+        self._tokenizer = tokenizer = open_tokenizer(config.tokenizer, device)
         tokenizer.check_codebook()
         self.output = output
         rule = EncodeRule(
@@ -174,7 +185,11 @@ class EncodeJob:
             num_workers=config.num_workers,
         )
         opener = EpisodeOpener(images.format, images.reader.config)
-        self.pipeline = EncodePipeline(opener, tokenizer, rule)
+        self.executor: EncodePipeline | DeviceExecutor = EncodePipeline(opener, tokenizer, rule)
+        if processes > 1:
+            self.executor = DeviceExecutor(
+                processes, partial(open_pipeline, opener, config.tokenizer, rule, processes)
+            )
         options = _record_options(config, tokenizer, rule)
         excluded = {} if config.exclude is None else {"exclude": config.exclude}
         self.spec = JobSpec(
@@ -184,15 +199,13 @@ class EncodeJob:
                 {"data": source.name, **options, **excluded, **versions_of([source])},
                 words={"tokenizer digest": "tokenizer"},
             ),
-            title=f"encode {config.data}",
             item_name="episode",
             plan=plan_digest(options),
-            work=self.pipeline.encode,
+            work=None,
             state=_tar_state if images.format == _SHARDS else episode_state,
             owned=(*codes_layout.OWNED_FILES[config.layout], f"{codes_layout.CHECKS_NAME}/*/*.png"),
             locations=(source, output),
             progress_count="pictures",
-            is_pipelined=True,
             shown={"output": str(output) if config.output is None else config.output},
         )
 
@@ -225,30 +238,31 @@ class EncodeJob:
 
     def log_tokenizer(self, reporter: Reporter) -> None:
         """Notes the tokenizer, and that `check_every` has no effect where it has none."""
-        config = self._config
         tokenizer = self._tokenizer
-        size = tokenizer.rule.size
-        rule = tokenizer.rule.resize
-        others = "rejected" if rule is None else f"resized ({rule.resize})"
-        reporter.note(f"tokenizer: {tokenizer.name}, {size}x{size}; other sizes are {others}")
-        if config.check_every and not tokenizer.network.has_decoder:
+        rule = tokenizer.rule
+        resize = rule.resize
+        others = "rejected" if resize is None else f"resized ({resize.resize})"
+        reporter.note(
+            f"tokenizer: {tokenizer.name}, {rule.size}x{rule.size}; other sizes are {others}"
+        )
+        if self._config.check_every and not tokenizer.network.has_decoder:
             reporter.note("check_every has no effect: a stage-1 tokenizer has no pixel decoder")
 
     def result(self, run: JobRun) -> EncodeResult:
-        pipeline = self.pipeline
-        tokenizer = self._tokenizer
+        seconds = self.executor.seconds
+        new_pictures = run.new_counts.get("pictures", 0)
         return EncodeResult(
             layout=self._config.layout,
-            tokenizer=tokenizer.name,
+            tokenizer=self._tokenizer.name,
             precision=self._config.precision,
             pictures=run.sums.get("pictures", 0),
             bytes=run.bytes_on_disk,
             agreement=_agreement(run),
             resized=run.sums.get("resized", 0),
-            rate=round(run.new_counts.get("pictures", 0) / max(run.seconds, 1e-6), 1),
-            bound=pipeline.bottleneck,
-            stages={name: round(value, 2) for name, value in pipeline.seconds.items()},
-            device=tokenizer.device.type,
+            rate=round(new_pictures / max(run.seconds, 1e-6), 1),
+            bound=max(seconds, key=seconds.__getitem__) if new_pictures else "",
+            stages={name: round(value, 2) for name, value in seconds.items()},
+            device=rank_device().type,
             processes=self._processes,
             usage=codes_layout.warn_of_collapse(
                 codes_layout.CodesFolder.open(self.output), run.reporter
@@ -366,7 +380,6 @@ class DecodeJob:
                     "tokenizer digest": "tokenizer",
                 },
             ),
-            title=f"decode {config.codes}",
             item_name="episode",
             plan=plan_digest(options),
             work=work,

@@ -475,7 +475,6 @@ class ExportJob:
                 {**options, **work.identity, **digest, **versions_of([source])},
                 words={"pictures": "location of the images", "source digest": "source"},
             ),
-            title=f"export {config.source}",
             item_name="episode",
             plan=plan_digest(options, work.identity),
             work=work,

@@ -376,7 +376,6 @@ class PreprocessJob:
         return JobSpec(
             output=output,
             record=OutputRecord("preprocess", record_options(config, section) | versions),
-            title=f"preprocess {config.format}",
             item_name="episode",
             plan=plan_digest(
                 config.format,

@@ -113,7 +113,6 @@ class _RepairJob:
         self.spec = JobSpec(
             output=output,
             record=OutputRecord("repair", options),
-            title=f"repair {config.source}",
             item_name="file",
             plan=plan_digest(options),
             work=_Repair(output),

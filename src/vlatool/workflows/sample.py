@@ -171,7 +171,6 @@ class SampleJob:
         self.spec = JobSpec(
             output=output,
             record=OutputRecord("sample", options),
-            title=f"sample {config.layout} {config.output}",
             item_name="episode",
             plan=plan_digest(*parts),
             work=ExpertWriter(self._recorder.write, self._expert),
@@ -181,7 +180,7 @@ class SampleJob:
             has_arrays=bool(self._recorder.temporary),
             locations=(output,),
             progress_count="frames",
-            can_overwrite=False,
+            replaced="never",
             shown={"output": config.output},
         )
 

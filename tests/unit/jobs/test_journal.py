@@ -29,12 +29,12 @@ ARRAYS = {"ranges": np.arange(6).reshape(3, 2), "words": np.array(["a", "bc"]), 
 def test_row_of_a_receipt_survives_a_log_and_items_are_counted_once(tmp_path: Path) -> None:
     assert Receipt.of(RECEIPT.row()) == RECEIPT
     journal = Journal(tmp_path)
-    for rank in range(2):
-        with AppendLog(journal.log(rank)) as log:
+    for file in (journal.log, journal.log.with_name("items.1.jsonl")):  # the second of 0.3
+        with AppendLog(file) as log:
             log.append(RECEIPT.row())
             log.append({"item": "episode_2", "failed": {}})
 
-    assert [Receipt.of(row) for row in journal.rows() if "failed" not in row] == [RECEIPT]
+    assert [*journal.logged().values()] == [RECEIPT]
     assert journal.count([RECEIPT.item]) == 1
 
 

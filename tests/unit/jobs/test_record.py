@@ -179,15 +179,6 @@ def test_messages_have_short_digests_and_words_for_inputs(tmp_path: Path) -> Non
     assert f"tokenizer {old[:12]}" in other_option
 
 
-def test_input_that_is_older_than_before_has_no_times_in_the_message(tmp_path: Path) -> None:
-    folder = make_output(tmp_path / "out", record(1, RESULT, changed_at="2026-11-21T20:00:01"))
-
-    message = start_error(folder, record(1, changed_at="2026-11-21T20:00:00")).message
-
-    assert "the times of its files differ" in message
-    assert "2026" not in message
-
-
 @pytest.mark.parametrize(
     ("old", "new", "is_equal"),
     [

@@ -1,7 +1,6 @@
-"""The loop over items with toy jobs: kills, growth, ranks, pipelined executors, bugs, nesting."""
+"""The loop over items with toy jobs: kills, growth, bugs, nesting."""
 
 import json
-import multiprocessing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,24 +10,21 @@ import pytest
 from tests.builders.errors import fails
 from tests.builders.jobs import (
     ALL,
-    BatchExecutor,
     Killed,
     KillingExecutor,
     ToyJob,
     Write,
     contents,
-    run_rank,
     run_toy,
 )
-from vlatool.errors import BugError, DataError, PartialFailure
+from vlatool.errors import BugError, DataError
 from vlatool.formats.check import CheckOptions, check_files
-from vlatool.jobs.command import JobConfig
-from vlatool.jobs.executor import ProcessExecutor, SerialExecutor
+from vlatool.jobs.executor import ProcessExecutor
 from vlatool.jobs.files import FileEntry, changed_files, digests_below, read_file_list
-from vlatool.jobs.job import InputState, JobRun, Ranks
+from vlatool.jobs.job import InputState, JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, read_record
-from vlatool.jobs.run import failure_of, run_job
+from vlatool.jobs.run import failure_of
 from vlatool.storage.append_log import AppendLog, read_log
 from vlatool.storage.remote_path import RemotePath
 
@@ -110,163 +106,39 @@ def test_finished_items_survive_a_job_that_cannot_finish(
 
 
 def test_grown_job_processes_only_new_items(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    run_toy(ToyJob(tmp_path, "ant bird", is_download=True))
-    again = run_toy(ToyJob(tmp_path, "ant bird", is_download=True))
+    run_toy(ToyJob(tmp_path, "ant bird", command="download"))
+    again = run_toy(ToyJob(tmp_path, "ant bird", command="download"))
     assert (again.status, again.record.complete) == ("already complete", True)
     work = Write(tmp_path, bad={"ant": ValueError("worked on twice")})
 
-    run = run_toy(ToyJob(tmp_path, "ant bird cat", work, is_download=True))
+    run = run_toy(ToyJob(tmp_path, "ant bird cat", work, command="download"))
 
     assert (run.resumed, run.new_counts, run.failures) == (2, {"letters": 3}, [])
     assert listed(tmp_path) == [ALL, "words/ant", "words/bird", "words/cat"]
-    with fails("usage.output_differs"):
-        run_toy(ToyJob(tmp_path, "ant bird cat dog"))  # a job that does not grow
-    run_toy(ToyJob(tmp_path, WORDS, is_download=True))
+    run_toy(ToyJob(tmp_path, WORDS, command="download"))
     assert contents(tmp_path) == undisturbed
+
+
+def test_job_that_is_no_download_does_not_grow(tmp_path: Path) -> None:
+    run_toy(ToyJob(tmp_path, "ant bird"))
+    with fails("usage.output_differs"):
+        run_toy(ToyJob(tmp_path, "ant bird cat"))
 
 
 def test_growing_job_without_input_files_records_its_items(tmp_path: Path) -> None:
     for words, status in (("ant", "written"), ("ant bird", "written"), ("ant bird", "already")):
-        run = run_toy(ToyJob(tmp_path, words, is_download=True, state=InputState))
+        run = run_toy(ToyJob(tmp_path, words, command="download", state=InputState))
         assert run.status.startswith(status)
 
 
 def test_grown_job_that_is_killed_resumes(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    run_toy(ToyJob(tmp_path, "ant bird", is_download=True))
+    run_toy(ToyJob(tmp_path, "ant bird", command="download"))
     with pytest.raises(Killed):
-        run_toy(ToyJob(tmp_path, WORDS, is_download=True), KillingExecutor(3))
+        run_toy(ToyJob(tmp_path, WORDS, command="download"), KillingExecutor(3))
 
-    run = run_toy(ToyJob(tmp_path, WORDS, is_download=True))
+    run = run_toy(ToyJob(tmp_path, WORDS, command="download"))
 
     assert (run.resumed, contents(tmp_path)) == (3, undisturbed)
-
-
-# Several ranks
-
-
-class TwoRanks:
-    """Two ranks of one job, started with `spawn` as by a launcher."""
-
-    def __init__(self, words: str, work: Write, **spec: Any) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._answers = context.Queue()
-        self._barrier = context.Barrier(2)
-        arguments = (self._barrier, self._answers, words, work)
-        self._processes = [
-            context.Process(target=run_rank, args=(rank, *arguments), kwargs=spec)
-            for rank in range(2)
-        ]
-        for process in self._processes:
-            process.start()
-
-    def answers(self) -> list[dict[str, Any]]:
-        """Status, sums and failures of each rank."""
-        results = dict(self._answers.get(timeout=60) for _ in self._processes)
-        for process in self._processes:
-            process.join()
-        return [results[0], results[1]]
-
-    def end_when_second_dies(self) -> None:
-        """Breaks the barrier when rank 1 dies, as a launcher does."""
-        first, second = self._processes
-        second.join()
-        self._barrier.abort()
-        first.join()
-        assert (first.exitcode, second.exitcode) == (1, -9)
-
-
-def test_two_ranks_write_the_bytes_of_one(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    first, second = TwoRanks(WORDS, Write(tmp_path)).answers()
-
-    assert contents(tmp_path) == undisturbed
-    assert (first["status"], second["status"]) == ("written", "shared")
-    assert first["sums"] == {"letters": 16}
-    assert record_of(tmp_path).complete
-
-
-def test_failure_on_rank_1_is_in_the_result_of_rank_0(tmp_path: Path) -> None:
-    bad = {"bird": DataError("no birds", code="data.bird")}
-
-    first, _ = TwoRanks(WORDS, Write(tmp_path, has_arrays=True, bad=bad), has_arrays=True).answers()
-
-    assert [(failure["word"], failure["code"]) for failure in first["failures"]] == [
-        ("bird", "data.bird")
-    ]
-    assert (tmp_path / ALL).read_text() == "ant cat dog eel"
-
-
-def test_job_that_lost_a_rank_resumes_in_one_process(
-    undisturbed: dict[str, bytes], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    TwoRanks(WORDS, Write(tmp_path, fatal="dog")).end_when_second_dies()
-
-    run = run_toy(ToyJob(tmp_path, WORDS))
-
-    assert "BrokenBarrierError" in capfd.readouterr().err
-    assert run.resumed >= 3  # the items of rank 0, which was not killed
-    assert contents(tmp_path) == undisturbed
-
-
-def test_item_that_failed_on_another_rank_earlier_counts_as_done(
-    undisturbed: dict[str, bytes], tmp_path: Path
-) -> None:
-    """`cat` failed on rank 1; with one more word before it, it is an item of rank 0."""
-    bad = {"cat": DataError("no cats")}
-    TwoRanks("bird cat dog eel", Write(tmp_path, bad=bad), is_download=True).answers()
-
-    first, _ = TwoRanks(WORDS, Write(tmp_path), is_download=True).answers()
-
-    assert (first["failures"], contents(tmp_path)) == ([], undisturbed)
-
-
-def test_dry_run_of_a_rank_does_not_wait(tmp_path: Path) -> None:
-    def meet() -> None:
-        pytest.fail("the rank waits")
-
-    for rank in range(2):
-        options = JobConfig(dry_run=True)
-        job, ranks = ToyJob(tmp_path / "out", WORDS), Ranks(rank, 2, meet)
-        run = run_job(job, SerialExecutor(), options=options, ranks=ranks)
-        assert run.status == "planned"
-
-
-def test_item_of_a_batch_that_fails_or_cannot_be_read_fails_alone(tmp_path: Path) -> None:
-    bad = {"dog": DataError("no dogs", code="data.dog")}
-    work = Write(tmp_path, bad=bad)
-    job = ToyJob(tmp_path, WORDS, work, is_pipelined=True, state=no_bird)
-
-    run = run_toy(job, BatchExecutor(3))
-
-    failed = [(failure["word"], failure["code"]) for failure in run.failures]
-    assert sorted(failed) == [("bird", "data.broken"), ("dog", "data.dog")]
-    assert (tmp_path / ALL).read_text() == "ant cat eel"
-    assert isinstance(failure_of(run, job.spec, 3), PartialFailure)
-
-
-@pytest.mark.parametrize("has_arrays", [False, True], ids=["log", "arrays"])
-def test_pipelined_executor_gets_full_batches_of_unfinished_items(
-    undisturbed: dict[str, bytes], tmp_path: Path, *, has_arrays: bool
-) -> None:
-    work = Write(tmp_path, has_arrays=has_arrays)
-    job = ToyJob(tmp_path, WORDS, work, is_pipelined=True, has_arrays=has_arrays)
-    with pytest.raises(Killed):
-        run_toy(job, BatchExecutor(2, dies_after=1))
-    (tmp_path / "words/ant").unlink()
-    executor = BatchExecutor(2)
-
-    run = run_toy(job, executor)
-
-    assert executor.batches == [("ant", "cat"), ("dog", "eel")]
-    assert (run.resumed, contents(tmp_path)) == (1, undisturbed)
-    executor = BatchExecutor(2)
-    run_toy(ToyJob(tmp_path / "new", WORDS, is_pipelined=True), executor)
-    assert executor.batches == [("ant", "bird"), ("cat", "dog"), ("eel",)]
-
-
-def no_bird(word: str) -> InputState:
-    if word == "bird":
-        raise PermissionError(13, "Permission denied", "bird.txt")
-    return InputState(word, sizes=word)
 
 
 # Bugs
@@ -389,12 +261,12 @@ def test_folder_that_lost_a_file_after_a_kill_is_written_again(tmp_path: Path) -
 
 
 def test_nested_output_in_a_listed_folder_does_not_change_the_folder(tmp_path: Path) -> None:
-    run_toy(folders(tmp_path, is_download=True))
+    run_toy(folders(tmp_path, command="download"))
     run_toy(ToyJob(tmp_path / "words/bird/deep", "fox"))
 
     assert changed_files(tmp_path) == []
     assert list(check_files(tmp_path, CheckOptions())) == []
-    words = ToyJob(tmp_path, f"{WORDS} fly", Write(tmp_path, is_folder=True), is_download=True)
+    words = ToyJob(tmp_path, f"{WORDS} fly", Write(tmp_path, is_folder=True), command="download")
     assert run_toy(words).resumed == 5
     assert (tmp_path / "words/bird/deep" / ALL).read_text() == "fox"
 
