@@ -98,15 +98,15 @@ JOB_FOLDER = ".vlatool"
 
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS, DEEPEST = 800, 80, 6, 2
 # Ceilings: they rise only with what a change adds on purpose, and fall with what goes.
-MOST_TOKENS = 758_100
+MOST_TOKENS = 755_000
 # In thousands, for each room; "" are the files above the rooms. Each only falls.
 ROOM_TOKENS = {
     "formats": 276.3,
-    "models": 96.1,
-    "workflows": 71.7,
-    "training": 42.4,
+    "models": 96.2,
+    "workflows": 72.0,
+    "training": 41.7,
     "loading": 39.7,
-    "storage": 36.4,
+    "storage": 36.5,
     "evaluation": 31.2,
     "cli": 18.7,
     "transforms": 25.2,
@@ -123,8 +123,8 @@ ROOM_TOKENS = {
 }
 MOST_TOKENS_PER_LINE = 8.81
 # In 1000 tokens.
-MOST_COMPREHENSIONS = 3.34
-MOST_CONDITIONALS = 2.33
+MOST_COMPREHENSIONS = 3.31
+MOST_CONDITIONALS = 2.31
 
 DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
