@@ -1,6 +1,7 @@
 """Recordings of the built-in world in layouts that `vlatool sample` does not write."""
 
 import io
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from vlatool.errors import installed
 from vlatool.formats.media.images import encode_png
 from vlatool.formats.media.tfrecord import Value
 from vlatool.storage.atomic import atomic_folder, write_json
+from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.world.record_files import EpisodeFileWriter
 from vlatool.world.recording import RecordedEpisode, RecordingSetup, WorldEpisode, expert_episode
 from vlatool.world.render import View, cameras_for
@@ -157,8 +159,13 @@ def _image(shape: Sequence[int], form: str) -> dict[str, Any]:
 WRITERS = {"zarr": ZarrWriter, "rlds": RldsWriter, "mcap": McapWriter}
 
 
-def record_world(layout: str, output: Path, episodes: int, frames: int) -> None:
-    """Writes episodes of the built-in world, with two cameras."""
+def record_world(layout: Any, output: Path, episodes: int, frames: int) -> None:
+    """Writes episodes of the built-in world, with two cameras, without a record of a command."""
+    if layout not in WRITERS:
+        config = SampleConfig(layout=layout, output=str(output), episodes=episodes, frames=frames)
+        sample(config.model_copy(update={"workers": 1}))
+        shutil.rmtree(output / ".vlatool")
+        return
     views = tuple(View(camera, camera.size("small")) for camera in cameras_for(2))
     output.mkdir(parents=True, exist_ok=True)
     writer = WRITERS[layout](RecordingSetup(output, views, episodes=episodes))

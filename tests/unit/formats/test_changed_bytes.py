@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from tests.builders.world_recordings import record_world
 from vlatool.errors import DataError
 from vlatool.formats.base import FormatReader
 from vlatool.formats.folder.reader import FolderConfig, FolderReader
 from vlatool.formats.hdf5.reader import Hdf5Config, Hdf5Reader
 from vlatool.formats.rlds.reader import RldsConfig, RldsReader
 from vlatool.formats.zarr.reader import ZarrConfig, ZarrReader
-from vlatool.workflows.sample import SampleConfig, sample
 
 READERS: dict[str, tuple[Any, Any]] = {
     "folder": (FolderReader, FolderConfig),
@@ -29,8 +29,7 @@ def test_changed_bytes_end_in_findings_or_data_errors(layout: Any, tmp_path: Pat
     pytest.importorskip("h5py")
     pytest.importorskip("zarr")
     whole, copy = tmp_path / "whole", tmp_path / "copy"
-    sample(SampleConfig(layout=layout, output=str(whole), episodes=1, frames=4, workers=1))
-    shutil.rmtree(whole / ".vlatool")
+    record_world(layout, whole, episodes=1, frames=4)
     files = sorted(path for path in whole.rglob("*") if path.is_file())
     rng, readable = random.Random(3), 0
     for number in range(80):

@@ -17,9 +17,9 @@ from mcap.writer import Writer
 from tests.builders import mcap as build
 from tests.builders.hdf5 import image
 from tests.builders.hostile import changed_trees, json_bytes, limited_memory
+from tests.builders.world_recordings import record_world
 from tests.surface.invoke import run_vlatool
 from vlatool.formats.lerobot.output import arrow_type
-from vlatool.workflows.sample import SampleConfig, sample
 
 pytestmark = pytest.mark.timeout(120)
 LAYOUTS = ("spartan", "lerobot", "libero", "hdf5", "zarr", "rlds", "mcap", "folder")
@@ -36,9 +36,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         root = folder / layout
         if root.exists():
             return root
-        tree = {"layout": layout, "output": str(root), "episodes": 2, "frames": 6, "workers": 1}
-        sample(SampleConfig.model_validate(tree))
-        shutil.rmtree(root / ".vlatool")
+        record_world(layout, root, episodes=2, frames=6)
         return root
 
     return made

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from tests.builders.lerobot import lerobot_dataset
+from tests.builders.world_recordings import record_world
 from vlatool.errors import DataError
 from vlatool.formats.detect import detect_source
-from vlatool.workflows.sample import SampleConfig, sample
 
-# A file of an episode in what `vlatool sample` writes.
+# A file of an episode in each layout.
 FILES = {
     "spartan": "**/metadata.yaml",
     "lerobot": "data/**/*.parquet",
@@ -25,7 +25,7 @@ FILES = {
 def linked(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Recordings of which one file is a link to a place outside of them."""
     source = tmp_path / "source"
-    sample(SampleConfig(layout=request.param, output=str(source), episodes=2, frames=4))
+    record_world(request.param, source, episodes=2, frames=4)
     path = sorted(path for path in source.glob(FILES[request.param]) if path.is_file())[0]
     path.rename(tmp_path / "secret")
     path.symlink_to(tmp_path / "secret")

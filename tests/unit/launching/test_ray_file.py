@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-TEXT = (Path(__file__).parents[3] / "docs/reference/ray-cluster.yaml").read_text()
+TEXT = (Path(__file__).parents[3] / "docs" / "reference" / "ray-cluster.yaml").read_text()
 
 
 def test_size_and_machines_are_those_of_the_published_template() -> None:
