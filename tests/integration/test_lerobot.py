@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.builders.errors import fails
 from tests.builders.lerobot_backbones import (
     make_smolvlm,
     make_tokenizer,
@@ -315,6 +316,8 @@ def test_adapters_alone_are_those_of_peft(runs: Path, frames: Path, tmp_path: Pa
     keys = {"init_from": str(base), "lora__rank": 2, "hparams__lr": 1e-2, "model__config": {}}
     run = train_tiny("act", frames, tmp_path / "run", **keys)
     export(ExportConfig(source=str(run), output=str(tmp_path / "whole")))
+    with fails("usage.output_differs"):
+        export(ExportConfig(source=str(run), output=str(tmp_path / "whole"), merge=False))
     export(ExportConfig(source=str(run), output=str(tmp_path / "adapters"), merge=False))
     policy = get_policy_class("act").from_pretrained(base)
     merged = PeftModel.from_pretrained(policy, str(tmp_path / "adapters")).merge_and_unload()

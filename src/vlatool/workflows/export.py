@@ -129,7 +129,10 @@ def export_model(
     else:
         exported = _adapters(trained)
     name = str(trained.origin.checkpoint)
-    record = OutputRecord("export", {"checkpoint": Path(name).name, **versions_of([source])})
+    options_of_record = {"checkpoint": Path(name).name, **versions_of([source])}
+    if not merge:
+        options_of_record["adapters"] = True
+    record = OutputRecord("export", options_of_record)
     if type(trained.model_type).tokenizer is not ModelType.tokenizer:
         name = checkpoint
         recorded = {"checkpoint": source.name, **versions_of([source])}
@@ -164,11 +167,13 @@ def _adapters(trained: Trained) -> Exported:
     lora = trained.config.lora
     if trained.origin.run is None or not lora.rank:
         raise UsageError(
-            f"{trained.origin.text}: has no adapters alone",
-            hint="give a run of `vlatool finetune --lora RANK`, or leave --merge out",
+            f"{trained.origin.text}: has trained no adapters, or other weights, too",
+            hint="leave --no-merge out: the export then has all weights",
             code="usage.unsupported",
         )
     base = load_config(TrainConfig, files=[str(trained.origin.run.config)]).config.init_from
+    if base is not None:  # peft knows names of the hub, not locations
+        base = base.removeprefix("hf://").removeprefix("models/")
     state = read_weights(trained.origin.path)
     config, tensors = peft_adapters(state, lora.rank, lora.scale, base)
 
@@ -295,6 +300,12 @@ def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult |
     source = named_best(pinned(config.source))
     if is_run(source) or is_checkpoint(source):
         return _model(config, source, reporter)
+    if not config.merge:
+        raise UsageError(
+            "--no-merge is for runs with adapters, and this is no run",
+            hint="leave --no-merge out",
+            code="usage.unsupported",
+        )
     job = ExportJob(config)
     return run_command(job, ExportResult, config, command.executor_of(config), reporter=reporter)
 
