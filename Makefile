@@ -15,14 +15,16 @@ test: $(VENV)/.installed-dev
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# Unit tests of the rooms of the core with the lowest versions that pyproject.toml admits.
+# Unit tests of the core, and the contract of storage, with the lowest versions that pyproject.toml
+# admits.
 CORE := storage config jobs transforms report conventions formats cli
 lowest:
 	$(PYTHON) -m venv build/lowest
-	$(PYTHON) -m tests.lowest > build/lowest/constraints.txt
-	build/lowest/bin/python -m pip install --quiet --constraint build/lowest/constraints.txt --editable '.[hdf5,zarr,mcap]' \
+	$(PYTHON) -m tests.lowest gcs azure > build/lowest/constraints.txt
+	build/lowest/bin/python -m pip install --quiet --constraint build/lowest/constraints.txt --editable '.[hdf5,zarr,mcap,gcs,azure]' \
 	  pytest pytest-timeout pytest-xdist hypothesis 'moto[s3]' flask flask-cors cryptography
-	build/lowest/bin/python -m pytest $(PYTEST_ARGS) $(CORE:%=tests/unit/%)
+	build/lowest/bin/python -m pytest $(PYTEST_ARGS) $(CORE:%=tests/unit/%) \
+	  tests/integration/test_remote_contract.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check src tests benchmarks binary docs examples
