@@ -17,7 +17,7 @@ test-all: $(VENV)/.installed-dev
 
 # Unit tests of the core, and the contract of storage, with the lowest versions that pyproject.toml
 # admits.
-CORE := storage config jobs transforms report conventions formats cli
+CORE := storage config jobs media transforms report conventions recordings datasets checkpoints cli
 lowest:
 	$(PYTHON) -m venv build/lowest
 	$(PYTHON) -m tests.lowest gcs azure > build/lowest/constraints.txt

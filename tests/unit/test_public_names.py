@@ -11,7 +11,6 @@ import pytest
 
 import vlatool
 from vlatool.cli.commands import COMMANDS
-from vlatool.formats.base import merge_surveys
 
 NAMES = [name for name in dir(vlatool) if name != "__version__"]
 # Commands whose function has another name than the command's last words.
@@ -76,7 +75,21 @@ def test_name_that_needs_a_missing_package_reports_the_extra() -> None:
     assert "vlatool[train]" in done.stdout
 
 
-def test_the_old_name_of_the_protocol_of_readers_warns() -> None:
-    with pytest.warns(DeprecationWarning, match="vlatool.formats.base"):
-        old = import_module("vlatool.sources.base")
-    assert old.merge_surveys is merge_surveys
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("base", "recordings.base"),
+        ("fast.layout", "datasets.fast.layout"),
+        ("shards.layout", "datasets.lbm.layout"),
+        ("windows", "datasets.jsonl"),
+        ("run.layout", "checkpoints.layout"),
+        ("media.frames", "media.frames"),
+    ],
+)
+def test_modules_have_their_names_of_0_3_for_one_release_with_a_warning(old: str, new: str) -> None:
+    for name in [name for name in sys.modules if name.startswith("vlatool.formats.")]:
+        del sys.modules[name]
+    with pytest.warns(DeprecationWarning, match=f"vlatool.{new} now"):
+        module = import_module(f"vlatool.formats.{old}")
+    assert module is import_module(f"vlatool.{new}")
+    assert module.__name__ == module.__spec__.name == f"vlatool.{new}"

@@ -5,11 +5,13 @@ Legend of shapes: S positions in time (frames of an episode).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 
 from vlatool.episode import Array, LanguageSpan, UInt8Array
 from vlatool.events import counted
+from vlatool.media.images import visible_image
 from vlatool.report.charts import FieldValues, field_charts
 from vlatool.report.facts import (
     Axis,
@@ -30,6 +32,7 @@ from vlatool.report.facts import (
 )
 from vlatool.report.page import FEW
 from vlatool.report.poses import CameraModel, EndEffectorTrack, draw_poses, pose_legend
+from vlatool.storage.byte_ranges import read_file
 from vlatool.transforms.neighbors import spread
 
 _STRIP_FRAMES = 8
@@ -60,6 +63,16 @@ def frame_view(
     """Decoded image uint8 [H, W, 3] with the camera model at a row of the matrices."""
     image = Image.fromarray(frame)
     return FrameView(image, CameraModel.at(intrinsics, extrinsics, row, image.size))
+
+
+def file_view(path: Path) -> FrameView:
+    """Image in a file."""
+    try:
+        return FrameView(visible_image(read_file(path)))
+    except FileNotFoundError:
+        return FrameView(None, problem="is missing")
+    except (OSError, ValueError):
+        return FrameView(None, problem="cannot be decoded")
 
 
 def camera_strips(cameras: Mapping[str, Sequence[FrameView]], first: int) -> list[Part]:
