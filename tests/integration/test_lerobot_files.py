@@ -1,7 +1,9 @@
-"""Checkpoints of lerobot: what they may not bring, names of cameras, statistics."""
+"""Files of lerobot: what checkpoints may not bring, cameras, statistics; sets cut off by a kill."""
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.builders import lerobot_recorder
 from tests.builders.errors import fails
 from tests.builders.lerobot import encoded_image, lerobot_dataset
 from tests.builders.lerobot_backbones import make_tokenizer
@@ -23,6 +26,7 @@ from tests.builders.lerobot_policies import (
 from vlatool.config.resolve import load_config, parse_override
 from vlatool.models.trained import open_trained
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
+from vlatool.workflows.repair import RepairConfig, repair
 from vlatool.workflows.train import train
 
 pytestmark = needs_lerobot
@@ -253,3 +257,33 @@ def test_the_folder_of_a_checkpoint_can_be_removed_after_it_is_opened(checkpoint
     opened = open_trained(str(checkpoint), device="cpu").policy()
     shutil.rmtree(checkpoint)
     assert opened.horizon == 8
+
+
+SESSIONS = {"first": (3,), "second": (3, 2), "last": (2, 12)}  # number of episodes of each
+
+
+@pytest.mark.parametrize("sessions", SESSIONS.values(), ids=SESSIONS)
+def test_a_set_whose_recorder_was_killed_opens_and_goes_on_after_repair(
+    sessions: tuple[int, ...], tmp_path: Path
+) -> None:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    root = tmp_path / "killed"
+    # Not the builders beside the recorder, one of which is called lerobot.
+    words = [sys.executable, "-P", lerobot_recorder.__file__, str(root), *map(str, sessions)]
+    assert subprocess.run(words, check=False).returncode == lerobot_recorder.KILLED
+    repair(RepairConfig(source=str(root), output=str(tmp_path / "mended"), workers=1))
+
+    dataset = LeRobotDataset("lab/killed", root=tmp_path / "mended")
+    assert [dataset.num_episodes, len(dataset)] == [
+        sum(sessions),
+        lerobot_recorder.FRAMES * sum(sessions),
+    ]
+    for row in range(len(dataset)):
+        episode, frame = divmod(row, lerobot_recorder.FRAMES)
+        sample = dataset[row]
+        assert (int(sample["episode_index"]), sample["task"]) == (episode, f"task {episode % 2}")
+        level = float(sample["observation.images.front"].mean()) * 255
+        assert abs(level - lerobot_recorder.gray(episode, frame)) < 3
+    resumed = LeRobotDataset.resume("lab/killed", root=tmp_path / "mended")
+    assert resumed.num_episodes == sum(sessions)

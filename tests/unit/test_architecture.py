@@ -95,16 +95,16 @@ JOB_FOLDER = ".vlatool"
 
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS, DEEPEST = 800, 80, 6, 2
 # Ceilings: they rise only with what a change adds on purpose, and fall with what goes.
-MOST_TOKENS = 755_000
+MOST_TOKENS = 757_400
 # In thousands, for each room; "" are the files above the rooms. Each only falls.
 ROOM_TOKENS = {
-    "recordings": 169.7,
+    "recordings": 171.6,
     "datasets": 70.6,
     "media": 19.8,
     "checkpoints": 16.1,
     "formats": 0.2,
     "models": 96.2,
-    "workflows": 72.0,
+    "workflows": 72.5,
     "training": 41.7,
     "loading": 39.7,
     "storage": 36.5,

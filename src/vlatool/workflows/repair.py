@@ -1,4 +1,7 @@
-"""Copies recordings: whole files as they are, damaged parquet files as far as they can be read."""
+"""Copies recordings: whole files as they are, damaged parquet files as far as they can be read.
+
+The lists of a LeRobot set whose recorder was killed are made anew from its rows and videos.
+"""
 
 import re
 import shlex
@@ -7,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from vlatool.config.base import check_required, required_field
+from vlatool.config.base import check_required, execution_field, required_field
 from vlatool.datasets.samples.layout import is_inside
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
@@ -19,7 +22,8 @@ from vlatool.jobs.ownership import require_input
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
 from vlatool.recordings.base import links_out_error
-from vlatool.storage.atomic import atomic_path, copy_file
+from vlatool.recordings.lerobot.layout import EPISODES_TABLES, INFO_FILE, TASKS_TABLE
+from vlatool.storage.atomic import atomic_path, copy_file, remove_file
 from vlatool.storage.tree import files_below, first_link_out, real_folders, size_text
 from vlatool.storage.uri import is_remote, location
 
@@ -31,6 +35,9 @@ class RepairConfig(command.EngineConfig):
 
     source: str = required_field("", "Folder of recordings, or one file, on this machine.")
     output: str = required_field("", "Folder for the repaired copy.")
+    instruction: str | None = execution_field(
+        None, "Sentence of the tasks of a LeRobot set whose texts are lost."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +64,8 @@ class RepairResult(command.OutputResult):
 
     def details(self) -> Iterable[str]:
         for row in self.cut:
-            yield f"{row['file']}: {row['content']}; lost: {', '.join(row['lost'])}"
+            lost = f"; lost: {', '.join(row['lost'])}" if row["lost"] else ""
+            yield f"{row['file']}: {row['content']}{lost}"
 
     @property
     def next_command(self) -> str:
@@ -109,6 +117,7 @@ class _RepairJob:
         for file in self.items:
             if source.is_dir() and first_link_out(file.path, folders, inside):
                 raise links_out_error(file.path, source)
+        # Not the instruction: an unfinished run asks for it, and goes on with it.
         options = {"source": source.name}
         self.spec = JobSpec(
             output=output,
@@ -117,23 +126,64 @@ class _RepairJob:
             plan=plan_digest(options),
             work=_Repair(output),
             state=_state,
-            owned=[file.name for file in self.items],
+            owned=[*(file.name for file in self.items), *self._lists()],
             locations=(source, output),
             progress_count="damaged",
             shown={"output": config.output},
             check=_check,
         )
+        self._output = output
+        self._instruction = config.instruction
         self._receipts: list[Receipt] = []
+        self._rebuilt: list[Mapping[str, Any]] = []
 
     def name(self, item: _File) -> str:
         return item.name
 
     def begin(self) -> None:
-        pass
+        """Removes the lists that an earlier run made anew."""
+        names = {file.name for file in self.items}
+        for pattern in self._lists():
+            for path in self._output.glob(pattern):
+                if path.relative_to(self._output).as_posix() not in names:
+                    remove_file(path)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         self._receipts = list(receipts)
-        return [entry for receipt in self._receipts for entry in receipt.files]
+        entries = {entry.path: entry for receipt in self._receipts for entry in receipt.files}
+        for name in self._sets():
+            entries |= self._rebuild(name, entries)
+        return list(entries.values())
+
+    def _sets(self) -> list[str]:
+        """Relative names of the LeRobot sets."""
+        names = [file.name for file in self.items]
+        ends = [name.removesuffix(INFO_FILE) for name in names if name.endswith(INFO_FILE)]
+        return [name for name in ends if not name or name.endswith("/")]
+
+    def _lists(self) -> list[str]:
+        """Patterns of the tables that `_rebuild` writes."""
+        return [
+            f"{name}{table}" for name in self._sets() for table in (EPISODES_TABLES, TASKS_TABLE)
+        ]
+
+    def _rebuild(self, name: str, entries: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        """Completes the lists of a set; returns the entries of the files that this changes."""
+        from vlatool.recordings.lerobot.rebuild import rebuild_lists
+
+        root = self._output / name
+        rebuilt = rebuild_lists(root, self._instruction)
+        if rebuilt is None:
+            return {}
+        content = f"{counted(rebuilt.episodes, 'episode')} added to the list"
+        self._rebuilt.append({"file": f"{name}meta", "content": content, "lost": rebuilt.lost})
+        changed: dict[str, FileEntry] = {}
+        for file in rebuilt.files:
+            if (root / file).is_file():
+                changed[f"{name}{file}"] = file_entry(self._output, f"{name}{file}")
+            else:
+                del entries[f"{name}{file}"]
+        return changed
 
     def result(self, run: JobRun) -> RepairResult:
         is_planned = run.status == "planned"
@@ -141,7 +191,7 @@ class _RepairJob:
             files=len(self.items if is_planned else self._receipts),
             damaged=run.sums.get("damaged", 0),
             not_checked=run.sums.get("not_checked", 0),
-            cut=tuple(receipt.facts for receipt in self._receipts if receipt.facts),
+            cut=(*(receipt.facts for receipt in self._receipts if receipt.facts), *self._rebuilt),
             bytes=run.bytes_on_disk,
         )
 
@@ -239,6 +289,16 @@ def _damage(file: _File) -> _Kind | None:
         return kind
 
 
+def _is_list(file: _File) -> bool:
+    """True for a list of a LeRobot set, which is made anew."""
+    from vlatool.recordings.lerobot import rebuild
+
+    for root in file.path.parents:
+        if (root / INFO_FILE).is_file():
+            return rebuild.is_list(file.path.relative_to(root).as_posix())
+    return False
+
+
 def _check(file: _File) -> Receipt:
     return Receipt(file.name, counts=_counts(file, is_damaged=_damage(file) is not None))
 
@@ -273,6 +333,10 @@ class _Repair:
             with atomic_path(target) as partial:
                 salvaged = parquet.salvage(file.path, partial, whole)
         except parquet.NothingWhole as error:
+            if _is_list(file):
+                content = "is made anew from the rows and videos"
+                facts = {"file": file.name, "content": content, "lost": []}
+                return Receipt(file.name, counts=_counts(file, is_damaged=True), facts=facts)
             raise DataError.at(
                 file.path,
                 f"is damaged, and nothing in it can be saved: {error}",

@@ -110,7 +110,11 @@ LEROBOT = FindingCodes(
     extra_frames=warning("A video has more frames than rows.", _BY_ROW),
     video_fps=warning("A video has another frame rate than the data.", _BY_ROW),
     picture_size=warning("Images have another size than meta/info.json says."),
-    totals_mismatch=warning("A total in meta/info.json is wrong.", _META),
+    totals_mismatch=warning(
+        "A total in meta/info.json is wrong.",
+        "if the recorder was killed, `vlatool repair SET --output NEW` adds what the list of "
+        "episodes lacks; otherwise correct meta/info.json",
+    ),
     chunks=info("total_chunks or chunks_size do not match the files.", _META),
     splits=info(
         "A split names episodes that do not exist, or is not a range.",

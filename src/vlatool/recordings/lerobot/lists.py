@@ -156,7 +156,11 @@ def _table(path: Path, needed: Sequence[str], optional: Sequence[str] | None = (
         names = None if optional is None else [*needed, *optional]
         columns: _Columns = read_segment(RowSegment(path), names).to_pydict()
     except (pa.ArrowException, OSError) as error:
-        raise meta.metadata_error(path, "content", f"cannot be read: {error}") from error
+        broken = meta.metadata_error(path, "content", f"cannot be read: {error}")
+        broken.hint = (
+            "download it again; if the recorder was killed: vlatool repair SET --output NEW"
+        )
+        raise broken from error
     for name in needed:
         if name not in columns:
             raise meta.metadata_error(path, name, "is missing: no column has this name")

@@ -193,7 +193,8 @@ def missing_list_error(path: Path) -> DataError:
     """Returns the error for a data set of v3.0 without its list of episodes."""
     tables = lerobot_layout.EPISODES_TABLES.removeprefix(lerobot_layout.EPISODES_FOLDER).lstrip("/")
     problem = f"has no {tables}: the list of episodes is missing"
-    return LEROBOT.error("missing_file", path, problem, hint="complete the download of meta/")
+    hint = "complete the download of meta/; if its recorder was killed: vlatool repair"
+    return LEROBOT.error("missing_file", path, problem, hint=f"{hint} SET --output NEW")
 
 
 def _unsupported_error(path: Path, version: str) -> DataError:

@@ -190,7 +190,7 @@ WRITTEN_FILES = (
 )
 MEGABYTE = 1 << 20
 IMAGE_CELL = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_EPISODES_TABLE = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+EPISODES_TABLE = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _STATS = ("min", "max", "mean", "std", "count")
 # Bytes of rows as JSON that are in memory as Python objects, which are several times as large.
 _PART_BYTES = 4 * MEGABYTE
@@ -309,7 +309,7 @@ class EpisodeTables:
         for episode in episodes:
             if is_ended:
                 self.names.append(_episodes_path(len(self.names)))
-            row = _episode_row(episode, self.fps)
+            row = episode_row(episode, self.fps)
             rows.append(row)
             row_size = len(json.dumps(row))
             self._size += row_size
@@ -346,7 +346,7 @@ def _file_numbers(number: int) -> dict[str, int]:
 
 
 def _episodes_path(number: int) -> str:
-    return _EPISODES_TABLE.format(**_file_numbers(number))
+    return EPISODES_TABLE.format(**_file_numbers(number))
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -371,7 +371,7 @@ def _column(name: str, values: list[Any]) -> pa.Array:
     return pa.array(values, dtype)
 
 
-def _episode_row(episode: WrittenEpisode, fps: float) -> dict[str, Any]:
+def episode_row(episode: WrittenEpisode, fps: float) -> dict[str, Any]:
     """Row of the table of episodes. Source: formats/lerobot 5."""
     row: dict[str, Any] = {
         "episode_index": episode.number,

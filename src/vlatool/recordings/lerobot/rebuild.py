@@ -1,0 +1,262 @@
+"""Lists of a LeRobot set of v3.0 whose recorder was killed, made anew from its rows and videos.
+
+LeRobot adds an episode to a file of rows, then to the videos, and to the list of episodes when ten
+are there or the session ends. Its files of rows and of the list have no footer until then, so that
+a killed session is not in the list. Source: formats/lerobot 5.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlatool.episode import Clip
+from vlatool.errors import DataError
+from vlatool.events import counted
+from vlatool.media.frames import packet_table
+from vlatool.recordings.lerobot import layout as lerobot_layout
+from vlatool.recordings.lerobot import output
+from vlatool.recordings.lerobot.lists import read_texts
+from vlatool.storage.atomic import open_atomic, remove_file, write_json
+from vlatool.storage.documents import read_json
+from vlatool.storage.tree import natural_key
+
+_NUMBERS = re.compile(r"chunk-(\d+)/file-(\d+)\.\w+\Z")
+_UNTRUNC = "`untrunc WHOLE FILE` takes the index of a damaged video from a whole one"
+
+
+class Rebuilt(NamedTuple):
+    """What was added to a set."""
+
+    files: tuple[str, ...]  # written, changed or removed, relative to the set
+    episodes: int  # added to the list
+    lost: tuple[str, ...]  # episodes that are left out, and what is unknown
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """Rows of an episode."""
+
+    number: int
+    path: Path  # file of the rows
+    first_row: int  # in the whole set
+    length: int
+    tasks: tuple[int, ...]  # numbers of its tasks, in the order of their rows
+
+
+@dataclass
+class _Video:
+    """A video, and how many of its frames are in the list of episodes."""
+
+    path: Path
+    frames: int
+    used: int = 0
+
+
+def is_list(name: str) -> bool:
+    """True for the name of a file, relative to a set, that `rebuild_lists` can write anew."""
+    return name == lerobot_layout.TASKS_TABLE or name.startswith(lerobot_layout.EPISODES_FOLDER)
+
+
+def rebuild_lists(root: Path, instruction: str | None = None) -> Rebuilt | None:
+    """Adds the episodes whose rows and videos are there to the lists of a set.
+
+    Episodes after the first one without its videos are left out, and so are their rows.
+
+    Args:
+        root: Copy of a set of v3.0 whose tables are whole; its files are changed.
+        instruction: Sentence of the tasks whose text is lost.
+
+    Returns:
+        What was added; None if the lists have all episodes.
+
+    Raises:
+        DataError: The text of a task is lost, and there is no `instruction`.
+    """
+    info = cast("dict[str, Any]", read_json(root / lerobot_layout.INFO_FILE))
+    listed = _listed(root)
+    recorded = list(_recorded(root))
+    known = set(listed.column(lerobot_layout.EPISODE_INDEX).to_pylist()) if listed else set[int]()
+    added = [episode for episode in recorded if episode.number not in known]
+    if not added:
+        return None
+    lost: list[str] = []
+    fps = float(info["fps"])
+    clips: list[dict[str, tuple[int, int, int]]] = [{} for _ in added]
+    for camera, declared in info["features"].items():
+        if declared["dtype"] != "video":
+            continue
+        placed = list(_clips(root, camera, listed, added[: len(clips)], fps))
+        clips = [{**clips[n], camera: clip} for n, clip in enumerate(placed)]
+    if listed is None and not clips:
+        raise DataError.at(
+            root,
+            f"none of its {counted(len(added), 'episode')} has whole videos",
+            hint=_UNTRUNC,
+            code="data.incomplete",
+        )
+    for episode in added[len(clips) :]:
+        lost.append(f"episode {episode.number}, of which a video is missing or too short")
+    if lost:
+        lost[-1] += f"; {_UNTRUNC}"
+    texts = _task_texts(root, listed, recorded, instruction)
+    files = [
+        *_write_list(root, listed, added[: len(clips)], clips, texts, fps),
+        *_remove_rows(added[len(clips) :]),
+    ]
+    if listed is None or any("stats/" in name for name in listed.column_names):
+        lost.append(f"the statistics of {counted(len(clips), 'single episode')}")
+    listed = _listed(root)
+    assert listed is not None
+    info["total_episodes"] = len(listed)
+    info["total_frames"] = sum(listed.column("length").to_pylist())
+    info["total_tasks"] = len(texts)
+    if set(info.get("splits") or ()) <= {"train"}:
+        info["splits"] = {"train": f"0:{len(listed)}"}
+    write_json(root / lerobot_layout.INFO_FILE, info, indent=4)
+    files = [path.relative_to(root).as_posix() for path in files]
+    return Rebuilt((*files, lerobot_layout.INFO_FILE), len(clips), tuple(lost))
+
+
+def _listed(root: Path) -> pa.Table | None:
+    """The list of episodes, as far as it is there."""
+    paths = sorted(root.glob(lerobot_layout.EPISODES_TABLES), key=natural_key)
+    tables = [pq.read_table(path) for path in paths]
+    return pa.concat_tables(tables, promote_options="default") if tables else None
+
+
+def _recorded(root: Path) -> Iterator[_Recorded]:
+    """Yields the episodes in the files of rows."""
+    first_row = 0
+    for path in sorted(root.glob(lerobot_layout.SHARED_TABLES), key=natural_key):
+        rows = pq.read_table(path, columns=[lerobot_layout.EPISODE_INDEX, "task_index"])
+        numbers = rows.column(0).to_numpy()
+        tasks = rows.column(1).to_pylist()
+        starts = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
+        for start, stop in zip(starts, [*starts[1:], len(numbers)], strict=True):
+            names = tuple(dict.fromkeys(tasks[start:stop]))
+            yield _Recorded(int(numbers[start]), path, first_row + start, stop - start, names)
+        first_row += len(numbers)
+
+
+def _clips(
+    root: Path, camera: str, listed: pa.Table | None, added: Sequence[_Recorded], fps: float
+) -> Iterator[tuple[int, int, int]]:
+    """Yields (chunk, file, first frame) of the clip of each episode, until one has none."""
+    videos = list(_videos(root, camera, listed, fps))
+    for episode in added:
+        while videos and videos[0].used == videos[0].frames:
+            videos.pop(0)
+        if not videos or videos[0].used + episode.length > videos[0].frames:
+            return
+        chunk, number = _numbers(videos[0].path)
+        yield chunk, number, videos[0].used
+        videos[0].used += episode.length
+
+
+def _videos(root: Path, camera: str, listed: pa.Table | None, fps: float) -> Iterator[_Video]:
+    """Yields the videos of a camera, up to the first that is missing."""
+    used: dict[tuple[int, int], int] = {}
+    prefix = f"videos/{camera}"
+    for row in [] if listed is None else listed.to_pylist():
+        place = row[f"{prefix}/chunk_index"], row[f"{prefix}/file_index"]
+        used[place] = max(used.get(place, 0), round(row[f"{prefix}/to_timestamp"] * fps))
+    expected = (0, 0)
+    for path in sorted((root / prefix).glob("chunk-*/file-*.mp4"), key=natural_key):
+        place = _numbers(path)
+        if place not in (expected, (expected[0] + 1, 0)):
+            return
+        yield _Video(path, packet_table(Clip(path)).num_frames, used.get(place, 0))
+        expected = (place[0], place[1] + 1)
+
+
+def _numbers(path: Path) -> tuple[int, int]:
+    """Numbers of the chunk and the file of a path."""
+    match = _NUMBERS.search(path.as_posix())
+    assert match is not None
+    return int(match[1]), int(match[2])
+
+
+def _task_texts(
+    root: Path, listed: pa.Table | None, recorded: Sequence[_Recorded], instruction: str | None
+) -> Mapping[int, str]:
+    """Map from the number of a task to its sentence; writes the table if it lacks some."""
+    path = root / lerobot_layout.TASKS_TABLE
+    texts = dict(read_texts(path, "task")) if path.is_file() else {}
+    before = dict(texts)
+    of_episode = (
+        {row["episode_index"]: row["tasks"] for row in listed.to_pylist()} if listed else {}
+    )
+    for episode in recorded:
+        sentences = of_episode.get(episode.number, ())
+        if len(sentences) == len(episode.tasks) == 1:
+            texts.setdefault(episode.tasks[0], sentences[0])
+    for episode in recorded:
+        for number in episode.tasks:
+            if number not in texts and not instruction:
+                raise DataError.at(
+                    path,
+                    f"the text of task {number} is lost, which episode {episode.number} has",
+                    hint='repeat the command with --instruction "TEXT"',
+                    code="data.missing",
+                )
+            texts.setdefault(number, instruction or "")
+    if texts != before:
+        output.write_texts(root, "v3.0", "task", dict(sorted(texts.items())))
+    return texts
+
+
+def _write_list(
+    root: Path,
+    listed: pa.Table | None,
+    added: Sequence[_Recorded],
+    clips: Sequence[Mapping[str, tuple[int, int, int]]],
+    texts: Mapping[int, str],
+    fps: float,
+) -> Iterator[Path]:
+    """Writes the next table of the list of episodes; yields it, and the table of tasks."""
+    yield root / lerobot_layout.TASKS_TABLE
+    if not added:
+        return
+    tables = sorted(root.glob(lerobot_layout.EPISODES_TABLES), key=natural_key)
+    chunk, number = _numbers(tables[-1]) if tables else (0, -1)
+    path = root / output.EPISODES_TABLE.format(chunk_index=chunk, file_index=number + 1)
+    rows: list[dict[str, Any]] = []
+    for episode, videos in zip(added, clips, strict=True):
+        written = output.WrittenEpisode(
+            number=episode.number,
+            tasks=[texts[task] for task in episode.tasks],
+            length=episode.length,
+            first_row=episode.first_row,
+            stats={},
+            data=_numbers(episode.path),
+            videos=videos,
+        )
+        place = {"meta/episodes/chunk_index": chunk, "meta/episodes/file_index": number + 1}
+        rows.append({**output.episode_row(written, fps), **place})
+    table = pa.Table.from_pylist(rows)
+    if listed is not None:  # all tables have the same columns
+        table = pa.Table.from_pylist(rows, schema=listed.schema)
+    with open_atomic(path) as file:
+        pq.write_table(table, file)
+    yield path
+
+
+def _remove_rows(episodes: Sequence[_Recorded]) -> Iterator[Path]:
+    """Removes the rows of episodes that are left out; yields the files."""
+    for path in dict.fromkeys(episode.path for episode in episodes):
+        rows = pq.read_table(path)
+        left_out = [episode.number for episode in episodes]
+        numbers = rows.column(lerobot_layout.EPISODE_INDEX).to_numpy()
+        kept = rows.filter(pa.array(~np.isin(numbers, left_out)))
+        if len(kept):
+            with open_atomic(path) as file:
+                pq.write_table(kept, file)
+        else:
+            remove_file(path)
+        yield path
