@@ -229,25 +229,11 @@ def cut(path: Path, stop: int) -> Path:
     return path
 
 
-def unindexed(path: Path, cut: int = 0, *, is_open: bool = False) -> Path:
-    """A ROS 1 bag as a recorder leaves it that was killed; `cut`: bytes of its last chunk.
-
-    `is_open`: the last chunk has no length yet.
-    """
+def unindexed(path: Path) -> Path:
+    """A ROS 1 bag as a recorder leaves it that was killed."""
     data = bytearray(path.read_bytes())
     place = data.index(b"index_pos=") + len(b"index_pos=")
     (index,) = struct.unpack_from("<Q", data, place)
     struct.pack_into("<Q", data, place, 0)
-    at, chunk, stop = len(b"#ROSBAG V2.0\n"), 0, 0
-    while at < index:
-        (header,) = struct.unpack_from("<I", data, at)
-        head = at + 4 + header
-        (length,) = struct.unpack_from("<I", data, head)
-        if b"op=\x05" in data[at:head]:
-            chunk, stop = head, head + 4 + length
-        at = head + 4 + length
-    del data[stop - cut :]
-    if is_open:
-        struct.pack_into("<I", data, chunk, 0)
-    path.write_bytes(data)
+    path.write_bytes(data[:index])
     return path

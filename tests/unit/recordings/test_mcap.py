@@ -17,7 +17,6 @@ from mcap.writer import CompressionType
 
 from tests.builders import hdf5
 from tests.builders import mcap as build
-from tests.builders.errors import fails
 from tests.builders.s3_server import Proxy, S3Server
 from tests.builders.world_recordings import record_world
 from vlatool.episode import Episode
@@ -289,86 +288,11 @@ def test_bags_of_ros_1_and_db3_are_read(name: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(camera.read([1, 2, 0]), images[[1, 2, 0]])
 
 
-def test_a_marker_divides_a_bag_and_the_instruction_lasts(tmp_path: Path) -> None:
-    marks = [(0.2, True), (0.35, False), (0.45, False), (0.6, True)]
-    sent = [*build.standard(10), *(("/record", t, build.ros(build.BOOL, m)) for t, m in marks)]
-    path = build.bag(tmp_path / "a.mcap", sorted(sent, key=lambda item: item[1]))
-    reader = McapReader(McapConfig(fps=10, marker="/record"))
-    episodes = [reader.read(ref) for ref in reader.discover([path])]
-    assert [episode.id for episode in episodes] == ["a_000000", "a_000001"]
-    assert [episode.lowdim["action"][:, 0].tolist() for episode in episodes] == [
-        [2, 3],
-        [6, 7, 8, 9],
-    ]
-    assert [episode.task for episode in episodes] == ["push", "push"]
-    assert [finding.code for finding in reader.source_findings] == ["mcap.bad_marker"]
-
-
 def test_a_damaged_time_is_an_error_and_no_endless_episode(tmp_path: Path) -> None:
     sent = [("/action", time, build.numbers(time)) for time in (0.0, 0.1, 7e9)]
     with pytest.raises(DataError, match="the times jump") as caught:
         read(build.bag(tmp_path / "a.mcap", sent))
-    assert (caught.value.code, "--gap-s" in caught.value.hint) == ("data.broken", True)
-
-
-def test_a_marker_that_is_not_there_fails_the_episode(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="set marker or gap_s"):
-        McapConfig(marker="/record", gap_s=1)
-    with pytest.raises(DataError, match="/record: no such topic"):
-        read(build.bag(tmp_path / "a.mcap", build.standard()), marker="/record")
-
-
-def test_a_bag_without_a_start_is_named(tmp_path: Path) -> None:
-    path = build.bag(tmp_path / "a.mcap", [("/record", 0.0, build.ros(build.STRING, "pause"))])
-    reader = McapReader(McapConfig(fps=10, marker="/record"))
-    assert list(reader.discover([path])) == []
-    assert "/record: 0 episodes by 1 messages, 1 had no effect" in reader.source_findings[0].message
-
-
-def test_gaps_divide_a_bag(tmp_path: Path) -> None:
-    sent = [("/action", time, build.numbers(time)) for time in (0.0, 0.1, 2.0, 2.1, 2.2)]
-    reader = McapReader(McapConfig(fps=10, gap_s=1))
-    refs = list(reader.discover([build.bag(tmp_path / "a.mcap", sent)]))
-    assert [reader.read(ref).num_frames for ref in refs] == [2, 3]
-
-
-@pytest.fixture
-def silent(tmp_path: Path) -> Path:
-    """A bag of two episodes; in the second a camera and a field have no message."""
-    pixels = np.zeros((32, 48, 3), np.uint8)
-    sent: list[build.Sent] = []
-    for start, is_silent in ((0.0, False), (5.0, True)):
-        for step in range(3):
-            time = start + step / 10
-            sent.append(("/action", time, build.numbers(step)))
-            sent.append(("/cam/front", time, build.image(pixels, "rgb8", time)))
-            if not is_silent:
-                sent.append(("/cam/wrist", time, build.image(pixels, "rgb8", time)))
-    return build.bag(tmp_path / "a.mcap", sent)
-
-
-def test_a_camera_without_a_message_in_an_episode_is_missing_there(silent: Path) -> None:
-    reader = McapReader(McapConfig(fps=10, gap_s=1))
-    whole, episode = [reader.read(ref) for ref in reader.discover([silent])]
-    assert whole.missing_cameras == {}
-    assert [*episode.cameras] == ["cam_front"]
-    error = episode.missing_cameras["cam_wrist"]
-    assert (error.code, error.details["field"]) == ("data.broken", "/cam/wrist")
-    assert "--camera-names" in error.hint
-
-
-def test_a_field_without_a_message_in_an_episode_fails_it_with_a_hint_that_fits(
-    tmp_path: Path,
-) -> None:
-    sent = [(f"/{name}", time, build.numbers(time)) for time in (0.0, 0.1) for name in "ab"]
-    sent += [("/a", time, build.numbers(time)) for time in (5.0, 5.1)]
-    reader = McapReader(McapConfig(fps=10, gap_s=1))
-    _, ref = reader.discover([build.bag(tmp_path / "a.mcap", sent)])
-    with fails("data.broken", 3) as failed:
-        reader.read(ref)
-    assert failed.value.details["field"] == "/b"
-    assert "--exclude" in failed.value.hint
-    assert "correct the mapping" not in failed.value.hint
+    assert (caught.value.code, "mcap filter" in caught.value.hint) == ("data.broken", True)
 
 
 def test_bags_of_one_name_get_names_of_their_own(tmp_path: Path) -> None:

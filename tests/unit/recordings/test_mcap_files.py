@@ -14,6 +14,7 @@ from rosbags.rosbag2 import CompressionMode, StoragePlugin
 
 from tests.builders import hdf5
 from tests.builders import mcap as build
+from tests.builders.errors import fails
 from vlatool.episode import Episode
 from vlatool.errors import DataError
 from vlatool.recordings.mcap import files
@@ -188,53 +189,20 @@ def ros1_bag(path: Path, compression: Writer1.CompressionFormat | None = None) -
 
 
 @pytest.mark.parametrize("compression", [None, *Writer1.CompressionFormat])
-def test_a_bag_without_an_index_has_all_values(
+def test_a_bag_of_ros_1_has_its_values(
     compression: Writer1.CompressionFormat | None, tmp_path: Path
 ) -> None:
-    path = build.unindexed(ros1_bag(tmp_path / "a.bag", compression))
-    (episode,) = read(path)
+    (episode,) = read(ros1_bag(tmp_path / "a.bag", compression))
     assert episode.lowdim["a"].ravel().tolist() == list(range(30))
-    assert codes(episode)[:1] == ["mcap.bad_index"]
-    assert "mcap.cut_off" not in codes(episode)
 
 
-@pytest.mark.parametrize("is_open", [False, True])
-def test_a_bag_that_was_being_recorded_is_read_up_to_its_last_whole_message(
-    is_open: bool, tmp_path: Path
+def test_a_bag_of_ros_1_without_an_index_is_an_error_with_the_command_that_mends_it(
+    tmp_path: Path,
 ) -> None:
-    path = build.unindexed(ros1_bag(tmp_path / "a.bag"), cut=1, is_open=is_open)
-    path = path.rename(tmp_path / "run.bag.active")
-    (episode,) = read(tmp_path)
-    assert episode.id == "run"
-    assert episode.lowdim["a"].ravel().tolist() == list(range(29))
-    (finding,) = [finding for finding in episode.findings if finding.code == "mcap.cut_off"]
-    assert "29 messages are read" in finding.message
-
-
-def test_an_indexed_bag_that_is_cut_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
-    path = ros1_bag(tmp_path / "a.bag")
-    build.cut(path, path.stat().st_size * 2 // 3)
-    (episode,) = read(path)
-    values = episode.lowdim["a"].ravel().tolist()
-    assert values == list(range(len(values)))
-    assert 5 < len(values) < 30
-
-
-def test_a_chunk_that_cannot_be_inflated_is_left_out(tmp_path: Path) -> None:
-    path = build.unindexed(ros1_bag(tmp_path / "a.bag", Writer1.CompressionFormat.BZ2))
-    place = path.read_bytes().index(b"BZh", 5000)
-    build.damaged(path, place, b"xxxx")
-    (episode,) = read(path)
-    assert len(np.unique(episode.lowdim["a"])) < 30
-    assert "mcap.damaged_chunk" in codes(episode)
-
-
-def test_a_bag_without_a_whole_message_is_an_error_with_its_hint(tmp_path: Path) -> None:
-    path = ros1_bag(tmp_path / "a.bag")
-    build.cut(path, 4200)
-    with pytest.raises(DataError, match="has no whole message") as caught:
+    path = build.unindexed(ros1_bag(tmp_path / "a.bag")).rename(tmp_path / "run.bag.active")
+    with fails("data.broken") as failed:
         read(path)
-    assert "copy the bag" not in caught.value.hint
+    assert "rosbag reindex run.bag.active" in failed.value.hint
 
 
 def test_what_rosbag_reindex_leaves_beside_is_no_episode(tmp_path: Path) -> None:

@@ -452,19 +452,6 @@ def test_a_success_that_says_nothing_is_an_error_that_names_it(tmp_path: Path) -
     assert (part.role, part.note) == ("left_out", "success is 'partly', neither true nor false")
 
 
-def test_an_episode_without_a_message_of_success_names_the_topic(tmp_path: Path) -> None:
-    sent: list[build.Sent] = []
-    for number in range(2):
-        for topic, seconds, message in build.standard():
-            sent.append((topic, seconds + 10 * number, message))
-    sent.append(("/success", 10.4, flag(True)))
-    path = build.bag(tmp_path / "a.mcap", sorted(sent, key=lambda item: item[1]))
-    reader = reader_of(path, gap_s=2)
-    first, second = (reader.read(ref) for ref in reader.discover([path]))
-    assert (first.success, second.success) == (None, True)
-    assert parts(first)["/success"].note == "it has no message, so the success is unknown"
-
-
 def test_a_topic_named_success_is_it_if_it_is_the_only_one(tmp_path: Path) -> None:
     sent = [*build.standard(), ("/task/success", 0.4, flag(True))]
     path = build.bag(tmp_path / "a.mcap", sent)

@@ -4,7 +4,7 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from io import BytesIO
@@ -12,14 +12,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlatool.errors import DataError, VlatoolError, installed
+from vlatool.errors import VlatoolError, installed
 from vlatool.findings import Finding
 from vlatool.media import limits
 from vlatool.recordings.mcap import ros
 from vlatool.recordings.mcap.check import MCAP
 from vlatool.recordings.mcap.files import local_file, parts_of_bag
 from vlatool.storage.byte_ranges import ByteRange, open_file, read_byte_range
-from vlatool.storage.uri import is_remote
 
 _MAGIC = b"\x89MCAP0\r\n"
 _HEAD = struct.Struct("<BQ")  # opcode and length of a record
@@ -34,11 +33,11 @@ _ATTACHMENT = 9
 _RECORD = 12
 _ENDS = (2, 15)
 _READ = {_SCHEMA: "Schema", _CHANNEL: "Channel", _RECORD: "Metadata"}
-_CHUNK_OF_MCAP = 1  # kind of a segment
 _TAIL = 37  # bytes of the footer and the magic
 _LARGEST_SUMMARY = 2**28  # bytes
 _FEWEST_RECORDS = 1024  # of a chunk, however few bytes it has
 _MOST_DAMAGES = 100  # that are listed of a file
+_LAST_TIME = 2**63 - 2  # nanoseconds; the end of a span of one is an int64
 _RANGE = 2**20  # bytes of records outside of chunks that are read at once
 
 
@@ -56,9 +55,7 @@ class Segment(NamedTuple):
 
     start: int  # byte in the file
     stop: int
-    kind: int  # 0: records, 1: chunk of MCAP; of ROS 1 as `ros.KINDS`; -1: see `BagMessage`
-    first: int = 0  # log time in nanoseconds
-    last: int = 2**63 - 1
+    kind: int  # 0: records, 1: chunk; -1: see `BagMessage`
 
 
 class BagMessage(NamedTuple):
@@ -70,13 +67,6 @@ class BagMessage(NamedTuple):
     # rosbags: number of the connection, log time, -1, number among equal times, 0
     position: tuple[int, int, int, int, int, int]
     data: bytes
-
-
-class TimeSpan(NamedTuple):
-    """Log times of an episode in nanoseconds, the end excluded."""
-
-    start: int = 0
-    stop: int = 2**63 - 1
 
 
 @dataclass
@@ -130,9 +120,7 @@ class BagFile:
             self.add_stored(_RECORD, data[_HEAD.size :])
         elif kind == "ChunkIndex":
             start = record.chunk_start_offset
-            stop = record.chunk_start_offset + record.chunk_length
-            first = record.message_start_time
-            self.segments.append(Segment(start, stop, 1, first, record.message_end_time))
+            self.segments.append(Segment(start, start + record.chunk_length, 1))
 
 
 def _broken() -> tuple[type[Exception], ...]:
@@ -151,6 +139,8 @@ def _readable(path: Path, place: str = "") -> Generator[None]:
         hint = ""
         if ".db3" in path.name:
             hint = f"sqlite3 {path} .recover | sqlite3 whole.db3 saves what is whole"
+        elif ".bag" in path.name:
+            hint = f"`rosbag reindex {path.name}`, on a copy, writes the index of what is whole"
         raise MCAP.error("unreadable", path, place, reason, hint=hint) from error
 
 
@@ -162,28 +152,7 @@ def _bag_file(path: Path, size: int, changed: int) -> BagFile:
             return _ros_file(file)
         if file.local != path:
             size = file.local.stat().st_size
-        indexed = _by_summary(path, file.local, size)
-        if indexed is not None and (is_remote(file.local) or _is_index_right(indexed)):
-            return indexed
-        if indexed is None:
-            return _by_scan(file, size)
-        with suppress(DataError):
-            _by_scan(file, size)
-        # Behind a chunk whose own header is damaged, only the index leads on.
-        return file if len(file.segments) >= len(indexed.segments) else indexed
-
-
-def _is_index_right(file: BagFile) -> bool:
-    """True if each chunk of the index starts with the length and the times that it states."""
-    with open_file(file.local) as stream:
-        for segment in file.segments:
-            stream.seek(segment.start)
-            length = segment.stop - segment.start - _HEAD.size
-            times = struct.pack("<QQ", segment.first, segment.last)
-            expected = _HEAD.pack(_CHUNKS, length) + times
-            if stream.read(len(expected)) != expected:
-                return False
-    return True
+        return _by_summary(path, file.local, size) or _by_scan(file, size)
 
 
 def _by_summary(path: Path, local: Path, size: int) -> BagFile | None:
@@ -278,9 +247,6 @@ def _records(
     left = max(_FEWEST_RECORDS, segment.stop - segment.start)
     try:
         data = _content(file.path, file.local, segment)
-        if segment.kind in ros.KINDS.values():
-            yield from islice(_ros_records(file, data), left)
-            return
         while offset < len(data):
             left -= 1
             if left < 0:
@@ -300,32 +266,13 @@ def _records(
             findings.append(MCAP.at("damaged_chunk", file.path, reason))
 
 
-def _ros_records(file: BagFile, data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Messages of a chunk of ROS 1 as records of MCAP; adds the connections to the file."""
-    for header, start, content in ros.records(data):
-        kind = header.get_uint8("op")
-        if kind == ros.CONNECTION:
-            topic, name, schema = ros.connection(header, content)
-            file.channels[header.get_uint32("conn")] = BagChannel(topic, "ros1", name, schema)
-        elif kind == ros.MESSAGE:
-            time = header.get_time("time")
-            head = _MESSAGE.pack(header.get_uint32("conn"), 0, time, time)
-            yield _MESSAGES, start - _MESSAGE.size, head + content
-
-
 def _content(path: Path, local: Path, segment: Segment) -> bytes:
     """Records of a segment, or the first ones of a chunk that the end of the file cuts off."""
     place = f"byte {segment.start}"
     length = segment.stop - segment.start
-    most = max(length, limits.most_bytes())
     data = read_byte_range(ByteRange(local, segment.start, segment.start + length))
     if segment.kind == 0:
         return data
-    if segment.kind != _CHUNK_OF_MCAP:
-        try:
-            return ros.inflated(data, segment.kind, most)
-        except (OSError, ValueError, EOFError, RuntimeError) as error:
-            raise _DamageError(f"cannot be inflated: {error}") from error
     opcode, declared = _HEAD.unpack_from(data)
     if opcode != _CHUNKS:
         raise _DamageError(f"the record here is no chunk, but of the kind {opcode}")
@@ -355,8 +302,6 @@ def _content(path: Path, local: Path, segment: Segment) -> bytes:
 
 def _ros_file(file: BagFile) -> BagFile:
     reader = ros.open_reader(file.local)
-    if reader is None:
-        return _by_chunks(file)
     encoding = "ros1" if isinstance(reader, installed("rosbags.rosbag1").Reader) else "cdr"
     for link in reader.connections:
         if not isinstance(link.topic, str) or not isinstance(link.msgtype, str):
@@ -365,28 +310,6 @@ def _ros_file(file: BagFile) -> BagFile:
         file.channels[link.id] = BagChannel(link.topic, encoding, link.msgtype, schema)
         file.counts[link.id] = link.msgcount
     reader.close()
-    return file
-
-
-def _by_chunks(file: BagFile) -> BagFile:
-    """A ROS 1 bag by reading it once, up to the first record that is cut off."""
-    file.report("bad_index", "has no usable index, so it is read from start to end")
-    size = file.local.stat().st_size
-    is_cut = False
-    for start, stop, kind in ros.chunks(file.local):
-        segment = Segment(start, min(stop, size), kind)
-        file.segments.append(segment)
-        for opcode, _, body in _records(file, segment, file.findings):
-            file.add_stored(opcode, body)
-        is_cut = stop > size
-    if not file.counts:
-        hint = "check that it is a bag of ROS 1, or leave it out with --exclude"
-        raise MCAP.error("unreadable", file.path, "has no whole message of ROS 1", hint=hint)
-    if is_cut:
-        start = file.segments[-1].start
-        count = file.counts.total()
-        reason = f"is cut off in the chunk at byte {start} of {size}; {count} messages are read"
-        file.report("cut_off", reason)
     return file
 
 
@@ -407,36 +330,32 @@ class Bag:
             files.append(_bag_file(path, status.st_size, status.st_mtime_ns))
         return files
 
-    def messages(self, span: TimeSpan, findings: list[Finding]) -> Iterator[BagMessage]:
+    def messages(self, findings: list[Finding]) -> Iterator[BagMessage]:
         """Messages in the order of the files; `findings` gets the damages of these."""
         for number, file in enumerate(self.files):
             findings += file.findings
             with _readable(file.path):
-                if file.segments or file.local.suffix == ".mcap":
-                    yield from _stored_messages(number, file, span, findings)
+                if file.local.suffix == ".mcap":
+                    yield from _stored_messages(number, file, findings)
                 else:
-                    yield from _reader_messages(number, file, span, findings)
+                    yield from _reader_messages(number, file, findings)
 
 
-def _stored_messages(
-    number: int, file: BagFile, span: TimeSpan, findings: list[Finding]
-) -> Iterator[BagMessage]:
+def _stored_messages(number: int, file: BagFile, findings: list[Finding]) -> Iterator[BagMessage]:
     unusable = Counter[int]()
     damages: list[Finding] = []
     for segment in file.segments:
-        if segment.last < span.start or segment.first >= span.stop:
-            continue
         place = segment.start, segment.stop, segment.kind
         for opcode, start, body in _records(file, segment, damages):
             if opcode != _MESSAGES or len(body) < _MESSAGE.size:
                 continue
             key, _, time, _ = _MESSAGE.unpack_from(body)
             channel = file.channels.get(key)
-            if channel is None or time >= TimeSpan().stop:
+            if channel is None or time > _LAST_TIME:
                 unusable[key] += 1
-            elif span.start <= time < span.stop:
-                position = number, *place, start + _MESSAGE.size, len(body) - _MESSAGE.size
-                yield BagMessage(channel, time, position, body[_MESSAGE.size :])
+                continue
+            position = number, *place, start + _MESSAGE.size, len(body) - _MESSAGE.size
+            yield BagMessage(channel, time, position, body[_MESSAGE.size :])
     known = {finding.message for finding in file.findings}
     findings += [finding for finding in damages if finding.message not in known]
     for channel, count in unusable.items():
@@ -444,13 +363,11 @@ def _stored_messages(
         findings.append(MCAP.at("cut_off", file.path, reason))
 
 
-def _reader_messages(
-    number: int, file: BagFile, span: TimeSpan, findings: list[Finding]
-) -> Iterator[BagMessage]:
+def _reader_messages(number: int, file: BagFile, findings: list[Finding]) -> Iterator[BagMessage]:
     reader = ros.open_reader(file.local)
     unusable = 0
     last: dict[int, tuple[int, int]] = {}  # connection to a time and the number of its messages
-    for link, time, data in reader.messages(start=span.start, stop=span.stop):
+    for link, time, data in reader.messages():
         last_time, index = last.get(link.id, (-1, 0))
         index = index + 1 if last_time == time else 0
         last[link.id] = (time, index)

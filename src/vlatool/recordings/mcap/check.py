@@ -21,7 +21,7 @@ MCAP = FindingCodes(
     damaged_chunk=warning("A chunk is damaged; its messages are left out.", _AGAIN),
     bad_index=warning(
         "The index is missing or wrong, so the whole file is read to find its messages.",
-        "nothing; `mcap recover`, or `rosbag reindex` for ROS 1, makes reading faster",
+        "nothing; `mcap recover` makes reading faster",
     ),
     too_large=error("A chunk, a file or an image is too large to be read at once.", _EXCLUDE),
     missing_schema=warning("The schema of a topic is missing or damaged.", _EXCLUDE),
@@ -38,8 +38,9 @@ MCAP = FindingCodes(
         "There is no time at which all topics have a value.",
         "leave the silent topic out with a mapping, or the episode with --exclude",
     ),
-    stale_value=error("A value is older than --max-age-s.", "raise --max-age-s, or add --gap-s"),
-    bad_marker=warning("A message of the marker topic starts or stops no episode."),
+    stale_value=error(
+        "A value is older than --max-age-s.", "raise --max-age-s, or divide the bag at the pause"
+    ),
     no_stamp=warning("Messages have no header stamp; their log time is used."),
     gaps=warning("A topic pauses for several of its intervals."),
     out_of_order=warning("The messages of a topic are not in the order of their times."),

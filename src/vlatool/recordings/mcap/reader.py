@@ -1,6 +1,6 @@
 """Bags of ROS 2, Foxglove and ROS 1. Source: formats/mcap 1 to 4.
 
-1. `discover` finds bags, and divides them into episodes by a marker or by gaps.
+1. `discover` finds bags; each is an episode.
 2. `Topics` (topics.py) says what a bag stores, and the role of each, by its first second.
 3. `read` puts the messages of an episode into a `Track` for each part of the plan (tracks.py).
 4. The rows of an episode are at a rate, or at the times of a topic. Each row takes the last value
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from pydantic import model_validator
 
 from vlatool.config.base import ConfigModel, option
 from vlatool.episode import (
@@ -29,7 +28,6 @@ from vlatool.episode import (
     Survey,
 )
 from vlatool.errors import DataError, VlatoolError
-from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
 from vlatool.media import limits
 from vlatool.recordings import base
@@ -37,7 +35,7 @@ from vlatool.recordings.inventory import left_out_findings, left_out_text
 from vlatool.recordings.language import first_text, recorded_language
 from vlatool.recordings.mapping import read_mapping
 from vlatool.recordings.mcap import tracks as mcap_tracks
-from vlatool.recordings.mcap.bag import TimeSpan, bag_at
+from vlatool.recordings.mcap.bag import bag_at
 from vlatool.recordings.mcap.check import MCAP
 from vlatool.recordings.mcap.files import SUFFIXES, bags_below, parts_of_bag, stem_of
 from vlatool.recordings.mcap.messages import flag_of
@@ -47,9 +45,6 @@ from vlatool.recordings.planned import preferred
 from vlatool.recordings.rules import distinct_recordings
 from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import location
-
-_FAILED = TimeSpan(0, 0)  # of a bag that could not be divided
-_MARKS = {"true": True, "start": True, "begin": True, "false": False, "stop": False, "end": False}
 
 
 class McapConfig(ConfigModel):
@@ -75,18 +70,6 @@ class McapConfig(ConfigModel):
     max_age_s: float | None = option(
         None, "Let an episode fail if a row needs a value that is older, in seconds.", gt=0
     )
-    marker: str | None = option(
-        None, "Topic (Bool or String) whose messages start and stop episodes."
-    )
-    gap_s: float | None = option(
-        None, "Start a new episode after this many seconds without a message.", gt=0
-    )
-
-    @model_validator(mode="after")
-    def _check_division(self) -> Any:
-        if self.marker is not None and self.gap_s is not None:
-            raise ValueError("set marker or gap_s, not both")
-        return self
 
 
 _LOST_CAMERA = "leave the episode out with --exclude; --camera-names of the other cameras keeps it"
@@ -98,13 +81,6 @@ class _Opened(NamedTuple):
     topics: Topics
     plan: EpisodePlan  # roles of what it stores
     tracks: dict[str, mcap_tracks.Track]  # empty ones of these, by the key of a mapping
-
-
-class _EpisodeOfBag(NamedTuple):
-    """A part of a bag that is an episode."""
-
-    span: TimeSpan
-    texts: dict[str, str]  # key of a text to the last one before the span
 
 
 class McapReader(base.FormatReader):
@@ -125,22 +101,17 @@ class McapReader(base.FormatReader):
         return None if name is None else read_mapping(location(name), BagMapping)
 
     @property
-    def _marker(self) -> str:
-        """Topic whose messages divide bags into episodes; / if there is none."""
-        return self.config.marker or (self._mapping.episodes if self._mapping else "/")
-
-    @property
     def _joints(self) -> dict[str, list[str]]:
         """Field to the joints that the mapping chooses."""
         return self._mapping.joints if self._mapping else {}
 
     def _open(self, path: Path) -> _Opened:
         topics = Topics(bag_at(path))
-        plan = topics.plan(self._mapping, self._marker)
+        plan = topics.plan(self._mapping)
         return _Opened(topics, plan, mcap_tracks.make_tracks(topics, plan, self._joints))
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
-        """Every bag, or the parts of it by a marker or by gaps, for which all messages are read."""
+        """Every bag."""
         findings: list[Finding] = []
         bags = distinct_recordings(sources, bags_below, f"files {', '.join(SUFFIXES)}", findings)
         self.source_findings = findings
@@ -148,21 +119,16 @@ class McapReader(base.FormatReader):
         used: dict[str, int] = {}  # name of a bag to the number of its last namesake
         for path, source in bags:
             files = (path,)
-            episodes = [_EpisodeOfBag(_FAILED, {})]
             with suppress(DataError):  # which `read` raises again
                 files = parts_of_bag(path)
-                episodes = self._episodes(path, findings)
             stem = base.id_part(stem_of(path) if files == (path,) else path.name)
-            name = base.unused_id(stem, used)
-            for number, (span, texts) in enumerate(episodes):
-                is_whole = span in (TimeSpan(), _FAILED)
-                yield EpisodeRef(
-                    id=name if is_whole else f"{name}_{number:06d}",
-                    path=path,
-                    source=str(source),
-                    files=() if files == (path,) else files,
-                    extras={"span": tuple(span), "texts": texts, "cameras": cameras},
-                )
+            yield EpisodeRef(
+                id=base.unused_id(stem, used),
+                path=path,
+                source=str(source),
+                files=() if files == (path,) else files,
+                extras={"cameras": cameras},
+            )
 
     def _usual_cameras(self, paths: Sequence[Path]) -> tuple[str, ...]:
         """Cameras that most of the first, middle and last bag have; the others lost them."""
@@ -174,30 +140,6 @@ class McapReader(base.FormatReader):
                 opened += 1
         return tuple(name for name, count in counts.items() if 2 * count > opened > 1)
 
-    def _episodes(self, path: Path, findings: list[Finding]) -> list[_EpisodeOfBag]:
-        """The episodes of a bag; `findings` gets marks without effect."""
-        if self._marker == "/" and self.config.gap_s is None:
-            return [_EpisodeOfBag(TimeSpan(), {})]
-        topics, _, tracks = self._open(path)
-        texts = _texts_of(tracks)
-        if self._marker == "/":
-            times = mcap_tracks.fill(texts, topics.bag, TimeSpan(), [])
-            spans = _between_gaps(times, self.config.gap_s or 0.0)
-        else:
-            marks = mcap_tracks.TextTrack(path, *topics.channel_of(self._marker))
-            mcap_tracks.fill({**texts, "marker": marks}, topics.bag, TimeSpan(), [])
-            spans, unused = _marked(marks.by_time())
-            if unused or not spans:
-                count = counted(len(spans), "episode")
-                reason = f"{self._marker}: {count} by {len(marks)} messages, {unused} had no effect"
-                findings.append(MCAP.at("bad_marker", path, reason, field=self._marker))
-        episodes = [_EpisodeOfBag(span, {}) for span in spans]
-        ends_before = np.array([span.start - 1 for span in spans], np.int64)
-        for key, track in texts.items():
-            for episode, text in zip(episodes, track.at(ends_before), strict=True):
-                episode.texts[key] = text
-        return episodes
-
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
         """Cameras and fields by the first messages of the topics; the number of rows is unknown."""
         reasons: list[VlatoolError] = []
@@ -208,7 +150,7 @@ class McapReader(base.FormatReader):
     def _survey(self, path: Path) -> Survey:
         topics, plan, tracks = self._open(path)
         valued = _valued(tracks)
-        mcap_tracks.fill(valued, topics.bag, TimeSpan(), [], is_first_enough=True)
+        mcap_tracks.fill(valued, topics.bag, [], is_first_enough=True)
         sizes: dict[str, tuple[int, int] | None] = dict.fromkeys(plan.cameras)
         fields: dict[str, FieldSpec] = {}
         for key, track in valued.items():
@@ -235,13 +177,10 @@ class McapReader(base.FormatReader):
 
     def read(self, ref: EpisodeRef) -> Episode:
         """Reads an episode; its images stay on disk. Without a rate, rows follow one topic."""
-        span = TimeSpan(*ref.extras["span"])
-        if span == _FAILED:
-            self._episodes(ref.path, [])
         opened = self._open(ref.path)
         topics, plan, tracks = opened
         findings: list[Finding] = []
-        success = self._fill(opened, span, findings)
+        success = self._fill(opened, findings)
         valued = _valued(tracks)
         missing = self._missing_cameras(ref, plan, valued)
         if not valued:
@@ -257,7 +196,7 @@ class McapReader(base.FormatReader):
             count -= 1
         if count < 1:
             raise MCAP.error("empty_episode", ref.path, ref.id, "one row has no next one")
-        texts = _texts(ref, opened, rows.times[:count])
+        texts = _texts(ref.path, opened, rows.times[:count])
         option = self.config.instruction
         language, others = recorded_language(ref, count, preferred(texts), option)
         findings += others
@@ -324,8 +263,8 @@ class McapReader(base.FormatReader):
                 del valued[key]
         return missing
 
-    def _fill(self, opened: _Opened, span: TimeSpan, findings: list[Finding]) -> bool | None:
-        """Fills the tracks with the messages of a span; returns the success of the episode."""
+    def _fill(self, opened: _Opened, findings: list[Finding]) -> bool | None:
+        """Fills the tracks with the messages; returns the success of the episode."""
         topics, plan, tracks = opened
         reading = dict(tracks)
         late = mcap_tracks.late_joints(topics, tracks)
@@ -334,7 +273,7 @@ class McapReader(base.FormatReader):
         if is_of_bag(plan.success):
             flag = mcap_tracks.FlagTrack(topics.bag.path, *topics.channel_of(plan.success))
             reading["success"] = flag
-        mcap_tracks.fill(reading, topics.bag, span, findings, self.config.time_source)
+        mcap_tracks.fill(reading, topics.bag, findings, self.config.time_source)
         success = _success(topics, plan, flag)
         for reference, track in late.items():
             if track.note:
@@ -363,7 +302,8 @@ class McapReader(base.FormatReader):
             raise MCAP.error("empty_episode", ref.path, ref.id, reason)
         if len(rows.times) == limits.MOST_ROWS:
             reason = f"the times jump from {rows.times[0]} to {rows.times[-1]} ns"
-            hint = "divide the bag at the jump with --gap-s 60, or leave it out with --exclude"
+            hint = "divide the bag at the jump with `mcap filter`, `ros2 bag convert` or "
+            hint += "`rosbag filter`, or leave it out with --exclude"
             raise MCAP.error("too_large", ref.path, ref.id, reason, hint=hint)
         timings: dict[str, str] = {}
         for key, track in tracks.items():
@@ -477,7 +417,7 @@ def _valued(tracks: Mapping[str, mcap_tracks.Track]) -> dict[str, mcap_tracks.Tr
     return {key: track for key, track in tracks.items() if key not in texts}
 
 
-def _texts(ref: EpisodeRef, opened: _Opened, times: Array) -> list[tuple[str, list[str]]]:
+def _texts(path: Path, opened: _Opened, times: Array) -> list[tuple[str, list[str]]]:
     """Texts of the rows, or the one of all, by kind; rows before the first have none."""
     topics, plan, tracks = opened
     spoken = _texts_of(tracks)
@@ -486,10 +426,9 @@ def _texts(ref: EpisodeRef, opened: _Opened, times: Array) -> list[tuple[str, li
         texts.append(("original", [topics.metadata("instruction")]))
     for kind, reference in plan.texts:
         if reference == STEM:
-            rows = [stem_of(ref.path).replace("_", " ")]
+            rows = [stem_of(path).replace("_", " ")]
         elif is_of_bag(reference):
-            key = f"{mcap_tracks.TEXTS}{reference}"
-            rows = spoken[key].at(times, ref.extras["texts"].get(key, ""))
+            rows = spoken[f"{mcap_tracks.TEXTS}{reference}"].at(times)
         else:
             rows = [topics.metadata(reference)]
         texts.append((kind, rows))
@@ -526,32 +465,3 @@ def _with_part(parts: Sequence[StoredPart], part: StoredPart) -> tuple[StoredPar
     """Parts with one more, or another one of its path, in natural order."""
     others = [other for other in parts if other.path != part.path]
     return tuple(sorted([*others, part], key=lambda part: natural_key(part.path)))
-
-
-def _between_gaps(times: Sequence[int], gap: float) -> list[TimeSpan]:
-    """Spans of messages that are at most `gap` seconds apart."""
-    spans: list[TimeSpan] = []
-    for time in sorted(times):
-        if spans and time - spans[-1].stop < gap * 1e9:
-            spans[-1] = TimeSpan(spans[-1].start, time + 1)
-        else:
-            spans.append(TimeSpan(time, time + 1))
-    return spans
-
-
-def _marked(marks: Sequence[tuple[int, str]]) -> tuple[list[TimeSpan], int]:
-    """Spans from each start to the next mark, and the number of marks without effect."""
-    spans: list[TimeSpan] = []
-    unused = 0
-    start: int | None = None
-    for time, text in marks:
-        is_start = _MARKS.get(text.lower())
-        if is_start is None or (not is_start and start is None):
-            unused += 1
-            continue
-        if start is not None:
-            spans.append(TimeSpan(start, time + 1))
-        start = time if is_start else None
-    if start is not None:
-        spans.append(TimeSpan(start, TimeSpan().stop))
-    return spans, unused

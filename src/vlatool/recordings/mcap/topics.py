@@ -19,7 +19,7 @@ from vlatool.recordings.base import id_part
 from vlatool.recordings.inventory import Assignment, Stored, is_action
 from vlatool.recordings.mapping import CameraMapping, RecordingMapping
 from vlatool.recordings.mcap import images, messages
-from vlatool.recordings.mcap.bag import Bag, BagChannel, BagMessage, TimeSpan
+from vlatool.recordings.mcap.bag import Bag, BagChannel, BagMessage
 from vlatool.recordings.mcap.check import MCAP
 from vlatool.recordings.plan import (
     EpisodePlan,
@@ -58,7 +58,6 @@ _MOST_TIMED = 2**14  # messages that show the rates of topics
 class BagMapping(RecordingMapping):
     """Parts of an episode of a bag."""
 
-    episodes: str = option("/", "Topic whose messages start and stop episodes; /: the bag is one.")
     joints: dict[str, list[str]] = option(
         {}, "Field to its joints in order; others are sorted by name."
     )
@@ -122,7 +121,7 @@ class Topics:
         waiting = {topic for topic in self.channels if self.counts[topic]}
         openings: dict[str, list[BagMessage]] = {}
         last_start = 0
-        for message in self.bag.messages(TimeSpan(), []):
+        for message in self.bag.messages([]):
             topic = message.channel.topic
             if topic in waiting:
                 waiting.discard(topic)
@@ -308,14 +307,13 @@ class Topics:
 
     # Plans
 
-    def plan(self, mapping: BagMapping | None, marker: str = "/") -> EpisodePlan:
-        """The roles of all that the bag stores; `marker`: topic that divides it into episodes.
+    def plan(self, mapping: BagMapping | None) -> EpisodePlan:
+        """The roles of all that the bag stores.
 
         Raises:
             DataError: The mapping names what is not there, or cannot have the role.
         """
-        marker = self.topic_of(marker)
-        things = [thing for thing in self.things.values() if thing.path != marker]
+        things = [*self.things.values()]
         if mapping is None:
             plan = plan_by_structure(things, Known(self._decided))
             actions: list[str] = []
@@ -333,7 +331,7 @@ class Topics:
         for name, planned in plan.cameras.items():
             if planned.path in self.unordered:
                 plan.cameras[name] = replace(planned, bgr=True)
-        plan.parts = self._all_parts(plan, marker)
+        plan.parts = self._all_parts(plan)
         return plan
 
     def _plan_by_mapping(self, mapping: BagMapping, things: Sequence[Stored]) -> EpisodePlan:
@@ -370,12 +368,9 @@ class Topics:
             if thing.kind == "video" or len(thing.shape) == 3:
                 raise ValueError(f"{planned.path} holds color images, neither depth nor labels")
 
-    def _all_parts(self, plan: EpisodePlan, marker: str) -> tuple[StoredPart, ...]:
+    def _all_parts(self, plan: EpisodePlan) -> tuple[StoredPart, ...]:
         """Parts of a plan, metadata and attachments, in natural order."""
         parts = {part.path: part for part in plan.parts}
-        if marker in self.channels:
-            note = "starts and stops episodes"
-            parts.setdefault(marker, StoredPart(marker, "time", "", "other", note))
         for name in self._metadata:
             role = _ROLES_OF_METADATA.get(name.rpartition("@")[2], "left_out")
             parts.setdefault(name, StoredPart(name, role, "", "other", "metadata"))
@@ -405,7 +400,7 @@ class Topics:
     def _rate(self, plan: EpisodePlan) -> float | None:
         """Rate of the slowest camera, else of the slowest field, by the first messages."""
         times: dict[str, list[int]] = {}
-        for message in islice(self.bag.messages(TimeSpan(), []), _MOST_TIMED):
+        for message in islice(self.bag.messages([]), _MOST_TIMED):
             times.setdefault(message.channel.topic, []).append(message.time)
         cameras = [planned.path for planned in plan.cameras.values()]
         for paths in (cameras, plan.fields.values()):

@@ -6,6 +6,7 @@ A row takes the last value before its time. Times are in nanoseconds; F is the n
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,7 +17,7 @@ from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.media import limits
 from vlatool.recordings.mcap import images, messages
-from vlatool.recordings.mcap.bag import Bag, BagChannel, TimeSpan
+from vlatool.recordings.mcap.bag import Bag, BagChannel
 from vlatool.recordings.mcap.check import MCAP
 from vlatool.recordings.mcap.topics import JOINT_VALUES, Topics, is_of_bag
 from vlatool.recordings.plan import EpisodePlan, PlannedImages
@@ -99,15 +100,11 @@ class TextTrack(Track):
         super().__init__(path, channel, member)
         self._texts: list[str] = []
 
-    def by_time(self) -> list[tuple[int, str]]:
-        """(time, text) in their order."""
-        return sorted(zip(self._times, self._texts, strict=True), key=lambda sent: sent[0])
-
-    def at(self, times: Array, before: str = "") -> list[str]:
-        """The last text at each time; `before`: the one before all."""
+    def at(self, times: Array) -> list[str]:
+        """The last text at each time; empty before the first."""
         sent_times: list[int] = []
-        texts = [before]
-        for time, text in self.by_time():
+        texts = [""]
+        for time, text in sorted(zip(self._times, self._texts, strict=True), key=itemgetter(0)):
             sent_times.append(time)
             texts.append(text)
         counts = np.searchsorted(sent_times, times, side="right")
@@ -115,11 +112,11 @@ class TextTrack(Track):
 
     def _add(self, message: Any, time: int, position: tuple[int, ...]) -> bool:
         text = messages.member_at(message, self.member)
-        if not isinstance(text, str | bool):
+        if not isinstance(text, str):
             text = getattr(text, "data", None)
-        if not isinstance(text, str | bool):
+        if not isinstance(text, str):
             raise TypeError("is no text")
-        self._texts.append(str(text).strip())
+        self._texts.append(text.strip())
         return True
 
 
@@ -340,7 +337,7 @@ def leave_out_unusable(topics: Topics) -> None:
     by_topic: dict[str, dict[str, Track]] = {}
     for key, track in [*fields.items(), *late.items()]:
         by_topic.setdefault(track.channel.topic, {})[key] = track
-    for stored in topics.bag.messages(TimeSpan(), []):
+    for stored in topics.bag.messages([]):
         taking = by_topic.get(stored.channel.topic)
         if not taking:
             continue
@@ -367,23 +364,20 @@ def leave_out_unusable(topics: Topics) -> None:
 def fill(
     tracks: Mapping[str, Track],
     bag: Bag,
-    span: TimeSpan,
     findings: list[Finding],
     by: str = "log",
     *,
     is_first_enough: bool = False,
-) -> "array[int]":
-    """Adds the messages of a span; `findings` gets damages, and topics without stamps.
+) -> None:
+    """Adds the messages of a bag; `findings` gets damages, and topics without stamps.
 
-    Returns the log times of the messages. With `is_first_enough`, ends when each track has a value.
+    With `is_first_enough`, ends when each track has a value.
     """
     by_topic: dict[str, list[Track]] = {}
     for track in tracks.values():
         by_topic.setdefault(track.channel.topic, []).append(track)
     without = Counter[str]()
-    times = array("q")
-    for stored in bag.messages(span, findings):
-        times.append(stored.time)
+    for stored in bag.messages(findings):
         taking = by_topic.get(stored.channel.topic)
         if taking is None:
             continue
@@ -403,7 +397,6 @@ def fill(
             break
     for topic, count in without.items():
         findings.append(MCAP.at("no_stamp", bag.path, f"{topic}: {count} messages"))
-    return times
 
 
 class BagRows(NamedTuple):
