@@ -68,12 +68,7 @@ def probe_video(clip: Clip) -> VideoInfo:
 
     Packets are only read if the container does not store their number.
     """
-    container, stream = open_video(clip.path)
-    with container:
-        size = (stream.codec_context.height, stream.codec_context.width)
-        num_frames = 0 if _is_part(clip) else stream.frames
-        num_frames = num_frames or packet_table(clip).num_frames
-        return VideoInfo(num_frames, size, stream.average_rate, _duration(container, stream))
+    return _probed(clip).info
 
 
 def _duration(container: InputContainer, stream: VideoStream) -> float | None:
@@ -107,27 +102,54 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
 
 def packet_table(clip: Clip) -> PacketTable:
     """Table of the packets of a clip, which are read without decoding, once in a process."""
+    probed = _probed(clip)
+    if probed.table is None:
+        container, stream = open_video(clip.path)
+        with container:
+            probed.table = _read_table(clip, container, stream)
+    return probed.table
+
+
+@dataclass
+class _ProbedClip:
+    info: VideoInfo
+    table: PacketTable | None  # None: not read so far
+
+
+def _probed(clip: Clip) -> _ProbedClip:
     try:
         status = clip.path.stat()
     except OSError as error:
         raise decode_error(clip.path, None, str(error)) from error
-    return _packet_table(clip, status.st_size, status.st_mtime_ns)
+    return _probe(clip, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=32)  # an episode is probed, then read, and has few cameras
-def _packet_table(clip: Clip, size: int, changed: int) -> PacketTable:
+def _probe(clip: Clip, size: int, changed: int) -> _ProbedClip:
     container, stream = open_video(clip.path)
     with container:
-        try:
-            if _is_part(clip):
-                return _table_of_part(clip, container, stream)
-            packets = list(_packets(container, stream))
-            times = sorted({packet.pts for packet in packets if packet.pts is not None})
-            if len(times) < len(packets) or container.format.name in TIMELESS_FORMATS:
-                return PacketTable(array("q"), [], [], len(packets))
-            return _table(times, packets, is_part=False)
-        except av.error.FFmpegError as error:
-            raise decode_error(clip.path, None, str(error)) from error
+        image_size = (stream.codec_context.height, stream.codec_context.width)
+        duration = _duration(container, stream)
+        num_frames = 0 if _is_part(clip) else stream.frames
+        table = None
+        if not num_frames:
+            table = _read_table(clip, container, stream)
+            num_frames = table.num_frames
+        info = VideoInfo(num_frames, image_size, stream.average_rate, duration)
+        return _ProbedClip(info, table)
+
+
+def _read_table(clip: Clip, container: InputContainer, stream: VideoStream) -> PacketTable:
+    try:
+        if _is_part(clip):
+            return _table_of_part(clip, container, stream)
+        packets = list(_packets(container, stream))
+        times = sorted({packet.pts for packet in packets if packet.pts is not None})
+        if len(times) < len(packets) or container.format.name in TIMELESS_FORMATS:
+            return PacketTable(array("q"), [], [], len(packets))
+        return _table(times, packets, is_part=False)
+    except av.error.FFmpegError as error:
+        raise decode_error(clip.path, None, str(error)) from error
 
 
 class _Packet(NamedTuple):
@@ -236,7 +258,7 @@ class VideoFrames(FrameSource):
 
     @property
     def size(self) -> tuple[int, int]:
-        return self._opened().size
+        return probe_video(self._clip).size
 
     def read(self, indices: Sequence[int]) -> UInt8Array:
         images: UInt8Array | None = None
@@ -282,8 +304,6 @@ class _Decoder:
         self._path = clip.path
         self._table = packet_table(clip)
         self._container, self._stream = open_video(self._path)
-        context = self._stream.codec_context
-        self.size = (context.height, context.width)
         self._reformatter = VideoReformatter()
         self._last: tuple[int, UInt8Array] | None = None
         self._frames: Iterator[VideoFrame] = self._container.decode(self._stream)

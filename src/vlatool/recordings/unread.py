@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 from vlatool.storage.tree import walk
@@ -50,6 +51,11 @@ UNREAD: tuple[tuple[str, str], ...] = (
 
 def unread_text(name: str) -> str:
     """What a file is and what its owner can do, by its name; empty for any other."""
+    return _text_of_ending(name[name.find(".") :])
+
+
+@lru_cache(maxsize=1024)  # names of many files have few endings
+def _text_of_ending(name: str) -> str:
     for pattern, text in UNREAD:
         if re.search(rf"{pattern}$", name, re.I):
             return text

@@ -138,15 +138,19 @@ class _Folder:
 def find_episodes(source: Path) -> tuple[list[FilesOfEpisode], list[str]]:
     """Episodes below a source in natural order, and the names of files that belong to none."""
     folders = _folders(source)
+    below: dict[tuple[str, ...], list[_Folder]] = {}  # folders at and below each
+    for folder in folders:
+        for depth in range(len(folder.parts) + 1):
+            below.setdefault(folder.parts[:depth], []).append(folder)
     roots = sorted(_roots(folders), key=lambda parts: natural_key("/".join(parts)))
     episodes: list[FilesOfEpisode] = []
     joined: set[tuple[str, ...]] = set()
     for same_name in _parallel(roots):
-        episodes += _by_stem(_joined(source, same_name, folders))
+        episodes += _by_stem(_joined(source, same_name, below))
         joined.update(same_name)
     for root in roots:
         if root not in joined:
-            episodes += _by_stem(_whole(source, root, folders))
+            episodes += _by_stem(_whole(source, root, below[root]))
     episodes = _with_images_elsewhere(episodes)
     used: set[Path] = set()
     for episode in episodes:
@@ -209,15 +213,20 @@ def _roots(folders: Sequence[_Folder]) -> set[tuple[str, ...]]:
     roots = {_root_of(folder, twins) for folder in with_rows}
     outer = _outermost(roots)
     # A table of a data set or a task makes no episode of the folder that has all episodes.
-    for root in [*outer]:
-        inner = {other for other in roots if _is_below(other, root)}
+    inner_of: dict[tuple[str, ...], set[tuple[str, ...]]] = {root: set() for root in outer}
+    for root in roots - outer:
+        inner_of[next(root[:depth] for depth in range(len(root)) if root[:depth] in outer)].add(
+            root
+        )
+    for root, inner in inner_of.items():
         are_episodes = all(_EPISODE_WORD.search(other[-1]) for other in inner)
         is_of_many = not root or (are_episodes and not _EPISODE_WORD.search(root[-1]))
         if inner and is_of_many:
             outer.remove(root)
             outer |= _outermost(inner)
     for folder in folders:
-        if folder.has_images() and not any(folder.parts[: len(root)] == root for root in outer):
+        above = (folder.parts[:depth] for depth in range(len(folder.parts) + 1))
+        if folder.has_images() and outer.isdisjoint(above):
             outer.add(_root_of(folder, twins))
     return outer
 
@@ -238,10 +247,6 @@ def _outermost(roots: set[tuple[str, ...]]) -> set[tuple[str, ...]]:
     return {root for root in roots if not any(root[:depth] in roots for depth in range(len(root)))}
 
 
-def _is_below(parts: tuple[str, ...], other: tuple[str, ...]) -> bool:
-    return len(parts) > len(other) and parts[: len(other)] == other
-
-
 def _parallel(roots: Sequence[tuple[str, ...]]) -> list[list[tuple[str, ...]]]:
     """Folders of one name in several folders of parts, such as `videos/ep0` and `data/ep0`."""
     by_name: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
@@ -252,13 +257,15 @@ def _parallel(roots: Sequence[tuple[str, ...]]) -> list[list[tuple[str, ...]]]:
 
 
 def _joined(
-    source: Path, roots: Sequence[tuple[str, ...]], folders: Sequence[_Folder]
+    source: Path,
+    roots: Sequence[tuple[str, ...]],
+    below: Mapping[tuple[str, ...], Sequence[_Folder]],
 ) -> FilesOfEpisode:
     """The episode that several folders of one name are together."""
     above = roots[0][:-2]
     joined = FilesOfEpisode(source.joinpath(*above), roots[0][-1], is_stem=True)
     for root in roots:
-        whole = _whole(source, root, folders)
+        whole = _whole(source, root, below[root])
         place = f"{root[-2]}/{EPISODE}"
         for key, path in whole.files.items():
             joined.files[f"{place}/{key}"] = path
@@ -268,12 +275,10 @@ def _joined(
 
 
 def _whole(source: Path, root: tuple[str, ...], folders: Sequence[_Folder]) -> FilesOfEpisode:
-    """A folder with all that is in it as one episode."""
+    """A folder with all that is in it, in `folders`, as one episode."""
     name = root[-1] if root else source.absolute().name
     episode = FilesOfEpisode(source.joinpath(*root), name)
     for folder in folders:
-        if folder.parts[: len(root)] != root:
-            continue
         at = "/".join(folder.parts[len(root) :])
         for name in folder.names:
             file = folder.path / name
