@@ -160,16 +160,15 @@ def _turned(rot6d: Array, times: Array) -> Array:
         return rot6d[np.zeros(len(times), int)]
     from scipy.spatial.transform import Rotation, Slerp
 
-    try:
-        matrices = Rotation.from_matrix(matrix_from_rot6d(rot6d))
-    except ValueError as error:  # zeros, or numbers that are not finite
+    matrices = matrix_from_rot6d(rot6d)
+    if not (np.linalg.det(matrices) > 0.5).all():
         raise DataError(
-            f"a rotation cannot be interpolated: {str(error).partition(chr(10))[0]}",
+            "a rotation cannot be interpolated: it is zeros, or has numbers that are not finite",
             hint="leave the episode out with --exclude",
             code="data.broken",
-        ) from None
-    turns = Slerp(np.arange(len(rot6d)), matrices)
-    return rot6d_from_matrix(turns(times).as_matrix()).astype(rot6d.dtype)
+        )
+    turns = Slerp(np.arange(len(rot6d)), Rotation.from_matrix(matrices))(times)
+    return rot6d_from_matrix(turns.as_matrix()).astype(rot6d.dtype)
 
 
 def _spans(spans: Sequence[LanguageSpan], rows: Array) -> Iterator[LanguageSpan]:
