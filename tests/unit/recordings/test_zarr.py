@@ -16,6 +16,7 @@ import zstandard
 from numcodecs.registry import get_codec
 
 from tests.builders import hdf5
+from tests.builders.errors import fails
 from tests.builders.s3_server import Proxy, S3Server
 from tests.builders.world_recordings import record_world
 from vlatool.episode import Episode, LanguageSpan
@@ -113,15 +114,40 @@ def test_values_of_a_real_store_are_those_of_zarr() -> None:
         reader.read(refs[100]).cameras["img"].read([0])
 
 
-def test_a_missing_chunk_is_an_error_unless_it_is_allowed(tmp_path: Path) -> None:
-    path = store(tmp_path / "a.zarr")
-    (path / "data/action/1.0").unlink()
-    with pytest.raises(DataError, match=r"data/action/1\.0: the chunk is missing") as caught:
-        read(path)
-    assert caught.value.code == "data.broken"
-    assert "--missing-chunks fill" in caught.value.hint
-    filled = read(path, missing_chunks="fill").lowdim["action"]
-    assert filled.tolist() == [[0, 1], [2, 3], [4, 5], [0, 0]]
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_a_missing_chunk_of_numbers_is_counted_and_of_images_refused(
+    tmp_path: Path, zarr_format: int, is_sharded: bool
+) -> None:
+    if is_sharded and zarr_format == 2:
+        pytest.skip("Zarr 2 has no shards")
+    path = tmp_path / "a.zarr"
+    root = zarr.open_group(str(path), mode="w", zarr_format=zarr_format)
+    action = np.arange(16.0).reshape(8, 2) + 1
+    action[2:4] = 0  # the fill value, which Zarr leaves out
+    pixels = hdf5.images(8)
+    pixels[4:6] = 0
+    for name, values in (("data/action", action), ("data/camera0_rgb", pixels)):
+        sides = values.shape[1:]
+        options = {"shards": (8, *sides)} if is_sharded else {}
+        array = root.create_array(
+            name, shape=values.shape, dtype=values.dtype, chunks=(2, *sides), **options
+        )
+        array[:] = values
+    root["meta/episode_ends"] = np.array([8])
+
+    episode = read(path)
+    assert episode.lowdim["action"].tolist() == action.tolist()
+    (finding,) = [found for found in episode.findings if found.code == "zarr.filled_chunks"]
+    assert "1 chunk" in finding.message
+    assert episode.cameras["camera0_rgb"].read([0]).tolist() == pixels[:1].tolist()
+    with fails("data.broken") as failed:
+        episode.cameras["camera0_rgb"].read([4])
+    assert "--missing-chunks fill" in str(failed.value.hint) + failed.value.message
+    filled = read(path, missing_chunks="fill").cameras["camera0_rgb"].read([4])
+    assert filled.tolist() == pixels[4:5].tolist()
+    with fails("data.broken"):
+        read(path, missing_chunks="error")
 
 
 def test_float_images_of_levels_are_rounded_to_them(tmp_path: Path) -> None:

@@ -653,10 +653,13 @@ def _read_zarr(path: Path) -> StoredTable:
     columns: dict[str, Any] = {}
     left_out: dict[str, str] = {}
     for name, array in arrays.items():
-        if array.shape:
-            columns[name] = array
-        else:
+        missing = array.nchunks - array.nchunks_initialized
+        if not array.shape:
             left_out[name] = "no rows"
+        elif missing:
+            left_out[name] = f"{missing} of {array.nchunks} chunks are missing"
+        else:
+            columns[name] = array
     for name, reason in broken.items():
         left_out[name] = reason.message
     return StoredTable(columns, left_out=left_out, facts=attributes)

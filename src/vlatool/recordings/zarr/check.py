@@ -13,6 +13,11 @@ ZARR = FindingCodes(
     "zarr",
     unreadable=error("A store, an array or a chunk is damaged.", _AGAIN),
     missing_chunk=error("A chunk of an array is missing.", _AGAIN),
+    filled_chunks=warning(
+        "Chunks of numbers are missing, and read as the fill value: Zarr leaves such chunks out.",
+        "nothing if the values are right, else copy the store again; --missing-chunks error "
+        "refuses such episodes",
+    ),
     unsafe_codec=error(
         "An array uses a codec that is unknown, or that can run code.",
         "write the array again with blosc, zstd or gzip",

@@ -25,6 +25,7 @@ import numpy as np
 from vlatool.config.base import ConfigModel, option
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError, VlatoolError, installed
+from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
 from vlatool.media import limits
 from vlatool.recordings import base
@@ -57,8 +58,8 @@ class ZarrConfig(ConfigModel):
     mapping: str | None = option(None, MAPPING)
     missing_chunks: Literal["error", "fill"] | None = option(
         None,
-        "Treat missing chunks as an error, or as full of the fill value. null: an error in Zarr 2; "
-        "the fill value in Zarr 3, which leaves such chunks out.",
+        "Treat missing chunks as an error, or as full of the fill value: Zarr leaves such chunks "
+        "out. null: an error for images; filled in and counted for numbers.",
     )
 
 
@@ -96,16 +97,16 @@ def _readable(path: Path, place: str) -> Generator[None]:
         raise ZARR.error(code, path, place, f"cannot be read: {reason}") from error
 
 
-def _read_rows(array: Any, rows: slice) -> Array:
+def _read_rows(array: Any, rows: slice, *, may_fill: bool) -> tuple[Array, int]:
     from vlatool.recordings.zarr import store
 
-    return store.read_rows(array, rows)
+    return store.read_rows(array, rows, may_fill=may_fill)
 
 
 @lru_cache(maxsize=4)  # opened once in a process for all its episodes
-def open_buffer(path: Path, missing_chunks: str | None = None) -> Buffer:
+def open_buffer(path: Path) -> Buffer:
     """The arrays of a store; no row but the ends of episodes is read."""
-    attributes, stored, broken = open_arrays(path, missing_chunks)
+    attributes, stored, broken = open_arrays(path)
     ends = stored.pop(_ENDS, None)
     if ends is None or not any(name.startswith("data/") for name in stored):
         for error in broken.values():
@@ -119,7 +120,9 @@ def open_buffer(path: Path, missing_chunks: str | None = None) -> Buffer:
             lengths.append(array.shape[0])
     count = max(lengths, key=lengths.count, default=0)
     with _readable(path, _ENDS):
-        stops: Array = _read_rows(ends, slice(None)) if ends.shape else np.empty(0)
+        stops: Array = np.empty(0)
+        if ends.shape:
+            stops, _ = _read_rows(ends, slice(None), may_fill=False)
     is_list = stops.ndim == 1 and stops.dtype.kind in "iu" and len(stops)
     # Unsigned numbers have no negative differences.
     is_ascending = is_list and stops[0] >= 0 and not (stops[1:] < stops[:-1]).any()
@@ -138,7 +141,7 @@ def _below_data(name: str) -> str:
 
 
 def open_arrays(
-    path: Path, missing_chunks: str | None = None
+    path: Path,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, DataError]]:
     """Opens the arrays of a store; no row is read.
 
@@ -152,7 +155,7 @@ def open_arrays(
         zarr = _library()
         from vlatool.recordings.zarr.store import CheckedStore
 
-        store = CheckedStore(path, missing_chunks)
+        store = CheckedStore(path)
     attributes: dict[str, Any] = {}
     arrays: dict[str, Any] = {}
     broken: dict[str, DataError] = {}
@@ -223,12 +226,12 @@ class ZarrImages(PlannedFrames):
     """Images of an episode, read by whole chunks; the last chunk stays in memory."""
 
     def __init__(
-        self, path: Path, planned: PlannedImages, rows: tuple[int, int], missing_chunks: str | None
+        self, path: Path, planned: PlannedImages, rows: tuple[int, int], *, may_fill: bool
     ) -> None:
         self._path = path
         self.planned = planned
         self._rows = rows
-        self._missing_chunks = missing_chunks
+        self._may_fill = may_fill  # missing chunks
         self._last: _DecodedChunk | None = None
 
     def __len__(self) -> int:
@@ -239,7 +242,7 @@ class ZarrImages(PlannedFrames):
 
     @property
     def _array(self) -> Any:
-        return open_buffer(self._path, self._missing_chunks).arrays[self.planned.path]
+        return open_buffer(self._path).arrays[self.planned.path]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -254,7 +257,8 @@ class ZarrImages(PlannedFrames):
             start = max(first, number * length)
             rows = slice(start, min(stop, (number + 1) * length))
             with _readable(self._path, f"data/{self.planned.path}: frame {index}"):
-                self._last = _DecodedChunk(number, start, _read_rows(array, rows))
+                images, _ = _read_rows(array, rows, may_fill=self._may_fill)
+                self._last = _DecodedChunk(number, start, images)
         return self._last.rows[first + index - self._last.first]
 
     def image_error(self, index: int, reason: str) -> DataError:
@@ -272,6 +276,7 @@ class ZarrEpisode(PlannedEpisode):
         self, ref: EpisodeRef, buffer: Buffer, mapping: RecordingMapping | None, config: ZarrConfig
     ) -> None:
         super().__init__(ref, mapping, config, str(ref.extras["number"]))
+        self.findings: dict[str, Finding] = {}  # by array
         self.buffer = buffer
         self.first, self.stop = buffer.rows(ref.extras["number"])
         if self.first == self.stop:
@@ -329,7 +334,8 @@ class ZarrEpisode(PlannedEpisode):
     def open_images(self, planned: PlannedImages) -> FrameSource:
         self._array(planned.path)
         rows = (self.first, self.stop)
-        return ZarrImages(self.ref.path, planned, rows, self.config.missing_chunks)
+        may_fill = self.config.missing_chunks == "fill"
+        return ZarrImages(self.ref.path, planned, rows, may_fill=may_fill)
 
     def numbers(self, path: str) -> Array:
         array = self._array(path)
@@ -343,7 +349,13 @@ class ZarrEpisode(PlannedEpisode):
     def _rows(self, path: str, rows: slice) -> Array:
         place = f"data/{path}: rows {rows.start} to {rows.stop - 1}"
         with _readable(self.ref.path, place):
-            return _read_rows(self.buffer.arrays[path], rows)
+            may_fill = self.config.missing_chunks != "error"
+            values, missing = _read_rows(self.buffer.arrays[path], rows, may_fill=may_fill)
+        if missing:
+            fill = self.buffer.arrays[path].fill_value
+            text = f"{self.ref.id}: data/{path}: {counted(missing, 'chunk')}, read as {fill}"
+            self.findings[path] = ZARR("filled_chunks", text, episode=self.ref.id, field=path)
+        return values
 
     def _own_rows(self, name: str) -> Array:
         """Values of the episode in an array that has one for each frame, or for each episode."""
@@ -408,7 +420,7 @@ def _three_rows(path: Path, name: str, array: Any, first: int, stop: int) -> Arr
     rows: list[Array] = []
     with _readable(path, f"data/{name}"):
         for row in base.first_middle_last(stop - first):
-            rows.append(_read_rows(array, slice(first + row, first + row + 1)))
+            rows.append(_read_rows(array, slice(first + row, first + row + 1), may_fill=True)[0])
         return np.concatenate(rows)
 
 
@@ -433,7 +445,7 @@ class ZarrReader(PlannedReader):
             name = base.id_part(path.name.removesuffix(".zip").removesuffix(".zarr"))
             name = base.unused_id(name, used)
             try:
-                buffer = self._open(path)
+                buffer = open_buffer(path)
             except DataError as error:
                 errors.append(error)
                 refs.append(EpisodeRef(name, path, str(source), extras={"number": 0}))
@@ -459,18 +471,18 @@ class ZarrReader(PlannedReader):
         self.source_findings = findings
         yield from self.with_decisions(refs)
 
-    def _open(self, path: Path) -> Buffer:
-        return open_buffer(path, self.config.missing_chunks)
-
     def _episode(self, ref: EpisodeRef) -> ZarrEpisode:
-        return ZarrEpisode(ref, self._open(ref.path), self.mapping, self.config)
+        return ZarrEpisode(ref, open_buffer(ref.path), self.mapping, self.config)
 
     def opened(self, ref: EpisodeRef) -> AbstractContextManager[ZarrEpisode]:
         return nullcontext(self._episode(ref))
 
     def read(self, ref: EpisodeRef) -> Episode:
         extras = {"source_episode": f"{ref.path.name}:{ref.extras['number']}"}
-        return replace(self._episode(ref).episode(), extras=extras)
+        opened = self._episode(ref)
+        episode = opened.episode()
+        findings = (*episode.findings, *opened.findings.values())
+        return replace(episode, extras=extras, findings=findings)
 
     @staticmethod
     def propose(source: Path) -> str | None:

@@ -1,7 +1,7 @@
-"""A read-only folder or zip of Zarr v2 or v3, in which missing chunks do not become zeros.
+"""A read-only folder or zip of Zarr v2 or v3, in which missing chunks are counted or refused.
 
-Zarr's own stores return the fill value for a missing chunk. Here it is an error in Zarr 2, unless
-the user allows it. (Zarr 3 leaves out chunks that only have the fill value.) Zarr's own codecs
+Zarr leaves out chunks that only have the fill value, in both versions and in shards, so that a
+missing chunk may be whole or lost. `read_rows` says how many it filled in. Zarr's own codecs
 inflate a chunk to any size. Here it must have the size that its array declares.
 """
 
@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import IO, Any
@@ -37,6 +37,7 @@ from vlatool.errors import DataError
 from vlatool.media import limits
 from vlatool.recordings.zarr.check import ZARR
 from vlatool.storage.byte_ranges import open_file
+from vlatool.storage.tree import files_below
 from vlatool.storage.uri import as_native_file, is_remote
 
 METADATA = (".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json")
@@ -45,8 +46,18 @@ _MOST_CHUNKS = 2**16  # that one read touches
 _GZIP_OR_ZLIB = 47  # `wbits` of zlib
 _CONCURRENT = 10  # chunks that Zarr decodes at once
 _BESIDE = 64  # bytes of checksums in a chunk
-# True if what is missing in a shard of the array that is read is the fill value.
-_MAY_FILL = ContextVar("may_fill", default=True)
+
+
+@dataclass
+class _MissingChunks:
+    """Chunks that are missing in the rows that are read."""
+
+    may_fill: bool  # False: the first one is an error
+    files: int = 0
+    parts: int = 0  # of shards
+
+
+_MISSING = ContextVar[_MissingChunks | None]("missing", default=None)
 _LARGE_CHUNKS = Lock()  # a setting of Zarr applies to all threads
 _BLOSC = struct.Struct("<4xI4xI")  # of a chunk: bytes when inflated, bytes as stored
 # Names of codecs that only transform bytes; others, such as pickle, may run code.
@@ -55,6 +66,7 @@ _CODECS = re.compile(
     r"|crc32c?|adler32|fletcher32|jenkins_lookup3|bytes|transpose|endian|sharding_indexed"
     r"|vlen-(utf8|bytes|array)|imagecodecs_\w+"
 )
+_FILL_HINT = "copy the store again; if its writer left chunks out, use --missing-chunks fill"
 _HEADERS = {"blosc": _BLOSC.size, "zstd": 6, "lz4": 4}  # bytes, at least
 _COMPRESSIONS = ("blosc", "zstd", "lz4", "gzip", "zlib", "bz2", "lzma")
 
@@ -121,8 +133,11 @@ class CheckedPipeline(BatchedCodecPipeline):
         plain, compressions = self._divided()
         pairs: list[tuple[Buffer | None, ArraySpec]] = []
         for data, spec in chunk_bytes_and_specs:
-            if data is None and not _MAY_FILL.get():
-                raise ValueError("a chunk in a shard is missing")
+            missing = _MISSING.get()
+            if data is None and missing is not None:
+                if not missing.may_fill:
+                    raise ValueError(f"a chunk in a shard is missing; {_FILL_HINT}")
+                missing.parts += 1
             if data is not None:
                 content = await asyncio.to_thread(
                     plain.content, compressions, data.as_numpy_array(), spec
@@ -185,8 +200,12 @@ def use_checked_codecs() -> None:
     config.set({"codec_pipeline.path": name, "async.concurrency": _CONCURRENT})
 
 
-def read_rows(array: Any, rows: slice) -> Array:
-    """Rows of an array; DataError if they are too many bytes or chunks."""
+def read_rows(array: Any, rows: slice, *, may_fill: bool) -> tuple[Array, int]:
+    """Rows of an array, and the number of missing chunks in them, which have the fill value.
+
+    Raises:
+        DataError: They are too many bytes or chunks, or one is missing and `may_fill` is False.
+    """
     path = array.store.path
     count = len(range(*rows.indices(array.shape[0])))
     row = math.prod(array.shape[1:])
@@ -202,21 +221,23 @@ def read_rows(array: Any, rows: slice) -> Array:
         reason = f"{count:,} rows are in {chunks:,} chunks; the limit is {_MOST_CHUNKS:,}"
         raise ZARR.error("too_large", path, array.path, reason)
     at_once = max(1, min(_CONCURRENT, limits.most_bytes() // max(1, 2 * chunk)))
-    token = _MAY_FILL.set(array.store.may_fill)
+    missing = _MissingChunks(may_fill)
+    token = _MISSING.set(missing)
     try:
         if at_once == _CONCURRENT:
-            return np.asarray(array[rows])
-        with _LARGE_CHUNKS, config.set({"async.concurrency": at_once}):
-            return np.asarray(array[rows])
+            values = np.asarray(array[rows])
+        else:
+            with _LARGE_CHUNKS, config.set({"async.concurrency": at_once}):
+                values = np.asarray(array[rows])
     finally:
-        _MAY_FILL.reset(token)
+        _MISSING.reset(token)
+    return values, missing.files if array.shards is None else missing.files + missing.parts
 
 
 class CheckedStore(Store):
     """Keys of a store to bytes, from a folder of any scheme or from a zip."""
 
-    def __init__(self, path: Path, missing_chunks: str | None = None) -> None:
-        """`missing_chunks`: `error` or `fill`; None: what the version of the format says."""
+    def __init__(self, path: Path) -> None:
         super().__init__(read_only=True)
         self.path = path
         self.broken: dict[str, DataError] = {}  # by key, of attributes
@@ -228,8 +249,6 @@ class CheckedStore(Store):
             except (zipfile.BadZipFile, OSError, ValueError) as error:
                 raise ZARR.error("unreadable", path, f"cannot be read: {error}") from error
             self._list_zip(self._zip.namelist())
-        is_latest = self._bytes("zarr.json", 0) is not None
-        self.may_fill = missing_chunks == "fill" or (missing_chunks is None and is_latest)
 
     def __eq__(self, value: object) -> bool:
         return isinstance(value, CheckedStore) and value.path == self.path
@@ -251,9 +270,12 @@ class CheckedStore(Store):
             raise limits.too_large(ZARR, self.path, key, len(data))
         if data is not None and is_metadata:
             self._check_document(key, data)
-        if data is None and not is_metadata and not self.may_fill:
-            hint = "copy the store again; if its writer left chunks out, use --missing-chunks fill"
-            raise ZARR.error("missing_chunk", self.path, key, "the chunk is missing", hint=hint)
+        missing = _MISSING.get()
+        if data is None and not is_metadata and missing is not None:
+            if not missing.may_fill:
+                reason = "the chunk is missing"
+                raise ZARR.error("missing_chunk", self.path, key, reason, hint=_FILL_HINT)
+            missing.files += 1
         return data
 
     def _bytes(self, key: str, limit: int, byte_range: ByteRequest | None = None) -> bytes | None:
@@ -349,8 +371,14 @@ class CheckedStore(Store):
             yield key
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        raise NotImplementedError(prefix)
-        yield ""
+        folder = f"{prefix.strip('/')}/".lstrip("/")
+        if self._zip is not None:
+            names = self._zip.namelist()
+        else:
+            names = [f"{folder}{file.name}" for file in files_below(self.path / folder)]
+        for name in names:
+            if name.startswith(folder):
+                yield name
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         for name in self.names(prefix):
