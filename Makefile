@@ -22,7 +22,7 @@ lowest:
 	$(PYTHON) -m venv build/lowest
 	$(PYTHON) -m tests.lowest gcs azure > build/lowest/constraints.txt
 	build/lowest/bin/python -m pip install --quiet --constraint build/lowest/constraints.txt --editable '.[hdf5,zarr,mcap,gcs,azure]' \
-	  pytest pytest-timeout pytest-xdist hypothesis 'moto[s3]' flask flask-cors cryptography
+	  pytest pytest-timeout pytest-xdist hypothesis 'moto[s3]' flask flask-cors cryptography webdataset
 	build/lowest/bin/python -m pytest $(PYTEST_ARGS) $(CORE:%=tests/unit/%) \
 	  tests/integration/test_remote_contract.py
 

@@ -286,7 +286,7 @@ class Hdf5Reader(PlannedReader):
             episode = opened.episode(success=attributes.get("@success"), task=facts.task)
             findings = list(episode.findings)
             counted = attributes.get("@num_samples")
-            if counted is not None and not np.array_equal(counted, episode.num_frames):
+            if counted is not None and np.asarray(counted).tolist() != episode.num_frames:
                 reason = f"num_samples is {counted}, but there are {episode.num_frames} frames"
                 findings.append(rules.HDF5.at("not_counted", ref.path, reason, episode=ref.id))
             extras = {"source_episode": f"{ref.path.name}:{ref.extras['name']}"}
