@@ -263,10 +263,13 @@ def rlds_file(name: str, change: Callable[[Path], Any]) -> Build:
 
 
 def rlds_header(root: Path) -> None:
-    """The header of the first record has another byte."""
+    """The header of the last record has another byte."""
     path = rlds(root) / "toy-train.tfrecord-00000-of-00001"
     content = bytearray(path.read_bytes())
-    content[3] ^= 255
+    start = 0
+    for _ in range(2):
+        start += int.from_bytes(content[start : start + 8], "little") + 16
+    content[start + 3] ^= 255
     path.write_bytes(content)
 
 

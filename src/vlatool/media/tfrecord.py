@@ -2,7 +2,6 @@
 
 import struct
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +16,6 @@ _HEADER = struct.Struct("<QI")
 _FOOTER = 4  # bytes of the checksum behind a record
 _LARGEST_RECORD = 2**30
 _SUMMED_AT_ONCE = 2**20  # bytes
-_FIRST_BLOCK = 2**12
 _MOST_PARTS = 2**20  # of an example: texts, images, lists and names
 
 # Lists of bytes, float32 or int64.
@@ -36,7 +34,7 @@ class TfRecordError(ValueError):
 def record_spans(path: Path, start: int = 0) -> Iterator[ByteRange]:
     """Span of the content of each record; only headers are read, their checksums compared.
 
-    Raises TfRecordError at the first that is damaged; `next_record` finds the one after it.
+    Raises TfRecordError at the first that is damaged.
     """
     with _opened(path) as file:
         size = file.seek(0, 2)
@@ -64,42 +62,6 @@ def _opened(path: Path) -> IO[bytes]:
         return open_file(path)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise TfRecordError(f"cannot be read: {error.strerror}") from error
-
-
-def next_record(path: Path, start: int) -> int | None:
-    """Byte of the first whole header from a byte on, by its checksum; None if there is none."""
-    with _opened(path) as file:
-        size = file.seek(0, 2)
-        block = _FIRST_BLOCK
-        while start + _HEADER.size <= size:
-            file.seek(start)
-            data = np.frombuffer(file.read(block + _HEADER.size - 1), np.uint8)
-            count = len(data) - _HEADER.size + 1
-            crcs = np.full(count, 2**32 - 1, np.uint32)
-            for place in range(8):
-                crcs = _crc_table()[(crcs ^ data[place : place + count]) & 255] ^ (crcs >> 8)
-            crcs = ~crcs
-            masked = (crcs >> 15 | crcs << 17) + np.uint32(0xA282EAD8)
-            stored = np.zeros(count, np.uint32)
-            for place in range(4):
-                part = data[8 + place : 8 + place + count].astype(np.uint32)
-                stored |= part << np.uint32(8 * place)
-            for hit in np.flatnonzero(masked == stored).tolist():
-                length = int.from_bytes(data[hit : hit + 8].tobytes(), "little")
-                if start + hit + _HEADER.size + length + _FOOTER <= size:
-                    return start + hit
-            start += count
-            block = min(2 * block, _SUMMED_AT_ONCE)
-    return None
-
-
-@lru_cache(maxsize=1)
-def _crc_table() -> Array:
-    """CRC-32C of each byte, with the polynomial reversed."""
-    values = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        values = values >> 1 ^ np.uint32(0x82F63B78) * (values & 1)
-    return values
 
 
 def read_record(span: ByteRange) -> memoryview:

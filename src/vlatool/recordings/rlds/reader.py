@@ -458,15 +458,11 @@ class _Span(NamedTuple):
 
 
 def _spans(path: Path) -> list[_Span]:
-    """Spans of the records of a shard."""
+    """Spans of the records of a shard, up to one whose header is damaged."""
     spans: list[_Span] = []
-    start: int | None = 0
-    while start is not None:
-        try:
-            for span in tfrecord.record_spans(path, start):
-                spans.append(_Span(span.start, span.stop))
-            return spans
-        except tfrecord.TfRecordError as error:
-            spans.append(_Span(error.start, _DAMAGED))
-            start = tfrecord.next_record(path, error.start + 1) if path.is_file() else None
+    try:
+        for span in tfrecord.record_spans(path):
+            spans.append(_Span(span.start, span.stop))
+    except tfrecord.TfRecordError as error:
+        spans.append(_Span(error.start, _DAMAGED))
     return spans
