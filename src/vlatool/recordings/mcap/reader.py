@@ -94,6 +94,7 @@ class McapReader(base.FormatReader):
     def __init__(self, config: McapConfig) -> None:
         super().__init__(config)
         self.layout = f"{config.time_source} time"
+        self._last: tuple[object, Topics] | None = None
 
     @cached_property
     def _mapping(self) -> BagMapping | None:
@@ -106,7 +107,11 @@ class McapReader(base.FormatReader):
         return self._mapping.joints if self._mapping else {}
 
     def _open(self, path: Path) -> _Opened:
-        topics = Topics(bag_at(path))
+        bag = bag_at(path)
+        key = path, tuple(part.stat().st_mtime_ns for part in bag.parts)
+        if self._last is None or self._last[0] != key:  # a bag is surveyed, then read
+            self._last = key, Topics(bag)
+        topics = self._last[1]
         plan = topics.plan(self._mapping)
         return _Opened(topics, plan, mcap_tracks.make_tracks(topics, plan, self._joints))
 
