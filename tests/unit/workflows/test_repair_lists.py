@@ -111,3 +111,11 @@ def test_no_episode_with_its_video_is_an_error(recorded: Path) -> None:
     shutil.rmtree(root / "videos")
     with fails("data.incomplete"):
         mended(root)
+
+
+def test_a_description_that_is_cut_off_is_an_error_of_the_data(recorded: Path) -> None:
+    root = killed(recorded)
+    info = root / "meta/info.json"
+    info.write_text(info.read_text()[:200])
+    with fails("data.broken"):
+        mended(root)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlatool.episode import Clip
-from vlatool.errors import DataError
+from vlatool.errors import DataError, VlatoolError
 from vlatool.events import counted
 from vlatool.media.frames import packet_table
 from vlatool.recordings.lerobot import layout as lerobot_layout
@@ -76,15 +76,30 @@ def rebuild_lists(root: Path, instruction: str | None = None) -> Rebuilt | None:
         What was added; None if the lists have all episodes.
 
     Raises:
-        DataError: The text of a task is lost, and there is no `instruction`.
+        DataError: The text of a task is lost, and there is no `instruction`; or no episode has its
+            videos; or the files are no set.
     """
-    info = cast("dict[str, Any]", read_json(root / lerobot_layout.INFO_FILE))
+    try:
+        return _rebuild(root, instruction)
+    except VlatoolError:
+        raise
+    except (pa.ArrowException, LookupError, TypeError, ValueError) as error:
+        raise DataError.at(
+            root,
+            f"its lists cannot be made anew: {error}",
+            hint="check meta/info.json and the columns of data/: they are no set of LeRobot v3.0",
+            code="data.broken",
+        ) from error
+
+
+def _rebuild(root: Path, instruction: str | None) -> Rebuilt | None:
     listed = _listed(root)
     recorded = list(_recorded(root))
     known = set(listed.column(lerobot_layout.EPISODE_INDEX).to_pylist()) if listed else set[int]()
     added = [episode for episode in recorded if episode.number not in known]
     if not added:
         return None
+    info = cast("dict[str, Any]", read_json(root / lerobot_layout.INFO_FILE))
     lost: list[str] = []
     fps = float(info["fps"])
     clips: list[dict[str, tuple[int, int, int]]] = [{} for _ in added]
@@ -165,7 +180,8 @@ def _videos(root: Path, camera: str, listed: pa.Table | None, fps: float) -> Ite
     prefix = f"videos/{camera}"
     for row in [] if listed is None else listed.to_pylist():
         place = row[f"{prefix}/chunk_index"], row[f"{prefix}/file_index"]
-        used[place] = max(used.get(place, 0), round(row[f"{prefix}/to_timestamp"] * fps))
+        if row[f"{prefix}/to_timestamp"] is not None:
+            used[place] = max(used.get(place, 0), round(row[f"{prefix}/to_timestamp"] * fps))
     expected = (0, 0)
     for path in sorted((root / prefix).glob("chunk-*/file-*.mp4"), key=natural_key):
         place = _numbers(path)
