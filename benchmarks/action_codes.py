@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from machine import describe
 
-from vlatool.formats.fast.layout import read_fast
+from vlatool.datasets.fast.layout import read_fast
 from vlatool.transforms.action_tokenizer import (
     ActionTokenizer,
     byte_characters,

@@ -27,8 +27,8 @@ from machine import describe  # noqa: E402 - the path above
 from process_stats import ProcessStats, run  # noqa: E402
 
 from tests.builders.codes import plain_fast, published_windows, write_tree_codes  # noqa: E402
-from vlatool.formats.fast.layout import read_fast  # noqa: E402
-from vlatool.formats.samples.profile import read_profile  # noqa: E402
+from vlatool.datasets.fast.layout import read_fast  # noqa: E402
+from vlatool.datasets.samples.profile import read_profile  # noqa: E402
 
 VLATOOL = [sys.executable, "-m", "vlatool"]
 BATCH = 128

@@ -23,7 +23,7 @@ from machine import describe
 from planted_defects import DEFECTS, record
 from seeds import run
 
-from vlatool.formats.curation.layout import FIGURES, badness
+from vlatool.recordings.curation.layout import FIGURES, badness
 from vlatool.workflows.sample import SampleConfig
 
 # Layout and options of `sample`, presets of `preprocess` and `train`, and environments.

@@ -17,15 +17,15 @@ from machine import describe
 from titok import GFLOPS, PEAK_TFLOPS
 from titok import network as sizes
 
-from vlatool.formats.detect import detect_source
-from vlatool.formats.media.images import encode_png
-from vlatool.formats.select import episode_state
 from vlatool.jobs.job import ItemTask, WorkItem
 from vlatool.jobs.journal import Journal
 from vlatool.loading.images.config import ImagePreprocessing
+from vlatool.media.images import encode_png
 from vlatool.models.images import example_images
 from vlatool.models.titok.model import Titok, TitokTokenizer
 from vlatool.models.tokenizer import ImageRule, OpenTokenizer, rank_device
+from vlatool.recordings.detect import detect_source
+from vlatool.recordings.select import episode_state
 from vlatool.tokens.encode import EncodePipeline, EncodeRule
 from vlatool.tokens.images import EpisodeOpener
 

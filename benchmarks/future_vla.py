@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from vlatool.formats.fast.layout import read_fast
+from vlatool.datasets.fast.layout import read_fast
 from vlatool.loading.base import MicroBatch
 from vlatool.loading.vla.config import VlaShape
 from vlatool.models.base import Batch, Loss, StepContext

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from machine import describe
 
-from vlatool.formats.run.layout import RunDir, read_metrics
+from vlatool.checkpoints.layout import RunDir, read_metrics
 from vlatool.training.placement import peak_tflops
 
 HERE = Path(__file__).parent

@@ -43,8 +43,8 @@ def rows(steps: int) -> list[dict[str, Any]]:
     """Losses of a training with the imported code."""
     import tempfile
 
+    from vlatool.checkpoints.layout import read_metrics
     from vlatool.config.resolve import Override, load_config
-    from vlatool.formats.run.layout import read_metrics
     from vlatool.training.config import TrainConfig
 
     widths = {"model.action_dim": 4, "model.proprioception_dim": 4}
@@ -83,8 +83,8 @@ def batches(steps: int) -> Iterator[dict[str, Any]]:
 
 def fit(config: Any, folder: Path, steps: int) -> None:
     """Trains with the trainer of parts and optimizer specs."""
+    from vlatool.checkpoints.layout import RunDir
     from vlatool.events import NULL, NullProgress
-    from vlatool.formats.run.layout import RunDir
     from vlatool.loading.base import MicroBatch
     from vlatool.training.metrics import MetricsLogger
     from vlatool.training.plan import TrainPlan

@@ -28,8 +28,8 @@ import pyarrow.parquet as pq
 from machine import describe
 from process_stats import run
 
-from vlatool.formats.frames.layout import FramesFolder
-from vlatool.formats.shards.layout import read_manifest, write_manifest
+from vlatool.datasets.frames.layout import FramesFolder
+from vlatool.datasets.lbm.layout import read_manifest, write_manifest
 from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.files import NAME as FILE_LIST
 from vlatool.jobs.files import FileEntry

@@ -16,14 +16,14 @@ from typing import Any
 
 from machine import describe
 
-from vlatool.formats.media.images import encode_jpeg
-from vlatool.formats.media.npz import write_arrays
-from vlatool.formats.media.tar import TarWriter, member_bytes
-from vlatool.formats.media.tar_sample import sample_members
-from vlatool.formats.spartan.config import SpartanConfig
-from vlatool.formats.spartan.reader import SpartanReader
-from vlatool.formats.stats.layout import compact, write_stats
+from vlatool.datasets.stats.layout import compact, write_stats
 from vlatool.jobs.journal import Journal, Receipt
+from vlatool.media.images import encode_jpeg
+from vlatool.media.npz import write_arrays
+from vlatool.media.tar import TarWriter, member_bytes
+from vlatool.media.tar_sample import sample_members
+from vlatool.recordings.spartan.config import SpartanConfig
+from vlatool.recordings.spartan.reader import SpartanReader
 from vlatool.transforms.statistics import StatisticsAccumulator, field_entries, to_arrays
 from vlatool.transforms.windows import EpisodeSampler, SampleSpec, WindowSpec
 

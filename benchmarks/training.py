@@ -13,8 +13,8 @@ from pathlib import Path
 
 from machine import describe
 
+from vlatool.checkpoints.layout import RunDir
 from vlatool.config.resolve import Override, load_config
-from vlatool.formats.run.layout import RunDir
 from vlatool.loading.loader import LoaderPlan, build_loader
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.training.config import TrainConfig

@@ -36,11 +36,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vlatool.datasets.fast.layout import read_fast
+from vlatool.datasets.samples.episode import Conversation, SampleSizes
+from vlatool.datasets.samples.profile import NAME, read_profile
 from vlatool.episode import Array
 from vlatool.events import NULL
-from vlatool.formats.fast.layout import read_fast
-from vlatool.formats.samples.episode import Conversation, SampleSizes
-from vlatool.formats.samples.profile import NAME, read_profile
 from vlatool.models.future_vla.batch import ACTION, FUTURE, TEXT, SequenceEncoder, padded
 from vlatool.models.future_vla.compose import compose_tiny
 from vlatool.models.future_vla.model import FutureVla, build_network

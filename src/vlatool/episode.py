@@ -174,7 +174,7 @@ Content = Literal["images", "numbers", "actions", "text", "unusable", "other"]
 
 @dataclass(frozen=True)
 class StoredPart:
-    """One thing that an episode stores, and what it is used as; see `formats.inventory`.
+    """One thing that an episode stores, and what it is used as; see `recordings.inventory`.
 
     Attributes:
         path: Its path in the episode, written as usual in the format.

@@ -11,17 +11,17 @@ from vlatool.conventions.contradiction import CONVENTION
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter
 from vlatool.findings import Finding, FindingCodes, finding_of_error
-from vlatool.formats.artifact import Artifact, finding_codes, recognize
-from vlatool.formats.check import CheckOptions, check_kinds_of_files, check_record_and_files
-from vlatool.formats.choice import select
-from vlatool.formats.detect import DetectedSource, SourceKeys, detect_source
-from vlatool.formats.facts import report_source
-from vlatool.formats.names import NamedSet, names_report, set_of_shards, set_of_source
-from vlatool.formats.renaming import read_with_names
-from vlatool.formats.rules import IMAGES, SOURCE, check_source
 from vlatool.jobs.files import read_file_list
 from vlatool.jobs.record import read_record, record_file
 from vlatool.plugins import FORMATS, SINKS
+from vlatool.recordings.artifact import Artifact, finding_codes, recognize
+from vlatool.recordings.check import CheckOptions, check_kinds_of_files, check_record_and_files
+from vlatool.recordings.choice import select
+from vlatool.recordings.detect import DetectedSource, SourceKeys, detect_source
+from vlatool.recordings.facts import report_source
+from vlatool.recordings.names import NamedSet, names_report, set_of_shards, set_of_source
+from vlatool.recordings.renaming import read_with_names
+from vlatool.recordings.rules import IMAGES, SOURCE, check_source
 from vlatool.report.facts import PageRequest, Report
 from vlatool.report.page import GENERATOR, PageVideos, page
 from vlatool.storage.atomic import remove_partials_of, write_text

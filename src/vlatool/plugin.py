@@ -14,6 +14,7 @@ from vlatool.config.base import (
     derived_field,
     option,
 )
+from vlatool.datasets.image_shards.images_reader import ImageFiles as ImageFrames
 from vlatool.episode import (
     Array,
     Clip,
@@ -27,12 +28,10 @@ from vlatool.episode import (
 )
 from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCodes
-from vlatool.formats.base import FormatReader, merge_surveys, no_episodes, survey_by_reading
-from vlatool.formats.image_shards.images_reader import ImageFiles as ImageFrames
-from vlatool.formats.media.frames import VideoFrames, probe_video
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.kind import RoboticsAssets, assets_of
 from vlatool.loading.robotics.reader import DecodedSample
+from vlatool.media.frames import VideoFrames, probe_video
 from vlatool.models.base import (
     Batch,
     Loss,
@@ -43,6 +42,7 @@ from vlatool.models.base import (
     StepContext,
 )
 from vlatool.models.published import Layout, PublishedFiles, PublishedModel, WeightsOrigin
+from vlatool.recordings.base import FormatReader, merge_surveys, no_episodes, survey_by_reading
 from vlatool.storage.cache import local_copy
 from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import as_native_file

@@ -23,7 +23,7 @@ from zarr.codecs import ZstdCodec
 
 from tests.builders import hdf5, mcap
 from tests.builders.tfrecords import example, record
-from vlatool.formats.media.tfrecord import varint
+from vlatool.media.tfrecord import varint
 
 BOMB = 2**26  # bytes that a bomb inflates to; its declared content is far smaller
 STOPS = (4, 9)

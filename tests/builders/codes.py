@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlatool.episode import Array
-from vlatool.formats.codes.layout import (
+from vlatool.datasets.codes.layout import (
     CODEBOOK_SIZE,
     CODES_PER_IMAGE,
     JSON_NAME,
@@ -18,10 +17,8 @@ from vlatool.formats.codes.layout import (
     EpisodeCodes,
     write_codes,
 )
-from vlatool.formats.fast.layout import write_fast
-from vlatool.formats.lines import write_lines
-from vlatool.formats.media.images import encode_png
-from vlatool.formats.windows.layout import (
+from vlatool.datasets.fast.layout import write_fast
+from vlatool.datasets.jsonl.layout import (
     Kind,
     Window,
     episode_name,
@@ -30,6 +27,9 @@ from vlatool.formats.windows.layout import (
     lines_name,
     render_window,
 )
+from vlatool.episode import Array
+from vlatool.media.images import encode_png
+from vlatool.media.lines import write_lines
 from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters
 
 CAMERAS = ("image", "wrist_image")

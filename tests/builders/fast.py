@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.formats.lines import write_lines
-from vlatool.formats.windows.layout import Window, episode_name, lines_name, render_window
+from vlatool.datasets.jsonl.layout import Window, episode_name, lines_name, render_window
+from vlatool.media.lines import write_lines
 from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters
 
 STEPS, WIDTH = 16, 7

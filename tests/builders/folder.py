@@ -9,8 +9,8 @@ from typing import Any
 import av
 import numpy as np
 
-from vlatool.formats.media.images import encode_png
-from vlatool.formats.media.video import encode_video
+from vlatool.media.images import encode_png
+from vlatool.media.video import encode_video
 
 SIZE = 32
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from tests.builders.codes import plain_fast, published_windows, write_tree_codes
-from vlatool.formats.media.images import encode_png
+from vlatool.media.images import encode_png
 from vlatool.models.future_vla.config import FutureVlaConfig
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 

@@ -9,10 +9,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from vlatool.episode import Episode, EpisodeRef
-from vlatool.formats.writing import Estimate, Sink, SinkConfig, SinkSetup, SinkSummary
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
+from vlatool.recordings.writing import Estimate, Sink, SinkConfig, SinkSetup, SinkSummary
 from vlatool.storage.atomic import open_atomic, remove_file, write_json
 from vlatool.transforms.relative import stored_from
 

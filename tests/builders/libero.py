@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from tests.builders.lerobot import Columns, write_lines
+from vlatool.datasets.jsonl.layout import Window, parse_window
 from vlatool.errors import VlatoolError
 from vlatool.events import NULL, Reporter
-from vlatool.formats.windows.layout import Window, parse_window
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 
 CAMERAS = ("image", "wrist_image")

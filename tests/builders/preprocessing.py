@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.builders.spartan import CAMERAS, Documents, session_folder
+from vlatool.datasets.lbm.layout import read_manifest
 from vlatool.errors import VlatoolError
 from vlatool.events import NULL, Reporter
-from vlatool.formats.shards.layout import read_manifest
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 
 FRAMES = 6

@@ -22,9 +22,9 @@ from tests.builders.future_vla import write_samples
 from tests.builders.tokenizers import NETWORK, SIDE, SIZES, write_stage_1, write_teacher
 from tests.builders.toy_images import write_image_shards
 from tests.builders.toy_runs import toy_trainer
+from vlatool.checkpoints.layout import read_metrics
 from vlatool.config.resolve import Override, load_config
 from vlatool.events import NULL
-from vlatool.formats.run.layout import read_metrics
 from vlatool.loading.base import MicroBatch
 from vlatool.training.config import TrainConfig
 from vlatool.training.metrics import MetricsFile

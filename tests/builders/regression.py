@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlatool.checkpoints.layout import RunDir, read_metrics
 from vlatool.events import NULL, NullProgress
-from vlatool.formats.run.layout import RunDir, read_metrics
 from vlatool.loading.base import MicroBatch
 from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, Part, StepContext
 from vlatool.training.config import EmaConfig, HParams, TrainConfig

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vlatool.formats.run.checkpoint import CheckpointManifest
-from vlatool.formats.run.layout import RunDir
+from vlatool.checkpoints.checkpoint import CheckpointManifest
+from vlatool.checkpoints.layout import RunDir
 from vlatool.jobs.record import OutputRecord
 
 CONFIG: dict[str, Any] = {

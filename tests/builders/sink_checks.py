@@ -1,6 +1,6 @@
 """Checks of a sink in complete, killed and failing runs.
 
-The contract is `formats.writing.Sink`.
+The contract is `recordings.writing.Sink`.
 """
 
 import pickle
@@ -17,9 +17,6 @@ import numpy as np
 from tests.builders.world_recordings import WRITERS, record_world
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError, EnvironmentProblem, UsageError
-from vlatool.formats.check import CheckOptions, check_files
-from vlatool.formats.media.images import encode_png
-from vlatool.formats.writing import MakeSink, SinkConfig, SinkSetup, Work
 from vlatool.jobs.command import JobConfig
 from vlatool.jobs.executor import Executor, ProcessExecutor, SerialExecutor
 from vlatool.jobs.files import NAME as LIST
@@ -27,7 +24,10 @@ from vlatool.jobs.files import belongs_in_list, contains_only, output_files, rem
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.run import run_job
+from vlatool.media.images import encode_png
 from vlatool.plugins import FORMATS
+from vlatool.recordings.check import CheckOptions, check_files
+from vlatool.recordings.writing import MakeSink, SinkConfig, SinkSetup, Work
 from vlatool.storage.atomic import write_bytes
 from vlatool.testing.readers import config_section
 from vlatool.transforms.relative import stored_from

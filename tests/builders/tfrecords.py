@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vlatool.formats.media.tfrecord import Value, masked_crc, varint
+from vlatool.media.tfrecord import Value, masked_crc, varint
 
 
 def example(features: Mapping[str, Value]) -> bytes:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from tests.builders.toys import WIDTH, GanType, LmType, install_toys, write_numbers
+from vlatool.checkpoints.layout import RunDir
 from vlatool.config.resolve import Override, load_config
 from vlatool.errors import DataError
 from vlatool.events import NULL, NullProgress
-from vlatool.formats.run.layout import RunDir
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.training.config import TrainConfig
 from vlatool.training.data import DataStreams

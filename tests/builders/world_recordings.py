@@ -10,8 +10,8 @@ import numpy as np
 
 from tests.builders.tfrecords import example, record
 from vlatool.errors import installed
-from vlatool.formats.media.images import encode_png
-from vlatool.formats.media.tfrecord import Value
+from vlatool.media.images import encode_png
+from vlatool.media.tfrecord import Value
 from vlatool.storage.atomic import atomic_folder, write_json
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.world.record_files import EpisodeFileWriter

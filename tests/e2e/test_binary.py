@@ -15,7 +15,7 @@ import pytest
 from binary.build import build
 from tests.builders.training import tiny_arguments, world_shards
 from vlatool import __version__
-from vlatool.formats.run.layout import read_metrics
+from vlatool.checkpoints.layout import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 # What a system without anything but the C library has.

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tests.builders.base_models import clip_base
 from tests.builders.forks import Forks, Outcome
 from tests.builders.s3_server import S3Server
-from vlatool.formats.run.layout import RunDir, read_metrics
+from vlatool.checkpoints.layout import RunDir, read_metrics
 
 PRESET = "diffusion-policy-bellpepper-published"
 # The published job with its four cameras and all fields, but few and narrow layers.

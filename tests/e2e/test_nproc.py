@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from tests.builders.training import tiny_arguments
-from vlatool.formats.run.layout import RunDir
+from vlatool.checkpoints.layout import RunDir
 from vlatool.jobs.executor import default_workers
 
 VLATOOL = [sys.executable, "-m", "vlatool"]

@@ -31,7 +31,7 @@ def test_wheel_has_every_preset_the_page_and_the_type_marker(wheel: Path) -> Non
     assert presets
     assert {f"vlatool/{name}" for name in presets} <= names
     assert {"vlatool/py.typed", "vlatool/report/page.html"} <= names
-    assert "vlatool/formats/samples/profiles/libero.yaml" in names
+    assert "vlatool/datasets/samples/profiles/libero.yaml" in names
 
 
 def test_wheel_works_in_an_empty_environment(

@@ -10,11 +10,11 @@ import pytest
 from tests.builders.libero import convert, convert_error
 from tests.builders.preprocessing import contents
 from tests.builders.verifying import verified
+from vlatool.datasets.fast.layout import ChunkFile, find_chunks
+from vlatool.datasets.jsonl.layout import read_manifest
+from vlatool.datasets.lbm.layout import ShardFolder
+from vlatool.datasets.samples.profile import compute_profile
 from vlatool.errors import UsageError
-from vlatool.formats.fast.layout import ChunkFile, find_chunks
-from vlatool.formats.samples.profile import compute_profile
-from vlatool.formats.shards.layout import ShardFolder
-from vlatool.formats.windows.layout import read_manifest
 from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
 from vlatool.workflows.sample import SampleConfig, sample
 

@@ -18,11 +18,11 @@ from tests.builders.web_server import WebServer, web_server
 from vlatool.cli.app import run
 from vlatool.errors import PartialFailure
 from vlatool.evaluation.policy_runner import load_policy
-from vlatool.formats.artifact import recognize
-from vlatool.formats.check import CheckOptions
 from vlatool.inspection import verify_location
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.loading.dataset import open_dataset
+from vlatool.recordings.artifact import recognize
+from vlatool.recordings.check import CheckOptions
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.download import DownloadConfig, download
 from vlatool.workflows.download_files import DownloadResult

@@ -15,8 +15,8 @@ from tests.builders.training import BACKBONE, CAMERAS, base_model_config
 from tests.builders.verifying import verified
 from tests.builders.web_server import COMMIT, WebServer, web_server
 from vlatool import load_policy
+from vlatool.checkpoints.layout import RunDir, read_metrics
 from vlatool.errors import DataError
-from vlatool.formats.run.layout import RunDir, read_metrics
 from vlatool.workflows.train import TrainResult, finetune, train
 
 FAMILIES = ["clip", "paligemma", "smolvlm", "qwen3_vl"]

@@ -8,8 +8,8 @@ import yaml
 
 from tests.builders import hdf5
 from tests.surface.invoke import run_vlatool
-from vlatool.formats.renaming import in_lower_case
 from vlatool.plugins import SINKS
+from vlatool.recordings.renaming import in_lower_case
 from vlatool.transforms.names import NameMap
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 

@@ -10,9 +10,9 @@ import pytest
 
 from tests.builders.errors import fails
 from tests.builders.training import tiny_arguments, tiny_config
+from vlatool.checkpoints.layout import RunDir
 from vlatool.cli.app import run as run_command
 from vlatool.errors import DataError
-from vlatool.formats.run.layout import RunDir
 from vlatool.models.trained import open_trained
 from vlatool.workflows.train import train
 

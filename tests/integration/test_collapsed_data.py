@@ -11,7 +11,7 @@ from tests.builders.encoding import encoded, write_tokenizer
 from tests.builders.recording import Recorder
 from tests.builders.tokenizers import SIDE
 from vlatool.config.resolve import load_config, parse_override
-from vlatool.formats.media.images import encode_png
+from vlatool.media.images import encode_png
 from vlatool.training.config import TrainConfig
 from vlatool.training.data import check_samples
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset

@@ -16,8 +16,8 @@ from tests.builders.errors import fails
 from tests.builders.forks import Forks
 from tests.builders.stock_models import stock_dino, stock_qwen
 from vlatool.config.resolve import load_config
+from vlatool.datasets.samples.profile import NAME, read_profile, write_profile
 from vlatool.errors import VlatoolError
-from vlatool.formats.samples.profile import NAME, read_profile, write_profile
 from vlatool.models.base import ModelType
 from vlatool.models.future_vla.config import FutureVlaConfig
 from vlatool.models.future_vla.spec import FutureVlaType

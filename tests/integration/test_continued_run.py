@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.builders.errors import fails
 from tests.builders.recording import Recorder
 from tests.builders.training import tiny_config
-from vlatool.formats.run.layout import RunDir
+from vlatool.checkpoints.layout import RunDir
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.train import finetune, train
 

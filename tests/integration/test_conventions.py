@@ -16,10 +16,10 @@ from tests.builders.recording import Recorder
 from tests.surface.invoke import run_vlatool
 from vlatool.conventions.file import conventions_of
 from vlatool.conventions.measure import measure_some
-from vlatool.formats.detect import detect_source
-from vlatool.formats.shards.layout import read_preprocessing_config
+from vlatool.datasets.lbm.layout import read_preprocessing_config
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.kind import RoboticsKind
+from vlatool.recordings.detect import detect_source
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 from vlatool.workflows.verify import InspectConfig, InspectResult, inspect
 

@@ -14,9 +14,9 @@ from tests.builders.sink_checks import check_sink
 from tests.builders.verifying import verified
 from vlatool.config.resolve import Override, load_config
 from vlatool.errors import ConfigError, DataError
-from vlatool.formats.curation.layout import CuratedEpisode, badness, read_curation
-from vlatool.formats.curation.writer import CurationSink
-from vlatool.formats.detect import detect_source
+from vlatool.recordings.curation.layout import CuratedEpisode, badness, read_curation
+from vlatool.recordings.curation.writer import CurationSink
+from vlatool.recordings.detect import detect_source
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.curate import CurateConfig, CurateResult, KeepRule, curate, with_reasons
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess

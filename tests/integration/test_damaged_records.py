@@ -13,8 +13,8 @@ from tests.builders.preprocessing import FRAMES, run
 from tests.builders.spartan import spartan_task
 from tests.builders.verifying import verified
 from vlatool.cli import app
+from vlatool.datasets.lbm.layout import read_processing_metadata
 from vlatool.errors import DataError
-from vlatool.formats.shards.layout import read_processing_metadata
 from vlatool.jobs.record import read_valid_record
 from vlatool.workflows.verify import InspectConfig, inspect
 

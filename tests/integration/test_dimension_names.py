@@ -13,12 +13,12 @@ from tests.builders.preprocessing import refusal, run
 from tests.builders.training import tiny_overrides
 from tests.builders.verifying import verified
 from vlatool.config.resolve import load_config, parse_override
+from vlatool.datasets.lbm.layout import read_preprocessing_config
+from vlatool.datasets.stats.layout import read_stats, write_stats
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.evaluation.control import ImageSizes
 from vlatool.evaluation.offline import evaluate_open_loop
 from vlatool.events import NullProgress
-from vlatool.formats.shards.layout import read_preprocessing_config
-from vlatool.formats.stats.layout import read_stats, write_stats
 from vlatool.models.trained import open_trained
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.evaluate import recorded_pairs

@@ -25,9 +25,9 @@ from tests.builders.web_server import COMMIT, TOKEN, WebServer, web_server
 from vlatool.cli.app import run
 from vlatool.errors import DataError, PartialFailure, StorageError, VlatoolError
 from vlatool.events import NULL, Progress, Reporter
-from vlatool.formats.check import CheckOptions
 from vlatool.inspection import verify_location
 from vlatool.jobs.files import read_file_list
+from vlatool.recordings.check import CheckOptions
 from vlatool.storage import http, retry, transfer
 from vlatool.storage.tree import files_below
 from vlatool.workflows.download import DownloadConfig, download

@@ -20,12 +20,12 @@ from tests.builders.preprocessing import contents
 from tests.builders.web_server import WebServer, web_server
 from vlatool.cli.app import run
 from vlatool.errors import DataError, PartialFailure, StorageError, UsageError, VlatoolError
-from vlatool.formats.check import CheckOptions
-from vlatool.formats.spartan import archive as spartan_archive
 from vlatool.inspection import verify_location
 from vlatool.jobs.files import read_file_list
 from vlatool.jobs.ownership import require_input
 from vlatool.jobs.record import read_record
+from vlatool.recordings.check import CheckOptions
+from vlatool.recordings.spartan import archive as spartan_archive
 from vlatool.storage import transfer
 from vlatool.workflows.download import AnnotationsResult, DownloadConfig, TasksResult, download
 from vlatool.workflows.download_raw import RawResult

@@ -9,9 +9,9 @@ import pytest
 from tests.builders.errors import fails
 from tests.builders.preprocessing import contents
 from tests.builders.web_server import WebServer, web_server
+from vlatool.datasets.lbm.layout import ShardFolder
+from vlatool.datasets.task_table import task_table
 from vlatool.errors import DataError, StorageError
-from vlatool.formats.shards.layout import ShardFolder
-from vlatool.formats.task_table import task_table
 from vlatool.workflows.download import DownloadConfig, TasksResult, download
 
 TASKS = ("PushBox", "PutKiwiOnSaucer")

@@ -29,8 +29,8 @@ from tests.builders.recording import Recorder
 from tests.builders.s3_runs import digests, upload
 from tests.builders.tokenizers import SIDE
 from tests.builders.verifying import verified
+from vlatool.datasets.codes.layout import CodesFolder
 from vlatool.errors import DataError, PartialFailure, UsageError, VlatoolError
-from vlatool.formats.codes.layout import CodesFolder
 from vlatool.models.images import to_float
 from vlatool.models.tokenizer import open_tokenizer
 from vlatool.storage.remote_path import RemotePath

@@ -12,8 +12,8 @@ from PIL import Image
 from tests.builders.preprocessing import contents, processed
 from tests.builders.spartan import spartan_task
 from vlatool.errors import PartialFailure, UsageError
-from vlatool.formats.media.images import encode_jpeg
-from vlatool.formats.media.video import encode_video
+from vlatool.media.images import encode_jpeg
+from vlatool.media.video import encode_video
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 
 # Options with which a sink does what version 0.3 did; its records lack the two new keys.

@@ -24,6 +24,12 @@ from tests.builders.training import (
     XYZ,
     XYZ_COMMAND,
 )
+from vlatool.checkpoints.contract import CONTRACT
+from vlatool.datasets.lbm.layout import (
+    read_manifest,
+    read_preprocessing_config,
+    write_preprocessing_config,
+)
 from vlatool.episode import Observation, PoseGroup
 from vlatool.errors import DataError
 from vlatool.evaluation.config import ActionMap, FieldMap, OpenLoopConfig, RolloutConfig
@@ -32,18 +38,12 @@ from vlatool.evaluation.facts import action_charts
 from vlatool.evaluation.offline import evaluate_open_loop
 from vlatool.evaluation.success import wilson_interval
 from vlatool.events import NullProgress
-from vlatool.formats.contract import CONTRACT
-from vlatool.formats.media.tar_sample import StoredSample
-from vlatool.formats.shards.layout import (
-    read_manifest,
-    read_preprocessing_config,
-    write_preprocessing_config,
-)
 from vlatool.loading.base import ActionField, RecordedPairs, Target
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.kind import RoboticsAssets
 from vlatool.loading.robotics.reader import DecodedSample, SampleDecoder
 from vlatool.loading.robotics.statistics import Normalizer
+from vlatool.media.tar_sample import StoredSample
 from vlatool.models.policy import RoboticsPolicy
 from vlatool.models.trained import open_trained
 from vlatool.report.facts import Chart

@@ -18,8 +18,8 @@ from tests.builders.training import (
     tiny_arguments,
     tiny_config,
 )
+from vlatool.checkpoints.layout import RunDir
 from vlatool.cli.app import run as run_command
-from vlatool.formats.run.layout import RunDir
 from vlatool.workflows.train import finetune, train
 
 STILL = {"total_train_steps": 1, "hparams__lr": 0, "hparams__lr_cooldown_end": 0, "hparams__wd": 0}

@@ -13,18 +13,18 @@ from tests.builders.s3_runs import upload
 from tests.builders.sink_checks import check_sink
 from tests.builders.verifying import verified
 from vlatool.config.resolve import Override, load_config
+from vlatool.datasets.frames.layout import FramesFolder
+from vlatool.datasets.frames.writer import FramesConfig, FramesEpisodeWriter, FramesSink
 from vlatool.episode import Episode, EpisodeRef, FrameSource, ObservationSpec
 from vlatool.errors import DataError, UsageError
-from vlatool.formats.curation.layout import read_curation
-from vlatool.formats.frames.layout import FramesFolder
-from vlatool.formats.frames.writer import FramesConfig, FramesEpisodeWriter, FramesSink
-from vlatool.formats.media.images import encode_jpeg, encode_png
-from vlatool.formats.media.tar import index_path
 from vlatool.loading.base import DroppedSample, PairOptions, SampleRef
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.loading.robotics.pairs import pairs_info
 from vlatool.loading.robotics.reader import DecodedSample
+from vlatool.media.images import encode_jpeg, encode_png
+from vlatool.media.tar import index_path
+from vlatool.recordings.curation.layout import read_curation
 from vlatool.storage.remote_path import RemotePath
 from vlatool.workflows.curate import CurateConfig, KeepRule, curate
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess

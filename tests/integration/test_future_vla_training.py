@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from tests.builders.future_vla import write_samples
 from tests.surface.invoke import run_vlatool
+from vlatool.checkpoints.layout import RunDir, read_metrics
 from vlatool.config.resolve import load_config, parse_override
 from vlatool.errors import ConfigError, UsageError
-from vlatool.formats.run.layout import RunDir, read_metrics
 from vlatool.models.adapters import merged_weights
 from vlatool.models.future_vla.config import LoraConfig
 from vlatool.models.trained import open_trained

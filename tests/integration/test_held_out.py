@@ -9,11 +9,11 @@ import pytest
 
 from tests.builders.hdf5 import robomimic
 from tests.builders.training import tiny_config
+from vlatool.checkpoints.layout import RunDir, read_metrics
 from vlatool.config.resolve import Override, load_config
+from vlatool.datasets.frames.layout import FramesFolder
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import OpenLoopConfig
-from vlatool.formats.frames.layout import FramesFolder
-from vlatool.formats.run.layout import RunDir, read_metrics
 from vlatool.loading.dataset import open_dataset
 from vlatool.workflows.open_loop import OpenLoopResult, open_loop
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess

@@ -14,8 +14,8 @@ from tests.builders.errors import fails
 from tests.builders.lerobot import TASKS
 from tests.builders.pages import charts_of
 from tests.builders.preprocessing import metadata, run, samples
+from vlatool.datasets.jsonl.layout import read_windows
 from vlatool.episode import Episode, LanguageSpan
-from vlatool.formats.windows.layout import read_windows
 from vlatool.plugins import FORMATS
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 from vlatool.workflows.verify import InspectConfig, inspect

@@ -13,9 +13,9 @@ import pytest
 
 from tests.builders.slurm import slurm_programs
 from tests.builders.training import tiny_arguments
+from vlatool.checkpoints.layout import RunDir
 from vlatool.cli.app import run as vlatool
 from vlatool.config.resolve import load_config
-from vlatool.formats.run.layout import RunDir
 from vlatool.training.config import TrainConfig
 
 TASKS = ("--slurm.gpus-per-node", "0", "--slurm.tasks-per-node", "2")

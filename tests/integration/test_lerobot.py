@@ -22,8 +22,8 @@ from tests.builders.lerobot_backbones import (
     smolvla_keys,
 )
 from tests.builders.lerobot_policies import make_frames, needs_lerobot, run_config, train_tiny
+from vlatool.checkpoints.layout import RunDir
 from vlatool.episode import Array, Observation
-from vlatool.formats.run.layout import RunDir
 from vlatool.models.policy import example_observation
 from vlatool.models.trained import open_trained
 from vlatool.models.weights import read_weights

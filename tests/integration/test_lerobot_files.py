@@ -186,7 +186,7 @@ def test_statistics_are_those_of_lerobot(frames: Path, tmp_path: Path) -> None:
     pytest.importorskip("lerobot.datasets.compute_stats", reason="needs lerobot[dataset]")
     from lerobot.datasets.compute_stats import aggregate_stats, compute_episode_stats
 
-    from vlatool.formats.frames.layout import FramesFolder
+    from vlatool.datasets.frames.layout import FramesFolder
     from vlatool.models.lerobot import package
     from vlatool.models.lerobot.batch import feature_statistics
 

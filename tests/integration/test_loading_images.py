@@ -16,13 +16,13 @@ from tests.builders.toy_images import image, write_image_shards
 from tests.builders.toy_runs import half_of, toy_config
 from tests.builders.toys import install_toys
 from tests.builders.verifying import verified
-from vlatool.formats.media.images import decode_rgb
-from vlatool.formats.media.tar import index_by_headers, index_path
-from vlatool.formats.run.layout import RunDir, read_metrics
+from vlatool.checkpoints.layout import RunDir, read_metrics
 from vlatool.loading.base import DroppedSample, SampleRef
 from vlatool.loading.dataset import open_dataset
 from vlatool.loading.images.config import ImageDataConfig
 from vlatool.loading.images.kind import ImagesKind
+from vlatool.media.images import decode_rgb
+from vlatool.media.tar import index_by_headers, index_path
 from vlatool.testing.models import check_model_type
 from vlatool.workflows.train import train
 

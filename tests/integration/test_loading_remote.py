@@ -12,9 +12,9 @@ from tests.builders.s3_runs import upload
 from tests.builders.s3_server import Proxy
 from tests.builders.shards import shard_output
 from vlatool.errors import StorageError
-from vlatool.formats.media.tar import index_by_headers, index_path
 from vlatool.loading.base import MicroBatch
 from vlatool.loading.loader import LoaderPlan
+from vlatool.media.tar import index_by_headers, index_path
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.retry import SPEED_VARIABLE, TIMEOUT_VARIABLE
 

@@ -16,11 +16,11 @@ from tests.builders.jsonl_sink import ToySink
 from tests.builders.preprocessing import FRAMES, contents, options_for, run
 from tests.builders.spartan import spartan_task
 from tests.builders.training import tiny_config
+from vlatool.checkpoints.layout import RunDir
 from vlatool.config.resolve import load_config
 from vlatool.errors import BugError, DataError, StorageError, UsageError
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
 from vlatool.events import NullProgress, NullReporter
-from vlatool.formats.run.layout import RunDir
 from vlatool.jobs.command import JobConfig
 from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.files import read_file_list

@@ -12,8 +12,8 @@ import pytest
 
 from tests.builders.preprocessing import FRAMES, contents, processed, refusal, run
 from tests.builders.spartan import spartan_task
+from vlatool.datasets.stats.layout import merge_stats, read_mergeable, read_stats
 from vlatool.errors import DataError, UsageError
-from vlatool.formats.stats.layout import merge_stats, read_mergeable, read_stats
 from vlatool.transforms.statistics import Digest, to_state
 from vlatool.workflows.stats import StatsMergeConfig, stats_merge
 from vlatool.workflows.verify import InspectConfig, VerifyConfig, inspect, verify

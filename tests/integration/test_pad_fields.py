@@ -17,8 +17,8 @@ from tests.builders.training import (
     tiny_config,
     world_shards,
 )
+from vlatool.datasets.stats.layout import read_stats
 from vlatool.evaluation.config import OpenLoopConfig
-from vlatool.formats.stats.layout import read_stats
 from vlatool.loading.base import SampleRef
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.kind import RoboticsKind

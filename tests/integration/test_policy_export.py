@@ -20,11 +20,11 @@ from tests.builders.errors import fails
 from tests.builders.recording import Recorder
 from tests.builders.verifying import verified
 from tests.builders.web_server import web_server
+from vlatool.checkpoints.layout import RunDir
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.evaluation.policy_runner import load_policy
-from vlatool.formats.run.layout import RunDir
 from vlatool.models.trained import open_trained
 from vlatool.models.weights import read_pickled_weights
 from vlatool.training.config import TrainConfig

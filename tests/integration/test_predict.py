@@ -13,8 +13,8 @@ from tests.builders.training import HAND_COMMAND, XYZ_COMMAND
 from vlatool.evaluation.config import SamplingOptions
 from vlatool.evaluation.control import chunk_seed
 from vlatool.evaluation.policy_runner import open_policy
-from vlatool.formats.detect import detect_source
 from vlatool.models.policy import in_batches
+from vlatool.recordings.detect import detect_source
 from vlatool.workflows.evaluate import recorded_pairs
 from vlatool.workflows.predict import PredictConfig, PredictResult, predict
 

@@ -17,8 +17,8 @@ from PIL import Image
 from tests.builders import spartan
 from tests.builders.preprocessing import arrays, contents, metadata, refusal, run, samples
 from tests.builders.recording import Recorder
+from vlatool.datasets.lbm.layout import read_manifest
 from vlatool.errors import PartialFailure, UsageError
-from vlatool.formats.shards.layout import read_manifest
 from vlatool.workflows.preprocess import PreprocessResult
 
 FRAMES = 9

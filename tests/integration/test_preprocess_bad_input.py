@@ -25,7 +25,7 @@ from tests.builders.preprocessing import (
     value,
 )
 from tests.builders.spartan import CAMERAS, Documents, spartan_task
-from vlatool.formats.stats.layout import read_stats
+from vlatool.datasets.stats.layout import read_stats
 from vlatool.workflows.preprocess import PreprocessConfig
 
 XYZ = "robot__actual__poses__left::panda__xyz"

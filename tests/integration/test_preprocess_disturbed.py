@@ -30,8 +30,8 @@ from tests.builders.preprocessing import (
 from tests.builders.spartan import CAMERAS, Documents, session_folder, spartan_task
 from vlatool.errors import PartialFailure, VlatoolError
 from vlatool.events import NullProgress, NullReporter
-from vlatool.formats.spartan.config import _ACTION_WIDTHS
 from vlatool.jobs.record import read_record
+from vlatool.recordings.spartan.config import _ACTION_WIDTHS
 
 
 class SimulatedKill(BaseException):

@@ -19,12 +19,12 @@ from tests.builders.s3_runs import command, digests, finished, preprocess, uploa
 from tests.builders.s3_server import Faults, Proxy, Request
 from tests.builders.spartan import CAMERAS as SPARTAN_CAMERAS
 from tests.builders.spartan import TASK, Documents, spartan_task
-from vlatool.formats.check import CheckOptions
-from vlatool.formats.lerobot.dataset import LeRobotConfig
-from vlatool.formats.lerobot.reader import LeRobotReader
-from vlatool.formats.spartan.config import SpartanConfig
-from vlatool.formats.spartan.reader import SpartanReader
 from vlatool.inspection import verify_location
+from vlatool.recordings.check import CheckOptions
+from vlatool.recordings.lerobot.dataset import LeRobotConfig
+from vlatool.recordings.lerobot.reader import LeRobotReader
+from vlatool.recordings.spartan.config import SpartanConfig
+from vlatool.recordings.spartan.reader import SpartanReader
 from vlatool.storage.atomic import write_text
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.retry import SPEED_VARIABLE

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from tests.builders.training import tiny_config
+from vlatool.datasets.frames.layout import FramesFolder
 from vlatool.errors import DataError
 from vlatool.events import NullReporter
-from vlatool.formats.frames.layout import FramesFolder
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.train import TrainResult, train
 

@@ -16,8 +16,8 @@ from tests.builders.s3_runs import digests, upload
 from tests.builders.s3_server import S3Server
 from tests.builders.toy_runs import DATA, HALF, SITE, STEPS, half_of, toy_config
 from tests.builders.toys import install_toys, write_numbers
+from vlatool.checkpoints.layout import Retention, RunDir, read_metrics
 from vlatool.errors import DataError, StorageError, UsageError
-from vlatool.formats.run.layout import Retention, RunDir, read_metrics
 from vlatool.jobs.record import output_lock
 from vlatool.storage.atomic import remove_tree
 from vlatool.storage.remote_path import RemotePath

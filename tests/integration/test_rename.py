@@ -14,8 +14,8 @@ from tests.builders.errors import fails
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.preprocessing import arrays, samples
 from tests.builders.recording import Recorder
+from vlatool.datasets.lbm.layout import read_preprocessing_config
 from vlatool.events import NULL, Reporter
-from vlatool.formats.shards.layout import read_preprocessing_config
 from vlatool.loading.base import SampleRef
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.kind import RoboticsKind

@@ -16,8 +16,8 @@ from tests.builders.recording import Recorder
 from tests.builders.s3_server import Proxy
 from tests.builders.toy_runs import DATA, SITE, STEPS, toy_config
 from tests.builders.toys import install_toys, write_numbers
+from vlatool.checkpoints.layout import RunDir
 from vlatool.errors import StorageError
-from vlatool.formats.run.layout import RunDir
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.retry import SPEED_VARIABLE, TIMEOUT_VARIABLE
 from vlatool.storage.tree import files_below

@@ -12,10 +12,10 @@ import vlatool
 from tests.builders.recording import Recorder
 from tests.builders.toy_policy import BROKEN_RESET, BROKEN_STEP, LINE, register_line
 from tests.builders.toy_runs import HALF, SITE, STEPS, toy_config, toys
+from vlatool.checkpoints.layout import RunDir, read_metrics
 from vlatool.errors import ConfigError, DataError, UsageError, VlatoolError
 from vlatool.evaluation.config import RolloutConfig
 from vlatool.events import Progress
-from vlatool.formats.run.layout import RunDir, read_metrics
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.rollout import rollout
 from vlatool.workflows.train import train

@@ -14,9 +14,9 @@ from tests.builders.errors import fails
 from tests.builders.s3_runs import digests
 from tests.builders.verifying import verified
 from tests.surface.invoke import run_vlatool
+from vlatool.checkpoints.layout import RunDir
 from vlatool.config.resolve import Override, load_config
 from vlatool.evaluation.reconstruction import load_metric_networks
-from vlatool.formats.run.layout import RunDir
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.weights import save_published
 from vlatool.models.tokenizer import open_tokenizer

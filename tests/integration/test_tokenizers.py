@@ -24,12 +24,11 @@ from tests.builders.tokenizers import (
     write_teacher,
 )
 from tests.builders.web_server import web_server
+from vlatool.checkpoints.check import check
+from vlatool.checkpoints.facts import inspect
+from vlatool.checkpoints.layout import RunDir, read_metrics
 from vlatool.config.resolve import Override, load_config
 from vlatool.errors import DataError, UsageError
-from vlatool.formats.check import CheckOptions
-from vlatool.formats.run.check import check
-from vlatool.formats.run.facts import inspect
-from vlatool.formats.run.layout import RunDir, read_metrics
 from vlatool.models.titok.config import TitokConfig
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.spec import TitokType
@@ -38,6 +37,7 @@ from vlatool.models.tokenizer import open_tokenizer
 from vlatool.models.trained import existing_weights
 from vlatool.models.vqgan.spec import VqganType
 from vlatool.models.weights import read_weights
+from vlatool.recordings.check import CheckOptions
 from vlatool.testing.models import check_model_type
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.train import train

@@ -14,10 +14,10 @@ from tests.builders.toy_images import write_image_shards
 from tests.builders.toy_levels import CODES, LEVELS
 from tests.builders.toy_tokenizer import FILE, ToyTokenizerType
 from tests.builders.toys import install_toys
+from vlatool.checkpoints.layout import RunDir
 from vlatool.config.resolve import Override, load_config
-from vlatool.formats.codes.layout import CodesFolder
-from vlatool.formats.run.layout import RunDir
-from vlatool.formats.samples.layout import SamplesFolder
+from vlatool.datasets.codes.layout import CodesFolder
+from vlatool.datasets.samples.layout import SamplesFolder
 from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer
 from vlatool.testing.models import check_model_type
 from vlatool.tokens.config import DecodeConfig, EncodeConfig

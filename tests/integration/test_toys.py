@@ -23,9 +23,9 @@ from tests.builders.toy_runs import (
     toys,
 )
 from tests.builders.toys import write_numbers
+from vlatool.checkpoints.layout import RunDir, read_metrics
 from vlatool.errors import DataError
 from vlatool.events import NullReporter
-from vlatool.formats.run.layout import RunDir, read_metrics
 from vlatool.workflows.train import train
 
 ROOT = Path(__file__).parents[2]

@@ -14,8 +14,8 @@ from tests.builders.errors import fails
 from tests.builders.recording import Recorder
 from tests.builders.toy_runs import DATA, SITE, STEPS, toy_config, toys
 from tests.builders.wandb_files import rows as wandb_rows
+from vlatool.checkpoints.layout import RunDir, read_metrics
 from vlatool.cli.app import run as run_command
-from vlatool.formats.run.layout import RunDir, read_metrics
 from vlatool.training.trackers import TrackedReporter
 from vlatool.workflows.train import train
 

@@ -27,13 +27,13 @@ from tests.builders import training
 from tests.builders.errors import fails
 from tests.builders.forks import Forks, Started
 from tests.builders.recording import Recorder
+from vlatool.checkpoints.layout import RunDir, read_metrics
 from vlatool.cli.app import run as run_command
 from vlatool.config.resolve import load_config
+from vlatool.datasets.lbm.layout import read_preprocessing_config
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.events import NullProgress, NullReporter
-from vlatool.formats.run.layout import RunDir, read_metrics
-from vlatool.formats.shards.layout import read_preprocessing_config
 from vlatool.models.diffusion_policy.objective import DenoisingObjective
 from vlatool.models.flops import objective_losses
 from vlatool.training.config import TrainConfig

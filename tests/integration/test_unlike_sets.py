@@ -10,8 +10,8 @@ import pytest
 from tests.builders.recording import Recorder
 from tests.builders.unlike_sets import ROBOTS, made_options, write_set
 from vlatool.conventions.file import conventions_of
+from vlatool.datasets.lbm.layout import read_preprocessing_config
 from vlatool.episode import Array
-from vlatool.formats.shards.layout import read_preprocessing_config
 from vlatool.loading.dataset import open_dataset
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.kind import RoboticsKind

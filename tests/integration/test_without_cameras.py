@@ -9,11 +9,11 @@ import vlatool
 from tests.builders.recording import Recorder
 from tests.builders.serving import served
 from tests.builders.training import HAND, HAND_COMMAND, ROT, TINY, XYZ, tiny_overrides, world_shards
+from vlatool.checkpoints.layout import read_metrics
 from vlatool.config.resolve import load_config, parse_override
 from vlatool.errors import VlatoolError
 from vlatool.evaluation.config import RolloutConfig, SamplingOptions
 from vlatool.evaluation.policy_runner import open_policy
-from vlatool.formats.run.layout import read_metrics
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.export import ExportConfig
 from vlatool.workflows.open_loop import OpenLoopConfig

@@ -7,7 +7,7 @@ import pytest
 
 from tests.builders.lerobot import lerobot_dataset
 from vlatool.cli.app import run
-from vlatool.formats.fast.layout import find_chunks
+from vlatool.datasets.fast.layout import find_chunks
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,9 @@ from tests.builders.tokenizers import LOSSES, NETWORK, SIDE, SIZES, write_stage_
 from tests.builders.training import tiny_config, world_shards
 from tests.builders.web_server import web_server
 from tests.builders.world_recordings import record_world
+from vlatool.checkpoints.layout import RunDir
 from vlatool.config.resolve import Override, load_config
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
-from vlatool.formats.run.layout import RunDir
 from vlatool.storage import transfer
 from vlatool.storage.atomic import remove_tree
 from vlatool.storage.remote_path import RemotePath

@@ -8,9 +8,9 @@ import pytest
 
 from vlatool.errors import DataError
 from vlatool.findings import SEVERITIES, Collector, FindingCode, FindingCodes, finding_of_error
-from vlatool.formats.lerobot.findings import LEROBOT
-from vlatool.formats.spartan.check import SPARTAN
 from vlatool.inspection import code_rows
+from vlatool.recordings.lerobot.findings import LEROBOT
+from vlatool.recordings.spartan.check import SPARTAN
 
 ROOT = Path(__file__).parents[2]
 CODES = FindingCodes(

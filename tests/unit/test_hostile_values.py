@@ -32,10 +32,10 @@ from tests.builders.toy_images import write_image_shards
 from tests.builders.verifying import verified
 from vlatool.cli.failures import as_vlatool_error
 from vlatool.errors import DataError
-from vlatool.formats.lines import lines_index_path
-from vlatool.formats.media.tar import ShardIndex, index_by_headers, member_bytes
-from vlatool.formats.media.tar_sample import read_members
 from vlatool.jobs.executor import attempt
+from vlatool.media.lines import lines_index_path
+from vlatool.media.tar import ShardIndex, index_by_headers, member_bytes
+from vlatool.media.tar_sample import read_members
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.published import CONFIG, WEIGHTS, published_tree
 from vlatool.models.titok.weights import save_published

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from vlatool.checkpoints.experiment.layout import is_experiment
+from vlatool.checkpoints.layout import is_run
+from vlatool.checkpoints.locations import with_run_above
 from vlatool.cli.app import run
 from vlatool.config.coerce import value_text
 from vlatool.errors import DataError
-from vlatool.formats.experiment.layout import is_experiment
-from vlatool.formats.run.layout import is_run
-from vlatool.formats.run.locations import with_run_above
 from vlatool.jobs.ownership import option_differences
 from vlatool.models.weights import init_state_dict
 from vlatool.plugins import did_you_mean

@@ -11,7 +11,7 @@ import pytest
 
 import vlatool
 from vlatool.cli.commands import COMMANDS
-from vlatool.formats.base import merge_surveys
+from vlatool.recordings.base import merge_surveys
 
 NAMES = [name for name in dir(vlatool) if name != "__version__"]
 # Commands whose function has another name than the command's last words.
@@ -77,6 +77,6 @@ def test_name_that_needs_a_missing_package_reports_the_extra() -> None:
 
 
 def test_the_old_name_of_the_protocol_of_readers_warns() -> None:
-    with pytest.warns(DeprecationWarning, match="vlatool.formats.base"):
+    with pytest.warns(DeprecationWarning, match="vlatool.recordings.base"):
         old = import_module("vlatool.sources.base")
     assert old.merge_surveys is merge_surveys

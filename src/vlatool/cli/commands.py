@@ -150,7 +150,7 @@ _COMMANDS: dict[str, Command] = {
             "hf://datasets/physical-intelligence/libero --output libero",
             "--task PutKiwiOnSaucer --output lbm",
         ),
-        suggestions={"task": "vlatool.formats.task_table:task_names"},
+        suggestions={"task": "vlatool.datasets.task_table:task_names"},
     ),
     "preprocess": Command(
         "Turn your recordings into training data.",

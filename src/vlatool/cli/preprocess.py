@@ -29,7 +29,7 @@ def preprocess_form(row: Command) -> Form:
 
 def _preprocess(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
     """Runs the command; a first word that is a location is not a format."""
-    from vlatool.formats.detect import is_source
+    from vlatool.recordings.detect import is_source
 
     name = values["format"]
     if name is not None and is_source(name):
@@ -52,7 +52,7 @@ def _schema(target: str, args: Sequence[str]) -> "type[ConfigModel]":
         tree["sink"] = PUBLISHED_SINK
     try:
         if not is_help(args):
-            from vlatool.formats.detect import is_source
+            from vlatool.recordings.detect import is_source
 
             tree["sources"] = [word for word in words if is_source(word)]
         return schema.specialize(tree)
@@ -86,8 +86,8 @@ def _split(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _format(typed: Mapping[str, str], words: Sequence[str]) -> str:
-    from vlatool.formats.detect import is_source
     from vlatool.plugins import FORMATS
+    from vlatool.recordings.detect import is_source
 
     named = typed.get("format") or typed.get("type", "")
     formats = [word for word in words if word in FORMATS.names()]

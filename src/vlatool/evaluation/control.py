@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from vlatool.checkpoints.contract import refuse, size_text
 from vlatool.config.coerce import value_text
 from vlatool.episode import (
     Array,
@@ -21,7 +22,6 @@ from vlatool.episode import (
 from vlatool.errors import DataError, image_error
 from vlatool.evaluation.config import GripperConfig, ImageFit
 from vlatool.events import counted
-from vlatool.formats.contract import refuse, size_text
 from vlatool.loading.order import keyed_generator
 from vlatool.models.base import Policy
 from vlatool.models.policy import in_batches

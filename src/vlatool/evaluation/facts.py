@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from vlatool.episode import Array, UInt8Array
 from vlatool.events import counted
-from vlatool.formats.field_summary import unit
+from vlatool.recordings.field_summary import unit
 from vlatool.report.charts import FieldValues, prediction_charts
 from vlatool.report.facts import (
     Axis,

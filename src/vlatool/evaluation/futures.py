@@ -18,9 +18,9 @@ from vlatool.evaluation.control import chunk_seed
 from vlatool.evaluation.facts import SheetRow, save_contact_sheet
 from vlatool.evaluation.image_metrics import MOVED
 from vlatool.events import Progress
-from vlatool.formats.media.video import encode_video
 from vlatool.loading.base import RecordedFutures, RecordedPairs
 from vlatool.loading.robotics.options import ImageTransform
+from vlatool.media.video import encode_video
 from vlatool.models.base import Policy
 from vlatool.models.images import psnr_of_error
 from vlatool.models.policy import in_batches

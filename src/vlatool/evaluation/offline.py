@@ -17,10 +17,10 @@ from vlatool.evaluation.control import (
     chunk_seed,
 )
 from vlatool.events import Progress, counted
-from vlatool.formats.field_summary import dimension_label
 from vlatool.loading.base import ActionField, RecordedPairs, Target
 from vlatool.models.base import Policy
 from vlatool.models.policy import in_batches
+from vlatool.recordings.field_summary import dimension_label
 from vlatool.results import UNLISTED
 
 

@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vlatool.datasets.base_model import INCEPTION, find_network
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation import image_metrics
 from vlatool.evaluation.facts import command_section
 from vlatool.events import NULL, Reporter, counted
-from vlatool.formats.base_model import INCEPTION, find_network
 from vlatool.jobs.ownership import require_input
 from vlatool.loading.base import Batch, DataSet, DroppedSample, MicroBatch
 from vlatool.loading.images.config import ImageDataConfig

@@ -13,11 +13,11 @@ from vlatool.evaluation.control import (
     ImageSizes,
     RobotState,
 )
-from vlatool.formats.field_summary import dimension_names
 from vlatool.loading.base import RecordedFutures, Target
 from vlatool.loading.lookup import check_frame
 from vlatool.models.base import Policy
 from vlatool.plugins import did_you_mean
+from vlatool.recordings.field_summary import dimension_names
 
 
 @dataclass(frozen=True)

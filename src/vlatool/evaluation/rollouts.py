@@ -34,11 +34,11 @@ from vlatool.evaluation.facts import (
 )
 from vlatool.evaluation.success import success_report
 from vlatool.events import Progress, counted
-from vlatool.formats.media.video import PAGE_PRESET, VideoEncoder
 from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
 from vlatool.jobs.job import JobRun, JobSpec, input_state, plan_digest
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
+from vlatool.media.video import PAGE_PRESET, VideoEncoder
 from vlatool.models.base import Policy
 from vlatool.report.page import page
 from vlatool.results import MERGED, Result

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import field_validator, model_validator
 
+from vlatool.checkpoints.contract import Contract
 from vlatool.config.base import ConfigModel, Ignored, Names, derived_field, nullable_field, option
+from vlatool.datasets.lbm.layout import ShardInfo, ShardTable
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.formats.contract import Contract
-from vlatool.formats.shards.layout import ShardInfo, ShardTable
 from vlatool.plugins import DATA_KINDS, did_you_mean, load_data_kind
 
 if TYPE_CHECKING:

@@ -23,10 +23,10 @@ from typing import IO, Any, Generic, Protocol, TypeVar
 
 from vlatool.errors import DataError, StorageError
 from vlatool.events import counted
-from vlatool.formats.media import tar
-from vlatool.formats.media.tar_sample import StoredSample, read_members
 from vlatool.loading import base
 from vlatool.loading.order import OrderOptions, SampleOrder
+from vlatool.media import tar
+from vlatool.media.tar_sample import StoredSample, read_members
 from vlatool.storage.background import in_background, in_parallel
 from vlatool.storage.byte_ranges import ByteRange, read_byte_ranges
 from vlatool.storage.cache import FileCache, FileVersion, default_cache_folder

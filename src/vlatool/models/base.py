@@ -25,10 +25,10 @@ from vlatool.models.published import Layout, WeightsOrigin
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from vlatool.checkpoints.contract import Contract
     from vlatool.config.base import ConfigModel, Violation
     from vlatool.episode import Array, Observation, ObservationSpec, UInt8Array
     from vlatool.findings import Finding
-    from vlatool.formats.contract import Contract
     from vlatool.loading.base import Batcher
 
 Batch = dict[str, Any]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlatool.formats import base_model
+from vlatool.datasets import base_model
 from vlatool.models.perceptual import load_released
 
 FEATURES = 2048

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vlatool.datasets import base_model
 from vlatool.errors import UsageError
-from vlatool.formats import base_model
 from vlatool.models.weights import matching_state_dict, read_external_weights
 
 # Output channels of the convolutions; None: max pooling.

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlatool.checkpoints.contract import Contract, SeenCamera
 from vlatool.episode import Array, CameraView, Observation, ObservationSpec, UInt8Array
 from vlatool.errors import DataError
-from vlatool.formats.contract import Contract, SeenCamera
-from vlatool.formats.field_summary import Names, dimension_label
 from vlatool.loading.base import Batcher
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.kind import RoboticsAssets
@@ -27,6 +26,7 @@ from vlatool.loading.robotics.statistics import Normalizer
 from vlatool.models.base import Policy, Rng
 from vlatool.models.codebook import true_float32
 from vlatool.models.rng import SeededRng
+from vlatool.recordings.field_summary import Names, dimension_label
 from vlatool.transforms.normalize import has_range, value_range
 from vlatool.transforms.relative import (
     SUFFIX,

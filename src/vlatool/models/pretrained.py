@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlatool.errors import DataError, EnvironmentProblem, missing_package
-from vlatool.formats.base_model import (
+from vlatool.datasets.base_model import (
     CONFIG,
     PICKLE_SUFFIX,
     ImageMeanStd,
     read_model_config,
     weight_files,
 )
+from vlatool.errors import DataError, EnvironmentProblem, missing_package
 from vlatool.jobs.ownership import require_input
 from vlatool.models.base import MAX_LAYERS, MAX_ROWS
 from vlatool.storage.cache import local_copy

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from vlatool.checkpoints.checkpoint import CheckpointManifest, is_checkpoint
+from vlatool.checkpoints.layout import BEST_NAME, RunDir, is_run
 from vlatool.errors import DataError, UsageError
-from vlatool.formats.run.checkpoint import CheckpointManifest, is_checkpoint
-from vlatool.formats.run.layout import BEST_NAME, RunDir, is_run
 from vlatool.jobs.files import is_intact, read_file_list
 from vlatool.plugins import MODELS
 from vlatool.storage.cache import local_copy

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlatool.checkpoints.locations import require_weights
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.formats.run.locations import require_weights
 from vlatool.loading.images.config import ImagePreprocessing, checked_image, prepare_image
 from vlatool.models.base import VisualTokenizer
 from vlatool.models.published import Trained

@@ -15,13 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, SerializeAsAny, ValidationError, create_model
 
-from vlatool.config.base import ConfigModel, option
-from vlatool.config.resolve import load_config
-from vlatool.config.schema import underived
-from vlatool.errors import ConfigError, DataError, UsageError
-from vlatool.events import NULL, Reporter
-from vlatool.formats.run import locations
-from vlatool.formats.run.checkpoint import (
+from vlatool.checkpoints import locations
+from vlatool.checkpoints.checkpoint import (
     EMA,
     MANIFEST,
     TRAINER,
@@ -29,7 +24,12 @@ from vlatool.formats.run.checkpoint import (
     is_checkpoint,
     part_weights,
 )
-from vlatool.formats.run.layout import RunDir, is_run
+from vlatool.checkpoints.layout import RunDir, is_run
+from vlatool.config.base import ConfigModel, option
+from vlatool.config.resolve import load_config
+from vlatool.config.schema import underived
+from vlatool.errors import ConfigError, DataError, UsageError
+from vlatool.events import NULL, Reporter
 from vlatool.loading.base import DataKind, LoadingConfig, data_kind
 from vlatool.models.base import ModelType, Part
 from vlatool.models.published import (

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vlatool.checkpoints.checkpoint import FROZEN, frozen_path
 from vlatool.errors import ConfigError, DataError, StorageError
-from vlatool.formats.run.checkpoint import FROZEN, frozen_path
 from vlatool.plugins import did_you_mean
 from vlatool.storage.atomic import open_atomic
 from vlatool.storage.byte_ranges import open_file

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vlatool.checkpoints.checkpoint import part_weights
+from vlatool.checkpoints.layout import Retention, RunDir, read_metrics
 from vlatool.events import NULL, NullProgress
-from vlatool.formats.run.checkpoint import part_weights
-from vlatool.formats.run.layout import Retention, RunDir, read_metrics
 from vlatool.loading import base
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.models.base import ModelType

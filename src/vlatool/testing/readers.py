@@ -1,4 +1,4 @@
-"""Checks of a format, whose contract is `formats.base.FormatReader`.
+"""Checks of a format, whose contract is `recordings.base.FormatReader`.
 
 Legend of shapes: F frames, N images, C dimensions.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, FrameSource, Survey
 from vlatool.errors import DataError
-from vlatool.formats.base import field_specs
+from vlatool.recordings.base import field_specs
 from vlatool.storage.tree import natural_key
 from vlatool.transforms.relative import SUFFIX
 

@@ -15,25 +15,19 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from vlatool.episode import Array
-from vlatool.errors import DataError, UsageError
-from vlatool.events import counted
-from vlatool.findings import Finding
-from vlatool.formats.artifact import other_contents_error
-from vlatool.formats.codes.layout import (
+from vlatool.datasets.codes.layout import (
     IMAGES_NAME,
     JSON_NAME,
     PACKED_NAME,
     CodesFolder,
     is_codes,
 )
-from vlatool.formats.fast.layout import read_fast
-from vlatool.formats.lines import LINES_SUFFIX, read_lines, write_lines
-from vlatool.formats.media.tar import INDEX_SUFFIX
-from vlatool.formats.samples import layout as samples_layout
-from vlatool.formats.samples import profile as profiles
-from vlatool.formats.samples.check import BUILD
-from vlatool.formats.samples.episode import (
+from vlatool.datasets.fast.layout import read_fast
+from vlatool.datasets.jsonl import layout as windows_layout
+from vlatool.datasets.samples import layout as samples_layout
+from vlatool.datasets.samples import profile as profiles
+from vlatool.datasets.samples.check import BUILD
+from vlatool.datasets.samples.episode import (
     EpisodeSamples,
     SampleSizes,
     assemble,
@@ -41,13 +35,19 @@ from vlatool.formats.samples.episode import (
     parse_sample,
     question,
 )
-from vlatool.formats.windows import layout as windows_layout
+from vlatool.episode import Array
+from vlatool.errors import DataError, UsageError
+from vlatool.events import counted
+from vlatool.findings import Finding
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.job import InputState, input_state
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.ownership import check_downloaded, contents_record
 from vlatool.jobs.record import read_record
+from vlatool.media.lines import LINES_SUFFIX, read_lines, write_lines
+from vlatool.media.tar import INDEX_SUFFIX
 from vlatool.models.future_vla.token_ids import TokenIds
+from vlatool.recordings.artifact import other_contents_error
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.documents import read_document
 from vlatool.storage.tree import files_below

@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 from pydantic import model_validator
 
 from vlatool.config.base import Ignored, Names, execution_field, option, required_field
-from vlatool.formats.codes.layout import CodesLayout
+from vlatool.datasets.codes.layout import CodesLayout
 from vlatool.jobs.command import JOB_KEYS, JobConfig
 from vlatool.models.base import Precision
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from vlatool.datasets.codes.layout import JSON_SUFFIX, PACKED_SUFFIX, CodesFolder, CodesManifest
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
-from vlatool.formats.codes.layout import JSON_SUFFIX, PACKED_SUFFIX, CodesFolder, CodesManifest
-from vlatool.formats.media.images import encode_png
 from vlatool.jobs.files import digests_below, folder_entry
 from vlatool.jobs.job import InputState
 from vlatool.jobs.journal import Receipt
+from vlatool.media.images import encode_png
 from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer, rank_device
 from vlatool.storage.atomic import atomic_folder
 

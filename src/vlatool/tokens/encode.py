@@ -23,16 +23,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vlatool.episode import Array, EpisodeRef
-from vlatool.errors import VlatoolError
-from vlatool.formats.codes.layout import (
+from vlatool.datasets.codes.layout import (
     CodesLayout,
     EpisodeCodes,
     check_image_name,
     write_check_image,
     write_codes,
 )
-from vlatool.formats.media.images import labeled_png
+from vlatool.episode import Array, EpisodeRef
+from vlatool.errors import VlatoolError
 from vlatool.jobs.executor import (
     Outcome,
     attempt,
@@ -42,6 +41,7 @@ from vlatool.jobs.executor import (
 from vlatool.jobs.job import InputState, ItemTask, WorkItem
 from vlatool.jobs.journal import Receipt
 from vlatool.loading.loader import loader_exited, start_forkserver, start_worker
+from vlatool.media.images import labeled_png
 from vlatool.models.base import Codes, Precision
 from vlatool.models.tokenizer import ImageRule, OpenTokenizer, open_tokenizer, rank_device
 from vlatool.storage.background import in_background

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, UInt8Array
 from vlatool.errors import DataError
-from vlatool.formats.media.images import NotRgbError, decode_plain
+from vlatool.media.images import NotRgbError, decode_plain
 from vlatool.plugins import FORMATS
 
 

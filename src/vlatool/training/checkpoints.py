@@ -28,9 +28,9 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from vlatool.checkpoints import checkpoint
+from vlatool.checkpoints.layout import Retention, RunDir
 from vlatool.errors import DataError, StorageError
-from vlatool.formats.run import checkpoint
-from vlatool.formats.run.layout import Retention, RunDir
 from vlatool.jobs.files import FileEntry
 from vlatool.models.base import Part
 from vlatool.models.weights import (

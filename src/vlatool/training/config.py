@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import SerializeAsAny, create_model, field_validator, model_validator
 
+from vlatool.checkpoints import locations
+from vlatool.checkpoints.layout import RunDir
 from vlatool.config import base
 from vlatool.config.base import Converted, Ignored, Names, Supported, option
 from vlatool.config.coerce import parse_plain
 from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.formats.run import locations
-from vlatool.formats.run.layout import RunDir
 from vlatool.loading.base import DataKind, DatasetInfo, LoadingConfig, data_kind
 from vlatool.models import trained
 from vlatool.models.base import ModelType, Part

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlatool.datasets.codes.layout import COLLAPSED
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.formats.codes.layout import COLLAPSED
 from vlatool.loading import base
 from vlatool.loading.loader import LoaderPlan, build_loader, loader_exited
 from vlatool.loading.order import OrderOptions, SampleOrder

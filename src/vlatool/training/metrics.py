@@ -15,9 +15,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vlatool.checkpoints.layout import DROPS, read_metrics
 from vlatool.errors import DataError
 from vlatool.events import Progress, Reporter, counted
-from vlatool.formats.run.layout import DROPS, read_metrics
 from vlatool.loading.base import DroppedSample, MicroBatch
 from vlatool.storage.append_log import AppendLog
 from vlatool.training.placement import peak_memory

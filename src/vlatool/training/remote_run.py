@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
+from vlatool.checkpoints.checkpoint import CheckpointManifest
+from vlatool.checkpoints.layout import CHECKPOINTS, LATEST, RunDir
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter
-from vlatool.formats.run.checkpoint import CheckpointManifest
-from vlatool.formats.run.layout import CHECKPOINTS, LATEST, RunDir
 from vlatool.jobs import record as job_record
 from vlatool.jobs.files import NAME as FILE_LIST
 from vlatool.jobs.job import digest_of

@@ -16,13 +16,13 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
+from vlatool.checkpoints.layout import BEST, CONFIG, DROPS, LATEST, METRICS, RunDir, is_run
 from vlatool.config.base import ConfigModel
 from vlatool.config.coerce import value_text
 from vlatool.config.resolve import load_config
 from vlatool.config.schema import execution_keys
 from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.formats.run.layout import BEST, CONFIG, DROPS, LATEST, METRICS, RunDir, is_run
 from vlatool.jobs import ownership
 from vlatool.jobs.files import FileEntry, remove_partial_files
 from vlatool.jobs.record import OutputRecord, read_record

@@ -4,9 +4,9 @@ import time
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+from vlatool.checkpoints.layout import EVALUATION, VALIDATION, Retention
 from vlatool.config.rules import check_rules
 from vlatool.events import Reporter
-from vlatool.formats.run.layout import EVALUATION, VALIDATION, Retention
 from vlatool.jobs.record import read_record
 from vlatool.models.base import Policy
 from vlatool.training import validation

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import torch
 
+from vlatool.checkpoints.layout import RunDir
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter, counted
-from vlatool.formats.run.layout import RunDir
 from vlatool.jobs.ownership import differences_text
 from vlatool.jobs.record import read_record
 from vlatool.loading.base import DatasetInfo

@@ -14,10 +14,10 @@ from math import inf
 from pathlib import Path
 from typing import Self
 
+from vlatool.checkpoints import layout as run_layout
+from vlatool.checkpoints.checkpoint import MANIFEST, CheckpointManifest
 from vlatool.errors import DataError, EnvironmentProblem, StorageError, VlatoolError
 from vlatool.events import Reporter
-from vlatool.formats.run import layout as run_layout
-from vlatool.formats.run.checkpoint import MANIFEST, CheckpointManifest
 from vlatool.jobs.files import NAME as FILE_LIST
 from vlatool.jobs.files import output_files, remove_partial_files
 from vlatool.jobs.record import record_file

@@ -7,10 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from vlatool.checkpoints.layout import RunDir, read_metrics
 from vlatool.episode import UInt8Array
 from vlatool.errors import missing_package
 from vlatool.events import Progress, Reporter
-from vlatool.formats.run.layout import RunDir, read_metrics
 from vlatool.jobs.record import read_record
 from vlatool.training.config import TrainConfig
 

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vlatool.checkpoints.layout import EVALUATION, VALIDATION, RunDir, read_metrics
 from vlatool.episode import UInt8Array
 from vlatool.errors import BugError, VlatoolError
 from vlatool.events import Reporter
-from vlatool.formats.run.layout import EVALUATION, VALIDATION, RunDir, read_metrics
 from vlatool.loading.base import DroppedSample, MicroBatch
 from vlatool.storage.atomic import open_atomic
 from vlatool.training.metrics import MetricsLogger

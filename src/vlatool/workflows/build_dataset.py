@@ -8,15 +8,14 @@ from typing import Any, ClassVar, Self
 from pydantic import field_validator, model_validator
 
 from vlatool.config.base import Ignored, Names, check_required, option, required_field, unique_items
+from vlatool.datasets.codes.layout import CodesFolder, CodesManifest, warn_of_collapse
+from vlatool.datasets.fast.layout import copy_fast, fitted_steps, ignored_code
+from vlatool.datasets.jsonl.layout import DATA_NAME, SAMPLES_NAME, Kind
+from vlatool.datasets.samples import layout as samples_layout
+from vlatool.datasets.samples.episode import KINDS
+from vlatool.datasets.samples.profile import Gripper
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.formats.choice import select
-from vlatool.formats.codes.layout import CodesFolder, CodesManifest, warn_of_collapse
-from vlatool.formats.fast.layout import copy_fast, fitted_steps, ignored_code
-from vlatool.formats.samples import layout as samples_layout
-from vlatool.formats.samples.episode import KINDS
-from vlatool.formats.samples.profile import Gripper
-from vlatool.formats.windows.layout import DATA_NAME, SAMPLES_NAME, Kind
 from vlatool.jobs.command import ENGINE_KEYS, JOB_KEYS, EngineConfig, JobResult, executor_of
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun, JobSpec, digest_of, plan_digest
@@ -24,6 +23,7 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.ownership import require_input, versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
+from vlatool.recordings.choice import select
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import location, pinned

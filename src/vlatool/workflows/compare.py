@@ -10,10 +10,10 @@ from vlatool.config.base import ConfigModel, check_required, option, required_fi
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, PartialFailure
 from vlatool.events import NULL, Reporter, counted
-from vlatool.formats.base import FormatReader
-from vlatool.formats.choice import select
-from vlatool.formats.detect import detect_source, with_mapping
-from vlatool.formats.differences import DataComparison, Difference
+from vlatool.recordings.base import FormatReader
+from vlatool.recordings.choice import select
+from vlatool.recordings.detect import detect_source, with_mapping
+from vlatool.recordings.differences import DataComparison, Difference
 from vlatool.results import Result
 from vlatool.storage.uri import require_existing
 

@@ -8,10 +8,10 @@ from typing import Self
 
 from pydantic import model_validator
 
+from vlatool.checkpoints.export.layout import COMPOSE
 from vlatool.config.base import ConfigModel, check_required, execution_field, option, required_field
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.formats.export.layout import COMPOSE
 from vlatool.jobs.command import DRY_RUN_HELP
 from vlatool.jobs.job import current_states, input_state, inputs_of
 from vlatool.jobs.ownership import is_whole, plan_output, single_output, versions_of

@@ -10,21 +10,21 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from pydantic import Field, SerializeAsAny, create_model, model_validator
 
+from vlatool.checkpoints.layout import CONFIG
 from vlatool.config.base import ConfigModel, check_required, option
 from vlatool.config.resolve import Override, load_config
+from vlatool.datasets.frames.layout import FramesFolder
+from vlatool.datasets.lbm.layout import ShardFolder
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.formats.curation import layout as curation_layout
-from vlatool.formats.curation.facts import left_out, reasons, sections
-from vlatool.formats.curation.writer import CurationConfig
-from vlatool.formats.frames.layout import FramesFolder
-from vlatool.formats.run.layout import CONFIG
-from vlatool.formats.shards.layout import ShardFolder
 from vlatool.jobs.command import JobResult, executor_of
 from vlatool.jobs.record import read_record
 from vlatool.jobs.run import run_command
 from vlatool.plugins import SINKS, is_class_in_file
+from vlatool.recordings.curation import layout as curation_layout
+from vlatool.recordings.curation.facts import left_out, reasons, sections
+from vlatool.recordings.curation.writer import CurationConfig
 from vlatool.report.page import page
 from vlatool.results import OPTIONAL, UNLISTED
 from vlatool.storage.atomic import remove_partials_of, write_text
@@ -144,7 +144,7 @@ def curate(config: CurateConfig, *, reporter: Reporter = NULL) -> CurateResult:
     """
     check_required(config, "vlatool curate [FORMAT] SOURCE... --output DIR")
     rules = _rules(config)
-    preload = ["vlatool.formats.select", SINKS.target("curation")]
+    preload = ["vlatool.recordings.select", SINKS.target("curation")]
     preload += [config.format] if is_class_in_file(config.format) else []
     with executor_of(config, preload) as executor:
         job = PreprocessJob(config)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlatool.checkpoints.layout import RunDir, read_metrics
 from vlatool.config.base import ConfigModel, option
 from vlatool.config.resolve import Override, load_config
 from vlatool.episode import Episode, UInt8Array
@@ -17,11 +18,10 @@ from vlatool.errors import missing_package, requirements
 from vlatool.evaluation.config import RolloutConfig, RolloutTask
 from vlatool.evaluation.environments import environment_maker, with_mapping
 from vlatool.events import NULL, Reporter, counted
-from vlatool.formats.run.layout import RunDir, read_metrics
-from vlatool.formats.spartan.config import SpartanConfig
-from vlatool.formats.spartan.reader import SpartanReader
 from vlatool.jobs.ownership import single_output
 from vlatool.jobs.record import OutputRecord
+from vlatool.recordings.spartan.config import SpartanConfig
+from vlatool.recordings.spartan.reader import SpartanReader
 from vlatool.report.charts import metric_charts
 from vlatool.report.facts import Curve, Part, Section, Text, Video, Videos
 from vlatool.report.page import page

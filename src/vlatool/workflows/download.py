@@ -19,9 +19,9 @@ from vlatool.config.base import (
     option,
     required_field,
 )
+from vlatool.datasets.task_table import TaskTable, task_table
 from vlatool.errors import DataError, PartialFailure, StorageError, UsageError, VlatoolError
 from vlatool.events import NULL, Reporter
-from vlatool.formats.task_table import TaskTable, task_table
 from vlatool.jobs.files import FOLDER
 from vlatool.results import OPTIONAL, Result, columns, outcome
 from vlatool.storage.atomic import remove_partials_of, write_bytes

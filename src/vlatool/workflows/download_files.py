@@ -9,10 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from vlatool.errors import DataError, StorageError
-from vlatool.events import Reporter, counted
-from vlatool.formats.lerobot.layout import INFO_FILE
-from vlatool.formats.shards.layout import (
+from vlatool.datasets.lbm.layout import (
     CONFIG_NAME,
     EPISODES_NAME,
     MANIFEST_NAME,
@@ -20,7 +17,9 @@ from vlatool.formats.shards.layout import (
     SHARDS_NAME,
     read_manifest,
 )
-from vlatool.formats.stats.layout import DIGESTS_NAME, STATS_NAME
+from vlatool.datasets.stats.layout import DIGESTS_NAME, STATS_NAME
+from vlatool.errors import DataError, StorageError
+from vlatool.events import Reporter, counted
 from vlatool.jobs.command import JobConfig, OutputResult
 from vlatool.jobs.executor import ThreadExecutor
 from vlatool.jobs.files import FOLDER, NAME, FileEntry, read_file_list
@@ -29,6 +28,7 @@ from vlatool.jobs.journal import Journal, Receipt
 from vlatool.jobs.ownership import pending_commands, versions_of
 from vlatool.jobs.record import OutputRecord, partial_folder, read_record
 from vlatool.jobs.run import run_command
+from vlatool.recordings.lerobot.layout import INFO_FILE
 from vlatool.results import OPTIONAL
 from vlatool.storage.atomic import remove_tree
 from vlatool.storage.background import in_parallel
@@ -85,7 +85,7 @@ def _named(source: RemotePath) -> list[RemoteObject]:
                 names = [(f"{prefix}{name}", needed) for name, needed in _manifest_names(manifest)]
                 return _infos(source, names)
         if (source / INFO_FILE).is_file():
-            from vlatool.formats.lerobot.folder import named_files
+            from vlatool.recordings.lerobot.folder import named_files
 
             return _infos(source, named_files(source))
     info = find_object(source.address)

@@ -9,7 +9,6 @@ from typing import IO, Any, ClassVar
 
 from vlatool.errors import StorageError
 from vlatool.events import Reporter, counted
-from vlatool.formats.spartan.archive import Archive, ChunkStream, Extraction
 from vlatool.jobs.command import JobConfig, OutputResult
 from vlatool.jobs.executor import ThreadExecutor
 from vlatool.jobs.files import FileEntry
@@ -17,6 +16,7 @@ from vlatool.jobs.job import InputState, JobRun, JobSpec
 from vlatool.jobs.journal import Journal, Receipt
 from vlatool.jobs.record import OutputRecord, partial_folder
 from vlatool.jobs.run import run_command
+from vlatool.recordings.spartan.archive import Archive, ChunkStream, Extraction
 from vlatool.results import OPTIONAL
 from vlatool.storage import atomic, transfer
 from vlatool.storage.reader import changed_error

@@ -7,15 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from vlatool.checkpoints.locations import require_weights
 from vlatool.config.base import check_required
+from vlatool.datasets.codes import layout as codes_layout
 from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.formats.choice import select
-from vlatool.formats.codes import layout as codes_layout
-from vlatool.formats.detect import DetectedSource, detect_source
-from vlatool.formats.run.locations import require_weights
-from vlatool.formats.select import episode_state
 from vlatool.jobs.command import JobResult
 from vlatool.jobs.executor import DeviceExecutor, SerialExecutor
 from vlatool.jobs.files import FileEntry, file_entry, is_occupied
@@ -27,6 +24,9 @@ from vlatool.jobs.run import run_command
 from vlatool.models.published import published_at
 from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer, rank_device
 from vlatool.models.trained import locate_weights
+from vlatool.recordings.choice import select
+from vlatool.recordings.detect import DetectedSource, detect_source
+from vlatool.recordings.select import episode_state
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import location, pinned

@@ -4,11 +4,11 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlatool.checkpoints.contract import Contract, differences, refuse
 from vlatool.config.base import (
     ConfigModel,
 )
 from vlatool.errors import DataError, UsageError
-from vlatool.formats.contract import Contract, differences, refuse
 from vlatool.jobs.ownership import versions_of
 from vlatool.loading.base import PairOptions, RecordedPairs, Split
 from vlatool.models.published import Trained

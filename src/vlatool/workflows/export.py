@@ -8,24 +8,23 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from vlatool.config.base import ConfigModel, check_required, execution_field, option, required_field
-from vlatool.config.resolve import load_config
-from vlatool.episode import Array
-from vlatool.errors import BugError, DataError, UsageError
-from vlatool.events import NULL, Reporter, counted
-from vlatool.formats.codes import layout as codes_layout
-from vlatool.formats.fast.layout import copy_fast
-from vlatool.formats.lines import write_lines
-from vlatool.formats.run.checkpoint import is_checkpoint
-from vlatool.formats.run.layout import is_run
-from vlatool.formats.run.locations import (
+from vlatool.checkpoints.checkpoint import is_checkpoint
+from vlatool.checkpoints.layout import is_run
+from vlatool.checkpoints.locations import (
     find_checkpoint,
     is_started,
     named_best,
     require_weights,
 )
-from vlatool.formats.samples import layout as samples_layout
-from vlatool.formats.windows.layout import lines_name
+from vlatool.config.base import ConfigModel, check_required, execution_field, option, required_field
+from vlatool.config.resolve import load_config
+from vlatool.datasets.codes import layout as codes_layout
+from vlatool.datasets.fast.layout import copy_fast
+from vlatool.datasets.jsonl.layout import lines_name
+from vlatool.datasets.samples import layout as samples_layout
+from vlatool.episode import Array
+from vlatool.errors import BugError, DataError, UsageError
+from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs import command
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import InputState, JobRun, JobSpec, digest_of, input_state, plan_digest
@@ -33,6 +32,7 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.ownership import plan_output, require_input, single_output, versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
+from vlatool.media.lines import write_lines
 from vlatool.models.base import ModelType
 from vlatool.models.published import Exported, Trained
 from vlatool.models.titok.published import CONFIG, WEIGHTS

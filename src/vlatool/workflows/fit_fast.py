@@ -13,13 +13,13 @@ from typing import Any, Literal
 import numpy as np
 
 from vlatool.config.base import ConfigModel, check_required, option, required_field
+from vlatool.datasets.codes.layout import JSON_NAME, PACKED_NAME, is_codes
+from vlatool.datasets.fast import layout as fast_layout
+from vlatool.datasets.samples import profile
+from vlatool.datasets.samples import profile as profiles
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.formats.codes.layout import JSON_NAME, PACKED_NAME, is_codes
-from vlatool.formats.fast import layout as fast_layout
-from vlatool.formats.samples import profile
-from vlatool.formats.samples import profile as profiles
 from vlatool.jobs.command import make_executor
 from vlatool.jobs.executor import default_workers
 from vlatool.jobs.ownership import is_whole, plan_output, require_input, single_output

@@ -18,10 +18,10 @@ from vlatool.config.base import (
     check_required,
     typed_command,
 )
+from vlatool.datasets.lbm.layout import SHARDS_NAME
 from vlatool.errors import DataError, StorageError, UsageError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.events import NULL, Reporter, counted
-from vlatool.formats.shards.layout import SHARDS_NAME
 from vlatool.jobs.ownership import check_owner, single_output
 from vlatool.jobs.record import OutputRecord
 from vlatool.loading.base import RecordedPairs, Split

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlatool.checkpoints.contract import Contract
 from vlatool.config.base import (
     check_required,
     option,
@@ -21,17 +22,16 @@ from vlatool.config.base import (
 from vlatool.errors import DataError
 from vlatool.evaluation.config import SamplingOptions, allow_option
 from vlatool.events import NULL, Reporter, counted
-from vlatool.formats.artifact import recognize
-from vlatool.formats.base import id_part
-from vlatool.formats.choice import numbered
-from vlatool.formats.contract import Contract
-from vlatool.formats.detect import SourceKeys, detect_source
 from vlatool.jobs.ownership import check_owner, require_input, single_output
 from vlatool.jobs.record import OutputRecord
 from vlatool.loading.base import RecordedFutures, RecordedPairs
 from vlatool.loading.lookup import episode_named
 from vlatool.models.published import Trained
 from vlatool.models.trained import Weights
+from vlatool.recordings.artifact import recognize
+from vlatool.recordings.base import id_part
+from vlatool.recordings.choice import numbered
+from vlatool.recordings.detect import SourceKeys, detect_source
 from vlatool.report.text import number_text
 from vlatool.results import Result
 from vlatool.storage.atomic import write_json, write_text
@@ -366,7 +366,7 @@ def _write_predict_page(
 ) -> None:
     """Writes the page: figures, what the policy saw, each dimension, predicted images."""
     from vlatool.evaluation import facts
-    from vlatool.formats.field_summary import dimension_label
+    from vlatool.recordings.field_summary import dimension_label
     from vlatool.report.facts import Quotes, Section, Table, Tiles
     from vlatool.report.page import page
 

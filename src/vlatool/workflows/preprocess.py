@@ -19,29 +19,6 @@ from vlatool.episode import NO_ACTIONS, Episode, EpisodeRef, Survey
 from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import Finding
-from vlatool.formats.base import FormatReader
-from vlatool.formats.commands import LaterValues, later_values, proposals_text
-from vlatool.formats.detect import DeferredKeys, detect_source, name_other_format, with_mapping
-from vlatool.formats.mapping import usual_rate
-from vlatool.formats.renaming import with_names
-from vlatool.formats.select import (
-    EpisodeTask,
-    SelectedEpisodes,
-    SelectionConfig,
-    count_frames,
-    episode_state,
-    reader_section,
-    select_episodes,
-)
-from vlatool.formats.writing import (
-    MakeSink,
-    Sink,
-    SinkConfig,
-    SinkSetup,
-    SinkSummary,
-    no_rate,
-    with_encoders_of,
-)
 from vlatool.jobs.command import EngineConfig, JobResult, executor_of, make_executor
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun, JobSpec, plan_digest
@@ -56,6 +33,29 @@ from vlatool.plugins import (
     SINKS,
     file_digest_of,
     is_class_in_file,
+)
+from vlatool.recordings.base import FormatReader
+from vlatool.recordings.commands import LaterValues, later_values, proposals_text
+from vlatool.recordings.detect import DeferredKeys, detect_source, name_other_format, with_mapping
+from vlatool.recordings.mapping import usual_rate
+from vlatool.recordings.renaming import with_names
+from vlatool.recordings.select import (
+    EpisodeTask,
+    SelectedEpisodes,
+    SelectionConfig,
+    count_frames,
+    episode_state,
+    reader_section,
+    select_episodes,
+)
+from vlatool.recordings.writing import (
+    MakeSink,
+    Sink,
+    SinkConfig,
+    SinkSetup,
+    SinkSummary,
+    no_rate,
+    with_encoders_of,
 )
 from vlatool.report.facts import evenly_spaced
 from vlatool.report.text import few_text
@@ -289,7 +289,7 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
         PartialFailure: The data are written without the episodes that failed.
         BugError: As PartialFailure, but at least one failure is a bug.
     """
-    preload = ["vlatool.formats.select", SINKS.target(config.sink.type)]
+    preload = ["vlatool.recordings.select", SINKS.target(config.sink.type)]
     if is_class_in_file(config.format):
         preload.append(config.format)
         if config.engine == "ray":

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from vlatool.config.resolve import Override, load_config
+from vlatool.datasets.frames.layout import FramesFolder
+from vlatool.datasets.lbm.layout import ShardFolder
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, PartialFailure
 from vlatool.events import NULL, Reporter, counted
-from vlatool.formats.detect import detect_source
-from vlatool.formats.frames.layout import FramesFolder
-from vlatool.formats.select import episode_state
-from vlatool.formats.shards.layout import ShardFolder
 from vlatool.jobs.job import digest_of
 from vlatool.jobs.record import is_being_written
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.plugins import DEFAULT_SINK, FORMATS
+from vlatool.recordings.detect import detect_source
+from vlatool.recordings.select import episode_state
 from vlatool.storage.tree import files_below, size_text
 from vlatool.storage.uri import local_path, location
 from vlatool.training.config import TrainConfig

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self, get_args
 
 import numpy as np
 
+from vlatool.datasets.frames.writer import FramesConfig, FramesSink
 from vlatool.episode import (
     Array,
     Clip,
@@ -31,15 +32,6 @@ from vlatool.episode import (
 )
 from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.events import NULL, counted
-from vlatool.formats import limits
-from vlatool.formats.base import camera_name_problem
-from vlatool.formats.frames.writer import FramesConfig, FramesSink
-from vlatool.formats.lerobot.set_layout import LeRobotSinkConfig
-from vlatool.formats.lerobot.writer import LeRobotSink
-from vlatool.formats.media.frames import VideoFrames
-from vlatool.formats.media.images import decode_rgb
-from vlatool.formats.media.video import VideoEncoder
-from vlatool.formats.writing import Sink, SinkSetup, SinkSummary, encoder_options, with_encoders_of
 from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.files import (
     FOLDER,
@@ -52,7 +44,21 @@ from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Journal, Receipt
 from vlatool.jobs.ownership import claim_output, plan_output, resume_output
 from vlatool.jobs.record import OutputRecord, output_lock
+from vlatool.media import limits
+from vlatool.media.frames import VideoFrames
+from vlatool.media.images import decode_rgb
+from vlatool.media.video import VideoEncoder
 from vlatool.plugins import did_you_mean
+from vlatool.recordings.base import camera_name_problem
+from vlatool.recordings.lerobot.set_layout import LeRobotSinkConfig
+from vlatool.recordings.lerobot.writer import LeRobotSink
+from vlatool.recordings.writing import (
+    Sink,
+    SinkSetup,
+    SinkSummary,
+    encoder_options,
+    with_encoders_of,
+)
 from vlatool.storage.atomic import as_storage_error, remove_tree
 from vlatool.storage.uri import location
 

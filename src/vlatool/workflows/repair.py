@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from vlatool.config.base import check_required, required_field
+from vlatool.datasets.samples.layout import is_inside
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.formats.base import links_out_error
-from vlatool.formats.samples.layout import is_inside
 from vlatool.jobs import command
 from vlatool.jobs.files import FOLDER, FileEntry, file_entry
 from vlatool.jobs.job import InputState, JobRun, JobSpec, input_state, plan_digest
@@ -19,6 +18,7 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.ownership import require_input
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
+from vlatool.recordings.base import links_out_error
 from vlatool.storage.atomic import atomic_path, copy_file
 from vlatool.storage.tree import files_below, first_link_out, real_folders, size_text
 from vlatool.storage.uri import is_remote, location
@@ -174,7 +174,7 @@ def _state(file: _File) -> InputState:
 
 
 def _is_parquet_whole(path: Path) -> bool:
-    from vlatool.formats.lerobot.repair import is_whole
+    from vlatool.recordings.lerobot.repair import is_whole
 
     return is_whole(path)
 
@@ -182,7 +182,7 @@ def _is_parquet_whole(path: Path) -> bool:
 def _is_mp4_whole(path: Path) -> bool:
     import av.error
 
-    from vlatool.formats.media.frames import open_video
+    from vlatool.media.frames import open_video
 
     container, stream = open_video(path)
     with container:
@@ -194,7 +194,7 @@ def _is_mp4_whole(path: Path) -> bool:
 
 
 def _is_hdf5_whole(path: Path) -> bool:
-    from vlatool.formats.hdf5.check import opened, readable
+    from vlatool.recordings.hdf5.check import opened, readable
 
     with opened(path) as file, readable(path):
         file.visititems(lambda _name, item: dict(item.attrs) and None)
@@ -202,7 +202,7 @@ def _is_hdf5_whole(path: Path) -> bool:
 
 
 def _is_bag_whole(path: Path) -> bool:
-    from vlatool.formats.mcap.bag import bag_at
+    from vlatool.recordings.mcap.bag import bag_at
 
     return not any(file.findings for file in bag_at(path).files)
 
@@ -266,7 +266,7 @@ class _Repair:
             reason = f"is damaged, and repair saves parquet files only: {kind.tool}"
             hint = "repair a copy with the tool, copy the file again, or leave it out"
             raise DataError.at(file.path, reason, hint=hint, code="data.broken")
-        from vlatool.formats.lerobot import repair as parquet
+        from vlatool.recordings.lerobot import repair as parquet
 
         whole = filter(_is_parquet_whole, file.others)
         try:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
 
+from vlatool.checkpoints.layout import VALIDATION_LOSSES, is_run
+from vlatool.checkpoints.page import changed_text, overview, run_page, step_text
+from vlatool.checkpoints.summary import RunSummary, find_runs, read_summary
 from vlatool.config.base import ConfigModel, option
 from vlatool.config.coerce import value_text
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.formats.run.layout import VALIDATION_LOSSES, is_run
-from vlatool.formats.run.page import changed_text, overview, run_page, step_text
-from vlatool.formats.run.summary import RunSummary, find_runs, read_summary
 from vlatool.inspection import check_target
 from vlatool.jobs.ownership import differing_keys, require_input
 from vlatool.report.charts import metric_charts

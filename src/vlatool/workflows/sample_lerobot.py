@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from vlatool.episode import Episode, EpisodeRef, Survey
-from vlatool.formats.lerobot.layout import Version
-from vlatool.formats.lerobot.set_layout import LeRobotSinkConfig
-from vlatool.formats.lerobot.writer import LeRobotSink
-from vlatool.formats.writing import SinkSetup, Work
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
+from vlatool.recordings.lerobot.layout import Version
+from vlatool.recordings.lerobot.set_layout import LeRobotSinkConfig
+from vlatool.recordings.lerobot.writer import LeRobotSink
+from vlatool.recordings.writing import SinkSetup, Work
 from vlatool.world import recording
 from vlatool.world.metaworld import episodes as metaworld
 from vlatool.world.record_lerobot import ROBOT_TYPE, as_episode, world_survey

@@ -22,9 +22,7 @@ from vlatool.config.base import (
     option,
     required_field,
 )
-from vlatool.errors import DataError, UsageError
-from vlatool.events import NULL, Reporter, counted
-from vlatool.formats.image_shards.layout import (
+from vlatool.datasets.image_shards.layout import (
     PUBLISHED_NAME,
     TRAIN_LIST,
     VAL_LIST,
@@ -34,6 +32,8 @@ from vlatool.formats.image_shards.layout import (
     validation_positions,
     write_lists,
 )
+from vlatool.errors import DataError, UsageError
+from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import DRY_RUN_HELP
 from vlatool.jobs.ownership import require_input
 from vlatool.jobs.record import read_record

@@ -15,19 +15,19 @@ from pathlib import Path
 import numpy as np
 
 from vlatool.config.base import ConfigModel, check_required, execution_field, option, required_field
+from vlatool.datasets.lbm.check_samples import numeric_fields
+from vlatool.datasets.lbm.layout import MANIFEST_NAME, ShardFolder, ShardInfo, check_shards
+from vlatool.datasets.stats import layout as stats_layout
+from vlatool.datasets.stats.layout import compact
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.formats.media.tar import OpenShard, open_shard
-from vlatool.formats.media.tar_sample import MASKS
-from vlatool.formats.shards.check_samples import numeric_fields
-from vlatool.formats.shards.layout import MANIFEST_NAME, ShardFolder, ShardInfo, check_shards
-from vlatool.formats.stats import layout as stats_layout
-from vlatool.formats.stats.layout import compact
 from vlatool.jobs.command import DRY_RUN_HELP, make_executor
 from vlatool.jobs.files import FOLDER, read_file_list
 from vlatool.jobs.job import digest_of, input_state
 from vlatool.jobs.ownership import check_downloaded
+from vlatool.media.tar import OpenShard, open_shard
+from vlatool.media.tar_sample import MASKS
 from vlatool.report.text import few_text
 from vlatool.results import OPTIONAL, UNLISTED, Result, outcome
 from vlatool.storage.atomic import remove_file, remove_partials_of

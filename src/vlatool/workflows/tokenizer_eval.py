@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from vlatool.checkpoints.layout import is_run
+from vlatool.checkpoints.locations import find_checkpoint, require_weights
 from vlatool.config.base import (
     ConfigModel,
     check_required,
@@ -13,12 +15,10 @@ from vlatool.config.base import (
     required_field,
     typed_command,
 )
+from vlatool.datasets.codes.layout import COLLAPSED, CodesUsage
+from vlatool.datasets.image_shards.layout import find_shards
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.formats.codes.layout import COLLAPSED, CodesUsage
-from vlatool.formats.image_shards.layout import find_shards
-from vlatool.formats.run.layout import is_run
-from vlatool.formats.run.locations import find_checkpoint, require_weights
 from vlatool.jobs.ownership import check_owner, single_output, versions_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.results import Result

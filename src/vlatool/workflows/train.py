@@ -10,17 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from vlatool.checkpoints.checkpoint import CheckpointManifest
+from vlatool.checkpoints.layout import BEST_NAME, BestCheckpoint, Retention, RunDir, read_metrics
 from vlatool.config.rules import (
     check_rules,
     derivations,
     explicit_keys,
     violations,
 )
+from vlatool.datasets.lbm.layout import MANIFEST_NAME, SHARDS_NAME
 from vlatool.errors import DataError, StorageError, UsageError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.formats.run.checkpoint import CheckpointManifest
-from vlatool.formats.run.layout import BEST_NAME, BestCheckpoint, Retention, RunDir, read_metrics
-from vlatool.formats.shards.layout import MANIFEST_NAME, SHARDS_NAME
 from vlatool.jobs.executor import default_workers
 from vlatool.jobs.record import OutputRecord, output_lock
 from vlatool.loading.order import OrderOptions, SampleOrder, check_single_epoch

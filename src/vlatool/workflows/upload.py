@@ -14,21 +14,21 @@ from typing import Any, ClassVar
 
 import yaml
 
+from vlatool.checkpoints.layout import CONFIG, ORIGINS, TRACKERS
 from vlatool.config.base import ConfigModel, check_required, execution_field, option, required_field
 from vlatool.credentials import hide_environment, without_credentials
+from vlatool.datasets.lbm.layout import CONFIG_NAME as OPTIONS_NAME
+from vlatool.datasets.samples.layout import SamplesFolder
 from vlatool.errors import DataError, EnvironmentProblem, StorageError, UsageError, name_error
 from vlatool.events import NULL, Reporter, counted
-from vlatool.formats.artifact import contents_text, recognize
-from vlatool.formats.base import links_out_error
-from vlatool.formats.detect import SourceKeys
-from vlatool.formats.lerobot.layout import INFO_FILE
-from vlatool.formats.run.layout import CONFIG, ORIGINS, TRACKERS
-from vlatool.formats.samples.layout import SamplesFolder
-from vlatool.formats.shards.layout import CONFIG_NAME as OPTIONS_NAME
 from vlatool.inspection import inspect_location
 from vlatool.jobs.command import DRY_RUN_HELP
 from vlatool.jobs.ownership import contents_record, data_files, require_input
 from vlatool.jobs.record import OutputRecord, is_being_written
+from vlatool.recordings.artifact import contents_text, recognize
+from vlatool.recordings.base import links_out_error
+from vlatool.recordings.detect import SourceKeys
+from vlatool.recordings.lerobot.layout import INFO_FILE
 from vlatool.report import text as report_text
 from vlatool.report.facts import Report
 from vlatool.report.text import few_text

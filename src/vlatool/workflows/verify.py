@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vlatool import inspection
+from vlatool.checkpoints.locations import require_weights
 from vlatool.config.base import option, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import SEVERITIES, Finding
-from vlatool.formats.check import CheckOptions
-from vlatool.formats.detect import SourceKeys, detect_source
-from vlatool.formats.propose import LEFT_OUT_LINE
-from vlatool.formats.run.locations import require_weights
 from vlatool.jobs.executor import default_workers
 from vlatool.plugins import FORMATS
+from vlatool.recordings.check import CheckOptions
+from vlatool.recordings.detect import SourceKeys, detect_source
+from vlatool.recordings.propose import LEFT_OUT_LINE
 from vlatool.report.facts import PageRequest, Report
 from vlatool.report.text import blocks
 from vlatool.results import MERGED, OPTIONAL, Result, columns, one_line

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from vlatool.errors import installed
-from vlatool.formats.media.video import encode_video
+from vlatool.media.video import encode_video
 from vlatool.storage.atomic import atomic_folder, write_bytes
 from vlatool.world.recording import RecordedEpisode, RecordingSetup, WorldEpisode, recorded_episode
 from vlatool.world.render import plain_name

@@ -13,8 +13,8 @@ import pyarrow as pa
 from PIL import Image
 
 from vlatool.episode import Episode, FieldSpec, FrameSource, Survey, UInt8Array
-from vlatool.formats.lerobot import layout as lerobot_layout
-from vlatool.formats.lerobot.output import IMAGE_CELL
+from vlatool.recordings.lerobot import layout as lerobot_layout
+from vlatool.recordings.lerobot.output import IMAGE_CELL
 from vlatool.storage.atomic import write_json
 from vlatool.world import scene
 from vlatool.world.recording import RecordedEpisode, RecordingSetup, WorldEpisode, recorded_episode

@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.builders.notes.layout import MANIFEST, TEXT_NAME
 from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCodes, error
-from vlatool.formats.check import CheckOptions, check_record_and_files
+from vlatool.recordings.check import CheckOptions, check_record_and_files
 
 NOTE = FindingCodes(
     "note",

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from tests.builders.recording import Recorder
+from vlatool.checkpoints.layout import RunDir
 from vlatool.config.base import ConfigModel, derived_field
 from vlatool.config.resolve import Override, load_config
 from vlatool.errors import UsageError
-from vlatool.formats.run.layout import RunDir
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.resolve_config import PresetsShowConfig, presets_show, resolve_config
 

@@ -7,8 +7,8 @@ import pytest
 
 from vlatool.config.resolve import Override, load_config
 from vlatool.evaluation.config import RolloutConfig
-from vlatool.formats.mapping import RecordingMapping
 from vlatool.models.future_vla.token_ids import TINY_RESERVED
+from vlatool.recordings.mapping import RecordingMapping
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.build_dataset import BuildDatasetConfig
 from vlatool.workflows.curate import CurateConfig

@@ -35,12 +35,12 @@ from vlatool.evaluation.environments import LocalEnvironments
 from vlatool.evaluation.recorded import replay
 from vlatool.evaluation.rollouts import RolloutPlan, RolloutProgress, Rollouts, run_rollouts
 from vlatool.events import NullProgress
-from vlatool.formats.detect import detect_source
-from vlatool.formats.media.images import decode_rgb, encode_jpeg
 from vlatool.loading.robotics.kind import RoboticsKind
+from vlatool.media.images import decode_rgb, encode_jpeg
 from vlatool.models.base import Policy
 from vlatool.models.diffusion_policy.batch import PolicyBatcher
 from vlatool.models.policy import RoboticsPolicy, example_observation
+from vlatool.recordings.detect import detect_source
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 

@@ -20,6 +20,10 @@ from tests.builders.training import (
     XYZ,
     XYZ_COMMAND,
 )
+from vlatool.datasets.lbm.layout import (
+    read_preprocessing_config,
+    write_preprocessing_config,
+)
 from vlatool.episode import Observation
 from vlatool.errors import VlatoolError
 from vlatool.evaluation.config import RolloutConfig
@@ -27,10 +31,6 @@ from vlatool.evaluation.control import ImageSizes
 from vlatool.evaluation.controllers import PolicyController
 from vlatool.evaluation.environments import with_mapping
 from vlatool.evaluation.policy_runner import PolicyRunner
-from vlatool.formats.shards.layout import (
-    read_preprocessing_config,
-    write_preprocessing_config,
-)
 from vlatool.models.base import Policy
 from vlatool.models.trained import open_trained
 from vlatool.world.registration import ENVIRONMENT, register_environments

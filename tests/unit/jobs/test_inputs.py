@@ -2,11 +2,11 @@
 
 import pytest
 
+from vlatool.datasets.samples.profile import NormalizationProfile
 from vlatool.episode import PoseGroup
-from vlatool.formats.samples.profile import NormalizationProfile
-from vlatool.formats.select import EpisodeSelection
-from vlatool.formats.spartan.config import SpartanConfig
 from vlatool.jobs.job import digest_of
+from vlatool.recordings.select import EpisodeSelection
+from vlatool.recordings.spartan.config import SpartanConfig
 
 SELECTION = EpisodeSelection(("a",), {"f": 3}, True, False, True)
 PROFILE = NormalizationProfile("n", (0.5, 0.5), (1.0, 1.0))

@@ -18,13 +18,13 @@ from tests.builders.jobs import (
     run_toy,
 )
 from vlatool.errors import BugError, DataError
-from vlatool.formats.check import CheckOptions, check_files
 from vlatool.jobs.executor import ProcessExecutor
 from vlatool.jobs.files import FileEntry, changed_files, digests_below, read_file_list
 from vlatool.jobs.job import InputState, JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.jobs.run import failure_of
+from vlatool.recordings.check import CheckOptions, check_files
 from vlatool.storage.append_log import AppendLog, read_log
 from vlatool.storage.remote_path import RemotePath
 

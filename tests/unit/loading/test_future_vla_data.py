@@ -12,9 +12,9 @@ import pytest
 from tests.builders.codes import plain_fast, published_windows, write_tree_codes
 from vlatool.cli import app
 from vlatool.errors import VlatoolError
-from vlatool.formats.media.images import encode_png
 from vlatool.loading.vla.config import VlaDataConfig
 from vlatool.loading.vla.kind import VlaKind
+from vlatool.media.images import encode_png
 from vlatool.models.future_vla.config import FutureVlaConfig, NumberDigests
 from vlatool.models.future_vla.fit import fit_to_data
 from vlatool.models.trained import section_of

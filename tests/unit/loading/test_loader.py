@@ -47,14 +47,14 @@ from tests.builders.shards import (
 )
 from tests.builders.spartan import spartan_task
 from tests.builders.toys import NUMBERS, WIDTH, write_numbers
+from vlatool.datasets.lbm.layout import read_manifest
 from vlatool.errors import DataError
-from vlatool.formats.media.tar import index_by_headers, index_path, read_index
-from vlatool.formats.media.tar_sample import read_members
-from vlatool.formats.shards.layout import read_manifest
 from vlatool.loading.base import DataSet, ShardInfo
 from vlatool.loading.loader import LoaderPlan, build_loader
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.kind import RoboticsKind
+from vlatool.media.tar import index_by_headers, index_path, read_index
+from vlatool.media.tar_sample import read_members
 
 FIELDS: dict[str, Any] = {"action_fields": ["action"], "proprioception_fields": ["state"]}
 PLAN = LoaderPlan(6, drop_reasons=RoboticsKind.drop_reasons)

@@ -18,8 +18,8 @@ from tests.builders.errors import fails
 from tests.builders.loading import FIELD, OBSERVED, SAMPLES, opened, write_shards
 from tests.builders.spartan import spartan_task
 from tests.builders.toy_images import write_image_shards
+from vlatool.datasets.stats.layout import StatsPart, merge_parts, read_mergeable
 from vlatool.errors import DataError
-from vlatool.formats.stats.layout import StatsPart, merge_parts, read_mergeable
 from vlatool.loading.base import SampleRef
 from vlatool.loading.loader import LoaderPlan, build_loader, read_samples
 from vlatool.loading.order import OrderOptions, SampleOrder

@@ -27,11 +27,11 @@ from tests.builders.loading import (
 )
 from tests.builders.spartan import spartan_task
 from vlatool.errors import DataError
-from vlatool.formats.media.tar import index_by_headers
-from vlatool.formats.media.tar_sample import StoredSample, read_members
 from vlatool.loading.loader import LoaderPlan
 from vlatool.loading.robotics.reader import DecodedSample, SampleDecoder
 from vlatool.loading.robotics.statistics import Normalizer
+from vlatool.media.tar import index_by_headers
+from vlatool.media.tar_sample import StoredSample, read_members
 
 KEY = "sample"
 

@@ -14,13 +14,13 @@ import pytest
 from tests.builders.codes import CAMERAS, plain_fast, published_windows, write_tree_codes
 from tests.builders.s3_runs import upload
 from vlatool.config.resolve import load_config
+from vlatool.datasets.samples.profile import read_profile
 from vlatool.errors import DataError
-from vlatool.formats.media.images import encode_png
-from vlatool.formats.samples.profile import read_profile
 from vlatool.loading.base import DroppedSample, SampleRef
 from vlatool.loading.vla.config import VlaDataConfig, VlaSample, VlaShape
 from vlatool.loading.vla.info import VlaInfo
 from vlatool.loading.vla.kind import VlaKind
+from vlatool.media.images import encode_png
 from vlatool.storage.remote_path import RemotePath
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 

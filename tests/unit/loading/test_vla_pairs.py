@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from tests.builders.codes import CAMERAS, plain_fast, published_windows, write_tree_codes
+from vlatool.checkpoints.contract import differences
 from vlatool.episode import Observation
 from vlatool.errors import DataError
 from vlatool.evaluation.futures import FutureScores, save_futures
-from vlatool.formats.contract import differences
-from vlatool.formats.media.images import encode_png
 from vlatool.loading.base import PairOptions, RecordedFutures
 from vlatool.loading.vla.config import VlaDataConfig
 from vlatool.loading.vla.kind import VlaKind
 from vlatool.loading.vla.pairs import VlaPairs
+from vlatool.media.images import encode_png
 from vlatool.models.base import Codes
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.builders.future_vla import VOCABULARY, tiny_future_vla
+from vlatool.datasets.samples.profile import read_profile
 from vlatool.errors import VlatoolError
-from vlatool.formats.samples.profile import read_profile
 from vlatool.loading.vla.config import VlaAssets, VlaDataConfig
 from vlatool.models.future_vla.model import FutureVla
 from vlatool.models.future_vla.spec import FutureVlaType

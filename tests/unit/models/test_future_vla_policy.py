@@ -11,9 +11,9 @@ from torch.nn import functional
 from tests.builders.errors import fails
 from tests.builders.fast import byte_document, byte_tokenizer, smooth_chunks
 from tests.builders.future_vla import tiny_future_vla
+from vlatool.datasets.samples.episode import SampleSizes
+from vlatool.datasets.samples.profile import NormalizationProfile
 from vlatool.episode import Observation
-from vlatool.formats.samples.episode import SampleSizes
-from vlatool.formats.samples.profile import NormalizationProfile
 from vlatool.loading.vla.config import VlaAssets, VlaShape
 from vlatool.models.base import Policy, Rule, Sampling
 from vlatool.models.future_vla.batch import SequenceEncoder

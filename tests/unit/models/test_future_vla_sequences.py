@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from vlatool.errors import DataError, UsageError
-from vlatool.formats.base_model import read_tokenizer
-from vlatool.formats.samples.episode import (
+from vlatool.datasets.base_model import read_tokenizer
+from vlatool.datasets.samples.episode import (
     PUBLISHED_SIZES,
     Conversation,
     SampleSizes,
     parse_messages,
 )
+from vlatool.errors import DataError, UsageError
 from vlatool.loading.vla.config import VlaSample
 from vlatool.models.base import Batch, StepContext
 from vlatool.models.future_vla.batch import (

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vlatool.formats.base_model import WEIGHTS
+from vlatool.datasets.base_model import WEIGHTS
 from vlatool.models import trained
 from vlatool.models.future_vla import published as future_vla
 from vlatool.models.titok import published as titok

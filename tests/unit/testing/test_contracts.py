@@ -19,9 +19,9 @@ from tests.builders.plugin import PAGE, acme_data, acme_distribution
 from tests.builders.spartan import spartan_task
 from tests.builders.toys import write_numbers
 from vlatool.episode import Episode, Survey
-from vlatool.formats.lerobot.reader import LeRobotReader
-from vlatool.formats.spartan.reader import SpartanReader
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyType
+from vlatool.recordings.lerobot.reader import LeRobotReader
+from vlatool.recordings.spartan.reader import SpartanReader
 from vlatool.testing.models import check_model_type
 from vlatool.testing.readers import check_reader
 

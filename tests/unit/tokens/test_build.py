@@ -21,13 +21,13 @@ from tests.builders.preprocessing import contents
 from tests.builders.s3_runs import upload
 from tests.builders.verifying import verified
 from vlatool.cli import app
+from vlatool.datasets.codes.layout import CodesManifest
+from vlatool.datasets.fast.layout import read_fast
+from vlatool.datasets.jsonl.layout import parse_window
+from vlatool.datasets.samples.episode import parse_sample
+from vlatool.datasets.samples.layout import SamplesFolder
+from vlatool.datasets.samples.profile import read_profile, write_profile
 from vlatool.errors import PartialFailure, VlatoolError
-from vlatool.formats.codes.layout import CodesManifest
-from vlatool.formats.fast.layout import read_fast
-from vlatool.formats.samples.episode import parse_sample
-from vlatool.formats.samples.layout import SamplesFolder
-from vlatool.formats.samples.profile import read_profile, write_profile
-from vlatool.formats.windows.layout import parse_window
 from vlatool.jobs.record import OutputRecord
 from vlatool.models.future_vla.token_ids import tiny_tokenizer
 from vlatool.storage.remote_path import RemotePath

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.builders.errors import fails
+from vlatool.checkpoints.checkpoint import EMA, MANIFEST, MODEL, TRAINER, CheckpointManifest
+from vlatool.checkpoints.layout import Retention, RunDir
+from vlatool.checkpoints.locations import find_checkpoint
 from vlatool.errors import DataError, StorageError
-from vlatool.formats.run.checkpoint import EMA, MANIFEST, MODEL, TRAINER, CheckpointManifest
-from vlatool.formats.run.layout import Retention, RunDir
-from vlatool.formats.run.locations import find_checkpoint
 from vlatool.models.base import OptimizerSpec, Part
 from vlatool.models.weights import read_weights
 from vlatool.storage.atomic import remove_partials

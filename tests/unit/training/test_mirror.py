@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.builders.memory_remote import MemoryRemote
+from vlatool.checkpoints.checkpoint import MODEL, CheckpointManifest
+from vlatool.checkpoints.layout import Retention, RunDir
 from vlatool.events import NULL
-from vlatool.formats.run.checkpoint import MODEL, CheckpointManifest
-from vlatool.formats.run.layout import Retention, RunDir
 from vlatool.jobs.files import FileEntry
 from vlatool.storage.tree import sha256_of
 from vlatool.storage.uri import location

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from tests.builders.errors import fails
+from vlatool.checkpoints.checkpoint import CheckpointManifest
+from vlatool.checkpoints.layout import RunDir
 from vlatool.config.resolve import Override, load_config
 from vlatool.errors import UsageError
-from vlatool.formats.run.checkpoint import CheckpointManifest
-from vlatool.formats.run.layout import RunDir
 from vlatool.jobs.ownership import owner_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.training.config import TrainConfig

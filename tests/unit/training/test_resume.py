@@ -10,8 +10,8 @@ import pytest
 
 from tests.builders.errors import fails
 from tests.builders.training import tiny_config
+from vlatool.checkpoints.layout import RunDir
 from vlatool.errors import UsageError
-from vlatool.formats.run.layout import RunDir
 from vlatool.jobs.record import OutputRecord
 from vlatool.training.config import TrainConfig
 from vlatool.training.resume import (

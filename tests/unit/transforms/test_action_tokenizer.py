@@ -7,8 +7,8 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from tests.builders import fast
+from vlatool.datasets.samples.profile import read_profile
 from vlatool.errors import DataError
-from vlatool.formats.samples.profile import read_profile
 from vlatool.transforms.action_tokenizer import (
     ActionTokenizer,
     action_quality,

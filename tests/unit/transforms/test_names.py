@@ -13,9 +13,9 @@ from tests.builders.errors import fails
 from vlatool.config.resolve import load_config, parse_override
 from vlatool.episode import Calibration, Declaration, Episode, PoseGroup
 from vlatool.errors import DataError
-from vlatool.formats.base import survey_episode
-from vlatool.formats.renaming import renamed_survey
-from vlatool.formats.select import SelectionConfig
+from vlatool.recordings.base import survey_episode
+from vlatool.recordings.renaming import renamed_survey
+from vlatool.recordings.select import SelectionConfig
 from vlatool.transforms.names import NameMap, renamed_episode
 
 CAMERAS = ("images.front", "images.wrist_left", "depth_cam")

@@ -157,7 +157,7 @@ def test_resizing_starts_no_threads_and_keeps_nothing() -> None:
 def test_libvips_is_not_loaded_where_images_keep_their_size() -> None:
     program = """
 import sys, numpy as np
-import vlatool.formats.shards.writer
+import vlatool.datasets.lbm.writer
 from vlatool.transforms.geometry import resize
 resize(np.zeros((6, 8, 3), np.uint8), (6, 8), "center_crop", "lanczos_vips")
 print("pyvips" in sys.modules)

@@ -15,9 +15,9 @@ from tests.builders.shards import shard_output
 from tests.builders.training import world_shards
 from tests.builders.web_server import web_server
 from tests.surface.invoke import run_vlatool
-from vlatool.formats.fast.layout import NAMES, fast_digest, read_fast
-from vlatool.formats.samples.profile import read_profile
-from vlatool.formats.windows.layout import WindowManifest, write_manifest
+from vlatool.datasets.fast.layout import NAMES, fast_digest, read_fast
+from vlatool.datasets.jsonl.layout import WindowManifest, write_manifest
+from vlatool.datasets.samples.profile import read_profile
 from vlatool.jobs.record import OutputRecord
 from vlatool.storage.uri import location
 from vlatool.workflows.fit_fast import FitFastConfig, FitFastResult, fit_fast

@@ -15,7 +15,7 @@ from tests.builders.errors import fails
 from tests.builders.folder import write_set
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.spartan import spartan_task
-from vlatool.formats.media.frames import VideoFrames
+from vlatool.media.frames import VideoFrames
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.verify import InspectConfig, InspectResult, inspect

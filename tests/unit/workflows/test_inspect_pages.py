@@ -22,11 +22,11 @@ from tests.builders.lerobot import lerobot_dataset
 from tests.builders.pages import charts_of
 from tests.builders.spartan import spartan_task
 from tests.surface.invoke import run_vlatool
-from vlatool.formats.lerobot.dataset import LeRobotConfig
-from vlatool.formats.lerobot.reader import LeRobotReader
-from vlatool.formats.media.npz import write_arrays
-from vlatool.formats.media.tar import TarWriter, member_bytes
-from vlatool.formats.media.video import copy_clip
+from vlatool.media.npz import write_arrays
+from vlatool.media.tar import TarWriter, member_bytes
+from vlatool.media.video import copy_clip
+from vlatool.recordings.lerobot.dataset import LeRobotConfig
+from vlatool.recordings.lerobot.reader import LeRobotReader
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.verify import InspectConfig, InspectResult, inspect

@@ -15,11 +15,11 @@ import pytest
 
 import vlatool
 from tests.builders.errors import fails
+from vlatool.datasets.frames.layout import FramesFolder
 from vlatool.errors import DataError, StorageError, UsageError
-from vlatool.formats.check import CheckOptions
-from vlatool.formats.detect import detect_source
-from vlatool.formats.frames.layout import FramesFolder
 from vlatool.inspection import verify_location
+from vlatool.recordings.check import CheckOptions
+from vlatool.recordings.detect import detect_source
 from vlatool.workflows import recorder as recorder_module
 
 

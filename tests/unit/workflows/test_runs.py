@@ -16,10 +16,10 @@ import pytest
 from tests.builders.errors import fails
 from tests.builders.run_folders import run_folder
 from tests.builders.s3_runs import upload
+from vlatool.checkpoints.layout import RunDir
 from vlatool.cli.app import run as run_command
 from vlatool.cli.output import to_json
 from vlatool.errors import DataError, UsageError
-from vlatool.formats.run.layout import RunDir
 from vlatool.jobs.record import output_lock
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.uri import location

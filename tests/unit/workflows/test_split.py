@@ -7,8 +7,8 @@ import pytest
 
 from tests.builders.images import image_shards, window_tree
 from vlatool.cli import app
+from vlatool.datasets.image_shards.layout import read_list
 from vlatool.errors import VlatoolError
-from vlatool.formats.image_shards.layout import read_list
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.remote_path import RemotePath
 from vlatool.workflows.split import SplitConfig, split

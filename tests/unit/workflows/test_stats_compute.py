@@ -15,11 +15,11 @@ from tests.builders.shards import Members, arrays, npz, shard_output
 from tests.builders.training import tiny_config
 from tests.builders.verifying import verified
 from vlatool.cli.app import run
+from vlatool.datasets.lbm.layout import ShardFolder, read_preprocessing_config
+from vlatool.datasets.lbm.writer import LbmSink
+from vlatool.datasets.stats.layout import number_array, read_stats
 from vlatool.errors import VlatoolError
 from vlatool.evaluation.config import OpenLoopConfig
-from vlatool.formats.shards.layout import ShardFolder, read_preprocessing_config
-from vlatool.formats.shards.writer import LbmSink
-from vlatool.formats.stats.layout import number_array, read_stats
 from vlatool.workflows.open_loop import open_loop
 from vlatool.workflows.stats import StatsComputeConfig, StatsComputeResult, stats_compute
 from vlatool.workflows.train import train

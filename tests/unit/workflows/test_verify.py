@@ -24,9 +24,9 @@ from tests.builders.shards import Members, shard_output
 from tests.builders.verifying import verified
 from vlatool.cli.app import run
 from vlatool.errors import DataError, VlatoolError
-from vlatool.formats.media.tar import ShardIndex, index_path, scan_tar
 from vlatool.jobs.files import digests_below, folder_entry, row_of
 from vlatool.jobs.record import OutputRecord
+from vlatool.media.tar import ShardIndex, index_path, scan_tar
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.verify import InspectConfig, VerifyConfig, VerifyResult, inspect, verify
 

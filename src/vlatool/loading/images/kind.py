@@ -12,21 +12,21 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import ValidationError
 
-from vlatool.episode import UInt8Array
-from vlatool.errors import DataError
-from vlatool.events import NULL, Reporter
-from vlatool.formats.image_shards import layout as image_shards_layout
-from vlatool.formats.media.images import NotRgbError, decode_plain
-from vlatool.formats.media.tar import ShardIndex, cached_index, shard_index
-from vlatool.formats.media.tar_sample import StoredSample
-from vlatool.formats.shards.layout import (
+from vlatool.datasets.image_shards import layout as image_shards_layout
+from vlatool.datasets.lbm.layout import (
     CONFIG_NAME,
     read_preprocessing_config,
     write_preprocessing_config,
 )
+from vlatool.episode import UInt8Array
+from vlatool.errors import DataError
+from vlatool.events import NULL, Reporter
 from vlatool.jobs.job import digest_of
 from vlatool.loading import base, shard_reader
 from vlatool.loading.images.config import ImageDataConfig, ImagePreprocessing, prepare_image
+from vlatool.media.images import NotRgbError, decode_plain
+from vlatool.media.tar import ShardIndex, cached_index, shard_index
+from vlatool.media.tar_sample import StoredSample
 from vlatool.storage.background import in_parallel
 from vlatool.storage.cache import FileCache, FileVersion
 from vlatool.storage.uri import is_remote

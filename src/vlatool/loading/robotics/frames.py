@@ -15,11 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from vlatool.conventions.file import Conventions, conventions_of
-from vlatool.episode import Array, EpisodeRef
-from vlatool.errors import DataError
-from vlatool.events import counted
-from vlatool.formats.choice import chosen_numbers, select
-from vlatool.formats.frames.layout import (
+from vlatool.datasets.frames.layout import (
     CONFIG_NAME,
     FrameRange,
     FramesEpisode,
@@ -27,9 +23,11 @@ from vlatool.formats.frames.layout import (
     FramesTar,
     tar_name,
 )
-from vlatool.formats.media.tar_sample import METADATA, image_suffix
-from vlatool.formats.shards.layout import ShardTable
-from vlatool.formats.stats.layout import STATS_NAME, write_with_digests
+from vlatool.datasets.lbm.layout import ShardTable
+from vlatool.datasets.stats.layout import STATS_NAME, write_with_digests
+from vlatool.episode import Array, EpisodeRef
+from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.jobs.job import digest_of
 from vlatool.loading.base import DataSet, DroppedSample, SampleRef, ShardInfo, Split
 from vlatool.loading.robotics.config import FrameWindowsConfig
@@ -40,6 +38,8 @@ from vlatool.loading.shard_reader import (
     BlockReader,
     ShardCache,
 )
+from vlatool.media.tar_sample import METADATA, image_suffix
+from vlatool.recordings.choice import chosen_numbers, select
 from vlatool.storage.atomic import atomic_folder, write_json
 from vlatool.storage.background import in_parallel
 from vlatool.storage.byte_ranges import read_byte_ranges

@@ -13,17 +13,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from vlatool.checkpoints.contract import CONTRACT
+from vlatool.checkpoints.layout import RunDir
 from vlatool.config.base import ConfigModel, derivation_rules
 from vlatool.config.coerce import value_text
+from vlatool.datasets.frames.layout import FramesFolder
+from vlatool.datasets.lbm import layout as shards_layout
+from vlatool.datasets.stats.layout import write_stats
 from vlatool.episode import NO_CAMERAS, Array, listed_cameras
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.formats.commands import named_commands
-from vlatool.formats.contract import CONTRACT
-from vlatool.formats.frames.layout import FramesFolder
-from vlatool.formats.run.layout import RunDir
-from vlatool.formats.shards import layout as shards_layout
-from vlatool.formats.stats.layout import write_stats
 from vlatool.loading import base
 from vlatool.loading.robotics.config import (
     AugmentationConfig,
@@ -50,6 +49,7 @@ from vlatool.loading.robotics.statistics import (
     select_statistics,
 )
 from vlatool.plugins import did_you_mean
+from vlatool.recordings.commands import named_commands
 from vlatool.report.text import few_text
 from vlatool.storage.uri import location
 from vlatool.transforms.augmentation import central_box

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlatool.checkpoints.contract import Contract, SeenCamera
 from vlatool.conventions.contradiction import check_rate
+from vlatool.datasets.frames.layout import FramesFolder
+from vlatool.datasets.lbm.layout import ShardFolder, ShardTable, check_shards
+from vlatool.datasets.stats import layout as stats_layout
 from vlatool.episode import Array, PoseGroup
 from vlatool.errors import DataError, UsageError
-from vlatool.formats.contract import Contract, SeenCamera
-from vlatool.formats.field_summary import Names, dimension_label
-from vlatool.formats.frames.layout import FramesFolder
-from vlatool.formats.shards.layout import ShardFolder, ShardTable, check_shards
-from vlatool.formats.stats import layout as stats_layout
 from vlatool.jobs.job import digest_of
 from vlatool.loading.base import DataSet
 from vlatool.loading.robotics.config import (
@@ -33,6 +32,7 @@ from vlatool.loading.robotics.options import DataOptions, ImageTransform
 from vlatool.loading.robotics.statistics import Normalizer
 from vlatool.loading.shard_reader import file_cache
 from vlatool.plugins import did_you_mean
+from vlatool.recordings.field_summary import Names, dimension_label
 from vlatool.storage.uri import is_remote, location
 from vlatool.transforms.names import NameMap
 from vlatool.transforms.normalize import constant_dimensions, field_width

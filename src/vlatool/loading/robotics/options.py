@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from vlatool.checkpoints.contract import Contract, Size, conventions_in
+from vlatool.datasets.lbm.layout import CONFIG_NAME
 from vlatool.episode import PoseGroup, UInt8Array
 from vlatool.errors import DataError
-from vlatool.formats.contract import Contract, Size, conventions_in
-from vlatool.formats.field_summary import Names, recorded_names
-from vlatool.formats.shards.layout import CONFIG_NAME
+from vlatool.recordings.field_summary import Names, recorded_names
 from vlatool.storage.manifest import parse_values
 from vlatool.transforms.augmentation import central_box
 from vlatool.transforms.geometry import ResizeFilter, ResizeMethod, resize

@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 
+from vlatool.datasets.frames.layout import FramesFolder
+from vlatool.datasets.lbm.layout import ShardFolder, tar_episode
+from vlatool.datasets.stats.layout import Statistics
 from vlatool.episode import NO_CAMERAS, Array, Observation
 from vlatool.errors import DataError
-from vlatool.formats.field_summary import dimension_names
-from vlatool.formats.frames.layout import FramesFolder
-from vlatool.formats.shards.layout import ShardFolder, tar_episode
-from vlatool.formats.stats.layout import Statistics
 from vlatool.loading import base
 from vlatool.loading.lookup import check_frame, episode_named
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.config import AugmentationConfig, RoboticsDataConfig, image_names
 from vlatool.loading.robotics.mixture import RoboticsAssets, RoboticsInfo, contract_of, load_info
 from vlatool.loading.robotics.reader import DecodedSample, RoboticsReader
+from vlatool.recordings.field_summary import dimension_names
 from vlatool.storage.uri import pinned
 from vlatool.transforms.relative import SUFFIX
 

@@ -19,13 +19,13 @@ from vlatool.config.coerce import value_text
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.formats.media.images import decode_rgb
-from vlatool.formats.media.tar_sample import MASKS, METADATA, StoredSample, image_suffix
 from vlatool.loading.base import Allocate, DroppedSample, SampleReader, SampleRef
 from vlatool.loading.robotics.config import ImageAugmentationConfig, RoboticsDataConfig
 from vlatool.loading.robotics.frames import WindowReader, WindowSample
 from vlatool.loading.robotics.mixture import RoboticsDataSet, RoboticsInfo
 from vlatool.loading.shard_reader import BROKEN_SAMPLE, BlockReader, ShardCache, ShardReader
+from vlatool.media.images import decode_rgb
+from vlatool.media.tar_sample import MASKS, METADATA, StoredSample, image_suffix
 from vlatool.transforms.augmentation import (
     Box,
     ColorJitter,

@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlatool.episode import Array
-from vlatool.errors import DataError, UsageError
-from vlatool.events import Reporter, counted
-from vlatool.formats.contract import Contract, differences
-from vlatool.formats.field_summary import dimension_label
-from vlatool.formats.run.layout import RunDir
-from vlatool.formats.shards.layout import (
+from vlatool.checkpoints.contract import Contract, differences
+from vlatool.checkpoints.layout import RunDir
+from vlatool.datasets.lbm.layout import (
     MANIFEST_NAME,
     ShardFolder,
     read_preprocessing_config,
 )
-from vlatool.formats.stats.layout import Statistics, compact
+from vlatool.datasets.stats.layout import Statistics, compact
+from vlatool.episode import Array
+from vlatool.errors import DataError, UsageError
+from vlatool.events import Reporter, counted
 from vlatool.loading.robotics.config import NormalizeConfig, RoboticsDataConfig
 from vlatool.loading.robotics.options import DataOptions
+from vlatool.recordings.field_summary import dimension_label
 from vlatool.report.text import few_text
 from vlatool.storage.uri import location
 from vlatool.transforms.normalize import (

@@ -9,11 +9,11 @@ from typing import ClassVar, Literal, Self, TypeVar
 
 from pydantic import model_validator
 
+from vlatool.checkpoints.contract import Contract
 from vlatool.config.base import derived_field, option, required_field
+from vlatool.datasets.samples.episode import Conversation, SampleSizes
+from vlatool.datasets.samples.profile import NormalizationProfile
 from vlatool.episode import UInt8Array
-from vlatool.formats.contract import Contract
-from vlatool.formats.samples.episode import Conversation, SampleSizes
-from vlatool.formats.samples.profile import NormalizationProfile
 from vlatool.loading.base import LoadingConfig
 from vlatool.transforms.action_tokenizer import ActionTokenizer
 

@@ -17,19 +17,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vlatool.checkpoints.contract import Contract, SeenCamera
 from vlatool.config.coerce import value_text
 from vlatool.conventions.file import conventions_of
-from vlatool.episode import Array
-from vlatool.errors import DataError
-from vlatool.events import NULL, Reporter, counted
-from vlatool.formats.codes.layout import IMAGES_NAME
-from vlatool.formats.contract import Contract, SeenCamera
-from vlatool.formats.fast.layout import is_fast, read_fast
-from vlatool.formats.image_shards.layout import validation_positions
-from vlatool.formats.media.images import decoded_size
-from vlatool.formats.samples.episode import KINDS
-from vlatool.formats.samples.layout import FAST_NAME, SamplesFolder, is_samples
-from vlatool.formats.samples.profile import (
+from vlatool.datasets.codes.layout import IMAGES_NAME
+from vlatool.datasets.fast.layout import is_fast, read_fast
+from vlatool.datasets.image_shards.layout import validation_positions
+from vlatool.datasets.jsonl.layout import DATA_NAME, MANIFEST, SAMPLES_NAME, Kind, WindowManifest
+from vlatool.datasets.samples.episode import KINDS
+from vlatool.datasets.samples.layout import FAST_NAME, SamplesFolder, is_samples
+from vlatool.datasets.samples.profile import (
     PUBLISHED,
     NormalizationProfile,
     check_same_profile,
@@ -38,11 +35,14 @@ from vlatool.formats.samples.profile import (
     parse_profile,
     read_profile,
 )
-from vlatool.formats.windows.layout import DATA_NAME, MANIFEST, SAMPLES_NAME, Kind, WindowManifest
+from vlatool.episode import Array
+from vlatool.errors import DataError
+from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.job import digest_of
 from vlatool.jobs.ownership import require_input
 from vlatool.loading.base import DataSet, ShardInfo
 from vlatool.loading.vla.config import VlaAssets, VlaDataConfig, VlaShape
+from vlatool.media.images import decoded_size
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.uri import location
 from vlatool.transforms.action_tokenizer import ActionTokenizer

@@ -5,14 +5,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from vlatool.checkpoints.contract import CONTRACT, Contract
 from vlatool.config.base import derivation_rules
+from vlatool.datasets.fast.layout import is_fast, read_fast, write_fast
+from vlatool.datasets.samples.layout import FAST_NAME
+from vlatool.datasets.samples.profile import NAME as PROFILE_NAME
+from vlatool.datasets.samples.profile import has_profile, read_profile, write_profile
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
-from vlatool.formats.contract import CONTRACT, Contract
-from vlatool.formats.fast.layout import is_fast, read_fast, write_fast
-from vlatool.formats.samples.layout import FAST_NAME
-from vlatool.formats.samples.profile import NAME as PROFILE_NAME
-from vlatool.formats.samples.profile import has_profile, read_profile, write_profile
 from vlatool.loading import base
 from vlatool.loading.vla.config import VlaAssets, VlaDataConfig, VlaSample
 from vlatool.loading.vla.info import VlaInfo, load_info

@@ -14,15 +14,15 @@ from typing import ClassVar
 
 import numpy as np
 
+from vlatool.datasets.samples.episode import TokenSample
 from vlatool.episode import Array, Observation, UInt8Array
 from vlatool.errors import DataError
-from vlatool.formats.media.images import decode_plain
-from vlatool.formats.samples.episode import TokenSample
 from vlatool.loading import base
 from vlatool.loading.lookup import check_frame, episode_named
 from vlatool.loading.vla.config import VlaAssets, VlaDataConfig, VlaSample
 from vlatool.loading.vla.info import episode_spans, load_info
 from vlatool.loading.vla.reader import VlaReader
+from vlatool.media.images import decode_plain
 from vlatool.storage.byte_ranges import read_file
 
 _FRAME = re.compile(r"_frame_(\d+)\Z")

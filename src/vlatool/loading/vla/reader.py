@@ -14,15 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
+from vlatool.datasets.samples.episode import TokenSample
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.formats.media.images import NotRgbError, decode_plain
-from vlatool.formats.samples.episode import TokenSample
 from vlatool.loading import base
 from vlatool.loading.shard_reader import BROKEN_SAMPLE
 from vlatool.loading.vla.config import VlaSample
 from vlatool.loading.vla.info import VlaFolder, VlaInfo
+from vlatool.media.images import NotRgbError, decode_plain
 from vlatool.storage.background import in_parallel
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.tree import file_names

@@ -20,7 +20,7 @@ from vlatool.config.base import (
     derived_field,
     option,
 )
-from vlatool.formats.base_model import ImageMeanStd, copy_tokenizer, read_image_mean_std
+from vlatool.datasets.base_model import ImageMeanStd, copy_tokenizer, read_image_mean_std
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models import pretrained
 from vlatool.models.backbones.prompts import image_side

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlatool.datasets.base_model import read_tokenizer, read_tokenizer_asset
 from vlatool.errors import DataError, UsageError, VlatoolError
-from vlatool.formats.base_model import read_tokenizer, read_tokenizer_asset
 from vlatool.models.backbones.config import Backbone, ClipBackboneConfig, VlmBackboneConfig
 from vlatool.models.backbones.prompts import image_token_id, image_tokens, vlm_prompt_of
 from vlatool.models.pretrained import tokenizers

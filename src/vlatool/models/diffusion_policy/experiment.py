@@ -1,7 +1,7 @@
 """Reads experiments of the published program as runs, and writes them in `export`. No torch.
 
 An experiment is a folder with configuration, statistics and checkpoints. `ExperimentLayout` has
-what vlatool calls, `vlatool.formats.experiment` the files on disk. Source: formats/published-runs 1
+what vlatool calls, `vlatool.checkpoints.experiment` the files on disk. Source: formats/published-runs 1
 to 5; reference/training 1.6.
 """
 
@@ -9,17 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlatool.checkpoints.checkpoint import CheckpointManifest
+from vlatool.checkpoints.contract import CONTRACT
+from vlatool.checkpoints.experiment import layout
+from vlatool.checkpoints.layout import RunDir
 from vlatool.config.resolve import ReadOptions, load_config
+from vlatool.datasets.base_model import TOKENIZER
+from vlatool.datasets.lbm.layout import read_preprocessing_config
+from vlatool.datasets.stats.layout import Statistics
 from vlatool.episode import PoseGroup
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter
-from vlatool.formats.base_model import TOKENIZER
-from vlatool.formats.contract import CONTRACT
-from vlatool.formats.experiment import layout
-from vlatool.formats.run.checkpoint import CheckpointManifest
-from vlatool.formats.run.layout import RunDir
-from vlatool.formats.shards.layout import read_preprocessing_config
-from vlatool.formats.stats.layout import Statistics
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.kind import RoboticsAssets, assets_of
 from vlatool.models import published

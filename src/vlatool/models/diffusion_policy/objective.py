@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlatool.formats.shards.layout import MANIFEST_NAME, SHARDS_NAME
+from vlatool.datasets.lbm.layout import MANIFEST_NAME, SHARDS_NAME
 from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, StepContext
 from vlatool.models.codebook import true_float32
 from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlatool.config.base import ConfigModel, Violation
-from vlatool.formats.base_model import TOKENIZER
+from vlatool.datasets.base_model import TOKENIZER
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models.backbones.config import BaseModelConfig
 from vlatool.models.base import ModelType, Part

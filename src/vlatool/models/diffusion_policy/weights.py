@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlatool.checkpoints.checkpoint import WEIGHTS_SUFFIX
+from vlatool.checkpoints.experiment.layout import PICKLED_SUFFIX
 from vlatool.errors import DataError, UsageError
-from vlatool.formats.experiment.layout import PICKLED_SUFFIX
-from vlatool.formats.run.checkpoint import WEIGHTS_SUFFIX
 from vlatool.models.backbones.config import NetworkConfig
 from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig, TransformerConfig
 from vlatool.models.diffusion_policy.model import make_norm

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlatool.datasets.jsonl.layout import Kind
+from vlatool.datasets.samples.episode import Conversation, answer, question
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.formats.samples.episode import Conversation, answer, question
-from vlatool.formats.windows.layout import Kind
 from vlatool.loading.vla.config import VlaSample, VlaShape
 from vlatool.models.base import Batch
 from vlatool.models.future_vla.token_ids import TokenIds, parse_tokenizer

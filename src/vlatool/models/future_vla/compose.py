@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlatool.datasets.base_model import CONFIG, TOKENIZER, read_tokenizer
 from vlatool.errors import DataError
 from vlatool.events import Progress
-from vlatool.formats.base_model import CONFIG, TOKENIZER, read_tokenizer
 from vlatool.models.future_vla.config import FutureVlaConfig
 from vlatool.models.future_vla.model import build_network
 from vlatool.models.future_vla.published import (

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlatool.config.base import derivation_rules
+from vlatool.datasets.base_model import read_tokenizer_asset
+from vlatool.datasets.jsonl.layout import Kind
+from vlatool.datasets.samples.episode import Conversation, SampleSizes
 from vlatool.errors import DataError, UsageError
 from vlatool.events import counted
-from vlatool.formats.base_model import read_tokenizer_asset
-from vlatool.formats.samples.episode import Conversation, SampleSizes
-from vlatool.formats.windows.layout import Kind
 from vlatool.loading.vla.config import VlaDataConfig, VlaShape
 from vlatool.loading.vla.info import VlaInfo
 from vlatool.loading.vla.reader import sample_key

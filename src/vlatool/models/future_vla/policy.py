@@ -15,9 +15,9 @@ from typing import ClassVar, Self
 import numpy as np
 import torch
 
+from vlatool.checkpoints.contract import SeenCamera
 from vlatool.episode import Array, CameraView, Observation, ObservationSpec, UInt8Array
 from vlatool.errors import DataError, UsageError
-from vlatool.formats.contract import SeenCamera
 from vlatool.loading.robotics.options import ImageTransform
 from vlatool.loading.vla.config import VlaAssets
 from vlatool.models.base import Candidates, Decision, Policy, Rule, Sampling, VisualTokenizer

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from vlatool.config.base import ConfigModel
+from vlatool.datasets.base_model import CONFIG, read_tokenizer, weight_files
 from vlatool.errors import DataError
-from vlatool.formats.base_model import CONFIG, read_tokenizer, weight_files
 from vlatool.loading.vla.config import VlaDataConfig
 from vlatool.models.future_vla.config import FutureVlaConfig
 from vlatool.models.future_vla.token_ids import parse_tokenizer, special_ids

@@ -14,10 +14,10 @@ import numpy as np
 from pydantic import Field
 
 from vlatool.config.base import ConfigModel
+from vlatool.datasets.jsonl.layout import Kind
+from vlatool.datasets.samples.episode import SampleSizes, answer, question
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
-from vlatool.formats.samples.episode import SampleSizes, answer, question
-from vlatool.formats.windows.layout import Kind
 from vlatool.models.pretrained import tokenizers
 
 # Tokens of the vocabulary by the key of their id.

@@ -16,14 +16,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from vlatool.checkpoints.contract import CONTRACT
+from vlatool.datasets.base_model import CONFIG, weight_files
+from vlatool.datasets.fast.layout import NAMES as FAST_NAMES
+from vlatool.datasets.fast.layout import write_fast
+from vlatool.datasets.samples.layout import FAST_NAME
+from vlatool.datasets.samples.profile import NAME as PROFILE_NAME
+from vlatool.datasets.samples.profile import write_profile
 from vlatool.errors import BugError, DataError
-from vlatool.formats.base_model import CONFIG, weight_files
-from vlatool.formats.contract import CONTRACT
-from vlatool.formats.fast.layout import NAMES as FAST_NAMES
-from vlatool.formats.fast.layout import write_fast
-from vlatool.formats.samples.layout import FAST_NAME
-from vlatool.formats.samples.profile import NAME as PROFILE_NAME
-from vlatool.formats.samples.profile import write_profile
 from vlatool.loading.vla.config import VlaAssets
 from vlatool.models.adapters import merged_weights
 from vlatool.models.future_vla import published

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlatool.datasets.stats.layout import Statistics
 from vlatool.episode import Array
 from vlatool.errors import DataError
-from vlatool.formats.stats.layout import Statistics
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.reader import DecodedSample
 from vlatool.loading.shared_memory import stack_rows

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vlatool.datasets.base_model import CONFIG, WEIGHTS
 from vlatool.errors import DataError
-from vlatool.formats.base_model import CONFIG, WEIGHTS
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.mixture import assets_of
 from vlatool.models.lerobot import package

@@ -18,8 +18,8 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
+from vlatool.datasets.base_model import WEIGHTS
 from vlatool.errors import ConfigError, DataError, EnvironmentProblem, VlatoolError
-from vlatool.formats.base_model import WEIGHTS
 from vlatool.models.lerobot.config import ACTION, LeRobotPolicyConfig, kind_of
 from vlatool.models.pretrained import base_model, transformers
 from vlatool.plugins import did_you_mean

@@ -14,9 +14,9 @@ import yaml
 
 from vlatool.config import coerce
 from vlatool.config.problems import Problem, config_error
+from vlatool.datasets.base_model import CONFIG as HUB_CONFIG
+from vlatool.datasets.base_model import WEIGHTS as HUB_WEIGHTS
 from vlatool.errors import ConfigError, DataError
-from vlatool.formats.base_model import CONFIG as HUB_CONFIG
-from vlatool.formats.base_model import WEIGHTS as HUB_WEIGHTS
 from vlatool.models.published import PublishedFiles, run_folder
 from vlatool.models.titok.config import TitokConfig, VitConfig, VqConfig
 from vlatool.storage.atomic import write_text
