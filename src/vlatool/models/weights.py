@@ -3,7 +3,6 @@
 Tied weights are stored once, under the first of their names.
 """
 
-import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -76,14 +75,15 @@ def read_pickled_weights(path: Path) -> dict[Any, Any]:
     """Reads a `.pt` or `.bin` file to the CPU. Never runs code of the file."""
     try:
         open_file(path).close()  # torch would wait for a pipe
+    except OSError as error:
+        raise unusable_checkpoint(path, error.strerror or error) from None
+    try:
         # A memory-mapped file is read on demand, and once for all processes of a machine.
         content: Any = torch.load(
             path, map_location="cpu", weights_only=True, mmap=is_zipfile(path)
         )
-    except pickle.UnpicklingError as error:
-        raise _pickle_error(path, error) from None
     except Exception as error:  # noqa: BLE001 - the unpickler of torch raises anything
-        raise unusable_checkpoint(path, error) from None
+        raise _pickle_error(path, error) from None
     if not isinstance(content, Mapping):
         raise unusable_checkpoint(path, f"it contains a {type(content).__name__}")
     return dict(cast("Mapping[Any, Any]", content))
@@ -98,17 +98,19 @@ def _check_dense(weights: Mapping[str, Tensor], path: Path) -> None:
             raise unusable_checkpoint(path, f"the tensor {name} does not hold dense numbers")
 
 
-def _pickle_error(path: Path, error: pickle.UnpicklingError) -> DataError:
-    match = re.search(r"GLOBAL (\S+)", str(error))
-    if match is None:
-        return unusable_checkpoint(path, "it is not a file of weights")
-    return DataError.at(
-        path,
-        f"not loaded, because it holds {match[1]}, which is not a tensor",
-        hint="use a safetensors file, or a file with nothing but tensors",
-        code="data.unsafe",
-        asks_for=match[1],
-    )
+def _pickle_error(path: Path, error: Exception) -> DataError:
+    unsafe = re.search(r"GLOBAL (\S+)", str(error))
+    if unsafe is not None:
+        return DataError.at(
+            path,
+            f"not loaded, because it holds {unsafe[1]}, which is not a tensor",
+            hint="use a safetensors file, or a file with nothing but tensors",
+            code="data.unsafe",
+            asks_for=unsafe[1],
+        )
+    if is_zipfile(path):
+        return unusable_checkpoint(path, error)
+    return unusable_checkpoint(path, "it is empty, truncated, or not a file of weights")
 
 
 def write_pickled_weights(path: Path, content: Mapping[str, Any]) -> None:
