@@ -30,12 +30,12 @@ from vlatool.formats.check import CheckOptions
 from vlatool.formats.run.check import check
 from vlatool.formats.run.facts import inspect
 from vlatool.formats.run.layout import RunDir, read_metrics
+from vlatool.models.published import WeightsOrigin
 from vlatool.models.titok.config import TitokConfig
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.spec import TitokType
 from vlatool.models.titok.weights import load_titok, save_published
 from vlatool.models.tokenizer import open_tokenizer
-from vlatool.models.trained import existing_weights
 from vlatool.models.vqgan.spec import VqganType
 from vlatool.models.weights import read_weights
 from vlatool.testing.models import check_model_type
@@ -201,7 +201,7 @@ def test_stage_2_on_a_web_server_is_read_with_its_frozen_weights(chain: dict[str
     with web_server(run_dir.root.parent) as server:
         location = f"{server.endpoint}/{run_dir.root.name}"
         _, model = open_titok(location)
-        initial = existing_weights(location).read()
+        initial = WeightsOrigin.find(location).read()
 
     for name, value in expected.items():
         assert torch.equal(model.state_dict()[name], value)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.formats.run.locations import require_weights
 from vlatool.loading.images.config import ImagePreprocessing, checked_image, prepare_image
 from vlatool.models.base import VisualTokenizer
 from vlatool.models.published import Trained
@@ -120,7 +119,6 @@ def open_tokenizer(
     location: str, device: "device", changes: Mapping[str, Any] | None = None
 ) -> OpenTokenizer:
     """Opens the visual tokenizer of a run, a checkpoint, a published folder or a file."""
-    require_weights(location)
     trained = open_trained(location, device=device, changes=changes)
     model_type = trained.model_type
     network = model_type.tokenizer(trained.config.model, trained.parts, trained.assets)

@@ -4,9 +4,9 @@ Tied weights are stored once, under the first of their names.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from zipfile import is_zipfile
 
 import torch
@@ -19,6 +19,8 @@ from vlatool.formats.run.checkpoint import FROZEN, frozen_path
 from vlatool.plugins import did_you_mean
 from vlatool.storage.atomic import open_atomic
 from vlatool.storage.byte_ranges import open_file
+
+Network = TypeVar("Network", bound=nn.Module)
 
 _SHOWN = 5
 _PICKLES = (".bin", ".pt", ".pth")
@@ -68,6 +70,7 @@ def read_external_weights(path: Path) -> dict[str, Tensor]:
     content = read_pickled_weights(path)
     if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
         raise unusable_checkpoint(path, "it is not a mapping of names to tensors")
+    check_dense(content, path)
     return content
 
 
@@ -89,7 +92,7 @@ def read_pickled_weights(path: Path) -> dict[Any, Any]:
     return dict(cast("Mapping[Any, Any]", content))
 
 
-def _check_dense(weights: Mapping[str, Tensor], path: Path) -> None:
+def check_dense(weights: Mapping[str, Tensor], path: Path) -> None:
     """Raises for a tensor that is not a dense one of numbers, such as a sparse or quantized one."""
     for name, tensor in weights.items():
         is_number = not tensor.is_complex() and not tensor.is_quantized
@@ -131,7 +134,6 @@ def matching_state_dict(
     """Returns the tensors of a file, with the names and shapes of a module, sharded or not. A
     tensor of one element matches any shape with one element, because scalars cannot be sharded.
     """
-    _check_dense(weights, path)
     weights = matching_shapes(module, weights, path)
     not_finite: list[str] = []
     for name, value in sorted(weights.items()):
@@ -149,9 +151,26 @@ def matching_state_dict(
     return weights
 
 
+def build_with(
+    build: Callable[[], Network],
+    weights_of: Callable[[Network], Mapping[str, Tensor]],
+    path: Path,
+) -> Network:
+    """Builds a network with the weights of a file, after comparing sizes: before they take memory.
+
+    `weights_of`: returns the weights with the names of a network.
+    """
+    with torch.device("meta"):
+        planned = build()
+    check_shapes(planned, weights_of(planned), path)
+    network = build()
+    weights = matching_state_dict(network, weights_of(network), path)
+    network.load_state_dict(weights, strict=False)
+    return network
+
+
 def check_shapes(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Compares the sizes in a configuration with the sizes in a file, before they take memory."""
-    _check_dense(weights, path)
     matching_shapes(module, weights, path)
     size = sum(weight.nbytes for weight in weights.values())
     storages = [weight.untyped_storage() for weight in weights.values()]

@@ -6,13 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from tests.builders.errors import fails
 from vlatool.errors import StorageError
 from vlatool.models.weights import (
-    check_shapes,
-    matching_state_dict,
     read_external_weights,
     read_pickled_weights,
     write_pickled_weights,
@@ -52,15 +49,11 @@ def test_tensors_that_do_not_fit_are_a_storage_error_with_the_path(tmp_path: Pat
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch: prototypes, and deprecated kinds
 @pytest.mark.parametrize("kind", OTHER_TENSORS)
-@pytest.mark.parametrize("check", [check_shapes, matching_state_dict])
-def test_tensors_that_are_not_dense_numbers_are_a_data_error(
-    kind: str, check: Callable[..., object], tmp_path: Path
-) -> None:
+def test_tensors_that_are_not_dense_numbers_are_a_data_error(kind: str, tmp_path: Path) -> None:
     torch.save({"weight": OTHER_TENSORS[kind]()}, tmp_path / "weights.pt")
-    weights = read_external_weights(tmp_path / "weights.pt")
 
     with fails("data.broken") as caught:
-        check(nn.Linear(4, 4, bias=False), weights, tmp_path / "weights.pt")
+        read_external_weights(tmp_path / "weights.pt")
     assert "weight" in caught.value.message
 
 

@@ -9,7 +9,6 @@ from vlatool.errors import UsageError
 from vlatool.models.base import Objective, Part
 from vlatool.models.published import Exported, Layout, PublishedFiles, PublishedModel, WeightsOrigin
 from vlatool.models.titok.config import TitokConfig
-from vlatool.models.trained import existing_weights
 from vlatool.models.vqgan.config import (
     FEATURES,
     GRADIENTS,
@@ -186,7 +185,7 @@ def teacher_section(config: TitokConfig) -> VqganNetworkConfig | None:
     """Returns the sizes of a teacher that is a run; None for a published file or no teacher."""
     if config.teacher is None:
         return None
-    origin = existing_weights(config.teacher)
+    origin = WeightsOrigin.find(config.teacher)
     origin.check_type("vqgan", "data.missing")
     section = origin.section
     if section is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
 from vlatool.errors import DataError
 from vlatool.events import Reporter
@@ -26,7 +26,6 @@ from vlatool.models.titok.published import (
     published_tree,
     read_published_config,
 )
-from vlatool.models.trained import existing_weights
 from vlatool.models.vqgan.model import pixel_weights
 from vlatool.storage.atomic import write_text
 from vlatool.storage.tree import sha256_of
@@ -40,7 +39,8 @@ def load_titok(
     """Loads the weights of a tokenizer; all names and shapes must match, except for some networks.
     If stage 2 starts from stage 1, the teacher gives the pixel decoder.
     """
-    source, weights = read_titok(origin)
+    source = published.WeightsOrigin.find(origin)
+    weights = source.read("titok")
     if config.stage == 2 and not any(name.startswith(_PIXELS) for name in weights):
         assert config.teacher is not None
         weights = {**weights, **pixel_weights(config.teacher)}
@@ -63,11 +63,7 @@ def open_published(files: published.PublishedFiles, path: Path) -> published.Pub
         positions = weights.get("encoder.positional_embedding", torch.empty(1))
         side = round((positions.shape[:1].numel() - 1) ** 0.5)
         config = config.model_copy(update={"image_size": side * config.patch_size})
-    with torch.device("meta"):
-        network = Titok(config)
-    model_weights.check_shapes(network, weights, files.weights)
-    module = Titok(config)
-    module.load_state_dict(model_weights.matching_state_dict(module, weights, files.weights))
+    module = model_weights.build_with(lambda: Titok(config), lambda _: weights, files.weights)
     # Preprocessing of a published configuration; by default without a resize
     dataset = tree.get("dataset")
     stored = dataset.get("preprocessing") if isinstance(dataset, dict) else None
@@ -77,12 +73,6 @@ def open_published(files: published.PublishedFiles, path: Path) -> published.Pub
         ImagePreprocessing.model_validate({"crop_size": config.image_size, **known})
     )
     return published.PublishedModel(config, {"model": module}, assets)
-
-
-def read_titok(origin: str) -> tuple[published.WeightsOrigin, dict[str, Tensor]]:
-    source = existing_weights(origin)
-    source.check_type("titok", "data.missing")
-    return source, source.read()
 
 
 def prepare_export(trained: published.Trained, reporter: Reporter) -> published.Exported:
