@@ -19,11 +19,10 @@ from vlatool.cli.completion import completions
 from vlatool.errors import UsageError, VlatoolError
 
 if TYPE_CHECKING:
-    from vlatool.cli.keys import CommandLine, Key
+    from vlatool.cli.keys import CommandLine
     from vlatool.config.base import ConfigModel
 
 TYPED_CONFIG = "vlatool.typed_config"
-SCHEMA = "vlatool.schema"
 _ARGS = "vlatool.args"
 
 
@@ -31,14 +30,15 @@ _ARGS = "vlatool.args"
 class ConfigSpec:
     """Command-line form of the configuration of a command."""
 
-    # Arguments → config class; imports it only when called.
-    schema: Callable[[Sequence[str]], "type[ConfigModel]"]
+    schema: Callable[[], "type[ConfigModel]"]  # imports the config class only when called
     # Keys of sections are options by their name alone, too; otherwise only as `--a.b`.
     is_flat: bool = True
     # Names of keys (`NAMES` of the config class) that the help lists, and their rows.
     rows: Mapping[str, cli_help.HelpRow] = field(default_factory=dict)
     # Keys that are arguments; the list of options in the help leaves them out.
     positionals: tuple[str, ...] = ()
+    # Words of an unfinished command line → values of keys that choose its sections.
+    choose: Callable[[Sequence[str]], Mapping[str, Any]] = lambda words: {}
     note: str = ""  # last paragraph of the help
     # Dotted keys with a name of a registry as value → `module:registry`.
     values: Mapping[str, str] = field(default_factory=dict)
@@ -51,11 +51,6 @@ class ConfigSpec:
     def is_used(self, name: str) -> bool:
         """True if a key, or its section, has a meaning for this command."""
         return name.partition(".")[0] not in self.unused_keys
-
-
-def schema_at(target: str) -> Callable[[Sequence[str]], "type[ConfigModel]"]:
-    """Config class `module:Class` for any arguments; imported when it is needed."""
-    return lambda _: load(target)
 
 
 def load(target: str) -> Any:
@@ -83,18 +78,7 @@ class VlatoolCommand(typer.core.TyperCommand):
             return super().parse_args(ctx, [])
         if self.spec is None:
             return super().parse_args(ctx, args)
-        from vlatool.cli.keys import CommandLine, switch_by_name
-
-        options = self._declared(ctx)
-        keys = switch_by_name(self._schema(ctx), self._keys(ctx))
-        line = CommandLine(
-            args,
-            options,
-            {name: keys[name] for name in keys if f"--{name.replace('_', '-')}" not in options},
-            names=self._schema(ctx).NAMES,
-            has_bare_keys=not self.spec.is_flat,
-            lenient=cli_help.is_help(args),
-        )
+        line = self._line(ctx, args, lenient=cli_help.is_help(args))
         ctx.meta[TYPED_CONFIG] = line
         if line.unknown and not cli_help.is_help(args):
             name = line.unknown.lstrip("-").replace("-", "_")
@@ -124,10 +108,7 @@ class VlatoolCommand(typer.core.TyperCommand):
         typed.read_options = ReadOptions(spec.presets, compat=values.get("compat", False))
         if not values["keys"]:
             return super().invoke(ctx)
-        schema = self._schema(ctx)
-        if not spec.is_flat:
-            schema = typed.chosen_schema(schema)
-        table = KeyTable.of(schema, spec.is_used)
+        table = KeyTable.of(typed.chosen_schema(spec.choose(typed.words)), spec.is_used)
         return write_result(table, ctx.ensure_object(cli_options.OutputOptions))
 
     def _declared(self, ctx: Any) -> dict[str, bool]:
@@ -140,43 +121,29 @@ class VlatoolCommand(typer.core.TyperCommand):
                 has_value[option] = not getattr(param, "is_flag", False)
         return has_value
 
-    def _schema(self, ctx: Any) -> "type[ConfigModel]":
-        """Config class for the arguments."""
-        assert self.spec is not None
-        if SCHEMA not in ctx.meta:
-            ctx.meta[SCHEMA] = self.spec.schema(ctx.meta.get(_ARGS, []))
-        return ctx.meta[SCHEMA]
-
-    def _keys(self, ctx: Any) -> "dict[str, Key]":
-        """Keys by option name; if the config has sections, only the keys outside them."""
-        from vlatool.cli.keys import declared_keys
+    def _line(self, ctx: Any, args: Sequence[str], *, lenient: bool) -> "CommandLine":
+        from vlatool.cli.keys import CommandLine, KeyOptions
 
         assert self.spec is not None
-        keys = declared_keys(self._schema(ctx))
-        if self.spec.is_flat:
-            return keys
-        return {name: key for name, key in keys.items() if "." not in name}
+        options = KeyOptions(self.spec.schema(), is_flat=self.spec.is_flat)
+        return CommandLine(args, self._declared(ctx), options, lenient=lenient)
 
     def _chosen_schema(self, ctx: Any) -> "type[ConfigModel]":
         """Config class of an unfinished command line, with its presets and local files."""
         assert self.spec is not None
-        schema = self._schema(ctx)
-        if self.spec.is_flat:
-            return schema
+        line = self._line(ctx, ctx.meta[_ARGS], lenient=True)
+        words = [word for word in line.words if "://" not in word]  # they could take long
         try:
-            return ctx.meta[TYPED_CONFIG].chosen_schema(schema)
+            return line.chosen_schema(self.spec.choose(words))
         except VlatoolError:  # an unknown name, or a file that cannot be read
-            return schema
+            return self.spec.schema()
 
     def _nearest(self, ctx: Any, name: str) -> str:
         """Suggestion for an unknown option; empty if none is near."""
-        from vlatool.config.problems import owners_of_key, similar_keys
+        from vlatool.config.problems import similar_keys
 
         assert self.spec is not None
         schema = self._chosen_schema(ctx)
-        owners = owners_of_key(name, schema) if self.spec.is_flat else ()
-        if owners:
-            return f"name what has it: {', '.join(owners)}"
         options = [*self._declared(ctx), *cli_options.OUTPUT_OPTIONS]
         names = [option[2:].replace("-", "_") for option in options if option.startswith("--")]
         near, note = similar_keys(name, schema, others=[*names, *self.spec.rows])
@@ -265,11 +232,13 @@ class VlatoolCommand(typer.core.TyperCommand):
 
     def _known_values(self, ctx: Any, spec: ConfigSpec) -> dict[str, Sequence[str] | None]:
         """Known values of keys by option name; None for a switch."""
+        from vlatool.cli.keys import declared_keys
         from vlatool.config.schema import choices
 
         known: dict[str, Sequence[str] | None] = {name: [] for name in spec.rows}
-        for name, key in self._keys(ctx).items():
-            known[name] = None if key.is_switch else choices(self._schema(ctx), key.path)
+        schema = self._chosen_schema(ctx)
+        for name, key in declared_keys(schema).items():
+            known[name] = None if key.is_switch else choices(schema, key.path)
         for name, target in spec.values.items():
             known[name] = load(target).names()
         for name, target in spec.suggestions.items():

@@ -18,7 +18,7 @@ from typing import Any
 import typer
 
 from vlatool.cli.commands import Command
-from vlatool.cli.config_command import ConfigSpec, VlatoolCommand, load, schema_at
+from vlatool.cli.config_command import ConfigSpec, VlatoolCommand, load
 from vlatool.cli.failures import Terminated, as_vlatool_error
 from vlatool.cli.options import JsonLinesOpt, NprocOpt, TextArg, TextsArg, command_app
 from vlatool.cli.output import error_document, to_json, write_error, write_stderr, write_stdout
@@ -153,7 +153,7 @@ def _spec(row: Command) -> ConfigSpec | None:
     if not row.schema:
         return None
     return ConfigSpec(
-        schema_at(row.schema),
+        partial(load, row.schema),
         positionals=tuple(row.arguments),
         suggestions=row.suggestions,
         presets=row.presets,

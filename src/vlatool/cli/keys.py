@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from vlatool.cli.output import to_json
-from vlatool.config.base import ConfigModel, Ignored, Names
+from vlatool.config.base import ConfigModel, Ignored
+from vlatool.config.coerce import alternatives
 from vlatool.config.resolve import STRICT, Override, chosen_schema, parse_override
 from vlatool.config.schema import ANY_NAME, KeyInfo, dotted_keys
 from vlatool.errors import UsageError
@@ -90,17 +91,30 @@ def default_text(value: Any) -> str:
     return str(value)
 
 
-def switch_by_name(schema: type[ConfigModel], keys: Mapping[str, Key]) -> dict[str, bool]:
-    """The keys, and other programs' names of keys, that are options; True for a switch."""
-    switches = {name: key.is_switch for name, key in keys.items()}
-    for name, row in schema.NAMES.items():
-        if "." in name or name in switches:
-            continue
+class KeyOptions:
+    """The options that are keys of a configuration, or names that other programs have for them."""
+
+    def __init__(self, schema: type[ConfigModel], *, is_flat: bool) -> None:
+        self.schema = schema
+        self.is_flat = is_flat  # keys of sections are options by their name alone
+        self._keys = declared_keys(schema)
+
+    def is_switch(self, name: str) -> bool | None:
+        """True for an option that needs no value; None if no key has this name."""
+        key = self._keys.get(name)
+        if key is not None and (self.is_flat or "." not in name):
+            return key.is_switch
+        row = None if "." in name else self.schema.NAMES.get(name)
         if isinstance(row, str):
-            switches[name] = "=" in row or (row in keys and keys[row].is_switch)
-        else:
-            switches[name] = isinstance(row, Ignored) and row.is_switch
-    return switches
+            return "=" in row or bool(self.is_switch(row))
+        if row is not None:
+            return isinstance(row, Ignored) and row.is_switch
+        # Which section it is follows from the arguments and files, which are not read yet.
+        for registry in self.schema.registries.values():
+            for owner in registry.names_with_key(name):
+                annotation = registry.get(owner).Config.model_fields[name].annotation
+                return bool in alternatives(annotation)
+        return None
 
 
 class CommandLine:
@@ -115,23 +129,21 @@ class CommandLine:
         self,
         argv: Sequence[str],
         options: Mapping[str, bool],  # those that Typer parses; True if an option takes a value
-        keys: Mapping[str, bool],  # names (with underscores) of keys; True for a switch
+        keys: KeyOptions,
         *,
-        names: Names,  # names of keys of other programs
-        has_bare_keys: bool = False,  # `a.b=c` sets a key, and `config=FILE` is `--config FILE`
         lenient: bool = False,  # an incomplete command line is no error
     ) -> None:
         self.rest: list[str] = []  # the arguments left for Typer
+        self.words: list[str] = []  # of these, the ones that are no options
         self.typed: list[Override] = []  # values in the order typed
         self.presets: Sequence[str] = []
         self.files: Sequence[str] = []  # YAML files, applied after the presets
         self.read_options = STRICT  # options for reading presets and files
         self.unknown = ""  # the first unknown option
-        self._names = names
         self._argv = list(argv)
         self._options = options
         self._keys = keys
-        self._has_bare_keys = has_bare_keys
+        self.schema = keys.schema
         self._lenient = lenient
         self._position = 0
         self._walk()
@@ -145,7 +157,7 @@ class CommandLine:
         given = {override.key for override in result}
         for override in self.typed:
             name = override.key.replace("-", "_")
-            key = self._names.get(name, name)
+            key = self.schema.NAMES.get(name, name)
             if key in given:
                 by = [f"the argument {str(key).upper()}", override.origin.rpartition(" ")[2]]
                 raise UsageError(
@@ -156,13 +168,13 @@ class CommandLine:
                 )
         return [*result, *self.typed]
 
-    def chosen_schema(self, schema: type[ConfigModel]) -> type[ConfigModel]:
+    def chosen_schema(self, positionals: Mapping[str, Any]) -> type[ConfigModel]:
         """Class that the presets, the files that exist, and the typed values choose."""
         return chosen_schema(
-            schema,
+            self.schema,
             presets=self.presets,
             files=[file for file in self.files if not self._lenient or os.path.isfile(file)],
-            overrides=self.typed,
+            overrides=self.overrides(positionals),
             read_options=self.read_options,
         )
 
@@ -177,10 +189,11 @@ class CommandLine:
                 self._long(word)
             elif _is_option(word):
                 self._short(word)
-            elif self._has_bare_keys and (match := _BARE_KEY.fullmatch(word)):
+            elif not self._keys.is_flat and (match := _BARE_KEY.fullmatch(word)):
                 self._bare(*match.groups())
             else:
                 self.rest.append(word)
+                self.words.append(word)
 
     def _bare(self, key: str, text: str) -> None:
         if key == "config":
@@ -197,18 +210,22 @@ class CommandLine:
             text = self._value(option, value)
             if text is not None:
                 self._add(text, "")
-        elif name in self._keys or "." in name:
+            return
+        name = _PUBLISHED_OPTIONS.get(name, name)
+        declared = "--" + name.replace("_", "-")
+        if declared in self._options:
+            self._pass_on(declared, option, value)
+        elif "." in name or self._keys.is_switch(name) is not None:
             self._key(name, option, value)
-        elif name.startswith("no_") and self._keys.get(name[3:]) and not equals:
+        elif name.startswith("no_") and self._keys.is_switch(name[3:]) and not equals:
             self._add(f"{name[3:]}=false", option)
         else:
-            name = _PUBLISHED_OPTIONS.get(name, name)
-            self._pass_on("--" + name.replace("_", "-"), option, value)
+            self._pass_on(declared, option, value)
 
     def _short(self, word: str) -> None:
         short = word[:2]
         value = word[2:].removeprefix("=") or None
-        if short == "-o" and "output" in self._keys:
+        if short == "-o" and self._keys.is_switch("output") is not None:
             self._key("output", short, value)
         elif short in self._options:
             self._pass_on(short, short, value)
@@ -216,7 +233,7 @@ class CommandLine:
             self._pass_on(word, word, value)
 
     def _key(self, key: str, option: str, value: str | None) -> None:
-        if self._keys.get(key) and value is None:
+        if value is None and self._keys.is_switch(key):
             # A switch; a word such as `true` behind it is its value.
             value = "true"
             for word in self._argv[self._position : self._position + 1]:

@@ -15,7 +15,7 @@ import typer
 
 from vlatool import results
 from vlatool.cli import output
-from vlatool.cli.config_command import SCHEMA, TYPED_CONFIG
+from vlatool.cli.config_command import TYPED_CONFIG
 from vlatool.cli.options import OutputOptions
 from vlatool.credentials import hide, hide_environment, is_credential, without_credentials
 from vlatool.errors import ConfigError, UsageError
@@ -58,7 +58,7 @@ class Invocation:
         typed: CommandLine = self._ctx.meta[TYPED_CONFIG]
         try:
             resolved = load_config(
-                self._ctx.meta[SCHEMA],
+                typed.schema,
                 presets=typed.presets,
                 files=typed.files,
                 overrides=typed.overrides(positionals),
@@ -82,7 +82,7 @@ class Invocation:
     def schema(self) -> "type[ConfigModel]":
         """Class of the configuration, for the types that this command line names."""
         typed: CommandLine = self._ctx.meta[TYPED_CONFIG]
-        return typed.chosen_schema(self._ctx.meta[SCHEMA])
+        return typed.chosen_schema({})
 
     def finish(self, result: output.Result) -> None:
         output.write_result(result, self.options)

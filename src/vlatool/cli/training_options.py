@@ -3,12 +3,13 @@
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vlatool.cli.commands import Command
-from vlatool.cli.config_command import ConfigSpec, load, schema_at
+from vlatool.cli.config_command import ConfigSpec, load
 from vlatool.cli.forms import Form, run_on_ranks
 from vlatool.cli.help import HelpRow
 from vlatool.cli.output import JsonResult
@@ -64,7 +65,7 @@ def resolve_form(row: Command) -> Form:
 def _spec(row: Command) -> ConfigSpec:
     has_rollouts = "rollouts" in row.presets
     return ConfigSpec(
-        schema_at(row.schema),
+        partial(load, row.schema),
         is_flat=False,
         rows={name: _ROWS[name] for name in _ROWS if name != "from" or _is_finetune(row)},
         note=_NOTE,

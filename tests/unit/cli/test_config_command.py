@@ -55,9 +55,9 @@ class Tree(ConfigModel):
     hparams: Hparams = Field(default_factory=Hparams)
 
 
-FLAT = ConfigSpec(lambda args: Flat, positionals=("layout",))
+FLAT = ConfigSpec(lambda: Flat, positionals=("layout",))
 TREE = ConfigSpec(
-    lambda args: Tree, is_flat=False, rows={"output": ("-o, --output RUN", "Folder of the run.")}
+    lambda: Tree, is_flat=False, rows={"output": ("-o, --output RUN", "Folder of the run.")}
 )
 
 
@@ -189,10 +189,10 @@ def test_unknown_option_names_the_nearest(argv: list[str], nearest: str) -> None
 
 
 def test_key_of_another_format_or_of_a_section_is_answered_with_its_name() -> None:
-    schema = PreprocessConfig.specialize({"format": "lerobot"})
+    spec = ConfigSpec(lambda: PreprocessConfig)
     with pytest.raises(VlatoolError) as caught:
-        read(ConfigSpec(lambda args: schema), schema, ["--data-discard-keys", "a"])
-    assert "format spartan" in caught.value.hint
+        read(spec, PreprocessConfig, ["--format", "lerobot", "--data-discard-keys", "a"])
+    assert "format spartan" in caught.value.message
     with pytest.raises(VlatoolError) as caught:
         tree("--lr", "1")
     assert caught.value.code == "usage.unknown_option"
