@@ -6,9 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from copy import copy
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -26,7 +26,7 @@ from vlatool.cli.options import (
     command_app,
     take_output_options,
 )
-from vlatool.errors import SINGLE_FILE, UsageError
+from vlatool.errors import SINGLE_FILE, StorageError, UsageError
 
 
 class TableGroup(typer.core.TyperGroup):
@@ -279,7 +279,7 @@ def _report_error(error: BaseException, options: OutputOptions) -> int:
     """Writes an error, even if a second Ctrl-C comes, and returns its exit code."""
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     from vlatool.cli.failures import TerminatedError, as_vlatool_error
-    from vlatool.cli.output import to_json, write_error
+    from vlatool.cli.output import ERROR_FILE, write_error, write_error_file
 
     try:
         shown = as_vlatool_error(error)
@@ -287,13 +287,13 @@ def _report_error(error: BaseException, options: OutputOptions) -> int:
             shown.__cause__ = error
         if SINGLE_FILE in os.environ and shown.code == "environment.missing_dependency":
             _run_in_environment()
-        # The agent of torchrun and of `accelerate launch` shows the file as the last lines.
-        if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        if file := os.environ.get(ERROR_FILE):
             if isinstance(shown, TerminatedError) and os.environ.get("RANK") != "0":
                 return shown.exit_code  # ended by the agent, because another rank has failed
-            text = f"{shown.message}\n  hint: {shown.hint}" if shown.hint else shown.message
-            with suppress(OSError):
-                Path(file).write_text(to_json({"message": text, "timestamp": int(time.time())}))
+            told = copy(shown)  # the agent shows the message alone, as its last lines
+            told.message = f"{shown.message}\n  hint: {shown.hint}" if shown.hint else shown.message
+            with suppress(OSError, StorageError):
+                write_error_file(told, Path(file))
         write_error(shown, options)
         return shown.exit_code
     finally:

@@ -6,7 +6,6 @@ type here is `Any`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -69,8 +68,6 @@ class VlatoolCommand(typer.core.TyperCommand):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **{**named, "context_settings": cli_options.CONTEXT})
-        if self.spec is not None:
-            self.params = [*_config_options(is_flat=self.spec.is_flat), *self.params]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta[_ARGS] = list(args)
@@ -102,10 +99,9 @@ class VlatoolCommand(typer.core.TyperCommand):
         from vlatool.cli.output import write_result
         from vlatool.config.resolve import ReadOptions
 
-        options = _config_options(is_flat=spec.is_flat)
-        values = {option.name: ctx.params.pop(option.name) for option in options}
         typed: CommandLine = ctx.meta[TYPED_CONFIG]
-        typed.read_options = ReadOptions(spec.presets, compat=values.get("compat", False))
+        values = {name: ctx.params.pop(name, None) for name in cli_options.CONFIG_OPTIONS}
+        typed.read_options = ReadOptions(spec.presets, compat=bool(values["compat"]))
         if not values["keys"]:
             return super().invoke(ctx)
         table = KeyTable.of(typed.chosen_schema(spec.choose(typed.words)), spec.is_used)
@@ -244,21 +240,3 @@ class VlatoolCommand(typer.core.TyperCommand):
         for name, target in spec.suggestions.items():
             known[name] = load(target)()
         return known
-
-
-@cache
-def _config_options(*, is_flat: bool) -> list[Any]:
-    """Options of every command with a configuration; `--compat` only if it has sections."""
-
-    def declare(
-        preset: cli_options.PresetOpt = None,
-        config: cli_options.ConfigOpt = None,
-        set_: cli_options.SetOpt = None,
-        compat: cli_options.CompatOpt = False,
-        keys: cli_options.KeysOpt = False,
-    ) -> None: ...
-
-    app = cli_options.command_app()
-    app.command()(declare)
-    options = typer.main.get_command(app).params
-    return [option for option in options if not is_flat or option.name != "compat"]

@@ -1,12 +1,10 @@
 """Builds commands of Typer from the rows of the table, and starts them on several ranks."""
 
 import inspect
-import json
 import logging
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -20,14 +18,23 @@ import typer
 from vlatool.cli.commands import Command
 from vlatool.cli.config_command import ConfigSpec, VlatoolCommand, load
 from vlatool.cli.failures import Terminated, as_vlatool_error
-from vlatool.cli.options import JsonLinesOpt, NprocOpt, TextArg, TextsArg, command_app
-from vlatool.cli.output import error_document, to_json, write_error, write_stderr, write_stdout
+from vlatool.cli.options import (
+    CONFIG_OPTIONS,
+    JsonLinesOpt,
+    NprocOpt,
+    TextArg,
+    TextsArg,
+    command_app,
+)
+from vlatool.cli.output import (
+    ERROR_FILE,
+    write_error,
+    write_error_file,
+    write_stderr,
+    write_stdout,
+)
 from vlatool.cli.session import Invocation, command
-from vlatool.errors import VlatoolError
 from vlatool.events import STOP_SIGNALS
-from vlatool.results import Result
-
-_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
 
 def run_on_ranks(run: Invocation, processes: int | None) -> bool:
@@ -75,7 +82,7 @@ def _rank(run: Invocation) -> Iterator[None]:
         for number in (signal.SIGINT, *STOP_SIGNALS):  # the starting process may send it again
             signal.signal(number, signal.SIG_IGN)
         shown = as_vlatool_error(error)
-        write_error_file(shown, Path(os.environ[_ERROR_FILE]))
+        write_error_file(shown, Path(os.environ[ERROR_FILE]))
         logging.getLogger("vlatool").debug("the rank ended with", exc_info=True)
         if run.options.debug:
             write_stderr("".join(traceback.format_exception(error)).rstrip())
@@ -85,18 +92,8 @@ def _rank(run: Invocation) -> Iterator[None]:
 
 def _report_end(run: Invocation) -> None:
     """Reports the end of a rank by a signal, unless a launcher reports the ends of its ranks."""
-    if _ERROR_FILE not in os.environ:
+    if ERROR_FILE not in os.environ:
         write_error(as_vlatool_error(Terminated()), run.options)
-
-
-def write_error_file(error: VlatoolError, file: Path) -> None:
-    """Writes the error of a rank; torchrun reads `message` and `timestamp`, in seconds."""
-    from vlatool.storage.atomic import write_json
-
-    document = {**error_document(error), "timestamp": int(time.time())}
-    if isinstance(result := error.result, Result):
-        document["result"] = {"json_document": result.document(), "plain_text": result.text()}
-    write_json(file, json.loads(to_json(document)))
 
 
 Body = Callable[[Invocation, Command, Mapping[str, Any]], None]
@@ -175,6 +172,10 @@ def _parameters(row: Command, form: Form) -> list[inspect.Parameter]:
     kinds: dict[str, tuple[Any, Any]] = {"ctx": (typer.Context, inspect.Parameter.empty)}
     for key, name in row.arguments.items():
         kinds[key] = (TextsArg if "..." in name else TextArg, None)
+    if form.spec is not None:
+        kinds |= CONFIG_OPTIONS
+        if form.spec.is_flat:
+            del kinds["compat"]
     for name, parameter in inspect.signature(form.declare).parameters.items():
         kinds[name] = (parameter.annotation, parameter.default)
     if row.has_ranks:

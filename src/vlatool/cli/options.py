@@ -113,6 +113,14 @@ CompatOpt = Annotated[
 KeysOpt = Annotated[
     bool, typer.Option("--keys", help="List the configuration keys of this command and exit.")
 ]
+# Options of every command with a configuration; `--compat` only if it has sections.
+CONFIG_OPTIONS = {
+    "preset": (PresetOpt, None),
+    "config": (ConfigOpt, None),
+    "set_": (SetOpt, None),
+    "compat": (CompatOpt, False),
+    "keys": (KeysOpt, False),
+}
 NprocOpt = Annotated[
     int | None,
     typer.Option(
