@@ -13,7 +13,7 @@ from vlatool.cli.output import to_json
 from vlatool.config.base import ConfigModel, Ignored
 from vlatool.config.coerce import alternatives
 from vlatool.config.resolve import STRICT, Override, chosen_schema, parse_override
-from vlatool.config.schema import ANY_NAME, KeyInfo, dotted_keys
+from vlatool.config.schema import ANY_NAME, dotted_keys
 from vlatool.errors import UsageError
 from vlatool.results import Result
 
@@ -41,7 +41,9 @@ class Key:
 def declared_keys(schema: type[ConfigModel]) -> dict[str, Key]:
     """All keys of a flat config class by option name, including keys of its flat sections."""
     keys: dict[str, Key] = {}
-    for info in _typable(schema):
+    for info in dotted_keys(schema):
+        if ANY_NAME in info.key.split("."):  # inside a list, or a mapping with names of yours
+            continue
         section, dot, rest = info.key.partition(".")
         name = rest if dot and section in schema.flat_sections else info.key
         if name == "type":  # the type of a section has its name: `--sink lbm`
@@ -60,11 +62,6 @@ def declared_keys(schema: type[ConfigModel]) -> dict[str, Key]:
             group=group or "Keys",
         )
     return keys
-
-
-def _typable(schema: type[ConfigModel]) -> list[KeyInfo]:
-    """Keys whose complete name is known, so none inside lists or mappings with names of yours."""
-    return [info for info in dotted_keys(schema) if ANY_NAME not in info.key.split(".")]
 
 
 def _typed_form(kind: str) -> str:
