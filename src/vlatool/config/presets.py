@@ -63,12 +63,8 @@ def preset_names(roots: Sequence[Path] | None = None) -> list[str]:
 
 
 def list_presets(roots: Sequence[Path] | None = None) -> list[PresetInfo]:
-    """All presets; a plugin cannot replace a preset of vlatool."""
-    presets: dict[str, PresetInfo] = {}
-    for path, kind in _files(roots):
-        if path.stem not in presets:
-            presets[path.stem] = PresetInfo(path.stem, kind, path, _description(path))
-    return list(presets.values())
+    """All presets."""
+    return [PresetInfo(path.stem, kind, path, _description(path)) for path, kind in _files(roots)]
 
 
 def preset_path(name: str, roots: Sequence[Path] | None = None, kinds: Sequence[str] = ()) -> Path:
@@ -87,7 +83,7 @@ def preset_path(name: str, roots: Sequence[Path] | None = None, kinds: Sequence[
     known: list[str] = []
     for path, kind in _files(roots):
         is_allowed = not kinds or not kind or kind in kinds
-        if is_allowed and path.stem not in known:
+        if is_allowed:
             known.append(path.stem)
         if path.stem.replace("_", "-") != name.replace("_", "-"):
             continue
@@ -148,10 +144,13 @@ def _preset_roots(roots: Sequence[Path] | None) -> Iterator[Path]:
 
 
 def _files(roots: Sequence[Path] | None) -> Iterator[tuple[Path, str]]:
-    """Yields the file and the kind of each preset."""
+    """Yields the file and the kind of each preset; a plugin cannot replace one of vlatool."""
+    names: set[str] = set()
     for root in _preset_roots(roots):
         for path in sorted(root.rglob("*.yaml")):
-            yield path, _kind(path, root)
+            if path.stem not in names:
+                names.add(path.stem)
+                yield path, _kind(path, root)
 
 
 def _kind(path: Path, root: Path) -> str:
