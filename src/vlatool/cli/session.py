@@ -111,11 +111,7 @@ def command(ctx: typer.Context, *, jsonl: bool = False) -> Iterator[Invocation]:
             code="usage.conflict",
         )
     reporter = _reporter(options)
-    with _logging(options, reporter) as log_file:
-        if log_file is not None:
-            from vlatool.cli.reporters import LoggedReporter
-
-            reporter = LoggedReporter(reporter, log_file)
+    with _logging(options, reporter):
         yield Invocation(ctx, options, reporter)
 
 
@@ -139,22 +135,21 @@ def _reporter(options: OutputOptions) -> Reporter:
 
 
 @contextmanager
-def _logging(options: OutputOptions, reporter: Reporter) -> Iterator[logging.Handler | None]:
+def _logging(options: OutputOptions, reporter: Reporter) -> Iterator[None]:
     """Sends log records to stderr and to the log file, and those of retries to the reporter; Python
     warnings become log records.
     """
     hide_environment()
-    log_file = _log_file(options.log_file) if options.log_file else None
     handlers = [_stderr_handler(options), _RetryHandler(reporter)]
-    if log_file is not None:
-        handlers.append(log_file)
+    if options.log_file:
+        handlers.append(_log_file(options.log_file))
     root = logging.getLogger()
     for handler in handlers:
         root.addHandler(handler)
     logging.getLogger("vlatool").setLevel(min(handler.level for handler in handlers))
     logging.captureWarnings(not options.debug)
     try:
-        yield log_file
+        yield
     except BaseException:
         logging.getLogger("vlatool").debug("the command ended with", exc_info=True)
         raise
@@ -188,7 +183,9 @@ def _stderr_handler(options: OutputOptions) -> logging.Handler:
     handler = logging.StreamHandler(cast(TextIO, output.Stderr()))
     handler.setLevel({0: logging.WARNING, 1: logging.INFO}.get(options.verbose, logging.DEBUG))
     handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
-    reported = {_RETRIES} if options.verbose else {_RETRIES, "py.warnings"}
+    from vlatool.cli.reporters import REPORT_LOG
+
+    reported = {_RETRIES, REPORT_LOG, *(() if options.verbose else ("py.warnings",))}
     handler.addFilter(lambda record: record.name not in reported)
     return handler
 
