@@ -14,8 +14,10 @@ from vlatool.config.problems import Problem, config_error
 from vlatool.errors import ConfigError, DataError
 from vlatool.formats.base_model import CONFIG as HUB_CONFIG
 from vlatool.formats.base_model import WEIGHTS as HUB_WEIGHTS
-from vlatool.models.published import PublishedFiles, run_folder
+from vlatool.models.published import PublishedFiles, WeightsOrigin, run_folder
 from vlatool.models.titok.config import TitokConfig, VitConfig, VqConfig
+from vlatool.models.trained import as_config_error
+from vlatool.models.vqgan.config import VqganNetworkConfig
 from vlatool.storage.documents import read_json, read_yaml
 
 CONFIG = "config.yaml"
@@ -349,3 +351,17 @@ _RULES: Mapping[tuple[str, ...], Callable[[Lookup], Mapping[str, Any]]] = {
     (_BATCH_SIZE, _REPEATS): _batch_sizes,
     (_END_RATE, _SCHEDULED_RATE, _RATE): _end_rate,
 }
+
+
+def teacher_section(config: TitokConfig) -> VqganNetworkConfig | None:
+    """Returns the sizes of a teacher that is a run; None for a published file or no teacher."""
+    if config.teacher is None:
+        return None
+    origin = WeightsOrigin.find(config.teacher)
+    origin.check_type("vqgan", "data.missing")
+    section = origin.section
+    if section is None:
+        return None
+    keys = VqganNetworkConfig.model_fields
+    with as_config_error(origin):
+        return VqganNetworkConfig.model_validate({k: v for k, v in section.items() if k in keys})
