@@ -53,13 +53,6 @@ class TableGroup(typer.core.TyperGroup):
         names = (words[len(start) :].split()[0] for words in COMMANDS if words.startswith(start))
         return {name: f"{start}{name}" for name in names}
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Moves keys that are typed before the name of a command, such as `--a.b c`, behind it."""
-        count = 0
-        while count < len(args) and args[count].startswith("--") and "." in args[count]:
-            count += 1 if "=" in args[count] else 2
-        return super().parse_args(ctx, [*args[count:], *args[:count]])
-
     def get_params(self, ctx: Any) -> list[Any]:
         """Options; none during completion, because reading them makes Typer import pydantic."""
         return [] if ctx.resilient_parsing else super().get_params(ctx)
