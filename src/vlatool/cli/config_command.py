@@ -13,7 +13,7 @@ import typer.core
 
 from vlatool.cli import help as cli_help
 from vlatool.cli import options as cli_options
-from vlatool.cli.commands import COMMANDS
+from vlatool.cli.commands import COMMANDS, Command
 from vlatool.cli.completion import completions
 from vlatool.errors import UsageError, VlatoolError
 
@@ -25,25 +25,25 @@ TYPED_CONFIG = "vlatool.typed_config"
 _ARGS = "vlatool.args"
 
 
-@dataclass(frozen=True)
-class ConfigSpec:
-    """Command-line form of the configuration of a command."""
+Body = Callable[[Any, Command, Mapping[str, Any]], None]
 
-    schema: Callable[[], "type[ConfigModel]"]  # imports the config class only when called
+
+@dataclass(frozen=True)
+class Form:
+    """How a command differs from others on the command line."""
+
+    body: Body  # function of (invocation, command, values) that runs the command
+    # Function with further options for Typer as parameters.
+    declare: Callable[..., None] = lambda: None
     # Keys of sections are options by their name alone, too; otherwise only as `--a.b`.
     is_flat: bool = True
     # Names of keys (`NAMES` of the config class) that the help lists, and their rows.
     rows: Mapping[str, cli_help.HelpRow] = field(default_factory=dict)
-    # Keys that are arguments; the list of options in the help leaves them out.
-    positionals: tuple[str, ...] = ()
     # Words of an unfinished command line → values of keys that choose its sections.
     choose: Callable[[Sequence[str]], Mapping[str, Any]] = lambda words: {}
     note: str = ""  # last paragraph of the help
     # Dotted keys with a name of a registry as value → `module:registry`.
     values: Mapping[str, str] = field(default_factory=dict)
-    # Keys with known values among others → `module:function` that returns these, for completion.
-    suggestions: Mapping[str, str] = field(default_factory=dict)
-    presets: tuple[str, ...] = ()  # folders of presets for this command
     # Keys and sections without a meaning here; help, `--keys` and completion leave them out.
     unused_keys: tuple[str, ...] = ()
 
@@ -61,23 +61,29 @@ def load(target: str) -> Any:
 class VlatoolCommand(typer.core.TyperCommand):
     """A command, whose configuration keys are removed from argv before Typer parses it."""
 
-    spec: ClassVar[ConfigSpec | None] = None  # None for a command without a configuration
-    arguments: ClassVar[str] = ""
-    examples: ClassVar[Sequence[str]] = ()
-    listed: ClassVar[Sequence[str]] = ()  # options that `--help` lists; empty: all
+    row: ClassVar[Command]
+    form: ClassVar[Form]
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **{**named, "context_settings": cli_options.CONTEXT})
+
+    @property
+    def usage(self) -> str:
+        """Names of the arguments."""
+        return " ".join(self.row.arguments.values())
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta[_ARGS] = list(args)
         if ctx.resilient_parsing:  # completion: `shell_complete` does all the work
             return super().parse_args(ctx, [])
-        if self.spec is None:
+        if not self.row.schema:
             return super().parse_args(ctx, args)
-        line = self._line(ctx, args, lenient=cli_help.is_help(args))
+        help_words = [word for word in args if cli_help.is_help([word])]
+        line = self._line(ctx, args, lenient=bool(help_words))
         ctx.meta[TYPED_CONFIG] = line
-        if line.unknown and not cli_help.is_help(args):
+        if help_words:
+            return super().parse_args(ctx, help_words)
+        if line.unknown:
             name = line.unknown.lstrip("-").replace("-", "_")
             raise UsageError(
                 f"unknown option {line.unknown}",
@@ -92,8 +98,7 @@ class VlatoolCommand(typer.core.TyperCommand):
         return [] if ctx.resilient_parsing else super().get_params(ctx)
 
     def invoke(self, ctx: Any) -> Any:
-        spec = self.spec
-        if spec is None:
+        if not self.row.schema:
             return super().invoke(ctx)
         from vlatool.cli.keys import KeyTable
         from vlatool.cli.output import write_result
@@ -101,10 +106,10 @@ class VlatoolCommand(typer.core.TyperCommand):
 
         typed: CommandLine = ctx.meta[TYPED_CONFIG]
         values = {name: ctx.params.pop(name, None) for name in cli_options.CONFIG_OPTIONS}
-        typed.read_options = ReadOptions(spec.presets, compat=bool(values["compat"]))
+        typed.read_options = ReadOptions(self.row.presets, compat=bool(values["compat"]))
         if not values["keys"]:
             return super().invoke(ctx)
-        table = KeyTable.of(typed.chosen_schema(spec.choose(typed.words)), spec.is_used)
+        table = KeyTable.of(typed.chosen_schema(self.form.choose(typed.words)), self.form.is_used)
         return write_result(table, ctx.ensure_object(cli_options.OutputOptions))
 
     def _declared(self, ctx: Any) -> dict[str, bool]:
@@ -120,29 +125,26 @@ class VlatoolCommand(typer.core.TyperCommand):
     def _line(self, ctx: Any, args: Sequence[str], *, lenient: bool) -> "CommandLine":
         from vlatool.cli.keys import CommandLine, KeyOptions
 
-        assert self.spec is not None
-        options = KeyOptions(self.spec.schema(), is_flat=self.spec.is_flat)
+        options = KeyOptions(load(self.row.schema), is_flat=self.form.is_flat)
         return CommandLine(args, self._declared(ctx), options, lenient=lenient)
 
     def _chosen_schema(self, ctx: Any) -> "type[ConfigModel]":
         """Config class of an unfinished command line, with its presets and local files."""
-        assert self.spec is not None
         line = self._line(ctx, ctx.meta[_ARGS], lenient=True)
         words = [word for word in line.words if "://" not in word]  # they could take long
         try:
-            return line.chosen_schema(self.spec.choose(words))
+            return line.chosen_schema(self.form.choose(words))
         except VlatoolError:  # an unknown name, or a file that cannot be read
-            return self.spec.schema()
+            return line.schema
 
     def _nearest(self, ctx: Any, name: str) -> str:
         """Suggestion for an unknown option; empty if none is near."""
         from vlatool.config.problems import similar_keys
 
-        assert self.spec is not None
         schema = self._chosen_schema(ctx)
         options = [*self._declared(ctx), *cli_options.OUTPUT_OPTIONS]
         names = [option[2:].replace("-", "_") for option in options if option.startswith("--")]
-        near, note = similar_keys(name, schema, others=[*names, *self.spec.rows])
+        near, note = similar_keys(name, schema, others=[*names, *self.form.rows])
         spelled = [f"--{key if '.' in key else key.replace('_', '-')}" for key in near]
         return f"did you mean {', '.join(spelled)}?" if spelled else note
 
@@ -152,16 +154,16 @@ class VlatoolCommand(typer.core.TyperCommand):
         return cli_help.help_text(super().get_help(ctx), ctx)
 
     def format_usage(self, ctx: Any, formatter: Any) -> None:
-        formatter.write_usage(ctx.command_path, f"{self.arguments} [OPTIONS]".strip())
+        formatter.write_usage(ctx.command_path, f"{self.usage} [OPTIONS]".strip())
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        cli_help.write_examples(formatter, self.examples)
+        cli_help.write_examples(formatter, self.row.examples)
         is_complete = cli_help.HELP_ALL in ctx.meta.get(_ARGS, [])
         rows = self._write_arguments(ctx, formatter, is_short=not is_complete)
         declared = cli_help.declared_rows(super().get_params(ctx), ctx)
         if not is_complete:
             keys = {name: row for name, (_, row) in rows.items()}
-            listed = cli_help.listed_rows(self.listed, keys, declared)
+            listed = cli_help.listed_rows(self.row.options.split(), keys, declared)
             cli_help.write_rows(formatter, "Options", listed)
             return
         groups: dict[str, list[cli_help.HelpRow]] = {}
@@ -175,27 +177,26 @@ class VlatoolCommand(typer.core.TyperCommand):
         self, ctx: Any, formatter: Any, *, is_short: bool
     ) -> dict[str, tuple[str, cli_help.HelpRow]]:
         """Writes the arguments; returns the group and the row of each key, by name."""
-        spec = self.spec
-        if spec is None:
+        if not self.row.schema:
             return {}
         from vlatool.cli.keys import declared_keys
 
         arguments: list[cli_help.HelpRow] = []
-        names = dict(zip(spec.positionals, self.arguments.split(), strict=False))
-        rows = {name: ("Run", row) for name, row in spec.rows.items()}
+        listed = self.row.options.split()
+        rows = {name: ("Run", row) for name, row in self.form.rows.items()}
         for name, key in declared_keys(self._chosen_schema(ctx)).items():
-            values = load(spec.values[name]).names() if name in spec.values else ()
-            if name in names:
-                arguments.append(cli_help.argument_row(names[name], key, values))
-            elif spec.is_used(name) and (not is_short or "." not in name or name in self.listed):
+            values = load(self.form.values[name]).names() if name in self.form.values else ()
+            if name in self.row.arguments:
+                arguments.append(cli_help.argument_row(self.row.arguments[name], key, values))
+            elif self.form.is_used(name) and (not is_short or "." not in name or name in listed):
                 rows[name] = (key.group, cli_help.key_row(key, values, is_short=is_short))
         cli_help.write_rows(formatter, "Arguments", arguments)
         return rows
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        if self.spec is not None and self.spec.note:
+        if self.form.note:
             formatter.write_paragraph()
-            formatter.write_text(self.spec.note)
+            formatter.write_text(self.form.note)
         super().format_epilog(ctx, formatter)
 
     # completion
@@ -210,33 +211,33 @@ class VlatoolCommand(typer.core.TyperCommand):
         start = f"{ctx.command_path.partition(' ')[2]} "
         below = [words.removeprefix(start) for words in COMMANDS if words.startswith(start)]
         arguments: list[Sequence[str]] = [below] if below else []
-        if self.spec is None:
+        if not self.row.schema:
             return completions(options, arguments, typed, incomplete)
         from vlatool.config.presets import list_presets
 
-        known = self._known_values(ctx, self.spec)
+        known = self._known_values(ctx)
         own: dict[str, Sequence[str] | None] = {}
         for name, values in known.items():
-            if self.spec.is_used(name) and "." not in name:
+            if self.form.is_used(name) and "." not in name:
                 own[f"--{name.replace('_', '-')}"] = values
         own["-o"] = own.get("--output", [])
-        kinds = self.spec.presets
+        kinds = self.row.presets
         presets = [preset.name for preset in list_presets() if preset.kind in kinds]
         options = {**own, **options, "--preset": presets, "-p": presets}
-        arguments = [known.get(name) or () for name in self.spec.positionals] or arguments
+        arguments = [known.get(name) or () for name in self.row.arguments] or arguments
         return completions(options, arguments, typed, incomplete)
 
-    def _known_values(self, ctx: Any, spec: ConfigSpec) -> dict[str, Sequence[str] | None]:
+    def _known_values(self, ctx: Any) -> dict[str, Sequence[str] | None]:
         """Known values of keys by option name; None for a switch."""
         from vlatool.cli.keys import declared_keys
         from vlatool.config.schema import choices
 
-        known: dict[str, Sequence[str] | None] = {name: [] for name in spec.rows}
+        known: dict[str, Sequence[str] | None] = {name: [] for name in self.form.rows}
         schema = self._chosen_schema(ctx)
         for name, key in declared_keys(schema).items():
             known[name] = None if key.is_switch else choices(schema, key.path)
-        for name, target in spec.values.items():
+        for name, target in self.form.values.items():
             known[name] = load(target).names()
-        for name, target in spec.suggestions.items():
+        for name, target in self.row.suggestions.items():
             known[name] = load(target)()
         return known

@@ -6,9 +6,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import typer
 
 from vlatool.cli.commands import Command
-from vlatool.cli.config_command import ConfigSpec, VlatoolCommand, load
+from vlatool.cli.config_command import Form, VlatoolCommand, load
 from vlatool.cli.failures import Terminated, as_vlatool_error
 from vlatool.cli.options import (
     CONFIG_OPTIONS,
@@ -96,9 +95,6 @@ def _report_end(run: Invocation) -> None:
         write_error(as_vlatool_error(Terminated()), run.options)
 
 
-Body = Callable[[Invocation, Command, Mapping[str, Any]], None]
-
-
 def run_workflow(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
     """Calls the workflow of a command with its configuration and prints the result."""
     workflow = load(row.workflow)
@@ -110,23 +106,9 @@ def run_workflow(run: Invocation, row: Command, values: Mapping[str, Any]) -> No
         run.finish(workflow(config, reporter=run.reporter))
 
 
-def no_options() -> None:
-    """Declares no options."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """How a command looks on the command line: arguments, options, aliases."""
-
-    spec: ConfigSpec | None  # options of the configuration; None for a command without one
-    body: Body = run_workflow  # function of (invocation, command, values) that runs the command
-    # Function with further options for Typer as parameters.
-    declare: Callable[..., None] = no_options
-
-
 def typer_command(words: str, row: Command) -> Any:
     """Command of Typer for a row of the table."""
-    form: Form = load(row.form)(row) if row.form else Form(_spec(row))
+    form: Form = load(row.form)(row) if row.form else Form(run_workflow)
 
     def body(ctx: typer.Context, **values: Any) -> None:
         is_list = values.pop("jsonl", False)
@@ -142,29 +124,9 @@ def typer_command(words: str, row: Command) -> Any:
     body.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     body.__doc__ = f"{row.summary}\n\n{row.details}".strip()
     app = command_app()
-    app.command(words.rpartition(" ")[2], cls=_command_class(row, form))(body)
+    kind = type("Command", (VlatoolCommand,), {"row": row, "form": form})
+    app.command(words.rpartition(" ")[2], cls=kind)(body)
     return typer.main.get_command(app)
-
-
-def _spec(row: Command) -> ConfigSpec | None:
-    if not row.schema:
-        return None
-    return ConfigSpec(
-        partial(load, row.schema),
-        positionals=tuple(row.arguments),
-        suggestions=row.suggestions,
-        presets=row.presets,
-    )
-
-
-def _command_class(row: Command, form: Form) -> type[VlatoolCommand]:
-    members = {
-        "spec": form.spec,
-        "arguments": " ".join(row.arguments.values()),
-        "examples": row.examples,
-        "listed": row.options.split(),
-    }
-    return type("Command", (VlatoolCommand,), members)
 
 
 def _parameters(row: Command, form: Form) -> list[inspect.Parameter]:
@@ -172,9 +134,9 @@ def _parameters(row: Command, form: Form) -> list[inspect.Parameter]:
     kinds: dict[str, tuple[Any, Any]] = {"ctx": (typer.Context, inspect.Parameter.empty)}
     for key, name in row.arguments.items():
         kinds[key] = (TextsArg if "..." in name else TextArg, None)
-    if form.spec is not None:
+    if row.schema:
         kinds |= CONFIG_OPTIONS
-        if form.spec.is_flat:
+        if form.is_flat:
             del kinds["compat"]
     for name, parameter in inspect.signature(form.declare).parameters.items():
         kinds[name] = (parameter.annotation, parameter.default)

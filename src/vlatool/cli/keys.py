@@ -3,7 +3,6 @@
 Loaded only by commands that have a configuration.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -128,7 +127,7 @@ class CommandLine:
         options: Mapping[str, bool],  # those that Typer parses; True if an option takes a value
         keys: KeyOptions,
         *,
-        lenient: bool = False,  # an incomplete command line is no error
+        lenient: bool = False,  # of an incomplete command line, only the start is read
     ) -> None:
         self.rest: list[str] = []  # the arguments left for Typer
         self.words: list[str] = []  # of these, the ones that are no options
@@ -141,9 +140,12 @@ class CommandLine:
         self._options = options
         self._keys = keys
         self.schema = keys.schema
-        self._lenient = lenient
         self._position = 0
-        self._walk()
+        try:
+            self._walk()
+        except UsageError:
+            if not lenient:
+                raise
 
     def overrides(self, positionals: Mapping[str, Any]) -> list[Override]:
         """Arguments, then keys as typed."""
@@ -166,11 +168,11 @@ class CommandLine:
         return [*result, *self.typed]
 
     def chosen_schema(self, positionals: Mapping[str, Any]) -> type[ConfigModel]:
-        """Class that the presets, the files that exist, and the typed values choose."""
+        """Class that presets, files and typed values choose."""
         return chosen_schema(
             self.schema,
             presets=self.presets,
-            files=[file for file in self.files if not self._lenient or os.path.isfile(file)],
+            files=self.files,
             overrides=self.overrides(positionals),
             read_options=self.read_options,
         )
@@ -204,9 +206,7 @@ class CommandLine:
         value = text if equals else None
         name = option[2:].replace("-", "_")
         if name == "set":
-            text = self._value(option, value)
-            if text is not None:
-                self._add(text, "")
+            self._add(self._value(option, value), "")
             return
         name = _PUBLISHED_OPTIONS.get(name, name)
         declared = "--" + name.replace("_", "-")
@@ -237,25 +237,17 @@ class CommandLine:
                 if word.lower() in _BOOL_WORDS:
                     value = word
                     self._position += 1
-        text = self._value(option, value)
-        if text is not None:
-            self._add(f"{key}={text}", option)
+        self._add(f"{key}={self._value(option, value)}", option)
 
     def _add(self, text: str, option: str) -> None:
-        try:
-            self.typed.append(parse_override(text, option))
-        except UsageError:
-            if not self._lenient:
-                raise
+        self.typed.append(parse_override(text, option))
 
-    def _value(self, option: str, value: str | None) -> str | None:
+    def _value(self, option: str, value: str | None) -> str:
         if value is not None:
             return value
         if not self._is_last_word():
             self._position += 1
             return self._argv[self._position - 1]
-        if self._lenient:
-            return None
         raise UsageError(
             f"the option {option} needs a value",
             hint=f"write {option} VALUE, or {option}=VALUE for a value that starts with a dash",
@@ -282,12 +274,11 @@ class CommandLine:
                 self._position += 1
         elif has_value:
             value = self._value(option, value)
-            if value is not None:
-                self.rest += [name, value]
-                self._note(name, value)
+            self.rest += [name, value]
+            self._note(name, value)
         elif value is None or value.lower() in ("true", "yes", "on", "1"):
             self.rest.append(name)
-        elif not self._lenient and value.lower() not in _BOOL_WORDS:
+        elif value.lower() not in _BOOL_WORDS:
             raise UsageError(
                 f"the option {option} is a switch and takes no value, but got {value!r}",
                 hint=f"write {option}",

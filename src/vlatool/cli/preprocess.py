@@ -1,12 +1,11 @@
 """The command line of `vlatool preprocess` and `curate`; keys depend on format and sink."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from vlatool.cli.commands import Command
-from vlatool.cli.config_command import ConfigSpec, load
-from vlatool.cli.forms import Form, run_workflow
+from vlatool.cli.config_command import Form
+from vlatool.cli.forms import run_workflow
 from vlatool.cli.session import Invocation
 from vlatool.errors import UsageError
 
@@ -17,15 +16,12 @@ _NOTE = (
 
 
 def preprocess_form(row: Command) -> Form:
-    spec = ConfigSpec(
-        partial(load, row.schema),
-        positionals=tuple(row.arguments),
+    return Form(
+        _preprocess,
         choose=_format_of,
         note=_NOTE,
         values={"format": "vlatool.plugins:FORMATS", "sink": "vlatool.plugins:SINKS"},
-        presets=row.presets,
     )
-    return Form(spec, _preprocess)
 
 
 def _format_of(words: Sequence[str]) -> Mapping[str, Any]:

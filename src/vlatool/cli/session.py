@@ -66,7 +66,7 @@ class Invocation:
             )
         except ConfigError as error:
             command_path = self._ctx.command_path
-            form = getattr(self._ctx.command, "arguments", "")
+            form = getattr(self._ctx.command, "usage", "")
             keys = f"{command_path} --keys"
             error.hint = error.hint.replace("vlatool resolve-config --keys", keys)
             if form and error.code == "config.missing_key":

@@ -1,6 +1,7 @@
 """Parsing of command lines: keys, switches, lists, order, option aliases, errors."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,21 +10,13 @@ import typer
 from pydantic import Field
 
 from vlatool.cli.app import run
-from vlatool.cli.config_command import ConfigSpec, VlatoolCommand
-from vlatool.cli.options import (
-    CompatOpt,
-    ConfigOpt,
-    KeysOpt,
-    OutputOptions,
-    PresetOpt,
-    SetOpt,
-    TextArg,
-    command_app,
-)
-from vlatool.cli.session import command
+from vlatool.cli.commands import COMMANDS, Command
+from vlatool.cli.config_command import Form
+from vlatool.cli.forms import typer_command
+from vlatool.cli.options import OutputOptions
+from vlatool.cli.session import Invocation
 from vlatool.config.base import ConfigModel, Converted
 from vlatool.errors import VlatoolError
-from vlatool.workflows.preprocess import PreprocessConfig
 
 
 class Reader(ConfigModel):
@@ -65,43 +58,39 @@ class Tree(ConfigModel):
     hparams: Hparams = Field(default_factory=Hparams)
 
 
-FLAT = ConfigSpec(lambda: Flat, positionals=("layout",))
-TREE = ConfigSpec(
-    lambda: Tree, is_flat=False, rows={"output": ("-o, --output RUN", "Folder of the run.")}
-)
+configs: list[Any] = []
 
 
-def read(spec: ConfigSpec, schema: type[ConfigModel], argv: list[str]) -> Any:
-    app = command_app()
-    configs: list[Any] = []
+def keep(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
+    configs.append(run.config(**{key: values[key] for key in row.arguments}))
 
-    members = {"spec": spec, "arguments": "LAYOUT"}
 
-    @app.command(cls=type("Command", (VlatoolCommand,), members))
-    def body(
-        ctx: typer.Context,
-        layout: TextArg = None,
-        preset: PresetOpt = None,
-        config: ConfigOpt = None,
-        set_: SetOpt = None,
-        compat: CompatOpt = False,
-        keys: KeysOpt = False,
-    ) -> None:
-        with command(ctx) as invocation:
-            configs.append(invocation.config(layout=layout))
+def flat_form(row: Command) -> Form:
+    return Form(keep)
 
-    group = typer.main.get_command(app)
-    with group.make_context("vlatool", list(argv), obj=OutputOptions()) as ctx:
-        group.invoke(ctx)
+
+def tree_form(row: Command) -> Form:
+    return Form(keep, is_flat=False, rows={"output": ("-o, --output RUN", "Folder of the run.")})
+
+
+FLAT = Command("", f"{__name__}:(Flat)", {"layout": "[LAYOUT]"}, form=f"{__name__}:flat_form")
+TREE = Command("", f"{__name__}:(Tree)", form=f"{__name__}:tree_form")
+
+
+def read(row: Command, argv: list[str]) -> Any:
+    configs.clear()
+    command = typer_command("vlatool", row)
+    with command.make_context("vlatool", list(argv), obj=OutputOptions()) as ctx:
+        command.invoke(ctx)
     return configs[0] if configs else None
 
 
 def flat(*argv: str) -> Any:
-    return read(FLAT, Flat, list(argv))
+    return read(FLAT, list(argv))
 
 
 def tree(*argv: str) -> Any:
-    return read(TREE, Tree, list(argv))
+    return read(TREE, list(argv))
 
 
 @pytest.mark.parametrize(
@@ -207,9 +196,8 @@ def test_unknown_option_names_the_nearest(argv: list[str], nearest: str) -> None
 
 
 def test_key_of_another_format_or_of_a_section_is_answered_with_its_name() -> None:
-    spec = ConfigSpec(lambda: PreprocessConfig)
     with pytest.raises(VlatoolError) as caught:
-        read(spec, PreprocessConfig, ["--format", "lerobot", "--data-discard-keys", "a"])
+        read(COMMANDS["preprocess"], ["lerobot", "raw", "--data-discard-keys", "a"])
     assert "format spartan" in caught.value.message
     with pytest.raises(VlatoolError) as caught:
         tree("--lr", "1")
