@@ -7,6 +7,7 @@ type here is `Any`.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer.core
@@ -42,7 +43,7 @@ class Form:
     # Words of an unfinished command line → values of keys that choose its sections.
     choose: Callable[[Sequence[str]], Mapping[str, Any]] = lambda words: {}
     note: str = ""  # last paragraph of the help
-    # Dotted keys with a name of a registry as value → `module:registry`.
+    # Keys with known values → `module:function` that returns these.
     values: Mapping[str, str] = field(default_factory=dict)
     # Keys and sections without a meaning here; help, `--keys` and completion leave them out.
     unused_keys: tuple[str, ...] = ()
@@ -53,9 +54,9 @@ class Form:
 
 
 def load(target: str) -> Any:
-    """Object at `module:name`."""
+    """Object at `module:name`; a name may be dotted."""
     module, _, name = target.partition(":")
-    return getattr(import_module(module), name)
+    return attrgetter(name)(import_module(module))
 
 
 class VlatoolCommand(typer.core.TyperCommand):
@@ -185,7 +186,7 @@ class VlatoolCommand(typer.core.TyperCommand):
         listed = self.row.options.split()
         rows = {name: ("Run", row) for name, row in self.form.rows.items()}
         for name, key in declared_keys(self._chosen_schema(ctx)).items():
-            values = load(self.form.values[name]).names() if name in self.form.values else ()
+            values = load(self.form.values[name])() if name in self.form.values else ()
             if name in self.row.arguments:
                 arguments.append(cli_help.argument_row(self.row.arguments[name], key, values))
             elif self.form.is_used(name) and (not is_short or "." not in name or name in listed):
@@ -204,40 +205,35 @@ class VlatoolCommand(typer.core.TyperCommand):
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         typed = [word for word in ctx.meta.get(_ARGS, []) if word != "="]  # of bash
         ctx.meta[_ARGS] = typed
-        options: dict[str, Sequence[str] | None] = {}
-        for name, has_value in self._declared(ctx).items():
-            options[name] = [] if has_value else None
-        options |= cli_options.OUTPUT_WORDS
         start = f"{ctx.command_path.partition(' ')[2]} "
         below = [words.removeprefix(start) for words in COMMANDS if words.startswith(start)]
         arguments: list[Sequence[str]] = [below] if below else []
-        if not self.row.schema:
-            return completions(options, arguments, typed, incomplete)
-        from vlatool.config.presets import list_presets
-
-        known = self._known_values(ctx)
-        own: dict[str, Sequence[str] | None] = {}
-        for name, values in known.items():
-            if self.form.is_used(name) and "." not in name:
-                own[f"--{name.replace('_', '-')}"] = values
-        own["-o"] = own.get("--output", [])
-        kinds = self.row.presets
-        presets = [preset.name for preset in list_presets() if preset.kind in kinds]
-        options = {**own, **options, "--preset": presets, "-p": presets}
-        arguments = [known.get(name) or () for name in self.row.arguments] or arguments
+        options: dict[str, Sequence[str] | None] = {}
+        if self.row.schema:
+            known = self._known_values(ctx)
+            options = {f"--{name.replace('_', '-')}": values for name, values in known.items()}
+            options["-p"] = options["--preset"]
+            options["-o"] = options.get("--output", [])
+            arguments = [known[name] or () for name in self.row.arguments] or arguments
+        for name, has_value in self._declared(ctx).items():
+            options.setdefault(name, [] if has_value else None)
+        options |= cli_options.OUTPUT_WORDS
         return completions(options, arguments, typed, incomplete)
 
     def _known_values(self, ctx: Any) -> dict[str, Sequence[str] | None]:
-        """Known values of keys by option name; None for a switch."""
+        """Known values of the options of keys outside sections; None for a switch."""
         from vlatool.cli.keys import declared_keys
+        from vlatool.config.presets import list_presets
         from vlatool.config.schema import choices
 
         known: dict[str, Sequence[str] | None] = {name: [] for name in self.form.rows}
+        kinds = self.row.presets
+        known["preset"] = [preset.name for preset in list_presets() if preset.kind in kinds]
         schema = self._chosen_schema(ctx)
         for name, key in declared_keys(schema).items():
-            known[name] = None if key.is_switch else choices(schema, key.path)
-        for name, target in self.form.values.items():
-            known[name] = load(target).names()
-        for name, target in self.row.suggestions.items():
-            known[name] = load(target)()
+            if self.form.is_used(name) and "." not in name:
+                known[name] = None if key.is_switch else choices(schema, key.path)
+        for name, target in {**self.form.values, **self.row.suggestions}.items():
+            if name in known:
+                known[name] = load(target)()
         return known

@@ -20,7 +20,7 @@ def preprocess_form(row: Command) -> Form:
         _preprocess,
         choose=_format_of,
         note=_NOTE,
-        values={"format": "vlatool.plugins:FORMATS", "sink": "vlatool.plugins:SINKS"},
+        values={"format": "vlatool.plugins:FORMATS.names", "sink": "vlatool.plugins:SINKS.names"},
     )
 
 

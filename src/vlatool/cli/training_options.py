@@ -68,7 +68,10 @@ def _form(row: Command, body: Body) -> Form:
         is_flat=False,
         rows={name: _ROWS[name] for name in _ROWS if name != "from" or _is_finetune(row)},
         note=_NOTE,
-        values={"model.type": "vlatool.plugins:MODELS", "data.type": "vlatool.plugins:DATA_KINDS"},
+        values={
+            "model.type": "vlatool.plugins:MODELS.names",
+            "data.type": "vlatool.plugins:DATA_KINDS.names",
+        },
         unused_keys=() if has_rollouts else ("eval", "eval_every_n_checkpoints"),
     )
 
