@@ -22,7 +22,7 @@ from tests.builders.future_vla import write_samples
 from tests.builders.tokenizers import NETWORK, SIDE, SIZES, write_stage_1, write_teacher
 from tests.builders.toy_images import write_image_shards
 from tests.builders.toy_runs import toy_trainer
-from vlatool.config.resolve import Override, load_config
+from vlatool.config.resolve import Override, config_of, load_config
 from vlatool.events import NULL
 from vlatool.formats.run.layout import read_metrics
 from vlatool.loading.base import MicroBatch
@@ -72,7 +72,7 @@ def write_sources(root: Path) -> None:
         "resize_images_size": [48, 48],
         "workers": 1,
     }
-    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    preprocess(config_of(PreprocessConfig, tree))
     write_image_shards(root / IMAGES)
     write_samples(root)
     compose(ComposeConfig(tiny=True, output=str(root / "tiny")))

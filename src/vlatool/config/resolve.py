@@ -361,6 +361,12 @@ def load_config(
     return _validate(subclass, merged, layers)
 
 
+def config_of(schema: type[C], values: Mapping[str, Any]) -> C:
+    """Configuration of plain values, as if they were typed."""
+    overrides = [Override(key, value, coerce.TYPED_ORIGIN) for key, value in values.items()]
+    return load_config(schema, overrides=overrides).config
+
+
 def read_preset(schema: type[ConfigModel], name: str) -> Node:
     """Tree of a preset, in the section that it fills."""
     return _Layers(schema, STRICT, None).preset(name)
