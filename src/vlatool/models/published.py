@@ -195,14 +195,10 @@ class WeightsOrigin:
         """Local path of the file; a copy in the cache if it is remote."""
         if self.opened is not None or not is_remote(self.file):
             return self.opened or self.file
-        folder = self.file.parent
-        paths = [self.file]
+        name = self.file.name
         if self.checkpoint is not None:
-            folder = self.checkpoint.parent
-            manifest = CheckpointManifest.read(self.checkpoint)
-            paths = manifest.paths(self.checkpoint, [self.file.name])
-        names = [str(path.relative_to(folder)) for path in paths]
-        return local_copy(folder, names) / names[0]
+            return _local(self.checkpoint, [name]) / name
+        return local_copy(self.file.parent, [name]) / name
 
     @property
     def name(self) -> str:
@@ -275,12 +271,16 @@ class WeightsOrigin:
         """The checkpoint on the local disk; its files are compared with their digests."""
         assert self.checkpoint is not None
         manifest = CheckpointManifest.read(self.checkpoint)
-        paths = manifest.paths(self.checkpoint, [MANIFEST, *manifest.files])
-        above = self.checkpoint.parent
-        names = [str(path.relative_to(above)) for path in paths]
-        folder = local_copy(above, names) / self.checkpoint.name
+        folder = _local(self.checkpoint, [MANIFEST, *manifest.files])
         manifest.check(folder)
         return folder
+
+
+def _local(checkpoint: Path, names: Sequence[str]) -> Path:
+    """Local copy of a checkpoint with some of its files."""
+    above = checkpoint.parent  # frozen weights are beside the checkpoint
+    paths = CheckpointManifest.read(checkpoint).paths(checkpoint, names)
+    return local_copy(above, [str(path.relative_to(above)) for path in paths]) / checkpoint.name
 
 
 def _no_weights(text: str, missing: str, stored: str) -> UsageError:
