@@ -20,7 +20,6 @@ from vlatool.cli.completion import Completion
 from vlatool.cli.help import SHARED_HELP, help_text, write_rows
 from vlatool.cli.options import (
     CONTEXT,
-    OUTPUT_OPTIONS,
     OUTPUT_WORDS,
     OutputOptions,
     command_app,
@@ -94,7 +93,7 @@ class TableGroup(typer.core.TyperGroup):
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         rows = [(name, text) for name, text in self.summaries(ctx) if name.startswith(incomplete)]
         options = [option for param in self.params for option in param.opts]
-        names = [*options, "--help", *OUTPUT_OPTIONS] if incomplete.startswith("-") else []
+        names = [*options, "--help", *OUTPUT_WORDS] if incomplete.startswith("-") else []
         matches = [Completion(name) for name in names if name.startswith(incomplete)]
         return [*(Completion(name, text) for name, text in rows), *matches]
 

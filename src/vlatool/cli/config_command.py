@@ -143,7 +143,7 @@ class VlatoolCommand(typer.core.TyperCommand):
         from vlatool.config.problems import similar_keys
 
         schema = self._chosen_schema(ctx)
-        options = [*self._declared(ctx), *cli_options.OUTPUT_OPTIONS]
+        options = [*self._declared(ctx), *cli_options.OUTPUT_WORDS]
         names = [option[2:].replace("-", "_") for option in options if option.startswith("--")]
         near, note = similar_keys(name, schema, others=[*names, *self.form.rows])
         spelled = [f"--{key if '.' in key else key.replace('_', '-')}" for key in near]

@@ -4,7 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from vlatool.cli.output import is_main_process, to_json, write_stderr
 from vlatool.events import NullReporter, Progress, per_second
@@ -22,16 +22,11 @@ EVENT_EVERY_S = 1.0
 RATE_WINDOW_S = 60.0
 
 
-class _Display(Protocol):
-    def begin(self, count: "ProgressCounter") -> None: ...
-    def show(self, count: "ProgressCounter", *, is_end: bool) -> None: ...
-
-
 class ProgressCounter:
     """Progress that is shown at an interval and at its end."""
 
     def __init__(
-        self, name: str, total: int | None, unit: str, sink: _Display, interval_s: float
+        self, name: str, total: int | None, unit: str, sink: "LoggedReporter", interval_s: float
     ) -> None:
         self.name = name
         self.total = total
@@ -113,6 +108,9 @@ class LoggedReporter(NullReporter):
 
     def begin(self, count: ProgressCounter) -> None:
         """Shows nothing before the first interval."""
+
+    def show(self, count: ProgressCounter, *, is_end: bool) -> None:
+        """Shows the progress."""
 
 
 class LineReporter(LoggedReporter):

@@ -71,8 +71,7 @@ class ConfigModel(BaseModel):
     Class attributes that the loader (`vlatool.config.resolve`) uses at the root of a tree:
         exclusive: Groups of keys that exclude each other. A key in a later layer replaces the keys
             of its group in earlier layers.
-        flat_sections: Sections whose keys may also be written at the top level of files and command
-            lines.
+        flat_sections: Sections whose keys may also be written at the top level.
         help_groups: Headings in `--help` with the keys below them; all other keys are listed
             together.
         registries: Map from section to the registry of its types.
