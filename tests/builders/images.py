@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vlatool.config.resolve import config_of
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 
 WIDTH, HEIGHT = 24, 16
@@ -55,4 +56,4 @@ def image_shards(source: Path, output: Path, /, **options: Any) -> PreprocessRes
         "workers": 1,
         **options,
     }
-    return preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    return preprocess(config_of(PreprocessConfig, tree))

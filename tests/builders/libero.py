@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.builders.lerobot import Columns, write_lines
+from vlatool.config.resolve import config_of
 from vlatool.datasets.jsonl.layout import Window, parse_window
 from vlatool.errors import VlatoolError
 from vlatool.events import NULL, Reporter
@@ -99,7 +100,7 @@ def convert(
     """Runs `preprocess` into windows; the default format is `libero`."""
     where = {"format": "libero", "sources": [str(source)], "output": str(output), "workers": 1}
     tree = {**where, **options}
-    return preprocess(PreprocessConfig.specialize(tree).model_validate(tree), reporter=reporter)
+    return preprocess(config_of(PreprocessConfig, tree), reporter=reporter)
 
 
 def convert_error(source: Path, output: Path, /, **options: Any) -> VlatoolError:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vlatool.config.resolve import config_of
 from vlatool.loading.base import DroppedSample, MicroBatch, SampleReader, SampleRef
 from vlatool.loading.loader import BatchLoader, LoaderPlan, build_loader
 from vlatool.loading.order import OrderOptions, SampleOrder
@@ -47,7 +48,7 @@ def write_shards(raw: Path, output: Path, per_shard: int, **options: Any) -> Pat
         "workers": 1,
         **options,
     }
-    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    preprocess(config_of(PreprocessConfig, tree))
     return output / "shards"
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.builders.spartan import CAMERAS, Documents, session_folder
+from vlatool.config.resolve import config_of
 from vlatool.datasets.lbm.layout import read_manifest
 from vlatool.errors import VlatoolError
 from vlatool.events import NULL, Reporter
@@ -39,7 +40,7 @@ def run(
 ) -> PreprocessResult:
     """Result of a small run."""
     tree = options_for(source, output, **options)
-    return preprocess(PreprocessConfig.specialize(tree).model_validate(tree), reporter=reporter)
+    return preprocess(config_of(PreprocessConfig, tree), reporter=reporter)
 
 
 def refusal(source: Path, output: Path, /, **options: Any) -> VlatoolError:

@@ -23,7 +23,7 @@ from tests.builders.tokenizers import NETWORK, SIDE, SIZES, write_stage_1, write
 from tests.builders.toy_images import write_image_shards
 from tests.builders.toy_runs import toy_trainer
 from vlatool.checkpoints.layout import read_metrics
-from vlatool.config.resolve import Override, load_config
+from vlatool.config.resolve import Override, config_of, load_config
 from vlatool.events import NULL
 from vlatool.loading.base import MicroBatch
 from vlatool.training.config import TrainConfig
@@ -72,7 +72,7 @@ def write_sources(root: Path) -> None:
         "resize_images_size": [48, 48],
         "workers": 1,
     }
-    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    preprocess(config_of(PreprocessConfig, tree))
     write_image_shards(root / IMAGES)
     write_samples(root)
     compose(ComposeConfig(tiny=True, output=str(root / "tiny")))

@@ -15,6 +15,7 @@ from typing import Any, Self, get_args
 import numpy as np
 
 from tests.builders.world_recordings import WRITERS, record_world
+from vlatool.config.resolve import config_of
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError, EnvironmentProblem, UsageError
 from vlatool.jobs.command import JobConfig
@@ -207,7 +208,7 @@ def _source(format_name: str, folder: Path) -> Path:
         windows = {"past_lowdim_steps": 0, "future_lowdim_steps": 1} if is_frames else {}
         tree = {"format": first, "sources": [str(_source(first, folder))]}
         tree |= {"output": str(source), "workers": 1, "sink": {"type": format_name, **windows}}
-        preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+        preprocess(config_of(PreprocessConfig, tree))
     return source
 
 

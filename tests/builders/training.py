@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlatool.config.resolve import load_config, parse_override
+from vlatool.config.resolve import config_of, load_config, parse_override
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
@@ -62,7 +62,7 @@ def world_shards(
         "workers": 1,
         **options,
     }
-    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    preprocess(config_of(PreprocessConfig, tree))
     return root / "data"
 
 

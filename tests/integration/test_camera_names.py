@@ -8,6 +8,7 @@ import yaml
 
 from tests.builders import hdf5
 from tests.surface.invoke import run_vlatool
+from vlatool.config.resolve import config_of
 from vlatool.plugins import SINKS
 from vlatool.recordings.renaming import in_lower_case
 from vlatool.transforms.names import NameMap
@@ -38,7 +39,7 @@ def written(source: Path, output: Path, sink: str, **options: Any) -> Preprocess
     rotations = options.pop("camera_rotations", None)
     section = {"type": sink} | ({"camera_rotations": rotations} if rotations else {})
     tree |= {"workers": 1, "instruction": "go", "sink": section, **options}
-    return preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    return preprocess(config_of(PreprocessConfig, tree))
 
 
 @pytest.mark.parametrize("sink", SINKS.names())

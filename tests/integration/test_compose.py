@@ -21,7 +21,8 @@ from vlatool.errors import VlatoolError
 from vlatool.models.base import ModelType
 from vlatool.models.future_vla.config import FutureVlaConfig
 from vlatool.models.future_vla.spec import FutureVlaType
-from vlatool.models.trained import existing_weights, open_trained, section_of
+from vlatool.models.published import WeightsOrigin
+from vlatool.models.trained import open_trained, section_of
 from vlatool.storage.tree import files_below, sha256_of
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.compose import ComposeConfig, compose
@@ -162,7 +163,7 @@ def test_initial_weights_are_loaded_except_networks(folder: Path) -> None:
     model_type = FutureVlaType()
     parts = model_type.build(config)
     before = {k: v.clone() for k, v in parts["model"].module.state_dict().items()}
-    model_type.load_init(config, parts, existing_weights(str(folder)), ["model.visual.cnn1"])
+    model_type.load_init(config, parts, WeightsOrigin.find(str(folder)), ["model.visual.cnn1"])
     after, weights = parts["model"].module.state_dict(), weights_of(folder)
     for name, value in after.items():
         is_excluded = name.startswith("model.visual.cnn1")

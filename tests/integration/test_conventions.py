@@ -14,6 +14,7 @@ from tests.builders.conventions import Planted, actions_of, states_of, trajector
 from tests.builders.errors import fails
 from tests.builders.recording import Recorder
 from tests.surface.invoke import run_vlatool
+from vlatool.config.resolve import config_of
 from vlatool.conventions.file import conventions_of
 from vlatool.conventions.measure import measure_some
 from vlatool.datasets.lbm.layout import read_preprocessing_config
@@ -52,7 +53,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def written(recording: Path, output: Path, **options: Any) -> PreprocessResult:
     tree = {"format": "hdf5", "sources": [str(recording)], "output": str(output), "fps": 10}
     tree |= {"workers": 1, "instruction": "go", **options}
-    return preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    return preprocess(config_of(PreprocessConfig, tree))
 
 
 def poses(rotation: str) -> dict[str, Any]:
@@ -266,7 +267,7 @@ def test_no_declaration_of_a_real_recording_is_refused(name: str, tmp_path: Path
     rate = {"fps": 10} if "fps" in config.reader.Config.model_fields else {}
     tree = {"format": config.format, "sources": [str(REAL / name)], "output": str(tmp_path / "out")}
     tree |= {**rate, "sink": {"type": "lbm"}, "dry_run": True, "workers": 1}
-    assert preprocess(PreprocessConfig.specialize(tree).model_validate(tree)).is_planned
+    assert preprocess(config_of(PreprocessConfig, tree)).is_planned
 
 
 def test_trusted_declarations_and_other_statistics_are_named_by_training(

@@ -25,6 +25,7 @@ from tests.builders.training import (
     XYZ_COMMAND,
 )
 from vlatool.checkpoints.contract import CONTRACT
+from vlatool.config.resolve import config_of
 from vlatool.datasets.lbm.layout import (
     read_manifest,
     read_preprocessing_config,
@@ -217,7 +218,7 @@ def resized(data: Path, run: Path, tmp_path: Path, size: tuple[int, int]) -> Ope
         "resize_images_size": size,
         "workers": 1,
     }
-    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    preprocess(config_of(PreprocessConfig, tree))
     return OpenLoopConfig(
         checkpoint=str(run), data=str(tmp_path / "small"), output=str(tmp_path / "report")
     )

@@ -14,6 +14,7 @@ from tests.builders.errors import fails
 from tests.builders.lerobot import TASKS
 from tests.builders.pages import charts_of
 from tests.builders.preprocessing import metadata, run, samples
+from vlatool.config.resolve import config_of
 from vlatool.datasets.jsonl.layout import read_windows
 from vlatool.episode import Episode, LanguageSpan
 from vlatool.plugins import FORMATS
@@ -44,7 +45,7 @@ def recording(folder: Path, texts: tuple[bytes, ...] = SAID) -> dict[str, Any]:
 def written(output: Path, sink: str, tree: dict[str, Any], **options: Any) -> PreprocessResult:
     tree = {**tree, "workers": 1, "output": str(output)}
     tree["sink"] = {"type": sink, **options}
-    return preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    return preprocess(config_of(PreprocessConfig, tree))
 
 
 def episodes(folder: Path) -> list[Episode]:

@@ -255,13 +255,6 @@ def test_bad_input_is_an_error(
     assert exit_code == 2 or words[-1] in document["error"]["message"]
 
 
-def test_keys_of_the_job_may_stand_before_the_command() -> None:
-    words = ["--sagemaker.user", "ada", "launch", "--sagemaker.instance_type=p5", "sagemaker"]
-    code, text = run_vlatool(*words, *JOB[2:], "train", *RUN, "--dry-run", "--json")
-    assert code == 0
-    assert json.loads(text)["job"].startswith("ada-vlatool-")
-
-
 @pytest.mark.parametrize(
     ("name", "gpus"),
     [("p4de", 8), ("ml.g5.12xlarge", 4), ("g6.xlarge", 1), ("c5.xlarge", 0), ("g7.8xlarge", None)],

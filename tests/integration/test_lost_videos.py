@@ -11,6 +11,7 @@ from tests.builders.hostile import OBJECT
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.recording import Recorder
 from tests.builders.verifying import verified
+from vlatool.config.resolve import config_of
 from vlatool.errors import VlatoolError
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 from vlatool.workflows.verify import InspectConfig, inspect
@@ -18,7 +19,7 @@ from vlatool.workflows.verify import InspectConfig, inspect
 
 def preprocessed(root: Path, output: Path, reporter: Recorder, **keys: Any) -> PreprocessResult:
     tree = {"format": "lerobot", "sources": [str(root)], "output": str(output), "workers": 1}
-    config = PreprocessConfig.specialize(tree | keys).model_validate(tree | keys)
+    config = config_of(PreprocessConfig, tree | keys)
     return preprocess(config, reporter=reporter)
 
 

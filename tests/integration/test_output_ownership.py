@@ -17,7 +17,7 @@ from tests.builders.preprocessing import FRAMES, contents, options_for, run
 from tests.builders.spartan import spartan_task
 from tests.builders.training import tiny_config
 from vlatool.checkpoints.layout import RunDir
-from vlatool.config.resolve import load_config
+from vlatool.config.resolve import config_of, load_config
 from vlatool.errors import BugError, DataError, StorageError, UsageError
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
 from vlatool.events import NullProgress, NullReporter
@@ -114,7 +114,7 @@ def test_other_sink_removes_the_files_of_the_first(tmp_path: Path) -> None:
     source = spartan_task(tmp_path / "raw", 1, FRAMES)
     output = tmp_path / "out"
     tree = options_for(source, output)
-    config = PreprocessConfig.specialize(tree).model_validate(tree)
+    config = config_of(PreprocessConfig, tree)
     toy = PreprocessJob(config, make_sink=lambda _, setup: ToySink(ToySink.Config(), setup))
     run_job(toy, SerialExecutor())
     (output / "notes.txt").write_text("mine")

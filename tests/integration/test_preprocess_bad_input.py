@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.preprocessing import (
@@ -25,7 +24,9 @@ from tests.builders.preprocessing import (
     value,
 )
 from tests.builders.spartan import CAMERAS, Documents, spartan_task
+from vlatool.config.resolve import config_of
 from vlatool.datasets.stats.layout import read_stats
+from vlatool.errors import ConfigError
 from vlatool.workflows.preprocess import PreprocessConfig
 
 XYZ = "robot__actual__poses__left::panda__xyz"
@@ -83,8 +84,8 @@ def test_unknown_camera_is_reported_with_a_suggestion(
 
 @pytest.mark.parametrize(("key", "twice"), [("camera_names", "front"), ("image_indices", 1)])
 def test_repeated_names_are_rejected(key: str, twice: Any) -> None:
-    with pytest.raises(ValidationError, match="is given twice"):
-        PreprocessConfig.model_validate({key: [twice, twice]})
+    with pytest.raises(ConfigError, match="is given twice"):
+        config_of(PreprocessConfig, {key: [twice, twice]})
 
 
 DEEP = "[" * 100_000

@@ -10,6 +10,7 @@ from tests.builders.lerobot import lerobot_dataset
 from tests.builders.preprocessing import contents, refusal
 from tests.builders.sink_checks import SinkChecks
 from tests.builders.spartan import spartan_task
+from vlatool.config.resolve import config_of
 from vlatool.errors import PartialFailure
 from vlatool.jobs.ray_executor import RayExecutor
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
@@ -57,7 +58,7 @@ def test_two_nodes_write_the_same_lerobot_set_as_one_process(address: str, tmp_p
     engines = {"local": {"workers": 1}, "spread": {"engine": "ray", "ray_address": address}}
     for name, keys in engines.items():
         options = {**tree, **keys, "output": str(tmp_path / name)}
-        preprocess(PreprocessConfig.specialize(options).model_validate(options))
+        preprocess(config_of(PreprocessConfig, options))
 
     written = contents(tmp_path / "local")
     assert {"data/chunk-000/file-000.parquet", "meta/info.json"} <= {*written}

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.builders.errors import fails
-from vlatool.config.resolve import load_config
-from vlatool.errors import BugError, UsageError
+from vlatool.config.resolve import config_of, load_config
+from vlatool.errors import BugError, ConfigError, UsageError
 from vlatool.plugin import read_table
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 
@@ -63,7 +63,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(name: str = "./reader.py:Reader", **options: Any) -> PreprocessResult:
     tree = {"format": name, "sources": ["raw"], "output": "out", "workers": 1, **options}
-    return preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    return preprocess(config_of(PreprocessConfig, tree))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -92,7 +92,7 @@ def test_a_file_that_a_file_names_is_never_run(folder: Path) -> None:
     [("./other.py:Reader", "no such file"), ("./reader.py:Raeder", "has no class")],
 )
 def test_a_wrong_name_says_what_is_wrong(name: str, reason: str, folder: Path) -> None:
-    with pytest.raises(UsageError, match=reason):
+    with pytest.raises(ConfigError, match=reason):
         run(name)
 
 

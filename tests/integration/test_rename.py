@@ -14,6 +14,7 @@ from tests.builders.errors import fails
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.preprocessing import arrays, samples
 from tests.builders.recording import Recorder
+from vlatool.config.resolve import config_of
 from vlatool.datasets.lbm.layout import read_preprocessing_config
 from vlatool.events import NULL, Reporter
 from vlatool.loading.base import SampleRef
@@ -42,7 +43,7 @@ def written(
     tree = {"format": "hdf5", "sources": [str(recording)], "output": str(output), "workers": 1}
     tree |= {"instruction": "go", "samples_per_shard": 4}
     tree |= {"past_lowdim_steps": 1, "future_lowdim_steps": 2, "max_padding_right": 2, **options}
-    return preprocess(PreprocessConfig.specialize(tree).model_validate(tree), reporter=reporter)
+    return preprocess(config_of(PreprocessConfig, tree), reporter=reporter)
 
 
 def test_shards_differ_from_those_with_the_old_names_in_names_alone(

@@ -15,6 +15,7 @@ from tests.builders.preprocessing import contents
 from tests.builders.training import tiny_config
 from tests.builders.web_server import COMMIT, WebServer, web_server
 from vlatool.cli import app
+from vlatool.config.resolve import config_of
 from vlatool.errors import UsageError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.loading.dataset import open_dataset
@@ -81,7 +82,7 @@ def uploaded(folder: Path, target: str) -> str:
 def preprocessed(source: str, output: str | Path, **keys: Any) -> PreprocessResult:
     tree = {"format": "lerobot", "sources": [source], "output": str(output), "workers": 1, **keys}
     tree["sink"] = "lbm"
-    return preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    return preprocess(config_of(PreprocessConfig, tree))
 
 
 def verified(root: str) -> VerifyResult:

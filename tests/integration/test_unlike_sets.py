@@ -9,6 +9,7 @@ import pytest
 
 from tests.builders.recording import Recorder
 from tests.builders.unlike_sets import ROBOTS, made_options, write_set
+from vlatool.config.resolve import config_of
 from vlatool.conventions.file import conventions_of
 from vlatool.datasets.lbm.layout import read_preprocessing_config
 from vlatool.episode import Array
@@ -41,7 +42,7 @@ def written(
     sink = {key: options.pop(key) for key in ("pose_groups", "target")} | windows
     del options["rename"]["cameras"]
     tree |= options | {"sink": sink, "camera_names": ["none"]}
-    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    preprocess(config_of(PreprocessConfig, tree))
     return output
 
 

@@ -25,7 +25,7 @@ from tests.builders.training import tiny_config, world_shards
 from tests.builders.web_server import web_server
 from tests.builders.world_recordings import record_world
 from vlatool.checkpoints.layout import RunDir
-from vlatool.config.resolve import Override, load_config
+from vlatool.config.resolve import Override, config_of, load_config
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
 from vlatool.storage import transfer
 from vlatool.storage.atomic import remove_tree
@@ -266,7 +266,7 @@ def _lerobot(workspace: Workspace, overwrite: bool = False, **sink: Any) -> None
     tree = {"format": "libero", "sources": [str(workspace.inputs / "libero")], "workers": 1}
     tree |= {"output": str(workspace.out), "overwrite": overwrite}
     tree |= {"sink": {"type": "lerobot", "use_videos": True, **sink}}
-    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    preprocess(config_of(PreprocessConfig, tree))
 
 
 def _repair(workspace: Workspace) -> None:
@@ -276,7 +276,7 @@ def _repair(workspace: Workspace) -> None:
 
 def _curate(workspace: Workspace) -> None:
     keys = {"format": "hdf5", "sources": [f"{workspace.inputs}/hdf5"], "workers": 1}
-    curate(CurateConfig.specialize(keys).model_validate(keys | {"output": str(workspace.out)}))
+    curate(config_of(CurateConfig, keys | {"output": str(workspace.out)}))
 
 
 def _record(workspace: Workspace, form: Any) -> None:

@@ -6,9 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from copy import copy
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -20,13 +20,12 @@ from vlatool.cli.completion import Completion
 from vlatool.cli.help import SHARED_HELP, help_text, write_rows
 from vlatool.cli.options import (
     CONTEXT,
-    OUTPUT_OPTIONS,
     OUTPUT_WORDS,
     OutputOptions,
     command_app,
     take_output_options,
 )
-from vlatool.errors import SINGLE_FILE, UsageError
+from vlatool.errors import SINGLE_FILE, StorageError, UsageError
 
 
 class TableGroup(typer.core.TyperGroup):
@@ -52,13 +51,6 @@ class TableGroup(typer.core.TyperGroup):
         start = f"{self.prefix} ".lstrip()
         names = (words[len(start) :].split()[0] for words in COMMANDS if words.startswith(start))
         return {name: f"{start}{name}" for name in names}
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Moves keys that are typed before the name of a command, such as `--a.b c`, behind it."""
-        count = 0
-        while count < len(args) and args[count].startswith("--") and "." in args[count]:
-            count += 1 if "=" in args[count] else 2
-        return super().parse_args(ctx, [*args[count:], *args[:count]])
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Options; none during completion, because reading them makes Typer import pydantic."""
@@ -101,7 +93,7 @@ class TableGroup(typer.core.TyperGroup):
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         rows = [(name, text) for name, text in self.summaries(ctx) if name.startswith(incomplete)]
         options = [option for param in self.params for option in param.opts]
-        names = [*options, "--help", *OUTPUT_OPTIONS] if incomplete.startswith("-") else []
+        names = [*options, "--help", *OUTPUT_WORDS] if incomplete.startswith("-") else []
         matches = [Completion(name) for name in names if name.startswith(incomplete)]
         return [*(Completion(name, text) for name, text in rows), *matches]
 
@@ -279,7 +271,7 @@ def _report_error(error: BaseException, options: OutputOptions) -> int:
     """Writes an error, even if a second Ctrl-C comes, and returns its exit code."""
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     from vlatool.cli.failures import TerminatedError, as_vlatool_error
-    from vlatool.cli.output import to_json, write_error
+    from vlatool.cli.output import ERROR_FILE, write_error, write_error_file
 
     try:
         shown = as_vlatool_error(error)
@@ -287,13 +279,13 @@ def _report_error(error: BaseException, options: OutputOptions) -> int:
             shown.__cause__ = error
         if SINGLE_FILE in os.environ and shown.code == "environment.missing_dependency":
             _run_in_environment()
-        # The agent of torchrun and of `accelerate launch` shows the file as the last lines.
-        if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        if file := os.environ.get(ERROR_FILE):
             if isinstance(shown, TerminatedError) and os.environ.get("RANK") != "0":
                 return shown.exit_code  # ended by the agent, because another rank has failed
-            text = f"{shown.message}\n  hint: {shown.hint}" if shown.hint else shown.message
-            with suppress(OSError):
-                Path(file).write_text(to_json({"message": text, "timestamp": int(time.time())}))
+            told = copy(shown)  # the agent shows the message alone, as its last lines
+            told.message = f"{shown.message}\n  hint: {shown.hint}" if shown.hint else shown.message
+            with suppress(OSError, StorageError):
+                write_error_file(told, Path(file))
         write_error(shown, options)
         return shown.exit_code
     finally:

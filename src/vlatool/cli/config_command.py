@@ -6,45 +6,45 @@ type here is `Any`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from importlib import import_module
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer.core
 
 from vlatool.cli import help as cli_help
 from vlatool.cli import options as cli_options
-from vlatool.cli.commands import COMMANDS
+from vlatool.cli.commands import COMMANDS, Command
 from vlatool.cli.completion import completions
 from vlatool.errors import UsageError, VlatoolError
 
 if TYPE_CHECKING:
-    from vlatool.cli.keys import CommandLine, Key
+    from vlatool.cli.keys import CommandLine
     from vlatool.config.base import ConfigModel
 
 TYPED_CONFIG = "vlatool.typed_config"
-SCHEMA = "vlatool.schema"
 _ARGS = "vlatool.args"
 
 
-@dataclass(frozen=True)
-class ConfigSpec:
-    """Command-line form of the configuration of a command."""
+Body = Callable[[Any, Command, Mapping[str, Any]], None]
 
-    # Arguments → config class; imports it only when called.
-    schema: Callable[[Sequence[str]], "type[ConfigModel]"]
+
+@dataclass(frozen=True)
+class Form:
+    """How a command differs from others on the command line."""
+
+    body: Body  # function of (invocation, command, values) that runs the command
+    # Function with further options for Typer as parameters.
+    declare: Callable[..., None] = lambda: None
     # Keys of sections are options by their name alone, too; otherwise only as `--a.b`.
     is_flat: bool = True
     # Names of keys (`NAMES` of the config class) that the help lists, and their rows.
     rows: Mapping[str, cli_help.HelpRow] = field(default_factory=dict)
-    # Keys that are arguments; the list of options in the help leaves them out.
-    positionals: tuple[str, ...] = ()
+    # Words of an unfinished command line → values of keys that choose its sections.
+    choose: Callable[[Sequence[str]], Mapping[str, Any]] = lambda words: {}
     note: str = ""  # last paragraph of the help
-    # Dotted keys with a name of a registry as value → `module:registry`.
+    # Keys with known values → `module:function` that returns these.
     values: Mapping[str, str] = field(default_factory=dict)
-    # Keys with known values among others → `module:function` that returns these, for completion.
-    suggestions: Mapping[str, str] = field(default_factory=dict)
-    presets: tuple[str, ...] = ()  # folders of presets for this command
     # Keys and sections without a meaning here; help, `--keys` and completion leave them out.
     unused_keys: tuple[str, ...] = ()
 
@@ -53,50 +53,38 @@ class ConfigSpec:
         return name.partition(".")[0] not in self.unused_keys
 
 
-def schema_at(target: str) -> Callable[[Sequence[str]], "type[ConfigModel]"]:
-    """Config class `module:Class` for any arguments; imported when it is needed."""
-    return lambda _: load(target)
-
-
 def load(target: str) -> Any:
-    """Object at `module:name`."""
+    """Object at `module:name`; a name may be dotted."""
     module, _, name = target.partition(":")
-    return getattr(import_module(module), name)
+    return attrgetter(name)(import_module(module))
 
 
 class VlatoolCommand(typer.core.TyperCommand):
     """A command, whose configuration keys are removed from argv before Typer parses it."""
 
-    spec: ClassVar[ConfigSpec | None] = None  # None for a command without a configuration
-    arguments: ClassVar[str] = ""
-    examples: ClassVar[Sequence[str]] = ()
-    listed: ClassVar[Sequence[str]] = ()  # options that `--help` lists; empty: all
+    row: ClassVar[Command]
+    form: ClassVar[Form]
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **{**named, "context_settings": cli_options.CONTEXT})
-        if self.spec is not None:
-            self.params = [*_config_options(is_flat=self.spec.is_flat), *self.params]
+
+    @property
+    def usage(self) -> str:
+        """Names of the arguments."""
+        return " ".join(self.row.arguments.values())
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta[_ARGS] = list(args)
         if ctx.resilient_parsing:  # completion: `shell_complete` does all the work
             return super().parse_args(ctx, [])
-        if self.spec is None:
+        if not self.row.schema:
             return super().parse_args(ctx, args)
-        from vlatool.cli.keys import CommandLine, switch_by_name
-
-        options = self._declared(ctx)
-        keys = switch_by_name(self._schema(ctx), self._keys(ctx))
-        line = CommandLine(
-            args,
-            options,
-            {name: keys[name] for name in keys if f"--{name.replace('_', '-')}" not in options},
-            names=self._schema(ctx).NAMES,
-            has_bare_keys=not self.spec.is_flat,
-            lenient=cli_help.is_help(args),
-        )
+        help_words = [word for word in args if cli_help.is_help([word])]
+        line = self._line(ctx, args, lenient=bool(help_words))
         ctx.meta[TYPED_CONFIG] = line
-        if line.unknown and not cli_help.is_help(args):
+        if help_words:
+            return super().parse_args(ctx, help_words)
+        if line.unknown:
             name = line.unknown.lstrip("-").replace("-", "_")
             raise UsageError(
                 f"unknown option {line.unknown}",
@@ -111,23 +99,18 @@ class VlatoolCommand(typer.core.TyperCommand):
         return [] if ctx.resilient_parsing else super().get_params(ctx)
 
     def invoke(self, ctx: Any) -> Any:
-        spec = self.spec
-        if spec is None:
+        if not self.row.schema:
             return super().invoke(ctx)
         from vlatool.cli.keys import KeyTable
         from vlatool.cli.output import write_result
         from vlatool.config.resolve import ReadOptions
 
-        options = _config_options(is_flat=spec.is_flat)
-        values = {option.name: ctx.params.pop(option.name) for option in options}
         typed: CommandLine = ctx.meta[TYPED_CONFIG]
-        typed.read_options = ReadOptions(spec.presets, compat=values.get("compat", False))
+        values = {name: ctx.params.pop(name, None) for name in cli_options.CONFIG_OPTIONS}
+        typed.read_options = ReadOptions(self.row.presets, compat=bool(values["compat"]))
         if not values["keys"]:
             return super().invoke(ctx)
-        schema = self._schema(ctx)
-        if not spec.is_flat:
-            schema = typed.chosen_schema(schema)
-        table = KeyTable.of(schema, spec.is_used)
+        table = KeyTable.of(typed.chosen_schema(self.form.choose(typed.words)), self.form.is_used)
         return write_result(table, ctx.ensure_object(cli_options.OutputOptions))
 
     def _declared(self, ctx: Any) -> dict[str, bool]:
@@ -140,46 +123,29 @@ class VlatoolCommand(typer.core.TyperCommand):
                 has_value[option] = not getattr(param, "is_flag", False)
         return has_value
 
-    def _schema(self, ctx: Any) -> "type[ConfigModel]":
-        """Config class for the arguments."""
-        assert self.spec is not None
-        if SCHEMA not in ctx.meta:
-            ctx.meta[SCHEMA] = self.spec.schema(ctx.meta.get(_ARGS, []))
-        return ctx.meta[SCHEMA]
+    def _line(self, ctx: Any, args: Sequence[str], *, lenient: bool) -> "CommandLine":
+        from vlatool.cli.keys import CommandLine, KeyOptions
 
-    def _keys(self, ctx: Any) -> "dict[str, Key]":
-        """Keys by option name; if the config has sections, only the keys outside them."""
-        from vlatool.cli.keys import declared_keys
-
-        assert self.spec is not None
-        keys = declared_keys(self._schema(ctx))
-        if self.spec.is_flat:
-            return keys
-        return {name: key for name, key in keys.items() if "." not in name}
+        options = KeyOptions(load(self.row.schema), is_flat=self.form.is_flat)
+        return CommandLine(args, self._declared(ctx), options, lenient=lenient)
 
     def _chosen_schema(self, ctx: Any) -> "type[ConfigModel]":
         """Config class of an unfinished command line, with its presets and local files."""
-        assert self.spec is not None
-        schema = self._schema(ctx)
-        if self.spec.is_flat:
-            return schema
+        line = self._line(ctx, ctx.meta[_ARGS], lenient=True)
+        words = [word for word in line.words if "://" not in word]  # they could take long
         try:
-            return ctx.meta[TYPED_CONFIG].chosen_schema(schema)
+            return line.chosen_schema(self.form.choose(words))
         except VlatoolError:  # an unknown name, or a file that cannot be read
-            return schema
+            return line.schema
 
     def _nearest(self, ctx: Any, name: str) -> str:
         """Suggestion for an unknown option; empty if none is near."""
-        from vlatool.config.problems import owners_of_key, similar_keys
+        from vlatool.config.problems import similar_keys
 
-        assert self.spec is not None
         schema = self._chosen_schema(ctx)
-        owners = owners_of_key(name, schema) if self.spec.is_flat else ()
-        if owners:
-            return f"name what has it: {', '.join(owners)}"
-        options = [*self._declared(ctx), *cli_options.OUTPUT_OPTIONS]
+        options = [*self._declared(ctx), *cli_options.OUTPUT_WORDS]
         names = [option[2:].replace("-", "_") for option in options if option.startswith("--")]
-        near, note = similar_keys(name, schema, others=[*names, *self.spec.rows])
+        near, note = similar_keys(name, schema, others=[*names, *self.form.rows])
         spelled = [f"--{key if '.' in key else key.replace('_', '-')}" for key in near]
         return f"did you mean {', '.join(spelled)}?" if spelled else note
 
@@ -189,16 +155,16 @@ class VlatoolCommand(typer.core.TyperCommand):
         return cli_help.help_text(super().get_help(ctx), ctx)
 
     def format_usage(self, ctx: Any, formatter: Any) -> None:
-        formatter.write_usage(ctx.command_path, f"{self.arguments} [OPTIONS]".strip())
+        formatter.write_usage(ctx.command_path, f"{self.usage} [OPTIONS]".strip())
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        cli_help.write_examples(formatter, self.examples)
+        cli_help.write_examples(formatter, self.row.examples)
         is_complete = cli_help.HELP_ALL in ctx.meta.get(_ARGS, [])
         rows = self._write_arguments(ctx, formatter, is_short=not is_complete)
         declared = cli_help.declared_rows(super().get_params(ctx), ctx)
         if not is_complete:
             keys = {name: row for name, (_, row) in rows.items()}
-            listed = cli_help.listed_rows(self.listed, keys, declared)
+            listed = cli_help.listed_rows(self.row.options.split(), keys, declared)
             cli_help.write_rows(formatter, "Options", listed)
             return
         groups: dict[str, list[cli_help.HelpRow]] = {}
@@ -212,27 +178,26 @@ class VlatoolCommand(typer.core.TyperCommand):
         self, ctx: Any, formatter: Any, *, is_short: bool
     ) -> dict[str, tuple[str, cli_help.HelpRow]]:
         """Writes the arguments; returns the group and the row of each key, by name."""
-        spec = self.spec
-        if spec is None:
+        if not self.row.schema:
             return {}
         from vlatool.cli.keys import declared_keys
 
         arguments: list[cli_help.HelpRow] = []
-        names = dict(zip(spec.positionals, self.arguments.split(), strict=False))
-        rows = {name: ("Run", row) for name, row in spec.rows.items()}
+        listed = self.row.options.split()
+        rows = {name: ("Run", row) for name, row in self.form.rows.items()}
         for name, key in declared_keys(self._chosen_schema(ctx)).items():
-            values = load(spec.values[name]).names() if name in spec.values else ()
-            if name in names:
-                arguments.append(cli_help.argument_row(names[name], key, values))
-            elif spec.is_used(name) and (not is_short or "." not in name or name in self.listed):
+            values = load(self.form.values[name])() if name in self.form.values else ()
+            if name in self.row.arguments:
+                arguments.append(cli_help.argument_row(self.row.arguments[name], key, values))
+            elif self.form.is_used(name) and (not is_short or "." not in name or name in listed):
                 rows[name] = (key.group, cli_help.key_row(key, values, is_short=is_short))
         cli_help.write_rows(formatter, "Arguments", arguments)
         return rows
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        if self.spec is not None and self.spec.note:
+        if self.form.note:
             formatter.write_paragraph()
-            formatter.write_text(self.spec.note)
+            formatter.write_text(self.form.note)
         super().format_epilog(ctx, formatter)
 
     # completion
@@ -240,56 +205,35 @@ class VlatoolCommand(typer.core.TyperCommand):
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         typed = [word for word in ctx.meta.get(_ARGS, []) if word != "="]  # of bash
         ctx.meta[_ARGS] = typed
-        options: dict[str, Sequence[str] | None] = {}
-        for name, has_value in self._declared(ctx).items():
-            options[name] = [] if has_value else None
-        options |= cli_options.OUTPUT_WORDS
         start = f"{ctx.command_path.partition(' ')[2]} "
         below = [words.removeprefix(start) for words in COMMANDS if words.startswith(start)]
         arguments: list[Sequence[str]] = [below] if below else []
-        if self.spec is None:
-            return completions(options, arguments, typed, incomplete)
-        from vlatool.config.presets import list_presets
-
-        known = self._known_values(ctx, self.spec)
-        own: dict[str, Sequence[str] | None] = {}
-        for name, values in known.items():
-            if self.spec.is_used(name) and "." not in name:
-                own[f"--{name.replace('_', '-')}"] = values
-        own["-o"] = own.get("--output", [])
-        kinds = self.spec.presets
-        presets = [preset.name for preset in list_presets() if preset.kind in kinds]
-        options = {**own, **options, "--preset": presets, "-p": presets}
-        arguments = [known.get(name) or () for name in self.spec.positionals] or arguments
+        options: dict[str, Sequence[str] | None] = {}
+        if self.row.schema:
+            known = self._known_values(ctx)
+            options = {f"--{name.replace('_', '-')}": values for name, values in known.items()}
+            options["-p"] = options["--preset"]
+            options["-o"] = options.get("--output", [])
+            arguments = [known[name] or () for name in self.row.arguments] or arguments
+        for name, has_value in self._declared(ctx).items():
+            options.setdefault(name, [] if has_value else None)
+        options |= cli_options.OUTPUT_WORDS
         return completions(options, arguments, typed, incomplete)
 
-    def _known_values(self, ctx: Any, spec: ConfigSpec) -> dict[str, Sequence[str] | None]:
-        """Known values of keys by option name; None for a switch."""
+    def _known_values(self, ctx: Any) -> dict[str, Sequence[str] | None]:
+        """Known values of the options of keys outside sections; None for a switch."""
+        from vlatool.cli.keys import declared_keys
+        from vlatool.config.presets import list_presets
         from vlatool.config.schema import choices
 
-        known: dict[str, Sequence[str] | None] = {name: [] for name in spec.rows}
-        for name, key in self._keys(ctx).items():
-            known[name] = None if key.is_switch else choices(self._schema(ctx), key.path)
-        for name, target in spec.values.items():
-            known[name] = load(target).names()
-        for name, target in spec.suggestions.items():
-            known[name] = load(target)()
+        known: dict[str, Sequence[str] | None] = {name: [] for name in self.form.rows}
+        kinds = self.row.presets
+        known["preset"] = [preset.name for preset in list_presets() if preset.kind in kinds]
+        schema = self._chosen_schema(ctx)
+        for name, key in declared_keys(schema).items():
+            if self.form.is_used(name) and "." not in name:
+                known[name] = None if key.is_switch else choices(schema, key.path)
+        for name, target in {**self.form.values, **self.row.suggestions}.items():
+            if name in known:
+                known[name] = load(target)()
         return known
-
-
-@cache
-def _config_options(*, is_flat: bool) -> list[Any]:
-    """Options of every command with a configuration; `--compat` only if it has sections."""
-
-    def declare(
-        preset: cli_options.PresetOpt = None,
-        config: cli_options.ConfigOpt = None,
-        set_: cli_options.SetOpt = None,
-        compat: cli_options.CompatOpt = False,
-        keys: cli_options.KeysOpt = False,
-    ) -> None: ...
-
-    app = cli_options.command_app()
-    app.command()(declare)
-    options = typer.main.get_command(app).params
-    return [option for option in options if not is_flat or option.name != "compat"]

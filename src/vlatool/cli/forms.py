@@ -1,16 +1,13 @@
 """Builds commands of Typer from the rows of the table, and starts them on several ranks."""
 
 import inspect
-import json
 import logging
 import os
 import signal
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,16 +15,25 @@ from typing import Any
 import typer
 
 from vlatool.cli.commands import Command
-from vlatool.cli.config_command import ConfigSpec, VlatoolCommand, load, schema_at
+from vlatool.cli.config_command import Form, VlatoolCommand, load
 from vlatool.cli.failures import Terminated, as_vlatool_error
-from vlatool.cli.options import JsonLinesOpt, NprocOpt, TextArg, TextsArg, command_app
-from vlatool.cli.output import error_document, to_json, write_error, write_stderr, write_stdout
+from vlatool.cli.options import (
+    CONFIG_OPTIONS,
+    JsonLinesOpt,
+    NprocOpt,
+    TextArg,
+    TextsArg,
+    command_app,
+)
+from vlatool.cli.output import (
+    ERROR_FILE,
+    write_error,
+    write_error_file,
+    write_stderr,
+    write_stdout,
+)
 from vlatool.cli.session import Invocation, command
-from vlatool.errors import VlatoolError
 from vlatool.events import STOP_SIGNALS
-from vlatool.results import Result
-
-_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
 
 def run_on_ranks(run: Invocation, processes: int | None) -> bool:
@@ -75,7 +81,7 @@ def _rank(run: Invocation) -> Iterator[None]:
         for number in (signal.SIGINT, *STOP_SIGNALS):  # the starting process may send it again
             signal.signal(number, signal.SIG_IGN)
         shown = as_vlatool_error(error)
-        write_error_file(shown, Path(os.environ[_ERROR_FILE]))
+        write_error_file(shown, Path(os.environ[ERROR_FILE]))
         logging.getLogger("vlatool").debug("the rank ended with", exc_info=True)
         if run.options.debug:
             write_stderr("".join(traceback.format_exception(error)).rstrip())
@@ -85,21 +91,8 @@ def _rank(run: Invocation) -> Iterator[None]:
 
 def _report_end(run: Invocation) -> None:
     """Reports the end of a rank by a signal, unless a launcher reports the ends of its ranks."""
-    if _ERROR_FILE not in os.environ:
+    if ERROR_FILE not in os.environ:
         write_error(as_vlatool_error(Terminated()), run.options)
-
-
-def write_error_file(error: VlatoolError, file: Path) -> None:
-    """Writes the error of a rank; torchrun reads `message` and `timestamp`, in seconds."""
-    from vlatool.storage.atomic import write_json
-
-    document = {**error_document(error), "timestamp": int(time.time())}
-    if isinstance(result := error.result, Result):
-        document["result"] = {"json_document": result.document(), "plain_text": result.text()}
-    write_json(file, json.loads(to_json(document)))
-
-
-Body = Callable[[Invocation, Command, Mapping[str, Any]], None]
 
 
 def run_workflow(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
@@ -113,23 +106,9 @@ def run_workflow(run: Invocation, row: Command, values: Mapping[str, Any]) -> No
         run.finish(workflow(config, reporter=run.reporter))
 
 
-def no_options() -> None:
-    """Declares no options."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """How a command looks on the command line: arguments, options, aliases."""
-
-    spec: ConfigSpec | None  # options of the configuration; None for a command without one
-    body: Body = run_workflow  # function of (invocation, command, values) that runs the command
-    # Function with further options for Typer as parameters.
-    declare: Callable[..., None] = no_options
-
-
 def typer_command(words: str, row: Command) -> Any:
     """Command of Typer for a row of the table."""
-    form: Form = load(row.form)(row) if row.form else Form(_spec(row))
+    form: Form = load(row.form)(row) if row.form else Form(run_workflow)
 
     def body(ctx: typer.Context, **values: Any) -> None:
         is_list = values.pop("jsonl", False)
@@ -145,29 +124,9 @@ def typer_command(words: str, row: Command) -> Any:
     body.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     body.__doc__ = f"{row.summary}\n\n{row.details}".strip()
     app = command_app()
-    app.command(words.rpartition(" ")[2], cls=_command_class(row, form))(body)
+    kind = type("Command", (VlatoolCommand,), {"row": row, "form": form})
+    app.command(words.rpartition(" ")[2], cls=kind)(body)
     return typer.main.get_command(app)
-
-
-def _spec(row: Command) -> ConfigSpec | None:
-    if not row.schema:
-        return None
-    return ConfigSpec(
-        schema_at(row.schema),
-        positionals=tuple(row.arguments),
-        suggestions=row.suggestions,
-        presets=row.presets,
-    )
-
-
-def _command_class(row: Command, form: Form) -> type[VlatoolCommand]:
-    members = {
-        "spec": form.spec,
-        "arguments": " ".join(row.arguments.values()),
-        "examples": row.examples,
-        "listed": row.options.split(),
-    }
-    return type("Command", (VlatoolCommand,), members)
 
 
 def _parameters(row: Command, form: Form) -> list[inspect.Parameter]:
@@ -175,6 +134,10 @@ def _parameters(row: Command, form: Form) -> list[inspect.Parameter]:
     kinds: dict[str, tuple[Any, Any]] = {"ctx": (typer.Context, inspect.Parameter.empty)}
     for key, name in row.arguments.items():
         kinds[key] = (TextsArg if "..." in name else TextArg, None)
+    if row.schema:
+        kinds |= CONFIG_OPTIONS
+        if form.is_flat:
+            del kinds["compat"]
     for name, parameter in inspect.signature(form.declare).parameters.items():
         kinds[name] = (parameter.annotation, parameter.default)
     if row.has_ranks:

@@ -3,16 +3,16 @@
 Loaded only by commands that have a configuration.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from vlatool.cli.output import to_json
-from vlatool.config.base import ConfigModel, Ignored, Names
+from vlatool.config.base import ConfigModel, Ignored
+from vlatool.config.coerce import alternatives
 from vlatool.config.resolve import STRICT, Override, chosen_schema, parse_override
-from vlatool.config.schema import ANY_NAME, KeyInfo, dotted_keys
+from vlatool.config.schema import ANY_NAME, dotted_keys
 from vlatool.errors import UsageError
 from vlatool.results import Result
 
@@ -40,7 +40,9 @@ class Key:
 def declared_keys(schema: type[ConfigModel]) -> dict[str, Key]:
     """All keys of a flat config class by option name, including keys of its flat sections."""
     keys: dict[str, Key] = {}
-    for info in _typable(schema):
+    for info in dotted_keys(schema):
+        if ANY_NAME in info.key.split("."):  # inside a list, or a mapping with names of yours
+            continue
         section, dot, rest = info.key.partition(".")
         name = rest if dot and section in schema.flat_sections else info.key
         if name == "type":  # the type of a section has its name: `--sink lbm`
@@ -59,11 +61,6 @@ def declared_keys(schema: type[ConfigModel]) -> dict[str, Key]:
             group=group or "Keys",
         )
     return keys
-
-
-def _typable(schema: type[ConfigModel]) -> list[KeyInfo]:
-    """Keys whose complete name is known, so none inside lists or mappings with names of yours."""
-    return [info for info in dotted_keys(schema) if ANY_NAME not in info.key.split(".")]
 
 
 def _typed_form(kind: str) -> str:
@@ -90,17 +87,30 @@ def default_text(value: Any) -> str:
     return str(value)
 
 
-def switch_by_name(schema: type[ConfigModel], keys: Mapping[str, Key]) -> dict[str, bool]:
-    """The keys, and other programs' names of keys, that are options; True for a switch."""
-    switches = {name: key.is_switch for name, key in keys.items()}
-    for name, row in schema.NAMES.items():
-        if "." in name or name in switches:
-            continue
+class KeyOptions:
+    """The options that are keys of a configuration, or names that other programs have for them."""
+
+    def __init__(self, schema: type[ConfigModel], *, is_flat: bool) -> None:
+        self.schema = schema
+        self.is_flat = is_flat  # keys of sections are options by their name alone
+        self._keys = declared_keys(schema)
+
+    def is_switch(self, name: str) -> bool | None:
+        """True for an option that needs no value; None if no key has this name."""
+        key = self._keys.get(name)
+        if key is not None and (self.is_flat or "." not in name):
+            return key.is_switch
+        row = None if "." in name else self.schema.NAMES.get(name)
         if isinstance(row, str):
-            switches[name] = "=" in row or (row in keys and keys[row].is_switch)
-        else:
-            switches[name] = isinstance(row, Ignored) and row.is_switch
-    return switches
+            return "=" in row or bool(self.is_switch(row))
+        if row is not None:
+            return isinstance(row, Ignored) and row.is_switch
+        # Which section it is follows from the arguments and files, which are not read yet.
+        for registry in self.schema.registries.values():
+            for owner in registry.names_with_key(name):
+                annotation = registry.get(owner).Config.model_fields[name].annotation
+                return bool in alternatives(annotation)
+        return None
 
 
 class CommandLine:
@@ -115,26 +125,27 @@ class CommandLine:
         self,
         argv: Sequence[str],
         options: Mapping[str, bool],  # those that Typer parses; True if an option takes a value
-        keys: Mapping[str, bool],  # names (with underscores) of keys; True for a switch
+        keys: KeyOptions,
         *,
-        names: Names,  # names of keys of other programs
-        has_bare_keys: bool = False,  # `a.b=c` sets a key, and `config=FILE` is `--config FILE`
-        lenient: bool = False,  # an incomplete command line is no error
+        lenient: bool = False,  # of an incomplete command line, only the start is read
     ) -> None:
         self.rest: list[str] = []  # the arguments left for Typer
+        self.words: list[str] = []  # of these, the ones that are no options
         self.typed: list[Override] = []  # values in the order typed
         self.presets: Sequence[str] = []
         self.files: Sequence[str] = []  # YAML files, applied after the presets
         self.read_options = STRICT  # options for reading presets and files
         self.unknown = ""  # the first unknown option
-        self._names = names
         self._argv = list(argv)
         self._options = options
         self._keys = keys
-        self._has_bare_keys = has_bare_keys
-        self._lenient = lenient
+        self.schema = keys.schema
         self._position = 0
-        self._walk()
+        try:
+            self._walk()
+        except UsageError:
+            if not lenient:
+                raise
 
     def overrides(self, positionals: Mapping[str, Any]) -> list[Override]:
         """Arguments, then keys as typed."""
@@ -145,7 +156,7 @@ class CommandLine:
         given = {override.key for override in result}
         for override in self.typed:
             name = override.key.replace("-", "_")
-            key = self._names.get(name, name)
+            key = self.schema.NAMES.get(name, name)
             if key in given:
                 by = [f"the argument {str(key).upper()}", override.origin.rpartition(" ")[2]]
                 raise UsageError(
@@ -156,13 +167,13 @@ class CommandLine:
                 )
         return [*result, *self.typed]
 
-    def chosen_schema(self, schema: type[ConfigModel]) -> type[ConfigModel]:
-        """Class that the presets, the files that exist, and the typed values choose."""
+    def chosen_schema(self, positionals: Mapping[str, Any]) -> type[ConfigModel]:
+        """Class that presets, files and typed values choose."""
         return chosen_schema(
-            schema,
+            self.schema,
             presets=self.presets,
-            files=[file for file in self.files if not self._lenient or os.path.isfile(file)],
-            overrides=self.typed,
+            files=self.files,
+            overrides=self.overrides(positionals),
             read_options=self.read_options,
         )
 
@@ -177,10 +188,11 @@ class CommandLine:
                 self._long(word)
             elif _is_option(word):
                 self._short(word)
-            elif self._has_bare_keys and (match := _BARE_KEY.fullmatch(word)):
+            elif not self._keys.is_flat and (match := _BARE_KEY.fullmatch(word)):
                 self._bare(*match.groups())
             else:
                 self.rest.append(word)
+                self.words.append(word)
 
     def _bare(self, key: str, text: str) -> None:
         if key == "config":
@@ -194,21 +206,23 @@ class CommandLine:
         value = text if equals else None
         name = option[2:].replace("-", "_")
         if name == "set":
-            text = self._value(option, value)
-            if text is not None:
-                self._add(text, "")
-        elif name in self._keys or "." in name:
+            self._add(self._value(option, value), "")
+            return
+        name = _PUBLISHED_OPTIONS.get(name, name)
+        declared = "--" + name.replace("_", "-")
+        if declared in self._options:
+            self._pass_on(declared, option, value)
+        elif "." in name or self._keys.is_switch(name) is not None:
             self._key(name, option, value)
-        elif name.startswith("no_") and self._keys.get(name[3:]) and not equals:
+        elif name.startswith("no_") and self._keys.is_switch(name[3:]) and not equals:
             self._add(f"{name[3:]}=false", option)
         else:
-            name = _PUBLISHED_OPTIONS.get(name, name)
-            self._pass_on("--" + name.replace("_", "-"), option, value)
+            self._pass_on(declared, option, value)
 
     def _short(self, word: str) -> None:
         short = word[:2]
         value = word[2:].removeprefix("=") or None
-        if short == "-o" and "output" in self._keys:
+        if short == "-o" and self._keys.is_switch("output") is not None:
             self._key("output", short, value)
         elif short in self._options:
             self._pass_on(short, short, value)
@@ -216,32 +230,24 @@ class CommandLine:
             self._pass_on(word, word, value)
 
     def _key(self, key: str, option: str, value: str | None) -> None:
-        if self._keys.get(key) and value is None:
+        if value is None and self._keys.is_switch(key):
             # A switch; a word such as `true` behind it is its value.
             value = "true"
             for word in self._argv[self._position : self._position + 1]:
                 if word.lower() in _BOOL_WORDS:
                     value = word
                     self._position += 1
-        text = self._value(option, value)
-        if text is not None:
-            self._add(f"{key}={text}", option)
+        self._add(f"{key}={self._value(option, value)}", option)
 
     def _add(self, text: str, option: str) -> None:
-        try:
-            self.typed.append(parse_override(text, option))
-        except UsageError:
-            if not self._lenient:
-                raise
+        self.typed.append(parse_override(text, option))
 
-    def _value(self, option: str, value: str | None) -> str | None:
+    def _value(self, option: str, value: str | None) -> str:
         if value is not None:
             return value
         if not self._is_last_word():
             self._position += 1
             return self._argv[self._position - 1]
-        if self._lenient:
-            return None
         raise UsageError(
             f"the option {option} needs a value",
             hint=f"write {option} VALUE, or {option}=VALUE for a value that starts with a dash",
@@ -268,12 +274,11 @@ class CommandLine:
                 self._position += 1
         elif has_value:
             value = self._value(option, value)
-            if value is not None:
-                self.rest += [name, value]
-                self._note(name, value)
+            self.rest += [name, value]
+            self._note(name, value)
         elif value is None or value.lower() in ("true", "yes", "on", "1"):
             self.rest.append(name)
-        elif not self._lenient and value.lower() not in _BOOL_WORDS:
+        elif value.lower() not in _BOOL_WORDS:
             raise UsageError(
                 f"the option {option} is a switch and takes no value, but got {value!r}",
                 hint=f"write {option}",

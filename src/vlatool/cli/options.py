@@ -32,11 +32,14 @@ OUTPUT_HELP = [
     ("--quiet, --verbose", "Print warnings only (-q), the log (-v, -vv, --debug)."),
     ("--log-file FILE", "Append the complete log to FILE."),
 ]
-OUTPUT_OPTIONS = ("--json", "--progress", "--quiet", "--verbose", "--log-file", "--debug")
+# Output options to their known values; None for a switch.
 OUTPUT_WORDS: dict[str, tuple[str, ...] | None] = {
-    **dict.fromkeys(OUTPUT_OPTIONS),
+    "--json": None,
     "--progress": PROGRESS_MODES,
+    "--quiet": None,
+    "--verbose": None,
     "--log-file": (),
+    "--debug": None,
 }
 # Switches, and the fields of `OutputOptions` that they set.
 _SWITCHES = {"--json": "json", "--debug": "debug", "-q": "quiet", "--quiet": "quiet"}
@@ -113,6 +116,14 @@ CompatOpt = Annotated[
 KeysOpt = Annotated[
     bool, typer.Option("--keys", help="List the configuration keys of this command and exit.")
 ]
+# Options of every command with a configuration; `--compat` only if it has sections.
+CONFIG_OPTIONS = {
+    "preset": (PresetOpt, None),
+    "config": (ConfigOpt, None),
+    "set_": (SetOpt, None),
+    "compat": (CompatOpt, False),
+    "keys": (KeysOpt, False),
+}
 NprocOpt = Annotated[
     int | None,
     typer.Option(

@@ -5,16 +5,21 @@ import math
 import os
 import select
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 from vlatool.cli.options import OutputOptions
 from vlatool.credentials import without_credentials
 from vlatool.errors import StorageError, VlatoolError
 from vlatool.results import MERGED, Result, one_line, printable
+
+# Where a launcher of several processes reads the error of each.
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,16 @@ def write_error(error: VlatoolError, options: OutputOptions) -> None:
     write_stderr(f"error: {one_line(error.message)}")
     if error.hint:
         write_stderr(f"hint: {error.hint}")
+
+
+def write_error_file(error: VlatoolError, file: Path) -> None:
+    """Writes the error of a rank; torchrun reads `message` and `timestamp`, in seconds."""
+    from vlatool.storage.atomic import write_json
+
+    document = {**error_document(error), "timestamp": int(time.time())}
+    if isinstance(result := error.result, Result):
+        document["result"] = {"json_document": result.document(), "plain_text": result.text()}
+    write_json(file, json.loads(to_json(document)))
 
 
 def error_document(error: VlatoolError) -> dict[str, Any]:

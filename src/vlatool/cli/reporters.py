@@ -4,31 +4,29 @@ import logging
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from vlatool.cli.output import is_main_process, to_json, write_stderr
-from vlatool.events import NullReporter, Progress, Reporter, per_second
+from vlatool.events import NullReporter, Progress, per_second
 from vlatool.results import one_line
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    pass
+
+REPORT_LOG = "vlatool.report"
+_log = logging.getLogger(REPORT_LOG)
+_log.addHandler(logging.NullHandler())  # reporters show what they log
 
 LINE_EVERY_S = 10.0
 EVENT_EVERY_S = 1.0
 RATE_WINDOW_S = 60.0
 
 
-class _Display(Protocol):
-    def begin(self, count: "ProgressCounter") -> None: ...
-    def show(self, count: "ProgressCounter", *, is_end: bool) -> None: ...
-
-
 class ProgressCounter:
     """Progress that is shown at an interval and at its end."""
 
     def __init__(
-        self, name: str, total: int | None, unit: str, sink: _Display, interval_s: float
+        self, name: str, total: int | None, unit: str, sink: "LoggedReporter", interval_s: float
     ) -> None:
         self.name = name
         self.total = total
@@ -78,13 +76,10 @@ class ProgressCounter:
         """
         if not self._recent:
             return None
-        first_at, first_done = self._recent[0]
-        last_at, last_done = self._recent[-1]
-        rate = per_second(last_done - first_done, last_at - first_at)
-        if rate is not None:
-            return rate
-        is_first_slow = per_second(1, first_at - self._started) is not None
-        return per_second(last_done, last_at - self._started) if is_first_slow else None
+        (first_at, first_done), (last_at, last_done) = self._recent[0], self._recent[-1]
+        if last_at == first_at and per_second(1, first_at - self._started) is not None:
+            first_at, first_done = self._started, 0
+        return per_second(last_done - first_done, last_at - first_at)
 
     @property
     def remaining_s(self) -> float | None:
@@ -98,12 +93,27 @@ class ProgressCounter:
         return max(self.total - self.done, 0) / self.rate
 
 
-class _Lines(NullReporter):
+class LoggedReporter(NullReporter):
+    """Reporter that logs notes, warnings and metrics, for the log file; bases show them, too."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        if _log.isEnabledFor(logging.INFO):
+            _log.info("step %s: %s", step, to_json(values, indent=None))
+
+    def note(self, message: str) -> None:
+        _log.info("%s", message)
+
+    def warn(self, code: str, message: str) -> None:
+        _log.warning("%s [%s]", message, code)
+
     def begin(self, count: ProgressCounter) -> None:
         """Shows nothing before the first interval."""
 
+    def show(self, count: ProgressCounter, *, is_end: bool) -> None:
+        """Shows the progress."""
 
-class LineReporter(_Lines):
+
+class LineReporter(LoggedReporter):
     """Reporter that writes a plain line every ten seconds and at the end of each bar.
 
     The metrics are in the fields of the bar; metrics and images are files of the run.
@@ -116,9 +126,11 @@ class LineReporter(_Lines):
         write_stderr(progress_line(count, is_end=is_end))
 
     def note(self, message: str) -> None:
+        super().note(message)
         write_stderr(one_line(message))
 
     def warn(self, code: str, message: str) -> None:
+        super().warn(code, message)
         write_stderr(f"warning: {one_line(message)} [{code}]")
 
 
@@ -126,7 +138,7 @@ def _round(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)
 
 
-class JsonReporter(_Lines):
+class JsonReporter(LoggedReporter):
     """Reporter that writes one JSON object per line."""
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:
@@ -150,55 +162,28 @@ class JsonReporter(_Lines):
         )
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        super().metrics(step, values)
         self._event("metrics", step=step, values=values)
 
     def note(self, message: str) -> None:
+        super().note(message)
         self._event("note", message=message)
 
     def warn(self, code: str, message: str) -> None:
+        super().warn(code, message)
         self._event("warning", code=code, message=message)
 
     def _event(self, kind: str, **info: Any) -> None:
         write_stderr(to_json({"event": kind, **info}, indent=None))
 
 
-class SilentReporter(NullReporter):
+class SilentReporter(LoggedReporter):
     """Reporter that writes only warnings, and only on rank 0."""
 
     def warn(self, code: str, message: str) -> None:
+        super().warn(code, message)
         if is_main_process():
             write_stderr(f"warning: {one_line(message)} [{code}]")
-
-
-class LoggedReporter:
-    """Reporter that passes everything to another and logs notes, warnings and metrics to a file."""
-
-    def __init__(self, reporter: Reporter, log_file: logging.Handler) -> None:
-        self._reporter = reporter
-        self._log_file = log_file
-
-    def progress(self, name: str, total: int | None, unit: str) -> Progress:
-        return self._reporter.progress(name, total, unit)
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        self._reporter.metrics(step, values)
-        self._log(logging.INFO, f"step {step}: {to_json(values, indent=None)}")
-
-    def images(self, step: int, images: "Mapping[str, NDArray[np.uint8]]") -> None:
-        self._reporter.images(step, images)
-
-    def note(self, message: str) -> None:
-        self._reporter.note(message)
-        self._log(logging.INFO, message)
-
-    def warn(self, code: str, message: str) -> None:
-        """Reports and logs the message with its code."""
-        self._reporter.warn(code, message)
-        self._log(logging.WARNING, f"{message} [{code}]")
-
-    def _log(self, level: int, message: str) -> None:
-        record = logging.LogRecord("vlatool.report", level, "", 0, message, None, None)
-        self._log_file.handle(record)
 
 
 def progress_line(count: ProgressCounter, *, is_end: bool) -> str:

@@ -15,15 +15,20 @@ from rich.table import Column  # noqa: TID253
 from rich.text import Text  # noqa: TID253
 
 from vlatool.cli.output import Stderr
-from vlatool.cli.reporters import ProgressCounter, format_count, format_number, format_rate
-from vlatool.events import NullReporter
+from vlatool.cli.reporters import (
+    LoggedReporter,
+    ProgressCounter,
+    format_count,
+    format_number,
+    format_rate,
+)
 from vlatool.results import one_line, printable
 
 _MIN_BAR_WIDTH = 10
 _MAX_BAR_WIDTH = 40
 
 
-class RichReporter(NullReporter):
+class RichReporter(LoggedReporter):
     """Live bars on stderr: count and time left, then rate and extra fields if they fit."""
 
     def __init__(self) -> None:
@@ -81,9 +86,11 @@ class RichReporter(NullReporter):
 
     def note(self, message: str) -> None:
         """Prints a message above the bars."""
+        super().note(message)
         self._console.print(printable(one_line(message)), markup=False, soft_wrap=True)
 
     def warn(self, code: str, message: str) -> None:
+        super().warn(code, message)
         text = printable(f"warning: {one_line(message)} [{code}]")
         self._console.print(text, style="yellow", markup=False, soft_wrap=True)
 

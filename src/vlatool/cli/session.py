@@ -15,7 +15,7 @@ import typer
 
 from vlatool import results
 from vlatool.cli import output
-from vlatool.cli.config_command import SCHEMA, TYPED_CONFIG
+from vlatool.cli.config_command import TYPED_CONFIG
 from vlatool.cli.options import OutputOptions
 from vlatool.credentials import hide, hide_environment, is_credential, without_credentials
 from vlatool.errors import ConfigError, UsageError
@@ -58,7 +58,7 @@ class Invocation:
         typed: CommandLine = self._ctx.meta[TYPED_CONFIG]
         try:
             resolved = load_config(
-                self._ctx.meta[SCHEMA],
+                typed.schema,
                 presets=typed.presets,
                 files=typed.files,
                 overrides=typed.overrides(positionals),
@@ -66,7 +66,7 @@ class Invocation:
             )
         except ConfigError as error:
             command_path = self._ctx.command_path
-            form = getattr(self._ctx.command, "arguments", "")
+            form = getattr(self._ctx.command, "usage", "")
             keys = f"{command_path} --keys"
             error.hint = error.hint.replace("vlatool resolve-config --keys", keys)
             if form and error.code == "config.missing_key":
@@ -82,7 +82,7 @@ class Invocation:
     def schema(self) -> "type[ConfigModel]":
         """Class of the configuration, for the types that this command line names."""
         typed: CommandLine = self._ctx.meta[TYPED_CONFIG]
-        return typed.chosen_schema(self._ctx.meta[SCHEMA])
+        return typed.chosen_schema({})
 
     def finish(self, result: output.Result) -> None:
         output.write_result(result, self.options)
@@ -111,11 +111,7 @@ def command(ctx: typer.Context, *, jsonl: bool = False) -> Iterator[Invocation]:
             code="usage.conflict",
         )
     reporter = _reporter(options)
-    with _logging(options, reporter) as log_file:
-        if log_file is not None:
-            from vlatool.cli.reporters import LoggedReporter
-
-            reporter = LoggedReporter(reporter, log_file)
+    with _logging(options, reporter):
         yield Invocation(ctx, options, reporter)
 
 
@@ -139,22 +135,21 @@ def _reporter(options: OutputOptions) -> Reporter:
 
 
 @contextmanager
-def _logging(options: OutputOptions, reporter: Reporter) -> Iterator[logging.Handler | None]:
+def _logging(options: OutputOptions, reporter: Reporter) -> Iterator[None]:
     """Sends log records to stderr and to the log file, and those of retries to the reporter; Python
     warnings become log records.
     """
     hide_environment()
-    log_file = _log_file(options.log_file) if options.log_file else None
     handlers = [_stderr_handler(options), _RetryHandler(reporter)]
-    if log_file is not None:
-        handlers.append(log_file)
+    if options.log_file:
+        handlers.append(_log_file(options.log_file))
     root = logging.getLogger()
     for handler in handlers:
         root.addHandler(handler)
     logging.getLogger("vlatool").setLevel(min(handler.level for handler in handlers))
     logging.captureWarnings(not options.debug)
     try:
-        yield log_file
+        yield
     except BaseException:
         logging.getLogger("vlatool").debug("the command ended with", exc_info=True)
         raise
@@ -188,7 +183,9 @@ def _stderr_handler(options: OutputOptions) -> logging.Handler:
     handler = logging.StreamHandler(cast(TextIO, output.Stderr()))
     handler.setLevel({0: logging.WARNING, 1: logging.INFO}.get(options.verbose, logging.DEBUG))
     handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
-    reported = {_RETRIES} if options.verbose else {_RETRIES, "py.warnings"}
+    from vlatool.cli.reporters import REPORT_LOG
+
+    reported = {_RETRIES, REPORT_LOG, *(() if options.verbose else ("py.warnings",))}
     handler.addFilter(lambda record: record.name not in reported)
     return handler
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlatool.cli.commands import Command
-from vlatool.cli.config_command import ConfigSpec, load, schema_at
-from vlatool.cli.forms import Form, run_on_ranks
+from vlatool.cli.config_command import Body, Form, load
+from vlatool.cli.forms import run_on_ranks
 from vlatool.cli.help import HelpRow
 from vlatool.cli.output import JsonResult
 from vlatool.cli.session import Invocation
@@ -45,31 +45,33 @@ SchemaOpt = Annotated[bool, typer.Option("--schema", help="Print the JSON Schema
 
 def train_form(row: Command) -> Form:
     """Form of `train`, `finetune` and `tokenizer train`."""
-    return Form(_spec(row), _train)
+    return _form(row, _train)
 
 
 def launch_form(row: Command) -> Form:
     """Form of the commands that start a training elsewhere."""
-    return Form(_spec(row), _launch)
+    return _form(row, _launch)
 
 
 def resolve_form(row: Command) -> Form:
     """Form of `resolve-config`, which takes a command line of `train` or `finetune`."""
     unused = ("overwrite", "dry_run", "device_memory", "rate", "measure")
-    spec = _spec(row)
-    rows = {name: spec.rows[name] for name in ("data", "from")}
-    return Form(replace(spec, rows=rows, unused_keys=unused), _resolve, _declare_resolve)
+    form = _form(row, _resolve)
+    rows = {name: form.rows[name] for name in ("data", "from")}
+    return replace(form, rows=rows, unused_keys=unused, declare=_declare_resolve)
 
 
-def _spec(row: Command) -> ConfigSpec:
+def _form(row: Command, body: Body) -> Form:
     has_rollouts = "rollouts" in row.presets
-    return ConfigSpec(
-        schema_at(row.schema),
+    return Form(
+        body,
         is_flat=False,
         rows={name: _ROWS[name] for name in _ROWS if name != "from" or _is_finetune(row)},
         note=_NOTE,
-        values={"model.type": "vlatool.plugins:MODELS", "data.type": "vlatool.plugins:DATA_KINDS"},
-        presets=row.presets,
+        values={
+            "model.type": "vlatool.plugins:MODELS.names",
+            "data.type": "vlatool.plugins:DATA_KINDS.names",
+        },
         unused_keys=() if has_rollouts else ("eval", "eval_every_n_checkpoints"),
     )
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from vlatool.config.coerce import coerce, unwrap
-from vlatool.config.schema import flat_keys, mark, unset_required
+from vlatool.config.schema import mark, unset_required
 from vlatool.errors import UsageError
 from vlatool.plugins import Registry
 
@@ -158,7 +158,7 @@ class ConfigModel(BaseModel):
             return data
         unused = ignored_names(cls)
         values: dict[str, Any] = {}
-        for key, value in _nest_flat_keys(data, cls).items():
+        for key, value in data.items():
             if key not in unused:
                 values[key] = _coerce_field(value, cls.model_fields.get(key))
         return values
@@ -167,27 +167,6 @@ class ConfigModel(BaseModel):
 def ignored_names(schema: type[ConfigModel]) -> dict[str, Ignored]:
     """Names without a meaning here."""
     return {name: row for name, row in schema.NAMES.items() if isinstance(row, Ignored)}
-
-
-def _nest_flat_keys(data: dict[str, Any], model: type[ConfigModel]) -> dict[str, Any]:
-    """Moves keys of flat sections into their sections; a section that is text is its `type`."""
-    section_of = flat_keys(model)
-    for section in model.flat_sections:
-        nested: dict[str, Any] = {}
-        rest: dict[str, Any] = {}
-        value = data.get(section)
-        if isinstance(value, str):
-            nested["type"] = value
-            value = None
-        for key, item in data.items():
-            if section_of.get(key) == section:
-                nested[key] = item
-            else:
-                rest[key] = item
-        if nested and (value is None or isinstance(value, dict)):
-            rest[section] = {**nested, **(value or {})}
-            data = rest
-    return data
 
 
 def _coerce_field(value: Any, field: FieldInfo | None) -> Any:

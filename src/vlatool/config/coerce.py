@@ -324,10 +324,9 @@ def _coerce(value: Any, annotation: Any) -> Any:
 
 def _rank(member: Any) -> int:
     """Position of a type in the order of attempts: narrow types first (`5` of `int | str`)."""
-    for position, kind in enumerate(_COERCERS):
-        if kind == _kind(member):
-            return position
-    return len(_COERCERS)
+    kinds = [*_COERCERS]
+    kind = _kind(member)
+    return kinds.index(kind) if kind in kinds else len(kinds)
 
 
 def _kind(member: Any) -> Any:

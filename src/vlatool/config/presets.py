@@ -1,5 +1,6 @@
 """Presets: lookup of files by name, in this package or checkout and in installed plugins."""
 
+import difflib
 import importlib.util
 import os
 import sys
@@ -10,7 +11,6 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from vlatool.errors import UsageError
-from vlatool.plugins import did_you_mean
 from vlatool.storage.uri import is_remote, location
 
 _GROUPS = ("vlatool.formats", "vlatool.models")
@@ -63,13 +63,8 @@ def preset_names(roots: Sequence[Path] | None = None) -> list[str]:
 
 
 def list_presets(roots: Sequence[Path] | None = None) -> list[PresetInfo]:
-    """All presets; a plugin cannot replace a preset of vlatool."""
-    presets: dict[str, PresetInfo] = {}
-    for root in _preset_roots(roots):
-        for path in sorted(root.rglob("*.yaml")):
-            info = PresetInfo(path.stem, _kind(path, root), path, _description(path))
-            presets.setdefault(info.name, info)
-    return list(presets.values())
+    """All presets."""
+    return [PresetInfo(path.stem, kind, path, _description(path)) for path, kind in _files(roots)]
 
 
 def preset_path(name: str, roots: Sequence[Path] | None = None, kinds: Sequence[str] = ()) -> Path:
@@ -85,31 +80,26 @@ def preset_path(name: str, roots: Sequence[Path] | None = None, kinds: Sequence[
         for candidate in candidates:
             if candidate.is_file():
                 return candidate
-    stem = name.replace("_", "-")
-    for root in _preset_roots(roots):
-        for path in sorted(root.rglob("*.yaml")):
-            kind = _kind(path, root)
-            if path.stem.replace("_", "-") != stem:
-                continue
-            if kinds and kind and kind not in kinds:
-                raise UsageError(
-                    f"the preset {name!r} is of kind {kind}, which this command cannot use",
-                    hint=f"use a preset of kind {' or '.join(kinds)}; `vlatool presets` lists all "
-                    "presets",
-                    code="usage.conflict",
-                    details={"preset": name, "kind": kind, "kinds": list(kinds)},
-                )
-            return path
     known: list[str] = []
-    for preset in list_presets(roots):
-        if not kinds or not preset.kind or preset.kind in kinds:
-            known.append(preset.name)
-    hint = did_you_mean(Path(stem).stem, known)
-    if not hint.startswith("did you mean"):
-        hint = "`vlatool presets` lists the presets"
+    for path, kind in _files(roots):
+        is_allowed = not kinds or not kind or kind in kinds
+        if is_allowed:
+            known.append(path.stem)
+        if path.stem.replace("_", "-") != name.replace("_", "-"):
+            continue
+        if not is_allowed:
+            raise UsageError(
+                f"the preset {name!r} is of kind {kind}, which this command cannot use",
+                hint=f"use a preset of kind {' or '.join(kinds)}; `vlatool presets` lists all "
+                "presets",
+                code="usage.conflict",
+                details={"preset": name, "kind": kind, "kinds": list(kinds)},
+            )
+        return path
+    near = difflib.get_close_matches(Path(name).stem, known, n=1)
     raise UsageError(
         f"there is no preset {name!r}",
-        hint=hint,
+        hint=f"did you mean {near[0]}?" if near else "`vlatool presets` lists the presets",
         code="usage.unknown_name",
         details={"preset": name, "known": known},
     )
@@ -151,6 +141,16 @@ def _preset_roots(roots: Sequence[Path] | None) -> Iterator[Path]:
         return
     yield builtin_root()
     yield from plugin_roots()
+
+
+def _files(roots: Sequence[Path] | None) -> Iterator[tuple[Path, str]]:
+    """Yields the file and the kind of each preset; a plugin cannot replace one of vlatool."""
+    names: set[str] = set()
+    for root in _preset_roots(roots):
+        for path in sorted(root.rglob("*.yaml")):
+            if path.stem not in names:
+                names.add(path.stem)
+                yield path, _kind(path, root)
 
 
 def _kind(path: Path, root: Path) -> str:

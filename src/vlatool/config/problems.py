@@ -132,28 +132,19 @@ def owners_of_key(key: str, schema: type[BaseModel]) -> list[str]:
 
 
 def similar_keys(
-    key: str,
-    schema: type[BaseModel],
-    value: coerce.Node | None = None,
-    others: Sequence[str] = (),
+    key: str, schema: type[BaseModel], others: Sequence[str] = (), words: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], str]:
     """Returns keys that an unknown key may stand for: by meaning, else by spelling. Without any, a
     note may say what to do instead.
 
-    `others` are names besides the keys of the class; the names below `value` are compared, too.
+    `others` are names besides the keys of the class; `words` are compared in place of the key.
     """
     flat: tuple[str, ...] = getattr(schema, "flat_sections", ())
     names = [*others, *(info.key for info in dotted_keys(schema)), *section_names(schema)]
     short = [_without_section(name, flat) for name in names]
-    words = [key]
-    if value is not None:
-        words = [name for name, _ in coerce.leaf_origins(value, key)] or words
-    meant: list[str] = []
-    for word in words:
-        meant += meant_keys(word, {*names, *short})
-    if meant:
-        return tuple(meant[:3]), ""
-    for word in words:
+    for word in words or (key,):
+        if meant := meant_keys(word, {*names, *short}):
+            return meant[:3], ""
         if note := note_on(word):
             return (), note
     if key.partition(".")[0] not in flat:  # without a section, as are the suggestions
@@ -162,22 +153,22 @@ def similar_keys(
 
 
 def _nearest_keys(key: str, patterns: Sequence[str]) -> tuple[str, ...]:
-    """Valid keys of any section that are similar to `key`, the most similar first."""
-    scores: dict[str, float] = {}
+    """Valid keys of any section with all words of `key`, or with a last part of similar spelling;
+    the most similar first.
+    """
     words = set(_WORD.split(key))
+    near: set[str] = set()
+    by_leaf: dict[str, list[str]] = {}
     for pattern in patterns:
         name = concrete_key(pattern, key)
         if name == key or ANY_NAME in name.split("."):
             continue
-        # From 0 to 1; the last part of a key counts most, as sections are often omitted.
-        leaf_score = _ratio(key.rpartition(".")[2], name.rpartition(".")[2])
-        score = 0.75 * leaf_score + 0.25 * _ratio(key, name)
+        by_leaf.setdefault(name.rpartition(".")[2], []).append(name)
         if words <= set(_WORD.split(name)):
-            score = max(score, _NEAR_KEY)
-        if score >= _NEAR_KEY:
-            scores[name] = score
-    ranked = sorted(scores, key=lambda name: -scores[name])[:3]
-    return tuple(name for name in ranked if scores[name] >= scores[ranked[0]] - 0.1)
+            near.add(name)
+    for leaf in difflib.get_close_matches(key.rpartition(".")[2], by_leaf, n=1, cutoff=_NEAR_KEY):
+        near.update(by_leaf[leaf])
+    return tuple(sorted(near, key=lambda name: (-_ratio(key, name), name))[:3])
 
 
 def _without_section(key: str, sections: Sequence[str]) -> str:
@@ -226,8 +217,6 @@ def _translate(detail: Mapping[str, Any], tree: coerce.Node, schema: type[BaseMo
         return Problem(key, origin, f'"{key}": {reason}')
     text = "unset" if value is None else _value_text(value)
     near = tuple(difflib.get_close_matches(text.strip('"'), valid, n=3, cutoff=_NEAR_VALUE))
-    if not near and value is not None and isinstance(value.value, dict):
-        near, _ = similar_keys(key, schema, value)
     return Problem(key, origin, f'"{key}" is {text}: {reason}', near)
 
 
@@ -242,7 +231,10 @@ def _unknown(
     if owners:
         message += f": it belongs to {' and '.join(owners)}"
         return Problem(key, origin, message, code=_UNKNOWN_KEY)
-    near, note = similar_keys(key, schema, value)
+    words: list[str] = []
+    if value is not None:
+        words = [name for name, _ in coerce.leaf_origins(value, key)]
+    near, note = similar_keys(key, schema, words=words)
     if note:
         message += f": {note}"
     return Problem(key, origin, message, near, _UNKNOWN_KEY)

@@ -31,9 +31,8 @@ from vlatool.storage.documents import MAX_DEPTH
 from vlatool.storage.uri import check_no_credentials, location
 
 _INCLUDE_WORD = "include "
-# Text of an override that is a mapping, or that includes a file.
-_MAPPING_STARTS = ("{", "!include ", "!replace ", _INCLUDE_WORD)
-_YAML_STARTS = ("[", '"', "'", *_MAPPING_STARTS[:-1])
+# Text of an override that is no plain scalar.
+_YAML_STARTS = ("[", '"', "'", "{", "!include ", "!replace ")
 # Published files include others by `key: include other.yaml`, from the current folder.
 _INCLUDE = re.compile(r"^include\s+(\S.*\.ya?ml)$")
 
@@ -50,13 +49,6 @@ class Override:
     def path(self) -> list[str]:
         """Parts of the key."""
         return self.key.replace("-", "_").split(".")
-
-    @property
-    def is_section(self) -> bool:
-        """True if the value is a mapping."""
-        if isinstance(self.value, str):
-            return self.value.startswith(_MAPPING_STARTS)
-        return isinstance(self.value, Mapping)
 
 
 def parse_override(text: str, option: str = "") -> Override:
@@ -85,18 +77,19 @@ def _override_layer(
     layer = Node({}, coerce.TYPED_ORIGIN)
     names: dict[str, str] = {}
     for override in overrides:
+        value = _override_value(override, budget)
         name = ".".join(override.path)
         key = schema.NAMES.get(name)
-        if isinstance(key, str) and "=" not in key and not override.is_section:
+        is_section = isinstance(value.value, dict)
+        if isinstance(key, str) and "=" not in key and not is_section:
             override = replace(override, key=key)  # so that values of both names are one list
             names[key] = name
-        value = _override_value(override, budget)
         first, *rest = override.path
         if not rest and first in schema.model_fields:
             value = _expand_texts(value, schema.model_fields[first].annotation)
             value = _expand_type(first, value, schema)
         earlier = coerce.find(layer, override.path)
-        if earlier is not None and not isinstance(earlier.value, dict) and not override.is_section:
+        if earlier is not None and not is_section and not isinstance(earlier.value, dict):
             value = replace(value, value=_repeat(coerce.to_value(earlier), coerce.to_value(value)))
         layer = coerce.put(layer, ".".join(override.path), value)
     return replace(layer, origin=coerce.TYPED_ORIGIN), names
@@ -366,6 +359,12 @@ def load_config(
     merged = _merge_layers(trees, subclass.exclusive, layers.problems)
     _check_no_credentials(merged)
     return _validate(subclass, merged, layers)
+
+
+def config_of(schema: type[C], values: Mapping[str, Any]) -> C:
+    """Configuration of plain values, as if they were typed."""
+    overrides = [Override(key, value, coerce.TYPED_ORIGIN) for key, value in values.items()]
+    return load_config(schema, overrides=overrides).config
 
 
 def read_preset(schema: type[ConfigModel], name: str) -> Node:

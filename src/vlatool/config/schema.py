@@ -2,7 +2,6 @@
 
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args, get_origin
@@ -22,27 +21,20 @@ class KeyInfo(NamedTuple):
 
     key: str  # dotted key, with `*` for an index or a free name
     type_text: str  # type such as `int | null`
-    default: Any  # JSON form of the default; also None if there is no default
+    default: Any  # default; None if there is none
     description: str  # help text
-    group: str = ""  # heading in `--help`; empty for the default heading
-
-
-@dataclass(frozen=True)
-class _Declared:
-    key: str
-    owner: type[BaseModel]
-    field: FieldInfo
-    default: Any
+    group: str  # heading in `--help`; empty for the default heading
+    owner: type[BaseModel]  # class that declares it
+    annotation: Any  # its type
 
 
 @lru_cache(maxsize=8)
 def dotted_keys(schema: type[BaseModel]) -> tuple[KeyInfo, ...]:
     """All keys of a class and of its sections; keys that union members share are listed once."""
     infos: dict[str, KeyInfo] = {}
-    for declared in _declared(schema):
-        if _sections(declared.field.annotation):
+    for info in _declared(schema):
+        if _sections(info.annotation):
             continue
-        info = _info(declared)
         first = infos.get(info.key)
         if first is None:
             infos[info.key] = info
@@ -54,28 +46,25 @@ def dotted_keys(schema: type[BaseModel]) -> tuple[KeyInfo, ...]:
 
 def section_names(schema: type[BaseModel]) -> list[str]:
     """Dotted keys of sections."""
-    keys: dict[str, None] = {}
-    for declared in _declared(schema):
-        if _sections(declared.field.annotation):
-            keys[declared.key] = None
-    return list(keys)
+    keys = [info.key for info in _declared(schema) if _sections(info.annotation)]
+    return list(dict.fromkeys(keys))
 
 
 def choices(schema: type[BaseModel], key: str) -> list[str]:
     """Valid values of a key if they are few and known, including `type` keys of unions."""
     values: list[str] = []
-    for declared in _declared(schema):
-        if concrete_key(declared.key, key) == key:
-            values += _literals(declared.field.annotation)
+    for info in _declared(schema):
+        if concrete_key(info.key, key) == key:
+            values += _literals(info.annotation)
     return list(dict.fromkeys(values))
 
 
 def types_with(schema: type[BaseModel], key: str) -> list[str]:
     """Value of `type` of each section class that declares a dotted key."""
     types: list[str] = []
-    for declared in _declared(schema):
-        if concrete_key(declared.key, key) == key and "type" in declared.owner.model_fields:
-            types += _literals(declared.owner.model_fields["type"].annotation)
+    for info in _declared(schema):
+        if concrete_key(info.key, key) == key and "type" in info.owner.model_fields:
+            types += _literals(info.owner.model_fields["type"].annotation)
     return list(dict.fromkeys(types))
 
 
@@ -134,7 +123,7 @@ def mark(field: FieldInfo, name: str) -> Any:
 
 
 @lru_cache(maxsize=8)
-def _declared(schema: type[BaseModel]) -> tuple[_Declared, ...]:
+def _declared(schema: type[BaseModel]) -> tuple[KeyInfo, ...]:
     """All fields of a class and of its sections."""
     return tuple(_walk(schema))
 
@@ -144,17 +133,33 @@ def _walk(
     prefix: str = "",
     instance: BaseModel | None = None,
     above: tuple[type, ...] = (),
-) -> Iterator[_Declared]:
+) -> Iterator[KeyInfo]:
     """Yields all fields of `model` and its sections, with the defaults of `instance` if given."""
+    groups: Mapping[str, tuple[str, ...]] = getattr(model, "help_groups", {})
+    group_of = {name: title for title, names in groups.items() for name in names}
     for name, field in sorted(model.model_fields.items(), key=_is_execution):
-        key = f"{prefix}{name}"
         default = default_of(field) if instance is None else getattr(instance, name, None)
-        yield _Declared(key, model, field, default)
+        yield KeyInfo(
+            f"{prefix}{name}",
+            _type_text(field.annotation),
+            to_jsonable_python(_changed_values(default), fallback=str),
+            field.description or "",
+            group_of.get(name, ""),
+            model,
+            field.annotation,
+        )
         for suffix, section in _sections(field.annotation):
-            if section in above:
-                continue
-            below = default if type(default) is section else None
-            yield from _walk(section, f"{key}{suffix}.", below, (*above, section))
+            if section not in above:
+                below = default if type(default) is section else None
+                start = f"{prefix}{name}{suffix}."
+                yield from _walk(section, start, below, (*above, section))
+
+
+def _changed_values(default: Any) -> Any:
+    """A default, of a section only what differs from its own defaults."""
+    if isinstance(default, BaseModel):
+        return default.model_dump(mode="json", exclude_defaults=True)
+    return default
 
 
 def _is_execution(item: tuple[str, FieldInfo]) -> bool:
@@ -197,23 +202,6 @@ def _literals(annotation: Any) -> list[str]:
         elif isinstance(member, type) and issubclass(member, Enum):
             values += [str(item.value) for item in member]
     return values
-
-
-def _info(declared: _Declared) -> KeyInfo:
-    default = declared.default
-    if isinstance(default, BaseModel):
-        default = default.model_dump(mode="json", exclude_defaults=True)
-    default = to_jsonable_python(default, fallback=str)
-    text = _type_text(declared.field.annotation)
-    return KeyInfo(declared.key, text, default, declared.field.description or "", _group(declared))
-
-
-def _group(declared: _Declared) -> str:
-    groups: Mapping[str, tuple[str, ...]] = getattr(declared.owner, "help_groups", {})
-    for title, names in groups.items():
-        if declared.key.rpartition(".")[2] in names:
-            return title
-    return ""
 
 
 def _type_text(annotation: Any) -> str:

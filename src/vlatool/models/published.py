@@ -5,13 +5,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from vlatool.checkpoints.checkpoint import CheckpointManifest, is_checkpoint
+from vlatool.checkpoints import locations
+from vlatool.checkpoints.checkpoint import (
+    EMA,
+    MANIFEST,
+    TRAINER,
+    CheckpointManifest,
+    is_checkpoint,
+    part_weights,
+)
 from vlatool.checkpoints.layout import BEST_NAME, RunDir, is_run
 from vlatool.errors import DataError, UsageError
 from vlatool.jobs.files import is_intact, read_file_list
 from vlatool.plugins import MODELS
 from vlatool.storage.cache import local_copy
-from vlatool.storage.uri import is_remote
+from vlatool.storage.uri import is_remote, pinned
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -112,6 +120,9 @@ _MODEL = "model"
 _CHECKPOINTS = "checkpoints"
 
 
+Weights = Literal["auto", "ema", "raw"]
+
+
 @dataclass(frozen=True)
 class WeightsOrigin:
     """Where trained weights come from; only small files of them are read."""
@@ -123,20 +134,71 @@ class WeightsOrigin:
     weights: str = ""  # `ema` or `raw`; empty if unknown
     # local path of the file, once it is opened; a cached copy if it is remote
     opened: Path | None = None
+    # model type and files of a published folder or file; None for a run
+    published: tuple[Any, PublishedFiles] | None = None
+
+    @classmethod
+    def find(cls, text: str, weights: Weights = "auto") -> "WeightsOrigin":
+        """Files of a run, a checkpoint, a published folder, or a file.
+
+        For a run, takes the newest checkpoint. A file in a checkpoint gets the configuration of its
+        run. `weights`: `ema`, `raw`, or `auto`: averaged weights if there are any.
+
+        Raises:
+            DataError: The location does not exist, or has no weights.
+            UsageError: It has only other weights.
+        """
+        locations.require_weights(text)
+        location = locations.with_run_above(pinned(text))
+        published = published_at(location)
+        if published is not None:
+            return cls._of_files(text, published, weights)
+        if location.is_file():
+            folder = location.parent
+            names = {part_weights(_MODEL, averaged=True): "ema", part_weights(_MODEL): "raw"}
+            if location.name in names and is_checkpoint(folder):
+                run = RunDir(folder.parent.parent)
+                return cls(text, location, run, folder, names[location.name])
+            return cls(text, location)
+        run, checkpoint = locations.find_checkpoint(location)
+        if checkpoint == location and not run.config.is_file():
+            raise locations.without_run(run, checkpoint)
+        stored = CheckpointManifest.read(checkpoint).files
+        averaged = part_weights(_MODEL, averaged=True)
+        if weights == "ema" and averaged not in stored:
+            raise _no_weights(str(checkpoint), "averaged", "raw")
+        kind = "ema" if averaged in stored and weights != "raw" else "raw"
+        name = averaged if kind == "ema" else part_weights(_MODEL)
+        if name not in stored:
+            raise DataError.at(
+                checkpoint,
+                f"has no weights of the part {_MODEL!r}",
+                hint="give a checkpoint of another run",
+                code="data.missing",
+            )
+        return cls(text, checkpoint / name, run, checkpoint, kind)
+
+    @classmethod
+    def _of_files(
+        cls, text: str, published: tuple[Any, PublishedFiles], weights: Weights
+    ) -> "WeightsOrigin":
+        files = published[1]
+        if weights != "raw" and files.averaged is not None:
+            return cls(text, files.averaged, weights="ema", published=published)
+        if files.kind and weights not in ("auto", files.kind):
+            missing = "averaged" if weights == "ema" else "raw"
+            raise _no_weights(text, missing, files.kind)
+        return cls(text, files.weights, weights=files.kind, published=published)
 
     @property
     def path(self) -> Path:
         """Local path of the file; a copy in the cache if it is remote."""
         if self.opened is not None or not is_remote(self.file):
             return self.opened or self.file
-        folder = self.file.parent
-        paths = [self.file]
+        name = self.file.name
         if self.checkpoint is not None:
-            folder = self.checkpoint.parent
-            manifest = CheckpointManifest.read(self.checkpoint)
-            paths = manifest.paths(self.checkpoint, [self.file.name])
-        names = [str(path.relative_to(folder)) for path in paths]
-        return local_copy(folder, names) / names[0]
+            return _local(self.checkpoint, [name]) / name
+        return local_copy(self.file.parent, [name]) / name
 
     @property
     def name(self) -> str:
@@ -166,23 +228,67 @@ class WeightsOrigin:
                 code=code,
             )
 
-    def read(self) -> "dict[str, Tensor]":
-        """Reads the tensors of the part `model` to the CPU, and checks the digest of the file."""
+    def read(self, model_type: str = "") -> "dict[str, Tensor]":
+        """Reads the tensors of the part `model` to the CPU, and checks the digest of the file.
+
+        `model_type`: the type that a run must have; empty: any.
+        """
         from vlatool.models.adapters import merged_weights
         from vlatool.models.weights import read_external_weights
 
+        if model_type:
+            self.check_type(model_type, "data.missing")
         path = self.path
         if self.checkpoint is not None:
             manifest = CheckpointManifest.read(self.checkpoint)
             manifest.check(self.checkpoint, [])  # the step
             manifest.check(path.parent, [self.file.name])
-        elif (published := published_at(self.file)) is not None:
-            published[1].checked(self.file, path)
+        elif self.published is not None:
+            self.published[1].checked(self.file, path)
         weights = read_external_weights(path)
         lora = {} if self.run is None else self.run.config_tree().get("lora") or {}
         if not lora.get("rank"):
             return weights
         return merged_weights(weights, lora["rank"], lora.get("alpha") or lora["rank"])
+
+    def check_progress(self, *, averaged: bool) -> None:
+        """Raises DataError if a checkpoint lacks a file from which its training continues."""
+        assert self.checkpoint is not None
+        names = CheckpointManifest.read(self.checkpoint).files
+        missing = [] if TRAINER in names else [TRAINER]
+        if averaged and not any(name.endswith(EMA) for name in names):
+            missing.append(EMA)
+        if missing:
+            raise DataError.at(
+                self.checkpoint / missing[0],
+                f"is missing, so the training of {self.text} cannot continue",
+                hint="copy it from where the checkpoint was trained; to start a new run from the "
+                "weights alone, set init_weights_only to true",
+                code="data.missing",
+            )
+
+    def local_checkpoint(self) -> Path:
+        """The checkpoint on the local disk; its files are compared with their digests."""
+        assert self.checkpoint is not None
+        manifest = CheckpointManifest.read(self.checkpoint)
+        folder = _local(self.checkpoint, [MANIFEST, *manifest.files])
+        manifest.check(folder)
+        return folder
+
+
+def _local(checkpoint: Path, names: Sequence[str]) -> Path:
+    """Local copy of a checkpoint with some of its files."""
+    above = checkpoint.parent  # frozen weights are beside the checkpoint
+    paths = CheckpointManifest.read(checkpoint).paths(checkpoint, names)
+    return local_copy(above, [str(path.relative_to(above)) for path in paths]) / checkpoint.name
+
+
+def _no_weights(text: str, missing: str, stored: str) -> UsageError:
+    return UsageError(
+        f"{text}: has no {missing} weights",
+        hint=f"use --weights {stored}",
+        code="usage.unsupported",
+    )
 
 
 @dataclass(frozen=True)

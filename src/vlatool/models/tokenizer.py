@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlatool.checkpoints.locations import require_weights
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted
@@ -120,7 +119,6 @@ def open_tokenizer(
     location: str, device: "device", changes: Mapping[str, Any] | None = None
 ) -> OpenTokenizer:
     """Opens the visual tokenizer of a run, a checkpoint, a published folder or a file."""
-    require_weights(location)
     trained = open_trained(location, device=device, changes=changes)
     model_type = trained.model_type
     network = model_type.tokenizer(trained.config.model, trained.parts, trained.assets)

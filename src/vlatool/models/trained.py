@@ -1,7 +1,7 @@
 """Opens trained weights of any kind: runs, checkpoints, published folders and files.
 
-`open_trained` gives networks with their weights, configuration and assets; `locate_weights` only
-finds the files. `locate_progress` finds the state from which training continues.
+`open_trained` gives networks with their weights, configuration and assets; `WeightsOrigin.find`
+only finds the files.
 
 Locations are local or remote; remote files are copied to the cache. Files of a checkpoint or an
 export are compared with their listed digests only when they are read. Does not import torch.
@@ -9,22 +9,15 @@ export are compared with their listed digests only when they are read. Does not 
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field, SerializeAsAny, ValidationError, create_model
 
 from vlatool.checkpoints import locations
-from vlatool.checkpoints.checkpoint import (
-    EMA,
-    MANIFEST,
-    TRAINER,
-    CheckpointManifest,
-    is_checkpoint,
-    part_weights,
-)
-from vlatool.checkpoints.layout import RunDir, is_run
+from vlatool.checkpoints.checkpoint import CheckpointManifest, part_weights
+from vlatool.checkpoints.layout import RunDir
 from vlatool.config.base import ConfigModel, option
 from vlatool.config.resolve import load_config
 from vlatool.config.schema import underived
@@ -35,19 +28,18 @@ from vlatool.models.base import ModelType, Part
 from vlatool.models.published import (
     PublishedFiles,
     Trained,
+    Weights,
     WeightsOrigin,
-    published_at,
     registered_type,
 )
 from vlatool.plugins import TRANSLATIONS, Registry
-from vlatool.storage.cache import FileCache, default_cache_folder, local_copy
+from vlatool.storage.cache import FileCache, default_cache_folder
 from vlatool.storage.uri import pinned
 
 if TYPE_CHECKING:
     from torch import Tensor, device, nn
 
 
-Weights = Literal["auto", "ema", "raw"]
 # Virtual key that `--data DIR` sets; each data kind maps it to one of its own keys.
 FOLDERS = "folders"
 
@@ -122,7 +114,7 @@ def open_trained(
     before: ConfigModel | None = None,
     reporter: Reporter = NULL,
 ) -> Trained:
-    """Opens trained weights; `locate_weights` describes the locations."""
+    """Opens trained weights; `WeightsOrigin.find` describes the locations."""
     import torch
 
     if device is None:
@@ -133,87 +125,37 @@ def open_trained(
             hint="give the run of `vlatool train`, such as runs/first",
             code="usage.missing_key",
         )
-    published = published_at(locations.with_run_above(pinned(location)))
-    if published is None:
-        opened = _open_run(locate_weights(location, weights), changes or {})
+    origin = WeightsOrigin.find(location, weights)
+    if origin.published is None:
+        opened = _open_run(origin, changes or {})
     else:
-        model_type, files = published
-        origin = _published_origin(location, files, weights)
-        origin = replace(origin, opened=files.checked(origin.file, origin.path))
-        files = replace(files, weights=origin.file, before=before)
-        with as_config_error(origin):
-            model = model_type.layout.open(files, origin.path)
-            sections = {"model": _changed(model.config, changes or {})}
-            if model.data is not None:
-                sections["data"] = model.data
-            config = TrainedConfig(**sections)
+        opened = _open_published(origin, origin.published, changes or {}, before, reporter)
         if origin.weights == "raw" and weights == "auto" and pinned(location) != origin.file:
             reporter.note(f"{location}: has no averaged weights, so the raw weights are used")
-        for note in model.notes:
-            reporter.note(note)
-        opened = Trained(config, model.parts, model.assets, origin, model.folder)
     parts = {name: module.to(device).eval() for name, module in opened.parts.items()}
     return replace(opened, parts=parts)
 
 
-def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:
-    """Files of a run, a checkpoint, a published folder, or a file.
-
-    For a run, takes the newest checkpoint. A file in a checkpoint gets the configuration of its
-    run.
-    """
-    location = locations.with_run_above(pinned(text))
-    if location.is_file():
-        folder = location.parent
-        names = {part_weights(_MODEL, averaged=True): "ema", part_weights(_MODEL): "raw"}
-        if location.name in names and is_checkpoint(folder) and is_run(folder.parent.parent):
-            run = RunDir(folder.parent.parent)
-            return WeightsOrigin(text, location, run, folder, names[location.name])
-        return WeightsOrigin(text, location)
-    published = published_at(location)
-    if published is not None:
-        return _published_origin(text, published[1], weights)
-    run, checkpoint = locations.find_checkpoint(location)
-    if checkpoint == location and not run.config.is_file():
-        raise locations.without_run(run, checkpoint)
-    manifest = CheckpointManifest.read(checkpoint)
-    has_averaged = part_weights(_MODEL, averaged=True) in manifest.files
-    if weights == "ema" and not has_averaged:
-        raise UsageError(
-            f"{checkpoint}: has no averaged weights",
-            hint="use --weights raw",
-            code="usage.unsupported",
-        )
-    is_averaged = has_averaged and weights != "raw"
-    name = part_weights(_MODEL, averaged=is_averaged)
-    if name not in manifest.files:
-        raise DataError.at(
-            checkpoint,
-            f"has no weights of the part {_MODEL!r}",
-            hint="give a checkpoint of another run",
-            code="data.missing",
-        )
-    kind = "ema" if is_averaged else "raw"
-    return WeightsOrigin(text, checkpoint / name, run, checkpoint, kind)
-
-
-def existing_weights(text: str) -> WeightsOrigin:
-    """Like `locate_weights`, with an error that names a location that does not exist."""
-    locations.require_weights(text)
-    return locate_weights(text)
-
-
-def _published_origin(text: str, files: PublishedFiles, weights: Weights) -> WeightsOrigin:
-    if weights != "raw" and files.averaged is not None:
-        return WeightsOrigin(text, files.averaged, weights="ema")
-    if files.kind and weights not in ("auto", files.kind):
-        missing = "averaged" if weights == "ema" else "raw"
-        raise UsageError(
-            f"{text}: has no {missing} weights",
-            hint=f"use --weights {files.kind}",
-            code="usage.unsupported",
-        )
-    return WeightsOrigin(text, files.weights, weights=files.kind)
+def _open_published(
+    origin: WeightsOrigin,
+    published: tuple[ModelType, PublishedFiles],
+    changes: Mapping[str, Any],
+    before: ConfigModel | None,
+    reporter: Reporter,
+) -> Trained:
+    """Opens published files, on the CPU."""
+    model_type, files = published
+    origin = replace(origin, opened=files.checked(origin.file, origin.path))
+    files = replace(files, weights=origin.file, before=before)
+    with as_config_error(origin):
+        model = model_type.layout.open(files, origin.path)
+        sections = {"model": _changed(model.config, changes)}
+        if model.data is not None:
+            sections["data"] = model.data
+        config = TrainedConfig(**sections)
+    for note in model.notes:
+        reporter.note(note)
+    return Trained(config, model.parts, model.assets, origin, model.folder)
 
 
 def _open_run(origin: WeightsOrigin, changes: Mapping[str, Any]) -> Trained:
@@ -287,15 +229,13 @@ def _changed(model: Any, changes: Mapping[str, Any]) -> Any:
 def section_of(location: str) -> tuple[ConfigModel, Path] | None:
     """Section `model` and folder of some weights; None if there is no section."""
     with suppress(DataError, ConfigError, UsageError):
-        origin = locate_weights(location)
+        origin = WeightsOrigin.find(location)
         if origin.run is not None:
             return read_config(origin.run).model, origin.run.root
-        published = published_at(origin.file)
-        if published is not None:
-            model_type, files = published
+        if origin.published is not None:
+            model_type, files = origin.published
             section = model_type.layout.section(files)
-            if section is not None:
-                return section, origin.file.parent
+            return section and (section, origin.file.parent)
     return None
 
 
@@ -356,49 +296,3 @@ def data_kind_of(config: Any) -> DataKind:
 def _type_of(section: object) -> str | None:
     name = section.get("type") if isinstance(section, Mapping) else None
     return str(name) if name else None
-
-
-@dataclass(frozen=True)
-class ProgressOrigin:
-    """The checkpoint of a run from which training continues."""
-
-    text: str  # location as the user wrote it
-    model_type: str  # model type of the weights
-    checkpoint: Path
-
-    def local_checkpoint(self) -> Path:
-        """Checkpoint of a run on the local disk; its files are compared with their digests."""
-        manifest = CheckpointManifest.read(self.checkpoint)
-        paths = manifest.paths(self.checkpoint, [MANIFEST, *manifest.files])
-        above = self.checkpoint.parent
-        names = [str(path.relative_to(above)) for path in paths]
-        folder = local_copy(above, names) / self.checkpoint.name
-        manifest.check(folder)
-        return folder
-
-
-def locate_progress(text: str, *, averaged: bool) -> ProgressOrigin | None:
-    """The checkpoint of a run with which its training can continue; None for published weights.
-
-    Raises:
-        DataError: A file of the checkpoint is missing.
-    """
-    location = locations.require_weights(text)
-    if published_at(location) is not None:
-        return None
-    run, checkpoint = locations.find_checkpoint(location.parent if location.is_file() else location)
-    names = CheckpointManifest.read(checkpoint).files
-    missing: list[Path] = []
-    if TRAINER not in names:
-        missing.append(checkpoint / TRAINER)
-    if averaged and not any(name.endswith(EMA) for name in names):
-        missing.append(checkpoint / EMA)
-    if missing:
-        raise DataError.at(
-            missing[0],
-            f"is missing, so the training of {text} cannot continue",
-            hint="copy it from where the checkpoint was trained; to start a new run from the "
-            "weights alone, set init_weights_only to true",
-            code="data.missing",
-        )
-    return ProgressOrigin(text, str(_type_of(run.config_tree().get(_MODEL))), checkpoint)

@@ -3,12 +3,11 @@
 Tied weights are stored once, under the first of their names.
 """
 
-import pickle
 import re
-from collections.abc import Iterator, Mapping, Sequence, Set
-from pathlib import Path, PurePosixPath
-from typing import Any, cast
-from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,20 +20,12 @@ from vlatool.plugins import did_you_mean
 from vlatool.storage.atomic import open_atomic
 from vlatool.storage.byte_ranges import open_file
 
+Network = TypeVar("Network", bound=nn.Module)
+
 _SHOWN = 5
 _PICKLES = (".bin", ".pt", ".pth")
-_INTEGERS = (
-    torch.bool,
-    *(torch.int8, torch.int16, torch.int32, torch.int64),
-    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
-)
 # Largest size of the tensors of a file, relative to the stored values: tensors may share them.
 _MAX_SHARING = 4
-# Bytes of the description of all tensors: some 100 for each, and up to 0.8 GB in memory.
-_MAX_PICKLE = 3 * 2**20
-# First bytes of a plain pickle, and of a zip archive.
-_PICKLE = b"\x80"
-_ARCHIVE = b"PK\x03\x04"
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -79,98 +70,50 @@ def read_external_weights(path: Path) -> dict[str, Tensor]:
     content = read_pickled_weights(path)
     if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
         raise unusable_checkpoint(path, "it is not a mapping of names to tensors")
+    check_dense(content, path)
     return content
 
 
 def read_pickled_weights(path: Path) -> dict[Any, Any]:
-    """Reads a `.pt` or `.bin` file to the CPU. Never runs code of the file.
-
-    Its tensors are dense and hold numbers; any others, such as sparse, quantized or meta ones, fail
-    only where they are used.
-    """
-    if reason := _pickle_problem(path):
-        raise unusable_checkpoint(path, reason)
+    """Reads a `.pt` or `.bin` file to the CPU. Never runs code of the file."""
+    try:
+        open_file(path).close()  # torch would wait for a pipe
+    except OSError as error:
+        raise unusable_checkpoint(path, error.strerror or error) from None
     try:
         # A memory-mapped file is read on demand, and once for all processes of a machine.
         content: Any = torch.load(
             path, map_location="cpu", weights_only=True, mmap=is_zipfile(path)
         )
-    except pickle.UnpicklingError as error:
-        raise _pickle_error(path, error) from None
     except Exception as error:  # noqa: BLE001 - the unpickler of torch raises anything
-        raise unusable_checkpoint(path, error) from None
+        raise _pickle_error(path, error) from None
     if not isinstance(content, Mapping):
         raise unusable_checkpoint(path, f"it contains a {type(content).__name__}")
-    for name, tensor in _tensors_in(content):
-        if problem := _tensor_problem(tensor):
-            raise unusable_checkpoint(path, f"the tensor {name} {problem}")
     return dict(cast("Mapping[Any, Any]", content))
 
 
-def _tensors_in(content: object) -> Iterator[tuple[str, Tensor]]:
-    """Yields all tensors in nested values, with their keys; a value may contain itself."""
-    seen: set[int] = set()
-    waiting: list[tuple[str, Any]] = [("", content)]
-    while waiting:
-        name, value = waiting.pop()
-        if isinstance(value, Tensor):
-            yield name, value
-        elif isinstance(value, Mapping | list | tuple | Set) and id(value) not in seen:
-            seen.add(id(value))
-            start = f"{name}." if name else ""
-            children = value.items() if isinstance(value, Mapping) else enumerate(value)
-            for key, child in children:
-                waiting.append((f"{start}{key}", child))
+def check_dense(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raises for a tensor that is not a dense one of numbers, such as a sparse or quantized one."""
+    for name, tensor in weights.items():
+        is_number = not tensor.is_complex() and not tensor.is_quantized
+        is_dense = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
+        if not (is_number and is_dense):
+            raise unusable_checkpoint(path, f"the tensor {name} does not hold dense numbers")
 
 
-def _tensor_problem(tensor: Tensor) -> str:
-    """Reason why a tensor is not a dense tensor of numbers; empty if it is one."""
-    if tensor.is_nested or tensor.layout != torch.strided:
-        return "is not dense"
-    if tensor.device.type != "cpu":
-        return "has no values"
-    is_number = tensor.dtype.is_floating_point or tensor.dtype in _INTEGERS
-    return "" if is_number else f"has the type {tensor.dtype}"
-
-
-def _pickle_error(path: Path, error: pickle.UnpicklingError) -> DataError:
-    match = re.search(r"GLOBAL (\S+)", str(error))
-    name = "code" if match is None else match[1]
-    return DataError.at(
-        path,
-        f"not loaded, because it holds {name}, which is not a tensor",
-        hint="use a safetensors file, or a file with nothing but tensors",
-        code="data.unsafe",
-        asks_for=name,
-    )
-
-
-def _pickle_problem(path: Path) -> str:
-    """Returns the reason why a file cannot contain weights; empty if it can."""
-    try:
-        with open_file(path) as file:
-            start = file.read(len(_ARCHIVE))
-    except OSError as error:
-        return error.strerror or str(error)
-    if start == _ARCHIVE:
-        # Reason why an archive cannot contain weights; empty if it can.
-        if not is_zipfile(path):
-            return "it is truncated"
-        try:
-            with ZipFile(path) as archive:
-                entries = archive.infolist()
-        except (BadZipFile, NotImplementedError, ValueError, EOFError) as error:
-            return str(error)
-        size = 0
-        for entry in entries:
-            if entry.compress_type != ZIP_STORED:
-                return "it is compressed"
-            if PurePosixPath(entry.filename).name == "data.pkl":
-                size += entry.file_size
-        return f"the description of its tensors has {size:,} bytes" if size > _MAX_PICKLE else ""
-    if not start:
-        return "it is empty"
-    return "" if start.startswith(_PICKLE) else "it is not a file of weights"
+def _pickle_error(path: Path, error: Exception) -> DataError:
+    unsafe = re.search(r"GLOBAL (\S+)", str(error))
+    if unsafe is not None:
+        return DataError.at(
+            path,
+            f"not loaded, because it holds {unsafe[1]}, which is not a tensor",
+            hint="use a safetensors file, or a file with nothing but tensors",
+            code="data.unsafe",
+            asks_for=unsafe[1],
+        )
+    if is_zipfile(path):
+        return unusable_checkpoint(path, error)
+    return unusable_checkpoint(path, "it is empty, truncated, or not a file of weights")
 
 
 def write_pickled_weights(path: Path, content: Mapping[str, Any]) -> None:
@@ -208,21 +151,30 @@ def matching_state_dict(
     return weights
 
 
+def build_with(
+    build: Callable[[], Network],
+    weights_of: Callable[[Network], Mapping[str, Tensor]],
+    path: Path,
+) -> Network:
+    """Builds a network with the weights of a file, after comparing sizes: before they take memory.
+
+    `weights_of`: returns the weights with the names of a network.
+    """
+    with torch.device("meta"):
+        planned = build()
+    check_shapes(planned, weights_of(planned), path)
+    network = build()
+    weights = matching_state_dict(network, weights_of(network), path)
+    network.load_state_dict(weights, strict=False)
+    return network
+
+
 def check_shapes(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Compares the sizes in a configuration with the sizes in a file, before they take memory."""
     matching_shapes(module, weights, path)
-    sizes: dict[object, int] = {}
-    storages: list[tuple[int, int]] = []
-    for weight in weights.values():
-        sizes[weight.data_ptr(), weight.shape, weight.stride()] = weight.numel() * weight.itemsize
-        storage = weight.untyped_storage()
-        storages.append((storage.data_ptr(), storage.nbytes()))
-    size = sum(sizes.values())
-    stored = 0
-    end = 0
-    for start, length in sorted(storages):
-        stored += max(0, start + length - max(start, end))
-        end = max(end, start + length)
+    size = sum(weight.nbytes for weight in weights.values())
+    storages = [weight.untyped_storage() for weight in weights.values()]
+    stored = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     if size > _MAX_SHARING * stored:
         reason = f"its tensors have {size:,} bytes, but only {stored:,} are stored"
         raise unusable_checkpoint(path, reason)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vlatool.config.base import ConfigModel
+from vlatool.config.resolve import config_of
 from vlatool.events import NULL
 from vlatool.loading.base import DataKind, DatasetInfo, LoadingConfig, data_kind
 from vlatool.models.base import Loss, ModelType, Objective, Part, blocks_of
@@ -110,7 +111,7 @@ def _data_section(model_type: ModelType, data: Data, folder: Path) -> LoadingCon
         sample(SampleConfig(layout="spartan", output=raw, episodes=3, frames=6, workers=1))
         tree = {"format": "spartan", "sources": [raw], "output": str(folder / "data"), "workers": 1}
         tree |= {"past_lowdim_steps": 1, "future_lowdim_steps": 3, "max_padding_right": 3}
-        preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+        preprocess(config_of(PreprocessConfig, tree))
         data = folder / "data"
     keys: dict[str, Any] = {first.folders_keys[0]: [str(data)]}
     if isinstance(data, Mapping):

@@ -19,7 +19,7 @@ from vlatool.events import NULL, Reporter
 from vlatool.loading.base import DataKind, DatasetInfo, LoadingConfig, data_kind
 from vlatool.models import trained
 from vlatool.models.base import ModelType, Part
-from vlatool.models.published import published_at, registered_type, run_folder
+from vlatool.models.published import WeightsOrigin, published_at, registered_type, run_folder
 from vlatool.plugins import RUN_SECTIONS, TRAINING_NAMES, TRANSLATIONS, Registry
 from vlatool.storage.tree import parse_size
 from vlatool.storage.uri import pinned
@@ -529,7 +529,7 @@ class TrainConfig(base.ConfigModel):
                 return kind.with_init_statistics(self.data, info, run.root)
         folder = None
         if self.init_from is not None:
-            origin = trained.existing_weights(self.init_from)
+            origin = WeightsOrigin.find(self.init_from)
             folder = origin.file.parent if origin.run is None else origin.run.root
         return kind.with_init_statistics(self.data, info, folder, NULL if run else reporter)
 
@@ -545,9 +545,18 @@ class TrainConfig(base.ConfigModel):
                 details={"key": "init_from"},
             )
         if self.init_from is not None:
-            trained.existing_weights(self.init_from)
-            if not self.init_weights_only:
-                trained.locate_progress(self.init_from, averaged=self.ema.enabled)
+            WeightsOrigin.find(self.init_from)
+            self.init_progress()
+
+    def init_progress(self) -> WeightsOrigin | None:
+        """The checkpoint of a run whose training continues; None if only weights are used."""
+        if self.init_from is None or self.init_weights_only:
+            return None
+        origin = WeightsOrigin.find(self.init_from)
+        if origin.run is None:
+            return None
+        origin.check_progress(averaged=self.ema.enabled)
+        return origin
 
     def with_init_base_config(self) -> Self:
         """The config, with the values that the run of the initial weights took from base models."""

@@ -27,7 +27,7 @@ from vlatool.jobs import ownership
 from vlatool.jobs.files import FileEntry, remove_partial_files
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.loading.base import DatasetInfo
-from vlatool.models.trained import locate_weights
+from vlatool.models.published import WeightsOrigin
 from vlatool.storage.remote import is_writable
 from vlatool.storage.tree import file_names, sha256_of
 from vlatool.storage.uri import is_remote, local_path, location, pinned_text
@@ -125,7 +125,7 @@ def default_name(config: TrainConfig, stem: str = "") -> str:
     policy-tiny-data. `stem`: a word for what is trained; by default the run whose weights it starts
     from, else the model type.
     """
-    origin = config.init_from and locate_weights(config.init_from).name
+    origin = config.init_from and WeightsOrigin.find(config.init_from).name
     words = [stem or origin or str(getattr(config.model, "type", ""))]
     for text in getattr(config.data, config.data_kind.folders_keys[0]):
         path = location(text)

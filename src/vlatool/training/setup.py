@@ -10,18 +10,14 @@ from typing import Any, Protocol
 import torch
 
 from vlatool.checkpoints.layout import RunDir
-from vlatool.errors import DataError, UsageError
+from vlatool.errors import UsageError
 from vlatool.events import Reporter, counted
 from vlatool.jobs.ownership import differences_text
 from vlatool.jobs.record import read_record
 from vlatool.loading.base import DatasetInfo
 from vlatool.models.base import Objective, Part, Policy
-from vlatool.models.trained import (
-    ProgressOrigin,
-    existing_weights,
-    locate_progress,
-    with_adapters,
-)
+from vlatool.models.published import WeightsOrigin
+from vlatool.models.trained import with_adapters
 from vlatool.storage.lock import Lock
 from vlatool.training.checkpoints import load_checkpoint, unsaved_digests
 from vlatool.training.config import TrainConfig
@@ -80,17 +76,11 @@ class Run:
 _OF_EACH_RUN = ("init_from", "init_weights_only", "init_except", *TrainConfig.exclusive[0])
 
 
-def restore_progress(origin: ProgressOrigin, config: TrainConfig, state: TrainState) -> list[str]:
+def restore_progress(origin: WeightsOrigin, config: TrainConfig, state: TrainState) -> list[str]:
     """Restores weights, averages, optimizers and position of another run. Collective; returns
     messages for the user.
     """
-    model_type = config.model_type
-    if origin.model_type != model_type.name:
-        raise DataError(
-            f"{origin.text}: has the model type {origin.model_type!r}, not {model_type.name!r}",
-            hint="use the configuration with which the checkpoint was trained",
-            code="data.checkpoint_mismatch",
-        )
+    origin.check_type(config.model_type.name, "data.checkpoint_mismatch")
     load_checkpoint(origin.local_checkpoint(), state)
     batch = config.hparams.global_batch_size
     if state.samples != state.step * batch:
@@ -109,10 +99,8 @@ def report_differences(
     config: TrainConfig, fingerprint: Mapping[str, Any], reporter: Reporter
 ) -> None:
     """Warns if this run continues a run that was trained with other options or data."""
-    if config.init_from is None or config.init_weights_only:
-        return
-    origin = locate_progress(config.init_from, averaged=config.ema.enabled)
-    record = None if origin is None else read_record(origin.checkpoint.parent.parent)
+    origin = config.init_progress()
+    record = None if origin is None or origin.run is None else read_record(origin.run.root)
     if record is None:
         return
     before = record.options
@@ -193,7 +181,7 @@ def _loaded_parts(
                 with_base_weights.append(name)
         notes += model_type.load(config.model, parts, with_base_weights) or ()
         if init is not None:
-            weights = existing_weights(init)
+            weights = WeightsOrigin.find(init)
             notes += model_type.load_init(config.model, parts, weights, config.init_except) or ()
     with nullcontext() if runtime.is_main else torch.device("meta"):
         parts = with_adapters(model_type, parts, config.lora)
@@ -209,9 +197,7 @@ def set_up(run: Run, checkpoint: Path | None) -> list[str]:
     config = run.config
     runtime = run.runtime
     model_type = config.model_type
-    origin = None  # of the progress of another run
-    if checkpoint is None and config.init_from is not None and not config.init_weights_only:
-        origin = locate_progress(config.init_from, averaged=config.ema.enabled)
+    origin = config.init_progress() if checkpoint is None else None
     is_restored = checkpoint is not None or origin is not None
     parts, notes = _loaded_parts(config, runtime, is_restored=is_restored)
     unsaved = runtime.broadcast(unsaved_digests(parts) if runtime.is_main else None)

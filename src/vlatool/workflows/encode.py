@@ -21,9 +21,8 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.ownership import require_input, versions_of
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.jobs.run import run_command
-from vlatool.models.published import published_at
+from vlatool.models.published import WeightsOrigin
 from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer, rank_device
-from vlatool.models.trained import locate_weights
 from vlatool.recordings.choice import select
 from vlatool.recordings.detect import DetectedSource, detect_source
 from vlatool.recordings.select import episode_state
@@ -145,8 +144,7 @@ class _EncodeInputs(NamedTuple):
 
     def plan(self, config: EncodeConfig, processes: int) -> EncodeResult:
         """Result of a dry run that has no earlier output to compare with."""
-        if published_at(pinned(config.tokenizer)) is None:
-            locate_weights(config.tokenizer)
+        WeightsOrigin.find(config.tokenizer)
         return EncodeResult(
             output=str(self.output) if config.output is None else config.output,
             layout=config.layout,

@@ -101,7 +101,7 @@ def test_plain_bar_writes_one_line_at_its_end(capsys: pytest.CaptureFixture[str]
 
 
 def test_line_during_progress_has_the_time_left_by_a_rate_without_items_of_an_earlier_run() -> None:
-    class Nowhere:
+    class Nowhere(reporters.LoggedReporter):
         def begin(self, count: reporters.ProgressCounter) -> None: ...
         def show(self, count: reporters.ProgressCounter, *, is_end: bool) -> None: ...
 

@@ -11,6 +11,7 @@ from PIL import Image
 from tests.builders.images import HEIGHT, WIDTH, image, image_shards, saved, window_tree, write
 from tests.builders.toy_images import write_image_shards
 from vlatool.config.base import ConfigModel
+from vlatool.config.resolve import config_of
 from vlatool.datasets.image_shards.reader import CAMERA, ImageShardsReader
 from vlatool.episode import Episode
 from vlatool.errors import DataError
@@ -74,7 +75,7 @@ def test_shards_of_shards_have_the_same_images(shards: Path) -> None:
         "workers": 1,
         "sink": "image-shards",
     }
-    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    preprocess(config_of(PreprocessConfig, tree))
     for before, after in zip(read(shards), read(shards.parent / "again"), strict=True):
         assert before.frame_metadata["file"][2] == after.frame_metadata["file"][2]
         indices = range(before.num_frames)

@@ -12,6 +12,7 @@ import pytest
 from tests.builders import libero
 from tests.builders.lerobot import Columns, write_lines
 from tests.builders.preprocessing import failure_of, has_message_and_hint
+from vlatool.errors import ConfigError
 
 Make = Callable[[Path], Path]
 
@@ -175,5 +176,5 @@ def test_missing_actions_of_the_first_episode_do_not_affect_the_others(tmp_path:
     ("key", "value"), [*(("name", text) for text in ("a/b", "a\nb", "x" * 101)), ("qa_mode", "3")]
 )
 def test_invalid_file_name_or_mode_is_rejected(tmp_path: Path, key: str, value: str) -> None:
-    with pytest.raises(ValueError, match=key):
+    with pytest.raises(ConfigError, match=key):
         libero.convert(tmp_path / "raw", tmp_path / "A", **{key: value})

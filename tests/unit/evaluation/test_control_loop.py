@@ -26,6 +26,7 @@ from tests.builders.training import (
     XYZ_COMMAND,
     tiny_config,
 )
+from vlatool.config import resolve
 from vlatool.episode import Array, CameraView, Episode, Observation, ObservationSpec
 from vlatool.errors import ConfigError
 from vlatool.evaluation.config import ActionMap, FieldMap, GripperConfig, RolloutConfig
@@ -122,7 +123,7 @@ def policy_and_samples(
     tree |= {"output": str(root / "data"), "workers": 1}
     stored = {key: value for key, value in options.items() if key != "max_delay"}
     tree |= {"future_lowdim_steps": 2, "max_padding_left": 3, "max_padding_right": 2, **stored}
-    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    preprocess(resolve.config_of(PreprocessConfig, tree))
     keys = {"data__image_indices": options["image_indices"]}
     keys["data__max_delay"] = options.get("max_delay", 0)
     if "pose_groups" in options:

@@ -29,7 +29,7 @@ from vlatool.models.diffusion_policy.weights import (
     write_published,
     write_published_average,
 )
-from vlatool.models.trained import existing_weights
+from vlatool.models.published import WeightsOrigin
 
 VOCABULARY = 11
 
@@ -212,7 +212,7 @@ def test_configuration_excludes_modules_from_loading(tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
     excluded = ["transformer", "output_layer"]
     location = str(tmp_path / "checkpoint_1.pt")
-    init = existing_weights(location)
+    init = WeightsOrigin.find(location)
     DiffusionPolicyType().load_init(network.config, {"model": Part(network)}, init, excluded)
     changed = {
         name.partition(".")[0]

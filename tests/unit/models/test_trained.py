@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from vlatool.datasets.base_model import WEIGHTS
-from vlatool.models import trained
 from vlatool.models.future_vla import published as future_vla
+from vlatool.models.published import WeightsOrigin
 from vlatool.models.titok import published as titok
 
 
@@ -22,4 +22,4 @@ def test_published_weights_have_no_state_of_training(
 ) -> None:
     (tmp_path / names[0]).write_text(config)
     (tmp_path / names[1]).touch()
-    assert trained.locate_progress(str(tmp_path), averaged=False) is None
+    assert WeightsOrigin.find(str(tmp_path)).run is None

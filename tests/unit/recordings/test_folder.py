@@ -18,6 +18,7 @@ from tests.builders.folder import (
     write_uneven_video,
     write_video,
 )
+from vlatool.config.resolve import config_of
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.media.images import encode_png
@@ -576,7 +577,7 @@ def test_outputs_of_commands_are_no_recordings(tmp_path: Path) -> None:
     write_set(tmp_path / "raw", frames=20)
     options = {"format": "folder", "sources": [str(tmp_path / "raw")], "sink": {"type": "frames"}}
     options |= {"output": str(tmp_path / "out/frames"), "workers": 1}
-    preprocess(PreprocessConfig.specialize(options).model_validate(options))
+    preprocess(config_of(PreprocessConfig, options))
 
     with pytest.raises(DataError) as raised:
         detect_source(tmp_path / "out", None)

@@ -16,6 +16,7 @@ import pytest
 
 from tests.builders.errors import fails
 from tests.builders.lerobot import Columns, frame_of, lerobot_dataset, write_video
+from vlatool.config.resolve import config_of
 from vlatool.errors import PartialFailure
 from vlatool.plugins import FORMATS
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
@@ -30,7 +31,7 @@ def convert(sources: Sequence[Path], output: Path, /, **options: Any) -> Preproc
     sink = {"type": "lerobot", **options.pop("sink", {})}
     tree = {"format": "lerobot", "sources": [*map(str, sources)], "output": str(output)}
     tree |= {"workers": 1, "sink": sink, **options}
-    return preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    return preprocess(config_of(PreprocessConfig, tree))
 
 
 def rows_of(root: Path) -> pa.Table:

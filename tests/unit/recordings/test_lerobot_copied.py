@@ -16,6 +16,7 @@ from PIL import Image
 from tests.builders.errors import fails
 from tests.builders.lerobot import Columns, lerobot_dataset
 from tests.builders.lerobot_shared import edit_list
+from vlatool.config.resolve import config_of
 from vlatool.recordings.lerobot.dataset import LeRobotConfig
 from vlatool.recordings.lerobot.reader import LeRobotReader
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
@@ -26,7 +27,7 @@ def convert(
 ) -> PreprocessResult:
     tree = {"format": "lerobot", "sources": [*map(str, sources)], "output": str(output)}
     tree |= {"workers": 1, "sink": {"type": "lerobot", **sink}, **(keys or {})}
-    return preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    return preprocess(config_of(PreprocessConfig, tree))
 
 
 def with_subtasks(root: Path, numbers: Sequence[int], texts: Mapping[int, str]) -> Path:
@@ -187,6 +188,6 @@ def test_depth_of_another_format_is_named_as_left_out(tmp_path: Path) -> None:
         file["observations/front_depth"] = np.full((4, 32, 48), 900, np.uint16)
     tree = {"format": "hdf5", "sources": [str(tmp_path / "a.hdf5")], "fps": 10, "workers": 1}
     tree |= {"output": str(tmp_path / "out"), "sink": {"type": "lerobot"}}
-    result = preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    result = preprocess(config_of(PreprocessConfig, tree))
     [part] = [part for part in result.left_out if "depth" in part["path"]]
     assert part["reason"] == "--sink lerobot does not store depth"

@@ -13,6 +13,7 @@ from tests.builders.errors import fails
 from tests.builders.recording import Recorder
 from tests.builders.sink_checks import check_sink
 from tests.builders.spartan import TASK, spartan_task
+from vlatool.config.resolve import config_of
 from vlatool.plugins import FORMATS
 from vlatool.recordings.lerobot.writer import LeRobotSink
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
@@ -25,7 +26,7 @@ def written(format_name: str, source: Path, output: Path, **sink: Any) -> Prepro
     """Result of a run of the sink."""
     tree: dict[str, Any] = {"format": format_name, "sources": [str(source)], "workers": 1}
     tree |= {"output": str(output), "sink": {"type": "lerobot", **sink}}
-    return preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    return preprocess(config_of(PreprocessConfig, tree))
 
 
 def episodes_of(format_name: str, source: Path) -> list[Any]:
@@ -167,7 +168,7 @@ def test_parts_without_a_place_are_named_and_all_sentences_are_stored(tmp_path: 
     tree |= {"workers": 1, "sink": {"type": "lerobot", "use_videos": False}}
     tree |= {"language_annotations_path": str(texts)}
     reporter = Recorder()
-    preprocess(PreprocessConfig.specialize(tree).model_validate(tree), reporter=reporter)
+    preprocess(config_of(PreprocessConfig, tree), reporter=reporter)
     (left_out,) = [text for code, text in reporter.warnings if code == "lerobot_sink.left_out"]
     for part in ("depth of scene_right_0", "labels of", "calibration of", "--depth true"):
         assert part in left_out

@@ -21,6 +21,7 @@ from tests.builders.preprocessing import contents
 from tests.builders.s3_runs import upload
 from tests.builders.verifying import verified
 from vlatool.cli import app
+from vlatool.config.resolve import config_of
 from vlatool.datasets.codes.layout import CodesManifest
 from vlatool.datasets.fast.layout import read_fast
 from vlatool.datasets.jsonl.layout import parse_window
@@ -307,7 +308,7 @@ def test_samples_are_an_output_of_their_own_beside_the_windows(tmp_path: Path) -
     raw, tree = tmp_path / "raw", tmp_path / "A"
     sample(SampleConfig(layout="libero", output=str(raw), episodes=1, frames=2))
     options = {"format": "libero", "sources": [str(raw)], "output": str(tree), "workers": 1}
-    config = PreprocessConfig.specialize(options).model_validate(options)
+    config = config_of(PreprocessConfig, options)
     preprocess(config)
     write_tree_codes(tree, "packed")
     fast = plain_fast(tmp_path / "fast")

@@ -8,7 +8,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from tests.builders.errors import fails
 from vlatool.cli.app import run as run_command
-from vlatool.cli.forms import write_error_file
+from vlatool.cli.output import write_error_file
 from vlatool.errors import DataError, PartialFailure, VlatoolError
 from vlatool.training.ranks import (
     Launch,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.builders import hdf5
+from vlatool.config.resolve import config_of
 from vlatool.workflows.compare import CompareDataConfig, CompareDataResult, compare_data
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 
@@ -42,7 +43,7 @@ def differing(first: Path, second: Path, **options: Any) -> CompareDataResult:
 def test_a_conversion_is_equal(raw: Path, tmp_path: Path, videos: bool) -> None:
     tree = {"format": "hdf5", "sources": [str(raw)], "instruction": "lift", "workers": 1}
     tree |= {"output": str(tmp_path / "set"), "sink": {"type": "lerobot", "use_videos": videos}}
-    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    preprocess(config_of(PreprocessConfig, tree))
     # A recording without an instruction has the name of its environment.
     options = {"images": None, "tolerance": 10.0 if videos else 0.0, "shared": True}
     result = differing(raw, tmp_path / "set", **options)
@@ -122,6 +123,6 @@ def test_fields_of_other_names_are_matched_by_their_values(raw: Path, tmp_path: 
 def test_images_of_another_size_are_a_difference(raw: Path, tmp_path: Path) -> None:
     tree = {"format": "hdf5", "sources": [str(raw)], "workers": 1, "output": str(tmp_path / "out")}
     tree["sink"] = {"type": "frames", "resize_images_size": [48, 32], "max_padding_right": 20}
-    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    preprocess(config_of(PreprocessConfig, tree))
     result = differing(raw, tmp_path / "out", shared=True)
     assert any("in the other 48 x 32" in row.message for row in result.differences)

@@ -15,6 +15,7 @@ from tests.builders.errors import fails
 from tests.builders.folder import write_set
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.spartan import spartan_task
+from vlatool.config.resolve import config_of
 from vlatool.media.frames import VideoFrames
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
@@ -55,7 +56,7 @@ def preprocessed(lerobot: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         "future_lowdim_steps": 2,
         "workers": 1,
     }
-    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    preprocess(config_of(PreprocessConfig, tree))
     return output
 
 

@@ -22,6 +22,7 @@ from tests.builders.lerobot import lerobot_dataset
 from tests.builders.pages import charts_of
 from tests.builders.spartan import spartan_task
 from tests.surface.invoke import run_vlatool
+from vlatool.config.resolve import config_of
 from vlatool.media.npz import write_arrays
 from vlatool.media.tar import TarWriter, member_bytes
 from vlatool.media.video import copy_clip
@@ -124,7 +125,7 @@ def preprocessed(format_: str, source: Path, output: Path, **keys: Any) -> Path:
         "workers": 1,
         **keys,
     }
-    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    preprocess(config_of(PreprocessConfig, tree))
     return output
 
 

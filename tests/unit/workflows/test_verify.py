@@ -23,6 +23,7 @@ from tests.builders.preprocessing import has_message_and_hint, options_for
 from tests.builders.shards import Members, shard_output
 from tests.builders.verifying import verified
 from vlatool.cli.app import run
+from vlatool.config.resolve import config_of
 from vlatool.errors import DataError, VlatoolError
 from vlatool.jobs.files import digests_below, folder_entry, row_of
 from vlatool.jobs.record import OutputRecord
@@ -510,7 +511,7 @@ def preprocessed(source: Path, output: Path, name: str) -> int:
     """Exit code of `preprocess`; its error has two lines."""
     tree = options_for(source, output, format=name)
     try:
-        preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+        preprocess(config_of(PreprocessConfig, tree))
     except VlatoolError as error:
         failures = error.details.get("failures", [vars(error)])
         assert all(map(has_message_and_hint, failures)), failures

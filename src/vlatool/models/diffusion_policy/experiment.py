@@ -78,24 +78,20 @@ class ExperimentLayout(published.Layout):
 
     def open(self, files: published.PublishedFiles, path: Path) -> published.PublishedModel:
         """Opens an experiment; base models that the run of an export has read are not needed."""
-        import torch
-
         from vlatool.models.diffusion_policy.model import DiffusionPolicy
         from vlatool.models.diffusion_policy.weights import import_published, state_of
-        from vlatool.models.weights import check_shapes, matching_state_dict, read_pickled_weights
+        from vlatool.models.weights import build_with, read_pickled_weights
 
         experiment = _experiment_of(files)
         config, data, assets = _read(experiment)
         config = config.restore_base_config(files.before)
         config, _ = config.derive(data)
         state = state_of(read_pickled_weights(path), files.weights)
-        with torch.device("meta"):  # sizes are compared before they take memory
-            network = DiffusionPolicy(config)
-        check_shapes(network, import_published(state, network).weights, files.weights)
-        network = DiffusionPolicy(config)
-        imported = import_published(state, network)
-        weights = matching_state_dict(network, imported.weights, files.weights)
-        network.load_state_dict(weights, strict=False)
+        network = build_with(
+            lambda: DiffusionPolicy(config),
+            lambda network: import_published(state, network).weights,
+            files.weights,
+        )
         folder = experiment.tokenizer_folder
         return published.PublishedModel(
             config=config,
@@ -103,7 +99,7 @@ class ExperimentLayout(published.Layout):
             assets=assets,
             data=data,
             folder=None if folder is None else local_copy(folder, [TOKENIZER]),
-            notes=[*imported.notes(files.weights)],
+            notes=[*import_published(state, network).notes(files.weights)],
         )
 
     def problem(self, config: DiffusionPolicyConfig) -> str:

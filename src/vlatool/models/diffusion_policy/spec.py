@@ -15,7 +15,6 @@ from vlatool.models.base import ModelType, Part
 from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig
 from vlatool.models.diffusion_policy.experiment import ExperimentLayout
 from vlatool.models.published import Layout, WeightsOrigin
-from vlatool.models.trained import existing_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,7 +62,7 @@ class DiffusionPolicyType(ModelType):
         """
         for section in (config.vision_language_backbone, config.transformer):
             if section.resume_from_checkpoint is not None:
-                existing_weights(section.resume_from_checkpoint)
+                WeightsOrigin.find(section.resume_from_checkpoint)
             if isinstance(section, BaseModelConfig) and init_from is None:
                 section.check_base()
 

@@ -20,8 +20,9 @@ from vlatool.models.backbones.config import NetworkConfig
 from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig, TransformerConfig
 from vlatool.models.diffusion_policy.model import make_norm
 from vlatool.models.diffusion_policy.published import export_problem
-from vlatool.models.trained import existing_weights
+from vlatool.models.published import WeightsOrigin
 from vlatool.models.weights import (
+    check_dense,
     init_state_dict,
     matching_state_dict,
     read_pickled_weights,
@@ -105,7 +106,7 @@ def load_policy(
 
 def read_state(location: str) -> tuple[Path, Mapping[str, Tensor]]:
     """The file at a location, published or of a run, and its tensors by name."""
-    origin = existing_weights(location)
+    origin = WeightsOrigin.find(location)
     if origin.file.suffix == WEIGHTS_SUFFIX:
         return origin.file, origin.read()
     return origin.file, state_of(read_pickled_weights(origin.path), origin.file)
@@ -195,6 +196,7 @@ def state_of(content: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
             hint=f"use checkpoint_N{PICKLED_SUFFIX} or ema_N{PICKLED_SUFFIX}, not optimizer_N",
             code="data.missing",
         )
+    check_dense(state, path)
     return state
 
 

@@ -30,7 +30,6 @@ from vlatool.models.future_vla.published import (
 from vlatool.models.future_vla.token_ids import parse_tokenizer, special_ids, tiny_tokenizer
 from vlatool.models.future_vla.weights import (
     StoredTensors,
-    check_written,
     dino_name,
     file_names,
     write_tensors,
@@ -86,8 +85,6 @@ class Composition:
             return self.read(name)
 
         write_tensors(folder, self.shapes, read, DTYPE)
-        dino = [name for name in self.shapes if name.startswith(_DINO)]
-        check_written(folder, ((name, self.read(name)) for name in dino), DTYPE)
         keys = {*FROM_WEIGHTS} - {"qwen", "special_ids"}
         model = self.config.model_dump(mode="json", include=keys)
         sources: dict[str, dict[str, str]] = {}

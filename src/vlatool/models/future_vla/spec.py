@@ -10,7 +10,7 @@ from vlatool.models.base import ModelType, Objective, Part
 from vlatool.models.future_vla import published
 from vlatool.models.future_vla.config import FutureVlaConfig, LoraConfig
 from vlatool.models.published import Exported, Layout, PublishedFiles, PublishedModel, WeightsOrigin
-from vlatool.models.trained import existing_weights, read_config
+from vlatool.models.trained import read_config
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.cache import local_copy
@@ -81,7 +81,7 @@ class FutureVlaType(ModelType):
                     details={"key": "init_from"},
                 )
             return
-        origin = existing_weights(init_from)
+        origin = WeightsOrigin.find(init_from)
         origin.check_type(self.name, "data.checkpoint_mismatch")
         if origin.run is None:
             self.layout.section(self._published_files(origin))

@@ -7,7 +7,7 @@ formats/future-vla.
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -23,7 +23,7 @@ from vlatool.datasets.fast.layout import write_fast
 from vlatool.datasets.samples.layout import FAST_NAME
 from vlatool.datasets.samples.profile import NAME as PROFILE_NAME
 from vlatool.datasets.samples.profile import write_profile
-from vlatool.errors import BugError, DataError
+from vlatool.errors import DataError
 from vlatool.loading.vla.config import VlaAssets
 from vlatool.models.adapters import merged_weights
 from vlatool.models.future_vla import published
@@ -130,18 +130,6 @@ def file_names(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> list[
     return [*files, published.INDEX]
 
 
-def check_written(folder: Path, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> None:
-    """Raises BugError if a tensor of a folder differs from the one that was written."""
-    written = StoredTensors(folder)
-    for name, value in tensors:
-        if not torch.equal(written.read(name), value.detach().to("cpu", dtype)):
-            raise BugError(
-                f"{folder}: {name} differs from the tensor that was written",
-                hint="do not use this folder, and check the disk",
-                code="bug.differs",
-            )
-
-
 def _groups(shapes: Mapping[str, Sequence[int]], itemsize: int) -> list[list[str]]:
     """Names of the tensors of each file."""
     groups: list[list[str]] = [[]]
@@ -221,7 +209,6 @@ def prepare_export(trained: Trained) -> Exported:
             CONTRACT.write(folder, asdict(assets.contract))
         write_text(folder / CONFIG, json.dumps(published.config_json(config), indent=2))
         write_tensors(folder, shapes, tensors.__getitem__, DTYPE)
-        check_written(folder, tensors.items(), DTYPE)
         model = config.model_dump(mode="json", exclude={"qwen", "special_ids"})
         published.MANIFEST.write(folder, {"model": model, "data": section})
         return {"tensors": len(tensors)}

@@ -1,6 +1,7 @@
 """Checkpoints of lerobot: a folder with config.json, model.safetensors and two processors."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -44,7 +45,7 @@ class LeRobotLayout(Layout):
         return LeRobotPolicyConfig(policy=str(tree.pop("type")), config=tree)
 
     def open(self, files: PublishedFiles, path: Path) -> PublishedModel:
-        from vlatool.models.weights import check_shapes, matching_state_dict, read_weights
+        from vlatool.models.weights import build_with, read_weights
 
         assert files.config is not None
         remote = files.weights.parent
@@ -71,13 +72,9 @@ class LeRobotLayout(Layout):
         section = section.model_copy(
             update={"cameras": cameras, "fields": fields, "shapes": shapes}
         )
-        import torch
-
         weights = read_weights(path)
-        with torch.device("meta"):
-            check_shapes(package.new_policy(section), weights, files.weights)
-        policy = package.new_policy(section)
-        policy.load_state_dict(matching_state_dict(policy, weights, files.weights), strict=False)
+        new_policy = partial(package.new_policy, section)
+        policy = build_with(new_policy, lambda _: weights, files.weights)
         data = self._data(section, settings)
         statistics = self._statistics(section, folder)
         size = next((shapes[name][1:] for name in cameras.values()), None)

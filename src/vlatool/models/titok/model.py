@@ -19,8 +19,7 @@ from vlatool.events import counted
 from vlatool.models.base import Reconstruction
 from vlatool.models.codebook import CodebookTokenizer, QuantizerOutput, VectorQuantizer
 from vlatool.models.titok.config import KlConfig, TitokConfig, VitConfig, VqConfig
-from vlatool.models.trained import as_config_error, existing_weights
-from vlatool.models.vqgan.config import VqganNetworkConfig
+from vlatool.models.titok.published import teacher_section
 from vlatool.models.vqgan.model import Vqgan, VqganOutput, open_vqgan
 from vlatool.models.vqgan.model import VqganDecoder as PixelDecoder
 
@@ -372,11 +371,7 @@ def _open_teacher(config: TitokConfig) -> Vqgan:
             hint="add --teacher LOCATION, or give the run of stage 2",
             code="usage.unsupported",
         )
-    origin = existing_weights(config.teacher)
-    section = origin.section or {}
-    keys = {k: v for k, v in section.items() if k in VqganNetworkConfig.model_fields}
-    with as_config_error(origin):
-        network = VqganNetworkConfig.model_validate(keys) if keys else config.vqgan
+    network = teacher_section(config) or config.vqgan
     if network.codebook_size != config.vqgan.codebook_size:
         raise DataError.at(
             config.teacher,

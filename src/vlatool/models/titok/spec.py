@@ -9,14 +9,8 @@ from vlatool.errors import UsageError
 from vlatool.models.base import Objective, Part
 from vlatool.models.published import Exported, Layout, PublishedFiles, PublishedModel, WeightsOrigin
 from vlatool.models.titok.config import TitokConfig
-from vlatool.models.trained import existing_weights
-from vlatool.models.vqgan.config import (
-    FEATURES,
-    GRADIENTS,
-    VqganNetworkConfig,
-    derive_image_size,
-    with_perceptual,
-)
+from vlatool.models.titok.published import teacher_section
+from vlatool.models.vqgan.config import FEATURES, GRADIENTS, derive_image_size, with_perceptual
 from vlatool.models.vqgan.spec import ImageTokenizerType
 
 if TYPE_CHECKING:
@@ -180,16 +174,3 @@ def check_grid(config: TitokConfig) -> None:
             code="usage.bad_value",
             details={"key": "model.patch_size"},
         )
-
-
-def teacher_section(config: TitokConfig) -> VqganNetworkConfig | None:
-    """Returns the sizes of a teacher that is a run; None for a published file or no teacher."""
-    if config.teacher is None:
-        return None
-    origin = existing_weights(config.teacher)
-    origin.check_type("vqgan", "data.missing")
-    section = origin.section
-    if section is None:
-        return None
-    keys = VqganNetworkConfig.model_fields
-    return VqganNetworkConfig.model_validate({k: v for k, v in section.items() if k in keys})

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import yaml
+from torch import nn
 
 from vlatool.errors import DataError
 from vlatool.events import Reporter
@@ -24,10 +25,9 @@ from vlatool.models.titok.published import (
     published_keys,
     published_tree,
     read_published_config,
-    write_published_config,
 )
-from vlatool.models.trained import existing_weights
 from vlatool.models.vqgan.model import pixel_weights
+from vlatool.storage.atomic import write_text
 from vlatool.storage.tree import sha256_of
 
 _PIXELS = "pixel_"
@@ -39,12 +39,11 @@ def load_titok(
     """Loads the weights of a tokenizer; all names and shapes must match, except for some networks.
     If stage 2 starts from stage 1, the teacher gives the pixel decoder.
     """
-    source, weights = read_titok(origin)
+    source = published.WeightsOrigin.find(origin)
+    weights = source.read("titok")
     if config.stage == 2 and not any(name.startswith(_PIXELS) for name in weights):
         assert config.teacher is not None
         weights = {**weights, **pixel_weights(config.teacher)}
-    if not excluded:
-        check_sizes(module, weights, source.file)
     module.load_state_dict(model_weights.init_state_dict(module, weights, source.file, excluded))
 
 
@@ -61,14 +60,10 @@ def open_published(files: published.PublishedFiles, path: Path) -> published.Pub
     tree = read_published_config(files.config)
     config = TitokConfig.model_validate(published_keys(tree))
     if config.image_size is None:  # optional in a published configuration
-        side = round((sizes_of(weights)["patches"] or 0) ** 0.5)
+        positions = weights.get("encoder.positional_embedding", torch.empty(1))
+        side = round((positions.shape[:1].numel() - 1) ** 0.5)
         config = config.model_copy(update={"image_size": side * config.patch_size})
-    with torch.device("meta"):
-        network = Titok(config)
-    check_sizes(network, weights, files.weights)
-    model_weights.check_shapes(network, weights, files.weights)
-    module = Titok(config)
-    module.load_state_dict(model_weights.matching_state_dict(module, weights, files.weights))
+    module = model_weights.build_with(lambda: Titok(config), lambda _: weights, files.weights)
     # Preprocessing of a published configuration; by default without a resize
     dataset = tree.get("dataset")
     stored = dataset.get("preprocessing") if isinstance(dataset, dict) else None
@@ -78,12 +73,6 @@ def open_published(files: published.PublishedFiles, path: Path) -> published.Pub
         ImagePreprocessing.model_validate({"crop_size": config.image_size, **known})
     )
     return published.PublishedModel(config, {"model": module}, assets)
-
-
-def read_titok(origin: str) -> tuple[published.WeightsOrigin, dict[str, Tensor]]:
-    source = existing_weights(origin)
-    source.check_type("titok", "data.missing")
-    return source, source.read()
 
 
 def prepare_export(trained: published.Trained, reporter: Reporter) -> published.Exported:
@@ -121,56 +110,6 @@ def save_published(
     """Writes config.yaml and pytorch_model.bin, which the published code and this program read."""
     tree = published_tree(config)
     tree["dataset"]["preprocessing"] |= preprocessing or {}
-    write_published_config(folder, tree)
+    write_text(folder / CONFIG, yaml.safe_dump(tree, sort_keys=False))
     tensors = {k: v.detach().float().cpu().contiguous() for k, v in module.state_dict().items()}
     model_weights.write_pickled_weights(folder / WEIGHTS, tensors)
-
-
-def check_sizes(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Raises a DataError if sizes of weights and module differ. `matching_state_dict` reports all
-    other differences, by the names of tensors.
-    """
-    actual = sizes_of(weights)
-    expected = sizes_of(module.state_dict())
-    problems: list[str] = []
-    for name, size in expected.items():
-        if actual[name] != size:
-            problems.append(f"{name} is {actual[name]}, expected {size}")
-    if problems:
-        raise DataError(
-            f"{path}: weights do not match the configuration: {'; '.join(problems)}",
-            hint="use the configuration with which the tokenizer was trained",
-            code="data.checkpoint_mismatch",
-            details={"problems": problems, "path": str(path)},
-        )
-
-
-def sizes_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Sizes that follow from the shapes of a state dict; None if the tensors are missing."""
-    shapes = {name: tuple(value.shape) for name, value in weights.items()}
-
-    def axis(name: str, index: int) -> int | None:
-        shape = shapes.get(name, ())
-        return shape[index] if -len(shape) <= index < len(shape) else None
-
-    codebook = shapes.get("quantize.embedding.weight")
-    rows = axis("encoder.positional_embedding", 0)
-    return {
-        "bottleneck": "kl" if codebook is None else "vq",
-        "codebook": codebook,
-        "token size": axis("decoder.decoder_embed.weight", 1),
-        "latent tokens": axis("latent_tokens", 0),
-        "patches": None if rows is None else rows - 1,
-        "patch size": axis("encoder.patch_embed.weight", -1),
-        "encoder": (axis("latent_tokens", 1), _blocks(weights, "encoder")),
-        "decoder": (axis("decoder.decoder_embed.weight", 0), _blocks(weights, "decoder")),
-        "head": "proxy" if "decoder.ffn.2.weight" in shapes else "pixel",
-        "stage": 2 if any(name.startswith(_PIXELS) for name in shapes) else 1,
-        "teacher's codes": axis("decoder.ffn.2.weight", 0),
-    }
-
-
-def _blocks(weights: Mapping[str, Tensor], side: str) -> int:
-    prefix = f"{side}.transformer."
-    names = (name.removeprefix(prefix) for name in weights if name.startswith(prefix))
-    return len({name.partition(".")[0] for name in names})

@@ -17,9 +17,8 @@ from torch.nn import functional
 
 from vlatool.models.codebook import QuantizerOutput, VectorQuantizer
 from vlatool.models.published import WeightsOrigin
-from vlatool.models.trained import existing_weights
 from vlatool.models.vqgan.config import VqganNetworkConfig
-from vlatool.models.weights import check_shapes, init_state_dict, matching_state_dict
+from vlatool.models.weights import build_with, init_state_dict, matching_state_dict
 
 _NORM_EPS = 1e-6
 
@@ -202,26 +201,23 @@ _ENCODER = "encoder."
 
 def load_vqgan(module: nn.Module, origin: str, excluded: Sequence[str] = ()) -> None:
     """Loads the weights of a VQGAN; all names and shapes must match, except for some networks."""
-    source, weights = _read(origin)
+    source = WeightsOrigin.find(origin)
+    weights = source.read("vqgan")
     module.load_state_dict(init_state_dict(module, weights, source.file, excluded))
 
 
 def open_vqgan(config: VqganNetworkConfig, origin: str) -> Vqgan:
     """The network of a config with the weights at a location."""
-    source, weights = _read(origin)
-    with torch.device("meta"):  # sizes are compared before they take memory
-        network = Vqgan(config)
-    check_shapes(network, weights, source.file)
-    network = Vqgan(config)
-    network.load_state_dict(matching_state_dict(network, weights, source.file))
-    return network
+    source = WeightsOrigin.find(origin)
+    weights = source.read("vqgan")
+    return build_with(lambda: Vqgan(config), lambda network: weights, source.file)
 
 
 def load_encoder(module: nn.Module, origin: str) -> None:
     """Loads only the encoder of a VQGAN."""
-    source, weights = _read(origin)
+    source = WeightsOrigin.find(origin)
     encoder: dict[str, Tensor] = {}
-    for name, value in weights.items():
+    for name, value in source.read("vqgan").items():
         if name.startswith(_ENCODER):
             encoder[name.removeprefix(_ENCODER)] = value
     module.load_state_dict(matching_state_dict(module, encoder, source.file))
@@ -229,16 +225,8 @@ def load_encoder(module: nn.Module, origin: str) -> None:
 
 def pixel_weights(origin: str) -> dict[str, Tensor]:
     """The pixel decoder of TiTok from a VQGAN: all except its encoder, with names `pixel_*`."""
-    _, weights = _read(origin)
     decoder: dict[str, Tensor] = {}
-    for name, value in weights.items():
+    for name, value in WeightsOrigin.find(origin).read("vqgan").items():
         if not name.startswith(_ENCODER):
             decoder[f"pixel_{name}"] = value
     return decoder
-
-
-def _read(origin: str) -> tuple[WeightsOrigin, dict[str, Tensor]]:
-    """The files of a VQGAN, and its weights."""
-    source = existing_weights(origin)
-    source.check_type("vqgan", "data.missing")
-    return source, source.read()
