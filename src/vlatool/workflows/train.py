@@ -37,9 +37,9 @@ from vlatool.workflows.raw_data import with_frames
 
 if TYPE_CHECKING:
     from vlatool.training.forecast import Forecast
-    from vlatool.training.remote_run import RemoteRun
     from vlatool.training.runtime import Runtime
     from vlatool.training.setup import CheckpointRollouts, Run
+    from vlatool.training.sync import RemoteRun
 
 # Words for `TrainResult.start`.
 _STARTS = {
@@ -207,25 +207,27 @@ def _remote_run(
     """
     prefix = config.remote_sync
     assert prefix is not None
-    from vlatool.training.remote_run import copy_to_machine, find_remote_run, held_remote_run
+    from vlatool.training import sync
     from vlatool.training.runtime import Runtime
 
     runtime = Runtime(config)
     starts = partial(resume.start_in, world_size=_ranks(config, runtime, typed))
     if config.dry_run:
-        yield NamedRun(config, runtime, find_remote_run(config, starts))
+        yield NamedRun(config, runtime, sync.find_remote_run(config, starts))
         return
     local = resume.local_run(config)
     with ExitStack() as stack:
         remote = latest = None
         if runtime.is_main:
-            remote = stack.enter_context(held_remote_run(config, starts, reporter))
+            remote = stack.enter_context(sync.held_remote_run(config, starts, reporter))
             latest = local.latest()
         with runtime.waiting():
             latest = runtime.broadcast(latest)
             if latest is not None and runtime.is_first_of_machine:
                 copy = RunDir(location(prefix) / str(config.name))
-                copy_to_machine(copy, latest[0], local, reporter)
+                # This machine may not share the disk of rank 0.
+                if not local.checkpoint(latest[0]).exists() and copy.checkpoint(latest[0]).exists():
+                    sync.fetch(copy, latest[0], local, reporter)
             runtime.barrier()
         yield NamedRun(config, runtime, remote)
 
@@ -330,7 +332,7 @@ def _claim(run: "Run", named: NamedRun, stack: ExitStack, reporter: Reporter) ->
     if named.remote is not None and named.remote.lock is not None:
         lock = named.remote.lock
         mirror = RunMirror(folder, named.remote.root, lock.check, retention_of(config))
-        run.sync = stack.enter_context(RunSync(folder, mirror, reporter))
+        run.sync = stack.enter_context(RunSync(mirror, reporter))
     folder.prune(Retention(), run.sync.needed() if run.sync else ())
     return record
 
