@@ -12,7 +12,7 @@ import torch
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter, counted
 from vlatool.formats.run.layout import RunDir
-from vlatool.jobs.ownership import differences_text
+from vlatool.jobs.ownership import differences_text, option_differences
 from vlatool.jobs.record import read_record
 from vlatool.loading.base import DatasetInfo
 from vlatool.models.base import Objective, Part, Policy
@@ -28,7 +28,7 @@ from vlatool.training.config import TrainConfig
 from vlatool.training.data import DataStreams
 from vlatool.training.placement import PlacedParts
 from vlatool.training.plan import TrainPlan
-from vlatool.training.resume import identity_keys, run_differences
+from vlatool.training.resume import WORDS
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState, WeightAverage, tensor_facts, with_facts
 from vlatool.training.step import StepContexts, build_optimizer
@@ -105,22 +105,19 @@ def restore_progress(origin: ProgressOrigin, config: TrainConfig, state: TrainSt
     return [f"continuing after step {state.step} of {origin.text}"]
 
 
-def report_differences(
-    config: TrainConfig, fingerprint: Mapping[str, Any], reporter: Reporter
-) -> None:
-    """Warns if this run continues a run that was trained with other options or data."""
+def report_differences(config: TrainConfig, options: Mapping[str, Any], reporter: Reporter) -> None:
+    """Warns if this run continues a run that was trained with other options or data. `options`: of
+    the record of this run.
+    """
     if config.init_from is None or config.init_weights_only:
         return
     origin = locate_progress(config.init_from, averaged=config.ema.enabled)
     record = None if origin is None else read_record(origin.checkpoint.parent.parent)
     if record is None:
         return
-    before = record.options
-    equal = {key: before.get(key) for key in _OF_EACH_RUN}
-    before = {**before, **equal}
-    now = {**identity_keys(config), **fingerprint, **equal}
-    unversioned = config.model_copy(update={"overwrite": True})
-    if differences := run_differences(before, now, unversioned):
+    before = {key: value for key, value in record.options.items() if key not in _OF_EACH_RUN}
+    now = {key: value for key, value in options.items() if key not in _OF_EACH_RUN}
+    if differences := option_differences(before, now, WORDS):
         reporter.warn(
             "continued_with_other_options",
             f"{config.init_from}: was trained with other options or data, so this run will end "

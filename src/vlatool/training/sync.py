@@ -399,7 +399,6 @@ def find_remote_run(config: TrainConfig, start_in: StartIn) -> RemoteRun:
     except UsageError as error:
         error.hint = hint
         raise
-    remote.check_no_files()
     latest = remote.latest()
     if latest is None:
         return RemoteRun(remote.root)
@@ -433,10 +432,11 @@ def fetch(remote: RunDir, step: int, local: RunDir, reporter: Reporter) -> None:
     files: list[str] = []
     for file in files_below(remote.root):
         name = file.name
-        is_small = not name.startswith((".", f"{CHECKPOINTS}/")) and "/." not in name
-        if name in (*shared, FILE_LIST) or (is_small and name != run_layout.LATEST):
-            if is_inside(name):  # nothing is written outside the folder of the run
-                files.append(name)
+        is_state = name.startswith((".", f"{CHECKPOINTS}/")) or name == run_layout.LATEST
+        # Nothing is written outside the folder of the run.
+        is_small = not is_state and "/." not in name and is_inside(name)
+        if is_small or name in (*shared, FILE_LIST):
+            files.append(name)
     with (
         output_lock(local.root, _LOCK),
         reporter.progress("download", None, "bytes") as bar,

@@ -22,6 +22,7 @@ from vlatool.formats.run.checkpoint import CheckpointManifest
 from vlatool.formats.run.layout import BEST_NAME, BestCheckpoint, Retention, RunDir, read_metrics
 from vlatool.formats.shards.layout import MANIFEST_NAME, SHARDS_NAME
 from vlatool.jobs.executor import default_workers
+from vlatool.jobs.ownership import check_owner
 from vlatool.jobs.record import OutputRecord, output_lock
 from vlatool.loading.order import OrderOptions, SampleOrder, check_single_epoch
 from vlatool.models.base import ModelType
@@ -309,7 +310,7 @@ def _claim(run: "Run", named: NamedRun, stack: ExitStack, reporter: Reporter) ->
     config = run.config
     info = run.info
     folder = run.folder
-    resume.earlier_run(folder, config)  # before the lock creates a file
+    check_owner(folder.root, OutputRecord("train", {}))  # before the lock creates a file
     run.lock = stack.enter_context(output_lock(folder.root, _LOCK))
 
     def write_assets() -> None:
@@ -317,18 +318,15 @@ def _claim(run: "Run", named: NamedRun, stack: ExitStack, reporter: Reporter) ->
         save_model_assets(config, folder.root)
         folder.write_origins(run.origins)
 
-    fingerprint, extends_budget = resume.run_identity(config, info, run.plan, folder.root, reporter)
-    start, record = resume.plan_run(folder, config, fingerprint, extends_budget)
-    record = resume.prepare_run(folder, config, start, record, write_assets)
+    start, record = resume.planned_run(folder, config, info, run.plan, reporter)
+    resume.prepare_run(folder, config, start, record, write_assets, reporter)
     latest = folder.latest()
     if latest is not None:  # it may have been changed after it was written
         CheckpointManifest.read(latest[1]).check(latest[1])
-    for name in resume.repair_run(folder, config, write_assets):
-        reporter.note(f"{folder.root}: {name} was missing or changed and is written again")
     report_launcher(config, reporter)
     report_precision(config, reporter)
-    if folder.latest() is None:
-        report_differences(config, fingerprint, reporter)
+    if latest is None:
+        report_differences(config, record.options, reporter)
     if named.remote is not None and named.remote.lock is not None:
         lock = named.remote.lock
         mirror = RunMirror(folder, named.remote.root, lock.check, retention_of(config))
@@ -416,8 +414,7 @@ def _planned(
     config = run.config
     plan = run.plan
     order = run.streams.order
-    identity = resume.run_identity(config, run.info, plan, run.folder.root, reporter)
-    start, _ = resume.plan_run(run.folder, config, *identity)
+    start, _ = resume.planned_run(run.folder, config, run.info, plan, reporter)
     continues = remote is not None and remote.step is not None
     return TrainResult(
         output=str(run.folder.root),
