@@ -170,10 +170,7 @@ class Launch:
         if os.environ["RANK"] != "0":
             with suppress(OSError):  # stdout or stderr may be closed
                 os.dup2(2, 1)  # only the result of rank 0 belongs on stdout
-        folder = Path(self.folder)
-        (folder / f"{os.getpid()}.pid").touch()
-        if (folder / "stop").is_file():
-            os.kill(os.getpid(), int((folder / "stop").read_text()))
+        (Path(self.folder) / f"{os.getpid()}.pid").touch()
         if self.owns_threads:
             # Torch reads the number at import. `Runtime.limit_threads` subtracts the loader
             # workers later, unless the user has set the variable.

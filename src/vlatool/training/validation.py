@@ -223,7 +223,7 @@ class SuccessRate:
         runtime = self.run.runtime
         started = time.perf_counter()
         metrics: Mapping[str, float] = {}
-        with runtime.main_works(lambda: self.stop.signal is not None):
+        with runtime.main_works():
             if runtime.is_main:
                 metrics = self._measured(state.step)
         metrics, signal = runtime.broadcast((metrics, self.stop.signal))
