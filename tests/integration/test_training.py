@@ -409,8 +409,6 @@ def test_full_disk_while_a_checkpoint_is_written_is_reported(
     shown = capsys.readouterr()
     error = json.loads(shown.out)["error"]
     assert (error["kind"], error["code"]) == ("storage", "storage.write")
-    assert error["details"]["needed"] > 300_000
-    assert error["details"]["free"] > 0
     assert len(shown.err.splitlines()) < 20
     assert RunDir(tmp_path / "run").checkpoints() == []
 

@@ -1,6 +1,5 @@
 """Sets up a run on one rank: build, load, place, optimizers, averages, restore."""
 
-import os
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -122,23 +121,6 @@ def report_differences(config: TrainConfig, options: Mapping[str, Any], reporter
             "continued_with_other_options",
             f"{config.init_from}: was trained with other options or data, so this run will end "
             f"differently: {differences_text(differences)}",
-        )
-
-
-def report_launcher(config: TrainConfig, reporter: Reporter) -> None:
-    """Warns of settings of `accelerate launch` that have no effect on this run."""
-    own_keys: dict[str, str] = {}  # option of accelerate that has no effect to the key that has
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    is_amp = config.hparams.precision.startswith("amp")
-    if precision != "no" and not (precision == "bf16" and is_amp):
-        own_keys["mixed_precision"] = "hparams.precision amp_bfloat16"
-    if "ACCELERATE_USE_FSDP" in os.environ and not config.distributed.fsdp:
-        own_keys["fsdp_config"] = "distributed.fsdp true"
-    if "ACCELERATE_USE_DEEPSPEED" in os.environ:
-        own_keys["deepspeed_config"] = "distributed.fsdp true"
-    for name, key in own_keys.items():
-        reporter.warn(
-            "launcher_option", f"{name} in the configuration of accelerate has no effect; use {key}"
         )
 
 

@@ -304,7 +304,7 @@ def _rollouts(config: TrainConfig, reporter: Reporter) -> "CheckpointRollouts | 
 def _claim(run: "Run", named: NamedRun, stack: ExitStack, reporter: Reporter) -> OutputRecord:
     """Locks and prepares the run folder and starts its copies, until `stack` is closed. Rank 0."""
     from vlatool.training.run import retention_of
-    from vlatool.training.setup import report_differences, report_launcher, report_precision
+    from vlatool.training.setup import report_differences, report_precision
     from vlatool.training.sync import RunMirror, RunSync
 
     config = run.config
@@ -323,7 +323,6 @@ def _claim(run: "Run", named: NamedRun, stack: ExitStack, reporter: Reporter) ->
     latest = folder.latest()
     if latest is not None:  # it may have been changed after it was written
         CheckpointManifest.read(latest[1]).check(latest[1])
-    report_launcher(config, reporter)
     report_precision(config, reporter)
     if latest is None:
         report_differences(config, record.options, reporter)
