@@ -297,11 +297,6 @@ def _data_locations(config: TrainConfig) -> dict[str, list[str]]:
     return locations
 
 
-def complete_run(run: RunDir, record: OutputRecord, result: Mapping[str, Any]) -> None:
-    if not record.complete:
-        replace(record, complete=True, result=result).save(run.root)
-
-
 def resolved(
     config: TrainConfig, before: RunDir | None, reporter: Reporter
 ) -> tuple[TrainConfig, DatasetInfo, Mapping[str, str]]:
