@@ -28,7 +28,7 @@ from vlatool.training.metrics import MetricsLogger
 from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
 from vlatool.training.setup import Run, set_up
-from vlatool.training.step import LossSums
+from vlatool.training.step import LossSums, sums_of
 from vlatool.training.trainer import StopRequest, Trainer, exit_stopped
 from vlatool.training.validation import ImageLogger, Validation
 from vlatool.workflows.train import save_model_assets
@@ -249,7 +249,7 @@ class ModelChecks:
             model_rules.check_unchanged(before, run.buffers(), message)
             with torch.no_grad():
                 not_ok = torch.zeros((), dtype=torch.bool, device=run.runtime.device)
-                objective.update_buffers(name, sums.reduced(run.runtime, []).sums, not_ok)
+                objective.update_buffers(name, sums_of(sums.reduced(run.runtime)), not_ok)
             message = (
                 f"`update_buffers` of {name!r} changes the buffer {{}}, although `ok` is False"
             )
