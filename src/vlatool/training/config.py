@@ -305,11 +305,6 @@ class TrainConfig(base.ConfigModel):
         "null: none.",
         affects_output=False,
     )
-    remote_sync_fixed_path: str | None = option(
-        None,
-        "Not used: there is one copy.",
-        affects_output=False,
-    )
     overwrite: bool = base.execution_field(
         default=False, description="Replace a run that was made with other options."
     )

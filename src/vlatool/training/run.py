@@ -133,7 +133,7 @@ def _fit(run: Run, reporter: Reporter, *, validates: bool, rolls_out: bool) -> N
             run=run,
             logger=logger,
             validate=validate,
-            log_images=validation.ImageLogger(run, reporter, stop),
+            log_images=validation.ImageLogger(run, reporter),
             save=checkpoints.save,
             stop_signal=lambda: stop.signal,
             save_due=checkpoints.is_due,

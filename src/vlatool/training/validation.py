@@ -152,18 +152,12 @@ class ImageLogger:
 
     run: Run
     reporter: Reporter  # also gets the images, on rank 0
-    stop: StopRequest
 
     @torch.no_grad()
     def __call__(self, micro_batch: MicroBatch) -> None:
-        """Writes the images of a micro-batch, unless a rank is asked to stop; expects the parts in
-        eval mode.
-        """
+        """Writes the images of a micro-batch; expects the parts in eval mode."""
         run = self.run
         state = run.state
-        if StopPoll(run.runtime, self.stop)() is not None:
-            self.reporter.note(f"the images of step {state.step} are left out: the run stops")
-            return
         ctx = run.contexts.of(state.step, micro_batch, "images")
         with ExitStack() as stack:
             for average in state.averages.values():
