@@ -60,7 +60,7 @@ def start(
     reporter.note(f"starting {processes} processes: {' '.join(words)}")
     with TemporaryDirectory(prefix="vlatool-ranks-") as name:
         folder = Path(name)
-        launch = Launch(os.getpid(), name, owns_threads=not gpus and THREADS in shown)
+        launch = Launch(os.getpid(), name)
         variables = {**shown, **_warning_filter(), **_safe_path(), **launch.variables()}
         output = folder / "stdout"
         with output.open("wb") as stdout:
