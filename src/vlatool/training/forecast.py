@@ -7,7 +7,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,29 +46,6 @@ _IN_FLIGHT = 2
 # Steps that `measure` runs before it measures, and measures.
 _FIRST_STEPS = 1
 _MEASURED_STEPS = 3
-
-
-@dataclass(frozen=True)
-class DeviceMemory:
-    """Bytes on each device at the peak of a step."""
-
-    weights: int  # parameters and buffers of all parts
-    gradients: int  # gradients of the trained parameters
-    optimizer: int  # moments of AdamW
-    averages: int  # averaged weights (EMA)
-    gathered: int  # weights and gradients that FSDP gathers from other devices
-    # all other tensors: batch, results for the backward pass, temporary ones; None: unknown
-    activations: int | None
-    libraries: int  # memory of the process that is not that of tensors
-
-    @property
-    def total(self) -> int:
-        """Sum of all known kinds."""
-        return sum(size or 0 for size in self.kinds().values())
-
-    def kinds(self) -> dict[str, int | None]:
-        """Bytes by kind."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -163,7 +140,7 @@ def forecast(run: Run, assets: Path | None, reporter: Reporter) -> Forecast:
     return Forecast(
         devices=devices,
         device=kind,
-        memory=memory.kinds(),
+        memory=memory,
         device_memory=available,
         unknown=problem,
         checkpoints=count,
@@ -175,24 +152,25 @@ def forecast(run: Run, assets: Path | None, reporter: Reporter) -> Forecast:
     )
 
 
-def _check_memory(memory: DeviceMemory, available: int, reporter: Reporter) -> None:
+def _check_memory(memory: Mapping[str, int | None], available: int, reporter: Reporter) -> None:
     """Raises UsageError if what is counted does not fit; warns if activations, which are an
     estimate, make it so.
     """
-    counted_bytes = memory.total - (memory.activations or 0)
+    total = sum(size or 0 for size in memory.values())
+    counted_bytes = total - (memory["activations"] or 0)
     if counted_bytes > available:
         raise UsageError(
             f"a step takes {size_text(counted_bytes)} of each device without activations, and it "
-            f"has {size_text(available)}: {_kinds_text(memory.kinds())}",
+            f"has {size_text(available)}: {_kinds_text(memory)}",
             hint="divide it over several devices with --distributed.fsdp true, train adapters with "
             "--lora 16, or choose a smaller model",
             code="usage.bad_value",
-            details={"memory": memory.kinds(), "device_memory": available},
+            details={"memory": dict(memory), "device_memory": available},
         )
-    if memory.total > available:
+    if total > available:
         reporter.warn(
             "memory_activations",
-            f"a step takes about {size_text(memory.total)} of each device, which has "
+            f"a step takes about {size_text(total)} of each device, which has "
             f"{size_text(available)}; try a smaller --hparams.per_gpu_batch_size, then "
             "--hparams.grad_checkpointing true",
         )
@@ -274,22 +252,24 @@ def device_memory(
     devices: int,  # number of devices
     device_type: str,
     activations: int | None,
-) -> DeviceMemory:
-    """Memory of each device, by counting all but the activations."""
+) -> dict[str, int | None]:
+    """Bytes on each device at the peak of a step by kind, counted except for the activations: all
+    tensors that are neither weights nor state.
+    """
     shards = devices if config.distributed.fsdp else 1
     trained = [part.module for part in parts.values() if part.trained]
     trainable = sum(map(_trainable_bytes, trained))
     parameters = sum(_bytes(module.parameters()) for module in trained)
     whole = sum(_all_bytes(part.module) for part in parts.values())
-    return DeviceMemory(
-        weights=whole - parameters + parameters // shards,
-        gradients=trainable // shards,
-        optimizer=_MOMENTS * trainable // shards,
-        averages=_average_bytes(config, parts) // shards,
-        gathered=_gathered_bytes(config, parts) if shards > 1 else 0,
-        activations=activations,
-        libraries=_LIBRARIES.get(device_type, 0),
-    )
+    return {
+        "weights": whole - parameters + parameters // shards,
+        "gradients": trainable // shards,
+        "optimizer": _MOMENTS * trainable // shards,
+        "averages": _average_bytes(config, parts) // shards,
+        "gathered": _gathered_bytes(config, parts) if shards > 1 else 0,
+        "activations": activations,
+        "libraries": _LIBRARIES.get(device_type, 0),
+    }
 
 
 def _average_bytes(config: TrainConfig, parts: Mapping[str, Part]) -> int:

@@ -46,15 +46,11 @@ class Runtime:
     def __init__(self, config: TrainConfig) -> None:
         on_cpu = not torch.cuda.is_available()
         mixed = config.hparams.precision.startswith("amp")
-        if not on_cpu and config.distributed.dist_backend == "gloo":
+        backend = config.distributed.dist_backend
+        if backend == ("nccl" if on_cpu else "gloo"):
             raise EnvironmentProblem(
-                "distributed.dist_backend is gloo, but the run uses GPUs",
-                hint="set distributed.dist_backend=auto",
-                code="environment.missing_dependency",
-            )
-        if on_cpu and config.distributed.dist_backend == "nccl":
-            raise EnvironmentProblem(
-                "distributed.dist_backend is nccl, but there is no GPU",
+                f"distributed.dist_backend is {backend}, but "
+                f"{'there is no GPU' if on_cpu else 'the run uses GPUs'}",
                 hint="set distributed.dist_backend=auto",
                 code="environment.missing_dependency",
             )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from vlatool.errors import DataError, EnvironmentProblem, StorageError, UsageError, VlatoolError
-from vlatool.events import Reporter
+from vlatool.events import Reporter, counted
 from vlatool.formats.run import layout as run_layout
 from vlatool.formats.run.checkpoint import MANIFEST, CheckpointManifest
 from vlatool.formats.run.layout import CHECKPOINTS, RunDir
@@ -27,7 +27,7 @@ from vlatool.storage import atomic
 from vlatool.storage.background import in_background, in_parallel
 from vlatool.storage.lock import Lock
 from vlatool.storage.remote import forget_connections
-from vlatool.storage.tree import FileInfo, files_below, size_text
+from vlatool.storage.tree import FileInfo, files_below
 from vlatool.storage.uri import is_inside, is_remote, location
 from vlatool.training.config import TrainConfig
 from vlatool.training.resume import RunStart, has_trained, local_run
@@ -40,7 +40,6 @@ _FETCHED_AT_ONCE = 8
 # A checkpoint by the clock is sent if the last one was sent this long ago.
 _TIMED_APART_S = 900.0
 _QUIET_S = 1.0
-_POLL_S = 0.5
 _LOCK = "vlatool train"  # holder of the locks of both folders
 _LOST = "storage.lock_lost"
 
@@ -63,7 +62,6 @@ class RunMirror:
         retention: run_layout.Retention,
     ) -> None:
         self.root = root  # location of the copy
-        self.sent_bytes = 0  # number of bytes that were sent
         self._run = run
         self._there = RunDir(root)
         self._check = check
@@ -207,11 +205,9 @@ class RunMirror:
         with atomic.as_storage_error(source, "sent"):
             if name in _GROWING:
                 lines = source.read_bytes()
-                lines = lines[: lines.rfind(b"\n") + 1]
-                atomic.write_bytes(target, lines)
-                self.sent_bytes += len(lines)
+                atomic.write_bytes(target, lines[: lines.rfind(b"\n") + 1])
             else:
-                self.sent_bytes += atomic.copy_file(source, target, self._check)
+                atomic.copy_file(source, target, self._check)
 
 
 # W&B removes files of its folder while it sends them itself.
@@ -238,7 +234,7 @@ class RunSync:
 
     def __init__(self, mirror: RunMirror, reporter: Reporter) -> None:
         self._mirror = mirror
-        self._reporter = reporter  # receives warnings, and the progress at the end
+        self._reporter = reporter  # receives warnings
         self._sending: Future[VlatoolError | None] = Future()
         self._is_finished = False
 
@@ -289,7 +285,12 @@ class RunSync:
 
         self._sending = in_background(send_rest)
         try:
-            self._wait()
+            wait([self._sending], _QUIET_S)
+            left = len(self.needed())
+            if left and not self._sending.done():
+                count = counted(left, "checkpoint")
+                self._reporter.note(f"{count} left to send to {self.location}")
+            wait([self._sending])
         except KeyboardInterrupt:
             self._reporter.warn(
                 "sync",
@@ -307,20 +308,6 @@ class RunSync:
                 code="storage.write",
                 details={**error.details, "location": self.location, "reason": error.code},
             )
-
-    def _wait(self) -> None:
-        """Waits for the thread; shows what is left if it takes longer than a moment."""
-        wait([self._sending], _QUIET_S)
-        left = len(self.needed())
-        if self._sending.done() or not left:  # the last small files
-            wait([self._sending])
-            return
-        with self._reporter.progress("sending", left, "checkpoints") as bar:
-            while not self._sending.done():
-                wait([self._sending], _POLL_S)
-                before = left
-                left = len(self.needed())
-                bar.advance(before - left, sent=size_text(self._mirror.sent_bytes))
 
     def _state(self) -> str:
         """Text that names the newest checkpoint there."""
