@@ -210,9 +210,11 @@ _SUMS = "sums/"  # before the name of a sum of the objective
 
 def sums_of(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The sums of the objective among reduced values."""
-    return {
-        name.removeprefix(_SUMS): value for name, value in values.items() if name.startswith(_SUMS)
-    }
+    sums: dict[str, Tensor] = {}
+    for name, value in values.items():
+        if name.startswith(_SUMS):
+            sums[name.removeprefix(_SUMS)] = value
+    return sums
 
 
 class AsyncHostCopy:

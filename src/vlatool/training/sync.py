@@ -132,11 +132,10 @@ class RunMirror:
             manifests = run_layout.read_manifests(self._there.checkpoint_folders())
             with suppress(DataError):  # written again
                 self._best = self._there.read_best()
-            self._complete = {
-                step: manifest
-                for step, manifest in manifests.items()
-                if manifest is not None and local.get(step, manifest) == manifest
-            }
+            self._complete = {}
+            for step, manifest in manifests.items():
+                if manifest is not None and local.get(step, manifest) == manifest:
+                    self._complete[step] = manifest
         return self._complete
 
     def _send_checkpoint(self, step: int) -> None:
@@ -145,8 +144,13 @@ class RunMirror:
         folder = self._run.checkpoint(step)
         manifest = CheckpointManifest.read(folder)
         name = f"{CHECKPOINTS}/{folder.name}"
-        shared = {beside for other in there.values() if other for beside in other.beside}
-        files = [f"{CHECKPOINTS}/{beside}" for beside in manifest.beside if beside not in shared]
+        shared: set[str] = set()
+        for other in there.values():
+            shared.update(other.beside if other else ())
+        files: list[str] = []
+        for beside in manifest.beside:
+            if beside not in shared:
+                files.append(f"{CHECKPOINTS}/{beside}")
         files += [f"{name}/{file}" for file in manifest.files]
         self._remove(f"{name}/{MANIFEST}")
         self._send_all(files)
@@ -415,14 +419,16 @@ def fetch(remote: RunDir, step: int, local: RunDir, reporter: Reporter) -> None:
     for number in (*remote.best_steps(), step):
         if number <= step and not local.checkpoint(number).exists():
             manifests[number] = CheckpointManifest.read(remote.checkpoint(number))
-    shared = {f"{CHECKPOINTS}/{name}" for known in manifests.values() for name in known.beside}
+    shared = {FILE_LIST}
+    for manifest in manifests.values():
+        shared.update(f"{CHECKPOINTS}/{name}" for name in manifest.beside)
     files: list[str] = []
     for file in files_below(remote.root):
         name = file.name
         is_state = name.startswith((".", f"{CHECKPOINTS}/")) or name == run_layout.LATEST
         # Nothing is written outside the folder of the run.
         is_small = not is_state and "/." not in name and is_inside(name)
-        if is_small or name in (*shared, FILE_LIST):
+        if is_small or name in shared:
             files.append(name)
     with (
         output_lock(local.root, _LOCK),
