@@ -306,7 +306,8 @@ class TrainConfig(base.ConfigModel):
         affects_output=False,
     )
     overwrite: bool = base.execution_field(
-        default=False, description="Replace a run that was made with other options."
+        default=False,
+        description="Replace a run that is complete, or was made with other options.",
     )
     dry_run: bool = base.execution_field(
         default=False, description="Print the plan and write nothing."
