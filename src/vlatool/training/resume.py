@@ -128,10 +128,18 @@ _CHANGING = {METRICS, DROPS, LATEST, BEST}
 RunStart = Literal["new", "resume", "extend", "replace"]
 
 
+def earlier_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:
+    """The record of the run in a folder; None if it is free or may be replaced. Writes nothing."""
+    run.check_no_files()
+    return ownership.owner_of(
+        run.root, _COMMAND, overwrite=config.overwrite, is_own=lambda: is_run(run.root)
+    )
+
+
 def plan_run(
     run: RunDir,
     config: TrainConfig,  # derived
-    options: Mapping[str, Any],  # of the record, as `run_options` returns them
+    options: Mapping[str, Any],  # of the record: keys, data and versions that decide the weights
     # message about a budget that is larger than the given earlier one; else empty
     extension: Callable[[Mapping[str, Any]], str],
     reporter: Reporter,
@@ -141,11 +149,12 @@ def plan_run(
     `new`; `resume` or `extend` (to a larger budget) with the record of the run that is there; or
     `replace`, which removes that run. A run that has no step yet gives way to any other.
     """
-    run.check_no_files()
     record = OutputRecord(_COMMAND, options, run_id=secrets.token_hex(4), words=WORDS)
-    there = read_record(run.root)
+    there = earlier_run(run, config)
+    if there is None:
+        return ("replace" if is_occupied(run.root) else "new"), record
     change = ""
-    if there is not None and there.command == _COMMAND and not config.overwrite:
+    if not config.overwrite:
         budget = {key: there.options.get(key) for key in BUDGET}
         if any(budget.values()):
             change = extension(budget)

@@ -22,7 +22,6 @@ from vlatool.formats.run.checkpoint import CheckpointManifest
 from vlatool.formats.run.layout import BEST_NAME, BestCheckpoint, Retention, RunDir, read_metrics
 from vlatool.formats.shards.layout import MANIFEST_NAME, SHARDS_NAME
 from vlatool.jobs.executor import default_workers
-from vlatool.jobs.ownership import check_owner
 from vlatool.jobs.record import OutputRecord, output_lock
 from vlatool.loading.order import OrderOptions, SampleOrder, check_single_epoch
 from vlatool.models.base import ModelType
@@ -293,7 +292,7 @@ def _claim(
     config = run.config
     info = run.info
     folder = run.folder
-    check_owner(folder.root, OutputRecord("train", {}))  # before the lock creates a file
+    resume.earlier_run(folder, config)  # before the lock creates a file
     run.lock = stack.enter_context(output_lock(folder.root, _LOCK))
 
     def write_assets() -> None:
