@@ -25,7 +25,6 @@ from vlatool.cli.output import error_document, to_json, write_error, write_stder
 from vlatool.cli.session import Invocation, command
 from vlatool.errors import VlatoolError
 from vlatool.events import STOP_SIGNALS
-from vlatool.results import Result
 
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
@@ -94,8 +93,6 @@ def write_error_file(error: VlatoolError, file: Path) -> None:
     from vlatool.storage.atomic import write_json
 
     document = {**error_document(error), "timestamp": int(time.time())}
-    if isinstance(result := error.result, Result):
-        document["result"] = {"json_document": result.document(), "plain_text": result.text()}
     write_json(file, json.loads(to_json(document)))
 
 
