@@ -3,7 +3,6 @@
 `test_guide_policy` has a run that they complete.
 """
 
-import fcntl
 import json
 import os
 import signal
@@ -136,23 +135,13 @@ def test_ctrl_c_reaches_the_ranks_and_a_checkpoint_is_written(data: Path, tmp_pa
 
 @pytest.mark.slow  # test_ranks has the end that caused the others
 def test_killed_command_leaves_no_rank_and_a_killed_rank_ends_the_next_run_with_one_message(
-    data: Path, tmp_path: Path, short_folder: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path
 ) -> None:
-    """The next start also removes the folder of the killed one."""
-    monkeypatch.setenv("TMPDIR", str(short_folder))
     with started(data, tmp_path / "run") as (process, _):
         process.kill()  # `started` checks that no process is left
-    (left,) = short_folder.glob("vlatool-ranks-*")
-    os.utime(left, (0, 0))
-    alive = short_folder / "vlatool-ranks-alive"
-    alive.mkdir()
-    with (alive / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        os.utime(alive, (0, 0))
-        with started(data, tmp_path / "next", data__num_workers=1) as (process, ranks):
-            os.kill(ranks[1], signal.SIGKILL)
-            stdout, stderr = process.communicate(timeout=60)
-    assert list(short_folder.glob("vlatool-ranks-*")) == [alive]
+    with started(data, tmp_path / "next", data__num_workers=1) as (process, ranks):
+        os.kill(ranks[1], signal.SIGKILL)
+        stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGKILL, stderr
     error = json.loads(stdout)["error"]
     assert (error["code"], error["details"]["rank"]) == ("environment.process_failed", 1)

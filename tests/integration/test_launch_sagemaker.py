@@ -167,34 +167,6 @@ def test_network_key_and_warm_pool_are_in_the_request(kind: str, resources: dict
     assert {name: request["ResourceConfig"][name] for name in names} == resources
 
 
-@pytest.mark.parametrize(
-    ("words", "problem"),
-    [
-        (
-            [
-                word
-                for number in range(30)
-                for word in (f"--sagemaker.secrets.KEY_{number}", "lab/a-name")
-            ],
-            "Environment.VLATOOL_SECRETS: 710 characters, allowed: at most 512",
-        ),
-        (["--sagemaker.tags.team", "a&b"], "Tags.Value: 'a&b' does not match"),
-        (["--sagemaker.user", "x" * 257], "Tags.Value: 257 characters, allowed: at most 256"),
-        (
-            ["--sagemaker.max_run", "1e-9"],
-            "StoppingCondition.MaxRuntimeInSeconds: 0, allowed: at least 1",
-        ),
-        (["--sagemaker.arn", "train"], "RoleArn: 5 characters, allowed: at least 20"),
-        (["--sagemaker.environment.1A", "1"], "'1A' does not match"),
-    ],
-    ids=["secrets", "tag", "owner", "time", "role", "variable"],
-)
-def test_dry_run_rejects_what_the_service_would(words: list[str], problem: str) -> None:
-    code, document = launched("train", *RUN, *JOB, "--dry-run", *words)
-    assert (code, document["error"]["code"]) == (2, "usage.bad_value")
-    assert problem in document["error"]["message"]
-
-
 def test_commit_and_difference_of_the_checkout_go_with_the_job(
     run: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

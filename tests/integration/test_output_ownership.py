@@ -24,7 +24,7 @@ from vlatool.events import NullProgress, NullReporter
 from vlatool.jobs.command import JobConfig
 from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.files import read_file_list
-from vlatool.jobs.record import OutputRecord, read_record
+from vlatool.jobs.record import read_record
 from vlatool.jobs.run import run_job
 from vlatool.workflows.demo import DemoConfig, demo
 from vlatool.workflows.open_loop import open_loop
@@ -72,19 +72,6 @@ def test_training_does_not_replace_a_data_set_nor_data_their_own_source(
     raw = tmp_path / "raw"
     sample(SampleConfig(layout="spartan", output=str(raw), episodes=1, frames=4, workers=1))
     assert not is_replaced(raw, lambda: run(raw, raw, overwrite=True))
-
-
-def test_run_whose_overwrite_was_killed_is_not_resumed_with_its_old_options(
-    data: Path, trained: Path, tmp_path: Path
-) -> None:
-    output = Path(shutil.copytree(trained, tmp_path / "run"))
-    record = read_record(output)
-    assert record is not None
-    OutputRecord("train", {}).save(output)  # what a killed --overwrite leaves first
-    RunDir(output).clear_progress()
-
-    with fails("usage.output_differs"):
-        train(tiny_config(data, output, total_train_steps=1))
 
 
 def test_run_killed_during_its_start_writes_its_files_again(data: Path, tmp_path: Path) -> None:

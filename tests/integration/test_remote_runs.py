@@ -23,8 +23,7 @@ from vlatool.storage.atomic import remove_tree
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.retry import SPEED_VARIABLE
 from vlatool.storage.tree import files_below
-from vlatool.training.remote_run import copy_to_machine
-from vlatool.training.sync import RunMirror
+from vlatool.training.sync import RunMirror, fetch
 from vlatool.workflows.train import TrainResult, train
 
 
@@ -87,7 +86,7 @@ def test_machine_that_does_not_share_the_disk_of_rank_0_gets_the_checkpoint(
     root: Path, prefix: RemotePath, tmp_path: Path
 ) -> None:
     remote = RunDir(upload(root / "half", prefix / "first"))
-    copy_to_machine(remote, HALF, RunDir(tmp_path / "run"), Recorder())
+    fetch(remote, HALF, RunDir(tmp_path / "run"), Recorder())
     copy = RunDir(tmp_path / "run").checkpoint(HALF)
     assert digests(copy) == digests(RunDir(root / "half").checkpoint(HALF))
 
@@ -144,17 +143,15 @@ def test_damaged_remote_checkpoint_is_an_error_that_names_it_and_is_not_copied(
     assert RunDir(tmp_path / "run").newest_folder() is None
 
 
-@pytest.mark.parametrize("below", ["a/../../../../evil", "a/../../../evil"])
-def test_key_that_leads_out_of_the_run_is_an_error(
+@pytest.mark.parametrize(
+    "below", ["images/../../../evil", f"checkpoints/step_{HALF:08}/../../../../evil"]
+)
+def test_key_that_leads_out_of_the_run_is_not_copied(
     below: str, root: Path, prefix: RemotePath, s3: S3Server, s3_bucket: str, tmp_path: Path
 ) -> None:
     upload(root / "half", prefix / "run")
-    key = f"runs/run/checkpoints/step_{HALF:08}/{below}"
-    s3.client().put_object(Bucket=s3_bucket, Key=key, Body=b"evil")
-
-    with fails("data.bad_name"):
-        _train(root, prefix, tmp_path / "new/run")
-
+    s3.client().put_object(Bucket=s3_bucket, Key=f"runs/run/{below}", Body=b"evil")
+    assert _train(root, prefix, tmp_path / "new/run").status == "trained"
     assert not list(tmp_path.rglob("evil"))
 
 
@@ -183,12 +180,12 @@ def test_stolen_lock_is_noticed_before_the_next_file(prefix: RemotePath, tmp_pat
     with ExitStack() as stack:
         held = stack.enter_context(output_lock(prefix / "run", "vlatool train"))
         mirror = RunMirror(run, prefix / "run", held.check, Retention())
-        mirror.send()
+        mirror.send(is_last=True)
         lock.write_bytes(other)
         run.metrics.write_bytes(b"1\n2\n")
         time.sleep(1.1)  # what the storage said counts for a second
         with fails("storage.lock_lost"):
-            mirror.send()
+            mirror.send(is_last=True)
         with pytest.raises(StorageError, match="took over"):
             stack.close()
     assert (prefix / "run/metrics.jsonl").read_bytes() == b"1\n"

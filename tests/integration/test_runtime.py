@@ -49,21 +49,20 @@ os._exit(0)
 """
 
 
-# Rank 1 alone is asked to stop, while rank 0 works and then while both validate.
+# Both are asked to stop while rank 0 works, then rank 1 alone while both validate.
 STOPS = """
 runtime = Runtime(TrainConfig())
 said = []
 with runtime.waiting():
     for _ in range(2):
-        with StopRequest() as stop, runtime.main_works(lambda: stop.signal is not None):
-            try:
-                if runtime.is_main:
+        with StopRequest() as stop, runtime.main_works():
+            signal.raise_signal(signal.SIGHUP)
+            if runtime.is_main:
+                try:
                     with stop.interrupting():
                         time.sleep(60)
-                else:
-                    signal.raise_signal(signal.SIGHUP)
-            except KeyboardInterrupt:
-                said.append("interrupted")
+                except KeyboardInterrupt:
+                    said.append("interrupted")
     with StopRequest() as stop:
         poll = StopPoll(runtime, stop)
         for call in range(10_000):

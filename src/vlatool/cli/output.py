@@ -164,8 +164,6 @@ def write_error_file(error: VlatoolError, file: Path) -> None:
     from vlatool.storage.atomic import write_json
 
     document = {**error_document(error), "timestamp": int(time.time())}
-    if isinstance(result := error.result, Result):
-        document["result"] = {"json_document": result.document(), "plain_text": result.text()}
     write_json(file, json.loads(to_json(document)))
 
 

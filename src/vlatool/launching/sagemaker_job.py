@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
 from typing import Annotated, Any, ClassVar
@@ -180,53 +180,12 @@ def has_own_disks(full_name: str) -> bool:
 
 
 @cache
-def _shapes() -> Mapping[str, Any]:
-    """Description of the service that botocore has: types, lengths, ranges, patterns."""
+def known_instance_types() -> frozenset[str]:
+    """Types in the description of the service that botocore has."""
     from botocore.loaders import Loader
 
-    return Loader().load_service_model("sagemaker", "service-2")["shapes"]
-
-
-def known_instance_types() -> frozenset[str]:
-    return frozenset(_shapes()["TrainingInstanceType"]["enum"])
-
-
-def check_request(request: Mapping[str, Any]) -> None:
-    """Raises UsageError for values that SageMaker would reject; skips values that are null."""
-    problems = list(_problems(request, "CreateTrainingJobRequest", ""))
-    if problems:
-        raise UsageError(
-            f"sagemaker:CreateTrainingJob would reject the request: {'; '.join(problems)}",
-            hint="change what the message names, then run the command again",
-            code="usage.bad_value",
-            details={"problems": problems},
-        )
-
-
-def _problems(value: Any, name: str, path: str) -> Iterator[str]:
-    shape = _shapes()[name]
-    low = shape.get("min", 0)
-    high = shape.get("max", float("inf"))
-    if isinstance(value, Mapping):
-        items: Mapping[str, Any] = value
-        for key, item in items.items():
-            if shape["type"] == "map":
-                yield from _problems(key, shape["key"]["shape"], f"{path}.{key}")
-            member = shape["value"] if shape["type"] == "map" else shape["members"][key]
-            if item is not None:
-                yield from _problems(item, member["shape"], f"{path}.{key}".lstrip("."))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _problems(item, shape["member"]["shape"], path)
-    unit = {"integer": "", "string": " characters"}.get(shape["type"], " entries")
-    size = len(value) if hasattr(value, "__len__") else value
-    if not low <= size <= high:
-        limit = f"at least {low}" if size < low else f"at most {high}"
-        yield f"{path}: {size}{unit}, allowed: {limit}"
-    # `re` has no classes of Unicode; those of the description are letters, spaces and digits.
-    pattern = re.sub(r"\\p\{[LN]\}", r"\\w", shape.get("pattern", "")).replace(r"\p{Z}", " ")
-    if isinstance(value, str) and pattern and not re.fullmatch(pattern, value):
-        yield f"{path}: {value[:40]!r} does not match {shape['pattern']}"
+    shapes = Loader().load_service_model("sagemaker", "service-2")["shapes"]
+    return frozenset(shapes["TrainingInstanceType"]["enum"])
 
 
 def job_name(config: SageMakerConfig, content: str, now: datetime) -> str:

@@ -23,12 +23,12 @@ from vlatool.testing.policies import check_acting, check_recorded
 from vlatool.training.checkpoints import save_checkpoint
 from vlatool.training.config import TrainConfig
 from vlatool.training.data import DataStreams, prefetch_to_device
-from vlatool.training.memory import FakeStep, MemoryEstimator
+from vlatool.training.forecast import estimated_activations
 from vlatool.training.metrics import MetricsLogger
 from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
 from vlatool.training.setup import Run, set_up
-from vlatool.training.step import LossSums
+from vlatool.training.step import LossSums, sums_of
 from vlatool.training.trainer import StopRequest, Trainer, exit_stopped
 from vlatool.training.validation import ImageLogger, Validation
 from vlatool.workflows.train import save_model_assets
@@ -81,7 +81,7 @@ class _Run(Run):
             validate=Validation(
                 self, logger, validation_batches, validation_batches, StopRequest(), end
             ),
-            log_images=ImageLogger(self, NULL, StopRequest()),
+            log_images=ImageLogger(self, NULL),
             save=lambda: save_checkpoint(self.folder, self.state, self.runtime, Retention()),
             stop_signal=lambda: SIGTERM if self.state.step == self.stops_at - 1 else None,
         )
@@ -191,14 +191,9 @@ class ModelChecks:
     def check_forecast(self) -> None:
         """Checks what `train --dry-run` and `mfu` need: operations, and a step without content."""
         model_rules.check_flops(self.model_type.flops(self.config.model, self.config.data))
-        step = FakeStep(
-            config=self.config,
-            info=self.info,
-            micro_batch=_FEWER,
-            last_step=_LEARNING.total_steps - 1,
-            batch=lambda size: self._example_maker(size)(),
-        )
-        _, problem = MemoryEstimator(self.config).estimate(1, "cpu", step)
+        batch = self._example_maker(_FEWER)()
+        last = _LEARNING.total_steps - 1
+        _, problem = estimated_activations(self.config, self.info, batch, _FEWER, last)
         kind = problem.partition(":")[0]
         assert kind in ("", *_VALUE_DEPENDENT), (
             f"a step on tensors without content fails, so `train --dry-run` cannot estimate its "
@@ -249,7 +244,7 @@ class ModelChecks:
             model_rules.check_unchanged(before, run.buffers(), message)
             with torch.no_grad():
                 not_ok = torch.zeros((), dtype=torch.bool, device=run.runtime.device)
-                objective.update_buffers(name, sums.reduced(run.runtime, []).sums, not_ok)
+                objective.update_buffers(name, sums_of(sums.reduced(run.runtime)), not_ok)
             message = (
                 f"`update_buffers` of {name!r} changes the buffer {{}}, although `ok` is False"
             )

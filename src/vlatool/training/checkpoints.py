@@ -6,11 +6,9 @@ of a run.
 """
 
 import hashlib
-import shutil
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
 from operator import index
 from pathlib import Path
 from typing import Any, cast
@@ -42,13 +40,10 @@ from vlatool.models.weights import (
     unusable_checkpoint,
 )
 from vlatool.storage.atomic import atomic_folder, write_bytes
-from vlatool.storage.tree import sha256_of, size_text
+from vlatool.storage.tree import sha256_of
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState, is_source, scatter
 
-# Bytes of a float32 parameter; one that is trained has an average and two moments too.
-_SIZE_FROZEN = 4
-_SIZE_TRAINED = 4 * 4
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -124,25 +119,6 @@ def _frozen_names(part: Part) -> list[str]:
     return [name for name, parameter in parameters if not parameter.requires_grad]
 
 
-def check_space(run: RunDir, state: TrainState) -> None:
-    """Raises StorageError if the first checkpoint of a run does not fit on the disk."""
-    frozen = 0
-    for part in state.parts.values():
-        for name in _frozen_names(part):
-            frozen += part.module.get_parameter(name).numel()
-    needed = _SIZE_TRAINED * (state.num_parameters - frozen) + _SIZE_FROZEN * frozen
-    free = _free(run.root)
-    if free < needed:
-        raise StorageError.at(
-            run.root,
-            f"{size_text(int(free))} are free, but a checkpoint needs about {size_text(needed)}",
-            hint="free some space or choose another --output",
-            code="storage.no_space",
-            needed=needed,
-            free=free,
-        )
-
-
 def _write(
     run: RunDir,
     state: TrainState,
@@ -152,9 +128,6 @@ def _write(
     stopped: bool,
 ) -> None:
     folder = run.checkpoint(state.step)
-    content = ([part.files for part in parts], trainer)
-    if _free(run.root) < _size(content):
-        raise _write_error(folder, content, "no space left on the disk")
     beside: dict[str, FileEntry] = {}
     with atomic_folder(folder) as partial:
         try:
@@ -168,7 +141,14 @@ def _write(
                     save_file(tensors, partial / name, metadata)
             torch.save(_canonical(trainer), partial / checkpoint.TRAINER)
         except (SafetensorError, RuntimeError) as error:  # raised for a full disk
-            raise _write_error(folder, content, error) from None
+            reason = str(error).partition("\n")[0]
+            raise StorageError.at(
+                folder,
+                f"cannot be written: {reason}",
+                hint="free space on that disk, or raise your quota or the limit on file sizes, "
+                "then run the same command again",
+                code="storage.write",
+            ) from None
         manifest = checkpoint.CheckpointManifest.of(
             partial, state.step, state.samples, stopped=stopped, beside=beside
         )
@@ -186,48 +166,6 @@ def _write_frozen(run: RunDir, tensors: Mapping[str, Tensor]) -> FileEntry:
             return entry
     write_bytes(path, to_safetensors(dict(tensors)))
     return FileEntry(name, path.stat().st_size, sha256_of(path))
-
-
-def _write_error(folder: Path, content: object, error: object) -> StorageError:
-    needed = _size(content)
-    free = _free(folder.parent.parent)
-    free_text = size_text(int(free)) if isfinite(free) else "an unknown amount"
-    reason = str(error).partition("\n")[0]
-    if free < needed:  # torch reports only an unexpected position
-        reason = "the disk is full"
-    return StorageError.at(
-        folder,
-        f"cannot be written: {reason}; it needs {size_text(needed)}, and {free_text} are free",
-        hint="free space on that disk, or raise your quota or the limit on file sizes, then run "
-        "the same command again",
-        code="storage.write",
-        needed=needed,
-        free=free,
-    )
-
-
-def _free(folder: Path) -> float:
-    """Free bytes on the disk of a folder; infinity if unknown."""
-    try:
-        return shutil.disk_usage(folder).free
-    except OSError:
-        return float("inf")
-
-
-def _size(content: object) -> int:
-    """Total bytes of all tensors in a value."""
-    return sum(tensor.nbytes for tensor in _tensors(content))
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-        return
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
 
 
 def _canonical(value: Any) -> Any:
@@ -327,7 +265,6 @@ def restore_optimizer(saved: Mapping[str, Any], state: TrainState, optimizer: Op
     if not saved:
         return
     modules = nn.ModuleDict(dict(state.modules))
-    _check_moments(saved, modules)
     options = [dict(group) for group in optimizer.param_groups]
     uses_all = all(part.uses_all for part in state.parts.values())
     how = _FULL if uses_all else replace(_FULL, strict=False)
@@ -337,16 +274,3 @@ def restore_optimizer(saved: Mapping[str, Any], state: TrainState, optimizer: Op
             optimizer.state.pop(parameter, None)
     for group, own in zip(optimizer.param_groups, options, strict=True):
         group.update({**own, "params": group["params"], "lr": group["lr"]})
-
-
-def _check_moments(saved: Mapping[str, Any], modules: nn.Module) -> None:
-    """Raises ValueError if moments have a wrong shape or are not finite."""
-    shapes = {name: parameter.shape for name, parameter in modules.named_parameters()}
-    for name, moments in saved["state"].items():
-        for key, value in moments.items():
-            moment = torch.as_tensor(value)
-            is_fitting = moment.numel() == 1 if key == "step" else moment.shape == shapes[name]
-            if not is_fitting:
-                raise ValueError(f"{key} of {name} is {list(moment.shape)}")
-            if not moment.isfinite().all():
-                raise ValueError(f"{key} of {name} is not finite")

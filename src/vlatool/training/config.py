@@ -305,13 +305,9 @@ class TrainConfig(base.ConfigModel):
         "null: none.",
         affects_output=False,
     )
-    remote_sync_fixed_path: str | None = option(
-        None,
-        "Not used: there is one copy.",
-        affects_output=False,
-    )
     overwrite: bool = base.execution_field(
-        default=False, description="Replace a run that was made with other options."
+        default=False,
+        description="Replace a run that is complete, or was made with other options.",
     )
     dry_run: bool = base.execution_field(
         default=False, description="Print the plan and write nothing."

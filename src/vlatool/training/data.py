@@ -1,6 +1,5 @@
 """Loads the micro-batches of training and validation data of a run onto the device."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,9 +22,9 @@ from vlatool.training.config import TrainConfig
 from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
 
-# (shards, samples per shard) that `check_samples` reads first, and before it reports an error.
-_FIRST_READ = (4, 4)
-_LAST_READ = (16, 8)
+# Most shards of a data set that are looked at before a run, and samples in each.
+_READ_SHARDS = 8
+_READ_SAMPLES = 4
 # Fewer samples may be equal by chance.
 _MIN_COMPARED = 4
 # Effect of a content that is the same in all samples, by its name in `DataKind.contents`.
@@ -107,7 +106,7 @@ def check_samples(
 
     `assets`: folder with the assets of the model; None if there are none yet.
 
-    Reads a few samples spread over the data set, and more of them before it reports an error.
+    Reads a few samples spread over the data set.
     """
     kind = config.data_kind
     kind.make_assets(config.data, info)
@@ -115,11 +114,8 @@ def check_samples(
     if assets is not None:
         config.model_type.check_data(config.model, config.data, info, assets)
     for index, dataset in enumerate(info.datasets):
-        for limits in (_FIRST_READ, _LAST_READ):
-            samples = _some_samples(config, info, index, limits)
-            dropped = [item for item in samples if isinstance(item, base.DroppedSample)]
-            if len(dropped) < len(samples):
-                break
+        samples = _some_samples(config, info, index)
+        dropped = [item for item in samples if isinstance(item, base.DroppedSample)]
         if samples and len(dropped) == len(samples):
             raise DataError(
                 f"{dataset.name}: {counted(len(samples), 'sample')} were read, and none can be "
@@ -158,13 +154,8 @@ def sample_batch(
 ) -> base.Batch:
     """A batch from the first data set; it may repeat a few samples."""
     kind = config.data_kind
-    usable: list[Any] = []
-    # `check_samples` has found a usable one within the last limits.
-    for limits in ((_LAST_READ[0], math.ceil(size / _LAST_READ[0])), _LAST_READ):
-        samples = _some_samples(config, info, 0, limits)
-        usable = [sample for sample in samples if not isinstance(sample, base.DroppedSample)]
-        if usable:
-            break
+    samples = _some_samples(config, info, 0)  # of which `check_samples` has found a usable one
+    usable = [sample for sample in samples if not isinstance(sample, base.DroppedSample)]
     data_assets = kind.make_assets(config.data, info)
     batcher = config.model_type.batcher(
         config.model, config.data, data_assets, assets, training=True
@@ -172,26 +163,17 @@ def sample_batch(
     return batcher([usable[number % len(usable)] for number in range(size)])
 
 
-def _some_samples(
-    config: TrainConfig, info: base.DatasetInfo, index: int, limits: tuple[int, int]
-) -> list[Any]:
-    """Samples spread over a data set, or the reason why one is dropped; see `_sample_refs`."""
-    refs = _sample_refs(index, info.datasets[index], *limits)
-    reader = config.data_kind.reader(config.data, info)
-    return list(reader.read(refs, [np.random.default_rng(0) for _ in refs]))
-
-
-def _sample_refs(
-    dataset_index: int, dataset: base.DataSet, max_shards: int, samples_per_shard: int
-) -> list[base.SampleRef]:
-    """References to at most `samples_per_shard` samples in each of at most `max_shards` shards."""
+def _some_samples(config: TrainConfig, info: base.DatasetInfo, index: int) -> list[Any]:
+    """Samples spread over a data set, or the reason why one is dropped."""
+    dataset = info.datasets[index]
     shards = np.flatnonzero(dataset.sizes).tolist()
     refs: list[base.SampleRef] = []
-    for position in _evenly_spaced(len(shards), max_shards):
+    for position in _evenly_spaced(len(shards), _READ_SHARDS):
         shard = shards[position]
-        for sample in _evenly_spaced(int(dataset.sizes[shard]), samples_per_shard):
-            refs.append(base.SampleRef(dataset_index, shard, sample))
-    return refs
+        for sample in _evenly_spaced(int(dataset.sizes[shard]), _READ_SAMPLES):
+            refs.append(base.SampleRef(index, shard, sample))
+    reader = config.data_kind.reader(config.data, info)
+    return list(reader.read(refs, [np.random.default_rng(0) for _ in refs]))
 
 
 def _evenly_spaced(count: int, limit: int) -> list[int]:

@@ -13,6 +13,7 @@ from itertools import chain
 from math import isfinite
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from vlatool.checkpoints.layout import DROPS, read_metrics
@@ -22,7 +23,7 @@ from vlatool.loading.base import DroppedSample, MicroBatch
 from vlatool.storage.append_log import AppendLog
 from vlatool.training.placement import peak_memory
 from vlatool.training.setup import Run
-from vlatool.training.step import OptimizerStep
+from vlatool.training.step import OptimizerStep, Packed, sums_of
 
 
 class Meter:
@@ -162,6 +163,7 @@ class StepRecord:
     step: int  # steps done, this one included
     samples: int  # positions consumed
     updates: Sequence[OptimizerStep]  # result of each optimizer, in order
+    counters: Packed  # of this rank, whose sums are in the first update
     names: Sequence[Sequence[str]]  # sample names on this rank, by micro-batch
     drops: Sequence[DroppedSample]  # dropped samples of this rank
     ended_s: float  # time of `time.perf_counter` when this rank had issued the step
@@ -202,19 +204,26 @@ class MetricsLogger:
         stop: int | None,  # signal that asked this rank to stop, if any
         *,
         save_due: bool,  # this rank asks for a checkpoint
-    ) -> list[float]:
+    ) -> Packed:
         """Numbers of this rank that are added to the first reduction of a step."""
         runtime = self.run.runtime
-        counters = [float(stop == number) for number in STOPS]
-        counters.append(float(save_due))
-        # One number for each rank, 0 for the others: their sums list all ranks.
-        for value in (data_wait_s, float(peak_memory(runtime.device))):
-            of_ranks = [0.0] * runtime.world_size
-            of_ranks[runtime.rank] = value
-            counters += of_ranks
+        dropped: list[int] = []
         for index in range(len(self._drop_reasons)):
-            counters.append(float(sum(batch.dropped[index] for batch in micro_batches)))
-        return counters
+            dropped.append(sum(batch.dropped[index] for batch in micro_batches))
+        # One number for each rank, 0 for the others: their sums list all ranks.
+        data_waits = torch.zeros(runtime.world_size)
+        data_waits[runtime.rank] = data_wait_s
+        memory = torch.zeros(runtime.world_size)
+        memory[runtime.rank] = peak_memory(runtime.device)
+        return Packed(
+            {
+                "stops": torch.tensor([stop == number for number in STOPS]),
+                "save_due": torch.tensor(save_due),
+                "data_waits": data_waits,
+                "memory": memory,
+                "dropped": torch.tensor(dropped),
+            }
+        )
 
     def log_step(self, record: StepRecord) -> None:
         """Stores the record of a step and logs the step before it."""
@@ -230,31 +239,28 @@ class MetricsLogger:
         first = next(iter(self.run.objective.optimizers()))
         for index, update in enumerate(record.updates):
             host = update.on_host.read(self.run.runtime.timeout_s)
-            norm, ok, total, count, _, *rest = host[: 5 + update.sums.extra].tolist()
-            if not ok and not count <= 0:
+            count = host["count"].item()
+            if not host["ok"] and not count <= 0:
                 raise self._not_finite(record)
-            mean = total / count if count > 0 else None
+            mean = host["total"].item() / count if count > 0 else None
             prefix = "" if update.optimizer == first else f"{update.optimizer}/"
-            self.meter.add_update(prefix, mean, norm, update.rate)
-            self.meter.add(update.optimizer, update.sums.read(host[2:]), count)
+            self.meter.add_update(prefix, mean, host["norm"].item(), update.rate)
+            self.meter.add(update.optimizer, sums_of(host), count)
             if index == 0:
-                self._add_counters(rest, record)
+                self._add_counters(record.counters.read(host["extra"]), record)
         self.meter.add_step(record.samples // record.step, record.ended_s)
         self._log(record)
 
-    def _add_counters(self, extras: Sequence[float], record: StepRecord) -> None:
+    def _add_counters(self, counters: Mapping[str, Tensor], record: StepRecord) -> None:
         """Reads the sums of `rank_counters` over all ranks."""
-        ranks = self.run.runtime.world_size
-        signals = extras[: len(STOPS)]
-        num_save_due, *rest = extras[len(STOPS) :]
-        for number, count in zip(STOPS, signals, strict=True):
+        for number, count in zip(STOPS, counters["stops"], strict=True):
             if count and self.stopped_by is None:
                 self.stopped_by = number
-        self.save_due = self.save_due or num_save_due > 0
-        self.meter.add_ranks(rest[:ranks], rest[ranks : 2 * ranks])
+        self.save_due = self.save_due or bool(counters["save_due"] > 0)
+        self.meter.add_ranks(counters["data_waits"].tolist(), counters["memory"].tolist())
         dropped = self.run.state.dropped
         new_reasons: set[str] = set()
-        for reason, count in zip(self._drop_reasons, rest[2 * ranks :], strict=True):
+        for reason, count in zip(self._drop_reasons, counters["dropped"].tolist(), strict=True):
             if count:
                 new_reasons.add(reason)
                 dropped[reason] = dropped.get(reason, 0) + int(count)

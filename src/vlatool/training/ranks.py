@@ -13,13 +13,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from vlatool.errors import EnvironmentProblem, VlatoolError
 from vlatool.events import STOP_SIGNALS
-from vlatool.results import MERGED, UNLISTED, Result
 from vlatool.storage.tree import natural_key
 
 LAUNCH = "VLATOOL_LAUNCH"
@@ -135,12 +134,10 @@ class Launch:
     Attributes:
         parent: Process id of the process that passes the data.
         folder: Folder of the launch, into which a rank writes its process id.
-        owns_threads: The starting process set the number of threads, not the user.
     """
 
     parent: int
     folder: str
-    owns_threads: bool
 
     @classmethod
     def of_this_process(cls) -> Self | None:
@@ -165,21 +162,12 @@ class Launch:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def join(self) -> None:
-        """Prepares this process to be a rank: how it ends, its output, signals and threads."""
+        """Prepares this process to be a rank: how it ends, its output and signals."""
         self.end_with_parent()
         if os.environ["RANK"] != "0":
             with suppress(OSError):  # stdout or stderr may be closed
                 os.dup2(2, 1)  # only the result of rank 0 belongs on stdout
-        folder = Path(self.folder)
-        (folder / f"{os.getpid()}.pid").touch()
-        if (folder / "stop").is_file():
-            os.kill(os.getpid(), int((folder / "stop").read_text()))
-        if self.owns_threads:
-            # Torch reads the number at import. `Runtime.limit_threads` subtracts the loader
-            # workers later, unless the user has set the variable.
-            import torch as _  # noqa: F401 - import has the side effect
-
-            os.environ.pop(THREADS, None)
+        (Path(self.folder) / f"{os.getpid()}.pid").touch()
 
 
 # A rank whose main thread does not run Python for so long after a stop signal ends at once.
@@ -211,17 +199,6 @@ def _runs_python() -> bool:
     call = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda _: bool(has_run.set()))
     ctypes.pythonapi.Py_AddPendingCall(call, None)
     return has_run.wait(_STUCK_S)
-
-
-@dataclass(frozen=True)
-class PartialResult(Result):
-    """The result of a rank that failed, which the starting process prints."""
-
-    json_document: Mapping[str, Any] = field(metadata=MERGED)
-    plain_text: str = field(metadata=UNLISTED)
-
-    def lines(self) -> list[str]:
-        return [self.plain_text]
 
 
 @dataclass(frozen=True)
@@ -279,15 +256,12 @@ def rank_error(end: RankExit) -> VlatoolError:
     members = {"exit_code": end.code, "kind": error["kind"]}
     # The error of rank 0 is the error of the command; for other ranks the message has the index.
     prefix = f"rank {end.rank}: " if end.error and end.rank else ""
-    result_error = type("RankError", (VlatoolError,), members)(
+    return type("RankError", (VlatoolError,), members)(
         prefix + error["message"],
         hint=error["hint"],
         code=error["code"],
         details={**error.get("details", {}), "rank": end.rank, "exit_code": end.code},
     )
-    if result := error.get("result"):
-        result_error.result = PartialResult(**result)
-    return result_error
 
 
 def _unexplained(end: RankExit) -> Mapping[str, Any]:

@@ -3,13 +3,12 @@
 The run that owns a folder may continue in it; any other run is refused.
 """
 
-import json
 import os
 import re
 import secrets
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -18,18 +17,16 @@ from pydantic import ValidationError
 
 from vlatool.checkpoints.layout import BEST, CONFIG, DROPS, LATEST, METRICS, RunDir, is_run
 from vlatool.config.base import ConfigModel
-from vlatool.config.coerce import value_text
-from vlatool.config.resolve import load_config
 from vlatool.config.schema import execution_keys
-from vlatool.errors import DataError, UsageError, VlatoolError
+from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs import ownership
-from vlatool.jobs.files import FileEntry, remove_partial_files
+from vlatool.jobs.files import changed_files, is_occupied, remove_partial_files
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.loading.base import DatasetInfo
 from vlatool.models.published import WeightsOrigin
 from vlatool.storage.remote import is_writable
-from vlatool.storage.tree import file_names, sha256_of
+from vlatool.storage.tree import file_names
 from vlatool.storage.uri import is_remote, local_path, location, pinned_text
 from vlatool.training.config import TrainConfig
 from vlatool.training.plan import TrainPlan, budget_extension, make_plan
@@ -41,8 +38,6 @@ BUDGET = TrainConfig.exclusive[0]
 _COMMON_NAMES = {"data", "samples", "shards"}
 _LIST_SUFFIXES = {".jsonl", ".json", ".yaml"}
 _LONGEST_NAME = 80
-# Digests, which are left out of messages.
-_DIGEST = re.compile(r"(, )?\b[0-9a-f]{16,}\b")
 
 
 def identity_keys(config: ConfigModel) -> dict[str, Any]:
@@ -53,43 +48,6 @@ def identity_keys(config: ConfigModel) -> dict[str, Any]:
         if isinstance(section, ConfigModel):
             chosen[name] = identity_keys(section)
     return chosen
-
-
-def run_differences(
-    before: Mapping[str, Any], now: Mapping[str, Any], config: TrainConfig
-) -> list[str]:
-    """Texts about configuration keys, data and versions that differ, without digests."""
-    if not config.overwrite:
-        ownership.check_versions(before, now)
-    versions = ownership.changed_versions(before, now)
-    old = ownership.without_versions(before)
-    new = ownership.without_versions(now)
-    texts: list[str] = []
-    for key in sorted(old.keys() | new.keys()):
-        if key in type(config).model_fields:
-            continue
-        old_value = old.pop(key, None)
-        new_value = new.pop(key, None)
-        if old_value != new_value:
-            texts.append(_difference_text(key, old_value, new_value))
-    # The budget, seldom the reason, comes last.
-    options = ownership.option_differences(old, new)
-    texts += sorted(options, key=lambda text: text.startswith(BUDGET))
-    return [*texts, *versions]
-
-
-def _difference_text(key: str, before: object, now: object) -> str:
-    old = _without_digests(before)
-    new = _without_digests(now)
-    name = f"hparams.per_gpu_batch_size or processes, {key}" if key == RANDOMNESS else key
-    if old == new:
-        return f"{name}: other contents"
-    return f"{name}: {old} (now {new})"
-
-
-def _without_digests(value: object) -> str:
-    """Text of a value; `some` if the value is only a digest."""
-    return _DIGEST.sub("", str(value or "none")) or "some"
 
 
 Run = TypeVar("Run", bound=TrainConfig)
@@ -162,62 +120,61 @@ def local_run(config: TrainConfig) -> RunDir:
 
 
 _COMMAND = "train"
-_OTHER_OUTPUT = "choose another --output, or replace the run with --overwrite"
+# Names of recorded options for messages, where the key says too little.
+WORDS = {RANDOMNESS: "hparams.per_gpu_batch_size or processes:"}
 # Files that change during the run.
 _CHANGING = {METRICS, DROPS, LATEST, BEST}
 
 RunStart = Literal["new", "resume", "extend", "replace"]
 
 
+def earlier_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:
+    """The record of the run in a folder; None if it is free or may be replaced. Writes nothing."""
+    run.check_no_files()
+    return ownership.owner_of(
+        run.root, _COMMAND, overwrite=config.overwrite, is_own=lambda: is_run(run.root)
+    )
+
+
 def plan_run(
     run: RunDir,
     config: TrainConfig,  # derived
-    # of the data, with versions and the rule of `network_randomness`
-    fingerprint: Mapping[str, Any],
-    # True if the budget is larger than that of the given earlier one
-    extends_budget: Callable[[Mapping[str, Any]], bool],
+    options: Mapping[str, Any],  # of the record: keys, data and versions that decide the weights
+    # message about a budget that is larger than the given earlier one; else empty
+    extension: Callable[[Mapping[str, Any]], str],
+    reporter: Reporter,
 ) -> tuple[RunStart, OutputRecord]:
     """How a run would start in its folder, and its record. Writes nothing.
 
     `new`; `resume` or `extend` (to a larger budget) with the record of the run that is there; or
-    `replace`, which removes that run.
+    `replace`, which removes that run. A run that has no step yet gives way to any other.
     """
-    options = {**identity_keys(config), **fingerprint}
-    record = OutputRecord(_COMMAND, options, run_id=secrets.token_hex(4))
-    before = earlier_run(run, config)
+    record = OutputRecord(_COMMAND, options, run_id=secrets.token_hex(4), words=WORDS)
+    there = earlier_run(run, config)
+    if there is None:
+        return ("replace" if is_occupied(run.root) else "new"), record
+    change = ""
+    if not config.overwrite:
+        budget = {key: there.options.get(key) for key in BUDGET}
+        if any(budget.values()):
+            change = extension(budget)
+        if change:
+            record = replace(record, options={**options, **budget})
+    before = ownership.plan_output(
+        run.root,
+        record,
+        overwrite=config.overwrite or not has_trained(run),
+        hint=f"{ownership.OTHER_OUTPUT}; `vlatool finetune --from {run.root} --output OTHER` "
+        "starts a new run with its weights",
+    )
     if before is None:
-        return ("replace" if is_run(run.root) else "new"), record
-    differences = run_differences(before.options, options, config)
-    if not differences and run.latest() is not None:
+        return ("replace" if is_occupied(run.root) else "new"), replace(record, options=options)
+    if not change:
         return "resume", before
-    if config.overwrite:  # `latest` raises for a damaged run, which this replaces
-        return ("replace" if differences else "new"), record
-    changed = _changed_options(before.options, options)
-    hint = _OTHER_OUTPUT
-    if run.latest() is not None:
-        budget = {key: before.options.get(key) for key in BUDGET}
-        if changed <= {*BUDGET} and extends_budget(budget):
-            return "extend", before
-        if not changed & type(config).model_fields.keys() - {*BUDGET}:
-            hint = _other_data_hint(run, config)
-    if has_trained(run):
-        ownership.check_no_differences(run.root, "with other options", differences, hint)
-    return ("replace" if differences else "new"), record
-
-
-def _changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
-    """Names of the options that differ; `now` has the form that JSON gives back."""
-    now = json.loads(json.dumps(now, default=str))
-    return {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
-
-
-def _other_data_hint(run: RunDir, config: TrainConfig) -> str:
-    """Hint if only the data of a run have changed, for example because you added episodes."""
-    key = config.data_kind.folders_keys[0]
-    words = ["vlatool", "finetune", "--from", str(run.root), "--config", str(run.config)]
-    words += [f"--data.{key}", value_text(getattr(config.data, key))]
-    line = shlex.join([*words, "--output", f"{run.root}-2"])
-    return f"a run keeps its data; this starts a new one on these, with its weights: {line}"
+    reporter.note(f"{run.root}: {change}")
+    # Other keys stay: the record still shows which ones its version did not have.
+    budget = {key: options[key] for key in BUDGET}
+    return "extend", replace(before, options={**before.options, **budget}, complete=False)
 
 
 def prepare_run(
@@ -226,37 +183,34 @@ def prepare_run(
     start: RunStart,
     record: OutputRecord,
     save_assets: Callable[[], None],
-) -> OutputRecord:
-    """Prepares the folder of a planned run; returns its record.
+    reporter: Reporter = NULL,
+) -> None:
+    """Prepares the folder of a planned run.
 
-    Assets are written once, when the run starts; a resumed or complete run keeps them.
+    Assets are written when the run starts; a resumed or complete run keeps them, unless one is
+    missing or has changed. They equal the ones of the first start, as options and data are equal.
     """
-    if start == "extend":
-        # Other keys stay: the record still shows which ones its version did not have.
-        identity = identity_keys(config)
-        budget = {key: identity[key] for key in BUDGET}
-        record = replace(record, options={**record.options, **budget}, complete=False)
     if start == "replace":
-        reset_run(run, record)
+        run.clear_progress()
     if start != "resume":
         # Written first, so that a folder with any files in it has a record of its owner.
         record.save(run.root)
     remove_partial_files(run.root)
-    if start == "extend":
-        _write_config(run, config)
-        if _listed_assets(run):
-            run.record_assets([CONFIG])
-    elif start != "resume":
-        _write_assets(run, config, save_assets)
-    return record
-
-
-def _write_assets(run: RunDir, config: TrainConfig, save_assets: Callable[[], None]) -> None:
-    """Writes the assets and the config and lists them; other files in the folder are not listed."""
+    run.repair_latest()
+    run.update_best()
+    damaged = changed_files(run.root)
+    if damaged and has_trained(run):
+        names = ", ".join(damaged)
+        reporter.note(f"{run.root}: {names} was missing or changed and is written again")
+    # Base models, of which some assets are copies, may be gone later.
+    writes_assets = start in ("new", "replace") or bool({*damaged} - {CONFIG})
     before = _stamps(run)
-    save_assets()
-    _write_config(run, config)
-    run.record_assets(dict(_stamps(run).items() - before.items()), replace=True)
+    if writes_assets:
+        save_assets()
+    if start != "resume" or damaged:
+        run.write_config(config.model_dump(mode="json", exclude={*execution_keys(type(config))}))
+        # Other files in the folder are not listed.
+        run.record_assets(dict(_stamps(run).items() - before.items()), replace=writes_assets)
 
 
 def _stamps(run: RunDir) -> dict[str, tuple[int, int]]:
@@ -352,95 +306,6 @@ def _data_locations(config: TrainConfig) -> dict[str, list[str]]:
     return locations
 
 
-def earlier_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:
-    """The record of the run in a folder; None if it is free or may be replaced. Writes nothing."""
-    before = ownership.owner_of(
-        run.root, _COMMAND, overwrite=config.overwrite, is_own=lambda: is_run(run.root)
-    )
-    if before is None:
-        return None
-    if not (before.options or config.overwrite):
-        raise UsageError.at(
-            run.root,
-            "holds the remains of a run, because an earlier --overwrite was interrupted",
-            hint="run the command with --overwrite again, or choose another --output",
-            code="usage.output_differs",
-        )
-    run.check_no_files()
-    return before
-
-
-def repair_run(run: RunDir, config: TrainConfig, save_assets: Callable[[], None]) -> list[str]:
-    """Rewrites missing or changed files of a resumed run, other than checkpoints.
-
-    Returns names of the rewritten files.
-
-    The files equal the files of the first start, because options and data are equal.
-    """
-    repaired: list[str] = []
-    if run.repair_latest():
-        repaired.append(run.latest_file.name)
-    run.update_best()
-    listed = _listed_assets(run)
-    if listed is None:
-        _write_assets(run, config, save_assets)
-        return [*repaired, "the list of assets"]
-    changed: list[str] = []
-    for entry in listed:
-        path = run.root / entry.path
-        if not path.is_file() or sha256_of(path) != entry.sha256:
-            changed.append(entry.path)
-    if CONFIG in changed or not _config_matches(run, config):
-        _write_config(run, config)
-        repaired.append(CONFIG)
-    damage = ", ".join(sorted(set(changed) - {CONFIG}))
-    if not damage:
-        try:
-            config.data_kind.load_assets(config.data, run.root)
-        except DataError as error:
-            damage = f"the assets of the data ({error.message})"
-    if damage:
-        save_assets()
-        repaired.append(damage)
-    if repaired and listed:
-        names = [entry.path for entry in listed if (run.root / entry.path).is_file()]
-        run.record_assets(names, replace=True)
-    return repaired
-
-
-def _listed_assets(run: RunDir) -> list[FileEntry] | None:
-    """The assets that the run lists; None if the list is damaged."""
-    try:
-        return run.recorded_files()
-    except DataError:
-        return None
-
-
-def _config_matches(run: RunDir, config: TrainConfig) -> bool:
-    """True if config.yaml is readable and has the identity keys of the config."""
-    try:
-        run.config_tree()  # raises for an empty file, which would be all defaults
-        stored = load_config(TrainConfig, files=[str(run.config)]).config
-    except VlatoolError:
-        return False
-    return identity_keys(stored) == identity_keys(config)
-
-
-def complete_run(run: RunDir, record: OutputRecord, result: Mapping[str, Any]) -> None:
-    if not record.complete:
-        replace(record, complete=True, result=result).save(run.root)
-
-
-def _write_config(run: RunDir, config: TrainConfig) -> None:
-    run.write_config(config.model_dump(mode="json", exclude={*execution_keys(type(config))}))
-
-
-def reset_run(run: RunDir, record: OutputRecord) -> None:
-    """Removes the progress of a run; until this is complete, its record has no options."""
-    replace(record, options={}).save(run.root)
-    run.clear_progress()
-
-
 def resolved(
     config: TrainConfig, before: RunDir | None, reporter: Reporter
 ) -> tuple[TrainConfig, DatasetInfo, Mapping[str, str]]:
@@ -471,24 +336,20 @@ def network_randomness(config: TrainConfig, plan: TrainPlan) -> dict[str, str]:
     return {RANDOMNESS: f"dropout by micro-batch of {samples} on each of {ranks} ranks"}
 
 
-def run_identity(
-    config: TrainConfig, info: DatasetInfo, plan: TrainPlan, output: Path, reporter: Reporter
-) -> tuple[Mapping[str, Any], Callable[[Mapping[str, Any]], bool]]:
-    """Fingerprint of a run, and a function that tells whether its budget extends an earlier one."""
-
-    def extends_budget(before: Mapping[str, Any]) -> bool:
-        change = budget_extension(config, info.datasets, config.distributed.world_size or 1, before)
-        if change:
-            reporter.note(f"{output}: {change}")
-        return bool(change)
-
+def planned_run(
+    run: RunDir, config: TrainConfig, info: DatasetInfo, plan: TrainPlan, reporter: Reporter
+) -> tuple[RunStart, OutputRecord]:
+    """How a run would start in a local or remote folder, and its record. Writes nothing."""
     rule = network_randomness(config, plan)
     if rule:  # drawn inside the base model
         reporter.note(
             "with another hparams.per_gpu_batch_size or number of processes this run has other "
             f"weights: {rule[RANDOMNESS]}"
         )
-    return {**info.fingerprint, **data_versions(config), **rule}, extends_budget
+    options = {**identity_keys(config), **info.fingerprint, **data_versions(config), **rule}
+    ranks = config.distributed.world_size or 1
+    extension = partial(budget_extension, config, info.datasets, ranks)
+    return plan_run(run, config, options, extension, reporter)
 
 
 def start_in(config: TrainConfig, run: RunDir, *, world_size: int) -> RunStart:
@@ -501,4 +362,4 @@ def start_in(config: TrainConfig, run: RunDir, *, world_size: int) -> RunStart:
     config = config.model_copy(update={"distributed": processes, "hparams": hparams})
     config, info, _ = resolved(config, run, NULL)
     plan = make_plan(config, info.datasets, world_size)
-    return plan_run(run, config, *run_identity(config, info, plan, run.root, NULL))[0]
+    return planned_run(run, config, info, plan, NULL)[0]

@@ -10,7 +10,7 @@ from vlatool.events import Reporter
 from vlatool.jobs.record import read_record
 from vlatool.models.base import Policy
 from vlatool.training import validation
-from vlatool.training.checkpoints import check_space, save_checkpoint
+from vlatool.training.checkpoints import save_checkpoint
 from vlatool.training.config import TrainConfig
 from vlatool.training.metrics import MetricsLogger
 from vlatool.training.placement import peak_tflops
@@ -48,7 +48,6 @@ def train_run(run: Run, reporter: Reporter) -> str:
     if not runtime.is_main:
         _fit(run, reporter, validates=validates, rolls_out=rolls_out)
         return "trained"
-    check_space(run.folder, state)
     if run.roll_out is not None:
         run.roll_out.check(_policy(run))
     with tracked(reporter, config, run.folder, state.step) as reporter:
@@ -117,7 +116,7 @@ def _fit(run: Run, reporter: Reporter, *, validates: bool, rolls_out: bool) -> N
         def end(where: str, number: int | None) -> NoReturn:
             if state.step != checkpoints.step:
                 checkpoints.save()
-            reporter.note(f"stopped {where} step {state.step}{_resume_hint(run)}")
+            reporter.note(f"stopped {where} step {state.step}")
             exit_stopped(number)
 
         success = validation.SuccessRate(run, logger, stop, end)
@@ -134,7 +133,7 @@ def _fit(run: Run, reporter: Reporter, *, validates: bool, rolls_out: bool) -> N
             run=run,
             logger=logger,
             validate=validate,
-            log_images=validation.ImageLogger(run, reporter, stop),
+            log_images=validation.ImageLogger(run, reporter),
             save=checkpoints.save,
             stop_signal=lambda: stop.signal,
             save_due=checkpoints.is_due,
@@ -151,14 +150,6 @@ def _fit(run: Run, reporter: Reporter, *, validates: bool, rolls_out: bool) -> N
                 trainer.fit(batches)
         if state.step < total_steps:
             end("after", logger.stopped_by)
-
-
-def _resume_hint(run: Run) -> str:
-    """End of the note about a stopped run: how to resume it, unless the same command does."""
-    if run.config.remote_sync is None or "name" in run.typed:
-        return ""
-    # Below remote_sync the same command without a name starts another run.
-    return f"; add --output {run.folder.root} to resume this run"
 
 
 # The time between checkpoints by the clock is at least this many times that of a save.

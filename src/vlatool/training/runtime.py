@@ -3,13 +3,14 @@
 import hashlib
 import math
 import os
-import signal
+import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
-from threading import Event, Thread, get_ident
-from typing import Any, TypeVar
+from functools import partial
+from itertools import count
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,97 +18,22 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import Tensor
+from torch.distributed import (
+    TCPStore,  # pyright: ignore[reportPrivateImportUsage] - it is public
+)
 from torch.distributed.device_mesh import init_device_mesh
 
 from vlatool.errors import EnvironmentProblem
 from vlatool.models.rng import PerSampleRng
+from vlatool.storage.background import in_background
 from vlatool.training.config import TrainConfig
 from vlatool.training.placement import Placement
 from vlatool.training.ranks import LOST_RANK
-from vlatool.training.rendezvous import meet
+from vlatool.training.rendezvous import connected, meet
 
-# Ranks time out within moments of each other; a slow one may be a few seconds late.
-_GRACE_S = 5.0
-_STOP = "stop"
-_WORKED = "worked"
 _WATCHED_EVERY_S = 0.5
-
-
-T = TypeVar("T")
-
-
-class MainWork:
-    """Lets ranks wait for work of rank 0 without a collective, in which they handle no signal.
-
-    `rank`: index of this rank; `broadcast`: returns the value of rank 0 on every rank. Collective.
-
-    Rank 0 holds a store for it, at a port that the system chooses.
-    """
-
-    def __init__(self, rank: int, broadcast: Callable[[Any], Any]) -> None:
-        self._works = 0  # number of calls of `working`, or of `wait_for_main`
-        timeout = timedelta(seconds=_GRACE_S)
-        host = os.environ.get("MASTER_ADDR", "127.0.0.1")
-        port = 0 if rank == 0 else broadcast(None)
-        self._store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage] - it is public
-            host, port, is_master=rank == 0, wait_for_workers=False, timeout=timeout
-        )
-        if rank == 0:
-            broadcast(self._store.port)
-
-    @contextmanager
-    def working(self) -> Iterator[None]:
-        """Context of rank 0, during which the others wait in `wait_for_main`; see `main_works`."""
-        self._works += 1
-        is_done = Event()
-        worker = get_ident()
-
-        def watch() -> None:
-            stop = [f"{_STOP}{self._works}"]
-            while not is_done.wait(_WATCHED_EVERY_S):
-                if self._store.check(stop):
-                    signal.pthread_kill(worker, signal.SIGTERM)
-                    return
-
-        Thread(target=watch, daemon=True).start()
-        try:
-            yield
-        finally:
-            is_done.set()
-            self._store.set(f"{_WORKED}{self._works}", "")
-
-    def wait_for_main(self, is_asked_to_stop: Callable[[], bool], timeout_s: float) -> None:
-        """Waits until `working` of rank 0 ends, or until rank 0 does not answer."""
-        self._works += 1
-        until = time.monotonic() + timeout_s
-        has_told = False
-        done = [f"{_WORKED}{self._works}"]
-        while time.monotonic() < until and not _in_time(
-            lambda: self._store.check(done), default=True
-        ):
-            if is_asked_to_stop() and not has_told:
-                self._store.set(f"{_STOP}{self._works}", "")
-                has_told = True
-            time.sleep(_WATCHED_EVERY_S)
-
-
-def _in_time(ask: Callable[[], T], *, default: T) -> T:
-    """The answer of the store; `default` if it has failed, or does not answer in time.
-
-    A request to a process that is stopped, or to a machine that is lost, would wait for ever.
-    """
-    answers: list[T] = []
-
-    def run() -> None:
-        with suppress(RuntimeError):
-            answers.append(ask())
-
-    thread = Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(3 * _GRACE_S)
-    return answers[0] if answers else default
-
-
+# A request to a process that is stopped, or to a machine that is lost, would wait for ever.
+_ANSWER_S = 15.0
 # Gloo raises the first one when a rank does not answer in time, then closes the connections.
 _LOST = ("Timed out waiting", "Connection closed by peer", "Connection reset by peer")
 # By then the ranks have ended with an error.
@@ -120,15 +46,11 @@ class Runtime:
     def __init__(self, config: TrainConfig) -> None:
         on_cpu = not torch.cuda.is_available()
         mixed = config.hparams.precision.startswith("amp")
-        if not on_cpu and config.distributed.dist_backend == "gloo":
+        backend = config.distributed.dist_backend
+        if backend == ("nccl" if on_cpu else "gloo"):
             raise EnvironmentProblem(
-                "distributed.dist_backend is gloo, but the run uses GPUs",
-                hint="set distributed.dist_backend=auto",
-                code="environment.missing_dependency",
-            )
-        if on_cpu and config.distributed.dist_backend == "nccl":
-            raise EnvironmentProblem(
-                "distributed.dist_backend is nccl, but there is no GPU",
+                f"distributed.dist_backend is {backend}, but "
+                f"{'there is no GPU' if on_cpu else 'the run uses GPUs'}",
                 hint="set distributed.dist_backend=auto",
                 code="environment.missing_dependency",
             )
@@ -137,7 +59,8 @@ class Runtime:
         # stays.
         AcceleratorState._reset_state()
         self._timeout = timedelta(seconds=config.distributed.timeout)
-        self._ranks: MainWork | None = None
+        self._store: TCPStore | None = None  # inside `waiting`, with several ranks
+        self._works: Iterator[str] = iter(())  # keys of the calls of `main_works`
         margin = timedelta(seconds=0.0 if on_cpu else _NCCL_MARGIN_S)
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         store = None
@@ -239,7 +162,9 @@ class Runtime:
         if self.world_size == 1:
             yield
             return
-        self._ranks = MainWork(self.rank, self.broadcast)
+        self._store = connected(timedelta(seconds=_ANSWER_S))
+        token = self.broadcast(secrets.token_hex(8))
+        self._works = (f"vlatool/{token}/{number}" for number in count())
         try:
             yield
         except (RuntimeError, TimeoutError) as error:
@@ -252,24 +177,30 @@ class Runtime:
                 code=LOST_RANK,
             ) from error
         finally:
-            self._ranks = None
+            self._store = None
 
     @contextmanager
-    def main_works(self, is_asked_to_stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    def main_works(self) -> Iterator[None]:
         """Context in which rank 0 works and the others wait, without a collective, in which they
         would handle no signal. Collective.
-
-        If a waiting rank `is_asked_to_stop`, rank 0 receives SIGTERM.
         """
-        ranks = self._ranks
-        if ranks is None:
+        store = self._store
+        if store is None:
             yield
-        elif self.is_main:
-            with ranks.working():
-                yield
-        else:
+            return
+        done = next(self._works)
+        try:
             yield
-            ranks.wait_for_main(is_asked_to_stop, self.timeout_s)
+        finally:
+            if self.is_main:
+                store.set(done, "")
+        until = time.monotonic() + self.timeout_s
+        # If rank 0 has ended or does not answer, the next collective fails.
+        with suppress(RuntimeError, TimeoutError):
+            while not self.is_main and time.monotonic() < until:
+                if in_background(partial(store.check, [done])).result(_ANSWER_S):
+                    break
+                time.sleep(_WATCHED_EVERY_S)
 
     def barrier(self) -> None:
         """Waits until all ranks reach this call."""

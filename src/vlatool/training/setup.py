@@ -1,6 +1,5 @@
 """Sets up a run on one rank: build, load, place, optimizers, averages, restore."""
 
-import os
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ import torch
 from vlatool.checkpoints.layout import RunDir
 from vlatool.errors import UsageError
 from vlatool.events import Reporter, counted
-from vlatool.jobs.ownership import differences_text
+from vlatool.jobs.ownership import differences_text, option_differences
 from vlatool.jobs.record import read_record
 from vlatool.loading.base import DatasetInfo
 from vlatool.models.base import Objective, Part, Policy
@@ -24,7 +23,7 @@ from vlatool.training.config import TrainConfig
 from vlatool.training.data import DataStreams
 from vlatool.training.placement import PlacedParts
 from vlatool.training.plan import TrainPlan
-from vlatool.training.resume import identity_keys, run_differences
+from vlatool.training.resume import WORDS
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState, WeightAverage, tensor_facts, with_facts
 from vlatool.training.step import StepContexts, build_optimizer
@@ -95,41 +94,21 @@ def restore_progress(origin: WeightsOrigin, config: TrainConfig, state: TrainSta
     return [f"continuing after step {state.step} of {origin.text}"]
 
 
-def report_differences(
-    config: TrainConfig, fingerprint: Mapping[str, Any], reporter: Reporter
-) -> None:
-    """Warns if this run continues a run that was trained with other options or data."""
+def report_differences(config: TrainConfig, options: Mapping[str, Any], reporter: Reporter) -> None:
+    """Warns if this run continues a run that was trained with other options or data. `options`: of
+    the record of this run.
+    """
     origin = config.init_progress()
     record = None if origin is None or origin.run is None else read_record(origin.run.root)
     if record is None:
         return
-    before = record.options
-    equal = {key: before.get(key) for key in _OF_EACH_RUN}
-    before = {**before, **equal}
-    now = {**identity_keys(config), **fingerprint, **equal}
-    unversioned = config.model_copy(update={"overwrite": True})
-    if differences := run_differences(before, now, unversioned):
+    before = {key: value for key, value in record.options.items() if key not in _OF_EACH_RUN}
+    now = {key: value for key, value in options.items() if key not in _OF_EACH_RUN}
+    if differences := option_differences(before, now, WORDS):
         reporter.warn(
             "continued_with_other_options",
             f"{config.init_from}: was trained with other options or data, so this run will end "
             f"differently: {differences_text(differences)}",
-        )
-
-
-def report_launcher(config: TrainConfig, reporter: Reporter) -> None:
-    """Warns of settings of `accelerate launch` that have no effect on this run."""
-    own_keys: dict[str, str] = {}  # option of accelerate that has no effect to the key that has
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    is_amp = config.hparams.precision.startswith("amp")
-    if precision != "no" and not (precision == "bf16" and is_amp):
-        own_keys["mixed_precision"] = "hparams.precision amp_bfloat16"
-    if "ACCELERATE_USE_FSDP" in os.environ and not config.distributed.fsdp:
-        own_keys["fsdp_config"] = "distributed.fsdp true"
-    if "ACCELERATE_USE_DEEPSPEED" in os.environ:
-        own_keys["deepspeed_config"] = "distributed.fsdp true"
-    for name, key in own_keys.items():
-        reporter.warn(
-            "launcher_option", f"{name} in the configuration of accelerate has no effect; use {key}"
         )
 
 

@@ -1,28 +1,29 @@
 """Starts several ranks of a command on this machine (`--nproc`).
 
-The starting process runs torchrun as a child (`launcher.py`). The ranks run the same command line
-without `--nproc`; `ranks.py` has the data and the errors that the processes exchange.
+The starting process runs this module as a child, which runs torchrun and writes down how the ranks
+ended. The ranks run the same command line without `--nproc`; `ranks.py` has the data and the errors
+that the processes exchange.
 """
 
-import fcntl
 import json
+import logging
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import TemporaryDirectory
 from types import FrameType
 
 from vlatool.errors import EnvironmentProblem, UsageError
-from vlatool.events import NULL, Reporter, counted
+from vlatool.events import NULL, STOP_SIGNALS, Reporter, counted
 from vlatool.jobs.executor import default_workers
-from vlatool.training.launcher import EXITS, FORWARDED
+from vlatool.storage.atomic import write_json
 from vlatool.training.ranks import (
     CTRL_C,
     TERMINATED,
@@ -35,14 +36,10 @@ from vlatool.training.ranks import (
 )
 
 OPTION = "--nproc"
-# Below the folder for temporary files. The kernel releases the lock when the command ends.
-_FOLDER_PREFIX = "vlatool-ranks-"
-_LOCK = "lock"
-# A newer folder may not be locked yet.
-_MIN_AGE_S = 60.0
+_EXITS = "exits.json"
+_FORWARDED = (signal.SIGINT, *STOP_SIGNALS)
 _ONLY = Machine(0, 1, "localhost")
 _PORT = 29_500  # torch's default
-_MAX_PROCESSES = 1_024  # torchrun creates an object per process before it starts any
 
 
 def start(
@@ -61,25 +58,24 @@ def start(
     shown = _gpu_variables() if gpus else _threads(processes)
     words = [*(f"{name}={value}" for name, value in shown.items()), "torchrun", shlex.join(options)]
     reporter.note(f"starting {processes} processes: {' '.join(words)}")
-    with _shared_folder() as folder:
-        launch = Launch(os.getpid(), str(folder), owns_threads=not gpus and THREADS in shown)
+    with TemporaryDirectory(prefix="vlatool-ranks-") as name:
+        folder = Path(name)
+        launch = Launch(os.getpid(), name)
         variables = {**shown, **_warning_filter(), **_safe_path(), **launch.variables()}
         output = folder / "stdout"
-        waiting: list[subprocess.Popen[bytes]] = []
-        with _forwarded_signals(folder, waiting) as received, output.open("wb") as stdout:
-            command = [sys.executable, "-m", "vlatool.training.launcher", *options]
+        with output.open("wb") as stdout:
+            command = [sys.executable, "-m", "vlatool.training.start", *options]
             child = subprocess.Popen(  # noqa: S603 - this interpreter, our module
                 command, stdout=stdout, env={**os.environ, **variables}, start_new_session=True
             )
-            if node.count > 1:
-                waiting.append(child)
+        with _forwarded_signals(folder, child) as received:
             exit_code = child.wait()
             # Helper processes of killed ranks: loader workers keep their fork server alive. Each
             # rank leads a process group. The resource tracker of multiprocessing ignores SIGTERM,
             # cleans up, and ends when all others have ended.
             _signal_ranks(folder, os.killpg, signal.SIGTERM)
         if exit_code:
-            _raise(exit_code, folder / EXITS, received)
+            _raise(exit_code, folder / _EXITS, received)
         return output.read_text(getattr(sys.stdout, "encoding", None), "replace")
 
 
@@ -97,13 +93,6 @@ def check_processes(processes: int, gpus: int, reporter: Reporter = NULL) -> Non
         raise UsageError(
             f"{OPTION} {processes}: at least one process is needed",
             hint=f"use {OPTION} {max(gpus, 1)}",
-            code="usage.bad_value",
-            details={"nproc": processes},
-        )
-    if processes > _MAX_PROCESSES:
-        raise UsageError(
-            f"{OPTION} {processes}: more than {_MAX_PROCESSES} processes",
-            hint=f"use {OPTION} {gpus or default_workers()}",
             code="usage.bad_value",
             details={"nproc": processes},
         )
@@ -143,22 +132,6 @@ def torchrun_options(arguments: Sequence[str], processes: int, node: Machine = _
         nodes = ["--nnodes", str(node.count), "--node_rank", str(node.index)]
         address = [*nodes, "--master_addr", node.first_host, "--master_port", str(_PORT)]
     return [*address, "--nproc_per_node", str(processes), "-m", "vlatool", *arguments]
-
-
-@contextmanager
-def _shared_folder() -> Iterator[Path]:
-    """Folder that this command and its ranks share; removes folders that killed commands left."""
-    for old in Path(gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
-        with suppress(OSError):  # of another user, removed meanwhile, or locked
-            stat = old.lstat()
-            if stat.st_uid == os.getuid() and time.time() - stat.st_mtime > _MIN_AGE_S:
-                with (old / _LOCK).open("r+") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(old)
-    with TemporaryDirectory(prefix=_FOLDER_PREFIX) as name, Path(name, _LOCK).open("w") as file:
-        with suppress(OSError):  # a disk without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield Path(name)
 
 
 def _raise(exit_code: int, file: Path, received: Sequence[int]) -> None:
@@ -225,11 +198,8 @@ def _signal_ranks(folder: Path, send: Callable[[int, int], None], number: int) -
 
 
 @contextmanager
-def _forwarded_signals(
-    folder: Path, launchers: Sequence[subprocess.Popen[bytes]]
-) -> Iterator[list[int]]:
+def _forwarded_signals(folder: Path, child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
     """Passes stop signals on to the ranks; yields a growing list of the received signals.
-    `launchers`: the launcher, if it waits for other machines before it starts ranks.
 
     Signals go directly to the ranks. Torchrun would pass them to the process group of each rank,
     loader workers included, whose end may cost the rank its last checkpoint, and kill it after 30
@@ -239,16 +209,14 @@ def _forwarded_signals(
 
     def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        # The file comes first, for ranks that have not joined yet.
-        (folder / "stop").write_text(str(number))
-        if launchers and not any(folder.glob("*.pid")):
-            launchers[0].kill()  # it waits for other machines; a rank that starts ends with it
+        if not any(folder.glob("*.pid")):
+            child.kill()  # it may wait for other machines; a rank that starts ends with it
         elif len(received) < 3:
             _signal_ranks(folder, os.kill, number)
         else:
             _signal_ranks(folder, os.killpg, signal.SIGKILL)
 
-    previous = {number: signal.getsignal(number) for number in FORWARDED}
+    previous = {number: signal.getsignal(number) for number in _FORWARDED}
     for number, handler in previous.items():
         if handler != signal.SIG_IGN:  # such as SIGHUP with nohup
             signal.signal(number, forward)
@@ -257,3 +225,39 @@ def _forwarded_signals(
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def main(options: Sequence[str]) -> int:
+    """Runs torchrun in the child process until all ranks have ended; returns 1 if one failed, and
+    writes down how.
+    """
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    launch = Launch.of_this_process()
+    assert launch is not None
+    launch.end_with_parent()
+    for number in _FORWARDED:  # not SIG_IGN, which the ranks would inherit
+        signal.signal(number, lambda *_: None)
+    os.environ.update(replace(launch, parent=os.getpid()).variables())
+    folder = Path(launch.folder)
+    parsed = run.parse_args(options)
+    parsed.log_dir = str(folder / "torchrun")  # otherwise a new folder that it does not remove
+    logging.disable(logging.ERROR)  # the starting process reports the failed ranks
+    try:
+        # In a thread torchrun handles no signals: `start` passes them on.
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(run.run, parsed).result()
+    except ChildFailedError as failed:
+        exits: list[RankExit] = []
+        for rank, end in failed.failures.items():
+            # Torch has a document of its own for a rank without an error file.
+            error = end.error_file_data if "kind" in end.error_file_data else None
+            exits.append(RankExit(rank, end.exitcode, end.timestamp, error))
+        write_json(folder / _EXITS, {"exits": [asdict(rank_exit) for rank_exit in exits]})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

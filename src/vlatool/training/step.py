@@ -168,61 +168,62 @@ class LossSums:
                 value = self._sums[name] + value
             self._sums[name] = value
 
-    def reduced(self, runtime: Runtime, extra: Sequence[float]) -> "ReducedLoss":
-        """Sums over all ranks. Collective; `extra` must have the same length on all ranks."""
-        names = sorted(self._sums)
-        shapes = {name: tuple(self._sums[name].shape) for name in names}
+    def reduced(self, runtime: Runtime, extra: Tensor | None = None) -> dict[str, Tensor]:
+        """Sums over all ranks by name, float64: `total`, `count`, the number of micro-batches that
+        are not finite as `bad`, further numbers as `extra`, and the sums of the objective
+        (`sums_of`). Collective; `extra`: numbers [E] of this rank, with the same E on all ranks.
+        """
         totals = torch.stack(self.totals)
         counts = torch.stack(self._counts)
         bad = ~(totals.isfinite() & counts.isfinite())
-        head = torch.stack([totals.sum(), counts.sum(), bad.sum().double()])
-        more = torch.tensor(extra, dtype=torch.float64).to(self.device, non_blocking=True)
-        flat = [self._sums[name].reshape(-1).to(self.device) for name in names]
-        packed = runtime.sum(torch.cat([head, more, *flat]))
-        return ReducedLoss(packed, len(extra), shapes)
+        more = torch.zeros(0) if extra is None else extra
+        values = {
+            "total": totals.sum(),
+            "count": counts.sum(),
+            "bad": bad.sum(),
+            "extra": more.to(self.device, non_blocking=True),
+        }
+        for name in sorted(self._sums):
+            values[f"{_SUMS}{name}"] = self._sums[name].to(self.device)
+        packed = Packed(values)
+        return packed.read(runtime.sum(packed.vector))
 
 
-@dataclass(frozen=True)
-class ReducedLoss:
-    """Sums of one optimizer and step over all ranks."""
+class Packed:
+    """Tensors in one float64 vector, so that one collective, or one copy, takes all of them."""
 
-    # float64 [3 + E + ...]: total, count, number of micro-batches that are not finite, the extra
-    # numbers, the sums by name
-    packed: Tensor
-    extra: int  # E, the number of extra numbers
-    # map from name to shape of the sums, in their order in `packed`
-    shapes: Mapping[str, tuple[int, ...]]
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self.vector = torch.cat([value.reshape(-1).double() for value in values.values()])
+        self._shapes = {name: value.shape for name, value in values.items()}
 
-    @property
-    def count(self) -> Tensor:
-        return self.packed[1]
+    def read(self, vector: Tensor) -> dict[str, Tensor]:
+        """The tensors by name, from another vector of this kind."""
+        parts = vector.split([prod(shape) for shape in self._shapes.values()])
+        shapes = self._shapes.items()
+        return {
+            name: part.reshape(shape) for (name, shape), part in zip(shapes, parts, strict=True)
+        }
 
-    @property
-    def is_bad(self) -> Tensor:
-        """True (a bool scalar) if a loss on any rank is not finite."""
-        return self.packed[2] > 0
 
-    @property
-    def sums(self) -> dict[str, Tensor]:
-        """The sums of the objective, by name."""
-        return self.read(self.packed)
+_SUMS = "sums/"  # before the name of a sum of the objective
 
-    def read(self, packed: Tensor) -> dict[str, Tensor]:
-        """The sums of the objective, from a copy of `packed`."""
-        start = 3 + self.extra
-        sums = dict[str, Tensor]()
-        for name, shape in self.shapes.items():
-            end = start + prod(shape)
-            sums[name] = packed[start:end].reshape(shape)
-            start = end
-        return sums
+
+def sums_of(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The sums of the objective among reduced values."""
+    sums: dict[str, Tensor] = {}
+    for name, value in values.items():
+        if name.startswith(_SUMS):
+            sums[name.removeprefix(_SUMS)] = value
+    return sums
 
 
 class AsyncHostCopy:
-    """Asynchronous copy of a small tensor to the host."""
+    """Asynchronous copy of small tensors to the host."""
 
-    def __init__(self, values: Tensor) -> None:
+    def __init__(self, packed: Packed) -> None:
+        self._packed = packed
         self._event: torch.cuda.Event | None = None
+        values = packed.vector
         if values.device.type != "cuda":
             self._values = values.detach().clone()
             return
@@ -231,25 +232,26 @@ class AsyncHostCopy:
         self._event = torch.cuda.Event()
         self._event.record()
 
-    def read(self, timeout_s: float) -> Tensor:
-        """The values on the host; waits until the copy is done."""
+    def read(self, timeout_s: float) -> dict[str, Tensor]:
+        """The values on the host by name; waits until the copy is done."""
         until = time.monotonic() + timeout_s
         while self._event is not None and not self._event.query():
             if time.monotonic() > until:
                 raise TimeoutError("Timed out waiting for the device")
             time.sleep(_POLL_S)
-        return self._values
+        return self._packed.read(self._values)
 
 
 @dataclass(frozen=True)
 class OptimizerStep:
     optimizer: str
     rate: float  # learning rate
-    sums: ReducedLoss  # loss sums over all ranks
-    norm: Tensor  # gradient norm of the mean loss, before clipping
+    sums: Mapping[str, Tensor]  # of the objective, over all ranks
     ok: Tensor  # bool scalar on the device; True if weights were updated
     totals: Sequence[Tensor]  # losses of the micro-batches of this rank
-    on_host: AsyncHostCopy  # host copy of [norm, ok, *sums.packed], which is read one step later
+    # Copy of the reduced values, `ok`, and the gradient norm of the mean loss before clipping as
+    # `norm`, which is read one step later.
+    on_host: AsyncHostCopy
 
 
 class StepContexts:
@@ -303,7 +305,8 @@ class TrainStep:
         state: TrainState,  # updated
         objective: base.Objective,
         fetched: Sequence[MicroBatch],  # of this rank, on the device
-        extra: Sequence[float] = (),  # numbers of this rank to sum over ranks with the first losses
+        # numbers of this rank to sum over ranks with the first losses
+        extra: Tensor | None = None,
     ) -> tuple[list[OptimizerStep], list[MicroBatch]]:
         """Result of each optimizer that is active, and the prepared micro-batches. Collective."""
         self.contexts.seed_step(state.step)
@@ -312,10 +315,10 @@ class TrainStep:
         assert names, f"no optimizer is active at step {state.step}"
         updates: list[OptimizerStep] = []
         for name in names:
-            numbers = [] if updates else extra
+            numbers = None if updates else extra
             result = self._optimizer_step(name, state, objective, micro_batches, numbers)
             with torch.no_grad():
-                objective.update_buffers(name, result.sums.sums, result.ok)
+                objective.update_buffers(name, result.sums, result.ok)
             updates.append(result)
         specs = objective.optimizers()
         for name, average in state.averages.items():
@@ -350,7 +353,7 @@ class TrainStep:
                 if not sums:
                     return micro_batches
                 local.add(base.Loss(zero, zero, sums), is_dummy=micro_batch.is_dummy)
-        total = local.reduced(runtime, []).sums
+        total = sums_of(local.reduced(runtime))
         return [replace(item, batch={**item.batch, **total}) for item in micro_batches]
 
     def _optimizer_step(
@@ -359,7 +362,7 @@ class TrainStep:
         state: TrainState,
         objective: base.Objective,
         micro_batches: Sequence[MicroBatch],
-        extra: Sequence[float],
+        extra: Tensor | None,
     ) -> OptimizerStep:
         """Runs loss, backward pass, reduction, clipping and update. Collective."""
         spec = objective.optimizers()[name]
@@ -387,19 +390,17 @@ class TrainStep:
                         objective, name, micro_batch.batch, ctx, cast, is_dummy=is_dummy
                     )
                 local.add(loss, is_dummy=is_dummy)
-        sums = local.reduced(self._runtime, extra)
-        is_empty = sums.count <= 0
+        values = local.reduced(self._runtime, extra)
+        count = values["count"]
+        is_empty = count <= 0
         # DDP and FSDP average gradients over ranks; the mean loss is over all counted elements.
-        count = torch.where(is_empty, torch.ones_like(sums.count), sums.count)
-        scale = (self._runtime.world_size / count).float()
-        skip = self._halted | sums.is_bad | is_empty
+        scale = (self._runtime.world_size / torch.where(is_empty, 1.0, count)).float()
+        skip = self._halted | (values["bad"] > 0) | is_empty
         norm = update(optimizer, scale, self._h.grad_clip_norm, skip)
         ok = ~skip & norm.isfinite()
         self._halted = self._halted | (~is_empty & ~ok)
-        host_copy = AsyncHostCopy(
-            torch.cat([torch.stack([norm.double(), ok.double()]), sums.packed])
-        )
-        return OptimizerStep(name, rate, sums, norm, ok, local.totals, host_copy)
+        on_host = Packed({**values, "norm": norm, "ok": ok})
+        return OptimizerStep(name, rate, sums_of(values), ok, local.totals, AsyncHostCopy(on_host))
 
 
 def backward(

@@ -1,13 +1,13 @@
 """Trackers: programs that also get the metrics and images of a run. They wrap the reporter."""
 
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from vlatool.checkpoints.layout import RunDir, read_metrics
+from vlatool.checkpoints.layout import RunDir
 from vlatool.episode import UInt8Array
 from vlatool.errors import missing_package
 from vlatool.events import Progress, Reporter
@@ -30,7 +30,6 @@ class Tracker(Protocol):
     """Receiver of metrics and images."""
 
     name: str  # name for messages
-    last_step: int  # last step of the run that it certainly has; 0 for none
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Stores the metrics of a step."""
@@ -75,20 +74,6 @@ class TrackedReporter:
     def warn(self, code: str, message: str) -> None:
         self._reporter.warn(code, message)
 
-    def replay(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Passes earlier rows of metrics.jsonl to the trackers that may lack them."""
-
-        def rows_of(tracker: Tracker) -> None:
-            for row in (row for row in rows if row["step"] > tracker.last_step):
-                numbers = {
-                    name: float(value)
-                    for name, value in row.items()
-                    if isinstance(value, int | float) and name != "step"
-                }
-                tracker.metrics(row["step"], numbers)
-
-        self._each(rows_of)
-
     def close(self, exit_code: int) -> None:
         self._each(lambda tracker: tracker.close(exit_code))
 
@@ -119,8 +104,6 @@ def tracked(
         yield reporter
         return
     reporters = TrackedReporter(reporter, _opened(reporter, config, run, last_step))
-    if last_step and run.metrics.is_file():
-        reporters.replay([row for row in read_metrics(run.metrics) if row["step"] <= last_step])
     exit_code = 1
     try:
         yield reporters
@@ -162,9 +145,7 @@ class TensorBoardTracker:
     def __init__(self, folder: Path, last_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        has_files = any(folder.glob("events.out.tfevents.*"))
-        self.last_step = last_step if has_files else 0
-        purge_step = last_step + 1 if has_files else None
+        purge_step = last_step + 1 if last_step else None
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -185,30 +166,22 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """Run of Weights & Biases.
-
-    Rows have their step in the metric `step`, the horizontal axis of all charts. The step of W&B
-    itself counts rows: it could not repeat steps after a resume.
-    """
+    """Run of Weights & Biases, which keeps the first row of a step that a resumed run repeats."""
 
     name = "wandb"
 
     def __init__(self, run: "Run") -> None:
         self._run = run
-        # Rows that a killed run had not sent yet are missing, and on disk possibly all of them.
-        self.last_step = int(run.summary.get("step") or 0) if run.resumed else 0
-        run.define_metric("step", hidden=True)
-        run.define_metric("*", step_metric="step")
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log({**values, "step": step})
+        self._run.log({**values, "step": step}, step=step)
 
     def images(self, step: int, images: Mapping[str, UInt8Array]) -> None:
         """Logs the images as panels."""
         from wandb import Image
 
         panels = {name: [Image(image) for image in batch] for name, batch in images.items()}
-        self._run.log({**panels, "step": step})
+        self._run.log(panels, step=step)
 
     def close(self, exit_code: int) -> None:
         """Waits until everything is sent, for a limited time."""

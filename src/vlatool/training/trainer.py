@@ -161,11 +161,12 @@ class Trainer:
             counters = self.logger.rank_counters(
                 fetched, waited_s, self.stop_signal(), save_due=self.save_due()
             )
-            updates, prepared_batches = self._step(state, run.objective, fetched, counters)
+            updates, prepared_batches = self._step(state, run.objective, fetched, counters.vector)
             record = StepRecord(
                 step=state.step,
                 samples=state.samples,
                 updates=updates,
+                counters=counters,
                 names=[micro_batch.samples for micro_batch in fetched],
                 drops=[drop for micro_batch in fetched for drop in micro_batch.drops],
                 ended_s=time.perf_counter(),

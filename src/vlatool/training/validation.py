@@ -19,7 +19,7 @@ from vlatool.loading.base import DroppedSample, MicroBatch
 from vlatool.storage.atomic import open_atomic
 from vlatool.training.metrics import MetricsLogger
 from vlatool.training.setup import Run
-from vlatool.training.step import LossSums
+from vlatool.training.step import AsyncHostCopy, LossSums, Packed, sums_of
 from vlatool.training.trainer import StopPoll, StopRequest
 
 _PHASE = "validation"
@@ -95,19 +95,19 @@ class Validation:
             ctx = contexts.of(step, micro_batch, f"{_PHASE} loss", training=False)
             with runtime.autocast():
                 local.add(objective.validate(batch, ctx), is_dummy=micro_batch.is_dummy)
-        sums = local.reduced(runtime, [float(len(drops))])
-        packed = sums.packed.cpu()
-        total, count, bad, all_dropped = packed[:4].tolist()
-        if bad:
+        reduced = Packed(local.reduced(runtime, torch.tensor([len(drops)])))
+        host = AsyncHostCopy(reduced).read(runtime.timeout_s)
+        if bad := int(host["bad"]):
             self.logger.reporter.warn(
-                "data.not_finite", f"{prefix}loss is not finite in {bad:.0f} micro-batches"
+                "data.not_finite", f"{prefix}loss is not finite in {bad} micro-batches"
             )
-        if all_dropped:
-            self.logger.warn_validation_drops(step, int(all_dropped), drops)
+        if all_dropped := int(host["extra"]):
+            self.logger.warn_validation_drops(step, all_dropped, drops)
+        count = host["count"].item()
         if count <= 0:
             return {}
-        values = {"loss": total / count}
-        for name, value in objective.metrics(_PHASE, sums.read(packed), count).items():
+        values = {"loss": host["total"].item() / count}
+        for name, value in objective.metrics(_PHASE, sums_of(host), count).items():
             values[name] = float(value)
         return values
 
@@ -152,18 +152,12 @@ class ImageLogger:
 
     run: Run
     reporter: Reporter  # also gets the images, on rank 0
-    stop: StopRequest
 
     @torch.no_grad()
     def __call__(self, micro_batch: MicroBatch) -> None:
-        """Writes the images of a micro-batch, unless a rank is asked to stop; expects the parts in
-        eval mode.
-        """
+        """Writes the images of a micro-batch; expects the parts in eval mode."""
         run = self.run
         state = run.state
-        if StopPoll(run.runtime, self.stop)() is not None:
-            self.reporter.note(f"the images of step {state.step} are left out: the run stops")
-            return
         ctx = run.contexts.of(state.step, micro_batch, "images")
         with ExitStack() as stack:
             for average in state.averages.values():
@@ -223,7 +217,7 @@ class SuccessRate:
         runtime = self.run.runtime
         started = time.perf_counter()
         metrics: Mapping[str, float] = {}
-        with runtime.main_works(lambda: self.stop.signal is not None):
+        with runtime.main_works():
             if runtime.is_main:
                 metrics = self._measured(state.step)
         metrics, signal = runtime.broadcast((metrics, self.stop.signal))

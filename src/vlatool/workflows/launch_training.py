@@ -25,7 +25,6 @@ from vlatool.launching.sagemaker_job import (
     SAVE_PATH,
     SageMakerConfig,
     check_job,
-    check_request,
     check_volume,
     checkout,
     config_location,
@@ -142,7 +141,6 @@ def _plan(config: LaunchSageMakerConfig, job: SageMakerConfig, region: str) -> S
     variables, difference = checkout()
     variables |= {"VLA_GIT_DIFF_FILE": f"{name}.diff"} if difference else {}
     request["Environment"] = variables | request["Environment"]
-    check_request(request)
     run = training_job.job_yaml(config, SAVE_PATH, training_job.run_name(config, SAVE_PATH))
     return SageMakerResult(
         name, "planned", request, config_location(request), run, tuple(_notes(job))

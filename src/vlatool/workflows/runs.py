@@ -119,13 +119,50 @@ def runs(config: RunsConfig, *, reporter: Reporter = NULL) -> RunList:
         DataError: There is no run.
         StorageError: The storage fails.
     """
-    folder = require_input(config.location)
     target = None if config.html is None else location(config.html)
     if target is not None:
         check_target(target, GENERATOR)
+    roots = _runs_at(config)
+    summaries: list[RunSummary] = []
+    with reporter.progress("runs", len(roots), "runs") as bar:
+        for name, root in roots:
+            summaries.append(read_summary(root, name))
+            bar.advance()
+    comparison = compared(*summaries) if config.other else _comparison(config, summaries)
+    if target is not None:
+        _write_pages(
+            target,
+            f"{config.location}, {config.other}".removesuffix(", "),
+            summaries,
+            comparison,
+            reporter,
+        )
+    return RunList(config.location, summaries, comparison, config.html)
+
+
+def _runs_at(config: RunsConfig) -> list[tuple[str, Path]]:
+    """Names and folders of the runs to list: those in a folder, or two at given locations."""
+    if config.other and config.compare:
+        raise UsageError(
+            "--compare names two runs of one folder, but you also give a second location",
+            hint=f"vlatool runs {config.location} {config.other}",
+            code="usage.conflict",
+        )
     if config.other:
-        return _compared_pair(config, target, reporter)
-    roots = find_runs(folder)
+        pair: list[tuple[str, Path]] = []
+        for text in (config.location, config.other):
+            root = require_input(text)
+            if not is_run(root):
+                raise DataError.at(
+                    root,
+                    "is not a training run",
+                    hint="give two folders that `vlatool train` wrote",
+                    code="data.no_source",
+                )
+            pair.append((text.rstrip("/"), root))
+        return pair
+    folder = require_input(config.location)
+    roots = [(_name(root, folder), root) for root in find_runs(folder)]
     if not roots:
         raise DataError(
             f"{folder}: no training run in this folder, or up to two levels below",
@@ -133,40 +170,7 @@ def runs(config: RunsConfig, *, reporter: Reporter = NULL) -> RunList:
             code="data.no_source",
             details={"path": str(folder)},
         )
-    summaries: list[RunSummary] = []
-    with reporter.progress("runs", len(roots), "runs") as bar:
-        for root in roots:
-            summaries.append(read_summary(root, _name(root, folder)))
-            bar.advance()
-    comparison = _comparison(config, summaries)
-    if target is not None:
-        _write_pages(target, config.location, summaries, comparison, reporter)
-    return RunList(config.location, summaries, comparison, config.html)
-
-
-def _compared_pair(config: RunsConfig, target: Path | None, reporter: Reporter) -> RunList:
-    """Lists the runs at two locations, and compares them."""
-    if config.compare:
-        raise UsageError(
-            "--compare names two runs of one folder, but you also give a second location",
-            hint=f"vlatool runs {config.location} {config.other}",
-            code="usage.conflict",
-        )
-    summaries: list[RunSummary] = []
-    for text in (config.location, config.other):
-        root = require_input(text)
-        if not is_run(root):
-            raise DataError.at(
-                root,
-                "is not a training run",
-                hint="give two folders that `vlatool train` wrote",
-                code="data.no_source",
-            )
-        summaries.append(read_summary(root, text.rstrip("/")))
-    comparison = compared(*summaries)
-    if target is not None:
-        _write_pages(target, f"{config.location}, {config.other}", summaries, comparison, reporter)
-    return RunList(config.location, summaries, comparison, config.html)
+    return roots
 
 
 def _write_pages(

@@ -5,10 +5,10 @@ import shlex
 import time
 from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from vlatool.checkpoints.checkpoint import CheckpointManifest
 from vlatool.checkpoints.layout import BEST_NAME, BestCheckpoint, Retention, RunDir, read_metrics
@@ -37,9 +37,9 @@ from vlatool.workflows.raw_data import with_frames
 
 if TYPE_CHECKING:
     from vlatool.training.forecast import Forecast
-    from vlatool.training.remote_run import RemoteRun
     from vlatool.training.runtime import Runtime
     from vlatool.training.setup import CheckpointRollouts, Run
+    from vlatool.training.sync import RemoteRun
 
 # Words for `TrainResult.start`.
 _STARTS = {
@@ -62,14 +62,14 @@ class TrainResult(Result):
     steps: int
     samples: int
     unused_samples: int
-    loss: float | None
-    checkpoint: str | None
-    checkpoint_steps: tuple[int, ...]
-    dataset_samples: int
-    blocks_in_use: int  # estimated number of shards that all ranks read at a time
-    dropped: Mapping[str, int]
-    acts: bool  # True if the model type has policies
-    seconds: float
+    loss: float | None = None
+    checkpoint: str | None = None
+    checkpoint_steps: tuple[int, ...] = ()
+    dataset_samples: int = 0
+    blocks_in_use: int = 0  # estimated number of shards that all ranks read at a time
+    dropped: Mapping[str, int] = field(default_factory=dict[str, int])
+    acts: bool = False  # True if the model type has policies
+    seconds: float = 0.0
     export_problem: str = ""  # reason why `export` rejects it
     next: str = ""  # command that measures the model; empty after a dry run, or if there is none
     # For a dry run, what it would do in its folder: `new`, `resume`, `extend` (the budget of the
@@ -159,82 +159,66 @@ def train(
     config = resume.named(config, stem, reporter)
     with ExitStack() as stack:
         config = stack.enter_context(with_frames(config, reporter))
-        named = stack.enter_context(_named_run(config, typed, reporter))
-        run, assets = _prepare(named, typed, origins or {}, reporter)
+        remote = stack.enter_context(_remote_run(config, typed, reporter))
+        run, assets = _prepare(config, typed, origins or {}, reporter)
         if config.dry_run:
-            return _planned(run, assets, named.remote, reporter)
+            return _planned(run, assets, remote, reporter)
         stack.enter_context(run.runtime.waiting())
         record = None
         with run.runtime.main_works():
             if run.runtime.is_main:
-                record = _claim(run, named, stack, reporter)
+                record = _claim(run, remote, stack, reporter)
         run.runtime.barrier()
         from vlatool.training.run import train_run
 
         started = time.monotonic()
         status = train_run(run, reporter if run.runtime.is_main else NULL)
-        result = _result(run, status, started)
+        result = _trained(run, status, started)
         if record is not None:
             _finish(run, record, result)
         return result
 
 
-class NamedRun(NamedTuple):
-    config: TrainConfig
-    runtime: "Runtime | None" = None  # this rank, if it was needed already
-    remote: "RemoteRun | None" = None  # on rank 0, the run below `remote_sync`
-
-
-@contextmanager
-def _named_run(
-    config: TrainConfig, typed: Collection[str], reporter: Reporter
-) -> Generator[NamedRun]:
-    """Locks the copy of the run below `remote_sync`, if there is one, on rank 0."""
-    if config.remote_sync is None:
-        yield NamedRun(config)
-        return
-    with _remote_run(config, typed, reporter) as run:
-        yield run
-
-
 @contextmanager
 def _remote_run(
     config: TrainConfig, typed: Collection[str], reporter: Reporter
-) -> Generator[NamedRun]:
+) -> Generator["RemoteRun | None"]:
     """Locks the folder of a run below `remote_sync` on rank 0, and copies what it continues.
 
-    Yields the config, this rank and, on rank 0, the remote run.
+    Yields the remote run on rank 0; None without `remote_sync`.
     """
-    prefix = config.remote_sync
-    assert prefix is not None
-    from vlatool.training.remote_run import copy_to_machine, find_remote_run, held_remote_run
+    if config.remote_sync is None:
+        yield None
+        return
+    from vlatool.training import sync
     from vlatool.training.runtime import Runtime
 
     runtime = Runtime(config)
     starts = partial(resume.start_in, world_size=_ranks(config, runtime, typed))
     if config.dry_run:
-        yield NamedRun(config, runtime, find_remote_run(config, starts))
+        yield sync.find_remote_run(config, starts)
         return
     local = resume.local_run(config)
     with ExitStack() as stack:
         remote = latest = None
         if runtime.is_main:
-            remote = stack.enter_context(held_remote_run(config, starts, reporter))
+            remote = stack.enter_context(sync.held_remote_run(config, starts, reporter))
             latest = local.latest()
         with runtime.waiting():
             latest = runtime.broadcast(latest)
             if latest is not None and runtime.is_first_of_machine:
-                copy = RunDir(location(prefix) / str(config.name))
-                copy_to_machine(copy, latest[0], local, reporter)
+                copy = RunDir(location(config.remote_sync) / str(config.name))
+                # This machine may not share the disk of rank 0.
+                if not local.checkpoint(latest[0]).exists() and copy.checkpoint(latest[0]).exists():
+                    sync.fetch(copy, latest[0], local, reporter)
             runtime.barrier()
-        yield NamedRun(config, runtime, remote)
+        yield remote
 
 
 def _prepare(
-    named: NamedRun, typed: Collection[str], origins: Mapping[str, str], reporter: Reporter
+    config: TrainConfig, typed: Collection[str], origins: Mapping[str, str], reporter: Reporter
 ) -> tuple["Run", Path | None]:
     """Resolves configuration, data and plan; returns the run and the folder of model assets."""
-    config = named.config
     before = resume.local_run(config)
     try:
         config, info, rules = resume.resolved(config, before, reporter)
@@ -246,7 +230,7 @@ def _prepare(
     from vlatool.training.runtime import Runtime
     from vlatool.training.setup import Run
 
-    runtime = named.runtime or Runtime(config)
+    runtime = Runtime(config)
     config = _machine_defaults(config, runtime, typed)
     runtime.limit_threads(default_workers(), config.data.num_workers or 0)
     order = SampleOrder(info.datasets, OrderOptions.of(config.data, config.hparams.seed))
@@ -261,12 +245,11 @@ def _prepare(
     check_samples(config, info, assets, reporter)
     roll_out = None
     if runtime.is_main:
-        _log_config(config, rules, runtime, reporter)
+        _log_config(config, rules, reporter)
         roll_out = _rollouts(config, reporter)
-    folder = resume.local_run(config)
-    streams = DataStreams(config, info, order, plan, runtime, folder.root, validation_set)
+    streams = DataStreams(config, info, order, plan, runtime, before.root, validation_set)
     origins = {**origins, **{key: f"derived: {rule}" for key, rule in rules.items()}}
-    return Run(config, info, plan, runtime, folder, streams, typed, origins, roll_out), assets
+    return Run(config, info, plan, runtime, before, streams, typed, origins, roll_out), assets
 
 
 def _hint_for_own_data(error: DataError, config: TrainConfig, origins: Mapping[str, str]) -> str:
@@ -298,10 +281,12 @@ def _rollouts(config: TrainConfig, reporter: Reporter) -> "CheckpointRollouts | 
     return EnvironmentRollouts(config.eval, reporter)
 
 
-def _claim(run: "Run", named: NamedRun, stack: ExitStack, reporter: Reporter) -> OutputRecord:
+def _claim(
+    run: "Run", remote: "RemoteRun | None", stack: ExitStack, reporter: Reporter
+) -> OutputRecord:
     """Locks and prepares the run folder and starts its copies, until `stack` is closed. Rank 0."""
     from vlatool.training.run import retention_of
-    from vlatool.training.setup import report_differences, report_launcher, report_precision
+    from vlatool.training.setup import report_differences, report_precision
     from vlatool.training.sync import RunMirror, RunSync
 
     config = run.config
@@ -315,22 +300,17 @@ def _claim(run: "Run", named: NamedRun, stack: ExitStack, reporter: Reporter) ->
         save_model_assets(config, folder.root)
         folder.write_origins(run.origins)
 
-    fingerprint, extends_budget = resume.run_identity(config, info, run.plan, folder.root, reporter)
-    start, record = resume.plan_run(folder, config, fingerprint, extends_budget)
-    record = resume.prepare_run(folder, config, start, record, write_assets)
+    start, record = resume.planned_run(folder, config, info, run.plan, reporter)
+    resume.prepare_run(folder, config, start, record, write_assets, reporter)
     latest = folder.latest()
     if latest is not None:  # it may have been changed after it was written
         CheckpointManifest.read(latest[1]).check(latest[1])
-    for name in resume.repair_run(folder, config, write_assets):
-        reporter.note(f"{folder.root}: {name} was missing or changed and is written again")
-    report_launcher(config, reporter)
     report_precision(config, reporter)
-    if folder.latest() is None:
-        report_differences(config, fingerprint, reporter)
-    if named.remote is not None and named.remote.lock is not None:
-        lock = named.remote.lock
-        mirror = RunMirror(folder, named.remote.root, lock.check, retention_of(config))
-        run.sync = stack.enter_context(RunSync(folder, mirror, reporter))
+    if latest is None:
+        report_differences(config, record.options, reporter)
+    if remote is not None and remote.lock is not None:
+        mirror = RunMirror(folder, remote.root, remote.lock.check, retention_of(config))
+        run.sync = stack.enter_context(RunSync(mirror, reporter))
     folder.prune(Retention(), run.sync.needed() if run.sync else ())
     return record
 
@@ -339,7 +319,9 @@ def _finish(run: "Run", record: OutputRecord, result: TrainResult) -> None:
     """Completes the record and the copies of a run. Rank 0."""
     from vlatool.training.run import retention_of
 
-    resume.complete_run(run.folder, record, {"steps": result.steps, "samples": result.samples})
+    if not record.complete:
+        counts = {"steps": result.steps, "samples": result.samples}
+        replace(record, complete=True, result=counts).save(run.folder.root)
     try:
         if run.sync is not None:
             run.sync.finish()
@@ -365,9 +347,7 @@ def save_model_assets(config: TrainConfig, folder: Path) -> None:
     config.model_type.save_assets(config.model, folder, *(before or (None, None)))
 
 
-def _log_config(
-    config: TrainConfig, rules: Mapping[str, str], runtime: "Runtime", reporter: Reporter
-) -> None:
+def _log_config(config: TrainConfig, rules: Mapping[str, str], reporter: Reporter) -> None:
     derived = list(derivations(config, rules))
     for message in derived:
         logging.getLogger(__name__).info(message)
@@ -378,8 +358,6 @@ def _log_config(
         reporter.note(f"{keys} set from your data, such as cameras and fields; -v lists them")
     if config.distributed.fsdp and config.distributed.world_size == 1:
         reporter.note("distributed.fsdp has no effect with one process")
-    elif config.distributed.fsdp and runtime.device.type == "cpu" and not config.device_memory:
-        reporter.note("distributed.fsdp on a CPU is only for tests: it is not faster")
 
 
 def _machine_defaults(
@@ -412,60 +390,55 @@ def _planned(
     from vlatool.training.forecast import forecast, num_parameters
 
     config = run.config
-    plan = run.plan
-    order = run.streams.order
-    identity = resume.run_identity(config, run.info, plan, run.folder.root, reporter)
-    start, _ = resume.plan_run(run.folder, config, *identity)
-    continues = remote is not None and remote.step is not None
-    return TrainResult(
-        output=str(run.folder.root),
+    start, _ = resume.planned_run(run.folder, config, run.info, run.plan, reporter)
+    copy = None if remote is None or remote.step is None else str(remote.root)
+    return _result(
+        run,
         status="planned",
         parameters=num_parameters(config),
-        steps=plan.total_steps,
-        samples=plan.total_steps * plan.global_batch,
-        unused_samples=plan.unused_samples,
-        loss=None,
-        checkpoint=None,
-        checkpoint_steps=plan.checkpoint_steps,
-        dataset_samples=order.size,
-        blocks_in_use=order.shards_in_use(),
-        dropped={},
-        acts=_has_policy(config),
-        seconds=0.0,
-        start="continue" if continues else start,
-        remote=str(remote.root) if remote is not None and continues else None,
+        steps=run.plan.total_steps,
+        samples=run.plan.total_steps * run.plan.global_batch,
+        start="continue" if copy else start,
+        remote=copy,
         forecast=forecast(run, assets, reporter),
-        export_problem=config.model_type.layout.problem(config.model),
     )
 
 
-def _result(run: "Run", status: str, started: float) -> TrainResult:
+def _trained(run: "Run", status: str, started: float) -> TrainResult:
     folder = run.folder
-    plan = run.plan
     state = run.state
     rows = read_metrics(folder.metrics) if folder.metrics.is_file() else []
     losses = [row["loss"] for row in rows if isinstance(row.get("loss"), float)]
     latest = folder.latest()
-    best = folder.read_best()
-    return TrainResult(
-        output=str(folder.root),
+    return _result(
+        run,
         status=status,
         parameters=state.num_parameters,
         steps=state.step,
         samples=state.samples,
-        unused_samples=plan.unused_samples,
         loss=losses[-1] if losses else None,
         checkpoint=None if latest is None else str(latest[1]),
-        checkpoint_steps=plan.checkpoint_steps,
-        dataset_samples=run.streams.order.size,
-        blocks_in_use=run.streams.order.shards_in_use(),
         dropped=dict(state.dropped),
-        acts=_has_policy(run.config),
         seconds=round(time.monotonic() - started, 2),
-        export_problem=run.config.model_type.layout.problem(run.config.model),
         next=_next_command(run),
         remote=None if run.sync is None else run.sync.location,
-        best=best,
+        best=folder.read_best(),
+    )
+
+
+def _result(run: "Run", **values: Any) -> TrainResult:
+    """The result of a run or of a plan, with what both know."""
+    plan = run.plan
+    order = run.streams.order
+    return TrainResult(
+        output=str(run.folder.root),
+        unused_samples=plan.unused_samples,
+        checkpoint_steps=plan.checkpoint_steps,
+        dataset_samples=order.size,
+        blocks_in_use=order.shards_in_use(),
+        acts=_has_policy(run.config),
+        export_problem=run.config.model_type.layout.problem(run.config.model),
+        **values,
     )
 
 

@@ -9,10 +9,10 @@ from vlatool.checkpoints.checkpoint import MODEL, CheckpointManifest
 from vlatool.checkpoints.layout import Retention, RunDir
 from vlatool.events import NULL
 from vlatool.jobs.files import FileEntry
+from vlatool.jobs.record import OutputRecord
 from vlatool.storage.tree import sha256_of
 from vlatool.storage.uri import location
-from vlatool.training.remote_run import copy_to_machine
-from vlatool.training.sync import RunMirror
+from vlatool.training.sync import RunMirror, fetch
 
 
 @pytest.fixture
@@ -104,24 +104,21 @@ def test_machine_that_continues_a_run_gets_its_best_checkpoint_too(tmp_path: Pat
     for step, success in [(1, 0.1), (2, 0.9), (3, 0.2)]:
         save(remote, step, "x")
         measure(remote, step, success)
-    copy_to_machine(remote, 3, local, NULL)
+    OutputRecord("train", {}).save(remote.root)
+    fetch(remote, 3, local, NULL)
     assert [step for step, _ in local.checkpoints()] == [2, 3]
     assert (local.best_steps(), local.read_latest()["step"]) == ([2], 3)
 
 
-def test_bytes_of_metrics_that_are_sent_grow_with_the_run_not_with_its_square(
-    tmp_path: Path, there: Path
-) -> None:
+def test_metrics_are_sent_with_a_checkpoint_and_at_the_end(tmp_path: Path, there: Path) -> None:
     run = RunDir(tmp_path / "a")
-    run.metrics.parent.mkdir(parents=True)
     mirror = RunMirror(run, there, lambda: None, Retention(latest=1))
-    with run.metrics.open("a") as file:
-        for step in range(500):
-            file.write(f'{{"step": {step:06d}}}\n')
-            file.flush()
-            mirror.send()
-    size = run.metrics.stat().st_size
-    assert mirror.sent_bytes < 10 * size
-
+    save(run, 1, "x")
+    run.metrics.write_text('{"step": 1}\n')
+    mirror.send()
+    sent = run.metrics.read_bytes()
+    run.metrics.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    mirror.send()
+    assert (there / run.metrics.name).read_bytes() == sent
     mirror.send(is_last=True)
-    assert (there / run.metrics.name).read_bytes() == run.metrics.read_bytes()
+    assert (there / run.metrics.name).read_text() == '{"step": 1}\n{"step": 2}\n'

@@ -9,10 +9,9 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from tests.builders.errors import fails
 from vlatool.cli.app import run as run_command
 from vlatool.cli.output import write_error_file
-from vlatool.errors import DataError, PartialFailure, VlatoolError
+from vlatool.errors import DataError, VlatoolError
 from vlatool.training.ranks import (
     Launch,
-    PartialResult,
     RankExit,
     cause,
     rank_error,
@@ -29,7 +28,7 @@ STOPPED = {"kind": "terminated", "code": "terminated", "message": "", "hint": ""
 
 
 def test_data_of_a_launch_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    launch = Launch(os.getpid(), "folder", owns_threads=False)
+    launch = Launch(os.getpid(), "folder")
     for name, value in launch.variables().items():
         monkeypatch.setenv(name, value)
     assert Launch.of_this_process() == launch
@@ -50,12 +49,6 @@ def test_error_of_a_rank_is_passed_completely(tmp_path: Path) -> None:
     assert (reported.message, reported.hint) == ("rank 1: no x", "write y")
     assert reported.details == {"path": str(tmp_path), "rank": 1, "exit_code": 3}
     assert rank_error(RankExit(0, 3, 0, DATA)).message == "no x"
-
-
-def test_partial_result_is_passed_with_the_error(tmp_path: Path) -> None:
-    error = PartialFailure("1 of 2 failed")
-    error.result = PartialResult({"episodes": 1, "failures": ["b"]}, "codes of 1 episode")
-    assert passed(error, tmp_path / "error.json", 0).result == error.result
 
 
 # ends

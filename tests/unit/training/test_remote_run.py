@@ -12,8 +12,8 @@ from vlatool.errors import UsageError
 from vlatool.jobs.ownership import owner_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.training.config import TrainConfig
-from vlatool.training.remote_run import RemoteRun, find_remote_run
 from vlatool.training.resume import RunStart, has_trained
+from vlatool.training.sync import RemoteRun, find_remote_run
 
 _RATE = 1e-4
 
@@ -42,11 +42,9 @@ def _start_in(config: TrainConfig, run: RunDir) -> RunStart:
     record = owner_of(run.root, "train")
     if record is None or not has_trained(run):
         return "new"
-    if record.options["hparams"]["lr"] == config.hparams.lr:
-        return "resume"
-    if not config.overwrite:
+    if record.options["hparams"]["lr"] != config.hparams.lr and not config.overwrite:
         raise UsageError("other options", code="usage.output_differs")
-    return "replace"
+    return "resume"
 
 
 def _found(folder: Path, **changes: object) -> RemoteRun:
@@ -66,7 +64,7 @@ def test_run_continues_its_copy_if_that_is_ahead(
     _write_run(tmp_path / "remote/b", 8, run_id="other")
     if local_step is not None:
         _write_run(tmp_path / "runs/a", local_step)
-    assert _found(tmp_path) == RemoteRun(tmp_path / "remote/a", "mine", step=step)
+    assert _found(tmp_path) == RemoteRun(tmp_path / "remote/a", step)
 
 
 def test_run_without_a_copy_is_new_whatever_else_is_there(tmp_path: Path) -> None:
@@ -74,24 +72,20 @@ def test_run_without_a_copy_is_new_whatever_else_is_there(tmp_path: Path) -> Non
     assert _found(tmp_path) == RemoteRun(tmp_path / "remote/a")
 
 
-def test_overwrite_replaces_the_local_run_by_its_copy(tmp_path: Path) -> None:
-    _write_run(tmp_path / "runs/a", 6, rate=0.5)
-    _write_run(tmp_path / "remote/a", 4)
-    expected = RemoteRun(tmp_path / "remote/a", "mine", replaces=True, step=4)
-    assert _found(tmp_path, overwrite=True) == expected
-
-
-@pytest.mark.parametrize(
-    ("place", "changes"),
-    [("runs", {}), ("remote", {}), ("remote", {"overwrite": True})],
-    ids=["local options", "remote options", "overwrite is local"],
-)
-def test_run_with_other_options_is_an_error(
-    place: str, changes: dict[str, object], tmp_path: Path
+@pytest.mark.parametrize("changes", [{}, {"overwrite": True}], ids=["", "overwrite is local"])
+def test_remote_run_with_other_options_is_an_error(
+    changes: dict[str, object], tmp_path: Path
 ) -> None:
-    _write_run(tmp_path / place / "a", 4)
+    _write_run(tmp_path / "remote/a", 4)
     with fails("usage.output_differs"):
         _found(tmp_path, **{"hparams.lr": 0.5, **changes})
+
+
+def test_local_run_that_is_not_the_one_of_the_copy_is_an_error(tmp_path: Path) -> None:
+    _write_run(tmp_path / "runs/a", 6, run_id="other")
+    _write_run(tmp_path / "remote/a", 4)
+    with fails("usage.output_differs"):
+        _found(tmp_path, overwrite=True)
 
 
 def test_remote_folder_with_other_files_is_an_error(tmp_path: Path) -> None:

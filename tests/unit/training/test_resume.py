@@ -9,17 +9,19 @@ from pathlib import Path
 import pytest
 
 from tests.builders.errors import fails
+from tests.builders.recording import Recorder
 from tests.builders.training import tiny_config
 from vlatool.checkpoints.layout import RunDir
 from vlatool.errors import UsageError
+from vlatool.events import NULL
 from vlatool.jobs.record import OutputRecord
+from vlatool.storage.atomic import write_text
 from vlatool.training.config import TrainConfig
 from vlatool.training.resume import (
-    earlier_run,
+    RunStart,
     identity_keys,
     plan_run,
     prepare_run,
-    repair_run,
     with_base_config,
 )
 
@@ -35,15 +37,14 @@ def config_of(**keys: object) -> TrainConfig:
 OLD, NEW = config_of(), config_of(total_train_steps=5)
 
 
+def planned(run: RunDir, config: TrainConfig) -> tuple[RunStart, OutputRecord]:
+    return plan_run(run, config, identity_keys(config), lambda before: "", NULL)
+
+
 def start_run(run: RunDir, config: TrainConfig) -> None:
     """Opens a run folder as `train` does."""
-    earlier_run(run, config)
-
-    def save_assets() -> None:
-        run.stats.write_text("{}")
-
-    start, record = plan_run(run, config, {}, lambda before: False)
-    prepare_run(run, config, start, record, save_assets)
+    start, record = planned(run, config)
+    prepare_run(run, config, start, record, lambda: write_text(run.stats, "{}"))
 
 
 def finished(root: Path) -> RunDir:
@@ -126,11 +127,9 @@ def test_overwrite_that_is_killed_anywhere_can_be_repeated(tmp_path: Path) -> No
 
 
 def _error_code(run: RunDir) -> str:
-    """Error code of a new run without --overwrite; empty if it may continue."""
+    """Error code of a new run without --overwrite; empty if it may start."""
     try:
-        before = earlier_run(run, NEW)
-        if before is not None and before.options.get("total_train_steps") == 4:
-            return "usage.output_differs"
+        planned(run, NEW)
     except UsageError as error:
         return error.code
     return ""
@@ -167,13 +166,16 @@ def test_other_files_in_a_run_are_not_listed(tmp_path: Path) -> None:
     assert {entry.path for entry in run.recorded_files()} == {"config.yaml", "stats.json"}
 
 
-def test_damaged_list_of_a_run_is_rewritten(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [".vlatool/files.jsonl", "stats.json", "config.yaml"])
+def test_damaged_asset_of_a_resumed_run_is_written_again(name: str, tmp_path: Path) -> None:
     run = finished(tmp_path)
-    listed = run.recorded_files()
-    (tmp_path / ".vlatool/files.jsonl").write_text("{bad")
-    assert repair_run(run, OLD, lambda: run.stats.write_text("{}") and None) != []
-    assert {entry.path for entry in run.recorded_files()} >= {"config.yaml"}
-    assert {entry.path for entry in listed} >= {entry.path for entry in run.recorded_files()}
+    before = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_text("{bad")
+    recorder = Recorder()
+    start, record = planned(run, OLD)
+    prepare_run(run, OLD, start, record, lambda: write_text(run.stats, "{}"), recorder)
+    assert (tmp_path / name).read_bytes() == before
+    assert name in recorder.notes[0]
 
 
 def test_overwrite_replaces_no_initial_weights_and_no_output_of_another_command(
@@ -185,7 +187,7 @@ def test_overwrite_replaces_no_initial_weights_and_no_output_of_another_command(
         with_base_config(replacing.model_copy(update={"init_from": str(run.root)}), run)
     OutputRecord("export", {}).save(run.root)
     with fails("usage.output_exists"):
-        earlier_run(run, replacing)
+        planned(run, replacing)
     assert run.latest() is not None
 
 

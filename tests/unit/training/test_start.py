@@ -44,7 +44,7 @@ def test_torchrun_parses_its_options() -> None:
 # errors
 
 
-@pytest.mark.parametrize(("processes", "gpus"), [(0, 0), (-1, 4), (10**50, 0)])
+@pytest.mark.parametrize(("processes", "gpus"), [(0, 0), (-1, 4)])
 def test_invalid_number_of_processes_is_an_error(processes: int, gpus: int) -> None:
     with fails("usage.bad_value"):
         check_processes(processes, gpus)

@@ -6,7 +6,7 @@ from torch import Tensor
 from vlatool.models.base import Loss
 from vlatool.training.config import HParams, TrainConfig
 from vlatool.training.runtime import Runtime
-from vlatool.training.step import AsyncHostCopy, LossSums, ReducedLoss
+from vlatool.training.step import AsyncHostCopy, LossSums, Packed, sums_of
 
 CPU = torch.device("cpu")
 
@@ -17,20 +17,21 @@ def make_loss(total: float, count: float = 1.0, **sums: Tensor) -> Loss:
 
 def reduced(
     *losses: Loss, dummies: tuple[Loss, ...] = (), extra: tuple[float, ...] = ()
-) -> ReducedLoss:
+) -> dict[str, Tensor]:
     local = LossSums(CPU)
     for loss in losses:
         local.add(loss, is_dummy=False)
     for loss in dummies:
         local.add(loss, is_dummy=True)
-    return local.reduced(Runtime(TrainConfig(hparams=HParams(precision="float32"))), extra)
+    runtime = Runtime(TrainConfig(hparams=HParams(precision="float32")))
+    return local.reduced(runtime, torch.tensor(extra))
 
 
 def test_sums_of_many_small_numbers_are_exact() -> None:
     large, small = torch.tensor(2.0**24), torch.tensor(1.0)
     total = reduced(*(make_loss(1.0, 1.0, n=n) for n in (large, small, small)))
-    assert total.packed.dtype == torch.float64
-    assert total.sums["n"].item() == 2**24 + 2
+    assert sums_of(total)["n"].dtype == torch.float64
+    assert sums_of(total)["n"].item() == 2**24 + 2
 
 
 def test_each_sum_keeps_its_shape_and_name() -> None:
@@ -38,30 +39,32 @@ def test_each_sum_keeps_its_shape_and_name() -> None:
     total = reduced(
         make_loss(2.0, 3.0, table=table, a=number), make_loss(1.0, 1.0, table=table, a=number)
     )
-    assert total.sums["table"].tolist() == [[0, 2, 4], [6, 8, 10]]
-    assert total.sums["a"].item() == 8
-    assert (total.packed[0].item(), total.count.item()) == (3, 4)
+    assert sums_of(total)["table"].tolist() == [[0, 2, 4], [6, 8, 10]]
+    assert sums_of(total)["a"].item() == 8
+    assert (total["total"].item(), total["count"].item()) == (3, 4)
 
 
 def test_dummy_micro_batch_counts_nothing_and_other_losses_must_be_finite() -> None:
     bad = make_loss(float("nan"), float("inf"), n=torch.full((2,), float("nan")))
     dummies = (make_loss(7.0, 5.0, n=torch.ones(2)), bad)
     total = reduced(make_loss(2.0, 3.0, n=torch.ones(2)), dummies=dummies)
-    assert total.packed[:2].tolist() == [2, 3]
-    assert total.sums["n"].tolist() == [1, 1]
-    assert not total.is_bad
-    assert total.packed.isfinite().all()
-    assert reduced(make_loss(1.0), make_loss(float("inf"))).is_bad
+    assert (total["total"].item(), total["count"].item()) == (2, 3)
+    assert sums_of(total)["n"].tolist() == [1, 1]
+    assert all(value.isfinite().all() for value in total.values())
+    assert not total["bad"]
+    assert reduced(make_loss(1.0), make_loss(float("inf")))["bad"].item() == 1
 
 
 def test_extra_numbers_are_reduced_with_the_sums() -> None:
     total = reduced(make_loss(1.0, 2.0, n=torch.tensor(5.0)), extra=(1.0, 7.0))
-    assert total.packed.tolist() == [1, 2, 0, 1, 7, 5]
-    assert total.sums["n"].item() == 5
+    assert total["extra"].tolist() == [1, 7]
+    assert sums_of(total)["n"].item() == 5
 
 
 def test_host_copy_does_not_change_later() -> None:
     values = torch.ones(2)
-    copy = AsyncHostCopy(values)
-    values.zero_()
-    assert copy.read(1.0).tolist() == [1, 1]
+    packed = Packed({"a": values, "b": torch.zeros(1, 1)})
+    copy = AsyncHostCopy(packed)
+    packed.vector.zero_()
+    read = copy.read(1.0)
+    assert (read["a"].tolist(), read["b"].tolist()) == ([1, 1], [[0]])
