@@ -95,31 +95,31 @@ JOB_FOLDER = ".vlatool"
 
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS, DEEPEST = 800, 80, 6, 2
 # Ceilings: they rise only with what a change adds on purpose, and fall with what goes.
-MOST_TOKENS = 757_400
+MOST_TOKENS = 748_000
 # In thousands, for each room; "" are the files above the rooms. Each only falls.
 ROOM_TOKENS = {
-    "recordings": 171.6,
+    "recordings": 170.1,
     "datasets": 70.6,
-    "media": 19.8,
+    "media": 19.5,
     "checkpoints": 16.1,
-    "formats": 0.2,
-    "models": 96.2,
-    "workflows": 72.5,
-    "training": 41.7,
+    "formats": 0.3,
+    "models": 94.8,
+    "workflows": 72.3,
+    "training": 37.4,
     "loading": 39.7,
     "storage": 36.5,
     "evaluation": 31.2,
-    "cli": 18.7,
+    "cli": 17.6,
     "transforms": 25.2,
     "jobs": 18.3,
-    "config": 17.8,
+    "config": 17.5,
     "world": 16.3,
     "serving": 11.6,
     "conventions": 11.3,
     "": 10.4,
     "testing": 7.4,
     "report": 10.1,
-    "launching": 5.8,
+    "launching": 5.4,
     "tokens": 8.4,
 }
 MOST_TOKENS_PER_LINE = 8.81

@@ -9,16 +9,23 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 _OLD = f"{__name__}."
-_ROOMS = {
-    "vlatool.datasets": "base_model codes fast frames image_shards samples stats task_table",
-    "vlatool.checkpoints": "contract experiment export",
-    "vlatool.media": "limits lines",
-}
-_MOVED = {name: f"{room}.{name}" for room, names in _ROOMS.items() for name in names.split()}
-_MOVED |= {
+_MOVED = {
+    "base_model": "vlatool.datasets.base_model",
+    "codes": "vlatool.datasets.codes",
+    "contract": "vlatool.checkpoints.contract",
+    "experiment": "vlatool.checkpoints.experiment",
+    "export": "vlatool.checkpoints.export",
+    "fast": "vlatool.datasets.fast",
+    "frames": "vlatool.datasets.frames",
+    "image_shards": "vlatool.datasets.image_shards",
+    "limits": "vlatool.media.limits",
+    "lines": "vlatool.media.lines",
     "media": "vlatool.media",
     "run": "vlatool.checkpoints",
+    "samples": "vlatool.datasets.samples",
     "shards": "vlatool.datasets.lbm",
+    "stats": "vlatool.datasets.stats",
+    "task_table": "vlatool.datasets.task_table",
     "windows": "vlatool.datasets.jsonl",
 }
 

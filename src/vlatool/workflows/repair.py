@@ -156,16 +156,20 @@ class _RepairJob:
         return list(entries.values())
 
     def _sets(self) -> list[str]:
-        """Relative names of the LeRobot sets."""
-        names = [file.name for file in self.items]
-        ends = [name.removesuffix(INFO_FILE) for name in names if name.endswith(INFO_FILE)]
-        return [name for name in ends if not name or name.endswith("/")]
+        """Relative names of the LeRobot sets, with a slash at the end; empty for the source."""
+        sets: list[str] = []
+        for file in self.items:
+            above = file.name.removesuffix(INFO_FILE)
+            if above != file.name and (not above or above.endswith("/")):
+                sets.append(above)
+        return sets
 
     def _lists(self) -> list[str]:
         """Patterns of the tables that `_rebuild` writes."""
-        return [
-            f"{name}{table}" for name in self._sets() for table in (EPISODES_TABLES, TASKS_TABLE)
-        ]
+        patterns: list[str] = []
+        for name in self._sets():
+            patterns += [f"{name}{EPISODES_TABLES}", f"{name}{TASKS_TABLE}"]
+        return patterns
 
     def _rebuild(self, name: str, entries: dict[str, FileEntry]) -> dict[str, FileEntry]:
         """Completes the lists of a set; returns the entries of the files that this changes."""
@@ -179,10 +183,11 @@ class _RepairJob:
         self._rebuilt.append({"file": f"{name}meta", "content": content, "lost": rebuilt.lost})
         changed: dict[str, FileEntry] = {}
         for file in rebuilt.files:
-            if (root / file).is_file():
-                changed[f"{name}{file}"] = file_entry(self._output, f"{name}{file}")
+            relative = file.relative_to(self._output).as_posix()
+            if file.is_file():
+                changed[relative] = file_entry(self._output, relative)
             else:
-                del entries[f"{name}{file}"]
+                del entries[relative]
         return changed
 
     def result(self, run: JobRun) -> RepairResult:

@@ -33,7 +33,7 @@ _UNTRUNC = "`untrunc WHOLE FILE` takes the index of a damaged video from a whole
 class Rebuilt(NamedTuple):
     """What was added to a set."""
 
-    files: tuple[str, ...]  # written, changed or removed, relative to the set
+    files: tuple[Path, ...]  # written, changed or removed
     episodes: int  # added to the list
     lost: tuple[str, ...]  # episodes that are left out, and what is unknown
 
@@ -107,7 +107,9 @@ def _rebuild(root: Path, instruction: str | None) -> Rebuilt | None:
         if declared["dtype"] != "video":
             continue
         placed = list(_clips(root, camera, listed, added[: len(clips)], fps))
-        clips = [{**clips[n], camera: clip} for n, clip in enumerate(placed)]
+        clips = clips[: len(placed)]
+        for of_episode, clip in zip(clips, placed, strict=True):
+            of_episode[camera] = clip
     if listed is None and not clips:
         raise DataError.at(
             root,
@@ -120,10 +122,9 @@ def _rebuild(root: Path, instruction: str | None) -> Rebuilt | None:
     if lost:
         lost[-1] += f"; {_UNTRUNC}"
     texts = _task_texts(root, listed, recorded, instruction)
-    files = [
-        *_write_list(root, listed, added[: len(clips)], clips, texts, fps),
-        *_remove_rows(added[len(clips) :]),
-    ]
+    files = [root / lerobot_layout.INFO_FILE]
+    files += _write_list(root, listed, added[: len(clips)], clips, texts, fps)
+    files += _remove_rows(added[len(clips) :])
     if listed is None or any("stats/" in name for name in listed.column_names):
         lost.append(f"the statistics of {counted(len(clips), 'single episode')}")
     listed = _listed(root)
@@ -134,8 +135,7 @@ def _rebuild(root: Path, instruction: str | None) -> Rebuilt | None:
     if set(info.get("splits") or ()) <= {"train"}:
         info["splits"] = {"train": f"0:{len(listed)}"}
     write_json(root / lerobot_layout.INFO_FILE, info, indent=4)
-    files = [path.relative_to(root).as_posix() for path in files]
-    return Rebuilt((*files, lerobot_layout.INFO_FILE), len(clips), tuple(lost))
+    return Rebuilt(tuple(files), len(clips), tuple(lost))
 
 
 def _listed(root: Path) -> pa.Table | None:
@@ -205,11 +205,11 @@ def _task_texts(
     path = root / lerobot_layout.TASKS_TABLE
     texts = dict(read_texts(path, "task")) if path.is_file() else {}
     before = dict(texts)
-    of_episode = (
-        {row["episode_index"]: row["tasks"] for row in listed.to_pylist()} if listed else {}
-    )
+    of_episode: dict[int, list[str]] = {}
+    for row in [] if listed is None else listed.to_pylist():
+        of_episode[row["episode_index"]] = row["tasks"]
     for episode in recorded:
-        sentences = of_episode.get(episode.number, ())
+        sentences = of_episode.get(episode.number, [])
         if len(sentences) == len(episode.tasks) == 1:
             texts.setdefault(episode.tasks[0], sentences[0])
     for episode in recorded:

@@ -372,11 +372,11 @@ class CheckedStore(Store):
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         folder = f"{prefix.strip('/')}/".lstrip("/")
-        if self._zip is not None:
-            names = self._zip.namelist()
-        else:
-            names = [f"{folder}{file.name}" for file in files_below(self.path / folder)]
-        for name in names:
+        if self._zip is None:
+            for file in files_below(self.path / folder):
+                yield f"{folder}{file.name}"
+            return
+        for name in self._zip.namelist():
             if name.startswith(folder):
                 yield name
 
