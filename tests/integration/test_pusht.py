@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from tests.unit.formats.test_zarr import PUSHT
 
 from tests.surface.invoke import run_vlatool
+from tests.unit.recordings.test_zarr import PUSHT
 from vlatool.evaluation.config import RolloutConfig
 from vlatool.evaluation.environments import (
     Call,

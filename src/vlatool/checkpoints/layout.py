@@ -286,16 +286,14 @@ class RunDir:
                 return {key: str(origin) for key, origin in content.items()}
         return {}
 
-    def repair_latest(self) -> bool:
-        """Updates latest.json to name the newest checkpoint; returns True if it was changed."""
+    def repair_latest(self) -> None:
+        """Updates latest.json to name the newest checkpoint."""
         newest = self.latest()
         pointer: dict[str, Any] = {}
         with suppress(DataError):
             pointer = self.read_latest()
-        if newest is None or pointer == self._pointer(newest[0]):
-            return False
-        self.write_latest(newest[0])
-        return True
+        if newest is not None and pointer != self._pointer(newest[0]):
+            self.write_latest(newest[0])
 
     def clear_progress(self) -> None:
         """Removes checkpoints, metrics and dropped samples of a run that is replaced; checkpoints

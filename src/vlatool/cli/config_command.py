@@ -17,6 +17,7 @@ from vlatool.cli import options as cli_options
 from vlatool.cli.commands import COMMANDS, Command
 from vlatool.cli.completion import completions
 from vlatool.errors import UsageError, VlatoolError
+from vlatool.withdrawn import withdrawn_hint
 
 if TYPE_CHECKING:
     from vlatool.cli.keys import CommandLine
@@ -88,7 +89,9 @@ class VlatoolCommand(typer.core.TyperCommand):
             name = line.unknown.lstrip("-").replace("-", "_")
             raise UsageError(
                 f"unknown option {line.unknown}",
-                hint=self._nearest(ctx, name) or f"`{ctx.command_path} --help` lists the options",
+                hint=withdrawn_hint(name)
+                or self._nearest(ctx, name)
+                or f"`{ctx.command_path} --help` lists the options",
                 code="usage.unknown_option",
                 details={"option": line.unknown},
             )

@@ -4,14 +4,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from vlatool.cli.output import is_main_process, to_json, write_stderr
 from vlatool.events import NullReporter, Progress, per_second
 from vlatool.results import one_line
-
-if TYPE_CHECKING:
-    pass
 
 REPORT_LOG = "vlatool.report"
 _log = logging.getLogger(REPORT_LOG)

@@ -224,7 +224,7 @@ def _unknown(
     key: str, origin: str, path: str, value: coerce.Node | None, schema: type[BaseModel]
 ) -> Problem:
     message = f'unknown key "{key}"'
-    if withdrawn := withdrawn_hint(key):
+    if withdrawn := withdrawn_hint(key) or withdrawn_hint(key.rpartition(".")[2]):
         return Problem(key, origin, f"{message}: {withdrawn}", code=_UNKNOWN_KEY)
     owners = [f"type {name}" for name in types_with(schema, path)]
     owners = owners or owners_of_key(key, schema)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
-from zipfile import is_zipfile
+from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -82,14 +82,20 @@ def read_pickled_weights(path: Path) -> dict[Any, Any]:
         raise unusable_checkpoint(path, error.strerror or error) from None
     try:
         # A memory-mapped file is read on demand, and once for all processes of a machine.
-        content: Any = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=is_zipfile(path)
-        )
+        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_map(path))
     except Exception as error:  # noqa: BLE001 - the unpickler of torch raises anything
         raise _pickle_error(path, error) from None
     if not isinstance(content, Mapping):
         raise unusable_checkpoint(path, f"it contains a {type(content).__name__}")
     return dict(cast("Mapping[Any, Any]", content))
+
+
+def _can_map(path: Path) -> bool:
+    """True if no file of the archive is compressed; torch would map compressed bytes as numbers."""
+    if not is_zipfile(path):
+        return False
+    with ZipFile(path) as archive:
+        return all(entry.compress_type == ZIP_STORED for entry in archive.infolist())
 
 
 def check_dense(weights: Mapping[str, Tensor], path: Path) -> None:

@@ -30,7 +30,7 @@ from vlatool.storage.remote import forget_connections
 from vlatool.storage.tree import FileInfo, files_below
 from vlatool.storage.uri import is_inside, is_remote, location
 from vlatool.training.config import TrainConfig
-from vlatool.training.resume import RunStart, has_trained, local_run
+from vlatool.training.resume import RunStart, earlier_run, has_trained, local_run
 
 # Files that grow during the run: only their complete lines are sent.
 _GROWING = (run_layout.METRICS, run_layout.DROPS)
@@ -385,14 +385,20 @@ def find_remote_run(config: TrainConfig, start_in: StartIn) -> RemoteRun:
     if not remote.root.exists():
         return RemoteRun(remote.root)
     hint = "choose another --output: a run below remote_sync is never replaced"
+    kept = config.model_copy(update={"overwrite": False})
     try:
-        start_in(config.model_copy(update={"overwrite": False}), remote)
+        start_in(kept, remote)
     except UsageError as error:
         error.hint = hint
         raise
     latest = remote.latest()
     if latest is None:
         return RemoteRun(remote.root)
+    if config.overwrite and any(_is_complete(run) for run in (local, remote)):
+        raise UsageError.at(
+            remote.root, "is the copy of a complete run", hint=hint, code="usage.output_exists"
+        )
+    earlier_run(local, kept)  # raises for a folder with other files
     if has_trained(local) and _run_id(local) != _run_id(remote):
         raise UsageError(
             f"{local.root}: is another run than its copy {remote.root}",
@@ -401,6 +407,11 @@ def find_remote_run(config: TrainConfig, start_in: StartIn) -> RemoteRun:
         )
     here = max((step for step, _ in local.checkpoints()), default=-1)
     return RemoteRun(remote.root, latest[0] if latest[0] > here else None)
+
+
+def _is_complete(run: RunDir) -> bool:
+    record = read_record(run.root)
+    return record is not None and record.complete
 
 
 def _run_id(run: RunDir) -> str:
@@ -416,8 +427,10 @@ def fetch(remote: RunDir, step: int, local: RunDir, reporter: Reporter) -> None:
     """
     reporter.note(f"{remote.root}: this run continues in {local.root} after step {step}")
     manifests: dict[int, CheckpointManifest] = {}
+    there = [number for number, _ in remote.checkpoints()]  # complete ones
     for number in (*remote.best_steps(), step):
-        if number <= step and not local.checkpoint(number).exists():
+        is_wanted = number == step or (number < step and number in there)
+        if is_wanted and not local.checkpoint(number).exists():
             manifests[number] = CheckpointManifest.read(remote.checkpoint(number))
     shared = {FILE_LIST}
     for manifest in manifests.values():
@@ -450,7 +463,7 @@ def fetch(remote: RunDir, step: int, local: RunDir, reporter: Reporter) -> None:
             with atomic.atomic_folder(local.checkpoint(number)) as partial:
                 copy_all(folder, [*manifest.files, MANIFEST], partial)
                 _check_copy(folder, manifest, partial)
-    local.write_latest(step)
+        local.write_latest(step)
 
 
 def _check_copy(remote: Path, manifest: CheckpointManifest, copy: Path) -> None:

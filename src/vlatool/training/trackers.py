@@ -145,8 +145,7 @@ class TensorBoardTracker:
     def __init__(self, folder: Path, last_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        purge_step = last_step + 1 if last_step else None
-        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+        self._writer = SummaryWriter(str(folder), purge_step=last_step + 1)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Writes a scalar per metric."""

@@ -3,6 +3,7 @@
 The lists of a LeRobot set whose recorder was killed are made anew from its rows and videos.
 """
 
+import glob
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -49,6 +50,7 @@ class RepairResult(command.OutputResult):
     files: int = 0  # in the output
     damaged: int = 0  # of them not whole in the source
     not_checked: int = 0  # of them of a kind that repair does not know; they are copied
+    made_anew: int = 0  # lists of LeRobot sets of which nothing could be saved
     resumed: int = 0  # of them written by an earlier run
     cut: tuple[Mapping[str, Any], ...] = ()  # files that are there in part: file, content, lost
     bytes: int = 0
@@ -56,11 +58,10 @@ class RepairResult(command.OutputResult):
     def summary(self) -> str:
         if self.is_planned:
             return f"would write {counted(self.files, 'file')}, {self.damaged} of them damaged"
-        whole = counted(self.files - self.damaged - self.not_checked, "whole file")
+        saved = self.damaged - self.made_anew
+        whole = counted(self.files - saved - self.not_checked, "whole file")
         others = f", {self.not_checked} not checked" if self.not_checked else ""
-        return (
-            f"{whole} copied, {self.damaged} damaged saved in part{others}, {size_text(self.bytes)}"
-        )
+        return f"{whole} copied, {saved} damaged saved in part{others}, {size_text(self.bytes)}"
 
     def details(self) -> Iterable[str]:
         for row in self.cut:
@@ -124,7 +125,7 @@ class _RepairJob:
             record=OutputRecord("repair", options),
             item_name="file",
             plan=plan_digest(options),
-            work=_Repair(output),
+            work=_Repair(output, tuple(self._sets())),
             state=_state,
             owned=[*(file.name for file in self.items), *self._lists()],
             locations=(source, output),
@@ -141,19 +142,23 @@ class _RepairJob:
         return item.name
 
     def begin(self) -> None:
-        """Removes the lists that an earlier run made anew."""
-        names = {file.name for file in self.items}
+        """Removes the lists of sets: copied ones are copied again, and others made anew."""
         for pattern in self._lists():
             for path in self._output.glob(pattern):
-                if path.relative_to(self._output).as_posix() not in names:
-                    remove_file(path)
+                remove_file(path)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         self._receipts = list(receipts)
         entries = {entry.path: entry for receipt in self._receipts for entry in receipt.files}
         for name in self._sets():
-            entries |= self._rebuild(name, entries)
+            try:
+                self._rebuild(name, entries, run)
+            except DataError as error:
+                self._fail(f"{name}meta", error.message, error.code, run)
         return list(entries.values())
+
+    def _fail(self, name: str, message: str, code: str, run: JobRun) -> None:
+        run.fail({"file": name, "code": code, "message": message, "hint": "", "details": {}})
 
     def _sets(self) -> list[str]:
         """Relative names of the LeRobot sets, with a slash at the end; empty for the source."""
@@ -168,27 +173,26 @@ class _RepairJob:
         """Patterns of the tables that `_rebuild` writes."""
         patterns: list[str] = []
         for name in self._sets():
-            patterns += [f"{name}{EPISODES_TABLES}", f"{name}{TASKS_TABLE}"]
+            folder = glob.escape(name)
+            patterns += [f"{folder}{EPISODES_TABLES}", f"{folder}{TASKS_TABLE}"]
         return patterns
 
-    def _rebuild(self, name: str, entries: dict[str, FileEntry]) -> dict[str, FileEntry]:
-        """Completes the lists of a set; returns the entries of the files that this changes."""
+    def _rebuild(self, name: str, entries: dict[str, FileEntry], run: JobRun) -> None:
+        """Completes the lists of a set; replaces the entries of the files that this changes."""
         from vlatool.recordings.lerobot.rebuild import rebuild_lists
 
-        root = self._output / name
-        rebuilt = rebuild_lists(root, self._instruction)
+        rebuilt = rebuild_lists(self._output / name, self._instruction)
         if rebuilt is None:
-            return {}
-        content = f"{counted(rebuilt.episodes, 'episode')} added to the list"
-        self._rebuilt.append({"file": f"{name}meta", "content": content, "lost": rebuilt.lost})
-        changed: dict[str, FileEntry] = {}
+            return
+        content = f"{counted(rebuilt.episodes, 'episode')} added to the list, without statistics"
+        self._rebuilt.append({"file": f"{name}meta", "content": content, "lost": rebuilt.left_out})
         for file in rebuilt.files:
             relative = file.relative_to(self._output).as_posix()
+            entries.pop(relative, None)
             if file.is_file():
-                changed[relative] = file_entry(self._output, relative)
-            else:
-                del entries[relative]
-        return changed
+                entries[relative] = file_entry(self._output, relative)
+        if rebuilt.left_out:
+            self._fail(f"{name}videos", "; ".join(rebuilt.left_out), "data.incomplete", run)
 
     def result(self, run: JobRun) -> RepairResult:
         is_planned = run.status == "planned"
@@ -196,6 +200,7 @@ class _RepairJob:
             files=len(self.items if is_planned else self._receipts),
             damaged=run.sums.get("damaged", 0),
             not_checked=run.sums.get("not_checked", 0),
+            made_anew=run.sums.get("made_anew", 0),
             cut=(*(receipt.facts for receipt in self._receipts if receipt.facts), *self._rebuilt),
             bytes=run.bytes_on_disk,
         )
@@ -294,16 +299,6 @@ def _damage(file: _File) -> _Kind | None:
         return kind
 
 
-def _is_list(file: _File) -> bool:
-    """True for a list of a LeRobot set, which is made anew."""
-    from vlatool.recordings.lerobot import rebuild
-
-    for root in file.path.parents:
-        if (root / INFO_FILE).is_file():
-            return rebuild.is_list(file.path.relative_to(root).as_posix())
-    return False
-
-
 def _check(file: _File) -> Receipt:
     return Receipt(file.name, counts=_counts(file, is_damaged=_damage(file) is not None))
 
@@ -318,6 +313,7 @@ class _Repair:
     """Writes the copy of a file."""
 
     output: Path
+    sets: tuple[str, ...]  # relative names of the LeRobot sets
 
     def __call__(self, file: _File) -> Receipt:
         target = self.output / file.name
@@ -338,10 +334,11 @@ class _Repair:
             with atomic_path(target) as partial:
                 salvaged = parquet.salvage(file.path, partial, whole)
         except parquet.NothingWhole as error:
-            if _is_list(file):
+            if self._is_list(file):
                 content = "is made anew from the rows and videos"
                 facts = {"file": file.name, "content": content, "lost": []}
-                return Receipt(file.name, counts=_counts(file, is_damaged=True), facts=facts)
+                counts = {**_counts(file, is_damaged=True), "made_anew": 1}
+                return Receipt(file.name, counts=counts, facts=facts)
             raise DataError.at(
                 file.path,
                 f"is damaged, and nothing in it can be saved: {error}",
@@ -355,3 +352,12 @@ class _Repair:
             files=(file_entry(self.output, file.name),),
             facts={"file": file.name, "content": salvaged.content, "lost": lost},
         )
+
+    def _is_list(self, file: _File) -> bool:
+        """True for a list of a LeRobot set, which is made anew."""
+        from vlatool.recordings.lerobot.rebuild import is_list
+
+        for name in self.sets:
+            if file.name.startswith(name) and is_list(file.name.removeprefix(name)):
+                return True
+        return False

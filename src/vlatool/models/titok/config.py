@@ -1,16 +1,12 @@
 """Config of TiTok; no torch. Source: reference/titok 1, 3, 4, 7.2."""
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from vlatool.config.base import ConfigModel, Names, derived_field, option
 from vlatool.models.base import MAX_LAYERS, MAX_ROWS, MAX_SIDE, MAX_WIDTH
 from vlatool.models.vqgan import config
-
-if TYPE_CHECKING:
-    pass
-
 
 # Width, number of blocks, number of heads. Source: reference/titok 1.1.
 SIZES = {"small": (512, 8, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}

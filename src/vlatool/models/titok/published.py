@@ -83,6 +83,7 @@ def published_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
     assert translated is not None
     keys = coerce.plain(translated)
     size = keys.get("data", {}).get("preprocessing", {}).get("crop_size")
+    keys["model"].pop("vq_model", None)  # keys that are not known
     return {"image_size": size, **keys["model"]}
 
 

@@ -24,9 +24,9 @@ from vlatool.recordings.lerobot import output
 from vlatool.recordings.lerobot.lists import read_texts
 from vlatool.storage.atomic import open_atomic, remove_file, write_json
 from vlatool.storage.documents import read_json
-from vlatool.storage.tree import natural_key
 
-_NUMBERS = re.compile(r"chunk-(\d+)/file-(\d+)\.\w+\Z")
+_NUMBERS = re.compile(r"/chunk-(\d+)/file-(\d+)\.(?:parquet|mp4)\Z")
+_DATA_MB = 100  # of a file of rows, if meta/info.json does not say it
 _UNTRUNC = "`untrunc WHOLE FILE` takes the index of a damaged video from a whole one"
 
 
@@ -35,7 +35,7 @@ class Rebuilt(NamedTuple):
 
     files: tuple[Path, ...]  # written, changed or removed
     episodes: int  # added to the list
-    lost: tuple[str, ...]  # episodes that are left out, and what is unknown
+    left_out: tuple[str, ...]  # why episodes are in no list
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,12 @@ class _Recorded:
     first_row: int  # in the whole set
     length: int
     tasks: tuple[int, ...]  # numbers of its tasks, in the order of their rows
+    starts_session: bool  # False: its recorder went on from the episode before
 
 
 @dataclass
 class _Video:
-    """A video, and how many of its frames are in the list of episodes."""
+    """A video, and how many of its frames belong to episodes."""
 
     path: Path
     frames: int
@@ -64,9 +65,9 @@ def is_list(name: str) -> bool:
 
 
 def rebuild_lists(root: Path, instruction: str | None = None) -> Rebuilt | None:
-    """Adds the episodes whose rows and videos are there to the lists of a set.
+    """Adds the episodes behind the listed ones whose rows and videos are there to the lists.
 
-    Episodes after the first one without its videos are left out, and so are their rows.
+    Episodes from the first one on that lacks its videos are left out, and so are their rows.
 
     Args:
         root: Copy of a set of v3.0 whose tables are whole; its files are changed.
@@ -83,50 +84,45 @@ def rebuild_lists(root: Path, instruction: str | None = None) -> Rebuilt | None:
         return _rebuild(root, instruction)
     except VlatoolError:
         raise
-    except (pa.ArrowException, LookupError, TypeError, ValueError) as error:
+    except (
+        pa.ArrowException,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        OSError,
+    ) as error:
+        if isinstance(error, OSError) and error.errno:  # of the disk; pyarrow has none
+            raise
         raise DataError.at(
             root,
             f"its lists cannot be made anew: {error}",
-            hint="check meta/info.json and the columns of data/: they are no set of LeRobot v3.0",
+            hint="a file of data/ or meta/info.json is damaged, or this is no set of LeRobot v3.0",
             code="data.broken",
         ) from error
 
 
 def _rebuild(root: Path, instruction: str | None) -> Rebuilt | None:
     listed = _listed(root)
-    recorded = list(_recorded(root))
     known = set(listed.column(lerobot_layout.EPISODE_INDEX).to_pylist()) if listed else set[int]()
-    added = [episode for episode in recorded if episode.number not in known]
-    if not added:
+    last = max(known, default=-1)
+    paths = _numbered(root, lerobot_layout.SHARED_TABLES)
+    if not paths or ((root / lerobot_layout.TASKS_TABLE).is_file() and known >= _numbers_in(paths)):
         return None
     info = cast("dict[str, Any]", read_json(root / lerobot_layout.INFO_FILE))
-    lost: list[str] = []
-    fps = float(info["fps"])
-    clips: list[dict[str, tuple[int, int, int]]] = [{} for _ in added]
-    for camera, declared in info["features"].items():
-        if declared["dtype"] != "video":
-            continue
-        placed = list(_clips(root, camera, listed, added[: len(clips)], fps))
-        clips = clips[: len(placed)]
-        for of_episode, clip in zip(clips, placed, strict=True):
-            of_episode[camera] = clip
+    recorded = list(_recorded(paths, int(info.get("data_files_size_in_mb", _DATA_MB))))
+    added = [episode for episode in recorded if episode.number > last]
+    clips, left_out = _placed(root, listed, added, info)
     if listed is None and not clips:
-        raise DataError.at(
-            root,
-            f"none of its {counted(len(added), 'episode')} has whole videos",
-            hint=_UNTRUNC,
-            code="data.incomplete",
-        )
-    for episode in added[len(clips) :]:
-        lost.append(f"episode {episode.number}, of which a video is missing or too short")
-    if lost:
-        lost[-1] += f"; {_UNTRUNC}"
+        raise DataError.at(root, "; ".join(left_out), hint=_UNTRUNC, code="data.incomplete")
+    for episode in recorded:
+        if episode.number < last and episode.number not in known:
+            left_out.append(f"episode {episode.number} is in no list, between listed ones")
     texts = _task_texts(root, listed, recorded, instruction)
     files = [root / lerobot_layout.INFO_FILE]
-    files += _write_list(root, listed, added[: len(clips)], clips, texts, fps)
+    files += _write_list(root, listed, added[: len(clips)], clips, texts, float(info["fps"]))
     files += _remove_rows(added[len(clips) :])
-    if listed is None or any("stats/" in name for name in listed.column_names):
-        lost.append(f"the statistics of {counted(len(clips), 'single episode')}")
     listed = _listed(root)
     assert listed is not None
     info["total_episodes"] = len(listed)
@@ -135,60 +131,14 @@ def _rebuild(root: Path, instruction: str | None) -> Rebuilt | None:
     if set(info.get("splits") or ()) <= {"train"}:
         info["splits"] = {"train": f"0:{len(listed)}"}
     write_json(root / lerobot_layout.INFO_FILE, info, indent=4)
-    return Rebuilt(tuple(files), len(clips), tuple(lost))
+    return Rebuilt(tuple(files), len(clips), tuple(left_out))
 
 
-def _listed(root: Path) -> pa.Table | None:
-    """The list of episodes, as far as it is there."""
-    paths = sorted(root.glob(lerobot_layout.EPISODES_TABLES), key=natural_key)
-    tables = [pq.read_table(path) for path in paths]
-    return pa.concat_tables(tables, promote_options="default") if tables else None
-
-
-def _recorded(root: Path) -> Iterator[_Recorded]:
-    """Yields the episodes in the files of rows."""
-    first_row = 0
-    for path in sorted(root.glob(lerobot_layout.SHARED_TABLES), key=natural_key):
-        rows = pq.read_table(path, columns=[lerobot_layout.EPISODE_INDEX, "task_index"])
-        numbers = rows.column(0).to_numpy()
-        tasks = rows.column(1).to_pylist()
-        starts = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
-        for start, stop in zip(starts, [*starts[1:], len(numbers)], strict=True):
-            names = tuple(dict.fromkeys(tasks[start:stop]))
-            yield _Recorded(int(numbers[start]), path, first_row + start, stop - start, names)
-        first_row += len(numbers)
-
-
-def _clips(
-    root: Path, camera: str, listed: pa.Table | None, added: Sequence[_Recorded], fps: float
-) -> Iterator[tuple[int, int, int]]:
-    """Yields (chunk, file, first frame) of the clip of each episode, until one has none."""
-    videos = list(_videos(root, camera, listed, fps))
-    for episode in added:
-        while videos and videos[0].used == videos[0].frames:
-            videos.pop(0)
-        if not videos or videos[0].used + episode.length > videos[0].frames:
-            return
-        chunk, number = _numbers(videos[0].path)
-        yield chunk, number, videos[0].used
-        videos[0].used += episode.length
-
-
-def _videos(root: Path, camera: str, listed: pa.Table | None, fps: float) -> Iterator[_Video]:
-    """Yields the videos of a camera, up to the first that is missing."""
-    used: dict[tuple[int, int], int] = {}
-    prefix = f"videos/{camera}"
-    for row in [] if listed is None else listed.to_pylist():
-        place = row[f"{prefix}/chunk_index"], row[f"{prefix}/file_index"]
-        if row[f"{prefix}/to_timestamp"] is not None:
-            used[place] = max(used.get(place, 0), round(row[f"{prefix}/to_timestamp"] * fps))
-    expected = (0, 0)
-    for path in sorted((root / prefix).glob("chunk-*/file-*.mp4"), key=natural_key):
-        place = _numbers(path)
-        if place not in (expected, (expected[0] + 1, 0)):
-            return
-        yield _Video(path, packet_table(Clip(path)).num_frames, used.get(place, 0))
-        expected = (place[0], place[1] + 1)
+def _numbered(root: Path, pattern: str) -> list[Path]:
+    """Files of a set with the names that LeRobot gives, in the order of their numbers."""
+    return sorted(
+        (path for path in root.glob(pattern) if _NUMBERS.search(path.as_posix())), key=_numbers
+    )
 
 
 def _numbers(path: Path) -> tuple[int, int]:
@@ -196,6 +146,127 @@ def _numbers(path: Path) -> tuple[int, int]:
     match = _NUMBERS.search(path.as_posix())
     assert match is not None
     return int(match[1]), int(match[2])
+
+
+def _listed(root: Path) -> pa.Table | None:
+    """The list of episodes, as far as it is there."""
+    paths = _numbered(root, lerobot_layout.EPISODES_TABLES)
+    tables = [pq.read_table(path) for path in paths]
+    return pa.concat_tables(tables, promote_options="default") if tables else None
+
+
+def _numbers_in(paths: Sequence[Path]) -> set[int]:
+    """Numbers of the episodes in files of rows."""
+    numbers: set[int] = set()
+    for path in paths:
+        rows = pq.read_table(path, columns=[lerobot_layout.EPISODE_INDEX])
+        numbers.update(rows.column(0).unique().to_pylist())
+    return numbers
+
+
+def _recorded(paths: Sequence[Path], limit_mb: int) -> Iterator[_Recorded]:
+    """Yields the episodes in the files of rows.
+
+    A session begins with a file of its own. Within a session, another file only begins if the one
+    before is full, at `limit_mb`.
+    """
+    first_row = 0
+    room: float = 0.0  # rows that the file before could still take
+    for path in paths:
+        rows = pq.read_table(path, columns=[lerobot_layout.EPISODE_INDEX, "task_index"])
+        numbers = rows.column(0).to_numpy()
+        tasks = rows.column(1).to_pylist()
+        starts = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
+        for start, stop in zip(starts, [*starts[1:], len(numbers)], strict=True):
+            yield _Recorded(
+                number=int(numbers[start]),
+                path=path,
+                first_row=first_row + start,
+                length=stop - start,
+                tasks=tuple(dict.fromkeys(tasks[start:stop])),
+                starts_session=start == 0 and room > stop - start,
+            )
+        first_row += len(numbers)
+        size = path.stat().st_size / max(len(numbers), 1)
+        room = (limit_mb * 2**20) / max(size, 1) - len(numbers)
+
+
+_Places = list[dict[str, tuple[int, int, int]]]
+
+
+def _placed(
+    root: Path, listed: pa.Table | None, added: Sequence[_Recorded], info: Mapping[str, Any]
+) -> tuple[_Places, list[str]]:
+    """(chunk, file, first frame) of the clip of each camera, up to the first episode that lacks
+    one, and why it and those behind it are left out.
+    """
+    clips: _Places = [{} for _ in added]
+    reason = ""
+    expected = added[0].number if listed is None and added else 0
+    if listed is not None:
+        expected = max(listed.column(lerobot_layout.EPISODE_INDEX).to_pylist()) + 1
+    for position, episode in enumerate(added):
+        if episode.number != expected + position:
+            clips = clips[:position]
+            reason = f"the rows of episode {expected + position} are missing"
+            break
+    for camera, declared in info["features"].items():
+        if declared["dtype"] != "video":
+            continue
+        placed = list(_clips(root, camera, listed, added[: len(clips)], float(info["fps"])))
+        if len(placed) < len(clips):
+            clips = clips[: len(placed)]
+            lacking = added[len(placed)].number
+            reason = f"the video of {camera} of episode {lacking} is missing or too short"
+            reason += f": {_UNTRUNC}"
+        for of_episode, clip in zip(clips, placed, strict=False):
+            of_episode[camera] = clip
+    if not reason:
+        return clips, []
+    count = len(added) - len(clips)
+    numbers = f"from {added[len(clips)].number} on" if count > 1 else f"{added[-1].number}"
+    return clips, [f"{counted(count, 'episode')}, {numbers}: {reason}"]
+
+
+def _clips(
+    root: Path, camera: str, listed: pa.Table | None, added: Sequence[_Recorded], fps: float
+) -> Iterator[tuple[int, int, int]]:
+    """Yields (chunk, file, first frame) of the clip of each episode, until one has none."""
+    videos = _videos(root, camera, listed, fps)
+    for episode in added:
+        # Behind the last episode of a session are frames of one that was not saved.
+        if videos and videos[0].used and episode.starts_session:
+            videos.pop(0)
+        while videos and videos[0].used == videos[0].frames:
+            videos.pop(0)
+        if not videos or videos[0].used + episode.length > videos[0].frames:
+            return
+        yield *_numbers(videos[0].path), videos[0].used
+        videos[0].used += episode.length
+
+
+def _videos(root: Path, camera: str, listed: pa.Table | None, fps: float) -> list[_Video]:
+    """Videos of a camera from the one of the last listed episode on, up to one that is missing."""
+    prefix = f"videos/{camera}"
+    first = (0, 0)
+    used = 0
+    for row in [] if listed is None else listed.to_pylist():
+        if row[f"{prefix}/to_timestamp"] is not None:
+            place = row[f"{prefix}/chunk_index"], row[f"{prefix}/file_index"]
+            stop = round(row[f"{prefix}/to_timestamp"] * fps)
+            used = max(used, stop) if place == first else stop
+            first = place
+    videos: list[_Video] = []
+    expected = first
+    for path in _numbered(root, f"{prefix}/chunk-*/file-*.mp4"):
+        place = _numbers(path)
+        if place < first:
+            continue
+        if place not in (expected, (expected[0] + 1, 0)):
+            break
+        videos.append(_Video(path, packet_table(Clip(path)).num_frames, 0 if videos else used))
+        expected = (place[0], place[1] + 1)
+    return videos
 
 
 def _task_texts(
@@ -217,8 +288,9 @@ def _task_texts(
             if number not in texts and not instruction:
                 raise DataError.at(
                     path,
-                    f"the text of task {number} is lost, which episode {episode.number} has",
-                    hint='repeat the command with --instruction "TEXT"',
+                    f"the text of task {number} of episode {episode.number} is lost: repeat the "
+                    'command with --instruction "TEXT"',
+                    hint="give the sentence of the task",
                     code="data.missing",
                 )
             texts.setdefault(number, instruction or "")
@@ -239,7 +311,7 @@ def _write_list(
     yield root / lerobot_layout.TASKS_TABLE
     if not added:
         return
-    tables = sorted(root.glob(lerobot_layout.EPISODES_TABLES), key=natural_key)
+    tables = _numbered(root, lerobot_layout.EPISODES_TABLES)
     chunk, number = _numbers(tables[-1]) if tables else (0, -1)
     path = root / output.EPISODES_TABLE.format(chunk_index=chunk, file_index=number + 1)
     rows: list[dict[str, Any]] = []

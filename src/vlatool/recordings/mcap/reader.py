@@ -27,7 +27,7 @@ from vlatool.episode import (
     StoredPart,
     Survey,
 )
-from vlatool.errors import DataError, VlatoolError
+from vlatool.errors import ConfigError, DataError, VlatoolError
 from vlatool.findings import Finding, FindingCodes
 from vlatool.media import limits
 from vlatool.recordings import base
@@ -45,6 +45,7 @@ from vlatool.recordings.planned import preferred
 from vlatool.recordings.rules import distinct_recordings
 from vlatool.storage.tree import natural_key
 from vlatool.storage.uri import location
+from vlatool.withdrawn import WITHDRAWN
 
 
 class McapConfig(ConfigModel):
@@ -99,7 +100,16 @@ class McapReader(base.FormatReader):
     @cached_property
     def _mapping(self) -> BagMapping | None:
         name = self.config.mapping
-        return None if name is None else read_mapping(location(name), BagMapping)
+        if name is None:
+            return None
+        mapping = read_mapping(location(name), BagMapping)
+        if mapping.episodes != "/":
+            raise ConfigError(
+                f'{name}: "episodes" is withdrawn for bags, each of which is one episode',
+                hint=WITHDRAWN["marker"],
+                code="config.invalid_value",
+            )
+        return mapping
 
     @property
     def _joints(self) -> dict[str, list[str]]:
@@ -108,7 +118,7 @@ class McapReader(base.FormatReader):
 
     def _open(self, path: Path) -> _Opened:
         bag = bag_at(path)
-        key = path, tuple(part.stat().st_mtime_ns for part in bag.parts)
+        key = path, tuple(part.exists() and part.stat().st_mtime_ns for part in bag.parts)
         if self._last is None or self._last[0] != key:  # a bag is surveyed, then read
             self._last = key, Topics(bag)
         topics = self._last[1]

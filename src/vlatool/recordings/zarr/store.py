@@ -52,6 +52,7 @@ _BESIDE = 64  # bytes of checksums in a chunk
 class _MissingChunks:
     """Chunks that are missing in the rows that are read."""
 
+    place: tuple[Path, str]  # store and key of the array
     may_fill: bool  # False: the first one is an error
     files: int = 0
     parts: int = 0  # of shards
@@ -136,7 +137,9 @@ class CheckedPipeline(BatchedCodecPipeline):
             missing = _MISSING.get()
             if data is None and missing is not None:
                 if not missing.may_fill:
-                    raise ValueError(f"a chunk in a shard is missing; {_FILL_HINT}")
+                    reason = "a chunk in a shard is missing"
+                    path, key = missing.place
+                    raise ZARR.error("missing_chunk", path, key, reason, hint=_FILL_HINT)
                 missing.parts += 1
             if data is not None:
                 content = await asyncio.to_thread(
@@ -221,7 +224,7 @@ def read_rows(array: Any, rows: slice, *, may_fill: bool) -> tuple[Array, int]:
         reason = f"{count:,} rows are in {chunks:,} chunks; the limit is {_MOST_CHUNKS:,}"
         raise ZARR.error("too_large", path, array.path, reason)
     at_once = max(1, min(_CONCURRENT, limits.most_bytes() // max(1, 2 * chunk)))
-    missing = _MissingChunks(may_fill)
+    missing = _MissingChunks((path, array.path), may_fill)
     token = _MISSING.set(missing)
     try:
         if at_once == _CONCURRENT:
