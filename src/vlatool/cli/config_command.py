@@ -136,6 +136,7 @@ class VlatoolCommand(typer.core.TyperCommand):
         """Config class of an unfinished command line, with its presets and local files."""
         line = self._line(ctx, ctx.meta[_ARGS], lenient=True)
         words = [word for word in line.words if "://" not in word]  # they could take long
+        line.files = [file for file in line.files if "://" not in file]
         try:
             return line.chosen_schema(self.form.choose(words))
         except VlatoolError:  # an unknown name, or a file that cannot be read

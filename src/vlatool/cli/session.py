@@ -211,6 +211,7 @@ def _log_file(path: str) -> logging.Handler:
     try:
         handler = _LogFile(path, encoding="utf-8")
         handler.setLevel(logging.DEBUG)
+        handler.addFilter(lambda record: record.name != _RETRIES)  # a reporter logs them
         handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         cast(TextIO, handler.stream).write(f"{handler.format(_command_record())}\n")
         handler.flush()

@@ -111,10 +111,16 @@ def forecast(run: Run, assets: Path | None, reporter: Reporter) -> Forecast:
     plan = run.plan
     device = run.runtime.device
     parts = _parts(config)
-    batch = sample_batch(config, run.info, assets, plan.micro_batch)
-    activations, problem = estimated_activations(
-        config, run.info, batch, plan.micro_batch, plan.total_steps - 1
-    )
+    batch: Batch | None = None
+    activations: int | None = None
+    try:
+        batch = sample_batch(config, run.info, assets, plan.micro_batch)
+    except MemoryError:
+        problem = f"a batch of {plan.micro_batch} samples does not fit into the memory here"
+    else:
+        activations, problem = estimated_activations(
+            config, run.info, batch, plan.micro_batch, plan.total_steps - 1
+        )
     devices = plan.global_batch // (plan.micro_batch * plan.accumulation)
     kind = device.type if config.device_memory is None else "cuda"
     memory = device_memory(config, parts, devices, kind, activations)
@@ -126,7 +132,7 @@ def forecast(run: Run, assets: Path | None, reporter: Reporter) -> Forecast:
             available //= devices
     _check_memory(memory, available, reporter)
     rate = config.rate
-    if config.measure:
+    if config.measure and batch is not None:
         rate = devices * _measured_rate(run, batch)
     count, size = _disk(config, plan, parts)
     free = _free(run.folder.root)
