@@ -248,8 +248,9 @@ class Step:
 
     def run(self) -> float:
         """Runs a step; returns the loss before it."""
-        (result,), _ = self._train_step(self.state, self.objective, [self._micro_batch], [0.0])
-        return float(result.sums.packed[0] / result.sums.count)
+        (result,), _ = self._train_step(self.state, self.objective, [self._micro_batch])
+        values = result.on_host.read(timeout_s=60.0)
+        return float(values["total"] / values["count"])
 
     def operations(self) -> float:
         """Floating point operations of a step: forward, and twice as many backward if trained."""

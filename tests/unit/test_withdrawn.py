@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.surface.invoke import run_vlatool
 from vlatool.plugins import FORMATS, did_you_mean
 from vlatool.withdrawn import WITHDRAWN
 
@@ -26,3 +27,10 @@ def test_a_withdrawn_name_is_in_no_page_and_no_help(name: str) -> None:
 @pytest.mark.parametrize("name", WITHDRAWN)
 def test_who_types_a_withdrawn_name_is_told_what_to_use(name: str) -> None:
     assert WITHDRAWN[name] in did_you_mean(name, FORMATS.names())
+
+
+@pytest.mark.parametrize("words", [["--gap-s", "3"], ["--source.gap_s", "3"]])
+def test_a_withdrawn_option_says_what_to_use(words: list[str]) -> None:
+    code, text = run_vlatool("preprocess", "mcap", "bags", "--output", "data", "--json", *words)
+    assert code == 2
+    assert WITHDRAWN["gap_s"] in text

@@ -17,7 +17,6 @@ from vlatool.cli import options as cli_options
 from vlatool.cli.commands import COMMANDS, Command
 from vlatool.cli.completion import completions
 from vlatool.errors import UsageError, VlatoolError
-from vlatool.withdrawn import withdrawn_hint
 
 if TYPE_CHECKING:
     from vlatool.cli.keys import CommandLine
@@ -86,6 +85,8 @@ class VlatoolCommand(typer.core.TyperCommand):
         if help_words:
             return super().parse_args(ctx, help_words)
         if line.unknown:
+            from vlatool.withdrawn import withdrawn_hint
+
             name = line.unknown.lstrip("-").replace("-", "_")
             raise UsageError(
                 f"unknown option {line.unknown}",

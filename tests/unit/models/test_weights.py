@@ -3,6 +3,7 @@
 import resource
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
@@ -55,6 +56,17 @@ def test_tensors_that_are_not_dense_numbers_are_a_data_error(kind: str, tmp_path
     with fails("data.broken") as caught:
         read_external_weights(tmp_path / "weights.pt")
     assert "weight" in caught.value.message
+
+
+def test_a_compressed_archive_is_read(tmp_path: Path) -> None:
+    torch.save({"weight": VALUES}, tmp_path / "stored.pt")
+    with (
+        ZipFile(tmp_path / "stored.pt") as stored,
+        ZipFile(tmp_path / "weights.pt", "w", ZIP_DEFLATED) as compressed,
+    ):
+        for name in stored.namelist():
+            compressed.writestr(name, stored.read(name))
+    assert torch.equal(read_external_weights(tmp_path / "weights.pt")["weight"], VALUES)
 
 
 def test_content_that_contains_itself_is_read(tmp_path: Path) -> None:

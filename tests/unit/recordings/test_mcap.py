@@ -531,6 +531,7 @@ def test_a_topic_whose_name_is_not_utf_8_is_left_out_and_named(tmp_path: Path) -
         ("{fields: {a: /action}, instruction: /action}", "data.broken", "is no text"),
         ("{fields: {a: /action}, fps: 'note@fps'}", "data.broken", "is no frame rate"),
         ("{fields: {a: /action}, joint: {}}", "data.broken", "joint"),
+        ("{fields: {a: /action}, episodes: /start}", "data.broken", "episodes.* is withdrawn"),
     ],
 )
 def test_a_mapping_that_does_not_fit_is_an_error(

@@ -26,15 +26,22 @@ def _config(folder: Path, **changes: object) -> TrainConfig:
     return load_config(TrainConfig, presets=presets, overrides=overrides).config
 
 
-def _write_run(root: Path, step: int, *, rate: float = _RATE, run_id: str = "mine") -> None:
+def _write_run(
+    root: Path,
+    step: int,
+    *,
+    rate: float = _RATE,
+    run_id: str = "mine",
+    complete: bool = False,
+) -> None:
     """Writes the record of a run and an empty checkpoint."""
     run = RunDir(root)
     if step:
-        run.checkpoint(step).mkdir(parents=True)
+        run.checkpoint(step).mkdir(parents=True, exist_ok=True)
         CheckpointManifest(step, step, {}).write(run.checkpoint(step))
         run.write_latest(step)
     options = {"model": {"type": "diffusion_policy"}, "hparams": {"lr": rate}, "ema": {}}
-    OutputRecord("train", options, run_id=run_id).save(root)
+    OutputRecord("train", options, run_id=run_id, complete=complete).save(root)
 
 
 def _start_in(config: TrainConfig, run: RunDir) -> RunStart:
@@ -93,3 +100,22 @@ def test_remote_folder_with_other_files_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "remote/a/thesis.tex").touch()
     with fails("usage.output_exists"):
         _found(tmp_path)
+
+
+def test_local_folder_with_other_files_is_an_error(tmp_path: Path) -> None:
+    _write_run(tmp_path / "remote/a", 4)
+    (tmp_path / "runs/a").mkdir(parents=True)
+    (tmp_path / "runs/a/thesis.tex").touch()
+    with fails("usage.output_exists"):
+        _found(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["runs", "remote"])
+def test_overwriting_a_complete_run_that_has_a_copy_is_an_error(
+    folder: str, tmp_path: Path
+) -> None:
+    for root in ("runs", "remote"):
+        _write_run(tmp_path / root / "a", 4)
+    _write_run(tmp_path / folder / "a", 4, complete=True)
+    with fails("usage.output_exists"):
+        _found(tmp_path, overwrite=True)

@@ -27,7 +27,7 @@ from vlatool.episode import (
     StoredPart,
     Survey,
 )
-from vlatool.errors import ConfigError, DataError, VlatoolError
+from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Finding, FindingCodes
 from vlatool.media import limits
 from vlatool.recordings import base
@@ -104,10 +104,11 @@ class McapReader(base.FormatReader):
             return None
         mapping = read_mapping(location(name), BagMapping)
         if mapping.episodes != "/":
-            raise ConfigError(
-                f'{name}: "episodes" is withdrawn for bags, each of which is one episode',
+            raise DataError.at(
+                location(name),
+                '"episodes" is withdrawn for bags, each of which is one episode',
                 hint=WITHDRAWN["marker"],
-                code="config.invalid_value",
+                code="data.broken",
             )
         return mapping
 
