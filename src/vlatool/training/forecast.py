@@ -154,7 +154,7 @@ def forecast(run: Run, assets: Path | None, reporter: Reporter) -> Forecast:
         disk_free=free,
         samples_per_s=rate,
         hours=None if rate is None else plan.total_steps * plan.global_batch / rate / 3600,
-        is_measured=config.measure,
+        is_measured=config.measure and batch is not None,
     )
 
 

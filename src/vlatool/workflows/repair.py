@@ -118,6 +118,7 @@ class _RepairJob:
         for file in self.items:
             if source.is_dir() and first_link_out(file.path, folders, inside):
                 raise links_out_error(file.path, source)
+        self._sets = _lerobot_sets(self.items)
         # Not the instruction: an unfinished run asks for it, and goes on with it.
         options = {"source": source.name}
         self.spec = JobSpec(
@@ -125,7 +126,7 @@ class _RepairJob:
             record=OutputRecord("repair", options),
             item_name="file",
             plan=plan_digest(options),
-            work=_Repair(output, tuple(self._sets())),
+            work=_Repair(output, self._sets),
             state=_state,
             owned=[*(file.name for file in self.items), *self._lists()],
             locations=(source, output),
@@ -150,7 +151,7 @@ class _RepairJob:
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         self._receipts = list(receipts)
         entries = {entry.path: entry for receipt in self._receipts for entry in receipt.files}
-        for name in self._sets():
+        for name in self._sets:
             try:
                 self._rebuild(name, entries, run)
             except DataError as error:
@@ -160,19 +161,10 @@ class _RepairJob:
     def _fail(self, name: str, message: str, code: str, run: JobRun) -> None:
         run.fail({"file": name, "code": code, "message": message, "hint": "", "details": {}})
 
-    def _sets(self) -> list[str]:
-        """Relative names of the LeRobot sets, with a slash at the end; empty for the source."""
-        sets: list[str] = []
-        for file in self.items:
-            above = file.name.removesuffix(INFO_FILE)
-            if above != file.name and (not above or above.endswith("/")):
-                sets.append(above)
-        return sets
-
     def _lists(self) -> list[str]:
         """Patterns of the tables that `_rebuild` writes."""
         patterns: list[str] = []
-        for name in self._sets():
+        for name in self._sets:
             folder = glob.escape(name)
             patterns += [f"{folder}{EPISODES_TABLES}", f"{folder}{TASKS_TABLE}"]
         return patterns
@@ -227,6 +219,16 @@ def _files(source: Path) -> list[_File]:
             others = tuple(other for other in near if other != path)
             items.append(_File(path, path.relative_to(root).as_posix(), others))
     return sorted(items, key=lambda file: file.name)
+
+
+def _lerobot_sets(files: Iterable[_File]) -> tuple[str, ...]:
+    """Relative names of the LeRobot sets, with a slash at the end; empty for the source."""
+    sets: list[str] = []
+    for file in files:
+        above = file.name.removesuffix(INFO_FILE)
+        if above != file.name and (not above or above.endswith("/")):
+            sets.append(above)
+    return tuple(sets)
 
 
 def _state(file: _File) -> InputState:

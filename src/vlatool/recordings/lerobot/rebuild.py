@@ -104,21 +104,27 @@ def rebuild_lists(root: Path, instruction: str | None = None) -> Rebuilt | None:
 
 
 def _rebuild(root: Path, instruction: str | None) -> Rebuilt | None:
+    paths = _numbered(root, lerobot_layout.SHARED_TABLES)
+    if not paths:
+        return None
     listed = _listed(root)
     known = set(listed.column(lerobot_layout.EPISODE_INDEX).to_pylist()) if listed else set[int]()
     last = max(known, default=-1)
-    paths = _numbered(root, lerobot_layout.SHARED_TABLES)
-    if not paths or ((root / lerobot_layout.TASKS_TABLE).is_file() and known >= _numbers_in(paths)):
-        return None
     info = cast("dict[str, Any]", read_json(root / lerobot_layout.INFO_FILE))
     recorded = list(_recorded(paths, int(info.get("data_files_size_in_mb", _DATA_MB))))
-    added = [episode for episode in recorded if episode.number > last]
+    added: list[_Recorded] = []
+    unlisted: list[str] = []
+    for episode in recorded:
+        if episode.number > last:
+            added.append(episode)
+        elif episode.number not in known:
+            unlisted.append(f"episode {episode.number} is in no list, between listed ones")
+    if (root / lerobot_layout.TASKS_TABLE).is_file() and not added and not unlisted:
+        return None
     clips, left_out = _placed(root, listed, added, info)
     if listed is None and not clips:
         raise DataError.at(root, "; ".join(left_out), hint=_UNTRUNC, code="data.incomplete")
-    for episode in recorded:
-        if episode.number < last and episode.number not in known:
-            left_out.append(f"episode {episode.number} is in no list, between listed ones")
+    left_out += unlisted
     texts = _task_texts(root, listed, recorded, instruction)
     files = [root / lerobot_layout.INFO_FILE]
     files += _write_list(root, listed, added[: len(clips)], clips, texts, float(info["fps"]))
@@ -153,15 +159,6 @@ def _listed(root: Path) -> pa.Table | None:
     paths = _numbered(root, lerobot_layout.EPISODES_TABLES)
     tables = [pq.read_table(path) for path in paths]
     return pa.concat_tables(tables, promote_options="default") if tables else None
-
-
-def _numbers_in(paths: Sequence[Path]) -> set[int]:
-    """Numbers of the episodes in files of rows."""
-    numbers: set[int] = set()
-    for path in paths:
-        rows = pq.read_table(path, columns=[lerobot_layout.EPISODE_INDEX])
-        numbers.update(rows.column(0).unique().to_pylist())
-    return numbers
 
 
 def _recorded(paths: Sequence[Path], limit_mb: int) -> Iterator[_Recorded]:
@@ -250,7 +247,8 @@ def _videos(root: Path, camera: str, listed: pa.Table | None, fps: float) -> lis
     prefix = f"videos/{camera}"
     first = (0, 0)
     used = 0
-    for row in [] if listed is None else listed.to_pylist():
+    places = [f"{prefix}/chunk_index", f"{prefix}/file_index", f"{prefix}/to_timestamp"]
+    for row in [] if listed is None else listed.select(places).to_pylist():
         if row[f"{prefix}/to_timestamp"] is not None:
             place = row[f"{prefix}/chunk_index"], row[f"{prefix}/file_index"]
             stop = round(row[f"{prefix}/to_timestamp"] * fps)
@@ -277,7 +275,8 @@ def _task_texts(
     texts = dict(read_texts(path, "task")) if path.is_file() else {}
     before = dict(texts)
     of_episode: dict[int, list[str]] = {}
-    for row in [] if listed is None else listed.to_pylist():
+    names = [lerobot_layout.EPISODE_INDEX, "tasks"]
+    for row in [] if listed is None else listed.select(names).to_pylist():
         of_episode[row["episode_index"]] = row["tasks"]
     for episode in recorded:
         sentences = of_episode.get(episode.number, [])
@@ -337,9 +336,9 @@ def _write_list(
 
 def _remove_rows(episodes: Sequence[_Recorded]) -> Iterator[Path]:
     """Removes the rows of episodes that are left out; yields the files."""
+    left_out = [episode.number for episode in episodes]
     for path in dict.fromkeys(episode.path for episode in episodes):
         rows = pq.read_table(path)
-        left_out = [episode.number for episode in episodes]
         numbers = rows.column(lerobot_layout.EPISODE_INDEX).to_numpy()
         kept = rows.filter(pa.array(~np.isin(numbers, left_out)))
         if len(kept):
